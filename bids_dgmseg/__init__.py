@@ -1,0 +1,3 @@
+"""Segment the deep nuclei of the brain on quantitative susceptibility maps, and measure them."""
+
+__version__ = "0.1.0"

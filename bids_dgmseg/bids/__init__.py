@@ -1,0 +1,1 @@
+"""Find scans in BIDS datasets, name and write derivatives."""

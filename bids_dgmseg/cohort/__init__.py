@@ -1,0 +1,1 @@
+"""From many scans' tables to a study's."""

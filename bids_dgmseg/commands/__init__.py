@@ -1,0 +1,1 @@
+"""The verbs of `dgmseg`, one small file each."""

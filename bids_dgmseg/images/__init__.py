@@ -1,0 +1,1 @@
+"""Images as arrays with an affine; pure numpy, scipy and nibabel."""

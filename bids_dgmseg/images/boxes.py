@@ -1,0 +1,76 @@
+"""Boxes in mm: what a localizer hands to a predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.images.volume import Volume
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box along the axes of RAS+ world space.
+
+    Parameters
+    ----------
+    low_mm, high_mm : tuple of 3 float
+        Opposite corners (x, y, z) in mm, ``low_mm`` the smaller.
+    """
+
+    low_mm: tuple[float, float, float]
+    high_mm: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not all(low < high for low, high in zip(self.low_mm, self.high_mm, strict=True)):
+            raise ValueError(f"box has no extent: {self.low_mm} to {self.high_mm}")
+
+    @property
+    def size_mm(self) -> tuple[float, float, float]:
+        """Edge lengths in mm."""
+        x, y, z = np.subtract(self.high_mm, self.low_mm)
+        return float(x), float(y), float(z)
+
+    @property
+    def centre_mm(self) -> tuple[float, float, float]:
+        """Centre in mm."""
+        x, y, z = np.add(self.high_mm, self.low_mm) / 2
+        return float(x), float(y), float(z)
+
+    def grown(self, margin_mm: float) -> Box:
+        """The box with `margin_mm` added on every side.
+
+        >>> Box((0, 0, 0), (1, 2, 3)).grown(1).size_mm
+        (3.0, 4.0, 5.0)
+        """
+        return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
+
+    @classmethod
+    def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
+        """The box of a size around a centre."""
+        half = np.asarray(size_mm) / 2
+        return _box(centre_mm - half, centre_mm + half)
+
+
+def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
+    (x0, y0, z0), (x1, y1, z1) = low_mm.tolist(), high_mm.tolist()
+    return Box((x0, y0, z0), (x1, y1, z1))
+
+
+def box_of_mask(mask: Volume) -> Box:
+    """Enclose the voxels of a mask, edges included, whatever the obliquity of its grid.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    indices = np.argwhere(mask.array)
+    if not len(indices):
+        raise ValueError("the mask is empty")
+    low, high = indices.min(axis=0) - 0.5, indices.max(axis=0) + 0.5
+    corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)
+    world = mask.affine[:3, :3] @ corners + mask.affine[:3, 3:]
+    return _box(world.min(axis=1), world.max(axis=1))

@@ -1,0 +1,157 @@
+"""A volume in one convention (RAS+, mm), and the exact way back to the file it came from."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from numpy.typing import DTypeLike, NDArray
+
+from bids_dgmseg.errors import InputError
+
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image whose axes run to the patient's right, front and top.
+
+    Parameters
+    ----------
+    array : ndarray of shape (X, Y, Z)
+        float32 for maps, an integer type for labels.
+    affine : ndarray of shape (4, 4)
+        Voxel indices to mm, RAS+; its columns are closest to x, y and z in this order and direction.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 3:
+            raise ValueError(f"a Volume has 3 axes, got shape {self.array.shape}")
+        if self.affine.shape != (4, 4):
+            raise ValueError(f"an affine has shape (4, 4), got {self.affine.shape}")
+
+    @property
+    def voxel_size_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel in mm."""
+        x, y, z = nib.affines.voxel_sizes(self.affine)
+        return float(x), float(y), float(z)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels along each axis."""
+        x, y, z = self.array.shape
+        return x, y, z
+
+    def with_array(self, array: NDArray[Any]) -> Volume:
+        """Another image on the same grid; its first three axes must be the grid's."""
+        if array.shape != self.array.shape:
+            raise ValueError(f"array has shape {array.shape}, expected {self.array.shape}")
+        return Volume(array, self.affine)
+
+    @classmethod
+    def read(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Volume:
+        """Read a 3D NIfTI file and turn its axes to RAS+ (no resampling).
+
+        Parameters
+        ----------
+        path : path
+            ``.nii`` or ``.nii.gz``; a fourth axis of length one is dropped.
+        dtype : dtype
+            Type of the array; scaling in the header is applied first.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, is not three-dimensional, or its affine is not invertible.
+        """
+        image = load_image(path)
+        array = read_data(image, path, dtype)
+        ornt = orientations.io_orientation(image.affine)
+        affine = image.affine @ orientations.inv_ornt_aff(ornt, array.shape)
+        return cls(np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
+
+
+def load_image(path: str | Path) -> nib.Nifti1Image:
+    """Open a NIfTI file without reading its data, refusing what no step could use.
+
+    Raises
+    ------
+    InputError
+        If it is missing, unreadable, not NIfTI, or its affine is not invertible.
+    """
+    name = Path(path).name
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{name}: cannot be read as NIfTI ({error}); replace the file") from error
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+        raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{name}: its affine is not invertible, so sizes and sides are unknown; correct the header")
+    return image
+
+
+def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Read the voxels of an opened 3D image in the file's own axes, scaling applied.
+
+    Raises
+    ------
+    InputError
+        If the data are cut short or not three-dimensional.
+    """
+    name = Path(path).name
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise InputError(f"{name}: has {len(shape)} dimensions {shape}, expected 3; give one 3D map a file")
+    try:
+        data = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(f"{name}: the data are damaged or cut short ({error}); copy the file again") from error
+    if np.iscomplexobj(data) or data.dtype.fields:
+        raise InputError(f"{name}: holds {data.dtype} values, expected one real number a voxel; write it as float32")
+    return data.reshape(shape).astype(dtype)
+
+
+def write_like(array: NDArray[Any], reference: str | Path, out: str | Path) -> Path:
+    """Write an RAS+ array on the exact grid of a file: shape, axes, affine, qform and sform as there.
+
+    Parameters
+    ----------
+    array : ndarray of shape (X, Y, Z) or (X, Y, Z, C)
+        In the axes that `Volume.read` gave for `reference`; the file gets its type.
+    reference : path
+        The file whose grid and header geometry are taken.
+    out : path
+        Where to write; the caller chooses a temporary name and renames.
+
+    Raises
+    ------
+    ValueError
+        If the array does not lie on the reference's grid.
+    """
+    image = load_image(reference)
+    to_stored = orientations.ornt_transform(_RAS, orientations.io_orientation(image.affine))
+    stored = orientations.apply_orientation(array, to_stored)
+    if stored.shape[:3] != image.shape[:3]:
+        raise ValueError(f"array has shape {stored.shape[:3]} in the axes of {reference}, expected {image.shape[:3]}")
+    written = type(image)(stored, image.affine, dtype=stored.dtype)
+    written.set_qform(image.get_qform(coded=False), int(image.header["qform_code"]))
+    written.set_sform(image.get_sform(coded=False), int(image.header["sform_code"]))
+    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
+        written.header["pixdim"][1:4] = image.header["pixdim"][1:4]
+    written.header.set_xyzt_units("mm")
+    written.to_filename(out)
+    return Path(out)

@@ -1,0 +1,1 @@
+"""Pure functions from arrays and a voxel size to tables."""

@@ -1,0 +1,1 @@
+"""From phase and magnitude to susceptibility; the dipole physics."""

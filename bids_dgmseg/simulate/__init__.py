@@ -1,0 +1,1 @@
+"""Labelled susceptibility maps made from anatomy and physics."""

@@ -1,0 +1,109 @@
+"""The one table of nuclei: where a number meets a name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Literal, cast, overload
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One nucleus of one hemisphere, a row of ``data/structures.tsv``."""
+
+    index: int
+    """Value in every dseg of every model; 0 is background."""
+    name: str
+    """Such as ``left dentate nucleus``; left is the patient's left."""
+    abbreviation: str
+    """Nucleus and side, such as ``DN_L``: channels, rows and columns carry it."""
+    hemisphere: Literal["L", "R"]
+    color: str
+    """``#rrggbb``."""
+    mapping: int
+    """Index of the tissue in the BIDS standard label table."""
+
+    @property
+    def nucleus(self) -> str:
+        """The nucleus without its side.
+
+        >>> STRUCTURES.named("DN_L").nucleus
+        'DN'
+        """
+        return self.abbreviation.split("_")[0]
+
+    @property
+    def bids_label(self) -> str:
+        """The value of the ``label-`` entity.
+
+        >>> STRUCTURES.named("DN_L").bids_label
+        'DNleft'
+        """
+        return self.nucleus + ("left" if self.hemisphere == "L" else "right")
+
+
+class Structures(Sequence[Structure]):
+    """Structures in the order of their numbers."""
+
+    def __init__(self, rows: Sequence[Structure]) -> None:
+        self._rows = tuple(sorted(rows, key=lambda structure: structure.index))
+        self._by_name = {structure.abbreviation: structure for structure in self._rows}
+        self._by_index = {structure.index: structure for structure in self._rows}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Structure]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, position: int) -> Structure: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Structure, ...]: ...
+    def __getitem__(self, position: int | slice) -> Structure | tuple[Structure, ...]:
+        return self._rows[position]
+
+    def named(self, abbreviation: str) -> Structure:
+        """Find a structure by its abbreviation, such as ``DN_L``.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if abbreviation not in self._by_name:
+            raise ValueError(f"no structure {abbreviation!r}; there are {', '.join(self._by_name)}")
+        return self._by_name[abbreviation]
+
+    def numbered(self, index: int) -> Structure:
+        """Find a structure by its dseg value.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if index not in self._by_index:
+            raise ValueError(f"no structure has the number {index}")
+        return self._by_index[index]
+
+    def sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
+        """Both sides of each nucleus, such as ``("DN",)`` → DN_L, DN_R, in the order given."""
+        return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
+
+
+def _read_structures() -> Structures:
+    text = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return Structures([
+        Structure(
+            index=int(row["index"]), name=row["name"], abbreviation=row["abbreviation"],
+            hemisphere=cast(Literal["L", "R"], row["hemisphere"]), color=row["color"], mapping=int(row["mapping"]),
+        )
+        for row in rows
+    ])  # fmt: skip
+
+
+STRUCTURES = _read_structures()

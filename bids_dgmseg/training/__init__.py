@@ -1,0 +1,1 @@
+"""How networks learn from simulated or labelled maps."""
