@@ -40,7 +40,7 @@ class Box:
         return float(x), float(y), float(z)
 
     def grown(self, margin_mm: float) -> Box:
-        """The box with `margin_mm` added on every side.
+        """Add `margin_mm` on every side.
 
         >>> Box((0, 0, 0), (1, 2, 3)).grown(1).size_mm
         (3.0, 4.0, 5.0)
@@ -49,7 +49,7 @@ class Box:
 
     @classmethod
     def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
-        """The box of a size around a centre."""
+        """Lay a box of a size around a centre."""
         half = np.asarray(size_mm) / 2
         return _box(centre_mm - half, centre_mm + half)
 

@@ -103,7 +103,7 @@ def resample_channels(
 
 
 def _reached(source: Grid, target: Grid) -> tuple[slice, slice, slice] | None:
-    """The block of target voxels that holds every voxel inside the source, or None."""
+    """Find the block of target voxels that holds every voxel inside the source, or None."""
     ends = np.array([(-0.5, size - 0.5) for size in source.shape])
     corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
     to_target = np.linalg.inv(target.affine) @ source.affine
@@ -117,6 +117,7 @@ def _reached(source: Grid, target: Grid) -> tuple[slice, slice, slice] | None:
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unit vectors of a grid's axes, one a column."""
-    axes = affine[:3, :3]
-    return axes / np.linalg.norm(axes, axis=0)
+    """Give the unit vectors of a grid's axes, one a column."""
+    axes: NDArray[np.float64] = affine[:3, :3]
+    unit: NDArray[np.float64] = axes / np.linalg.norm(axes, axis=0)
+    return unit

@@ -125,7 +125,7 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
     return data.reshape(shape).astype(dtype)
 
 
-def write_like(array: NDArray[Any], reference: str | Path, out: str | Path) -> Path:
+def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, scale: float | None = None) -> Path:
     """Write an RAS+ array on the exact grid of a file: shape, axes, affine, qform and sform as there.
 
     Parameters
@@ -136,6 +136,8 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path) -> P
         The file whose grid and header geometry are taken.
     out : path
         Where to write; the caller chooses a temporary name and renames.
+    scale : float, optional
+        ``scl_slope`` of the file: a reader multiplies the stored integers by it.
 
     Raises
     ------
@@ -153,5 +155,7 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path) -> P
     if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
         written.header["pixdim"][1:4] = image.header["pixdim"][1:4]
     written.header.set_xyzt_units("mm")
+    if scale is not None:
+        written.header.set_slope_inter(scale, 0)
     written.to_filename(out)
     return Path(out)
