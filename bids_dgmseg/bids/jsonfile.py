@@ -1,0 +1,31 @@
+"""Read JSON files that users wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.errors import InputError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or unreadable, is not JSON (where, by line and column), or holds no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{path.name}: not valid JSON ({where}); correct the file") from error
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name}: cannot be read ({error}); check the file") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path.name}: holds a {type(data).__name__}, expected an object {{…}}; correct the file")
+    return data

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.dataset import find_scans, participants_without_map
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.settings import Settings
+
+TREE = Path("/work/shared/tools/bids_tree")
+
+
+def scans_of(root: Path, **options):
+    return find_scans(Settings(bids_dir=root, output_dir=root / "derivatives" / "bids_dgmseg", **options))
+
+
+def names_of(root: Path, **options) -> list[str]:
+    return [scan.name for scan in scans_of(root, **options)]
+
+
+def chi(*entities: str, extension: str = ".nii.gz", folder: str = "anat") -> str:
+    """Path of a chi map from its entities, such as ``sub-01``, ``ses-1``, ``run-2``."""
+    folders = [part for part in entities if part.startswith(("sub-", "ses-"))]
+    return "/".join([*folders, folder, "_".join(entities) + "_Chimap" + extension])
+
+
+def test_sessions_runs_and_both_extensions_are_found_in_order(dataset):
+    root = dataset("ds", chi("sub-02", extension=".nii"), chi("sub-01", "ses-2"), chi("sub-01", "ses-1", "run-2"),
+                   chi("sub-01", "ses-1", "run-1"))  # fmt: skip
+    assert names_of(root) == ["sub-01_ses-1_run-1", "sub-01_ses-1_run-2", "sub-01_ses-2", "sub-02"]
+
+
+def test_a_scan_knows_its_parts(dataset):
+    root = dataset("ds", chi("sub-01", "ses-1", "acq-x", "run-01"))
+    (scan,) = scans_of(root)
+    assert (scan.participant, scan.session, dict(scan.entities)) == ("01", "1", {"acq": "x", "run": "01"})
+    assert scan.uri == "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-01_Chimap.nii.gz"
+    assert scan.chi.is_absolute()
+    assert scan.sidecar == {}
+    assert scan.sidecar_path is None
+
+
+def test_hidden_files_sourcedata_and_other_folders_do_not_count(dataset):
+    root = dataset("ds", chi("sub-01"), ".bidsignore", "sub-01/anat/._sub-01_Chimap.nii.gz", "code/x.py",
+                   "sub-01/.git/sub-01_acq-h_Chimap.nii.gz", "sourcedata/sub-03/anat/sub-03_Chimap.nii.gz",
+                   "tmp/sub-04_Chimap.nii.gz", "sub-01_notes.txt")  # fmt: skip
+    assert names_of(root) == ["sub-01"]
+
+
+def test_selection_by_label(dataset):
+    root = dataset("ds", chi("sub-01", "ses-1"), chi("sub-01", "ses-2"), chi("sub-02", "ses-1"), chi("sub-03"))
+    assert names_of(root, participant_label=("01", "03")) == ["sub-01_ses-1", "sub-01_ses-2", "sub-03"]
+    assert names_of(root, session_label=("1",)) == ["sub-01_ses-1", "sub-02_ses-1"]
+
+
+def test_a_derivative_may_be_the_dataset(dataset):
+    root = dataset("qsmxt", chi("sub-01", extension=".nii"), kind="derivative")
+    (scan,) = scans_of(root)
+    assert scan.uri == "bids:qsmxt:sub-01/anat/sub-01_Chimap.nii"
+
+
+def test_derivatives_given_and_those_below_the_dataset_are_found(dataset):
+    root = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
+    dataset("ds/derivatives/qsmxt", chi("sub-01"), kind="derivative")
+    other = dataset("my maps", chi("sub-02"), kind="derivative")
+    assert [scan.dataset_name for scan in scans_of(root)] == ["qsmxt"]
+    assert [scan.uri for scan in scans_of(root, derivatives=(other,))] == [
+        "bids:my-maps:sub-02/anat/sub-02_Chimap.nii.gz"
+    ]
+    assert names_of(root, derivatives=(root / "derivatives", other)) == ["sub-01", "sub-02"]
+
+
+def test_own_output_is_no_input(dataset):
+    root = dataset("ds", chi("sub-01"))
+    output = dataset("ds/derivatives/old", chi("sub-01"), kind="derivative")
+    (output / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
+    assert names_of(root) == ["sub-01"]
+
+
+@pytest.mark.parametrize(("file", "name"), [
+    ("sub-01/Sepia_Chimap.nii.gz", "sub-01"),
+    ("sub-01/ses-2/Sepia_Chimap.nii.gz", "sub-01_ses-2"),
+    ("sub-01/anat/sub-01_Sepia_Chimap.nii.gz", "sub-01"),
+    ("sub-01/ses-2/qsm/sub-01_ses-2_acq-x_Sepia_Chimap.nii.gz", "sub-01_ses-2_acq-x"),
+    ("sub-01/Chimap.nii", "sub-01"),
+])  # fmt: skip
+def test_sepia_names_count_inside_a_subject(dataset, file, name):
+    root = dataset("sepia", file, "Sepia_Chimap.nii.gz", kind="derivative")
+    assert names_of(root) == [name]
+
+
+def test_sepia_without_a_description_is_a_derivative(dataset, tmp_path):
+    root = dataset("ds", "sub-01/anat/sub-01_part-phase_MEGRE.nii.gz")
+    sepia = dataset("sepia", "sub-01/Sepia_Chimap.nii.gz")
+    (sepia / "dataset_description.json").unlink()
+    assert names_of(root, derivatives=(sepia,)) == ["sub-01"]
+
+
+def test_parts_of_chi_are_left_alone(dataset):
+    root = dataset("ds", chi("sub-01", extension=".nii"), "sub-01/anat/sub-01_Chimap-pos.nii",
+                   "sub-01/anat/sub-01_Chimap-neg.nii", chi("sub-01", "desc-paramagnetic"),
+                   chi("sub-01", "desc-diamagnetic"))  # fmt: skip
+    assert names_of(root) == ["sub-01"]
+
+
+@pytest.mark.parametrize(("block", "names"), [
+    ({"acquisition": "a"}, ["sub-01_acq-a_run-01", "sub-01_acq-a_run-02"]),
+    ({"acq": ["a", "b"], "run": 1}, ["sub-01_acq-a_run-01"]),
+    ({"acquisition": None}, ["sub-01_desc-x"]),
+    ({"acquisition": "*"}, ["sub-01_acq-a_run-01", "sub-01_acq-a_run-02", "sub-01_acq-b"]),
+    ({"desc": "paramagnetic"}, ["sub-01_desc-paramagnetic"]),
+    ({"scope": "raw", "acquisition": "b"}, ["sub-01_acq-b"]),
+])  # fmt: skip
+def test_a_filter_file_selects(dataset, tmp_path, block, names):
+    root = dataset("ds", chi("sub-01", "acq-a", "run-01"), chi("sub-01", "acq-a", "run-02"), chi("sub-01", "acq-b"),
+                   chi("sub-01", "desc-x"), chi("sub-01", "desc-paramagnetic"))  # fmt: skip
+    (tmp_path / "filter.json").write_text(json.dumps({"t1w": {}, "chimap": block}))
+    assert names_of(root, bids_filter_file=tmp_path / "filter.json") == names
+
+
+@pytest.mark.parametrize("text", ['{"chimap": {"scope": "raw"}}', '{"chimap": {"scope": "qsmxt"}}'])
+def test_a_scope_chooses_between_sources(dataset, tmp_path, text):
+    root = dataset("ds", chi("sub-01"))
+    dataset("ds/derivatives/qsmxt", chi("sub-01"), kind="derivative")
+    (tmp_path / "filter.json").write_text(text)
+    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    assert scan.dataset_name == json.loads(text)["chimap"]["scope"]
+
+
+def test_sidecars_are_inherited_the_nearest_wins(dataset):
+    root = dataset("ds", chi("sub-01", "ses-1", "acq-x"))
+    (root / "Chimap.json").write_text('{"Units": "ppb", "MagneticFieldStrength": 3}')
+    (root / "acq-y_Chimap.json").write_text('{"Units": "Hz"}')
+    (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppm"}')
+    (scan,) = scans_of(root)
+    assert scan.sidecar == {"Units": "ppm", "MagneticFieldStrength": 3}
+    assert scan.sidecar_path == root / "sub-01" / "sub-01_Chimap.json"
+
+
+def test_sepia_sidecar_belongs_to_its_own_map(dataset):
+    root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
+    (root / "sub-01" / "Sepia_Chimap.json").write_text('{"Units": "ppm"}')
+    (root / "sub-01" / "Other_Chimap.json").write_text('{"Units": "ppb"}')
+    assert scans_of(root)[0].sidecar == {"Units": "ppm"}
+
+
+def test_those_without_a_map_are_known(dataset):
+    root = dataset("ds", chi("sub-01"), "sub-02/anat/sub-02_T1w.nii.gz")
+    settings = Settings(bids_dir=root, output_dir=root / "out")
+    assert participants_without_map(settings, find_scans(settings)) == ["02"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"participant_label": ("99",)}, r"^ds: no sub-99; check --participant-label \(there are sub-01, sub-02\)$"),
+    ({"session_label": ("9",)}, r"^ds: no ses-9; check --session-label \(there are ses-1\)$"),
+    ({"participant_label": ("02",)}, r"^ds: no _Chimap and no _MEGRE for sub-02; check --participant-label"),
+    ({"derivatives": (Path("/nowhere"),)}, r"^/nowhere: no such folder; check --derivatives$"),
+    ({"bids_filter_file": Path("/nowhere/f.json")}, r"^/nowhere/f.json: no such file"),
+])  # fmt: skip
+def test_a_wrong_selection_is_refused(dataset, options, message):
+    root = dataset("ds", chi("sub-01", "ses-1"), "sub-02/anat/sub-02_T1w.nii.gz")
+    with pytest.raises(InputError, match=message):
+        scans_of(root, **options)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"chimap": {"acquisition": "x",}}', r"^filter.json: not valid JSON \(line 1, column 32\)"),
+    ('{"t1w": {}}', r'^filter.json: has no "chimap" block'),
+    ('{"chimap": {"acqisition": "x"}}', r"^filter.json: no entity is called acqisition"),
+    ("[1]", r"^filter.json: holds a list, expected an object"),
+    ('{"chimap": {"acquisition": "nosuch"}}', r"^ds: no _Chimap that filter.json selects"),
+])  # fmt: skip
+def test_a_wrong_filter_file_is_refused(dataset, tmp_path, text, message):
+    (tmp_path / "filter.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        scans_of(dataset("ds", chi("sub-01")), bids_filter_file=tmp_path / "filter.json")
+
+
+def test_echoes_alone_ask_for_a_reconstruction(dataset):
+    root = dataset("ds", "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz")
+    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap; reconstruct .* QSMxT, .* --derivatives$"):
+        scans_of(root)
+
+
+def test_an_empty_dataset_is_refused(dataset):
+    with pytest.raises(InputError, match=r"^ds: no _Chimap and no _MEGRE in it; give .* --derivatives$"):
+        scans_of(dataset("ds"))
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r": no dataset_description.json; give the root folder of the BIDS dataset$"):
+        scans_of(tmp_path)
+    with pytest.raises(InputError, match=r"gone: no such folder; give the root folder of the BIDS dataset$"):
+        scans_of(tmp_path / "gone")
+
+
+def test_a_broken_sidecar_is_refused_with_its_place(dataset):
+    root = dataset("ds", chi("sub-01"))
+    (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{\n "Units": ppm\n}')
+    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: not valid JSON \(line 2, column 11\)"):
+        scans_of(root)
+
+
+def test_compressed_and_not_of_one_name_are_refused(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-01", extension=".nii"))
+    with pytest.raises(InputError, match=r"^sub-01_Chimap.nii: lies beside sub-01_Chimap.nii.gz; keep one of the two$"):
+        scans_of(root)
+
+
+def test_two_sources_of_one_scan_are_refused(dataset):
+    root = dataset("ds", chi("sub-01", "run-1"))
+    given = dataset("qsmxt", chi("sub-01", "run-01", extension=".nii"), kind="derivative")
+    both = r"^ds/sub-01/anat/sub-01_run-1_Chimap.nii.gz and qsmxt/sub-01/anat/sub-01_run-01_Chimap.nii are maps"
+    with pytest.raises(InputError, match=both + r".*--derivatives or --bids-filter-file"):
+        scans_of(root, derivatives=(given,))
+
+
+def test_two_maps_of_one_scan_in_one_dataset_are_refused(dataset):
+    root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", chi("sub-01"), kind="derivative")
+    with pytest.raises(InputError, match=r"Sepia_Chimap.nii.gz and .* are maps of the same scan; keep one"):
+        scans_of(root)
+
+
+def test_a_file_in_another_participants_folder_is_refused(dataset):
+    root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it$"):
+        scans_of(root)
+
+
+@pytest.mark.skipif(not TREE.is_dir(), reason="the example datasets are not on this machine")
+def test_maps_of_the_example_derivative_are_found_from_the_raw_dataset():
+    found = scans_of(TREE / "raw", derivatives=(TREE / "derivatives" / "qsmxt",))
+    assert [scan.name for scan in found] == ["sub-01", "sub-02_ses-1_desc-rts"]
+    assert {scan.sidecar["Units"] for scan in found} == {"ppm"}
