@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bids_dgmseg.images.boxes import Box
@@ -18,6 +18,12 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+
+    def centres_mm(self, offset_voxels: ArrayLike = (0, 0, 0)) -> NDArray[np.float64]:
+        """Compute the world coordinates (X, Y, Z, 3) of the voxel centres, moved by an offset along the grid's axes."""
+        indices = np.stack(np.meshgrid(*(np.arange(size) for size in self.shape), indexing="ij"), axis=-1)
+        points: NDArray[np.float64] = (indices + np.asarray(offset_voxels)) @ self.affine[:3, :3].T
+        return points + self.affine[:3, 3]
 
 
 def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[int, int, int] | None = None) -> Grid:
