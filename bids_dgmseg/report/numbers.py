@@ -1,0 +1,107 @@
+"""How numbers and settings are written for reading."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bids_dgmseg.measure.columns import STATS_COLUMNS
+
+NO_VALUE = "n/a"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of a scan."""
+
+    key: str
+    """In ``_stats.tsv``."""
+    title: str
+    group: str
+    """What the columns beside it share, with the unit."""
+    digits: int
+    """Decimals shown; the full value stays in the cell's title."""
+
+    @property
+    def meaning(self) -> str:
+        """From the data dictionary of the table."""
+        return str(STATS_COLUMNS.get(self.key, {}).get("Description", self.title))
+
+
+COLUMNS = (
+    Column("n_voxels", "count", "Voxels", 0),
+    Column("volume_mm3", "label", "Volume (mm³)", 1),
+    Column("volume_pv_mm3", "weighted", "Volume (mm³)", 1),
+    Column("mean_ppm", "mean", "Susceptibility (ppm)", 3),
+    Column("median_ppm", "median", "Susceptibility (ppm)", 3),
+    Column("std_ppm", "SD", "Susceptibility (ppm)", 3),
+    Column("p05_ppm", "5th %", "Susceptibility (ppm)", 3),
+    Column("p95_ppm", "95th %", "Susceptibility (ppm)", 3),
+    Column("mean_pv_ppm", "weighted", "Susceptibility (ppm)", 3),
+    Column("core_mean_ppm", "core", "Susceptibility (ppm)", 3),
+    Column("mean_probability", "mean", "Probability", 2),
+)
+
+
+def round_text(text: str | None, *, digits: int) -> str:
+    """Round a number of a table for reading; what is not a finite number is ``n/a``.
+
+    >>> round_text("-0.01249", digits=3)
+    '−0.012'
+    >>> round_text("n/a", digits=3)
+    'n/a'
+    """
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return NO_VALUE
+    if not math.isfinite(value):
+        return NO_VALUE
+    rounded = f"{value:.{digits}f}"
+    if float(rounded) == 0:
+        rounded = rounded.removeprefix("-")
+    return rounded.replace("-", "−")
+
+
+def say(value: Any) -> str:
+    """Write a value of a JSON file for reading.
+
+    >>> say([0.9375, 0.9375, 3.0])
+    '0.938, 0.938, 3'
+    >>> say(None)
+    'n/a'
+    """
+    if value is None:
+        return NO_VALUE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NO_VALUE
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {say(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(say(item) for item in value) or "none"
+    return str(value)
+
+
+def say_size(values: Sequence[float] | None, *, unit: str = "mm") -> str:
+    """Write edge lengths.
+
+    >>> say_size([1, 1, 3])
+    '1 × 1 × 3 mm'
+    """
+    return f"{' × '.join(say(float(value)) for value in values)} {unit}".strip() if values else NO_VALUE
+
+
+def say_box(box: Mapping[str, Sequence[float]] | None) -> str:
+    """Write a box in mm.
+
+    >>> say_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
+    'x −50 to 50, y −80 to 40, z −60 to 50 mm'
+    """
+    if not box or not box.get("low") or not box.get("high"):
+        return NO_VALUE
+    sides = zip("xyz", box["low"], box["high"], strict=True)
+    return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides).replace("-", "−") + " mm"

@@ -1,0 +1,136 @@
+"""Which slices of a map to show, and how much of each, to judge every nucleus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.structures import Structure
+
+Plane = Literal["axial", "coronal", "sagittal"]
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+
+_SHOWN = 0.25  # a nucleus can be judged where its section has this share of its largest section
+_TIMES = 3
+_MARGIN_MM = 12.0
+_WIDE_MM = 45.0  # from the nuclei of the midbrain to the dentate nuclei, and some
+
+
+@dataclass(frozen=True)
+class View:
+    """How a plane is laid on the page: axes of an RAS+ array, and what its edges are."""
+
+    axis: int
+    """Runs from slice to slice."""
+    across: int
+    """Runs to the right of the picture."""
+    up: int
+    left: str
+    right: str
+    columns: int
+
+
+VIEWS: dict[Plane, View] = {
+    "axial": View(axis=2, across=0, up=1, left="L", right="R", columns=6),
+    "coronal": View(axis=1, across=0, up=2, left="L", right="R", columns=6),
+    "sagittal": View(axis=0, across=1, up=2, left="P", right="A", columns=5),
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The slices that a mosaic shows, and the part of each."""
+
+    slices: tuple[int, ...]
+    across: slice
+    up: slice
+
+
+def choose_cut(chi: Volume, dseg: Volume, *, view: View, structures: Sequence[Structure]) -> Cut:
+    """Choose slices that show every nucleus, more of them where nuclei are small or many.
+
+    Where nuclei were not found, the surroundings in which they may lie are shown too; where none was, the whole head.
+
+    Parameters
+    ----------
+    chi, dseg : Volume
+        Map and labels on one grid.
+    view : View
+        The plane.
+    structures : sequence of Structure
+        The nuclei that were looked for.
+    """
+    head = np.isfinite(chi.array) & (chi.array != 0)
+    if not head.any():
+        head = np.ones(chi.shape, bool)
+    nuclei = np.isin(dseg.array, [structure.index for structure in structures])
+    areas = _areas(dseg.array, view=view, structures=structures)
+    shown = areas >= np.maximum(1, _SHOWN * areas.max(axis=1, keepdims=True))
+    absent = ~shown.any(axis=1)
+    margin_mm = _WIDE_MM if absent.any() else _MARGIN_MM
+    along, across, up = (
+        _extent(_profile(nuclei, axis), _profile(head, axis), margin=margin_mm / chi.voxel_size_mm[axis])
+        for axis in (view.axis, view.across, view.up)
+    )
+    shown[absent, along] = True
+    return Cut(choose_slices(shown, counts=(3 * view.columns, 4 * view.columns)), across, up)
+
+
+def choose_slices(shown: NDArray[np.bool_], *, counts: Sequence[int]) -> tuple[int, ...]:
+    """Choose slices evenly over the nuclei, each nucleus weighing the same.
+
+    Parameters
+    ----------
+    shown : ndarray of bool of shape (C, N)
+        Where each of C nuclei can be judged on N slices.
+    counts : sequence of int
+        Numbers of slices to try, ascending; the first one that shows every nucleus three times
+        (or as often as it can be shown) is taken, else the last.
+
+    Examples
+    --------
+    >>> choose_slices(np.array([[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]], bool), counts=[4])
+    (1, 2, 4, 6)
+    """
+    density = (shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)).sum(axis=0)
+    candidates = np.flatnonzero(density)
+    cumulative = np.cumsum(density)
+    chosen = candidates
+    for count in counts:
+        if count >= len(candidates):
+            return tuple(candidates.tolist())
+        levels = (np.arange(count) + 0.5) / count * cumulative[-1]
+        chosen = np.unique(np.searchsorted(cumulative, levels))
+        others = np.setdiff1d(candidates, chosen)
+        dense_first = others[np.argsort(-density[others], kind="stable")]
+        chosen = np.sort(np.concatenate([chosen, dense_first[: count - len(chosen)]]))
+        if (shown[:, chosen].sum(axis=1) >= np.minimum(shown.sum(axis=1), _TIMES)).all():
+            break
+    return tuple(chosen.tolist())
+
+
+def _areas(dseg: NDArray[np.integer], *, view: View, structures: Sequence[Structure]) -> NDArray[np.intp]:
+    """Count the voxels of each structure on each slice, (C, N)."""
+    rows = np.moveaxis(dseg, view.axis, 0).reshape(dseg.shape[view.axis], -1)
+    return np.array([(rows == structure.index).sum(axis=1) for structure in structures], dtype=np.intp)
+
+
+def _profile(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Tell whether a mask has a voxel at each place along an axis."""
+    others = tuple(other for other in range(3) if other != axis)
+    return np.asarray(mask.any(axis=others))
+
+
+def _extent(nuclei: NDArray[np.bool_], head: NDArray[np.bool_], *, margin: float) -> slice:
+    """Cover the nuclei and a margin in voxels, within the head; all of the head where there are no nuclei."""
+    inner, outer = np.flatnonzero(nuclei), np.flatnonzero(head | nuclei)
+    low, high = int(outer[0]), int(outer[-1])
+    if len(inner):
+        extra = int(np.ceil(margin))
+        low, high = max(low, int(inner[0]) - extra), min(high, int(inner[-1]) + extra)
+    return slice(low, high + 1)
