@@ -1,0 +1,158 @@
+"""Read participants.tsv as people write it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.errors import InputError
+
+MISSING = "n/a"
+_MISSING_SPELLINGS = ("", "n/a", "na", "nan", "#n/a")
+_ID_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
+_COMMA_NUMBER = re.compile(r"[-+]?\d+,\d+")
+_NUMBER = re.compile(r"(\d+)(\.0+)?")
+
+
+@dataclass(frozen=True)
+class Participants:
+    """The table of participants, without its column of ids."""
+
+    columns: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Participant's label without ``sub-`` → values in the order of `columns`, ``n/a`` where missing."""
+    descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Column → entry of the participants.json beside the table."""
+
+    def values(self, participant: str) -> tuple[str, ...]:
+        """Values of one participant by label, all ``n/a`` if not in the table."""
+        return self.rows.get(participant, (MISSING,) * len(self.columns))
+
+
+def read_participants(path: Path, labels: Iterable[str]) -> Participants:
+    """Read the table and name its participants as the scans do.
+
+    Tabs, semicolons, commas or blanks separate the columns; a byte order mark, blanks around values, ids without
+    ``sub-`` and ids that lost their leading zeros to a spreadsheet are taken as they come.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    labels : iterable of str
+        Labels of the participants that have scans, without ``sub-``.
+
+    Returns
+    -------
+    Participants
+        All rows of the file; those of participants with scans under the scans' label.
+
+    Raises
+    ------
+    InputError
+        If there is no column of ids, a row is longer than the header, or a participant has two rows.
+    """
+    header, lines = _split(path)
+    ids = [index for index, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in _ID_COLUMNS]
+    if not ids:
+        shown = ", ".join(header) or "none"
+        raise InputError(f"{path.name}: no column participant_id (columns: {shown}); name the column of the labels so")
+    id_column = ids[0]
+    columns = [column for index, column in enumerate(header) if index != id_column]
+    if doubled := [column for column, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"{path.name}: column {doubled[0]!r} appears twice; rename one")
+    rows: dict[str, tuple[str, ...]] = {}
+    first_line: dict[str, int] = {}
+    find = _Finder(labels)
+    for number, values in lines:
+        if len(values) > len(header):
+            raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; correct it")
+        values = [*values, *[MISSING] * (len(header) - len(values))]
+        label = find(values[id_column])
+        if label in rows:
+            raise InputError(
+                f"{path.name}: sub-{label} appears twice (lines {first_line[label]} and {number}); "
+                "keep one line a participant"
+            )
+        rows[label] = tuple(value for index, value in enumerate(values) if index != id_column)
+        first_line[label] = number
+    return Participants(tuple(columns), rows, _read_descriptions(path.with_suffix(".json")))
+
+
+def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Read the data dictionary; without one, or with a broken one, the columns have no description."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {key: value for key, value in entries.items() if isinstance(value, dict)}
+
+
+class _Finder:
+    """Finds the scans' label for an id; a number finds the one label of that value."""
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self.labels = set(labels)
+        by_number: dict[int, list[str]] = {}
+        for label in sorted(self.labels):
+            if label.isdecimal():
+                by_number.setdefault(int(label), []).append(label)
+        self.by_number = {number: found[0] for number, found in by_number.items() if len(found) == 1}
+
+    def __call__(self, text: str) -> str:
+        label = text.removeprefix("sub-")
+        if label in self.labels:
+            return label
+        if number := _NUMBER.fullmatch(label):
+            return self.by_number.get(int(number[1]), label)
+        return label
+
+
+def _split(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Cut a file into its header and its rows, each with its line number, all values cleaned."""
+    lines = [(number, line) for number, line in enumerate(_decode(path).splitlines(), 1) if line.strip("\t;, ")]
+    if not lines:
+        raise InputError(f"{path.name}: is empty; write at least the header participant_id")
+    separator = max("\t;,", key=lines[0][1].count)
+    if separator not in lines[0][1]:
+        separator = " "
+    fields = [(number, _clean(line, separator)) for number, line in lines]
+    header = fields[0][1]
+    while header and header[-1] == MISSING:
+        header.pop()
+    if MISSING in header:
+        raise InputError(f"{path.name}: column {header.index(MISSING) + 1} has no name; name it")
+    for _, values in fields[1:]:
+        while len(values) > len(header) and values[-1] == MISSING:
+            values.pop()
+    return header, fields[1:]
+
+
+def _decode(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # a spreadsheet's "Unicode text"
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _clean(line: str, separator: str) -> list[str]:
+    """Split a line; where semicolons separate, a comma inside a number is its decimal point."""
+    values: Sequence[str] = line.split() if separator == " " else next(csv.reader([line], delimiter=separator))
+    cleaned = [" ".join(value.split()) for value in values]
+    if separator == ";":
+        cleaned = [value.replace(",", ".") if _COMMA_NUMBER.fullmatch(value) else value for value in cleaned]
+    return [MISSING if value.casefold() in _MISSING_SPELLINGS else value for value in cleaned]
