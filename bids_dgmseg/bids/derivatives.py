@@ -1,0 +1,269 @@
+"""Name and write the derivatives of a scan, and tell whether they are there."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bids_dgmseg
+from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.bids.files import place, write_json, write_text
+from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.bids.toplevel import check_output, label_table, write_dataset_files
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.models import Model
+from bids_dgmseg.settings import Settings
+from bids_dgmseg.structures import Structure
+
+__all__ = [
+    "check_output", "fingerprint", "is_done", "label_table", "output_path", "place", "save_scan",
+    "write_dataset_files", "write_json", "write_text",
+]  # fmt: skip
+
+_CHUNK = 1 << 20
+
+
+def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **entities: str) -> Path:
+    """Name a derivative.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    scan : Scan
+        Whose entities the name starts from. A ``desc`` of its own stays in front of the one given:
+        ``rts`` and ``dgm16`` make ``desc-rtsDgm16``.
+    suffix, extension : str
+        Such as ``dseg`` and ``.nii.gz``.
+    **entities : str
+        Further entities, such as ``seg="dgm16"``.
+    """
+    session = [f"ses-{scan.session}"] if scan.session else []
+    folder = output_dir.joinpath(f"sub-{scan.participant}", *session, "anat")
+    return folder / f"{_stem(scan, **entities)}_{suffix}{extension}"
+
+
+def _stem(scan: Scan, **entities: str) -> str:
+    own, given = scan.entities.get("desc", ""), entities.get("desc", "")
+    both = {"desc": own + given[:1].upper() + given[1:]} if own and given else {}
+    return join_entities({**scan.named_entities, **entities, **both})
+
+
+def fingerprint(scan: Scan, settings: Settings, model: Model) -> str:
+    """Hash all that the derivatives of a scan depend on.
+
+    These are the content of the map, its metadata, the model with its weights, the options that change files, and
+    the program's version. A map that cannot be read has a fingerprint too: the step that reads it says what is wrong.
+
+    Raises
+    ------
+    InputError
+        If ``settings.weights`` cannot be read.
+    """
+    try:
+        chi = _hash_file(scan.chi)
+    except OSError as error:
+        chi = type(error).__name__
+    parts = {
+        "chi": chi,
+        "sidecar": scan.sidecar,
+        "uri": scan.uri,
+        "model": [model.name, model.labels, str(model.input), str(model.localizer)],
+        "weights": _hash_weights(settings, model),
+        "masks": settings.masks,
+        "version": bids_dgmseg.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
+    if settings.weights is None:
+        return model.weights.files if model.weights else {}
+    folder = settings.weights
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+        return {path.relative_to(folder).as_posix(): _hash_file(path) for path in paths}
+    except OSError as error:
+        raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error
+
+
+def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> bool:
+    """Tell whether a scan's derivatives are complete and belong to this fingerprint."""
+    try:
+        sidecar = json.loads(output_path(output_dir, scan, "dseg", ".json", seg=model_name).read_text("utf-8"))
+        files = [output_dir / name for name in sidecar["OutputFiles"]]
+        return bool(sidecar["Fingerprint"] == fingerprint) and all(file.is_file() for file in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def save_scan(
+    output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
+    quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
+    figures: Mapping[str, Path],
+) -> list[Path]:  # fmt: skip
+    """Write all derivatives of one scan, replacing those of an earlier run.
+
+    The sidecar of the dseg is written last and names the others: where it lies, the scan is complete.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    scan, model
+        What was segmented, and with what.
+    out_dseg, out_probseg : Path
+        NIfTI files on the scan's own grid: numbers of ``structures.tsv``, and one volume a nucleus of the model.
+    stats : Path
+        Table of ``measure_regions``.
+    quality : mapping
+        Content of ``_quality.json``; ``quality["input"]`` says how the map was understood.
+    box_mm : mapping
+        Opposite corners ``low`` and ``high`` of the localizer's box, RAS+ mm.
+    masks : bool
+        Whether to write one binary mask a nucleus and side.
+    fingerprint : str
+        From `fingerprint`.
+    figures : mapping of str to Path
+        Plane → PNG.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+    """
+    mark = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
+    common = {"Sources": [scan.uri], "SpatialReference": scan.uri}
+    _remove_earlier(output_dir, mark, scan, model)
+    written = _place_files(output_dir, scan, model, {"dseg": out_dseg, "probseg": out_probseg, "stats": stats})
+    written += _place_figures(output_dir, scan, model, figures)
+    written += _write_texts(output_dir, scan, model, _dictionary(stats), quality, common)
+    if masks:
+        written += _write_masks(output_dir, scan, model, out_dseg, common)
+    sidecar = {
+        "Description": f"Deep nuclei by model {model.name}; numbers as in the table beside; left is the patient's left",
+        **common,
+        **_describe(quality, box_mm, model),
+        "Fingerprint": fingerprint,
+        "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
+    }
+    write_json(sidecar, mark)
+    return [*written, mark]
+
+
+def _remove_earlier(output_dir: Path, mark: Path, scan: Scan, model: Model) -> None:
+    """Remove the mark of completeness first, then masks, which this run may not write."""
+    mark.unlink(missing_ok=True)
+    for structure in model.structures:
+        for extension in (".json", ".nii.gz"):
+            _mask_path(output_dir, scan, model, structure, extension).unlink(missing_ok=True)
+
+
+def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[str, Path]) -> list[Path]:
+    """Place images as ``.nii.gz`` and tables as ``.tsv``, by suffix."""
+    written = []
+    for suffix, source in sources.items():
+        extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
+        written.append(output_path(output_dir, scan, suffix, extension, seg=model.name))
+        if source.suffix != ".nii":
+            place(source, written[-1])
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            compressed = Path(folder) / written[-1].name
+            compressed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+            place(compressed, written[-1])
+    return written
+
+
+def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[str, Path]) -> list[Path]:
+    written = []
+    for plane, figure in figures.items():
+        written.append(output_dir / "figures" / f"{_stem(scan, seg=model.name, desc=plane)}_dseg.png")
+        place(figure, written[-1])
+    return written
+
+
+def _write_texts(
+    output_dir: Path, scan: Scan, model: Model, dictionary: Mapping[str, Any], quality: Mapping[str, Any],
+    common: Mapping[str, Any],
+) -> list[Path]:  # fmt: skip
+    """Write the label table, the data dictionary, the quality record and the sidecar of the probabilities."""
+    about = {"Description": f"Probability of each nucleus, one volume a nucleus, by model {model.name}"}
+    table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
+    write_text(label_table(model.structures), table)
+    written = [table]
+    for suffix, content in {
+        "stats": dictionary,
+        "quality": quality,
+        "probseg": {**about, **common, "LabelMap": list(model.labels)},
+    }.items():
+        written.append(output_path(output_dir, scan, suffix, ".json", seg=model.name))
+        write_json(content, written[-1])
+    return written
+
+
+def _mask_path(output_dir: Path, scan: Scan, model: Model, structure: Structure, extension: str) -> Path:
+    return output_path(output_dir, scan, "mask", extension, label=structure.bids_label, desc=model.name)
+
+
+def _write_masks(
+    output_dir: Path, scan: Scan, model: Model, out_dseg: Path, common: Mapping[str, Any]
+) -> list[Path]:
+    """Write one binary mask a nucleus and side on the grid of the dseg."""
+    import numpy as np
+
+    from bids_dgmseg.images.volume import load_image  # nibabel: slow to import
+
+    dseg = load_image(out_dseg)
+    labels = np.asanyarray(dseg.dataobj)
+    written = []
+    with tempfile.TemporaryDirectory() as folder:
+        for structure in model.structures:
+            final = _mask_path(output_dir, scan, model, structure, ".nii.gz")
+            image = type(dseg)((labels == structure.index).astype(np.uint8), None, dseg.header)
+            image.set_data_dtype(np.uint8)
+            image.to_filename(Path(folder) / final.name)
+            place(Path(folder) / final.name, final)
+            sidecar = _mask_path(output_dir, scan, model, structure, ".json")
+            about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
+            write_json({**about, **common}, sidecar)
+            written += [final, sidecar]
+    return written
+
+
+def _dictionary(stats: Path) -> dict[str, Mapping[str, str]]:
+    """Explain the columns that the table has."""
+    with stats.open(encoding="utf-8") as file:
+        columns = file.readline().rstrip("\r\n").split("\t")
+    return {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
+
+
+def _describe(quality: Mapping[str, Any], box_mm: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Say in the dseg's sidecar how it was made."""
+    given = quality.get("input", {})
+    return {
+        "Manual": False,
+        "Model": model.name,
+        "ModelTitle": model.title,
+        "BoxLow": list(box_mm["low"]),
+        "BoxHigh": list(box_mm["high"]),
+        "BoxUnits": "mm, RAS+",
+        "InputUnits": given.get("units", "n/a"),
+        "InputUnitsFrom": given.get("units_from", "n/a"),
+        "InputReference": given.get("reference", "n/a"),
+        "ProgramVersion": bids_dgmseg.__version__,
+    }
