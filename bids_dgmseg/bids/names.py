@@ -36,15 +36,6 @@ def join_entities(entities: Mapping[str, str]) -> str:
     return "_".join(f"{key}-{entities[key]}" for key in ranked)
 
 
-def bare_labels(labels: Iterable[str], prefix: str) -> tuple[str, ...]:
-    """Take the prefix off labels that carry it.
-
-    >>> bare_labels(["sub-01", "02"], "sub-")
-    ('01', '02')
-    """
-    return tuple(label.removeprefix(prefix) for label in labels)
-
-
 def list_some(names: Iterable[str], *, most: int = 5) -> str:
     """Name a few of many.
 

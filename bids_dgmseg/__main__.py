@@ -1,0 +1,9 @@
+"""Run the BIDS App: ``python -m bids_dgmseg``."""
+
+from __future__ import annotations
+
+import sys
+
+from bids_dgmseg.cli import main
+
+sys.exit(main())

@@ -1,0 +1,231 @@
+"""The command line of the BIDS App: arguments → `Settings` → one level → exit code.
+
+Nothing heavy is imported before the arguments are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_dgmseg import __version__
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.machine import available_memory_gb, count_cpus
+from bids_dgmseg.models import ALIASES, MODELS, get_model
+from bids_dgmseg.settings import Settings
+
+MOST_THREADS = 8
+"""More threads for one scan do not make it faster."""
+MEMORY_SHARE = 0.9
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the BIDS App.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        0: all done. 1: some scans failed. 2: the options or the dataset do not allow a run. 130: interrupted.
+    """
+    try:
+        settings = read_settings(sys.argv[1:] if argv is None else argv)
+        return _run(settings)
+    except InputError as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"bids_dgmseg: error: {line}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n")
+        return 130
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Read the arguments.
+
+    Raises
+    ------
+    InputError
+        If there is no such model or no such folder of weights.
+    SystemExit
+        If argparse refuses the arguments (2), or ``--help`` or ``--version`` was all that was asked for (0).
+    """
+    options = build_parser().parse_args(_with_hyphens(argv))
+    model = get_model(options.model)
+    if options.weights and not options.weights.exists():
+        raise InputError(f"{options.weights}: no such folder; check --weights")
+    nprocs = options.nprocs or count_cpus()
+    return Settings(**{
+        **vars(options),
+        "model": model.name,
+        "participant_label": tuple(dict.fromkeys(options.participant_label)),
+        "session_label": tuple(dict.fromkeys(options.session_label)),
+        "derivatives": tuple(options.derivatives),
+        "nprocs": nprocs,
+        "omp_nthreads": min(options.omp_nthreads or MOST_THREADS, nprocs),
+        "mem_gb": options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
+    })  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the options; each is the field of `Settings` of that name."""
+    parser = argparse.ArgumentParser(
+        prog="bids_dgmseg",
+        description="Segment the deep nuclei of the brain on quantitative susceptibility maps (_Chimap) and measure "
+        "them. Left is always the patient's left.",
+        epilog="Exit code: 0 all scans done, 1 some failed (they are named), 2 wrong options or dataset. "
+        "Running the same command again does only what is missing or has changed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bids_dir", type=absolute_path, help="root folder of a BIDS dataset, raw or derivative")
+    parser.add_argument("output_dir", type=absolute_path, help="folder for the results, such as "
+                        "BIDS_DIR/derivatives/bids_dgmseg")  # fmt: skip
+    parser.add_argument("analysis_level", choices=("participant", "group"), help="participant: segment and measure "
+                        "each scan; group: gather the measures of all scans in tables")  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
+    _add_selection(parser.add_argument_group("which scans"))
+    _add_model(parser.add_argument_group("how they are segmented"))
+    _add_resources(parser.add_argument_group("resources"))
+    _add_run(parser.add_argument_group("the run"))
+    return parser
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--participant-label", nargs="+", action="extend", default=[], type=participant_label,
+                       metavar="LABEL", help="only these participants, with or without sub- (default: all)")
+    group.add_argument("--session-label", nargs="+", action="extend", default=[], type=session_label,
+                       metavar="LABEL", help="only these sessions, with or without ses- (default: all)")
+    group.add_argument("--bids-filter-file", type=absolute_path, metavar="FILE",
+                       help='JSON that selects maps by entities, such as {"chimap": {"acquisition": "x"}}; '
+                       '"scope" chooses the dataset ("raw" or a derivative\'s folder name)')
+    group.add_argument("--derivatives", nargs="+", action="extend", default=[], type=absolute_path, metavar="FOLDER",
+                       help="derivative datasets to take chi maps from besides BIDS_DIR, such as those of QSMxT, "
+                       "SEPIA or qsm-forward (default: all below BIDS_DIR/derivatives)")  # fmt: skip
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    names = ", ".join([*ALIASES, *MODELS])
+    group.add_argument("--model", default="default", metavar="NAME",
+                       help=f"one of: {names} (default: {ALIASES['default']})")
+    group.add_argument("--weights", type=absolute_path, metavar="FOLDER",
+                       help="weights in place of the model's own (default: those that ship with it)")
+    group.add_argument("--no-masks", dest="masks", action="store_false",
+                       help="do not write one binary mask a nucleus and side (fewer files)")  # fmt: skip
+
+
+def _add_resources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--nprocs", type=positive_count, metavar="N",
+                       help="processors all steps together may use (default: all that this process may use)")
+    group.add_argument("--omp-nthreads", type=positive_count, metavar="N", help="threads of one step, at most "
+                       f"--nprocs (default: --nprocs, but at most {MOST_THREADS})")
+    group.add_argument("--mem-gb", type=positive_gb, metavar="GB", help="memory all steps together may use, in GB "
+                       f"(default: {100 * MEMORY_SHARE:.0f} %% of what is available)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                       help="where the networks run (default: auto, a GPU where there is one)")  # fmt: skip
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    work_dir = default_work_dir()
+    group.add_argument("-w", "--work-dir", type=absolute_path, default=work_dir, metavar="FOLDER",
+                       help=f"folder for intermediate files (default: {_escape(work_dir)})")
+    group.add_argument("--skip-bids-validation", action="store_true",
+                       help="do not run the BIDS validator on BIDS_DIR (it only warns, and only where it is installed)")
+    group.add_argument("--stop-on-first-crash", action="store_true",
+                       help="stop when a scan fails (default: go on with the others)")
+    group.add_argument("--dry-run", action="store_true", help="list the scans and what would be done, and stop")
+    group.add_argument("--force", action="store_true",
+                       help="do scans again that are done and unchanged")  # fmt: skip
+
+
+def absolute_path(text: str) -> Path:
+    """Read a path and make it absolute, since steps run in folders of their own."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(os.path.normpath(Path(text).expanduser().absolute()))
+
+
+def positive_count(text: str) -> int:
+    """Read a whole number from 1."""
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+
+
+def positive_gb(text: str) -> float:
+    """Read a size in gigabytes, such as ``8`` or ``1.5``."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of gigabytes")
+
+
+def participant_label(text: str) -> str:
+    """Read the label of a participant.
+
+    >>> participant_label("sub-01"), participant_label("01")
+    ('01', '01')
+    """
+    return _bare_label(text, "sub-")
+
+
+def session_label(text: str) -> str:
+    """Read the label of a session.
+
+    >>> session_label("ses-1"), session_label("1")
+    ('1', '1')
+    """
+    return _bare_label(text, "ses-")
+
+
+def _bare_label(text: str, prefix: str) -> str:
+    bare = text.removeprefix(prefix)
+    if re.fullmatch(r"[0-9a-zA-Z+]+", bare):
+        return bare
+    raise argparse.ArgumentTypeError(f"{text!r} is not a label: letters and digits, with or without {prefix}")
+
+
+def default_work_dir() -> Path:
+    """Name a folder in the system's temporary folder that users of one machine do not share; never in HOME."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()).absolute() / f"bids_dgmseg-{user}"
+
+
+def _escape(path: Path) -> str:
+    """Write a path so that argparse's help keeps its percent signs."""
+    return str(path).replace("%", "%%")
+
+
+def _with_hyphens(argv: Sequence[str]) -> list[str]:
+    """Accept ``--participant_label``, as the first BIDS Apps spelled it."""
+    def spell(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+    return [spell(argument) for argument in argv]
+
+
+def _run(settings: Settings) -> int:
+    if settings.analysis_level == "group":
+        from bids_dgmseg.pipeline.group import run_group
+
+        return run_group(settings)
+    from bids_dgmseg.bids.validate import summarize_validation
+    from bids_dgmseg.pipeline.participant import run_participant
+
+    checked = settings.skip_bids_validation or settings.dry_run
+    if not checked and (summary := summarize_validation(settings)):
+        sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
+    return run_participant(settings)
