@@ -1,0 +1,130 @@
+"""What the steps hand to each other: small JSON files, fractions in whole numbers, the quality record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+
+import bids_dgmseg
+from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.images.units import Checked
+from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.models import Model
+from bids_dgmseg.settings import Settings
+
+Block = tuple[slice, slice, slice]
+_LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
+
+
+def write_json(data: Any, path: Path) -> Path:
+    """Write a file of the working directory."""
+    path.write_text(json.dumps(data, indent=2), encoding="utf-8")
+    return path
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a file of the working directory."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def to_fractions(
+    probabilities: NDArray[np.floating], block: Block, shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Spread the probabilities of a block over the whole grid, in 255ths.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C, x, y, z)
+        From 0 to 1, one channel a nucleus.
+    block : tuple of 3 slice
+        Where the block lies.
+    shape : tuple of 3 int
+        The whole grid (X, Y, Z).
+
+    Returns
+    -------
+    ndarray of shape (X, Y, Z, C)
+        As probseg files store them; 0 outside the block.
+    """
+    fractions = np.zeros((*shape, len(probabilities)), np.uint8)
+    for channel, probability in enumerate(probabilities):
+        fractions[(*block, channel)] = np.rint(np.clip(probability, 0, 1) * 255)
+    return fractions
+
+
+def read_block(path: str | Path) -> Block:
+    """Read the bounds of a block of voxels (RAS+ axes)."""
+    x, y, z = (slice(start, stop) for start, stop in read_json(path))
+    return x, y, z
+
+
+def read_fractions(path: str | Path, block: Block) -> NDArray[np.float32]:
+    """Read a block of a probseg file as (C, x, y, z) from 0 to 1, without scaling the whole of it."""
+    image = load_image(path)
+    proxy: Any = image.dataobj
+    stored = np.asanyarray(proxy.get_unscaled())
+    turned: NDArray[Any] = orientations.apply_orientation(stored, orientations.io_orientation(image.affine))
+    fractions: NDArray[np.float32] = np.moveaxis(turned[block], -1, 0).astype(np.float32)
+    return fractions * np.float32(proxy.slope)
+
+
+def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
+    """Fill the ``input`` part of the quality record, and the warnings."""
+    image = load_image(path)
+    return {
+        "file": path.name,
+        "units": checked.units,
+        "units_from": checked.units_from,
+        "reference": checked.reference,
+        "n_replaced": checked.n_replaced,
+        "shape": [int(size) for size in image.shape[:3]],
+        "voxel_size_mm": [round(float(edge), 4) for edge in image.header.get_zooms()[:3]],
+        "orientation": "".join(orientations.aff2axcodes(image.affine)),
+        "warnings": list(checked.warnings),
+    }
+
+
+def describe_quality(
+    scan: Scan, model: Model, settings: Settings, *,
+    check: Mapping[str, Any], box_mm: Mapping[str, Any], gaps: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Put together the record that the page shows; it depends on nothing but the scan, options and versions."""
+    record = dict(check)
+    warnings = [*record.pop("warnings"), *gaps]
+    return {
+        "scan": scan.name,
+        "model": model.name,
+        "input": record,
+        "box_mm": dict(box_mm),
+        "warnings": [about(scan.name, warning) for warning in warnings],
+        "settings": {
+            "model": model.name,
+            "weights": settings.weights.name if settings.weights else "shipped with the program",
+            "device": settings.device,
+            "masks": settings.masks,
+        },
+        "versions": {
+            "bids_dgmseg": bids_dgmseg.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def about(name: str, message: str) -> str:
+    """Say which scan a message is about, unless it does.
+
+    >>> about("sub-01", "DN_L was not found")
+    'sub-01: DN_L was not found'
+    >>> about("sub-01", "sub-01_Chimap.nii.gz: all voxels are 0")
+    'sub-01_Chimap.nii.gz: all voxels are 0'
+    """
+    return message if message.startswith(name) else f"{name}: {message}"

@@ -1,0 +1,62 @@
+"""Where a run may write."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.settings import Settings
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse an output or working directory that would harm the input or another program's dataset.
+
+    Nothing is written, except that the output directory is created unless this is a dry run.
+
+    Raises
+    ------
+    InputError
+        If one lies inside the raw data, or the output directory is read-only or another program's dataset.
+    """
+    from bids_dgmseg.bids.derivatives import check_output
+
+    check_output(settings)
+    root = settings.bids_dir.resolve()
+    for folder, option in ((settings.output_dir, "output directory"), (settings.work_dir, "--work-dir")):
+        inside = folder.resolve()
+        if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
+            raise InputError(
+                f"{folder.name}: {option} inside the input's raw data ({root.name}); "
+                f"choose a folder outside it or below {root.name}/derivatives"
+            )
+    if maker := _foreign_maker(settings.output_dir):
+        raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
+
+
+def make_run_folder(work_dir: Path) -> Path:
+    """Create a folder in the working directory that no other run uses.
+
+    Raises
+    ------
+    InputError
+        If that fails.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="run-", dir=work_dir))
+    except OSError as error:
+        raise InputError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir") from error
+
+
+def _foreign_maker(folder: Path) -> str | None:
+    """Name who made the dataset in a folder, if there is one and it is not ours."""
+    try:
+        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
+        makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "another program"
+    return None if "bids_dgmseg" in makers else ", ".join(makers) or "another program"

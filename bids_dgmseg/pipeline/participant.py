@@ -1,0 +1,150 @@
+"""The participant level: find scans, skip what is done, segment the rest, write the pages.
+
+Modules that load Nipype, NumPy or torch are imported inside functions: the environment must be set before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from os import getpid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
+from bids_dgmseg.models import Model, get_model
+from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environment
+from bids_dgmseg.pipeline.output import check_folders, make_run_folder
+from bids_dgmseg.pipeline.progress import Progress
+from bids_dgmseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bids_dgmseg.pipeline.run import Job
+
+
+def run_participant(settings: Settings) -> int:
+    """Segment and measure the selected scans.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's options.
+
+    Returns
+    -------
+    int
+        0 if all scans are done, 1 if some failed.
+
+    Raises
+    ------
+    InputError
+        If nothing can be begun: no scan, an unknown model, an output directory that must not or cannot be written.
+    """
+    prepare_environment(settings)
+    model = get_model(settings.model)
+    scans = find_scans(settings)
+    check_folders(settings)
+    if settings.dry_run:
+        return _tell_plan(settings, model, scans)
+    work = make_run_folder(settings.work_dir)
+    try:
+        return _run_scans(settings, model, scans, work)
+    finally:
+        if not any(work.iterdir()):  # failed scans leave their files for whoever looks into them
+            work.rmdir()
+
+
+def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path) -> int:
+    from bids_dgmseg.bids.derivatives import write_dataset_files
+    from bids_dgmseg.pipeline.run import Run
+
+    logs = settings.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{getpid()}"
+    logs.mkdir(parents=True)
+    jobs = _plan(settings, model, scans)
+    progress = Progress(len(jobs))
+    with log_to(logs, verbose=settings.verbose > 0), progress:
+        configure_nipype(settings)
+        write_dataset_files(settings, scans, model)
+        for label in participants_without_map(settings, scans):
+            progress.warn(f"sub-{label}: no _Chimap; left out")
+        run = Run(settings=settings, model=model, work=work, logs=logs, progress=progress)
+        try:
+            run.execute(jobs)
+        finally:
+            _clear(work, keep=run.failed)
+        pages_written = _write_pages(settings, scans, run.done, progress)
+    if not any(logs.iterdir()):
+        logs.rmdir()
+    _conclude(scans, run.done, run.failed, logs, progress)
+    return 0 if pages_written and len(run.done) == len(jobs) else 1
+
+
+def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
+    """Choose the scans that have no results, or results from another map, model or option."""
+    from bids_dgmseg.bids.derivatives import fingerprint, is_done
+    from bids_dgmseg.pipeline.run import Job
+
+    jobs = [Job(scan, fingerprint(scan, settings, model)) for scan in scans]
+    if settings.force:
+        return jobs
+    return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]
+
+
+def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
+    todo = {job.scan.name for job in _plan(settings, model, scans)}
+    progress = Progress(0)
+    for scan in scans:
+        if scan.name in todo:
+            progress.say(f"{scan.name}: would segment {scan.uri} with {model.name}")
+        else:
+            progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")
+    for label in participants_without_map(settings, scans):
+        progress.warn(f"sub-{label}: no _Chimap; left out")
+    progress.say(f"{len(todo)} of {len(scans)} scans would be segmented into {settings.output_dir}")
+    return 0
+
+
+def _write_pages(settings: Settings, scans: Sequence[Scan], done: set[str], progress: Progress) -> bool:
+    """Write the page of each participant with new results, or whose page an earlier run did not reach."""
+    from bids_dgmseg.report.page import write_page
+
+    complete = True
+    touched = {scan.participant for scan in scans if scan.name in done}
+    for participant in sorted({scan.participant for scan in scans}):
+        if participant not in touched and not _is_page_old(settings.output_dir, participant):
+            continue
+        try:
+            write_page(settings.output_dir, participant)
+        except Exception as error:  # noqa: BLE001 - the scans are done: a page must not take the others with it
+            progress.warn(f"sub-{participant}: the page could not be written ({error}); report this")
+            complete = False
+    return complete
+
+
+def _is_page_old(output_dir: Path, participant: str) -> bool:
+    page = output_dir / f"sub-{participant}.html"
+    results = [path.stat().st_mtime for path in (output_dir / f"sub-{participant}").rglob("*_quality.json")]
+    return bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
+
+
+def _conclude(scans: Sequence[Scan], done: set[str], failed: set[str], logs: Path, progress: Progress) -> None:
+    kept = len(scans) - len(done) - len(failed)
+    if failed:
+        names = ", ".join(sorted(failed))
+        progress.warn(
+            f"{len(failed)} of {len(scans)} scans failed: {names}; see {logs}, then run the same command again "
+            "(finished scans are kept)"
+        )
+    elif done:
+        earlier = f", {kept} unchanged since an earlier run" if kept else ""
+        progress.say(f"{len(done)} of {len(scans)} scans done{earlier}; see {logs.parent.parent}/sub-*.html")
+    else:
+        progress.say(f"all {len(scans)} scans are done and unchanged; --force does them again")
+
+
+def _clear(work: Path, *, keep: set[str]) -> None:
+    """Remove the run's folder but for what failed scans left in it."""
+    for folder in work.iterdir():
+        if folder.name not in keep:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""What a run tells while it goes: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class _Running:
+    step: str
+    since: float = field(default_factory=time.monotonic)
+
+
+class Progress:
+    """Scans that are done, failed and running, with their current step; a context manager.
+
+    Progress goes to standard output, warnings and failures to standard error.
+
+    Parameters
+    ----------
+    total : int
+        Number of scans to do.
+    """
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._total, self._done, self._failed = total, 0, 0
+        self._running: dict[str, _Running] = {}
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+        self._out, self._error = Console(**plain), Console(stderr=True, **plain)
+        live = self._out.is_terminal and total > 0
+        self._live = Live(get_renderable=self._draw, console=self._out, transient=True) if live else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def start(self, scan: str, step: str) -> None:
+        """Show that a scan begins a step."""
+        running = self._running.setdefault(scan, _Running(step))
+        running.step = step
+        if not self._live:
+            self.say(f"{scan}: {step}")
+
+    def finish(self, scan: str) -> None:
+        """Count a scan that is done."""
+        self._running.pop(scan, None)
+        self._done += 1
+        self.say(f"{scan}: done ({self._done + self._failed} of {self._total})")
+
+    def fail(self, scan: str, line: str) -> None:
+        """Count a scan that failed, and say why."""
+        self._running.pop(scan, None)
+        self._failed += 1
+        self.warn(line)
+
+    def say(self, line: str) -> None:
+        """Write a line for the reader of standard output."""
+        self._out.print(line)
+
+    def warn(self, line: str) -> None:
+        """Write a line that deserves attention; on a terminal above the live display."""
+        (self._out if self._live else self._error).print(line)
+
+    def _draw(self) -> Table:
+        from rich.table import Table
+
+        counts = f"{self._done} of {self._total} scans done, {self._failed} failed, {len(self._running)} running"
+        table = Table.grid(padding=(0, 2))
+        table.add_row(counts)
+        for scan, running in list(self._running.items()):
+            table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.since:.0f} s")
+        return table

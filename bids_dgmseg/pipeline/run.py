@@ -1,0 +1,141 @@
+"""Run the workflows of many scans, in series or in parallel; one that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nipype import Node, Workflow
+from nipype.pipeline.plugins import LinearPlugin
+
+from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.models import Model
+from bids_dgmseg.pipeline.files import about, read_json
+from bids_dgmseg.pipeline.logs import LOG_NAME
+from bids_dgmseg.pipeline.progress import Progress
+from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf
+from bids_dgmseg.pipeline.workers import WorkersPlugin
+from bids_dgmseg.settings import Settings
+
+_BATCH = 100  # scans in one parallel workflow: Nipype's bookkeeping grows with the square of the nodes
+_REFUSAL = re.compile(r"^\s*bids_dgmseg\.errors\.InputError: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan that is to be segmented."""
+
+    scan: Scan
+    fingerprint: str
+    """What its results depend on."""
+
+
+class Run:
+    """The scans of one call of the program.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's options.
+    model : Model
+        The registry entry that segments.
+    work : path
+        Folder of this run alone; a scan's part of it is removed when the scan is done.
+    logs : path
+        Folder of this run alone for the log and, by scan, crash files.
+    progress : Progress
+        What the user sees.
+    """
+
+    def __init__(self, *, settings: Settings, model: Model, work: Path, logs: Path, progress: Progress) -> None:
+        self._settings, self._model = settings, model
+        self._work, self._logs, self._progress = work, logs, progress
+        self.done: set[str] = set()
+        """Names of scans."""
+        self.failed: set[str] = set()
+
+    def execute(self, jobs: Sequence[Job]) -> None:
+        """Segment scans, and tell which are done and which failed."""
+        size = 1 if self._settings.nprocs == 1 else _BATCH
+        for first in range(0, len(jobs), size):
+            if self.failed and self._settings.stop_on_first_crash:
+                return
+            self._execute_batch(jobs[first : first + size])
+
+    def fail(self, scan: str, message: str) -> None:
+        """Say that a scan failed, and go on."""
+        self.failed.add(scan)
+        self._progress.fail(scan, about(scan, message))
+
+    def _execute_batch(self, jobs: Sequence[Job]) -> None:
+        workflows = [self._build(job) for job in jobs]
+        error: Exception | None = None
+        try:
+            if self._settings.nprocs == 1:
+                (workflow,) = workflows
+                workflow.run(plugin=LinearPlugin({"status_callback": self._watch}))
+            else:
+                workflow = Workflow(name=self._work.name, base_dir=str(self._work.parent))
+                workflow.add_nodes(workflows)
+                workflow.run(plugin=WorkersPlugin({
+                    "status_callback": self._watch, "n_procs": self._settings.nprocs,
+                    "memory_gb": self._settings.mem_gb, "logs": self._logs,
+                }))  # fmt: skip
+        except Exception as caught:  # noqa: BLE001 - Nipype raises what any node raised, after running the others
+            error = caught
+        stopped = self.failed and self._settings.stop_on_first_crash
+        for job in jobs:
+            if job.scan.name not in self.done | self.failed and not stopped:
+                self.fail(job.scan.name, f"Nipype stopped ({error}); see {self._logs / LOG_NAME}")
+
+    def _build(self, job: Job) -> Workflow:
+        workflow = init_scan_wf(
+            settings=self._settings, model=self._model, scan=job.scan, fingerprint=job.fingerprint
+        )
+        workflow.base_dir = str(self._work)
+        for step in STEPS:
+            crashes = {"crashdump_dir": str(self._logs / job.scan.name)}
+            workflow.get_node(step).config = {"execution": crashes}
+        return workflow
+
+    def _watch(self, node: Node, status: str) -> None:
+        """Follow the nodes: called by Nipype with ``start``, ``end`` or ``exception``."""
+        scan = node.fullname.split(".")[-2]
+        if scan in self.failed:  # Nipype also says "end" of steps that it leaves out
+            return
+        if status == "start":
+            self._progress.start(scan, node.name)
+        elif status == "exception":
+            self.fail(scan, self._explain(scan, node.name))
+        else:
+            self._tell(scan, Path(node.output_dir()))
+            if node.name == "save":
+                shutil.rmtree(Path(node.output_dir()).parent, ignore_errors=True)
+                self.done.add(scan)
+                self._progress.finish(scan)
+
+    def _tell(self, scan: str, folder: Path) -> None:
+        """Say aloud what a step has found out."""
+        if not (folder / "report.json").is_file():
+            return
+        report: dict[str, Any] = read_json(folder / "report.json")
+        if "units" in report:
+            understood = f"{report['units']} (from {report['units_from']}), reference {report['reference']}"
+            self._progress.say(f"{scan}: {understood}")
+        for warning in report["warnings"]:
+            self._progress.warn(about(scan, warning))
+
+    def _explain(self, scan: str, step: str) -> str:
+        """Say in one line why a step failed, from Nipype's crash file."""
+        files = sorted((self._logs / scan).glob("crash-*"), key=lambda path: path.stat().st_mtime)
+        if not files:
+            return f"{step} crashed; see {self._logs / LOG_NAME}"
+        text = files[-1].read_text(encoding="utf-8", errors="replace")
+        if refusals := _REFUSAL.findall(text):
+            return str(refusals[-1])
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+        return f"{step} crashed ({last}); see {files[-1]}"

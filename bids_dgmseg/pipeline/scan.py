@@ -1,0 +1,85 @@
+"""The steps of one scan, connected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nipype import Node, Workflow
+from nipype.interfaces.utility import IdentityInterface
+
+from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.models import Model
+from bids_dgmseg.pipeline.interfaces import Check, Figures, Localize, Measure, Save, Segment
+from bids_dgmseg.settings import Settings
+
+STEPS = ("check", "localize", "segment", "measure", "figures", "save")
+"""Node names in the order of the data: what progress display and logs show."""
+
+
+def init_scan_wf(
+    *, settings: Settings, model: Model, scan: Scan, fingerprint: str, name: str | None = None
+) -> Workflow:
+    """Connect the steps from one susceptibility map to its derivatives.
+
+    Parameters
+    ----------
+    settings : Settings
+        Output directory, device and threads of this run.
+    model : Model
+        The registry entry that segments.
+    scan : Scan
+        Whose map it is.
+    fingerprint : str
+        What the results depend on; the derivatives carry it.
+    name : str, optional
+        What the logs and the working directory call it; by default the scan's name.
+
+    Inputs
+    ------
+    in_chi
+        The scan's susceptibility map, in any orientation, in ppm or ppb; set to ``scan.chi``.
+
+    Outputs
+    -------
+    out_dseg
+        Labels on the grid of ``in_chi``, numbered as in structures.tsv.
+    out_probseg
+        Fractions on the same grid, one volume a nucleus.
+    out_stats
+        Tab-separated table, one row a nucleus.
+    out_files
+        The derivatives, in place.
+    """
+    inputs = Node(IdentityInterface(fields=["in_chi"]), name="inputs")
+    inputs.inputs.in_chi = str(scan.chi)
+    outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
+    network: dict[str, Any] = {"model": model, "device": settings.device, "n_threads": settings.omp_nthreads}
+    if settings.weights:
+        network["weights"] = str(settings.weights)
+    threads = min(settings.omp_nthreads, settings.nprocs)
+    check = Node(Check(sidecar=dict(scan.sidecar)), name="check", mem_gb=1.0)
+    localize = Node(Localize(**network), name="localize", n_procs=threads, mem_gb=model.memory_gb)
+    segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
+    measure = Node(Measure(model=model), name="measure", mem_gb=1.0)
+    figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
+    save = Node(Save(scan=scan, model=model, settings=settings, fingerprint=fingerprint), name="save", mem_gb=1.0)
+    workflow = Workflow(name=name or scan.name)
+    workflow.connect([
+        (inputs, check, [("in_chi", "in_chi")]),
+        (check, localize, [("out_chi", "in_chi")]),
+        (check, segment, [("out_chi", "in_chi")]),
+        (check, measure, [("out_chi", "in_chi")]),
+        (check, figures, [("out_chi", "in_chi")]),
+        (check, save, [("out_report", "in_check")]),
+        (localize, segment, [("out_box", "in_box")]),
+        (localize, save, [("out_box", "in_box")]),
+        (segment, measure, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg"), ("out_block", "in_block")]),
+        (segment, figures, [("out_dseg", "in_dseg")]),
+        (segment, save, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg")]),
+        (segment, outputs, [("out_dseg", "out_dseg"), ("out_probseg", "out_probseg")]),
+        (measure, save, [("out_stats", "in_stats"), ("out_report", "in_gaps")]),
+        (measure, outputs, [("out_stats", "out_stats")]),
+        (figures, save, [("out_figures", "in_figures")]),
+        (save, outputs, [("out_files", "out_files")]),
+    ])  # fmt: skip
+    return workflow

@@ -1,0 +1,140 @@
+"""What the suite shares: the phantom, ways to sample it, the oracle, and datasets made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel import orientations
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.settings import Settings
+from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
+from tests.oracle import oracle_model
+
+HEAD = Box((-75, -110, -80), (75, 74, 80))
+"""Holds the phantom."""
+SIDECAR = {"Units": "ppm", "ReferenceRegion": "whole brain"}
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Phantom:
+    """Ellipsoid nuclei of known centre, side, ppm and semi-axes: volume 4/3 pi abc."""
+    return PHANTOM
+
+
+@pytest.fixture(params=["RAS", "LAS", "LPS", "PIR", "oblique", "anisotropic"])
+def grid(request: pytest.FixtureRequest) -> Grid:
+    """One world sampled six ways; what is in mm, mm3 and ppm must not change."""
+    return make_grid(request.param)
+
+
+@cache
+def make_grid(name: str) -> Grid:
+    """The head's grid in a named orientation."""
+    if name == "anisotropic":
+        return world_grid(HEAD, (1.5, 1.5, 3.0))
+    upright = world_grid(HEAD, (2.0, 2.0, 2.0))
+    if name == "oblique":
+        return Grid(upright.shape, nib.affines.from_matvec(_tilt()) @ upright.affine)
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(name)))
+    turned = orientations.apply_orientation(np.empty(upright.shape), turn)
+    x, y, z = turned.shape
+    return Grid((x, y, z), upright.affine @ orientations.inv_ornt_aff(turn, upright.shape))
+
+
+def _tilt() -> np.ndarray[Any, Any]:
+    """Rotation by 15 degrees about x, then 10 about z."""
+    about_x, about_z = np.deg2rad([15, 10])
+    x = np.array([[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]])
+    z = np.array([[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]])
+    return z @ x
+
+
+@cache
+def coarse_chi() -> Volume:
+    """The phantom's map at 2.5 mm, made once for the suite."""
+    return PHANTOM.chi(world_grid(HEAD, (2.5, 2.5, 2.5)), seed=1)
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model that answers with the phantom's own labels, registered for one test."""
+    model = oracle_model()
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model
+
+
+class MakeDataset(Protocol):
+    """Writes a dataset and returns its root."""
+
+    def __call__(self, *scans: str, extension: str = ..., sidecar: Mapping[str, Any] | None = ...) -> Path: ...
+
+
+@pytest.fixture
+def bids_dataset(tmp_path: Path) -> MakeDataset:
+    """Writer of small BIDS datasets of phantom maps; a scan is ``sub-01_ses-1_acq-x``."""
+
+    def make(
+        *scans: str, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR
+    ) -> Path:
+        root = tmp_path / "ds"
+        start_dataset(root)
+        for scan in scans or ("sub-01",):
+            write_map(root, scan, coarse_chi(), extension=extension, sidecar=sidecar)
+        return root
+
+    return make
+
+
+def start_dataset(root: Path, **description: str) -> None:
+    """Write what a BIDS dataset needs at its root."""
+    root.mkdir(parents=True, exist_ok=True)
+    content = {"Name": "Phantoms", "BIDSVersion": "1.10.0", "License": "CC0", "Authors": ["Nobody"], **description}
+    (root / "dataset_description.json").write_text(json.dumps(content), encoding="utf-8")
+    (root / "README").write_text("Maps of an analytic phantom, made for a test.\n", encoding="utf-8")
+
+
+def write_map(
+    root: Path, scan: str, chi: Volume, *, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR
+) -> Path:
+    """Write one chi map where BIDS wants it; its axes are those of `chi.affine`, whatever they are."""
+    folder = root.joinpath(*(part for part in scan.split("_") if part.startswith(("sub-", "ses-"))), "anat")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{scan}_Chimap{extension}"
+    nib.Nifti1Image(chi.array, chi.affine).to_filename(path)
+    if sidecar is not None:
+        (folder / f"{scan}_Chimap.json").write_text(json.dumps(dict(sidecar)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a run with the oracle into ``out``, with a working directory of its own."""
+
+    def make(bids_dir: Path, **options: Any) -> Settings:
+        defaults = {"output_dir": tmp_path / "out", "work_dir": tmp_path / "work", "model": "oracle"}
+        return Settings(bids_dir=bids_dir, **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
+    """The command line with the oracle, into ``out``: returns the exit code."""
+    from bids_dgmseg.cli import main
+
+    def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
+        given = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]
+        return main([*given, *([] if "--model" in options else ["--model", oracle.name]), *options])
+
+    return call

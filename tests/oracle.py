@@ -1,0 +1,74 @@
+"""A predictor that knows the answer: it ignores the image and looks its grid up in the phantom."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.images.resample import Grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import Localizer, Model, ModelInput
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+
+
+class Oracle:
+    """Answers with the share of each voxel that lies in each nucleus of the phantom."""
+
+    def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
+        self._numbers = [structure.index for structure in model.structures]
+
+    def __call__(self, volume: Volume) -> NDArray[np.float32]:
+        nuclei = _shares_of_nuclei(volume.shape, volume.affine.tobytes())[self._numbers]
+        return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+
+
+@cache
+def _shares_of_nuclei(shape: tuple[int, int, int], affine: bytes) -> NDArray[np.float32]:
+    """Share of each voxel in each number of structures.tsv, from eight points a voxel."""
+    grid = Grid(shape, np.frombuffer(affine).reshape(4, 4))
+    points = grid.centres_mm()
+    labels = PHANTOM.labels(points)
+    near = ndimage.binary_dilation((labels > 0) & (labels <= len(STRUCTURES)), iterations=2)
+    offsets = np.array(np.meshgrid(*[[-0.25, 0.25]] * 3)).reshape(3, -1).T @ grid.affine[:3, :3].T
+    shares = np.zeros((len(STRUCTURES) + 1, *shape), np.float32)
+    for offset in offsets:
+        inside = PHANTOM.labels(points[near] + offset)
+        inside[inside > len(STRUCTURES)] = 0
+        shares[(inside, *np.nonzero(near))] += 1 / len(offsets)
+    return shares
+
+
+class Blind:
+    """Answers that there is no nucleus anywhere."""
+
+    def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
+        self._channels = len(model.labels) + 1
+
+    def __call__(self, volume: Volume) -> NDArray[np.float32]:
+        shares = np.zeros((self._channels, *volume.shape), np.float32)
+        shares[0] = 1
+        return shares
+
+
+class Greedy(Oracle):
+    """Dies as a process does that the kernel kills for its memory."""
+
+    def __call__(self, volume: Volume) -> NDArray[np.float32]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def oracle_model(name: str = "oracle", predictor: str = "Oracle") -> Model:
+    """A registry entry for one of the predictors above."""
+    return Model(
+        name=name, title="The phantom's own labels", labels=tuple(structure.abbreviation for structure in STRUCTURES),
+        input=ModelInput(spacing_mm=(2.0, 2.0, 2.0), patch_mm=(110.0, 150.0, 130.0)),
+        localizer=Localizer(kind="centre"), predictor=f"tests.oracle:{predictor}", memory_gb=0.5,
+    )  # fmt: skip
