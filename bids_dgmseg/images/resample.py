@@ -79,7 +79,7 @@ def resample(
             array = ndimage.gaussian_filter(array, sigma)
     sampled = ndimage.affine_transform(
         array, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=order,
-        mode="grid-constant" if order else "constant", cval=fill,
+        mode="grid-constant", cval=fill,
     )  # fmt: skip
     return Volume(sampled, grid.affine)
 
@@ -103,7 +103,7 @@ def resample_channels(
     for channel, target_channel, value in zip(channels, out, fill, strict=True):
         ndimage.affine_transform(
             channel, to_source[:3, :3], to_source[:3, 3], output_shape=shape, output=target_channel[part],
-            order=1, mode="constant", cval=float(value),
+            order=1, mode="grid-constant", cval=float(value),
         )  # fmt: skip
     return out
 

@@ -15,6 +15,16 @@ from numpy.typing import DTypeLike, NDArray
 from bids_dgmseg.errors import InputError
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+    OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
+)  # fmt: skip
+"""What nibabel raises on damaged headers and data; a damaged size can ask for any amount of memory."""
+_GEOMETRY = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+"""Header fields that say where voxels lie, besides the first four of pixdim."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,12 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
         image = nib.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{name}: cannot be read as NIfTI ({error}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or np.isnan(orientations.io_orientation(affine)).any():
         raise InputError(f"{name}: its affine is not invertible, so sizes and sides are unknown; correct the header")
     return image
 
@@ -118,7 +128,7 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
         raise InputError(f"{name}: has {len(shape)} dimensions {shape}, expected 3; give one 3D map a file")
     try:
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{name}: the data are damaged or cut short ({error}); copy the file again") from error
     if np.iscomplexobj(data) or data.dtype.fields:
         raise InputError(f"{name}: holds {data.dtype} values, expected one real number a voxel; write it as float32")
@@ -149,13 +159,15 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, s
     stored = orientations.apply_orientation(array, to_stored)
     if stored.shape[:3] != image.shape[:3]:
         raise ValueError(f"array has shape {stored.shape[:3]} in the axes of {reference}, expected {image.shape[:3]}")
-    written = type(image)(stored, image.affine, dtype=stored.dtype)
-    written.set_qform(image.get_qform(coded=False), int(image.header["qform_code"]))
-    written.set_sform(image.get_sform(coded=False), int(image.header["sform_code"]))
-    if int(image.header["sform_code"]) == 0 and int(image.header["qform_code"]) == 0:
-        written.header["pixdim"][1:4] = image.header["pixdim"][1:4]
-    written.header.set_xyzt_units("mm")
+    header = type(image).header_class()
+    header.set_data_dtype(stored.dtype)
+    for field in _GEOMETRY:
+        header[field] = image.header[field]
+    header["pixdim"][:4] = image.header["pixdim"][:4]
+    header.set_xyzt_units("mm")
+    # No affine here: setting one would recompute, and round, the quaternion and the rows just copied.
+    written = type(image)(stored, None, header)
     if scale is not None:
-        written.header.set_slope_inter(scale, 0)
+        written.header.set_slope_inter(scale, 0)  # an image forgets the slope of the header it is made with
     written.to_filename(out)
     return Path(out)
