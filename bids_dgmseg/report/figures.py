@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -140,8 +141,8 @@ def _draw_slices(axes: Axes, chi: Volume, *, panels: _Panels, view: View) -> Any
     rows, columns = mosaic.shape
     low, high = WINDOW_PPM
     grey = axes.imshow(
-        np.ma.masked_invalid(mosaic), cmap="gray", vmin=low, vmax=high, interpolation="nearest",
-        aspect="auto", extent=(0, columns, rows, 0),
+        np.ma.masked_invalid(mosaic), cmap=colormaps["gray"].with_extremes(bad="black"), vmin=low, vmax=high,
+        interpolation="nearest", aspect="auto", extent=(0, columns, rows, 0),
     )  # fmt: skip
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     edges = [[(x, 0), (x, rows)] for x in range(panels.width, columns, panels.width)]

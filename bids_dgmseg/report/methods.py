@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,6 +11,10 @@ from importlib.resources import files
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.report.numbers import say_size
 from bids_dgmseg.report.results import Result
+
+_MOST_AUTHORS = 6
+_SPELLED = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": "SciPy", "nibabel": "NiBabel"}
+_ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303"}  # combining
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,10 @@ class Methods:
     """Text about one model as it was run on some scans of a page."""
 
     model: str
-    sentences: tuple[str, ...]
+    text: str
+    """Citations are numbers in brackets."""
     references: tuple[Reference, ...]
-
-    @property
-    def text(self) -> str:
-        """The paragraph."""
-        return " ".join(self.sentences)
+    """In the order of their numbers."""
 
 
 def write_methods(results: Sequence[Result]) -> tuple[Methods, ...]:
@@ -51,23 +53,27 @@ def write_methods(results: Sequence[Result]) -> tuple[Methods, ...]:
 def _describe(results: Sequence[Result]) -> Methods:
     first = results[0]
     model = MODELS.get(first.model)
-    cited = read_references((*(model.citation if model else ()), "gorgolewski2017", "gorgolewski2011", "paszke2019"))
     sentences = [_say_program(first), _say_input(results)]
     sentences += _say_model(model, own_weights=_own_weights(first)) if model else [f"The model was {first.model}."]
     sentences += [
         "Labels and probabilities were carried back to the grid of each map.",
         "Volumes were measured by counting voxels and by summing probabilities; susceptibility is given in ppm as "
-        "mean, median, standard deviation and percentiles over the measured voxels of each nucleus.",
+        "mean, median, standard deviation and percentiles over the measured voxels of each nucleus; in deep grey "
+        "matter it grows with the concentration of iron [@langkammer2012].",
     ]
-    return Methods(first.model, tuple(sentences), cited)
+    return Methods(first.model, *_number_citations(" ".join(sentences), read_bibliography()))
 
 
 def _say_program(result: Result) -> str:
     versions = {str(key): str(value) for key, value in (result.quality.get("versions") or {}).items()}
     program = versions.pop("bids_dgmseg", "")
-    tools = ", ".join(f"{'Python' if name == 'python' else name} {version}" for name, version in versions.items())
-    beside = f" ({tools})" if tools else ""
-    return f"Deep grey and cerebellar nuclei were segmented on susceptibility maps with bids_dgmseg {program}{beside}."
+    tools = ", ".join(f"{_SPELLED.get(name, name)} {version}" for name, version in versions.items())
+    return (
+        "Deep nuclei of the brain were segmented on quantitative susceptibility maps [@qsm_consensus] with "
+        f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] built on Nipype [@nipype], PyBIDS "
+        "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
+        + (f" ({tools})." if tools else ".")
+    )
 
 
 def _say_input(results: Sequence[Result]) -> str:
@@ -83,11 +89,13 @@ def _say_input(results: Sequence[Result]) -> str:
 
 def _say_model(model: Model, *, own_weights: bool) -> list[str]:
     nuclei = dict.fromkeys(structure.nucleus for structure in model.structures)
-    sentences = [_say_localizer(model)]
-    sentences.append(
-        f"Within it the model {model.name} ({_lower(model.title)}) labelled {', '.join(nuclei)}, left and right, "
-        f"at {say_size(model.input.spacing_mm)}."
-    )
+    others = [f"@{key}" for key in model.citation if key != "bids_dgmseg"]
+    cited = f" [{'; '.join(others)}]" if others else ""
+    sentences = [
+        _say_localizer(model),
+        f"Within it the model {model.name} ({_lower(model.title)}){cited} labelled {', '.join(nuclei)}, left and "
+        f"right, at {say_size(model.input.spacing_mm)}.",
+    ]
     if own_weights:
         sentences.append("Its weights were given by the user in place of those that ship with it.")
     elif model.weights:
@@ -110,39 +118,59 @@ def _lower(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def read_references(keys: Sequence[str]) -> tuple[Reference, ...]:
-    """Look keys up in ``data/boilerplate/references.bib``, passing over those it does not have."""
+def _number_citations(text: str, known: Mapping[str, Reference]) -> tuple[str, tuple[Reference, ...]]:
+    """Turn ``[@key; @other]`` into numbers in the order in which they come; unknown keys fall away."""
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        keys = [key for key in re.findall(r"@(\w+)", found[0]) if key in known]
+        cited = [numbers.setdefault(key, len(numbers) + 1) for key in keys]
+        return f" [{', '.join(map(str, cited))}]" if cited else ""
+
+    return re.sub(r" \[@[^]]*\]", number, text), tuple(known[key] for key in numbers)
+
+
+def read_bibliography() -> dict[str, Reference]:
+    """Read ``data/boilerplate/references.bib``; empty where it is not installed."""
     path = files("bids_dgmseg").joinpath("data", "boilerplate", "references.bib")
-    if not path.is_file():
-        return ()
-    known = parse_bibtex(path.read_text(encoding="utf-8"))
-    return tuple(known[key] for key in dict.fromkeys(keys) if key in known)
+    return parse_bibtex(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def parse_bibtex(text: str) -> dict[str, Reference]:
     r"""Read a plain bibliography: entries that start a line, one ``field = {value}`` a line.
 
-    >>> parse_bibtex("@article{a2020,\n  author = {Ann A and Bob B},\n  title = {On {MRI}},\n  year = {2020}\n}")
-    {'a2020': Reference(key='a2020', authors='Ann A, Bob B', title='On MRI', source='2020', url='')}
+    >>> parse_bibtex("@article{a2020,\n  author = {Lee, Ann and Ros, Bo},\n  title = {On {MRI}},\n  year = {2020}\n}")
+    {'a2020': Reference(key='a2020', authors='Lee A, Ros B', title='On MRI', source='2020', url='')}
     """
     references = {}
     for entry in re.split(r"^@", text, flags=re.MULTILINE)[1:]:
         head = re.match(r"\w+\s*\{\s*([^,\s]+)\s*,", entry)
         if head:
-            found = re.findall(r"^\s*(\w+)\s*=\s*[{\"](.*?)[}\"]\s*,?\s*}?\s*$", entry, flags=re.MULTILINE)
+            found = re.findall(r"^\s*(\w+)\s*=\s*[{\"]?(.*?)[}\"]?\s*,?\s*}?\s*$", entry, flags=re.MULTILINE)
             references[head[1]] = _reference(head[1], {name.lower(): _plain(value) for name, value in found})
     return references
 
 
 def _reference(key: str, entry: Mapping[str, str]) -> Reference:
-    names = entry.get("author", "").split(" and ")
-    authors = ", ".join(names[:6]) + (", et al." if len(names) > 6 else "")
+    names = [_short_name(name) for name in entry.get("author", "").split(" and ")]
+    authors = ", ".join(names[:_MOST_AUTHORS]) + (" et al." if len(names) > _MOST_AUTHORS else "")
     place = entry.get("journal") or entry.get("booktitle") or entry.get("publisher") or ""
     url = f"https://doi.org/{entry['doi']}" if "doi" in entry else entry.get("url", "")
     source = " ".join(part for part in (place, entry.get("volume", ""), entry.get("year", "")) if part)
-    return Reference(key, authors, entry.get("title", key), source, url)
+    return Reference(key, authors.removesuffix("."), entry.get("title", key), source, url)
+
+
+def _short_name(name: str) -> str:
+    """Family name and initials."""
+    if name == "others":
+        return "et al."
+    family, _, given = name.partition(", ")
+    initials = "".join(part[0] for part in re.split(r"[ -]", given) if part)
+    return f"{family} {initials}".strip()
 
 
 def _plain(value: str) -> str:
-    """Take BibTeX's braces away."""
-    return re.sub(r"\s+", " ", value.replace("{", "").replace("}", "")).strip()
+    """Take BibTeX's braces and escapes away."""
+    bare = value.replace("{", "").replace("}", "").replace("\\_", "_").replace("\\&", "&")
+    spelled = re.sub(r"\\([\"'`^~])(\w)", lambda found: found[2] + _ACCENTS[found[1]], bare)
+    return unicodedata.normalize("NFC", re.sub(r"\s+", " ", spelled)).strip()

@@ -17,8 +17,9 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
 _SHOWN = 0.25  # a nucleus can be judged where its section has this share of its largest section
 _TIMES = 3
+_TRIES = 20
 _MARGIN_MM = 12.0
-_WIDE_MM = 45.0  # from the nuclei of the midbrain to the dentate nuclei, and some
+_WIDE_MM = (20.0, 45.0, 45.0)  # x, y, z; from the nuclei of the midbrain to the dentate nuclei, and some
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def choose_cut(chi: Volume, dseg: Volume, *, view: View, structures: Sequence[St
     areas = _areas(dseg.array, view=view, structures=structures)
     shown = areas >= np.maximum(1, _SHOWN * areas.max(axis=1, keepdims=True))
     absent = ~shown.any(axis=1)
-    margin_mm = _WIDE_MM if absent.any() else _MARGIN_MM
+    margin_mm = _WIDE_MM if absent.any() else (_MARGIN_MM,) * 3
     along, across, up = (
-        _extent(_profile(nuclei, axis), _profile(head, axis), margin=margin_mm / chi.voxel_size_mm[axis])
+        _extent(_profile(nuclei, axis), _profile(head, axis), margin=margin_mm[axis] / chi.voxel_size_mm[axis])
         for axis in (view.axis, view.across, view.up)
     )
     shown[absent, along] = True
@@ -94,24 +95,33 @@ def choose_slices(shown: NDArray[np.bool_], *, counts: Sequence[int]) -> tuple[i
 
     Examples
     --------
-    >>> choose_slices(np.array([[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]], bool), counts=[4])
-    (1, 2, 4, 6)
+    >>> choose_slices(np.array([[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]], bool), counts=[5])
+    (1, 2, 4, 5, 7)
     """
-    density = (shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)).sum(axis=0)
-    candidates = np.flatnonzero(density)
-    cumulative = np.cumsum(density)
+    there = shown.sum(axis=1)
+    candidates = np.flatnonzero(shown.any(axis=0))
     chosen = candidates
     for count in counts:
         if count >= len(candidates):
             return tuple(candidates.tolist())
-        levels = (np.arange(count) + 0.5) / count * cumulative[-1]
-        chosen = np.unique(np.searchsorted(cumulative, levels))
-        others = np.setdiff1d(candidates, chosen)
-        dense_first = others[np.argsort(-density[others], kind="stable")]
-        chosen = np.sort(np.concatenate([chosen, dense_first[: count - len(chosen)]]))
-        if (shown[:, chosen].sum(axis=1) >= np.minimum(shown.sum(axis=1), _TIMES)).all():
-            break
+        weights = 1 / np.maximum(there, 1)
+        for _ in range(_TRIES):
+            chosen = _spread(weights @ shown, count=count)
+            seldom = shown[:, chosen].sum(axis=1) < np.minimum(there, _TIMES)
+            if not seldom.any():
+                return tuple(chosen.tolist())
+            weights[seldom] *= 1.3
     return tuple(chosen.tolist())
+
+
+def _spread(density: NDArray[np.floating], *, count: int) -> NDArray[np.intp]:
+    """Choose places that share a density evenly; those that fall together are made up for at the densest."""
+    cumulative = np.cumsum(density)
+    levels = (np.arange(count) + 0.5) / count * cumulative[-1]
+    chosen = np.unique(np.searchsorted(cumulative, levels))
+    others = np.setdiff1d(np.flatnonzero(density), chosen)
+    dense_first = others[np.argsort(-density[others], kind="stable")]
+    return np.sort(np.concatenate([chosen, dense_first[: count - len(chosen)]]))
 
 
 def _areas(dseg: NDArray[np.integer], *, view: View, structures: Sequence[Structure]) -> NDArray[np.intp]:

@@ -1,0 +1,91 @@
+"""Small maps with two nuclei, and an output tree to write a page from."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.structures import STRUCTURES
+
+DENTATES = STRUCTURES.sides(["DN"])
+GRIDS = {
+    "RAS": np.diag([2.0, 2, 2, 1]),
+    "LAS": np.diag([-2.0, 2, 2, 1]),
+    "LPS": np.diag([-2.0, -2, 2, 1]),
+    "oblique": np.array([[1.93, 0.52, 0, 0], [-0.52, 1.93, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),  # 15 degrees about z
+}
+
+
+def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Put the middle of an image at 0 mm."""
+    moved = affine.copy()
+    moved[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return moved
+
+
+@pytest.fixture(params=GRIDS)
+def two_sides(request, tmp_path) -> tuple[Volume, Volume]:
+    """A head in one slice more than needed: DN_L 20 mm to the patient's left, DN_R 20 mm to the right."""
+    shape = (48, 48, 5)
+    affine = centred(GRIDS[request.param], shape)
+    points_mm = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    dseg = np.zeros(shape, np.uint8)
+    for structure, x_mm in zip(DENTATES, (-20, 20), strict=True):
+        dseg[(np.abs(points_mm - (x_mm, 0, 0)) < (6, 6, 1)).all(axis=-1)] = structure.index
+    for name, array in (("chi", 0.1 * (dseg > 0) + 0.01), ("dseg", dseg)):
+        nib.Nifti1Image(array.astype(np.float32), affine).to_filename(tmp_path / f"{name}.nii.gz")
+    return Volume.read(tmp_path / "chi.nii.gz"), Volume.read(tmp_path / "dseg.nii.gz", dtype=np.uint8)
+
+
+ROW = {
+    "index": "1", "name": "left dentate nucleus", "abbreviation": "DN_L", "hemisphere": "L", "n_voxels": "80",
+    "volume_mm3": "640.04", "volume_pv_mm3": "651.26", "mean_ppm": "0.110499", "mean_pv_ppm": "-0.0004",
+    "mean_probability": "0.957",
+}  # fmt: skip
+LOST = {
+    **dict.fromkeys(ROW, "n/a"), "index": "2", "name": "right dentate nucleus", "abbreviation": "DN_R",
+    "hemisphere": "R", "n_voxels": "0",
+}  # fmt: skip
+QUALITY = {
+    "input": {
+        "file": "bids::sub-01/anat/sub-01_Chimap.nii.gz", "units": "ppb", "units_from": "magnitude of the values",
+        "reference": "whole-brain", "n_replaced": 12, "shape": [48, 48, 5], "voxel_size_mm": [1.0, 1.0, 3.0],
+        "orientation": "LPS",
+    },
+    "box_mm": {"low": [-50, -80, -60], "high": [50, 40, 50]},
+    "warnings": [],
+    "settings": {"device": "cpu", "weights": None},
+    "versions": {"bids_dgmseg": "0.1.0", "python": "3.11.9", "torch": "2.6.0"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def add_scan(tmp_path) -> Callable[..., Path]:
+    """Write the files of one scan below ``out``; returns the output folder."""
+
+    def add(
+        name: str = "sub-01", *, model: str = "dgm16", rows: Sequence[Mapping[str, str]] = (ROW, LOST), **quality: Any
+    ) -> Path:
+        out = Path(tmp_path / "out")
+        folder = out.joinpath(*[part for part in name.split("_") if part[:4] in ("sub-", "ses-")], "anat")
+        folder.mkdir(parents=True, exist_ok=True)
+        (out / "figures").mkdir(exist_ok=True)
+        stem = f"{name}_seg-{model}"
+        with (folder / f"{stem}_stats.tsv").open("w", newline="") as file:
+            table = csv.DictWriter(file, list(ROW), delimiter="\t")
+            table.writeheader()
+            table.writerows(rows)
+        content = {"scan": name, "model": model, **QUALITY, **quality}
+        (folder / f"{stem}_quality.json").write_text(json.dumps(content))
+        for plane in ("axial", "coronal", "sagittal"):
+            Image.new("RGB", (60, 40), "navy").save(out / "figures" / f"{stem}_desc-{plane}_dseg.png")
+        return out
+
+    return add

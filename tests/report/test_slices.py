@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.report.slices import PLANES, VIEWS, choose_cut, choose_slices
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+
+HEAD = Box((-75, -105, -65), (75, 75, 75))
+
+
+@pytest.fixture(scope="module", params=[(1.0, 1.0, 1.0), (1.0, 1.0, 3.0)], ids=["1 mm", "3 mm slices"])
+def phantom_on_grid(request):
+    grid = world_grid(HEAD, request.param)
+    labels = PHANTOM.dseg(grid)
+    head = np.ones(grid.shape, np.float32)
+    return Volume(head, grid.affine), labels
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_every_nucleus_is_shown_at_least_twice(phantom_on_grid, plane):
+    chi, dseg = phantom_on_grid
+    cut = choose_cut(chi, dseg, view=VIEWS[plane], structures=STRUCTURES)
+    drawn = np.take(dseg.array, cut.slices, axis=VIEWS[plane].axis)
+    for structure in STRUCTURES:
+        slices = (np.moveaxis(drawn == structure.index, VIEWS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        there = (np.moveaxis(dseg.array == structure.index, VIEWS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        assert slices >= min(2, there), structure.abbreviation
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_no_nucleus_is_cut_off(phantom_on_grid, plane):
+    chi, dseg = phantom_on_grid
+    view = VIEWS[plane]
+    cut = choose_cut(chi, dseg, view=view, structures=STRUCTURES)
+    kept = [slice(None)] * 3
+    kept[view.across], kept[view.up] = cut.across, cut.up
+    assert np.count_nonzero(dseg.array[tuple(kept)]) == np.count_nonzero(dseg.array)
+
+
+def test_a_small_nucleus_gets_as_many_slices_as_a_large_one():
+    shown = np.zeros((2, 50), bool)
+    shown[0, 2:8] = True  # 6 slices
+    shown[1, 10:50] = True  # 40 slices
+    chosen = np.array(choose_slices(shown, counts=[12]))
+    assert (chosen < 8).sum() == 6
+    assert (chosen >= 10).sum() == 6
+
+
+def test_surroundings_of_a_missing_nucleus_are_shown():
+    shape, affine = (120, 120, 120), np.eye(4)
+    chi = Volume(np.ones(shape, np.float32), affine)
+    dseg = np.zeros(shape, np.uint8)
+    dseg[60, 60, 60] = STRUCTURES.named("RN_L").index
+    red, dentate = STRUCTURES.named("RN_L"), STRUCTURES.named("DN_L")
+    near = choose_cut(chi, Volume(dseg, affine), view=VIEWS["axial"], structures=[red])
+    wide = choose_cut(chi, Volume(dseg, affine), view=VIEWS["axial"], structures=[red, dentate])
+    assert (near.up, near.slices) == (slice(48, 73), (60,))  # 12 mm on both sides
+    assert wide.up == slice(15, 106)  # 45 mm
+    assert min(wide.slices) < 25
