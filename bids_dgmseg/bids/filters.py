@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -78,6 +79,7 @@ class Filter:
         )
 
 
+@cache
 def _configs() -> list[Any]:
     from bids.layout.models import Config  # slow to import
 
