@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from os import getpid
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
 from bids_dgmseg.models import Model, get_model
+from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environment
 from bids_dgmseg.pipeline.output import check_folders, make_run_folder
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
-
-if TYPE_CHECKING:
-    from bids_dgmseg.pipeline.run import Job
 
 
 def run_participant(settings: Settings) -> int:
@@ -83,7 +80,6 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
 def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     """Choose the scans that have no results, or results from another map, model or option."""
     from bids_dgmseg.bids.derivatives import fingerprint, is_done
-    from bids_dgmseg.pipeline.run import Job
 
     jobs = [Job(scan, fingerprint(scan, settings, model)) for scan in scans]
     if settings.force:

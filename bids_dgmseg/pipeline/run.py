@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nipype import Node, Workflow
 from nipype.pipeline.plugins import LinearPlugin
 
-from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.files import about, read_json
+from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import LOG_NAME
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf
@@ -23,15 +22,6 @@ from bids_dgmseg.settings import Settings
 
 _BATCH = 100  # scans in one parallel workflow: Nipype's bookkeeping grows with the square of the nodes
 _REFUSAL = re.compile(r"^\s*bids_dgmseg\.errors\.InputError: (.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A scan that is to be segmented."""
-
-    scan: Scan
-    fingerprint: str
-    """What its results depend on."""
 
 
 class Run:

@@ -1,0 +1,16 @@
+"""What a run has to do; loads nothing, so that a dry run is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bids_dgmseg.bids.dataset import Scan
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan that is to be segmented."""
+
+    scan: Scan
+    fingerprint: str
+    """What its results depend on."""
