@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import find_contours
@@ -145,6 +146,9 @@ def _draw_slices(axes: Axes, chi: Volume, *, panels: _Panels, view: View) -> Any
         interpolation="nearest", aspect="auto", extent=(0, columns, rows, 0),
     )  # fmt: skip
     axes.set(xlim=(0, columns), ylim=(rows, 0))
+    used = len(panels.cut.slices) - (panels.rows - 1) * panels.columns
+    corner = (used * panels.width, (panels.rows - 1) * panels.height)
+    axes.add_patch(Rectangle(corner, columns - corner[0], panels.height, color=_DARK, linewidth=0))
     edges = [[(x, 0), (x, rows)] for x in range(panels.width, columns, panels.width)]
     edges += [[(0, y), (columns, y)] for y in range(panels.height, rows, panels.height)]
     axes.add_collection(LineCollection(edges, colors=_DARK, linewidths=1.5), autolim=False)
@@ -162,7 +166,8 @@ def _write_place(
     centre[view.axis] = position
     centre[view.across] = (panels.cut.across.start + panels.cut.across.stop - 1) / 2
     centre[view.up] = (panels.cut.up.start + panels.cut.up.stop - 1) / 2
-    place_mm = round(float((chi.affine[:3, :3] @ centre + chi.affine[:3, 3])[view.axis]))
+    # Halves go up, so that slices 1 mm apart have names of their own.
+    place_mm = math.floor((chi.affine[:3, :3] @ centre + chi.affine[:3, 3])[view.axis] + 0.5)
     text = f"{'xyz'[view.axis]} = {place_mm} mm".replace("-", "−")
     pad = 0.025 * panels.width
     middle, right = row + panels.height / 2, column + panels.width

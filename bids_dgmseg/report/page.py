@@ -94,7 +94,10 @@ def _facts(result: Result) -> dict[str, dict[str, str]]:
             "Box of the localizer": say_box(quality.get("box_mm")),
             **{f"Time, {step}": f"{say(seconds)} s" for step, seconds in (quality.get("seconds") or {}).items()},
         },
-        "Settings": {str(key): say(value) for key, value in (quality.get("settings") or {}).items()},
+        "Settings": {
+            str(key): "default" if value is None else say(value)
+            for key, value in (quality.get("settings") or {}).items()
+        },
         "Versions": {str(key): say(value) for key, value in (quality.get("versions") or {}).items()},
     }
 

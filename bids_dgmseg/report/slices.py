@@ -115,13 +115,15 @@ def choose_slices(shown: NDArray[np.bool_], *, counts: Sequence[int]) -> tuple[i
 
 
 def _spread(density: NDArray[np.floating], *, count: int) -> NDArray[np.intp]:
-    """Choose places that share a density evenly; those that fall together are made up for at the densest."""
+    """Choose places that share a density evenly; those that fall together are made up for in the gaps."""
     cumulative = np.cumsum(density)
     levels = (np.arange(count) + 0.5) / count * cumulative[-1]
     chosen = np.unique(np.searchsorted(cumulative, levels))
-    others = np.setdiff1d(np.flatnonzero(density), chosen)
-    dense_first = others[np.argsort(-density[others], kind="stable")]
-    return np.sort(np.concatenate([chosen, dense_first[: count - len(chosen)]]))
+    places = np.arange(len(density))
+    while len(chosen) < count:
+        gap = np.abs(places[:, None] - chosen).min(axis=1)
+        chosen = np.sort(np.append(chosen, np.argmax(density * gap)))
+    return chosen
 
 
 def _areas(dseg: NDArray[np.integer], *, view: View, structures: Sequence[Structure]) -> NDArray[np.intp]:

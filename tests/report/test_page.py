@@ -96,7 +96,7 @@ def test_the_input_is_told(add_scan):
     text = Page(write_page(add_scan(), "01")).text
     for fact in (
         "ppb (from the magnitude of the values)", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS",
-        "Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0", "weightsn/a",
+        "Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0", "weightsdefault",
     ):  # fmt: skip
         assert fact in text
 
