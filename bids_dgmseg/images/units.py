@@ -35,7 +35,9 @@ NEGATIVE_SHARE = 1e-3
 LARGEST_POSITIVE_PPM = 0.2
 """The 90th percentile of a map of paramagnetic sources alone is near 0.05 ppm, of a magnitude scaled to 1 near 0.5."""
 HOLES_SHARE = 0.01
-"""A background of NaN takes most of an image; where fewer voxels are not finite, all of them are holes."""
+"""A background of NaN takes most of an image; fewer voxels that are not finite are holes in a map."""
+HOLES_RIM_SHARE = 1 / 6
+"""A voxel of the brain has at least one of its six neighbours in it; empty corners of an image have hardly any."""
 
 _UNITS = {
     "ppm": ("ppm", "parts per million", "part per million", "1e-6", "10^-6"),
@@ -135,23 +137,26 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> Checked:
 def count_holes(finite: NDArray[np.bool_], measured: NDArray[np.bool_]) -> int:
     """Count the voxels inside the brain that are not finite.
 
-    Inside is within the bounding box of the measured voxels and, where NaN is also the background, enclosed by finite
-    voxels: what touches the border of the image through voxels that are not finite is background.
+    Where NaN is also the background, those count that finite voxels enclose. Else a group of them counts if enough of
+    the voxels around it were measured, so that one on the border of the brain or of the image counts too.
 
     Parameters
     ----------
     finite : ndarray of bool, shape (X, Y, Z)
         Voxels with a finite value.
     measured : ndarray of bool, shape (X, Y, Z)
-        Voxels with a finite value other than 0, at least one.
+        Voxels with a finite value other than 0.
     """
     if finite.all():
         return 0
-    inside = ~finite
-    if inside.mean() > HOLES_SHARE:
-        inside &= ndimage.binary_fill_holes(finite)
-    (box,) = ndimage.find_objects(measured.astype(np.uint8))
-    return int(np.count_nonzero(inside[box]))
+    if np.mean(~finite) > HOLES_SHARE:
+        return int(np.count_nonzero(ndimage.binary_fill_holes(finite) & ~finite))
+    groups, n_groups = ndimage.label(~finite)
+    around = np.where(finite, ndimage.grey_dilation(groups, footprint=ndimage.generate_binary_structure(3, 1)), 0)
+    numbers = np.arange(1, n_groups + 1)
+    n_around, n_measured = (ndimage.sum_labels(mask, around, numbers) for mask in (finite, measured))
+    sizes = np.bincount(groups.ravel())[1:]
+    return int(sizes[n_measured >= HOLES_RIM_SHARE * n_around].sum())
 
 
 def _look(values: NDArray[np.float32]) -> _Look:

@@ -44,7 +44,7 @@ def affine(request) -> np.ndarray:
 def store(tmp_path: Path) -> Callable[..., Path]:
     """Write an array (by default the ramp) with an affine; codes 0 leave a form out."""
 
-    def write(affine, array=None, *, name="map.nii.gz", dtype=np.float32, qform=1, sform=1) -> Path:
+    def write(affine, array=None, *, name: str = "map.nii.gz", dtype=np.float32, qform=1, sform=1) -> Path:
         array = ramp(affine) if array is None else array
         image = nib.Nifti1Image(array.astype(dtype), affine)
         image.set_qform(affine, qform)
