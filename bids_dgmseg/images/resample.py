@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from skimage import measure
 
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.volume import Volume
@@ -62,62 +63,45 @@ def resample(
     fill : float
         Value outside the source.
     antialias : bool
-        Blur the source first along axes that the target samples more coarsely, with the Gaussian
-        that turns a voxel of the source into one of the target (full widths at half maximum).
+        Average the source first over what a voxel of the target covers: whole voxels in blocks, the rest
+        by a Gaussian (full widths at half maximum).
 
     Returns
     -------
     Volume
         On `grid`, of the source's dtype.
     """
-    to_source = np.linalg.inv(volume.affine) @ grid.affine
-    array = volume.array
     if antialias:
-        extent_mm = np.linalg.norm(_directions(volume.affine).T @ grid.affine[:3, :3], axis=1)
-        sigma = np.sqrt(np.maximum((extent_mm / volume.voxel_size_mm) ** 2 - 1, 0) / (8 * np.log(2)))
-        if (sigma > 0).any():
-            array = ndimage.gaussian_filter(array, sigma)
+        volume = _blurred(volume, grid)
+    to_source = np.linalg.inv(volume.affine) @ grid.affine
     sampled = ndimage.affine_transform(
-        array, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=order,
+        volume.array, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=order,
         mode="grid-constant", cval=fill,
     )  # fmt: skip
     return Volume(sampled, grid.affine)
 
 
-def resample_channels(
-    channels: NDArray[np.float32], source: Grid, target: Grid, *, fill: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Carry (C, X, Y, Z) channels to another grid, trilinear, `fill[c]` outside.
-
-    Only the part of the target that the source reaches is computed.
-    """
-    out = np.empty((len(channels), *target.shape), np.float32)
-    out[:] = fill[:, None, None, None]
-    part = _reached(source, target)
-    if part is None:
-        return out
-    corner = np.eye(4)
-    corner[:3, 3] = [piece.start for piece in part]
-    to_source = np.linalg.inv(source.affine) @ target.affine @ corner
-    shape = tuple(piece.stop - piece.start for piece in part)
-    for channel, target_channel, value in zip(channels, out, fill, strict=True):
-        ndimage.affine_transform(
-            channel, to_source[:3, :3], to_source[:3, 3], output_shape=shape, output=target_channel[part],
-            order=1, mode="grid-constant", cval=float(value),
-        )  # fmt: skip
-    return out
+def _blurred(volume: Volume, grid: Grid) -> Volume:
+    """Average blocks of whole voxels, which is quick, then blur by what is still too fine for the grid."""
+    extent_mm = np.linalg.norm(_directions(volume.affine).T @ grid.affine[:3, :3], axis=1)
+    factors = np.maximum(np.floor(extent_mm / volume.voxel_size_mm + 1e-6).astype(int), 1)
+    if (factors > 1).any():
+        affine = volume.affine @ np.diag([*factors, 1.0])
+        affine[:3, 3] = volume.affine[:3, :3] @ ((factors - 1) / 2) + volume.affine[:3, 3]
+        volume = Volume(measure.block_reduce(volume.array, tuple(factors), np.mean).astype(np.float32), affine)
+    sigma = np.sqrt(np.maximum((extent_mm / volume.voxel_size_mm) ** 2 - 1, 0) / (8 * np.log(2)))
+    if (sigma > 0.1).any():
+        volume = volume.with_array(ndimage.gaussian_filter(volume.array, sigma))
+    return volume
 
 
-def _reached(source: Grid, target: Grid) -> tuple[slice, slice, slice] | None:
-    """Find the block of target voxels that holds every voxel inside the source, or None."""
-    ends = np.array([(-0.5, size - 0.5) for size in source.shape])
-    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
-    to_target = np.linalg.inv(target.affine) @ source.affine
-    indices = to_target[:3, :3] @ corners + to_target[:3, 3:]
-    low = np.clip(np.floor(indices.min(axis=1)), 0, target.shape).astype(int)
-    high = np.clip(np.ceil(indices.max(axis=1)) + 1, 0, target.shape).astype(int)
-    if (high <= low).any():
-        return None
+def covering_block(grid: Grid, box: Box) -> tuple[slice, slice, slice]:
+    """Find the block of voxels that holds every voxel centre inside a box; empty slices where there is none."""
+    corners = np.array(np.meshgrid(*zip(box.low_mm, box.high_mm, strict=True))).reshape(3, -1)
+    to_index = np.linalg.inv(grid.affine)
+    indices = to_index[:3, :3] @ corners + to_index[:3, 3:]
+    low = np.clip(np.ceil(indices.min(axis=1) - 1e-6), 0, grid.shape).astype(int)
+    high = np.clip(np.floor(indices.max(axis=1) + 1e-6) + 1, low, grid.shape).astype(int)
     x, y, z = (slice(int(start), int(stop)) for start, stop in zip(low, high, strict=True))
     return x, y, z
 

@@ -99,7 +99,7 @@ class Segment(SimpleInterface):
         corners = files.read_json(self.inputs.in_box)
         block = predict(chi, Box(tuple(corners["low"]), tuple(corners["high"])), model, **_where(self.inputs))
         dseg = np.zeros(chi.shape, np.uint8)
-        dseg[block.slices] = clean(block, model, voxel_size_mm=chi.voxel_size_mm)
+        dseg[block.slices] = clean(block, model)
         self._results["out_dseg"] = str(write_like(dseg, in_chi, cwd / "dseg.nii.gz"))
         fractions = files.to_fractions(block.probabilities[1:], block.slices, chi.shape)
         self._results["out_probseg"] = str(write_like(fractions, in_chi, cwd / "probseg.nii.gz", scale=1 / 255))

@@ -17,6 +17,7 @@ from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environment
 from bids_dgmseg.pipeline.output import check_folders, make_run_folder
 from bids_dgmseg.pipeline.progress import Progress
+from bids_dgmseg.pipeline.signals import terminate_as_interrupt
 from bids_dgmseg.settings import Settings
 
 
@@ -46,7 +47,8 @@ def run_participant(settings: Settings) -> int:
         return _tell_plan(settings, model, scans)
     work = make_run_folder(settings.work_dir)
     try:
-        return _run_scans(settings, model, scans, work)
+        with terminate_as_interrupt():
+            return _run_scans(settings, model, scans, work)
     finally:
         if not any(work.iterdir()):  # failed scans leave their files for whoever looks into them
             work.rmdir()

@@ -1,0 +1,74 @@
+"""The small U-Net behind ``dgm16``: strided convolutions, instance normalization, leaky ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.InstanceNorm3d(outputs, affine=True),
+        nn.LeakyReLU(0.01, inplace=True),
+    )
+
+
+class PlainUNet(nn.Module):
+    """U-Net with two convolutions a stage, the first of them strided below the top.
+
+    Parameters
+    ----------
+    input_channels : int
+        Channels of the input.
+    num_classes : int
+        Output channels, background included.
+    deep_supervision : bool
+        Return logits of every scale, full resolution first.
+    features : sequence of int
+        Filters a stage, top first.
+
+    Notes
+    -----
+    The decoder has two convolutions a stage except one at the top, where half of all the time would go.
+    """
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False,
+        *, features: Sequence[int] = (12, 24, 48, 96, 128),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.down = nn.ModuleList(
+            nn.Sequential(_convolution(inputs, outputs, 1 if stage == 0 else 2), _convolution(outputs, outputs))
+            for stage, (inputs, outputs) in enumerate(pairwise((input_channels, *features)))
+        )
+        steps = list(pairwise(reversed(features)))
+        self.enlarge = nn.ModuleList(nn.ConvTranspose3d(low, skip, 2, 2) for low, skip in steps)
+        self.up = nn.ModuleList(
+            nn.Sequential(*(_convolution(2 * skip if part == 0 else skip, skip) for part in range(parts)))
+            for (_, skip), parts in zip(steps, [2] * (len(steps) - 1) + [1], strict=True)
+        )
+        # Heads exist in both modes, so that one set of weights loads in both.
+        self.heads = nn.ModuleList(nn.Conv3d(skip, num_classes, 1) for _, skip in steps)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map (B, C, X, Y, Z) to logits (B, classes, X, Y, Z); with deep supervision a list, full resolution first."""
+        skips = []
+        for stage in self.down:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        logits = []
+        for enlarge, stage, head in zip(self.enlarge, self.up, self.heads, strict=True):
+            skip = skips.pop()
+            width, depth, height = skip.shape[2:]
+            # A strided convolution rounds odd sizes up, so the enlarged grid can be one voxel too long.
+            x = enlarge(x)[:, :, :width, :depth, :height]
+            x = stage(torch.cat((x, skip), dim=1))
+            if self.deep_supervision or not skips:
+                logits.append(head(x))
+        return logits[::-1] if self.deep_supervision else logits[-1]

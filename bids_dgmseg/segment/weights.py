@@ -1,0 +1,117 @@
+"""Networks and their learned parameters; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model, weights_folder
+
+
+def load_object(dotted: str) -> Any:
+    """Import what ``package.module:Name`` names."""
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def build_network(dotted: str, arch: Mapping[str, Any], *, input_channels: int, classes: int) -> nn.Module:
+    """Build an untrained network from its name and plain arguments."""
+    network: nn.Module = load_object(dotted)(input_channels, classes, **arch)
+    return network
+
+
+def segmenter_network(model: Model) -> nn.Module:
+    """Build the untrained network of a model's second step."""
+    return build_network(model.network, model.arch, input_channels=model.input.channels, classes=len(model.labels) + 1)
+
+
+def localizer_network(model: Model) -> nn.Module:
+    """Build the untrained whole-head network of a model's first step.
+
+    Raises
+    ------
+    ValueError
+        If the model finds its box without a network.
+    """
+    localizer = model.localizer
+    if localizer.input is None:
+        raise ValueError(f"{model.name}: its localizer {localizer.kind!r} has no network")
+    return build_network(
+        localizer.network, localizer.arch, input_channels=localizer.input.channels, classes=len(localizer.labels) + 1
+    )
+
+
+def load_weights(network: nn.Module, model: Model, part: str, folder: Path | None = None) -> nn.Module:
+    """Fill a network with a model's weights and make it ready to predict.
+
+    Parameters
+    ----------
+    network : Module
+        Untrained.
+    model : Model
+        Whose weights.
+    part : str
+        ``segmenter`` or ``localizer``; the file is ``PART.safetensors``.
+    folder : path, optional
+        Takes the place of the weights in the package.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, not the registered one, or of another network.
+    """
+    path = (folder or weights_folder(model)) / f"{part}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{model.name}: no weights in {path.parent}; pass --weights FOLDER or choose another --model")
+    if folder is None and model.weights and sha256(path) != model.weights.files[path.name]:
+        raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
+    try:
+        state = load_file(path)
+        network.load_state_dict({name: values.float() for name, values in state.items()})
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not weights of {model.name} ({reason}); give the folder it was trained in") from error
+    return network.eval().requires_grad_(False)
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
+    """Write parameters as float16 safetensors, atomically; return the file's sha256."""
+    temporary = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: values.detach().cpu().half().contiguous() for name, values in state.items()}, temporary)
+    temporary.replace(path)
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Compute the checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is available; use --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device in the memory layout that is fastest for small 3D convolutions."""
+    moved: nn.Module = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return moved

@@ -1,0 +1,132 @@
+"""Draw heads: one labelled anatomy, moved, bent and seen through many fields of view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.images.volume import Volume
+
+FIRST_TISSUE = 20
+"""Labels up to here are nuclei (structures.tsv), above are tissues of `susceptibility.TISSUES`."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A labelled head in template space, looked up by nearest neighbour.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (X, Y, Z), uint8
+    world_to_index : Tensor of shape (4, 4)
+        RAS+ mm to voxel indices.
+    """
+
+    labels: Tensor
+    world_to_index: Tensor
+
+    @classmethod
+    def from_volume(cls, volume: Volume) -> LabelMap:
+        """Take over a label volume."""
+        inverse = torch.tensor(np.linalg.inv(volume.affine), dtype=torch.float32)
+        return cls(torch.from_numpy(volume.array.astype(np.uint8)), inverse)
+
+    def indices(self, points_mm: Tensor) -> Tensor:
+        """Voxel indices (..., 3), with fractions, of world points (..., 3)."""
+        return points_mm @ self.world_to_index[:3, :3].T + self.world_to_index[:3, 3]
+
+    def at(self, indices: Tensor) -> Tensor:
+        """Labels (uint8) at voxel indices (..., 3); 0 outside."""
+        size = torch.tensor(self.labels.shape)
+        nearest = indices.round().long()
+        inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
+        x, y, z = nearest.clamp_(min=0).minimum(size - 1).unbind(-1)
+        flat = (x * size[1] + y) * size[2] + z
+        return torch.where(inside, self.labels.view(-1)[flat], torch.zeros((), dtype=torch.uint8))
+
+
+@dataclass(frozen=True)
+class HeadRanges:
+    """How far heads differ; a pair is the lowest and highest value, drawn uniformly."""
+
+    scale: tuple[float, float] = (0.78, 1.05)
+    """Size relative to the template; MNI is larger than life."""
+    axis_scale: tuple[float, float] = (0.92, 1.08)
+    rotation_deg: tuple[float, float, float] = (14.0, 8.0, 8.0)
+    """Largest pitch, roll and yaw."""
+    shear: float = 0.1
+    shift_mm: tuple[float, float, float] = (5.0, 6.0, 5.0)
+    """Largest distance of the field of view's centre from the middle of the nuclei."""
+    bends: Sequence[tuple[float, float]] = ((30.0, 4.0), (12.5, 2.0), (6.25, 0.7))
+    """Wavelength and largest amplitude of smooth deformations, in mm."""
+
+
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """Draw one number."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def chance(generator: torch.Generator, probability: float) -> bool:
+    """Draw yes or no."""
+    return float(torch.rand((), generator=generator)) < probability
+
+
+def smooth_noise(
+    shape: Sequence[int], wavelength_voxels: float, generator: torch.Generator, channels: int = 1
+) -> Tensor:
+    """Gaussian noise on a coarse grid, interpolated: (channels, X, Y, Z), SD below 1."""
+    coarse = [max(2, round(size / wavelength_voxels) + 1) for size in shape]
+    noise = torch.randn((1, channels, *coarse), generator=generator)
+    return functional.interpolate(noise, size=list(shape), mode="trilinear", align_corners=True)[0]
+
+
+def draw_head_points(
+    shape: tuple[int, int, int], spacing_mm: float, *, centre_mm: Sequence[float], ranges: HeadRanges,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Draw where each voxel of a scan lies in template space.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Grid of the scan, RAS+.
+    spacing_mm : float
+        Its isotropic voxel size.
+    centre_mm : sequence of 3 float
+        Template point about which the field of view is centred.
+    ranges : HeadRanges
+        How far the head may differ from the template.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Tensor of shape (X, Y, Z, 3)
+        Template coordinates in RAS+ mm.
+    """
+    axes = [(torch.arange(size) - (size - 1) / 2) * spacing_mm for size in shape]
+    scan = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    shift = torch.tensor([c + uniform(generator, -s, s) for c, s in zip(centre_mm, ranges.shift_mm, strict=True)])
+    points = scan @ _draw_matrix(ranges, generator).T + shift
+    for wavelength_mm, amplitude_mm in ranges.bends:
+        amplitude = uniform(generator, 0.2, 1.0) * amplitude_mm
+        points += smooth_noise(shape, wavelength_mm / spacing_mm, generator, 3).permute(1, 2, 3, 0) * amplitude
+    return points
+
+
+def _draw_matrix(ranges: HeadRanges, generator: torch.Generator) -> Tensor:
+    """Draw the linear map from scan to template: rotation, size, proportions, shear."""
+    angles = [np.deg2rad(uniform(generator, -limit, limit)) for limit in ranges.rotation_deg]
+    size = uniform(generator, *ranges.scale)
+    zoom = np.diag([1 / (size * uniform(generator, *ranges.axis_scale)) for _ in range(3)])
+    shear = np.eye(3)
+    shear[0, 1:] = [uniform(generator, -ranges.shear / 2, ranges.shear / 2) for _ in range(2)]
+    shear[1, 2] = uniform(generator, -ranges.shear, ranges.shear)
+    matrix = Rotation.from_euler("xyz", angles).as_matrix() @ zoom @ shear
+    return torch.tensor(matrix, dtype=torch.float32)

@@ -1,0 +1,108 @@
+"""One labelled training sample: a head drawn, filled, degraded and seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, HeadRanges, LabelMap, chance, draw_head_points, uniform
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_view
+from bids_dgmseg.simulate.susceptibility import ValueRanges, fill
+
+
+@dataclass(frozen=True)
+class View:
+    """A field of view and what may happen in it."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: float
+    centre_mm: tuple[float, float, float]
+    """Template point about which the view is centred."""
+    head: HeadRanges = field(default_factory=HeadRanges)
+    values: ValueRanges = field(default_factory=ValueRanges)
+    artefacts: ArtefactRanges = field(default_factory=ArtefactRanges)
+    cut_mm: tuple[float, float] = (17.0, 8.0)
+    outside_noise: float = 0.15
+    """Chance that the map is noise, not 0, outside the brain."""
+
+
+SEGMENTER_VIEW = View(shape=(88, 112, 88), spacing_mm=1.0, centre_mm=(0.0, -20.0, -7.0))
+"""The nuclei of the largest head, with room for an error of the localizer."""
+
+LOCALIZER_VIEW = View(
+    shape=(64, 64, 64), spacing_mm=4.0, centre_mm=(0.0, -18.0, 5.0),
+    head=HeadRanges(
+        rotation_deg=(22.0, 18.0, 18.0), shift_mm=(20.0, 25.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
+    ),
+    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6), slice_mm=(1.0, 2.0)),
+    cut_mm=(110.0, 90.0), outside_noise=0.3,
+)  # fmt: skip
+
+_REGION_OF_TISSUE = {
+    21: 1, 22: 1, 23: 3, 24: 1, 25: 2, 26: 1, 27: 1, 28: 1, 29: 2, 30: 2, 31: 1, 32: 1, 33: 1, 34: 5, 35: 1
+}  # fmt: skip
+
+
+def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw one map with its labels.
+
+    Parameters
+    ----------
+    heads : sequence of (LabelMap, float)
+        Anatomies and how often each is drawn.
+    view : View
+        Field of view.
+    seed : int
+        The same seed gives the same sample on one machine.
+
+    Returns
+    -------
+    chi : Tensor of shape (X, Y, Z)
+        Map in ppm.
+    labels : Tensor of shape (X, Y, Z), uint8
+        Nuclei and tissues at the voxel centres, 0 where the map does not reach.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.tensor([weight for _, weight in heads])
+    head, _ = heads[int(torch.multinomial(weights, 1, generator=generator))]
+    points = draw_head_points(
+        view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
+    )
+    chi, labels = fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator)
+    inside = labels > 0
+    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator)
+    seen = draw_view(inside, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
+    chi, labels = _show(chi, seen, view, generator), torch.where(seen, labels, torch.zeros_like(labels))
+    if chance(generator, 0.5):
+        chi, labels = chi.flip(0), swap_sides(labels.flip(0))
+    return chi, labels
+
+
+def _show(chi: Tensor, seen: Tensor, view: View, generator: torch.Generator) -> Tensor:
+    if chance(generator, view.outside_noise):
+        noise = torch.randn(chi.shape, generator=generator) * uniform(generator, 0.01, 0.3)
+        return torch.where(seen, chi, noise)
+    return torch.where(seen, chi, torch.zeros_like(chi))
+
+
+def swap_sides(labels: Tensor) -> Tensor:
+    """Exchange left and right: nuclei are numbered left, right, left, right and so on."""
+    nuclei = (labels > 0) & (labels <= FIRST_TISSUE)
+    return torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
+
+
+def nuclei_labels(labels: Tensor) -> Tensor:
+    """Keep the nuclei: what the segmenter learns."""
+    return torch.where(labels <= FIRST_TISSUE, labels, torch.zeros_like(labels))
+
+
+def region_labels(labels: Tensor) -> Tensor:
+    """Join labels to what the localizer learns: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1–5)."""
+    table = torch.zeros(64, dtype=torch.uint8)
+    for label, region in _REGION_OF_TISSUE.items():
+        table[label] = region
+    table[1:5], table[5:17] = 5, 4
+    return table[labels.long()]

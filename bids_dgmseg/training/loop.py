@@ -1,0 +1,176 @@
+"""Train a network in slices of any length that resume exactly."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bids_dgmseg.training.losses import dice_and_cross_entropy
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn."""
+
+    steps: int
+    """Whole length of the training, all slices together."""
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 50
+    gradient_norm: float = 5.0
+    average: float = 0.995
+    """Decay of the exponential moving average of the weights, which is what ships."""
+    batch: int = 1
+    checkpoint_minutes: float = 2.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then half a cosine down to a hundredth."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1))))
+
+
+@dataclass
+class Progress:
+    """Everything a training needs to go on where it stopped."""
+
+    network: nn.Module
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def start(cls, network: nn.Module, schedule: Schedule) -> Progress:
+        """Begin with an untrained (or pre-trained) network."""
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        return cls(network, {name: value.clone() for name, value in network.state_dict().items()}, optimizer)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint atomically."""
+        temporary = path.with_name(f".{path.name}.part")
+        state = {"network": self.network.state_dict(), "average": self.average,
+                 "optimizer": self.optimizer.state_dict(), "step": self.step}  # fmt: skip
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go back to a checkpoint."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+class _FromStep(torch.utils.data.Sampler[int]):
+    """The indices of samples not yet seen, in order."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.indices = range(first, last)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def train(
+    progress: Progress, samples: Dataset[tuple[Tensor, Tensor]], *, schedule: Schedule, checkpoint: Path,
+    minutes: float, device: torch.device, report: Callable[[int, float, Tensor], None], workers: int = 1,
+) -> bool:  # fmt: skip
+    """Learn until the schedule or the time is over.
+
+    Parameters
+    ----------
+    progress : Progress
+        Where to start; changed in place.
+    samples : Dataset
+        Map-style; sample i is the same whenever it is asked for.
+    schedule : Schedule
+        Steps and rates.
+    checkpoint : path
+        Written every few minutes and at the end.
+    minutes : float
+        Length of this slice.
+    device : torch.device
+        Where to compute; bfloat16 where it can.
+    report : callable
+        Gets each step's number, loss and Dice a class (NaN where a class is absent).
+    workers : int
+        Processes that make samples.
+
+    Returns
+    -------
+    bool
+        Whether the schedule is over.
+    """
+    started = saved = time.monotonic()
+    batch = schedule.batch
+    loader = DataLoader(
+        samples, batch_size=batch, sampler=_FromStep(progress.step * batch, schedule.steps * batch),
+        num_workers=workers, prefetch_factor=4 if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
+    )  # fmt: skip
+    progress.network.train()
+    for inputs, labels in loader:
+        loss, dice = _step(progress, inputs, labels, schedule, device)
+        report(progress.step, loss, dice)
+        progress.step += 1
+        now = time.monotonic()
+        if now - saved > 60 * schedule.checkpoint_minutes:
+            progress.save(checkpoint)
+            saved = now
+        if now - started > 60 * minutes:
+            break
+    progress.save(checkpoint)
+    return progress.step >= schedule.steps
+
+
+def _step(
+    progress: Progress, inputs: Tensor, labels: Tensor, schedule: Schedule, device: torch.device
+) -> tuple[float, Tensor]:
+    """Take one step of gradient descent and move the average."""
+    for group in progress.optimizer.param_groups:
+        group["lr"] = schedule.rate(progress.step)
+    inputs = inputs.to(device, memory_format=torch.channels_last_3d)
+    labels = labels.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        logits = progress.network(inputs)
+    loss = dice_and_cross_entropy(logits, labels)
+    progress.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(progress.network.parameters(), schedule.gradient_norm)
+    progress.optimizer.step()
+    decay = min(schedule.average, progress.step / (progress.step + 20))
+    for name, value in progress.network.state_dict().items():
+        progress.average[name].lerp_(value.to(progress.average[name].dtype), 1 - decay)
+    return float(loss.detach()), hard_dice(logits.detach(), labels)
+
+
+def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Dice a class of the most probable labels, background left out; NaN where the truth has none."""
+    predicted = logits.argmax(dim=1)
+    classes = logits.shape[1]
+    truth_count = torch.bincount(labels.flatten().long(), minlength=classes).float()
+    predicted_count = torch.bincount(predicted.flatten(), minlength=classes).float()
+    both = torch.bincount(labels[labels == predicted].flatten().long(), minlength=classes).float()
+    dice = 2 * both / (truth_count + predicted_count)
+    return torch.where(truth_count > 0, dice, torch.nan)[1:]
+
+
+def use_cores(count: int | None = None) -> int:
+    """Let torch use `count` cores, by default those this process may run on."""
+    cores = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    return cores

@@ -1,0 +1,63 @@
+"""Streams of labelled samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.sample import View, draw_sample
+from bids_dgmseg.simulate.susceptibility import split_dentate
+
+PHANTOM_SHARE = 0.15
+"""Part of the samples that show the phantom's ellipsoids in place of the template."""
+
+_PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))
+
+
+def training_heads(template: Volume | None) -> list[tuple[LabelMap, float]]:
+    """Gather the anatomies that training draws from: the label template, where there is one, and the phantom."""
+    grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
+    phantom = split_dentate(LabelMap.from_volume(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)))
+    if template is None:
+        return [(phantom, 1.0)]
+    return [(split_dentate(LabelMap.from_volume(template)), 1 - PHANTOM_SHARE), (phantom, PHANTOM_SHARE)]
+
+
+class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
+    """Maps drawn on demand; sample i of a seed is always the same map.
+
+    Parameters
+    ----------
+    heads : sequence of (LabelMap, float)
+        Anatomies and how often each is drawn.
+    view : View
+        Field of view.
+    seed : int
+        Two seeds share no sample.
+    classes_of : callable
+        Turns the simulation's labels into the classes to learn.
+    normalize : callable
+        Turns ppm into the network's input.
+    """
+
+    def __init__(
+        self, heads: Sequence[tuple[LabelMap, float]], view: View, *, seed: int,
+        classes_of: Callable[[Tensor], Tensor], normalize: Callable[[np.ndarray], np.ndarray],
+    ) -> None:  # fmt: skip
+        self.heads, self.view, self.seed = heads, view, seed
+        self.classes_of, self.normalize = classes_of, normalize
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Draw sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
+        torch.set_num_threads(1)
+        chi, labels = draw_sample(self.heads, self.view, self.seed * 10_000_000 + index)
+        return torch.from_numpy(self.normalize(chi.numpy()))[None], self.classes_of(labels)
