@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel import orientations
+from numpy.typing import NDArray
 
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
-from bids_dgmseg.settings import Settings
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
 from tests.oracle import oracle_model
 
@@ -52,12 +52,13 @@ def make_grid(name: str) -> Grid:
     return Grid((x, y, z), upright.affine @ orientations.inv_ornt_aff(turn, upright.shape))
 
 
-def _tilt() -> np.ndarray[Any, Any]:
+def _tilt() -> NDArray[np.float64]:
     """Rotation by 15 degrees about x, then 10 about z."""
     about_x, about_z = np.deg2rad([15, 10])
     x = np.array([[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]])
     z = np.array([[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]])
-    return z @ x
+    tilt: NDArray[np.float64] = z @ x
+    return tilt
 
 
 @cache
@@ -118,23 +119,12 @@ def write_map(
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path) -> Callable[..., Settings]:
-    """Settings of a run with the oracle into ``out``, with a working directory of its own."""
-
-    def make(bids_dir: Path, **options: Any) -> Settings:
-        defaults = {"output_dir": tmp_path / "out", "work_dir": tmp_path / "work", "model": "oracle"}
-        return Settings(bids_dir=bids_dir, **{**defaults, **options})
-
-    return make
-
-
-@pytest.fixture
 def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
     """The command line with the oracle, into ``out``: returns the exit code."""
     from bids_dgmseg.cli import main
 
     def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
         given = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]
-        return main([*given, *([] if "--model" in options else ["--model", oracle.name]), *options])
+        return main([*given, "--model", oracle.name, "--nprocs", "1", "--skip-bids-validation", *options])
 
     return call

@@ -94,7 +94,8 @@ class NetworkPredictor:
         for window in windows:
             part = _to_numpy(forward(self.network, values[:, *window], self.device))
             total[:, *window] += part * _middle_weight(part.shape[1:])
-        return total / total.sum(axis=0)
+        total /= total.sum(axis=0)
+        return total
 
 
 def _windows(shape: tuple[int, ...], patch: list[int]) -> Iterator[tuple[slice, ...]]:

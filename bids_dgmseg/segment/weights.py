@@ -79,7 +79,8 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
         network.load_state_dict({name: values.float() for name, values in state.items()})
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not weights of {model.name} ({reason}); give the folder it was trained in") from error
+        message = f"{path}: not weights of {model.name} ({reason}); give the folder it was trained in"
+        raise InputError(message) from error
     return network.eval().requires_grad_(False)
 
 
@@ -113,5 +114,4 @@ def pick_device(device: str) -> torch.device:
 
 def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device in the memory layout that is fastest for small 3D convolutions."""
-    moved: nn.Module = network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return moved
+    return network.to(device).to(memory_format=torch.channels_last_3d)

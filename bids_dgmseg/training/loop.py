@@ -149,7 +149,7 @@ def _step(
         logits = progress.network(inputs)
     loss = dice_and_cross_entropy(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(progress.network.parameters(), schedule.gradient_norm)
     progress.optimizer.step()
     decay = min(schedule.average, progress.step / (progress.step + 20))

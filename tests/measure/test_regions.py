@@ -19,7 +19,7 @@ def measure_line(chi: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, **
     """Measure DN_L on a row of voxels of 2 mm³."""
     arrays = [np.asarray(values).reshape(-1, 1, 1) for values in (chi, labels, probabilities)]
     options = {"structures": [DN_L], "voxel_size_mm": VOXEL_MM} | options
-    return measure_regions(arrays[0].astype(float), arrays[1], arrays[2][None].astype(float), **options).loc[0]
+    return measure_regions(arrays[0].astype(float), arrays[1], arrays[2][None].astype(float), **options).iloc[0]
 
 
 def test_columns_are_those_of_the_dictionary():
