@@ -74,6 +74,8 @@ def read_participants(path: Path, labels: Iterable[str]) -> Participants:
         if len(values) > len(header):
             raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; correct it")
         values = [*values, *[MISSING] * (len(header) - len(values))]
+        if values[id_column] == MISSING:
+            raise InputError(f"{path.name}: line {number} has no participant_id; fill it in or remove the line")
         label = find(values[id_column])
         if label in rows:
             raise InputError(
