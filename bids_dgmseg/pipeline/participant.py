@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
-from os import getpid
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
@@ -58,7 +57,7 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
     from bids_dgmseg.bids.derivatives import write_dataset_files
     from bids_dgmseg.pipeline.run import Run
 
-    logs = settings.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{getpid()}"
+    logs = settings.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
     logs.mkdir(parents=True)
     jobs = _plan(settings, model, scans)
     progress = Progress(len(jobs))

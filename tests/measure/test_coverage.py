@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.measure.coverage import Coverage, find_gaps
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+
+NUCLEI = Box((-40.5, -75, -51), (40.5, 40.5, 34.5))
+"""Holds all nuclei of the phantom with room around; whole voxels of 1.5 mm."""
+
+
+def gaps_of(dseg: Volume, voxels_pv: NDArray[np.float64] | None = None) -> Coverage:
+    return find_gaps(dseg, structures=STRUCTURES, voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv)
+
+
+def phantom_in(
+    low_mm: tuple[float, float, float] = NUCLEI.low_mm, high_mm: tuple[float, float, float] = NUCLEI.high_mm,
+    turn: NDArray[np.float64] | None = None,
+) -> Volume:  # fmt: skip
+    """The phantom's nuclei in a field of view at 1.5 mm, the head turned if asked."""
+    upright = world_grid(Box(low_mm, high_mm), (1.5, 1.5, 1.5))
+    dseg = PHANTOM.dseg(upright)
+    return dseg if turn is None else Volume(dseg.array, turn @ dseg.affine)
+
+
+def test_nothing_is_said_where_every_nucleus_is_whole():
+    assert gaps_of(phantom_in()) == Coverage(missing=(), warnings=())
+
+
+@pytest.mark.parametrize(("low_mm", "high_mm", "face", "missing"), [
+    # the first voxel's centre lies 0.75 mm inside the box
+    ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+    ((-40.5, -36, -51), NUCLEI.high_mm, "hindmost slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+])  # fmt: skip
+def test_what_lies_beyond_the_image_is_missing_and_the_side_is_named(low_mm, high_mm, face, missing):
+    gaps = gaps_of(phantom_in(low_mm, high_mm))
+    assert set(gaps.missing) == missing
+    assert f"DN_L lies outside the image ({face}); its values are n/a" in gaps.warnings
+
+
+def test_a_turned_head_has_its_nuclei_where_the_others_say():
+    about_x = np.deg2rad(25)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(about_x), -np.sin(about_x)], [np.sin(about_x), np.cos(about_x)]]
+    gaps = gaps_of(phantom_in((-40, -75, -24), turn=turn))
+    assert set(gaps.missing) == {"DN_L", "DN_R", "IN_L", "IN_R"}
+    assert all("lies outside the image (lowest slice at z = " in line for line in gaps.warnings)
+
+
+def test_a_nucleus_that_should_be_in_the_image_was_not_found():
+    dseg = phantom_in()
+    dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
+    gaps = gaps_of(dseg)
+    assert gaps.missing == ("STN_R",)
+    assert gaps.warnings == ("STN_R was not found; its values are n/a",)
+
+
+def test_a_nucleus_that_fills_half_a_voxel_is_lost_but_not_missing():
+    dseg = phantom_in()
+    dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
+    voxels_pv = np.where([structure.abbreviation == "STN_R" for structure in STRUCTURES], 0.5, 0)
+    gaps = gaps_of(dseg, voxels_pv)
+    assert gaps.missing == ()
+    assert gaps.warnings == ("STN_R has no voxel at 1.5 x 1.5 x 1.5 mm; its label volume is 0, see volume_pv_mm3",)
+
+
+def test_a_nucleus_at_the_edge_may_be_cut():
+    gaps = gaps_of(phantom_in((-40, -75, -36)))  # through the middle of the dentate nuclei
+    assert "DN_L touches the edge of the image; its volume may be too small" in gaps.warnings
+    assert gaps.missing == ()
+
+
+def test_an_empty_segmentation_names_every_nucleus():
+    empty = Grid((10, 10, 10), np.eye(4))
+    gaps = gaps_of(Volume(np.zeros(empty.shape, np.uint8), empty.affine))
+    assert len(gaps.missing) == 16
+    assert gaps.warnings[0] == "DN_L was not found; its values are n/a"

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+
+from bids_dgmseg.images.volume import Volume, write_like
+from bids_dgmseg.pipeline.files import read_block, read_fractions, to_fractions, write_json
+
+
+def test_fractions_are_255ths_inside_the_block_and_0_outside():
+    probabilities = np.array([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)
+    fractions = to_fractions(probabilities, (slice(1, 4), slice(0, 1), slice(2, 3)), (5, 2, 3))
+    assert fractions.shape == (5, 2, 3, 1)
+    assert fractions[:, 0, 2, 0].tolist() == [0, 0, 128, 255, 0]  # 127.5 is rounded to the even 128
+    assert fractions.sum() == 128 + 255
+
+
+def test_fractions_come_back_from_a_file_of_another_orientation(tmp_path):
+    reference = tmp_path / "lps.nii"
+    nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([-1, -1, 1, 1])).to_filename(reference)
+    fractions = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 2), np.uint8)
+    write_like(fractions, reference, tmp_path / "probseg.nii.gz", scale=1 / 255)
+    block = (slice(1, 3), slice(0, 5), slice(2, 6))
+    read = read_fractions(tmp_path / "probseg.nii.gz", block)
+    np.testing.assert_allclose(read, np.moveaxis(fractions[block], -1, 0) / 255, rtol=1e-6)  # float32
+    assert Volume.read(reference).shape == fractions.shape[:3]
+
+
+def test_a_block_comes_back_from_its_file(tmp_path):
+    write_json([[0, 2], [1, 3], [4, 9]], tmp_path / "block.json")
+    assert read_block(tmp_path / "block.json") == (slice(0, 2), slice(1, 3), slice(4, 9))

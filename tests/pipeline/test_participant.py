@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.models import MODELS
+from tests.conftest import coarse_chi
+from tests.oracle import oracle_model
+
+
+def spoil(dataset: Path, scan: str) -> None:
+    """Turn a map into zeros."""
+    (path,) = dataset.rglob(f"{scan}_Chimap.nii.gz")
+    nib.Nifti1Image(np.zeros_like(coarse_chi().array), coarse_chi().affine).to_filename(path)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every result by its name; logs differ from run to run."""
+    paths = (path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
+
+
+@pytest.fixture
+def greedy(monkeypatch):
+    model = oracle_model("greedy", "Greedy")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_parallel_and_serial_runs_write_the_same(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
+    assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
+    assert run(dataset, "--nprocs", "2", out=tmp_path / "parallel") == 0
+    assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_one_broken_scan_leaves_the_others(bids_dataset, run, tmp_path, capsys, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03")
+    spoil(dataset, "sub-02")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    err = capsys.readouterr().err
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
+    assert "1 of 3 scans failed: sub-02; see " in err
+    assert "Traceback" not in err
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-03.html"}
+    assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
+
+
+def test_a_broken_scan_that_is_mended_is_all_that_the_next_run_does(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    spoil(dataset, "sub-02")
+    assert run(dataset) == 1
+    bids_dataset("sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 0
+    assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_worker_fails_its_scan_and_never_hangs(bids_dataset, run, greedy, capsys, tmp_path):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", greedy, "--nprocs", "2", "--mem-gb", "3") == 1
+    err = capsys.readouterr().err
+    assert "sub-01: segment was killed, probably for memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
+    assert "2 of 2 scans failed: sub-01, sub-02; see " in err
+    assert not (tmp_path / "out" / "sub-01").exists()
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
+    spoil(dataset, "sub-01")
+    assert run(dataset, "--stop-on-first-crash", "--nprocs", nprocs) == 1
+    assert not (tmp_path / "out" / "sub-04").exists()
+
+
+def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
+    def burst(*args, **kwargs):
+        raise RuntimeError("the pen broke")
+
+    monkeypatch.setattr("bids_dgmseg.pipeline.interfaces.draw_mosaic", burst)
+    assert run(bids_dataset("sub-01")) == 1
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: figures crashed"))
+    assert line.startswith("sub-01: figures crashed (RuntimeError: the pen broke); see ")
+    assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
+
+
+def test_what_runs_leave_in_the_working_directory(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    spoil(dataset, "sub-02")
+    run(dataset)
+    (folder,) = (tmp_path / "work").glob("run-*")
+    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for whoever looks into the failure
+    bids_dataset("sub-02")
+    run(dataset)
+    assert list((tmp_path / "work").glob("run-*")) == [folder]
+
+
+def test_a_page_that_an_earlier_run_did_not_reach_is_written(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01")
+    run(dataset)
+    page = tmp_path / "out" / "sub-01.html"
+    page.unlink()
+    assert run(dataset) == 0
+    assert page.is_file()
+
+
+def test_a_page_that_cannot_be_written_ends_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
+    def burst(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("bids_dgmseg.report.page.write_page", burst)
+    assert run(bids_dataset("sub-01")) == 1
+    assert "sub-01: the page could not be written (disk full)" in capsys.readouterr().err
+    assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))
+
+
+def test_participants_without_a_map_are_named(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01")
+    (dataset / "sub-02" / "anat").mkdir(parents=True)
+    assert run(dataset) == 0
+    assert "sub-02: no _Chimap; left out" in capsys.readouterr().err
+
+
+def test_standard_output_has_one_line_a_step_and_nothing_else(bids_dataset, run, capsys, tmp_path):
+    run(bids_dataset("sub-01_ses-1"))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "sub-01_ses-1: check", "sub-01_ses-1: ppm (from sidecar), reference whole brain", "sub-01_ses-1: localize",
+        "sub-01_ses-1: segment", "sub-01_ses-1: measure", "sub-01_ses-1: figures", "sub-01_ses-1: save",
+        "sub-01_ses-1: done (1 of 1)", f"1 of 1 scans done; see {tmp_path / 'out'}/sub-*.html",
+    ]  # fmt: skip
+    assert err == ""
+
+
+def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
+    run(bids_dataset("sub-01"))
+    (path,) = (tmp_path / "out").rglob("*_quality.json")
+    quality = json.loads(path.read_text())
+    assert quality["scan"] == "sub-01"
+    assert quality["input"] == {
+        "file": "sub-01_Chimap.nii.gz", "units": "ppm", "units_from": "sidecar", "reference": "whole brain",
+        "n_replaced": 0, "shape": [60, 74, 64], "voxel_size_mm": [2.5, 2.5, 2.5], "orientation": "RAS",
+    }  # fmt: skip
+    assert quality["warnings"] == []
+    assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])
+
+
+def test_a_map_that_cannot_be_opened_fails_alone(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    chi = dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz"
+    chi.unlink()
+    chi.symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
+    assert run(dataset) == 1
+    assert "1 of 2 scans failed: sub-02" in capsys.readouterr().err

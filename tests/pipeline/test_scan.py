@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from nipype import Workflow
+
+from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf
+from bids_dgmseg.settings import Settings
+from tests.oracle import oracle_model
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Workflow:
+    chi = tmp_path / "sub-01_Chimap.nii.gz"
+    chi.touch()
+    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm"}, None, tmp_path, "raw")
+    settings = Settings(tmp_path, tmp_path / "out", weights=Path("/weights"), omp_nthreads=4, nprocs=3)
+    return init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+
+
+def documented(part: str) -> set[str]:
+    (section,) = re.findall(rf"{part}\n    -+\n(.*?)(?:\n\n|\Z)", str(init_scan_wf.__doc__), re.DOTALL)
+    return set(re.findall(r"^    (\w+)$", section, re.MULTILINE))
+
+
+def test_inputs_and_outputs_are_those_of_the_docstring(workflow):
+    assert set(workflow.get_node("inputs").interface._fields) == documented("Inputs")
+    assert set(workflow.get_node("outputs").interface._fields) == documented("Outputs")
+
+
+def test_every_output_is_connected(workflow):
+    outputs = workflow.get_node("outputs")
+    edges = [data["connect"] for _, target, data in workflow._graph.edges(data=True) if target is outputs]
+    assert {field for connections in edges for _, field in connections} == documented("Outputs")
+
+
+def test_nodes_are_the_steps_in_the_order_of_the_data(workflow):
+    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
+    for source, target in workflow._graph.edges():
+        if {source.name, target.name} <= set(STEPS):
+            assert STEPS.index(source.name) < STEPS.index(target.name)
+
+
+def test_the_workflow_is_named_after_the_scan(workflow):
+    assert workflow.name == "sub-01_ses-a_run-2"
+
+
+def test_networks_get_no_more_threads_than_processors(workflow):
+    assert workflow.get_node("segment").n_procs == 3
+
+
+def test_weights_of_the_user_reach_both_networks(workflow):
+    assert workflow.get_node("localize").inputs.weights == "/weights"
+    assert workflow.get_node("segment").inputs.weights == "/weights"

@@ -1,0 +1,333 @@
+"""The product end to end, as its users see it; the oracle stands in for a network, so nothing here needs luck."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli import main
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+from tests.conftest import HEAD, coarse_chi, make_grid, start_dataset, write_map
+from tests.oracle import oracle_model
+
+VALIDATOR = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+GRIDS = ("RAS", "LAS", "LPS", "PIR", "oblique", "anisotropic")
+STORED: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"grid": name} for name in GRIDS},
+    "uncompressed": {"grid": "RAS", "extension": ".nii"},
+    "int16": {"grid": "LPS", "dtype": np.int16},
+    "fine": {"spacing_mm": 1.4},
+    "qformonly": {"grid": "LAS", "codes": (1, 0)},
+    "twocodes": {"grid": "oblique", "codes": (1, 4)},
+}
+"""One head, stored in many ways: label of the participant → how."""
+
+
+def read_stats(out: Path, scan: str) -> dict[str, dict[str, str]]:
+    (path,) = out.rglob(f"{scan}_seg-oracle_stats.tsv")
+    with path.open(encoding="utf-8") as file:
+        return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every result by its name; logs differ from run to run."""
+    paths = (path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
+
+
+def assert_same_grid(written: nib.Nifti1Image, original: nib.Nifti1Image) -> None:
+    assert written.shape[:3] == original.shape
+    np.testing.assert_array_equal(written.affine, original.affine)
+    np.testing.assert_array_equal(written.header["pixdim"][:4], original.header["pixdim"][:4])
+    for code in ("qform_code", "sform_code"):
+        assert written.header[code] == original.header[code]
+
+
+def store(root: Path, name: str, how: Mapping[str, Any]) -> None:
+    """Write the phantom in one of many ways."""
+    grid = make_grid(how["grid"]) if "grid" in how else world_grid(HEAD, (how["spacing_mm"],) * 3)
+    path = write_map(root, f"sub-{name}", PHANTOM.chi(grid), extension=how.get("extension", ".nii.gz"))
+    if "dtype" in how:
+        image = nib.load(path)
+        scaled = nib.Nifti1Image(image.get_fdata(), image.affine, dtype=how["dtype"])
+        scaled.set_data_dtype(how["dtype"])  # nibabel chooses scl_slope
+        scaled.to_filename(path)
+    if "codes" in how:
+        image = nib.load(path)
+        image.set_qform(image.affine, how["codes"][0])
+        image.set_sform(image.affine, how["codes"][1])
+        image.to_filename(path)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of ``ds`` and ``out`` after one run over the same head stored in many ways."""
+    folder = tmp_path_factory.mktemp("heads")
+    start_dataset(folder / "ds")
+    for name, how in STORED.items():
+        store(folder / "ds", name, how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "oracle", oracle_model())
+        arguments = ["--model", "oracle", "--nprocs", "1", "-w", str(folder / "work"), "--no-masks"]
+        assert main([str(folder / "ds"), str(folder / "out"), "participant", *arguments]) == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=STORED)
+def head(request: pytest.FixtureRequest, heads: Path) -> tuple[Path, Path, str]:
+    """One of them: its map, the output directory, the scan's name."""
+    (chi,) = (heads / "ds" / f"sub-{request.param}").rglob("*_Chimap.nii*")
+    return chi, heads / "out", f"sub-{request.param}"
+
+
+@pytest.mark.parametrize("suffix", ["dseg", "probseg"])
+def test_results_lie_on_the_maps_own_grid(head, suffix):
+    chi, out, scan = head
+    (path,) = out.rglob(f"{scan}_seg-oracle_{suffix}.nii.gz")
+    assert_same_grid(nib.load(path), nib.load(chi))
+
+
+def test_a_header_without_a_place_is_kept_as_it_is(tmp_path, run):
+    start_dataset(tmp_path / "ds")
+    store(tmp_path / "ds", "01", {"grid": "RAS", "codes": (0, 0)})
+    assert run(tmp_path / "ds", "--no-masks") == 0
+    (chi,), (dseg,) = (tmp_path / "ds").rglob("*_Chimap.nii.gz"), (tmp_path / "out").rglob("*_dseg.nii.gz")
+    assert_same_grid(nib.load(dseg), nib.load(chi))
+
+
+def test_left_stays_left_and_volumes_stay(head):
+    _, out, scan = head
+    for name, row in read_stats(out, scan).items():
+        truth_mm3 = PHANTOM.volumes_mm3[name]
+        # The answer at 2 mm is read at the centres of the map's voxels: few of 3 mm lie in a nucleus 5 mm high.
+        assert float(row["volume_pv_mm3"]) == pytest.approx(truth_mm3, rel=0.12), name
+    (path,) = out.rglob(f"{scan}_seg-oracle_dseg.nii.gz")
+    dseg = Volume.read(path, np.uint8)
+    for structure in STRUCTURES:
+        x_mm = (np.argwhere(dseg.array == structure.index) @ dseg.affine[:3, :3].T + dseg.affine[:3, 3])[:, 0]
+        assert (x_mm < 0).all() == (structure.hemisphere == "L"), structure.abbreviation
+
+
+def test_labels_are_the_phantoms(head):
+    _, out, scan = head
+    (path,) = out.rglob(f"{scan}_seg-oracle_dseg.nii.gz")
+    dseg = nib.load(path)
+    truth = PHANTOM.dseg(Grid(dseg.shape, dseg.affine)).array
+    found = np.asanyarray(dseg.dataobj)
+    both = 2 * np.count_nonzero((truth == found) & (truth > 0)) / (np.count_nonzero(truth) + np.count_nonzero(found))
+    assert both > 0.9  # Dice over all nuclei: 2 mm voxels, edges half a voxel off at most
+
+
+def test_susceptibilities_are_the_phantoms(head):
+    _, out, scan = head
+    for name in ("DN_L", "CN_R", "PUT_L", "GP_R"):  # large enough for a core free of partial volume
+        core = float(read_stats(out, scan)[name]["core_mean_ppm"])
+        assert core == pytest.approx(PHANTOM.chi_ppm[name], abs=0.002), name  # left and right differ by 0.004 and more
+
+
+def test_the_probabilities_are_whole_numbers_with_a_scale(head):
+    _, out, scan = head
+    (path,) = out.rglob(f"{scan}_seg-oracle_probseg.nii.gz")
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint8
+    assert image.shape[3] == 16
+    assert image.dataobj.slope == pytest.approx(1 / 255)
+    assert 0.9 < image.get_fdata().max() <= 1 + 1e-7  # 1/255 is rounded to float32 in the header
+
+
+def test_one_command_gives_every_file(bids_dataset, run, tmp_path):
+    run(bids_dataset("sub-01_ses-1_acq-x", "sub-01_ses-2"))
+    out = tmp_path / "out"
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    stem = "sub-01/ses-1/anat/sub-01_ses-1_acq-x"
+    results = {f"{stem}_seg-oracle_{end}" for end in (
+        "dseg.nii.gz", "dseg.json", "dseg.tsv", "probseg.nii.gz", "probseg.json", "stats.tsv", "stats.json",
+        "quality.json",
+    )}  # fmt: skip
+    masks = {f"{stem}_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}
+    pictures = {f"figures/sub-01_ses-1_acq-x_seg-oracle_desc-{plane}_dseg.png"
+                for plane in ("axial", "coronal", "sagittal")}  # fmt: skip
+    top = {"dataset_description.json", "dseg.tsv", "descriptions.tsv", ".bidsignore", "README", "sub-01.html",
+           "logs/CITATION.md", "logs/CITATION.bib"}  # fmt: skip
+    assert results | masks | pictures | top <= names
+    assert not [name for name in names if Path(name).name.startswith(".") and name != ".bidsignore"]
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_input_and_output_are_valid_bids(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01_ses-1", "sub-02_ses-1")
+    assert run(dataset) == 0
+    assert run(dataset, level="group") == 0
+    for folder in (dataset, tmp_path / "out"):
+        environment = {**os.environ, "DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
+        done = subprocess.run(
+            [str(VALIDATOR), str(folder), "--ignoreWarnings"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_maps_of_a_derivative_are_found(run, tmp_path, extension):
+    start_dataset(tmp_path / "ds")
+    qsmxt = tmp_path / "ds" / "derivatives" / "qsmxt"
+    write_map(qsmxt, "sub-01", coarse_chi(), extension=extension)
+    assert run(tmp_path / "ds") == 0
+    assert (tmp_path / "out" / "sub-01.html").is_file()
+
+
+def test_running_again_does_nothing(bids_dataset, run, tmp_path, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    run(dataset)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")}
+    capsys.readouterr()
+    assert run(dataset) == 0
+    assert capsys.readouterr().out == "all 2 scans are done and unchanged; --force does them again\n"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
+
+
+def change_map(dataset: Path, out: Path) -> list[str]:
+    write_map(dataset, "sub-01", coarse_chi().with_array(coarse_chi().array * np.float32(1.1)))
+    return []
+
+
+def change_sidecar(dataset: Path, out: Path) -> list[str]:
+    write_map(dataset, "sub-01", coarse_chi(), sidecar={"Units": "ppm", "ReferenceRegion": "CSF"})
+    return []
+
+
+def lose_a_result(dataset: Path, out: Path) -> list[str]:
+    next(out.rglob("*_probseg.nii.gz")).unlink()
+    return []
+
+
+def force(dataset: Path, out: Path) -> list[str]:
+    return ["--force"]
+
+
+def leave_out_masks(dataset: Path, out: Path) -> list[str]:
+    return ["--no-masks"]
+
+
+@pytest.mark.parametrize("change", [change_map, change_sidecar, lose_a_result, force, leave_out_masks])
+def test_running_again_redoes_what_has_changed(bids_dataset, run, tmp_path, capsys, change):
+    dataset = bids_dataset("sub-01")
+    run(dataset)
+    options = change(dataset, tmp_path / "out")
+    capsys.readouterr()
+    assert run(dataset, *options) == 0
+    assert "sub-01: done (1 of 1)" in capsys.readouterr().out
+
+
+def test_two_runs_give_the_same_bytes(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01")
+    run(dataset, out=tmp_path / "one")
+    run(dataset, out=tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_dry_run_lists_and_writes_nothing(bids_dataset, run, tmp_path, capsys):
+    dataset = bids_dataset("sub-01_ses-1", "sub-02")
+    assert run(dataset, "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "sub-01_ses-1: would segment bids:raw:sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz with oracle\n" in out
+    assert err == ""
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_choice_of_participants_and_sessions(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")
+    assert run(dataset, "--participant-label", "sub-01", "--session-label", "2") == 0
+    assert [path.name for path in (tmp_path / "out").rglob("*_dseg.nii.gz")] == ["sub-01_ses-2_seg-oracle_dseg.nii.gz"]
+
+
+def test_the_group_level_joins_participants(bids_dataset, run, tmp_path, capsys):
+    dataset = bids_dataset("sub-01_ses-1", "sub-02_ses-1")
+    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t34\nsub-02\t71\n")
+    run(dataset)
+    assert run(dataset, level="group") == 0
+    assert str(tmp_path / "out" / "group_stats.tsv") in capsys.readouterr().out
+    with (tmp_path / "out" / "group_volumes.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["participant_id"], row["age"]) for row in rows] == [("sub-01", "34"), ("sub-02", "71")]
+    stats = read_stats(tmp_path / "out", "sub-02_ses-1")
+    assert float(rows[1]["RN_L_volume_mm3"]) == float(stats["RN_L"]["volume_mm3"])
+
+
+SCRIPT = """
+import os, signal, sys
+from bids_dgmseg import cli, models
+from tests.oracle import oracle_model
+
+models.MODELS["oracle"] = oracle_model()
+if "--die" in sys.argv:
+    sys.argv.remove("--die")
+    from bids_dgmseg.bids import derivatives
+    place, count = derivatives.place, iter(range(9))
+    def die_at_the_third(temporary, final):
+        if next(count) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        place(temporary, final)
+    derivatives.place = die_at_the_third
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the program in a process of its own, with a HOME of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([
+        str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}  # fmt: skip
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+        environment.pop(name, None)
+
+    def call(bids_dir: Path, *options: str) -> subprocess.Popen[str]:
+        given = [sys.executable, str(script), bids_dir.name, "out", "participant", "-w", "work", "--model", "oracle"]
+        return subprocess.Popen(
+            [*given, "--skip-bids-validation", *options], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_killed_run_leaves_nothing_half_written_and_is_taken_up(bids_dataset, run, start, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    killed = start(dataset, "--nprocs", "1", "--die")
+    killed.communicate(timeout=120)
+    assert killed.returncode == -9
+    for path in (tmp_path / "out").rglob("sub-*.nii.gz"):
+        nib.load(path).get_fdata()
+    assert run(dataset) == 0
+    assert len(list((tmp_path / "out").rglob("*_stats.tsv"))) == 2
+
+
+def test_two_runs_at_the_same_time_share_output_and_work_and_leave_home_alone(bids_dataset, start, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    both = [start(dataset, "--participant-label", label, "--nprocs", "2") for label in ("01", "02")]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert err == ""
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html"}
+    assert list((tmp_path / "home").iterdir()) == []
