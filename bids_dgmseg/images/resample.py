@@ -88,7 +88,9 @@ def _blurred(volume: Volume, grid: Grid) -> Volume:
     if (factors > 1).any():
         affine = volume.affine @ np.diag([*factors, 1.0])
         affine[:3, 3] = volume.affine[:3, :3] @ ((factors - 1) / 2) + volume.affine[:3, 3]
-        volume = Volume(measure.block_reduce(volume.array, tuple(factors), np.mean).astype(np.float32), affine)
+        spare = [(0, -size % factor) for size, factor in zip(volume.shape, factors.tolist(), strict=True)]
+        whole = np.pad(volume.array, spare, mode="edge")
+        volume = Volume(measure.block_reduce(whole, tuple(factors.tolist()), np.mean).astype(np.float32), affine)
     sigma = np.sqrt(np.maximum((extent_mm / volume.voxel_size_mm) ** 2 - 1, 0) / (8 * np.log(2)))
     if (sigma > 0.1).any():
         volume = volume.with_array(ndimage.gaussian_filter(volume.array, sigma))

@@ -22,8 +22,8 @@ LARGEST_SPREAD_PPM = 3.0
 """Brains spread over 0.05 to 0.4 ppm; streaks and noise around a head that was not stripped reach ±1 ppm."""
 SMALLEST_SPREAD_PPM = 1e-3
 """Below it lie masks, constants and maps in other units (tesla, fractions of one)."""
-SMALLEST_SPREAD_PPB = 40.0
-"""A brain's 0.05 ppm, with some room; local fields at 3 T spread over 5 to 30 Hz, below it."""
+SMALLEST_SPREAD_PPB = 30.0
+"""A brain's 0.05 ppm, with some room; local fields at 3 T spread over 5 to 25 Hz, below it."""
 PHASE_HINT_SPREAD = 1.0
 """A sidecar that calls the image a phase is believed above it; chi maps inherit phase sidecars, but stay below."""
 PHASE_RANGES = ((-math.pi, math.pi), (0.0, 2 * math.pi), (-4096.0, 4095.0), (0.0, 4095.0), (-3142.0, 3142.0))

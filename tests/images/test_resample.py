@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, resample, resample_channels, world_grid
+from bids_dgmseg.images.resample import Grid, covering_block, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 
 IDENTITY = np.eye(4)
@@ -59,23 +59,27 @@ def test_rounding_does_not_cost_an_edge_slice(order, rounding):
     np.testing.assert_allclose(out.array.ravel(), (1, 2, 3), atol=1e-6)  # float32
 
 
-@pytest.mark.parametrize("rounding", [-1e-12, 1e-12])
-def test_rounding_does_not_cost_a_channel_its_edge(rounding):
-    channel = np.array([1, 2, 3], np.float32).reshape(1, 3, 1, 1)
-    out = resample_channels(channel, Grid((3, 1, 1), IDENTITY), Grid((3, 1, 1), shifted(rounding)),
-                            fill=np.array([-7], np.float32))  # fmt: skip
-    np.testing.assert_allclose(out.ravel(), (1, 2, 3), atol=1e-6)  # float32
-
-
 def test_antialias_blurs_what_the_target_cannot_show():
     # Alternating 0 and 1, sampled every second voxel: without the blur only zeros are seen.
     stripes = line(*[0, 1] * 20)
     grid = Grid((20, 1, 1), np.diag([2.0, 1, 1, 1]))
     assert resample(stripes, grid).array.max() == 0
-    # A Gaussian of FWHM sqrt(2² - 1) voxels has sigma 0.7355. At half a cycle a voxel it passes exp(-(pi sigma)²/2),
-    # and as much again through the alias of its samples, so that of the stripes' amplitude 0.5 remains 0.069.
-    inner = resample(stripes, grid, antialias=True).array.ravel()[4:-4]
-    np.testing.assert_allclose(inner, 0.5 - np.exp(-((np.pi * 0.7355) ** 2) / 2), atol=1e-3)  # kernel cut at 4 sigma
+    # Every block of two holds a 0 and a 1.
+    np.testing.assert_allclose(resample(stripes, grid, antialias=True).array.ravel()[1:], 0.5, atol=1e-6)
+
+
+def test_antialias_blurs_by_the_part_of_a_voxel_that_blocks_leave():
+    # Sampled every 1.5 voxels no whole block fits; a Gaussian of FWHM sqrt(1.5² - 1) voxels has sigma 0.4748, and
+    # its taps 1, exp(-1 / 2 sigma²) = 0.1088 pass (1 - 0.2177) / (1 + 0.2177) = 0.642 of stripes of half a cycle a voxel.
+    grid = Grid((12, 1, 1), np.diag([1.5, 1, 1, 1]))
+    seen = resample(line(*[0, 1] * 10), grid, antialias=True).array.ravel()[2:-2]
+    assert seen.max() - 0.5 == pytest.approx(0.5 * 0.642, abs=1e-3)
+
+
+def test_antialias_repeats_the_edge_of_an_incomplete_block():
+    affine = np.diag([2.0, 1, 1, 1])
+    affine[0, 3] = 2.5  # the middle of the second block: the third voxel and its copy
+    assert resample(line(1, 1, 5), Grid((1, 1, 1), affine), antialias=True).array.ravel() == pytest.approx([5])
 
 
 def test_antialias_leaves_finer_grids_alone():
@@ -85,21 +89,20 @@ def test_antialias_leaves_finer_grids_alone():
     )
 
 
-def test_channels_go_the_way_of_volumes(store, affine):
-    source = Volume.read(store(affine))
-    channels = np.stack([source.array, -source.array])
-    grid = Grid((12, 12, 12), np.array([[1.0, 0, 0, -4], [0, 1, 0, -2], [0, 0, 1, 3], [0, 0, 0, 1]]))
-    out = resample_channels(channels, Grid(source.shape, source.affine), grid, fill=np.array([5, -5], np.float32))
-    expected = resample(source, grid, fill=5.0).array
-    np.testing.assert_allclose(out, np.stack([expected, -expected]), atol=1e-3)  # float32 at 1500
+def test_the_covering_block_holds_the_voxels_whose_centres_lie_in_the_box(grid):
+    inside = np.all((grid.centres_mm() >= (-20.1, -10.1, 0.1)) & (grid.centres_mm() <= (9.9, 15.2, 30.3)), axis=-1)
+    block = covering_block(grid, Box((-20.1, -10.1, 0.1), (9.9, 15.2, 30.3)))
+    assert inside[block].sum() == inside.sum() > 0
 
 
-def test_channels_that_miss_the_target_are_their_fill():
-    far = Grid((2, 2, 2), shifted(100))
-    out = resample_channels(np.ones((2, 2, 2, 2), np.float32), Grid((2, 2, 2), IDENTITY), far,
-                            fill=np.array([1, 0], np.float32))  # fmt: skip
-    assert out[0].min() == 1
-    assert out[1].max() == 0
+def test_the_covering_block_of_an_upright_grid_is_tight():
+    block = covering_block(Grid((10, 10, 10), IDENTITY), Box((1.5, 2.0, -5.0), (4.0, 2.5, 50.0)))
+    assert block == (slice(2, 5), slice(2, 3), slice(0, 10))
+
+
+def test_the_covering_block_of_a_box_elsewhere_is_empty():
+    block = covering_block(Grid((10, 10, 10), IDENTITY), Box((20, 0, 0), (30, 5, 5)))
+    assert np.zeros((10, 10, 10))[block].size == 0
 
 
 @given(shift=st.tuples(*[st.floats(-4, 4)] * 3), seed=st.integers(0, 99))

@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import MODELS, ModelInput
+from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.predict import Block, NetworkPredictor, forward, predict
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.oracle import oracle_model
+
+NUCLEI_BOX = Box((-45, -76, -52), (45, 34, 36))
+
+
+def test_probabilities_sum_to_one_on_every_grid(grid):
+    block = predict(PHANTOM.chi(grid), NUCLEI_BOX, oracle_model())
+    np.testing.assert_allclose(block.probabilities.sum(axis=0), 1, atol=1e-5)  # float32
+
+
+def test_volumes_and_sides_do_not_depend_on_the_grid(grid):
+    model = oracle_model()
+    block = predict(PHANTOM.chi(grid), NUCLEI_BOX, model)
+    voxel_mm3 = abs(np.linalg.det(grid.affine[:3, :3]))
+    centres_mm = grid.centres_mm()[block.slices]
+    for channel, structure in enumerate(model.structures, 1):
+        fraction = block.probabilities[channel]
+        # Trilinear interpolation keeps sums but for the way a coarse grid falls on a small body.
+        true_mm3 = PHANTOM.volumes_mm3[structure.abbreviation]
+        assert fraction.sum() * voxel_mm3 == pytest.approx(true_mm3, rel=0.12)
+        x_mm = (fraction * centres_mm[..., 0]).sum() / fraction.sum()
+        assert (x_mm < 0) == (structure.hemisphere == "L")
+
+
+def test_a_thick_voxel_holds_the_mean_over_it():
+    model = replace(oracle_model(), input=ModelInput(spacing_mm=(1, 1, 1), patch_mm=(90, 110, 88)))
+    fine, thick = (world_grid(NUCLEI_BOX, (1, 1, step)) for step in (1.0, 4.0))
+    blocks = [predict(PHANTOM.chi(grid), NUCLEI_BOX, model).probabilities for grid in (fine, thick)]
+    means = blocks[0].reshape(*blocks[0].shape[:3], 22, 4).mean(axis=-1)
+    np.testing.assert_allclose(blocks[1], means, atol=1e-4)  # the four points of a voxel are the fine grid's
+
+
+def test_a_box_beyond_the_map_is_background_there():
+    half = world_grid(Box((-75, -110, -10), (75, 74, 80)), (2, 2, 2))
+    block = predict(PHANTOM.chi(half), NUCLEI_BOX, oracle_model())
+    assert block.slices[2].start == 0
+    assert block.probabilities[1:3].max() == 0  # the dentates lie below
+
+
+class _Position(nn.Module):
+    """A network whose answer is its input, twice."""
+
+    def forward(self, x):
+        return torch.cat((x, -x), dim=1)
+
+
+def _windowed(patch_mm):
+    model = MODELS["dgm16"]
+    predictor = NetworkPredictor.__new__(NetworkPredictor)
+    predictor.model = replace(model, labels=("DN_L",), input=replace(model.input, patch_mm=patch_mm))
+    predictor.device, predictor.network = "cpu", _Position()
+    return predictor
+
+
+@pytest.mark.parametrize("patch_mm", [(20, 24, 28), (16, 16, 16), (7, 24, 9)])
+def test_windows_cover_every_voxel_and_agree_with_the_whole(patch_mm):
+    values = np.random.default_rng(0).normal(0, 0.05, (20, 24, 28)).astype(np.float32)
+    volume = Volume(values, np.eye(4))
+    whole = 1 / (1 + np.exp(-2 * 10 * values.astype(np.float64)))  # softmax of (v, -v), v in tenths of a ppm
+    answer = _windowed(patch_mm)(volume)
+    np.testing.assert_allclose(answer[0], whole, atol=1e-5)  # float32
+    np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
+
+
+def test_the_same_input_gives_the_same_bits():
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 3, 3, padding=1).eval()
+    values = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
+    first, second = (forward(network, values, "cpu").numpy().tobytes() for _ in range(2))
+    assert first == second
+
+
+def _block_of(labels, classes=17):
+    one_hot = np.moveaxis(np.eye(classes, dtype=np.float32)[labels], -1, 0)
+    return Block(one_hot, (slice(0, labels.shape[0]), slice(0, labels.shape[1]), slice(0, labels.shape[2])))
+
+
+def test_a_stray_part_of_a_nucleus_is_dropped():
+    labels = np.zeros((20, 10, 10), int)
+    labels[1:5, 1:5, 1:5] = 5  # 64 voxels
+    labels[15:17, 5, 5] = 5  # 2 voxels, less than a quarter
+    cleaned = clean(_block_of(labels), MODELS["dgm16"])
+    assert (cleaned == 5).sum() == 64
+    assert cleaned[15:17].max() == 0
+
+
+def test_two_parts_of_like_size_are_both_kept():
+    labels = np.zeros((20, 10, 10), int)
+    labels[1:3, 1:3, 1:3] = labels[10:12, 1:3, 1] = 3  # 8 and 4 voxels of the interposed nucleus
+    assert (clean(_block_of(labels), MODELS["dgm16"]) == 3).sum() == 12
+
+
+def test_labels_are_numbered_as_structures_whatever_the_channel():
+    model = replace(MODELS["dgm16"], labels=("GP_R", "RN_L"))
+    labels = np.zeros((4, 4, 4), int)
+    labels[0], labels[2] = 1, 2
+    cleaned = clean(_block_of(labels, classes=3), model)
+    assert [int(cleaned[0, 0, 0]), int(cleaned[2, 0, 0]), int(cleaned[1, 0, 0])] == [16, 5, 0]
