@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import settings
 from nibabel import orientations
 from numpy.typing import NDArray
 
@@ -20,6 +21,9 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
 from tests.oracle import oracle_model
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases each time, on any machine
+settings.load_profile("suite")
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
 """Holds the phantom."""
