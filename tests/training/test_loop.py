@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.networks.plain_unet import PlainUNet
+from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, nuclei_labels
+from bids_dgmseg.training.loop import Progress, Schedule, train
+from bids_dgmseg.training.sampling import SimulatedMaps
+
+SCHEDULE = Schedule(steps=6, warmup_steps=2, learning_rate=5e-3)
+
+
+@pytest.fixture
+def samples():
+    """Maps of a ball (CN_L) in a brain, 16 voxels wide."""
+    distance = np.linalg.norm(np.indices((40, 40, 40)) - 20, axis=0)
+    labels = np.where(distance < 6, 11, np.where(distance < 18, 22, 0)).astype(np.uint8)
+    to_index = torch.eye(4)
+    to_index[:3, 3] = 20
+    view = replace(SEGMENTER_VIEW, shape=(16, 16, 16), spacing_mm=2.0, centre_mm=(0.0, 0.0, 0.0))
+    head = LabelMap(torch.from_numpy(labels), to_index)
+    return SimulatedMaps([(head, 1.0)], view, seed=0, classes_of=nuclei_labels, normalize=lambda chi: 10 * chi)
+
+
+def _learn(samples, folder, *slices, schedule=SCHEDULE):
+    """Train in slices, each from a new network and the checkpoint; returns (progress, losses)."""
+    losses = []
+    for last in slices:
+        torch.manual_seed(len(losses))
+        progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), schedule)
+        if (folder / "checkpoint.pt").exists():
+            progress.load(folder / "checkpoint.pt")
+
+        def stop_after(step, loss, dice, last=last):
+            losses.append(loss)
+            if step + 1 == last < schedule.steps:
+                raise KeyboardInterrupt
+
+        try:
+            train(progress, samples, schedule=schedule, checkpoint=folder / "checkpoint.pt", minutes=10,
+                  device=torch.device("cpu"), report=stop_after, workers=0)  # fmt: skip
+        except KeyboardInterrupt:
+            progress.step += 1
+            progress.save(folder / "checkpoint.pt")
+    return progress, losses
+
+
+def test_a_training_in_slices_is_the_training_in_one_go(samples, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, losses = _learn(samples, tmp_path / "a", 6)
+    parts, sliced_losses = _learn(samples, tmp_path / "b", 2, 5, 6)
+    assert sliced_losses == losses
+    for name, value in whole.average.items():
+        torch.testing.assert_close(parts.average[name], value, rtol=0, atol=0)
+
+
+def test_a_slice_ends_with_its_minutes_and_can_go_on(samples, tmp_path):
+    progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), SCHEDULE)
+    checkpoint, cpu = tmp_path / "checkpoint.pt", torch.device("cpu")
+
+    def ignore(*figures):
+        pass
+
+    assert not train(progress, samples, schedule=SCHEDULE, checkpoint=checkpoint, minutes=0, device=cpu,
+                     report=ignore, workers=0)  # fmt: skip
+    assert progress.step == 1
+    assert train(progress, samples, schedule=SCHEDULE, checkpoint=checkpoint, minutes=5, device=cpu,
+                 report=ignore, workers=0)  # fmt: skip
+    assert progress.step == 6
+
+
+def test_it_learns(samples, tmp_path):
+    _, losses = _learn(samples, tmp_path, 40, schedule=replace(SCHEDULE, steps=40))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_the_rate_warms_up_and_falls_to_a_hundredth():
+    schedule = Schedule(steps=100, warmup_steps=4, learning_rate=1.0)
+    assert [schedule.rate(step) for step in (0, 3)] == [0.25, 1.0]
+    assert schedule.rate(50) == pytest.approx(0.505)  # 0.01 + 0.99 / 2, half of the cosine
+    assert schedule.rate(100) == pytest.approx(0.01)
+
+
+def test_a_sample_is_the_same_whenever_it_is_asked_for(samples):
+    first, again, other = samples[3], samples[3], samples[4]
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
