@@ -9,6 +9,7 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleInterface, TraitedSpec, traits
 
 from bids_dgmseg.bids.derivatives import save_scan
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume, write_like
@@ -41,6 +42,8 @@ class Check(SimpleInterface):
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         path, cwd = Path(self.inputs.in_chi), Path(runtime.cwd)
+        if not path.exists():
+            raise InputError(f"{path.name}: a link that leads nowhere; fetch the file first (datalad get)")
         checked = check_chi(path, self.inputs.sidecar)
         out_chi = write_like(checked.chi_ppm.array, path, cwd / "chi.nii")
         self._results["out_chi"] = str(out_chi)

@@ -22,7 +22,6 @@ def check_folders(settings: Settings) -> None:
     """
     from bids_dgmseg.bids.derivatives import check_output
 
-    check_output(settings)
     root = settings.bids_dir.resolve()
     for folder, option in ((settings.output_dir, "output directory"), (settings.work_dir, "--work-dir")):
         inside = folder.resolve()
@@ -33,6 +32,7 @@ def check_folders(settings: Settings) -> None:
             )
     if maker := _foreign_maker(settings.output_dir):
         raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
+    check_output(settings)
 
 
 def make_run_folder(work_dir: Path) -> Path:
@@ -55,8 +55,8 @@ def _foreign_maker(folder: Path) -> str | None:
     try:
         description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
         makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
-    except FileNotFoundError:
+    except OSError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return "another program"
     return None if "bids_dgmseg" in makers else ", ".join(makers) or "another program"

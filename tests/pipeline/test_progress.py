@@ -26,9 +26,9 @@ def test_the_display_counts_scans_and_names_steps():
     progress.start("sub-01", "segment")
     progress.finish("sub-02")
     progress.fail("sub-03", "sub-03: all voxels are 0")
-    console = Console(file=io.StringIO(), width=100)
-    console.print(progress._draw())
-    lines = console.file.getvalue().splitlines()
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(progress._draw())
+    lines = shown.getvalue().splitlines()
     assert lines[0].rstrip() == "1 of 3 scans done, 1 failed, 1 running"
     assert lines[1].split()[:2] == ["sub-01", "segment"]
 

@@ -1,0 +1,304 @@
+"""What users hand in by mistake: the message, the exit code, and that the other scans are done."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bids_dgmseg.cli import main
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+from tests.conftest import HEAD, coarse_chi, start_dataset, write_map
+from tests.oracle import oracle_model
+
+CORTEX = (0, 60, 20)
+"""A place in the brain away from the nuclei, in mm."""
+
+
+def write(path: Path, array: NDArray[Any], **sidecar: str) -> None:
+    """Replace a map and, if asked, its sidecar."""
+    nib.Nifti1Image(array, coarse_chi().affine).to_filename(path)
+    if sidecar:
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
+
+
+def chi() -> NDArray[np.float32]:
+    copy: NDArray[np.float32] = coarse_chi().array.copy()
+    return copy
+
+
+def wrapped_phase() -> NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(-np.pi, np.pi, coarse_chi().shape).astype(np.float32)
+
+
+def link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
+
+
+def write_without_place(path: Path) -> None:
+    image = nib.Nifti1Image(chi(), None)
+    image.header["sform_code"] = 1  # its srow_* are all zero
+    image.to_filename(path)
+
+
+BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
+    "fourdimensions": (
+        lambda path: write(path, np.stack([chi(), chi()], axis=-1)),
+        r"has 4 dimensions \(60, 74, 64, 2\), expected 3; ",
+    ),
+    "zeros": (lambda path: write(path, 0 * chi()), r"all voxels are 0; "),
+    "nothingfinite": (lambda path: write(path, np.nan * chi()), r"no voxel is finite; "),
+    "cutshort": (
+        lambda path: path.write_bytes(path.read_bytes()[:20000]), r"the data are damaged or cut short \(.*\); "
+    ),
+    "notnifti": (lambda path: path.write_text("version https://git-lfs"), r"cannot be read as NIfTI \(.*\); "),
+    "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
+    "link": (link_to_nowhere, r"a link that leads nowhere; "),
+    "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"its sidecar says Hz, so it is a field map, "),
+    "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
+    "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
+    "phase": (
+        lambda path: write(path, wrapped_phase(), Reference="none"),
+        r"looks like a phase image \(values from -3\.14\d to 3\.14\d\), ",
+    ),
+    "magnitude": (
+        lambda path: write(path, np.abs(5000 * chi()) + 100 * (chi() != 0), Reference="none"),
+        r"looks like a magnitude image or labels \(values from .* to .*, none negative\), ",
+    ),
+    "complex": (lambda path: write(path, chi().astype(np.complex64)), r"holds complex64 values, expected one real "),
+    "noplace": (write_without_place, r"its affine is not invertible, "),
+}
+"""Label of the participant → how its map is spoiled, and what is said."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run left."""
+
+    code: int
+    err: Sequence[str]
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """One run over every bad map and a good one."""
+    folder = tmp_path_factory.mktemp("bad")
+    start_dataset(folder / "ds")
+    write_map(folder / "ds", "sub-good", coarse_chi())
+    for label, (spoil, _) in BAD.items():
+        spoil(write_map(folder / "ds", f"sub-{label}", coarse_chi()))
+    arguments = ["--model", "oracle", "--nprocs", "1", "-w", str(folder / "work"), "--skip-bids-validation"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
+        patch.setitem(MODELS, "oracle", oracle_model())
+        code = main([str(folder / "ds"), str(folder / "out"), "participant", *arguments])
+    return Ended(code, err.getvalue().splitlines(), folder / "out")
+
+
+@pytest.mark.parametrize("label", BAD)
+def test_a_bad_map_gets_one_line(ended, label):
+    (line,) = [line for line in ended.err if line.startswith(f"sub-{label}")]
+    assert re.match(rf"sub-{label}_Chimap\.nii\.gz: {BAD[label][1]}", line)
+    assert not list(ended.out.glob(f"sub-{label}*"))
+
+
+def test_bad_maps_end_with_1_and_a_list_and_the_good_one_is_done(ended):
+    assert ended.code == 1
+    labels = ", ".join(sorted(f"sub-{label}" for label in BAD))
+    assert ended.err[-1].startswith(f"{len(BAD)} of {len(BAD) + 1} scans failed: {labels}; see ")
+    assert len(ended.err) == len(BAD) + 1
+    assert (ended.out / "sub-good.html").is_file()
+
+
+def no_map(root: Path) -> list[str]:
+    (root / "sub-01" / "anat" / "sub-01_Chimap.nii.gz").unlink()
+    return []
+
+
+def no_dataset(root: Path) -> list[str]:
+    (root / "dataset_description.json").unlink()
+    return []
+
+
+def unknown_participant(root: Path) -> list[str]:
+    return ["--participant-label", "sub-07"]
+
+
+def unknown_session(root: Path) -> list[str]:
+    return ["--session-label", "9"]
+
+
+def unknown_model(root: Path) -> list[str]:
+    return ["--model", "unet"]
+
+
+def no_weights(root: Path) -> list[str]:
+    return ["--weights", str(root / "gone")]
+
+
+def broken_sidecar(root: Path) -> list[str]:
+    (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{"Units": "ppm",}')
+    return []
+
+
+def broken_filter(root: Path) -> list[str]:
+    (root.parent / "filter.json").write_text("{")
+    return ["--bids-filter-file", str(root.parent / "filter.json")]
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (no_map, r"ds: no _Chimap and no _MEGRE in it; "),
+    (no_dataset, r"ds: no dataset_description\.json; give the root folder of the BIDS dataset"),
+    (unknown_participant, r"ds: no sub-07; check --participant-label \(there are sub-01\)"),
+    (unknown_session, r"ds: no ses-9; check --session-label "),
+    (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
+    (no_weights, r".*gone: no such folder; check --weights"),
+    (broken_sidecar, r"sub-01_Chimap\.json: not valid JSON \(line 1, column 17\); "),
+    (broken_filter, r"filter\.json: "),
+])  # fmt: skip
+def test_a_run_that_cannot_begin_ends_with_2_and_one_line(bids_dataset, run, tmp_path, capsys, spoil, message):
+    dataset = bids_dataset("sub-01")
+    options = spoil(dataset)
+    assert run(dataset, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"bids_dgmseg: error: " + message, line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", [".", "results", "sub-01", "sub-01/anat/results", "sourcedata/results"])
+def test_results_inside_the_raw_data_are_refused(bids_dataset, run, capsys, place):
+    dataset = bids_dataset("sub-01")
+    before = sorted(dataset.rglob("*"))
+    assert run(dataset, out=dataset / place) == 2
+    assert "input" in capsys.readouterr().err
+    assert sorted(dataset.rglob("*")) == before
+
+
+def read_only_folder(tmp_path: Path) -> Path:
+    if os.geteuid() == 0:
+        pytest.skip("root may write to read-only folders")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    return tmp_path / "locked" / "out"
+
+
+def below_a_file(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "out"
+
+
+def read_only_file_system(tmp_path: Path) -> Path:
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc, where nobody may make folders")
+    return Path("/proc/out")
+
+
+@pytest.mark.parametrize("choose", [read_only_folder, below_a_file, read_only_file_system])
+def test_an_output_directory_that_cannot_be_written_is_refused(bids_dataset, run, tmp_path, capsys, choose):
+    assert run(bids_dataset("sub-01"), out=choose(tmp_path)) == 2
+    assert re.match(r"bids_dgmseg: error: .*out: cannot be written \(.+\); ", capsys.readouterr().err)
+
+
+def read_stats(out: Path) -> dict[str, dict[str, str]]:
+    (path,) = out.rglob("*_stats.tsv")
+    with path.open(encoding="utf-8") as file:
+        return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def read_quality(out: Path) -> dict[str, object]:
+    (path,) = out.rglob("*_quality.json")
+    quality: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return quality
+
+
+def voxel_at(place_mm: tuple[float, float, float]) -> tuple[int, ...]:
+    index = np.linalg.inv(coarse_chi().affine) @ [*place_mm, 1]
+    return tuple(np.rint(index[:3]).astype(int))
+
+
+def test_holes_in_the_brain_are_counted_said_and_left_out(bids_dataset, run, tmp_path, capsys):
+    dataset = bids_dataset("sub-01")
+    spoiled = chi()
+    (nucleus,) = (body for body in PHANTOM.nuclei if body.label == STRUCTURES.named("PUT_L").index)
+    for place, value in ((CORTEX, np.inf), (nucleus.centre_mm, np.nan)):
+        spoiled[voxel_at(place)] = value
+    write(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz", spoiled)
+    assert run(dataset) == 0
+    assert "2 voxels inside the brain are NaN or infinite" in capsys.readouterr().err
+    assert read_quality(tmp_path / "out")["input"]["n_replaced"] == 2  # type: ignore[index]
+    putamen = read_stats(tmp_path / "out")["PUT_L"]
+    mean_ppm, mass, voxel_mm3 = float(putamen["mean_ppm"]), float(putamen["mass_ppm_mm3"]), 2.5**3
+    assert mass / mean_ppm / voxel_mm3 == pytest.approx(int(putamen["n_voxels"]) - 1)  # the hole is in the volume only
+
+
+@pytest.mark.parametrize(("sidecar", "said"), [
+    ({"Units": "ppb"}, "ppb (from sidecar), reference not stated"),
+    (None, "ppb (from magnitude of the values), reference not stated"),
+])  # fmt: skip
+def test_ppb_becomes_ppm_and_is_said(run, tmp_path, capsys, sidecar, said):
+    start_dataset(tmp_path / "ds")
+    write_map(tmp_path / "ds", "sub-01", coarse_chi().with_array(1000 * chi()), sidecar=sidecar)
+    assert run(tmp_path / "ds") == 0
+    assert f"sub-01: {said}\n" in capsys.readouterr().out
+    pallidum = read_stats(tmp_path / "out")["GP_L"]
+    assert float(pallidum["core_mean_ppm"]) == pytest.approx(PHANTOM.chi_ppm["GP_L"], abs=0.005)  # noise of 0.005
+
+
+def test_a_map_without_a_sidecar_is_judged_by_its_values(bids_dataset, run, capsys):
+    assert run(bids_dataset("sub-01", sidecar=None)) == 0
+    assert "sub-01: ppm (from magnitude of the values), reference not stated\n" in capsys.readouterr().out
+
+
+@pytest.fixture
+def without_cerebellum(tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Path:
+    """The output for a map whose slices begin at z = -24 mm, above the dentate nuclei."""
+    start_dataset(tmp_path / "ds")
+    x, y, _ = HEAD.low_mm
+    grid = world_grid(Box((x, y, -24), HEAD.high_mm), (2.0, 2.0, 2.0))
+    write_map(tmp_path / "ds", "sub-01", PHANTOM.chi(grid))
+    assert run(tmp_path / "ds") == 0
+    return tmp_path / "out"
+
+
+def test_nuclei_outside_the_image_are_missing_and_the_others_are_done(without_cerebellum, capsys):
+    stats = read_stats(without_cerebellum)
+    for name, row in stats.items():
+        values = [value for column, value in row.items() if column.endswith(("voxels", "mm3", "ppm", "probability"))]
+        assert all(value == "n/a" for value in values) == name.startswith(("DN", "IN")), name
+    assert float(stats["RN_L"]["volume_pv_mm3"]) == pytest.approx(PHANTOM.volumes_mm3["RN_L"], rel=0.1)
+    err = capsys.readouterr().err.splitlines()
+    assert "sub-01: DN_L lies outside the image (lowest slice at z = -23 mm); its values are n/a" in err
+    assert len(err) == 4
+    assert read_quality(without_cerebellum)["warnings"] == err
+    assert "DN_L lies outside the image" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
+
+
+def test_a_map_of_nothing_the_model_knows_is_done_with_a_warning_a_nucleus(bids_dataset, run, monkeypatch, capsys):
+    monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume))
+    assert run(bids_dataset("sub-01")) == 0
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "sub-01: DN_L was not found; its values are n/a"
+    assert len(err) == len(STRUCTURES)
+
+
+def background(volume: Volume) -> NDArray[np.float32]:
+    shares: NDArray[np.float32] = np.zeros((len(STRUCTURES) + 1, *volume.shape), np.float32)
+    shares[0] = 1
+    return shares
