@@ -29,7 +29,7 @@ class View:
     """Chance that the map is noise, not 0, outside the brain."""
 
 
-SEGMENTER_VIEW = View(shape=(88, 112, 88), spacing_mm=1.0, centre_mm=(0.0, -20.0, -7.0))
+SEGMENTER_VIEW = View(shape=(72, 88, 72), spacing_mm=1.25, centre_mm=(0.0, -20.0, -7.0))
 """The nuclei of the largest head, with room for an error of the localizer."""
 
 LOCALIZER_VIEW = View(
