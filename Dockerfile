@@ -2,13 +2,13 @@
 # Nothing is fetched at run time; the image runs as any user, with any HOME or none, on a read-only file system.
 
 FROM python:3.12-slim AS build
-# CPU wheels by default; for a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# CPU wheels by default; for a GPU: --build-arg TORCH_OPTIONS=
+ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
 ENV PATH=/opt/venv/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 # torchvision comes with a dependency and must be of torch's build.
-RUN python -m venv /opt/venv && pip install --index-url "$TORCH_INDEX" torch torchvision
+RUN python -m venv /opt/venv && pip install $TORCH_OPTIONS torch torchvision
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE LICENSE-WEIGHTS ./
 COPY bids_dgmseg ./bids_dgmseg
