@@ -21,7 +21,7 @@ from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.segment.clean import clean
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.segment.threads import limit_threads
+from bids_dgmseg.segment.ready import limit_threads
 
 
 class _CheckInputSpec(BaseInterfaceInputSpec):

@@ -34,7 +34,7 @@ def configure_nipype(settings: Settings) -> None:
         "execution": {
             "crashfile_format": "txt",
             "create_report": "false",
-            "poll_sleep_duration": "0.01",  # 2 s by default
+            "poll_sleep_duration": "0.05",  # 2 s by default
             "remove_unnecessary_outputs": "false",
             "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
         },

@@ -56,10 +56,13 @@ def run_participant(settings: Settings) -> int:
 def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path) -> int:
     from bids_dgmseg.bids.derivatives import write_dataset_files
     from bids_dgmseg.pipeline.run import Run
+    from bids_dgmseg.segment.ready import check_ready
 
+    jobs = _plan(settings, model, scans)
+    if jobs:
+        check_ready(model, weights=settings.weights, device=settings.device)
     logs = settings.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
     logs.mkdir(parents=True)
-    jobs = _plan(settings, model, scans)
     progress = Progress(len(jobs))
     with log_to(logs, verbose=settings.verbose > 0), progress:
         configure_nipype(settings)

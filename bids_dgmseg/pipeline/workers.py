@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,9 +43,11 @@ class WorkersPlugin(MultiProcPlugin):
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph, and leave no process behind whatever happens."""
+        gc.freeze()  # Nipype collects garbage at every poll: with torch loaded that kept a whole core busy
         try:
             super().run(*args, **kwargs)
         finally:
+            gc.unfreeze()
             for process, _, _ in self._task_obj.values():
                 process.kill()
                 process.join()

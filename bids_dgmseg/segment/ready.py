@@ -1,0 +1,40 @@
+"""Before the networks run: are they there, and how many threads may they use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bids_dgmseg.models import Model
+
+
+def check_ready(model: Model, *, weights: Path | None, device: str) -> None:
+    """Load what a model needs once, so that a run that cannot work ends before its first scan.
+
+    Parameters
+    ----------
+    model : Model
+        The registry entry.
+    weights : path or None
+        Folder that takes the place of the model's own weights.
+    device : {"cpu", "cuda", "auto"}
+        Where the networks are to run.
+
+    Raises
+    ------
+    InputError
+        If weights are missing or damaged, or there is no such device.
+    """
+    from bids_dgmseg.segment.weights import load_weights, localizer_network, pick_device, segmenter_network
+
+    pick_device(device)
+    if model.localizer.network:
+        load_weights(localizer_network(model), model, "localizer", weights)
+    if model.network:
+        load_weights(segmenter_network(model), model, "segmenter", weights)
+
+
+def limit_threads(count: int) -> None:
+    """Let the networks of this process use `count` threads."""
+    import torch
+
+    torch.set_num_threads(count)
