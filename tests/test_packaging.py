@@ -1,0 +1,172 @@
+"""What goes around the program says the same as the program."""
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bids_dgmseg import __version__
+from bids_dgmseg.cli import build_parser
+from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.simulate.anatomy import HeadRanges
+from bids_dgmseg.simulate.artefacts import ArtefactRanges
+from bids_dgmseg.simulate.susceptibility import ValueRanges
+from bids_dgmseg.structures import STRUCTURES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+ACTIONS = {
+    next((word for word in action.option_strings if word.startswith("--")), action.dest): action
+    for action in build_parser()._actions
+    if action.dest not in ("help", "version")
+}
+"""By long option or, for arguments, by name."""
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def boutiques() -> Any:
+    return json.loads(read("boutiques.json"))
+
+
+def test_ci_runs_the_lines_of_the_readme():
+    headings = ("### Run the demo", "### Run the tests")
+    blocks = [read("README.md").partition(heading)[2].split("```")[1] for heading in headings]
+    lines = [block.removeprefix("bash\n").strip() for block in blocks]
+    said = subprocess.run([ROOT / ".ci" / "run", "--print"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == lines
+    assert all(line.startswith("python3 -m venv ") for line in lines)
+
+
+def test_ci_and_workflows_are_valid_shell():
+    for script in (ROOT / ".ci" / "run", *ROOT.glob("workflows/*.sh")):
+        subprocess.run(["bash", "-n", script], check=True)
+        assert script.stat().st_mode & 0o111, f"{script.name} is not executable"
+        assert "set -euo pipefail" in script.read_text(encoding="utf-8")
+
+
+def test_boutiques_has_exactly_the_options(boutiques):
+    known = {given.get("command-line-flag", given["id"]): given for given in boutiques["inputs"]}
+    assert list(known) == list(ACTIONS)
+    words = boutiques["command-line"].split()
+    assert words == ["bids_dgmseg", *(given["value-key"] for given in boutiques["inputs"])]
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_boutiques_takes_what_an_option_takes(boutiques, name):
+    action: argparse.Action = ACTIONS[name]
+    given = next(given for given in boutiques["inputs"] if given.get("command-line-flag", given["id"]) == name)
+    assert given["optional"] is bool(action.option_strings)
+    assert given.get("list", False) is (action.nargs == "+")
+    assert (given["type"] == "Flag") is (action.nargs == 0)
+    assert (given["type"] == "Number") is (getattr(action.type, "__name__", "") in ("positive_count", "positive_gb"))
+    assert given.get("value-choices") == (list(action.choices) if action.choices else None)
+    assert given["description"]
+
+
+def test_the_version_is_the_same_everywhere(boutiques):
+    assert boutiques["tool-version"] == __version__
+    assert boutiques["container-image"]["image"] == f"bids_dgmseg:{__version__}"
+    assert f"\nversion: {__version__}\n" in read("CITATION.cff")
+    assert f"\n## {__version__}\n" in read("CHANGELOG.md")
+    assert f'image.version="{__version__}"' in read("Dockerfile")
+    for page in PAGES:
+        versions = set(re.findall(r"bids_dgmseg:(\d[\w.]*)", page.read_text(encoding="utf-8")))
+        assert versions <= {__version__}, page.name
+
+
+def test_every_option_is_documented():
+    page = read("docs/options.md")
+    for name, action in ACTIONS.items():
+        for word in action.option_strings or [name]:
+            assert re.search(rf"`{re.escape(word)}[ `]", page), word
+    documented = set(re.findall(r"`(--[a-z-]+)", page.partition("## dgmseg\n")[0]))
+    assert documented - {"--participant"} <= {*ACTIONS, "--help", "--version"}  # --participant_label is an example
+
+
+def test_the_readme_names_only_options_that_exist():
+    section = read("README.md").partition("## Options in brief")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(--[a-z-]+)", section)) <= {*ACTIONS, "--help"}
+
+
+def test_every_column_of_the_table_is_documented():
+    page = read("docs/outputs.md")
+    assert [column for column in STATS_COLUMNS if f"`{column}`" not in page] == []
+
+
+def test_every_nucleus_is_documented_with_its_number():
+    page = read("docs/index.md")
+    assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
+
+
+@pytest.mark.parametrize("ranges", [HeadRanges(), ValueRanges(), ArtefactRanges()], ids=lambda r: type(r).__name__)
+def test_the_ranges_of_simulated_maps_are_documented(ranges):
+    table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
+    shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
+    known = dataclasses.asdict(ranges)
+    known.pop("bends", None)  # told in a sentence
+    assert shown == {name: write_range(value) for name, value in known.items()}
+
+
+def write_range(value: float | tuple[float, ...]) -> str:
+    if not isinstance(value, tuple):
+        return f"{value:g}"
+    return (" – " if len(value) == 2 else ", ").join(f"{number:g}" for number in value)
+
+
+def test_the_methods_have_the_sizes_of_the_shipped_model():
+    model = MODELS["dgm16"]
+    text = " ".join(read("docs/methods.md").split())
+    assert f"averaged to {model.input.spacing_mm[0]:g} mm inside the box" in text
+    assert f"({' × '.join(f'{edge:g}' for edge in model.input.patch_mm)} mm)" in text
+    assert model.localizer.input is not None
+    assert f"averaged to {model.localizer.input.spacing_mm[0]:g} mm on a grid" in text
+    assert f"a margin of {model.localizer.margin_mm:g} mm" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that MkDocs makes of the headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
+
+
+def test_every_page_is_on_the_site():
+    listed = re.findall(r"([\w/-]+\.md)$", read("mkdocs.yml"), flags=re.MULTILINE)
+    assert sorted(listed) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if "docs" in page.parts]
+
+
+def test_the_weights_name_the_works_that_they_started_from():
+    text = read("LICENSE-WEIGHTS")
+    for work in ("CC BY 4.0", "Allen Human Reference Atlas - 3D, 2020", "CIT168", "ICBM 152"):
+        assert work in text, work
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert project["license-files"] == ["LICENSE", "LICENSE-WEIGHTS"]
+    assert project["license"] == "Apache-2.0 AND CC-BY-4.0"
+
+
+def test_the_image_gets_all_that_the_package_is_built_from():
+    allowed = re.findall(r"^!(.+)$", read(".dockerignore"), flags=re.MULTILINE)
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert {"pyproject.toml", "bids_dgmseg", project["readme"], *project["license-files"]} <= set(allowed)
+    assert 'ENTRYPOINT ["bids_dgmseg"]' in read("Dockerfile")
