@@ -1,45 +1,101 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.networks.attention_unet import AttentionUNet25D
+from bids_dgmseg.networks.dcn_net import DCNNet
+from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
+from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segment.weights import localizer_network, segmenter_network
 
 
-@pytest.fixture(params=[(name, part) for name, model in MODELS.items() if model.network
-                        for part in ("segmenter", "localizer")], ids="-".join)  # fmt: skip
-def network(request):
-    name, part = request.param
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[bool], nn.Module]
+    """Takes deep_supervision."""
+    logits: int
+    channels: int = 1
+    axes: int = 3
+    sizes: tuple[tuple[int, int, int], ...] = ((16, 16, 16), (17, 21, 12), (5, 1, 3))
+
+    def shown(self, size: tuple[int, int, int], *, batch: int = 1) -> Tensor:
+        grid = size if self.axes == 3 else size[::2]  # 2.5D networks see X and Z
+        return torch.randn(batch, self.channels, *grid, generator=torch.Generator().manual_seed(0))
+
+
+def _registered(model: Model, part: str) -> Case:
+    def build(deep: bool) -> nn.Module:
+        network = (segmenter_network if part == "segmenter" else localizer_network)(model)
+        network.deep_supervision = deep  # type: ignore[assignment]  # a module's attribute
+        return network
+
+    labels = model.labels if part == "segmenter" else model.localizer.labels
+    return Case(build, len(labels) + 1, sizes=((32, 32, 32), (32, 33, 40), (17, 21, 35)))
+
+
+CASES = {
+    **{f"{name}-{part}": _registered(model, part) for name, model in MODELS.items() if model.network
+       for part in ("segmenter", "localizer") if part == "segmenter" or model.localizer.network},
+    "dcn_net": Case(lambda deep: DCNNet(1, 3, deep), 4),
+    "attention_unet": Case(lambda deep: AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
+    "deepqsmseg": Case(lambda deep: DeepQSMSeg(1, 11, deep), 11),
+}  # fmt: skip
+"""Registered networks as they ship; the papers' networks as the papers have them."""
+
+
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
+def case(request):
     torch.manual_seed(0)
-    return (segmenter_network if part == "segmenter" else localizer_network)(MODELS[name])
+    torch.set_num_threads(1)
+    return request.param
 
 
-def _classes(network):
-    return network.heads[-1].out_channels
+def test_logits_lie_on_the_input_grid(case):
+    network = case.build(False).eval()
+    for size in case.sizes:
+        shown = case.shown(size)
+        with torch.inference_mode():
+            assert network(shown).shape == (1, case.logits, *shown.shape[2:]), size
 
 
-@pytest.mark.parametrize("size", [(32, 32, 32), (32, 33, 40), (17, 21, 35)])
-def test_logits_lie_on_the_input_grid(network, size):
-    logits = network(torch.zeros(1, 1, *size))
-    assert logits.shape == (1, _classes(network), *size)
-
-
-def test_deep_supervision_gives_every_scale_full_resolution_first(network):
-    network.deep_supervision = True
-    logits = network(torch.zeros(1, 1, 32, 32, 32))
+def test_deep_supervision_gives_every_scale_full_resolution_first(case):
+    network = case.build(True).eval()
+    with torch.inference_mode():
+        logits = network(case.shown((32, 32, 32)))
     assert [part.shape[-1] for part in logits] == [32 // 2**scale for scale in range(len(logits))]
 
 
-def test_every_parameter_gets_a_gradient(network):
-    network.deep_supervision = True
-    sum(part.square().mean() for part in network(torch.randn(1, 1, 32, 32, 32))).backward()
+def test_every_parameter_gets_a_gradient(case):
+    network = case.build(True).train()
+    answer = network(case.shown(case.sizes[0], batch=2))  # batch statistics of a single value do not exist
+    logits, *auxiliary = answer if isinstance(answer, tuple) else (answer,)
+    sum(part.square().mean() for part in (*logits, *auxiliary)).backward()
     dead = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert dead == []
 
 
-def test_deep_supervision_keeps_the_weights():
-    from bids_dgmseg.networks.plain_unet import PlainUNet
+def test_an_exported_network_answers_alike(case):
+    network, shown = case.build(False).eval(), case.shown(case.sizes[0])
+    with torch.no_grad():
+        exported = torch.export.export(network, (shown,)).module()
+        torch.testing.assert_close(exported(shown), network(shown))
 
-    plain, supervised = (PlainUNet(1, 3, deep, features=(4, 8, 8)) for deep in (False, True))
+
+SMALL = {
+    "plain_unet": lambda deep: PlainUNet(1, 3, deep, features=(4, 8, 8)),
+    "dcn_net": lambda deep: DCNNet(1, 3, deep, dilations=((1,), (1, 2)), bottleneck_layers=2),
+    "attention_unet": lambda deep: AttentionUNet25D(1, 4, deep, features=(2, 4, 8), scales=2),
+    "deepqsmseg": lambda deep: DeepQSMSeg(1, 11, deep, features=(2, 4), blocks=(1, 1), attended=1),
+}
+
+
+@pytest.mark.parametrize("build", SMALL.values(), ids=list(SMALL))
+def test_deep_supervision_keeps_the_weights(build):
+    plain, supervised = build(False), build(True)
     assert plain.state_dict().keys() == supervised.state_dict().keys()
 
 

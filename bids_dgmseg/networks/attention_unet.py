@@ -1,0 +1,151 @@
+"""The multi-input attention U-Net (Zhao et al.): slices in 2D, attended skips, supervised at three scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_dgmseg.networks.blocks import crop_like, max_pool
+
+
+def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+    )  # fmt: skip
+
+
+class _AttentionGate(nn.Module):
+    """Fig. 3B: scale a skip by what the coarser grid of the decoder finds there."""
+
+    def __init__(self, features: int, gate: int, convolutions: Literal[1, 2]) -> None:
+        super().__init__()
+        self.to_gate = nn.Conv2d(features, gate, 1, stride=2)
+        self.hidden = nn.Conv2d(gate, gate, 1) if convolutions == 2 else nn.Identity()
+        self.score = nn.Conv2d(gate, 1, 1)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        both = functional.relu(self.hidden(self.to_gate(x) + gate))
+        score = torch.sigmoid(self.score(both))
+        return x * functional.interpolate(score, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+class AttentionUNet25D(nn.Module):
+    """U-Net over a few neighbouring slices that predicts the middle one.
+
+    Parameters
+    ----------
+    input_channels : int
+        Channels of one slice.
+    num_classes : int
+        Output channels, background included: 4 for red nucleus, substantia nigra, subthalamic nucleus.
+    deep_supervision : bool
+        Return logits at 1, 1/2 and 1/4, full resolution first.
+    slices : int
+        Neighbouring slices that the input holds, channels of the first slice first.
+    features : sequence of int
+        Filters a stage, top first; the last is below the last pooling.
+    scales : int
+        Supervised scales.
+    attention : bool
+        Scale the skips by attention gates; False is the paper's ablation.
+    gate_convolutions : {1, 2}
+        1×1 convolutions between the gate's sum and its sigmoid. The paper counts two convolutions without saying
+        which: 1 takes the strided one as the first of them, 2 puts both behind the sum.
+
+    Raises
+    ------
+    ValueError
+        If a stage has not twice the filters of the one above, or there are not as many scales.
+
+    Notes
+    -----
+    The paper [1]_, line by line ("silent": the choice is that of the published program, where there is one):
+
+    ==================  ===========================================  =======================================
+    Section             Paper                                        Here
+    ==================  ===========================================  =======================================
+    Preprocessing       three consecutive images, truth of the       ``slices`` as channels
+                        middle one
+    Preprocessing       128×128 (source), 96×96 (target)             any size: pooling rounds up, enlarging
+                                                                     cuts
+    Architecture,       U-Net, four downsampling and upsampling      max-pooling; 2×2 transposed convolution,
+    Fig. 3A             stages                                       stride 2 (silent); (3×3 convolution, batch
+                                                                     normalization, ReLU) twice (silent);
+                                                                     filters 16 to 256 (silent)
+    Architecture        image downsampled 2, 4 and 8 times is put    max-pooled (silent), two convolutions, set
+                        in too                                       beside the pooled features; each gives
+                                                                     half of the stage's channels (silent)
+    Fig. 3B             gate: 1×1 convolution of stride 2 on the     ``_AttentionGate``: to the gate's
+                        skip, as large as the gate signal; added     channels, added, ReLU, 1×1, sigmoid,
+                        to it; 1×1 convolutions, ReLU, sigmoid,      bilinear (silent), times the skip;
+                        up-sampling; input times coefficient         ``gate_convolutions``
+    Fig. 3B             gate signal from a lower scale               the decoder's features one grid below
+    Architecture        deeply supervised                            ``heads`` at 1, 1/2, 1/4, each with all
+                                                                     classes
+    Description         transfer without the output layers           everything but ``heads.*`` transfers
+    Comparison          without attention gates                      ``attention=False``
+    Evaluation          probabilities                                softmax over background and nuclei
+                                                                     (silent); belongs to loss and predictor
+    ==================  ===========================================  =======================================
+
+    Initial weights are torch's own, there is no dropout (both silent).
+
+    References
+    ----------
+    .. [1] Zhao W, et al. Automated segmentation of midbrain structures in high-resolution susceptibility maps
+       based on convolutional neural network and transfer learning. Front Neurosci 16 (2022) 801618.
+       doi:10.3389/fnins.2022.801618
+    """
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *, slices: int = 3,
+        features: Sequence[int] = (16, 32, 64, 128, 256), scales: int = 3, attention: bool = True,
+        gate_convolutions: Literal[1, 2] = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        *upper, bottom = features
+        if any(low != 2 * high for high, low in pairwise(features)):
+            raise ValueError(f"features are {tuple(features)}; each must be twice the one before")
+        if not 1 <= scales <= len(upper):
+            raise ValueError(f"scales is {scales}; it must be from 1 to {len(upper)}")
+        self.deep_supervision = deep_supervision
+        inputs = input_channels * slices
+        self.image = nn.ModuleList(
+            _two_convolutions(inputs, outputs) for outputs in (upper[0], *(width // 2 for width in upper[1:]))
+        )
+        self.down = nn.ModuleList(_two_convolutions(width, width) for width in upper[1:])
+        self.bottom = _two_convolutions(upper[-1], bottom)
+        steps = list(pairwise(reversed(features)))
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, 2) for low, high in steps)
+        self.gates = nn.ModuleList(_AttentionGate(high, low, gate_convolutions) for low, high in steps if attention)
+        self.up = nn.ModuleList(_two_convolutions(2 * high, high) for _, high in steps)
+        # Heads exist in both modes, so that one set of weights loads in both.
+        self.heads = nn.ModuleList(nn.Conv2d(high, num_classes, 1) for high in reversed(upper[:scales]))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map (B, C · slices, X, Z) to logits (B, classes, X, Z); with deep supervision a list, largest first."""
+        skips = self._encode(x)
+        features = self.bottom(max_pool(skips[-1], 2))
+        logits = []
+        for place, (enlarge, up) in enumerate(zip(self.enlarge, self.up, strict=True)):
+            skip = skips.pop()
+            attended = self.gates[place](skip, features) if len(self.gates) else skip
+            features = up(torch.cat((attended, crop_like(enlarge(features), skip)), dim=1))
+            head = place - len(self.up) + len(self.heads)
+            if head >= 0 and (self.deep_supervision or not skips):
+                logits.append(self.heads[head](features))
+        return logits[::-1] if self.deep_supervision else logits[-1]
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Compute the features of every grid above the bottom, largest first."""
+        skips = [self.image[0](x)]
+        for image, down in zip(self.image[1:], self.down, strict=True):
+            x = max_pool(x, 2)
+            skips.append(down(torch.cat((image(x), max_pool(skips[-1], 2)), dim=1)))
+        return skips

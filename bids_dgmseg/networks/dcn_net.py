@@ -1,0 +1,255 @@
+"""DCN-Net (Kim et al.): dilated dense blocks, attended skips, one softmax head for each nucleus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_dgmseg.networks.blocks import crop_like, max_pool
+
+_EPSILON = 1.1e-5
+
+
+class Attended(NamedTuple):
+    """What DCN-Net returns in training mode."""
+
+    logits: Tensor | list[Tensor]
+    auxiliary: Tensor
+    """Logits (B, 2, X, Y, Z) of the attention map: background, any nucleus."""
+
+
+class _DenseLayer(nn.Module):
+    """Batch normalization, ELU, 3³ convolution, dropout."""
+
+    def __init__(self, inputs: int, outputs: int, *, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(inputs, _EPSILON)
+        self.conv = nn.Conv3d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.dropout(self.conv(functional.elu(self.norm(x))))
+        return added
+
+
+class _DenseBlock(nn.Module):
+    """Layers that each see everything before them; returns input and additions together, and additions alone."""
+
+    def __init__(self, inputs: int, growth: int, dilations: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.added = growth * len(dilations)
+        self.layers = nn.ModuleList(
+            _DenseLayer(inputs + growth * place, growth, dilation=dilation, dropout=dropout)
+            for place, dilation in enumerate(dilations)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x = torch.cat((x, layer(x)), dim=1)
+        return x, x[:, self.inputs :]
+
+
+class _PyramidInput(nn.Module):
+    """3³ convolution, batch normalization and ELU on a smaller copy of the input, set beside the features."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm3d(outputs, _EPSILON)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        return torch.cat((features, functional.elu(self.norm(self.conv(image)))), dim=1)
+
+
+class _SkipAttention(nn.Module):
+    """Fig. 2b: scores from 0 to 1 that say where in a skip to look."""
+
+    def __init__(self, skip: int, gate: int, features: int) -> None:
+        super().__init__()
+        self.skip = nn.Conv3d(skip, features, 1, bias=False)
+        self.gate = nn.Conv3d(gate, features, 1, bias=False)
+        self.squeeze = nn.Conv3d(features, 1, 1, bias=False)
+        self.score = nn.Conv3d(3, 1, 1)
+
+    def forward(self, skip: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        skip = self.skip(skip)
+        both = skip + _enlarge(self.gate(gate), 2, skip)
+        where = torch.cat((both.mean(1, keepdim=True), both.amax(1, keepdim=True), self.squeeze(both)), dim=1)
+        score = torch.sigmoid(self.score(functional.elu(where)))
+        return skip * score, score
+
+
+def _enlarge(x: Tensor, factor: int, reference: Tensor) -> Tensor:
+    """Repeat every value, then cut to the reference's grid."""
+    return crop_like(functional.interpolate(x, scale_factor=float(factor), mode="nearest"), reference)
+
+
+class DCNNet(nn.Module):
+    """FC-Dense ContextNet with attended skips and independent label probabilities.
+
+    Parameters
+    ----------
+    input_channels : int
+        Channels of the input.
+    num_classes : int
+        Background and nuclei: 3 for dentate and interposed.
+    deep_supervision : bool
+        Return a list; the paper supervises the full resolution only, so it holds one tensor.
+    initial_features : int
+        Filters of the first convolution.
+    growth : int
+        Filters that every layer of a dense block adds.
+    dilations : sequence of sequence of int
+        Dilation of each layer of each block of the encoder.
+    bottleneck_layers : int
+        Layers of the block on the smallest grid.
+    dropout : float
+        Share of a dense layer's outputs that training leaves out.
+    independent : bool
+        One softmax over background and nucleus for each nucleus; otherwise one over all classes (Table II).
+
+    Notes
+    -----
+    Logits have 2 · (num_classes − 1) channels: background and nucleus 1, background and nucleus 2, …;
+    `split_heads` takes them apart. With ``independent=False`` there are num_classes channels.
+
+    In training mode the result is `Attended`, whose second part is supervised with the union of the nuclei.
+
+    The paper [1]_, line by line ("silent": the choice is that of the published program, where there is one):
+
+    ==================  ===========================================  =======================================
+    Section             Paper                                        Here
+    ==================  ===========================================  =======================================
+    II.A, Fig. 2a       3, 4, 5 layers in the dilated dense blocks,  ``dilations``, ``growth``; 16 filters
+                        dilations (1,1,2), (1,1,2,4), (1,1,2,4,8),   before them (silent)
+                        channels grow by 8
+    II.A, Fig. 3a       encoder of dilated dense blocks only, no     every block at full resolution
+                        transition down
+    II.A                max-pooling in the skips, features at        skips pooled by 1, 2, 4, the bottleneck's
+                        different scales into the decoder            input by 8
+    II.A, Fig. 2a       pyramid of the input patch set beside the    max-pooled by 2, 4, 8 (silent); as many
+                        max-pooled features                          filters as features (silent)
+    II.A, ref. 24       decoder of FC-DenseNet                       6 layers, then 5, 4, 3; only what a block
+                                                                     adds is enlarged; transposed 3³
+                                                                     convolution, stride 2, ELU
+    Fig. 2b             convolution layer                            batch normalization (ε 1.1e-5), ELU, 3³
+                                                                     convolution without bias, dropout 0.2
+    II.B, eq. 1         background/dentate and                       a 1³ convolution each (``heads``); their
+                        background/interposed, softmax each          softmax belongs to loss and predictor
+    II.C, Fig. 2b       skip to the gate's channels by 1³; gate      ``_SkipAttention``: nearest neighbour, sum;
+                        enlarged; channel mean, max, squeeze;        the gate passes a 1³ convolution too
+                        ELU, 1³ convolution, sigmoid; skip scaled    (silent); the scaled skip has its channels
+    II.C, Fig. 2a       scores of all skips concatenated, 1³         enlarged to the input's grid; ``attention``
+                        convolution, softmax of two classes          gives the logits
+    III.B, ref. 56      He's initialization                          normal, variance 2 / fan-in; biases 0
+    III.B               patches of 32³, output as large              any size: pooling rounds up, enlarging cuts
+    Table I             890k trainable parameters                    890,940 with the defaults
+    ==================  ===========================================  =======================================
+
+    References
+    ----------
+    .. [1] Kim J, et al. Deep cerebellar nuclei segmentation via semi-supervised deep context-aware learning
+       from 7T diffusion MRI. IEEE Access 8 (2020) 101550-101568. doi:10.1109/ACCESS.2020.2998537
+    """
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *,
+        initial_features: int = 16, growth: int = 8,
+        dilations: Sequence[Sequence[int]] = ((1, 1, 2), (1, 1, 2, 4), (1, 1, 2, 4, 8)),
+        bottleneck_layers: int = 6, dropout: float = 0.2, independent: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.first = nn.Conv3d(input_channels, initial_features, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm3d(initial_features, _EPSILON)
+        self.down = nn.ModuleList()
+        features = initial_features
+        skips = []
+        for place, rates in enumerate(dilations):
+            self.down.append(_DenseBlock(features, growth, rates, dropout))
+            features += growth * len(rates)
+            skips.append(features if place == 0 else 2 * features)  # below the top the pyramid doubles them
+        pooled = [*skips[1:], 2 * features]
+        self.pyramid = nn.ModuleList(_PyramidInput(input_channels, total // 2) for total in pooled)
+        self.bottleneck = _DenseBlock(2 * features, growth, [1] * bottleneck_layers, dropout)
+        self.enlarge, self.attend, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        gate = self.bottleneck.added
+        for skip, rates in zip(reversed(skips), reversed(dilations), strict=True):
+            self.enlarge.append(nn.ConvTranspose3d(gate, gate, 3, 2, padding=1, output_padding=1))
+            self.attend.append(_SkipAttention(skip, gate, gate))
+            self.up.append(_DenseBlock(2 * gate, growth, [1] * len(rates), dropout))
+            last, gate = 2 * gate, growth * len(rates)
+        outputs = [2] * (num_classes - 1) if independent else [num_classes]
+        self.heads = nn.ModuleList(nn.Conv3d(last + gate, count, 1, bias=False) for count in outputs)
+        self.attention = nn.Conv3d(len(skips), 2, 1)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor] | Attended:
+        """Map (B, C, X, Y, Z) to logits (B, 2 · nuclei, X, Y, Z); in training mode to `Attended`."""
+        skips, features = self._encode(x)
+        features, new = self.bottleneck(features)
+        scores = []
+        for enlarge, attend, up in zip(self.enlarge, self.attend, self.up, strict=True):
+            skip, score = attend(skips.pop(), new)
+            scores.append(_enlarge(score, 2 ** len(skips), x))
+            features, new = up(torch.cat((crop_like(functional.elu(enlarge(new)), skip), skip), dim=1))
+        heads = torch.cat([head(features) for head in self.heads], dim=1)
+        logits = [heads] if self.deep_supervision else heads
+        return Attended(logits, self.attention(torch.cat(scores, dim=1))) if self.training else logits
+
+    def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute the skips, largest grid first, and the input of the bottleneck."""
+        features = functional.elu(self.first_norm(self.first(x)))
+        skips = []
+        for place, block in enumerate(self.down):
+            features, _ = block(features)
+            skips.append(features if place == 0 else self._shrink(features, x, place))
+        return skips, self._shrink(features, x, len(self.down))
+
+    def _shrink(self, features: Tensor, x: Tensor, place: int) -> Tensor:
+        """Max-pool features and set the equally small input beside them."""
+        together: Tensor = self.pyramid[place - 1](max_pool(x, 2**place), max_pool(features, 2**place))
+        return together
+
+    def decayed_weights(self) -> Iterator[Tensor]:
+        """Yield the weights that the published program keeps small (L2, 1e-4).
+
+        These are the first, pyramid and transposed convolutions and the attention's on skip and gate.
+        """
+        yield self.first.weight
+        for module in self.modules():
+            if isinstance(module, _PyramidInput):
+                yield module.conv.weight
+            elif isinstance(module, nn.ConvTranspose3d):
+                yield module.weight
+            elif isinstance(module, _SkipAttention):
+                yield from (module.skip.weight, module.gate.weight)
+
+
+def split_heads(logits: Tensor) -> tuple[Tensor, ...]:
+    """Take the logits of the independent heads apart.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (B, 2 · nuclei, X, Y, Z)
+        As `DCNNet` returns them.
+
+    Returns
+    -------
+    tuple of Tensor of shape (B, 2, X, Y, Z)
+        One a nucleus: background, nucleus.
+    """
+    return tuple(logits[:, start : start + 2] for start in range(0, logits.shape[1], 2))
+
+
+def _initialize(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,202 @@
+"""DeepQSMSeg (Guan et al.): residual encoder and decoder with 5×5×3 convolutions and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_dgmseg.networks.blocks import crop_like
+
+Normalization = Literal["batch", "group", "none"]
+Activation = Literal["prelu", "relu", "elu"]
+
+_NORMALIZATIONS: Mapping[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm3d,
+    "group": lambda features: nn.GroupNorm(max(features // 8, 1), features),
+    "none": lambda features: nn.Identity(),
+}
+_ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
+    "prelu": nn.PReLU,
+    "relu": lambda features: nn.ReLU(),
+    "elu": lambda features: nn.ELU(),
+}
+
+
+class _Residual(nn.Module):
+    """5×5×3 convolutions whose result is added to their input, by a 1³ convolution where widths differ."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, blocks: int, normalization: Normalization, activation: Activation
+    ) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for block in range(blocks):
+            seen = inputs if block == 0 else outputs
+            # A normalization takes the mean away, and with it any bias.
+            parts.append(nn.Conv3d(seen, outputs, (5, 5, 3), padding=(2, 2, 1), bias=normalization == "none"))
+            parts.append(_NORMALIZATIONS[normalization](outputs))
+            parts.append(_ACTIVATIONS[activation](outputs))
+        self.last = parts.pop()  # the last activation comes after the sum
+        self.body = nn.Sequential(*parts)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.last(self.body(x) + self.shortcut(x))
+        return total
+
+
+class _ChannelAttention(nn.Module):
+    """Weigh channels by what two layers make of their mean and largest value over the volume."""
+
+    def __init__(self, features: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(features // reduction, 1)
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.sigmoid(self.mlp(x.mean((2, 3, 4))) + self.mlp(x.amax((2, 3, 4))))
+        return x * weight[:, :, None, None, None]
+
+
+class _VoxelAttention(nn.Module):
+    """Weigh voxels by a 1³ convolution of the mean and the largest value over their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv3d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
+        return x * torch.sigmoid(self.score(where))
+
+
+class DeepQSMSeg(nn.Module):
+    """Residual U-shaped network for volumes with thick slices.
+
+    Parameters
+    ----------
+    input_channels : int
+        Channels of the input.
+    num_classes : int
+        Output channels, background included: 11 for five nuclei on two sides.
+    deep_supervision : bool
+        Return a list; the paper supervises the full resolution only, so it holds one tensor.
+    features : sequence of int
+        Filters of the input module and of each module of the encoder.
+    blocks : sequence of int
+        5×5×3 convolutions of each of these; the decoder has the same.
+    attended : int
+        Stages with attention: the last of the encoder and the first of the decoder.
+    reduction : int
+        By how much the channel attention's hidden layer is narrower.
+    normalization : {"batch", "group", "none"}
+        After each 5×5×3 convolution; a group has eight channels. Instance normalization is not offered: it makes
+        all channels' means alike, which leaves the channel attention little to see.
+    activation : {"prelu", "relu", "elu"}
+        After each normalization.
+
+    Raises
+    ------
+    ValueError
+        If `features` and `blocks` differ in length or there are more attended stages than modules.
+
+    Notes
+    -----
+    The paper [1]_, line by line; it has no published program, so each "silent" is this project's choice:
+
+    ==================  ===========================================  =======================================
+    Section             Paper                                        Here
+    ==================  ===========================================  =======================================
+    II.B, Fig. 1a       input module and four feature extraction     ``first``, ``down``
+                        modules
+    II.B                one to three 5×5×3 convolution blocks a      ``blocks`` 1, 2, 3, 3, 3 as V-Net, the
+                        module, residual structure                   baseline (silent); the module's input is
+                                                                     added before the last activation
+                                                                     (silent); third axis slices
+    II.B                between modules convolutions (2×2×2) of      ``shrink``; 16 to 256 filters as V-Net
+                        stride two halve size, double channels       (silent)
+    II.B                four feature reconstruction modules and      ``up``, ``last``; mirrored ``blocks``;
+                        one output module, symmetric to the          the output module has one block and a 1³
+                        encoder; blocks similar                      convolution (silent)
+    II.B                transposed convolutions double size,         ``enlarge``, 2×2×2, stride two, halve the
+                        decrease channels                            channels (silent)
+    II.B                skip connections                             concatenated (silent); the skip of an
+                                                                     attended stage is attended
+    II.B                softmax, 11 channels, resolution of the      ``head``; softmax belongs to loss and
+                        input                                        predictor
+    II.B                attention in the last two encoder and the    ``attended``; E3, E4, D1, D2
+                        first two decoder stages
+    II.B                encoder: takes the stage's output;           after the module's blocks in both
+                        decoder: convolution blocks first
+    Fig. 1b, ref. 9     channel-wise, then voxel-wise attention      in this order
+    II.B                global max and average pooling, multilayer   shared by both poolings, summed, sigmoid,
+                        perceptron                                   hidden width 1/16: CBAM's (silent)
+    II.B                average and maximum over channels, 1×1×1     concatenated, sigmoid
+                        convolution
+    II.D                patches of 128×128×64                        any size: an odd one is prolonged by its
+                                                                     last value before it is halved
+    ==================  ===========================================  =======================================
+
+    References
+    ----------
+    .. [1] Guan Y, et al. DeepQSMSeg: a deep learning-based sub-cortical nucleus segmentation tool for
+       quantitative susceptibility mapping. Annu Int Conf IEEE Eng Med Biol Soc (2021). PMID 34892034
+    """
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *,
+        features: Sequence[int] = (16, 32, 64, 128, 256), blocks: Sequence[int] = (1, 2, 3, 3, 3),
+        attended: int = 2, reduction: int = 16, normalization: Normalization = "batch",
+        activation: Activation = "prelu",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(features) != len(blocks):
+            raise ValueError(f"features has {len(features)} stages and blocks {len(blocks)}; give one each a stage")
+        if not 0 <= attended < len(features):
+            raise ValueError(f"attended is {attended}; it must be from 0 to {len(features) - 1}")
+
+        def module(inputs: int, outputs: int, blocks: int) -> nn.Module:
+            return _Residual(inputs, outputs, blocks=blocks, normalization=normalization, activation=activation)
+
+        def attention(width: int, *, wanted: bool) -> nn.Module:
+            return nn.Sequential(_ChannelAttention(width, reduction), _VoxelAttention()) if wanted else nn.Identity()
+
+        self.deep_supervision = deep_supervision
+        steps = list(pairwise(features))
+        self.first = module(input_channels, features[0], blocks[0])
+        self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in steps)
+        self.down = nn.ModuleList(
+            nn.Sequential(module(low, low, count), attention(low, wanted=place >= len(steps) - attended))
+            for place, ((_, low), count) in enumerate(zip(steps, blocks[1:], strict=True))
+        )
+        self.enlarge = nn.ModuleList(nn.ConvTranspose3d(low, high, 2, 2) for high, low in reversed(steps))
+        self.up = nn.ModuleList(
+            nn.Sequential(module(2 * high, high, count), attention(high, wanted=place < attended))
+            for place, ((high, _), count) in enumerate(zip(reversed(steps), reversed(blocks[:-1]), strict=True))
+        )
+        self.last = module(features[0], features[0], 1)
+        self.head = nn.Conv3d(features[0], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map (B, C, X, Y, Z) to logits (B, classes, X, Y, Z)."""
+        x = self.first(x)
+        skips = []
+        for shrink, down in zip(self.shrink, self.down, strict=True):
+            skips.append(x)
+            x = down(shrink(_make_even(x)))
+        for enlarge, up in zip(self.enlarge, self.up, strict=True):
+            skip = skips.pop()
+            x = up(torch.cat((crop_like(enlarge(x), skip), skip), dim=1))
+        logits = self.head(self.last(x))
+        return [logits] if self.deep_supervision else logits
+
+
+def _make_even(x: Tensor) -> Tensor:
+    """Repeat the last value along each axis of odd size."""
+    width, depth, height = x.shape[2:]
+    return functional.pad(x, (0, height % 2, 0, depth % 2, 0, width % 2), mode="replicate")

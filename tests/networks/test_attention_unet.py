@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from bids_dgmseg.networks.attention_unet import AttentionUNet25D, _AttentionGate
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def _twice(inputs: int, outputs: int) -> int:
+    """Parameters of two 3×3 convolutions with bias, each with scale and shift."""
+    return 9 * inputs * outputs + 9 * outputs * outputs + 2 * (1 + 2) * outputs
+
+
+def test_the_number_of_parameters_by_hand():
+    # The paper gives none; filters are the published program's 16 to 256.
+    pairs = [(16, 32), (32, 64), (64, 128), (128, 256)]
+    image = sum(_twice(3, outputs) for outputs in (16, 16, 32, 64))
+    encoder = _twice(32, 32) + _twice(64, 64) + _twice(128, 128) + _twice(128, 256)
+    decoder = sum(4 * low * high + high + _twice(2 * high, high) for high, low in pairs)
+    gates = sum(high * low + low + low + 1 for high, low in pairs)
+    heads = 4 * sum(width + 1 for width in (16, 32, 64))
+    network = AttentionUNet25D(1, 4)
+    assert sum(parameter.numel() for parameter in network.parameters()) == image + encoder + decoder + gates + heads
+
+
+def test_three_scales_are_supervised():
+    network = AttentionUNet25D(1, 4, True, features=(2, 4, 8, 16, 32)).eval()
+    assert [part.shape for part in network(torch.zeros(1, 3, 96, 48))] == [
+        (1, 4, 96, 48), (1, 4, 48, 24), (1, 4, 24, 12),
+    ]  # fmt: skip
+
+
+def test_the_first_of_the_list_is_the_answer_without_deep_supervision():
+    network = AttentionUNet25D(1, 4, True, features=(2, 4, 8), scales=2).eval()
+    shown = torch.randn(1, 3, 9, 7)
+    several = network(shown)
+    network.deep_supervision = False
+    assert torch.equal(network(shown), several[0])
+
+
+def test_the_image_enters_at_four_scales():
+    network = AttentionUNet25D(1, 4, features=(2, 4, 8, 16, 32))
+    sizes = []
+    for image in network.image:
+        image.register_forward_hook(lambda module, shown, answer: sizes.append(shown[0].shape[1:]))
+    network.eval()(torch.zeros(1, 3, 16, 32))
+    assert sizes == [(3, 16, 32), (3, 8, 16), (3, 4, 8), (3, 2, 4)]
+
+
+@pytest.mark.parametrize(("convolutions", "logit"), [
+    pytest.param(1, 0.5 + 0.25 * 5, id="sum, ReLU, 1×1"),
+    pytest.param(2, 0.5 + 0.25 * 10, id="sum, 1×1, ReLU, 1×1"),
+])
+def test_a_gate_scales_the_skip_by_hand(convolutions, logit):
+    gate = _AttentionGate(1, 2, convolutions)
+    hidden = {"hidden.weight": 2 * torch.eye(2)[:, :, None, None], "hidden.bias": torch.zeros(2)}
+    gate.load_state_dict({
+        "to_gate.weight": torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1), "to_gate.bias": torch.zeros(2),
+        "score.weight": torch.full((1, 2, 1, 1), 0.25), "score.bias": torch.tensor([0.5]),
+        **(hidden if convolutions == 2 else {}),
+    })  # fmt: skip
+    # Stride 2 takes the skip's corner, 3, alone: (3, -3) + (2, 1) = (5, -2), after ReLU (5, 0).
+    skip = torch.tensor([[[[3.0, 7.0], [8.0, 9.0]]]])
+    scaled = gate(skip, torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1))
+    torch.testing.assert_close(scaled, skip / (1 + math.exp(-logit)))
+
+
+def test_without_gates_the_rest_is_the_same_network():
+    with_gates, without = (
+        AttentionUNet25D(1, 4, features=(2, 4, 8), scales=2, attention=wanted) for wanted in (True, False)
+    )
+    without.load_state_dict({name: value for name, value in with_gates.state_dict().items() if "gates" not in name})
+    shown = torch.randn(1, 3, 8, 8)
+    for name, value in with_gates.named_parameters():
+        if name.endswith("score.bias"):
+            value.data.fill_(100.0)  # sigmoid 1: nothing is held back
+    torch.testing.assert_close(with_gates.eval()(shown), without.eval()(shown))
+
+
+def test_all_but_the_heads_transfers_from_two_classes_to_three():
+    source, target = (AttentionUNet25D(1, classes, features=(2, 4, 8), scales=2) for classes in (3, 4))
+    kept = {name: value for name, value in source.state_dict().items() if not name.startswith("heads.")}
+    missing = target.load_state_dict(kept, strict=False).missing_keys
+    assert sorted({name.split(".")[0] for name in missing}) == ["heads"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"features": (16, 32, 48)}, r"features are \(16, 32, 48\); each must be twice"),
+    ({"features": (2, 4, 8), "scales": 3}, "scales is 3; it must be from 1 to 2"),
+])
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionUNet25D(1, 4, **arguments)

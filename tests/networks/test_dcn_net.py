@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bids_dgmseg.networks.dcn_net import DCNNet, _SkipAttention, split_heads
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return DCNNet(1, 3)
+
+
+def _dense(inputs: int, layers: int) -> int:
+    """Parameters of a dense block: each layer has scale and shift of its inputs and a 3³ convolution to 8."""
+    return sum((2 + 27 * 8) * (inputs + 8 * layer) for layer in range(layers))
+
+
+def test_the_paper_s_number_of_parameters(network):
+    # Encoder: 16 filters, then 40, 72, 112. The pyramid doubles 72, 112 and the bottleneck's 112.
+    encoder = 27 * 16 + 2 * 16 + _dense(16, 3) + _dense(40, 4) + _dense(72, 5)
+    pyramid = (27 + 2) * (72 + 112 + 112)
+    # Transposed convolutions (with bias) keep 48, 40, 32 filters; the attended skip has as many again.
+    decoder = sum(27 * f * f + f for f in (48, 40, 32)) + _dense(96, 5) + _dense(80, 4) + _dense(64, 3)
+    # Skip and gate to f filters, squeeze, score of three maps with bias.
+    attention = sum(skip * f + f * f + f + 3 + 1 for skip, f in ((224, 48), (144, 40), (40, 32)))
+    heads = 2 * 2 * (64 + 24) + (3 * 2 + 2)
+    by_hand = encoder + pyramid + _dense(224, 6) + decoder + attention + heads
+    assert sum(parameter.numel() for parameter in network.parameters()) == by_hand
+    # Table I says 890k: thousands, rounded or cut, so within one thousand.
+    assert by_hand == pytest.approx(890_000, abs=1_000)
+
+
+def test_the_encoder_is_dilated_and_the_decoder_is_not(network):
+    rates = [[layer.conv.dilation[0] for layer in block.layers] for block in network.down]
+    assert rates == [[1, 1, 2], [1, 1, 2, 4], [1, 1, 2, 4, 8]]
+    assert [len(block.layers) for block in (network.bottleneck, *network.up)] == [6, 5, 4, 3]
+    assert {layer.conv.dilation for block in (network.bottleneck, *network.up) for layer in block.layers} == {(1, 1, 1)}
+
+
+def test_every_block_of_the_encoder_works_at_full_resolution(network):
+    sizes = []
+    for block in (*network.down, network.bottleneck, *network.up):
+        block.register_forward_hook(lambda module, shown, answer: sizes.append(shown[0].shape[-1]))
+    with torch.inference_mode():
+        network.eval()(torch.zeros(1, 1, 16, 16, 16))
+    assert sizes == [16, 16, 16, 2, 4, 8, 16]
+
+
+def test_training_mode_gives_the_attention_map_too(network):
+    shown = torch.zeros(1, 1, 16, 16, 16)
+    trained = network.train()(shown)
+    assert trained.logits.shape == (1, 4, 16, 16, 16)
+    assert trained.auxiliary.shape == (1, 2, 16, 16, 16)
+    assert isinstance(network.eval()(shown), torch.Tensor)
+
+
+def test_the_heads_are_independent(network):
+    shown = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        before = split_heads(network.eval()(shown))
+        network.heads[1].weight.zero_()
+        after = split_heads(network(shown))
+    assert [part.shape[1] for part in before] == [2, 2]
+    assert torch.equal(before[0], after[0])
+    assert not after[1].any()
+
+
+def test_joint_estimation_has_one_softmax_over_all_classes():
+    network = DCNNet(1, 3, dilations=((1,), (1,)), independent=False).eval()
+    assert network(torch.zeros(1, 1, 4, 4, 4)).shape[1] == 3
+
+
+def test_attention_weighs_the_skip_by_mean_maximum_and_squeeze():
+    attention = _SkipAttention(skip=1, gate=1, features=2)
+    weights = {"skip.weight": [[1], [-1]], "gate.weight": [[1], [2]], "squeeze.weight": [[1, 1]],
+               "score.weight": [[1, 2, 3]]}  # fmt: skip
+    state = {name: torch.tensor(values)[:, :, None, None, None] for name, values in weights.items()}
+    attention.load_state_dict({**state, "score.bias": torch.tensor([-20.0])})
+    scaled, score = attention(torch.full((1, 1, 1, 1, 1), 4.0), torch.full((1, 1, 1, 1, 1), 1.0))
+    # Skip (4, -4), gate (1, 2), sum (5, -2): mean 1.5, maximum 5, squeeze 3; 1.5 + 2 * 5 + 3 * 3 - 20 = 0.5.
+    expected = 1 / (1 + math.exp(-0.5))
+    assert score.item() == pytest.approx(expected)
+    assert scaled.flatten().tolist() == pytest.approx([4 * expected, -4 * expected])
+
+
+def test_initial_weights_are_he_s(network):
+    weight = network.bottleneck.layers[-1].conv.weight  # fan-in 27 * 264; 57,024 weights: the SD is known to 0.3 %
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (27 * 264)), rel=0.02)
+    assert not any(module.bias.any() for module in network.modules()
+                   if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is not None)  # fmt: skip
+
+
+def test_the_decayed_weights_are_those_of_the_published_program(network):
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    assert sorted(names[id(weight)] for weight in network.decayed_weights()) == sorted([
+        "first.weight",
+        *(f"pyramid.{place}.conv.weight" for place in range(3)),
+        *(f"enlarge.{place}.weight" for place in range(3)),
+        *(f"attend.{place}.{part}.weight" for place in range(3) for part in ("skip", "gate")),
+    ])  # fmt: skip

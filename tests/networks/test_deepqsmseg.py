@@ -1,0 +1,92 @@
+import math
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import nn
+
+from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg, _ChannelAttention, _make_even, _VoxelAttention
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return DeepQSMSeg(1, 11).eval()
+
+
+def test_convolutions_have_the_paper_s_kernels(network):
+    kernels = {module.kernel_size for module in network.modules() if isinstance(module, nn.Conv3d)}
+    assert kernels == {(5, 5, 3), (2, 2, 2), (1, 1, 1)}
+    assert [(part.kernel_size, part.stride) for part in network.enlarge] == 4 * [((2, 2, 2), (2, 2, 2))]
+
+
+def test_each_module_has_one_to_three_blocks_and_the_decoder_mirrors_the_encoder(network):
+    def blocks(part: nn.Module) -> int:
+        return sum(isinstance(module, nn.Conv3d) and module.kernel_size == (5, 5, 3) for module in part.modules())
+
+    assert [blocks(network.first), *(blocks(part) for part in network.down)] == [1, 2, 3, 3, 3]
+    assert [*(blocks(part) for part in network.up), blocks(network.last)] == [3, 3, 2, 1, 1]
+
+
+def test_channels_double_where_the_size_is_halved(network):
+    assert [(part.in_channels, part.out_channels) for part in network.shrink] == [
+        (16, 32), (32, 64), (64, 128), (128, 256),
+    ]  # fmt: skip
+    assert [part.out_channels for part in network.enlarge] == [128, 64, 32, 16]
+
+
+def test_attention_is_in_the_last_two_encoder_and_the_first_two_decoder_stages(network):
+    def attended(parts: Iterable[nn.Module]) -> list[bool]:
+        return [any(isinstance(module, _ChannelAttention) for module in part.modules()) for part in parts]
+
+    assert attended(network.down) == [False, False, True, True]
+    assert attended(network.up) == [True, True, False, False]
+
+
+def test_channel_attention_by_hand():
+    attention = _ChannelAttention(2, reduction=2)
+    attention.load_state_dict({
+        "mlp.0.weight": torch.tensor([[1.0, 1.0]]), "mlp.0.bias": torch.zeros(1),
+        "mlp.2.weight": torch.tensor([[1.0], [-1.0]]), "mlp.2.bias": torch.zeros(2),
+    })  # fmt: skip
+    x = torch.tensor([[0.0, 0.2], [0.4, 0.4]]).reshape(1, 2, 1, 1, 2)
+    # Means 0.1 and 0.4 give 0.5, maxima 0.2 and 0.4 give 0.6: the channels get +1.1 and -1.1.
+    up, down = (1 / (1 + math.exp(-logit)) for logit in (1.1, -1.1))
+    assert attention(x).flatten().tolist() == pytest.approx([0.0, 0.2 * up, 0.4 * down, 0.4 * down])
+
+
+def test_voxel_attention_by_hand():
+    attention = _VoxelAttention()
+    weight = torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1, 1)
+    attention.load_state_dict({"score.weight": weight, "score.bias": torch.zeros(1)})
+    x = torch.tensor([[0.0, 1.0], [1.0, 3.0]]).reshape(1, 2, 1, 1, 2)
+    # Voxel 1: mean 0.5, maximum 1, logit 2.5. Voxel 2: mean 2, maximum 3, logit 8.
+    one, two = (1 / (1 + math.exp(-logit)) for logit in (2.5, 8.0))
+    assert attention(x).flatten().tolist() == pytest.approx([0.0, two, one, 3 * two])
+
+
+def test_an_odd_size_is_prolonged_by_its_last_value():
+    assert _make_even(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 3)).shape == (1, 1, 2, 2, 4)
+    assert _make_even(torch.tensor([[1.0, 2.0, 3.0]] * 2).reshape(1, 1, 2, 1, 3))[0, 0, 0, 0].tolist() == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
+@pytest.mark.parametrize("activation", ["prelu", "relu", "elu"])
+def test_every_open_choice_works_down_to_one_voxel(normalization, activation):
+    network = DeepQSMSeg(1, 3, features=(2, 4), blocks=(1, 2), attended=1, normalization=normalization,
+                         activation=activation).eval()  # fmt: skip
+    assert network(torch.randn(1, 1, 1, 1, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"features": (8, 16)}, "features has 2 stages and blocks 5"),
+    ({"attended": 5}, "attended is 5; it must be from 0 to 4"),
+])
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DeepQSMSeg(1, 11, **arguments)
