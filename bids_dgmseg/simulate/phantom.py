@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.resample import Grid
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, covering_block
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.structures import STRUCTURES
 
@@ -36,16 +37,29 @@ class Ellipsoid:
         """Volume 4/3 π abc."""
         return 4 / 3 * np.pi * float(np.prod(self.semi_axes_mm))
 
+    @property
+    def _directions(self) -> NDArray[np.float64]:
+        """Unit vectors along the semi-axes, one a column."""
+        directions: NDArray[np.float64] = Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix()
+        return directions
+
     def contains(self, points_mm: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Tell which of the points (..., 3) lie inside."""
-        matrix = Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix()
-        local = (points_mm - np.asarray(self.centre_mm)) @ (matrix / np.asarray(self.semi_axes_mm))
+        local = (points_mm - np.asarray(self.centre_mm)) @ (self._directions / np.asarray(self.semi_axes_mm))
         inside: NDArray[np.bool_] = np.einsum("...i,...i->...", local, local) <= 1
         return inside
 
-    def reach_mm(self) -> float:
-        """Radius of a ball around the centre that holds the body."""
-        return max(self.semi_axes_mm)
+    def extent_mm(self, directions: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Tell where the body begins and ends along unit vectors, one a column of `directions` (3, N)."""
+        half = np.linalg.norm((self._directions * np.asarray(self.semi_axes_mm)).T @ directions, axis=0)
+        centre = np.asarray(self.centre_mm) @ directions
+        return centre - half, centre + half
+
+    @property
+    def box(self) -> Box:
+        """The box along the world's axes that the body touches."""
+        (x0, y0, z0), (x1, y1, z1) = (end.tolist() for end in self.extent_mm(np.eye(3)))
+        return Box((x0, y0, z0), (x1, y1, z1))
 
 
 def _both_sides(
@@ -90,12 +104,13 @@ class Phantom:
         ndarray of shape (...)
             Nuclei as structures.tsv, tissues above 20, 0 outside the head.
         """
-        return self._label_of_body[self._top_body(points_mm)]
+        top = self._bodies_at(points_mm.reshape(-1, 3), np.zeros((1, 3)))[0]
+        labels: NDArray[np.uint8] = self._label_of_body[top.reshape(points_mm.shape[:-1])]
+        return labels
 
     def dseg(self, grid: Grid) -> Volume:
         """Nuclei at the voxel centres of a grid, as uint8 numbers of structures.tsv."""
-        labels = self.labels(grid.centres_mm())
-        return Volume(np.where(labels <= len(STRUCTURES), labels, 0).astype(np.uint8), grid.affine)
+        return self._nuclei(self._bodies_on(grid), grid)
 
     def chi(self, grid: Grid, *, seed: int | None = None, noise_ppm: float = 0.005, supersampling: int = 2) -> Volume:
         """Susceptibility map in ppm, 0 outside the head.
@@ -111,17 +126,13 @@ class Phantom:
         supersampling : int
             Points along each edge of a voxel that are averaged.
         """
-        points = grid.centres_mm()
-        body = self._top_body(points)
-        chi = self._chi_of_body[body]
-        edge = _on_edges(body)
-        steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
-        offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
-        chi[edge] = np.mean([self._chi_of_body[self._top_body(points[edge] + offset)] for offset in offsets_mm], axis=0)
-        if seed is not None:
-            noise = np.random.default_rng(seed).normal(0, noise_ppm, grid.shape)
-            chi += np.where(chi != 0, noise, 0).astype(np.float32)
-        return Volume(chi, grid.affine)
+        chi = self._mixed(self._bodies_on(grid), grid, supersampling)
+        return chi if seed is None else _with_noise(chi, seed, noise_ppm)
+
+    def scan(self, grid: Grid, *, seed: int, noise_ppm: float = 0.005) -> tuple[Volume, Volume]:
+        """Sample `chi`, with noise, and `dseg` at once."""
+        top = self._bodies_on(grid)
+        return _with_noise(self._mixed(top, grid, 2), seed, noise_ppm), self._nuclei(top, grid)
 
     @property
     def _bodies(self) -> tuple[Ellipsoid, ...]:
@@ -135,23 +146,51 @@ class Phantom:
     def _chi_of_body(self) -> NDArray[np.float32]:
         return np.array([0, *(body.chi_ppm for body in self._bodies)], np.float32)
 
-    def _top_body(self, points_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Give the number of the last body painted over each point, counted from 1; 0 is outside."""
-        top = np.zeros(points_mm.shape[:-1], np.uint8)
+    def _bodies_on(self, grid: Grid) -> NDArray[np.uint8]:
+        """Give the number of the last body painted over each voxel centre, counted from 1; 0 is outside."""
+        points = grid.centres_mm()
+        top = np.zeros(grid.shape, np.uint8)
         for number, body in enumerate(self._bodies, 1):
-            near = np.nonzero(_within(points_mm, body.centre_mm, body.reach_mm()))
-            inside = body.contains(points_mm[near])
-            top[tuple(index[inside] for index in near)] = number
+            block = covering_block(grid, body.box)
+            top[block][body.contains(points[block])] = number
         return top
 
+    def _bodies_at(self, points_mm: NDArray[np.floating], offsets_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Give the same numbers (K, N) for points (N, 3), moved by each of the offsets (K, 3)."""
+        top = np.zeros((len(offsets_mm), len(points_mm)), np.uint8)
+        reach_mm = float(np.linalg.norm(offsets_mm, axis=1).max())
+        for number, body in enumerate(self._bodies, 1):
+            near = np.flatnonzero(_within(points_mm, body.box.grown(reach_mm)))
+            for moved, offset in zip(top, offsets_mm, strict=True):
+                moved[near[body.contains(points_mm[near] + offset)]] = number
+        return top
 
-def _within(
-    points_mm: NDArray[np.floating], centre_mm: tuple[float, float, float], reach_mm: float
-) -> NDArray[np.bool_]:
-    """Tell which points lie in a cube, one axis after the other: `all` over an axis of 3 is slow."""
-    near = np.ones(points_mm.shape[:-1], bool)
-    for axis, centre in enumerate(centre_mm):
-        near &= np.abs(points_mm[..., axis] - centre) <= reach_mm
+    def _nuclei(self, top: NDArray[np.uint8], grid: Grid) -> Volume:
+        labels = self._label_of_body[top]
+        return Volume(np.where(labels <= len(STRUCTURES), labels, 0).astype(np.uint8), grid.affine)
+
+    def _mixed(self, top: NDArray[np.uint8], grid: Grid, supersampling: int) -> Volume:
+        """Fill voxels with the susceptibility of their body, at edges with the mean of several points."""
+        chi = self._chi_of_body[top]
+        edge = _on_edges(top)
+        steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
+        offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
+        points = np.argwhere(edge) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        chi[edge] = self._chi_of_body[self._bodies_at(points, offsets_mm)].mean(axis=0)
+        return Volume(chi, grid.affine)
+
+
+def _with_noise(chi: Volume, seed: int, noise_ppm: float) -> Volume:
+    """Add Gaussian noise inside the head."""
+    noise = np.random.default_rng(seed).normal(0, noise_ppm, chi.shape)
+    return chi.with_array(chi.array + np.where(chi.array != 0, noise, 0).astype(np.float32))
+
+
+def _within(points_mm: NDArray[np.floating], box: Box) -> NDArray[np.bool_]:
+    """Tell which points (N, 3) lie in a box, one axis after the other: `all` over an axis of 3 is slow."""
+    near = np.ones(len(points_mm), bool)
+    for axis, (low, high) in enumerate(zip(box.low_mm, box.high_mm, strict=True)):
+        near &= (points_mm[:, axis] >= low) & (points_mm[:, axis] <= high)
     return near
 
 
