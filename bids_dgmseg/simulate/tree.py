@@ -1,0 +1,145 @@
+"""A BIDS dataset of maps with their true labels, as files; the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+import bids_dgmseg
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.structures import STRUCTURES
+
+_BIDS_VERSION = "1.10.0"
+_TRUTH_README = """\
+True labels of the maps, on the maps' own grids. dseg.tsv says which number is which nucleus; left is the patient's
+left. Compare another segmentation with these files nucleus by nucleus.
+"""
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """One map and its truth; both arrays lie in the axes of `affine`, whatever they are."""
+
+    participant: str
+    """Without ``sub-``."""
+    chi: NDArray[Any]
+    """Shape (X, Y, Z): float32, or whole numbers that `scale` multiplies."""
+    dseg: NDArray[np.uint8]
+    """Shape (X, Y, Z), numbers of structures.tsv."""
+    affine: NDArray[np.float64]
+    sidecar: Mapping[str, Any]
+    session: str | None = None
+    """Without ``ses-``."""
+    scale: float | None = None
+    """``scl_slope`` of the map's file."""
+
+    @property
+    def name(self) -> str:
+        """Entities as in the file name."""
+        return "_".join(self._entities)
+
+    @property
+    def _entities(self) -> list[str]:
+        session = [f"ses-{self.session}"] if self.session else []
+        return [f"sub-{self.participant}", *session]
+
+    def folder(self, root: Path) -> Path:
+        """Where the scan's files lie in a dataset."""
+        return root.joinpath(*self._entities, "anat")
+
+
+def start_dataset(root: Path, *, name: str, readme: str) -> None:
+    """Write what describes a dataset and its ``derivatives/truth``.
+
+    Parameters
+    ----------
+    root : path
+        New or empty folder.
+    name : str
+        The dataset's title.
+    readme : str
+        Text of the README.
+
+    Raises
+    ------
+    InputError
+        If `root` exists and is not an empty folder, or cannot be written.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root.name}: exists and is not an empty folder; give a new one")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "README").write_text(readme, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+    made_by = {"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}
+    common = {"BIDSVersion": _BIDS_VERSION, "License": "CC0", "GeneratedBy": [made_by]}
+    write_json(root / "dataset_description.json", {
+        "Name": name, **common, "DatasetType": "raw", "Authors": ["bids_dgmseg"],
+    })  # fmt: skip
+    truth = root / "derivatives" / "truth"
+    write_json(truth / "dataset_description.json", {
+        "Name": f"{name}: true labels", **common, "DatasetType": "derivative", "Authors": ["bids_dgmseg"],
+        "SourceDatasets": [{"URL": "../.."}],
+    })  # fmt: skip
+    (truth / "README").write_text(_TRUTH_README, encoding="utf-8")
+    columns = ("index", "name", "abbreviation", "hemisphere", "color", "mapping")
+    write_tsv(truth / "dseg.tsv", [{column: getattr(row, column) for column in columns} for row in STRUCTURES])
+
+
+def add_scan(root: Path, scan: LabelledScan) -> None:
+    """Write one map with its sidecar, and its truth."""
+    folder, truth = scan.folder(root), scan.folder(root / "derivatives" / "truth")
+    folder.mkdir(parents=True, exist_ok=True)
+    truth.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{scan.name}_Chimap.json", scan.sidecar)
+    _write_image(folder / f"{scan.name}_Chimap.nii.gz", scan.chi, scan.affine, scan.scale)
+    _write_image(truth / f"{scan.name}_seg-truth_dseg.nii.gz", scan.dseg, scan.affine)
+
+
+def write_participants(
+    root: Path, rows: Sequence[Mapping[str, object]], columns: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Write participants.tsv and the dictionary of its columns.
+
+    Parameters
+    ----------
+    root : path
+        The dataset.
+    rows : sequence of mapping
+        One a participant, ``participant_id`` first.
+    columns : mapping
+        Column → its entry of participants.json; ``participant_id`` needs none.
+    """
+    write_tsv(root / "participants.tsv", rows)
+    write_json(root / "participants.json", columns)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tsv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of the same keys as a table."""
+    lines = ["\t".join(rows[0]), *("\t".join(str(value) for value in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64], scale: float | None = None) -> None:
+    """Write a NIfTI file; nibabel leaves the time of writing out of the gzip header."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    if scale is not None:
+        image.header.set_slope_inter(scale, 0)
+    image.to_filename(path)
