@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, HeadRanges, LabelMap, chance, draw_head_points, uniform
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_view
-from bids_dgmseg.simulate.susceptibility import ValueRanges, fill
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.susceptibility import ValueRanges, fill, split_dentate
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,25 @@ LOCALIZER_VIEW = View(
     cut_mm=(110.0, 90.0), outside_noise=0.3,
 )  # fmt: skip
 
+WHOLE_HEAD_VIEW = View(shape=(160, 192, 160), spacing_mm=1.0, centre_mm=(0.0, -18.0, 5.0))
+"""A whole scan, for datasets that are written out."""
+
+_PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))
+
 _REGION_OF_TISSUE = {
     21: 1, 22: 1, 23: 3, 24: 1, 25: 2, 26: 1, 27: 1, 28: 1, 29: 2, 30: 2, 31: 1, 32: 1, 33: 1, 34: 5, 35: 1
 }  # fmt: skip
+
+
+def template_head(template: Volume) -> LabelMap:
+    """Take a label template for an anatomy to draw heads from."""
+    return split_dentate(LabelMap.from_volume(template))
+
+
+def phantom_head() -> LabelMap:
+    """Take the phantom for an anatomy to draw heads from."""
+    grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
+    return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
 
 
 def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor]:

@@ -9,27 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.simulate.sample import View, draw_sample
-from bids_dgmseg.simulate.susceptibility import split_dentate
+from bids_dgmseg.simulate.sample import View, draw_sample, phantom_head, template_head
 
 PHANTOM_SHARE = 0.15
 """Part of the samples that show the phantom's ellipsoids in place of the template."""
 
-_PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))
-
-
 def training_heads(template: Volume | None) -> list[tuple[LabelMap, float]]:
     """Gather the anatomies that training draws from: the label template, where there is one, and the phantom."""
-    grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
-    phantom = split_dentate(LabelMap.from_volume(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)))
     if template is None:
-        return [(phantom, 1.0)]
-    return [(split_dentate(LabelMap.from_volume(template)), 1 - PHANTOM_SHARE), (phantom, PHANTOM_SHARE)]
+        return [(phantom_head(), 1.0)]
+    return [(template_head(template), 1 - PHANTOM_SHARE), (phantom_head(), PHANTOM_SHARE)]
 
 
 class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
