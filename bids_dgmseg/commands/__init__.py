@@ -1,1 +1,65 @@
-"""The verbs of `dgmseg`, one small file each."""
+"""The verbs of `dgmseg`, one small file each.
+
+A verb is a module here with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns the exit
+code. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from bids_dgmseg import __version__
+from bids_dgmseg.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dgmseg VERB``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except InputError as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"dgmseg {args.verb}: error: {line}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"dgmseg {args.verb}: interrupted\n")
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Gather the verbs' options."""
+    parser = argparse.ArgumentParser(
+        prog="dgmseg",
+        description="What belongs to bids_dgmseg beside the BIDS App. Left is always the patient's left.",
+        epilog="`dgmseg VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in verb_names():
+        verb = importlib.import_module(f"{__name__}.{name}")
+        own = verbs.add_parser(name, help=verb.HELP, description=verb.HELP[0].upper() + verb.HELP[1:] + ".",
+                               allow_abbrev=False)  # fmt: skip
+        verb.add_arguments(own)
+        own.set_defaults(run=verb.run)
+    return parser
+
+
+def verb_names() -> list[str]:
+    """List the verbs: the modules of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
