@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -92,6 +93,17 @@ def test_every_option_is_documented():
             assert re.search(rf"`{re.escape(word)}[ `]", page), word
     documented = {word.replace("_", "-") for word in re.findall(r"`(--[a-z_-]+)", page.partition("## dgmseg\n")[0])}
     assert documented == {*ACTIONS, "--help", "--version"} - {"bids_dir", "output_dir", "analysis_level"}
+
+
+@pytest.mark.parametrize("verb", re.findall(r"^### dgmseg (\w+)$", read("docs/options.md"), flags=re.MULTILINE))
+def test_every_option_of_a_verb_is_documented(verb):
+    section = read("docs/options.md").partition(f"### dgmseg {verb}\n")[2].partition("\n### ")[0]
+    module = importlib.import_module(f"bids_dgmseg.commands.{verb}")
+    parser = argparse.ArgumentParser(add_help=False)
+    module.add_arguments(parser)
+    options = {word for action in parser._actions for word in action.option_strings}
+    assert set(re.findall(r"`(--[a-z-]+)", section)) == options
+    assert [a.metavar for a in parser._actions if a.metavar and str(a.metavar) not in section] == []
 
 
 def test_the_readme_names_only_options_that_exist():
