@@ -22,6 +22,9 @@ from bids_dgmseg.segment.weights import load_weights, localizer_network
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """How far the dentates reach below and behind the other nuclei."""
 
+_ZERO_PPM = 1e-4
+"""A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
+
 _SMALLEST_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is no head, however the view is cut."""
 
@@ -66,8 +69,8 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
 
 
 def _measured_box(chi: Volume) -> Box:
-    """Enclose what is not zero."""
-    measured = chi.array != 0
+    """Enclose what is not zero, whatever type the file stores zeros in."""
+    measured = np.abs(chi.array) > _ZERO_PPM
     if not measured.any():
         raise InputError("the map is 0 everywhere; check how it was made")
     return box_of_mask(chi.with_array(measured))
