@@ -1,0 +1,123 @@
+"""Take the part that goes with a nucleus's size out of its susceptibility."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import linregress, t
+
+from bids_dgmseg.cohort.frames import Floats, each_group, numbers
+from bids_dgmseg.errors import InputError
+
+N_CONTROLS = 5
+"""Fewest controls a slope is taken from."""
+_COLUMNS = (
+    "n_controls", "n_controls_missing", "mean_volume_controls", "slope", "slope_low", "slope_high", "intercept", "r",
+    "p", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SizeAdjustment:
+    """Adjusted values and how they were had."""
+
+    values: pd.Series
+    """In the order and with the index of the table; NaN without measure, volume or slope."""
+    coefficients: pd.DataFrame
+    """One row a nucleus."""
+
+
+def adjust_for_size(
+    table: pd.DataFrame, *, controls: ArrayLike, value: str = "mean_ppm", volume: str = "volume_mm3",
+    by: tuple[str, ...] = ("abbreviation",), level: float = 0.95,
+) -> SizeAdjustment:  # fmt: skip
+    r"""Adjust susceptibility for volume with the regression of the controls.
+
+    Small nuclei have a larger share of voxels that hold their surroundings too, so that their mean depends on their
+    size.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a scan and nucleus; measure and volume are numbers, NaN where missing.
+    controls : array_like of bool, shape (rows,)
+        Which rows are of healthy controls.
+    value, volume : str
+        Columns of the measure and of the volume.
+    by : tuple of str
+        Columns whose values are regressed apart.
+    level : float
+        Of the slope's confidence limits.
+
+    Returns
+    -------
+    SizeAdjustment
+        Adjusted values in the measure's unit; a row of coefficients a nucleus: the columns of `by`, ``n_controls``
+        used, ``n_controls_missing``, ``mean_volume_controls``, ``slope`` (ppm/mm³) with limits, ``intercept``, ``r``,
+        ``p`` (two-sided, slope 0) and ``note``. Where fewer than 5 controls can be used or their volumes do not vary,
+        the slope and the adjusted values are missing and the note says why.
+
+    Raises
+    ------
+    InputError
+        If there is no control or a column is missing.
+    ValueError
+        If `controls` is not a boolean a row.
+
+    Notes
+    -----
+    With the slope :math:`b` of :math:`\chi` on :math:`V` and the mean volume :math:`\bar V`, both of the controls,
+
+    .. math:: \chi_{adj} = \chi - b\,(V - \bar V),
+
+    for everyone: our reading of the one sentence in [1]_. A disease that shrinks the nucleus and raises its iron is
+    not confounded by this as it would be with a slope from all. Rows count as independent in the limits.
+
+    References
+    ----------
+    .. [1] Biswas S. Automated MRI-based mapping of dentate nucleus using advanced neural networks, on DentateSeg:
+       "a linear regression-based adjustment factor derived from healthy controls".
+    """
+    mask = np.asarray(controls)
+    if mask.dtype != bool or mask.shape != (len(table),):
+        raise ValueError(f"controls is {mask.dtype} of shape {mask.shape}, expected bool of shape ({len(table)},)")
+    if not mask.any():
+        raise InputError("group table: no scan of a control; check the filter of the controls")
+    plain = table.assign(**{column: numbers(table, column) for column in (value, volume)}, _control=mask)
+    # positions in place of labels: an index may repeat
+    plain = plain.reset_index(drop=True)
+    adjusted = np.full(len(plain), np.nan)
+    records = []
+    for key, rows in each_group(plain, by):
+        chi, size = rows[value].to_numpy(np.float64), rows[volume].to_numpy(np.float64)
+        record = _regress(chi, size, rows["_control"].to_numpy(bool), level)
+        adjusted[rows.index.to_numpy()] = chi - record["slope"] * (size - record["mean_volume_controls"])
+        records.append(key | record)
+    return SizeAdjustment(
+        pd.Series(adjusted, index=table.index, name=f"{value}_adjusted"),
+        pd.DataFrame(records, columns=[*by, *_COLUMNS]),
+    )
+
+
+def _regress(chi: Floats, size: Floats, control: Any, level: float) -> dict[str, Any]:
+    """Slope of one nucleus."""
+    used = control & np.isfinite(chi) & np.isfinite(size)
+    n = int(used.sum())
+    record = dict.fromkeys(_COLUMNS, np.nan) | {
+        "n_controls": n, "n_controls_missing": int(control.sum()) - n, "note": "",
+        "mean_volume_controls": size[used].mean() if n else np.nan,
+    }  # fmt: skip
+    if n < N_CONTROLS:
+        return record | {"note": f"not adjusted: {n} controls, a slope needs {N_CONTROLS}"}
+    if np.ptp(size[used]) == 0:
+        return record | {"note": f"not adjusted: the volumes of all controls are {size[used][0]:g}"}
+    line = linregress(size[used], chi[used])
+    half = float(t.ppf((1 + level) / 2, n - 2)) * line.stderr
+    return record | {
+        "slope": line.slope, "slope_low": line.slope - half, "slope_high": line.slope + half,
+        "intercept": line.intercept, "r": line.rvalue, "p": line.pvalue,
+    }  # fmt: skip
