@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,15 @@ SCANS = (
 )
 
 
-def write_demo(root: Path) -> Iterator[str]:
+def write_demo(root: Path, scans: Sequence[DemoScan] = SCANS) -> Iterator[str]:
     """Write the demo dataset.
 
     Parameters
     ----------
     root : path
         New or empty folder.
+    scans : sequence of DemoScan
+        How the phantom is scanned; each a participant or session of its own.
 
     Yields
     ------
@@ -90,7 +92,7 @@ def write_demo(root: Path) -> Iterator[str]:
     rows = [f"{name:<9}{volume:>12.1f}{PHANTOM.chi_ppm[name]:>22.3f}" for name, volume in PHANTOM.volumes_mm3.items()]
     start_dataset(root, name="Demo of bids_dgmseg: phantom maps", readme=_README.format(table="\n".join(rows)))
     write_participants(root, _PARTICIPANTS, _COLUMNS)
-    for seed, scan in enumerate(SCANS, 1):
+    for seed, scan in enumerate(scans, 1):
         drawn = scan_phantom(scan, seed=seed)
         add_scan(root, drawn)
         yield drawn.name

@@ -45,7 +45,9 @@ LOCALIZER_VIEW = View(
     cut_mm=(110.0, 90.0), outside_noise=0.3,
 )  # fmt: skip
 
-WHOLE_HEAD_VIEW = View(shape=(160, 192, 160), spacing_mm=1.0, centre_mm=(0.0, -18.0, 5.0))
+WHOLE_HEAD_VIEW = View(
+    shape=(176, 208, 176), spacing_mm=1.0, centre_mm=(0.0, -18.0, 5.0), head=HeadRanges(shift_mm=(3.0, 3.0, 3.0))
+)
 """A whole scan, for datasets that are written out."""
 
 _PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))

@@ -1,0 +1,83 @@
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.simulate.dataset import read_template, simulate_dataset, whole_head_view
+from bids_dgmseg.simulate.phantom import PHANTOM
+
+VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
+    "bids-validator-deno") or ""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """The phantom's labels as a file."""
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
+    path = tmp_path_factory.mktemp("template") / "labels.nii.gz"
+    nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory, template):
+    root = tmp_path_factory.mktemp("simulated") / "ds"
+    names = list(simulate_dataset(root, n_scans=2, seed=5, template=template, spacing_mm=4))
+    assert names == ["sub-01", "sub-02"]
+    return root
+
+
+def test_two_runs_of_a_seed_are_the_same(simulated, template, tmp_path):
+    list(simulate_dataset(tmp_path / "again", n_scans=2, seed=5, template=template, spacing_mm=4))
+    for path in simulated.rglob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(simulated)).read_bytes()
+
+
+def test_two_seeds_share_no_map(simulated, template, tmp_path):
+    list(simulate_dataset(tmp_path / "other", n_scans=1, seed=6, template=template, spacing_mm=4))
+    (other,) = (tmp_path / "other" / "sub-01").rglob("*_Chimap.nii.gz")
+    for path in simulated.glob("sub-*/anat/*_Chimap.nii.gz"):
+        assert not np.array_equal(load_image(path).dataobj, load_image(other).dataobj)
+
+
+@pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")
+def test_it_is_valid(simulated):
+    result = subprocess.run([VALIDATOR, str(simulated)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_participants_say_what_was_drawn(simulated):
+    with (simulated / "participants.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
+    for row in rows:
+        (path,) = (simulated / "derivatives" / "truth" / row["participant_id"]).rglob("*_dseg.nii.gz")
+        found = np.unique(load_image(path).dataobj)
+        assert int(row["n_nuclei"]) == len(found) - 1
+        assert set(found) <= set(range(17))
+
+
+def test_the_field_of_view_does_not_change_with_the_voxel_size():
+    for spacing_mm in (0.8, 1.0, 2.0):
+        view = whole_head_view(spacing_mm)
+        assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    (60, "has the value 60, which is no label of a template"),
+    (21, "shows no nucleus"),
+])
+def test_what_is_no_template_is_refused(tmp_path, value, message):
+    path = tmp_path / "labels.nii.gz"
+    nib.Nifti1Image(np.full((4, 4, 4), value, np.uint8), np.eye(4)).to_filename(path)
+    with pytest.raises(InputError, match=f"labels.nii.gz: {message}"):
+        read_template(path)

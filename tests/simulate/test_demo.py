@@ -1,0 +1,90 @@
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.resample import Grid
+from bids_dgmseg.images.units import check_chi
+from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.simulate.demo import SCANS, head_grid, scan_phantom, write_demo
+from bids_dgmseg.simulate.phantom import PHANTOM
+
+COARSE = tuple(dataclasses.replace(scan, spacing_mm=(3.0, 3.0, 4.0)) for scan in SCANS)
+VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
+    "bids-validator-deno") or ""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "ds"
+    assert list(write_demo(root, COARSE)) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_two_runs_give_the_same_bytes(demo, tmp_path):
+    list(write_demo(tmp_path / "again", COARSE))
+    assert contents(tmp_path / "again") == contents(demo)
+
+
+@pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")
+@pytest.mark.parametrize("part", [".", "derivatives/truth"])
+def test_it_is_valid(demo, part):
+    result = subprocess.run([VALIDATOR, str(demo / part)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_map_has_its_truth_on_its_own_grid(demo):
+    maps = sorted(demo.glob("sub-*/**/*_Chimap.nii.gz"))
+    assert len(maps) == 3
+    for path in maps:
+        relative = path.relative_to(demo)
+        truth = demo / "derivatives" / "truth" / relative.with_name(relative.name.replace("_Chimap", "_seg-truth_dseg"))
+        chi, dseg = load_image(path), load_image(truth)
+        np.testing.assert_array_equal(chi.affine, dseg.affine)
+        assert chi.shape == dseg.shape
+        x, y, z = chi.shape
+        expected = PHANTOM.dseg(Grid((x, y, z), chi.affine))
+        np.testing.assert_array_equal(np.asanyarray(dseg.dataobj), expected.array)
+
+
+def test_units_are_read_back_whatever_they_are(demo):
+    units = {}
+    for path in demo.glob("sub-*/**/*_Chimap.nii.gz"):
+        sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
+        checked = check_chi(path, sidecar)
+        units[path.name.removesuffix("_Chimap.nii.gz")] = checked.units
+        assert np.nanmax(checked.chi_ppm.array) == pytest.approx(max(PHANTOM.chi_ppm.values()), abs=0.03)  # 5 SD
+    assert units == {"sub-01_ses-1": "ppm", "sub-01_ses-2": "ppb", "sub-02": "ppm"}
+
+
+def test_grids_differ_as_the_readme_says():
+    upright, oblique, other = (head_grid(scan) for scan in SCANS)
+    assert nib.aff2axcodes(upright.affine) == ("R", "A", "S")
+    assert nib.aff2axcodes(other.affine) == ("L", "P", "S")
+    assert nib.affines.voxel_sizes(other.affine) == pytest.approx([0.9, 0.9, 1.5])
+    assert np.rad2deg(nib.affines.obliquity(oblique.affine)).max() > 10
+
+
+@pytest.mark.parametrize("scan", COARSE, ids=lambda scan: scan.axes + str(scan.tilt_deg))
+def test_the_whole_head_is_in_the_field_of_view(scan):
+    chi = scan_phantom(scan, seed=1).chi
+    faces = [np.take(chi, index, axis) for axis in range(3) for index in (0, -1)]
+    assert not any(face.any() for face in faces)
+
+
+def test_a_folder_with_files_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="exists and is not an empty folder; give a new one"):
+        list(write_demo(tmp_path))
+    assert contents(tmp_path) == {"notes.txt": b"mine"}

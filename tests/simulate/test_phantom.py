@@ -1,0 +1,85 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.simulate.phantom import PHANTOM, Ellipsoid, Phantom
+from bids_dgmseg.structures import STRUCTURES
+
+
+def test_every_nucleus_is_there_once():
+    assert [body.label for body in PHANTOM.nuclei] == [structure.index for structure in STRUCTURES]
+
+
+@pytest.mark.parametrize("body", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
+def test_counted_volume_is_the_one_on_paper(body):
+    grid = world_grid(body.box.grown(1), (0.25, 0.25, 0.25))
+    counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == body.label) * 0.25**3
+    x, y, z = body.semi_axes_mm
+    # 5,000 and more points in a smooth body: counting errs by N^(-2/3), a third of a percent. Nothing lies over it.
+    assert counted_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z, rel=0.01)
+    assert body.volume_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z)
+
+
+def test_nuclei_do_not_touch_each_other():
+    for one, other in itertools.combinations(PHANTOM.nuclei, 2):
+        points = world_grid(one.box, (0.4, 0.4, 0.4)).centres_mm()
+        assert not (one.contains(points) & other.contains(points)).any(), (one.label, other.label)
+
+
+def test_left_is_at_negative_x():
+    for body in PHANTOM.nuclei:
+        low, high = body.box.low_mm[0], body.box.high_mm[0]
+        assert high < 0 if STRUCTURES.numbered(body.label).hemisphere == "L" else low > 0
+
+
+def test_sides_differ_in_susceptibility():
+    for left, right in zip(PHANTOM.nuclei[::2], PHANTOM.nuclei[1::2], strict=True):
+        assert left.chi_ppm - right.chi_ppm >= 0.004
+
+
+def test_a_box_touches_its_body():
+    # Semi-axes 1, 2, 3 turned by 90 degrees about z: 2 along x, 1 along y.
+    box = Ellipsoid(1, (10, 0, 0), (1, 2, 3), 0.1, (0, 0, 90)).box
+    assert box.low_mm == pytest.approx((8, -1, -3))
+    assert box.high_mm == pytest.approx((12, 1, 3))
+
+
+def test_turning_about_45_degrees_gives_the_diagonal_extent():
+    # sqrt((1 cos45)^2 + (3 sin45)^2) = sqrt(5) along x, for semi-axes 1 and 3 in the plane.
+    box = Ellipsoid(1, (0, 0, 0), (1, 3, 1), 0.1, (0, 0, 45)).box
+    assert box.high_mm == pytest.approx((5**0.5, 5**0.5, 1))
+
+
+def test_a_voxel_cut_in_half_has_half_the_susceptibility():
+    slab = Ellipsoid(21, (0, 0, -1e4), (1e4, 1e4, 1e4), 0.1)  # its surface is z = 0, flat to 1e-5 mm here
+    chi = Phantom(tissues=(slab,), nuclei=()).chi(world_grid(Box((-1.5,) * 3, (1.5,) * 3), (1.0, 1.0, 1.0)))
+    assert chi.array[1, 1] == pytest.approx([0.1, 0.05, 0.0])
+
+
+def test_partial_volumes_keep_the_mass():
+    tissue, nucleus = Ellipsoid(22, (0, 0, 0), (18, 18, 18), 0.02), Ellipsoid(1, (1, 0, 0.3), (4, 5, 6), 0.12)
+    grid = world_grid(Box((-10,) * 3, (10,) * 3), (2.0, 2.0, 2.0))
+    chi = Phantom(tissues=(tissue,), nuclei=(nucleus,)).chi(grid, supersampling=4)
+    mass = (chi.array - 0.02).sum() * 8
+    assert mass == pytest.approx(0.1 * nucleus.volume_mm3, rel=0.01)  # 0.5 mm points: 500 mm3 hold 4,000 of them
+
+
+def test_the_map_is_the_same_whichever_way_its_axes_run():
+    grid = world_grid(Box((-30, -70, -45), (30, -40, -20)), (2.0, 2.0, 2.0))
+    flipped = Grid(grid.shape, grid.affine @ np.array(
+        [[-1, 0, 0, grid.shape[0] - 1], [0, -1, 0, grid.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    np.testing.assert_allclose(PHANTOM.chi(flipped).array[::-1, ::-1], PHANTOM.chi(grid).array, atol=1e-7)
+    np.testing.assert_array_equal(PHANTOM.dseg(flipped).array[::-1, ::-1], PHANTOM.dseg(grid).array)
+
+
+def test_noise_is_that_of_the_seed_and_inside_the_head_only():
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (4.0, 4.0, 4.0))
+    truth, noisy, dseg = PHANTOM.chi(grid).array, *(volume.array for volume in PHANTOM.scan(grid, seed=3))
+    assert (noisy[truth == 0] == 0).all()
+    assert np.std((noisy - truth)[truth != 0]) == pytest.approx(0.005, rel=0.05)  # 20,000 voxels: 0.5 %
+    np.testing.assert_array_equal(noisy, PHANTOM.chi(grid, seed=3).array)
+    np.testing.assert_array_equal(dseg, PHANTOM.dseg(grid).array)
+    assert (noisy != PHANTOM.chi(grid, seed=4).array).any()

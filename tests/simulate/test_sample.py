@@ -1,0 +1,119 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import get_model
+from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.artefacts import blur
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.sample import (
+    LOCALIZER_VIEW,
+    SEGMENTER_VIEW,
+    View,
+    draw_sample,
+    nuclei_labels,
+    region_labels,
+    swap_sides,
+    template_head,
+)
+from bids_dgmseg.simulate.susceptibility import TISSUES, drop_hilum, split_dentate
+from bids_dgmseg.structures import STRUCTURES
+
+VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), outside_noise=0.0)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
+    return [(template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)), 1.0)]
+
+
+def test_a_seed_gives_one_sample(heads):
+    first, again, other = draw_sample(heads, VIEW, 7), draw_sample(heads, VIEW, 7), draw_sample(heads, VIEW, 8)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_has_the_views_shape_and_known_labels(heads, seed):
+    chi, labels = draw_sample(heads, VIEW, seed)
+    assert chi.shape == labels.shape == VIEW.shape
+    assert chi.dtype == torch.float32
+    assert chi.isfinite().all()
+    assert set(labels.unique().tolist()) <= {0, *range(1, 17), *TISSUES}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_end_where_the_map_ends(heads, seed):
+    chi, labels = draw_sample(heads, VIEW, seed)
+    assert (labels[chi == 0] == 0).all()
+
+
+def test_left_is_at_low_x_in_every_sample(heads):
+    upright = dataclasses.replace(VIEW, cut_mm=(0.0, 0.0))
+    for seed in range(6):
+        _, labels = draw_sample(heads, upright, seed)
+        middle_x = {index: float((labels == index).nonzero()[:, 0].float().mean()) for index in (11, 12)}
+        assert middle_x[11] < middle_x[12], seed
+
+
+def test_swapping_sides_exchanges_nuclei_and_keeps_tissues():
+    labels = torch.tensor([0, 1, 2, 15, 16, 21, 34, 35], dtype=torch.uint8)
+    assert swap_sides(labels).tolist() == [0, 2, 1, 16, 15, 21, 34, 35]
+
+
+def test_swapping_sides_changes_the_hemisphere_only():
+    for structure in STRUCTURES:
+        other = STRUCTURES.numbered(int(swap_sides(torch.tensor(structure.index))))
+        assert other.nucleus == structure.nucleus
+        assert other.hemisphere != structure.hemisphere
+
+
+def test_the_segmenter_learns_nuclei_only():
+    assert nuclei_labels(torch.tensor([0, 1, 16, 21, 35])).tolist() == [0, 1, 16, 0, 0]
+
+
+def test_every_label_is_a_region_of_the_localizer():
+    regions = region_labels(torch.tensor([*range(1, 17), *TISSUES]))
+    assert (regions > 0).all()
+    assert region_labels(torch.tensor([0, 1, 4, 5, 16, 21, 23, 29, 35])).tolist() == [0, 5, 5, 4, 4, 1, 3, 2, 1]
+
+
+def test_the_views_have_the_voxels_that_the_shipped_networks_are_shown():
+    model = get_model("default")
+    for shown, view in ((model.input, SEGMENTER_VIEW), (model.localizer.input, LOCALIZER_VIEW)):
+        assert shown is not None
+        assert (view.spacing_mm,) * 3 == pytest.approx(shown.spacing_mm)
+
+
+def test_a_label_map_is_read_in_mm():
+    array = np.zeros((3, 3, 3), np.uint8)
+    array[2, 1, 0] = 7
+    head = LabelMap.from_volume(Volume(array, np.diag([2.0, 2.0, 2.0, 1.0])))
+    points = torch.tensor([[4.0, 2.0, 0.0], [4.9, 2.9, 0.9], [5.1, 2.0, 0.0], [-20.0, 0.0, 0.0]])
+    assert head.at(head.indices(points)).tolist() == [7, 7, 0, 0]
+
+
+def test_the_dentate_gets_a_hilum_and_loses_it_again():
+    array = np.zeros((11, 11, 11), np.uint8)
+    array[2:9, 2:9, 2:9] = 1
+    array[9:, 9:, 9:] = 35
+    split = split_dentate(LabelMap.from_volume(Volume(array, np.eye(4)))).labels
+    # Depth is 1 mm in the outermost voxels and 2 in the next: a wall of 1.6 mm leaves a cube of 5 voxels.
+    assert int((split == 41).sum()) == 5**3
+    assert torch.equal(drop_hilum(split), torch.from_numpy(array))
+
+
+def test_a_blur_keeps_the_mass_and_has_its_sd():
+    spot = torch.zeros(31, 5, 5)
+    spot[15, 2, 2] = 1.0
+    blurred = blur(spot, [2.0, 0.0, 0.0])[:, 2, 2]
+    offset = torch.arange(31) - 15
+    assert blurred.sum().item() == pytest.approx(1)
+    assert (blurred * offset**2).sum().sqrt().item() == pytest.approx(2, rel=0.03)  # cut off at three SD

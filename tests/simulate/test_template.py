@@ -1,0 +1,182 @@
+"""The template's rules on an atlas of boxes, and its likeness to the training's template where that is at hand."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.volume import Volume, load_image
+from bids_dgmseg.simulate.susceptibility import TISSUES
+from bids_dgmseg.simulate.template import _NUCLEI, _TISSUES, build_template, read_nigra, read_symbols, write_template
+
+SYMBOLS = ["Air", "PrCG", *" ".join([*_NUCLEI.values(), *_TISSUES.values()]).split()]
+TISSUE = {name: number for number, name in TISSUES.items()}
+SHAPE = (81, 40, 40)
+AFFINE = np.array([[0.5, 0, 0, -20], [0, 0.5, 0, -10], [0, 0, 0.5, -10], [0, 0, 0, 1]])
+BOXES = {  # symbol → where it begins and ends in voxels: x from the middle, on both sides, then y, then z
+    "FWM": (0, 40, 0, 40, 16, 40), "HWM": (0, 40, 0, 40, 0, 14), "MTg": (0, 8, 10, 20, 16, 20),
+    "CaH": (4, 8, 4, 10, 34, 38), "CaT": (4, 8, 12, 14, 34, 38), "Pu": (24, 30, 10, 30, 24, 32),
+    "GPe": (14, 20, 10, 30, 24, 32), "STH": (10, 12, 10, 14, 18, 20), "SN": (4, 6, 12, 16, 17, 19),
+    "CbDN": (4, 24, 16, 26, 8, 13), "CBL": (0, 40, 0, 40, 14, 16),
+}  # fmt: skip
+"""Pu and GPe are 4 voxels, 2 mm, apart: a lamina."""
+
+
+def both_sides(x0, x1, y0, y1, z0, z1):
+    """Slices of a box and of its mirror image; the middle is voxel 40."""
+    return [(slice(40 + x0, 40 + x1), slice(y0, y1), slice(z0, z1)),
+            (slice(41 - x1, 41 - x0), slice(y0, y1), slice(z0, z1))]  # fmt: skip
+
+
+@pytest.fixture
+def atlas() -> Volume:
+    array = np.zeros(SHAPE, np.float32)
+    for symbol, box in BOXES.items():
+        for block in both_sides(*box):
+            array[block] = SYMBOLS.index(symbol)
+    return Volume(array, AFFINE)
+
+
+@pytest.fixture
+def nigra() -> Volume:
+    array = np.zeros(SHAPE, np.float32)
+    array[44:53, 10:14, 17:19] = 0.5  # tegmentum, white matter and the right STN
+    array[44:48, 10:20, 19] = 0.4  # not more than the threshold
+    return Volume(array, AFFINE)
+
+
+@pytest.fixture
+def head() -> Volume:
+    array = np.zeros(SHAPE, np.float32)
+    array[1:-1, :38] = 1
+    return Volume(array, AFFINE)
+
+
+@pytest.fixture
+def labels(atlas, nigra, head):
+    return build_template(atlas, SYMBOLS, nigra, head).array
+
+
+def test_left_nuclei_are_left_of_zero(labels):
+    for index in range(1, 17):
+        x = np.nonzero(labels == index)[0]
+        if len(x):
+            assert (x < 40).all() == (index % 2 == 1), index
+
+
+def test_the_caudate_tail_is_a_tissue(labels):
+    assert (labels[44:48, 4:10, 34:38] == 12).all()
+    assert (labels[33:37, 4:10, 34:38] == 11).all()
+    assert np.count_nonzero(labels == TISSUE["caudate tail"]) == 2 * 4 * 2 * 4
+
+
+def test_the_lamina_goes_to_the_pallidum_up_to_the_putamens_skin(labels):
+    # Pallidum 54–59, putamen 64–69; voxels 60 and 61 lie within 1 mm of the pallidum, 63 touches the putamen.
+    assert labels[54:64, 20, 28].tolist() == [16] * 8 + [TISSUE["white matter"]] * 2
+
+
+def test_the_putamen_stays_as_it_is(labels):
+    assert np.count_nonzero(labels == 14) == 6 * 20 * 8
+
+
+def test_the_nigra_grows_into_the_tegmentum_only(labels):
+    assert (labels[44:48, 10:14, 17:19] == 8).all()
+    assert (labels[50:52, 10:14, 18] == 10).all()
+    assert labels[44, 18, 19] == TISSUE["brainstem"]
+    assert np.count_nonzero(labels == 7) == 2 * 4 * 2  # the left has none but the atlas's own
+
+
+def test_brain_outside_the_atlas_is_fluid(atlas, head, labels):
+    air = atlas.array == 0
+    assert (labels[air & (head.array > 0)] == TISSUE["cerebrospinal fluid"]).all()
+    assert (labels[:, 39] == np.where(atlas.array[:, 39] == 0, 0, labels[:, 39])).all()
+
+
+def test_the_cerebellar_nuclei_are_divided_by_place(labels):
+    right = {name: np.argwhere(labels[40:] == number).mean(axis=0) for name, number in (
+        ("dentate", 2), ("interposed", 4), ("fastigial", TISSUE["fastigial nucleus"]))}
+    moved = 3  # voxels to the side, which the interposed nucleus does not go
+    assert right["fastigial"][0] - moved < right["interposed"][0] < right["dentate"][0] - moved
+    assert right["fastigial"][2] > right["dentate"][2]
+
+
+def test_the_dentate_moves_out_back_and_down(labels):
+    # 1.5, -3.5 and -2.5 mm are 3, -7 and -5 voxels; the structure's far end is x < 64, 16 <= y < 26, z < 13.
+    x, y, z = np.nonzero(labels == 2)
+    assert (x.max(), y.min(), y.max(), z.min(), z.max()) == (63 + 3, 16 - 7, 25 - 7, 8 - 5, 12 - 5)
+
+
+def test_a_missing_structure_is_named(atlas, nigra, head):
+    symbols = [symbol if symbol != "STH" else "PrCG" for symbol in SYMBOLS]
+    with pytest.raises(InputError, match="no structure STH among its labels"):
+        build_template(atlas, symbols, nigra, head)
+
+
+def test_ids_of_the_ontology_are_refused(atlas, nigra, head):
+    with pytest.raises(InputError, match=r"has values up to 10154 for \d+ labels"):
+        build_template(atlas.with_array(atlas.array * 0 + 10154), SYMBOLS, nigra, head)
+
+
+def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> list[Path]:
+    paths = [folder / f"{name}.nii.gz" for name in ("allen", "midbrain", "mask")]
+    parts = np.stack([0 * nigra.array, nigra.array / 2, nigra.array / 2], axis=3)
+    arrays = (atlas.array.astype(np.uint8), np.rint(parts * 255).astype(np.uint8), head.array)
+    for path, array in zip(paths, arrays, strict=True):
+        nib.Nifti1Image(array, AFFINE).to_filename(path)
+    (folder / "allen.json").write_text(json.dumps({"labels": SYMBOLS}), encoding="utf-8")
+    (folder / "midbrain.tsv").write_text("volume\tname\n0\tR_RN\n1\tR_SNc\n2\tR_SNr\n", encoding="utf-8")
+    return paths
+
+
+def test_files_give_the_same_as_arrays(atlas, nigra, head, labels, tmp_path):
+    nigra.array[nigra.array == np.float32(0.4)] = 0.3  # 8 bits cannot hold the threshold itself
+    allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
+    lines = list(write_template(allen, midbrain, mask, tmp_path / "out.nii.gz"))
+    written = load_image(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), labels)
+    np.testing.assert_array_equal(written.affine, AFFINE)
+    table = (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "index\tname\tvolume_mm3"
+    assert table[14] == "14\tright putamen\t120"  # 960 voxels of 0.125 mm3
+    assert len(table) - 1 == len(lines) == 16 + len(TISSUES)
+
+
+def test_an_atlas_without_names_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"allen\.nii\.gz: no allen\.json beside it"):
+        read_symbols(tmp_path / "allen.nii.gz")
+    (tmp_path / "allen.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(InputError, match=r'allen\.json: has no list "labels"'):
+        read_symbols(tmp_path / "allen.nii.gz")
+
+
+def test_a_midbrain_without_a_nigra_is_refused(atlas, nigra, head, tmp_path):
+    _, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
+    (tmp_path / "midbrain.tsv").write_text("volume\tname\n0\tR_RN\n", encoding="utf-8")
+    with pytest.raises(InputError, match="names no SNc and SNr"):
+        read_nigra(midbrain)
+    with pytest.raises(InputError, match=r"mask\.nii\.gz: has 3 dimensions, expected 4"):
+        read_nigra(mask)
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "template"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the public atlases are not beside the project")
+def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
+    brain = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    allen, midbrain = SHARED / "Allen_HRA_3D_2020.nii.gz", SHARED / "CIT168_midbrain_in_2009bSym.nii.gz"
+    list(write_template(allen, midbrain, brain, tmp_path / "labels.nii.gz"))
+    built = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
+    expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
+    expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
+    differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())
+    # The nigra there came from another registration of CIT168, a quarter of a millimetre to the right.
+    assert differing <= {7, 8, TISSUE["brainstem"]}
+    for index in (7, 8):
+        mine, theirs = built == index, expected == index
+        assert 2 * np.count_nonzero(mine & theirs) / (mine.sum() + theirs.sum()) > 0.95
