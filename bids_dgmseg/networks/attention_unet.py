@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -90,6 +90,7 @@ class AttentionUNet25D(nn.Module):
                                                                      classes
     Description         transfer without the output layers           everything but ``heads.*`` transfers
     Comparison          without attention gates                      ``attention=False``
+    Comparison          encoder with ImageNet's ResNet50             `ResNet50AttentionUNet25D`
     Evaluation          probabilities                                softmax over background and nuclei
                                                                      (silent); belongs to loss and predictor
     ==================  ===========================================  =======================================
@@ -149,3 +150,118 @@ class AttentionUNet25D(nn.Module):
             x = max_pool(x, 2)
             skips.append(down(torch.cat((image(x), max_pool(skips[-1], 2)), dim=1)))
         return skips
+
+
+class _Bottleneck(nn.Module):
+    """Residual block of ResNet-50; parts are called as in the published weights."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = functional.relu(self.bn1(self.conv1(x)))
+        inner = functional.relu(self.bn2(self.conv2(inner)))
+        return functional.relu(self.bn3(self.conv3(inner)) + self.downsample(x))
+
+
+def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    first = _Bottleneck(inputs, width, stride)
+    return nn.Sequential(first, *(_Bottleneck(4 * width, width, 1) for _ in range(blocks - 1)))
+
+
+class _ResNet50(nn.Module):
+    """He et al. 2016 without the classifier; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32."""
+
+    widths = (64, 256, 512, 1024, 2048)
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.layer1, self.layer2 = _stage(64, 64, 3, 1), _stage(256, 128, 4, 2)
+        self.layer3, self.layer4 = _stage(512, 256, 6, 2), _stage(1024, 512, 3, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [functional.relu(self.bn1(self.conv1(x)))]
+        x = functional.max_pool2d(features[0], 3, 2, 1)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        return features
+
+
+class ResNet50AttentionUNet25D(nn.Module):
+    """The paper's comparison: an attention U-Net whose encoder is ResNet-50, begun from ImageNet's weights.
+
+    Parameters
+    ----------
+    input_channels, num_classes, deep_supervision, slices, gate_convolutions
+        As for `AttentionUNet25D`.
+    features : sequence of 5 int
+        Filters of the decoder's stages, top first.
+
+    Raises
+    ------
+    ValueError
+        If there are not five stages.
+
+    Notes
+    -----
+    The paper names the encoder alone. Here the decoder has the filters of the other network, the skips are
+    the encoder's features at 1/2 to 1/16, each through an attention gate, the full resolution has no skip, and
+    the image enters once. Three slices are the three channels that the published weights expect.
+    """
+
+    def __init__(
+        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *, slices: int = 3,
+        features: Sequence[int] = (16, 32, 64, 128, 256), gate_convolutions: Literal[1, 2] = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(features) != len(_ResNet50.widths):
+            raise ValueError(f"features has {len(features)} stages, expected {len(_ResNet50.widths)}")
+        self.deep_supervision = deep_supervision
+        self.encoder = _ResNet50(input_channels * slices)
+        *skips, bottom = _ResNet50.widths
+        widths = list(reversed(features))
+        self.gates, self.enlarge, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for skip, low, width in zip([*reversed(skips), 0], [bottom, *widths], widths, strict=False):
+            if skip:
+                self.gates.append(_AttentionGate(skip, low, gate_convolutions))
+            self.enlarge.append(nn.ConvTranspose2d(low, width, 2, 2))
+            self.up.append(_two_convolutions(width + skip, width))
+        self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[-3:])
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map (B, C · slices, X, Z) to logits (B, classes, X, Z); with deep supervision a list, largest first."""
+        *skips, features = self.encoder(x)
+        decoded = []
+        for gate, enlarge, up in zip(self.gates, self.enlarge, self.up, strict=False):
+            skip = skips.pop()
+            features = up(torch.cat((gate(skip, features), crop_like(enlarge(features), skip)), dim=1))
+            decoded.append(features)
+        decoded.append(self.up[-1](crop_like(self.enlarge[-1](features), x)))
+        if not self.deep_supervision:
+            logits: Tensor = self.heads[-1](decoded[-1])
+            return logits
+        return [head(part) for head, part in zip(self.heads, decoded[-3:], strict=True)][::-1]
+
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
+        """Begin from ResNet-50's published weights, named as torchvision and timm name them.
+
+        Parameters
+        ----------
+        state : mapping of str to Tensor
+            As read from a safetensors file; the classifier, ``fc``, is left out.
+
+        Raises
+        ------
+        RuntimeError
+            If they are of another network.
+        """
+        self.encoder.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})

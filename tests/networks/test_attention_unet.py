@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bids_dgmseg.networks.attention_unet import AttentionUNet25D, _AttentionGate
+from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D, _AttentionGate
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,24 @@ def test_all_but_the_heads_transfers_from_two_classes_to_three():
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         AttentionUNet25D(1, 4, **arguments)
+
+
+def test_the_resnet_encoder_takes_published_weights_and_answers_alike():
+    models = pytest.importorskip("torchvision.models", reason="torchvision is the second implementation")
+    published, network = models.resnet50(weights=None).eval(), ResNet50AttentionUNet25D(1, 4).eval()
+    network.load_imagenet(published.state_dict())
+    shown = torch.randn(1, 3, 33, 40)
+    with torch.no_grad():
+        x = published.maxpool(published.relu(published.bn1(published.conv1(shown))))
+        expected = published.layer4(published.layer3(published.layer2(published.layer1(x))))
+        torch.testing.assert_close(network.encoder(shown)[-1], expected)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(RuntimeError, match="layer4"):
+        ResNet50AttentionUNet25D(1, 4).load_imagenet({"conv1.weight": torch.zeros(64, 3, 7, 7)})
+
+
+def test_the_resnet_network_wants_five_stages():
+    with pytest.raises(ValueError, match="features has 2 stages, expected 5"):
+        ResNet50AttentionUNet25D(1, 4, features=(8, 16))

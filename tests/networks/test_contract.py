@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dgmseg.models import MODELS, Model
-from bids_dgmseg.networks.attention_unet import AttentionUNet25D
+from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
 from bids_dgmseg.networks.plain_unet import PlainUNet
@@ -42,6 +42,7 @@ CASES = {
        for part in ("segmenter", "localizer") if part == "segmenter" or model.localizer.network},
     "dcn_net": Case(lambda deep: DCNNet(1, 3, deep), 4),
     "attention_unet": Case(lambda deep: AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
+    "attention_unet_resnet50": Case(lambda deep: ResNet50AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
     "deepqsmseg": Case(lambda deep: DeepQSMSeg(1, 11, deep), 11),
 }  # fmt: skip
 """Registered networks as they ship; the papers' networks as the papers have them."""
@@ -89,6 +90,7 @@ SMALL = {
     "plain_unet": lambda deep: PlainUNet(1, 3, deep, features=(4, 8, 8)),
     "dcn_net": lambda deep: DCNNet(1, 3, deep, dilations=((1,), (1, 2)), bottleneck_layers=2),
     "attention_unet": lambda deep: AttentionUNet25D(1, 4, deep, features=(2, 4, 8), scales=2),
+    "attention_unet_resnet50": lambda deep: ResNet50AttentionUNet25D(1, 4, deep),
     "deepqsmseg": lambda deep: DeepQSMSeg(1, 11, deep, features=(2, 4), blocks=(1, 1), attended=1),
 }
 
