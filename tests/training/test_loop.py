@@ -27,7 +27,7 @@ def samples():
 
 def _learn(samples, folder, *slices, schedule=SCHEDULE):
     """Train in slices, each from a new network and the checkpoint; returns (progress, losses)."""
-    losses = []
+    losses: list[float] = []
     for last in slices:
         torch.manual_seed(len(losses))
         progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), schedule)
