@@ -53,6 +53,10 @@ def link_to_nowhere(path: Path) -> None:
     path.symlink_to("../../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
 
 
+def break_sidecar(path: Path) -> None:
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{\n "Units": "ppm",\n}')
+
+
 def write_without_place(path: Path) -> None:
     image = nib.Nifti1Image(chi(), None)
     image.header["sform_code"] = 1  # its srow_* are all zero
@@ -111,6 +115,26 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
         patch.setitem(MODELS, "oracle", oracle_model())
         code = main([str(folder / "ds"), str(folder / "out"), "participant", *arguments])
     return Ended(code, err.getvalue().splitlines(), folder / "out")
+
+
+def test_a_broken_sidecar_fails_its_own_scan(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+    assert run(dataset, "--dry-run") == 0
+    assert "sub-01: would fail: sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file\n" in (
+        capsys.readouterr().out)  # fmt: skip
+    assert run(dataset) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file"
+    assert err[1].startswith("1 of 2 scans failed: sub-01; see ")
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-02.html"}
+
+
+def test_a_sidecar_that_breaks_later_is_not_taken_for_none(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02", sidecar=None)
+    assert run(dataset) == 0
+    break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+    assert run(dataset) == 1
 
 
 @pytest.mark.parametrize("label", BAD)

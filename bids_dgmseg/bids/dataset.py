@@ -44,6 +44,8 @@ class Scan:
     dataset_root: Path
     dataset_name: str
     """``raw`` or the derivative's name: BIDS URIs are ``bids:NAME:path``."""
+    problem: str | None = None
+    """Why it cannot be segmented, where its sidecar cannot be read: one line."""
 
     @property
     def named_entities(self) -> dict[str, str]:
@@ -96,12 +98,13 @@ def find_scans(settings: Settings) -> list[Scan]:
     Returns
     -------
     list of Scan
-        Sorted by participant, session and name; never empty.
+        Sorted by participant, session and name; never empty. One with a broken sidecar has a `problem`.
 
     Raises
     ------
     InputError
-        If the dataset, the selection or a sidecar does not allow a run, or two maps would share a name.
+        If the dataset or the selection does not allow a run, two maps would share a name, a folder cannot be listed,
+        or no scan has a sidecar that can be read.
     """
     sources = find_sources(settings)
     _check_labels(settings, sources)
@@ -124,6 +127,8 @@ def find_scans(settings: Settings) -> list[Scan]:
     _check_unique(found.values())
     if not scans:
         raise InputError(_nothing(settings, echoes=echoes))
+    if all(scan.problem for scan in scans):
+        raise InputError(scans[0].problem)
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
 
 
@@ -199,7 +204,7 @@ def _labelled(folder: Path, prefix: str) -> dict[str, Path]:
 
 
 def _walk(folder: Path, depth: int, sessions: Sequence[str]) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
+    for path in _list(folder):
         match = _FOLDER.fullmatch(path.name)
         if path.name.startswith("."):
             continue
@@ -207,6 +212,15 @@ def _walk(folder: Path, depth: int, sessions: Sequence[str]) -> Iterator[Path]:
             yield path
         elif depth > 1 and not (match and sessions and match[1] == "ses" and match[2] not in sessions):
             yield from _walk(path, depth - 1, sessions)
+
+
+def _list(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder.name}: cannot be read ({error.strerror}); correct its permissions or choose other participants"
+        ) from error
 
 
 def _check_labels(settings: Settings, sources: Sequence[Source]) -> None:
@@ -231,9 +245,12 @@ def _read_scan(source: Source, path: Path, sidecars_in: Callable[[Path], list[Pa
     for prefix, label in (match.groups() for match in map(_FOLDER.fullmatch, inside) if match):
         if named.setdefault(prefix, label) != label:
             raise InputError(f"{path.name}: lies in {prefix}-{label}; rename the file or move it")
-    sidecar, nearest = _inherit(source.root, path, sidecars_in)
     participant, session = named.pop("sub"), named.pop("ses", None)
     ordered = split_entities(join_entities(named))
+    try:
+        sidecar, nearest = _inherit(source.root, path, sidecars_in)
+    except InputError as error:  # one scan's sidecar must not keep the others from being done
+        return Scan(participant, session, ordered, path, {}, None, source.root, source.name, str(error))
     return Scan(participant, session, ordered, path, sidecar, nearest, source.root, source.name)
 
 

@@ -72,7 +72,7 @@ def fingerprint(scan: Scan, settings: Settings, model: Model) -> str:
         chi = type(error).__name__
     parts = {
         "chi": chi,
-        "sidecar": scan.sidecar,
+        "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer)],
         "weights": _hash_weights(settings, model),

@@ -27,6 +27,7 @@ from bids_dgmseg.segment.ready import limit_threads
 class _CheckInputSpec(BaseInterfaceInputSpec):
     in_chi = File(mandatory=True, desc="susceptibility map as it lies in the dataset")
     sidecar = traits.Dict(usedefault=True, desc="its metadata")
+    problem = traits.Str(usedefault=True, desc="why its metadata cannot be read; empty if they can")
 
 
 class _CheckOutputSpec(TraitedSpec):
@@ -42,6 +43,8 @@ class Check(SimpleInterface):
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         path, cwd = Path(self.inputs.in_chi), Path(runtime.cwd)
+        if self.inputs.problem:
+            raise InputError(self.inputs.problem)
         if not path.exists():
             raise InputError(f"{path.name}: a link that leads nowhere; fetch the file first (datalad get)")
         checked = check_chi(path, self.inputs.sidecar)

@@ -95,7 +95,9 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
     todo = {job.scan.name for job in _plan(settings, model, scans)}
     progress = Progress(0)
     for scan in scans:
-        if scan.name in todo:
+        if scan.problem:
+            progress.say(f"{scan.name}: would fail: {scan.problem}")
+        elif scan.name in todo:
             progress.say(f"{scan.name}: would segment {scan.uri} with {model.name}")
         else:
             progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")

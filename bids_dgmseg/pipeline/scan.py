@@ -57,7 +57,7 @@ def init_scan_wf(
     if settings.weights:
         network["weights"] = str(settings.weights)
     threads = min(settings.omp_nthreads, settings.nprocs)
-    check = Node(Check(sidecar=dict(scan.sidecar)), name="check", mem_gb=1.0)
+    check = Node(Check(sidecar=dict(scan.sidecar), problem=scan.problem or ""), name="check", mem_gb=1.0)
     localize = Node(Localize(**network), name="localize", n_procs=threads, mem_gb=model.memory_gb)
     segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
     measure = Node(Measure(model=model), name="measure", mem_gb=1.0)

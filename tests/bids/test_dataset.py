@@ -196,10 +196,28 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
         scans_of(tmp_path / "gone")
 
 
-def test_a_broken_sidecar_is_refused_with_its_place(dataset):
-    root = dataset("ds", chi("sub-01"))
+def test_a_broken_sidecar_is_a_problem_of_its_own_scan(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-02"))
     (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{\n "Units": ppm\n}')
-    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: not valid JSON \(line 2, column 11\)"):
+    problem = "sub-01_Chimap.json: not valid JSON (line 2, column 11); correct the file"
+    assert [(scan.name, scan.problem) for scan in scans_of(root)] == [("sub-01", problem), ("sub-02", None)]
+
+
+def test_a_sidecar_that_breaks_all_scans_is_refused_with_its_place(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-02"))
+    (root / "Chimap.json").write_text('{\n "Units": ppm\n}')
+    with pytest.raises(InputError, match=r"^Chimap.json: not valid JSON \(line 2, column 11\); correct the file$"):
+        scans_of(root)
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(dataset, monkeypatch):
+    root = dataset("ds", chi("sub-01"), chi("sub-02"))
+
+    def deny(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(InputError, match=r"^sub-01: cannot be read \(Permission denied\); correct its permissions"):
         scans_of(root)
 
 
