@@ -18,6 +18,7 @@ BETA_BOUNDS = (0.001, 1.0)
 """1/year: the rise is half done after 693 and after 0.7 years."""
 _N_GRID = 200
 _CHUNK = 100
+_ROUNDING = 1e-10
 _DESIGN = "age and chi have shapes {} and {}, expected one value each a scan"
 
 
@@ -144,7 +145,8 @@ def fit_curve(
     are linear, so that α and γ follow in closed form and only β is searched [3]_: over 200 values between its bounds,
     then from each local minimum of these. The confidence region is that of
     :math:`\text{RSS} \le \text{RSS}_{min} (1 + F_{1,n-p}/(n-p))` [4]_; the limits of each parameter are its extremes in
-    that region. For a curve without β they are Student's. Scans count as independent.
+    that region, infinite where the ages do not tell it. For a curve without β they are Student's. Scans count as
+    independent.
 
     References
     ----------
@@ -175,7 +177,7 @@ def fit_curve(
         rates = np.union1d(np.geomspace(*beta_limits, 2 * _N_GRID), rates)
     region = profile(rates)
     zero = np.zeros(rates.size)
-    half = np.sqrt(np.maximum(limit - region.rss[0], 0) / region.spread[0])
+    half = _half_width(limit - region.rss[0], 1.0, region.spread[0])
     intervals = {
         "alpha": (float((region.alpha[0] - half).min()), float((region.alpha[0] + half).max())),
         "beta": beta_limits,
@@ -291,8 +293,12 @@ def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floa
     f, y = f - centre_f, chi - centre_chi
     n = weights.sum(axis=1, keepdims=True)
     mean_f, mean_y = weights @ f / n, (weights @ y)[:, None] / n
-    spread = np.maximum(weights @ f**2 - n * mean_f**2, np.finfo(float).tiny)
-    alpha = (weights @ (f * y[:, None]) - n * mean_f * mean_y) / spread
+    squares = weights @ f**2
+    spread = squares - n * mean_f**2
+    # in this sample f does not vary, or by less than its rounding: α is not told, and taken for 0
+    spread[spread <= _ROUNDING * squares] = 0
+    product = weights @ (f * y[:, None]) - n * mean_f * mean_y
+    alpha = np.divide(product, spread, out=np.zeros_like(spread), where=spread > 0)
     if weights.shape[0] == 1:  # residuals themselves: a perfect fit is lost in the difference of sums
         rss = (weights[0][:, None] * (y[:, None] - mean_y[0] - alpha[0] * (f - mean_f[0])) ** 2).sum(axis=0)[None]
     else:
@@ -335,10 +341,20 @@ def _rate_limits(profile: Callable[[Floats], _Profile], beta: float, limit: floa
 
 def _value_limits(region: _Profile, f: Floats, limit: float) -> Interval:
     """Extremes of the curve in the confidence region where its basis is f, a value a rate; f = 0 is γ."""
-    variance = 1 / region.n[0] + (f - region.mean_f[0]) ** 2 / region.spread[0]
-    half = np.sqrt(np.maximum(limit - region.rss[0], 0) * variance)
-    value = region.value(f)[0]
+    excess = limit - region.rss[0]
+    at_mean = _half_width(excess, 1.0, region.n[0])
+    away = _half_width(excess, (f - region.mean_f[0]) ** 2, region.spread[0])
+    value, half = region.value(f)[0], np.hypot(at_mean, away)
     return float((value - half).min()), float((value + half).max())
+
+
+def _half_width(excess: Floats, over: ArrayLike, under: Floats) -> Floats:
+    """Square root of excess · over / under: 0 without excess or distance, infinite where f does not vary."""
+    top = np.maximum(excess, 0) * np.asarray(over)
+    width = np.full(top.shape, np.inf)
+    np.divide(top, under, out=width, where=under > 0)
+    width[top == 0] = 0
+    return np.sqrt(width)
 
 
 def _draw(who: NDArray[np.int_], *, n_replicates: int, rng: np.random.Generator) -> Iterator[Floats]:

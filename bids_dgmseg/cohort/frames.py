@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from bids_dgmseg.errors import InputError
 
 Floats = NDArray[np.float64]
+_MISSING = ("", "n/a", "na", "nan")
+_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
+_DICOM = re.compile(r"(\d{3})([YMWDymwd])")
 
 
 def need_columns(table: pd.DataFrame, *columns: str) -> None:
@@ -45,6 +50,70 @@ def numbers(table: pd.DataFrame, column: str) -> Floats:
     if not pd.api.types.is_numeric_dtype(values) and values.notna().any():
         raise ValueError(f"column {column} holds {values.dtype}, expected numbers")
     return np.asarray(pd.to_numeric(values), dtype=np.float64)
+
+
+def to_numbers(
+    table: pd.DataFrame, column: str, *, participant: str = "participant_id"
+) -> tuple[pd.Series, tuple[str, ...]]:
+    """Read a column of participants.tsv as numbers, saying what was not plainly one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a scan, or a scan and nucleus.
+    column : str
+        Numbers, or text as participants.tsv holds it.
+    participant : str
+        Column of the participants, for the messages.
+
+    Returns
+    -------
+    values : Series of float
+        With the index of `table`. ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years; anything
+        else that is not a number is missing.
+    warnings : tuple of str
+        A line for every such value, once a participant; none for ``n/a`` and blanks.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+
+    Examples
+    --------
+    >>> ages = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "age": ["30", "89+", "n/a"]})
+    >>> values, warnings = to_numbers(ages, "age")
+    >>> values.tolist()
+    [30.0, 89.0, nan]
+    >>> warnings
+    ("participants.tsv: age of sub-2 is '89+', taken as 89",)
+    """
+    need_columns(table, column, participant)
+    if pd.api.types.is_numeric_dtype(table[column]):
+        return table[column].astype(np.float64), ()
+    texts = table[column].astype(object).where(table[column].notna(), "").astype(str).str.strip()
+    known = {text: _to_number(text) for text in texts.unique()}
+    values = texts.map(lambda text: known[text][0]).astype(np.float64)
+    said = pd.DataFrame({"who": table[participant], "text": texts})[[known[text][1] for text in texts]]
+    warnings = []
+    for who, text in said.drop_duplicates().itertuples(index=False):
+        value = known[text][0]
+        taken = "not a number; it counts as missing" if np.isnan(value) else f"taken as {value:g}"
+        warnings.append(f"participants.tsv: {column} of {who} is {text!r}, {taken}")
+    return values, tuple(warnings)
+
+
+def _to_number(text: str) -> tuple[float, bool]:
+    """Read one value; True with it where the user should hear how it was read."""
+    if text.casefold() in _MISSING:
+        return np.nan, False
+    if plain := _PLAIN.fullmatch(text):
+        return float(plain[0]), False
+    if capped := _CAPPED.fullmatch(text):
+        return float(capped[1] or capped[2]), True
+    if dicom := _DICOM.fullmatch(text):
+        return int(dicom[1]) / {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}[dicom[2].upper()], True
+    return np.nan, True
 
 
 def each_group(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:

@@ -146,6 +146,23 @@ def test_a_line_leaves_the_rate_at_its_bound():
     assert fit.intervals["beta"][0] == 0.001
 
 
+def test_ages_on_the_plateau_leave_the_rise_without_limits():
+    """From 45 years on all fast rates give the same curve: 1 - exp(-45) is 1 in floating point."""
+    age = np.linspace(45, 80, 20)
+    fit = fit_curve(age, 0.1 + 0.01 * np.cos(age**2), curve=EXPONENTIAL)
+    assert fit.at_bound
+    assert np.isinf(fit.intervals["alpha"]).all()
+    band = bands(fit, [60.0])
+    assert np.isfinite(band.to_numpy()).all()
+
+
+def test_a_resample_of_one_age_does_no_harm():
+    """Two of ten participants carry all the spread: one resample in nine has none."""
+    age = np.array([30.0] * 8 + [60, 70])
+    fit = fit_curve(age, np.sin(np.arange(10.0)), curve=LINEAR)
+    assert np.isfinite(bootstrap(fit, age, np.sin(np.arange(10.0)), rng=np.random.default_rng(0))["alpha"]).all()
+
+
 @pytest.mark.parametrize(("age", "chi", "curve", "message"), [
     pytest.param(range(9), range(9), EXPONENTIAL, "9 scans, the exponential curve needs 10", id="few"),
     pytest.param(range(6), range(6), LOGARITHMIC, "age 0 has no logarithm", id="logarithm of 0"),

@@ -33,7 +33,7 @@ def test_adjusted_controls_keep_their_mean_and_lose_the_slope():
 
 
 def test_the_coefficients_are_those_of_another_regression():
-    statsmodels = pytest.importorskip("statsmodels.api")
+    import statsmodels.api as statsmodels
     rng: Any = np.random.default_rng(3)
     volume, chi = rng.normal(650, 60, 12), rng.normal(0.1, 0.02, 12)
     theirs: Any = statsmodels.OLS(chi, statsmodels.add_constant(volume)).fit()

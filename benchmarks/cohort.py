@@ -1,0 +1,179 @@
+"""How far the statistics of a cohort can be relied on, from simulated cohorts of known truth; and how long they take.
+
+    python benchmarks/cohort.py [--cohorts N] [--scans N] [--seed S]
+
+Prints Markdown: bias and coverage of the ageing curve, what ComBat leaves of site and age, coverage of Hedges' g, and
+seconds and memory for many scans of 16 nuclei.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.cohort.ageing import fit_ageing
+from bids_dgmseg.cohort.compare import GroupOptions, ancova, compare_groups, hedges_g
+from bids_dgmseg.cohort.curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
+from bids_dgmseg.cohort.harmonize import harmonize
+from bids_dgmseg.cohort.longitudinal import change_per_year
+from bids_dgmseg.cohort.outliers import robust_z
+from bids_dgmseg.cohort.size import adjust_for_size
+from bids_dgmseg.structures import STRUCTURES
+
+CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
+"""α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""
+NOISE_PPM = 0.01
+N_SITE_SCANS = 40
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohorts", type=int, default=200, help="simulated cohorts a row (default: 200)")
+    parser.add_argument("--scans", type=int, default=10_000, help="scans of the timing (default: 10000)")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    for title, rows in (
+        (f"Ageing, {args.cohorts} cohorts a row, noise {NOISE_PPM} ppm, limits of 95 %", ageing(args.cohorts, rng)),
+        (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
+        (f"Hedges' g, {5 * args.cohorts} pairs of groups a row, limits of 95 %", effects(5 * args.cohorts, rng)),
+        (f"{args.scans} scans of 16 nuclei", speed(args.scans, rng)),
+    ):
+        print(f"\n{title}\n\n{as_markdown(pd.DataFrame(rows))}", flush=True)
+
+
+def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Bias of the medians and share of the limits that hold the truth; bootstrap in a quarter of the cohorts."""
+    for nucleus, truth in CURVES_TRUE.items():
+        for ages in ((5, 85), (20, 80)):
+            for n in (30, 100, 300):
+                drawn = [draw_curve(truth, ages, n, rng) for _ in range(n_cohorts)]
+                fits = [fit_curve(age, chi, curve=EXPONENTIAL) for age, chi in drawn]
+                few = slice(max(n_cohorts // 4, 1))
+                resampled = [bootstrap(fit, age, chi, rng=rng, n_replicates=400)
+                             for fit, (age, chi) in zip(fits[few], drawn[few], strict=True)]  # fmt: skip
+                found = np.array([(fit.alpha, fit.beta, fit.gamma) for fit in fits])
+                bias = np.median(found, axis=0) - truth
+                yield {
+                    "nucleus": nucleus, "ages": f"{ages[0]}–{ages[1]}", "n": n,
+                    "bias α (%)": 100 * bias[0] / truth[0], "bias β (%)": 100 * bias[1] / truth[1],
+                    "bias γ (ppm)": bias[2], "profile α, β, γ (%)": coverage([fit.intervals for fit in fits], truth),
+                    "bootstrap (%)": coverage(resampled, truth),
+                    "β at a bound (%)": 100 * np.mean([fit.at_bound for fit in fits]),
+                    "AICc right (%)": 100 * np.mean([chosen_right(fit, *data)
+                                                     for fit, data in zip(fits, drawn, strict=True)]),
+                }  # fmt: skip
+
+
+def draw_curve(
+    truth: tuple[float, ...], ages: tuple[int, int], n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ages and susceptibilities of one cohort."""
+    alpha, beta, gamma = truth
+    age = rng.uniform(*ages, n)
+    return age, alpha * (1 - np.exp(-beta * age)) + gamma + rng.normal(0, NOISE_PPM, n)
+
+
+def chosen_right(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
+    """Whether the exponential curve has the lowest criterion."""
+    others = [fit_curve(age, chi, curve=curve).aicc for curve in CURVES if curve is not EXPONENTIAL]
+    return fit.aicc < min(others)
+
+
+def coverage(intervals: list[dict[str, tuple[float, float]]], truth: tuple[float, ...]) -> str:
+    """Per cent of the limits that hold the truth, for each parameter."""
+    held = [[limits[name][0] <= value <= limits[name][1] for name, value in zip(("alpha", "beta", "gamma"), truth,
+                                                                                strict=True)]
+            for limits in intervals]  # fmt: skip
+    return ", ".join(f"{100 * share:.0f}" for share in np.mean(held, axis=0))
+
+
+def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Site variance that goes and age slope that stays, as the sites' ages move apart."""
+    for years_apart in (0, 5, 10):
+        rows = []
+        for _ in range(n_cohorts):
+            code = np.repeat(np.arange(3), N_SITE_SCANS)
+            age = rng.uniform(20, 70, code.size) + years_apart * code
+            slope = rng.uniform(0.0003, 0.001, 16)
+            spread = rng.uniform(0.7, 1.5, (3, 16))
+            values = 0.05 + slope * age[:, None] + rng.normal(0, 0.012, (3, 16))[code]
+            values += rng.normal(0, 0.008, values.shape) * spread[code]
+            done = harmonize(pd.DataFrame(values), site=pd.Series(code), covariates=pd.DataFrame({"age": age}))
+            before, after = (np.polyfit(age, y, 1)[0].mean() / slope.mean() for y in (values, done.values.to_numpy()))
+            reduction = done.variance["reduction"]
+            rows.append((reduction.mean(), reduction.min(), abs(before - 1), abs(after - 1)))
+        mean, worst = np.mean(rows, axis=0), np.array(rows)
+        yield {
+            "years between sites": years_apart, "site variance gone (%)": 100 * mean[0],
+            "worst nucleus (%)": 100 * worst[:, 1].min(), "slope off before (%)": 100 * mean[2],
+            "slope off after (%)": 100 * mean[3], "worst cohort (%)": 100 * worst[:, 3].max(),
+        }  # fmt: skip
+
+
+def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Mean of g and share of its limits that hold the true standardized difference."""
+    for truth in (0.0, 0.8, 2.0):
+        for n in (5, 20, 60):
+            found = np.array([hedges_g(rng.normal(0, 1, n), rng.normal(truth, 1, n)) for _ in range(n_pairs)])
+            held = (found[:, 1] <= truth) & (truth <= found[:, 2])
+            yield {"true": truth, "n a group": n, "mean g": found[:, 0].mean(), "coverage (%)": 100 * held.mean()}
+
+
+def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Seconds of each statistic on one table, two sessions a participant, and the memory in all."""
+    table = draw_table(n_scans, rng)
+    wide = table.pivot(index=["participant_id", "session_id"], columns="abbreviation", values="mean_ppm")
+    people = table.drop_duplicates(["participant_id", "session_id"]).set_index(["participant_id", "session_id"])
+    people = people.loc[wide.index]
+    options = GroupOptions(reference="HC")
+    statistics: dict[str, Callable[[], object]] = {
+        "fit_ageing": lambda: fit_ageing(table),
+        "adjust_for_size": lambda: adjust_for_size(table, controls=table["group"] == "HC"),
+        "harmonize": lambda: harmonize(wide, site=people["site"], covariates=people[["age", "sex", "group"]]),
+        "compare_groups": lambda: compare_groups(table, options=options),
+        "ancova": lambda: ancova(table, options=options),
+        "change_per_year": lambda: change_per_year(table),
+        "robust_z": lambda: robust_z(table),
+    }
+    for name, statistic in statistics.items():
+        started, used = time.perf_counter(), time.process_time()
+        statistic()
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        yield {
+            "statistic": name, "seconds": time.perf_counter() - started, "CPU seconds": time.process_time() - used,
+            "peak so far (GB)": peak_gb,
+        }  # fmt: skip
+
+
+def draw_table(n_scans: int, rng: np.random.Generator) -> pd.DataFrame:
+    """One row a scan and nucleus."""
+    n = n_scans // 2
+    people = pd.DataFrame({
+        "participant_id": [f"sub-{number:05d}" for number in range(n)], "age": rng.uniform(20, 80, n),
+        "sex": rng.choice(["F", "M"], n), "group": rng.choice(["HC", "PD", "MSA"], n),
+        "site": rng.choice(list("ABCDEFGH"), n),
+    })  # fmt: skip
+    scans = pd.concat([people.assign(session_id=f"ses-{number}", age=people["age"] + 2 * number) for number in (0, 1)])
+    table = scans.merge(pd.DataFrame({"abbreviation": [row.abbreviation for row in STRUCTURES]}), how="cross")
+    chi = 0.1 * (1 - np.exp(-0.05 * table["age"])) + rng.normal(0, 0.01, len(table))
+    return table.assign(mean_ppm=chi, volume_mm3=rng.normal(700, 80, len(table)))
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Lay a table out, numbers to three digits."""
+    lines = ["| " + " | ".join(table.columns) + " |", "| --- " * len(table.columns) + "|"]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
