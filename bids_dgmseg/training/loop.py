@@ -154,7 +154,9 @@ def _step(
     progress.optimizer.step()
     decay = min(schedule.average, progress.step / (progress.step + 20))
     for name, value in progress.network.state_dict().items():
-        progress.average[name].lerp_(value.to(progress.average[name].dtype), 1 - decay)
+        average = progress.average[name]
+        # Counters, such as batch normalization's, have no mean.
+        average.lerp_(value, 1 - decay) if average.is_floating_point() else average.copy_(value)
     return float(loss.detach()), hard_dice(logits.detach(), labels)
 
 

@@ -90,3 +90,18 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for(samples):
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+def test_the_average_takes_counters_as_they_are(samples, tmp_path):
+    class Normalized(PlainUNet):
+        def __init__(self):
+            super().__init__(1, 17, features=(4, 8))
+            self.norm = torch.nn.BatchNorm3d(1)
+
+        def forward(self, x):
+            return super().forward(self.norm(x))
+
+    progress = Progress.start(Normalized(), SCHEDULE)
+    train(progress, samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt", minutes=5,
+          device=torch.device("cpu"), report=lambda *figures: None, workers=0)  # fmt: skip
+    assert progress.average["norm.num_batches_tracked"] == 6
