@@ -73,9 +73,9 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "cutshort": (
         lambda path: path.write_bytes(path.read_bytes()[:20000]), r"the data are damaged or cut short \(.*\); "
     ),
-    "notnifti": (lambda path: path.write_text("version https://git-lfs"), r"cannot be read as NIfTI \(.*\); "),
+    "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
-    "link": (link_to_nowhere, r"a link that leads nowhere; "),
+    "link": (link_to_nowhere, r"its content is not here \(a link that leads nowhere\); fetch it first \(datalad get"),
     "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"its sidecar says Hz, so it is a field map, "),
     "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),

@@ -27,6 +27,9 @@ _GEOMETRY = (
 """Header fields that say where voxels lie, besides the first four of pixdim."""
 
 
+_FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
+
+
 @dataclass(frozen=True)
 class Volume:
     """An image whose axes run to the patient's right, front and top.
@@ -101,15 +104,34 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
+        raise InputError(_describe_missing(Path(path))) from None
     except _UNREADABLE as error:
-        raise InputError(f"{name}: cannot be read as NIfTI ({error}); replace the file") from error
+        if _is_pointer(Path(path)):
+            raise InputError(f"{name}: its content is not here, only a pointer to it; {_FETCH}") from error
+        reason = str(error).replace(str(path), name)
+        raise InputError(f"{name}: cannot be read as NIfTI ({reason}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
     affine = image.affine
     if not np.isfinite(affine).all() or np.isnan(orientations.io_orientation(affine)).any():
         raise InputError(f"{name}: its affine is not invertible, so sizes and sides are unknown; correct the header")
     return image
+
+
+def _describe_missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"{path.name}: its content is not here (a link that leads nowhere); {_FETCH}"
+    return f"{path}: no such file; check the path"
+
+
+def _is_pointer(path: Path) -> bool:
+    """Tell whether a file holds what git-annex or Git LFS leave in the place of a file that was not fetched."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return False
+    return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
 
 
 def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.settings import Settings
 
 LOG_NAME = "nipype.log"
+_LOGGERS = ("nipype", "nibabel.global", "py.warnings")
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
@@ -41,9 +42,9 @@ def configure_nipype(settings: Settings) -> None:
     })  # fmt: skip
 
 
-@contextmanager
+@contextlib.contextmanager
 def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
-    """Send the log of Nipype and the warnings of all libraries to a file.
+    """Send the logs of Nipype and nibabel and the warnings of all libraries to a file.
 
     Parameters
     ----------
@@ -57,7 +58,9 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
-    with _handled_by("nipype", handlers), _handled_by("py.warnings", handlers):
+    with contextlib.ExitStack() as stack:
+        for name in _LOGGERS:
+            stack.enter_context(_handled_by(name, handlers))
         logging.captureWarnings(True)
         try:
             yield
@@ -67,11 +70,12 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
                 handler.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _handled_by(name: str, handlers: Sequence[logging.Handler]) -> Iterator[None]:
-    import nipype  # adds a handler of its own when it is loaded
+    import nibabel
+    import nipype  # both add handlers of their own when they are loaded
 
-    del nipype
+    del nibabel, nipype
     logger: Any = logging.getLogger(name)
     before = (logger.handlers, logger.propagate)
     logger.handlers, logger.propagate = list(handlers), False

@@ -123,6 +123,28 @@ def test_a_missing_file_is_named(tmp_path):
         Volume.read(tmp_path / "none.nii")
 
 
+@pytest.mark.parametrize("pointer", [
+    "/annex/objects/MD5E-s1--aa.nii.gz\n", "../../.git/annex/objects/x/y/MD5E-s1--aa.nii.gz",
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n",
+])  # fmt: skip
+def test_content_that_was_not_fetched_is_recognised(tmp_path, pointer):
+    (tmp_path / "map.nii.gz").write_text(pointer)
+    with pytest.raises(InputError, match=r"^map.nii.gz: its content is not here, only a pointer to it; fetch it first"):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_a_link_that_leads_nowhere_is_recognised(tmp_path):
+    (tmp_path / "map.nii.gz").symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
+    with pytest.raises(InputError, match=r"^map.nii.gz: its content is not here \(a link that leads nowhere\); fetch"):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_a_reason_of_nibabel_names_the_file_without_its_folders(tmp_path):
+    (tmp_path / "map.nii.gz").write_text("no image")
+    with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read as NIfTI \(File map.nii.gz is not a "):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
 def test_several_volumes_are_refused(store, affine):
     with pytest.raises(InputError, match=r"map.nii.gz: has 4 dimensions \(6, 7, 8, 2\), expected 3; give one 3D map"):
         Volume.read(store(affine, np.ones((6, 7, 8, 2))))

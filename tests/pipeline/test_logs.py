@@ -9,11 +9,13 @@ from bids_dgmseg.pipeline.logs import LOG_NAME, log_to
 def test_nipype_and_warnings_go_to_the_file_and_nowhere_else(tmp_path, capfd):
     with log_to(tmp_path):
         logging.getLogger("nipype.workflow").warning("a node is slow")
+        logging.getLogger("nibabel.global").warning("sizeof_hdr should be 348")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("mean of empty slice", RuntimeWarning, stacklevel=1)
     text = (tmp_path / LOG_NAME).read_text()
     assert "nipype.workflow WARNING: a node is slow" in text
+    assert "nibabel.global WARNING: sizeof_hdr should be 348" in text
     assert "RuntimeWarning: mean of empty slice" in text
     assert capfd.readouterr() == ("", "")
 
