@@ -55,7 +55,7 @@ def write_page(
         window=WINDOW_PPM,
         version=__version__,
     )
-    return _write(html, output_dir / f"sub-{participant}.html")
+    return write_atomically(html.encode(), output_dir / f"sub-{participant}.html")
 
 
 def _environment() -> Environment:
@@ -118,11 +118,12 @@ def _say_input(given: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _write(text: str, final: Path) -> Path:
-    """Write beside the target and rename, so that no half page is ever seen."""
+def write_atomically(content: bytes, final: Path) -> Path:
+    """Write beside the target and rename, so that no half file is ever seen; its folder is made."""
+    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)

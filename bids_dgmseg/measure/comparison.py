@@ -1,0 +1,206 @@
+"""Tables of agreement and difference, a row a quantity, nucleus and pair of raters.
+
+`values` is everywhere the same frame: ``quantity``, ``abbreviation``, and one column a rater; a row a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bids_dgmseg.measure.agreement import Estimate, bland_altman, complete_pairs, complete_rows, icc, pearson, spearman
+from bids_dgmseg.measure.differences import adjust, anova, paired_t, repeated_anova, tukey, wilcoxon
+
+Pair = tuple[str, str]
+
+
+def agreement_table(values: pd.DataFrame, *, raters: Sequence[str], pairs: Sequence[Pair]) -> pd.DataFrame:
+    """Say how well pairs of raters agree and whether they differ.
+
+    Parameters
+    ----------
+    values : DataFrame
+        As the module says.
+    raters : sequence of str
+        All of its columns that are raters; Tukey's test is made over them, where they are three or more.
+    pairs : sequence of (str, str)
+        Reference and prediction, or two raters.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `AGREEMENT_COLUMNS`. p values are corrected over the nuclei and pairs of each quantity.
+    """
+    rows = []
+    for quantity, abbreviation, group in _nuclei(values):
+        ratings = group[list(raters)].to_numpy(float)
+        among = tukey(ratings) if len(raters) > 2 else None
+        for reference, prediction in pairs:
+            first, second = (group[rater].to_numpy(float) for rater in (reference, prediction))
+            rows.append({
+                "quantity": quantity, "abbreviation": abbreviation, "reference": reference, "prediction": prediction,
+                **agree(first, second), **_tests(first, second),
+                "tukey_p": _of_pair(among, raters, reference, prediction),
+            })  # fmt: skip
+    return _corrected(pd.DataFrame(rows))
+
+
+def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
+    """Say how well three raters or more agree, and whether their means differ.
+
+    Parameters
+    ----------
+    values : DataFrame
+        As the module says.
+    raters : sequence of str
+        The columns to compare.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `RATERS_COLUMNS`, a row a quantity and nucleus.
+    """
+    rows = []
+    for quantity, abbreviation, group in _nuclei(values):
+        ratings = group[list(raters)].to_numpy(float)
+        complete = len(complete_rows(ratings))
+        row = {"quantity": quantity, "abbreviation": abbreviation, "raters": ", ".join(raters), "k": len(raters),
+               "n": complete, "n_missing": len(ratings) - complete}  # fmt: skip
+        for name, estimate in icc(ratings).items():
+            row |= _spell(name, estimate)
+        rows.append({**row, **_variance(ratings)})
+    return pd.DataFrame(rows)
+
+
+def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
+    """Say which of several predictions comes closer to the reference, by each measure of overlap.
+
+    Parameters
+    ----------
+    values : DataFrame
+        As the module says; the quantities are measures such as ``dice``.
+    raters : sequence of str
+        Columns of the predictions, two or more.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `METHODS_COLUMNS`, a row a measure, nucleus and pair of predictions. p values are corrected
+        over the nuclei and pairs of each measure.
+    """
+    rows = []
+    for quantity, abbreviation, group in _nuclei(values):
+        ratings = group[list(raters)].to_numpy(float)
+        among, variance = tukey(ratings), _variance(ratings)
+        for first, second in combinations(raters, 2):
+            x, y = complete_pairs(group[first].to_numpy(float), group[second].to_numpy(float))
+            rows.append({
+                "measure": quantity, "abbreviation": abbreviation, "first": first, "second": second,
+                "n": len(x), "n_missing": len(group) - len(x), "mean_first": _mean(x), "mean_second": _mean(y),
+                "mean_difference": _mean(y - x), **_tests(x, y), "tukey_p": _of_pair(among, raters, first, second),
+                **variance,
+            })  # fmt: skip
+    return _corrected(pd.DataFrame(rows))
+
+
+def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame:
+    """Summarize measures of overlap over the scans, a row a pair of raters, nucleus and measure.
+
+    Parameters
+    ----------
+    overlap : DataFrame
+        ``reference``, ``prediction``, ``abbreviation`` and the measures; a row a scan and nucleus.
+    measures : sequence of str
+        The columns to summarize.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `SUMMARY_COLUMNS`.
+    """
+    rows = []
+    for (reference, prediction, abbreviation), group in overlap.groupby(
+        ["reference", "prediction", "abbreviation"], sort=False
+    ):
+        for measure in measures:
+            known = group[measure].dropna()
+            rows.append({
+                "reference": reference, "prediction": prediction, "abbreviation": abbreviation, "measure": measure,
+                "n": len(known), "n_missing": len(group) - len(known),
+                "mean": known.mean(), "sd": known.std(), "median": known.median(),
+                "minimum": known.min(), "maximum": known.max(),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str, float]:
+    """Describe how two raters agree on one quantity.
+
+    Parameters
+    ----------
+    first, second : ndarray of shape (N,)
+        Reference and prediction, one value a scan; NaN leaves the scan out.
+    """
+    x, y = complete_pairs(first, second)
+    limits = bland_altman(x, y)
+    row = {"n": len(x), "n_missing": len(first) - len(x), "mean_reference": _mean(x), "mean_prediction": _mean(y)}
+    row |= _spell("pearson_r", pearson(x, y)) | _spell("spearman_rho", spearman(x, y))
+    for name, estimate in icc(np.column_stack([x, y])).items():
+        row |= _spell(name, estimate)
+    for name, estimate in (("bias", limits.bias), ("loa_lower", limits.lower), ("loa_upper", limits.upper)):
+        row |= {key: value for key, value in _spell(name, estimate).items() if not key.endswith("_p")}
+    return {**row, "sd_difference": limits.sd}
+
+
+def _nuclei(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for (quantity, abbreviation), group in values.groupby(["quantity", "abbreviation"], sort=False):
+        yield str(quantity), str(abbreviation), group
+
+
+def _spell(name: str, estimate: Estimate) -> dict[str, float]:
+    return {
+        name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_p": estimate.p,
+    }  # fmt: skip
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _tests(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str, float]:
+    t, ranks = paired_t(first, second), wilcoxon(first, second)
+    return {"t": t.statistic, "t_p": t.p, "wilcoxon_w": ranks.statistic, "wilcoxon_p": ranks.p}
+
+
+def _variance(ratings: NDArray[np.floating]) -> dict[str, float]:
+    one_way, repeated = anova(ratings), repeated_anova(ratings)
+    return {
+        "anova_f": one_way.statistic, "anova_p": one_way.p, "repeated_f": repeated.f, "repeated_p": repeated.p,
+        "repeated_epsilon": repeated.epsilon, "repeated_p_corrected": repeated.p_corrected,
+    }  # fmt: skip
+
+
+def _of_pair(table: NDArray[np.float64] | None, raters: Sequence[str], first: str, second: str) -> float:
+    names = list(raters)
+    return float(table[names.index(first), names.index(second)]) if table is not None else np.nan
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """Put corrected p values behind each p value of a paired test."""
+    if table.empty:
+        return table
+    families = table.groupby(str(table.columns[0]), sort=False).indices.values()
+    for test in ("t_p", "wilcoxon_p"):
+        place = list(table.columns).index(test)
+        methods: tuple[Literal["bonferroni", "holm"], ...] = ("bonferroni", "holm")
+        for step, method in enumerate(methods, start=1):
+            p, adjusted = table[test].to_numpy(float), np.full(len(table), np.nan)
+            for family in families:
+                adjusted[family] = adjust(p[family], method=method)
+            table.insert(place + step, f"{test}_{method}", adjusted)
+    return table

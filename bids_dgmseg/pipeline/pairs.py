@@ -1,0 +1,279 @@
+"""Read segmentations of the same scan by several raters and compare them, pair by pair."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bids_dgmseg.bids.jsonfile import read_json
+from bids_dgmseg.bids.names import list_some
+from bids_dgmseg.bids.segmentations import read_label_table
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.units import check_chi
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.measure.overlap import overlap
+from bids_dgmseg.structures import STRUCTURES, Structure
+
+Pair = tuple[str, str]
+
+_SHIFT = 0.05
+"""Corners of one grid may differ by this part of the shortest edge of a voxel: what headers round."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan, its segmentations by rater, and its map where there is one."""
+
+    scan: str
+    paths: Mapping[str, Path]
+    chi: Path | None = None
+
+
+@dataclass
+class Notes:
+    """What is said about labels once for all scans."""
+
+    absent: dict[Pair, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """(who lacks it, who has it) → abbreviations."""
+    unnamed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Rater → numbers without a row in the label table."""
+    untabled: set[str] = field(default_factory=set)
+    """Raters without a label table."""
+
+    def lines(self) -> list[str]:
+        """Write one line a matter."""
+        said = [
+            f"{rater}: no dseg.tsv found; its numbers are read as those of this program (1 DN_L, 2 DN_R, …)"
+            for rater in sorted(self.untabled)
+        ]
+        said += [
+            f"{rater}: {'numbers' if len(numbers) > 1 else 'number'} {', '.join(map(str, sorted(numbers)))} without a "
+            "row in the label table; ignored"
+            for rater, numbers in sorted(self.unnamed.items())
+        ]
+        said += [
+            f"{rater}: has no {_in_order(names)}, which {other} has; not compared"
+            for (rater, other), names in sorted(self.absent.items())
+            if names
+        ]
+        return said
+
+
+@dataclass(frozen=True)
+class _Segmentation:
+    path: Path
+    volume: Volume
+    labels: Mapping[int, str]
+    has_table: bool
+    seen: frozenset[str]
+    """Abbreviations that have voxels."""
+
+    @property
+    def claimed(self) -> set[str]:
+        """Nuclei that it is known to speak of: those of its table, or those seen where there is none."""
+        return set(self.labels.values()) if self.has_table else set(self.seen)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one scan gave."""
+
+    overlap: list[pd.DataFrame]
+    values: list[dict[str, Any]]
+    """``quantity``, ``scan``, ``abbreviation``, ``rater``, ``value``."""
+    failures: list[str]
+
+
+def compare_scan(task: Task, *, pairs: Sequence[Pair], notes: Notes) -> Comparison:
+    """Compare the segmentations of one scan.
+
+    Parameters
+    ----------
+    task : Task
+        Where they lie.
+    pairs : sequence of (str, str)
+        Reference and prediction, or two raters.
+    notes : Notes
+        Filled with what is found about labels.
+
+    Returns
+    -------
+    Comparison
+        A file that cannot be read or lies on another grid is a failure, one line a pair or file.
+    """
+    segmentations, failures = _read_all(task)
+    names = _ordered({name for one in segmentations.values() for name in one.labels.values()})
+    structures = {name: _structure(name, number) for number, name in enumerate(names, start=1)}
+    renumbered = {rater: _renumber(rater, one, structures, notes) for rater, one in segmentations.items()}
+    tables = []
+    for reference, prediction in pairs:
+        if not {reference, prediction} <= segmentations.keys():
+            continue
+        one, other = segmentations[reference], segmentations[prediction]
+        if problem := _other_grid(one, other):
+            failures.append(f"{task.scan}: {problem}")
+            continue
+        _note_absent(notes, (reference, one), (prediction, other))
+        known = set(one.labels.values()) & set(other.labels.values()) & (one.claimed | other.claimed)
+        shared = [structures[name] for name in names if name in known]
+        table = overlap(
+            renumbered[reference], renumbered[prediction], structures=shared, voxel_size_mm=one.volume.voxel_size_mm
+        )
+        front = {"scan": task.scan, "reference": reference, "prediction": prediction}
+        tables.append(table.assign(**front)[[*front, *table.columns]])
+    values, wrong = _measure(task, segmentations, renumbered, structures)
+    return Comparison(tables, values, failures + wrong)
+
+
+def _read_all(task: Task) -> tuple[dict[str, _Segmentation], list[str]]:
+    read, failures = {}, []
+    for rater, path in task.paths.items():
+        try:
+            table = read_label_table(path)
+            volume, names = _read_labels(path), table.abbreviations
+            numbers = np.unique(volume.array[volume.array != 0]).tolist()
+            seen = frozenset(names[number] for number in numbers if number in names)
+            read[rater] = _Segmentation(path, volume, names, table.source is not None, seen)
+        except InputError as error:
+            failures.append(f"{task.scan}: {rater}: {error}")
+    return read, failures
+
+
+def _read_labels(path: Path) -> Volume:
+    volume = Volume.read(path, np.float64)
+    if not np.array_equal(volume.array, np.rint(volume.array)):
+        part = volume.array[volume.array != np.rint(volume.array)][0]
+        raise InputError(f"{path.name}: holds {part:.3g}, expected whole numbers; give a label image (dseg)")
+    return volume.with_array(volume.array.astype(np.int32))
+
+
+def _structure(name: str, number: int) -> Structure:
+    if name in [structure.abbreviation for structure in STRUCTURES]:
+        return replace(STRUCTURES.named(name), index=number)
+    return Structure(number, name, name, "R" if name.endswith("_R") else "L", "#888888", 0)
+
+
+def _renumber(
+    rater: str, one: _Segmentation, structures: Mapping[str, Structure], notes: Notes
+) -> NDArray[np.uint16]:
+    """Give the labels of all raters the same numbers; those without a name become 0."""
+    if not one.has_table:
+        notes.untabled.add(rater)
+    inside = one.volume.array != 0
+    numbers, inverse = np.unique(one.volume.array[inside], return_inverse=True)
+    if unnamed := {int(number) for number in numbers} - set(one.labels):
+        notes.unnamed[rater] |= unnamed
+    ours = [structures[one.labels[number]].index if number in one.labels else 0 for number in numbers.tolist()]
+    renumbered = np.zeros(one.volume.shape, np.uint16)
+    renumbered[inside] = np.array(ours, np.uint16)[inverse]
+    return renumbered
+
+
+def _note_absent(notes: Notes, one: tuple[str, _Segmentation], other: tuple[str, _Segmentation]) -> None:
+    for (rater, mine), (partner, theirs) in ((one, other), (other, one)):
+        notes.absent[rater, partner] |= theirs.claimed - set(mine.labels.values())
+
+
+def _other_grid(reference: _Segmentation, prediction: _Segmentation) -> str | None:
+    """Say how two grids differ, their axes brought to RAS+."""
+    first, second = reference.volume, prediction.volume
+    if apart := grids_differ(first, second):
+        return (
+            f"{prediction.path.name} ({_describe(second)}) does not lie on the grid of {reference.path.name} "
+            f"({_describe(first)}; {apart}); resample one of them first"
+        )
+    return None
+
+
+def grids_differ(first: Volume, second: Volume) -> str | None:
+    """Say in a few words how two grids in RAS+ differ, or None where they are one."""
+    if first.shape != second.shape:
+        return "other shape"
+    ends = np.array([(0, size - 1) for size in first.shape], float)
+    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
+    between = (first.affine - second.affine)[:3] @ np.vstack([corners, np.ones(8)])
+    apart_mm = float(np.linalg.norm(between, axis=0).max())
+    return f"corners {apart_mm:.3g} mm apart" if apart_mm > _SHIFT * min(first.voxel_size_mm) else None
+
+
+def _describe(volume: Volume) -> str:
+    shape, size = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (volume.shape, volume.voxel_size_mm))
+    origin = ", ".join(f"{value:.4g}" for value in volume.affine[:3, 3])
+    return f"{shape} voxels of {size} mm from ({origin}) mm in RAS+"
+
+
+def _measure(
+    task: Task, segmentations: Mapping[str, _Segmentation], renumbered: Mapping[str, NDArray[np.uint16]],
+    structures: Mapping[str, Structure],
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
+    """Volume and, where there is a map or a table, mean susceptibility of each nucleus by each rater."""
+    values, failures = [], []
+    try:
+        chi = _read_chi(task.chi) if task.chi else None
+    except InputError as error:
+        chi = None
+        failures.append(f"{task.scan}: {error}")
+    for rater, one in segmentations.items():
+        problem = grids_differ(one.volume, chi) if chi else None
+        if chi and problem:
+            failures.append(
+                f"{task.scan}: {one.path.name} ({_describe(one.volume)}) does not lie on the grid of "
+                f"{task.chi.name if task.chi else 'the map'} ({_describe(chi)}; {problem}); resample one of them first"
+            )
+        measured = _under_labels(chi.array, renumbered[rater]) if chi and not problem else {}
+        tabled = {} if task.chi else _read_stats(one.path)
+        voxel_mm3 = float(np.prod(one.volume.voxel_size_mm))
+        counts = np.bincount(renumbered[rater].ravel(), minlength=len(structures) + 1)
+        for name in (name for name in structures if name in one.labels.values()):
+            number = structures[name].index
+            row = {"scan": task.scan, "abbreviation": name, "rater": rater}
+            volume = counts[number] * voxel_mm3 if counts[number] else np.nan
+            values.append({"quantity": "volume_mm3", **row, "value": volume})
+            mean = measured.get(number, tabled.get(name, np.nan))
+            values.append({"quantity": "mean_ppm", **row, "value": mean})
+    return values, failures
+
+
+def _read_chi(path: Path) -> Volume:
+    sidecar = path.with_name(f"{path.name.partition('.')[0]}.json")
+    return check_chi(path, read_json(sidecar) if sidecar.is_file() else {}).chi_ppm
+
+
+def _under_labels(chi: NDArray[np.floating], labels: NDArray[np.uint16]) -> dict[int, float]:
+    """Mean of the measured voxels under each number."""
+    inside = (labels > 0) & np.isfinite(chi)
+    counts = np.bincount(labels[inside])
+    sums = np.bincount(labels[inside], weights=chi[inside].astype(np.float64))
+    return {int(number): float(sums[number] / counts[number]) for number in np.flatnonzero(counts)}
+
+
+def _read_stats(path: Path) -> dict[str, float]:
+    """Mean susceptibilities from the table that the participant level wrote beside a segmentation."""
+    stats = path.with_name(f"{path.name.partition('.')[0].removesuffix('_dseg')}_stats.tsv")
+    if not stats.is_file():
+        return {}
+    with stats.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    known = [row for row in rows if row.get("abbreviation") and row.get("mean_ppm", "n/a") not in (None, "", "n/a")]
+    try:
+        return {row["abbreviation"]: float(row["mean_ppm"]) for row in known}
+    except ValueError as error:
+        raise InputError(f"{stats.name}: {error} in column mean_ppm; run the participant level again") from error
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """Names in the order of structures.tsv, others behind."""
+    ours = [structure.abbreviation for structure in STRUCTURES]
+    return sorted(names, key=lambda name: (ours.index(name) if name in ours else len(ours), name))
+
+
+def _in_order(names: set[str]) -> str:
+    return ", ".join(_ordered(names)) if len(names) <= len(STRUCTURES) else list_some(names)
