@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.images.header import check_header
+from bids_dgmseg.images.volume import Volume, check_whole, load_image
 
 PPM_PER_UNIT = {"ppm": 1.0, "ppb": 1e-3}
 
@@ -110,11 +111,13 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> Checked:
     Raises
     ------
     InputError
-        If the file is no 3D image of real numbers, has no finite or no non-zero voxel, is a field map, a phase or a
-        magnitude, or its values contradict the unit in its sidecar.
+        If the file is damaged, is no 3D image of real numbers, has voxels of no usual size, has no finite or no
+        non-zero voxel, is a field map, a phase or a magnitude, or its values contradict the unit in its sidecar.
     """
     name = Path(path).name
     volume = Volume.read(path)
+    check_whole(path)
+    doubts = check_header(load_image(path), name)
     array = volume.array
     finite = np.isfinite(array)
     if not finite.any():
@@ -130,7 +133,8 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> Checked:
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
     return Checked(
         chi_ppm=volume.with_array(chi), units=units, units_from="sidecar" if stated else "magnitude of the values",
-        reference=_reference(sidecar), n_replaced=n_replaced, warnings=_warnings(name, look, stated, units, n_replaced),
+        reference=_reference(sidecar), n_replaced=n_replaced,
+        warnings=(*doubts, *_warnings(name, look, stated, units, n_replaced)),
     )  # fmt: skip
 
 

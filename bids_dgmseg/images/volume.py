@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _GEOMETRY = (
 """Header fields that say where voxels lie, besides the first four of pixdim."""
 
 
+_CHUNK = 1 << 20
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
@@ -108,14 +110,40 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
     except _UNREADABLE as error:
         if _is_pointer(Path(path)):
             raise InputError(f"{name}: its content is not here, only a pointer to it; {_FETCH}") from error
-        reason = str(error).replace(str(path), name)
-        raise InputError(f"{name}: cannot be read as NIfTI ({reason}); replace the file") from error
+        raise InputError(f"{name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
     affine = image.affine
     if not np.isfinite(affine).all() or np.isnan(orientations.io_orientation(affine)).any():
         raise InputError(f"{name}: its affine is not invertible, so sizes and sides are unknown; correct the header")
     return image
+
+
+def check_whole(path: str | Path) -> None:
+    """Read a compressed file to its end, so that its checksum is compared; reading the image alone stops before.
+
+    Raises
+    ------
+    InputError
+        If it is cut short or a byte of it is wrong.
+    """
+    if Path(path).suffix != ".gz":
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(_CHUNK):
+                pass
+    except _UNREADABLE as error:
+        raise InputError(_describe_damage(error, path)) from error
+
+
+def _describe_damage(error: Exception, path: str | Path) -> str:
+    return f"{Path(path).name}: the data are damaged or cut short ({_reason(error, path)}); copy the file again"
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    """Put an error into one line that names the file without its folders."""
+    return " ".join(str(error).replace(str(path), Path(path).name).split())
 
 
 def _describe_missing(path: Path) -> str:
@@ -151,7 +179,7 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
     try:
         data = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
-        raise InputError(f"{name}: the data are damaged or cut short ({error}); copy the file again") from error
+        raise InputError(_describe_damage(error, path)) from error
     if np.iscomplexobj(data) or data.dtype.fields:
         raise InputError(f"{name}: holds {data.dtype} values, expected one real number a voxel; write it as float32")
     return data.reshape(shape).astype(dtype)

@@ -8,6 +8,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.units import check_chi
+from bids_dgmseg.images.volume import load_image
 
 REAL = sorted(Path(__file__).parents[3].glob("shared/data/real/sub-*/anat/*_Chimap.nii.gz"))
 SHAPE = (40, 48, 32)
@@ -33,6 +34,25 @@ def store(tmp_path: Path):
         return tmp_path / "sub-07_Chimap.nii.gz"
 
     return write
+
+
+def test_doubts_about_the_header_are_among_the_warnings(store):
+    path = store(brain())
+    image = load_image(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.to_filename(path)
+    (warning,) = check_chi(path, {"Units": "ppm"}).warnings
+    assert warning.startswith("sub-07_Chimap.nii.gz: its header says no orientation")
+
+
+def test_a_compressed_file_with_a_wrong_byte_is_refused(store):
+    path = store(brain())
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # in the checksum, which nothing but a reader of the whole file looks at
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"^sub-07_Chimap.nii.gz: the data are damaged or cut short \(CRC "):
+        check_chi(path, {"Units": "ppm"})
 
 
 @pytest.mark.parametrize("spelling", ["ppm", "PPM", " parts per million ", "parts_per_million"])

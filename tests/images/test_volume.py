@@ -145,6 +145,13 @@ def test_a_reason_of_nibabel_names_the_file_without_its_folders(tmp_path):
         Volume.read(tmp_path / "map.nii.gz")
 
 
+def test_a_reason_of_nibabel_is_one_line(store, affine):
+    path = store(affine, name="map.nii")
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(InputError, match=r"^map.nii: the data are damaged or cut short \([^\n/]*\); copy "):
+        Volume.read(path)
+
+
 def test_several_volumes_are_refused(store, affine):
     with pytest.raises(InputError, match=r"map.nii.gz: has 4 dimensions \(6, 7, 8, 2\), expected 3; give one 3D map"):
         Volume.read(store(affine, np.ones((6, 7, 8, 2))))

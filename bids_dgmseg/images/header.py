@@ -1,0 +1,57 @@
+"""What a header says of sizes and sides: refused where it cannot be, doubted aloud where it may be wrong."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import nibabel as nib
+import numpy as np
+
+from bids_dgmseg.errors import InputError
+
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
+"""Beyond lie headers in metres or micrometres."""
+LARGEST_DISAGREEMENT_MM = 1.0
+"""More than rounding of a quaternion makes at the corners of an image."""
+
+
+def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
+    """Look at voxel sizes and at the two places that a NIfTI header gives.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Three axes in space.
+    name : str
+        What messages call it.
+
+    Returns
+    -------
+    tuple of str
+        Warnings: the header says no orientation, or two that differ.
+
+    Raises
+    ------
+    InputError
+        If a voxel is smaller or larger than any in use.
+    """
+    sizes_mm = nib.affines.voxel_sizes(image.affine)
+    if sizes_mm.min() < SMALLEST_VOXEL_MM or sizes_mm.max() > LARGEST_VOXEL_MM:
+        said = " x ".join(f"{size:.3g}" for size in sizes_mm)
+        raise InputError(
+            f"{name}: voxels of {said} mm, expected {SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g}; correct the header"
+        )
+    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        return (
+            f"{name}: its header says no orientation (qform and sform codes are 0); the first axis is taken to run "
+            "from right to left, so make sure of the sides",
+        )
+    if qform is None or sform is None:
+        return ()
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, size - 1) for size in image.shape[:3]))])
+    apart_mm = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+    if apart_mm <= LARGEST_DISAGREEMENT_MM:
+        return ()
+    said = f"its qform and sform differ by up to {apart_mm:.0f} mm"
+    return (f"{name}: {said}; the sform is used, make sure of the sides",)
