@@ -22,11 +22,11 @@ from bids_dgmseg.pipeline.pairs import Comparison, Notes, Pair, Task, compare_sc
 
 MEASURES = (
     "dice", "jaccard", "volume_similarity", "volume_difference_mm3", "volume_difference_percent", "hausdorff_mm",
-    "hd95_mm", "mean_surface_distance_mm", "centre_distance_mm",
+    "hd95_mm", "mean_surface_distance_mm", "mean_surface_distance_area_mm", "centre_distance_mm",
 )  # fmt: skip
 """Columns of overlap.tsv that are summarized."""
 _COMPARED = ("dice", "jaccard", "volume_similarity", "hausdorff_mm", "hd95_mm", "mean_surface_distance_mm",
-             "centre_distance_mm")  # fmt: skip
+             "mean_surface_distance_area_mm", "centre_distance_mm")  # fmt: skip
 """Measures by which predictions are compared with one another: they have a best value."""
 _FRONT = {
     "participant_id": {"Description": "Participant"},

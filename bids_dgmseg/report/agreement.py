@@ -26,6 +26,7 @@ _MEASURES = {
     "dice": ("Dice", 3), "jaccard": ("Jaccard", 3), "volume_similarity": ("Volume sim.", 3),
     "volume_difference_percent": ("Volume diff. (%)", 1), "hausdorff_mm": ("Hausdorff (mm)", 2),
     "hd95_mm": ("HD95 (mm)", 2), "mean_surface_distance_mm": ("Mean dist. (mm)", 2),
+    "mean_surface_distance_area_mm": ("by area (mm)", 2),
     "centre_distance_mm": ("Centres (mm)", 2),
 }  # fmt: skip
 """Column of overlap.tsv → heading and decimals."""

@@ -22,17 +22,21 @@ def random_mask(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(rng.random((5, 6, 4)) < rng.choice([0.01, 0.1, 0.5, 0.95]))
 
 
-def surface_points(mask: np.ndarray, size_mm: tuple[float, float, float]) -> np.ndarray:
-    """Centres in mm of the voxels with a neighbour outside, voxel by voxel."""
-    points = []
+def surface_points(mask: np.ndarray, size_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Centres in mm of the voxels with a neighbour outside, and the area to it, voxel by voxel."""
+    points, areas = [], []
+    faces_mm2 = [size_mm[1] * size_mm[2], size_mm[0] * size_mm[2], size_mm[0] * size_mm[1]]
     for place in np.argwhere(mask):
+        area = 0.0
         for step in np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)]):
             beside = place + step
             inside = (beside >= 0).all() and (beside < mask.shape).all()
             if not inside or not mask[tuple(beside)]:
-                points.append(place * np.array(size_mm))
-                break
-    return np.array(points)
+                area += faces_mm2[int(np.flatnonzero(step)[0])]
+        if area:
+            points.append(place * np.array(size_mm))
+            areas.append(area)
+    return np.array(points), np.array(areas)
 
 
 def test_one_voxel_from_another_is_the_distance_in_mm():
@@ -48,6 +52,13 @@ def test_the_mean_counts_the_surface_voxels_of_both():
     found = surface_distances(line(0, 1), line(1, 2, 3), voxel_size_mm=UNIT)
     assert found.hausdorff_mm == 2
     assert found.mean_mm == pytest.approx(4 / 5)
+
+
+def test_an_end_of_a_line_has_more_area_than_its_middle():
+    # {0, 1, 2} in {0 … 3}, edges of 1 mm: the fourth voxel is 1 away; ends show 5 faces, middles 4: 5 of 14 + 18.
+    found = surface_distances(line(0, 1, 2), line(0, 1, 2, 3), voxel_size_mm=UNIT)
+    assert found.mean_mm == pytest.approx(1 / 7)
+    assert found.mean_area_mm == pytest.approx(5 / (5 + 4 + 5 + 5 + 4 + 4 + 5))
 
 
 def test_hd95_is_the_larger_of_two_percentiles():
@@ -66,7 +77,7 @@ def test_the_inside_of_a_mask_is_no_surface():
 @pytest.mark.parametrize(("first", "second"), [((), (1,)), ((1,), ()), ((), ())])
 def test_there_is_no_distance_to_an_empty_mask(first, second):
     found = surface_distances(line(*first), line(*second), voxel_size_mm=UNIT)
-    assert np.isnan([found.hausdorff_mm, found.hd95_mm, found.mean_mm]).all()
+    assert np.isnan([found.hausdorff_mm, found.hd95_mm, found.mean_mm, found.mean_area_mm]).all()
 
 
 @given(seed=st.integers(0, 2**32 - 1), size_mm=SIZES_MM)
@@ -77,11 +88,14 @@ def test_distances_are_those_between_all_surface_points(seed, size_mm):
     if not (first.any() and second.any()):
         assert np.isnan(found.mean_mm)
         return
-    apart = cdist(surface_points(first, size_mm), surface_points(second, size_mm))
+    (first_mm, first_mm2), (second_mm, second_mm2) = (surface_points(mask, size_mm) for mask in (first, second))
+    apart = cdist(first_mm, second_mm)
     there, back = apart.min(axis=1), apart.min(axis=0)
     assert found.hausdorff_mm == pytest.approx(max(there.max(), back.max()))
     assert found.hd95_mm == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
     assert found.mean_mm == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)))
+    weighted = (there @ first_mm2 + back @ second_mm2) / (first_mm2.sum() + second_mm2.sum())
+    assert found.mean_area_mm == pytest.approx(weighted)
 
 
 def to_itk(mask: np.ndarray, size_mm: tuple[float, float, float]) -> SimpleITK.Image:
