@@ -30,8 +30,10 @@ class Coverage:
     """One sentence a nucleus, without the scan's name."""
 
 
-def find_gaps(dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArray[np.float64]) -> Coverage:
-    """Tell which nuclei are outside the image, cut by its edge, lost between voxels, or not found.
+def find_gaps(
+    dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArray[np.float64], measured: NDArray[np.bool_]
+) -> Coverage:
+    """Tell which nuclei are outside what was measured, cut by its edge, lost between voxels, or not found.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ def find_gaps(dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArr
         The nuclei that were looked for.
     voxels_pv : ndarray of shape (C,)
         Sum of the probabilities of nucleus ``structures[c]`` over the voxels.
+    measured : ndarray of bool, shape (X, Y, Z)
+        Voxels of the map with a measurement; the others are outside, as slices that a brain mask left empty.
 
     Returns
     -------
@@ -50,54 +54,86 @@ def find_gaps(dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArr
     Notes
     -----
     Where a missing nucleus should be is read from the others: the similarity transform (least squares) from typical
-    places in the MNI152 brain to the centres that were found. Outside is what falls beyond the image or closer than
-    8 mm to its edge.
+    places in the MNI152 brain to the centres that were found. Outside is what falls beyond the measured voxels or
+    closer than 8 mm to their edge, or where most voxels within 8 mm have no measurement.
     """
+    view = _View(measured)
     boxes = ndimage.find_objects(dseg.array, max_label=max(structure.index for structure in structures))
     found = [structure for structure in structures if boxes[structure.index - 1] is not None]
     absent = [structure for structure in structures if boxes[structure.index - 1] is None]
     partly = {structure for structure, voxels in zip(structures, voxels_pv, strict=True) if voxels >= 0.5}
     lost = [structure for structure in absent if structure in partly]
     missing = [structure for structure in absent if structure not in lost]
-    warnings = [_describe_missing(structure, _find_face(dseg, structure, found)) for structure in missing]
+    warnings = [f"{structure.abbreviation} {_explain(dseg, structure, found, view)}; its values are n/a"
+                for structure in missing]  # fmt: skip
     size = " x ".join(f"{edge:.3g}" for edge in dseg.voxel_size_mm)
     warnings += [
         f"{structure.abbreviation} has no voxel at {size} mm; its label volume is 0, see volume_pv_mm3"
         for structure in lost
     ]
     warnings += [
-        f"{structure.abbreviation} touches the edge of the image; its volume may be too small"
+        f"{structure.abbreviation} touches the edge of {part}; its volume may be too small"
         for structure in found
-        if _touches(boxes[structure.index - 1], dseg.shape)
+        if (part := view.touched_by(boxes[structure.index - 1]))
     ]
     return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
 
 
-def _describe_missing(structure: Structure, face: str | None) -> str:
-    if face is None:
-        return f"{structure.abbreviation} was not found; its values are n/a"
-    return f"{structure.abbreviation} lies outside the image ({face}); its values are n/a"
+def find_measured(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Find the voxels of a map (ppm) with a measurement: finite, and not 0 as brain masks leave the rest.
+
+    A tenth of a ppb counts as 0: it is below any map's noise, and above what 16 bits make of a zero.
+    """
+    measured: NDArray[np.bool_] = np.abs(chi) > 1e-4  # NaN is not larger; infinity does not occur
+    return measured
 
 
-def _touches(box: tuple[slice, slice, slice], shape: tuple[int, int, int]) -> bool:
-    return any(piece.start == 0 or piece.stop == size for piece, size in zip(box, shape, strict=True))
+class _View:
+    """The block of voxels that holds all measured ones."""
+
+    def __init__(self, measured: NDArray[np.bool_]) -> None:
+        self.measured = measured
+        found = ndimage.find_objects(measured.astype(np.uint8))
+        x, y, z = found[0] if found else (slice(0, size) for size in measured.shape)
+        self.bounds = ((x.start, x.stop - 1), (y.start, y.stop - 1), (z.start, z.stop - 1))
+        """First and last voxel along each axis."""
+
+    def name_part(self, axis: int, side: int) -> str:
+        """Say what ends at a face: the image itself, or the measured part of it."""
+        ends_image = self.bounds[axis][side] == (0, self.measured.shape[axis] - 1)[side]
+        return "the image" if ends_image else "the measured part of the image"
+
+    def touched_by(self, box: tuple[slice, slice, slice]) -> str:
+        """Say whose edge a block of voxels reaches; empty if none."""
+        for axis, (piece, (first, last)) in enumerate(zip(box, self.bounds, strict=True)):
+            if piece.start <= first or piece.stop > last:
+                return self.name_part(axis, int(piece.start > first))
+        return ""
+
+    def shows(self, index: NDArray[np.float64], reach: NDArray[np.float64]) -> bool:
+        """Tell whether half of the voxels about a place were measured."""
+        low, high = np.floor(index - reach).astype(int), np.ceil(index + reach).astype(int) + 1
+        x, y, z = (slice(max(start, 0), max(stop, 0)) for start, stop in zip(low, high, strict=True))
+        about = self.measured[x, y, z]
+        return about.size > 0 and float(about.mean()) >= 0.5
 
 
-def _find_face(dseg: Volume, structure: Structure, found: Sequence[Structure]) -> str | None:
-    """Name the side of the image that a missing nucleus lies beyond, such as ``lowest slice at z = -20 mm``."""
+def _explain(dseg: Volume, structure: Structure, found: Sequence[Structure], view: _View) -> str:
+    """Say why a nucleus is missing, with the face that it lies beyond, such as ``lowest slice at z = -20 mm``."""
     centre_mm = _expect_centre(dseg, structure, found)
     if centre_mm is None:
-        return None
+        return "was not found"
+    sizes_mm, bounds = np.array(dseg.voxel_size_mm), np.array(view.bounds)
     index = (np.linalg.inv(dseg.affine) @ [*centre_mm, 1.0])[:3]
-    ends = np.array([(-0.5, size - 0.5) for size in dseg.shape])
-    beyond_mm = np.stack([ends[:, 0] - index, index - ends[:, 1]], axis=1) * np.array(dseg.voxel_size_mm)[:, None]
-    axis, side = np.unravel_index(int(beyond_mm.argmax()), beyond_mm.shape)
+    beyond_mm = np.stack([bounds[:, 0] - 0.5 - index, index - bounds[:, 1] - 0.5], axis=1) * sizes_mm[:, None]
+    axis, side = (int(place) for place in np.unravel_index(int(beyond_mm.argmax()), beyond_mm.shape))
     if beyond_mm[axis, side] < -_REACH_MM:
-        return None
-    middle = (np.asarray(dseg.shape) - 1) / 2
-    middle[axis] = (0, dseg.shape[axis] - 1)[side]
+        return "was not found" if view.shows(index, _REACH_MM / sizes_mm) else "lies where the map has no measurement"
+    middle = bounds.mean(axis=1)
+    middle[axis] = bounds[axis, side]
     place_mm = (dseg.affine @ [*middle, 1.0])[axis]
-    return f"{_FACES[axis][side]} slice at {'xyz'[axis]} = {place_mm:.0f} mm"
+    face = f"{_FACES[axis][side]} slice at {'xyz'[axis]} = {place_mm:.0f} mm"
+    return f"lies outside {view.name_part(axis, side)} ({face})"
 
 
 def _expect_centre(

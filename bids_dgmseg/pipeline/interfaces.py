@@ -13,7 +13,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume, write_like
-from bids_dgmseg.measure.coverage import find_gaps
+from bids_dgmseg.measure.coverage import find_gaps, find_measured
 from bids_dgmseg.measure.regions import measure_regions
 from bids_dgmseg.pipeline import files
 from bids_dgmseg.report.figures import draw_mosaic
@@ -136,7 +136,10 @@ class Measure(SimpleInterface):
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
         block = files.read_block(self.inputs.in_block)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
-        gaps = find_gaps(dseg, structures=structures, voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64))
+        gaps = find_gaps(
+            dseg, structures=structures, voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64),
+            measured=find_measured(chi.array),
+        )  # fmt: skip
         stats = measure_regions(
             chi.array[block], dseg.array[block], probseg, structures=structures,
             voxel_size_mm=chi.voxel_size_mm, missing=gaps.missing,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.coverage import Coverage, find_gaps
+from bids_dgmseg.measure.coverage import Coverage, find_gaps, find_measured
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
 
@@ -15,8 +15,27 @@ NUCLEI = Box((-40.5, -75, -51), (40.5, 40.5, 34.5))
 """Holds all nuclei of the phantom with room around; whole voxels of 1.5 mm."""
 
 
-def gaps_of(dseg: Volume, voxels_pv: NDArray[np.float64] | None = None) -> Coverage:
-    return find_gaps(dseg, structures=STRUCTURES, voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv)
+def gaps_of(
+    dseg: Volume, voxels_pv: NDArray[np.float64] | None = None, measured: NDArray[np.bool_] | None = None
+) -> Coverage:
+    return find_gaps(
+        dseg, structures=STRUCTURES, voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv,
+        measured=np.ones(dseg.shape, bool) if measured is None else measured,
+    )  # fmt: skip
+
+
+def centres_z_mm(dseg: Volume) -> NDArray[np.float64]:
+    """Height of the slices."""
+    heights: NDArray[np.float64] = dseg.affine[2, 2] * np.arange(dseg.shape[2]) + dseg.affine[2, 3]
+    return heights
+
+
+def masked_below(z_mm: float) -> tuple[Volume, NDArray[np.bool_]]:
+    """The phantom in an image that shows nothing below a height, and where it shows something."""
+    dseg = phantom_in()
+    measured = np.ones(dseg.shape, bool)
+    measured[:, :, centres_z_mm(dseg) < z_mm] = False
+    return dseg.with_array(dseg.array * measured), measured
 
 
 def phantom_in(
@@ -42,6 +61,32 @@ def test_what_lies_beyond_the_image_is_missing_and_the_side_is_named(low_mm, hig
     gaps = gaps_of(phantom_in(low_mm, high_mm))
     assert set(gaps.missing) == missing
     assert f"DN_L lies outside the image ({face}); its values are n/a" in gaps.warnings
+
+
+def test_slices_without_a_measurement_are_outside_too():
+    dseg, measured = masked_below(-24)
+    gaps = gaps_of(dseg, measured=measured)
+    assert set(gaps.missing) == {"DN_L", "DN_R", "IN_L", "IN_R"}
+    # Slices lie at -50.25 + 1.5 n mm: the first that is not below -24 is the 18th, at -23.25.
+    assert ("DN_L lies outside the measured part of the image (lowest slice at z = -23 mm); its values are n/a"
+            in gaps.warnings)  # fmt: skip
+
+
+def test_a_nucleus_at_the_edge_of_what_was_measured_may_be_cut():
+    dseg, measured = masked_below(-36)
+    assert ("DN_L touches the edge of the measured part of the image; its volume may be too small"
+            in gaps_of(dseg, measured=measured).warnings)  # fmt: skip
+
+
+def test_a_nucleus_in_a_hole_of_the_brain_mask_was_not_measured():
+    dseg, measured = masked_below(-24)
+    measured[0, 0, :] = True  # a line that is measured down to the lowest slice
+    assert "DN_L lies where the map has no measurement; its values are n/a" in gaps_of(dseg, measured=measured).warnings
+
+
+def test_what_counts_as_measured():
+    chi = np.array([0.0, np.nan, 1e-5, -0.002, 0.1])
+    assert find_measured(chi).tolist() == [False, False, False, True, True]
 
 
 def test_a_turned_head_has_its_nuclei_where_the_others_say():
