@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("analysis_level", choices=("participant", "group"), help="participant: segment and measure "
                         "each scan; group: gather the measures of all scans in tables")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for debugging")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="show the log of the steps too")
     _add_selection(parser.add_argument_group("which scans"))
     _add_model(parser.add_argument_group("how they are segmented"))
     _add_resources(parser.add_argument_group("resources"))
