@@ -64,6 +64,8 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     """
     if model.localizer.kind == "centre" or model.localizer.input is None:
         return Location(Box.centred(np.array(_measured_box(chi).centre_mm), model.input.patch_mm), None)
+    # Shown a few voxels among zeros, a network labels whole heads.
+    _check_size(np.abs(chi.array) > _ZERO_PPM, chi)
     labels = _label_head(chi, model, model.localizer.input, weights, device)
     return Location(_nuclei_box(labels, model), labels)
 
@@ -74,6 +76,12 @@ def _measured_box(chi: Volume) -> Box:
     if not measured.any():
         raise InputError("the map is 0 everywhere; check how it was made")
     return box_of_mask(chi.with_array(measured))
+
+
+def _check_size(brain: NDArray[np.bool_], grid: Volume) -> None:
+    brain_mm3 = np.count_nonzero(brain) * np.prod(grid.voxel_size_mm)
+    if brain_mm3 < _SMALLEST_BRAIN_MM3:
+        raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
 
 
 def _label_head(chi: Volume, model: Model, shown: ModelInput, weights: Path | None, device: str) -> Volume:
@@ -88,9 +96,7 @@ def _label_head(chi: Volume, model: Model, shown: ModelInput, weights: Path | No
 def _nuclei_box(labels: Volume, model: Model) -> Box:
     """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them."""
     numbers = {name: number for number, name in enumerate(model.localizer.labels, 1)}
-    brain_mm3 = np.count_nonzero(labels.array) * np.prod(labels.voxel_size_mm)
-    if brain_mm3 < _SMALLEST_BRAIN_MM3:
-        raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
+    _check_size(labels.array > 0, labels)
     upper = _large_parts(labels.array == numbers["nuclei"])
     if not upper.any():
         raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
