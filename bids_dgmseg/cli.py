@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_dgmseg import __version__
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.machine import available_memory_gb, count_cpus
 from bids_dgmseg.models import ALIASES, MODELS, get_model
 from bids_dgmseg.settings import Settings
@@ -39,16 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0: all done. 1: some scans failed. 2: the options or the dataset do not allow a run. 130: interrupted.
     """
-    try:
-        settings = read_settings(sys.argv[1:] if argv is None else argv)
-        return _run(settings)
-    except InputError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"bids_dgmseg: error: {line}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n")
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    kept = "; run the same command again (finished scans are kept)"
+    return end_well("bids_dgmseg", lambda: _run(read_settings(given)), after_interrupt=kept)
 
 
 def read_settings(argv: Sequence[str]) -> Settings:

@@ -1,5 +1,44 @@
-"""The error that is the user's to mend."""
+"""The error that is the user's to mend, and how commands end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class InputError(Exception):
     """Something in the user's files or options is wrong: one line, ``where: what is wrong; what to do``."""
+
+
+def end_well(program: str, work: Callable[[], int], *, after_interrupt: str = "") -> int:
+    """Run a command; whatever the user can mend becomes one line on standard error.
+
+    Parameters
+    ----------
+    program : str
+        What the line begins with.
+    work : callable
+        Returns the exit code.
+    after_interrupt : str
+        What to tell of an interrupted command.
+
+    Returns
+    -------
+    int
+        That of `work`; 2 where files or options do not allow it, 130 where it was interrupted.
+    """
+    try:
+        return work()
+    except InputError as error:
+        line = " ".join(str(error).split())
+    except BrokenPipeError:
+        raise  # a reader such as `head` has left: nobody is there to be told
+    except OSError as error:
+        if error.filename is None:
+            raise  # not about a file: an error of the program, whose traceback is worth having
+        line = f"{error.filename}: {error.strerror}; check the path, its permissions and the room on its disk"
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
+        return 130
+    sys.stderr.write(f"{program}: error: {line}\n")
+    return 2

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
-import sys
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import end_well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,16 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
     """
     args = build_parser().parse_args(argv)
-    try:
-        code: int = args.run(args)
-    except InputError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"dgmseg {args.verb}: error: {line}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"dgmseg {args.verb}: interrupted\n")
-        return 130
-    return code
+    return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from bids_dgmseg.errors import InputError, end_well
+
+
+def fail_with(error: BaseException):
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [
+    (InputError("ds: wrong;\n  mend it"), 2, "prog: error: ds: wrong; mend it\n"),
+    (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2,
+     "prog: error: /data/x: Permission denied; check the path, its permissions and the room on its disk\n"),
+    (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
+])  # fmt: skip
+def test_what_users_can_mend_is_one_line_and_a_code(capsys, error, code, said):
+    assert end_well("prog", fail_with(error), after_interrupt="; go on later") == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_command_that_ends_well_says_nothing(capsys):
+    assert end_well("prog", lambda: 1) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [OSError("no file"), BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("bug")])
+def test_an_error_of_the_program_keeps_its_traceback(error):
+    with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
+        end_well("prog", fail_with(error))
