@@ -269,6 +269,12 @@ def test_the_group_level_joins_participants(bids_dataset, run, tmp_path, capsys)
     assert float(rows[1]["RN_L_volume_mm3"]) == float(stats["RN_L"]["volume_mm3"])
 
 
+def test_the_group_level_needs_no_raw_data_but_says_what_is_missing(bids_dataset, run, tmp_path, capsys):
+    run(bids_dataset("sub-01"))
+    assert run(tmp_path / "gone", level="group") == 0
+    assert capsys.readouterr().err == "gone: no participants.tsv; the tables have no columns from it\n"
+
+
 SCRIPT = """
 import os, signal, sys
 from bids_dgmseg import cli, models

@@ -31,6 +31,8 @@ def run_group(settings: Settings) -> int:
     participants = settings.bids_dir / "participants.tsv"
     tables = write_group_tables(settings.output_dir, participants if participants.is_file() else None)
     progress = Progress(0)
+    if not participants.is_file():
+        progress.warn(f"{settings.bids_dir.name}: no participants.tsv; the tables have no columns from it")
     for warning in tables.warnings:
         progress.warn(warning)
     for path in tables.paths:
