@@ -24,8 +24,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path.name}: not valid JSON ({where}); correct the file") from error
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.name}: cannot be read ({error}); check the file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the file") from error
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: holds a {type(data).__name__}, expected an object {{…}}; correct the file")
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,8 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
     except _UNREADABLE as error:
         if _is_pointer(Path(path)):
             raise InputError(f"{name}: its content is not here, only a pointer to it; {_FETCH}") from error
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{name}: cannot be read (Permission denied); correct its permissions") from error
         raise InputError(f"{name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")

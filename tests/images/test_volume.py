@@ -139,6 +139,13 @@ def test_a_link_that_leads_nowhere_is_recognised(tmp_path):
         Volume.read(tmp_path / "map.nii.gz")
 
 
+def test_a_file_without_permission_is_recognised(tmp_path, monkeypatch):
+    (tmp_path / "map.nii.gz").touch(mode=0)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read \(Permission denied\); correct its "):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
 def test_a_reason_of_nibabel_names_the_file_without_its_folders(tmp_path):
     (tmp_path / "map.nii.gz").write_text("no image")
     with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read as NIfTI \(File map.nii.gz is not a "):

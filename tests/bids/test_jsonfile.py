@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytest
+
+from bids_dgmseg.bids.jsonfile import read_json
+from bids_dgmseg.errors import InputError
+
+
+def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
+    (tmp_path / "a.json").write_bytes('{"Name": "Jürg"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"^a.json: is not UTF-8 text \(byte 11\); save it as UTF-8$"):
+        read_json(tmp_path / "a.json")
+
+
+def test_what_is_no_file_is_refused_without_its_folders(tmp_path):
+    with pytest.raises(InputError, match=rf"^{tmp_path.name}: cannot be read \(Is a directory\); check the file$"):
+        read_json(tmp_path)
