@@ -1,0 +1,160 @@
+"""One traffic light a nucleus and a scan, by rules that are data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+Light = Literal["green", "amber", "red"]
+LIGHTS: tuple[Light, ...] = ("green", "amber", "red")
+"""From best to worst."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a measure turns a light to amber or red."""
+
+    column: str
+    side: Literal["above", "below", "away"]
+    """Which values are worse; ``away`` from 0 in both directions."""
+    amber: float
+    """Values beyond it are amber."""
+    red: float | None
+    """Values beyond it are red; None where the measure alone never tells that a result is wrong."""
+    words: str
+    """What the user reads."""
+    unit: str
+    why: str
+    """Where the limits come from."""
+
+    def judge(self, value: float) -> Light:
+        """Give the light of one value; a missing value is green, for it tells nothing."""
+        if math.isnan(value):
+            return "green"
+        size = {"above": value, "below": -value, "away": abs(value)}[self.side]
+        amber, red = (limit if limit is None or self.side != "below" else -limit for limit in (self.amber, self.red))
+        if red is not None and size > red:
+            return "red"
+        return "amber" if amber is not None and size > amber else "green"
+
+    def explain(self, value: float) -> str:
+        """Say in words what is wrong, with the value and the limit that it passed."""
+        limit = self.red if self.judge(value) == "red" and self.red is not None else self.amber
+        unit = f" {self.unit}" if self.unit else ""
+        where = {"above": "above", "below": "below", "away": "beyond ±"}[self.side]
+        return f"{self.words} ({value:.3g}{unit}, {where}{'' if self.side == 'away' else ' '}{limit:g})"
+
+
+NUCLEUS_RULES: tuple[Rule, ...] = (
+    Rule("n_components", "below", 1, 1, "not found", "parts", "a nucleus has at least one part"),
+    Rule("n_components", "above", 2, 4, "in many parts", "parts",
+         "nuclei are whole; the interposed nucleus has two parts a side"),
+    Rule("mean_entropy_bits", "above", 0.6, 0.85, "the model is not certain", "bit",
+         "0.6 is a probability of about 0.85, 0.85 one of about 0.72, on average over the nucleus"),
+    Rule("mass_outside_fraction", "above", 0.35, 0.6, "much of its probability lies outside the outline", "",
+         "soft borders of the smallest nuclei hold up to a third; with more than half the outline misses the nucleus"),
+    Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm",
+         "all eight nuclei hold more iron than what is around them; below 0 by more than noise, it is another place"),
+    Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm",
+         "adults' nuclei reach about 0.2 ppm, iron overload more; 1 ppm is a wrong unit or blood"),
+    Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm",
+         "an outline on the wrong place crosses no edge; noise alone can do it to a small nucleus"),
+    Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the end of what was measured", "mm",
+         "maps are wrong for some mm at the edge of their mask; at 0 the nucleus may be cut"),
+    Rule("volume_z", "away", 4.0, None, "its volume is unusual", "SD",
+         "protocols differ by more than 2 SD; a disease may well change a volume, so never red"),
+    Rule("mean_ppm_z", "away", 4.0, 12.0, "its susceptibility is unusual", "SD",
+         "references and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue"),
+    Rule("volume_asymmetry", "away", 0.4, 1.0, "its volume differs between the sides", "",
+         "0.4 is half as large again as the other side, 1 three times as large"),
+    Rule("mean_ppm_asymmetry", "away", 0.67, 1.2, "its susceptibility differs between the sides", "",
+         "0.67 is twice the other side, 1.2 four times; a disease of one side may well do the first"),
+)  # fmt: skip
+"""Rules for one nucleus; columns of the quality measures, `norms` and `asymmetry`."""
+
+SCAN_RULES: tuple[Rule, ...] = (
+    Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm",
+         "0.03 ppm is the contrast of the putamen, 0.08 that of the red nucleus"),
+    Rule("streaking_index", "above", 2.5, 6.0, "streaks", "",
+         "1 has none; truncated division of ordinary noise reaches 2"),
+    Rule("rim_residual_ppm", "above", 0.06, 0.12, "residual background field at the brain's rim", "ppm",
+         "cortex and fluid alone make 0.02 to 0.03 ppm"),
+    Rule("box_margin_mm", "below", 3.0, 0.0, "nuclei close to the edge of the box that was segmented", "mm",
+         "the localizer adds 8 mm; less than 3 is an error of more than half of it"),
+    Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red light", "of all",
+         "one can fail in a good scan; a quarter means that the scan is not usable"),
+)  # fmt: skip
+"""Rules for a scan; names of `scan_quality`, ``box_margin_mm`` and ``red_nuclei_fraction``."""
+
+
+def judge(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Light, tuple[str, ...]]:
+    """Apply rules to measures.
+
+    Parameters
+    ----------
+    values : mapping
+        Measure → value; what is absent or missing is not judged.
+    rules : sequence of Rule
+        Rules to apply.
+
+    Returns
+    -------
+    light : {"green", "amber", "red"}
+        The worst of all rules.
+    reasons : tuple of str
+        One for each rule that is not green, the worst first.
+    """
+    found = []
+    for rule in rules:
+        raw = values.get(rule.column)
+        value = math.nan if raw is None or pd.isna(raw) else float(raw)
+        if (light := rule.judge(value)) != "green":
+            found.append((LIGHTS.index(light), rule.explain(value)))
+    found.sort(key=lambda pair: -pair[0])
+    worst = max((level for level, _ in found), default=0)
+    return LIGHTS[worst], tuple(words for _, words in found)
+
+
+def judge_nuclei(table: pd.DataFrame) -> pd.DataFrame:
+    """Give every nucleus of a scan its light.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a nucleus and side, with ``index``, ``abbreviation`` and any of the columns of `NUCLEUS_RULES`.
+
+    Returns
+    -------
+    DataFrame
+        ``index``, ``abbreviation``, ``light`` and ``reasons`` (separated by semicolons, empty where green).
+    """
+    verdicts = [judge({str(key): value for key, value in row.items()}, NUCLEUS_RULES) for _, row in table.iterrows()]
+    result = table[["index", "abbreviation"]].reset_index(drop=True)
+    result["light"] = [light for light, _ in verdicts]
+    result["reasons"] = ["; ".join(reasons) for _, reasons in verdicts]
+    return result
+
+
+def judge_scan(values: Mapping[str, Any], lights: Sequence[Light]) -> tuple[Light, tuple[str, ...]]:
+    """Give a scan its light.
+
+    Parameters
+    ----------
+    values : mapping
+        Measures of the map, and ``box_margin_mm``.
+    lights : sequence of str
+        Of its nuclei.
+
+    Returns
+    -------
+    light : {"green", "amber", "red"}
+        The worst of all rules.
+    reasons : tuple of str
+        One for each rule that is not green, the worst first.
+    """
+    share = lights.count("red") / len(lights) if lights else math.nan
+    return judge({**values, "red_nuclei_fraction": share}, SCAN_RULES)
