@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -132,3 +133,16 @@ def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
         return main([*given, "--model", oracle.name, "--nprocs", "1", "--skip-bids-validation", *options])
 
     return call
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Read every result by its name; logs differ from run to run."""
+    paths = (path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
+
+
+def read_stats(out: Path, scan: str = "*") -> dict[str, dict[str, str]]:
+    """Read the one table of measures there is, or that of a scan: a row by each abbreviation."""
+    (path,) = out.rglob(f"{scan}_seg-*_stats.tsv")
+    with path.open(encoding="utf-8") as file:
+        return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}

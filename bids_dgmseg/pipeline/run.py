@@ -100,7 +100,10 @@ class Run:
         if status == "start":
             self._progress.start(scan, node.name)
         elif status == "exception":
-            self.fail(scan, self._explain(scan, node.name))
+            crash = self._find_crash(scan)
+            if crash and crash.read_text(encoding="utf-8", errors="replace").rstrip().endswith("KeyboardInterrupt"):
+                raise KeyboardInterrupt  # Nipype takes it for an error of the step, and would go on
+            self.fail(scan, self._explain(node.name, crash))
         else:
             self._tell(scan, Path(node.output_dir()))
             if node.name == "save":
@@ -119,13 +122,17 @@ class Run:
         for warning in report["warnings"]:
             self._progress.warn(about(scan, warning))
 
-    def _explain(self, scan: str, step: str) -> str:
-        """Say in one line why a step failed, from Nipype's crash file."""
+    def _find_crash(self, scan: str) -> Path | None:
+        """Find what Nipype last wrote about a failed step."""
         files = sorted((self._logs / scan).glob("crash-*"), key=lambda path: path.stat().st_mtime)
-        if not files:
+        return files[-1] if files else None
+
+    def _explain(self, step: str, crash: Path | None) -> str:
+        """Say in one line why a step failed, from Nipype's crash file."""
+        if crash is None:
             return f"{step} crashed; see {self._logs / LOG_NAME}"
-        text = files[-1].read_text(encoding="utf-8", errors="replace")
+        text = crash.read_text(encoding="utf-8", errors="replace")
         if refusals := _REFUSAL.findall(text):
             return str(refusals[-1])
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
-        return f"{step} crashed ({last}); see {files[-1]}"
+        return f"{step} crashed ({last}); see {crash}"

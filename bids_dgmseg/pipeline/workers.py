@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from bids_dgmseg.pipeline.logs import log_to
 from bids_dgmseg.pipeline.scan import STEPS
+from bids_dgmseg.pipeline.signals import ignore_interrupts
 
 _PRELOAD = ("bids_dgmseg.pipeline.interfaces", "torch")
 
@@ -40,6 +42,8 @@ class WorkersPlugin(MultiProcPlugin):
         self._status_callback: Callable[[Node, str], None] = self._report_progress
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(_PRELOAD))
+        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself ends the others
+            forkserver.ensure_running()
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph, and leave no process behind whatever happens."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.models import MODELS
-from tests.conftest import coarse_chi
+from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
 
 
@@ -16,12 +16,6 @@ def spoil(dataset: Path, scan: str) -> None:
     """Turn a map into zeros."""
     (path,) = dataset.rglob(f"{scan}_Chimap.nii.gz")
     nib.Nifti1Image(np.zeros_like(coarse_chi().array), coarse_chi().affine).to_filename(path)
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every result by its name; logs differ from run to run."""
-    paths = (path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
 
 
 @pytest.fixture
@@ -68,6 +62,24 @@ def test_a_killed_worker_fails_its_scan_and_never_hangs(bids_dataset, run, greed
     assert "sub-01: segment was killed, probably for memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
     assert "2 of 2 scans failed: sub-01, sub-02; see " in err
     assert not (tmp_path / "out" / "sub-01").exists()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    model = oracle_model("interrupted", "Interrupted")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_an_interrupt_inside_a_step_ends_the_run(bids_dataset, run, interrupted, capsys):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", interrupted) == 130
+    out, err = capsys.readouterr()
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert "sub-02" not in out
+
+
+def test_workers_leave_an_interrupt_to_the_run(bids_dataset, run, interrupted):
+    assert run(bids_dataset("sub-01"), "--model", interrupted, "--nprocs", "2") == 0
 
 
 @pytest.mark.parametrize("nprocs", ["1", "2"])
