@@ -125,4 +125,6 @@ def _work(sender: Connection, node: Node, updatehash: bool, taskid: int, logs: P
     """Run one node in this process and send its result."""
     os.chdir("/")  # the directory the run was started from may be gone
     with log_to(logs), contextlib.closing(sender):
-        sender.send(run_node(node, updatehash, taskid))
+        result = run_node(node, updatehash, taskid)
+        with contextlib.suppress(BrokenPipeError):  # the run was interrupted: nobody waits for it
+            sender.send(result)
