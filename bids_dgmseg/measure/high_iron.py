@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,24 @@ from bids_dgmseg.structures import Structure
 THRESHOLD_SDS = 1.0
 """The high-iron part lies this many standard deviations above the mean of the nucleus."""
 
-HIGH_IRON_COLUMNS = (
-    "index", "abbreviation", "sem_ppm", "high_iron_threshold_ppm", "high_iron_mean_ppm", "high_iron_sem_ppm",
-    "high_iron_volume_mm3", "high_iron_fraction",
-)  # fmt: skip
+_PART = "voxels more than one standard deviation above the mean of the nucleus"
+
+HIGH_IRON_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "index": {"Description": "Value of the nucleus in the segmentation (dseg)"},
+    "abbreviation": {"Description": "Nucleus and side, such as DN_L"},
+    "sem_ppm": {
+        "Description": "Standard error of the mean susceptibility, voxels taken for independent; missing below two",
+        "Units": "ppm",
+    },
+    "high_iron_threshold_ppm": {
+        "Description": "Mean plus one standard deviation of the measured voxels of the nucleus", "Units": "ppm",
+    },
+    "high_iron_mean_ppm": {"Description": f"Mean susceptibility of the {_PART}", "Units": "ppm"},
+    "high_iron_sem_ppm": {"Description": f"Standard error of the mean over the {_PART}", "Units": "ppm"},
+    "high_iron_volume_mm3": {"Description": f"Number of the {_PART}, times the volume of a voxel", "Units": "mm^3"},
+    "high_iron_fraction": {"Description": f"Share of the {_PART} among its measured voxels"},
+}
+"""Column → BIDS data dictionary entry, in the order of the table."""
 
 
 def measure_high_iron(
@@ -40,7 +54,7 @@ def measure_high_iron(
     Returns
     -------
     DataFrame
-        One row a nucleus, `HIGH_IRON_COLUMNS`. A standard error needs two voxels, the threshold too; where no voxel
+        One row a nucleus, the columns of `HIGH_IRON_COLUMNS`. A standard error needs two voxels, the threshold too; where no voxel
         lies above it (all are equal), the part has volume 0 and no mean.
 
     Raises
