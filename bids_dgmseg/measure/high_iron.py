@@ -54,8 +54,8 @@ def measure_high_iron(
     Returns
     -------
     DataFrame
-        One row a nucleus, the columns of `HIGH_IRON_COLUMNS`. A standard error needs two voxels, the threshold too; where no voxel
-        lies above it (all are equal), the part has volume 0 and no mean.
+        One row a nucleus, the columns of `HIGH_IRON_COLUMNS`. A standard error needs two voxels, the threshold too;
+        where no voxel lies above it (all are equal), the part has volume 0 and no mean.
 
     Raises
     ------
