@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
-from tests.conftest import HEAD, coarse_chi, start_dataset, write_map
+from tests.conftest import HEAD, coarse_chi, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
 CORTEX = (0, 60, 20)
@@ -238,12 +237,6 @@ def read_only_file_system(tmp_path: Path) -> Path:
 def test_an_output_directory_that_cannot_be_written_is_refused(bids_dataset, run, tmp_path, capsys, choose):
     assert run(bids_dataset("sub-01"), out=choose(tmp_path)) == 2
     assert re.match(r"bids_dgmseg: error: .*out: cannot be written \(.+\); ", capsys.readouterr().err)
-
-
-def read_stats(out: Path) -> dict[str, dict[str, str]]:
-    (path,) = out.rglob("*_stats.tsv")
-    with path.open(encoding="utf-8") as file:
-        return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
 def read_quality(out: Path) -> dict[str, object]:

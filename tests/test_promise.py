@@ -21,7 +21,7 @@ from bids_dgmseg.images.volume import Volume, load_image
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
-from tests.conftest import HEAD, coarse_chi, make_grid, start_dataset, write_map
+from tests.conftest import HEAD, coarse_chi, contents, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
 VALIDATOR = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -35,18 +35,6 @@ STORED: Mapping[str, Mapping[str, Any]] = {
     "twocodes": {"grid": "oblique", "codes": (1, 4)},
 }
 """One head, stored in many ways: label of the participant → how."""
-
-
-def read_stats(out: Path, scan: str) -> dict[str, dict[str, str]]:
-    (path,) = out.rglob(f"{scan}_seg-oracle_stats.tsv")
-    with path.open(encoding="utf-8") as file:
-        return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every result by its name; logs differ from run to run."""
-    paths = (path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
 
 
 def assert_same_grid(written: nib.Nifti1Image, original: nib.Nifti1Image) -> None:
