@@ -1,46 +1,148 @@
-"""``dgmseg train``: train or resume a model."""
+"""``dgmseg train``: train, resume or fine-tune a model."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from pathlib import Path
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import get_model
+from bids_dgmseg.models import ALIASES, MODELS, Model, get_model
 
-HELP = "train or resume a model; OUT becomes a folder for --weights"
+HELP = "train, resume or fine-tune a model; OUT becomes a folder for --weights"
+
+_SIMULATED_MINUTES, _SIMULATED_STEPS = 60.0, 4500
+_LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("model", metavar="MODEL", help="which model to train: default")
-    parser.add_argument("dataset", metavar="TEMPLATE", type=Path,
-                        help="label template (.nii.gz, as `dgmseg template` writes it) from which maps are simulated "
-                             "while training; `phantom` takes the analytic phantom alone")  # fmt: skip
+    parser.add_argument("dataset", metavar="DATASET", type=Path,
+                        help="BIDS dataset of maps with manual labels (_dseg, in it or its derivatives) to fine-tune "
+                             "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
+                             "simulated while training; `phantom` takes the analytic phantom alone")
     parser.add_argument("out", metavar="OUT", type=Path, help="model folder; an unfinished training in it is resumed")
     parser.add_argument("--part", choices=("localizer", "segmenter"), default="segmenter",
-                        help="which of the two networks (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=60.0, help="length of this slice (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4500, help="length of the whole training (default: %(default)s)")
+                        help="which of the two networks; labelled maps train the segmenter (default: %(default)s)")
+    parser.add_argument("--minutes", type=_positive,
+                        help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
+                             f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})")
+    parser.add_argument("--steps", type=_count,
+                        help=f"length of the whole training (default: {_SIMULATED_STEPS} on simulated maps, --minutes "
+                             "on labelled ones)")
     parser.add_argument("--seed", type=int, default=1, help="of weights and samples (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="where to compute (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=1, help="processes that simulate (default: %(default)s)")
+                        help="where to compute (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make samples (default: %(default)s)")
+    labelled = parser.add_argument_group("on labelled maps")
+    labelled.add_argument("--from", metavar="FOLDER", dest="start",
+                          help="weights to start from: a folder, or `default`, the model's own (default: those)")
+    labelled.add_argument("--holdout", metavar="LABEL", nargs="+", action="extend", default=[], type=_label,
+                          help="participants to score and not to learn from")
+    labelled.add_argument("--derivatives", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+                          help="derivative datasets with maps or labels (default: all below DATASET/derivatives)")
+    labelled.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=_entity,
+                          help="where a scan has several segmentations, take those with one of these entities, such as "
+                               "desc-manual")
+    labelled.add_argument("--learning-rate", metavar="RATE", type=_positive,
+                          help=f"highest learning rate (default: {_LABELLED_RATE:g})")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one part of a model for a slice of time."""
+    """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
     model = get_model(args.model)
     if not model.network or not model.localizer.network:
         raise InputError(f"{model.name}: has no networks of its own to train; choose default")
+    if str(args.dataset) != "phantom" and args.dataset.is_dir():
+        return _fine_tune(model, args)
+    return _train_on_simulations(model, args)
+
+
+def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
+    for option in ("start", "holdout", "derivatives", "choose", "learning_rate"):
+        if getattr(args, option):
+            name = "from" if option == "start" else option.replace("_", "-")
+            raise InputError(f"--{name}: is for a labelled BIDS dataset, and {args.dataset} is no folder; leave it out")
     template = None if str(args.dataset) == "phantom" else args.dataset
     if template and not template.is_file():
-        raise InputError(f"{template}: no such label template; make one with `dgmseg template`, or say phantom")
+        raise InputError(
+            f"{template}: no such label template or dataset; give a labelled BIDS dataset, make a template with "
+            "`dgmseg template`, or say phantom"
+        )
     from bids_dgmseg.training.simulated import Slice, train_on_simulations
 
-    this = Slice(args.part, args.steps, args.minutes, args.seed, args.device, args.workers)
-    outcome = train_on_simulations(model, template, args.out, this, say=lambda line: print(line, flush=True))
-    print(f"{args.part}: step {outcome.step} of {args.steps}, sha256 {outcome.sha256}")
+    steps = args.steps or _SIMULATED_STEPS
+    this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers)
+    outcome = train_on_simulations(model, template, args.out, this, say=_say)
+    print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
         print("run the same command again to go on")
     return 0
+
+
+def _fine_tune(model: Model, args: argparse.Namespace) -> int:
+    if args.part != "segmenter":
+        raise InputError("--part localizer: labels of nuclei cannot train it; leave --part out")
+    from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
+    from bids_dgmseg.training.finetune import FineTuning
+
+    training = FineTuning(
+        minutes=args.minutes or (math.inf if args.steps else _LABELLED_MINUTES), steps=args.steps, seed=args.seed,
+        learning_rate=args.learning_rate or _LABELLED_RATE, device=args.device, workers=args.workers,
+    )  # fmt: skip
+    request = Request(
+        model, args.dataset.absolute(), args.out.absolute(), _start(model, args.start), training,
+        tuple(args.holdout), tuple(args.derivatives), tuple(args.choose),
+    )  # fmt: skip
+    outcome, table = run_fine_tuning(request, say=_say)
+    print(summarize(table))
+    print(f"step {outcome.step}, sha256 {outcome.sha256}; scores of each scan in {args.out.name}/dice.tsv")
+    again = "run the same command again to go on"
+    print(f"use them with bids_dgmseg --weights {args.out}" if outcome.done else again)
+    return 0
+
+
+def _start(model: Model, name: str | None) -> Path | None:
+    """Give the folder of the starting weights, None for the model's own."""
+    if name is None or ALIASES.get(name, name) == model.name:
+        return None
+    if name in MODELS:
+        raise InputError(f"--from {name}: its network is not that of {model.name}; give {model.name} or a folder")
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir():
+        raise InputError(f"--from {name}: no such folder or model; give {model.name} or a folder of its weights")
+    return folder
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _label(text: str) -> str:
+    return text.removeprefix("sub-")
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _entity(text: str) -> str:
+    if not re.fullmatch(r"[a-z]+-[0-9a-zA-Z+]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an entity such as desc-manual")
+    return text

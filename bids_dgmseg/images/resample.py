@@ -72,7 +72,7 @@ def resample(
         On `grid`, of the source's dtype.
     """
     if antialias:
-        volume = _blurred(volume, grid)
+        volume = antialiased(volume, grid)
     to_source = np.linalg.inv(volume.affine) @ grid.affine
     sampled = ndimage.affine_transform(
         volume.array, to_source[:3, :3], to_source[:3, 3], output_shape=grid.shape, order=order,
@@ -81,8 +81,11 @@ def resample(
     return Volume(sampled, grid.affine)
 
 
-def _blurred(volume: Volume, grid: Grid) -> Volume:
-    """Average blocks of whole voxels, which is quick, then blur by what is still too fine for the grid."""
+def antialiased(volume: Volume, grid: Grid) -> Volume:
+    """Prepare a volume for sampling on a coarser grid.
+
+    Average blocks of whole voxels, which is quick, then blur by what is still too fine for the grid.
+    """
     extent_mm = np.linalg.norm(_directions(volume.affine).T @ grid.affine[:3, :3], axis=1)
     factors = np.maximum(np.floor(extent_mm / volume.voxel_size_mm + 1e-6).astype(int), 1)
     if (factors > 1).any():

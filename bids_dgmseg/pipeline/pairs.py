@@ -138,7 +138,7 @@ def _read_all(task: Task) -> tuple[dict[str, _Segmentation], list[str]]:
     for rater, path in task.paths.items():
         try:
             table = read_label_table(path)
-            volume, names = _read_labels(path), table.abbreviations
+            volume, names = read_labels(path), table.abbreviations
             numbers = np.unique(volume.array[volume.array != 0]).tolist()
             seen = frozenset(names[number] for number in numbers if number in names)
             read[rater] = _Segmentation(path, volume, names, table.source is not None, seen)
@@ -147,7 +147,14 @@ def _read_all(task: Task) -> tuple[dict[str, _Segmentation], list[str]]:
     return read, failures
 
 
-def _read_labels(path: Path) -> Volume:
+def read_labels(path: Path) -> Volume:
+    """Read a label image as int32.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or holds fractions.
+    """
     volume = Volume.read(path, np.float64)
     if not np.array_equal(volume.array, np.rint(volume.array)):
         part = volume.array[volume.array != np.rint(volume.array)][0]

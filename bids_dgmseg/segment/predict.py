@@ -66,13 +66,20 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     Block
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
-    kind = load_object(model.predictor) if isinstance(model.predictor, str) else model.predictor
-    predictor: Predictor = kind(model, weights=weights, device=device)
     grid = world_grid(box, model.input.spacing_mm)
-    probabilities = predictor(resample(chi, grid, antialias=True))
+    probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
     return Block(_carry(probabilities, grid, own, slices), slices)
+
+
+def predict_on_grid(
+    chi: Volume, grid: Grid, model: Model, *, weights: Path | None = None, device: str = "cpu"
+) -> NDArray[np.float32]:
+    """Compute probabilities (C + 1, X, Y, Z), background first, on a grid of the model's spacing; else as `predict`."""
+    kind = load_object(model.predictor) if isinstance(model.predictor, str) else model.predictor
+    predictor: Predictor = kind(model, weights=weights, device=device)
+    return predictor(resample(chi, grid, antialias=True))
 
 
 class NetworkPredictor:

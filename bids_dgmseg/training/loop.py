@@ -21,7 +21,9 @@ class Schedule:
     """How long and how fast to learn."""
 
     steps: int
-    """Whole length of the training, all slices together."""
+    """Whole length of the training, all slices together; with `minutes` only a limit."""
+    minutes: float | None = None
+    """Whole length in minutes of learning, however many steps a machine takes in them."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 50
@@ -31,11 +33,16 @@ class Schedule:
     batch: int = 1
     checkpoint_minutes: float = 2.0
 
-    def rate(self, step: int) -> float:
+    def part(self, step: int, seconds: float = 0.0) -> float:
+        """Part of the training that lies behind, 0 to 1, after some steps and seconds of learning."""
+        by_steps = step / self.steps
+        return min(by_steps if self.minutes is None else max(by_steps, seconds / (60 * self.minutes)), 1.0)
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
         """Learning rate of a step: linear warm-up, then half a cosine down to a hundredth."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1))))
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.part(step, seconds))))
 
 
 @dataclass
@@ -46,6 +53,8 @@ class Progress:
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
+    seconds: float = 0.0
+    """Time spent learning, all slices together."""
 
     @classmethod
     def start(cls, network: nn.Module, schedule: Schedule) -> Progress:
@@ -59,7 +68,7 @@ class Progress:
         """Write a checkpoint atomically."""
         temporary = path.with_name(f".{path.name}.part")
         state = {"network": self.network.state_dict(), "average": self.average,
-                 "optimizer": self.optimizer.state_dict(), "step": self.step}  # fmt: skip
+                 "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}  # fmt: skip
         torch.save(state, temporary)
         temporary.replace(path)
 
@@ -70,6 +79,7 @@ class Progress:
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.seconds = state.get("seconds", 0.0)  # checkpoints of before had none
 
 
 class _FromStep(torch.utils.data.Sampler[int]):
@@ -88,6 +98,7 @@ class _FromStep(torch.utils.data.Sampler[int]):
 def train(
     progress: Progress, samples: Dataset[tuple[Tensor, Tensor]], *, schedule: Schedule, checkpoint: Path,
     minutes: float, device: torch.device, report: Callable[[int, float, Tensor], None], workers: int = 1,
+    clock: Callable[[], float] = time.monotonic,
 ) -> bool:  # fmt: skip
     """Learn until the schedule or the time is over.
 
@@ -109,13 +120,18 @@ def train(
         Gets each step's number, loss and Dice a class (NaN where a class is absent).
     workers : int
         Processes that make samples.
+    clock : callable
+        Tells the time in seconds.
 
     Returns
     -------
     bool
         Whether the schedule is over.
     """
-    started = saved = time.monotonic()
+    if schedule.part(progress.step, progress.seconds) >= 1:
+        return True
+    started = saved = clock()
+    before = progress.seconds
     batch = schedule.batch
     loader = DataLoader(
         samples, batch_size=batch, sampler=_FromStep(progress.step * batch, schedule.steps * batch),
@@ -127,14 +143,15 @@ def train(
         loss, dice = _step(progress, inputs, labels, schedule, device)
         report(progress.step, loss, dice)
         progress.step += 1
-        now = time.monotonic()
+        now = clock()
+        progress.seconds = before + now - started
         if now - saved > 60 * schedule.checkpoint_minutes:
             progress.save(checkpoint)
             saved = now
-        if now - started > 60 * minutes:
+        if now - started > 60 * minutes or schedule.part(progress.step, progress.seconds) >= 1:
             break
     progress.save(checkpoint)
-    return progress.step >= schedule.steps
+    return schedule.part(progress.step, progress.seconds) >= 1
 
 
 def _step(
@@ -142,7 +159,7 @@ def _step(
 ) -> tuple[float, Tensor]:
     """Take one step of gradient descent and move the average."""
     for group in progress.optimizer.param_groups:
-        group["lr"] = schedule.rate(progress.step)
+        group["lr"] = schedule.rate(progress.step, progress.seconds)
     inputs = inputs.to(device, memory_format=torch.channels_last_3d)
     labels = labels.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16):

@@ -105,3 +105,24 @@ def test_the_average_takes_counters_as_they_are(samples, tmp_path):
     train(progress, samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt", minutes=5,
           device=torch.device("cpu"), report=lambda *figures: None, workers=0)  # fmt: skip
     assert progress.average["norm.num_batches_tracked"] == 6
+
+
+def test_a_timed_training_ends_with_its_minutes_and_its_slices_add_up(samples, tmp_path):
+    schedule = Schedule(steps=1000, minutes=0.1, warmup_steps=1, learning_rate=1.0)  # six seconds, a second a step
+    checkpoint, rates = tmp_path / "checkpoint.pt", []
+
+    def learn(*, steps):
+        progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), schedule)
+        if checkpoint.exists():
+            progress.load(checkpoint)
+        seconds = iter(range(100))
+        done = train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=(steps - 0.5) / 60,
+                     device=torch.device("cpu"), workers=0, clock=lambda: float(next(seconds)),
+                     report=lambda *figures: rates.append(progress.optimizer.param_groups[0]["lr"]))  # fmt: skip
+        return progress.step, progress.seconds, done
+
+    assert learn(steps=2) == (2, 2.0, False)
+    assert learn(steps=9) == (6, 6.0, True)
+    assert learn(steps=9) == (6, 6.0, True)
+    assert rates[1:] == pytest.approx([schedule.rate(60, seconds) for seconds in (1, 2, 3, 4, 5)])
+    assert schedule.rate(60, 3.0) == pytest.approx(0.505)  # 0.01 + 0.99 / 2 at half of the time

@@ -1,0 +1,54 @@
+"""What fine-tuning on a few labelled scans gives on scans not learned from: each participant left out in turn.
+
+    python benchmarks/finetune.py DATASET [--minutes M | --steps N] [--folds K] [--from FOLDER] [--out FILE.tsv]
+
+DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg train default DATASET OUT`. Prints the Dice before
+and after of the held-out scans. The weights are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from bids_dgmseg.models import get_model
+from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
+from bids_dgmseg.pipeline.labels import read_labelled_maps
+from bids_dgmseg.training.finetune import FineTuning
+
+
+def main() -> None:
+    """Leave participants out, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of learning, each fold")
+    parser.add_argument("--steps", type=int, help="in place of minutes")
+    parser.add_argument("--folds", type=int, help="only the first so many")
+    parser.add_argument("--from", dest="start", type=Path, help="folder of the starting weights")
+    parser.add_argument("--learning-rate", type=float, default=FineTuning.learning_rate)
+    parser.add_argument("--out", type=Path, help="all scores as TSV")
+    args = parser.parse_args()
+    dataset, model = args.dataset.absolute(), get_model("default")
+    training = FineTuning(minutes=math.inf if args.steps else args.minutes, steps=args.steps,
+                          learning_rate=args.learning_rate)  # fmt: skip
+    there = read_labelled_maps(dataset, model, say=print)
+    participants = sorted({one.participant for one in there})
+    tables = []
+    for participant in participants[: args.folds]:
+        with tempfile.TemporaryDirectory() as folder:
+            request = Request(model, dataset, Path(folder), args.start, training, holdout=(participant,))
+            outcome, table = run_fine_tuning(request, say=lambda line: print(line, flush=True))
+        tables.append(table[table["part"] == "held-out"])
+        print(f"\nwithout sub-{participant}, {outcome.step} steps\n{summarize(table)}\n", flush=True)
+    scores = pd.concat(tables, ignore_index=True)
+    print(f"each of {len(tables)} left out\n{summarize(scores)}")
+    if args.out:
+        scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
+
+
+if __name__ == "__main__":
+    main()

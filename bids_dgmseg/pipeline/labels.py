@@ -1,0 +1,141 @@
+"""Read the labelled maps of a dataset for training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_dgmseg.bids.dataset import Scan, find_scans
+from bids_dgmseg.bids.names import list_some, split_entities
+from bids_dgmseg.bids.segmentations import find_images, match_scans, read_label_table
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.units import check_chi
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.pipeline.pairs import grids_differ, read_labels
+from bids_dgmseg.settings import Settings
+from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.labelled import LabelledMap
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled map of a dataset."""
+
+    participant: str
+    """Without ``sub-``."""
+    dseg: Path
+    map: LabelledMap
+
+
+def read_labelled_maps(
+    dataset: Path, model: Model, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = (),
+    say: Callable[[str], None],
+) -> list[Labelled]:  # fmt: skip
+    """Read the chi maps of a dataset that have a segmentation in it or in its derivatives.
+
+    Nuclei are matched by the abbreviations (or names) in each segmentation's ``dseg.tsv``. Segmentations that a model
+    of this program made (``seg-dgm16``) count only where `choose` names them.
+
+    Parameters
+    ----------
+    dataset : path
+        Root of a BIDS dataset.
+    model : Model
+        Which nuclei, in which channels.
+    derivatives : sequence of path
+        Datasets to look in besides; by default those below ``dataset/derivatives``.
+    choose : sequence of str
+        Entities that decide where a scan has several segmentations.
+    say : callable
+        Gets a line on what does not match.
+
+    Raises
+    ------
+    InputError
+        If there are no maps, no labels, no nucleus of the model among them, or labels on another grid than their map.
+    """
+    scans = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
+    dsegs = _segmentations([dataset, *(derivatives or _own(dataset))], choose)
+    if not dsegs:
+        raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
+    partners = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
+    if not partners:
+        raise InputError(
+            f"{dataset.name}: no _dseg is of the same scan as a _Chimap ({dsegs[0].name}, {scans[0].chi.name}); "
+            "give both the same entities"
+        )
+    if bare := [scan.name for scan in scans if scan.chi not in partners]:
+        say(f"no labels for {list_some(bare)}; left out")
+    notes: dict[str, None] = {}
+    read = [_read(scan, partners[scan.chi], model, notes) for scan in scans if scan.chi in partners]
+    for line in notes:
+        say(line)
+    if not any(one.map.channels for one in read):
+        raise InputError(
+            f"{dataset.name}: no label is a nucleus of {model.name} ({', '.join(model.labels)}); "
+            "name them so in the column abbreviation of dseg.tsv"
+        )
+    if empty := [one.map.name for one in read if not one.map.channels]:
+        say(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
+    return [one for one in read if one.map.channels]
+
+
+def _own(dataset: Path) -> list[Path]:
+    return sorted(path for path in (dataset / "derivatives").glob("*") if any(path.glob("sub-*")))
+
+
+def _segmentations(roots: Sequence[Path], choose: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for root in roots:
+        with suppress(InputError):  # a dataset without segmentations
+            found += find_images(root, "dseg")
+    made = {f"seg-{name}" for name in MODELS} - set(choose)
+    return [path for path in found if f"seg-{split_entities(path.name.partition('.')[0]).get('seg')}" not in made]
+
+
+def _read(scan: Scan, dseg: Path, model: Model, notes: dict[str, None]) -> Labelled:
+    if scan.problem:
+        raise InputError(scan.problem)
+    checked = check_chi(scan.chi, scan.sidecar)
+    notes.update(dict.fromkeys(checked.warnings))
+    chi = checked.chi_ppm.with_array(np.nan_to_num(checked.chi_ppm.array))
+    labels = read_labels(dseg)
+    if apart := grids_differ(chi, labels):
+        raise InputError(
+            f"{dseg.name}: does not lie on the grid of {scan.chi.name} ({apart}); resample the labels first"
+        )
+    labels = Volume(_to_channels(dseg, labels, model, notes), chi.affine)
+    return Labelled(scan.participant, dseg, LabelledMap(scan.name, chi, labels))
+
+
+def _to_channels(
+    dseg: Path, labels: Volume, model: Model, notes: dict[str, None]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Turn a label image's own numbers into channels; what has no channel becomes 0 and a note."""
+    table = read_label_table(dseg)
+    where = table.source.name if table.source else dseg.name
+    if table.source is None:
+        notes["no dseg.tsv found; numbers are read as those of this program (1 DN_L, 2 DN_R, …)"] = None
+    channels = _channels(table.abbreviations, model)
+    array = np.zeros(labels.shape, np.uint8)
+    unknown = []
+    for number in np.unique(labels.array[labels.array != 0]).tolist():
+        if number in channels:
+            array[labels.array == number] = channels[number]
+        else:
+            unknown.append(f"{number} ({table.abbreviations.get(number, 'without a row')})")
+    if unknown:
+        notes[f"{where}: {', '.join(unknown)} not among the nuclei of {model.name}; ignored"] = None
+    return array
+
+
+def _channels(abbreviations: Mapping[int, str], model: Model) -> dict[int, int]:
+    """Match numbers with channels, by abbreviation or by full name."""
+    ours = {structure.name: structure.abbreviation for structure in STRUCTURES}
+    named = {number: ours.get(name, name) for number, name in abbreviations.items()}
+    return {number: model.labels.index(name) + 1 for number, name in named.items() if name in model.labels}

@@ -1,0 +1,209 @@
+"""Fine-tuning on labelled phantoms, 4 mm coarse, with a network of a few thousand weights."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.commands import main
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.models import MODELS, Localizer, ModelInput
+from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
+from bids_dgmseg.segment.weights import save_weights, segmenter_network
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.finetune import FineTuning
+from tests.conftest import start_dataset, write_map
+
+HEAD = Box((-75, -110, -80), (75, 74, 80))
+GRID = world_grid(HEAD, (3.0, 3.0, 6.0))
+MODEL = replace(
+    MODELS["dgm16"], labels=("CN_L", "CN_R", "PUT_L", "PUT_R"), arch={"features": (8, 16)},
+    input=ModelInput(spacing_mm=(4.0, 4.0, 4.0), patch_mm=(88.0, 88.0, 64.0)), localizer=Localizer(kind="centre"),
+)  # fmt: skip
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads wait for one another longer than these small networks compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bids_dgmseg.training.finetune.use_cores", lambda: torch.set_num_threads(1))
+        yield
+
+
+QUICK = FineTuning(steps=4, workers=0, seed=2)
+
+
+def label(root, scan, *names, moved_mm=0.0, numbers=None, seg="manual", grid=GRID):
+    """Draw nuclei of the phantom, moved to the front, as a derivative with its own numbers and dseg.tsv."""
+    shift = np.eye(4)
+    shift[1, 3] = -moved_mm
+    truth = PHANTOM.dseg(Grid(grid.shape, shift @ grid.affine)).array
+    numbers = numbers or {name: number for number, name in enumerate(names, start=31)}
+    labels = np.zeros(grid.shape, np.uint8)
+    for structure in STRUCTURES:
+        labels[truth == structure.index] = numbers.get(structure.abbreviation, 0)
+    derivative = root / "derivatives" / seg
+    start_dataset(derivative, DatasetType="derivative")
+    folder = derivative / f"sub-{scan[4:]}" / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"{number}\t{name}\n" for name, number in numbers.items())
+    (derivative / "dseg.tsv").write_text(f"index\tabbreviation\n{rows}", encoding="utf-8")
+    nib.Nifti1Image(labels, grid.affine).to_filename(folder / f"{scan}_seg-{seg}_dseg.nii.gz")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two phantoms without labels."""
+    root = tmp_path / "ds"
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+    return root
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """Weights of a network that knows nothing."""
+    torch.manual_seed(0)
+    save_weights(segmenter_network(MODEL).state_dict(), tmp_path / "untrained" / "segmenter.safetensors")
+    return tmp_path / "untrained"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Weights of a network that learned all four nuclei from scratch."""
+    folder = tmp_path_factory.mktemp("teacher")
+    root = folder / "ds"
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+        label(root, scan, *MODEL.labels)
+    torch.manual_seed(0)
+    save_weights(segmenter_network(MODEL).state_dict(), folder / "untrained" / "segmenter.safetensors")
+    training = FineTuning(steps=120, learning_rate=2e-2, workers=0)
+    run_fine_tuning(Request(MODEL, root, folder / "out", folder / "untrained", training), say=lambda line: None)
+    return folder / "out"
+
+
+def tune(dataset, out, start, *, say=lambda line: None, training=QUICK, **options):
+    return run_fine_tuning(Request(MODEL, dataset, out, start, training, **options), say=say)
+
+
+def mean(table, column, nucleus, part="training"):
+    rows = table[(table["part"] == part) & table["abbreviation"].str.startswith(nucleus)]
+    return rows[column].mean()
+
+
+def test_another_protocol_is_learned_and_what_is_not_labelled_is_kept(dataset, teacher, tmp_path):
+    for scan in ("sub-01", "sub-02"):
+        label(dataset, scan, "CN_L", "CN_R", moved_mm=6.0)
+    training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
+    outcome, table = tune(dataset, tmp_path / "out", teacher, training=training, holdout=("02",))
+    assert outcome.done
+    for part in ("training", "held-out"):
+        assert mean(table, "dice_after", "CN", part) > mean(table, "dice_before", "CN", part) + 0.1
+        assert mean(table, "dice_between", "PUT", part) > 0.85
+        assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
+    assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
+    assert "Dice on 1 training scans, which were learned from:" in summarize(table)
+
+
+def test_a_training_in_slices_is_the_training_in_one_go(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    whole, table = tune(dataset, tmp_path / "a", untrained)
+    halfway, _ = tune(dataset, tmp_path / "b", untrained, training=replace(QUICK, minutes=1e-9))
+    assert (halfway.step, halfway.done) == (1, False)
+    resumed, again = tune(dataset, tmp_path / "b", untrained)
+    assert resumed == whole
+    assert again.equals(table)
+
+
+def test_the_folder_is_one_for_weights(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "out", untrained)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"segmenter.safetensors", "dice.tsv", "dice.json", "training.json", "segmenter_curve.tsv"} <= names
+    assert tune(dataset, tmp_path / "next", tmp_path / "out")[0].done  # and to start from
+
+
+def test_numbers_are_matched_by_name_and_the_rest_is_said(dataset, untrained, tmp_path):
+    numbers = {"CN_R": 3, "CN_L": 40, "GP_L": 7}
+    label(dataset, "sub-01", numbers=numbers)
+    said: list[str] = []
+    _, table = tune(dataset, tmp_path / "out", untrained, say=said.append)
+    counts = table.dropna(subset="n_reference").set_index("abbreviation")["n_reference"]
+    truth = PHANTOM.dseg(GRID).array
+    assert counts.to_dict() == {name: (truth == STRUCTURES.named(name).index).sum() for name in ("CN_L", "CN_R")}
+    assert said[:4] == [
+        "no labels for sub-02; left out",
+        "dseg.tsv: 7 (GP_L) not among the nuclei of dgm16; ignored",
+        "1 scans to learn from, labelled CN_L, CN_R",
+        "kept as the starting weights see them: PUT_L, PUT_R",
+    ]
+
+
+def test_of_several_segmentations_one_is_chosen_and_own_results_are_no_labels(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", seg="first")
+    label(dataset, "sub-01", "PUT_L", seg="dgm16")
+    _, table = tune(dataset, tmp_path / "a", untrained)
+    assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_L"]
+    label(dataset, "sub-01", "CN_R", seg="second")
+    with pytest.raises(InputError, match="are of the same scan; say which with --choose, such as --choose seg-first"):
+        tune(dataset, tmp_path / "b", untrained)
+    _, table = tune(dataset, tmp_path / "b", untrained, choose=("seg-second",))
+    assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_R"]
+
+
+def test_no_labels_no_match_and_another_grid_are_said_in_one_line(dataset, untrained, tmp_path):
+    with pytest.raises(InputError, match=r"^ds: no _dseg.nii\[.gz\] of manual labels in it or its derivatives"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-09", "CN_L")
+    with pytest.raises(InputError, match=r"^ds: no _dseg is of the same scan as a _Chimap \(sub-09_seg-manual_dseg"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-01", numbers={"GP_L": 1, "thalamus": 2})
+    with pytest.raises(InputError, match=r"^ds: no label is a nucleus of dgm16 \(CN_L, CN_R, PUT_L, PUT_R\); name"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-01", "CN_L", grid=world_grid(HEAD, (3.0, 3.0, 3.0)))
+    with pytest.raises(InputError, match=r"^sub-01_seg-manual_dseg.nii.gz: does not lie on the grid of sub-01_Chimap"):
+        tune(dataset, tmp_path / "out", untrained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_training_is_not_continued(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L")
+    tune(dataset, tmp_path / "out", untrained)
+    with pytest.raises(InputError, match=r"^out: holds another training \(other seed\); give a new folder for OUT"):
+        tune(dataset, tmp_path / "out", untrained, training=replace(QUICK, seed=9))
+
+
+def test_a_wrong_holdout_is_said(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L")
+    with pytest.raises(InputError, match=r"^--holdout 7: no labelled scan of it \(there are 01\)"):
+        tune(dataset, tmp_path / "out", untrained, holdout=("7",))
+    with pytest.raises(InputError, match="leaves no scan to learn from"):
+        tune(dataset, tmp_path / "out", untrained, holdout=("01",))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--part", "localizer"], "--part localizer: labels of nuclei cannot train it"),
+    (["--from", "nowhere"], "--from nowhere: no such folder or model"),
+])
+def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, capsys):
+    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_prints_before_and_after(dataset, untrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "dgm16", MODEL)
+    monkeypatch.setattr("bids_dgmseg.commands.train.get_model", lambda name: replace(
+        MODEL, localizer=replace(MODEL.localizer, network="unused")))  # fmt: skip
+    monkeypatch.setattr("bids_dgmseg.pipeline.finetune.place", lambda temporary, final: None)
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
+    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "before   after  between" in said
+    assert "use them with bids_dgmseg --weights" in said
