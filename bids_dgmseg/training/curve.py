@@ -16,21 +16,27 @@ class Curve:
     Parameters
     ----------
     path : path
-        Table; an existing one goes on.
+        Table; an existing one goes on, without what lies behind `step`: it will be learned again.
     classes : sequence of str
         Names of the classes, background left out.
     say : callable
         Gets a line to show.
     every : int
         Steps a row.
+    step : int
+        Where the training stands.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str], *, say: Callable[[str], None], every: int = 50) -> None:
+    def __init__(
+        self, path: Path, classes: Sequence[str], *, say: Callable[[str], None], every: int = 50, step: int = 0
+    ) -> None:
         self.path, self.classes, self.say, self.every = path, classes, say, every
         self._rows: list[tuple[float, Tensor]] = []
         self._started = time.monotonic()
-        if not path.is_file():
-            path.write_text("\t".join(["step", "seconds", "loss", *classes]) + "\n", encoding="utf-8")
+        rows = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+        kept = [row for row in rows if int(row.split("\t")[0]) <= step]
+        lines = ["\t".join(["step", "seconds", "loss", *classes]), *kept]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def add(self, step: int, loss: float, dice: Tensor) -> None:
         """Take one step's figures; each simulated map is new, so its Dice is that of an unseen map."""

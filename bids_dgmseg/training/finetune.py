@@ -74,6 +74,7 @@ def fine_tune(
         progress.load(checkpoint)
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
-        report=Curve(out / "segmenter_curve.tsv", model.labels, say=say).add, workers=this.workers,
+        report=Curve(out / "segmenter_curve.tsv", model.labels, say=say, step=progress.step).add,
+        workers=this.workers,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / "segmenter.safetensors"))

@@ -80,7 +80,8 @@ def train_on_simulations(
     classes = model.localizer.labels if this.part == "localizer" else model.labels
     done = train(
         progress, _samples(model, template, this), schedule=schedule, checkpoint=checkpoint, minutes=this.minutes,
-        device=device, report=Curve(out / f"{this.part}_curve.tsv", classes, say=say).add, workers=this.workers,
+        device=device, workers=this.workers,
+        report=Curve(out / f"{this.part}_curve.tsv", classes, say=say, step=progress.step).add,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))
 
