@@ -20,6 +20,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps
+from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.segment.clean import clean
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
@@ -62,7 +63,7 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
     """Fine-tune, and compare before with after on the labelled scans.
 
     ``OUT`` gets ``segmenter.safetensors`` and ``localizer.safetensors`` (copied), the learning curve, a checkpoint,
-    ``training.json`` and ``dice.tsv`` with its dictionary.
+    ``training.json``, ``dice.tsv`` with its dictionary, and pictures of the labels, those before and those after.
 
     Returns
     -------
@@ -90,12 +91,12 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
     prepared = [prepare(one, boxes[one.name], model, weights=request.start, device=device) for one in learned]
     samples = LabelledPatches(prepared, model, seed=request.training.seed)
     outcome = fine_tune(model, samples, request.out, request.training, start=request.start, say=say)
-    tables = [
-        score(one.map, before[one.map.name],
-              segment(one.map, boxes[one.map.name], model, weights=request.out, device=device), model,
-              part="held-out" if one.participant in request.holdout else "training")
-        for one in maps
-    ]  # fmt: skip
+    tables = []
+    for one in maps:
+        name, part = one.map.name, "held-out" if one.participant in request.holdout else "training"
+        after = segment(one.map, boxes[name], model, weights=request.out, device=device)
+        tables.append(score(one.map, before[name], after, model, part=part))
+        _draw(one.map, model, request.out / "figures", before=before[name], after=after)
     table = pd.concat(tables, ignore_index=True)
     write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f"), request.out / "dice.tsv")
     write_json(SCORE_COLUMNS, request.out / "dice.json")
@@ -154,11 +155,26 @@ def segment(labelled: LabelledMap, box: Box, model: Model, *, weights: Path | No
     return dseg
 
 
+def _given(labelled: LabelledMap, model: Model) -> Array:
+    """Give the user's labels the numbers of structures.tsv."""
+    numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
+    given: Array = numbers[labelled.labels.array]
+    return given
+
+
+def _draw(labelled: LabelledMap, model: Model, folder: Path, **segmentations: Array) -> None:
+    """Draw the given labels and others over axial slices of their map."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for what, dseg in {"labels": _given(labelled, model), **segmentations}.items():
+        draw_mosaic(
+            labelled.chi, labelled.chi.with_array(dseg), folder / f"{labelled.name}_{what}.png", plane="axial",
+            structures=model.structures, title=f"{labelled.name}: {what}",
+        )  # fmt: skip
+
+
 def score(labelled: LabelledMap, before: Array, after: Array, model: Model, *, part: str) -> pd.DataFrame:
     """Compare a scan's labels with those before and after; the columns of `SCORE_COLUMNS`."""
-    structures = model.structures
-    numbers = np.array([0, *(structure.index for structure in structures)], np.uint8)
-    truth = numbers[labelled.labels.array]
+    structures, truth = model.structures, _given(labelled, model)
     first, second = dice(truth, before, structures=structures), dice(truth, after, structures=structures)
     drawn = first["n_reference"] > 0
     return pd.DataFrame({

@@ -126,6 +126,8 @@ def test_the_folder_is_one_for_weights(dataset, untrained, tmp_path):
     tune(dataset, tmp_path / "out", untrained)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"segmenter.safetensors", "dice.tsv", "dice.json", "training.json", "segmenter_curve.tsv"} <= names
+    pictures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert pictures == [f"sub-01_{what}.png" for what in ("after", "before", "labels")]
     assert tune(dataset, tmp_path / "next", tmp_path / "out")[0].done  # and to start from
 
 
