@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "names, nuclei by the abbreviations in each one's dseg.tsv")
     parser.add_argument("--out", metavar="DIR", type=_absolute, required=True,
                         help="folder for overlap.tsv, agreement.tsv, evaluate.html and the others")
-    parser.add_argument("--chi", metavar="FILE|DATASET", type=_absolute,
+    parser.add_argument("--chi", metavar="PATH", type=_absolute,
                         help="susceptibility map, or a dataset with _Chimap files, to compare mean values under the "
                              "labels (default: those of the _stats.tsv beside each dseg, where there are any)")
     parser.add_argument("--raters", action="store_true",
