@@ -17,13 +17,11 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.commands import demo
-from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.pipeline.finetune import given_labels, segment
+from bids_dgmseg.pipeline.labels import read_labelled_maps
 from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.structures import STRUCTURES
 
 
 def main() -> None:
@@ -52,45 +50,15 @@ def main() -> None:
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment every labelled map of a dataset; one row a scan and nucleus."""
     tables = []
-    for reference in sorted(root.glob("derivatives/*/sub-*/**/*_dseg.nii.gz")):
-        truth = Volume.read(reference, np.int16)
-        folder = reference.parent.relative_to(reference.parents[len(reference.relative_to(root).parts) - 3])
-        stem = reference.name.split("_seg-")[0]
-        chi = Volume.read(next((root / folder).glob(f"{stem}_Chimap.nii*")))
-        chi = chi.with_array(np.nan_to_num(chi.array))
+    for one in read_labelled_maps(root.absolute(), model, say=print):
         started = time.perf_counter()
-        dseg = segment(chi, model, weights)
+        box = localize(one.map.chi, model, weights=weights).box
+        dseg = segment(one.map, box, model, weights=weights, device="cpu")
         seconds = time.perf_counter() - started
-        numbers = our_numbers(reference)
-        known = [STRUCTURES.numbered(number) for number in numbers.values()]
-        table = dice(relabel(truth.array, numbers), dseg, structures=known)
-        tables.append(table.assign(scan=stem, seconds=seconds))
+        known = [model.structures[channel - 1] for channel in one.map.channels]
+        table = dice(given_labels(one.map, model), dseg, structures=known)
+        tables.append(table.assign(scan=one.map.name, seconds=seconds))
     return pd.concat(tables)
-
-
-def segment(chi: Volume, model: Model, weights: Path | None) -> np.ndarray:
-    """Run both steps."""
-    box = localize(chi, model, weights=weights).box
-    block = predict(chi, box, model, weights=weights)
-    dseg = np.zeros(chi.shape, np.uint8)
-    dseg[block.slices] = clean(block, model)
-    return dseg
-
-
-def our_numbers(reference: Path) -> dict[int, int]:
-    """Match a derivative's label numbers to ours by abbreviation."""
-    folder = next(parent for parent in reference.parents if (parent / "dseg.tsv").is_file())
-    rows = pd.read_csv(folder / "dseg.tsv", sep="\t")
-    return {int(row.index_): STRUCTURES.named(row.abbreviation).index
-            for row in rows.rename(columns={"index": "index_"}).itertuples()}  # fmt: skip
-
-
-def relabel(labels: np.ndarray, numbers: dict[int, int]) -> np.ndarray:
-    """Give labels our numbers; others become 0."""
-    table = np.zeros(int(labels.max()) + max(numbers) + 1, np.uint8)
-    for theirs, ours in numbers.items():
-        table[theirs] = ours
-    return table[labels]
 
 
 def as_markdown(table: pd.DataFrame) -> str:

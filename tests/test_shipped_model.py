@@ -15,7 +15,7 @@ from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import get_model
-from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -30,9 +30,7 @@ UPRIGHT = world_grid(HEAD, (1.0, 1.0, 1.0))
 
 def _segment(chi: Volume) -> Volume:
     block = predict(chi, localize(chi, MODEL).box, MODEL)
-    dseg = np.zeros(chi.shape, np.uint8)
-    dseg[block.slices] = clean(block, MODEL)
-    return Volume(dseg, chi.affine)
+    return Volume(label_grid(block, MODEL, chi.shape), chi.affine)
 
 
 @cache

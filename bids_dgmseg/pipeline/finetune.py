@@ -21,7 +21,7 @@ from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps
 from bids_dgmseg.report.figures import draw_mosaic
-from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import sha256
@@ -150,12 +150,10 @@ def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:
 def segment(labelled: LabelledMap, box: Box, model: Model, *, weights: Path | None, device: str) -> Array:
     """Label a map as the app does: numbers of structures.tsv on its own grid."""
     block = predict(labelled.chi, box, model, weights=weights, device=device)
-    dseg = np.zeros(labelled.chi.shape, np.uint8)
-    dseg[block.slices] = clean(block, model)
-    return dseg
+    return label_grid(block, model, labelled.chi.shape)
 
 
-def _given(labelled: LabelledMap, model: Model) -> Array:
+def given_labels(labelled: LabelledMap, model: Model) -> Array:
     """Give the user's labels the numbers of structures.tsv."""
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
     given: Array = numbers[labelled.labels.array]
@@ -165,7 +163,7 @@ def _given(labelled: LabelledMap, model: Model) -> Array:
 def _draw(labelled: LabelledMap, model: Model, folder: Path, **segmentations: Array) -> None:
     """Draw the given labels and others over axial slices of their map."""
     folder.mkdir(parents=True, exist_ok=True)
-    for what, dseg in {"labels": _given(labelled, model), **segmentations}.items():
+    for what, dseg in {"labels": given_labels(labelled, model), **segmentations}.items():
         draw_mosaic(
             labelled.chi, labelled.chi.with_array(dseg), folder / f"{labelled.name}_{what}.png", plane="axial",
             structures=model.structures, title=f"{labelled.name}: {what}",
@@ -174,7 +172,7 @@ def _draw(labelled: LabelledMap, model: Model, folder: Path, **segmentations: Ar
 
 def score(labelled: LabelledMap, before: Array, after: Array, model: Model, *, part: str) -> pd.DataFrame:
     """Compare a scan's labels with those before and after; the columns of `SCORE_COLUMNS`."""
-    structures, truth = model.structures, _given(labelled, model)
+    structures, truth = model.structures, given_labels(labelled, model)
     first, second = dice(truth, before, structures=structures), dice(truth, after, structures=structures)
     drawn = first["n_reference"] > 0
     return pd.DataFrame({

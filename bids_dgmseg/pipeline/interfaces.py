@@ -18,7 +18,7 @@ from bids_dgmseg.measure.regions import measure_regions
 from bids_dgmseg.pipeline import files
 from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
-from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.ready import limit_threads
@@ -102,8 +102,7 @@ class Segment(SimpleInterface):
         chi = _read_finite(in_chi)
         corners = files.read_json(self.inputs.in_box)
         block = predict(chi, Box(tuple(corners["low"]), tuple(corners["high"])), model, **_where(self.inputs))
-        dseg = np.zeros(chi.shape, np.uint8)
-        dseg[block.slices] = clean(block, model)
+        dseg = label_grid(block, model, chi.shape)
         self._results["out_dseg"] = str(write_like(dseg, in_chi, cwd / "dseg.nii.gz"))
         fractions = files.to_fractions(block.probabilities[1:], block.slices, chi.shape)
         self._results["out_probseg"] = str(write_like(fractions, in_chi, cwd / "probseg.nii.gz", scale=1 / 255))

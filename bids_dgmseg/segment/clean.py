@@ -37,6 +37,13 @@ def clean(block: Block, model: Model) -> NDArray[np.uint8]:
     return dseg
 
 
+def label_grid(block: Block, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Label a map's whole grid of that shape: `clean` inside the block, background elsewhere."""
+    dseg = np.zeros(shape, np.uint8)
+    dseg[block.slices] = clean(block, model)
+    return dseg
+
+
 def _places(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:
     found = ndimage.find_objects(dseg, max_label=int(numbers.max(initial=1)))
     return [found[number - 1] for number in numbers]

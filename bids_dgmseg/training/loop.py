@@ -188,8 +188,6 @@ def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(truth_count > 0, dice, torch.nan)[1:]
 
 
-def use_cores(count: int | None = None) -> int:
-    """Let torch use `count` cores, by default those this process may run on."""
-    cores = count or len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    return cores
+def use_cores() -> None:
+    """Let torch use all the cores that this process may run on."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))

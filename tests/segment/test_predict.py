@@ -9,7 +9,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, ModelInput
-from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.clean import clean, label_grid
 from bids_dgmseg.segment.predict import Block, NetworkPredictor, forward, predict
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
@@ -110,3 +110,12 @@ def test_labels_are_numbered_as_structures_whatever_the_channel():
     labels[0], labels[2] = 1, 2
     cleaned = clean(_block_of(labels, classes=3), model)
     assert [int(cleaned[0, 0, 0]), int(cleaned[2, 0, 0]), int(cleaned[1, 0, 0])] == [16, 5, 0]
+
+
+def test_outside_the_block_the_whole_grid_is_background():
+    labels = np.ones((2, 3, 4), int)
+    block = Block(_block_of(labels).probabilities, (slice(1, 3), slice(0, 3), slice(5, 9)))
+    dseg = label_grid(block, MODELS["dgm16"], (6, 4, 10))
+    assert dseg.shape == (6, 4, 10)
+    assert (dseg[1:3, 0:3, 5:9] == 1).all()
+    assert dseg.sum() == 24  # the block's 2 x 3 x 4 voxels of label 1
