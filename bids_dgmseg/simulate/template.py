@@ -55,6 +55,12 @@ _TISSUE = {name: number for number, name in TISSUES.items()}
 _LAMINA_MM = 2.0
 """Radius of the ball that closes the laminae between putamen and pallidum."""
 _NIGRA_PROBABILITY = 0.4
+_LIVING = 1.3
+"""The template's head is this much larger than a living one, in volume."""
+LITERATURE_MM3 = {"GP": 1700.0, "SN": 500.0}
+"""Volumes a side in living heads, for nuclei that the atlas draws smaller than raters of susceptibility maps do."""
+_EDGE_MM = 0.5
+"""SD of the blur whose level sets a nucleus grows along."""
 _BRAIN_LEVEL = 20 / 255
 """Of the brightest voxel: what is above it in the T1w image, or in the mask, is brain."""
 _FASTIGIAL_PERCENT, _INTERPOSED_PERCENT = 3, 15
@@ -99,11 +105,15 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
     yield from ("  ".join(str(value) for value in row.values()) for row in rows)
 
 
-def build_template(atlas: Volume, symbols: Sequence[str], nigra: Volume, head: Volume) -> Volume:
+def build_template(
+    atlas: Volume, symbols: Sequence[str], nigra: Volume, head: Volume, *,
+    living_mm3: Mapping[str, float] = LITERATURE_MM3,
+) -> Volume:  # fmt: skip
     """Build the label template.
 
     Nuclei are those of the Allen atlas, with these differences: the laminae between putamen and pallidum are given to
-    the pallidum (ball of 2 mm); the nigra is joined with CIT168's where that has more than 0.4; the cerebellar nuclei,
+    the pallidum (ball of 2 mm); the nigra is joined with CIT168's where that has more than 0.4; pallidum and nigra grow
+    into white matter and brainstem to the volumes that raters of susceptibility maps draw; the cerebellar nuclei,
     one structure in the atlas, are divided by a rule of geometry and moved to where they lie on susceptibility maps;
     the caudate's tail is a tissue, since protocols leave it out. What is brain, but not in the atlas, is cerebrospinal
     fluid.
@@ -118,6 +128,8 @@ def build_template(atlas: Volume, symbols: Sequence[str], nigra: Volume, head: V
         Probability of the substantia nigra, both sides, on any grid.
     head : Volume
         Bright in the brain, 0 outside, on any grid.
+    living_mm3 : mapping of str to float
+        Nuclei that grow and the volume a side that they have then in a living head.
 
     Returns
     -------
@@ -137,6 +149,9 @@ def build_template(atlas: Volume, symbols: Sequence[str], nigra: Volume, head: V
     _close_laminae(labels, left, step_mm=atlas.voxel_size_mm[0])
     likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
     _paint(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
+    for nucleus, volume_mm3 in living_mm3.items():
+        for structure in STRUCTURES.sides([nucleus]):
+            _grow(atlas.with_array(labels), structure.index, _LIVING * volume_mm3)
     _place_cerebellar_nuclei(labels, atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI)))
     return atlas.with_array(labels)
 
@@ -223,18 +238,39 @@ def _paint(labels: NDArray[np.uint8], mask: NDArray[np.bool_], nucleus: str, lef
 
 
 def _close_laminae(labels: NDArray[np.uint8], left: NDArray[np.bool_], *, step_mm: float) -> None:
-    """Give the thin white layers in and around the pallidum to it, but not those that cover the putamen; in place."""
+    """Give the thin white layers in the pallidum, and between it and the putamen, to the pallidum; in place."""
     putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.sides([n])]) for n in ("PUT", "GP"))
-    margin = int(np.ceil(2 * _LAMINA_MM / step_mm))
-    (place,) = ndimage.find_objects((putamen | pallidum).astype(np.uint8)) or (None,)
+    place = _around(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
     if place is None:
         return
-    x, y, z = (slice(max(0, along.start - margin), along.stop + margin) for along in place)
-    block, putamen, pallidum = labels[x, y, z], putamen[x, y, z], pallidum[x, y, z]
+    block, putamen, pallidum = labels[place], putamen[place], pallidum[place]
     radius = _LAMINA_MM / step_mm
     near = ndimage.binary_dilation(_closed(pallidum, radius), iterations=max(1, round(1 / step_mm)))
-    gaps = _closed(putamen | pallidum, radius) & near & ~ndimage.binary_dilation(putamen)
-    _paint(block, gaps & (block == _TISSUE["white matter"]), "GP", left[x])
+    gaps = _closed(putamen | pallidum, radius) & near
+    _paint(block, gaps & (block == _TISSUE["white matter"]), "GP", left[place[0]])
+
+
+def _grow(labels: Volume, number: int, volume_mm3: float) -> None:
+    """Let a nucleus grow evenly into white matter and brainstem to a volume, in place; a larger one stays."""
+    nucleus = labels.array == number
+    missing = round(volume_mm3 / float(np.prod(labels.voxel_size_mm))) - np.count_nonzero(nucleus)
+    place = _around(nucleus, margin=8)
+    if missing <= 0 or place is None:
+        return
+    block = labels.array[place]
+    free = np.isin(block, [_TISSUE["white matter"], _TISSUE["brainstem"]])
+    nearness = ndimage.gaussian_filter(nucleus[place].astype(np.float32), np.divide(_EDGE_MM, labels.voxel_size_mm))
+    order = np.argsort(np.where(free, nearness, 0), axis=None, kind="stable")[::-1]
+    block[np.unravel_index(order[: min(missing, np.count_nonzero(free & (nearness > 0)))], block.shape)] = number
+
+
+def _around(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice, slice] | None:
+    """Give the block that holds a mask, with a margin in voxels; None where the mask is empty."""
+    (place,) = ndimage.find_objects(mask.astype(np.uint8)) or (None,)
+    if place is None:
+        return None
+    x, y, z = (slice(max(0, along.start - margin), along.stop + margin) for along in place)
+    return x, y, z
 
 
 def _closed(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:

@@ -58,7 +58,7 @@ def head() -> Volume:
 
 @pytest.fixture
 def labels(atlas, nigra, head):
-    return build_template(atlas, SYMBOLS, nigra, head).array
+    return build_template(atlas, SYMBOLS, nigra, head, living_mm3={}).array
 
 
 def test_left_nuclei_are_left_of_zero(labels):
@@ -74,9 +74,32 @@ def test_the_caudate_tail_is_a_tissue(labels):
     assert np.count_nonzero(labels == TISSUE["caudate tail"]) == 2 * 4 * 2 * 4
 
 
-def test_the_lamina_goes_to_the_pallidum_up_to_the_putamens_skin(labels):
-    # Pallidum 54–59, putamen 64–69; voxels 60 and 61 lie within 1 mm of the pallidum, 63 touches the putamen.
+def test_the_lamina_goes_to_the_pallidum_as_far_as_a_millimetre_from_it(labels):
+    # Pallidum 54–59, putamen 64–69; voxels 60 and 61 lie within 1 mm of the pallidum.
     assert labels[54:64, 20, 28].tolist() == [16] * 8 + [TISSUE["white matter"]] * 2
+
+
+def test_a_lamina_of_one_millimetre_is_all_pallidum(atlas, nigra, head):
+    atlas.array[62:64, 10:30, 24:32] = SYMBOLS.index("Pu")  # 60 and 61 are left between them
+    built = build_template(atlas, SYMBOLS, nigra, head, living_mm3={}).array
+    assert (built[60:62, 20, 28] == 16).all()
+
+
+def test_a_nucleus_grows_evenly_into_white_matter_to_the_volume_of_the_literature(atlas, nigra, head, labels):
+    # The pallidum of the fixture is 8 × 20 × 8 voxels of 0.125 mm³ with its lamina, 160 mm³.
+    built = build_template(atlas, SYMBOLS, nigra, head, living_mm3={"GP": 200 / 1.3}).array
+    for number in (15, 16):
+        assert np.count_nonzero(built == number) == 1600
+        assert ((labels == number) <= (built == number)).all()
+    grown = (built == 16) & (labels != 16)
+    assert set(np.unique(labels[grown])) == {TISSUE["white matter"]}
+    assert grown[53, 15:25, 27:29].all()
+    assert not grown[51].any()
+    assert np.array_equal(built == 14, labels == 14)
+
+
+def test_a_nucleus_that_is_large_enough_stays(atlas, nigra, head, labels):
+    assert np.array_equal(build_template(atlas, SYMBOLS, nigra, head, living_mm3={"PUT": 10.0}).array, labels)
 
 
 def test_the_putamen_stays_as_it_is(labels):
@@ -132,12 +155,13 @@ def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> li
     return paths
 
 
-def test_files_give_the_same_as_arrays(atlas, nigra, head, labels, tmp_path):
+def test_files_give_the_same_as_arrays(atlas, nigra, head, tmp_path):
     nigra.array[nigra.array == np.float32(0.4)] = 0.3  # 8 bits cannot hold the threshold itself
     allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
     lines = list(write_template(allen, midbrain, mask, tmp_path / "out.nii.gz"))
+    built = build_template(atlas, SYMBOLS, nigra, head)
     written = load_image(tmp_path / "out.nii.gz")
-    np.testing.assert_array_equal(np.asanyarray(written.dataobj), labels)
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), built.array)
     np.testing.assert_array_equal(written.affine, AFFINE)
     table = (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "index\tname\tvolume_mm3"
@@ -171,12 +195,17 @@ def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
     brain = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
     allen, midbrain = SHARED / "Allen_HRA_3D_2020.nii.gz", SHARED / "CIT168_midbrain_in_2009bSym.nii.gz"
     list(write_template(allen, midbrain, brain, tmp_path / "labels.nii.gz"))
-    built = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
+    written = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
+    volumes_mm3 = np.bincount(written.ravel()) * 0.125
+    assert volumes_mm3[[7, 8, 15, 16]].tolist() == [650, 650, 2210, 2210]
+    built = build_template(
+        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), living_mm3={}).array
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
     expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
     differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())
-    # The nigra there came from another registration of CIT168, a quarter of a millimetre to the right.
-    assert differing <= {7, 8, TISSUE["brainstem"]}
+    # The nigra there came from another registration of CIT168, a quarter of a millimetre to the right; the layer that
+    # covers the putamen is white matter there.
+    assert differing <= {7, 8, 15, 16, TISSUE["brainstem"], TISSUE["white matter"]}
     for index in (7, 8):
         mine, theirs = built == index, expected == index
         assert 2 * np.count_nonzero(mine & theirs) / (mine.sum() + theirs.sum()) > 0.95
