@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bids_dgmseg import __version__
 from bids_dgmseg.measure.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.report.agreement_plots import draw_agreement, draw_overlap
-from bids_dgmseg.report.numbers import NO_VALUE
+from bids_dgmseg.report.numbers import say_number, say_p
 from bids_dgmseg.report.page import write_atomically
 from bids_dgmseg.structures import STRUCTURES
 
@@ -66,7 +65,7 @@ def write_evaluation_page(
         loader=PackageLoader("bids_dgmseg.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(number=_number, p=_p)
+    environment.filters.update(number=say_number, p=say_p)
     html = environment.get_template("evaluation.html.j2").render(
         facts=facts,
         version=__version__,
@@ -141,26 +140,3 @@ def _keep(out: Path, png: bytes, name: str, alt: str, caption: str) -> _Plot:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "pair"
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    """Write a number with a true minus; what is none is ``n/a``.
-
-    >>> _number(-0.01249)
-    '−0.012'
-    """
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return NO_VALUE
-    text = f"{value:.{digits}f}"
-    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
-
-
-def _p(value: Any) -> str:
-    """Write a p value.
-
-    >>> _p(0.00002), _p(0.0412)
-    ('< 0.001', '0.041')
-    """
-    if isinstance(value, int | float) and value < 0.001:
-        return "< 0.001"
-    return _number(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.report.drawing import DPI, INK, LINE, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
+from bids_dgmseg.report.numbers import say_short
 
-_DPI = 140
-_WIDTH_IN = 11.0
-_INK, _SOFT, _LINE = "#1c2430", "#5a6675", "#b9c2cc"
-# The font comes with matplotlib; a name with "$" is no formula.
-_TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
 _NUCLEI_A_ROW = 2
-_STYLE: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": _INK, "zorder": 3}
+_STYLE: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
 _MEASURES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
 
 
@@ -36,28 +30,24 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
         Printed above.
     """
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
-    figure = Figure(figsize=(_WIDTH_IN, 6.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 6.6), dpi=DPI, layout="constrained")
     rows = figure.subplots(len(_MEASURES), 1, sharex=True)
-    figure.suptitle(title, color=_INK, fontsize=10, **_TEXT)
+    figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for axes, (measure, label) in zip(rows, _MEASURES.items(), strict=True):
         for place, nucleus in enumerate(nuclei):
             values = overlap.loc[overlap["abbreviation"] == nucleus, measure].dropna().to_numpy(float)
-            axes.scatter(place + _spread(len(values)), values, color=_colour(nucleus), **_STYLE)
+            width = 0.45 if len(values) > 1 else 0
+            axes.scatter(place + width * spread(len(values)), values, color=colour_of(nucleus), **_STYLE)
             if len(values):
-                axes.plot([place - 0.3, place + 0.3], [np.median(values)] * 2, color=_INK, linewidth=1.6, zorder=4)
-        axes.set_ylabel(label, color=_INK, fontsize=8, **_TEXT)
-        _plain(axes)
+                axes.plot([place - 0.3, place + 0.3], [np.median(values)] * 2, color=INK, linewidth=1.6, zorder=4)
+        axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
+        plain(axes)
         if measure == "dice":
             axes.set_ylim(-0.03, 1.03)
         else:
             axes.set_ylim(0, 1.08 * (np.nanmax(overlap[measure]) if overlap[measure].gt(0).any() else 1))
-    rows[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **_TEXT)
-    return _png(figure)
-
-
-def _spread(n: int) -> np.ndarray:
-    """Offsets that keep points apart, the same each time (golden ratio)."""
-    return (np.arange(n) * 0.6180339887 % 1 - 0.5) * (0.45 if n > 1 else 0)
+    rows[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **TEXT)
+    return to_png(figure)
 
 
 def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str, unit: str) -> bytes:
@@ -75,9 +65,9 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
     nuclei = list(agreement["abbreviation"])
     rows = math.ceil(len(nuclei) / _NUCLEI_A_ROW)
-    figure = Figure(figsize=(_WIDTH_IN, 2.55 * rows + 0.5), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 2 * _NUCLEI_A_ROW, squeeze=False).ravel()
-    figure.suptitle(title, color=_INK, fontsize=10, **_TEXT)
+    figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for place, row in enumerate(agreement.to_dict("records")):
         both = values.loc[values["abbreviation"] == row["abbreviation"], [reference, prediction]].dropna()
         x, y = both.to_numpy(float).T
@@ -85,35 +75,35 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         _draw_differences(panels[2 * place + 1], x, y, row, unit)
     for axes in panels[2 * len(nuclei) :]:
         axes.set_axis_off()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_scatter(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, Any], unit: str) -> None:
-    axes.scatter(x, y, color=_colour(row["abbreviation"]), **_STYLE)
+    axes.scatter(x, y, color=colour_of(row["abbreviation"]), **_STYLE)
     low, high = _range([*x, *y])
-    axes.plot([low, high], [low, high], color=_SOFT, linewidth=1, linestyle="--", zorder=1)
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_aspect("equal", adjustable="box")
-    axes.set_title(f"{row['abbreviation']}   r {_say(row['pearson_r'])}   ICC(2,1) {_say(row['icc21'])}",
-                   color=_INK, fontsize=7.5, loc="left", **_TEXT)  # fmt: skip
+    axes.set_title(f"{row['abbreviation']}   r {say_short(row['pearson_r'])}   ICC(2,1) {say_short(row['icc21'])}",
+                   color=INK, fontsize=7.5, loc="left", **TEXT)  # fmt: skip
     _label(axes, f"{row['reference']} ({unit})", f"{row['prediction']} ({unit})")
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_differences(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, Any], unit: str) -> None:
-    axes.scatter((x + y) / 2, y - x, color=_colour(row["abbreviation"]), **_STYLE)
-    axes.axhline(0, color=_LINE, linewidth=0.8, zorder=1)
+    axes.scatter((x + y) / 2, y - x, color=colour_of(row["abbreviation"]), **_STYLE)
+    axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
     for name, style in (("loa_lower", "--"), ("bias", "-"), ("loa_upper", "--")):
         if not math.isfinite(row[f"{name}_low"]):
             continue
-        axes.axhspan(row[f"{name}_low"], row[f"{name}_high"], color=_LINE, alpha=0.25, linewidth=0, zorder=0)
-        axes.axhline(row[name], color=_INK, linewidth=1, linestyle=style, zorder=2)
+        axes.axhspan(row[f"{name}_low"], row[f"{name}_high"], color=LINE, alpha=0.25, linewidth=0, zorder=0)
+        axes.axhline(row[name], color=INK, linewidth=1, linestyle=style, zorder=2)
     bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
     axes.set_ylim(*_range([*(y - x), *bounds, 0.0]))
-    axes.set_title(f"bias {_say(row['bias'])}   limits {_say(row['loa_lower'])} to {_say(row['loa_upper'])}",
-                   color=_INK, fontsize=7.5, loc="left", **_TEXT)  # fmt: skip
+    limits = f"{say_short(row['loa_lower'])} to {say_short(row['loa_upper'])}"
+    axes.set_title(f"bias {say_short(row['bias'])}   limits {limits}", color=INK, fontsize=7.5, loc="left", **TEXT)
     _label(axes, f"mean of both ({unit})", f"difference ({unit})")
-    _plain(axes)
+    plain(axes)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -125,29 +115,4 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def _label(axes: Axes, x: str, y: str) -> None:
     shorten = 34
     for text, put in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
-        put(text if len(text) <= shorten else f"…{text[-shorten:]}", fontsize=6.5, color=_SOFT, **_TEXT)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=7, colors=_SOFT, length=2.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_LINE)
-    axes.grid(axis="y", color="#e8ecf0", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _say(value: float) -> str:
-    if not math.isfinite(value):
-        return "n/a"
-    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
-
-
-def _colour(abbreviation: str) -> str:
-    known = {structure.abbreviation: structure.color for structure in STRUCTURES}
-    return known.get(abbreviation, "#888888")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # the same input gives the same bytes
-    return buffer.getvalue()
+        put(text if len(text) <= shorten else f"…{text[-shorten:]}", fontsize=6.5, color=SOFT, **TEXT)

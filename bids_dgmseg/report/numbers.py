@@ -105,3 +105,36 @@ def say_box(box: Mapping[str, Sequence[float]] | None) -> str:
         return NO_VALUE
     sides = zip("xyz", box["low"], box["high"], strict=True)
     return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides).replace("-", "−") + " mm"
+
+
+def say_number(value: Any, digits: int = 3) -> str:
+    """Write a number with a true minus; what is none is ``n/a``.
+
+    >>> say_number(-0.01249)
+    '−0.012'
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return NO_VALUE
+    return round_text(str(value), digits=digits)
+
+
+def say_p(value: Any) -> str:
+    """Write a p value.
+
+    >>> say_p(0.00002), say_p(0.0412)
+    ('< 0.001', '0.041')
+    """
+    if isinstance(value, int | float) and value < 0.001:
+        return "< 0.001"
+    return say_number(value)
+
+
+def say_short(value: float) -> str:
+    """Write three digits of a number, and all before its point.
+
+    >>> say_short(1234.5), say_short(-0.012345)
+    ('1234', '−0.0123')
+    """
+    if not math.isfinite(value):
+        return NO_VALUE
+    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
