@@ -23,6 +23,10 @@ class ModelInput:
     patch_mm: tuple[float, float, float]
     normalization: Literal["ppm", "zscore", "minmax"] = "ppm"
     channels: int = 1
+    slices: int = 0
+    """Neighbouring coronal slices that a 2D network sees to label the middle one; 0 for a 3D network."""
+    step: int = 0
+    """Voxels from one window to the next, all windows counting alike; 0: they overlap by half, their middles count."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Localizer:
     """How the box that the network is shown is found.
 
     ``network`` runs a small whole-head network (the fields below describe it, as in `Model`), ``centre`` takes
-    the middle of the brain.
+    the middle of the brain, ``atlas`` registers the best of the model folder's reference maps.
     """
 
-    kind: Literal["network", "centre"]
+    kind: Literal["network", "atlas", "centre"]
     margin_mm: float = 0.0
+    guard: str = ""
+    """Model whose whole-head network sees to it that the ``centre`` cuts no nucleus; empty for none."""
     network: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -42,11 +48,24 @@ class Localizer:
 
 
 @dataclass(frozen=True)
+class Cleaning:
+    """What is done to each nucleus of one side between probabilities and labels."""
+
+    threshold: float = 0.0
+    """Probability that a voxel must exceed; 0: it goes to the most probable class, background included."""
+    smallest_part: float = 0.25
+    """Connected parts smaller than this share of the largest are dropped; 1 keeps the largest alone."""
+    fill_holes: bool = False
+    smooth: bool = False
+    """Give each voxel to the majority of itself and its six neighbours."""
+
+
+@dataclass(frozen=True)
 class Weights:
     """Where the learned parameters lie and what may be done with them."""
 
     files: Mapping[str, str]
-    """File name (relative to the weights folder) → sha256, one entry a network (``segmenter``, ``localizer``)."""
+    """File name (relative to the weights folder) → sha256."""
     licence: str
     trained_on: str
 
@@ -55,7 +74,7 @@ class Weights:
 class Model:
     """One way to segment: a block of ``models.toml``.
 
-    ``labels`` are the abbreviations of output channels 1, 2, …; channel 0 is background.
+    ``labels`` are the abbreviations of the channels 1, 2, … of its probabilities; channel 0 is background.
     """
 
     name: str
@@ -65,6 +84,11 @@ class Model:
     localizer: Localizer
     network: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
+    heads: tuple[tuple[str, ...], ...] = ()
+    """Groups of the network's classes, each with a background of its own; by default one group, the labels.
+
+    A class without a side, such as ``DN``, is divided into left and right at the head's midplane."""
+    cleaning: Cleaning = Cleaning()
     predictor: str | Callable[..., Any] = "bids_dgmseg.segment.predict:NetworkPredictor"
     weights: Weights | None = None
     memory_gb: float = 2.0
@@ -75,6 +99,16 @@ class Model:
     def structures(self) -> tuple[Structure, ...]:
         """The nuclei in the order of the output channels."""
         return tuple(STRUCTURES.named(label) for label in self.labels)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The classes of each of the network's heads, without the backgrounds."""
+        return self.heads or (self.labels,)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the network tells apart besides background: labels, or nuclei of both sides."""
+        return tuple(name for group in self.groups for name in group)
 
 
 def _triple(values: list[float]) -> tuple[float, float, float]:
@@ -110,6 +144,8 @@ def read_models(text: str) -> dict[str, Model]:
         known["localizer"] = _read_localizer(known["localizer"])
         known["labels"] = tuple(known["labels"])
         known["citation"] = tuple(known.get("citation", ()))
+        known["heads"] = tuple(tuple(group) for group in known.get("heads", ()))
+        known["cleaning"] = Cleaning(**known.get("cleaning", {}))
         if "weights" in known:
             known["weights"] = Weights(**known["weights"])
         models[name] = Model(name=name, **known)

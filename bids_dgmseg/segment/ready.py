@@ -24,13 +24,13 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> None:
     InputError
         If weights are missing or damaged, or there is no such device.
     """
-    from bids_dgmseg.segment.weights import load_weights, localizer_network, pick_device, segmenter_network
+    from bids_dgmseg.segment.weights import load_segmenters, load_weights, localizer_network, pick_device
 
     pick_device(device)
     if model.localizer.network:
         load_weights(localizer_network(model), model, "localizer", weights)
     if model.network:
-        load_weights(segmenter_network(model), model, "segmenter", weights)
+        load_segmenters(model, weights)
 
 
 def limit_threads(count: int) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import Model, weights_folder
+from bids_dgmseg.models import Model
+from bids_dgmseg.segment.folder import as_trained, own_folder, segmenter_parts
 
 
 def load_object(dotted: str) -> Any:
@@ -31,7 +32,7 @@ def build_network(dotted: str, arch: Mapping[str, Any], *, input_channels: int, 
 
 def segmenter_network(model: Model) -> nn.Module:
     """Build the untrained network of a model's second step."""
-    return build_network(model.network, model.arch, input_channels=model.input.channels, classes=len(model.labels) + 1)
+    return build_network(model.network, model.arch, input_channels=model.input.channels, classes=len(model.classes) + 1)
 
 
 def localizer_network(model: Model) -> nn.Module:
@@ -60,7 +61,7 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     model : Model
         Whose weights.
     part : str
-        ``segmenter`` or ``localizer``; the file is ``PART.safetensors``.
+        ``segmenter``, ``fold_0``, ``localizer``, …; the file is ``PART.safetensors``.
     folder : path, optional
         Takes the place of the weights in the package.
 
@@ -69,10 +70,14 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     InputError
         If the file is missing, damaged, not the registered one, or of another network.
     """
-    path = (folder or weights_folder(model)) / f"{part}.safetensors"
+    path = own_folder(model, folder) / f"{part}.safetensors"
     if not path.is_file():
-        raise InputError(f"{model.name}: no weights in {path.parent}; pass --weights FOLDER or choose another --model")
-    if folder is None and model.weights and sha256(path) != model.weights.files[path.name]:
+        train = f"train it (dgmseg train {model.name}) and pass --weights FOLDER"
+        raise InputError(
+            f"{model.name}: no weights in the package; {train}, or choose another --model" if not folder else
+            f"{model.name}: no weights in {path.parent}; pass --weights FOLDER or choose another --model"
+        )
+    if folder is None and model.weights and sha256(path) != model.weights.files.get(path.name):
         raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
     try:
         state = load_file(path)
@@ -82,6 +87,13 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
         message = f"{path}: not weights of {model.name} ({reason}); give the folder it was trained in"
         raise InputError(message) from error
     return network.eval().requires_grad_(False)
+
+
+def load_segmenters(model: Model, folder: Path | None = None) -> list[nn.Module]:
+    """Build the networks of a model's second step, one a fold, ready to predict; else as `load_weights`."""
+    trained = as_trained(model, folder)
+    parts = segmenter_parts(model, folder)
+    return [load_weights(segmenter_network(trained), trained, part, folder) for part in parts]
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> str:

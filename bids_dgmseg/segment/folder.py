@@ -1,0 +1,109 @@
+"""The folder of a trained model: which files it has, and what it says of itself.
+
+``model.toml``
+    The model's key, licence and training, and the arguments of its network where they differ from the registry's.
+``fold_0.safetensors``, ``fold_1.safetensors``, …
+    The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
+``localizer.safetensors``
+    The whole-head network, for models that find their box with one.
+``references/NAME_Chimap.nii.gz``, ``references/NAME_dseg.nii.gz``
+    Maps and labels (numbers of structures.tsv), for models that find their box by registration.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model, weights_folder
+
+DESCRIPTION = "model.toml"
+
+
+def own_folder(model: Model, folder: Path | None) -> Path:
+    """Choose the folder of the weights: the one given, or the package's."""
+    return folder or weights_folder(model)
+
+
+def as_trained(model: Model, folder: Path | None = None) -> Model:
+    """Give a model the network's arguments that its folder names; without ``model.toml`` it stays as registered.
+
+    Parameters
+    ----------
+    model : Model
+        The registry entry.
+    folder : path, optional
+        Takes the place of the weights in the package.
+
+    Raises
+    ------
+    InputError
+        If the description cannot be read or is of another model.
+    """
+    path = own_folder(model, folder) / DESCRIPTION
+    if not path.is_file():
+        return model
+    try:
+        described = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML ({error}); copy the folder again") from error
+    if (name := described.get("model", model.name)) != model.name:
+        raise InputError(f"{path}: holds weights of {name}, not of {model.name}; choose --model {name}")
+    return replace(model, arch={**model.arch, **described.get("arch", {})})
+
+
+def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float]) -> Path:
+    """Write a folder's ``model.toml``.
+
+    Parameters
+    ----------
+    model : Model
+        With the arguments that its network was built with.
+    folder : path
+        Where the weights are, or will be.
+    about : mapping
+        What else to say, such as ``licence``, ``trained_on`` or ``seed``.
+    """
+    lines = [f"{key} = {_toml(value)}" for key, value in {"model": model.name, **about}.items()]
+    lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{DESCRIPTION}.part"
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return temporary.replace(folder / DESCRIPTION)
+
+
+def _toml(value: Any) -> str:
+    """Write a text, number, truth value or list of them, which JSON and TOML write alike."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
+    """Name the networks that are averaged: ``fold_0``, ``fold_1``, … where there are folds, else ``segmenter``."""
+    folds = own_folder(model, folder).glob("fold_*.safetensors")
+    return sorted((path.stem for path in folds), key=lambda name: (len(name), name)) or ["segmenter"]
+
+
+def reference_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:
+    """List the reference maps with their labels, by name.
+
+    Raises
+    ------
+    InputError
+        If there are none, or one has no labels.
+    """
+    place = own_folder(model, folder) / "references"
+    maps = sorted(place.glob("*_Chimap.nii.gz"))
+    if not maps:
+        raise InputError(
+            f"{model.name}: no reference maps in {place}; add NAME_Chimap.nii.gz with NAME_dseg.nii.gz, or choose "
+            "another --model"
+        )
+    pairs = [(path, path.with_name(path.name.replace("_Chimap", "_dseg"))) for path in maps]
+    if bare := [labels.name for _, labels in pairs if not labels.is_file()]:
+        raise InputError(f"{place.parent.name}: references has no {bare[0]}; add the labels of that map")
+    return pairs

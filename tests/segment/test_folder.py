@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.segment.folder import as_trained, describe_folder, reference_files, segmenter_parts
+from bids_dgmseg.segment.weights import load_segmenters, save_weights, segmenter_network
+
+SMALL = replace(
+    MODELS["dcnnet"], arch={"dilations": [[1], [1, 2]], "initial_features": 2, "growth": 2, "bottleneck_layers": 1}
+)
+
+
+def test_a_folder_s_own_arguments_build_its_network(tmp_path):
+    network = segmenter_network(SMALL)
+    save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
+    describe_folder(SMALL, tmp_path, about={"licence": "CC0", "seed": 3})
+    (loaded,) = load_segmenters(MODELS["dcnnet"], tmp_path)
+    torch.testing.assert_close(loaded.state_dict(), network.half().float().state_dict())
+
+
+def test_what_a_folder_does_not_say_is_the_registry_s(tmp_path):
+    assert as_trained(MODELS["attunet25d"], tmp_path) is MODELS["attunet25d"]
+    (tmp_path / "model.toml").write_text('model = "attunet25d"\n[arch]\nattention = false\n')
+    assert as_trained(MODELS["attunet25d"], tmp_path).arch == {**MODELS["attunet25d"].arch, "attention": False}
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    describe_folder(SMALL, tmp_path, about={})
+    with pytest.raises(InputError, match=r"model.toml: holds weights of dcnnet, not of deepqsmseg; choose --model dcn"):
+        as_trained(MODELS["deepqsmseg"], tmp_path)
+
+
+def test_a_damaged_description_is_refused(tmp_path):
+    (tmp_path / "model.toml").write_text("model = ")
+    with pytest.raises(InputError, match=r"model.toml: not valid TOML \(.*\); copy the folder again"):
+        as_trained(SMALL, tmp_path)
+
+
+@pytest.mark.parametrize(("names", "parts"), [
+    ([], ["segmenter"]),
+    (["fold_1", "fold_0", "fold_10", "localizer"], ["fold_0", "fold_1", "fold_10"]),
+])
+def test_folds_are_read_in_their_order(tmp_path, names, parts):
+    for name in names:
+        (tmp_path / f"{name}.safetensors").touch()
+    assert segmenter_parts(SMALL, tmp_path) == parts
+
+
+def test_each_reference_map_needs_its_labels(tmp_path):
+    with pytest.raises(InputError, match=r"^dcnnet: no reference maps in .*references; add NAME_Chimap.nii.gz with"):
+        reference_files(SMALL, tmp_path)
+    (tmp_path / "references").mkdir()
+    (tmp_path / "references" / "a_Chimap.nii.gz").touch()
+    with pytest.raises(InputError, match=r"references has no a_dseg.nii.gz; add the labels of that map$"):
+        reference_files(SMALL, tmp_path)
+    (tmp_path / "references" / "a_dseg.nii.gz").touch()
+    assert [[path.name for path in pair] for pair in reference_files(SMALL, tmp_path)] == [
+        ["a_Chimap.nii.gz", "a_dseg.nii.gz"],
+    ]  # fmt: skip
+
+
+def test_a_model_without_weights_in_the_package_says_what_to_do():
+    with pytest.raises(InputError, match=r"^unshipped: no weights in the package; train it \(dgmseg train unship"):
+        load_segmenters(replace(SMALL, name="unshipped"))
