@@ -115,7 +115,7 @@ def measure_quality(
             within = float(probability[box][region].sum(dtype=np.float64))
             row |= _certainty(region, probability[box])
             row |= _contrast(values[box], region, dseg[box] == 0, voxel_size_mm)
-            row["edge_distance_mm"] = float(view.edge_mm[box][region].min())
+            row["edge_distance_mm"] = view.cut(box).measure_gap(region)
         row["mass_outside_fraction"] = max(0.0, 1 - within / total) if total > 0 else np.nan
         rows.append(row)
     return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS)).astype({"n_components": "Int64"})
@@ -123,13 +123,14 @@ def measure_quality(
 
 def _grow(
     box: tuple[slice, ...], shape: tuple[int, ...], voxel_size_mm: tuple[float, float, float]
-) -> tuple[slice, ...]:
+) -> tuple[slice, slice, slice]:
     """Add room for the rim."""
     steps = [int(np.ceil(RIM_END_MM / edge)) for edge in voxel_size_mm]
-    return tuple(
+    x, y, z = (
         slice(max(piece.start - step, 0), min(piece.stop + step, size))
         for piece, step, size in zip(box, steps, shape, strict=True)
     )
+    return x, y, z
 
 
 def _certainty(region: NDArray[np.bool_], probability: NDArray[np.floating]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft, ndimage, special
 
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.volume import Volume
@@ -19,7 +19,7 @@ CONE_WIDTH = 0.1
 COARSEST_MM = 20.0
 """Streaks are finer than this; coarser patterns are the head's own shape."""
 TAPER_MM = 5.0
-"""Over this depth the map fades in, so that the edge of the mask leaves no cross in k-space."""
+"""Over about this depth the map fades in, so that the edge of the mask leaves no cross in k-space."""
 N_SHELLS = 16
 """Of equal width; within one, anatomy has about the same power in every direction."""
 RIM_DEPTH_MM = 5.0
@@ -148,13 +148,13 @@ def measure_streaks(
     if not found or found[0] is None:
         return np.nan
     box = found[0]
-    depth_mm = ndimage.distance_transform_edt(np.pad(inside[box], 1), sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
-    weight = np.clip(depth_mm / TAPER_MM, 0, 1).astype(np.float32)
-    faded = np.where(inside[box], chi[box] - chi[inside].mean(dtype=np.float64), 0).astype(np.float32) * weight
-    power = np.abs(fft.fftn(faded)) ** 2
+    middle = chi[inside].mean(dtype=np.float64)
+    faded = np.where(inside[box], chi[box] - middle, 0).astype(np.float32) * _taper(inside[box], voxel_size_mm)
+    power = np.abs(fft.rfftn(faded)) ** 2
     shell, cone = _shells(faded.shape, voxel_size_mm, b0_direction)
-    on_cone, n_on_cone = _sum_shells(power, shell, cone)
-    elsewhere, n_elsewhere = _sum_shells(power, shell, ~cone)
+    times = _count_mirrored(faded.shape)
+    on_cone, n_on_cone = _sum_shells(power, times, shell, cone)
+    elsewhere, n_elsewhere = _sum_shells(power, times, shell, ~cone)
     usable = (on_cone > 0) & (elsewhere > 0)
     if not usable.any():
         return np.nan
@@ -162,23 +162,41 @@ def measure_streaks(
     return float(np.exp(np.average(ratios, weights=n_on_cone[usable])))
 
 
+def _taper(inside: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float32]:
+    """Rise from 0 at a flat edge to 1 at `TAPER_MM`, by the share of a box about each voxel that is inside."""
+    reach = [2 * max(1, round(TAPER_MM / edge)) + 1 for edge in voxel_size_mm]
+    share = ndimage.uniform_filter(inside.astype(np.float32), reach, mode="constant")
+    weight: NDArray[np.float32] = np.clip(2 * share - 1, 0, 1)
+    return weight
+
+
 def _sum_shells(
-    power: NDArray[np.floating], shell: NDArray[np.int16], part: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int_]]:
-    """Sum the power over a part of each shell, and count its samples."""
+    power: NDArray[np.floating], times: NDArray[np.floating], shell: NDArray[np.int16], part: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum the power over a part of each shell, and count its samples; each stands for so many `times`."""
     chosen = part & (shell >= 0)
-    numbers = shell[chosen]
-    sums = np.bincount(numbers, power[chosen], N_SHELLS).astype(np.float64)
-    return sums, np.bincount(numbers, minlength=N_SHELLS)
+    numbers, weights = shell[chosen], times[chosen]
+    sums = np.bincount(numbers, power[chosen] * weights, N_SHELLS).astype(np.float64)
+    return sums, np.bincount(numbers, weights, N_SHELLS).astype(np.float64)
+
+
+def _count_mirrored(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Tell how many frequencies each of `rfftn` stands for: 2, but 1 where the half meets its mirror."""
+    times = np.full(shape[2] // 2 + 1, 2, np.float32)
+    times[0] = 1
+    if shape[2] % 2 == 0:
+        times[-1] = 1
+    return np.broadcast_to(times, (*shape[:2], len(times)))
 
 
 def _shells(
     shape: tuple[int, ...], voxel_size_mm: tuple[float, float, float], b0_direction: tuple[float, float, float]
 ) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     """Assign each frequency to its shell, -1 for those not used, and tell which lie near the cone."""
-    axes = [fft.fftfreq(size, step) for size, step in zip(shape, voxel_size_mm, strict=True)]
-    kx, ky, kz = np.meshgrid(*axes, indexing="ij", sparse=True)
-    bx, by, bz = np.asarray(b0_direction) / np.linalg.norm(b0_direction)
+    *across, last = zip(shape, voxel_size_mm, strict=True)
+    axes = [*(fft.fftfreq(size, step) for size, step in across), fft.rfftfreq(*last)]
+    kx, ky, kz = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij", sparse=True))
+    bx, by, bz = (np.asarray(b0_direction) / np.linalg.norm(b0_direction)).astype(np.float32)
     squared = kx**2 + ky**2 + kz**2
     low, high = 1 / COARSEST_MM, 0.5 / max(voxel_size_mm)
     shell = np.floor((np.sqrt(squared) - low) / max(high - low, 1e-9) * N_SHELLS).astype(np.int16)
@@ -211,7 +229,8 @@ def measure_rim(
     -----
     The map is smoothed by a Gaussian of 3 mm (standard deviation) over the voxels inside. The result is
     :math:`1.4826 \operatorname{median}_\text{rim} |\tilde\chi - \operatorname{median}_\text{inside} \chi|` over the
-    voxels within 5 mm of one that is not inside. Cortex and fluid differ from the median too: without any background
+    voxels about which the Gaussian has less inside than 5 mm below a flat edge, so that the image's own end is no rim.
+    Cortex and fluid differ from the median too: without any background
     field the phantom has 0.05 ppm.
     """
     if inside.all() or not inside.any():
@@ -219,8 +238,7 @@ def measure_rim(
     sigma = [SMOOTH_MM / edge for edge in voxel_size_mm]
     share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
     sums = ndimage.gaussian_filter(np.where(inside, chi, 0).astype(np.float32), sigma)
-    depth_mm = ndimage.distance_transform_edt(inside, sampling=voxel_size_mm)
-    rim = inside & (depth_mm <= RIM_DEPTH_MM)
+    rim = inside & (share < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # so much of the kernel is inside at that depth
     middle = np.median(chi[inside])
     return float(np.median(np.abs(sums[rim] / share[rim] - middle)) * SD_PER_MAD)
 

@@ -6,6 +6,13 @@ from hypothesis import strategies as st
 from bids_dgmseg.measure.view import View
 
 
+def gap(view: View, *place: int) -> float:
+    """The gap of one voxel."""
+    region = np.zeros(view.inside.shape, bool)
+    region[place] = True
+    return view.measure_gap(region)
+
+
 def slab(*measured: int, length: int = 20, width: int = 15) -> np.ndarray:
     mask = np.zeros((width, width, length), bool)
     mask[..., list(measured)] = True
@@ -15,10 +22,10 @@ def slab(*measured: int, length: int = 20, width: int = 15) -> np.ndarray:
 def test_the_gap_to_the_edge_is_counted_in_mm_between_surfaces():
     # 15 voxels across: the middle one has 7 on each side of 1 mm; along z the slab begins at slice 5.
     view = View.of(slab(*range(5, 20)), voxel_size_mm=(1.0, 1.0, 3.0))
-    assert view.edge_mm[7, 7, 5] == 0  # touches the empty slice, however thick slices are
-    assert view.edge_mm[7, 7, 6] == 3
-    assert view.edge_mm[7, 7, 12] == 7  # x and y end before z, which is 21 mm away
-    assert view.edge_mm[7, 7, 19] == 0
+    assert gap(view, 7, 7, 5) == 0  # touches the empty slice, however thick slices are
+    assert gap(view, 7, 7, 6) == 3
+    assert gap(view, 7, 7, 12) == 7  # x and y end before z, which is 21 mm away
+    assert gap(view, 7, 7, 19) == 0
 
 
 def test_diagonal_gaps_are_those_of_boxes():
@@ -26,7 +33,7 @@ def test_diagonal_gaps_are_those_of_boxes():
     measured = np.ones((40, 40, 3), bool)
     measured[:16, :16] = False
     view = View.of(np.tile(measured, (1, 1, 10)), voxel_size_mm=(0.5, 0.5, 5.0))
-    assert view.edge_mm[20, 20, 15] == pytest.approx(np.hypot(2, 2))
+    assert gap(view, 20, 20, 15) == pytest.approx(np.hypot(2, 2))
 
 
 def test_single_voxels_without_a_value_are_no_edge():
@@ -34,7 +41,7 @@ def test_single_voxels_without_a_value_are_no_edge():
     measured[7, 7, 7] = False
     view = View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0))
     assert view.inside.all()
-    assert view.edge_mm[7, 7, 7] == 7
+    assert gap(view, 7, 7, 7) == 7
 
 
 def test_a_hole_of_three_voxels_is_an_edge():
@@ -42,19 +49,31 @@ def test_a_hole_of_three_voxels_is_an_edge():
     measured[6:9, 6:9, 6:9] = False
     view = View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0))
     assert not view.inside[7, 7, 7]
-    assert view.edge_mm[9, 7, 7] == 0
-    assert view.edge_mm[11, 7, 7] == 2
+    assert gap(view, 9, 7, 7) == 0
+    assert gap(view, 11, 7, 7) == 2
 
 
 def test_nothing_measured_is_all_outside():
     view = View.of(np.zeros((4, 4, 4), bool), voxel_size_mm=(1.0, 1.0, 1.0))
     assert not view.inside.any()
-    assert not view.edge_mm.any()
+    assert gap(view, 1, 1, 1) == 0
 
 
 def test_a_block_keeps_the_distances_of_the_whole():
     view = View.of(np.ones((9, 9, 9), bool), voxel_size_mm=(1.0, 1.0, 1.0))
-    assert view.cut((slice(4, 5),) * 3).edge_mm.item() == 4
+    assert gap(view.cut((slice(4, 5),) * 3), 0, 0, 0) == 4
+
+
+def test_the_nearest_voxel_of_a_region_counts():
+    # From 12 voxels along z: the region's ends leave 3 below and 2 above; across, 5 on either side.
+    region = np.zeros((11, 11, 12), bool)
+    region[5, 5, 3:10] = True
+    assert View.of(np.ones(region.shape, bool), voxel_size_mm=(1.0, 1.0, 1.0)).measure_gap(region) == 2
+
+
+def test_an_empty_region_has_no_gap():
+    measured = np.ones((4, 4, 4), bool)
+    assert np.isnan(View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0)).measure_gap(~measured))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -68,4 +87,4 @@ def test_gaps_agree_with_all_pairs_of_voxels(seed):
     beyond = np.argwhere(np.pad(view.inside, 1, constant_values=False) == 0) - 1
     place = np.array([rng.integers(0, size) for size in measured.shape])
     gaps = np.linalg.norm(np.maximum(np.abs(beyond - place) - 1, 0) * size_mm, axis=1)
-    assert view.edge_mm[tuple(place)] == pytest.approx(gaps.min(), abs=1e-5)
+    assert gap(view, *place) == pytest.approx(gaps.min(), abs=1e-5)
