@@ -1,0 +1,175 @@
+"""How long one scan takes and how much memory, beside nnU-Net with a network of the same task.
+
+    python benchmarks/speed.py [--weights FOLDER] [--repeats N] [--mirroring]
+
+Draws one simulated head at 1 mm (the phantom's anatomy). Ours: localizer and segmenter through the functions that the
+app calls. The peer: ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task
+at 1 mm (31 million parameters, patches of 128³, 17 classes), untrained, since weights do not change its speed; one
+fold, and without mirroring unless it is asked for. Each runs in a process of its own, in turn; the table gives the
+median. Compute is what remains of a command when its imports, timed apart, are taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from bids_dgmseg.simulate.dataset import simulate_dataset
+
+_OURS = """
+import sys
+from pathlib import Path
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import get_model
+from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import predict
+import nibabel, numpy, scipy.ndimage, torch
+if sys.argv[1] != "imports":
+    weights = Path(sys.argv[3]) if sys.argv[3] else None
+    chi, model = Volume.read(Path(sys.argv[1])), get_model("default")
+    block = predict(chi, localize(chi, model, weights=weights).box, model, weights=weights)
+    nibabel.Nifti1Image(label_grid(block, model, chi.shape), chi.affine).to_filename(sys.argv[2])
+"""
+_PEER = """
+import sys
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder
+if __name__ == "__main__" and sys.argv[1] != "imports":
+    predict_entry_point_modelfolder()
+"""
+_FEATURES = [32, 64, 128, 256, 320, 320]
+_N_CLASSES = 17
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mirroring", action="store_true", help="let the peer mirror, as it does by default")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        list(simulate_dataset(root / "heads", n_scans=1, seed=1))
+        (chi,) = (root / "heads").glob("sub-*/anat/*_Chimap.nii.gz")
+        ours = [sys.executable, "-c", _OURS, str(chi), str(root / "dseg.nii.gz"), str(args.weights or "")]
+        rows = [
+            measure("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
+            measure("nnUNetv2_predict", *_peer_commands(root, chi, mirroring=args.mirroring), repeats=args.repeats),
+        ]
+    table = pd.DataFrame(rows).set_index("program")
+    table.loc["ratio"] = table.iloc[1] / table.iloc[0]
+    print(f"One scan of 1 mm, {os.cpu_count()} cores, median of {args.repeats}\n\n{as_markdown(table)}")
+
+
+def measure(program: str, command: Sequence[str], imports: Sequence[str], *, repeats: int) -> dict[str, str | float]:
+    """Time a command and, apart, its imports; the peak is that of its largest process."""
+    runs = [_run(command) for _ in range(repeats)]
+    start = statistics.median(_run(imports)[0] for _ in range(repeats))
+    whole = statistics.median(seconds for seconds, _ in runs)
+    return {"program": program, "command_s": whole, "imports_s": start, "compute_s": whole - start,
+            "peak_gb": max(peak for _, peak in runs)}  # fmt: skip
+
+
+def _run(command: Sequence[str]) -> tuple[float, float]:
+    """Give a command's seconds and peak memory in GB; run by a process of its own, whose children are it alone."""
+    watch = ("import json, resource, subprocess, sys, time; t = time.monotonic(); "
+             "p = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+             "print(json.dumps([time.monotonic() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, "
+             "p.returncode, p.stderr[-2000:]]))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", watch, *command], capture_output=True, text=True, check=True)
+    seconds, peak, code, error = json.loads(done.stdout)
+    if code:
+        sys.exit(f"{command[0]}: ended with {code}\n{error}")
+    return seconds, peak
+
+
+def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str], list[str]]:
+    """Lay out the peer's input and model folder; give its command and the one that only imports."""
+    images, model, script = root / "images", root / "peer", root / "peer.py"
+    images.mkdir()
+    nib.save(nib.load(chi), images / "case_0000.nii.gz")
+    write_peer(model)
+    script.write_text(_PEER, encoding="utf-8")
+    command = [sys.executable, str(script), "-i", str(images), "-o", str(root / "peer_out"), "-m", str(model),
+               "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1"]  # fmt: skip
+    return [*command, *([] if mirroring else ["--disable_tta"])], [*command[:2], "imports"]
+
+
+def write_peer(folder: Path) -> None:
+    """Write an nnU-Net model folder with an untrained network of its default plan."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    plans = _plans()
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    torch.manual_seed(0)
+    network = get_network_from_plans(
+        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"],
+        1, _N_CLASSES, deep_supervision=False,
+    )  # fmt: skip
+    (folder / "fold_0").mkdir(parents=True)
+    torch.save({"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
+                "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2)},
+               folder / "fold_0" / "checkpoint_final.pth")  # fmt: skip
+    labels = {"background": 0, **{f"nucleus {number}": number for number in range(1, _N_CLASSES)}}
+    dataset = {"channel_names": {"0": "QSM"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+
+
+def _plans() -> dict[str, Any]:
+    n_stages = len(_FEATURES)
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": [128, 128, 128], "median_image_size_in_voxels": [176, 208, 176], "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1}, "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": n_stages, "features_per_stage": _FEATURES, "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[3, 3, 3]] * n_stages, "strides": [[1, 1, 1], *[[2, 2, 2]] * (n_stages - 1)],
+                "n_conv_per_stage": [2] * n_stages, "n_conv_per_stage_decoder": [2] * (n_stages - 1),
+                "conv_bias": True, "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }  # fmt: skip
+    return {
+        "dataset_name": "Dataset001_QSM", "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [176, 208, 176], "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration}, "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager", "foreground_intensity_properties_per_channel": {"0": {}},
+    }  # fmt: skip
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Lay a table out, two digits."""
+    lines = ["| program | " + " | ".join(table.columns) + " |", "| --- " * (len(table.columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for name, row in table.iterrows()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
