@@ -113,7 +113,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="default", metavar="NAME",
                        help=f"one of: {names} (default: {ALIASES['default']})")
     group.add_argument("--weights", type=absolute_path, metavar="FOLDER",
-                       help="weights in place of the model's own (default: those that ship with it)")
+                       help="weights in place of the model's own (default: those that ship with it); for nnunet2step "
+                       "an nnU-Net v2 model folder, or one with two of them, cerebellum and dentate")
+    group.add_argument("--label-map", type=absolute_path, metavar="FILE",
+                       help="nnunet2step: which label of the folder is which nucleus, as a TSV with the columns label "
+                       '(name or number) and abbreviation, or as JSON such as {"left dentate": "DN_L"} (default: '
+                       "labels are matched by name)")
     group.add_argument("--no-masks", dest="masks", action="store_false",
                        help="do not write one binary mask a nucleus and side (fewer files)")  # fmt: skip
 

@@ -34,10 +34,11 @@ class Localizer:
     """How the box that the network is shown is found.
 
     ``network`` runs a small whole-head network (the fields below describe it, as in `Model`), ``centre`` takes
-    the middle of the brain, ``atlas`` registers the best of the model folder's reference maps.
+    the middle of the brain, ``atlas`` registers the best of the model folder's reference maps, ``nnunet`` runs the
+    nnU-Net of the model folder's ``cerebellum``.
     """
 
-    kind: Literal["network", "atlas", "centre"]
+    kind: Literal["network", "atlas", "centre", "nnunet"]
     margin_mm: float = 0.0
     guard: str = ""
     """Model whose whole-head network sees to it that the ``centre`` cuts no nucleus; empty for none."""

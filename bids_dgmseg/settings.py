@@ -27,6 +27,8 @@ class Settings:
     """Key of the registry; aliases are resolved where the option is read."""
     weights: Path | None = None
     """Folder that takes the place of the model's own weights."""
+    label_map: Path | None = None
+    """Table that says which labels of an nnU-Net folder are which nuclei."""
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0

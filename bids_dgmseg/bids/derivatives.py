@@ -19,7 +19,6 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.measure.columns import STATS_COLUMNS
 from bids_dgmseg.models import Model
 from bids_dgmseg.settings import Settings
-from bids_dgmseg.structures import Structure
 
 __all__ = [
     "check_output", "fingerprint", "is_done", "label_table", "output_path", "place", "save_scan",
@@ -74,7 +73,7 @@ def fingerprint(scan: Scan, settings: Settings, model: Model) -> str:
         "chi": chi,
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
-        "model": [model.name, model.labels, str(model.input), str(model.localizer)],
+        "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch)],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "version": bids_dgmseg.__version__,
@@ -114,7 +113,7 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
 def save_scan(
     output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
     quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
-    figures: Mapping[str, Path],
+    figures: Mapping[str, Path], cerebellum: Path | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -140,6 +139,8 @@ def save_scan(
         From `fingerprint`.
     figures : mapping of str to Path
         Plane → PNG.
+    cerebellum : Path, optional
+        Mask that the localizer made.
 
     Returns
     -------
@@ -154,6 +155,8 @@ def save_scan(
     written += _write_texts(output_dir, scan, model, _dictionary(stats), quality, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, common)
+    if cerebellum:
+        written += _place_cerebellum(output_dir, scan, model, cerebellum, common)
     sidecar = {
         "Description": f"Deep nuclei by model {model.name}; numbers as in the table beside; left is the patient's left",
         **common,
@@ -168,9 +171,9 @@ def save_scan(
 def _remove_earlier(output_dir: Path, mark: Path, scan: Scan, model: Model) -> None:
     """Remove the mark of completeness first, then masks, which this run may not write."""
     mark.unlink(missing_ok=True)
-    for structure in model.structures:
+    for label in (*(structure.bids_label for structure in model.structures), "cerebellum"):
         for extension in (".json", ".nii.gz"):
-            _mask_path(output_dir, scan, model, structure, extension).unlink(missing_ok=True)
+            _mask_path(output_dir, scan, model, label, extension).unlink(missing_ok=True)
 
 
 def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[str, Path]) -> list[Path]:
@@ -216,8 +219,18 @@ def _write_texts(
     return written
 
 
-def _mask_path(output_dir: Path, scan: Scan, model: Model, structure: Structure, extension: str) -> Path:
-    return output_path(output_dir, scan, "mask", extension, label=structure.bids_label, desc=model.name)
+def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension: str) -> Path:
+    return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
+
+
+def _place_cerebellum(
+    output_dir: Path, scan: Scan, model: Model, source: Path, common: Mapping[str, Any]
+) -> list[Path]:
+    """Place the localizer's mask of the cerebellum."""
+    final, sidecar = (_mask_path(output_dir, scan, model, "cerebellum", end) for end in (".nii.gz", ".json"))
+    place(source, final)
+    write_json({"Description": f"Cerebellum by the first step of model {model.name}", "Type": "ROI", **common}, sidecar)
+    return [final, sidecar]
 
 
 def _write_masks(
@@ -233,12 +246,12 @@ def _write_masks(
     written = []
     with tempfile.TemporaryDirectory() as folder:
         for structure in model.structures:
-            final = _mask_path(output_dir, scan, model, structure, ".nii.gz")
+            final = _mask_path(output_dir, scan, model, structure.bids_label, ".nii.gz")
             image = type(dseg)((labels == structure.index).astype(np.uint8), None, dseg.header)
             image.set_data_dtype(np.uint8)
             image.to_filename(Path(folder) / final.name)
             place(Path(folder) / final.name, final)
-            sidecar = _mask_path(output_dir, scan, model, structure, ".json")
+            sidecar = _mask_path(output_dir, scan, model, structure.bids_label, ".json")
             about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
             write_json({**about, **common}, sidecar)
             written += [final, sidecar]

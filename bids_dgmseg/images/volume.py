@@ -43,10 +43,13 @@ class Volume:
         float32 for maps, an integer type for labels.
     affine : ndarray of shape (4, 4)
         Voxel indices to mm, RAS+; its columns are closest to x, y and z in this order and direction.
+    stored : str
+        Axes of the file that it was read from, such as ``LAS``.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
+    stored: str = "RAS"
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:
@@ -70,7 +73,7 @@ class Volume:
         """Another image on the same grid; its first three axes must be the grid's."""
         if array.shape != self.array.shape:
             raise ValueError(f"array has shape {array.shape}, expected {self.array.shape}")
-        return Volume(array, self.affine)
+        return Volume(array, self.affine, self.stored)
 
     @classmethod
     def read(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Volume:
@@ -92,7 +95,8 @@ class Volume:
         array = read_data(image, path, dtype)
         ornt = orientations.io_orientation(image.affine)
         affine = image.affine @ orientations.inv_ornt_aff(ornt, array.shape)
-        return cls(np.ascontiguousarray(orientations.apply_orientation(array, ornt)), affine)
+        ras = np.ascontiguousarray(orientations.apply_orientation(array, ornt))
+        return cls(ras, affine, "".join(orientations.ornt2axcodes(ornt)))
 
 
 def load_image(path: str | Path) -> nib.Nifti1Image:

@@ -63,6 +63,7 @@ class _NetworkInputSpec(BaseInterfaceInputSpec):
 
 class _LocalizeOutputSpec(TraitedSpec):
     out_box = File(exists=True, desc="JSON: opposite corners of the nuclei's box in mm, RAS+")
+    out_cerebellum = File(exists=True, desc="mask on the map's own grid, where this step segments the cerebellum")
 
 
 class Localize(SimpleInterface):
@@ -74,9 +75,12 @@ class Localize(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         limit_threads(self.inputs.n_threads)
         chi = _read_finite(self.inputs.in_chi)
-        box = localize(chi, self.inputs.model, **_where(self.inputs)).box
-        corners = {"low": list(box.low_mm), "high": list(box.high_mm)}
-        self._results["out_box"] = str(files.write_json(corners, Path(runtime.cwd) / "box.json"))
+        found, cwd = localize(chi, self.inputs.model, **_where(self.inputs)), Path(runtime.cwd)
+        corners = {"low": list(found.box.low_mm), "high": list(found.box.high_mm)}
+        self._results["out_box"] = str(files.write_json(corners, cwd / "box.json"))
+        if self.inputs.model.localizer.kind == "nnunet" and found.labels is not None:
+            mask = write_like(found.labels.array, self.inputs.in_chi, cwd / "cerebellum.nii.gz")
+            self._results["out_cerebellum"] = str(mask)
         return runtime
 
 
@@ -183,6 +187,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_probseg = File(exists=True, mandatory=True, desc="fractions")
     in_stats = File(exists=True, mandatory=True, desc="table of the measures")
     in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
+    in_cerebellum = File(exists=True, desc="mask of the cerebellum, where there is one")
     in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
     in_gaps = File(exists=True, mandatory=True, desc="JSON: warnings about nuclei")
     in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG")
@@ -213,6 +218,7 @@ class Save(SimpleInterface):
             settings.output_dir, scan, model, out_dseg=Path(self.inputs.in_dseg),
             out_probseg=Path(self.inputs.in_probseg), stats=Path(self.inputs.in_stats), quality=quality,
             box_mm=box_mm, masks=settings.masks, fingerprint=self.inputs.fingerprint,
+            cerebellum=Path(self.inputs.in_cerebellum) if self.inputs.in_cerebellum else None,
             figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
         )  # fmt: skip
         self._results["out_files"] = [str(path) for path in written]

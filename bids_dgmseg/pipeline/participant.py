@@ -17,6 +17,7 @@ from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environm
 from bids_dgmseg.pipeline.output import check_folders, make_run_folder
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.pipeline.signals import terminate_as_interrupt
+from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.settings import Settings
 
 
@@ -39,7 +40,7 @@ def run_participant(settings: Settings) -> int:
         If nothing can be begun: no scan, an unknown model, an output directory that must not or cannot be written.
     """
     prepare_environment(settings)
-    model = get_model(settings.model)
+    model, notes = choose_labels(get_model(settings.model), settings.weights, settings.label_map)
     scans = find_scans(settings)
     check_folders(settings)
     if settings.dry_run:
@@ -47,26 +48,28 @@ def run_participant(settings: Settings) -> int:
     work = make_run_folder(settings.work_dir)
     try:
         with terminate_as_interrupt():
-            return _run_scans(settings, model, scans, work)
+            return _run_scans(settings, model, scans, work, notes)
     finally:
         if not any(work.iterdir()):  # failed scans leave their files for whoever looks into them
             work.rmdir()
 
 
-def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path) -> int:
+def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]) -> int:
     from bids_dgmseg.bids.derivatives import write_dataset_files
     from bids_dgmseg.pipeline.run import Run
     from bids_dgmseg.segment.ready import check_ready
 
     jobs = _plan(settings, model, scans)
     if jobs:
-        check_ready(model, weights=settings.weights, device=settings.device)
+        notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device)]
     logs = settings.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
     logs.mkdir(parents=True)
     progress = Progress(len(jobs))
     with log_to(logs, verbose=settings.verbose > 0), progress:
         configure_nipype(settings)
         write_dataset_files(settings, scans, model)
+        for note in notes:
+            progress.warn(note)
         for label in participants_without_map(settings, scans):
             progress.warn(f"sub-{label}: no _Chimap; left out")
         run = Run(settings=settings, model=model, work=work, logs=logs, progress=progress)

@@ -72,7 +72,7 @@ def init_scan_wf(
         (check, figures, [("out_chi", "in_chi")]),
         (check, save, [("out_report", "in_check")]),
         (localize, segment, [("out_box", "in_box")]),
-        (localize, save, [("out_box", "in_box")]),
+        (localize, save, [("out_box", "in_box"), ("out_cerebellum", "in_cerebellum")]),
         (segment, measure, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg"), ("out_block", "in_block")]),
         (segment, figures, [("out_dseg", "in_dseg")]),
         (segment, save, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg")]),

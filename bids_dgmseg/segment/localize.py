@@ -62,6 +62,11 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     InputError
         If there is no head in the map.
     """
+    if model.localizer.kind == "nnunet":
+        from bids_dgmseg.segment.nnunet import localize_cerebellum  # imports this module
+
+        _check_size(np.abs(chi.array) > _ZERO_PPM, chi)
+        return localize_cerebellum(chi, model, weights=weights, device=device)
     if model.localizer.kind == "centre" or model.localizer.input is None:
         return Location(Box.centred(np.array(_measured_box(chi).centre_mm), model.input.patch_mm), None)
     # Shown a few voxels among zeros, a network labels whole heads.

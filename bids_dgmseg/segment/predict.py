@@ -66,6 +66,10 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     Block
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
+    if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
+        from bids_dgmseg.segment.nnunet import NnunetPredictor  # imports this module
+
+        return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
     grid = world_grid(box, model.input.spacing_mm)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bids_dgmseg.models import Model
 
 
-def check_ready(model: Model, *, weights: Path | None, device: str) -> None:
+def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]:
     """Load what a model needs once, so that a run that cannot work ends before its first scan.
 
     Parameters
@@ -19,6 +19,11 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> None:
     device : {"cpu", "cuda", "auto"}
         Where the networks are to run.
 
+    Returns
+    -------
+    list of str
+        What the user should know of the weights.
+
     Raises
     ------
     InputError
@@ -27,10 +32,15 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> None:
     from bids_dgmseg.segment.weights import load_segmenters, load_weights, localizer_network, pick_device
 
     pick_device(device)
+    if model.localizer.kind == "nnunet":
+        from bids_dgmseg.segment.nnunet import check_nnunet
+
+        return check_nnunet(model, weights=weights)
     if model.localizer.network:
         load_weights(localizer_network(model), model, "localizer", weights)
     if model.network:
         load_segmenters(model, weights)
+    return []
 
 
 def limit_threads(count: int) -> None:
