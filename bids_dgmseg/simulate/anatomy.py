@@ -43,12 +43,19 @@ class LabelMap:
 
     def at(self, indices: Tensor) -> Tensor:
         """Labels (uint8) at voxel indices (..., 3); 0 outside."""
-        size = torch.tensor(self.labels.shape)
-        nearest = indices.round().long()
-        inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
-        x, y, z = nearest.clamp_(min=0).minimum(size - 1).unbind(-1)
-        flat = (x * size[1] + y) * size[2] + z
-        return torch.where(inside, self.labels.view(-1)[flat], torch.zeros((), dtype=torch.uint8))
+        return look_up(self.labels, indices)
+
+
+def look_up(labels: Tensor, indices: Tensor) -> Tensor:
+    """Nearest label (uint8) at voxel indices (..., 3); 0 outside."""
+    flat = torch.zeros(indices.shape[:-1], dtype=torch.int32, device=indices.device)
+    inside = torch.ones(flat.shape, dtype=torch.bool, device=indices.device)
+    for axis, size in enumerate(labels.shape):  # one axis after the other: `all` over an axis of 3 is slow
+        nearest = indices[..., axis].round().int()
+        inside &= (nearest >= 0) & (nearest < size)
+        flat = flat.mul_(size).add_(nearest)
+    found = labels.view(-1)[flat.mul_(inside)]
+    return found.mul_(inside)
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,17 @@ class HeadRanges:
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
     """Draw one number."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
 
 
 def chance(generator: torch.Generator, probability: float) -> bool:
     """Draw yes or no."""
-    return float(torch.rand((), generator=generator)) < probability
+    return float(torch.rand((), generator=generator, device=generator.device)) < probability
+
+
+def normal(generator: torch.Generator) -> float:
+    """Draw one number of mean 0 and SD 1."""
+    return float(torch.randn((), generator=generator, device=generator.device))
 
 
 def smooth_noise(
@@ -82,7 +94,7 @@ def smooth_noise(
 ) -> Tensor:
     """Gaussian noise on a coarse grid, interpolated: (channels, X, Y, Z), SD below 1."""
     coarse = [max(2, round(size / wavelength_voxels) + 1) for size in shape]
-    noise = torch.randn((1, channels, *coarse), generator=generator)
+    noise = torch.randn((1, channels, *coarse), generator=generator, device=generator.device)
     return functional.interpolate(noise, size=list(shape), mode="trilinear", align_corners=True)[0]
 
 
@@ -110,10 +122,11 @@ def draw_head_points(
     Tensor of shape (X, Y, Z, 3)
         Template coordinates in RAS+ mm.
     """
-    axes = [(torch.arange(size) - (size - 1) / 2) * spacing_mm for size in shape]
+    device = generator.device
+    axes = [(torch.arange(size, device=device) - (size - 1) / 2) * spacing_mm for size in shape]
     scan = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    shift = torch.tensor([c + uniform(generator, -s, s) for c, s in zip(centre_mm, ranges.shift_mm, strict=True)])
-    points = scan @ _draw_matrix(ranges, generator).T + shift
+    shift = [c + uniform(generator, -s, s) for c, s in zip(centre_mm, ranges.shift_mm, strict=True)]
+    points = scan @ _draw_matrix(ranges, generator).T.to(device) + torch.tensor(shift, device=device)
     for wavelength_mm, amplitude_mm in ranges.bends:
         amplitude = uniform(generator, 0.2, 1.0) * amplitude_mm
         points += smooth_noise(shape, wavelength_mm / spacing_mm, generator, 3).permute(1, 2, 3, 0) * amplitude

@@ -13,6 +13,7 @@ from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, HeadRanges, LabelMap, chance, draw_head_points, uniform
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_view
+from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, shape_head
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.susceptibility import ValueRanges, fill, split_dentate
 
@@ -26,6 +27,7 @@ class View:
     centre_mm: tuple[float, float, float]
     """Template point about which the view is centred."""
     head: HeadRanges = field(default_factory=HeadRanges)
+    shapes: ShapeRanges = field(default_factory=ShapeRanges)
     values: ValueRanges = field(default_factory=ValueRanges)
     artefacts: ArtefactRanges = field(default_factory=ArtefactRanges)
     cut_mm: tuple[float, float] = (17.0, 8.0)
@@ -57,12 +59,13 @@ _REGION_OF_TISSUE = {
 }  # fmt: skip
 
 
-def template_head(template: Volume) -> LabelMap:
+def template_head(template: Volume) -> ShapedHead:
     """Take a label template for an anatomy to draw heads from."""
-    return split_dentate(LabelMap.from_volume(template))
+    whole = LabelMap.from_volume(template)
+    return shape_head(split_dentate(whole), whole.labels)
 
 
-def phantom_head() -> LabelMap:
+def phantom_head() -> ShapedHead:
     """Take the phantom for an anatomy to draw heads from."""
     grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
     return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
@@ -93,7 +96,8 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     points = draw_head_points(
         view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
     )
-    chi, labels = fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator)
+    chi, labels = fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator,
+                       shapes=view.shapes)  # fmt: skip
     inside = labels > 0
     chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator)
     seen = draw_view(inside, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)

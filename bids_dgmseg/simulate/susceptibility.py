@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, look_up, normal, uniform
+from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, draw_bodies
+from bids_dgmseg.simulate.details import DetailRanges, add_details
+from bids_dgmseg.simulate.looks import Canvas, draw_look
 from bids_dgmseg.structures import STRUCTURES
 
 TISSUES = {
@@ -19,11 +23,13 @@ TISSUES = {
     34: "fastigial nucleus", 35: "caudate tail",
 }  # fmt: skip
 
-_NUCLEUS_PPM = {
-    "DN": (0.115, 0.045), "IN": (0.060, 0.030), "RN": (0.100, 0.040), "SN": (0.110, 0.040), "STN": (0.085, 0.035),
-    "CN": (0.044, 0.018), "PUT": (0.042, 0.025), "GP": (0.125, 0.035),
+_IRON = {
+    "DN": (18.5, 0.06, 0.4), "IN": (11.5, 0.06, 0.4), "RN": (19.5, 0.06, 0.4), "SN": (18.5, 0.08, 0.4),
+    "STN": (15.0, 0.07, 0.4), "CN": (9.66, 0.05, 0.33), "PUT": (14.62, 0.04, 0.46), "GP": (21.41, 0.09, 0.37),
 }  # fmt: skip
-"""Mean and SD between people; literature means with their SD widened, since diseases and protocols differ."""
+"""Iron in mg/100 g is a·(1 − exp(−b·age)) + c. Caudate, putamen and pallidum: Hallgren and Sourander (1958); the others
+rise as on maps of the young, to the literature's susceptibility of adults."""
+_PPM_OF_IRON, _PPM_WITHOUT_IRON = 0.0072, -0.020
 
 _TISSUE_PPM = {
     21: (0.018, 0.012), 22: (-0.030, 0.012), 23: (0.015, 0.015), 24: (0.015, 0.015), 25: (0.015, 0.020),
@@ -31,24 +37,32 @@ _TISSUE_PPM = {
     31: (0.008, 0.014), 32: (0.010, 0.020), 33: (-0.040, 0.015), 34: (0.050, 0.030), 35: (0.040, 0.018),
 }  # fmt: skip
 
+_MIDDLE_AGE_YEARS = 45.0
 _HILUM = 40
 """Added to the dentate's label for its inside, which is darker than its wall on most maps."""
+
+_SHAPES = ShapeRanges()
 
 
 @dataclass(frozen=True)
 class ValueRanges:
     """How far susceptibilities differ; a pair is the lowest and highest value, drawn uniformly."""
 
-    nuclei_gain: tuple[float, float] = (0.6, 1.2)
-    tissue_gain: tuple[float, float] = (0.5, 1.5)
+    age_years: tuple[float, float] = (10.0, 80.0)
+    """Iron, ventricles, caudate and putamen go with it."""
+    mixture: float = 0.2
+    """Part of the people whose values follow no law: each label draws its own."""
+    iron_sd: float = 0.2
+    """Of a nucleus between people of one age, relative."""
+    odd: float = 0.08
+    """Part of the nuclei that a disease fills with iron or empties of it."""
+    nuclei_gain: tuple[float, float] = (0.55, 1.2)
+    tissue_gain: tuple[float, float] = (0.3, 1.5)
     side_difference: float = 0.1
     """SD of left against right, relative."""
-    texture: tuple[float, float] = (0.0, 0.4)
-    fine_ppm: tuple[float, float] = (0.0, 0.012)
-    slow_ppm: tuple[float, float] = (0.0, 0.015)
-    vein_ppm: tuple[float, float] = (0.05, 0.30)
     hilum: tuple[float, float] = (0.35, 1.05)
     """Dentate's inside relative to its wall."""
+    details: DetailRanges = field(default_factory=DetailRanges)
 
 
 def split_dentate(labels: LabelMap, wall_mm: float = 1.6) -> LabelMap:
@@ -70,33 +84,44 @@ def drop_hilum(labels: Tensor) -> Tensor:
     return torch.where(labels > _HILUM, labels - _HILUM, labels)
 
 
-def draw_values(ranges: ValueRanges, generator: torch.Generator) -> Tensor:
-    """Draw a susceptibility in ppm for each label, a vector indexed by it."""
+def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Draw a susceptibility in ppm for each label, a vector indexed by it, and the age in years."""
     values = torch.zeros(64)
+    age_years = uniform(generator, *ranges.age_years)
+    lawless = chance(generator, ranges.mixture)
     nuclei_gain, tissue_gain = uniform(generator, *ranges.nuclei_gain), uniform(generator, *ranges.tissue_gain)
-    for nucleus, (mean, sd) in _NUCLEUS_PPM.items():
-        value = max(mean + sd * _normal(generator), 0.012) * nuclei_gain
+    for nucleus in _IRON:
+        value = uniform(generator, 0.0, 0.2) if lawless else _draw_nucleus(nucleus, age_years, ranges, generator)
         for structure in STRUCTURES.sides([nucleus]):
-            values[structure.index] = value * (1 + ranges.side_difference * _normal(generator))
+            values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
     if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
-        likeness = uniform(generator, 0.8, 1.1)
-        values[3:5] = values[1:3] * likeness
+        values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)
     for label, (mean, sd) in _TISSUE_PPM.items():
-        values[label] = (mean + sd * _normal(generator)) * tissue_gain
-    hilum = uniform(generator, *ranges.hilum)
-    values[1 + _HILUM : 3 + _HILUM] = values[1:3] * hilum
-    return values
+        value = 0.03 * normal(generator) if lawless else mean + sd * normal(generator)
+        values[label] = value * tissue_gain
+    values[1 + _HILUM : 3 + _HILUM] = values[1:3] * uniform(generator, *ranges.hilum)
+    return values.to(generator.device), age_years
+
+
+def _draw_nucleus(nucleus: str, age_years: float, ranges: ValueRanges, generator: torch.Generator) -> float:
+    """Draw a susceptibility that is plausible at an age."""
+    most, rate, least = _IRON[nucleus]
+    iron = (most * (1 - math.exp(-rate * age_years)) + least) * math.exp(ranges.iron_sd * normal(generator))
+    if chance(generator, ranges.odd):
+        iron *= uniform(generator, 0.4, 1.8)
+    return max(_PPM_OF_IRON * iron + _PPM_WITHOUT_IRON, 0.008)
 
 
 def fill(
-    head: LabelMap, points_mm: Tensor, *, spacing_mm: float, ranges: ValueRanges, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    head: LabelMap, points_mm: Tensor, *, spacing_mm: float, ranges: ValueRanges, generator: torch.Generator,
+    shapes: ShapeRanges = _SHAPES,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Fill a drawn head with susceptibilities.
 
     Parameters
     ----------
     head : LabelMap
-        Anatomy in template space.
+        Anatomy in template space; the nuclei of a `ShapedHead` are shaped one by one.
     points_mm : Tensor of shape (X, Y, Z, 3)
         Template coordinates of the voxels, from `draw_head_points`.
     spacing_mm : float
@@ -105,6 +130,8 @@ def fill(
         How far values differ.
     generator : torch.Generator
         Source of randomness.
+    shapes : ShapeRanges
+        How far the nuclei's shapes differ.
 
     Returns
     -------
@@ -113,45 +140,34 @@ def fill(
     labels : Tensor of shape (X, Y, Z), uint8
         Nuclei and tissues at the voxel centres.
     """
+    values, age_years = draw_values(ranges, generator)
     indices = head.indices(points_mm)
-    drawn = head.at(indices)
-    labels = drop_hilum(drawn)
-    values = draw_values(ranges, generator)
+    if isinstance(head, ShapedHead) and shapes.amount > 0:
+        ground, chi = _mix(head.ground, head, indices, values, spacing_mm)
+        canvas = Canvas(ground, chi, width_mm=_width_mm(points_mm))
+        ageing = (age_years - _MIDDLE_AGE_YEARS) / 30
+        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator):
+            canvas.paint(painted, draw_look(painted.body, values, ageing, generator))
+        chi, labels = canvas.finish()
+    else:
+        labels, chi = _mix(head.labels, head, indices, values, spacing_mm)
+        labels = drop_hilum(labels)
+    chi = add_details(
+        chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)  # fmt: skip
+    return chi, labels
+
+
+def _mix(
+    labels: Tensor, head: LabelMap, indices: Tensor, values: Tensor, spacing_mm: float
+) -> tuple[Tensor, Tensor]:
+    """Look up labels at voxel centres, and the mean value of four points around each."""
     half = 0.28 * spacing_mm * head.world_to_index[:3, :3].norm(dim=0)
-    corners = torch.tensor([[-1.0, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]]) * half
-    chi = torch.stack([values[head.at(indices + corner).long()] for corner in corners]).mean(dim=0)
-    shape = tuple(chi.shape)
-    nuclei = (labels > 0) & (labels <= FIRST_TISSUE)
-    inside = labels > 0
-
-    def noise(amplitude: tuple[float, float], wavelength_mm: tuple[float, float]) -> Tensor:
-        wavelength = uniform(generator, *wavelength_mm) / spacing_mm
-        return uniform(generator, *amplitude) * smooth_noise(shape, wavelength, generator)[0]
-
-    chi = chi * (1 + nuclei * noise(ranges.texture, (3, 8)))
-    chi = chi + noise(ranges.fine_ppm, (2.5, 6)) + noise(ranges.slow_ppm, (10, 25))
-    if chance(generator, 0.9):
-        chi += _draw_veins(shape, spacing_mm, generator) * (inside & ~nuclei) * uniform(generator, *ranges.vein_ppm)
-    if chance(generator, 0.3):
-        _add_spots(chi, generator)
-    return chi * inside, labels
+    corners = torch.tensor([[-1.0, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], device=half.device) * half
+    chi = torch.stack([values[look_up(labels, indices + corner).int()] for corner in corners]).mean(dim=0)
+    return look_up(labels, indices), chi
 
 
-def _draw_veins(shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Draw thin tubes: where two smooth fields are both near zero."""
-    wavelength = uniform(generator, 7.5, 14) / spacing_mm
-    first, second = smooth_noise(shape, wavelength, generator, 2)
-    width = uniform(generator, 0.03, 0.1)
-    tubes: Tensor = (first.abs() < width) & (second.abs() < width)
-    return tubes
-
-
-def _add_spots(chi: Tensor, generator: torch.Generator) -> None:
-    """Add three microbleeds or calcifications, two voxels wide, in place."""
-    for _ in range(3):
-        x, y, z = (int(uniform(generator, 2, size - 2)) for size in chi.shape)
-        chi[x : x + 2, y : y + 2, z : z + 2] += uniform(generator, -0.3, 0.5)
-
-
-def _normal(generator: torch.Generator) -> float:
-    return float(torch.randn((), generator=generator))
+def _width_mm(points_mm: Tensor) -> float:
+    """Mean distance of neighbouring voxels in template space."""
+    sparse = points_mm[::8, ::8]
+    return float((sparse[:, :, 1:] - sparse[:, :, :-1]).norm(dim=-1).mean())

@@ -1,0 +1,340 @@
+"""Nuclei as bodies of their own: each grows, shrinks, shifts, turns and bends apart from the head around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, normal, smooth_noise, uniform
+from bids_dgmseg.structures import STRUCTURES
+
+VENTRICLES = (23, 24)
+"""Lateral and third: tissues that are bodies too, since they widen with age."""
+
+_MARGIN_MM = 4.0
+"""Around a body, for growth and partial volume."""
+_SMOOTH_MM = 0.5
+"""SD by which surfaces are smoothed: atlases are drawn in steps from slice to slice."""
+_STEPS_MM = ((10_000.0, 1.5), (1_500.0, 1.0), (0.0, 0.5))
+"""Volume from which a lattice of this step is fine enough."""
+
+Block = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class ShapeRanges:
+    """How far each nucleus differs from the template, apart from the head; sides are drawn on their own."""
+
+    amount: float = 1.0
+    """Multiplies all of what follows; with 0 the template is looked up as it is."""
+    volume_sd: float = 0.12
+    """SD of the volume, relative; its mean is 1."""
+    odd: tuple[float, float] = (0.2, 0.3)
+    """Part of the people in whom this SD is larger, and how large."""
+    stretch: float = 0.08
+    """SD of the proportions, relative, at constant volume."""
+    shift_mm: float = 0.8
+    rotation_deg: float = 8.0
+    bend_mm: float = 1.2
+    """Largest way of a body's ends against its middle."""
+    bumps: tuple[float, float] = (0.45, 0.25)
+    """SD of the surface's way in mm, at wavelengths of 8 and 4 mm; less for thin nuclei."""
+    fold_mm: tuple[float, float] = (0.3, 1.0)
+    """SD of the dentate's folds."""
+    hilum_mm: tuple[float, float] = (0.6, 2.4)
+    """Radius of the dentate's mouth at its bottom."""
+    gap_mm: tuple[float, float] = (-0.5, 1.8)
+    """Between the two islands of the interposed nucleus; none below 0."""
+    ventricle_mm: tuple[float, float] = (0.8, 1.6)
+    """SD by which ventricles are wider or narrower, and by how much they are wider at 75 than at 45 years."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """One structure of the template: how deep a point lies in it.
+
+    Parameters
+    ----------
+    label : int
+    depth_mm : Tensor of shape (X, Y, Z), float16
+        Distance from the surface on a lattice around the body, positive inside.
+    world_to_lattice : Tensor of shape (3, 4)
+    centre_mm : Tensor of shape (3,)
+    reach_mm : Tensor of shape (3,)
+        Half the size of the box that holds the lattice.
+    voxels : float
+        Volume in voxels of the lattice.
+    """
+
+    label: int
+    depth_mm: Tensor
+    world_to_lattice: Tensor
+    centre_mm: Tensor
+    reach_mm: Tensor
+    voxels: float
+
+    @property
+    def nucleus(self) -> str:
+        """Nucleus without its side; empty for a tissue."""
+        return STRUCTURES.numbered(self.label).nucleus if self.label <= FIRST_TISSUE else ""
+
+    @property
+    def side(self) -> float:
+        """Sign of x: −1 left, 1 right."""
+        return -1.0 if self.label % 2 else 1.0
+
+
+@dataclass(frozen=True)
+class ShapedHead(LabelMap):
+    """A labelled head whose nuclei can be shaped one by one.
+
+    Parameters
+    ----------
+    ground : Tensor of shape (X, Y, Z), uint8
+        Labels as if there were no nuclei: the nearest tissue fills their place.
+    bodies : tuple of Body
+    """
+
+    ground: Tensor
+    bodies: tuple[Body, ...]
+
+
+def shape_head(head: LabelMap, whole: Tensor) -> ShapedHead:
+    """Prepare a labelled head for `draw_bodies`.
+
+    Parameters
+    ----------
+    head : LabelMap
+        What is looked up where shapes are switched off.
+    whole : Tensor of shape (X, Y, Z), uint8
+        Its labels without parts of nuclei.
+    """
+    labels = whole.cpu().numpy()
+    matrix = np.linalg.inv(head.world_to_index.cpu().numpy().astype(np.float64))
+    places = ndimage.find_objects(labels, max_label=max(VENTRICLES))
+    wanted = [*(structure.index for structure in STRUCTURES), *VENTRICLES]
+    bodies = [_make_body(labels, label, matrix) for label in wanted if places[label - 1:label] not in ([], [None])]
+    return ShapedHead(head.labels, head.world_to_index, torch.from_numpy(_ground(labels)), tuple(bodies))
+
+
+def _ground(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give the nuclei's voxels to the nearest tissue."""
+    nuclei = (labels > 0) & (labels <= FIRST_TISSUE)
+    ground = labels.copy()
+    for place in ndimage.find_objects(nuclei.astype(np.uint8)):
+        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
+        nearest = ndimage.distance_transform_edt(
+            nuclei[block] | (labels[block] == 0), return_distances=False, return_indices=True)  # fmt: skip
+        filled = labels[block][tuple(nearest)]
+        ground[block][nuclei[block]] = filled[nuclei[block]]
+    return ground
+
+
+def _make_body(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> Body:
+    steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
+    mask = labels == label
+    volume_mm3 = float(mask.sum() * steps_mm.prod())
+    wanted = next(step for volume, step in _STEPS_MM if volume_mm3 >= volume)
+    stride = np.maximum(1, np.rint(wanted / steps_mm)).astype(int)
+    voxels = np.argwhere(mask)
+    low = voxels.min(axis=0) - np.ceil(_MARGIN_MM / steps_mm).astype(int)
+    high = voxels.max(axis=0) + 1 + np.ceil(_MARGIN_MM / steps_mm).astype(int)
+    inside = np.zeros(high - low, bool)
+    inside[tuple((voxels - low).T)] = True
+    depth = _signed_depth_mm(inside, steps_mm)[:: stride[0], :: stride[1], :: stride[2]]
+    lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
+    centre = index_to_world[:3, :3] @ voxels.mean(axis=0) + index_to_world[:3, 3]
+    corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
+    reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
+    return Body(
+        label, torch.from_numpy(depth.astype(np.float16)), _tensor(np.linalg.inv(lattice_to_world)[:3]),
+        _tensor(centre), _tensor(reach), volume_mm3 / float((steps_mm * stride).prod()),
+    )  # fmt: skip
+
+
+def _signed_depth_mm(inside: NDArray[np.bool_], steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    within = ndimage.distance_transform_edt(inside, sampling=steps_mm)
+    without = ndimage.distance_transform_edt(~inside, sampling=steps_mm)
+    # The surface lies between two voxel centres, half a step from each.
+    depth = within - without + (~inside - inside.astype(float)) * steps_mm.mean() / 2
+    smooth: NDArray[np.float64] = ndimage.gaussian_filter(depth, _SMOOTH_MM / steps_mm, mode="nearest")
+    return smooth
+
+
+def _tensor(array: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A shaped body in a block of the scan."""
+
+    body: Body
+    block: Block
+    depth_mm: Tensor
+    """(x, y, z), positive inside, in mm of the template."""
+    local_mm: Tensor
+    """(x, y, z, 3): from the body's centre, in the body's own axes."""
+
+
+def draw_bodies(
+    head: ShapedHead, points_mm: Tensor, *, ranges: ShapeRanges, ageing: float, generator: torch.Generator
+) -> Iterator[Painted]:
+    """Draw the bodies of a head in turn, ventricles first.
+
+    Parameters
+    ----------
+    head : ShapedHead
+        Anatomy in template space.
+    points_mm : Tensor of shape (X, Y, Z, 3)
+        Template coordinates of the scan's voxels.
+    ranges : ShapeRanges
+        How far bodies differ.
+    ageing : float
+        0 at 45 years, 1 at 75: widens ventricles, pushes caudates outwards, takes from caudate and putamen.
+    generator : torch.Generator
+        Source of randomness.
+
+    Yields
+    ------
+    Painted
+    """
+    wide_mm = ranges.amount * (ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing)
+    sd = ranges.odd[1] if chance(generator, ranges.odd[0]) else ranges.volume_sd
+    common = {nucleus: normal(generator) for nucleus in ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")}
+    coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
+    sparse = points_mm[::coarse, ::coarse, ::coarse]
+    for body in sorted(head.bodies, key=lambda body: body.label <= FIRST_TISSUE):
+        block = _block_of(body, sparse, coarse)
+        if body.label > FIRST_TISSUE:
+            local = points_mm[block] - body.centre_mm
+            yield Painted(body, block, _sample(body, body.depth_mm.float(), local) + wide_mm, local)
+            continue
+        volume = 1 + ranges.amount * sd * (0.8 * common[body.nucleus] + 0.6 * normal(generator))
+        if body.nucleus in ("CN", "PUT"):
+            volume -= 0.1 * ranges.amount * ageing
+        depth = _level(_carve(body, ranges, generator), body.voxels * min(max(volume, 0.5), 1.5))
+        push = body.side * 0.7 * wide_mm if body.nucleus == "CN" else 0.0
+        local = _draw_motion(body, points_mm[block], ranges, push, generator)
+        deep = _sample(body, depth, local)
+        # Neither side crosses the middle.
+        yield Painted(body, block, torch.minimum(deep, points_mm[(*block, 0)] * body.side), local)
+
+
+def _block_of(body: Body, sparse: Tensor, step: int) -> Block:
+    """Find the block of the scan that may show a body, from every `step`-th voxel's place."""
+    near = ((sparse - body.centre_mm).abs() < body.reach_mm + 0.3 * _MARGIN_MM).all(dim=-1)
+    ends = []
+    for axis in range(3):
+        hits = near.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
+        low, high = (int(hits[0]), int(hits[-1])) if len(hits) else (0, -1)
+        ends.append(slice(max(0, (low - 1) * step), (high + 1) * step + 1 if len(hits) else 0))
+    return ends[0], ends[1], ends[2]
+
+
+def _draw_motion(
+    body: Body, points_mm: Tensor, ranges: ShapeRanges, push_mm: float, generator: torch.Generator
+) -> Tensor:
+    """Shift, turn, stretch and bend: points as seen from the body's centre and axes."""
+    amount, device = ranges.amount, points_mm.device
+    shift = amount * ranges.shift_mm * torch.randn(3, generator=generator, device=device)
+    shift[0] += push_mm
+    limit = amount * ranges.rotation_deg
+    turn = Rotation.from_euler("xyz", [uniform(generator, -limit, limit) for _ in range(3)], degrees=True).as_matrix()
+    stretch = amount * ranges.stretch * torch.randn(3, generator=generator, device=device)
+    zoom = torch.exp(stretch - stretch.mean())
+    local = (points_mm - (body.centre_mm + shift)) @ (torch.as_tensor(turn, dtype=torch.float32, device=device) * zoom)
+    along = local[..., 1] / body.reach_mm[1]
+    bend = along.clamp_(-1, 1).square_().sub_(0.2)
+    for axis in (0, 2):
+        local[..., axis] += uniform(generator, -1, 1) * amount * ranges.bend_mm * bend
+    return local
+
+
+def _sample(body: Body, depth: Tensor, local_mm: Tensor) -> Tensor:
+    """Interpolate a lattice at places seen from the body's centre; beyond the lattice its border goes on."""
+    matrix, shift = body.world_to_lattice[:, :3], body.world_to_lattice[:, 3]
+    size = torch.tensor(depth.shape, device=depth.device)
+    # grid_sample wants coordinates from -1 to 1 over the lattice's outermost points, last axis first.
+    scale = 2 / (size - 1)
+    places = (local_mm @ (matrix * scale[:, None]).T + ((matrix @ body.centre_mm + shift) * scale - 1)).flip(-1)
+    sampled: Tensor = functional.grid_sample(
+        depth[None, None], places[None], mode="bilinear", padding_mode="border", align_corners=True)  # fmt: skip
+    return sampled[0, 0]
+
+
+def _level(depth: Tensor, voxels: float) -> Tensor:
+    """Move a surface in or out until it holds as many voxels of the lattice."""
+    reach, bins = 5.0, 2000
+    counts = torch.histc(depth, bins=bins, min=-reach, max=reach).flip(0).cumsum(0) + (depth > reach).sum()
+    place = int((counts < voxels).sum())
+    return depth - (reach - (place + 0.5) * 2 * reach / bins)
+
+
+def _carve(body: Body, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
+    """Roughen a body's surface, and give dentate and interposed nucleus their form."""
+    depth = body.depth_mm.float()
+    step_mm = float(1 / body.world_to_lattice[:, :3].norm(dim=0).mean())
+    thin = min(1.0, float(depth.max()) / 3)
+    for wavelength_mm, bump_mm in zip((8, 4), ranges.bumps, strict=True):
+        noise = smooth_noise(depth.shape, wavelength_mm / step_mm, generator)[0]
+        depth = depth + ranges.amount * thin * bump_mm * noise
+    if body.nucleus == "DN":
+        return _make_bag(body, depth, ranges, generator)
+    if body.nucleus == "IN":
+        return _make_islands(body, depth, ranges, generator)
+    return depth
+
+
+def _lattice_mm(body: Body) -> Tensor:
+    """Places of the lattice's points from the body's centre, (X, Y, Z, 3)."""
+    device = body.depth_mm.device
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in body.depth_mm.shape]
+    lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    back = torch.linalg.inv(body.world_to_lattice[:, :3])
+    return (lattice - body.world_to_lattice[:, 3]) @ back.T - body.centre_mm
+
+
+def _make_bag(body: Body, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
+    """Crumple the dentate and open it towards the middle and the front; what lies in the mouth is not the nucleus."""
+    step_mm = float(1 / body.world_to_lattice[:, :3].norm(dim=0).mean())
+    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / step_mm, generator)[0]
+    depth = depth + ranges.amount * uniform(generator, *ranges.fold_mm) * folds
+    towards = torch.tensor(
+        [-body.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8), uniform(generator, 0.0, 0.6)],
+        device=depth.device,
+    )  # fmt: skip
+    towards = towards / towards.norm()
+    places = _lattice_mm(body) + towards * uniform(generator, -1.5, 2.5)
+    out = places @ towards
+    across = (places - out.clamp(min=0)[..., None] * towards).norm(dim=-1)
+    mouth = ranges.amount * uniform(generator, *ranges.hilum_mm) + 0.25 * out.clamp(min=0)
+    return torch.minimum(depth, across - mouth)
+
+
+def _make_islands(body: Body, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
+    """Part the interposed nucleus into globose (behind, medial) and emboliform (in front, lateral) island."""
+    across = torch.tensor([body.side * uniform(generator, 0, 0.7), 1.0, uniform(generator, -0.3, 0.3)])
+    across = (across / across.norm()).to(depth.device)
+    gap_mm = ranges.amount * uniform(generator, *ranges.gap_mm)
+    if gap_mm <= 0:
+        return depth
+    between = _lattice_mm(body) @ across - uniform(generator, -1.5, 0.5)
+    return torch.minimum(depth, between.abs() - gap_mm / 2)
+
+
+def to_device(head: ShapedHead, device: str | torch.device) -> ShapedHead:
+    """Carry a head to the device that draws."""
+    bodies = tuple(
+        replace(body, **{name: value.to(device) for name, value in vars(body).items() if isinstance(value, Tensor)})
+        for body in head.bodies
+    )
+    return ShapedHead(head.labels.to(device), head.world_to_index.to(device), head.ground.to(device), bodies)
