@@ -1,46 +1,124 @@
-"""The dipole field of magnetized tissue, and its inversion."""
+"""From the field of the tissue back to its susceptibility.
+
+All functions take a field (X, Y, Z) on a grid that repeats itself (pad it first) and the `dipole_kernel` of that grid.
+They answer in the unit of the field. The kernel is 0 at frequency 0, so the mean is not known and 0 in the answer.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
 
-def dipole_kernel(
-    shape: Sequence[int], voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1)
-) -> Tensor:
-    r"""Compute the Fourier transform of the unit dipole's field.
 
-    .. math:: D(k) = 1/3 - (k \cdot b)^2 / |k|^2, \qquad D(0) = 0.
+def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:
+    r"""Divide by the kernel, not letting it fall below a threshold (TKD).
 
-    Parameters
-    ----------
-    shape : sequence of 3 int
-        Grid (X, Y, Z).
-    voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
-    b0_direction : sequence of 3 float
-        Direction of the main field along the grid's axes; need not have length 1.
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z // 2 + 1)
-        For `torch.fft.rfftn`; without unit.
+    .. math:: \hat\chi = \hat f / D \ \text{where}\ |D| > t, \qquad \hat f\,\mathrm{sign}(D) / t \ \text{elsewhere}.
 
     References
     ----------
-    Marques JP, Bowtell R. Concepts Magn Reson B 25 (2005) 65-78. doi:10.1002/cmr.b.20034
+    Shmueli K, et al. Magn Reson Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
+    Wharton S, Schaefer A, Bowtell R. Magn Reson Med 63 (2010) 1292-1304. doi:10.1002/mrm.22334
     """
-    x, y, z = (int(size) for size in shape)
-    step_x, step_y, step_z = voxel_size_mm
-    axes = (torch.fft.fftfreq(x, step_x), torch.fft.fftfreq(y, step_y), torch.fft.rfftfreq(z, step_z))
-    kx, ky, kz = torch.meshgrid(*axes, indexing="ij")
-    direction = torch.tensor(b0_direction, dtype=torch.float32)
-    bx, by, bz = (direction / direction.norm()).tolist()
-    squared = kx**2 + ky**2 + kz**2
-    squared[0, 0, 0] = 1.0
-    kernel: Tensor = 1 / 3 - (kx * bx + ky * by + kz * bz) ** 2 / squared
-    kernel[0, 0, 0] = 0.0
-    return kernel
+    return apply_kernel(field, torch.sign(kernel) / kernel.abs().clamp(min=threshold))
+
+
+def least_squares(
+    field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float] | None = None
+) -> Tensor:
+    r"""Solve the regularized least-squares problem in closed form (L2).
+
+    .. math:: \hat\chi = \frac{D}{D^2 + \lambda E^2} \hat f
+
+    minimizes :math:`|D\chi - f|^2 + \lambda |E\chi|^2`, where E is 1 or, given `voxel_size_mm`, the gradient a mm.
+
+    References
+    ----------
+    Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
+    """
+    penalty = 1.0 if voxel_size_mm is None else _gradient_squared(field, voxel_size_mm)
+    return apply_kernel(field, kernel / (kernel**2 + strength * penalty).clamp(min=1e-12))
+
+
+def conjugate_gradients(
+    field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int
+) -> Tensor:
+    r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients, stopped early.
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+    kernel : Tensor of shape (X, Y, Z // 2 + 1)
+    weight : Tensor of shape (X, Y, Z)
+        W, the reliability of the field: 0 outside the brain, about 1 inside.
+    strength : float
+        Regularization λ.
+    iterations : int
+        Number of steps; few steps regularize further.
+
+    References
+    ----------
+    de Rochefort L, et al. Magn Reson Med 63 (2010) 194-206. doi:10.1002/mrm.22187
+    """
+    squared = weight**2
+    residual = apply_kernel(squared * field, kernel)
+    chi, direction = torch.zeros_like(field), residual
+    power = residual.square().sum()
+    for _ in range(iterations):
+        image = apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
+        step = power / (direction * image).sum().clamp(min=1e-30)
+        chi = chi + step * direction
+        residual = residual - step * image
+        power, before = residual.square().sum(), power
+        direction = residual + power / before.clamp(min=1e-30) * direction
+    return chi
+
+
+def total_variation(
+    field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float], iterations: int = 8
+) -> Tensor:
+    r"""Minimize :math:`\frac12|D\chi - f|^2 + \lambda|\nabla\chi|_1` by alternating directions (ADMM).
+
+    Maps become piecewise flat; few iterations leave them between this and `least_squares`.
+
+    References
+    ----------
+    Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
+    """
+    coupling = 100 * strength
+    inverse = 1 / (kernel**2 + coupling * _gradient_squared(field, voxel_size_mm)).clamp(min=1e-12)
+    inverse[0, 0, 0] = 0.0
+    data = torch.fft.rfftn(field) * kernel
+    dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
+    chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
+    for _ in range(iterations):
+        gradient = _gradient(chi, voxel_size_mm) + dual
+        dual = gradient.clamp(min=-strength / coupling, max=strength / coupling)
+        pull = _gradient_transposed(gradient - 2 * dual, voxel_size_mm)
+        chi = torch.fft.irfftn((data + coupling * torch.fft.rfftn(pull)) * inverse, s=field.shape)
+    return chi
+
+
+def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
+
+
+def _gradient_transposed(vectors: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    parts = zip(vectors, voxel_size_mm, strict=True)
+    backward = [(vector.roll(1, axis) - vector) / step for axis, (vector, step) in enumerate(parts)]
+    total: Tensor = torch.stack(backward).sum(dim=0)
+    return total
+
+
+def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Square of the forward difference a mm, in Fourier space."""
+    frequencies = frequencies_per_mm(field.shape, voxel_size_mm, device=field.device)
+    squared = torch.zeros((), device=field.device)
+    for k, step in zip(frequencies, voxel_size_mm, strict=True):
+        squared = squared + (2 - 2 * torch.cos(2 * math.pi * k * step)) / step**2
+    return squared
