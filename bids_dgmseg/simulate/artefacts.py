@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.nn import functional
 
-from bids_dgmseg.qsm.invert import dipole_kernel
+from bids_dgmseg.qsm.field import dipole_kernel
+from bids_dgmseg.simulate.acquisition import ScanGrid
 from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
+from bids_dgmseg.simulate.filters import blur, flatten, truncate_frequencies
+from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
 
 
 @dataclass(frozen=True)
 class ArtefactRanges:
     """How far scans differ; a pair is the lowest and highest value, drawn uniformly."""
 
-    blur_mm: tuple[float, float] = (0.2, 0.7)
+    physics: float = 0.5
+    """Part of the maps that are reconstructed from a simulated field; the others are degraded at random."""
+    in_plane_mm: tuple[float, float] = (0.5, 1.2)
+    """Edges of the scan's voxels in plane."""
+    slice_mm: tuple[float, float] = (1.0, 3.2)
+    """Thickness of the slices of thick-slice scans, half of all scans."""
+    oblique_deg: float = 20.0
+    """Largest rotation of the slices, in a quarter of the thick-slice scans."""
+    blur_mm: tuple[float, float] = (0.1, 0.6)
     """SD of the point spread along each axis."""
-    slice_mm: tuple[float, float] = (0.7, 1.6)
-    """SD along the slices of thick-slice scans, half of all scans."""
     threshold: tuple[float, float] = (0.03, 0.18)
-    """Where truncated division leaves the dipole kernel."""
+    """Where truncated division leaves the dipole kernel, in maps degraded at random."""
     field_noise_ppm: tuple[float, float] = (0.0005, 0.004)
     noise_ppm: tuple[float, float] = (0.002, 0.02)
     """Log-uniform."""
@@ -31,11 +39,16 @@ class ArtefactRanges:
     """Largest tangent of the angle between the main field and the vertical."""
     highpass: tuple[float, float] = (0.2, 0.8)
     """Part of the slow variation that background removal and regularization take away."""
+    edge_ppm: tuple[float, float] = (0.01, 0.04)
+    """Differences below which smoothing that keeps edges levels."""
     reference_ppm: float = 0.015
     """Largest shift of the zero."""
+    reconstruction: ReconstructionRanges = field(default_factory=ReconstructionRanges)
 
 
-def degrade(chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator) -> Tensor:
+def degrade(
+    chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator, mask: Tensor | None = None
+) -> Tensor:
     """Turn true susceptibility into a reconstructed map.
 
     Parameters
@@ -47,52 +60,86 @@ def degrade(chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator
     ranges : ArtefactRanges
         How far scans differ.
     generator : torch.Generator
-        Source of randomness.
+        Source of randomness, on the device of `chi`.
+    mask : Tensor of shape (X, Y, Z), bool, optional
+        Voxels that the map will show; by default those where `chi` is not 0.
 
     Returns
     -------
     Tensor of shape (X, Y, Z)
-        Map in ppm, with values outside the head too; the caller masks.
+        Map in ppm, with values outside the mask too; the caller masks.
     """
-    sigma_mm = [uniform(generator, *ranges.blur_mm) for _ in range(3)]
+    grid = draw_grid(tuple(chi.shape), spacing_mm, ranges, generator)
+    voxel_size_mm = [spacing_mm * step for step in grid.steps]
+    scan = grid.average(chi)
+    scan = _draw_point_spread(scan, voxel_size_mm, ranges, generator)
+    if chance(generator, ranges.physics):
+        brain = grid.average((chi != 0 if mask is None else mask).float()) > 0.5
+        scan = reconstruct(
+            scan, brain, voxel_size_mm=voxel_size_mm, ranges=ranges.reconstruction, generator=generator
+        )
+    else:
+        scan = _degrade_at_random(scan, voxel_size_mm, ranges, generator)
+    if chance(generator, 0.1):
+        scan = flatten(scan, edge_ppm=uniform(generator, *ranges.edge_ppm), steps=3)
+    return grid.interpolate(scan) + uniform(generator, -ranges.reference_ppm, ranges.reference_ppm)
+
+
+def draw_grid(
+    shape: tuple[int, ...], spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator
+) -> ScanGrid:
+    """Draw the voxels of a scan; finer ones than the array's are left to the array's."""
+    x, y, z = shape
+    steps = [max(1.0, uniform(generator, *ranges.in_plane_mm) / spacing_mm)] * 3
+    if not chance(generator, 0.5):
+        return ScanGrid((x, y, z), (steps[0], steps[1], steps[2]))
+    axis = 2 if chance(generator, 0.8) else int(uniform(generator, 0, 2))
+    steps[axis] = max(1.0, uniform(generator, *ranges.slice_mm) / spacing_mm)
+    offsets = [0.0, 0.0, 0.0]
+    offsets[axis] = uniform(generator, -0.5, 0.5)
+    rotation = None
+    if chance(generator, 0.25):
+        angles_deg = [uniform(generator, -ranges.oblique_deg, ranges.oblique_deg) for _ in range(3)]
+        matrix = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
+        rotation = torch.tensor(matrix, dtype=torch.float32)
+    return ScanGrid((x, y, z), (steps[0], steps[1], steps[2]), (offsets[0], offsets[1], offsets[2]), rotation)
+
+
+def _draw_point_spread(
+    scan: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
+) -> Tensor:
+    """Blur, or cut off the high frequencies in plane as zero-filling does."""
+    if chance(generator, 0.2):
+        kept = [uniform(generator, 0.6, 1.0)] * 2
+        return truncate_frequencies(scan, [*kept, 1.0])
+    return blur(scan, [uniform(generator, *ranges.blur_mm) / step for step in voxel_size_mm])
+
+
+def _degrade_at_random(
+    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
+) -> Tensor:
+    """Lose slow variation and the frequencies near the magic angle; add noise."""
     if chance(generator, 0.5):
-        axis = 2 if chance(generator, 0.8) else int(uniform(generator, 0, 2))
-        sigma_mm[axis] = uniform(generator, *ranges.slice_mm)
-    chi = blur(chi, [sigma / spacing_mm for sigma in sigma_mm])
-    if chance(generator, 0.5):
-        width = uniform(generator, 8, 25) / spacing_mm
-        chi = chi - uniform(generator, *ranges.highpass) * blur(chi, [width] * 3)
+        width_mm = uniform(generator, 8, 25)
+        chi = chi - uniform(generator, *ranges.highpass) * blur(chi, [width_mm / step for step in voxel_size_mm])
     if chance(generator, 0.7):
-        chi = _invert_with_streaks(chi, ranges, generator)
-    return chi + _draw_noise(chi, ranges, generator) + uniform(generator, -ranges.reference_ppm, ranges.reference_ppm)
+        chi = _invert_with_streaks(chi, voxel_size_mm, ranges, generator)
+    return chi + _draw_noise(chi, ranges, generator)
 
 
-def blur(chi: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
-    """Gaussian blur by an SD along each axis, edges replicated."""
-    blurred = chi[None, None]
-    for axis, sigma in enumerate(sigma_voxels):
-        radius = min(math.ceil(3 * sigma), chi.shape[axis] - 1)
-        if radius < 1 or sigma < 0.05:
-            continue
-        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-        shape = [1] * 5
-        shape[axis + 2] = 2 * radius + 1
-        padding = [0] * 6
-        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
-        blurred = functional.conv3d(functional.pad(blurred, padding, mode="replicate"), (taps / taps.sum()).view(shape))
-    return blurred[0, 0]
-
-
-def _invert_with_streaks(chi: Tensor, ranges: ArtefactRanges, generator: torch.Generator) -> Tensor:
+def _invert_with_streaks(
+    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
+) -> Tensor:
     """Lose what truncated division loses near the magic angle, and gain the field noise that it amplifies."""
     tilt = [uniform(generator, -ranges.tilt, ranges.tilt) for _ in range(2)]
-    kernel = dipole_kernel(chi.shape, (1, 1, 1), (*tilt, 1.0)).abs()
+    kernel = dipole_kernel(chi.shape, voxel_size_mm, (*tilt, 1.0), device=chi.device).abs()
     threshold = uniform(generator, *ranges.threshold)
     kept = (kernel / threshold).clamp(max=1) ** uniform(generator, 0.3, 1.0)
     kept[0, 0, 0] = 1.0
     spectrum = torch.fft.rfftn(chi) * kept
     if chance(generator, 0.7):
-        noise = torch.randn(chi.shape, generator=generator) * uniform(generator, *ranges.field_noise_ppm)
+        level_ppm = uniform(generator, *ranges.field_noise_ppm)
+        noise = torch.randn(chi.shape, generator=generator, device=chi.device) * level_ppm
         spectrum = spectrum + torch.fft.rfftn(noise) / kernel.clamp(min=threshold)
     inverted: Tensor = torch.fft.irfftn(spectrum, s=chi.shape)
     return inverted
@@ -101,7 +148,7 @@ def _invert_with_streaks(chi: Tensor, ranges: ArtefactRanges, generator: torch.G
 def _draw_noise(chi: Tensor, ranges: ArtefactRanges, generator: torch.Generator) -> Tensor:
     low, high = ranges.noise_ppm
     level = low * (high / low) ** uniform(generator, 0, 1)
-    noise = torch.randn(chi.shape, generator=generator) * level
+    noise = torch.randn(chi.shape, generator=generator, device=chi.device) * level
     return blur(noise, [uniform(generator, 0.3, 0.9)] * 3) if chance(generator, 0.6) else noise
 
 

@@ -22,7 +22,7 @@ from bids_dgmseg.segment.clean import clean
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.predict import Block, predict_on_grid
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
-from bids_dgmseg.simulate.artefacts import blur
+from bids_dgmseg.simulate.filters import blur
 
 _FINER = 0.75
 """Edge of a voxel of the targets relative to the network's: they are looked up by nearest neighbour."""

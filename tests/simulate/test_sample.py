@@ -9,7 +9,7 @@ from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import get_model
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.artefacts import blur
+from bids_dgmseg.simulate.filters import blur
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import (
     LOCALIZER_VIEW,

@@ -1,0 +1,163 @@
+"""Measure the field of a susceptibility and reconstruct a map from it, with what goes wrong on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.qsm.background import ball_mean, v_sharp
+from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, field_noise_sd, r2star_hz
+from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_variation, truncated_division
+from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
+from bids_dgmseg.simulate.filters import blur
+
+_MARGIN_MM = 8.0
+"""Continued values about the field of view, so that its opposite faces hardly feel one another."""
+
+
+@dataclass(frozen=True)
+class ReconstructionRanges:
+    """How far scanners and reconstructions differ; a pair is the lowest and highest value, drawn uniformly."""
+
+    b0_tesla: tuple[float, ...] = (1.5, 3.0, 3.0, 7.0)
+    """One of these."""
+    snr: tuple[float, float] = (20.0, 120.0)
+    """Of the signal at echo time 0; log-uniform."""
+    r2_hz: tuple[float, float] = (10.0, 20.0)
+    """Decay where susceptibility is 0."""
+    last_echo_ms_t: tuple[float, float] = (60.0, 110.0)
+    """Last echo time times field strength."""
+    tilt: float = 0.35
+    """Largest tangent of the angle between the main field and the vertical."""
+    rim_ppm: tuple[float, float] = (0.0, 0.02)
+    """Background field that is left at the rim of the mask."""
+    slow_ppm: tuple[float, float] = (0.0, 0.004)
+    """Slow field that is left everywhere."""
+    largest_radius_mm: tuple[float, float] = (5.0, 12.0)
+    smallest_radius_mm: tuple[float, float] = (2.0, 3.0)
+    """Of V-SHARP."""
+    threshold: tuple[float, float] = (0.08, 0.25)
+    """Of truncated division."""
+    least_squares: tuple[float, float] = (0.002, 0.05)
+    """Strength of the closed-form solutions; log-uniform, as the following."""
+    conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)
+    iterations: tuple[float, float] = (4.0, 10.0)
+    """Of conjugate gradients."""
+    total_variation: tuple[float, float] = (5e-5, 5e-4)
+
+
+def reconstruct(
+    chi: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Draw a reconstruction: field, noise of several echoes, background removal, dipole inversion.
+
+    Parameters
+    ----------
+    chi : Tensor of shape (X, Y, Z)
+        True susceptibility in ppm on the scan's grid.
+    mask : Tensor of shape (X, Y, Z), bool
+        What is left of the brain after background removal.
+    voxel_size_mm : sequence of 3 float
+        Edge lengths of the scan's voxels.
+    ranges : ReconstructionRanges
+        How far scans differ.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    Tensor of shape (X, Y, Z)
+        Map in ppm with the true mean over the mask, with values outside the mask too.
+    """
+    inner, spare = _margin(chi.shape, voxel_size_mm)
+    chi, mask = _continued(chi, spare), _continued(mask.float(), spare) > 0.5
+    tilt = [uniform(generator, -ranges.tilt, ranges.tilt) for _ in range(2)]
+    kernel = dipole_kernel(chi.shape, voxel_size_mm, (*tilt, 1.0), device=chi.device)
+    field = apply_kernel(chi, kernel)
+    noise_sd = _draw_noise_sd(chi, ranges, generator)
+    field = field + noise_sd * torch.randn(chi.shape, generator=generator, device=chi.device)
+    field = _remove_background(field, mask, voxel_size_mm, ranges, generator)
+    weight = (mask * (noise_sd.median() / noise_sd)).clamp(max=2)
+    inverted = _draw_inversion(kernel, weight, voxel_size_mm, ranges, generator)(field)
+    inside = mask[inner].sum().clamp(min=1)
+    return inverted[inner] + ((chi - inverted)[inner] * mask[inner]).sum() / inside
+
+
+def _margin(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> tuple[tuple[slice, ...], list[int]]:
+    """Find where the field of view lies in a grid of fast size with a margin, and how to pad it so."""
+    inner: list[slice] = []
+    spare: list[int] = []
+    for size, step in zip(shape, voxel_size_mm, strict=True):
+        total = fast_size(size + 2 * math.ceil(_MARGIN_MM / step))
+        before = (total - size) // 2
+        inner.append(slice(before, before + size))
+        spare = [before, total - size - before, *spare]
+    return tuple(inner), spare
+
+
+def _continued(array: Tensor, spare: list[int]) -> Tensor:
+    return functional.pad(array[None, None], spare, mode="replicate")[0, 0]
+
+
+def _draw_noise_sd(chi: Tensor, ranges: ReconstructionRanges, generator: torch.Generator) -> Tensor:
+    """Draw a scanner and its echoes: SD of the field's noise (ppm), larger where iron lets the signal decay."""
+    b0_tesla = ranges.b0_tesla[int(uniform(generator, 0, len(ranges.b0_tesla)))]
+    last_s = uniform(generator, *ranges.last_echo_ms_t) / b0_tesla / 1000
+    echo_times_s = [last_s * (echo + 1) / 4 for echo in range(4)]
+    decay = r2star_hz(chi, b0_tesla=b0_tesla, r2_hz=uniform(generator, *ranges.r2_hz) * b0_tesla / 3)
+    return field_noise_sd(
+        decay.clamp(max=2 / last_s), snr=_log_uniform(generator, *ranges.snr), echo_times_s=echo_times_s,
+        b0_tesla=b0_tesla,
+    )  # fmt: skip
+
+
+def _remove_background(
+    field: Tensor, mask: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
+    generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Remove the background as V-SHARP does, with what that takes from the field inside; leave some at the rim."""
+    largest, smallest = uniform(generator, *ranges.largest_radius_mm), uniform(generator, *ranges.smallest_radius_mm)
+    within = apply_kernel(mask.float(), ball_mean(mask.shape, voxel_size_mm, smallest, device=mask.device)) > 1e-4
+    radii = (largest, math.sqrt(largest * smallest), smallest)
+    local, _ = v_sharp(field, within, voxel_size_mm=voxel_size_mm, radii_mm=radii, periodic=True)
+    finest = min(voxel_size_mm)
+
+    def slow(level_ppm: tuple[float, float], wavelength_mm: tuple[float, float]) -> Tensor:
+        noise = smooth_noise(field.shape, uniform(generator, *wavelength_mm) / finest, generator)[0]
+        return noise * uniform(generator, *level_ppm)
+
+    rim = 1 - blur(mask.float(), [4 / step for step in voxel_size_mm])
+    left = slow(ranges.rim_ppm, (10, 20)) * 2 * rim + slow(ranges.slow_ppm, (25, 60))
+    return (local + left) * mask
+
+
+def _draw_inversion(
+    kernel: Tensor, weight: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
+    generator: torch.Generator,
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    method = uniform(generator, 0, 1)
+    if method < 0.4:
+        threshold = uniform(generator, *ranges.threshold)
+        return lambda field: truncated_division(field, kernel, threshold=threshold)
+    if method < 0.65:
+        strength = _log_uniform(generator, *ranges.least_squares)
+        penalty = voxel_size_mm if chance(generator, 0.5) else None
+        return lambda field: least_squares(field, kernel, strength=strength, voxel_size_mm=penalty)
+    if method < 0.85:
+        strength = _log_uniform(generator, *ranges.conjugate_gradients)
+        steps = round(uniform(generator, *ranges.iterations))
+        return lambda field: conjugate_gradients(field, kernel, weight=weight, strength=strength, iterations=steps)
+    strength = _log_uniform(generator, *ranges.total_variation)
+    return lambda field: total_variation(
+        field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, iterations=5
+    )
+
+
+def _log_uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low * math.exp(math.log(high / low) * uniform(generator, 0, 1))

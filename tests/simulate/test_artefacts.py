@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+import torch
+
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid
+
+SHAPE = (24, 24, 20)
+
+
+@pytest.fixture
+def chi():
+    head = torch.zeros(SHAPE)
+    head[3:-3, 3:-3, 3:-3] = -0.02
+    head[9:15, 9:15, 7:13] = 0.1
+    return head
+
+
+def draw(chi, seed, *, spacing_mm=1.25, **changes):
+    ranges = dataclasses.replace(ArtefactRanges(), **changes)
+    return degrade(chi, spacing_mm=spacing_mm, ranges=ranges, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("physics", [0.0, 0.5, 1.0])
+def test_a_seed_gives_one_map(chi, physics):
+    first, again, other = (draw(chi, seed, physics=physics) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("physics", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_maps_are_finite_and_show_the_nucleus(chi, physics, seed):
+    degraded = draw(chi, seed, physics=physics)
+    assert degraded.shape == SHAPE
+    assert degraded.dtype == torch.float32
+    assert degraded.isfinite().all()
+    assert degraded[10:14, 10:14, 8:12].mean() > degraded[chi < 0].mean() + 0.015
+
+
+def test_physics_is_the_share_of_reconstructed_maps(chi, monkeypatch):
+    calls = []
+
+    def spy(scan, *_, **__):
+        calls.append(1)
+        return scan
+
+    monkeypatch.setattr("bids_dgmseg.simulate.artefacts.reconstruct", spy)
+    shares = {}
+    for physics in (0.0, 0.5, 1.0):
+        calls.clear()
+        for seed in range(40):
+            draw(chi, seed, physics=physics)
+        shares[physics] = len(calls) / 40
+    assert shares[0.0] == 0
+    assert shares[1.0] == 1
+    assert 0.25 < shares[0.5] < 0.75  # 20 of 40, SD 3.2
+
+
+def test_fine_scans_keep_the_arrays_voxels():
+    ranges = ArtefactRanges(in_plane_mm=(0.5, 0.5), slice_mm=(1.0, 1.0))
+    for seed in range(6):
+        assert draw_grid(SHAPE, 1.25, ranges, torch.Generator().manual_seed(seed)).steps == (1.0, 1.0, 1.0)
+
+
+def test_half_of_the_scans_have_thick_slices_mostly_along_z():
+    ranges = ArtefactRanges(in_plane_mm=(0.8, 0.8), slice_mm=(3.0, 3.0))
+    grids = [draw_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    thick = [grid for grid in grids if max(grid.steps) == 3.0]
+    assert 70 < len(thick) < 130  # 100 of 200, SD 7
+    assert 0.65 < sum(grid.steps[2] == 3.0 for grid in thick) / len(thick) < 0.95  # 0.8, SD 0.04
+    assert all(grid.rotation is None for grid in grids if max(grid.steps) == 1.0)
+
+
+def test_thick_slices_level_what_is_thinner_than_they(chi):
+    stripes = torch.zeros(SHAPE)
+    stripes[:, :, ::2] = 0.1
+    levelled = draw(stripes, 0, spacing_mm=1.0, physics=0.0, slice_mm=(4.0, 4.0), noise_ppm=(1e-5, 1e-4),
+                    field_noise_ppm=(0.0, 0.0), oblique_deg=0.0, in_plane_mm=(4.0, 4.0))  # fmt: skip
+    assert levelled[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before

@@ -1,0 +1,68 @@
+import dataclasses
+
+import pytest
+import torch
+
+from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
+
+SHAPE = (40, 40, 32)
+CLEAN = dataclasses.replace(
+    ReconstructionRanges(), snr=(1e5, 1e5), rim_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tilt=0.0,
+    largest_radius_mm=(12.0, 12.0), threshold=(0.08, 0.08), least_squares=(0.002, 0.002),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A brain of 18 mm with a nucleus of 5 mm at 0.1 ppm."""
+    axes = [torch.arange(n) - (n - 1) / 2 for n in SHAPE]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    brain = x**2 + y**2 + (1.2 * z) ** 2 < 18**2
+    nucleus = (x - 5) ** 2 + y**2 + z**2 < 25
+    return 0.1 * nucleus.float(), brain, nucleus
+
+
+def draw(head, ranges, seed, voxel_size_mm=(1.0, 1.0, 1.0)):
+    chi, brain, _ = head
+    generator = torch.Generator().manual_seed(seed)
+    return reconstruct(chi, brain, voxel_size_mm=voxel_size_mm, ranges=ranges, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_reconstruction_shows_the_nucleus(head, seed):
+    _, brain, nucleus = head
+    chi = draw(head, CLEAN, seed)
+    contrast = (chi[nucleus].mean() - chi[brain & ~nucleus].mean()).item()
+    assert 0.04 < contrast < 0.125  # true 0.1; truncation, early stopping and small spheres take some
+
+
+def test_the_mean_over_the_mask_is_the_true_one(head):
+    true, brain, _ = head
+    assert draw(head, CLEAN, 0)[brain].mean().item() == pytest.approx(true[brain].mean().item(), abs=1e-5)
+
+
+def test_noise_grows_as_the_signal_falls(head):
+    _, brain, _ = head
+    clean = draw(head, CLEAN, 0)
+    errors = [
+        (draw(head, dataclasses.replace(CLEAN, snr=(snr, snr)), 0) - clean)[brain].std().item() for snr in (100, 25)
+    ]
+    assert errors[1] == pytest.approx(4 * errors[0], rel=0.05)  # linear while the weights stay the same
+
+
+def test_a_residual_field_spoils_the_rim_more_than_the_middle(head):
+    _, brain, _ = head
+    clean = draw(head, CLEAN, 0)
+    spoilt = draw(head, dataclasses.replace(CLEAN, rim_ppm=(0.02, 0.02)), 0)
+    middle = torch.zeros(SHAPE, dtype=torch.bool)
+    middle[14:26, 14:26, 12:20] = True
+    rim = brain & ~(torch.roll(brain, 3, 0) & torch.roll(brain, -3, 0) & torch.roll(brain, 3, 2))
+    error = (spoilt - clean).abs()
+    assert error[rim].mean() > 2 * error[middle].mean() > 0
+
+
+def test_voxels_may_be_thick(head):
+    chi, brain, nucleus = (part[:, :, 8:24] for part in head)
+    thick = draw((chi, brain, nucleus), CLEAN, 1, voxel_size_mm=(1.0, 1.0, 3.0))
+    assert thick.isfinite().all()
+    assert (thick[nucleus].mean() - thick[brain & ~nucleus].mean()).item() > 0.03
