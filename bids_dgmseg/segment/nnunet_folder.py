@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.segment.label_map import read_labels
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+_ORIENTATIONS = {"".join(axes) for pairs in permutations(("LR", "AP", "IS")) for axes in product(*pairs)}
 _TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 """Where the classes that plans.json names may come from: they are imported and called."""
 
@@ -98,6 +100,9 @@ def read_folder(folder: Path) -> Trained:
     if "previous_stage" in known:
         raise InputError(f"{folder.name}: {configuration} is the second stage of a cascade; give a folder of "
                          "3d_fullres, 3d_lowres or 2d")  # fmt: skip
+    axes = trained.orientation
+    if axes is not None and axes not in _ORIENTATIONS:
+        raise InputError(f"{folder.name}/dataset.json: orientation {axes!r} is no order of axes; write one such as RAS")
     foreign = [name for name in _class_names(plans["configurations"]) if not name.startswith(_TRUSTED)]
     if foreign:
         raise InputError(f"{folder.name}/plans.json: names {foreign[0]}, which is no part of nnU-Net; it is not run; "

@@ -169,7 +169,7 @@ def spoil(folder: Path, how: str) -> None:
     else:
         path = folder / "dataset.json"
         content = json.loads(path.read_text())
-        content["channel_names"]["1"] = "T1w"
+        content.update({"channel_names": {"0": "QSM", "1": "T1w"}} if how == "two channels" else {"orientation": "RAX"})
         path.write_text(json.dumps(content))
 
 
@@ -177,6 +177,7 @@ def spoil(folder: Path, how: str) -> None:
     ("no fold", r"model: no fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth; copy it whole$"),
     ("cut short", r"^fold_0/checkpoint_final.pth: is damaged"),
     ("no plans", r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
+    ("no axes", r"^model/dataset.json: orientation 'RAX' is no order of axes; write one such as RAS$"),
     ("two channels", r"^model: its network needs 2 images a scan, and there is one map"),
 ])  # fmt: skip
 def test_a_folder_that_cannot_be_run_says_why(tmp_path, how, message):
