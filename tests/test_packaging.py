@@ -18,6 +18,8 @@ from bids_dgmseg.measure.columns import STATS_COLUMNS
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
+from bids_dgmseg.simulate.bodies import ShapeRanges
+from bids_dgmseg.simulate.details import DetailRanges
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.susceptibility import ValueRanges
 from bids_dgmseg.structures import STRUCTURES
@@ -122,7 +124,7 @@ def test_every_nucleus_is_documented_with_its_number():
     assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
 
 
-RANGES = [HeadRanges(), ValueRanges(), ArtefactRanges(), ReconstructionRanges()]
+RANGES = [HeadRanges(), ShapeRanges(), ValueRanges(), DetailRanges(), ArtefactRanges(), ReconstructionRanges()]
 
 
 @pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)
@@ -130,7 +132,7 @@ def test_the_ranges_of_simulated_maps_are_documented(ranges):
     table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
     known = dataclasses.asdict(ranges)
-    for told_elsewhere in ("bends", "reconstruction"):
+    for told_elsewhere in ("bends", "details", "reconstruction"):
         known.pop(told_elsewhere, None)
     assert shown == {name: write_range(value) for name, value in known.items()}
 

@@ -101,6 +101,7 @@ class ShapedHead(LabelMap):
     ground : Tensor of shape (X, Y, Z), uint8
         Labels as if there were no nuclei: the nearest tissue fills their place.
     bodies : tuple of Body
+        Ventricles first.
     """
 
     ground: Tensor
@@ -119,9 +120,9 @@ def shape_head(head: LabelMap, whole: Tensor) -> ShapedHead:
     """
     labels = whole.cpu().numpy()
     matrix = np.linalg.inv(head.world_to_index.cpu().numpy().astype(np.float64))
-    places = ndimage.find_objects(labels, max_label=max(VENTRICLES))
-    wanted = [*(structure.index for structure in STRUCTURES), *VENTRICLES]
-    bodies = [_make_body(labels, label, matrix) for label in wanted if places[label - 1:label] not in ([], [None])]
+    wanted = [*VENTRICLES, *(structure.index for structure in STRUCTURES)]
+    found = set(np.unique(labels).tolist())
+    bodies = [_make_body(labels, label, matrix) for label in wanted if label in found]
     return ShapedHead(head.labels, head.world_to_index, torch.from_numpy(_ground(labels)), tuple(bodies))
 
 
@@ -212,7 +213,7 @@ def draw_bodies(
     common = {nucleus: normal(generator) for nucleus in ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")}
     coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
     sparse = points_mm[::coarse, ::coarse, ::coarse]
-    for body in sorted(head.bodies, key=lambda body: body.label <= FIRST_TISSUE):
+    for body in head.bodies:
         block = _block_of(body, sparse, coarse)
         if body.label > FIRST_TISSUE:
             local = points_mm[block] - body.centre_mm
@@ -276,7 +277,8 @@ def _level(depth: Tensor, voxels: float) -> Tensor:
     reach, bins = 5.0, 2000
     counts = torch.histc(depth, bins=bins, min=-reach, max=reach).flip(0).cumsum(0) + (depth > reach).sum()
     place = int((counts < voxels).sum())
-    return depth - (reach - (place + 0.5) * 2 * reach / bins)
+    surface_mm = reach - (place + 0.5) * 2 * reach / bins
+    return depth - surface_mm
 
 
 def _carve(body: Body, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
@@ -299,7 +301,7 @@ def _lattice_mm(body: Body) -> Tensor:
     device = body.depth_mm.device
     axes = [torch.arange(size, device=device, dtype=torch.float32) for size in body.depth_mm.shape]
     lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    back = torch.linalg.inv(body.world_to_lattice[:, :3])
+    back: Tensor = torch.linalg.inv(body.world_to_lattice[:, :3])
     return (lattice - body.world_to_lattice[:, 3]) @ back.T - body.centre_mm
 
 
@@ -334,7 +336,10 @@ def _make_islands(body: Body, depth: Tensor, ranges: ShapeRanges, generator: tor
 def to_device(head: ShapedHead, device: str | torch.device) -> ShapedHead:
     """Carry a head to the device that draws."""
     bodies = tuple(
-        replace(body, **{name: value.to(device) for name, value in vars(body).items() if isinstance(value, Tensor)})
+        replace(
+            body, depth_mm=body.depth_mm.to(device), world_to_lattice=body.world_to_lattice.to(device),
+            centre_mm=body.centre_mm.to(device), reach_mm=body.reach_mm.to(device),
+        )
         for body in head.bodies
-    )
+    )  # fmt: skip
     return ShapedHead(head.labels.to(device), head.world_to_index.to(device), head.ground.to(device), bodies)

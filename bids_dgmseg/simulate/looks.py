@@ -10,6 +10,9 @@ from torch import Tensor
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, chance, normal, uniform
 from bids_dgmseg.simulate.bodies import Body, Painted
 
+_TOUCH = 0.25
+"""Of a voxel."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -138,7 +141,8 @@ class Canvas:
     def finish(self) -> tuple[Tensor, Tensor]:
         """Mix the two deepest at each voxel; the ground is as deep as the nuclei are away."""
         inside = self.first > 0
-        other = self.second > -self.first
+        # Where the gap between two bodies is a small part of a voxel, they touch.
+        other = self.second + self.first > -_TOUCH * self.width_mm
         nucleus_ppm = self.first_ppm
         # Half the difference of two depths is the distance from the face between them.
         margin = torch.where(inside & other, (self.first - self.second) / 2, self.first)
