@@ -179,13 +179,21 @@ def _step(
 
 def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """Dice a class of the most probable labels, background left out; NaN where the truth has none."""
-    predicted = logits.argmax(dim=1)
-    classes = logits.shape[1]
-    truth_count = torch.bincount(labels.flatten().long(), minlength=classes).float()
-    predicted_count = torch.bincount(predicted.flatten(), minlength=classes).float()
-    both = torch.bincount(labels[labels == predicted].flatten().long(), minlength=classes).float()
-    dice = 2 * both / (truth_count + predicted_count)
-    return torch.where(truth_count > 0, dice, torch.nan)[1:]
+    return dice_of_counts(class_counts(logits.argmax(dim=1), labels, logits.shape[1]))
+
+
+def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Count the voxels of each class (3, classes): in the truth, in the prediction, in both."""
+    truth, both = labels.flatten(), labels[labels == predicted].flatten()
+    return torch.stack([
+        torch.bincount(values.long(), minlength=classes).float() for values in (truth, predicted.flatten(), both)
+    ])  # fmt: skip
+
+
+def dice_of_counts(counts: Tensor) -> Tensor:
+    """Dice of each class but the background from `class_counts`; NaN where the truth has none."""
+    truth, predicted, both = counts
+    return torch.where(truth > 0, 2 * both / (truth + predicted), torch.nan)[1:]
 
 
 def use_cores() -> None:

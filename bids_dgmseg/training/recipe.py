@@ -1,0 +1,167 @@
+"""What a methods section says of a training, as plain values that each can be changed by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.objectives import Objective
+
+_Block = TypeVar("_Block")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one sample is, and which samples an epoch holds; voxels and axes are those of a RAS+ grid."""
+
+    size: tuple[int, int, int]
+    """Voxels of a sample."""
+    step: tuple[int, int, int]
+    """Distance of neighbouring samples; 0 for one sample, in the middle."""
+    region: Literal["labels", "localizer"]
+    """Samples lie around the labels, or in the box where the model looks."""
+    margin: int = 0
+    """Voxels around the labels."""
+    stack_axis: int | None = None
+    """Axis of 2.5D samples: its slices are the channels, and the middle one's labels are learned."""
+    empty: float = 1.0
+    """Part of the samples without any label that is kept."""
+    normalization: Literal["ppm", "zscore", "minmax"] = "zscore"
+    normalized: Literal["sample", "region"] = "sample"
+    """What `normalization` is computed over."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How samples are moved anew each time; 0 for not at all."""
+
+    axes: tuple[int, ...] = (0, 1, 2)
+    """Axes that move; rotations are those within them."""
+    shift: float = 0.0
+    """Largest shift along each axis, in voxels."""
+    rotation_deg: float = 0.0
+    """Largest rotation about each axis."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest factor, drawn for each axis by itself."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.shift or self.rotation_deg or self.scale != (1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast to learn; Adam throughout."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    patience: int | None = None
+    """Epochs without a lower validation loss after which the training ends; None for never."""
+    milestones: tuple[int, ...] = ()
+    """Epochs from which on the learning rate is a tenth of what it was."""
+    minutes: float | None = None
+    """Time of learning after which the training ends, however many epochs a machine takes in it."""
+
+    def rate(self, epoch: int, seconds: float = 0.0) -> float:
+        """Learning rate of an epoch; where the time rules, `milestones` fall when as large a part of it is over."""
+        part = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        passed = max(float(epoch), part * self.epochs)
+        return float(self.learning_rate * 0.1 ** sum(passed >= milestone for milestone in self.milestones))
+
+    def shortened(self, epochs: int) -> Pace:
+        """Take another number of epochs, the milestones at the same part of them."""
+        milestones = tuple(round(milestone * epochs / self.epochs) for milestone in self.milestones)
+        return replace(self, epochs=epochs, milestones=milestones)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns."""
+
+    classes: Mapping[str, tuple[str, ...]]
+    """Output classes 1, 2, … → nuclei (both sides, as ``DN``; or one, as ``DN_L``) that are it."""
+    sampling: Sampling
+    loss: Objective
+    pace: Pace
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    network: str = ""
+    """Takes the place of the model's own network."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Takes the place of the model's own."""
+    folds: int = 5
+    validation: float | None = None
+    """Part of the training scans that early stopping watches, while the fold's own part stays unseen as a test;
+    None lets it watch the fold's own part."""
+    references: int = 0
+    """Training scans that go into the model folder for an atlas localizer."""
+
+    def structures(self, name: str) -> tuple[str, ...]:
+        """Abbreviations of the nuclei of a class, sides apart."""
+        wanted = self.classes[name]
+        return tuple(one.abbreviation for one in STRUCTURES if one.abbreviation in wanted or one.nucleus in wanted)
+
+
+def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Change a recipe by texts such as ``pace.batch=4`` or ``sampling.step=[9, 9, 9]``.
+
+    Raises
+    ------
+    InputError
+        If there is no such value, or one of another type is given.
+    """
+    for text in settings:
+        key, value = read_setting(text, option="--recipe")
+        recipe = _changed(recipe, key.split("."), value, key)
+    return recipe
+
+
+def read_setting(text: str, *, option: str) -> tuple[str, Any]:
+    """Read ``key=value``, the value as in TOML; a bare word is a text.
+
+    Raises
+    ------
+    InputError
+        If it is not of this form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{option} {text}: is not KEY=VALUE; write it such as {option} name=4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _changed(block: _Block, path: list[str], value: Any, key: str) -> _Block:
+    first, *rest = path
+    known = {part.name: getattr(block, part.name) for part in dataclasses.fields(block)}  # type: ignore[arg-type]  # a dataclass
+    if first not in known:
+        raise InputError(f"--recipe {key}: there is no {first}; choose from {', '.join(known)}")
+    old = known[first]
+    if rest and dataclasses.is_dataclass(old):
+        return replace(block, **{first: _changed(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
+    if rest or dataclasses.is_dataclass(old) or isinstance(old, Mapping):
+        raise InputError(f"--recipe {key}: is not a single value; see the recipe in training.json")
+    new = _like(old, tuple(value) if isinstance(value, list) else value)
+    if new is None:
+        raise InputError(f"--recipe {key}: {value!r} is not like {old!r}; give a value of its kind")
+    return replace(block, **{first: new})  # type: ignore[type-var]  # a dataclass
+
+
+def _like(old: Any, new: Any) -> Any:
+    """Give the new value the old one's type; None where it has another."""
+    if isinstance(old, bool) or old is None or isinstance(old, str):
+        return new if old is None or type(new) is type(old) else None
+    if isinstance(old, tuple):
+        fits = isinstance(new, tuple) and all(isinstance(one, int | float) for one in new)
+        return new if fits and (len(new) == len(old) or not old) else None
+    if isinstance(new, bool) or not isinstance(new, int | float):
+        return None
+    return float(new) if isinstance(old, float) else new if isinstance(new, int) else None

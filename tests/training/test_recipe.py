@@ -1,0 +1,74 @@
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.training.recipe import Pace, changed, read_setting
+from bids_dgmseg.training.recipes import RECIPES, get_recipe
+
+DCN, ZHAO, GUAN = (get_recipe(name) for name in ("dcnnet", "attunet25d", "deepqsmseg"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_teaches_the_classes_that_its_model_gives_out(name):
+    assert tuple(get_recipe(name).classes) == MODELS[name].classes
+    assert {one for kind in get_recipe(name).classes for one in get_recipe(name).structures(kind)} == set(
+        MODELS[name].labels
+    )
+
+
+def test_the_papers_numbers_are_the_defaults():
+    assert (DCN.sampling.size, DCN.sampling.step, DCN.sampling.margin) == ((32, 32, 32), (5, 5, 5), 5)
+    assert DCN.pace == Pace(epochs=50, batch=8, learning_rate=1e-3, patience=20)
+    assert (ZHAO.sampling.size, ZHAO.sampling.stack_axis, ZHAO.sampling.empty) == ((96, 3, 96), 1, 0.3)
+    assert (ZHAO.augmentation.shift, ZHAO.augmentation.rotation_deg, ZHAO.augmentation.scale) == (15, 10, (0.8, 1.2))
+    assert ZHAO.pace == Pace(epochs=300, batch=32, learning_rate=1e-4, patience=20)
+    assert GUAN.sampling.size == (128, 128, 64)
+    assert (GUAN.pace.epochs, GUAN.pace.milestones, GUAN.pace.patience) == (800, (30, 75, 300), None)
+    assert {recipe.folds for recipe in (DCN, ZHAO, GUAN)} == {5}
+
+
+def test_the_source_network_tells_two_classes_on_transverse_slices():
+    source = get_recipe("attunet25d", "source")
+    assert source.structures("SN-STN") == ("SN_L", "SN_R", "STN_L", "STN_R")
+    assert (source.sampling.size, source.sampling.stack_axis) == ((128, 128, 3), 2)
+
+
+def test_the_rate_falls_to_a_tenth_at_each_milestone():
+    rates = [GUAN.pace.rate(epoch) for epoch in (0, 29, 30, 74, 75, 300, 799)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
+
+
+def test_a_shorter_training_has_its_milestones_at_the_same_part():
+    assert GUAN.pace.shortened(80).milestones == (3, 8, 30)  # a tenth of 30, 75 (7.5, to even) and 300
+    timed = Pace(epochs=800, batch=1, learning_rate=1.0, milestones=(400,), minutes=2)
+    assert (timed.rate(1, 59.0), timed.rate(1, 60.0)) == (1.0, 0.1)
+
+
+def test_every_value_can_be_changed_by_name():
+    recipe = changed(DCN, ["sampling.step=[9, 9, 9]", "loss.terms.attention=0", "pace.batch=4", "validation=0.5"])
+    assert recipe.sampling.step == (9, 9, 9)
+    assert recipe.loss.terms.attention == 0.0
+    assert (recipe.pace.batch, recipe.validation) == (4, 0.5)
+    assert recipe.sampling.size == DCN.sampling.size
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("pace.speed=3", "--recipe pace.speed: there is no speed; choose from epochs, batch"),
+    ("pace=3", "--recipe pace: is not a single value"),
+    ("pace.batch=fast", "--recipe pace.batch: 'fast' is not like 8; give a value of its kind"),
+    ("sampling.size=[16, 16]", r"--recipe sampling.size: \[16, 16\] is not like \(32, 32, 32\)"),
+    ("pace.batch", "--recipe pace.batch: is not KEY=VALUE"),
+])
+def test_what_cannot_be_changed_is_said(setting, message):
+    with pytest.raises(InputError, match=message):
+        changed(DCN, [setting])
+
+
+def test_a_setting_is_toml_or_a_word():
+    pairs = [read_setting(text, option="--arch") for text in ("a=true", "b=[1, 2]", "c=batch", "d='x y'")]
+    assert pairs == [("a", True), ("b", [1, 2]), ("c", "batch"), ("d", "x y")]
+
+
+def test_an_unknown_variant_is_said():
+    with pytest.raises(InputError, match="--variant fast: attunet25d has paper, source, resnet50; choose one of them"):
+        get_recipe("attunet25d", "fast")
