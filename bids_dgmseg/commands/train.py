@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+from bids_dgmseg.commands import _recipes
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model
 
@@ -18,7 +19,8 @@ _LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("model", metavar="MODEL", help="which model to train: default")
+    parser.add_argument("model", metavar="MODEL",
+                        help=f"which model to train: default, {', '.join(_recipes.PAPER_MODELS)}")
     parser.add_argument("dataset", metavar="DATASET", type=Path,
                         help="BIDS dataset of maps with manual labels (_dseg, in it or its derivatives) to fine-tune "
                              "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
@@ -40,19 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labelled.add_argument("--from", metavar="FOLDER", dest="start",
                           help="weights to start from: a folder, or `default`, the model's own (default: those)")
     labelled.add_argument("--holdout", metavar="LABEL", nargs="+", action="extend", default=[], type=_label,
-                          help="participants to score and not to learn from")
+                          help="participants not to learn from; fine-tuning scores them")
     labelled.add_argument("--derivatives", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
                           help="derivative datasets with maps or labels (default: all below DATASET/derivatives)")
     labelled.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=_entity,
                           help="where a scan has several segmentations, take those with one of these entities, such as "
                                "desc-manual")
     labelled.add_argument("--learning-rate", metavar="RATE", type=_positive,
-                          help=f"highest learning rate (default: {_LABELLED_RATE:g})")  # fmt: skip
+                          help=f"highest learning rate (default: {_LABELLED_RATE:g}, or the paper's)")  # fmt: skip
+    _recipes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
     model = get_model(args.model)
+    if model.name in _recipes.PAPER_MODELS:
+        return _recipes.run(model, args)
+    if foreign := _recipes.given(args):
+        raise InputError(f"--{foreign[0]}: is for {', '.join(_recipes.PAPER_MODELS)}; leave it out")
     if not model.network or not model.localizer.network:
         raise InputError(f"{model.name}: has no networks of its own to train; choose default")
     if str(args.dataset) != "phantom" and args.dataset.is_dir():

@@ -72,7 +72,7 @@ def read_labelled_maps(
     if bare := [scan.name for scan in scans if scan.chi not in partners]:
         say(f"no labels for {list_some(bare)}; left out")
     notes: dict[str, None] = {}
-    read = [_read(scan, partners[scan.chi], model, notes) for scan in scans if scan.chi in partners]
+    read = [read_labelled(scan, partners[scan.chi], model, notes) for scan in scans if scan.chi in partners]
     for line in notes:
         say(line)
     if not any(one.map.channels for one in read):
@@ -98,7 +98,8 @@ def _segmentations(roots: Sequence[Path], choose: Sequence[str]) -> list[Path]:
     return [path for path in found if f"seg-{split_entities(path.name.partition('.')[0]).get('seg')}" not in made]
 
 
-def _read(scan: Scan, dseg: Path, model: Model, notes: dict[str, None]) -> Labelled:
+def read_labelled(scan: Scan, dseg: Path, model: Model, notes: dict[str, None]) -> Labelled:
+    """Read one map with its labels; `notes` gets a line on what does not match."""
     if scan.problem:
         raise InputError(scan.problem)
     checked = check_chi(scan.chi, scan.sidecar)

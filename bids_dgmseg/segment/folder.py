@@ -1,7 +1,8 @@
 """The folder of a trained model: which files it has, and what it says of itself.
 
 ``model.toml``
-    The model's key, licence and training, and the arguments of its network where they differ from the registry's.
+    The model's key, licence and training, and its network with arguments, heads and patch where they differ from the
+    registry's.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
 ``localizer.safetensors``
@@ -23,6 +24,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, weights_folder
 
 DESCRIPTION = "model.toml"
+_NETWORKS = "bids_dgmseg.networks."
+"""A folder from elsewhere must not have anything else imported."""
 
 
 def own_folder(model: Model, folder: Path | None) -> Path:
@@ -31,7 +34,7 @@ def own_folder(model: Model, folder: Path | None) -> Path:
 
 
 def as_trained(model: Model, folder: Path | None = None) -> Model:
-    """Give a model the network's arguments that its folder names; without ``model.toml`` it stays as registered.
+    """Give a model the network, heads and patch that its folder names; without ``model.toml`` it stays as registered.
 
     Parameters
     ----------
@@ -54,7 +57,12 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
         raise InputError(f"{path}: not valid TOML ({error}); copy the folder again") from error
     if (name := described.get("model", model.name)) != model.name:
         raise InputError(f"{path}: holds weights of {name}, not of {model.name}; choose --model {name}")
-    return replace(model, arch={**model.arch, **described.get("arch", {})})
+    network, (x, y, z) = described.get("network", model.network), described.get("patch_mm", model.input.patch_mm)
+    if not network.startswith(_NETWORKS):
+        raise InputError(f"{path}: network {network} is none of this program's; choose another folder")
+    arch = {**model.arch, **described.get("arch", {})}
+    heads = tuple(tuple(group) for group in described.get("heads", model.heads))
+    return replace(model, network=network, arch=arch, heads=heads, input=replace(model.input, patch_mm=(x, y, z)))
 
 
 def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float]) -> Path:
@@ -69,7 +77,8 @@ def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int
     about : mapping
         What else to say, such as ``licence``, ``trained_on`` or ``seed``.
     """
-    lines = [f"{key} = {_toml(value)}" for key, value in {"model": model.name, **about}.items()]
+    named = {"model": model.name, "network": model.network, "heads": model.heads, "patch_mm": model.input.patch_mm}
+    lines = [f"{key} = {_toml(value)}" for key, value in {**named, **about}.items()]
     lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{DESCRIPTION}.part"

@@ -100,7 +100,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
     """Write parameters as float16 safetensors, atomically; return the file's sha256."""
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: values.detach().cpu().half().contiguous() for name, values in state.items()}, temporary)
+    numbers = {name: values.detach().cpu().contiguous() for name, values in state.items()}
+    save_file({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}, temporary)
     temporary.replace(path)
     return sha256(path)
 

@@ -27,6 +27,15 @@ def test_what_a_folder_does_not_say_is_the_registry_s(tmp_path):
     assert as_trained(MODELS["attunet25d"], tmp_path).arch == {**MODELS["attunet25d"].arch, "attention": False}
 
 
+def test_a_folder_names_network_heads_and_patch_and_no_foreign_code(tmp_path):
+    joint = replace(SMALL, heads=(("DN", "IN"),), input=replace(SMALL.input, patch_mm=(20.0, 20.0, 20.0)))
+    describe_folder(joint, tmp_path, about={})
+    assert as_trained(MODELS["dcnnet"], tmp_path) == replace(joint, arch={**MODELS["dcnnet"].arch, **joint.arch})
+    (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = "os:system"\n')
+    with pytest.raises(InputError, match=r"model.toml: network os:system is none of this program's"):
+        as_trained(MODELS["dcnnet"], tmp_path)
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     describe_folder(SMALL, tmp_path, about={})
     with pytest.raises(InputError, match=r"model.toml: holds weights of dcnnet, not of deepqsmseg; choose --model dcn"):

@@ -1,0 +1,127 @@
+"""The part of ``dgmseg train`` that follows the papers' recipes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model
+
+PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
+"""Those that `training.recipes` has; importing them loads torch."""
+_FOREIGN = {"part": "segmenter", "steps": None}
+"""Options of other trainings, and what they are when not given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of trainings by a recipe."""
+    recipe = parser.add_argument_group(f"by a paper's recipe ({', '.join(PAPER_MODELS)}), on labelled maps")
+    recipe.add_argument("--fold", metavar="N", type=int, nargs="+", action="extend", default=[],
+                        help="folds to train, counted from 0 (default: all, one after the other)")
+    recipe.add_argument("--folds", metavar="K", type=int,
+                        help="how many folds the participants are dealt out to, stratified by the column site of "
+                             "participants.tsv; 1 for none (default: the paper's, 5)")
+    recipe.add_argument("--epochs", metavar="N", type=int, help="at most so many (default: the paper's)")
+    recipe.add_argument("--scans", metavar="N", type=int,
+                        help="learn from so many participants of each fold only (default: all)")
+    recipe.add_argument("--variant", metavar="NAME", default="paper",
+                        help="another training of the paper: attunet25d has source (two classes on transverse slices, "
+                             "for --from) and resnet50 (default: %(default)s)")
+    recipe.add_argument("--arch", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+                        help="arguments of the network, such as attention=false")
+    recipe.add_argument("--recipe", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+                        help="values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0")
+    recipe.add_argument("--pretrain-on", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+                        help="results of bids_dgmseg on maps without manual labels: learned before the manual ones; of "
+                             "several folders the majority counts")
+    recipe.add_argument("--distill", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+                        help="the same, one folder a model, learned together with the manual labels")
+    recipe.add_argument("--checkpoint-minutes", metavar="M", type=float, default=2.0,
+                        help="time between checkpoints (default: %(default)s)")  # fmt: skip
+
+
+def given(args: argparse.Namespace) -> list[str]:
+    """Name the options of this group that were given."""
+    plain: dict[str, Any] = {"fold": [], "folds": None, "epochs": None, "scans": None, "variant": "paper", "arch": [],
+                             "recipe": [], "pretrain_on": [], "distill": [], "checkpoint_minutes": 2.0}  # fmt: skip
+    return [name.replace("_", "-") for name, default in plain.items() if getattr(args, name) != default]
+
+
+def run(model: Model, args: argparse.Namespace) -> int:
+    """Train folds of a model."""
+    for name, default in _FOREIGN.items():
+        if getattr(args, name) != default:
+            raise InputError(f"--{name}: is not for {model.name}; leave it out, and see --epochs and --minutes")
+    if not args.dataset.is_dir():
+        raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
+                         "with `dgmseg simulate`)")  # fmt: skip
+    from bids_dgmseg.pipeline.training import train_folds
+
+    plan = _plan(model, args)
+    folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
+    if wrong := [fold for fold in folds if not 0 <= fold < plan.recipe.folds]:
+        raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
+    line = _Line()
+    train_folds(plan, folds, say=line.say, show=line.show)
+    line.say(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    return 0
+
+
+def _plan(model: Model, args: argparse.Namespace) -> Any:
+    from bids_dgmseg.pipeline.training import Plan
+    from bids_dgmseg.training.recipe import changed, read_setting
+    from bids_dgmseg.training.recipes import get_recipe
+
+    recipe = get_recipe(model.name, args.variant)
+    pace = recipe.pace.shortened(args.epochs) if args.epochs else recipe.pace
+    pace = replace(pace, minutes=args.minutes, learning_rate=args.learning_rate or pace.learning_rate)
+    recipe = changed(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
+    if args.pretrain_on and args.distill:
+        raise InputError("--distill: --pretrain-on is given too; choose one of them")
+    for name in ("epochs", "folds", "scans"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: is not a positive whole number")
+    arch = {**model.arch, **dict(read_setting(text, option="--arch") for text in args.arch)}
+    return Plan(
+        replace(model, arch=_of_network(arch, recipe.network, args.arch)), recipe, args.dataset.absolute(),
+        args.out.absolute(), args.seed, args.device, args.workers, args.scans, _start(args.start),
+        tuple(args.pretrain_on), tuple(args.distill), tuple(args.holdout), tuple(args.derivatives), tuple(args.choose),
+        args.checkpoint_minutes,
+    )  # fmt: skip
+
+
+def _of_network(arch: dict[str, Any], network: str, given: list[str]) -> dict[str, Any]:
+    """Leave the registry's arguments out for a variant's network that is another one."""
+    names = {text.partition("=")[0] for text in given}
+    return {name: value for name, value in arch.items() if not network or name in names}
+
+
+def _start(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name).expanduser().absolute()
+    if not path.exists():
+        raise InputError(f"--from {name}: no such folder or file; give a model folder, or weights of ResNet-50")
+    return path
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+class _Line:
+    """Prints lines; on a terminal the last one may be replaced by the next."""
+
+    def __init__(self) -> None:
+        self.live = sys.stdout.isatty()
+
+    def say(self, text: str) -> None:
+        print(f"\r\x1b[2K{text}" if self.live else text, flush=True)
+
+    def show(self, text: str) -> None:
+        if self.live:
+            print(f"\r\x1b[2K{text[:100]}", end="", flush=True)

@@ -1,0 +1,97 @@
+"""The folder that a training leaves and another one may begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+
+from bids_dgmseg.bids.jsonfile import read_json
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model
+from bids_dgmseg.pipeline.finetune import given_labels
+from bids_dgmseg.pipeline.labels import Labelled
+from bids_dgmseg.segment.folder import describe_folder
+from bids_dgmseg.training.recipe import Recipe
+from bids_dgmseg.training.schemes import choose_some
+
+
+def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, recipe: Recipe, seed: int) -> None:
+    """Write what a model folder holds beside weights: its description, and references for an atlas localizer.
+
+    Parameters
+    ----------
+    model : Model
+        With the arguments of its network.
+    folder : path
+        Model folder.
+    labelled : sequence of Labelled
+        Scans of the training; some become references.
+    recipe : Recipe
+        Says how many.
+    seed : int
+        Chooses them.
+    """
+    about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
+    describe_folder(_as_learned(model, recipe), folder, about=about)
+    names = choose_some([one.map.name for one in labelled], recipe.references, seed=seed)
+    for one in labelled:
+        if one.map.name in names:
+            _write_reference(one, model, folder / "references")
+
+
+def _as_learned(model: Model, recipe: Recipe) -> Model:
+    """Give a model the network, the heads and the size of the samples that a recipe trained."""
+    spacing_mm, sampling = recipe.spacing_mm or model.input.spacing_mm, recipe.sampling
+    x, y, z = (
+        patch if axis == sampling.stack_axis else round(size * step, 4)
+        for axis, (patch, size, step) in enumerate(zip(model.input.patch_mm, sampling.size, spacing_mm, strict=True))
+    )
+    return replace(
+        model, network=recipe.network or model.network, input=replace(model.input, patch_mm=(x, y, z)),
+        heads=model.heads if model.arch.get("independent", True) else (model.classes,),
+    )  # fmt: skip
+
+
+def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, volume in (("Chimap", one.map.chi), ("dseg", one.map.chi.with_array(given_labels(one.map, model)))):
+        final = folder / f"{one.map.name}_{suffix}.nii.gz"
+        if not final.is_file():
+            temporary = final.with_name(f".part.{final.name}")
+            nib.Nifti1Image(volume.array, volume.affine).to_filename(temporary)
+            temporary.replace(final)
+
+
+def find_start(path: Path, fold: int) -> tuple[Path, list[str]]:
+    """Find weights to begin with.
+
+    Parameters
+    ----------
+    path : path
+        A ``.safetensors`` file, or a model folder: its ``fold_N``, else its first, else ``segmenter``.
+    fold : int
+        N.
+
+    Returns
+    -------
+    file : path
+        With the weights.
+    classes : list of str
+        What the folder's training told apart; empty where it does not say.
+
+    Raises
+    ------
+    InputError
+        If there are no weights.
+    """
+    parts = (f"fold_{fold}", "fold_0", "segmenter")
+    files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise InputError(f"--from {path.name}: has no fold_0 or segmenter.safetensors; give a model folder")
+    record = found.parent / "training.json"
+    classes = read_json(record).get("recipe", {}).get("classes", {}) if record.is_file() else {}
+    return found, list(classes)

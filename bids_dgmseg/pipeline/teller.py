@@ -1,0 +1,74 @@
+"""What a training says while it goes, and the curve that it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from bids_dgmseg.bids.files import write_text
+from bids_dgmseg.report.learning import draw_learning
+from bids_dgmseg.training.epochs import State
+from bids_dgmseg.training.recipe import Recipe
+
+
+class Teller:
+    """Says how a training goes, and writes its curve.
+
+    Parameters
+    ----------
+    name : str
+        Of the training.
+    recipe : Recipe
+        Gives the classes and the length.
+    folder : path
+        Gets ``curve.tsv`` and ``curve.png``.
+    say, show : callable
+        Get lines to keep, and lines that the next one may replace.
+    """
+
+    def __init__(
+        self, name: str, recipe: Recipe, folder: Path, say: Callable[[str], None], show: Callable[[str], None]
+    ) -> None:
+        self.name, self.recipe, self.folder, self.say, self.show = name, recipe, folder, say, show
+
+    def step(self, state: State, steps: int, loss: float) -> None:
+        """Show where the training is."""
+        pace = self.recipe.pace
+        of = f"/{pace.minutes:g} min" if pace.minutes is not None else ""
+        self.show(f"{self.name}: epoch {state.epoch + 1}/{pace.epochs}, step {state.step}/{steps}, loss {loss:.3f}, "
+                  f"{state.seconds / 60:.1f}{of or ' min'}")  # fmt: skip
+
+    def epoch(self, state: State) -> None:
+        """Write the table of the curve and say its last row."""
+        header = ["epoch", "steps", "learning_rate", "loss", "validation_loss", *self.recipe.classes]
+        lines = [
+            [str(row.epoch), str(row.steps), f"{row.learning_rate:g}",
+             *(_number(value) for value in (row.loss, row.validation_loss, *row.dice))]
+            for row in state.rows
+        ]  # fmt: skip
+        write_text("\n".join("\t".join(line) for line in [header, *lines]), self.folder / "curve.tsv")
+        last = state.rows[-1]
+        names = self.recipe.classes
+        dice = " ".join(f"{name} {_number(value)[:5]}" for name, value in zip(names, last.dice, strict=True))
+        best = " (best)" if state.stale == 0 and state.best else ""
+        self.say(f"{self.name}: epoch {last.epoch}, loss {last.loss:.4f}, validation {_number(last.validation_loss)}"
+                 f"{best}, Dice {dice}")  # fmt: skip
+
+    def finish(self, state: State) -> None:
+        """Draw the curve."""
+        rows = state.rows
+        if not rows:
+            return
+        self.epoch(state)
+        loss = {"training": [row.loss for row in rows], "validation": [row.validation_loss for row in rows]}
+        dice = {name: [row.dice[place] for row in rows] for place, name in enumerate(self.recipe.classes)}
+        best = len(rows) - state.stale if state.best else None
+        picture = draw_learning(loss, dice, best=best, title=self.name)
+        temporary = self.folder / ".curve.png.part"
+        temporary.write_bytes(picture)
+        temporary.replace(self.folder / "curve.png")
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.6g}"

@@ -1,0 +1,235 @@
+"""Trainings by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bids_dgmseg.commands import main
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.models import MODELS, Localizer
+from bids_dgmseg.segment.folder import as_trained, reference_files
+from bids_dgmseg.segment.weights import load_segmenters
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import start_dataset, write_map
+
+GRID = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
+SMALL = {
+    "dcnnet": [
+        "--arch", "dilations=[[1], [1, 2]]", "growth=2", "initial_features=2", "bottleneck_layers=1",
+        "--recipe", "sampling.size=[16, 16, 16]", "sampling.step=[20, 20, 20]", "pace.batch=4",
+    ],
+    "attunet25d": [
+        "--arch", "features=[2, 4, 8, 16]", "scales=3",
+        "--recipe", "sampling.size=[32, 3, 32]", "sampling.step=[0, 8, 0]", "pace.batch=4",
+    ],
+    "deepqsmseg": [
+        "--arch", "features=[2, 4]", "blocks=[1, 1]", "attended=1",
+        "--recipe", "sampling.size=[64, 64, 32]",
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One thread, and boxes in the middle of the phantom instead of where a large network sees it."""
+    monkeypatch.setattr("bids_dgmseg.pipeline.training.use_cores", lambda: torch.set_num_threads(1))
+    for name in SMALL:
+        if MODELS[name].localizer.kind == "centre":
+            monkeypatch.setitem(MODELS, name, replace(MODELS[name], localizer=Localizer(kind="centre")))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four phantoms of two sites, three of them labelled."""
+    return make_dataset(tmp_path_factory.mktemp("training") / "ds")
+
+
+def make_dataset(root):
+    start_dataset(root)
+    rows = ["participant_id\tsite"]
+    for number in range(1, 5):
+        scan = f"sub-{number:02d}"
+        rows.append(f"{scan}\t{'AB'[number % 2]}")
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+        if number < 4:
+            label(root / "derivatives" / "manual", scan, seg="manual")
+    (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def label(derivative, scan, *, seg, moved_mm=0.0):
+    """Write the phantom's truth, moved, as labels of a scan."""
+    shift = np.eye(4)
+    shift[1, 3] = moved_mm
+    start_dataset(derivative, DatasetType="derivative")
+    folder = derivative / scan / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    dseg = PHANTOM.dseg(Grid(GRID.shape, shift @ GRID.affine)).array
+    nib.Nifti1Image(dseg, GRID.affine).to_filename(folder / f"{scan}_seg-{seg}_dseg.nii.gz")
+
+
+def train(model, dataset, out, *options, epochs=2, folds=1):
+    return main(["train", model, str(dataset), str(out), "--epochs", str(epochs), "--folds", str(folds),
+                 "--workers", "0", "--device", "cpu", *SMALL[model], *options])  # fmt: skip
+
+
+def curve(folder):
+    lines = (folder / "curve.tsv").read_text(encoding="utf-8").splitlines()
+    return [dict(zip(lines[0].split("\t"), line.split("\t"), strict=True)) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(model, dataset, out) == 0
+    (network,) = load_segmenters(MODELS[model], out)
+    assert all(torch.isfinite(value).all() for value in network.parameters())
+    trained = as_trained(MODELS[model], out)
+    side = 2 if model == "deepqsmseg" else 0
+    assert trained.input.patch_mm[side] == pytest.approx(
+        {"dcnnet": 16 * 1.25, "attunet25d": 32 * 0.83, "deepqsmseg": 32 * 2.0}[model]
+    )
+    rows = curve(out / "fold_0")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0])[5:] == list(MODELS[model].classes)
+    assert (out / "fold_0" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"use it with bids_dgmseg --model {model} --weights {out}" in capsys.readouterr().out
+    if model == "dcnnet":
+        assert [chi.name for chi, _ in reference_files(MODELS[model], out)] == [
+            f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)
+        ]
+
+
+def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path):
+    out = tmp_path / "out"
+    for fold in ("1", "0"):
+        assert train("deepqsmseg", dataset, out, "--fold", fold, epochs=1, folds=3) == 0
+    assert len(load_segmenters(MODELS["deepqsmseg"], out)) == 2
+    record = json.loads((out / "training.json").read_text())
+    assert sorted(one for fold in record["folds"] for one in fold["validation"]) == ["01", "02", "03"]
+    assert all(len(fold["training"]) == 2 and fold["test"] == [] for fold in record["folds"])
+
+
+def test_a_killed_training_goes_on_to_the_very_same_curve(dataset, tmp_path):
+    epochs = 12
+    assert train("dcnnet", dataset, tmp_path / "whole", epochs=epochs) == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "bids_dgmseg.commands", "train", "dcnnet", str(dataset), str(out), "--epochs",
+               str(epochs), "--folds", "1", "--workers", "0", "--device", "cpu", "--checkpoint-minutes", "0",
+               *SMALL["dcnnet"]]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    table = out / "fold_0" / "curve.tsv"
+    while process.poll() is None and not (table.is_file() and len(table.read_text().splitlines()) > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "fold_0.safetensors").exists()
+    assert train("dcnnet", dataset, out, epochs=epochs) == 0
+    assert len(curve(out / "fold_0")) == epochs
+    assert table.read_bytes() == (tmp_path / "whole" / "fold_0" / "curve.tsv").read_bytes()
+    one, other = (load_file(folder / "fold_0.safetensors") for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "target"
+    small = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
+    assert train("attunet25d", dataset, source, "--variant", "source", *small, epochs=1) == 0
+    assert train("attunet25d", dataset, target, "--from", str(source), epochs=1) == 0
+    assert "begins with source, output layers new" in capsys.readouterr().out
+    assert load_file(source / "fold_0.safetensors")["heads.0.weight"].shape[0] == 3
+    assert load_file(target / "fold_0.safetensors")["heads.0.weight"].shape[0] == 4
+    assert train("dcnnet", dataset, tmp_path / "other", "--from", str(source)) == 2
+    assert "--from source: weights of another network" in capsys.readouterr().err
+
+
+def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
+    assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
+    assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
+    assert "begins with one\n" in capsys.readouterr().out
+
+
+def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
+    label(tmp_path / "results", "sub-04", seg="dcnnet")
+    label(tmp_path / "results", "sub-01", seg="dcnnet")  # has manual labels, which count
+    out = tmp_path / "out"
+    assert train("dcnnet", dataset, out, "--pretrain-on", str(tmp_path / "results"), epochs=1) == 0
+    assert json.loads((out / "training.json").read_text())["pseudo_labels"] == {"sub-04": "pretrain"}
+    early, late = curve(out / "fold_0" / "pretraining"), curve(out / "fold_0")
+    assert [len(rows) for rows in (early, late)] == [1, 1]
+    assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
+
+
+def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_path):
+    from bids_dgmseg.pipeline.pseudo import read_pseudo_labels
+
+    folders = [tmp_path / f"model-{number}" for number in range(3)]
+    for folder, moved_mm in zip(folders, (0.0, 0.0, 10.0), strict=True):
+        label(folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
+    (one,) = read_pseudo_labels(dataset, MODELS["dcnnet"], folders, besides={"sub-01", "sub-02", "sub-03"},
+                                option="--distill", say=lambda line: None)  # fmt: skip
+    truth = PHANTOM.dseg(GRID).array
+    assert np.array_equal(one.map.labels.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert train("dcnnet", dataset, alone, epochs=1) == 0
+    assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0
+    assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
+
+
+@pytest.mark.parametrize(("model", "options"), [
+    ("dcnnet", ["--scans", "1"]),
+    ("dcnnet", ["--recipe", "sampling.size=[24, 24, 24]", "loss.terms.attention=0", "--arch", "independent=false"]),
+    ("attunet25d", ["--arch", "attention=false"]),
+], ids=["fewer scans", "patch size, joint classes", "no attention"])
+def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
+    assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    if "--scans" in options:
+        assert len(record["folds"][0]["training"]) == 1
+    if "independent=false" in options:
+        assert as_trained(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
+    if model == "attunet25d":
+        assert not [name for name in load_file(tmp_path / "out" / "fold_0.safetensors") if "gates" in name]
+
+
+def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train("deepqsmseg", dataset, out, epochs=1) == 0
+    assert train("deepqsmseg", dataset, out, epochs=3) == 0
+    assert [row["epoch"] for row in curve(out / "fold_0")] == ["1", "2", "3"]
+    assert train("deepqsmseg", dataset, out, "--seed", "5") == 2
+    assert "out: holds another training (other seed); give a new folder for OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "options", "message"), [
+    ("dcnnet", ["--folds", "4"], "--folds 4: there are 3 labelled participants; give --folds 3 or less, or 1 for no"),
+    ("dcnnet", ["--fold", "3"], "--fold 3: there are folds 0 to 0"),
+    ("dcnnet", ["--steps", "3"], "--steps: is not for dcnnet"),
+    ("dcnnet", ["--arch", "depth=3"], "--arch: DCNNet.__init__() got an unexpected keyword argument 'depth'"),
+    ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
+    ("dcnnet", ["--distill", "a", "--pretrain-on", "b"], "--distill: --pretrain-on is given too"),
+    ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
+    ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
+])
+def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):
+    assert train(model, dataset, tmp_path / "out", *options) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_options_of_recipes_are_not_for_other_models(dataset, tmp_path, capsys):
+    assert main(["train", "default", str(dataset), str(tmp_path / "out"), "--epochs", "3"]) == 2
+    assert "--epochs: is for dcnnet, attunet25d, deepqsmseg; leave it out" in capsys.readouterr().err
