@@ -65,6 +65,10 @@ def read_settings(argv: Sequence[str]) -> Settings:
         "participant_label": tuple(dict.fromkeys(options.participant_label)),
         "session_label": tuple(dict.fromkeys(options.session_label)),
         "derivatives": tuple(options.derivatives),
+        "merge": tuple(options.merge),
+        "covariates": tuple(dict.fromkeys(options.covariates)),
+        "measures": tuple(dict.fromkeys(options.measures)) or Settings.measures,
+        "bootstrap": options.bootstrap or 0,
         "nprocs": nprocs,
         "omp_nthreads": min(options.omp_nthreads or MOST_THREADS, nprocs),
         "mem_gb": options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
@@ -90,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show the log of the steps too")
     _add_selection(parser.add_argument_group("which scans"))
     _add_model(parser.add_argument_group("how they are segmented"))
+    _add_group(parser.add_argument_group("the group level"))
     _add_resources(parser.add_argument_group("resources"))
     _add_run(parser.add_argument_group("the run"))
     return parser
@@ -121,6 +126,30 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
                        "labels are matched by name)")
     group.add_argument("--no-masks", dest="masks", action="store_false",
                        help="do not write one binary mask a nucleus and side (fewer files)")  # fmt: skip
+
+
+def _add_group(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--merge", nargs="+", action="extend", default=[], type=absolute_path, metavar="FOLDER",
+                       help="output folders of other sites, whose scans join those of OUTPUT_DIR (which may be new)")
+    group.add_argument("--site-column", metavar="NAME",
+                       help="column of participants.tsv or sessions.tsv with the sites (default: site or site_id; else "
+                       "with --merge each folder is a site, without it the scanner in the maps' sidecars)")
+    group.add_argument("--group-column", metavar="NAME",
+                       help="column with the groups to compare (default: group or diagnosis)")
+    group.add_argument("--control-filter", metavar="CONDITION",
+                       help="who is a healthy control, such as 'group == \"HC\" and age > 40': susceptibility is "
+                       "adjusted for size by their regression, and others are compared with their group")
+    group.add_argument("--covariates", nargs="+", action="extend", default=[], metavar="NAME",
+                       help="columns that harmonizing keeps and group comparison adjusts for; none for none (default: "
+                       "age and sex; harmonizing keeps the group too)")
+    group.add_argument("--measures", nargs="+", action="extend", default=[], metavar="NAME",
+                       help="columns of _stats.tsv that the statistics are made of (default: "
+                       f"{' '.join(Settings.measures)})")
+    group.add_argument("--evaluation", type=absolute_path, metavar="FOLDER",
+                       help="folder of dgmseg evaluate: ageing is fitted to its reference labels too")
+    group.add_argument("--bootstrap", type=positive_count, metavar="N",
+                       help="refits to resampled participants for the limits of ageing curves (default: limits by "
+                       "profile)")  # fmt: skip
 
 
 def _add_resources(group: argparse._ArgumentGroup) -> None:

@@ -40,4 +40,17 @@ class Settings:
     force: bool = False
     masks: bool = True
     """Write one binary mask a nucleus and side (``--no-masks`` does not)."""
+    merge: tuple[Path, ...] = ()
+    """Output folders of other sites whose scans join the group level."""
+    site_column: str | None = None
+    group_column: str | None = None
+    control_filter: str | None = None
+    covariates: tuple[str, ...] = ()
+    """Empty means age and sex, and the group where sites are harmonized; ``none`` means none."""
+    measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
+    """Columns of ``_stats.tsv`` that the group level's statistics are made of."""
+    evaluation: Path | None = None
+    """Folder of ``dgmseg evaluate`` with the reference labels' measures."""
+    bootstrap: int = 0
+    """Refits for the limits of ageing curves; 0: limits by profile."""
     verbose: int = 0

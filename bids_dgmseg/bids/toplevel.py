@@ -108,6 +108,39 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
     write_text(references, output / "logs" / "CITATION.bib")
 
 
+def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
+    """Make a dataset of a folder that gathers the tables of several; files that are there stay, but ``.bidsignore``.
+
+    Parameters
+    ----------
+    output : Path
+        Where the tables go.
+    trees : sequence of Path
+        Output folders that are merged.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be written.
+    """
+    _check_writable(output)
+    write_text("\n".join(IGNORED), output / ".bidsignore")
+    if (output / "dataset_description.json").exists():
+        return
+    links = [quote(Path(os.path.relpath(tree, output)).as_posix()) for tree in trees]
+    write_json({
+        "Name": "bids_dgmseg: deep nuclei of the brain, tables of several datasets",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
+        "SourceDatasets": [{"URL": link} for link in links],
+    }, output / "dataset_description.json")  # fmt: skip
+    if not (output / "README").exists():
+        names = "\n".join(f"    {link}" for link in links)
+        write_text(f"Tables of the deep nuclei in several datasets\n\n{names}\n\nMade by bids_dgmseg "
+                   f"{bids_dgmseg.__version__}.", output / "README")  # fmt: skip
+
+
 def label_table(structures: Sequence[Structure]) -> str:
     """Write the label table that explains a dseg, as tab-separated text."""
     columns = ("index", "name", "abbreviation", "hemisphere", "color", "mapping")

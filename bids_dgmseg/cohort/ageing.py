@@ -74,20 +74,7 @@ def fit_ageing(
     --------
     fit_curve : The curves, with their equations and sources.
     """
-    options = options or AgeingOptions()
-    if options.n_replicates and rng is None:
-        raise ValueError("a bootstrap needs rng")
-    _check(table, options)
-    records = []
-    for key, rows in each_group(table, options.by):
-        used = _complete(rows, options)
-        few = {
-            "n": len(used), "n_missing": len(rows) - len(used), "n_participants": used[options.participant].nunique(),
-            "age_min": used[options.age].min(), "age_max": used[options.age].max(),
-        }  # fmt: skip
-        fitted = [few | _fit_record(used, curve, options=options, rng=rng) for curve in options.curves]
-        records += [key | record for record in _rank(fitted)]
-    return pd.DataFrame(records, columns=[*options.by, *_COLUMNS])
+    return fit_with_bands(table, options=options, rng=rng, with_bands=False)[0]
 
 
 def ageing_bands(
@@ -115,18 +102,42 @@ def ageing_bands(
     InputError
         If a column is missing or an age is below 0.
     """
+    return fit_with_bands(table, ages=ages, options=options)[1]
+
+
+def fit_with_bands(
+    table: pd.DataFrame, *, ages: ArrayLike | None = None, options: AgeingOptions | None = None,
+    rng: np.random.Generator | None = None, with_bands: bool = True,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Fit once for both `fit_ageing` and `ageing_bands`; parameters and raises are theirs.
+
+    Returns
+    -------
+    parameters, curves : DataFrame
+        As the two return them; `curves` is empty without `with_bands`.
+    """
     options = options or AgeingOptions()
+    if options.n_replicates and rng is None:
+        raise ValueError("a bootstrap needs rng")
     _check(table, options)
-    tables = []
+    records, tables = [], []
     for key, rows in each_group(table, options.by):
         used = _complete(rows, options)
+        few = {
+            "n": len(used), "n_missing": len(rows) - len(used), "n_participants": used[options.participant].nunique(),
+            "age_min": used[options.age].min(), "age_max": used[options.age].max(),
+        }  # fmt: skip
+        fitted = []
         for curve in options.curves:
-            fit, _ = _try_fit(used, curve, options)
-            if fit is not None:
+            fit, note = _try_fit(used, curve, options)
+            fitted.append(few | _fit_record(used, curve, fit, note, options=options, rng=rng))
+            if fit is not None and with_bands:
                 where = np.linspace(used[options.age].min(), used[options.age].max(), 101) if ages is None else ages
                 tables.append(bands(fit, where).assign(**key, curve=curve.name))
+        records += [key | record for record in _rank(fitted)]
     columns = [*options.by, "curve", "age", "fit", "low", "high", "prediction_low", "prediction_high"]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    curves = pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    return pd.DataFrame(records, columns=[*options.by, *_COLUMNS]), curves
 
 
 def _check(table: pd.DataFrame, options: AgeingOptions) -> None:
@@ -159,9 +170,9 @@ def _try_fit(used: pd.DataFrame, curve: Curve, options: AgeingOptions) -> tuple[
 
 
 def _fit_record(
-    used: pd.DataFrame, curve: Curve, *, options: AgeingOptions, rng: np.random.Generator | None
-) -> dict[str, Any]:
-    fit, note = _try_fit(used, curve, options)
+    used: pd.DataFrame, curve: Curve, fit: Fit | None, note: str, *, options: AgeingOptions,
+    rng: np.random.Generator | None,
+) -> dict[str, Any]:  # fmt: skip
     record: dict[str, Any] = {"curve": curve.name, "note": note}
     if fit is None:
         return record
@@ -171,7 +182,7 @@ def _fit_record(
         intervals = bootstrap(fit, used[options.age], used[options.value], rng=rng, participants=who.astype(str),
                               n_replicates=options.n_replicates)  # fmt: skip
     elif who.nunique() < len(used):
-        repeated = "scans of one participant count as independent in the intervals (a bootstrap does not)"
+        repeated = "scans of one participant count as independent in the intervals (--bootstrap resamples participants)"
         record["note"] = f"{note}; {repeated}" if note else repeated
     for name, column in _PARAMETERS.items():
         low, high = intervals[name]

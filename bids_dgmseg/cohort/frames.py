@@ -17,6 +17,18 @@ _MISSING = ("", "n/a", "na", "nan")
 _PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
 _DICOM = re.compile(r"(\d{3})([YMWDymwd])")
+_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+_SHOWN = 5
+
+
+def name_some(names: Sequence[str], prefix: str = "") -> str:
+    """Name a few of many.
+
+    >>> name_some(["1", "2", "3", "4", "5", "6", "7"], "sub-")
+    'sub-1, sub-2, sub-3, sub-4, sub-5 and 2 more'
+    """
+    shown = ", ".join(prefix + name for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def need_columns(table: pd.DataFrame, *columns: str) -> None:
@@ -69,10 +81,11 @@ def to_numbers(
     Returns
     -------
     values : Series of float
-        With the index of `table`. ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years; anything
-        else that is not a number is missing.
+        With the index of `table`. ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5``
+        is 30.5; anything else that is not a number is missing.
     warnings : tuple of str
-        A line for every such value, once a participant; none for ``n/a`` and blanks.
+        A line for every such value, once a participant, and one for all beyond the fifth; none for ``n/a`` and
+        blanks.
 
     Raises
     ------
@@ -96,10 +109,16 @@ def to_numbers(
     values = texts.map(lambda text: known[text][0]).astype(np.float64)
     said = pd.DataFrame({"who": table[participant], "text": texts})[[known[text][1] for text in texts]]
     warnings = []
-    for who, text in said.drop_duplicates().itertuples(index=False):
+    odd = said.drop_duplicates()
+    for who, text in odd.head(_SHOWN).itertuples(index=False):
         value = known[text][0]
         taken = "not a number; it counts as missing" if np.isnan(value) else f"taken as {value:g}"
         warnings.append(f"participants.tsv: {column} of {who} is {text!r}, {taken}")
+    if len(odd) > _SHOWN:
+        others = odd["text"].iloc[_SHOWN:]
+        lost = sum(bool(np.isnan(known[text][0])) for text in others)
+        warnings.append(f"participants.tsv: {column} of {len(others)} more is not plainly a number, such as "
+                        f"{others.iloc[0]!r}; {lost} of them count as missing")  # fmt: skip
     return values, tuple(warnings)
 
 
@@ -109,6 +128,8 @@ def _to_number(text: str) -> tuple[float, bool]:
         return np.nan, False
     if plain := _PLAIN.fullmatch(text):
         return float(plain[0]), False
+    if comma := _COMMA.fullmatch(text):
+        return float(f"{comma[1]}.{comma[2]}"), True
     if capped := _CAPPED.fullmatch(text):
         return float(capped[1] or capped[2]), True
     if dicom := _DICOM.fullmatch(text):

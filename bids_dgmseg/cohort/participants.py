@@ -58,33 +58,67 @@ def read_participants(path: Path, labels: Iterable[str]) -> Participants:
     InputError
         If there is no column of ids, a row is longer than the header, or a participant has two rows.
     """
-    header, lines = _split(path)
-    ids = [index for index, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in _ID_COLUMNS]
+    columns, rows = read_keyed(path, labels, prefix="sub-", name="participant_id", spellings=_ID_COLUMNS)
+    return Participants(columns, rows, _read_descriptions(path.with_suffix(".json")))
+
+
+def read_keyed(
+    path: Path, labels: Iterable[str], *, prefix: str, name: str, spellings: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Read a table whose rows are told apart by a column of labels.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    labels : iterable of str
+        Labels that have scans, without their prefix.
+    prefix : str
+        ``sub-`` or ``ses-``.
+    name : str
+        What BIDS calls the column of labels.
+    spellings : sequence of str
+        Names of the column that are taken for it, in small letters without blanks, hyphens and underscores.
+
+    Returns
+    -------
+    columns : tuple of str
+        Without the column of labels.
+    rows : dict
+        Label → values in the order of the columns, ``n/a`` where missing.
+
+    Raises
+    ------
+    InputError
+        As `read_participants`.
+    """
+    header, lines = read_rows(path)
+    ids = [index for index, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
     if not ids:
         shown = ", ".join(header) or "none"
-        raise InputError(f"{path.name}: no column participant_id (columns: {shown}); name the column of the labels so")
+        raise InputError(f"{path.name}: no column {name} (columns: {shown}); name the column of the labels so")
     id_column = ids[0]
     columns = [column for index, column in enumerate(header) if index != id_column]
     if doubled := [column for column, count in Counter(columns).items() if count > 1]:
         raise InputError(f"{path.name}: column {doubled[0]!r} appears twice; rename one")
     rows: dict[str, tuple[str, ...]] = {}
     first_line: dict[str, int] = {}
-    find = _Finder(labels)
+    find = _Finder(labels, prefix)
     for number, values in lines:
         if len(values) > len(header):
             raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; correct it")
         values = [*values, *[MISSING] * (len(header) - len(values))]
         if values[id_column] == MISSING:
-            raise InputError(f"{path.name}: line {number} has no participant_id; fill it in or remove the line")
+            raise InputError(f"{path.name}: line {number} has no {name}; fill it in or remove the line")
         label = find(values[id_column])
         if label in rows:
             raise InputError(
-                f"{path.name}: sub-{label} appears twice (lines {first_line[label]} and {number}); "
-                "keep one line a participant"
+                f"{path.name}: {prefix}{label} appears twice (lines {first_line[label]} and {number}); "
+                f"keep one line a {name.removesuffix('_id')}"
             )
         rows[label] = tuple(value for index, value in enumerate(values) if index != id_column)
         first_line[label] = number
-    return Participants(tuple(columns), rows, _read_descriptions(path.with_suffix(".json")))
+    return tuple(columns), rows
 
 
 def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -101,8 +135,8 @@ def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
 class _Finder:
     """Finds the scans' label for an id; a number finds the one label of that value."""
 
-    def __init__(self, labels: Iterable[str]) -> None:
-        self.labels = set(labels)
+    def __init__(self, labels: Iterable[str], prefix: str) -> None:
+        self.labels, self.prefix = set(labels), prefix
         by_number: dict[int, list[str]] = {}
         for label in sorted(self.labels):
             if label.isdecimal():
@@ -110,7 +144,7 @@ class _Finder:
         self.by_number = {number: found[0] for number, found in by_number.items() if len(found) == 1}
 
     def __call__(self, text: str) -> str:
-        label = text.removeprefix("sub-")
+        label = text.removeprefix(self.prefix)
         if label in self.labels:
             return label
         if number := _NUMBER.fullmatch(label):
@@ -118,8 +152,14 @@ class _Finder:
         return label
 
 
-def _split(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Cut a file into its header and its rows, each with its line number, all values cleaned."""
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Cut a table into its header and its rows, each with its line number, all values cleaned.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is empty, or a column has no name.
+    """
     lines = [(number, line) for number, line in enumerate(_decode(path).splitlines(), 1) if line.strip("\t;, ")]
     if not lines:
         raise InputError(f"{path.name}: is empty; write at least the header participant_id")

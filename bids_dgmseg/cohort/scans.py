@@ -8,9 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.cohort.sites import name_scanner
 
 _STATS = re.compile(r"sub-[^_]+(_[^_-]+-[^_]+)*_stats\.tsv")
 _NEEDED = ("abbreviation", "volume_mm3", "mean_ppm")
+_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei")
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,18 @@ class ScanStats:
     """As in the file name: ``sub``, ``ses``, ``acq``, …, ``seg`` is the model."""
     text: str
     """The table as it was read; rows are parsed when asked for, so that ten thousand tables stay small."""
-    reference: str | None
-    """Reference region that ``_quality.json`` reports."""
+    quality: Mapping[str, str]
+    """Values of ``_quality.json`` by their names joined with underscores, such as ``input_units``."""
+    scanner: str | None
+    """What the map's sidecar said of the scanner."""
+    page: str
+    """The participant's page, from the output folder; empty if there is none."""
+
+    @property
+    def reference(self) -> str | None:
+        """Reference region that ``_quality.json`` reports."""
+        reference = self.quality.get("input_reference", "n/a")
+        return None if reference == "n/a" else reference
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -50,12 +64,19 @@ def read_scans(output_dir: Path) -> tuple[list[ScanStats], list[str]]:
         Names of the tables that are cut short.
     """
     scans, broken = [], []
+    pages = {name for name in os.listdir(output_dir) if name.endswith(".html")}  # noqa: PTH208 names only
     for path in sorted(_find(output_dir), key=lambda path: path.name):
-        if scan := _read(path):
+        page = f"{path.name.partition('_')[0]}.html"
+        if scan := _read(path, page if page in pages else ""):
             scans.append(scan)
         else:
             broken.append(path.name)
     return scans, broken
+
+
+def has_scans(output_dir: Path) -> bool:
+    """Tell whether there is any ``_stats.tsv`` below the participants' folders."""
+    return next(_find(output_dir), None) is not None
 
 
 def _find(output_dir: Path) -> Iterator[Path]:
@@ -71,21 +92,60 @@ def _folders(parent: Path, prefix: str) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
 
 
-def _read(path: Path) -> ScanStats | None:
-    text = path.read_text(encoding="utf-8")
+def _read(path: Path, page: str) -> ScanStats | None:
+    text = path.read_text(encoding="utf-8", errors="replace")
     header, *rows = text.splitlines() or [""]
     columns = header.split("\t")
     whole = rows and text.endswith("\n") and all(row.count("\t") + 1 == len(columns) for row in rows)
     if not whole or not set(_NEEDED) <= set(columns):
         return None
     pairs = (part.split("-", 1) for part in path.name.removesuffix("_stats.tsv").split("_"))
-    return ScanStats({key: value for key, value in pairs}, text, _read_reference(path))
+    record = _read_quality(path)
+    scanner = record.pop("scanner", None)
+    return ScanStats(
+        {key: value for key, value in pairs}, text, flatten(record),
+        name_scanner(scanner) if isinstance(scanner, dict) else None, page,
+    )  # fmt: skip
 
 
-def _read_reference(stats: Path) -> str | None:
+def _read_quality(stats: Path) -> dict[str, Any]:
     quality = stats.with_name(stats.name.removesuffix("_stats.tsv") + "_quality.json")
     try:
-        reference = json.loads(quality.read_text(encoding="utf-8"))["input"]["reference"]
-    except (OSError, ValueError, KeyError, TypeError):  # an older version's or none: the measures stand without it
-        return None
-    return str(reference)
+        record = json.loads(quality.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # an older version's or none: the measures stand without it
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
+    """Write the values of a nested record as text, under their names joined with underscores.
+
+    Lists of numbers and words are joined; ``warnings`` are counted too. Settings, versions and tables are left out.
+
+    >>> flatten({"input": {"units": "ppm", "shape": [64, 64]}, "warnings": ["a", "b"], "scan": "sub-01"})
+    {'input_units': 'ppm', 'input_shape': '64 x 64', 'n_warnings': '2', 'warnings': 'a; b'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_QUALITY:
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, prefix=f"{name}_")
+        elif isinstance(value, list):
+            if any(isinstance(item, Mapping | list) for item in value):
+                continue
+            if name == "warnings":
+                flat["n_warnings"] = str(len(value))
+            numbers = all(isinstance(item, int | float) for item in value)
+            flat[name] = _one_line((" x " if numbers else "; ").join(map(str, value)))
+        else:
+            flat[name] = _one_line(value)
+    return flat
+
+
+def _one_line(value: Any) -> str:
+    if value is None or value == "":
+        return "n/a"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(text.split()) or "n/a"

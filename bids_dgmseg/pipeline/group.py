@@ -1,15 +1,27 @@
-"""The group level: one table of all scans, from this program's own outputs."""
+"""The group level: tables of all scans and their statistics, from this program's own outputs."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from bids_dgmseg.bids.jsonfile import read_json
+from bids_dgmseg.bids.toplevel import write_merged_dataset_files
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
 
+if TYPE_CHECKING:
+    from bids_dgmseg.cohort.load import Tree
+
 
 def run_group(settings: Settings) -> int:
-    """Write the long and the wide tables of all scans in the output directory.
+    """Write the tables of all scans in the output directory and in those that are merged with it.
 
-    The input dataset lends its participants.tsv, if it has one; its images are not needed.
+    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed.
 
     Parameters
     ----------
@@ -24,17 +36,77 @@ def run_group(settings: Settings) -> int:
     Raises
     ------
     InputError
-        If no scan has been measured yet, or participants.tsv cannot be used.
+        If no scan has been measured yet, a table of participants cannot be used, or an option does not fit the data.
     """
-    from bids_dgmseg.cohort.tables import write_group_tables
+    from bids_dgmseg.cohort.group import write_group_tables
+    from bids_dgmseg.cohort.study import StudyOptions
 
-    participants = settings.bids_dir / "participants.tsv"
-    tables = write_group_tables(settings.output_dir, participants if participants.is_file() else None)
+    trees = find_trees(settings)
     progress = Progress(0)
-    if not participants.is_file():
-        progress.warn(f"{settings.bids_dir.name}: no participants.tsv; the tables have no columns from it")
+    for tree in trees:
+        if tree.people is None or not (tree.people / "participants.tsv").is_file():
+            where = settings.bids_dir.name if len(trees) == 1 else tree.name
+            progress.warn(f"{where}: no participants.tsv; the tables have no columns from it")
+    if settings.merge:
+        write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
+    options = StudyOptions(
+        measures=settings.measures, control_filter=settings.control_filter, covariates=settings.covariates or None,
+        evaluation=settings.evaluation, n_bootstrap=settings.bootstrap,
+    )  # fmt: skip
+    tables = write_group_tables(settings.output_dir, trees, options=options, site_column=settings.site_column,
+                                group_column=settings.group_column)  # fmt: skip
     for warning in tables.warnings:
         progress.warn(warning)
-    for path in tables.paths:
-        progress.say(str(path))
+    for line in (*map(str, tables.paths[::2]), *tables.notes):
+        progress.say(line)
     return 0
+
+
+def find_trees(settings: Settings) -> list[Tree]:
+    """Find the output folders to read, each with the dataset that tells who was scanned.
+
+    A merged folder's participants are those of a participants.tsv in it, else of a dataset that its
+    ``DatasetLinks`` name, else of the one around its ``derivatives``, else of the input dataset.
+
+    Raises
+    ------
+    InputError
+        If a folder does not exist or holds no measures.
+    """
+    from bids_dgmseg.cohort.load import Tree
+    from bids_dgmseg.cohort.scans import has_scans
+    from bids_dgmseg.cohort.sites import name_trees
+
+    output = settings.output_dir
+    if not settings.merge:
+        if not output.is_dir():
+            raise InputError(f"{output}: no such folder; run the participant level first")
+        return [Tree(output, output.name, settings.bids_dir)]
+    merged = [path for path in dict.fromkeys(settings.merge) if path.resolve() != output.resolve()]
+    for path in merged:
+        if not path.is_dir() or not has_scans(path):
+            what = "no *_stats.tsv below" if path.is_dir() else "no such folder"
+            raise InputError(f"--merge {path}: {what}; give folders that the participant level wrote")
+    own = [output] if output.is_dir() and has_scans(output) else []
+    paths = [*own, *merged]
+    return [
+        Tree(path, name, settings.bids_dir if path in own else _people(path, settings.bids_dir),
+             link=Path(os.path.relpath(path, output)).as_posix())
+        for path, name in zip(paths, name_trees(paths), strict=True)
+    ]  # fmt: skip
+
+
+def _people(tree: Path, otherwise: Path) -> Path:
+    """Find the dataset whose participants.tsv tells of a tree's participants."""
+    candidates: Sequence[Path] = [tree, *_linked(tree), *([tree.parent.parent] if tree.parent.name == "derivatives"
+                                                          else [])]  # fmt: skip
+    return next((root for root in candidates if (root / "participants.tsv").is_file()), otherwise)
+
+
+def _linked(tree: Path) -> list[Path]:
+    """List the datasets that a tree says it was made from."""
+    try:
+        links = read_json(tree / "dataset_description.json").get("DatasetLinks", {})
+    except InputError:  # none, or a broken one: there are other places to look
+        return []
+    return [Path(os.path.normpath(tree / unquote(str(link)))) for link in links.values()]

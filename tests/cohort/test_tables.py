@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.cohort.tables import write_group_tables
+from bids_dgmseg.cohort.group import GroupFiles, write_group_tables
+from bids_dgmseg.cohort.load import Tree
 from bids_dgmseg.errors import InputError
+
+
+def write_tables(output: Path, participants: Path | None = None) -> GroupFiles:
+    return write_group_tables(output, [Tree(output, output.name, participants.parent if participants else None)])
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -15,7 +20,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_the_long_table_has_a_row_a_nucleus_with_its_scan_in_front(output, add_scan):
     add_scan("sub-01_ses-1_acq-fast_run-2_seg-dgm16")
-    write_group_tables(output)
+    write_tables(output)
     first, second = rows_of(output / "group_stats.tsv")
     assert list(first)[:5] == ["participant_id", "session_id", "acquisition", "run", "model"]
     assert list(first.values())[:5] == ["sub-01", "ses-1", "fast", "2", "dgm16"]
@@ -24,14 +29,14 @@ def test_the_long_table_has_a_row_a_nucleus_with_its_scan_in_front(output, add_s
 
 def test_entities_that_a_name_lacks_are_missing(output, add_scan):
     add_scan("sub-01_seg-dgm16")
-    write_group_tables(output)
+    write_tables(output)
     assert list(rows_of(output / "group_stats.tsv")[0].values())[:5] == ["sub-01", "n/a", "n/a", "n/a", "dgm16"]
 
 
 def test_other_entities_follow_the_model(output, add_scan):
     add_scan("sub-01_rec-tv_seg-dgm16_desc-total")
     add_scan("sub-02_seg-dgm16")
-    write_group_tables(output)
+    write_tables(output)
     table = rows_of(output / "group_volumes.tsv")
     assert list(table[0])[4:7] == ["model", "reconstruction", "description"]
     assert [row["reconstruction"] for row in table] == ["tv", "n/a"]
@@ -41,7 +46,7 @@ def test_other_entities_follow_the_model(output, add_scan):
 def test_the_wide_tables_have_a_row_a_scan(output, add_scan):
     add_scan("sub-01_ses-1_seg-dgm16", volumes=("1", "2"), means=("0.1", "0.2"))
     add_scan("sub-01_ses-2_seg-dgm16", volumes=("3", "n/a"), means=("n/a", "0.4"))
-    write_group_tables(output)
+    write_tables(output)
     volumes, susceptibilities = (rows_of(output / f"group_{name}.tsv") for name in ("volumes", "susceptibility"))
     assert [(row["session_id"], row["DN_L_volume_mm3"], row["DN_R_volume_mm3"]) for row in volumes] == [
         ("ses-1", "1", "2"), ("ses-2", "3", "n/a")]  # fmt: skip
@@ -53,7 +58,7 @@ def test_a_nucleus_that_a_model_does_not_know_is_missing(output, add_scan):
     add_scan("sub-01_seg-dgm16")
     header = "index\tname\tabbreviation\themisphere\tn_voxels\tvolume_mm3\tmean_ppm\n"
     add_scan("sub-01_seg-attunet25d", text=header + "5\tleft red nucleus\tRN_L\tL\t200\t210.0\t0.09\n")
-    write_group_tables(output)
+    write_tables(output)
     table = {row["model"]: row for row in rows_of(output / "group_volumes.tsv")}
     assert table["attunet25d"]["DN_L_volume_mm3"] == "n/a"
     assert table["dgm16"]["RN_L_volume_mm3"] == "n/a"
@@ -64,7 +69,7 @@ def test_participants_columns_stand_behind(output, add_scan, tmp_path):
     add_scan("sub-01_seg-dgm16")
     participants = tmp_path / "participants.tsv"
     participants.write_text("participant_id\tage\tsex\n1\t30\tF\n")
-    result = write_group_tables(output, participants)
+    result = write_tables(output, participants)
     for name in ("stats", "volumes", "susceptibility"):
         row = rows_of(output / f"group_{name}.tsv")[0]
         assert list(row)[-2:] == ["age", "sex"]
@@ -76,7 +81,7 @@ def test_a_participants_column_that_would_hide_ours_is_renamed(output, add_scan,
     add_scan("sub-01_seg-dgm16")
     participants = tmp_path / "participants.tsv"
     participants.write_text("participant_id\tname\nsub-01\tJo\n")
-    write_group_tables(output, participants)
+    write_tables(output, participants)
     row = rows_of(output / "group_stats.tsv")[0]
     assert (row["name"], row["participants_name"]) == ("left dentate nucleus", "Jo")
     assert rows_of(output / "group_volumes.tsv")[0]["name"] == "Jo"
@@ -87,11 +92,12 @@ def test_who_is_in_one_place_only_is_said_in_one_line_a_kind(output, add_scan, t
         add_scan(f"sub-{label}_seg-dgm16")
     participants = tmp_path / "participants.tsv"
     participants.write_text("participant_id\tage\nsub-01\t30\n" + "".join(f"sub-{n}\t40\n" for n in range(10, 17)))
-    result = write_group_tables(output, participants)
+    result = write_tables(output, participants)
     assert result.warnings == (
         "participants.tsv: no row for sub-02, sub-03; their columns are n/a",
         "participants.tsv: no measures of sub-10, sub-11, sub-12, sub-13, sub-14 and 2 more; "
         "they are not in the tables",
+        "participants.tsv: no age of sub-02, sub-03; 2 of 3 are left out where age matters",
     )
     assert [row["age"] for row in rows_of(output / "group_volumes.tsv")] == ["30", "n/a", "n/a"]
 
@@ -101,7 +107,7 @@ def test_the_reference_is_told_and_mixing_is_warned_of(output, add_scan):
     add_scan("sub-02_seg-dgm16", reference="whole brain")
     add_scan("sub-03_seg-dgm16", reference="whole brain")
     add_scan("sub-04_seg-dgm16", reference=None)
-    (warning,) = write_group_tables(output).warnings
+    (warning,) = write_tables(output).warnings
     assert "reference regions differ: whole brain (2), CSF (1); refer the maps to one before comparing" in warning
     assert [row["reference"] for row in rows_of(output / "group_susceptibility.tsv")] == [
         "CSF", "whole brain", "whole brain", "n/a"]  # fmt: skip
@@ -112,31 +118,46 @@ def test_every_column_has_an_entry_in_its_dictionary(output, add_scan, tmp_path)
     participants = tmp_path / "participants.tsv"
     participants.write_text("participant_id\tage\tsite\nsub-01\t30\tA\n")
     (tmp_path / "participants.json").write_text('{"age": {"Description": "Age at scan", "Units": "year"}}')
-    result = write_group_tables(output, participants)
+    result = write_tables(output, participants)
     for tsv, sidecar in zip(result.paths[::2], result.paths[1::2], strict=True):
         dictionary = json.loads(sidecar.read_text(encoding="utf-8"))
-        assert list(dictionary) == list(rows_of(tsv)[0])
-        assert all(entry["Description"] for entry in dictionary.values())
-        assert dictionary["age"] == {"Description": "Age at scan", "Units": "year"}
+        columns = tsv.read_text(encoding="utf-8").partition("\n")[0].split("\t")
+        assert list(dictionary)[:len(columns)] == columns
+        assert all(dictionary[column]["Description"] for column in columns)
+        if tsv.stem != "group_quality":  # whose columns are those of quality.json
+            assert [column for column in columns if "the scan's files" in dictionary[column]["Description"]] == []
+    assert json.loads((output / "group_stats.json").read_text())["age"] == {"Description": "Age at scan",
+                                                                            "Units": "year"}  # fmt: skip
     susceptibility = json.loads((output / "group_susceptibility.json").read_text(encoding="utf-8"))
     assert susceptibility["DN_L_mean_ppm"]["Units"] == "ppm"
     assert susceptibility["DN_L_mean_ppm"]["Description"].startswith("left dentate nucleus: Mean susceptibility")
 
 
-def test_six_files_are_written_and_no_other(output, add_scan):
+def test_every_table_is_written_and_says_why_it_is_empty(output, add_scan):
     add_scan("sub-01_seg-dgm16")
-    result = write_group_tables(output)
+    result = write_tables(output)
     assert {path.name for path in output.iterdir() if path.is_file()} == {path.name for path in result.paths}
-    assert {path.name for path in result.paths} == {
-        f"group_{name}.{ending}" for name in ("stats", "volumes", "susceptibility") for ending in ("tsv", "json")
+    empty = {path.stem: json.loads(path.with_suffix(".json").read_text()).get("NotComputed")
+             for path in result.paths[::2] if path.read_text().count("\n") == 1}  # fmt: skip
+    assert empty == {
+        "group_adjusted": "no --control-filter was given",
+        **dict.fromkeys(("group_harmonized", "group_site_variance", "group_site_effects"),
+                        "no site is known; name its column: --site-column"),
+        **dict.fromkeys(("group_ageing", "group_ageing_curves"),
+                        "no ages; add a column age to participants.tsv or sessions.tsv"),
+        "group_differences": "participants.tsv has no column group or diagnosis; name one with --group-column",
+        **dict.fromkeys(("group_longitudinal", "group_changes"),
+                        "nobody was scanned at two known times (nobody has two sessions)"),
     }
+    assert result.notes[0] == "group_adjusted.tsv: empty, no --control-filter was given"
+    assert result.notes[-1].startswith("group_longitudinal.tsv, group_changes.tsv: empty, nobody was scanned at two")
 
 
 def test_a_second_run_takes_the_place_of_the_first(output, add_scan):
     add_scan("sub-01_seg-dgm16")
-    write_group_tables(output)
+    write_tables(output)
     add_scan("sub-02_seg-dgm16")
-    write_group_tables(output)
+    write_tables(output)
     assert [row["participant_id"] for row in rows_of(output / "group_volumes.tsv")] == ["sub-01", "sub-02"]
 
 
@@ -145,7 +166,7 @@ def test_a_second_run_takes_the_place_of_the_first(output, add_scan):
 def test_a_table_cut_short_is_left_out_and_said(output, add_scan, text):
     add_scan("sub-01_seg-dgm16")
     add_scan("sub-02_seg-dgm16", text=text)
-    (warning,) = write_group_tables(output).warnings
+    (warning,) = write_tables(output).warnings
     assert warning == "sub-02_seg-dgm16_stats.tsv: cut short and left out; run the participant level again for them"
     assert [row["participant_id"] for row in rows_of(output / "group_volumes.tsv")] == ["sub-01"]
 
@@ -155,23 +176,18 @@ def test_other_files_are_not_read(output, add_scan):
     for name in (".sub-02_seg-dgm16_stats.tsv.tmp", "sub-02_seg-dgm16_dseg.tsv", "notes_stats.tsv"):
         (path.parent / name).write_text("not a table")
     (output / "figures").mkdir()
-    assert write_group_tables(output).warnings == ()
+    assert write_tables(output).warnings == ()
 
 
 def test_nothing_measured_is_refused(output):
     with pytest.raises(InputError, match=r"^out: no \*_stats.tsv below; run the participant level first"):
-        write_group_tables(output)
+        write_tables(output)
 
 
 def test_nothing_whole_is_refused(output, add_scan):
     add_scan("sub-01_seg-dgm16", text="")
     with pytest.raises(InputError, match=r"^out: the tables are cut short \(sub-01_seg-dgm16_stats.tsv\)"):
-        write_group_tables(output)
-
-
-def test_a_missing_output_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"none: no such folder; run the participant level first"):
-        write_group_tables(tmp_path / "none")
+        write_tables(output)
 
 
 def test_a_table_that_cannot_be_written_is_named_and_leaves_nothing(output, add_scan, monkeypatch):
@@ -182,5 +198,5 @@ def test_a_table_that_cannot_be_written_is_named_and_leaves_nothing(output, add_
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(InputError, match=r"group_stats.json: cannot be written \(No space left on device\)"):
-        write_group_tables(output)
+        write_tables(output)
     assert not [path for path in output.iterdir() if path.is_file()]

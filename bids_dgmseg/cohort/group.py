@@ -1,0 +1,71 @@
+"""All tables of the group level, written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_dgmseg.cohort.effects import ageing_tables, change_tables, difference_table
+from bids_dgmseg.cohort.load import Tree, load_cohort
+from bids_dgmseg.cohort.multisite import harmonized_tables
+from bids_dgmseg.cohort.scanwise import adjusted_table, asymmetry_table, outlier_table
+from bids_dgmseg.cohort.study import StudyOptions, begin_study
+from bids_dgmseg.cohort.tables import write_scan_tables
+from bids_dgmseg.cohort.writing import GroupTable, write_frame
+
+
+@dataclass(frozen=True)
+class GroupFiles:
+    """What was written, and what a user should know about it."""
+
+    paths: tuple[Path, ...]
+    """Each table and then its data dictionary."""
+    notes: tuple[str, ...]
+    """Which tables are empty, one line a reason."""
+    warnings: tuple[str, ...]
+    """One line each."""
+
+
+def write_group_tables(
+    folder: Path, trees: Sequence[Tree], *, options: StudyOptions | None = None, site_column: str | None = None,
+    group_column: str | None = None,
+) -> GroupFiles:  # fmt: skip
+    """Gather the measures of all scans, make the study's statistics, and write them all.
+
+    Only ``_stats.tsv`` of the participant level and the ``_quality.json`` beside them are read, and what is known of
+    the participants.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to.
+    trees : sequence of Tree
+        Output folders of the participant level.
+    options : StudyOptions, optional
+        Measures, controls, covariates, reference labels.
+    site_column, group_column : str, optional
+        As in `load_cohort`.
+
+    Raises
+    ------
+    InputError
+        If nothing was measured, a table cannot be read, joined or written, or an option does not fit the data.
+    """
+    cohort = load_cohort(trees, site_column=site_column, group_column=group_column)
+    study = begin_study(cohort, options or StudyOptions())
+    tables = [asymmetry_table(study), outlier_table(study), adjusted_table(study), *harmonized_tables(study),
+              *ageing_tables(study), difference_table(study), *change_tables(study)]  # fmt: skip
+    paths = write_scan_tables(folder, cohort, settings=study.settings)
+    for table in tables:
+        paths += write_frame(folder, table, keys=cohort.keys, settings=study.settings)
+    return GroupFiles(tuple(paths), _say_empty(tables, study.warnings), (*cohort.warnings, *study.warnings))
+
+
+def _say_empty(tables: Sequence[GroupTable], warnings: Sequence[str]) -> tuple[str, ...]:
+    """Say why tables are empty, one line a reason; what is a warning already is not said again."""
+    reasons: dict[str, list[str]] = {}
+    for table in tables:
+        if table.not_computed and not any(table.not_computed in line for line in warnings):
+            reasons.setdefault(table.not_computed, []).append(f"{table.name}.tsv")
+    return tuple(f"{', '.join(names)}: empty, {why}" for why, names in reasons.items())

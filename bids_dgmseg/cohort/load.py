@@ -1,0 +1,276 @@
+"""All scans of a study, with what is known of the participants, their ages, groups and sites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.cohort.frames import name_some, to_numbers
+from bids_dgmseg.cohort.participants import MISSING
+from bids_dgmseg.cohort.people import People, read_people
+from bids_dgmseg.cohort.scans import ScanStats, read_scans
+from bids_dgmseg.errors import InputError
+
+ENTITIES = {
+    "sub": "participant_id", "ses": "session_id", "acq": "acquisition", "run": "run", "seg": "model",
+    "rec": "reconstruction", "ce": "ceagent", "dir": "direction", "res": "resolution", "desc": "description",
+}  # fmt: skip
+"""Entity of a file name → column of the tables."""
+_ALWAYS = ("sub", "ses", "acq", "run", "seg")
+_APART = ("reconstruction", "description")
+_AGE, _SEX, _GROUP, _SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
+_SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
+_OLDEST = 130
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An output folder of the participant level."""
+
+    path: Path
+    name: str
+    people: Path | None
+    """Dataset with participants.tsv and sessions.tsv."""
+    link: str = "."
+    """The folder, from the one where the tables go."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What the tables are made from; all frames have a row a scan and model, in the order of `scans`."""
+
+    scans: tuple[ScanStats, ...]
+    pages: tuple[str, ...]
+    """The participants' pages, from the folder where the tables go; ``n/a`` without one."""
+    keys: pd.DataFrame
+    """Text: entities, ``tree`` where there are several, ``site``."""
+    people: pd.DataFrame
+    """Text: columns of participants.tsv and sessions.tsv, ``n/a`` where missing."""
+    descriptions: Mapping[str, Mapping[str, Any]]
+    """Column of `people` → entry of participants.json."""
+    facts: pd.DataFrame
+    """``participant_id``, one for each person; ``age`` and ``years`` (numbers: age, else time since the first session);
+    ``sex``, ``group``, ``site`` (text); NaN where missing."""
+    apart: tuple[str, ...]
+    """Columns of `keys` whose values are never pooled: ``model`` and those that tell reconstructions apart."""
+    settings: Mapping[str, Any]
+    """Where site, group and age were found, for the data dictionaries."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one tree has."""
+
+    tree: Tree
+    scans: Sequence[ScanStats]
+    people: People
+    warnings: Sequence[str]
+
+
+def load_cohort(
+    trees: Sequence[Tree], *, site_column: str | None = None, group_column: str | None = None
+) -> Cohort:
+    """Read the measures of all scans and join what is known of the participants.
+
+    Parameters
+    ----------
+    trees : sequence of Tree
+        Output folders; with several, each is a site, unless its participants have a column of sites.
+    site_column, group_column : str, optional
+        Columns of participants.tsv or sessions.tsv; by default ``site`` or ``site_id``, and ``group`` or ``diagnosis``.
+
+    Raises
+    ------
+    InputError
+        If there is nothing measured, a named column does not exist, or a table cannot be read or joined.
+    """
+    parts = [_load_part(tree) for tree in trees]
+    scans = [scan for part in parts for scan in part.scans]
+    if not scans:
+        where = ", ".join(tree.path.name for tree in trees)
+        raise InputError(f"{where}: no *_stats.tsv below; run the participant level first")
+    keys, apart = _key_table(parts)
+    people = _people_table(parts)
+    for column, option in ((site_column, "--site-column"), (group_column, "--group-column")):
+        if column is not None and column not in people.columns:
+            there = ", ".join(people.columns) or "none"
+            raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {there}); correct it")
+    site, site_from = _find_sites(parts, people, column=site_column)
+    group = group_column or find_column(people, _GROUP)
+    facts, warnings = _find_facts(parts, keys, people, group=group)
+    facts["site"] = site
+    for factor, name in (("site", "site"), ("group", group)):
+        warnings += _spelled_twice(facts[factor], name)
+    several = len(parts) > 1
+    lines = [f"{part.tree.name}: {line}" if several else line for part in parts for line in part.warnings]
+    settings = {
+        "Trees": {part.tree.name: len(part.scans) for part in parts}, "SiteFrom": site_from, "GroupColumn": group,
+        "AgeColumn": find_column(people, _AGE), "SexColumn": find_column(people, _SEX),
+    }  # fmt: skip
+    descriptions = {name: entry for part in reversed(parts) for name, entry in part.people.descriptions.items()}
+    pages = tuple(_link(part.tree, scan) for part in parts for scan in part.scans)
+    return Cohort(
+        tuple(scans), pages, keys.assign(site=site.fillna(MISSING)),
+        people.drop(columns="site") if site_from == "column site" else people, descriptions, facts, apart, settings,
+        (*lines, *_same_people(parts), *warnings, *_mixed_references(scans)),
+    )  # fmt: skip
+
+
+def find_column(people: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """Find the first column that is called one of some names, in large or small letters."""
+    there = {str(column).casefold(): str(column) for column in reversed(people.columns)}
+    return next((there[name] for name in names if name in there), None)
+
+
+def _link(tree: Tree, scan: ScanStats) -> str:
+    return (PurePosixPath(tree.link) / scan.page).as_posix() if scan.page else MISSING
+
+
+def _load_part(tree: Tree) -> _Part:
+    scans, broken = read_scans(tree.path)
+    warnings = []
+    if broken:
+        if not scans:
+            raise InputError(f"{tree.path.name}: the tables are cut short ({broken[0]}); run the participant level "
+                             "again")  # fmt: skip
+        warnings.append(f"{name_some(broken)}: cut short and left out; run the participant level again for them")
+    people, more = read_people(tree.people, [(scan.entities["sub"], scan.entities.get("ses")) for scan in scans])
+    return _Part(tree, scans, people, [*warnings, *more])
+
+
+def _key_table(parts: Sequence[_Part]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Entities of all scans by column, and the columns that are never pooled over."""
+    scans = [scan for part in parts for scan in part.scans]
+    entities = [*dict.fromkeys([*_ALWAYS, *(key for scan in scans for key in scan.entities)])]
+    prefix = {"sub": "sub-", "ses": "ses-"}  # as in every BIDS table
+    columns = {
+        ENTITIES.get(key, key): [
+            prefix.get(key, "") + scan.entities[key] if key in scan.entities else MISSING for scan in scans
+        ]
+        for key in entities
+    }
+    if len(parts) > 1:
+        columns["tree"] = [part.tree.name for part in parts for _ in part.scans]
+    apart = ("model", *(column for column in _APART if column in columns))
+    return pd.DataFrame(columns, dtype=object), apart
+
+
+def _people_table(parts: Sequence[_Part]) -> pd.DataFrame:
+    """Columns of participants.tsv and sessions.tsv, a row a scan."""
+    columns = [*dict.fromkeys(column for part in parts for column in part.people.columns)]
+    rows = [part.people.of(scan.entities["sub"], scan.entities.get("ses")) for part in parts for scan in part.scans]
+    return pd.DataFrame(
+        {column: [row.get(column, MISSING) for row in rows] for column in columns}, index=range(len(rows)), dtype=object
+    )
+
+
+def _find_sites(
+    parts: Sequence[_Part], people: pd.DataFrame, *, column: str | None
+) -> tuple[pd.Series, str]:
+    """Site of each scan, and in words where it was found."""
+    named = column or find_column(people, _SITE)
+    sites: list[str] = []
+    for part in parts:
+        place = slice(len(sites), len(sites) + len(part.scans))
+        if named and (column or named in part.people.columns):
+            sites += people[named].iloc[place].tolist()
+        elif len(parts) > 1:
+            sites += [part.tree.name] * len(part.scans)
+        else:
+            sites += [scan.scanner or MISSING for scan in part.scans]
+    series = pd.Series(sites, index=people.index, dtype=object)
+    if named:
+        source = f"column {named}"
+    elif len(parts) > 1:
+        source = "output folder"
+    else:
+        source = "scanner in the maps' sidecars" if (series != MISSING).any() else "not known"
+    return series.where(series != MISSING), source
+
+
+def _find_facts(
+    parts: Sequence[_Part], keys: pd.DataFrame, people: pd.DataFrame, *, group: str | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Person, age, time, sex and group of each scan."""
+    person = keys["participant_id"]
+    if "tree" in keys:
+        shared = person.isin(_shared_ids(parts))
+        person = person.where(~shared, person + " (" + keys["tree"] + ")")
+    people = people.assign(participant_id=person)
+    age, warnings = _read_ages(people)
+    since = [part.people.years_since_first(scan.entities["sub"], scan.entities.get("ses"))
+             for part in parts for scan in part.scans]  # fmt: skip
+    years = pd.Series(since, index=people.index, dtype=np.float64)
+    # an age that every session repeats is that of the first
+    own = age.groupby(person).transform("nunique") > 1
+    age = age.where(own | years.isna(), age + years)
+    sex = find_column(people, _SEX)
+    facts = {
+        "participant_id": person, "age": age, "years": age.fillna(years),
+        "sex": _text(people, sex).map(lambda text: _SEXES.get(text.casefold(), text), na_action="ignore"),
+        "group": _text(people, group),
+    }  # fmt: skip
+    return pd.DataFrame(facts), warnings
+
+
+def _text(people: pd.DataFrame, column: str | None) -> pd.Series:
+    """Values of a column, NaN where missing or where there is no such column."""
+    values = people[column] if column else pd.Series(MISSING, index=people.index, dtype=object)
+    return values.where(values != MISSING)
+
+
+def _read_ages(people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """Ages in years, and a line for each that is no age."""
+    column = find_column(people, _AGE)
+    if column is None:
+        return pd.Series(np.nan, index=people.index), []
+    ages, warnings = to_numbers(people, column)
+    odd = (ages < 0) | (ages > _OLDEST)
+    lines = [
+        f"participants.tsv: {column} of {who} is {age:g}, no age in years; it counts as missing"
+        for who, age in dict.fromkeys(zip(people["participant_id"][odd], ages[odd], strict=True))
+    ]
+    ages = ages.mask(odd)
+    if n_lost := int(people["participant_id"][ages.isna()].nunique()):
+        lost = list(dict.fromkeys(people["participant_id"][ages.isna()]))
+        lines.append(f"participants.tsv: no age of {name_some(lost)}; {n_lost} of "
+                     f"{people['participant_id'].nunique()} are left out where age matters")  # fmt: skip
+    return ages, [*warnings, *lines]
+
+
+def _shared_ids(parts: Sequence[_Part]) -> list[str]:
+    counts = Counter(name for part in parts for name in {f"sub-{scan.entities['sub']}" for scan in part.scans})
+    return sorted(name for name, count in counts.items() if count > 1)
+
+
+def _same_people(parts: Sequence[_Part]) -> list[str]:
+    """Say that a label in two trees is taken for two persons."""
+    shared = _shared_ids(parts)
+    return [f"{name_some(shared)}: in several output folders; taken for different persons, told apart by tree"] if (
+        shared) else []  # fmt: skip
+
+
+def _spelled_twice(values: pd.Series, name: str | None) -> list[str]:
+    spellings: dict[str, set[str]] = {}
+    for value in values.dropna().unique():
+        spellings.setdefault(str(value).casefold(), set()).add(str(value))
+    return [
+        f"participants.tsv: {name} is spelled {' and '.join(map(repr, sorted(same)))}; these count as different"
+        for same in spellings.values() if len(same) > 1
+    ]  # fmt: skip
+
+
+def _mixed_references(scans: Sequence[ScanStats]) -> list[str]:
+    """Warn where maps are relative to different regions: their susceptibilities have different zeros."""
+    counts = Counter(scan.reference for scan in scans if scan.reference)
+    if len(counts) < 2:
+        return []
+    shown = ", ".join(f"{reference} ({count})" for reference, count in counts.most_common())
+    return [f"group_susceptibility.tsv: reference regions differ: {shown}; refer the maps to one before comparing"]

@@ -1,0 +1,134 @@
+"""Who was scanned, and when: participants.tsv and sessions.tsv of one dataset, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.cohort.frames import name_some
+from bids_dgmseg.cohort.participants import MISSING, Participants, read_keyed, read_participants
+
+_SESSION_IDS = ("sessionid", "session", "ses", "visitid", "visit")
+_DAYS_A_YEAR = 365.25
+
+
+@dataclass(frozen=True)
+class People:
+    """What is known of each participant and session."""
+
+    participants: Participants = field(default_factory=Participants)
+    sessions: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    """Labels of participant and session → values of sessions.tsv that are there."""
+    session_columns: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of participants.tsv, then those that only sessions.tsv has."""
+        return tuple(dict.fromkeys([*self.participants.columns, *self.session_columns]))
+
+    @property
+    def descriptions(self) -> Mapping[str, Mapping[str, Any]]:
+        """Column → entry of participants.json."""
+        return self.participants.descriptions
+
+    def of(self, participant: str, session: str | None) -> dict[str, str]:
+        """Look up one scan's values by column; a session's own value wins, ``n/a`` where there is none."""
+        known = dict(zip(self.participants.columns, self.participants.values(participant), strict=True))
+        return {**dict.fromkeys(self.columns, MISSING), **known, **self.sessions.get((participant, session or ""), {})}
+
+    def years_since_first(self, participant: str, session: str | None) -> float | None:
+        """Time since the participant's first session by ``acq_time`` of sessions.tsv; None where it is not told."""
+        time = self._times.get((participant, session or ""))
+        return (time - self._first[participant]).total_seconds() / 86400 / _DAYS_A_YEAR if time else None
+
+    @cached_property
+    def _times(self) -> Mapping[tuple[str, str], datetime]:
+        times = {key: _read_time(values.get("acq_time", "")) for key, values in self.sessions.items()}
+        return {key: time for key, time in times.items() if time}
+
+    @cached_property
+    def _first(self) -> Mapping[str, datetime]:
+        first: dict[str, datetime] = {}
+        for (participant, _), time in self._times.items():
+            first[participant] = min(time, first.get(participant, time))
+        return first
+
+
+def read_people(root: Path | None, scanned: Sequence[tuple[str, str | None]]) -> tuple[People, list[str]]:
+    """Read participants.tsv and the sessions.tsv of all participants with sessions.
+
+    Parameters
+    ----------
+    root : Path or None
+        The dataset they lie in.
+    scanned : sequence of (str, str or None)
+        Labels of participant and session of each scan.
+
+    Returns
+    -------
+    people : People
+        Empty where there are no such files.
+    warnings : list of str
+        One line a kind: who is in one place only.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be read or joined.
+    """
+    if root is None or not (root / "participants.tsv").is_file():
+        participants, warnings = Participants(), []
+    else:
+        participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
+        warnings = _unmatched(participants, {label for label, _ in scanned})
+    if root is None:
+        return People(participants), warnings
+    sessions, columns, lost = _read_sessions(root, scanned)
+    if lost:
+        warnings.append(f"sessions.tsv: no row for {name_some(lost)}; the participant's own columns are taken")
+    return People(participants, sessions, columns), warnings
+
+
+def _read_sessions(
+    root: Path, scanned: Iterable[tuple[str, str | None]]
+) -> tuple[dict[tuple[str, str], dict[str, str]], tuple[str, ...], list[str]]:
+    """Values by participant and session, their columns, and the scanned sessions without a row."""
+    labels: dict[str, list[str]] = {}
+    for participant, session in scanned:
+        if session is not None:
+            labels.setdefault(participant, []).append(session)
+    known: dict[tuple[str, str], dict[str, str]] = {}
+    columns: dict[str, None] = {}
+    lost = []
+    for participant, sessions in labels.items():
+        path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
+        if not path.is_file():
+            continue
+        header, rows = read_keyed(path, sessions, prefix="ses-", name="session_id", spellings=_SESSION_IDS)
+        columns |= dict.fromkeys(header)
+        for session, values in rows.items():
+            told = {name: value for name, value in zip(header, values, strict=True) if value != MISSING}
+            known[participant, session] = told
+        lost += [f"sub-{participant} ses-{session}" for session in sorted(set(sessions) - set(rows))]
+    return known, tuple(columns), lost
+
+
+def _unmatched(participants: Participants, scanned: set[str]) -> list[str]:
+    """One warning for participants without a row, one for rows without a scan."""
+    warnings = []
+    if alone := sorted(scanned - set(participants.rows)):
+        warnings.append(f"participants.tsv: no row for {name_some(alone, 'sub-')}; their columns are n/a")
+    if absent := sorted(set(participants.rows) - scanned):
+        warnings.append(f"participants.tsv: no measures of {name_some(absent, 'sub-')}; they are not in the tables")
+    return warnings
+
+
+def _read_time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except ValueError:
+        return None

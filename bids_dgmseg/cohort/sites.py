@@ -1,0 +1,43 @@
+"""Which site a scan comes from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_GENERIC = ("bids_dgmseg", "derivatives")
+_SCANNER = ("InstitutionName", "Manufacturer", "ManufacturersModelName", "DeviceSerialNumber")
+
+
+def name_trees(paths: Sequence[Path]) -> list[str]:
+    """Name output folders after the part of their paths that tells them apart.
+
+    Folders' names that say nothing, such as ``derivatives``, are passed over where others are left.
+
+    >>> name_trees([Path("/data/bern/derivatives/bids_dgmseg"), Path("/data/graz/derivatives/bids_dgmseg")])
+    ['bern', 'graz']
+    >>> name_trees([Path("/a/study"), Path("/b/study")])
+    ['a/study', 'b/study']
+    """
+    parts = [[part for part in path.parts[1:] if part not in _GENERIC] or [path.name] for path in paths]
+    deepest = max(map(len, parts), default=1)
+    for depth in range(1, deepest + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def name_scanner(fields: Mapping[str, Any]) -> str | None:
+    """Name a scanner by the fields of a sidecar; None where they do not say what it is.
+
+    >>> name_scanner({"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 2.89})
+    'Siemens Prisma 3T'
+    """
+    words = [str(fields[name]).strip() for name in _SCANNER if str(fields.get(name) or "").strip()]
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        tesla = round(2 * float(fields["MagneticFieldStrength"])) / 2  # 2.89 and 3 are one strength
+        words.append(f"{tesla:g}T")
+    return " ".join(words) or None
