@@ -47,6 +47,18 @@ class Box:
         """
         return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
 
+    def moved_over(self, inner: Box) -> Box:
+        """Move the box as little as it takes to hold another; along an axis where that is larger, about its middle.
+
+        >>> Box((0, 0, 0), (10, 10, 10)).moved_over(Box((-2, 3, -5), (3, 12, 15))).low_mm
+        (-2.0, 2.0, 0.0)
+        """
+        low, high = np.array(self.low_mm, float), np.array(self.high_mm, float)
+        shift = np.minimum(np.subtract(inner.low_mm, low), 0) + np.maximum(np.subtract(inner.high_mm, high), 0)
+        larger = np.greater(inner.size_mm, self.size_mm)
+        shift[larger] = (np.subtract(inner.centre_mm, self.centre_mm))[larger]
+        return _box(low + shift, high + shift)
+
     @classmethod
     def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
         """Lay a box of a size around a centre."""

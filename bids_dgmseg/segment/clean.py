@@ -6,15 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.models import Model
+from bids_dgmseg.models import Cleaning, Model
 from bids_dgmseg.segment.predict import Block
-
-SMALLEST_PART = 0.25
-"""Connected parts smaller than this share of the largest are dropped; the interposed nucleus has two of like size."""
 
 
 def clean(block: Block, model: Model) -> NDArray[np.uint8]:
-    """Label each voxel with its most probable nucleus and drop stray parts.
+    """Label each voxel, then mend each nucleus as the model's ``cleaning`` says.
 
     Parameters
     ----------
@@ -29,11 +26,14 @@ def clean(block: Block, model: Model) -> NDArray[np.uint8]:
         Numbers of structures.tsv, 0 for background.
     """
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
-    dseg: NDArray[np.uint8] = numbers[block.probabilities.argmax(axis=0)]
+    dseg: NDArray[np.uint8] = numbers[_choose(block.probabilities, model.cleaning.threshold)]
     for number, place in zip(numbers[1:], _places(dseg, numbers[1:]), strict=True):
         if place is not None:
             part = dseg[place]
-            part[_strays(part == number)] = 0
+            mask = part == number
+            mended = _mend(mask, model.cleaning)
+            part[mask & ~mended] = 0
+            part[mended & (part == 0)] = number
     return dseg
 
 
@@ -44,15 +44,45 @@ def label_grid(block: Block, model: Model, shape: tuple[int, int, int]) -> NDArr
     return dseg
 
 
+def _choose(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
+    """Take the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
+    if not threshold:
+        most: NDArray[np.intp] = probabilities.argmax(axis=0)
+        return most
+    chosen = 1 + probabilities[1:].argmax(axis=0)
+    return np.where(probabilities[1:].max(axis=0) > threshold, chosen, 0)
+
+
 def _places(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:
+    """Find the block of each label with a voxel about it."""
     found = ndimage.find_objects(dseg, max_label=int(numbers.max(initial=1)))
-    return [found[number - 1] for number in numbers]
+    return [
+        place and tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in place)
+        for place in (found[number - 1] for number in numbers)
+    ]
 
 
-def _strays(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _mend(mask: NDArray[np.bool_], cleaning: Cleaning) -> NDArray[np.bool_]:
+    if cleaning.fill_holes:
+        mask = ndimage.binary_fill_holes(mask)
+    mask = mask & ~_strays(mask, cleaning.smallest_part)
+    return _smoothed(mask) if cleaning.smooth else mask
+
+
+def _strays(mask: NDArray[np.bool_], smallest_part: float) -> NDArray[np.bool_]:
     """Find the parts, connected over faces, edges or corners, that are too small beside the largest."""
     parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
-    strays: NDArray[np.bool_] = (sizes < SMALLEST_PART * sizes.max())[parts] & mask
+    small = sizes < smallest_part * sizes.max()
+    if smallest_part >= 1:
+        small = np.arange(count + 1) != sizes.argmax()  # one even of two that are as large
+    strays: NDArray[np.bool_] = small[parts] & mask
     return strays
+
+
+def _smoothed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Let each voxel and its six neighbours vote; a body too thin for any majority stays as it is."""
+    votes = ndimage.convolve(mask.astype(np.uint8), ndimage.generate_binary_structure(3, 1), mode="constant")
+    smooth: NDArray[np.bool_] = votes >= 4
+    return smooth if smooth.any() else mask

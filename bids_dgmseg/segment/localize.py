@@ -14,16 +14,15 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, box_of_mask
 from bids_dgmseg.images.resample import resample, world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import Model, ModelInput
+from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.segment.atlas import find_by_atlas, read_references
+from bids_dgmseg.segment.forward import forward
+from bids_dgmseg.segment.measured import find_measured, measured_box
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.predict import forward
 from bids_dgmseg.segment.weights import load_weights, localizer_network
 
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """How far the dentates reach below and behind the other nuclei."""
-
-_ZERO_PPM = 1e-4
-"""A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
 
 _SMALLEST_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is no head, however the view is cut."""
@@ -65,22 +64,27 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     if model.localizer.kind == "nnunet":
         from bids_dgmseg.segment.nnunet import localize_cerebellum  # imports this module
 
-        _check_size(np.abs(chi.array) > _ZERO_PPM, chi)
+        _check_size(find_measured(chi).array, chi)
         return localize_cerebellum(chi, model, weights=weights, device=device)
-    if model.localizer.kind == "centre" or model.localizer.input is None:
-        return Location(Box.centred(np.array(_measured_box(chi).centre_mm), model.input.patch_mm), None)
-    # Shown a few voxels among zeros, a network labels whole heads.
-    _check_size(np.abs(chi.array) > _ZERO_PPM, chi)
-    labels = _label_head(chi, model, model.localizer.input, weights, device)
+    if model.localizer.kind == "centre":
+        return Location(_guarded_centre(chi, model, device), None)
+    # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.
+    _check_size(find_measured(chi).array, chi)
+    if model.localizer.kind == "atlas":
+        return Location(find_by_atlas(chi, read_references(model, weights), model), None)
+    labels = _label_head(chi, model, weights, device)
     return Location(_nuclei_box(labels, model), labels)
 
 
-def _measured_box(chi: Volume) -> Box:
-    """Enclose what is not zero, whatever type the file stores zeros in."""
-    measured = np.abs(chi.array) > _ZERO_PPM
-    if not measured.any():
-        raise InputError("the map is 0 everywhere; check how it was made")
-    return box_of_mask(chi.with_array(measured))
+def _guarded_centre(chi: Volume, model: Model, device: str) -> Box:
+    """Take the middle of the brain, moved as little as it takes to cut none of what the whole-head step finds."""
+    box = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
+    if not model.localizer.guard:
+        return box
+    _check_size(find_measured(chi).array, chi)
+    guard = MODELS[model.localizer.guard]
+    labels = _label_head(chi, guard, None, device)
+    return box.moved_over(_upper_box(labels, guard).grown(model.localizer.margin_mm))
 
 
 def _check_size(brain: NDArray[np.bool_], grid: Volume) -> None:
@@ -89,9 +93,12 @@ def _check_size(brain: NDArray[np.bool_], grid: Volume) -> None:
         raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
 
 
-def _label_head(chi: Volume, model: Model, shown: ModelInput, weights: Path | None, device: str) -> Volume:
+def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) -> Volume:
     """Label the regions of the head on the localizer's coarse grid."""
-    view = Box.centred(np.array(_measured_box(chi).centre_mm), shown.patch_mm)
+    shown = model.localizer.input
+    if shown is None:
+        raise ValueError(f"{model.name}: its localizer {model.localizer.kind!r} has no network")
+    view = Box.centred(np.array(measured_box(chi).centre_mm), shown.patch_mm)
     coarse = resample(chi, world_grid(view, shown.spacing_mm), antialias=True)
     network = load_weights(localizer_network(model), model, "localizer", weights)
     probabilities = forward(network, NORMALIZATIONS[shown.normalization](coarse.array)[None], device)
@@ -100,13 +107,8 @@ def _label_head(chi: Volume, model: Model, shown: ModelInput, weights: Path | No
 
 def _nuclei_box(labels: Volume, model: Model) -> Box:
     """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them."""
-    numbers = {name: number for number, name in enumerate(model.localizer.labels, 1)}
-    _check_size(labels.array > 0, labels)
-    upper = _large_parts(labels.array == numbers["nuclei"])
-    if not upper.any():
-        raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
-    box = box_of_mask(labels.with_array(upper))
-    lower = _large_parts(labels.array == numbers["cerebellar_nuclei"])
+    box = _upper_box(labels, model)
+    lower = _large_parts(labels.array == _number(model, "cerebellar_nuclei"))
     if lower.any():
         other = box_of_mask(labels.with_array(lower))
         low, high = np.minimum(box.low_mm, other.low_mm), np.maximum(box.high_mm, other.high_mm)
@@ -116,6 +118,19 @@ def _nuclei_box(labels: Volume, model: Model) -> Box:
     # A head larger than any in training must not make the box grow without bound.
     x, y, z = np.minimum(size, 1.25 * np.asarray(model.input.patch_mm)).tolist()
     return Box.centred((low + high) / 2, (x, y, z))
+
+
+def _upper_box(labels: Volume, model: Model) -> Box:
+    """Enclose the nuclei above the cerebellum."""
+    _check_size(labels.array > 0, labels)
+    upper = _large_parts(labels.array == _number(model, "nuclei"))
+    if not upper.any():
+        raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
+    return box_of_mask(labels.with_array(upper))
+
+
+def _number(model: Model, region: str) -> int:
+    return model.localizer.labels.index(region) + 1
 
 
 def _large_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bids_dgmseg.models import Model
+from bids_dgmseg.models import MODELS, Model
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]:
@@ -29,6 +29,7 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
     InputError
         If weights are missing or damaged, or there is no such device.
     """
+    from bids_dgmseg.segment.atlas import read_references
     from bids_dgmseg.segment.weights import load_segmenters, load_weights, localizer_network, pick_device
 
     pick_device(device)
@@ -38,8 +39,13 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         return check_nnunet(model, weights=weights)
     if model.localizer.network:
         load_weights(localizer_network(model), model, "localizer", weights)
+    if model.localizer.guard:
+        guard = MODELS[model.localizer.guard]
+        load_weights(localizer_network(guard), guard, "localizer")
     if model.network:
         load_segmenters(model, weights)
+    if model.localizer.kind == "atlas":
+        read_references(model, weights)
     return []
 
 

@@ -126,5 +126,6 @@ def pick_device(device: str) -> torch.device:
 
 
 def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device in the memory layout that is fastest for small 3D convolutions."""
-    return network.to(device).to(memory_format=torch.channels_last_3d)
+    """Move a network to a device in the memory layout that is fastest for small convolutions."""
+    flat = any(parameter.ndim == 4 for parameter in network.parameters())
+    return network.to(device).to(memory_format=torch.channels_last if flat else torch.channels_last_3d)

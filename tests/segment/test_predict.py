@@ -10,7 +10,8 @@ from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, ModelInput
 from bids_dgmseg.segment.clean import clean, label_grid
-from bids_dgmseg.segment.predict import Block, NetworkPredictor, forward, predict
+from bids_dgmseg.segment.forward import forward
+from bids_dgmseg.segment.predict import Block, NetworkPredictor, predict
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
 
@@ -58,22 +59,98 @@ class _Position(nn.Module):
         return torch.cat((x, -x), dim=1)
 
 
-def _windowed(patch_mm):
-    model = MODELS["dgm16"]
-    predictor = NetworkPredictor.__new__(NetworkPredictor)
-    predictor.model = replace(model, labels=("DN_L",), input=replace(model.input, patch_mm=patch_mm))
-    predictor.device, predictor.network = "cpu", _Position()
-    return predictor
+def predictor_of(monkeypatch, *networks, labels=("DN_L",), heads=(), **shown):
+    """The predictor of a model of 1 mm whose networks are given."""
+    monkeypatch.setattr("bids_dgmseg.segment.predict.load_segmenters", lambda model, weights: list(networks))
+    given = ModelInput(**{"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), "normalization": "ppm", **shown})
+    model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=heads, input=given)
+    return NetworkPredictor(model, weights=None, device="cpu")
 
 
+def some_map(shape, seed=0):
+    """A map in ppm that float16 and bfloat16 hold exactly: tenths of a ppm are multiples of 1/64."""
+    tenths = np.random.default_rng(seed).integers(-128, 128, shape) / 64
+    return Volume((tenths / 10).astype(np.float32), np.eye(4))
+
+
+@pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("patch_mm", [(20, 24, 28), (16, 16, 16), (7, 24, 9)])
-def test_windows_cover_every_voxel_and_agree_with_the_whole(patch_mm):
+def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_mm, step):
     values = np.random.default_rng(0).normal(0, 0.05, (20, 24, 28)).astype(np.float32)
-    volume = Volume(values, np.eye(4))
     whole = 1 / (1 + np.exp(-2 * 10 * values.astype(np.float64)))  # softmax of (v, -v), v in tenths of a ppm
-    answer = _windowed(patch_mm)(volume)
+    answer = predictor_of(monkeypatch, _Position(), patch_mm=patch_mm, step=step)(Volume(values, np.eye(4)))
     np.testing.assert_allclose(answer[0], whole, atol=1e-5)  # float32
     np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
+
+
+class _Threshold(nn.Module):
+    """Finds what is brighter than 0.05 ppm, with a convolution built by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 1)
+        self.conv.load_state_dict({"weight": torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1, 1),
+                                   "bias": torch.tensor([0.0, -100.0])})  # fmt: skip
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def test_votes_of_windows_at_every_step_give_a_known_volume_exactly(monkeypatch):
+    truth = np.zeros((23, 14, 17), bool)
+    truth[3:12, 2:9, 5:16] = truth[22, 13, 16] = truth[0, 0, 0] = True
+    chi = np.where(truth, 0.1, 0.0).astype(np.float32)
+    predict_crop = predictor_of(monkeypatch, _Threshold(), step=5)
+    answer = predict_crop(Volume(chi, np.eye(4)))
+    np.testing.assert_array_equal(answer.argmax(axis=0).astype(bool), truth)
+
+
+class _Constant(nn.Module):
+    """Answers one logit everywhere."""
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, x):
+        return torch.cat((torch.zeros_like(x), torch.full_like(x, self.logit)), dim=1)
+
+
+def test_the_probabilities_of_folds_are_averaged(monkeypatch):
+    # Sigmoids 1/2, 1 and 0; the mean of the logits would say 1.
+    folds = [_Constant(logit) for logit in (0.0, 100.0, -50.0)]
+    answer = predictor_of(monkeypatch, *folds)(some_map((4, 4, 4)))
+    np.testing.assert_allclose(answer[1], 0.5, atol=1e-6)
+
+
+class _Middle(nn.Module):
+    """A 2.5D network that answers with the middle slice, and remembers what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.clone())
+        return torch.cat((x[:, 1:2], -x[:, 1:2]), dim=1)
+
+
+def test_coronal_slices_come_back_in_their_places_first_and_last_included(monkeypatch):
+    network, volume = _Middle(), some_map((6, 11, 5))
+    answer = predictor_of(monkeypatch, network, slices=3)(volume)
+    np.testing.assert_allclose(answer[0], 1 / (1 + np.exp(-20 * volume.array)), atol=1e-5)
+    seen = torch.cat(network.seen).numpy() / 10
+    assert seen.shape == (11, 3, 6, 5)
+    for place, neighbours in [(0, (0, 0, 1)), (4, (3, 4, 5)), (10, (9, 10, 10))]:
+        np.testing.assert_allclose(seen[place], volume.array[:, neighbours, :].swapaxes(0, 1), rtol=1e-6)
+
+
+def test_each_stack_of_slices_is_normalized_by_itself(monkeypatch):
+    network = _Middle()
+    predictor_of(monkeypatch, network, slices=3, normalization="zscore")(some_map((6, 9, 5)))
+    seen = torch.cat(network.seen)
+    torch.testing.assert_close(seen.mean(dim=(1, 2, 3)), torch.zeros(9), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(dim=(1, 2, 3), correction=0), torch.ones(9))
 
 
 def test_the_same_input_gives_the_same_bits():

@@ -1,0 +1,69 @@
+"""From logits to one set of probabilities, whatever heads a network has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+_LEAST = 1e-7
+"""Float32 cannot tell a background of less from none."""
+
+
+def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
+    """Turn logits into probabilities, a softmax over each head's background and classes.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (B, channels, ...)
+        For each head a background, then its classes.
+    groups : sequence of sequence of str
+        The classes of each head, as `bids_dgmseg.models.Model.groups`.
+    """
+    probabilities = logits.clone()
+    for part in _parts(groups):
+        probabilities[:, part] = logits[:, part].softmax(dim=1)
+    return probabilities
+
+
+def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    r"""Join the probabilities of independent heads into one distribution.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (channels, X, Y, Z)
+        For each head a background, then its classes.
+    groups : sequence of sequence of str
+        The classes of each head.
+
+    Returns
+    -------
+    ndarray of shape (1 + classes, X, Y, Z)
+        Background, then the classes of all heads; sums to 1. One head alone stays as it is.
+
+    Notes
+    -----
+    Heads are taken for independent, on the condition that at most one of them is right: a voxel belongs to one
+    nucleus or none. With class :math:`c` and background :math:`b` of a head :math:`h`, this is
+
+    .. math:: q_c = \frac{p_c / p_{b(h)}}{1 + \sum_{h'} \sum_{c' \in h'} p_{c'} / p_{b(h')}}, \qquad
+       q_0 = 1 - \sum_c q_c.
+
+    For heads of one class each, the most probable class is the one whose head is surest, if that is above one half.
+    """
+    if len(groups) == 1:
+        return probabilities
+    odds = [
+        probabilities[part][1:] / np.maximum(probabilities[part][:1], np.float32(_LEAST)) for part in _parts(groups)
+    ]
+    merged = np.concatenate([np.ones_like(odds[0][:1]), *odds])
+    merged /= merged.sum(axis=0)
+    return merged
+
+
+def _parts(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
+    start = 0
+    for group in groups:
+        yield slice(start, start := start + 1 + len(group))
