@@ -85,7 +85,7 @@ def _draw_scatter(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, An
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_aspect("equal", adjustable="box")
     axes.set_title(f"{row['abbreviation']}   r {say_short(row['pearson_r'])}   ICC(2,1) {say_short(row['icc21'])}",
-                   color=INK, fontsize=7.5, loc="left", **TEXT)  # fmt: skip
+                   color=INK, fontsize=8.2, loc="left", **TEXT)  # fmt: skip
     _label(axes, f"{row['reference']} ({unit})", f"{row['prediction']} ({unit})")
     plain(axes)
 
@@ -101,7 +101,7 @@ def _draw_differences(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any
     bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
     axes.set_ylim(*_range([*(y - x), *bounds, 0.0]))
     limits = f"{say_short(row['loa_lower'])} to {say_short(row['loa_upper'])}"
-    axes.set_title(f"bias {say_short(row['bias'])}   limits {limits}", color=INK, fontsize=7.5, loc="left", **TEXT)
+    axes.set_title(f"bias {say_short(row['bias'])}   limits {limits}", color=INK, fontsize=8.2, loc="left", **TEXT)
     _label(axes, f"mean of both ({unit})", f"difference ({unit})")
     plain(axes)
 
@@ -115,4 +115,4 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 def _label(axes: Axes, x: str, y: str) -> None:
     shorten = 34
     for text, put in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
-        put(text if len(text) <= shorten else f"…{text[-shorten:]}", fontsize=6.5, color=SOFT, **TEXT)
+        put(text if len(text) <= shorten else f"…{text[-shorten:]}", fontsize=7.5, color=SOFT, **TEXT)

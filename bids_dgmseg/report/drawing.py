@@ -32,7 +32,7 @@ def spread(n: int) -> NDArray[np.float64]:
     return np.arange(n, dtype=np.float64) * 0.6180339887 % 1 - 0.5
 
 
-def plain(axes: Axes, *, fontsize: float = 7) -> None:
+def plain(axes: Axes, *, fontsize: float = 7.5) -> None:
     """Take away what is not read: two spines, dark ticks."""
     axes.tick_params(labelsize=fontsize, colors=SOFT, length=2.5)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.structures import STRUCTURES
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DENTATES = STRUCTURES.sides(["DN"])
 GRIDS = {
     "RAS": np.diag([2.0, 2, 2, 1]),
@@ -21,6 +24,15 @@ GRIDS = {
     "LPS": np.diag([-2.0, -2, 2, 1]),
     "oblique": np.array([[1.93, 0.52, 0, 0], [-0.52, 1.93, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),  # 15 degrees about z
 }
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of a Chromium."""
+    found = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on PATH and BIDS_DGMSEG_BROWSER is not set")
+    return found
 
 
 def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -79,7 +91,7 @@ def add_scan(tmp_path) -> Callable[..., Path]:
         (out / "figures").mkdir(exist_ok=True)
         stem = f"{name}_seg-{model}"
         with (folder / f"{stem}_stats.tsv").open("w", newline="") as file:
-            table = csv.DictWriter(file, list(ROW), delimiter="\t")
+            table = csv.DictWriter(file, list(rows[0]), delimiter="\t")
             table.writeheader()
             table.writerows(rows)
         content = {"scan": name, "model": model, **QUALITY, **quality}

@@ -1,7 +1,5 @@
 """The page in a real browser."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.report.page import write_page
 from bids_dgmseg.structures import STRUCTURES
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 COUNT = """<script>
 addEventListener("load", () => {
   const images = [...document.images];
@@ -23,14 +20,6 @@ addEventListener("load", () => {
     document.documentElement.scrollWidth > innerWidth ? "too wide" : "fits"}`;
 });
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} on PATH and BIDS_DGMSEG_BROWSER is not set")
-    return found
 
 
 @pytest.fixture

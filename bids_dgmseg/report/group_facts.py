@@ -1,0 +1,80 @@
+"""What a cohort's results were made from: studies, versions, settings, in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pandas as pd
+
+from bids_dgmseg import __version__
+from bids_dgmseg.report.group_read import Cohort
+from bids_dgmseg.report.numbers import say
+
+_INPUT = {"input_units": "Units of the maps", "input_reference": "Reference of the maps"}
+_SHOWN = 5
+
+
+def name_studies(output_dir: Path) -> Sequence[str]:
+    """Name the datasets that the output was made from, or its own folder where none is known.
+
+    Their names are those of their ``dataset_description.json``, or of their folders where that cannot be read.
+    """
+    links = _read(output_dir / "dataset_description.json").get("DatasetLinks")
+    names = []
+    for link in links.values() if isinstance(links, Mapping) else ():
+        folder = (output_dir / unquote(str(link))).resolve()
+        names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
+    return list(dict.fromkeys(names)) or [output_dir.resolve().name]
+
+
+def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
+    """Gather headings, then names and values: the maps, settings of the group level, versions."""
+    quality = cohort.tables.get("group_quality")
+    rows = quality.rows if quality else pd.DataFrame()
+    settings: dict[str, Any] = {}
+    for table in cohort.tables.values():
+        settings |= table.dictionary.get("Settings") or {}
+    makers = _read(output_dir / "dataset_description.json").get("GeneratedBy") or []
+    return {
+        "Maps": {title: _say_values(rows[column]) for column, title in _INPUT.items() if column in rows},
+        "Settings of the group level": {_spell(key): say(value) for key, value in settings.items()},
+        "Versions": {
+            **{f"{maker.get('Name')}, scans": say(maker.get("Version")) for maker in makers},
+            "bids_dgmseg, this page": __version__,
+        },
+    }
+
+
+def _spell(key: str) -> str:
+    """Write a name of the data dictionaries as words.
+
+    >>> _spell("GroupColumn")
+    'Group column'
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize()
+
+
+def _say_values(values: pd.Series) -> str:
+    """Say the values of a column, with their number of scans where they differ.
+
+    >>> _say_values(pd.Series(["ppm", "ppb", "ppm", None]))
+    'ppm (2), ppb (1), n/a (1)'
+    """
+    counts = values.astype(object).where(values.notna(), None).map(say).value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(_SHOWN).items())
+    return shown if len(counts) <= _SHOWN else f"{shown} and {len(counts) - _SHOWN} more values"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # names are a courtesy; the numbers stand without them
+        return {}
+    return content if isinstance(content, Mapping) else {}

@@ -1,0 +1,228 @@
+"""Plots of a cohort, a panel a nucleus: violins, curves over age, asymmetry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+
+from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
+from bids_dgmseg.structures import STRUCTURES
+
+Floats = NDArray[np.float64]
+LineStyle = Literal["-", "--"]
+N_POINTS = 150
+"""Most points drawn of one half of a violin, or of one side in a panel over age."""
+N_LEVELS = 12
+"""Most sites or groups side by side."""
+LABELS = {"volume_mm3": "volume (mm³)", "mean_ppm": "mean susceptibility (ppm)"}
+
+_COLUMNS = 2
+_HALF = 0.4
+_N_DENSITY = 5
+
+
+@dataclass(frozen=True)
+class _Side:
+    """How the two sides of a nucleus are told apart in one panel."""
+
+    side: str
+    marker: str
+    line: LineStyle
+    label: str
+    colour: str
+    """In the legend, where no nucleus lends its own."""
+
+
+_SIDES = (
+    _Side("L", "o", "-", "left (the patient's left)", "#808890"), _Side("R", "^", "--", "right", "#d5dae0"),
+)  # fmt: skip
+_NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
+
+
+def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str | None) -> bytes:
+    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
+
+    Parameters
+    ----------
+    values : DataFrame
+        ``nucleus``, ``side``, the measure and the factor; a row a scan and nucleus.
+    measure : str
+        Key of `LABELS`.
+    levels : sequence of str
+        Values of the factor, from left to right.
+    factor : str or None
+        Column that tells the violins of a panel apart; without it there is one.
+    """
+    nuclei = nuclei_of(values)
+    figure, panels = _panels(len(nuclei), height_in=2.7 if len(levels) <= 4 else 3.0)
+    for axes, nucleus in zip(panels, nuclei, strict=False):
+        rows = values[values["nucleus"] == nucleus]
+        counts = []
+        for place, level in enumerate(levels):
+            within = rows if factor is None else rows[rows[factor] == level]
+            counts.append(int(within.dropna(subset=[measure])["scan"].nunique()))
+            for side in "LR":
+                numbers = within.loc[within["side"] == side, measure].dropna().to_numpy(float)
+                colour = colour_of(f"{nucleus}_{side}")
+                _draw_half(axes, place, numbers, side=side, colour=colour)
+                _draw_points(axes, place + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
+        _label_levels(axes, levels, counts)
+        _finish(axes, title=_title(nucleus), label=LABELS[measure])
+    return to_png(figure)
+
+
+def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str) -> bytes:
+    """Draw a measure over age with the fitted curves and their bands as a PNG.
+
+    Parameters
+    ----------
+    points : DataFrame
+        ``abbreviation``, ``age_years`` and the measure; a row a scan and nucleus.
+    curves : DataFrame
+        Rows of ``group_ageing_curves.tsv``, one curve a nucleus.
+    measure : str
+        Key of `LABELS`.
+    """
+    there = set(points["abbreviation"]) | set(curves["abbreviation"])
+    nuclei = [nucleus for nucleus in _NUCLEI if not there.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
+    figure, panels = _panels(len(nuclei), height_in=2.8)
+    for axes, nucleus in zip(panels, nuclei, strict=False):
+        names = []
+        for style in _SIDES:
+            name = f"{nucleus}_{style.side}"
+            curve = curves[curves["abbreviation"] == name]
+            of_side = points.loc[points["abbreviation"] == name, ["age_years", measure]].dropna()
+            _draw_over_age(axes, of_side.to_numpy(float), curve, colour=colour_of(name), style=style)
+            names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
+        axes.set_xlabel("age (years)", fontsize=9, color=SOFT, **TEXT)
+        _finish(axes, title=_title(nucleus, ", ".join(names)), label=LABELS[measure])
+    _add_legend(figure)
+    return to_png(figure)
+
+
+def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: str, style: _Side) -> None:
+    """Draw one side of a nucleus; points are (n, 2)."""
+    ordered = points[np.argsort(points[:, 0], kind="stable")]
+    age, value = ordered[_thin(len(ordered))].T
+    axes.scatter(age, value, s=15, marker=style.marker, color=colour, linewidths=0.4, edgecolors=INK, alpha=0.75,
+                 zorder=2)  # fmt: skip
+    axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
+    axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
+
+
+def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
+    """Draw how much the left side differs from the right in each nucleus as a PNG.
+
+    Parameters
+    ----------
+    values : DataFrame
+        Rows of ``group_asymmetry.tsv``.
+    measures : sequence of str
+        Keys of `LABELS`, an axis each.
+    """
+    nuclei = nuclei_of(values)
+    figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
+    for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False).ravel(), measures, strict=True):
+        axes.axhline(0, color=INK, linewidth=0.9, zorder=1)
+        for place, nucleus in enumerate(nuclei):
+            chosen = (values["nucleus"] == nucleus) & (values["measure"] == measure)
+            numbers = values.loc[chosen, "asymmetry"].dropna().to_numpy(float)
+            for side in "LR":
+                _draw_half(axes, place, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
+            _draw_points(axes, place, numbers, colour=colour_of(f"{nucleus}_L"))
+        _finish(axes, title="", label=f"asymmetry of\n{LABELS[measure].partition(' (')[0]}")
+        for height, side in ((0.98, "left larger ↑"), (0.02, "right larger ↓")):
+            axes.annotate(side, (0.004, height), xycoords="axes fraction", va="top" if height > 0.5 else "bottom",
+                          fontsize=9, color=SOFT, **TEXT)  # fmt: skip
+        axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
+        axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two words
+    return to_png(figure)
+
+
+def nuclei_of(values: pd.DataFrame) -> list[str]:
+    """Nuclei of the rows, in the order of structures.tsv."""
+    there = set(values["nucleus"].unique())
+    return [nucleus for nucleus in _NUCLEI if nucleus in there]
+
+
+def name_of(nucleus: str) -> str:
+    """Name a nucleus without its side.
+
+    >>> name_of("DN")
+    'dentate nucleus'
+    """
+    return _NUCLEI[nucleus].name.removeprefix("left ")
+
+
+def _title(nucleus: str, *extra: str) -> str:
+    return "   ".join([f"{nucleus}  {name_of(nucleus)}", *extra])
+
+
+def _panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
+    rows = math.ceil(n / _COLUMNS)
+    figure = Figure(figsize=(WIDTH_IN, height_in * rows + 0.3), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for axes in panels[n:]:
+        axes.set_axis_off()
+    return figure, iter(panels)
+
+
+def _draw_half(axes: Axes, place: float, values: Floats, *, side: str, colour: str) -> None:
+    """Draw half a violin with its median, the left half for L."""
+    reach = -_HALF if side == "L" else _HALF
+    shown = np.sort(values)[_thin(len(values))]
+    if len(values) >= _N_DENSITY and np.ptp(values) > 0:
+        heights = np.linspace(shown[0], shown[-1], 80)
+        width = gaussian_kde(shown)(heights)
+        axes.fill_betweenx(heights, place, place + reach * width / width.max(), color=colour, alpha=0.45,
+                           linewidth=0, zorder=2)  # fmt: skip
+    if len(values):
+        median = float(np.median(values))
+        axes.plot([place, place + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4,
+                  solid_capstyle="butt")  # fmt: skip
+
+
+def _draw_points(axes: Axes, place: float, values: Floats, *, colour: str) -> None:
+    shown = np.sort(values)[_thin(len(values))]
+    axes.scatter(place + 0.14 * spread(len(shown)), shown, s=9, color=colour, alpha=0.9, linewidths=0.35,
+                 edgecolors=INK, zorder=3)  # fmt: skip
+
+
+def _thin(n: int) -> NDArray[np.intp]:
+    """Places of at most `N_POINTS` of n ordered values, evenly over the ranks, with both ends."""
+    return np.unique(np.linspace(0, n - 1, min(n, N_POINTS)).round().astype(np.intp)) if n else np.arange(0)
+
+
+def _label_levels(axes: Axes, levels: Sequence[str], counts: Sequence[int]) -> None:
+    longest = max(4, 60 // max(len(levels), 1))
+    names = [level if len(level) <= longest else f"{level[: longest - 1]}…" for level in levels]
+    separator = "\n" if len(levels) > 1 else ", "
+    ticks = [f"{name}{separator}n {count}" for name, count in zip(names, counts, strict=True)]
+    axes.set_xticks(range(len(levels)), ticks, fontsize=9 if len(levels) <= 8 else 8, **TEXT)
+    axes.set_xlim(-0.6, len(levels) - 0.4)
+
+
+def _finish(axes: Axes, *, title: str, label: str) -> None:
+    if title:
+        axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
+    axes.set_ylabel(label, fontsize=9, color=SOFT, **TEXT)
+    plain(axes, fontsize=9)
+
+
+def _add_legend(figure: Figure) -> None:
+    handles = [
+        Line2D([], [], color=INK, linestyle=style.line, marker=style.marker, markersize=5, markerfacecolor=style.colour,
+               label=style.label)
+        for style in _SIDES
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)

@@ -1,0 +1,186 @@
+"""The group tables of an output tree, read back for their page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.report.numbers import NO_VALUE
+from bids_dgmseg.structures import STRUCTURES
+
+MEASURES = ("volume_mm3", "mean_ppm")
+KEYS = ("tree", "model", "abbreviation")
+_ENTITIES = {
+    "participant_id": "", "session_id": "", "acquisition": "acq-", "ceagent": "ce-", "reconstruction": "rec-",
+    "direction": "dir-", "run": "run-", "resolution": "res-", "description": "desc-",
+}  # fmt: skip
+"""Column of the group tables → prefix of its value, in the order of BIDS names."""
+_NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """A table of the group level and what its columns mean."""
+
+    name: str
+    """File name without ``.tsv``."""
+    rows: pd.DataFrame
+    dictionary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Link from the page."""
+        return f"{self.name}.tsv"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What the page is made from."""
+
+    stats: pd.DataFrame
+    """``group_stats.tsv``: a row a scan, model and nucleus, with ``scan``, ``nucleus`` and ``side`` added, and
+    ``site`` and ``group`` where there is such a column."""
+    tables: Mapping[str, GroupTable]
+    """All tables that are there, by name; with ``scan`` where a row is of one."""
+
+    @property
+    def scans(self) -> pd.DataFrame:
+        """A row a scan and model: the keys, site, group and age."""
+        behind = [name for name in ("tree", "site", "group", "age_years") if name in self.stats]
+        keys = ["scan", "name", "participant_id", "model", *behind]
+        return self.stats[keys].drop_duplicates(["scan", "model"]).reset_index(drop=True)
+
+    @property
+    def models(self) -> list[str]:
+        """In the order of the table."""
+        return [str(model) for model in self.stats["model"].unique()]
+
+    def levels(self, factor: str) -> list[str]:
+        """Values of ``site`` or ``group``, the most frequent first, without ``n/a``."""
+        if factor not in self.stats:
+            return []
+        values = self.scans[factor]
+        return [str(level) for level in values[values != NO_VALUE].value_counts().index]
+
+    def n_without(self, factor: str) -> int:
+        """Count the scans without a site or group."""
+        return int((self.scans[factor] == NO_VALUE).sum()) if factor in self.stats else 0
+
+
+def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
+    """Read ``group_stats.tsv`` and those of the other tables that are there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    names : sequence of str
+        The other tables, without ``.tsv``.
+
+    Raises
+    ------
+    InputError
+        If there is no ``group_stats.tsv``, or a table cannot be read.
+    """
+    tables = {name: _with_scans(table) for name in names if (table := read_table(output_dir, name))}
+    settings = _read_dictionary(output_dir / "group_stats.json").get("Settings") or {}
+    group = str(settings.get("GroupColumn") or "group")
+    wanted = {*_ENTITIES, *KEYS, "site", "age_years", "light", "reasons", *MEASURES, group}
+    stats = read_table(output_dir, "group_stats", columns=wanted)
+    if stats is None:
+        raise InputError(f"{output_dir.name}: no group_stats.tsv; run the group level first")
+    if missing := [name for name in ("participant_id", "model", "abbreviation", *MEASURES) if name not in stats.rows]:
+        raise InputError(f"group_stats.tsv: no column {', '.join(missing)}; run the group level again")
+    return Cohort(_complete(stats.rows.rename(columns={group: "group"})), {"group_stats": stats, **tables})
+
+
+def read_table(output_dir: Path, name: str, *, columns: set[str] | None = None) -> GroupTable | None:
+    """Read a table and its data dictionary; None where there is no such file.
+
+    Numbers are numbers, ``n/a`` is missing; names of participants and sites stay text.
+
+    Raises
+    ------
+    InputError
+        If it is not a tab-separated table.
+    """
+    path = output_dir / f"{name}.tsv"
+    if not path.is_file():
+        return None
+    text = {*_ENTITIES, *KEYS}
+    try:
+        header = path.read_text(encoding="utf-8").partition("\n")[0].split("\t")
+        rows = pd.read_csv(
+            path, sep="\t", encoding="utf-8", keep_default_na=False, na_values=["n/a", ""], low_memory=False,
+            usecols=[column for column in header if columns is None or column in columns],
+            dtype={column: str for column in header if column in text},
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"{path.name}: cannot be read as a table ({error}); run the group level again") from error
+    return GroupTable(name, rows, _read_dictionary(path.with_suffix(".json")))
+
+
+def _read_dictionary(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the numbers stand without their dictionary
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def scan_names(rows: pd.DataFrame) -> pd.Series:
+    """Name the scan of each row as its files begin, without the output tree it came from.
+
+    >>> keys = pd.DataFrame({"participant_id": ["sub-01"], "run": ["2"], "session_id": ["ses-1"]})
+    >>> scan_names(keys).tolist()
+    ['sub-01_ses-1_run-2']
+    """
+    names = rows["participant_id"].astype(object)
+    for column, prefix in _ENTITIES.items():
+        if column in rows and column != "participant_id":
+            values = rows[column].astype(object)
+            names = names + ("_" + prefix + values).where(values.notna(), "")
+    return names
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add scan, nucleus and side; write site and group as text."""
+    known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
+    added = {
+        "name": scan_names(known),
+        "scan": _labels(known),
+        "nucleus": known["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
+        "side": known["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
+        **{measure: pd.to_numeric(known[measure], errors="coerce").astype(np.float64) for measure in MEASURES},
+    }
+    for factor in {"site", "group"} & set(known):
+        added[factor] = known[factor].astype(object).map(_as_text)
+    return known.assign(**added).reset_index(drop=True)
+
+
+def _labels(rows: pd.DataFrame) -> pd.Series:
+    """Name the scan of each row so that no two trees share a name."""
+    names = scan_names(rows)
+    if "tree" not in rows or rows["tree"].nunique() < 2:
+        return names
+    return rows["tree"].astype(object).fillna(NO_VALUE) + ": " + names
+
+
+def _with_scans(table: GroupTable) -> GroupTable:
+    if "participant_id" not in table.rows:
+        return table
+    return replace(table, rows=table.rows.assign(name=scan_names(table.rows), scan=_labels(table.rows)))
+
+
+def _as_text(value: Any) -> str:
+    """Write a site or group; numbers of sites are no fractions."""
+    if pd.isna(value):
+        return NO_VALUE
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,222 @@
+"""What the page of a cohort says, from tables made by hand."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.report import group_scans
+from bids_dgmseg.report.group_page import write_group_page
+from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
+
+
+class Page(HTMLParser):
+    """Rows of each table by its identifier, links, pictures, headings and list items of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.links: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.levels: list[int] = []
+        self.items: list[str] = []
+        self._table, self._text, self._hidden = "", "", 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "table":
+            self._table = given["id"] or ""
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag == "img":
+            self.images.append(given)
+        elif tag == "a" and given.get("href"):
+            self.links.append(given["href"] or "")
+        elif re.fullmatch("h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if tag in ("td", "th", "li"):
+            self._text = ""
+        self._hidden += given.get("aria-hidden") == "true"
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[self._table][-1].append(self._text.strip())
+        elif tag == "li":
+            self.items.append(self._text.strip())
+        elif tag == "span":
+            self._hidden = 0
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self._text += data
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return write_tables(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """Write a page that is only read: six scans, one model, lights."""
+    return write_group_page(write_tables(tmp_path_factory.mktemp("plain")))
+
+
+def test_the_worst_scans_come_first(plain):
+    table = Page(plain).tables["scans-table"]
+    assert table[0] == ["Scan", "Site", "Group", "Whole scan", "DN_L", "DN_R", "Not found", "Outliers", "Warnings"]
+    # amber as a whole, then a red nucleus, then one not found, then by warnings (sub-04 has 3, sub-02 1, sub-01 0)
+    assert [row[0] for row in table[1:]] == [f"sub-0{number}_ses-1" for number in (5, 3, 6, 4, 2, 1)]
+    assert table[2] == ["sub-03_ses-1", "A", "MS", "green", "red", "green", "none", "n/a", "2"]
+    assert table[3][6] == "DN_R"
+
+
+def test_scans_lead_to_their_pages_where_there_are_any(plain):
+    page = Page(plain)
+    to_scans = [link for link in page.links if link.startswith("sub-")]
+    assert sorted(to_scans) == [f"sub-0{number}.html#sub-0{number}_ses-1_dgm16" for number in range(1, 6)]
+
+
+def test_a_light_is_a_word_a_sign_and_a_reason(plain):
+    html = plain.read_text(encoding="utf-8")
+    assert 'title="left dentate nucleus: red, in many parts"' in html
+    assert '<span class="light red" aria-hidden="true">✕</span><span class="unseen">red</span>' in html
+
+
+def test_without_lights_the_page_says_so(tmp_path):
+    page = Page(write_group_page(write_tables(tmp_path / "out", lights=False)))
+    assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
+    assert "Lights of the scans: group_stats.tsv and group_quality.tsv hold none" in page.items
+
+
+def test_the_numbers_of_a_nucleus_are_those_of_the_table(plain):
+    table = Page(plain).tables["nuclei-table"]
+    row = next(row for row in table if row[0] == "DN_R")
+    # 500 510 520 500 510: mean 508, SD sqrt(280 / 4) = 8.4; 0.10 0.11 0.12 0.14 0.15: mean 0.124
+    assert row[1:8] == ["6", "5", "508.0", "8.4", "500.0", "510.0", "520.0"]
+    assert row[8:10] == ["5", "0.1240"]
+
+
+def test_violins_have_their_medians_in_words_and_as_a_table(plain):
+    page = Page(plain)
+    assert page.tables["medians-volume_mm3-site"] == [
+        ["Nucleus", "A (n 3)", "B (n 3)"], ["DN_L", "610.0", "710.0"], ["DN_R", "510.0", "505.0"],
+    ]  # fmt: skip
+    alts = {image["src"]: image["alt"] or "" for image in page.images}
+    said = alts["figures/group_mean_ppm_by-site.png"]
+    assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in said
+    assert "figures/group_volume_mm3_by-group.png" in alts
+
+
+def test_every_picture_is_there_and_has_its_size(plain):
+    page = Page(plain)
+    assert page.images
+    for image in page.images:
+        with Image.open(plain.parent / str(image["src"])) as picture:
+            assert [str(length) for length in picture.size] == [image["width"], image["height"]]
+
+
+def test_pictures_of_an_earlier_page_go(out):
+    write_group_page(out)
+    old = out / "figures" / "group_volume_mm3_by-site.png"
+    assert old.exists()
+    write_group_page(write_tables(out, sites=False))
+    assert not old.exists()
+
+
+def test_headings_go_down_one_level_at_a_time(plain):
+    levels = Page(plain).levels
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_what_is_not_there_is_said_with_its_reason(out):
+    write_table(out, "group_longitudinal", [], {"NotComputed": "nobody has scans at two ages"})
+    items = Page(write_group_page(out)).items
+    assert "group_longitudinal.tsv: nobody has scans at two ages" in items
+    assert "group_ageing.tsv: not in this folder" in items
+    assert "Comparison of models: all scans were segmented by one, dgm16" in items
+
+
+def test_warnings_are_on_the_page_up_to_a_hundred(out):
+    html = write_group_page(out, warnings=[f"age of sub-{n} is <old>" for n in range(120)])
+    text = html.read_text(encoding="utf-8")
+    assert "120 warnings of the group level" in text
+    assert "age of sub-99 is &lt;old&gt;" in text
+    assert "sub-100 is" not in text
+    assert "… and 20 more" in text
+
+
+def test_study_versions_and_settings_are_named(out, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "dataset_description.json").write_text(json.dumps({"Name": "Iron & age"}))
+    described = {"DatasetLinks": {"raw": "../raw"}, "GeneratedBy": [{"Name": "bids_dgmseg", "Version": "0.0.9"}]}
+    (out / "dataset_description.json").write_text(json.dumps(described))
+    text = write_group_page(out).read_text(encoding="utf-8")
+    assert "<h1>Iron &amp; age</h1>" in text
+    assert "6 scans of 6 participants at 2 sites in 2 groups" in text
+    assert "<dt>bids_dgmseg, scans</dt><dd>0.0.9</dd>" in text
+    assert "<dt>Group column</dt><dd>diagnosis</dd>" in text
+
+
+def test_outliers_lead_to_their_scans_the_farthest_first(out):
+    rows = [
+        {**dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
+         "abbreviation": "DN_L", "measure": "mean_ppm", "value": 0.1, "n_site": 9, "median": 0.2, "robust_z": z,
+         "outlier": str(abs(z) > 3.5).lower()}
+        for number, z in ((1, 4.0), (2, 1.0), (3, -6.0))
+    ]  # fmt: skip
+    write_table(out, "group_outliers", rows)
+    page = Page(write_group_page(out))
+    assert [row[0] for row in page.tables["group_outliers-table"]] == ["Scan", "sub-03_ses-1", "sub-01_ses-1"]
+    assert page.links.count("sub-03.html#sub-03_ses-1_dgm16") == 2
+    assert page.tables["scans-table"][2][7] == "1"  # sub-03
+
+
+def test_the_curve_that_fits_best_is_drawn_and_told(out):
+    key = {"measure": "mean_ppm", "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
+    fits = [{**key, "curve": curve, "n": 6, "alpha": 0.002, "best": str(curve == "linear").lower()}
+            for curve in ("exponential", "linear")]  # fmt: skip
+    curves = [{**key, "curve": curve, "age": age, "fit": sign * age, "low": sign * age - 1, "high": sign * age + 1}
+              for curve, sign in (("exponential", -0.002), ("linear", 0.002)) for age in (20, 70)]  # fmt: skip
+    write_table(out, "group_ageing", fits)
+    write_table(out, "group_ageing_curves", curves)
+    page = Page(write_group_page(out))
+    assert [row[:3] for row in page.tables["group_ageing-table"]][1:] == [["DN_L", "mean_ppm", "predicted"]]
+    alt = next(image["alt"] for image in page.images if image["src"] == "figures/group_mean_ppm_age.png")
+    assert "From 20 to 70 years the curve rises in DN_L." in str(alt)
+
+
+def test_models_on_the_same_scans_are_compared(tmp_path):
+    page = Page(write_group_page(write_tables(tmp_path / "out", models=("dgm16", "other"))))
+    table = page.tables["agreement-volume_mm3-dgm16-other"]
+    assert table[1][:3] == ["DN_L", "6", "0"]  # both models have the same values: no bias
+    assert any(image["src"] == "figures/group_volume_mm3_dgm16_other.png" for image in page.images)
+
+
+def test_long_tables_are_cut_and_lead_to_the_file(out, monkeypatch):
+    monkeypatch.setattr(group_scans, "N_SCANS", 2)
+    page = write_group_page(out)
+    assert len(Page(page).tables["scans-table"]) == 1 + 2
+    assert '2 of 6 rows, all are in <a href="group_quality.tsv">' in page.read_text(encoding="utf-8")
+
+
+def test_asymmetry_is_told_by_its_median(out):
+    rows = [{**dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)), "nucleus": "DN",
+             "measure": "volume_mm3", "left": 1, "right": 1, "asymmetry": index}
+            for scan, index in zip(SCANS, (0.1, 0.2, 0.3, 0.4, 0.5, "n/a"), strict=True)]  # fmt: skip
+    write_table(out, "group_asymmetry", rows)
+    alts = [image["alt"] for image in Page(write_group_page(out)).images]
+    assert any("Median asymmetry of volume: DN 0.3." in str(alt) for alt in alts)
+
+
+def test_no_table_no_page(tmp_path):
+    with pytest.raises(InputError, match=r"no group_stats.tsv; run the group level first"):
+        write_group_page(tmp_path)
