@@ -1,0 +1,112 @@
+"""Can each network learn two scans by heart? Dice above 0.95 says that network, loss and samples fit together.
+
+    python benchmarks/overfit.py OUT [--model dgm16 dcnnet attunet25d deepqsmseg] [--minutes M] [--dataset DATASET]
+
+Trains on two scans as the paper does, but without augmentation, early stopping and falling rates, and scores the same
+scans. OUT gets a folder a model and overfit.tsv. The same command goes on where it stopped; minutes count for each
+model, all calls together. DATASET is a labelled BIDS dataset; by default two simulated maps are written to OUT/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.pipeline.labels import read_labelled_maps
+from bids_dgmseg.simulate.dataset import simulate_dataset
+from bids_dgmseg.training.cases import prepare_case
+from bids_dgmseg.training.epochs import State
+from bids_dgmseg.training.learner import Learner, Means
+from bids_dgmseg.training.loop import use_cores
+from bids_dgmseg.training.objectives import DiceCrossEntropyObjective
+from bids_dgmseg.training.recipe import Augmentation, Pace, Recipe, Sampling, changed
+from bids_dgmseg.training.recipes import RECIPES, get_recipe
+
+GOAL = 0.95
+COLUMNS = ("model", "parameters", "epochs", "minutes", "mean_dice", "least_dice", "passed")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Overfit models one after the other; 1 if one does not reach the goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES])
+    parser.add_argument("--minutes", type=float, default=60.0, help="of learning, each model (default: %(default)s)")
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for dgmseg train")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    args = parser.parse_args(argv)
+    use_cores()
+    dataset = (args.dataset or simulate_two(args.out / "data")).absolute()
+    rows = []
+    for name in args.model:
+        recipe = changed(overfitting(MODELS[name], minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
+        rows.append(overfit(MODELS[name], recipe, dataset, args.out / name, device=args.device))
+        print("\t".join(map(str, rows[-1].values())), flush=True)
+    with (args.out / "overfit.tsv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return 0 if all(row["passed"] == "yes" for row in rows) else 1
+
+
+def simulate_two(root: Path) -> Path:
+    """Write two simulated maps, unless they are there."""
+    if not (root / "participants.tsv").is_file():
+        for _ in simulate_dataset(root, n_scans=2, seed=7):
+            pass
+    return root
+
+
+def overfitting(model: Model, *, minutes: float, learning_rate: float) -> Recipe:
+    """Take the model's recipe without what hinders learning by heart."""
+    recipe = get_recipe(model.name) if model.name in RECIPES else _own_recipe(model)
+    pace = Pace(1_000_000, recipe.pace.batch, learning_rate, minutes=minutes)
+    return replace(recipe, pace=pace, augmentation=Augmentation())
+
+
+def _own_recipe(model: Model) -> Recipe:
+    """Show the whole patch of a model without a paper's recipe, both scans a step."""
+    x, y, z = (round(size / step) for size, step in zip(model.input.patch_mm, model.input.spacing_mm, strict=True))
+    return Recipe(
+        classes={name: (name,) for name in model.labels},
+        sampling=Sampling((x, y, z), (0, 0, 0), "localizer", normalization=model.input.normalization),
+        loss=DiceCrossEntropyObjective(),
+        pace=Pace(epochs=1, batch=2, learning_rate=1e-3),
+    )
+
+
+def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: str = "auto") -> dict[str, object]:
+    """Train until all classes together reach the goal, or the time is over."""
+    maps = read_labelled_maps(dataset, model, say=print)[:2]
+    cases = [prepare_case(one.map, model, recipe) for one in maps]
+    learner = Learner(model, recipe, Means(device=device))
+
+    def tell(state: State) -> bool:
+        mean, loss = _dice(state)[0], state.rows[-1].loss
+        print(f"{model.name}: epoch {state.epoch}, loss {loss:.4f}, Dice {mean:.3f}", flush=True)
+        return mean > GOAL
+
+    state = learner.learn(cases, cases, out, report=lambda state, steps, loss: None, finish_epoch=tell)
+    mean, least = _dice(state)
+    return {
+        "model": model.name, "parameters": learner.parameters, "epochs": state.epoch,
+        "minutes": f"{state.seconds / 60:.1f}", "mean_dice": f"{mean:.3f}", "least_dice": f"{least:.3f}",
+        "passed": "yes" if mean > GOAL else "no",
+    }  # fmt: skip
+
+
+def _dice(state: State) -> tuple[float, float]:
+    """Mean and least Dice of the classes after the last epoch."""
+    found = [value for value in state.rows[-1].dice if not math.isnan(value)] if state.rows else [0.0]
+    return sum(found) / len(found), min(found)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
