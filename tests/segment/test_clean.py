@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+
+from bids_dgmseg.models import MODELS, Cleaning
+from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.predict import Block
+
+DN_L, DN_R = 1, 2
+
+
+def cleaned(labels, **how):
+    """Clean one-hot probabilities of DN_L (1) and DN_R (2)."""
+    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(**how))
+    one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0)
+    return clean(Block(one_hot, (slice(None),) * 3), model)
+
+
+def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
+    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(threshold=0.5, smallest_part=0.0))
+    #                         background, left, right: most probable nucleus below, at and above one half
+    voxels = np.array([[0.2, 0.45, 0.35], [0.25, 0.5, 0.25], [0.1, 0.3, 0.6], [0.6, 0.2, 0.2]], np.float32)
+    labels = clean(Block(voxels.T[:, :, None, None], (slice(None),) * 3), model)
+    assert labels.ravel().tolist() == [0, 0, DN_R, 0]
+
+
+def test_only_the_largest_part_is_kept_even_of_two_alike():
+    labels = np.zeros((12, 5, 5), int)
+    labels[1:3, 1:3, 1:3] = labels[6:8, 1:3, 1:3] = DN_L  # 8 voxels each
+    labels[10, 4, 4] = DN_R
+    kept = cleaned(labels, smallest_part=1.0)
+    assert (kept == DN_L).sum() == 8
+    assert (kept == DN_R).sum() == 1
+
+
+def test_holes_are_filled_unless_another_nucleus_is_there():
+    labels = np.zeros((9, 7, 7), int)
+    labels[1:8, 1:6, 1:6] = DN_L
+    labels[2, 3, 3] = 0
+    labels[5, 3, 3] = DN_R
+    filled = cleaned(labels, fill_holes=True)
+    assert filled[2, 3, 3] == DN_L
+    assert filled[5, 3, 3] == DN_R
+    assert cleaned(labels)[2, 3, 3] == 0
+
+
+def test_smoothing_takes_thorns_and_fills_notches():
+    labels = np.zeros((9, 9, 9), int)
+    labels[2:7, 2:7, 2:7] = DN_L
+    labels[7, 4, 4] = DN_L  # a thorn: itself and one neighbour of seven
+    labels[2, 4, 4] = 0  # a notch: five of six neighbours
+    smooth = cleaned(labels, smooth=True)
+    assert smooth[7, 4, 4] == 0
+    assert smooth[2, 4, 4] == DN_L
+    assert smooth[2, 2, 2] == DN_L  # a corner: itself and three neighbours, the least majority
+
+
+def test_a_nucleus_too_thin_to_be_smoothed_stays():
+    labels = np.zeros((5, 5, 5), int)
+    labels[2, 1:4, 2] = DN_L
+    np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
+
+
+def test_smoothing_reaches_beyond_the_block_of_the_nucleus_but_never_into_another():
+    labels = np.full((4, 4, 4), DN_L)
+    labels[2, 2, 2] = DN_R
+    np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
