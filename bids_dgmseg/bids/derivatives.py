@@ -95,6 +95,7 @@ def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
     folder = settings.weights
     try:
         paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+        paths = [path for path in paths if path.relative_to(folder).parts[:1] != ("training",)]  # what learning needs
         return {path.relative_to(folder).as_posix(): _hash_file(path) for path in paths}
     except OSError as error:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error

@@ -7,7 +7,7 @@ import math
 import re
 from pathlib import Path
 
-from bids_dgmseg.commands import _recipes
+from bids_dgmseg.commands import _nnunet, _recipes
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model
 
@@ -20,7 +20,7 @@ _LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("model", metavar="MODEL",
-                        help=f"which model to train: default, {', '.join(_recipes.PAPER_MODELS)}")
+                        help=f"which model to train: default, {', '.join([*_recipes.PAPER_MODELS, _nnunet.MODEL])}")
     parser.add_argument("dataset", metavar="DATASET", type=Path,
                         help="BIDS dataset of maps with manual labels (_dseg, in it or its derivatives) to fine-tune "
                              "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
@@ -51,11 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labelled.add_argument("--learning-rate", metavar="RATE", type=_positive,
                           help=f"highest learning rate (default: {_LABELLED_RATE:g}, or the paper's)")  # fmt: skip
     _recipes.add_arguments(parser)
+    _nnunet.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
     model = get_model(args.model)
+    if model.name == _nnunet.MODEL:
+        return _nnunet.run(model, args)
+    if _nnunet.given(args):
+        raise InputError(f"--step: is for {_nnunet.MODEL}; leave it out")
     if model.name in _recipes.PAPER_MODELS:
         return _recipes.run(model, args)
     if foreign := _recipes.given(args):

@@ -60,7 +60,7 @@ def read_labelled_maps(
         If there are no maps, no labels, no nucleus of the model among them, or labels on another grid than their map.
     """
     scans = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
-    dsegs = _segmentations([dataset, *(derivatives or _own(dataset))], choose)
+    dsegs = _segmentations([dataset, *(derivatives or own_derivatives(dataset))], choose)
     if not dsegs:
         raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
     partners = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
@@ -85,7 +85,8 @@ def read_labelled_maps(
     return [one for one in read if one.map.channels]
 
 
-def _own(dataset: Path) -> list[Path]:
+def own_derivatives(dataset: Path) -> list[Path]:
+    """List the derivative datasets inside a dataset."""
     return sorted(path for path in (dataset / "derivatives").glob("*") if any(path.glob("sub-*")))
 
 

@@ -110,7 +110,7 @@ def _read(plan: Plan, say: Say) -> Material:
     pseudo = [] if not folders else read_pseudo_labels(
         plan.dataset, plan.model, folders, besides={one.map.name for one in manual}, option=option, say=say
     )
-    sites = _sites(plan.dataset, {one.participant for one in used})
+    sites = read_sites(plan.dataset, {one.participant for one in used})
     if len(sites) < max(plan.recipe.folds, 1):
         raise InputError(
             f"--folds {plan.recipe.folds}: there are {len(sites)} labelled participants; give --folds "
@@ -119,7 +119,7 @@ def _read(plan: Plan, say: Say) -> Material:
     return Material(used, pseudo, sites, {})
 
 
-def _sites(dataset: Path, participants: set[str]) -> dict[str, str]:
+def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
     """Look the sites up in participants.tsv; without a column ``site`` or ``site_id`` all are of one."""
     path = dataset / "participants.tsv"
     table = read_participants(path, participants) if path.is_file() else None

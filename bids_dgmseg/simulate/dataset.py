@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
@@ -22,13 +23,16 @@ _SEEDS_A_DATASET = 100_000
 _FIRST_SEED = 10**13
 """Beyond the seeds that training draws from, so that a dataset is new to every model."""
 
+_CEREBELLUM = (1, 2, 3, 4, *(number for number, name in TISSUES.items() if "cerebellar" in name or "fastigial" in name))
+
 _README = """\
 Simulated susceptibility maps
 =============================
 
 Made by bids_dgmseg {version}: {n_scans} heads drawn from {anatomy}, seed {seed}. Each is moved, bent and filled with
 susceptibilities as they vary between people, then degraded as acquisition and reconstruction do; some maps lack slices
-or have noise outside the brain. The true labels are in derivatives/truth. Left is the patient's left.
+or have noise outside the brain. The true labels, and masks of the cerebellum, are in derivatives/truth. Left is the
+patient's left.
 """
 _COLUMNS = {
     "brain_volume_ml": {"Description": "Volume of the head that the map shows", "Units": "mL"},
@@ -79,13 +83,18 @@ def simulate_dataset(
         chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
         dseg = nuclei_labels(labels).numpy()
         scan = LabelledScan(f"{number + 1:0{len(str(n_scans))}d}".zfill(2), chi.numpy(), dseg, _grid(view).affine,
-                            sidecar)  # fmt: skip
+                            sidecar, masks={"cerebellum": cerebellum_mask(labels.numpy())})  # fmt: skip
         add_scan(root, scan)
         volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
         rows.append({"participant_id": scan.name, "brain_volume_ml": f"{volume_ml:.1f}",
                      "n_nuclei": np.count_nonzero(np.unique(dseg)), "sample_seed": sample_seed})  # fmt: skip
         yield scan.name
     write_participants(root, rows, _COLUMNS)
+
+
+def cerebellum_mask(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Mark the cerebellum with its nuclei, without the fourth ventricle."""
+    return np.isin(labels, _CEREBELLUM).astype(np.uint8)
 
 
 def whole_head_view(spacing_mm: float) -> View:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class LabelledScan:
     """Without ``ses-``."""
     scale: float | None = None
     """``scl_slope`` of the map's file."""
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Further truth, by the value of ``label-``: shape (X, Y, Z), 1 inside."""
 
     @property
     def name(self) -> str:
@@ -102,6 +104,9 @@ def add_scan(root: Path, scan: LabelledScan) -> None:
     write_json(folder / f"{scan.name}_Chimap.json", scan.sidecar)
     _write_image(folder / f"{scan.name}_Chimap.nii.gz", scan.chi, scan.affine, scan.scale)
     _write_image(truth / f"{scan.name}_seg-truth_dseg.nii.gz", scan.dseg, scan.affine)
+    for label, mask in scan.masks.items():
+        _write_image(truth / f"{scan.name}_label-{label}_mask.nii.gz", mask, scan.affine)
+        write_json(truth / f"{scan.name}_label-{label}_mask.json", {"Description": f"True {label}", "Type": "ROI"})
 
 
 def write_participants(

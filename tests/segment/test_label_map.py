@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from bids_dgmseg.segment.ready import check_ready
 MODEL = get_model("nnunet2step")
 
 
-def write_labels(folder: Path, labels: dict, **more: object) -> Path:
+def write_labels(folder: Path, labels: dict[str, Any], **more: object) -> Path:
     """Write what is read of a single model folder to match its labels."""
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text("{}")

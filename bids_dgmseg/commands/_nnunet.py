@@ -1,0 +1,63 @@
+"""The part of ``dgmseg train`` that trains nnunet2step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from bids_dgmseg.commands import _recipes
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model
+from bids_dgmseg.segment.label_map import STEPS
+
+MODEL = "nnunet2step"
+EPOCHS = 5000
+_FOREIGN: Mapping[str, Any] = {"part": "segmenter", "steps": None, "start": None, "holdout": [], "learning_rate": None}
+"""Options of other trainings, and what they are when not given."""
+_SHARED = ("epochs", "checkpoint-minutes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this training alone."""
+    parser.add_argument_group(MODEL).add_argument(
+        "--step", choices=STEPS, help=f"train one of the two nnU-Nets (default: both, which share --minutes; --epochs "
+        f"are those of each, of 50 steps, by default {EPOCHS})",
+    )  # fmt: skip
+
+
+def given(args: argparse.Namespace) -> bool:
+    """Tell whether an option of this training was given."""
+    return args.step is not None
+
+
+def run(model: Model, args: argparse.Namespace) -> int:
+    """Train one step or both, and say how the scans that were kept aside come out."""
+    foreign = [name.replace("start", "from").replace("_", "-") for name, default in _FOREIGN.items()
+               if getattr(args, name) != default]  # fmt: skip
+    if foreign := [*foreign, *(name for name in _recipes.given(args) if name not in _SHARED)]:
+        raise InputError(f"--{foreign[0]}: is not for {model.name}; leave it out; see --epochs, --minutes and --step")
+    if not args.dataset.is_dir():
+        raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
+                         "with `dgmseg simulate`)")  # fmt: skip
+    if args.epochs is not None and args.epochs < 1:
+        raise InputError(f"--epochs {args.epochs}: is not a positive whole number")
+    from bids_dgmseg.pipeline.nnunet_train import NnunetRequest, run_nnunet_training
+    from bids_dgmseg.training.nnunet_data import NnunetTraining
+
+    steps = (args.step,) if args.step else STEPS
+    training = NnunetTraining(
+        epochs=args.epochs or EPOCHS, minutes=args.minutes and args.minutes / len(steps), seed=args.seed,
+        device=args.device, workers=args.workers, checkpoint_minutes=args.checkpoint_minutes,
+    )  # fmt: skip
+    request = NnunetRequest(
+        model, args.dataset.absolute(), args.out.absolute(), steps, training, tuple(args.derivatives),
+        tuple(args.choose),
+    )  # fmt: skip
+    outcomes, table = run_nnunet_training(request, say=lambda line: print(line, flush=True))
+    for outcome in outcomes:
+        print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
+    for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():
+        print(f"{name}: mean Dice {dice:.3f} on {table['scan'].nunique()} scans kept aside")
+    print(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    return 0

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bids_dgmseg.segment.nnunet import quiet
+from bids_dgmseg.training.nnunet_run import environment
+
+HALF_PRECISION_BYTES = 2
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """What is planned for heads of 150 x 180 x 150 mm, and for boxes of 130 x 95 x 85 mm about cerebella."""
+    with quiet():
+        from bids_dgmseg.training.nnunet_plan import REDUCED, ReducedPlanner
+
+        plans = {}
+        for step, size_mm, labels in (("cerebellum", (150, 180, 150), 2), ("dentate", (85, 95, 130), 3)):
+            work = tmp_path_factory.mktemp(step)
+            write_empty_dataset(work, [f"label {number}" for number in range(1, labels)])
+            spacing = REDUCED[step].spacing_mm
+            shape = [size / spacing for size in size_mm]
+            with environment(work, workers=1):
+                planner = ReducedPlanner("Dataset001_Tiny", REDUCED[step])
+                plans[step] = planner.get_plans_for_configuration([spacing] * 3, shape, "x", 1e9, {})
+    return plans
+
+
+def write_empty_dataset(work: Path, labels: list[str]) -> None:
+    raw, preprocessed = (work / name / "Dataset001_Tiny" for name in ("raw", "preprocessed"))
+    raw.mkdir(parents=True)
+    preprocessed.mkdir(parents=True)
+    numbers = {"background": 0, **{name: number for number, name in enumerate(labels, start=1)}}
+    (raw / "dataset.json").write_text(json.dumps({
+        "channel_names": {"0": "QSM"}, "labels": numbers, "numTraining": 0, "file_ending": ".nii.gz", "dataset": {}
+    }))  # fmt: skip
+    intensities = {"median_relative_size_after_cropping": 1.0}
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(intensities))
+
+
+def test_both_networks_fit_into_ten_megabytes(planned):
+    from bids_dgmseg.training.nnunet_plan import count_parameters
+
+    counts = {step: count_parameters(plan["architecture"], classes=3) for step, plan in planned.items()}
+    assert counts["dentate"] > 1_000_000  # reduced, not crippled
+    assert HALF_PRECISION_BYTES * sum(counts.values()) < 10_000_000
+
+
+def test_patches_are_large_enough_to_see_both_dentates(planned):
+    width_mm = 0.86 * planned["dentate"]["patch_size"][2]  # the last axis is x
+    assert width_mm > 60
+    assert 1.72 * min(planned["cerebellum"]["patch_size"]) > 80
+
+
+def test_training_bends_samples_and_mirrors_none():
+    with quiet():
+        from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+
+        from bids_dgmseg.training.nnunet_trainer import DentateTrainer
+
+        transforms = DentateTrainer.get_training_transforms((16, 16, 16), (-0.5, 0.5), None, None, False).transforms
+    spatial = [transform for transform in transforms if isinstance(transform, SpatialTransform)]
+    assert [(one.p_elastic_deform, one.p_rotation, one.p_scaling) for one in spatial] == [(0.2, 0.2, 0.2)]
+    assert not any(isinstance(transform, MirrorTransform) for transform in transforms)

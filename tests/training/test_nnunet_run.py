@@ -1,0 +1,202 @@
+"""Real trainings of a step or two on balls of 32 voxels; the network learns nothing, the way is what is tested."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.segment.nnunet import Network, quiet
+from bids_dgmseg.segment.nnunet_folder import read_folder
+from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part
+from bids_dgmseg.training.nnunet_run import environment, halve, train_step
+
+SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu")
+NAMES = ("DN_L", "DN_R")
+FOREVER = """
+from bids_dgmseg.training.nnunet_data import NnunetTraining
+from bids_dgmseg.training.nnunet_run import train_step
+from tests.training.test_nnunet_run import NAMES, make_cases
+this = NnunetTraining(epochs=100000, iterations=1, watched=1, device="cpu", checkpoint_minutes=0.0)
+train_step("dentate", make_cases, NAMES, __import__("pathlib").Path("OUT"), this, say=print)
+"""
+
+
+def make_cases() -> list[Case]:
+    """Two bright balls in noise, left the brighter."""
+    random, cases = np.random.default_rng(0), []
+    x, y, z = np.meshgrid(np.arange(32), np.arange(28), np.arange(26), indexing="ij")
+    parts: tuple[Part, ...] = ("train", "train", "tune")
+    for number, part in enumerate(parts):
+        labels = np.zeros(x.shape, np.uint8)
+        for label, place in ((1, 9), (2, 22)):
+            labels[(x - place) ** 2 + (y - 14) ** 2 + (z - 13) ** 2 < 30] = label
+        chi = np.array([0, 0.2, 0.1])[labels] + 0.02 * random.normal(size=labels.shape)
+        grid = np.diag([0.9, 1.0, 1.1, 1.0])
+        cases.append(Case(f"sub-{number}", Volume(chi.astype(np.float32), grid), labels, part))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """OUT after one step of gradient descent."""
+    out: Path = tmp_path_factory.mktemp("trained")
+    lines: list[str] = []
+    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, say=lines.append)
+    assert outcome.folder == out / "dentate"
+    assert lines[0] == "dentate: 2 scans to learn from, 1 to watch; planning and preprocessing"
+    assert lines[1].startswith("dentate: epoch 1, ")
+    return out
+
+
+def predict_with_stock(folder: Path, image: Path, out: Path, *, mirrored: tuple[int, ...] | None) -> Volume:
+    with quiet():
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(folder), (0,))
+        if mirrored is not None:
+            predictor.allowed_mirroring_axes = mirrored
+        predictor.predict_from_files_sequential([[str(image)]], [str(out / "stock")])
+    return Volume.read(out / "stock.nii.gz", np.uint8)
+
+
+def write_chi(path: Path) -> Path:
+    chi = make_cases()[0].chi
+    nib.Nifti1Image(chi.array, chi.affine).to_filename(path)
+    return path
+
+
+def test_our_folder_opens_in_stock_nnunet_and_gives_the_same_labels(trained, tmp_path):
+    image = write_chi(tmp_path / "c_0000.nii.gz")
+    stock = predict_with_stock(trained / "dentate", image, tmp_path, mirrored=None)
+    ours = Network(read_folder(trained / "dentate"), device="cpu", sided=True)(Volume.read(image))
+    np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
+
+
+def test_a_shipped_checkpoint_is_half_precision_without_the_optimizer_and_never_mirrors(trained):
+    path = trained / "dentate" / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    assert {values.dtype for values in content["network_weights"].values()} == {torch.float16}
+    assert set(content) == {
+        "network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes", "current_epoch"
+    }  # fmt: skip
+    assert content["trainer_name"] == "nnUNetTrainerNoMirroring"
+    assert content["inference_allowed_mirroring_axes"] is None
+    distinct = {values.data_ptr(): values.numel() for values in content["network_weights"].values()}
+    assert path.stat().st_size < 2.2 * sum(distinct.values()) + 200_000  # each parameter once, whatever its names
+
+
+def test_the_plan_is_as_the_paper_says(trained):
+    plan = json.loads((trained / "dentate" / "plans.json").read_text())["configurations"]
+    assert list(plan) == ["3d_fullres"]
+    assert plan["3d_fullres"]["spacing"] == [0.86, 0.86, 0.86]
+    assert plan["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
+
+
+def test_a_finished_training_is_not_repeated(trained):
+    def cases() -> list[Case]:
+        raise AssertionError("preprocessed before")
+
+    before = (trained / "dentate_curve.tsv").read_text()
+    assert train_step("dentate", cases, NAMES, trained, SHORT, say=print).epochs == 1
+    assert (trained / "dentate_curve.tsv").read_text() == before
+
+
+def test_a_longer_training_goes_on_from_there(trained):
+    rows = read_curve(trained / "dentate_curve.tsv")
+    longer = NnunetTraining(epochs=2, iterations=1, watched=1, device="cpu")
+    assert train_step("dentate", make_cases, NAMES, trained, longer, say=print).epochs == 2
+    later = read_curve(trained / "dentate_curve.tsv")
+    assert [row["epoch"] for row in later] == ["1", "2"]
+    assert later[0] == rows[0]
+    assert float(later[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9, abs=1e-6)
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def wait_for(path: Path, *, rows: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(5000):
+        if path.is_file() and len(read_curve(path)) >= rows:
+            return
+        assert process.poll() is None, "the training ended by itself"
+        time.sleep(0.1)
+    raise AssertionError(f"no {rows} rows in {path}")
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_where_it_was(tmp_path):
+    root = Path(__file__).parents[2]
+    code = FOREVER.replace("OUT", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL)
+    curve = (tmp_path / "training" / "dentate" / "results" / "Dataset001_Dentate"
+             / "DentateTrainer__nnUNetPlans__3d_fullres" / "fold_0" / "curve.tsv")  # fmt: skip
+    try:
+        wait_for(curve, rows=3, process=process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = read_curve(curve)
+    resumed = NnunetTraining(epochs=len(before) + 2, iterations=1, watched=1, device="cpu")
+    outcome = train_step("dentate", make_cases, NAMES, tmp_path, resumed, say=print)
+    after = read_curve(tmp_path / "dentate_curve.tsv")
+    assert outcome.epochs == len(after) == len(before) + 2
+    kept = len(before) - 1  # the last epoch may have been told before its checkpoint was written
+    assert after[:kept] == before[:kept]
+
+
+def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
+    """Stock trainer on preprocessed data: its checkpoint has optimizer, logs of NumPy numbers and mirroring."""
+    train_step("dentate", make_cases, NAMES, tmp_path, SHORT, say=print)
+    work = tmp_path / "training" / "dentate"
+    with quiet(), environment(work, workers=0):
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        folder = work / "preprocessed" / "Dataset001_Dentate"
+        plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
+        del dataset["orientation"]
+        trainer = nnUNetTrainer({**plans, "continue_training": False}, "3d_fullres", 0, dataset, torch.device("cpu"))
+        trainer.num_epochs = trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 1
+        trainer.run_training()
+        made = Path(trainer.output_folder_base)
+    image = write_chi(tmp_path / "c_0000.nii.gz")
+    stock = predict_with_stock(made, image, tmp_path, mirrored=(0, 1))
+    found = read_folder(made)
+    assert found.mirror_axes == (0, 1, 2)
+    ours = Network(found, device="cpu", sided=True)(Volume.read(image))
+    np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"^dentate: no scan to learn from; give more labelled scans$"):
+        train_step("dentate", list, NAMES, tmp_path, SHORT, say=print)
+
+
+def test_names_that_share_a_tensor_share_its_half():
+    values = torch.ones(3)
+    halves = halve({"encoder.weight": values, "decoder.encoder.weight": values, "bias": torch.zeros(3)})
+    assert halves["encoder.weight"] is halves["decoder.encoder.weight"]
+    assert halves["bias"].dtype == torch.float16
+
+
+def test_the_environment_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/somewhere")
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    before = dict(os.environ)
+    with environment(tmp_path, workers=1):
+        assert os.environ["nnUNet_raw"] == str(tmp_path / "raw")
+        assert os.environ["nnUNet_results"] == str(tmp_path / "results")
+    assert dict(os.environ) == before
