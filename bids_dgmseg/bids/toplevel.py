@@ -38,7 +38,7 @@ sub-X/[ses-Y/]anat/
     *_label-*_desc-MODEL_mask.*    one binary mask a nucleus and side
     *_seg-MODEL_stats.tsv          volumes (mm3) and susceptibilities (ppm); columns explained in the .json
     *_seg-MODEL_quality.json       how the map was understood, warnings, settings, versions
-group_*.tsv                        the tables of all scans, once the group level was run
+group.html, group_*.tsv            page and tables of all scans, once the group level was run
 logs/CITATION.md                   text and references for a paper
 """
 

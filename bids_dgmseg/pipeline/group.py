@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_group(settings: Settings) -> int:
-    """Write the tables of all scans in the output directory and in those that are merged with it.
+    """Write the tables and the page of all scans in the output directory and in those that are merged with it.
 
     The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed.
 
@@ -40,13 +40,15 @@ def run_group(settings: Settings) -> int:
     """
     from bids_dgmseg.cohort.group import write_group_tables
     from bids_dgmseg.cohort.study import StudyOptions
+    from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
 
     trees = find_trees(settings)
     progress = Progress(0)
+    warnings = []
     for tree in trees:
         if tree.people is None or not (tree.people / "participants.tsv").is_file():
             where = settings.bids_dir.name if len(trees) == 1 else tree.name
-            progress.warn(f"{where}: no participants.tsv; the tables have no columns from it")
+            warnings.append(f"{where}: no participants.tsv; the tables have no columns from it")
     if settings.merge:
         write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
     options = StudyOptions(
@@ -55,9 +57,11 @@ def run_group(settings: Settings) -> int:
     )  # fmt: skip
     tables = write_group_tables(settings.output_dir, trees, options=options, site_column=settings.site_column,
                                 group_column=settings.group_column)  # fmt: skip
-    for warning in tables.warnings:
+    warnings += tables.warnings
+    page = write_group_page(settings.output_dir, warnings=warnings)
+    for warning in warnings:
         progress.warn(warning)
-    for line in (*map(str, tables.paths[::2]), *tables.notes):
+    for line in (*map(str, tables.paths[::2]), *tables.notes, str(page)):
         progress.say(line)
     return 0
 

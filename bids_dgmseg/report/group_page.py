@@ -56,14 +56,14 @@ _STATISTICS = (
     _Statistic("group_differences", "groups", "Differences between groups", {
         **_MEASURE, "reference": "Reference", "group": "Group", "n_reference": "n reference", "n_group": "n group",
         "mean_reference": "Mean reference", "mean_group": "Mean group", "difference": "Difference",
-        "difference_low": "low", "difference_high": "high", "hedges_g": "Hedges' g", "hedges_g_low": "g: low",
-        "hedges_g_high": "g: high", "q_t": "q (t)", "q_mannwhitney": "q (Mann-Whitney)",
+        "difference_low": "Difference: low", "difference_high": "Difference: high", "hedges_g": "Hedges' g",
+        "hedges_g_low": "g: low", "hedges_g_high": "g: high", "q_t": "q (t)", "q_mannwhitney": "q (Mann-Whitney)",
         "ancova_difference": "At equal age and sex", "ancova_q": "q (ANCOVA)", "note": "Note",
     }, "The difference is group minus reference, with limits of 95 %; q is the false discovery rate over the nuclei."),
     _Statistic("group_longitudinal", "change", "Change per year over the participants", {
         **_MEASURE, "n": "Participants", "n_scans": "Scans", "years_median": "Years, median",
-        "change_per_year": "Change per year", "change_low": "low", "change_high": "high", "p": "p", "q": "q",
-        "note": "Note",
+        "change_per_year": "Change per year", "change_low": "Change: low", "change_high": "Change: high", "p": "p",
+        "q": "q", "note": "Note",
     }, "Mean of the participants' slopes in the unit of the measure, with limits of 95 %."),
     _Statistic("group_outliers", "outliers", "Values that stand out from their site", {
         "scan": "Scan", **_MEASURE, "site": "Site", "value": "Value", "median": "Median of the site",

@@ -193,7 +193,14 @@ def test_trees_are_sites_and_equal_labels_are_different_people(tmp_path, plain_s
         ("sub-04", "bern", "bern"), ("sub-01", "graz", "graz")]  # fmt: skip
     assert sidecar(out / "group_volumes.tsv")["Settings"]["Trees"] == {"bern": 4, "graz": 4}
     assert {path.name for path in out.iterdir() if not path.name.startswith("group_")} == {
-        ".bidsignore", "README", "dataset_description.json"}  # fmt: skip
+        ".bidsignore", "README", "dataset_description.json", "group.html", "figures"}  # fmt: skip
+
+
+def test_the_page_of_all_scans_has_the_warnings_and_says_where_it_is(plain_scans, run, out, capsys):
+    plain_scans("01", "02")
+    assert run() == 0
+    assert capsys.readouterr().out.rstrip().endswith("group.html")
+    assert "ds: no participants.tsv; the tables have no columns from it" in (out / "group.html").read_text()
 
 
 def test_a_tree_brings_its_own_participants(tmp_path, dataset, plain_scans, run, out):
