@@ -12,7 +12,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import load_image
-from bids_dgmseg.simulate.dataset import read_template, simulate_dataset, whole_head_view
+from bids_dgmseg.simulate.dataset import cerebellum_mask, read_template, simulate_dataset, whole_head_view
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
@@ -40,6 +40,23 @@ def test_two_runs_of_a_seed_are_the_same(simulated, template, tmp_path):
     list(simulate_dataset(tmp_path / "again", n_scans=2, seed=5, template=template, spacing_mm=4))
     for path in simulated.rglob("*.nii.gz"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(simulated)).read_bytes()
+
+
+def test_each_scan_has_a_mask_of_the_cerebellum_around_its_dentates(simulated):
+    for path in sorted((simulated / "derivatives" / "truth").rglob("*_label-cerebellum_mask.nii.gz")):
+        mask = np.asarray(load_image(path).dataobj)
+        beside = path.with_name(path.name.replace("label-cerebellum_mask", "seg-truth_dseg"))
+        dseg = np.asarray(load_image(beside).dataobj)
+        assert set(np.unique(mask)) == {0, 1}
+        assert mask[(dseg > 0) & (dseg <= 4)].all()  # dentate and interposed nuclei
+        assert not mask[dseg > 4].any()
+        volume_ml = mask.sum() * 4**3 / 1000
+        assert 60 < volume_ml < 250
+
+
+def test_the_cerebellum_is_its_cortex_white_matter_and_nuclei_without_the_ventricle():
+    labels = np.array([0, 1, 4, 5, 25, 28, 29, 30, 34, 35], np.uint8)
+    assert cerebellum_mask(labels).tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_two_seeds_share_no_map(simulated, template, tmp_path):
