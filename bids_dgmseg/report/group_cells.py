@@ -121,7 +121,9 @@ def nuclei_table(cohort: Cohort) -> PageTable:
                      len(rows), file="group_stats.tsv")  # fmt: skip
 
 
-def medians_table(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> PageTable:
+def medians_table(
+    values: pd.DataFrame, *, anchor: str, measure: str, levels: Sequence[str], factor: str
+) -> PageTable:
     """Medians of a measure in each nucleus, a column a site or group."""
     medians = values.groupby(["abbreviation", factor], sort=False)[measure].median().unstack(factor)
     counts = values.dropna(subset=[measure]).groupby(factor)["scan"].nunique()
@@ -132,7 +134,7 @@ def medians_table(values: pd.DataFrame, *, measure: str, levels: Sequence[str], 
         for name, row in zip(names, of_name.tolist(), strict=True)
     ]
     headings = [Heading("Nucleus", kind="text"), *(Heading(f"{level} (n {counts.get(level, 0)})") for level in levels)]
-    return PageTable(f"medians-{measure}-{factor}", f"Medians by {factor}", headings, rows, len(rows))
+    return PageTable(anchor, f"Medians by {factor}", headings, rows, len(rows))
 
 
 def linked(table: PageTable, links: Sequence[str]) -> PageTable:

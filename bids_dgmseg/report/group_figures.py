@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -86,11 +87,12 @@ def _violins(
     """Draw the most frequent levels, in the order of their names."""
     shown = sorted(levels[:N_LEVELS])
     name = what + LABELS[measure].partition(" (")[0]
-    medians = medians_table(rows, measure=measure, levels=shown, factor=factor)
+    file = f"{measure}_by-{factor}{'_harmonized' if what else ''}{model and f'_{model}'}"
+    medians = medians_table(rows, anchor=f"medians-{_slug(file)}", measure=measure, levels=shown, factor=factor)
     png = draw_violins(rows, measure=measure, levels=shown, factor=factor)
     left_out = f" The {N_LEVELS} most frequent of {len(levels)} are drawn." if len(levels) > len(shown) else ""
     return _keep(
-        output_dir, png, f"{measure}_by-{factor}{'_harmonized' if what else ''}{model and f'_{model}'}",
+        output_dir, png, file,
         title=f"{name.capitalize()} by {factor}{_in(model)}",
         alt=f"Violins of the {name} of each nucleus by {factor}{_in(model)}, the left half of a violin for the "
             f"patient's left. {_say_spread(rows, measure=measure, factor=factor, levels=shown)}",
@@ -212,7 +214,7 @@ def _agreement(
     first, second = pair
     name, _, unit = LABELS[measure].rstrip(")").partition(" (")
     title = f"{name.capitalize()}, {second} against {first}"
-    anchor = f"agreement-{measure}-{first}-{second}"
+    anchor = f"agreement-{_slug(f'{measure}-{first}-{second}')}"
     table = make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT)
     largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
     return _keep(
@@ -238,8 +240,13 @@ def _suffix(cohort: Cohort, model: str) -> str:
     return f"_{model}" if len(cohort.models) > 1 else ""
 
 
+def _slug(text: str) -> str:
+    """Write a name without what a file or an identifier cannot have."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
 def _keep(
     output_dir: Path, png: bytes, name: str, *, title: str, alt: str, caption: str, table: PageTable | None = None
 ) -> PageFigure:
-    path = write_atomically(png, output_dir / "figures" / f"group_{name}.png")
+    path = write_atomically(png, output_dir / "figures" / f"group_{_slug(name)}.png")
     return PageFigure(f"figures/{path.name}", *Image.open(io.BytesIO(png)).size, alt, title, caption, table)

@@ -22,6 +22,7 @@ _ENTITIES = {
     "direction": "dir-", "run": "run-", "resolution": "res-", "description": "desc-",
 }  # fmt: skip
 """Column of the group tables → prefix of its value, in the order of BIDS names."""
+_APART = ("reconstruction", "description")
 _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
 
 
@@ -46,7 +47,8 @@ class Cohort:
 
     stats: pd.DataFrame
     """``group_stats.tsv``: a row a scan, model and nucleus, with ``scan``, ``nucleus`` and ``side`` added, and
-    ``site`` and ``group`` where there is such a column."""
+    ``site`` and ``group`` where there is such a column. Maps reconstructed in another way are another ``model`` here,
+    such as ``dgm16 desc-rts``; ``seg`` is the model alone."""
     tables: Mapping[str, GroupTable]
     """All tables that are there, by name; with ``scan`` where a row is of one."""
 
@@ -54,7 +56,7 @@ class Cohort:
     def scans(self) -> pd.DataFrame:
         """A row a scan and model: the keys, site, group and age."""
         behind = [name for name in ("tree", "site", "group", "age_years") if name in self.stats]
-        keys = ["scan", "name", "participant_id", "model", *behind]
+        keys = ["scan", "name", "participant_id", "model", "seg", *behind]
         return self.stats[keys].drop_duplicates(["scan", "model"]).reset_index(drop=True)
 
     @property
@@ -124,7 +126,7 @@ def read_table(output_dir: Path, name: str, *, columns: set[str] | None = None) 
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"{path.name}: cannot be read as a table ({error}); run the group level again") from error
-    return GroupTable(name, rows, _read_dictionary(path.with_suffix(".json")))
+    return GroupTable(name, _tell_apart(rows), _read_dictionary(path.with_suffix(".json")))
 
 
 def _read_dictionary(path: Path) -> Mapping[str, Any]:
@@ -135,6 +137,23 @@ def _read_dictionary(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _tell_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name the reconstruction with the model where maps differ in it: they are never pooled."""
+    if "model" not in rows:
+        return rows
+    return rows.assign(seg=rows["model"], model=rows["model"].astype(object) + _suffixes(rows, _APART, " "))
+
+
+def _suffixes(rows: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.Series:
+    """Write the entities of each row one behind the other, leaving out missing ones."""
+    written = pd.Series("", index=rows.index, dtype=object)
+    for column in columns:
+        if column in rows:
+            values = rows[column].astype(object)
+            written = written + (separator + _ENTITIES[column] + values).where(values.notna(), "")
+    return written
+
+
 def scan_names(rows: pd.DataFrame) -> pd.Series:
     """Name the scan of each row as its files begin, without the output tree it came from.
 
@@ -142,12 +161,7 @@ def scan_names(rows: pd.DataFrame) -> pd.Series:
     >>> scan_names(keys).tolist()
     ['sub-01_ses-1_run-2']
     """
-    names = rows["participant_id"].astype(object)
-    for column, prefix in _ENTITIES.items():
-        if column in rows and column != "participant_id":
-            values = rows[column].astype(object)
-            names = names + ("_" + prefix + values).where(values.notna(), "")
-    return names
+    return rows["participant_id"].astype(object) + _suffixes(rows, list(_ENTITIES)[1:], "_")
 
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:

@@ -132,12 +132,12 @@ def _light(light: Any, where: str, reasons: Any) -> Cell:
 def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
     """Link to the scan on its participant's page, from the folder of this page; empty where there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
-    anchor = re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan['name']}_{scan['model']}")
+    anchor = re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan['name']}_{scan['seg']}")
     return f"{quote(page)}#{anchor}" if (output_dir / page).is_file() else ""
 
 
 def links_of(rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> Sequence[str]:
     """Link each row of a table to its scan's page."""
     pages = _of_quality(cohort, "page")
-    records = rows[["scan", "name", "participant_id", "model"]].to_dict("records")
+    records = rows[["scan", "name", "participant_id", "model", "seg"]].to_dict("records")
     return [_link({**row, "page": pages.get((row["scan"], row["model"]))}, output_dir) for row in records]

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ SCANS = (  # participant, site, group, age; volume of DN_L and DN_R (mm3), mean 
 KEYS = ("participant_id", "session_id", "acquisition", "run", "model", "site")
 
 
-def write_tables(out: Path, *, models: Sequence[str] = ("dgm16",), lights: bool = True, sites: bool = True) -> Path:
+def write_tables(
+    out: Path, *, models: Sequence[str] = ("dgm16",), descriptions: Sequence[str] = (), lights: bool = True,
+    sites: bool = True,
+) -> Path:  # fmt: skip
     """Write group_stats.tsv, group_quality.tsv and pages of all participants but the last."""
     out.mkdir(parents=True, exist_ok=True)
     rows, quality = [], []
-    for model in models:
+    for model, description in product(models, descriptions or [""]):
         for place, (participant, site, group, age, *values) in enumerate(SCANS):
             keys = dict(zip(KEYS, (participant, "ses-1", "n/a", "n/a", model, site if sites else "n/a"), strict=True))
+            keys |= {"description": description} if description else {}
             for side, volume, mean in zip("LR", values[:2], values[2:], strict=True):
                 rows.append({**keys, "age_years": age, "abbreviation": f"DN_{side}", "volume_mm3": volume,
                              "mean_ppm": mean, "diagnosis": group})  # fmt: skip

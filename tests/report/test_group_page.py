@@ -106,7 +106,7 @@ def test_the_numbers_of_a_nucleus_are_those_of_the_table(plain):
 
 def test_violins_have_their_medians_in_words_and_as_a_table(plain):
     page = Page(plain)
-    assert page.tables["medians-volume_mm3-site"] == [
+    assert page.tables["medians-volume_mm3_by-site"] == [
         ["Nucleus", "A (n 3)", "B (n 3)"], ["DN_L", "610.0", "710.0"], ["DN_R", "510.0", "505.0"],
     ]  # fmt: skip
     alts = {image["src"]: image["alt"] or "" for image in page.images}
@@ -199,6 +199,18 @@ def test_models_on_the_same_scans_are_compared(tmp_path):
     table = page.tables["agreement-volume_mm3-dgm16-other"]
     assert table[1][:3] == ["DN_L", "6", "0"]  # both models have the same values: no bias
     assert any(image["src"] == "figures/group_volume_mm3_dgm16_other.png" for image in page.images)
+
+
+def test_reconstructions_are_never_pooled(tmp_path):
+    out = write_tables(tmp_path / "out", descriptions=("rts", "tkd"))
+    html = write_group_page(out)
+    page = Page(html)
+    assert [row[:3] for row in page.tables["nuclei-table"]][1:] == [
+        [f"DN_{side}", f"dgm16 desc-{description}", "6"] for description in ("rts", "tkd") for side in "LR"
+    ]  # fmt: skip
+    assert "sub-01.html#sub-01_ses-1_desc-rts_dgm16" in page.links
+    identifiers = re.findall(r' id="([^"]+)"', html.read_text(encoding="utf-8"))
+    assert len(identifiers) == len(set(identifiers))
 
 
 def test_long_tables_are_cut_and_lead_to_the_file(out, monkeypatch):
