@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,7 @@ def find_gaps(
         for structure in found
         if (part := view.touched_by(boxes[structure.index - 1]))
     ]
+    warnings += _find_exchanged(dseg, {structure: boxes[structure.index - 1] for structure in found})
     return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
 
 
@@ -86,6 +87,20 @@ def find_measured(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
     """
     measured: NDArray[np.bool_] = np.abs(chi) > 1e-4  # NaN is not larger; infinity does not occur
     return measured
+
+
+def _find_exchanged(dseg: Volume, boxes: Mapping[Structure, tuple[slice, ...]]) -> list[str]:
+    """Name nuclei whose left one lies to the right of the right one; the first axis runs to the right."""
+    places = {
+        structure.abbreviation: box[0].start + np.nonzero(dseg.array[box] == structure.index)[0].mean()
+        for structure, box in boxes.items()
+    }
+    return [
+        f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
+        "nnU-Net folder, the axes of its training (orientation in dataset.json)"
+        for left, right in ((name, f"{name[:-1]}R") for name in places if name.endswith("_L"))
+        if places[left] > places.get(right, np.inf)
+    ]
 
 
 class _View:

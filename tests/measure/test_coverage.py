@@ -52,6 +52,13 @@ def test_nothing_is_said_where_every_nucleus_is_whole():
     assert gaps_of(phantom_in()) == Coverage(missing=(), warnings=())
 
 
+def test_sides_that_are_exchanged_are_named():
+    dseg = phantom_in()
+    swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
+    (warning,) = gaps_of(dseg.with_array(swapped)).warnings
+    assert warning.startswith("DN_L lies to the right of DN_R: left and right are exchanged; check the map's header")
+
+
 @pytest.mark.parametrize(("low_mm", "high_mm", "face", "missing"), [
     # the first voxel's centre lies 0.75 mm inside the box
     ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),

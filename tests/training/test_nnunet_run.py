@@ -123,6 +123,13 @@ def test_a_longer_training_goes_on_from_there(trained):
     assert float(later[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9, abs=1e-6)
 
 
+def test_a_training_by_time_ends_with_its_minutes(trained):
+    epochs = len(read_curve(trained / "dentate_curve.tsv"))
+    over = NnunetTraining(epochs=1000, minutes=1e-4, iterations=1, watched=1, device="cpu")
+    assert train_step("dentate", make_cases, NAMES, trained, over, say=print).epochs == epochs
+    assert len(read_curve(trained / "dentate_curve.tsv")) == epochs
+
+
 def read_curve(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file, delimiter="\t"))
