@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,14 @@ _SMOOTH_MM = 0.5
 _STEPS_MM = ((10_000.0, 1.5), (1_500.0, 1.0), (0.0, 0.5))
 """Volume from which a lattice of this step is fine enough."""
 
+_GROUPS = {"PUT": "lentiform", "GP": "lentiform", "RN": "midbrain", "SN": "midbrain", "STN": "midbrain",
+           "DN": "cerebellum", "IN": "cerebellum", "CN": "caudate"}  # fmt: skip
+"""Nuclei that touch shift together, for the most part."""
+_TOGETHER = 0.85
+"""Correlation of their shifts with the group's."""
+_TAKEN_MM = 0.2
+"""How far, on average, a neighbour reaches into a nucleus where they touch."""
+
 Block = tuple[slice, slice, slice]
 
 
@@ -49,8 +58,10 @@ class ShapeRanges:
     """SD of the surface's way in mm, at wavelengths of 8 and 4 mm; less for thin nuclei."""
     fold_mm: tuple[float, float] = (0.3, 1.0)
     """SD of the dentate's folds."""
-    hilum_mm: tuple[float, float] = (0.6, 2.4)
+    hilum_mm: tuple[float, float] = (0.6, 3.0)
     """Radius of the dentate's mouth at its bottom."""
+    spread: tuple[float, float] = (1.0, 1.15)
+    """Length of the dentate's bag against the atlas's body, of the same volume."""
     gap_mm: tuple[float, float] = (-0.5, 1.8)
     """Between the two islands of the interposed nucleus; none below 0."""
     ventricle_mm: tuple[float, float] = (0.8, 1.6)
@@ -72,6 +83,8 @@ class Body:
         Half the size of the box that holds the lattice.
     voxels : float
         Volume in voxels of the lattice.
+    touching : float
+        Voxels that a layer of 1 mm has where other nuclei touch the body.
     """
 
     label: int
@@ -80,6 +93,7 @@ class Body:
     centre_mm: Tensor
     reach_mm: Tensor
     voxels: float
+    touching: float = 0.0
 
     @property
     def nucleus(self) -> str:
@@ -130,7 +144,7 @@ def _ground(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Give the nuclei's voxels to the nearest tissue."""
     nuclei = (labels > 0) & (labels <= FIRST_TISSUE)
     ground = labels.copy()
-    for place in ndimage.find_objects(nuclei.astype(np.uint8)):
+    for place in ndimage.find_objects(ndimage.label(nuclei)[0]):
         block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
         nearest = ndimage.distance_transform_edt(
             nuclei[block] | (labels[block] == 0), return_distances=False, return_indices=True)  # fmt: skip
@@ -141,33 +155,57 @@ def _ground(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _make_body(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> Body:
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
-    mask = labels == label
-    volume_mm3 = float(mask.sum() * steps_mm.prod())
+    voxels = np.argwhere(labels == label)
+    volume_mm3 = float(len(voxels) * steps_mm.prod())
     wanted = next(step for volume, step in _STEPS_MM if volume_mm3 >= volume)
     stride = np.maximum(1, np.rint(wanted / steps_mm)).astype(int)
-    voxels = np.argwhere(mask)
-    low = voxels.min(axis=0) - np.ceil(_MARGIN_MM / steps_mm).astype(int)
-    high = voxels.max(axis=0) + 1 + np.ceil(_MARGIN_MM / steps_mm).astype(int)
-    inside = np.zeros(high - low, bool)
-    inside[tuple((voxels - low).T)] = True
-    depth = _signed_depth_mm(inside, steps_mm)[:: stride[0], :: stride[1], :: stride[2]]
+    margin = np.ceil(_MARGIN_MM / steps_mm).astype(int)
+    low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
+    around = _cut(labels, low, high)
+    depth = _signed_depth_mm(around == label, steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     centre = index_to_world[:3, :3] @ voxels.mean(axis=0) + index_to_world[:3, 3]
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
+    lattice_mm3 = float((steps_mm * stride).prod())
     return Body(
         label, torch.from_numpy(depth.astype(np.float16)), _tensor(np.linalg.inv(lattice_to_world)[:3]),
-        _tensor(centre), _tensor(reach), volume_mm3 / float((steps_mm * stride).prod()),
+        _tensor(centre), _tensor(reach), volume_mm3 / lattice_mm3, _contact_mm2(around, label, steps_mm) / lattice_mm3,
     )  # fmt: skip
 
 
-def _signed_depth_mm(inside: NDArray[np.bool_], steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cut(labels: NDArray[np.uint8], low: NDArray[np.int_], high: NDArray[np.int_]) -> NDArray[np.uint8]:
+    """Cut a block out that may reach beyond the array."""
+    inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
+    before = np.maximum(0, -low)
+    after = np.maximum(0, high - labels.shape)
+    return np.pad(labels[inner], list(zip(before, after, strict=True)))
+
+
+def _contact_mm2(labels: NDArray[np.uint8], label: int, steps_mm: NDArray[np.float64]) -> float:
+    """Area of a nucleus's surface that has another nucleus within a millimetre."""
+    inside = labels == label
+    others = (labels > 0) & (labels <= FIRST_TISSUE) & ~inside
+    if label > FIRST_TISSUE or not others.any():
+        return 0.0
+    near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
+    surface = inside & ~ndimage.binary_erosion(inside)
+    return float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
+
+
+def _signed_depth_mm(
+    inside: NDArray[np.bool_], steps_mm: NDArray[np.float64], stride: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """Distance from the surface, positive inside, at every `stride`-th voxel."""
+    thinned = tuple(slice(None, None, int(step)) for step in stride)
+    if stride.max() > 2:  # a large body: coarse steps will do, and save time
+        inside, steps_mm, thinned = inside[thinned], steps_mm * stride, (slice(None),) * 3
     within = ndimage.distance_transform_edt(inside, sampling=steps_mm)
     without = ndimage.distance_transform_edt(~inside, sampling=steps_mm)
     # The surface lies between two voxel centres, half a step from each.
     depth = within - without + (~inside - inside.astype(float)) * steps_mm.mean() / 2
     smooth: NDArray[np.float64] = ndimage.gaussian_filter(depth, _SMOOTH_MM / steps_mm, mode="nearest")
-    return smooth
+    return smooth[thinned]
 
 
 def _tensor(array: NDArray[np.float64]) -> Tensor:
@@ -210,7 +248,11 @@ def draw_bodies(
     """
     wide_mm = ranges.amount * (ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing)
     sd = ranges.odd[1] if chance(generator, ranges.odd[0]) else ranges.volume_sd
-    common = {nucleus: normal(generator) for nucleus in ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")}
+    common = {nucleus: normal(generator) for nucleus in _GROUPS}
+    shifts = {
+        (group, side): ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)
+        for group in sorted(set(_GROUPS.values())) for side in (-1.0, 1.0)
+    }  # fmt: skip
     coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
     sparse = points_mm[::coarse, ::coarse, ::coarse]
     for body in head.bodies:
@@ -222,9 +264,14 @@ def draw_bodies(
         volume = 1 + ranges.amount * sd * (0.8 * common[body.nucleus] + 0.6 * normal(generator))
         if body.nucleus in ("CN", "PUT"):
             volume -= 0.1 * ranges.amount * ageing
-        depth = _level(_carve(body, ranges, generator), body.voxels * min(max(volume, 0.5), 1.5))
-        push = body.side * 0.7 * wide_mm if body.nucleus == "CN" else 0.0
-        local = _draw_motion(body, points_mm[block], ranges, push, generator)
+        voxels = body.voxels * min(max(volume, 0.5), 1.5) + ranges.amount * _TAKEN_MM * body.touching
+        spread = 1 + ranges.amount * (uniform(generator, *ranges.spread) - 1) if body.nucleus == "DN" else 1.0
+        depth = spread * _level(_carve(body, ranges, generator), voxels / spread**3)
+        own = ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)
+        shift = _TOGETHER * shifts[_GROUPS[body.nucleus], body.side] + math.sqrt(1 - _TOGETHER**2) * own
+        if body.nucleus == "CN":
+            shift[0] += body.side * 0.7 * wide_mm
+        local = _draw_motion(body, points_mm[block] - shift, spread, ranges, generator)
         deep = _sample(body, depth, local)
         # Neither side crosses the middle.
         yield Painted(body, block, torch.minimum(deep, points_mm[(*block, 0)] * body.side), local)
@@ -242,17 +289,15 @@ def _block_of(body: Body, sparse: Tensor, step: int) -> Block:
 
 
 def _draw_motion(
-    body: Body, points_mm: Tensor, ranges: ShapeRanges, push_mm: float, generator: torch.Generator
+    body: Body, points_mm: Tensor, spread: float, ranges: ShapeRanges, generator: torch.Generator
 ) -> Tensor:
-    """Shift, turn, stretch and bend: points as seen from the body's centre and axes."""
+    """Turn, stretch and bend: points as seen from the body's centre and axes."""
     amount, device = ranges.amount, points_mm.device
-    shift = amount * ranges.shift_mm * torch.randn(3, generator=generator, device=device)
-    shift[0] += push_mm
     limit = amount * ranges.rotation_deg
     turn = Rotation.from_euler("xyz", [uniform(generator, -limit, limit) for _ in range(3)], degrees=True).as_matrix()
     stretch = amount * ranges.stretch * torch.randn(3, generator=generator, device=device)
-    zoom = torch.exp(stretch - stretch.mean())
-    local = (points_mm - (body.centre_mm + shift)) @ (torch.as_tensor(turn, dtype=torch.float32, device=device) * zoom)
+    zoom = torch.exp(stretch - stretch.mean()) / spread
+    local = (points_mm - body.centre_mm) @ (torch.as_tensor(turn, dtype=torch.float32, device=device) * zoom)
     along = local[..., 1] / body.reach_mm[1]
     bend = along.clamp_(-1, 1).square_().sub_(0.2)
     for axis in (0, 2):
@@ -275,7 +320,12 @@ def _sample(body: Body, depth: Tensor, local_mm: Tensor) -> Tensor:
 def _level(depth: Tensor, voxels: float) -> Tensor:
     """Move a surface in or out until it holds as many voxels of the lattice."""
     reach, bins = 5.0, 2000
-    counts = torch.histc(depth, bins=bins, min=-reach, max=reach).flip(0).cumsum(0) + (depth > reach).sum()
+    # Samples lie between the lattice's points, where interpolation has rounded edges off: count there too.
+    between = functional.avg_pool3d(depth[None], 2, stride=1)
+    counts = torch.stack([
+        torch.histc(values, bins=bins, min=-reach, max=reach).flip(0).cumsum(0) + (values > reach).sum()
+        for values in (depth, between)
+    ]).mean(dim=0)  # fmt: skip
     place = int((counts < voxels).sum())
     surface_mm = reach - (place + 0.5) * 2 * reach / bins
     return depth - surface_mm

@@ -22,8 +22,8 @@ class DetailRanges:
     """Of the nuclei, relative."""
     fine_ppm: tuple[float, float] = (0.0, 0.012)
     slow_ppm: tuple[float, float] = (0.0, 0.015)
-    tract_ppm: tuple[float, float] = (-0.04, 0.005)
-    """Internal capsule and optic radiation against other white matter."""
+    tracts: float = 0.7
+    """Chance of each tract, and of the pulvinar, to differ from the tissue around."""
     vein_ppm: tuple[float, float] = (0.05, 0.30)
     veins: float = 0.75
     """Chance of each of the deep veins."""
@@ -44,11 +44,16 @@ _VEINS: tuple[tuple[Path, tuple[float, float]], ...] = (
 )  # fmt: skip
 """Courses in mm of the template on the right, drawn on both sides, with their radii in mm of the scan."""
 
-_TRACTS: tuple[Path, ...] = (
-    ((12, 4, 8), (18, -8, 8), (23, -18, 8), (24, -24, 4)),  # posterior limb of the internal capsule
-    ((25, -26, 2), (30, -35, 4), (30, -50, 4), (24, -70, 4)),  # optic radiation
-)
-_WHITE_MATTER = (22, 28)
+_TRACTS: tuple[tuple[Path, int, tuple[float, float], tuple[float, float]], ...] = (
+    (((12, 4, 8), (18, -8, 8), (23, -18, 8), (24, -24, 4)), 22, (-0.04, 0.005), (2.0, 4.0)),  # internal capsule
+    (((25, -26, 2), (30, -35, 4), (30, -50, 4), (24, -70, 4)), 22, (-0.04, 0.005), (2.0, 4.5)),  # optic radiation
+    (((9, -8, -17), (14, -14, -16), (17, -22, -13)), 28, (-0.05, 0.0), (1.5, 3.0)),  # crus cerebri
+    (((12, -26, 7), (16, -30, 5)), 27, (-0.01, 0.035), (3.0, 6.0)),  # pulvinar
+    (((14, 14, 0), (21, 13, 1)), 22, (0.0, 0.05), (0.5, 1.2)),  # bridges between caudate and putamen
+    (((15, 8, 6), (23, 7, 6)), 22, (0.0, 0.05), (0.5, 1.2)),
+    (((16, 2, 12), (24, 1, 10)), 22, (0.0, 0.05), (0.5, 1.2)),
+)  # fmt: skip
+"""Courses on the right in mm of the template, the tissue that they change, by how much, and their radius in mm."""
 
 _PLACES: tuple[tuple[tuple[float, float, float], float, tuple[float, float], tuple[float, float], float], ...] = (
     ((18, -3, -1), 2.5, (0.7, 2.5), (-0.25, 0.35), 0.15),  # mineral in the pallidum
@@ -198,15 +203,16 @@ def _add_veins(
 def _add_tracts(
     chi: Tensor, labels: Tensor, places: _Places, ranges: DetailRanges, generator: torch.Generator
 ) -> None:
-    """Make white matter differ by tract, in place: its fibres' direction to the main field shows."""
-    white = sum((labels == label for label in _WHITE_MATTER), torch.zeros_like(labels, dtype=torch.bool))
-    for path in _TRACTS:
-        added = uniform(generator, *ranges.tract_ppm)
+    """Make tissues differ by tract, in place: iron, and the fibres' direction to the main field, show."""
+    for path, tissue, ppm, radius_mm in _TRACTS:
+        if not chance(generator, ranges.tracts):
+            continue
+        added, changed = uniform(generator, *ppm), labels == tissue
         for side in (-1.0, 1.0):
-            course = _draw_course(_mirrored(path, side, chi.device), 1.5, generator)[::6]
-            numbers, share = places.shares(places.find(course), uniform(generator, 2.0, 4.5), 3.0)
+            course = _draw_course(_mirrored(path, side, chi.device), 1.2, generator)[::4]
+            numbers, share = places.shares(places.find(course), uniform(generator, *radius_mm), 2.0)
             layer = torch.zeros(chi.numel(), device=chi.device).scatter_reduce_(0, numbers, share, "amax")
-            chi += added * layer.view(chi.shape) * white
+            chi += added * layer.view(chi.shape) * changed
 
 
 def _draw_tubes(shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator) -> Tensor:

@@ -96,6 +96,8 @@ def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
     if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
         values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)
+    if chance(generator, 0.25):  # subthalamic nucleus as bright as the nigra, without a border
+        values[9:11] = values[7:9] * uniform(generator, 0.9, 1.1)
     for label, (mean, sd) in _TISSUE_PPM.items():
         value = 0.03 * normal(generator) if lawless else mean + sd * normal(generator)
         values[label] = value * tissue_gain
