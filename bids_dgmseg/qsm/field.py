@@ -45,7 +45,7 @@ def dipole_kernel(
     Marques JP, Bowtell R. Concepts Magn Reson B 25 (2005) 65-78. doi:10.1002/cmr.b.20034
     """
     frequencies = frequencies_per_mm(shape, voxel_size_mm, device=device)
-    squared, along, spare = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    squared = along = spare = torch.zeros((), device=device)
     for k, component, size, step in zip(frequencies, b0_direction, shape, voxel_size_mm, strict=True):
         part = component / math.hypot(*b0_direction)
         # The highest frequency of an even size has no sign: its mixed products average to 0.

@@ -25,7 +25,7 @@ class ScanGrid:
     offsets : tuple of 3 float
         Shift of the scan's centre, in its own voxels.
     rotation : Tensor of shape (3, 3), optional
-        The scan's axes as columns; without it they are the array's.
+        The scan's axes as columns, on the device of the arrays; without it they are the array's.
     """
 
     shape: tuple[int, int, int]
@@ -42,7 +42,7 @@ class ScanGrid:
     def average(self, fine: Tensor) -> Tensor:
         """Average the array (X, Y, Z) over each voxel of the scan; values go on beyond its faces."""
         if self.rotation is not None:
-            fine = _sample(fine, self._turned(self.rotation, fine.device))
+            fine = _sample(fine, self._turned(self.rotation))
         for axis in range(3):
             if self.size[axis] != self.shape[axis] or self.steps[axis] > 1:
                 fine = along(fine, self._overlap(axis, fine.device), axis)
@@ -55,7 +55,7 @@ class ScanGrid:
                 if self.steps[axis] > 1:
                     scan = along(scan, self._hat(axis, scan.device), axis)
             return scan
-        points = self._turned(self.rotation.T, scan.device)
+        points = self._turned(self.rotation.T)
         for axis in range(3):
             points[..., axis] = (points[..., axis] - self._first(axis)) / self.steps[axis]
         return _sample(scan, points)
@@ -65,11 +65,11 @@ class ScanGrid:
         middle = (self.shape[axis] - 1) / 2
         return middle + (self.offsets[axis] - (self.size[axis] - 1) / 2) * self.steps[axis]
 
-    def _turned(self, rotation: Tensor, device: torch.device) -> Tensor:
+    def _turned(self, rotation: Tensor) -> Tensor:
         """Rotate the indices of the voxel centres about the middle."""
-        middle = torch.tensor(self.shape, device=device).sub(1).div(2)
-        axes = [torch.arange(n, device=device) - m for n, m in zip(self.shape, middle, strict=True)]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) @ rotation.to(device).T + middle
+        middle = torch.tensor(self.shape, device=rotation.device).sub(1).div(2)
+        axes = [torch.arange(n, device=rotation.device) - m for n, m in zip(self.shape, middle, strict=True)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) @ rotation.T + middle
 
     def _overlap(self, axis: int, device: torch.device) -> Tensor:
         """Compute the part of each scan voxel (rows) that lies in each fine voxel (columns)."""

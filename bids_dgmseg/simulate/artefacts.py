@@ -101,7 +101,7 @@ def draw_grid(
     if chance(generator, 0.25):
         angles_deg = [uniform(generator, -ranges.oblique_deg, ranges.oblique_deg) for _ in range(3)]
         matrix = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
-        rotation = torch.tensor(matrix, dtype=torch.float32)
+        rotation = torch.tensor(matrix, dtype=torch.float32, device=generator.device)
     return ScanGrid((x, y, z), (steps[0], steps[1], steps[2]), (offsets[0], offsets[1], offsets[2]), rotation)
 
 

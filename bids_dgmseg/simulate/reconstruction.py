@@ -16,7 +16,7 @@ from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_var
 from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
 from bids_dgmseg.simulate.filters import blur
 
-_MARGIN_MM = 8.0
+_MARGIN_MM = 5.0
 """Continued values about the field of view, so that its opposite faces hardly feel one another."""
 
 
@@ -26,7 +26,7 @@ class ReconstructionRanges:
 
     b0_tesla: tuple[float, ...] = (1.5, 3.0, 3.0, 7.0)
     """One of these."""
-    snr: tuple[float, float] = (20.0, 120.0)
+    snr: tuple[float, float] = (25.0, 200.0)
     """Of the signal at echo time 0; log-uniform."""
     r2_hz: tuple[float, float] = (10.0, 20.0)
     """Decay where susceptibility is 0."""
@@ -34,16 +34,16 @@ class ReconstructionRanges:
     """Last echo time times field strength."""
     tilt: float = 0.35
     """Largest tangent of the angle between the main field and the vertical."""
-    rim_ppm: tuple[float, float] = (0.0, 0.02)
+    rim_ppm: tuple[float, float] = (0.0, 0.015)
     """Background field that is left at the rim of the mask."""
-    slow_ppm: tuple[float, float] = (0.0, 0.004)
+    slow_ppm: tuple[float, float] = (0.0, 0.002)
     """Slow field that is left everywhere."""
     largest_radius_mm: tuple[float, float] = (5.0, 12.0)
     smallest_radius_mm: tuple[float, float] = (2.0, 3.0)
     """Of V-SHARP."""
     threshold: tuple[float, float] = (0.08, 0.25)
     """Of truncated division."""
-    least_squares: tuple[float, float] = (0.002, 0.05)
+    least_squares: tuple[float, float] = (0.004, 0.05)
     """Strength of the closed-form solutions; log-uniform, as the following."""
     conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)
     iterations: tuple[float, float] = (4.0, 10.0)

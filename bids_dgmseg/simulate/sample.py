@@ -77,11 +77,11 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     Parameters
     ----------
     heads : sequence of (LabelMap, float)
-        Anatomies and how often each is drawn.
+        Anatomies, on the device that draws, and how often each is drawn.
     view : View
         Field of view.
     seed : int
-        The same seed gives the same sample on one machine.
+        The same seed gives the same sample on one device.
 
     Returns
     -------
@@ -90,17 +90,17 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     labels : Tensor of shape (X, Y, Z), uint8
         Nuclei and tissues at the voxel centres, 0 where the map does not reach.
     """
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.tensor([weight for _, weight in heads])
+    device = heads[0][0].labels.device
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = torch.tensor([weight for _, weight in heads], device=device)
     head, _ = heads[int(torch.multinomial(weights, 1, generator=generator))]
     points = draw_head_points(
         view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
     )
     chi, labels = fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator,
                        shapes=view.shapes)  # fmt: skip
-    inside = labels > 0
-    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator)
-    seen = draw_view(inside, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
+    seen = draw_view(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
+    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=seen)
     chi, labels = _show(chi, seen, view, generator), torch.where(seen, labels, torch.zeros_like(labels))
     if chance(generator, 0.5):
         chi, labels = chi.flip(0), swap_sides(labels.flip(0))
@@ -109,7 +109,7 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
 
 def _show(chi: Tensor, seen: Tensor, view: View, generator: torch.Generator) -> Tensor:
     if chance(generator, view.outside_noise):
-        noise = torch.randn(chi.shape, generator=generator) * uniform(generator, 0.01, 0.3)
+        noise = torch.randn(chi.shape, generator=generator, device=chi.device) * uniform(generator, 0.01, 0.3)
         return torch.where(seen, chi, noise)
     return torch.where(seen, chi, torch.zeros_like(chi))
 
@@ -127,7 +127,7 @@ def nuclei_labels(labels: Tensor) -> Tensor:
 
 def region_labels(labels: Tensor) -> Tensor:
     """Join labels to what the localizer learns: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1–5)."""
-    table = torch.zeros(64, dtype=torch.uint8)
+    table = torch.zeros(64, dtype=torch.uint8, device=labels.device)
     for label, region in _REGION_OF_TISSUE.items():
         table[label] = region
     table[1:5], table[5:17] = 5, 4

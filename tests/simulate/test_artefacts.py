@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid, draw_view
 
 SHAPE = (24, 24, 20)
 
@@ -78,3 +78,13 @@ def test_thick_slices_level_what_is_thinner_than_they(chi):
     levelled = draw(stripes, 0, spacing_mm=1.0, physics=0.0, slice_mm=(4.0, 4.0), noise_ppm=(1e-5, 1e-4),
                     field_noise_ppm=(0.0, 0.0), oblique_deg=0.0, in_plane_mm=(4.0, 4.0))  # fmt: skip
     assert levelled[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_everything_happens_on_the_device_of_the_map(chi, seed):
+    """Tensors that are made without a device land on another one here, and torch does not mix the two."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        seen = draw_view(chi != 0, spacing_mm=1.25, cut_mm=(5.0, 5.0), generator=generator)
+        shown = degrade(chi, spacing_mm=1.25, ranges=ArtefactRanges(), generator=generator, mask=seen)
+    assert seen.device == shown.device == chi.device

@@ -52,13 +52,12 @@ def test_noise_grows_as_the_signal_falls(head):
 
 def test_a_residual_field_spoils_the_rim_more_than_the_middle(head):
     _, brain, _ = head
-    clean = draw(head, CLEAN, 0)
-    spoilt = draw(head, dataclasses.replace(CLEAN, rim_ppm=(0.02, 0.02)), 0)
     middle = torch.zeros(SHAPE, dtype=torch.bool)
     middle[14:26, 14:26, 12:20] = True
     rim = brain & ~(torch.roll(brain, 3, 0) & torch.roll(brain, -3, 0) & torch.roll(brain, 3, 2))
-    error = (spoilt - clean).abs()
-    assert error[rim].mean() > 2 * error[middle].mean() > 0
+    spoilt = dataclasses.replace(CLEAN, rim_ppm=(0.02, 0.02))
+    error = torch.stack([(draw(head, spoilt, seed) - draw(head, CLEAN, seed)).abs() for seed in range(6)]).mean(dim=0)
+    assert error[rim].mean() > 1.5 * error[middle].mean() > 0
 
 
 def test_voxels_may_be_thick(head):
