@@ -61,7 +61,7 @@ def run(model: Model, args: argparse.Namespace) -> int:
                          "with `dgmseg simulate`)")  # fmt: skip
     from bids_dgmseg.pipeline.training import train_folds
 
-    plan = _plan(model, args)
+    plan = make_plan(model, args)
     folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
     if wrong := [fold for fold in folds if not 0 <= fold < plan.recipe.folds]:
         raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
@@ -71,7 +71,8 @@ def run(model: Model, args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(model: Model, args: argparse.Namespace) -> Any:
+def make_plan(model: Model, args: argparse.Namespace) -> Any:
+    """Turn the options into a ``pipeline.training.Plan``."""
     from bids_dgmseg.pipeline.training import Plan
     from bids_dgmseg.training.recipe import changed, read_setting
     from bids_dgmseg.training.recipes import get_recipe

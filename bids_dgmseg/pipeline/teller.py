@@ -41,6 +41,14 @@ class Teller:
 
     def epoch(self, state: State) -> None:
         """Write the table of the curve and say its last row."""
+        self._write(state)
+        last, names = state.rows[-1], self.recipe.classes
+        dice = " ".join(f"{name} {_number(value)[:5]}" for name, value in zip(names, last.dice, strict=True))
+        best = " (best)" if state.stale == 0 and state.best else ""
+        self.say(f"{self.name}: epoch {last.epoch}, loss {last.loss:.4f}, validation {_number(last.validation_loss)}"
+                 f"{best}, Dice {dice}")  # fmt: skip
+
+    def _write(self, state: State) -> None:
         header = ["epoch", "steps", "learning_rate", "loss", "validation_loss", *self.recipe.classes]
         lines = [
             [str(row.epoch), str(row.steps), f"{row.learning_rate:g}",
@@ -48,22 +56,16 @@ class Teller:
             for row in state.rows
         ]  # fmt: skip
         write_text("\n".join("\t".join(line) for line in [header, *lines]), self.folder / "curve.tsv")
-        last = state.rows[-1]
-        names = self.recipe.classes
-        dice = " ".join(f"{name} {_number(value)[:5]}" for name, value in zip(names, last.dice, strict=True))
-        best = " (best)" if state.stale == 0 and state.best else ""
-        self.say(f"{self.name}: epoch {last.epoch}, loss {last.loss:.4f}, validation {_number(last.validation_loss)}"
-                 f"{best}, Dice {dice}")  # fmt: skip
 
     def finish(self, state: State) -> None:
-        """Draw the curve."""
+        """Write and draw the curve, and say which weights are kept."""
+        self._write(state)
         rows = state.rows
-        if not rows:
-            return
-        self.epoch(state)
         loss = {"training": [row.loss for row in rows], "validation": [row.validation_loss for row in rows]}
         dice = {name: [row.dice[place] for row in rows] for place, name in enumerate(self.recipe.classes)}
         best = len(rows) - state.stale if state.best else None
+        kept = "the last weights are kept" if best is None else f"the weights of epoch {best} are kept"
+        self.say(f"{self.name}: over after {len(rows)} epochs and {state.seconds / 60:.1f} min, {kept}")
         picture = draw_learning(loss, dice, best=best, title=self.name)
         temporary = self.folder / ".curve.png.part"
         temporary.write_bytes(picture)

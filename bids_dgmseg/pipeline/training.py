@@ -186,7 +186,10 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
     for name, labelled in stages.items():
         tell = Teller(name, plan.recipe, plan.out / name, say, show)
         cases = _cases(plan, material, labelled)
-        state = learner.learn(cases, watched, plan.out / name, report=tell.step, finish_epoch=tell.epoch)
+        try:
+            state = learner.learn(cases, watched, plan.out / name, report=tell.step, finish_epoch=tell.epoch)
+        except FloatingPointError as error:
+            raise InputError(f"{name}: {error}; give a new folder for OUT and a lower --learning-rate") from error
         tell.finish(state)
     learner.save(plan.out / f"fold_{fold}.safetensors")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, to_png
 
@@ -37,6 +38,7 @@ def draw_learning(
     for axes, label in ((left, "loss"), (right, "Dice of the validation samples")):
         if best is not None:
             axes.axvline(best, color=SOFT, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch", color=INK, fontsize=8, **TEXT)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
         axes.legend(fontsize=7, frameon=False, ncols=2)

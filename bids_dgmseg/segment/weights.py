@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
@@ -101,7 +101,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {name: values.detach().cpu().contiguous() for name, values in state.items()}
-    save_file({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}, temporary)
+    # Not save_file, whose files nobody but their owner may read.
+    temporary.write_bytes(save({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}))
     temporary.replace(path)
     return sha256(path)
 

@@ -148,6 +148,11 @@ def learn(
         Gets the state, the steps of an epoch and the loss after each step.
     finish_epoch : callable
         Gets the state when a row of the curve is there; True ends this call.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no number any more.
     """
     if state.over(run.pace):
         return
@@ -185,6 +190,8 @@ def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -
     torch.manual_seed(mix(run.seed, state.epoch, state.step))  # dropout does not depend on what came before
     state.network.train()
     loss = _loss(state.network, inputs, labels, run)[0]
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss is {float(loss.detach())} in step {state.step + 1} of epoch {state.epoch + 1}")
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     state.optimizer.step()

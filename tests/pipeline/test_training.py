@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bids_dgmseg.commands import main
+from bids_dgmseg.commands import build_parser, main
+from bids_dgmseg.commands._recipes import make_plan
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.models import MODELS, Localizer
 from bids_dgmseg.segment.folder import as_trained, reference_files
+from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_segmenters
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import start_dataset, write_map
@@ -95,6 +97,9 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
     assert train(model, dataset, out) == 0
     (network,) = load_segmenters(MODELS[model], out)
     assert all(torch.isfinite(value).all() for value in network.parameters())
+    block = predict(PHANTOM.chi(GRID), Box((-20, -40, -40), (20, 0, 0)), MODELS[model], weights=out)
+    assert len(block.probabilities) == len(MODELS[model].labels) + 1
+    assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
     trained = as_trained(MODELS[model], out)
     side = 2 if model == "deepqsmseg" else 0
     assert trained.input.patch_mm[side] == pytest.approx(
@@ -228,6 +233,14 @@ def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset,
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_a_variant_has_its_own_network_without_the_registry_s_arguments():
+    given = ["train", "attunet25d", "ds", "out", "--variant", "resnet50", "--arch", "slices=3"]
+    args = build_parser().parse_args(given)
+    plan = make_plan(MODELS["attunet25d"], args)
+    assert plan.recipe.network.endswith(":ResNet50AttentionUNet25D")
+    assert plan.model.arch == {"slices": 3}
 
 
 def test_options_of_recipes_are_not_for_other_models(dataset, tmp_path, capsys):

@@ -103,6 +103,14 @@ def test_time_ends_an_epoch_early_and_more_time_goes_on(samples, tmp_path):
     assert run_until(samples, tmp_path, pace=longer, state=state).epoch == 4
 
 
+def test_a_loss_that_is_no_number_ends_the_training(samples, tmp_path):
+    broken = start()
+    with torch.no_grad():
+        broken.network.outer.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan in step 1 of epoch 1"):
+        run_until(samples, tmp_path, state=broken)
+
+
 def test_without_validation_the_last_weights_are_kept(samples, tmp_path):
     state = start()
     learn(state, samples, None, Run(PACE, RECIPE.loss, tmp_path / "c.pt", 2), report=lambda *figures: None)
