@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 
 from bids_dgmseg.images.volume import Volume, write_like
-from bids_dgmseg.pipeline.files import read_block, read_fractions, to_fractions, write_json
+from bids_dgmseg.pipeline.files import describe_quality, read_block, read_fractions, to_fractions, write_json
+from bids_dgmseg.settings import Settings
+from tests.oracle import oracle_model
 
 
 def test_fractions_are_255ths_inside_the_block_and_0_outside():
@@ -29,3 +34,12 @@ def test_fractions_come_back_from_a_file_of_another_orientation(tmp_path):
 def test_a_block_comes_back_from_its_file(tmp_path):
     write_json([[0, 2], [1, 3], [4, 9]], tmp_path / "block.json")
     assert read_block(tmp_path / "block.json") == (slice(0, 2), slice(1, 3), slice(4, 9))
+
+
+def test_the_quality_record_keeps_the_scanner_and_nothing_else_of_the_sidecar():
+    sidecar = {"Manufacturer": "Siemens", "MagneticFieldStrength": 3, "PatientName": "Jo", "EchoTime": 0.02}
+    record = describe_quality(
+        SimpleNamespace(name="sub-01", sidecar=sidecar), oracle_model(),  # type: ignore[arg-type]
+        Settings(bids_dir=Path("/ds"), output_dir=Path("/out")), check={"warnings": []}, box_mm={}, gaps=[],
+    )  # fmt: skip
+    assert record["scanner"] == {"Manufacturer": "Siemens", "MagneticFieldStrength": 3}
