@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 _GENERIC = ("bids_dgmseg", "derivatives")
-_SCANNER = ("InstitutionName", "Manufacturer", "ManufacturersModelName", "DeviceSerialNumber")
+_FIELD = "MagneticFieldStrength"
+SCANNER_FIELDS = ("InstitutionName", "Manufacturer", "ManufacturersModelName", "DeviceSerialNumber", _FIELD)
+"""Metadata of a map that tell its scanner; the participant level keeps them in quality.json."""
 
 
 def name_trees(paths: Sequence[Path]) -> list[str]:
@@ -36,8 +38,8 @@ def name_scanner(fields: Mapping[str, Any]) -> str | None:
     >>> name_scanner({"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 2.89})
     'Siemens Prisma 3T'
     """
-    words = [str(fields[name]).strip() for name in _SCANNER if str(fields.get(name) or "").strip()]
+    words = [str(fields[name]).strip() for name in SCANNER_FIELDS[:-1] if str(fields.get(name) or "").strip()]
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        tesla = round(2 * float(fields["MagneticFieldStrength"])) / 2  # 2.89 and 3 are one strength
+        tesla = round(2 * float(fields[_FIELD])) / 2  # 2.89 and 3 are one strength
         words.append(f"{tesla:g}T")
     return " ".join(words) or None

@@ -67,12 +67,12 @@ def write_frame(
 
 
 def _as_texts(values: pd.Series) -> list[str]:
-    """Write a column; pandas' own writer takes five times as long."""
+    """Write a column, n/a where it is NaN, the one value unequal to itself; to_csv takes five times as long."""
     if values.dtype == bool:
         return ["true" if value else "false" for value in values.tolist()]
     if pd.api.types.is_numeric_dtype(values):
-        return [MISSING if value != value else f"{value:.7g}" for value in values.tolist()]  # noqa: PLR0124 NaN
-    return [MISSING if value == "" or value != value else str(value) for value in values.tolist()]  # noqa: PLR0124
+        return [MISSING if value != value else f"{value:.7g}" for value in values.tolist()]
+    return [MISSING if value == "" or value != value else str(value) for value in values.tolist()]
 
 
 def write_lines(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.cohort.sites import SCANNER_FIELDS
 from bids_dgmseg.images.units import Checked
 from bids_dgmseg.images.volume import load_image
 from bids_dgmseg.models import Model
@@ -103,6 +104,7 @@ def describe_quality(
         "scan": scan.name,
         "model": model.name,
         "input": record,
+        "scanner": {name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
         "box_mm": dict(box_mm),
         "warnings": [about(scan.name, warning) for warning in warnings],
         "settings": {
