@@ -1,0 +1,90 @@
+"""The app end to end with each paper's network: its plumbing, with weights that were never trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.cli import main
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.segment.folder import describe_folder
+from bids_dgmseg.segment.weights import save_weights, segmenter_network
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import HEAD, read_stats
+
+pytest.importorskip("SimpleITK", reason="the atlas localizer registers with SimpleITK")
+
+SMALL = {
+    "dcnnet": {"initial_features": 2, "growth": 2, "dilations": [[1], [1, 2]], "bottleneck_layers": 1},
+    "attunet25d": {"features": [2, 4, 8], "scales": 2},
+    "deepqsmseg": {"features": [2, 4], "blocks": [1, 1], "attended": 1},
+}
+"""Arguments that make each network quick."""
+NUCLEI = {"dcnnet": "DN IN", "attunet25d": "RN SN STN", "deepqsmseg": "CN PUT GP SN RN"}
+
+
+def untrained(name: str, folder: Path, *, folds: int = 2) -> Path:
+    """Write a model folder of random weights, as a training would leave it."""
+    model = replace(MODELS[name], arch={**MODELS[name].arch, **SMALL[name]})
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        save_weights(segmenter_network(model).state_dict(), folder / f"fold_{fold}.safetensors")
+    describe_folder(model, folder, about={"licence": "CC0-1.0", "trained_on": "nothing"})
+    if model.localizer.kind == "atlas":
+        (folder / "references").mkdir()
+        grid = world_grid(HEAD, (3.0, 3.0, 3.0))
+        for kind, volume in (("Chimap", PHANTOM.chi(grid, supersampling=1)), ("dseg", PHANTOM.dseg(grid))):
+            nib.Nifti1Image(volume.array, grid.affine).to_filename(folder / "references" / f"phantom_{kind}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_each_network_runs_in_the_app_and_writes_its_own_nuclei_only(name, bids_dataset, tmp_path, capsys):
+    dataset, out = bids_dataset("sub-01"), tmp_path / "out"
+    folder = untrained(name, tmp_path / "weights")
+    arguments = ["--model", name, "--weights", str(folder), "--device", "cpu", "--skip-bids-validation"]
+    assert main([str(dataset), str(out), "participant", "-w", str(tmp_path / "work"), *arguments]) == 0
+    expected = [f"{nucleus}_{side}" for nucleus in NUCLEI[name].split() for side in "LR"]
+    assert list(read_stats(out)) == expected
+    probseg = load_image(next(out.rglob(f"*_seg-{name}_probseg.nii.gz")))
+    assert probseg.shape[3] == len(expected)
+    numbers = np.unique(np.asanyarray(load_image(next(out.rglob(f"*_seg-{name}_dseg.nii.gz"))).dataobj))
+    assert set(numbers.tolist()) <= {0, *(structure.index for structure in MODELS[name].structures)}
+    assert name in (out / "sub-01.html").read_text("utf-8")
+
+
+def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_dataset, tmp_path, monkeypatch):
+    dataset, out = bids_dataset("sub-01"), tmp_path / "out"
+    folder = untrained("dcnnet", tmp_path / "weights", folds=1)
+
+    def everywhere_dentate(logits, groups):
+        probabilities = torch.zeros_like(logits)
+        probabilities[:, 1] = probabilities[:, 2] = 1  # dentate, no interposed
+        return probabilities
+
+    monkeypatch.setattr("bids_dgmseg.segment.predict.softmax_heads", everywhere_dentate)
+    arguments = ["--model", "dcnnet", "--weights", str(folder), "--nprocs", "1", "--skip-bids-validation"]
+    assert main([str(dataset), str(out), "participant", "-w", str(tmp_path / "work"), *arguments]) == 0
+    image = load_image(next(out.rglob("*_dseg.nii.gz")))
+    dseg = np.asanyarray(image.dataobj)
+    for number, side in ((1, -1), (2, 1)):
+        x_mm = (image.affine[:3, :3] @ np.argwhere(dseg == number).T + image.affine[:3, 3:])[0]
+        assert (side * x_mm > -1.5).all()  # half a voxel of 2.5 mm about the phantom's midplane, x = 0
+        assert len(x_mm) > 100
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_without_weights_one_line_says_what_to_do(name, bids_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.models.files", lambda package: tmp_path)  # a package without weights
+    arguments = ["--model", name, "--skip-bids-validation", "-w", str(tmp_path / "work")]
+    assert main([str(bids_dataset("sub-01")), str(tmp_path / "out"), "participant", *arguments]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert err == [f"bids_dgmseg: error: {name}: no weights in the package; train it (dgmseg train {name}) and "
+                   "pass --weights FOLDER, or choose another --model"]  # fmt: skip
