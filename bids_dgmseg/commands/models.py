@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
+from bids_dgmseg.models import ALIASES, MODELS, Localizer, Model, get_model, weights_folder
 
 HELP = "list the models, show one, or check the weights in the package"
 
@@ -74,10 +74,11 @@ def _details(model: Model) -> dict[str, str]:
         "model": _keys(model),
         "title": model.title,
         "labels": " ".join(model.labels),
+        "heads": " | ".join(" ".join(("background", *group)) for group in model.groups),
         "network": model.network or str(model.predictor),
         "architecture": ", ".join(f"{key} {value}" for key, value in model.arch.items()) or "n/a",
         "input": f"{spacing} mm voxels, patch {patch} mm, {model.input.normalization}",
-        "localizer": f"{model.localizer.kind} {model.localizer.network}".strip(),
+        "localizer": _say_localizer(model.localizer),
         "memory": f"{model.memory_gb:g} GB",
         "size": _size(model),
         "licence": weights.licence if weights else "n/a",
@@ -86,6 +87,16 @@ def _details(model: Model) -> dict[str, str]:
         **{name: f"sha256 {checksum}" for name, checksum in files},
         "folder": str(weights_folder(model)),
     }
+
+
+def _say_localizer(localizer: Localizer) -> str:
+    """Name the way to the box.
+
+    >>> _say_localizer(get_model("deepqsmseg").localizer)
+    'centre, guarded by the localizer of dgm16'
+    """
+    guard = f", guarded by the localizer of {localizer.guard}" if localizer.guard else ""
+    return f"{localizer.kind} {localizer.network}".strip() + guard
 
 
 def _check(models: list[Model]) -> int:

@@ -105,7 +105,13 @@ def _say_model(model: Model, *, own_weights: bool) -> list[str]:
 
 def _say_localizer(model: Model) -> str:
     if model.localizer.kind == "centre":
-        return "The region of the nuclei was taken around the middle of the brain."
+        guarded = ", moved where it would have cut a nucleus that a network saw in the whole head"
+        return f"The region was taken around the middle of the brain{guarded if model.localizer.guard else ''}."
+    if model.localizer.kind == "atlas":
+        return (
+            "The region of the nuclei was carried over from a labelled reference map, the one of largest mutual "
+            "information after rigid registration, by an affine registration."
+        )
     at = f" at {say_size(model.localizer.input.spacing_mm)}" if model.localizer.input else ""
     return f"The region of the nuclei was found by a network that sees the whole head{at}."
 
