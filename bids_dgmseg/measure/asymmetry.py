@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-COMPARED: Mapping[str, str] = {
-    "volume_mm3": "volume_asymmetry",
-    "volume_pv_mm3": "volume_pv_asymmetry",
-    "mean_ppm": "mean_ppm_asymmetry",
-    "mean_pv_ppm": "mean_pv_ppm_asymmetry",
-}
-"""Column of the measures → column of its asymmetry index."""
+from bids_dgmseg.measure.columns import COMPARED
 
 
 def asymmetry_index(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.measure.columns import HIGH_IRON_COLUMNS
 from bids_dgmseg.structures import Structure
 
 THRESHOLD_SDS = 1.0
 """The high-iron part lies this many standard deviations above the mean of the nucleus."""
-
-_PART = "voxels more than one standard deviation above the mean of the nucleus"
-
-HIGH_IRON_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "index": {"Description": "Value of the nucleus in the segmentation (dseg)"},
-    "abbreviation": {"Description": "Nucleus and side, such as DN_L"},
-    "sem_ppm": {
-        "Description": "Standard error of the mean susceptibility, voxels taken for independent; missing below two",
-        "Units": "ppm",
-    },
-    "high_iron_threshold_ppm": {
-        "Description": "Mean plus one standard deviation of the measured voxels of the nucleus", "Units": "ppm",
-    },
-    "high_iron_mean_ppm": {"Description": f"Mean susceptibility of the {_PART}", "Units": "ppm"},
-    "high_iron_sem_ppm": {"Description": f"Standard error of the mean over the {_PART}", "Units": "ppm"},
-    "high_iron_volume_mm3": {"Description": f"Number of the {_PART}, times the volume of a voxel", "Units": "mm^3"},
-    "high_iron_fraction": {"Description": f"Share of the {_PART} among its measured voxels"},
-}
-"""Column → BIDS data dictionary entry, in the order of the table."""
 
 
 def measure_high_iron(
@@ -54,8 +36,8 @@ def measure_high_iron(
     Returns
     -------
     DataFrame
-        One row a nucleus, the columns of `HIGH_IRON_COLUMNS`. A standard error needs two voxels, the threshold too;
-        where no voxel lies above it (all are equal), the part has volume 0 and no mean.
+        One row a nucleus: ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`. A standard error needs
+        two voxels, the threshold too; where no voxel lies above it (all are equal), the part has volume 0 and no mean.
 
     Raises
     ------
@@ -89,7 +71,7 @@ def measure_high_iron(
         box = boxes[structure.index - 1] or (slice(0, 0),) * 3
         values = chi[box][(dseg[box] == structure.index) & np.isfinite(chi[box])].astype(np.float64)
         rows.append({"index": structure.index, "abbreviation": structure.abbreviation, **_split(values, voxel_mm3)})
-    return pd.DataFrame(rows, columns=list(HIGH_IRON_COLUMNS))
+    return pd.DataFrame(rows, columns=["index", "abbreviation", *HIGH_IRON_COLUMNS])
 
 
 def _split(values: NDArray[np.float64], voxel_mm3: float) -> dict[str, float]:

@@ -11,8 +11,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-Z_COLUMNS: Mapping[str, str] = {"volume_mm3": "volume_z", "mean_ppm": "mean_ppm_z"}
-"""Column of the measures → column of its z-score."""
+from bids_dgmseg.measure.columns import Z_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,20 @@ def _known(word: str) -> str | None:
 
 
 NORMS = read_norms(files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8"))
+
+
+def name_region(words: str) -> str | None:
+    """Name the reference region that a sidecar describes, as ``norms.tsv`` does; None where it states none.
+
+    >>> name_region("CSF (lateral ventricles)"), name_region("whole brain"), name_region("not stated")
+    ('csf', 'whole-brain', None)
+    """
+    said = words.casefold()
+    if any(word in said for word in ("csf", "cerebrospinal", "ventric")):
+        return "csf"
+    if "whole" in said or said in ("brain", "brain mask"):
+        return "whole-brain"
+    return None if said in ("", "n/a", "none", "unknown", "not stated") else said
 
 
 def compare_with_norms(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,40 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
+from bids_dgmseg.measure.columns import QUALITY_COLUMNS
 from bids_dgmseg.measure.view import View
 from bids_dgmseg.structures import Structure
 
 RIM_START_MM, RIM_END_MM = 1.0, 3.0
 """The rim lies between these distances from the nucleus: partial volumes end before it, other tissue begins behind."""
 _EVERY_NEIGHBOUR = np.ones((3, 3, 3))
-
-QUALITY_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "index": {"Description": "Value of the nucleus in the segmentation (dseg)"},
-    "abbreviation": {"Description": "Nucleus and side, such as DN_L"},
-    "n_components": {"Description": "Parts of the nucleus, connected over faces, edges or corners of voxels"},
-    "mean_entropy_bits": {
-        "Description": "Mean binary entropy of the probability of the nucleus over its voxels: 0 is certain, 1 a coin",
-        "Units": "bit",
-    },
-    "mass_outside_fraction": {
-        "Description": "Share of the sum of the probabilities of the nucleus that lies outside its voxels",
-    },
-    "rim_contrast_ppm": {
-        "Description": "Median susceptibility of the nucleus minus that of the voxels 1 to 3 mm from it that belong "
-        "to no nucleus",
-        "Units": "ppm",
-    },
-    "boundary_gradient_ppm_per_mm": {
-        "Description": "Mean change of susceptibility across the surface towards the inside, weighted by area; "
-        "surfaces shared with other nuclei are left out",
-        "Units": "ppm/mm",
-    },
-    "edge_distance_mm": {
-        "Description": "Smallest gap between a voxel of the nucleus and the end of what was measured; 0 is touching",
-        "Units": "mm",
-    },
-}
-"""Column → BIDS data dictionary entry, in the order of the table."""
 
 
 def measure_quality(
@@ -70,8 +43,8 @@ def measure_quality(
     Returns
     -------
     DataFrame
-        One row a nucleus, the columns of `QUALITY_COLUMNS`. A nucleus without a voxel has 0 components and NaN for
-        the rest, except that all of its probability lies outside.
+        One row a nucleus: ``index``, ``abbreviation`` and the columns of `QUALITY_COLUMNS`. A nucleus without a voxel
+        has 0 components and NaN for the rest, except that all of its probability lies outside.
 
     Raises
     ------
@@ -118,7 +91,7 @@ def measure_quality(
             row["edge_distance_mm"] = view.cut(box).measure_gap(region)
         row["mass_outside_fraction"] = max(0.0, 1 - within / total) if total > 0 else np.nan
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS)).astype({"n_components": "Int64"})
+    return pd.DataFrame(rows, columns=["index", "abbreviation", *QUALITY_COLUMNS]).astype({"n_components": "Int64"})
 
 
 def _grow(

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measure.columns import REGION_COLUMNS
 from bids_dgmseg.structures import Structure
 
 CORE_DEPTH_MM = 1.0
@@ -42,8 +42,9 @@ def measure_regions(
     Returns
     -------
     DataFrame
-        One row a nucleus, the columns of `STATS_COLUMNS`. A nucleus without a voxel has volume 0 and NaN for its
-        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` is ``Int64``, so that it can be missing.
+        One row a nucleus, the columns of `REGION_COLUMNS`. A nucleus without a voxel has volume 0 and NaN for its
+        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_measured`` are
+        ``Int64``, so that they can be missing.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def measure_regions(
             row |= _label_measures(chi[box], region, probability[box], voxel_size_mm)
             row |= _weighted_measures(chi, probability, voxel_size_mm)
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(STATS_COLUMNS)).astype({"n_voxels": "Int64"})
+    return pd.DataFrame(rows, columns=list(REGION_COLUMNS)).astype({"n_voxels": "Int64", "n_measured": "Int64"})
 
 
 def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
@@ -117,11 +118,11 @@ def _label_measures(
     """Measure the voxels of one label; all arrays are cut to its box."""
     voxel_mm3 = float(np.prod(voxel_size_mm))
     n_voxels = int(np.count_nonzero(region))
-    row = {"n_voxels": n_voxels, "volume_mm3": n_voxels * voxel_mm3}
-    if n_voxels:
-        row["mean_probability"] = float(probability[region].mean(dtype=np.float64))
     measured = np.isfinite(chi)
     values = chi[region & measured].astype(np.float64)
+    row = {"n_voxels": n_voxels, "n_measured": len(values), "volume_mm3": n_voxels * voxel_mm3}
+    if n_voxels:
+        row["mean_probability"] = float(probability[region].mean(dtype=np.float64))
     if not len(values):
         return row
     p05, p25, median, p75, p95 = np.percentile(values, (5, 25, 50, 75, 95))

@@ -4,10 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measure.asymmetry import COMPARED
+from bids_dgmseg.measure.columns import COMPARED, QUALITY_COLUMNS, Z_COLUMNS
 from bids_dgmseg.measure.flags import NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge, judge_nuclei, judge_scan
-from bids_dgmseg.measure.norms import Z_COLUMNS
-from bids_dgmseg.measure.quality import QUALITY_COLUMNS
 from bids_dgmseg.measure.scan_quality import SCAN_COLUMNS
 
 GOOD = {

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.measure.quality import QUALITY_COLUMNS, measure_quality
+from bids_dgmseg.measure.columns import QUALITY_COLUMNS
+from bids_dgmseg.measure.quality import measure_quality
 from bids_dgmseg.measure.view import View
 from bids_dgmseg.structures import STRUCTURES
 
@@ -38,7 +39,7 @@ def test_columns_are_those_of_the_dictionary():
     dseg, probseg = np.zeros((4, 4, 4), np.uint8), np.zeros((16, 4, 4, 4))
     view = View.of(dseg == 0, voxel_size_mm=UNIT)
     table = measure_quality(np.zeros((4, 4, 4)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=UNIT, view=view)
-    assert list(table.columns) == list(QUALITY_COLUMNS)
+    assert list(table.columns) == ["index", "abbreviation", *QUALITY_COLUMNS]
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
 

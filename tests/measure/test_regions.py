@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measure.columns import REGION_COLUMNS
 from bids_dgmseg.measure.regions import core_mask, measure_regions
 from bids_dgmseg.structures import STRUCTURES
 
@@ -25,7 +25,7 @@ def measure_line(chi: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, **
 def test_columns_are_those_of_the_dictionary():
     table = measure_regions(np.zeros((2, 2, 2)), np.ones((2, 2, 2), np.uint8), np.ones((16, 2, 2, 2)),
                             structures=STRUCTURES, voxel_size_mm=VOXEL_MM)  # fmt: skip
-    assert list(table.columns) == list(STATS_COLUMNS)
+    assert list(table.columns) == list(REGION_COLUMNS)
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
 
