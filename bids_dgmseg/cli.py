@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show the log of the steps too")
     _add_selection(parser.add_argument_group("which scans"))
     _add_model(parser.add_argument_group("how they are segmented"))
+    _add_reference(parser.add_argument_group("what susceptibilities are relative to"))
     _add_group(parser.add_argument_group("the group level"))
     _add_resources(parser.add_argument_group("resources"))
     _add_run(parser.add_argument_group("the run"))
@@ -150,6 +151,18 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--bootstrap", type=positive_count, metavar="N",
                        help="refits to resampled participants for the limits of ageing curves (default: limits by "
                        "profile)")  # fmt: skip
+
+
+def _add_reference(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--reference", choices=("none", "whole-brain", "csf", "structure"), default="none",
+                       help="region whose mean is subtracted; the table has raw and referenced values. csf: lateral "
+                       "ventricles (default: none, the map's own reference)")
+    group.add_argument("--reference-structure", metavar="NUCLEUS",
+                       help="with --reference structure: which, both sides (CN) or one (CN_L)")
+    group.add_argument("--reference-mask", type=absolute_path, metavar="FOLDER",
+                       help="with --reference csf: folder with your masks, named as in BIDS derivatives "
+                       "(sub-X/anat/sub-X_label-CSF_mask.nii.gz), on the grid of the map (default: the ventricles "
+                       "that the model labels)")  # fmt: skip
 
 
 def _add_resources(group: argparse._ArgumentGroup) -> None:

@@ -29,6 +29,12 @@ class Settings:
     """Folder that takes the place of the model's own weights."""
     label_map: Path | None = None
     """Table that says which labels of an nnU-Net folder are which nuclei."""
+    reference: Literal["none", "whole-brain", "csf", "structure"] = "none"
+    """Region that the referenced susceptibilities are relative to."""
+    reference_structure: str | None = None
+    """Nucleus that ``structure`` means, such as ``CN``, or one side of it, ``CN_L``."""
+    reference_mask: Path | None = None
+    """Folder with the user's masks of cerebrospinal fluid, for ``csf``."""
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0

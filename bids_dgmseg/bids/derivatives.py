@@ -26,6 +26,10 @@ __all__ = [
 ]  # fmt: skip
 
 _CHUNK = 1 << 20
+REGIONS: Mapping[str, str] = {
+    "brain": "Brain, as far as the map shows it", "cerebellum": "Cerebellum", "ventricles": "Lateral ventricles",
+}  # fmt: skip
+"""Region of the head → what its mask holds."""
 
 
 def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **entities: str) -> Path:
@@ -54,28 +58,27 @@ def _stem(scan: Scan, **entities: str) -> str:
     return join_entities({**scan.named_entities, **entities, **both})
 
 
-def fingerprint(scan: Scan, settings: Settings, model: Model) -> str:
+def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask: Path | None = None) -> str:
     """Hash all that the derivatives of a scan depend on.
 
-    These are the content of the map, its metadata, the model with its weights, the options that change files, and
-    the program's version. A map that cannot be read has a fingerprint too: the step that reads it says what is wrong.
+    These are the content of the map and of the user's mask of the reference region, the metadata, the model with its
+    weights, the options that change files, and the program's version. A file that cannot be read has a fingerprint too:
+    the step that reads it says what is wrong.
 
     Raises
     ------
     InputError
         If ``settings.weights`` cannot be read.
     """
-    try:
-        chi = _hash_file(scan.chi)
-    except OSError as error:
-        chi = type(error).__name__
     parts = {
-        "chi": chi,
+        "chi": _hash_if_there(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch)],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
+        "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
+        "reference_mask": _hash_if_there(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -87,6 +90,14 @@ def _hash_file(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _hash_if_there(path: Path) -> str:
+    """Hash a file; one that cannot be read is told by the step that reads it."""
+    try:
+        return _hash_file(path)
+    except OSError as error:
+        return type(error).__name__
 
 
 def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
@@ -114,7 +125,7 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
 def save_scan(
     output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
     quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
-    figures: Mapping[str, Path], cerebellum: Path | None = None,
+    figures: Mapping[str, Path], regions: Mapping[str, Path],
 ) -> list[Path]:  # fmt: skip
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -135,13 +146,13 @@ def save_scan(
     box_mm : mapping
         Opposite corners ``low`` and ``high`` of the localizer's box, RAS+ mm.
     masks : bool
-        Whether to write one binary mask a nucleus and side.
+        Whether to write one binary mask a nucleus and side, and those of `regions`.
     fingerprint : str
         From `fingerprint`.
     figures : mapping of str to Path
         Plane → PNG.
-    cerebellum : Path, optional
-        Mask that the localizer made.
+    regions : mapping of str to Path
+        Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
 
     Returns
     -------
@@ -153,11 +164,10 @@ def save_scan(
     _remove_earlier(output_dir, mark, scan, model)
     written = _place_files(output_dir, scan, model, {"dseg": out_dseg, "probseg": out_probseg, "stats": stats})
     written += _place_figures(output_dir, scan, model, figures)
-    written += _write_texts(output_dir, scan, model, _dictionary(stats), quality, common)
+    written += _write_texts(output_dir, scan, model, _dictionary(stats, quality), quality, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, common)
-    if cerebellum:
-        written += _place_cerebellum(output_dir, scan, model, cerebellum, common)
+        written += _place_regions(output_dir, scan, model, regions, common)
     sidecar = {
         "Description": f"Deep nuclei by model {model.name}; numbers as in the table beside; left is the patient's left",
         **common,
@@ -172,9 +182,12 @@ def save_scan(
 def _remove_earlier(output_dir: Path, mark: Path, scan: Scan, model: Model) -> None:
     """Remove the mark of completeness first, then masks, which this run may not write."""
     mark.unlink(missing_ok=True)
-    for label in (*(structure.bids_label for structure in model.structures), "cerebellum"):
+    for structure in model.structures:
         for extension in (".json", ".nii.gz"):
-            _mask_path(output_dir, scan, model, label, extension).unlink(missing_ok=True)
+            _mask_path(output_dir, scan, model, structure.bids_label, extension).unlink(missing_ok=True)
+    for region in REGIONS:
+        for extension in (".json", ".nii.gz"):
+            _region_path(output_dir, scan, model, region, extension).unlink(missing_ok=True)
 
 
 def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[str, Path]) -> list[Path]:
@@ -224,16 +237,6 @@ def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension
     return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
 
 
-def _place_cerebellum(
-    output_dir: Path, scan: Scan, model: Model, source: Path, common: Mapping[str, Any]
-) -> list[Path]:
-    """Place the localizer's mask of the cerebellum."""
-    final, sidecar = (_mask_path(output_dir, scan, model, "cerebellum", end) for end in (".nii.gz", ".json"))
-    place(source, final)
-    write_json({"Description": f"Cerebellum by the first step of model {model.name}", "Type": "ROI", **common}, sidecar)
-    return [final, sidecar]
-
-
 def _write_masks(
     output_dir: Path, scan: Scan, model: Model, out_dseg: Path, common: Mapping[str, Any]
 ) -> list[Path]:
@@ -259,11 +262,33 @@ def _write_masks(
     return written
 
 
-def _dictionary(stats: Path) -> dict[str, Mapping[str, str]]:
-    """Explain the columns that the table has."""
+def _region_path(output_dir: Path, scan: Scan, model: Model, region: str, extension: str) -> Path:
+    """Name the mask of a region; that of the brain has the name that other programs look for."""
+    if region == "brain":
+        return output_path(output_dir, scan, "mask", extension, label=region)
+    return _mask_path(output_dir, scan, model, region, extension)
+
+
+def _place_regions(
+    output_dir: Path, scan: Scan, model: Model, regions: Mapping[str, Path], common: Mapping[str, Any]
+) -> list[Path]:
+    """Place the masks of the whole-head step."""
+    written = []
+    for region, source in regions.items():
+        final, sidecar = (_region_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
+        place(source, final)
+        about = {"Description": f"{REGIONS[region]} by the whole-head step of model {model.name}"}
+        write_json({**about, "Type": "Brain" if region == "brain" else "ROI", **common}, sidecar)
+        written += [final, sidecar]
+    return written
+
+
+def _dictionary(stats: Path, quality: Mapping[str, Any]) -> dict[str, Any]:
+    """Explain the columns that the table has, and what referenced ones are relative to."""
     with stats.open(encoding="utf-8") as file:
         columns = file.readline().rstrip("\r\n").split("\t")
-    return {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
+    explained: dict[str, Any] = {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
+    return explained | ({"SusceptibilityReference": quality["reference"]} if quality.get("reference") else {})
 
 
 def _describe(quality: Mapping[str, Any], box_mm: Mapping[str, Any], model: Model) -> dict[str, Any]:

@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.cohort.sites import SCANNER_FIELDS
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.units import Checked
-from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.images.volume import Volume, load_image, write_like
+from bids_dgmseg.measure.coverage import find_measured
+from bids_dgmseg.measure.reference import Reference
+from bids_dgmseg.measure.scan import Findings
+from bids_dgmseg.measure.view import View
 from bids_dgmseg.models import Model
+from bids_dgmseg.segment.regions import carry_regions
 from bids_dgmseg.settings import Settings
 
 Block = tuple[slice, slice, slice]
@@ -67,6 +74,12 @@ def read_block(path: str | Path) -> Block:
     return x, y, z
 
 
+def read_box(path: str | Path) -> Box:
+    """Read the localizer's box."""
+    corners = read_json(path)
+    return Box(tuple(corners["low"]), tuple(corners["high"]))
+
+
 def read_fractions(path: str | Path, block: Block) -> NDArray[np.float32]:
     """Read a block of a probseg file as (C, x, y, z) from 0 to 1, without scaling the whole of it."""
     image = load_image(path)
@@ -75,6 +88,19 @@ def read_fractions(path: str | Path, block: Block) -> NDArray[np.float32]:
     turned: NDArray[Any] = orientations.apply_orientation(stored, orientations.io_orientation(image.affine))
     fractions: NDArray[np.float32] = np.moveaxis(turned[block], -1, 0).astype(np.float32)
     return fractions * np.float32(proxy.slope)
+
+
+def write_regions(
+    labels: Volume | None, like: str | Path, chi: Volume, *, names: Sequence[str], folder: Path
+) -> dict[str, str]:
+    """Write the regions of the whole-head step as masks on the map's grid: region → path; none without labels."""
+    if labels is None:
+        return {}
+    shown = View.of(find_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    regions = carry_regions(labels, Grid(chi.shape, chi.affine), names=names, measured=shown.inside)
+    return {
+        name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz")) for name, mask in regions.items()
+    }
 
 
 def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
@@ -93,25 +119,42 @@ def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
     }
 
 
+def describe_findings(found: Findings, reference: Reference | None, warnings: Sequence[str]) -> dict[str, Any]:
+    """Fill the measured part of the quality record."""
+    said = {} if reference is None else {"reference": {
+        "region": reference.region, "source": reference.source, "mean_ppm": reference.mean_ppm,
+        "std_ppm": reference.std_ppm, "sem_ppm": reference.sem_ppm, "n_voxels": reference.n_voxels,
+    }}  # fmt: skip
+    problems = [reference.problem] if reference and reference.problem else []
+    return {
+        "light": found.light, "reasons": list(found.reasons), **found.quality, **said,
+        "warnings": [*warnings, *problems],
+    }  # fmt: skip
+
+
 def describe_quality(
     scan: Scan, model: Model, settings: Settings, *,
-    check: Mapping[str, Any], box_mm: Mapping[str, Any], gaps: Sequence[str],
+    check: Mapping[str, Any], box_mm: Mapping[str, Any], found: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Put together the record that the page shows; it depends on nothing but the scan, options and versions."""
-    record = dict(check)
-    warnings = [*record.pop("warnings"), *gaps]
+    record, measured = dict(check), dict(found)
+    warnings = [*record.pop("warnings"), *measured.pop("warnings")]
     return {
         "scan": scan.name,
         "model": model.name,
         "input": record,
         "scanner": {name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
         "box_mm": dict(box_mm),
+        **measured,
         "warnings": [about(scan.name, warning) for warning in warnings],
         "settings": {
             "model": model.name,
             "weights": settings.weights.name if settings.weights else "shipped with the program",
             "device": settings.device,
             "masks": settings.masks,
+            "reference": settings.reference,
+            **({"reference_structure": settings.reference_structure} if settings.reference_structure else {}),
+            **({"reference_mask": settings.reference_mask.name} if settings.reference_mask else {}),
         },
         "versions": {
             "bids_dgmseg": bids_dgmseg.__version__,

@@ -10,12 +10,13 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleIn
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume, write_like
 from bids_dgmseg.measure.coverage import find_gaps, find_measured
-from bids_dgmseg.measure.regions import measure_regions
+from bids_dgmseg.measure.scan import Segmented, measure_segmentation
+from bids_dgmseg.measure.view import View
 from bids_dgmseg.pipeline import files
+from bids_dgmseg.pipeline.reference import take_reference
 from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.segment.clean import label_grid
@@ -63,7 +64,7 @@ class _NetworkInputSpec(BaseInterfaceInputSpec):
 
 class _LocalizeOutputSpec(TraitedSpec):
     out_box = File(exists=True, desc="JSON: opposite corners of the nuclei's box in mm, RAS+")
-    out_cerebellum = File(exists=True, desc="mask on the map's own grid, where this step segments the cerebellum")
+    out_regions = traits.Dict(traits.Str, File(exists=True), desc="region of the head to mask on the map's own grid")
 
 
 class Localize(SimpleInterface):
@@ -78,9 +79,9 @@ class Localize(SimpleInterface):
         found, cwd = localize(chi, self.inputs.model, **_where(self.inputs)), Path(runtime.cwd)
         corners = {"low": list(found.box.low_mm), "high": list(found.box.high_mm)}
         self._results["out_box"] = str(files.write_json(corners, cwd / "box.json"))
-        if self.inputs.model.localizer.kind == "nnunet" and found.labels is not None:
-            mask = write_like(found.labels.array, self.inputs.in_chi, cwd / "cerebellum.nii.gz")
-            self._results["out_cerebellum"] = str(mask)
+        self._results["out_regions"] = files.write_regions(
+            found.labels, self.inputs.in_chi, chi, names=self.inputs.model.localizer.labels, folder=cwd
+        )
         return runtime
 
 
@@ -104,8 +105,7 @@ class Segment(SimpleInterface):
         limit_threads(self.inputs.n_threads)
         model, in_chi, cwd = self.inputs.model, self.inputs.in_chi, Path(runtime.cwd)
         chi = _read_finite(in_chi)
-        corners = files.read_json(self.inputs.in_box)
-        block = predict(chi, Box(tuple(corners["low"]), tuple(corners["high"])), model, **_where(self.inputs))
+        block = predict(chi, files.read_box(self.inputs.in_box), model, **_where(self.inputs))
         dseg = label_grid(block, model, chi.shape)
         self._results["out_dseg"] = str(write_like(dseg, in_chi, cwd / "dseg.nii.gz"))
         fractions = files.to_fractions(block.probabilities[1:], block.slices, chi.shape)
@@ -120,36 +120,42 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
     in_probseg = File(exists=True, mandatory=True, desc="fractions on the same grid, one volume a nucleus")
     in_block = File(exists=True, mandatory=True, desc="JSON: bounds of the part that was segmented")
+    in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
+    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
+    in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
+    reference = traits.Any(mandatory=True, nohash=True, desc="the region that susceptibilities are referred to")
 
 
 class _MeasureOutputSpec(TraitedSpec):
     out_stats = File(exists=True, desc="tab-separated table, one row a nucleus")
-    out_report = File(exists=True, desc="JSON: warnings about nuclei that are outside, cut or not found")
+    out_report = File(exists=True, desc="JSON: light, quality of the map, reference, warnings about nuclei")
 
 
 class Measure(SimpleInterface):
-    """Measure the nuclei of one scan."""
+    """Measure the nuclei of one scan, and how far map and segmentation can be trusted."""
 
     input_spec = _MeasureInputSpec
     output_spec = _MeasureOutputSpec
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        structures, cwd = self.inputs.model.structures, Path(runtime.cwd)
+        model, cwd = self.inputs.model, Path(runtime.cwd)
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        block = files.read_block(self.inputs.in_block)
+        block, measured = files.read_block(self.inputs.in_block), find_measured(chi.array)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
-        gaps = find_gaps(
-            dseg, structures=structures, voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64),
-            measured=find_measured(chi.array),
+        view = View.of(measured, voxel_size_mm=chi.voxel_size_mm)
+        scan = Segmented(chi, dseg, probseg, block, model.structures, view)
+        voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
+        gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured)
+        reference = take_reference(self.inputs.reference, scan, regions=self.inputs.in_regions, model=model)
+        found = measure_segmentation(
+            scan, box=files.read_box(self.inputs.in_box), missing=gaps.missing, reference=reference,
+            map_reference=files.read_json(self.inputs.in_check)["reference"],
         )  # fmt: skip
-        stats = measure_regions(
-            chi.array[block], dseg.array[block], probseg, structures=structures,
-            voxel_size_mm=chi.voxel_size_mm, missing=gaps.missing,
-        )  # fmt: skip
-        stats.to_csv(cwd / "stats.tsv", sep="\t", index=False, na_rep="n/a")
+        found.stats.to_csv(cwd / "stats.tsv", sep="\t", index=False, na_rep="n/a")
         self._results["out_stats"] = str(cwd / "stats.tsv")
-        self._results["out_report"] = str(files.write_json({"warnings": list(gaps.warnings)}, cwd / "report.json"))
+        report = files.describe_findings(found, reference, gaps.warnings)
+        self._results["out_report"] = str(files.write_json(report, cwd / "report.json"))
         return runtime
 
 
@@ -187,9 +193,9 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_probseg = File(exists=True, mandatory=True, desc="fractions")
     in_stats = File(exists=True, mandatory=True, desc="table of the measures")
     in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
-    in_cerebellum = File(exists=True, desc="mask of the cerebellum, where there is one")
     in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
-    in_gaps = File(exists=True, mandatory=True, desc="JSON: warnings about nuclei")
+    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
+    in_found = File(exists=True, mandatory=True, desc="JSON: light, quality of the map, reference, warnings")
     in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG")
     scan = traits.Any(mandatory=True, nohash=True, desc="whose derivatives these are")
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
@@ -212,14 +218,14 @@ class Save(SimpleInterface):
         box_mm = files.read_json(self.inputs.in_box)
         quality = files.describe_quality(
             scan, model, settings, check=files.read_json(self.inputs.in_check), box_mm=box_mm,
-            gaps=files.read_json(self.inputs.in_gaps)["warnings"],
+            found=files.read_json(self.inputs.in_found),
         )  # fmt: skip
         written = save_scan(
             settings.output_dir, scan, model, out_dseg=Path(self.inputs.in_dseg),
             out_probseg=Path(self.inputs.in_probseg), stats=Path(self.inputs.in_stats), quality=quality,
             box_mm=box_mm, masks=settings.masks, fingerprint=self.inputs.fingerprint,
-            cerebellum=Path(self.inputs.in_cerebellum) if self.inputs.in_cerebellum else None,
             figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
+            regions={region: Path(path) for region, path in self.inputs.in_regions.items()},
         )  # fmt: skip
         self._results["out_files"] = [str(path) for path in written]
         return runtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bids_dgmseg.bids.dataset import Scan
 
@@ -14,3 +15,5 @@ class Job:
     scan: Scan
     fingerprint: str
     """What its results depend on."""
+    reference_mask: Path | None = None
+    """The user's mask of the reference region."""

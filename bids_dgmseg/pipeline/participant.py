@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
+from bids_dgmseg.bids.references import check_reference, find_reference_masks
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environment
@@ -41,6 +42,7 @@ def run_participant(settings: Settings) -> int:
     """
     prepare_environment(settings)
     model, notes = choose_labels(get_model(settings.model), settings.weights, settings.label_map)
+    check_reference(settings, model)
     scans = find_scans(settings)
     check_folders(settings)
     if settings.dry_run:
@@ -88,7 +90,11 @@ def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     """Choose the scans that have no results, or results from another map, model or option."""
     from bids_dgmseg.bids.derivatives import fingerprint, is_done
 
-    jobs = [Job(scan, fingerprint(scan, settings, model)) for scan in scans]
+    masks = find_reference_masks(settings, scans)
+    jobs = []
+    for scan in scans:
+        mask = masks.get(scan.name)
+        jobs.append(Job(scan, fingerprint(scan, settings, model, reference_mask=mask), mask))
     if settings.force:
         return jobs
     return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]

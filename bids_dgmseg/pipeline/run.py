@@ -84,8 +84,9 @@ class Run:
 
     def _build(self, job: Job) -> Workflow:
         workflow = init_scan_wf(
-            settings=self._settings, model=self._model, scan=job.scan, fingerprint=job.fingerprint
-        )
+            settings=self._settings, model=self._model, scan=job.scan, fingerprint=job.fingerprint,
+            reference_mask=job.reference_mask,
+        )  # fmt: skip
         workflow.base_dir = str(self._work)
         for step in STEPS:
             crashes = {"crashdump_dir": str(self._logs / job.scan.name)}

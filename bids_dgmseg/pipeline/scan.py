@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nipype import Node, Workflow
@@ -10,6 +11,7 @@ from nipype.interfaces.utility import IdentityInterface
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.interfaces import Check, Figures, Localize, Measure, Save, Segment
+from bids_dgmseg.pipeline.reference import ReferenceChoice
 from bids_dgmseg.settings import Settings
 
 STEPS = ("check", "localize", "segment", "measure", "figures", "save")
@@ -17,8 +19,9 @@ STEPS = ("check", "localize", "segment", "measure", "figures", "save")
 
 
 def init_scan_wf(
-    *, settings: Settings, model: Model, scan: Scan, fingerprint: str, name: str | None = None
-) -> Workflow:
+    *, settings: Settings, model: Model, scan: Scan, fingerprint: str, reference_mask: Path | None = None,
+    name: str | None = None,
+) -> Workflow:  # fmt: skip
     """Connect the steps from one susceptibility map to its derivatives.
 
     Parameters
@@ -31,6 +34,8 @@ def init_scan_wf(
         Whose map it is.
     fingerprint : str
         What the results depend on; the derivatives carry it.
+    reference_mask : Path, optional
+        The user's mask of the region that susceptibilities are referred to.
     name : str, optional
         What the logs and the working directory call it; by default the scan's name.
 
@@ -60,7 +65,8 @@ def init_scan_wf(
     check = Node(Check(sidecar=dict(scan.sidecar), problem=scan.problem or ""), name="check", mem_gb=1.0)
     localize = Node(Localize(**network), name="localize", n_procs=threads, mem_gb=model.memory_gb)
     segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
-    measure = Node(Measure(model=model), name="measure", mem_gb=1.0)
+    choice = ReferenceChoice.of(settings, reference_mask)
+    measure = Node(Measure(model=model, reference=choice), name="measure", mem_gb=1.5)
     figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
     save = Node(Save(scan=scan, model=model, settings=settings, fingerprint=fingerprint), name="save", mem_gb=1.0)
     workflow = Workflow(name=name or scan.name)
@@ -70,14 +76,16 @@ def init_scan_wf(
         (check, segment, [("out_chi", "in_chi")]),
         (check, measure, [("out_chi", "in_chi")]),
         (check, figures, [("out_chi", "in_chi")]),
+        (check, measure, [("out_report", "in_check")]),
         (check, save, [("out_report", "in_check")]),
         (localize, segment, [("out_box", "in_box")]),
-        (localize, save, [("out_box", "in_box"), ("out_cerebellum", "in_cerebellum")]),
+        (localize, measure, [("out_box", "in_box"), ("out_regions", "in_regions")]),
+        (localize, save, [("out_box", "in_box"), ("out_regions", "in_regions")]),
         (segment, measure, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg"), ("out_block", "in_block")]),
         (segment, figures, [("out_dseg", "in_dseg")]),
         (segment, save, [("out_dseg", "in_dseg"), ("out_probseg", "in_probseg")]),
         (segment, outputs, [("out_dseg", "out_dseg"), ("out_probseg", "out_probseg")]),
-        (measure, save, [("out_stats", "in_stats"), ("out_report", "in_gaps")]),
+        (measure, save, [("out_stats", "in_stats"), ("out_report", "in_found")]),
         (measure, outputs, [("out_stats", "out_stats")]),
         (figures, save, [("out_figures", "in_figures")]),
         (save, outputs, [("out_files", "out_files")]),

@@ -67,7 +67,7 @@ def results(tmp_path):
         "out_dseg": folder / "dseg.nii.gz", "out_probseg": folder / "probseg.nii", "stats": folder / "stats.tsv",
         "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
         "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40]}, "masks": True, "fingerprint": "f" * 64,
-        "figures": {"axial": folder / "axial.png"},
+        "figures": {"axial": folder / "axial.png"}, "regions": {},
     }  # fmt: skip
 
 
