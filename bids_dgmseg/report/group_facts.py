@@ -24,11 +24,15 @@ def name_studies(output_dir: Path) -> Sequence[str]:
 
     Their names are those of their ``dataset_description.json``, or of their folders where that cannot be read.
     """
-    links = _read(output_dir / "dataset_description.json").get("DatasetLinks")
+    described = _read(output_dir / "dataset_description.json")
+    links = described.get("DatasetLinks")
     names = []
     for link in links.values() if isinstance(links, Mapping) else ():
         folder = (output_dir / unquote(str(link))).resolve()
         names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
+    if not names:  # merged from other outputs, which know theirs
+        trees = [output_dir / unquote(str(source.get("URL"))) for source in described.get("SourceDatasets") or ()]
+        names = [name for tree in trees if tree.is_dir() for name in name_studies(tree)]
     return list(dict.fromkeys(names)) or [output_dir.resolve().name]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report import group_scans
+from bids_dgmseg.report.group_facts import name_studies
 from bids_dgmseg.report.group_page import write_group_page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
 
@@ -164,6 +165,18 @@ def test_study_versions_and_settings_are_named(out, tmp_path):
     assert "6 scans of 6 participants at 2 sites in 2 groups" in text
     assert "<dt>bids_dgmseg, scans</dt><dd>0.0.9</dd>" in text
     assert "<dt>Group column</dt><dd>diagnosis</dd>" in text
+
+
+def test_merged_outputs_are_named_by_the_datasets_of_each(tmp_path):
+    merged = tmp_path / "merged"
+    for folder, described in (
+        (tmp_path / "bern", {"Name": "Bern"}),
+        (tmp_path / "out", {"Name": "tables", "DatasetLinks": {"raw": "../bern"}}),
+        (merged, {"Name": "tables", "SourceDatasets": [{"URL": "../out"}, {"URL": "https://example.org"}]}),
+    ):
+        folder.mkdir()
+        (folder / "dataset_description.json").write_text(json.dumps(described))
+    assert name_studies(merged) == ["Bern"]
 
 
 def test_outliers_lead_to_their_scans_the_farthest_first(out):
