@@ -53,7 +53,7 @@ def write_methods(results: Sequence[Result]) -> tuple[Methods, ...]:
 def _describe(results: Sequence[Result]) -> Methods:
     first = results[0]
     model = MODELS.get(first.model)
-    sentences = [_say_program(first), _say_input(results)]
+    sentences = [_say_program(first), _say_input(results), *_say_reference(results)]
     sentences += _say_model(model, own_weights=_own_weights(first)) if model else [f"The model was {first.model}."]
     sentences += [
         "Labels and probabilities were carried back to the grid of each map.",
@@ -85,6 +85,15 @@ def _say_input(results: Sequence[Result]) -> str:
     if known:
         return f"Susceptibility is relative to each map's own reference ({', '.join(references)})."
     return "Susceptibility is relative to each map's own reference, which their sidecars do not state."
+
+
+def _say_reference(results: Sequence[Result]) -> list[str]:
+    """Say what referenced susceptibilities are relative to; nothing where there are none."""
+    found = [result.quality.get("reference") or {} for result in results]
+    regions = sorted({str(reference["region"]) for reference in found if reference.get("region")})
+    if not regions:
+        return []
+    return [f"Values named referenced are relative to the mean of a region of the same map ({', '.join(regions)})."]
 
 
 def _say_model(model: Model, *, own_weights: bool) -> list[str]:

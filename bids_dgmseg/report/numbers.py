@@ -41,8 +41,25 @@ COLUMNS = (
     Column("p95_ppm", "95th %", "Susceptibility (ppm)", 3),
     Column("mean_pv_ppm", "weighted", "Susceptibility (ppm)", 3),
     Column("core_mean_ppm", "core", "Susceptibility (ppm)", 3),
+    Column("mean_ref_ppm", "mean", "Relative to the reference (ppm)", 3),
+    Column("mean_pv_ref_ppm", "weighted", "Relative to the reference (ppm)", 3),
+    Column("core_mean_ref_ppm", "core", "Relative to the reference (ppm)", 3),
     Column("mean_probability", "mean", "Probability", 2),
 )
+"""Of the table of measurements."""
+CHECKS = (
+    Column("n_components", "parts", "Segmentation", 0),
+    Column("mean_entropy_bits", "entropy (bit)", "Segmentation", 2),
+    Column("mass_outside_fraction", "outside", "Segmentation", 2),
+    Column("rim_contrast_ppm", "contrast (ppm)", "Map around it", 3),
+    Column("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", "Map around it", 3),
+    Column("edge_distance_mm", "to the edge (mm)", "Map around it", 1),
+    Column("volume_z", "volume", "Against the literature (SD)", 1),
+    Column("mean_ppm_z", "susceptibility", "Against the literature (SD)", 1),
+    Column("volume_asymmetry", "volume", "Left − right, of the mean", 2),
+    Column("mean_ppm_asymmetry", "susceptibility", "Left − right, of the mean", 2),
+)
+"""Of the table of what the lights are given by."""
 
 
 def round_text(text: str | None, *, digits: int) -> str:

@@ -13,9 +13,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bids_dgmseg import __version__
 from bids_dgmseg.report.figures import WINDOW_PPM
 from bids_dgmseg.report.methods import write_methods
-from bids_dgmseg.report.numbers import COLUMNS, NO_VALUE, Column, round_text, say, say_box, say_size
+from bids_dgmseg.report.numbers import CHECKS, COLUMNS, NO_VALUE, Column, round_text, say, say_box, say_size
 from bids_dgmseg.report.results import Result, is_found, read_results
 from bids_dgmseg.structures import STRUCTURES
+
+_MAP = {
+    "noise_sd_ppm": ("Noise SD", "ppm"), "streaking_index": ("Streaking index", ""),
+    "rim_residual_ppm": ("Residual at the rim", "ppm"), "box_margin_mm": ("Margin of the box", "mm"),
+}  # fmt: skip
+"""Measures of the map in ``_quality.json``: their names and units."""
 
 
 def write_page(
@@ -64,17 +70,17 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(say=say, round_text=round_text)
-    environment.globals.update(column_groups=_column_groups, nuclei=_nuclei, facts=_facts, is_found=is_found)
+    environment.globals.update(
+        measurements=COLUMNS, checks=CHECKS, column_groups=_column_groups, nuclei=_nuclei, facts=_facts,
+        is_found=is_found,
+    )  # fmt: skip
     return environment
 
 
-def _columns(result: Result) -> list[Column]:
-    return [column for column in COLUMNS if result.rows and column.key in result.rows[0]]
-
-
-def _column_groups(result: Result) -> list[tuple[str, list[Column]]]:
-    """Columns that the table of a scan has, under their common headings."""
-    return [(group, list(columns)) for group, columns in groupby(_columns(result), key=lambda column: column.group)]
+def _column_groups(result: Result, chosen: Sequence[Column]) -> list[tuple[str, list[Column]]]:
+    """Those of the chosen columns that the table of a scan has, under their common headings."""
+    columns = [column for column in chosen if result.rows and column.key in result.rows[0]]
+    return [(group, list(some)) for group, some in groupby(columns, key=lambda column: column.group)]
 
 
 def _nuclei(result: Result) -> list[list[tuple[Mapping[str, str], str]]]:
@@ -89,6 +95,8 @@ def _facts(result: Result) -> dict[str, dict[str, str]]:
     quality: Mapping[str, Any] = result.quality
     return {
         "Input": _say_input(quality.get("input") or {}),
+        "Map": {name: _say_measure(quality.get(key), unit) for key, (name, unit) in _MAP.items() if key in quality},
+        "Reference": _say_reference(quality.get("reference") or {}),
         "Run": {
             "Model": result.model,
             "Box of the localizer": say_box(quality.get("box_mm")),
@@ -99,6 +107,24 @@ def _facts(result: Result) -> dict[str, dict[str, str]]:
             for key, value in (quality.get("settings") or {}).items()
         },
         "Versions": {str(key): say(value) for key, value in (quality.get("versions") or {}).items()},
+    }
+
+
+def _say_measure(value: Any, unit: str) -> str:
+    said = say(value)
+    return said if said == NO_VALUE or not unit else f"{said} {unit}"
+
+
+def _say_reference(reference: Mapping[str, Any]) -> dict[str, str]:
+    """Say what referenced values are relative to; empty where none was asked for."""
+    if not reference:
+        return {}
+    return {
+        "Region": say(reference.get("region")),
+        "From": say(reference.get("source")),
+        "Mean": _say_measure(reference.get("mean_ppm"), "ppm"),
+        "SD": _say_measure(reference.get("std_ppm"), "ppm"),
+        "Voxels": say(reference.get("n_voxels")),
     }
 
 

@@ -9,10 +9,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.measure.flags import LIGHTS, Light
 from bids_dgmseg.report.slices import PLANES
 
 _STATS, _QUALITY = "_stats.tsv", "_quality.json"
@@ -71,6 +72,23 @@ class Result:
     def absent(self) -> tuple[str, ...]:
         """Abbreviations of the nuclei that have none."""
         return tuple(row["abbreviation"] for row in self.rows if not is_found(row))
+
+    @property
+    def light(self) -> str:
+        """Light of the scan: ``green``, ``amber`` or ``red``; empty where nobody gave one."""
+        light = str(self.quality.get("light") or "")
+        return light if light in LIGHTS else ""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not green."""
+        return tuple(str(reason) for reason in self.quality.get("reasons") or ())
+
+    @property
+    def doubtful(self) -> tuple[Mapping[str, str], ...]:
+        """Rows of the nuclei whose light is not green, the red ones first."""
+        rows = [row for row in self.rows if row.get("light") in LIGHTS[1:]]
+        return tuple(sorted(rows, key=lambda row: -LIGHTS.index(cast(Light, row["light"]))))
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -166,3 +166,32 @@ def test_a_damaged_file_is_named(add_scan, name, content, message):
     (out / name).write_text(content)
     with pytest.raises(InputError, match=message):
         write_page(out, "01")
+
+
+def test_lights_are_words_with_their_reasons(add_scan):
+    rows = [
+        {**ROW, "light": "amber", "reasons": "its volume is unusual (5 SD, beyond ±4)"},
+        {**ROW, "abbreviation": "DN_R", "name": "right dentate nucleus", "light": "green", "reasons": ""},
+        {**ROW, "abbreviation": "RN_L", "name": "left red nucleus", "light": "red", "reasons": "not found <0>"},
+    ]
+    out = add_scan(rows=rows, light="amber", reasons=["noisy map (0.04 ppm, above 0.03)"])
+    page = Page(write_page(out, "01"))
+    assert "Scan ! amber noisy map (0.04 ppm, above 0.03)" in page.text
+    assert "left dentate nucleus DN_L ! amber 80" in page.text  # the word stands in the cell, not only the colour
+    assert "right dentate nucleus DN_R ✓ green 80" in page.text
+    why = page.text.partition("Why lights are not green")[2]
+    assert why.startswith(" ✕ red left red nucleus: not found <0> ! amber left dentate nucleus: its volume is unusual")
+    assert {"light amber", "light green", "light red"} <= {tag.get("class") for tag in page.all("span")}
+
+
+def test_what_lights_are_given_by_is_a_table_of_its_own(add_scan):
+    page = Page(write_page(add_scan(rows=[{**ROW, "mean_entropy_bits": "0.2514", "edge_distance_mm": "n/a"}]), "01"))
+    assert "entropy (bit) to the edge (mm) left dentate nucleus DN_L 0.25 n/a" in page.text
+    assert len(page.all("caption")) == len(page.all("table")) == 3
+
+
+def test_reference_and_quality_of_the_map_are_told(add_scan):
+    reference = {"region": "csf", "source": "mask x", "mean_ppm": 0.0123, "std_ppm": 0.02, "n_voxels": 812}
+    text = Page(write_page(add_scan(reference=reference, noise_sd_ppm=0.0051, streaking_index="n/a"), "01")).text
+    for fact in ("Regioncsf", "Frommask x", "Mean0.0123 ppm", "Voxels812", "Noise SD0.0051 ppm", "Streaking indexn/a"):
+        assert fact in text
