@@ -257,6 +257,8 @@ def draw_bodies(
     sparse = points_mm[::coarse, ::coarse, ::coarse]
     for body in head.bodies:
         block = _block_of(body, sparse, coarse)
+        if any(along.start == along.stop for along in block):
+            continue
         if body.label > FIRST_TISSUE:
             local = points_mm[block] - body.centre_mm
             yield Painted(body, block, _sample(body, body.depth_mm.float(), local) + wide_mm, local)
@@ -283,8 +285,10 @@ def _block_of(body: Body, sparse: Tensor, step: int) -> Block:
     ends = []
     for axis in range(3):
         hits = near.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
-        low, high = (int(hits[0]), int(hits[-1])) if len(hits) else (0, -1)
-        ends.append(slice(max(0, (low - 1) * step), (high + 1) * step + 1 if len(hits) else 0))
+        if not len(hits):
+            return (slice(0, 0),) * 3
+        low, high = int(hits[0]), int(hits[-1])
+        ends.append(slice(max(0, (low - 1) * step), (high + 1) * step + 1))
     return ends[0], ends[1], ends[2]
 
 

@@ -74,7 +74,7 @@ def draw_look(body: Body, values: Tensor, ageing: float, generator: torch.Genera
     if body.nucleus == "DN":
         return Look(value, core=draw(0.3, 1.05), wall_mm=draw(0.9, 1.8))
     if body.nucleus == "PUT":
-        backwards = -0.012 * max(draw(-0.5, 1.5) + ageing, -0.3)
+        backwards = -0.018 * max(draw(-0.5, 1.5) + ageing, -0.3)
         return Look(value, gradient=(0.01 * normal(generator), backwards, 0.008 * normal(generator)))
     if body.nucleus == "CN":
         return Look(value, gradient=(0.0, 0.008 * normal(generator), 0.012 * normal(generator)))

@@ -223,3 +223,7 @@ def test_a_seed_gives_one_filling_and_no_nucleus_is_lost(head, points):
 def test_a_head_keeps_its_old_lookup(head):
     assert isinstance(head, ShapedHead)
     assert head.at(torch.tensor([[26.0 - 14, 26.0, 26.0 + 14]])).tolist() == [13]
+
+
+def test_a_nucleus_out_of_view_is_left_out(head, points):
+    assert set(draw(head, points[:26], 0)) == {1, 3, 13}
