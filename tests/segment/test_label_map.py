@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import get_model
+from bids_dgmseg.models import Weights, get_model
 from bids_dgmseg.segment.label_map import choose_labels, read_label_map, read_labels
 from bids_dgmseg.segment.ready import check_ready
 
@@ -97,6 +98,14 @@ def refuse_other_model(tmp_path: Path) -> None:
 def test_what_cannot_be_matched_is_said(tmp_path, attempt, message):
     with pytest.raises(InputError, match=message):
         attempt(tmp_path)
+
+
+def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "w")
+    model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
+    with pytest.raises(InputError, match=r"^dentate/plans.json: its checksum differs from the registry's; install the"):
+        check_ready(model, weights=None, device="cpu")
 
 
 def test_missing_weights_are_said_with_the_way_to_them(tmp_path, monkeypatch):
