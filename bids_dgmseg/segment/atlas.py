@@ -82,25 +82,32 @@ def find_by_atlas(chi: Volume, references: list[Reference], model: Model) -> Box
     Raises
     ------
     InputError
-        If the map is 0 everywhere, the reference has no nucleus of the model, or SimpleITK is not installed.
+        If the map is 0 everywhere, a reference has no nucleus of the model, or SimpleITK is not installed.
     """
-    rigid = [align_rigidly(chi, reference) for reference in references]
-    place = max(range(len(references)), key=lambda place: rigid[place].similarity)
-    best, to_map = references[place], align_affinely(chi, references[place], rigid[place]).to_map
-    wanted = np.isin(best.labels.array, [structure.index for structure in model.structures])
-    if not wanted.any():
-        raise InputError(f"{best.name}_dseg.nii.gz: has no {model.labels[0]}; correct the reference's labels")
-    box = box_of_mask(Volume(wanted, to_map @ best.labels.affine)).grown(model.localizer.margin_mm)
+    masks = [_mark_nuclei(reference, model) for reference in references]
+    upright = find_upright(chi)
+    rigid = [align_rigidly(chi, reference, upright) for reference in references]
+    best = max(range(len(references)), key=lambda place: rigid[place].similarity)
+    to_map = align_affinely(chi, references[best], rigid[best]).to_map
+    box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).grown(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
-def align_rigidly(chi: Volume, reference: Reference) -> Registration:
+def _mark_nuclei(reference: Reference, model: Model) -> Volume:
+    wanted = np.isin(reference.labels.array, [structure.index for structure in model.structures])
+    if not wanted.any():
+        raise InputError(f"{reference.name}_dseg.nii.gz: has no {model.labels[0]}; correct the reference's labels")
+    return reference.labels.with_array(wanted)
+
+
+def align_rigidly(chi: Volume, reference: Reference, upright: Matrix) -> Registration:
     """Register a reference to a map at 8 and 4 mm.
 
-    The midplanes of both heads leave one angle open, the pitch: the best of several beginnings is taken.
+    The midplanes of both heads (`upright` is `find_upright` of the map) leave one angle open, the pitch: the best of
+    several beginnings is taken.
     """
-    from_map, to_reference = _inverse(_upright(chi)), _upright(reference.chi)
+    from_map, to_reference = _inverse(upright), find_upright(reference.chi)
     beginnings = [to_reference @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
     transform = _import_sitk().Euler3DTransform
     found = [_register(chi, reference, transform(), begin, _RIGID_MM, share=1.0) for begin in beginnings]
@@ -138,7 +145,7 @@ def _register(
     return Registration(_inverse(_matrix(transform)), -method.GetMetricValue())
 
 
-def _upright(chi: Volume) -> Matrix:
+def find_upright(chi: Volume) -> Matrix:
     """Give the map from an upright head, its brain's middle at the origin and its midplane at x = 0, to the world."""
     plane, middle = find_midplane(chi), _middle_mm(chi)
     upright = np.eye(4)

@@ -18,14 +18,14 @@ from tests.conftest import HEAD, coarse_chi
 pytest.importorskip("SimpleITK", reason="registration is SimpleITK's")
 
 MODEL = replace(MODELS["dcnnet"], input=replace(MODELS["dcnnet"].input, patch_mm=(20.0, 10.0, 10.0)))
-FINE = world_grid(HEAD, (2.0, 2.0, 2.0))
+GRID = world_grid(HEAD, (3.0, 3.0, 3.0))
 
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """The phantom, stored at another place in the world than the maps."""
     shift = nib.affines.from_matvec(np.eye(3), [30, -20, 10])
-    chi, labels = PHANTOM.chi(FINE, seed=5, supersampling=1), PHANTOM.dseg(FINE)
+    chi, labels = PHANTOM.chi(GRID, seed=5, supersampling=1), PHANTOM.dseg(GRID)
     return Reference("phantom", Volume(chi.array, shift @ chi.affine), Volume(labels.array, shift @ labels.affine))
 
 
@@ -35,7 +35,7 @@ def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
         scale * Rotation.from_euler("xzy", [pitch, yaw, roll], degrees=True).as_matrix(), shift_mm
     )
     chi = coarse_chi()
-    wanted = PHANTOM.dseg(FINE)
+    wanted = PHANTOM.dseg(GRID)
     wanted = Volume(np.isin(wanted.array, [1, 2, 3, 4]), turn @ wanted.affine)
     return Volume(chi.array, turn @ chi.affine), box_of_mask(wanted)
 
@@ -75,9 +75,8 @@ def test_the_box_holds_a_patch_at_least(reference):
 def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
     folder = tmp_path / "references"
     folder.mkdir()
-    grid = world_grid(HEAD, (3.0, 3.0, 3.0))
-    nib.Nifti1Image(PHANTOM.chi(grid).array, grid.affine).to_filename(folder / "a_Chimap.nii.gz")
-    nib.Nifti1Image(PHANTOM.dseg(grid).array, grid.affine).to_filename(folder / "a_dseg.nii.gz")
+    nib.Nifti1Image(PHANTOM.chi(GRID, supersampling=1).array, GRID.affine).to_filename(folder / "a_Chimap.nii.gz")
+    nib.Nifti1Image(PHANTOM.dseg(GRID).array, GRID.affine).to_filename(folder / "a_dseg.nii.gz")
     chi, truth = turned(0, 0, 0)
     np.testing.assert_allclose(localize(chi, MODEL, weights=tmp_path).box.centre_mm, truth.centre_mm, atol=2.5)
     assert [one.name for one in read_references(MODEL, tmp_path)] == ["a"]
