@@ -53,7 +53,9 @@ def read_reference(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str
     first = {(row["scan"], row["abbreviation"]): row for row in reversed(rows)}
     known, lost = [], set()
     for row in reversed(first.values()):
-        place = places.get(row["scan"], places.get(_short(row["participant_id"], row["session_id"])))
+        # labels may say desc-manual where the map says nothing
+        scan = "_".join(part for part in row["scan"].split("_") if not part.startswith("desc-"))
+        place = places.get(scan, places.get(_short(row["participant_id"], row["session_id"])))
         if place is None:
             lost.add(row["scan"])
             continue

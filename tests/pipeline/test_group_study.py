@@ -57,7 +57,7 @@ def study(tmp_path_factory) -> Study:
             values = {name: (float(rng.normal(700, 30)), float(mean)) for name, mean in zip(NUCLEI, means, strict=True)}
             add_scan(folder / "out", f"sub-{place:03d}_ses-{session}", values)
             if session == "1" and place < 60:
-                scan = f"sub-{place:03d}\tses-1\tsub-{place:03d}_ses-1"
+                scan = f"sub-{place:03d}\tses-1\tsub-{place:03d}_ses-1_desc-manual"
                 overlap += [f"{scan}\tmanual\tdgm16\t{name}\t{volume!r}\t{mean!r}"
                             for name, (volume, mean) in values.items()]  # fmt: skip
         if late:
