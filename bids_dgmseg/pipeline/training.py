@@ -106,6 +106,7 @@ def _read(plan: Plan, say: Say) -> Material:
     if missing := sorted(set(plan.holdout) - there):
         raise InputError(f"--holdout {missing[0]}: no labelled scan of it (there are {list_some(there)})")
     used = [one for one in manual if one.participant not in plan.holdout]
+    _say_missing(used, plan, say)
     folders, option = (plan.pretrain_on, "--pretrain-on") if plan.pretrain_on else (plan.distill, "--distill")
     pseudo = [] if not folders else read_pseudo_labels(
         plan.dataset, plan.model, folders, besides={one.map.name for one in manual}, option=option, say=say
@@ -117,6 +118,16 @@ def _read(plan: Plan, say: Say) -> Material:
             f"{max(len(sites), 1)} or less, or 1 for no folds"
         )
     return Material(used, pseudo, sites, {})
+
+
+def _say_missing(used: Sequence[Labelled], plan: Plan, say: Say) -> None:
+    """Warn of nuclei that are taught to be absent from a scan."""
+    model = plan.model
+    for name in plan.recipe.classes:
+        channels = {model.labels.index(one) + 1 for one in plan.recipe.structures(name) if one in model.labels}
+        if bare := [one.map.name for one in used if not channels & set(one.map.channels)]:
+            say(f"no {name} in the labels of {list_some(bare)}: learned as background there; hold them out if it was "
+                "not drawn")  # fmt: skip
 
 
 def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:

@@ -191,7 +191,8 @@ def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -
     state.network.train()
     loss = _loss(state.network, inputs, labels, run)[0]
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {float(loss.detach())} in step {state.step + 1} of epoch {state.epoch + 1}")
+        where = f"step {state.step + 1} of epoch {state.epoch + 1}"
+        raise FloatingPointError(f"the loss is {float(loss.detach())} in {where}")
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     state.optimizer.step()

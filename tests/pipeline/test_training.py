@@ -209,6 +209,19 @@ def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
         assert not [name for name in load_file(tmp_path / "out" / "fold_0.safetensors") if "gates" in name]
 
 
+def test_a_nucleus_that_a_scan_lacks_is_named(tmp_path, capsys):
+    root = tmp_path / "ds"
+    start_dataset(root)
+    for number in (1, 2):
+        write_map(root, f"sub-0{number}", PHANTOM.chi(GRID, seed=number))
+        label(root / "derivatives" / "manual", f"sub-0{number}", seg="manual")
+    path = next(root.rglob("sub-02_seg-manual_dseg.nii.gz"))
+    truth = PHANTOM.dseg(GRID).array
+    nib.Nifti1Image(np.where(np.isin(truth, (3, 4)), 0, truth), GRID.affine).to_filename(path)  # without IN_L, IN_R
+    assert train("dcnnet", root, tmp_path / "out", epochs=1) == 0
+    assert "no IN in the labels of sub-02: learned as background there; hold them out" in capsys.readouterr().out
+
+
 def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     assert train("deepqsmseg", dataset, out, epochs=1) == 0
