@@ -45,6 +45,8 @@ class ReconstructionRanges:
     """Of truncated division."""
     least_squares: tuple[float, float] = (0.004, 0.05)
     """Strength of the closed-form solutions; log-uniform, as the following."""
+    ridge: tuple[float, float] = (0.003, 0.02)
+    """Weight of the values beside their gradients or total variation."""
     conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)
     iterations: tuple[float, float] = (4.0, 10.0)
     """Of conjugate gradients."""
@@ -141,21 +143,24 @@ def _draw_inversion(
     kernel: Tensor, weight: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
     generator: torch.Generator,
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
-    method = uniform(generator, 0, 1)
+    method, ridge = uniform(generator, 0, 1), uniform(generator, *ranges.ridge)
     if method < 0.4:
         threshold = uniform(generator, *ranges.threshold)
         return lambda field: truncated_division(field, kernel, threshold=threshold)
     if method < 0.65:
         strength = _log_uniform(generator, *ranges.least_squares)
-        penalty = voxel_size_mm if chance(generator, 0.5) else None
-        return lambda field: least_squares(field, kernel, strength=strength, voxel_size_mm=penalty)
+        if chance(generator, 0.5):
+            return lambda field: least_squares(field, kernel, strength=strength)
+        return lambda field: least_squares(
+            field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, ridge=ridge
+        )
     if method < 0.85:
         strength = _log_uniform(generator, *ranges.conjugate_gradients)
         steps = round(uniform(generator, *ranges.iterations))
         return lambda field: conjugate_gradients(field, kernel, weight=weight, strength=strength, iterations=steps)
     strength = _log_uniform(generator, *ranges.total_variation)
     return lambda field: total_variation(
-        field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, iterations=5
+        field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, ridge=ridge, iterations=5
     )
 
 

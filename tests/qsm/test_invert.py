@@ -41,12 +41,13 @@ def test_least_squares(field, kernel):
     np.testing.assert_allclose(chi.numpy(), in_numpy(field, lambda d, _: d / (d**2 + 0.02)), atol=1e-4)
 
 
-def test_least_squares_of_the_gradient(field, kernel):
+@pytest.mark.parametrize("ridge", [0.0, 0.01])
+def test_least_squares_of_the_gradient(field, kernel, ridge):
     def transfer(d, k):
         gradient = sum(np.abs((np.exp(2j * np.pi * ki * h) - 1) / h) ** 2 for ki, h in zip(k, VOXEL_MM, strict=True))
-        return d / np.maximum(d**2 + 0.02 * gradient, 1e-12)
+        return d / np.maximum(d**2 + 0.02 * gradient + ridge, 1e-12)
 
-    chi = least_squares(field, kernel, strength=0.02, voxel_size_mm=VOXEL_MM)
+    chi = least_squares(field, kernel, strength=0.02, voxel_size_mm=VOXEL_MM, ridge=ridge)
     np.testing.assert_allclose(chi.numpy(), in_numpy(field, transfer), atol=1e-4)
 
 
@@ -79,7 +80,8 @@ def test_a_step_of_conjugate_gradients_is_steepest_descent(field, kernel):
     assert torch.allclose(chi, step * downhill, atol=1e-4)
 
 
-def test_total_variation_minimizes_its_cost():
+@pytest.mark.parametrize("ridge", [0.0, 0.005])
+def test_total_variation_minimizes_its_cost(ridge):
     """On a noisy box it costs less than the closed forms, and cannot be bettered by small changes."""
     shape, generator = (16, 16, 16), torch.Generator().manual_seed(5)
     box = torch.zeros(shape)
@@ -89,9 +91,10 @@ def test_total_variation_minimizes_its_cost():
 
     def cost(chi):
         gradient = sum((chi.roll(-1, axis) - chi).abs().sum() for axis in range(3))
-        return float(0.5 * (apply_kernel(chi, kernel) - field).square().sum() + strength * gradient)
+        misfit = 0.5 * (apply_kernel(chi, kernel) - field).square().sum()
+        return float(misfit + strength * gradient + 0.5 * ridge * chi.square().sum())
 
-    chi = total_variation(field, kernel, strength=strength, voxel_size_mm=(1, 1, 1), iterations=200)
+    chi = total_variation(field, kernel, strength=strength, voxel_size_mm=(1, 1, 1), ridge=ridge, iterations=200)
     closed = [least_squares(field, kernel, strength=s, voxel_size_mm=(1, 1, 1)) for s in (1e-3, 1e-2, 1e-1)]
     assert cost(chi) < 0.95 * min(map(cost, closed))
     for _ in range(10):
