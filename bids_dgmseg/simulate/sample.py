@@ -43,7 +43,7 @@ LOCALIZER_VIEW = View(
     head=HeadRanges(
         rotation_deg=(22.0, 18.0, 18.0), shift_mm=(20.0, 25.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
     ),
-    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6), slice_mm=(1.0, 2.0)),
+    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6)),
     cut_mm=(110.0, 90.0), outside_noise=0.3,
 )  # fmt: skip
 
