@@ -42,7 +42,6 @@ COLUMNS = (
     Column("mean_pv_ppm", "weighted", "Susceptibility (ppm)", 3),
     Column("core_mean_ppm", "core", "Susceptibility (ppm)", 3),
     Column("mean_ref_ppm", "mean", "Relative to the reference (ppm)", 3),
-    Column("mean_pv_ref_ppm", "weighted", "Relative to the reference (ppm)", 3),
     Column("core_mean_ref_ppm", "core", "Relative to the reference (ppm)", 3),
     Column("mean_probability", "mean", "Probability", 2),
 )
