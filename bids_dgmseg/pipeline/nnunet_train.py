@@ -18,7 +18,7 @@ from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some, split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.resample import Grid, resample
+from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import MODELS, Model, get_model
@@ -28,6 +28,8 @@ from bids_dgmseg.pipeline.pairs import grids_differ
 from bids_dgmseg.pipeline.training import read_sites
 from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.measured import find_measured
+from bids_dgmseg.segment.regions import carry_regions
 from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part, crop_to_cerebellum, split_by_site
 from bids_dgmseg.training.nnunet_run import StepOutcome, train_step
@@ -35,7 +37,6 @@ from bids_dgmseg.training.nnunet_run import StepOutcome, train_step
 Say = Callable[[str], None]
 Mask = NDArray[np.bool_]
 
-_REGIONS = ("cerebellum", "cerebellar_nuclei")
 DICE_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "scan": {"Description": "Entities of the map's name; none of these scans was learned from or watched"},
     "abbreviation": {"Description": "Nucleus and side, such as DN_L; left is the patient's left"},
@@ -131,10 +132,10 @@ class _Cerebella:
         labels = localize(chi, default, device=self._device).labels
         if labels is None:
             raise ValueError(f"{default.name}: has no whole-head network")
-        numbers = [default.localizer.labels.index(name) + 1 for name in _REGIONS]
-        coarse = labels.with_array(np.isin(labels.array, numbers).astype(np.float32))
-        seen: Mask = resample(coarse, Grid(chi.shape, chi.affine)).array > 0.5
-        return seen
+        regions = carry_regions(
+            labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, measured=find_measured(chi).array > 0
+        )
+        return regions[CEREBELLUM]
 
 
 def _whole(maps: Sequence[Labelled], parts: Mapping[str, Part], masks: _Cerebella, model: Model) -> Iterator[Case]:

@@ -23,6 +23,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, step_folder
 from bids_dgmseg.segment.localize import Location
+from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.nnunet_folder import Trained, mirror_axes, read_folder
 from bids_dgmseg.segment.predict import Block
 from bids_dgmseg.segment.weights import pick_device, sha256
@@ -163,7 +164,8 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
     if step_folder(weights or weights_folder(model), CEREBELLUM) is None:
         return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
     found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
-    part = largest_part(np.isin(found.argmax(axis=0), model.arch[CEREBELLUM]))
+    seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
+    part = largest_part(seen & (find_measured(chi).array > 0))
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))
