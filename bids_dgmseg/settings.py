@@ -27,6 +27,8 @@ class Settings:
     """Key of the registry; aliases are resolved where the option is read."""
     weights: Path | None = None
     """Folder that takes the place of the model's own weights."""
+    quality: bool = False
+    """Average over mirrored maps and two checkpoints."""
     label_map: Path | None = None
     """Table that says which labels of an nnU-Net folder are which nuclei."""
     reference: Literal["none", "whole-brain", "csf", "structure"] = "none"

@@ -177,6 +177,10 @@ def no_weights(root: Path) -> list[str]:
     return ["--weights", str(root / "gone")]
 
 
+def mirrored_nnunet(root: Path) -> list[str]:
+    return ["--model", "nnunet2step", "--quality"]
+
+
 def broken_sidecar(root: Path) -> list[str]:
     (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{"Units": "ppm",}')
     return []
@@ -194,6 +198,7 @@ def broken_filter(root: Path) -> list[str]:
     (unknown_session, r"ds: no ses-9; check --session-label "),
     (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
     (no_weights, r".*gone: no such folder; check --weights"),
+    (mirrored_nnunet, r"--quality: nnunet2step tells left from right and is not mirrored; leave it out"),
     (broken_sidecar, r"sub-01_Chimap\.json: not valid JSON \(line 1, column 17\); "),
     (broken_filter, r"filter\.json: "),
 ])  # fmt: skip

@@ -151,6 +151,7 @@ def describe_quality(
             "model": model.name,
             "weights": settings.weights.name if settings.weights else "shipped with the program",
             "device": settings.device,
+            "quality": settings.quality,
             "masks": settings.masks,
             "reference": settings.reference,
             **({"reference_structure": settings.reference_structure} if settings.reference_structure else {}),

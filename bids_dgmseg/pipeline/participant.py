@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
 from bids_dgmseg.bids.references import check_reference, find_reference_masks
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import configure_nipype, log_to, prepare_environment
@@ -41,7 +43,10 @@ def run_participant(settings: Settings) -> int:
         If nothing can be begun: no scan, an unknown model, an output directory that must not or cannot be written.
     """
     prepare_environment(settings)
-    model, notes = choose_labels(get_model(settings.model), settings.weights, settings.label_map)
+    chosen = replace(get_model(settings.model), quality=settings.quality)
+    if chosen.quality and chosen.localizer.kind == "nnunet":
+        raise InputError(f"--quality: {chosen.name} tells left from right and is not mirrored; leave it out")
+    model, notes = choose_labels(chosen, settings.weights, settings.label_map)
     check_reference(settings, model)
     scans = find_scans(settings)
     check_folders(settings)

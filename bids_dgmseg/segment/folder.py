@@ -2,9 +2,11 @@
 
 ``model.toml``
     The model's key, licence and training, and its network with arguments, heads and patch where they differ from the
-    registry's.
+    registry's; also ``temperatures``, which make the probabilities hold.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
+``segmenter_2.safetensors``
+    Another checkpoint of the same network, averaged with it where the best is wanted (``--quality``).
 ``localizer.safetensors``
     The whole-head network, for models that find their box with one.
 ``references/NAME_Chimap.nii.gz``, ``references/NAME_dseg.nii.gz``
@@ -24,6 +26,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, weights_folder
 
 DESCRIPTION = "model.toml"
+SECOND = "segmenter_2"
+"""Another checkpoint of the same network, for ``--quality``."""
 _NETWORKS = "bids_dgmseg.networks."
 """A folder from elsewhere must not have anything else imported."""
 
@@ -62,10 +66,12 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
         raise InputError(f"{path}: network {network} is none of this program's; choose another folder")
     arch = {**model.arch, **described.get("arch", {})}
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
-    return replace(model, network=network, arch=arch, heads=heads, input=replace(model.input, patch_mm=(x, y, z)))
+    temperatures = tuple(float(value) for value in described.get("temperatures", ()))
+    return replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
+                   input=replace(model.input, patch_mm=(x, y, z)))  # fmt: skip
 
 
-def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float]) -> Path:
+def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:
     """Write a folder's ``model.toml``.
 
     Parameters
@@ -92,9 +98,15 @@ def _toml(value: Any) -> str:
 
 
 def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
-    """Name the networks that are averaged: ``fold_0``, ``fold_1``, … where there are folds, else ``segmenter``."""
-    folds = own_folder(model, folder).glob("fold_*.safetensors")
-    return sorted((path.stem for path in folds), key=lambda name: (len(name), name)) or ["segmenter"]
+    """Name the networks that are averaged.
+
+    ``fold_0``, ``fold_1``, … where there are folds, else ``segmenter``, with `SECOND` where there is one and the model
+    is to give its best.
+    """
+    place = own_folder(model, folder)
+    folds = sorted((path.stem for path in place.glob("fold_*.safetensors")), key=lambda name: (len(name), name))
+    second = [SECOND] if model.quality and (place / f"{SECOND}.safetensors").is_file() else []
+    return folds or ["segmenter", *second]
 
 
 def reference_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:

@@ -63,6 +63,18 @@ def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[st
     return merged
 
 
+def mirrored_channels(groups: Sequence[Sequence[str]]) -> list[int]:
+    """Say, for each channel of all heads, which one it is in the mirror: left and right change places.
+
+    >>> mirrored_channels([["DN_L", "DN_R"], ["RN"]])
+    [0, 2, 1, 3, 4]
+    """
+    names = [name for head, group in enumerate(groups) for name in (f"background {head}", *group)]
+    swap = {"_L": "_R", "_R": "_L"}
+    return [names.index(name[:-2] + swap[name[-2:]]) if name[-2:] in swap else place
+            for place, name in enumerate(names)]  # fmt: skip
+
+
 def _parts(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
     start = 0
     for group in groups:

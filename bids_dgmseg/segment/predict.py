@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,7 +19,7 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.segment.carry import carry
 from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward_batch
-from bids_dgmseg.segment.heads import merge_heads, softmax_heads
+from bids_dgmseg.segment.heads import merge_heads, mirrored_channels, softmax_heads
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.sides import divide, find_midplane
 from bids_dgmseg.segment.weights import load_object, load_segmenters
@@ -108,12 +109,16 @@ class NetworkPredictor:
         self.networks = load_segmenters(model, weights)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        """Average windows and folds, then merge the heads."""
+        """Average windows, folds and, where the best is wanted, mirror images; then merge the heads."""
         predict_one = self._by_slices if self.model.input.slices else self._by_windows
-        total = predict_one(self.networks[0], volume.array)
-        for network in self.networks[1:]:
+        total, count = np.zeros((self._channels, *volume.shape), np.float32), 0
+        for network in self.networks:
             total += predict_one(network, volume.array)
-        return merge_heads(total / np.float32(len(self.networks)), self.model.groups)
+            count += 1
+            if self.model.quality:
+                total += predict_one(network, volume.array[::-1])[mirrored_channels(self.model.groups), ::-1]
+                count += 1
+        return merge_heads(total / np.float32(count), self.model.groups)
 
     def _by_windows(self, network: nn.Module, chi: NDArray[np.float32]) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
@@ -151,6 +156,8 @@ class NetworkPredictor:
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = forward_batch(network, values, self.device)
+        if self.model.temperatures:
+            logits = logits / torch.tensor(self.model.temperatures).view(-1, *[1] * (logits.ndim - 2))
         array: NDArray[np.float32] = softmax_heads(logits, self.model.groups).cpu().numpy()
         return array
 

@@ -58,6 +58,18 @@ def test_folds_are_read_in_their_order(tmp_path, names, parts):
     assert segmenter_parts(SMALL, tmp_path) == parts
 
 
+def test_a_second_checkpoint_is_for_the_best_quality_alone(tmp_path):
+    for name in ("segmenter", "segmenter_2"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert segmenter_parts(SMALL, tmp_path) == ["segmenter"]
+    assert segmenter_parts(replace(SMALL, quality=True), tmp_path) == ["segmenter", "segmenter_2"]
+
+
+def test_a_folder_s_temperatures_are_taken(tmp_path):
+    describe_folder(SMALL, tmp_path, about={"temperatures": [1.0, 1.5]})
+    assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5)
+
+
 def test_each_reference_map_needs_its_labels(tmp_path):
     with pytest.raises(InputError, match=r"^dcnnet: no reference maps in .*references; add NAME_Chimap.nii.gz with"):
         reference_files(SMALL, tmp_path)

@@ -196,3 +196,44 @@ def test_outside_the_block_the_whole_grid_is_background():
     assert dseg.shape == (6, 4, 10)
     assert (dseg[1:3, 0:3, 5:9] == 1).all()
     assert dseg.sum() == 24  # the block's 2 x 3 x 4 voxels of label 1
+
+
+class _Sides(nn.Module):
+    """Logits of background, left and right: 0, the input, twice the input."""
+
+    def forward(self, x):
+        return torch.cat((torch.zeros_like(x), x, 2 * x), dim=1)
+
+
+def test_the_best_quality_averages_the_map_and_its_mirror_image(monkeypatch):
+    chi = some_map((6, 5, 4))
+    predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))
+    predictor.model = replace(predictor.model, quality=True)
+    v = 10 * chi.array.astype(np.float64)
+    background, left, right = np.exp([0 * v, v, 2 * v]) / np.exp([0 * v, v, 2 * v]).sum(axis=0)
+    # What is left in the mirror image is right in the map, and a network without a sense of place sees no difference.
+    expected = [background, (left + right) / 2, (left + right) / 2]
+    np.testing.assert_allclose(predictor(chi), expected, atol=0.01)  # bfloat16
+
+
+def test_the_best_quality_averages_all_checkpoints(monkeypatch):
+    chi = some_map((6, 5, 4))
+    both = predictor_of(monkeypatch, _Sides(), _Position3(), labels=("DN_L", "DN_R"))(chi)
+    first, second = (predictor_of(monkeypatch, one, labels=("DN_L", "DN_R"))(chi) for one in (_Sides(), _Position3()))
+    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+
+
+class _Position3(nn.Module):
+    """Another answer in three channels."""
+
+    def forward(self, x):
+        return torch.cat((-x, x, x), dim=1)
+
+
+def test_temperatures_divide_the_logits_of_their_channels(monkeypatch):
+    chi = some_map((6, 5, 4))
+    predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))
+    predictor.model = replace(predictor.model, temperatures=(1.0, 2.0, 4.0))
+    half = 10 * chi.array.astype(np.float64) / 2
+    expected = np.exp([0 * half, half, half]) / np.exp([0 * half, half, half]).sum(axis=0)
+    np.testing.assert_allclose(predictor(chi), expected, atol=0.01)  # bfloat16
