@@ -1,9 +1,12 @@
-"""How well a model finds the nuclei: Dice on the demo, on simulated maps never trained on, and on real maps.
+"""How well a model finds the nuclei: on the demo, on simulated maps never trained on, and on real maps.
 
-    python benchmarks/accuracy.py [--weights FOLDER] [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
+    python benchmarks/accuracy.py [--weights FOLDER] [--maps N] [--each N] [--template FILE] [--seed S]
+                                  [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
-A dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/`` (as `dgmseg demo` and `dgmseg simulate` write
-them); labels are matched by the abbreviations in their ``dseg.tsv``. Prints Markdown, one table a dataset.
+With ``--maps`` it draws that many maps with all settings but the head in the middle of their ranges, and with
+``--each`` so many of every other condition (`conditions.py`), from a label template (the phantom without one). A
+dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/`` (as `dgmseg demo` and `dgmseg simulate` write
+them); labels are matched by the abbreviations in their ``dseg.tsv``. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -15,13 +18,26 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from conditions import Condition, conditions
 
 from bids_dgmseg.commands import demo
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.measure.calibration import expected_calibration_error
 from bids_dgmseg.measure.overlap import dice
+from bids_dgmseg.measure.surface import surface_distances
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.finetune import given_labels, segment
 from bids_dgmseg.pipeline.labels import read_labelled_maps
+from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import Block, predict
+from bids_dgmseg.simulate.dataset import read_template
+from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
+
+_FIRST_SEED = 2 * 10**13
+"""Beyond the seeds of training and of `dgmseg simulate`."""
 
 
 def main() -> None:
@@ -29,6 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--maps", type=int, default=0, help="maps with ordinary settings to draw")
+    parser.add_argument("--each", type=int, default=0, help="maps of every other condition to draw")
+    parser.add_argument("--template", type=Path, help="label template to draw them from (default: the phantom)")
+    parser.add_argument("--seed", type=int, default=1, help="of those maps (default: 1)")
     parser.add_argument("--simulated", type=Path, help="dataset that `dgmseg simulate` wrote")
     parser.add_argument("--real", type=Path, help="dataset with silver labels")
     parser.add_argument("--out", type=Path, help="all scores as TSV")
@@ -42,7 +62,11 @@ def main() -> None:
         if root is not None and root.is_dir():
             tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
-        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{as_markdown(table)}")
+        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{as_markdown(table)}", flush=True)
+    if args.maps:
+        drawn = try_conditions(model, args.weights, args.template, n_middle=args.maps, n_each=args.each, seed=args.seed)
+        print(f"\n{measures_table(drawn)}\n\n{conditions_table(drawn)}")
+        tables.append(drawn.assign(dataset="drawn"))
     if args.out:
         pd.concat(tables).to_csv(args.out, sep="\t", index=False, na_rep="n/a")
 
@@ -59,6 +83,96 @@ def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
         table = dice(given_labels(one.map, model), dseg, structures=known)
         tables.append(table.assign(scan=one.map.name, seconds=seconds))
     return pd.concat(tables)
+
+
+def try_conditions(
+    model: Model, weights: Path | None, template: Path | None, *, n_middle: int, n_each: int, seed: int
+) -> pd.DataFrame:
+    """Draw maps and segment them; one row a map and nucleus of the truth."""
+    head = template_head(read_template(template)) if template else phantom_head()
+    tables = []
+    for number, condition in enumerate(conditions()):
+        for drawn in range(n_each if number else n_middle):
+            sample_seed = _FIRST_SEED + 1_000_000 * seed + 1000 * number + drawn
+            chi, labels = draw_sample([(head, 1.0)], condition.view, sample_seed)
+            array, truth = condition.thicken(chi.numpy(), nuclei_labels(labels).numpy())
+            table = score_drawn(_placed(array, condition), truth, model, weights)
+            tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _placed(array: np.ndarray, condition: Condition) -> Volume:
+    """Place a map in the scanner, its centre at the origin."""
+    step = condition.view.spacing_mm
+    spacing_mm = (step, step, step * condition.slice_factor)
+    x, y, z = (size * edge / 2 for size, edge in zip(array.shape, spacing_mm, strict=True))
+    return Volume(array, world_grid(Box((-x, -y, -z), (x, y, z)), spacing_mm, array.shape).affine)
+
+
+def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:
+    """Segment one map and measure each of its true nuclei."""
+    block = predict(chi, localize(chi, model, weights=weights).box, model, weights=weights)
+    found, known = label_grid(block, model, chi.shape), truth[block.slices]
+    voxel_mm3, rows = float(np.prod(chi.voxel_size_mm)), []
+    numbers = [structure.index for structure in model.structures]
+    for channel, structure in enumerate(model.structures, start=1):
+        true, predicted = truth == structure.index, found == structure.index
+        if not true.any():
+            continue
+        # Left and right of a nucleus follow one another in structures.tsv.
+        other_side = structure.index + (1 if structure.index % 2 else -1)
+        rows.append({
+            "abbreviation": structure.abbreviation,
+            "dice": 2 * np.count_nonzero(true & predicted) / (true.sum() + predicted.sum()),
+            "hd95_mm": surface_distances(true, predicted, voxel_size_mm=chi.voxel_size_mm).hd95_mm,
+            "true_mm3": true.sum() * voxel_mm3, "found_mm3": predicted.sum() * voxel_mm3,
+            "true_ppm": chi.array[true].mean(), "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
+            "missed": not predicted.any(),
+            "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
+            "ece": _calibration(block, channel, known == structure.index),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _calibration(block: Block, channel: int, truth: np.ndarray) -> float:
+    """Measure a nucleus' calibration where there is a doubt: neither surely it nor surely not."""
+    probability = block.probabilities[channel]
+    doubtful = (probability > 0.01) | truth
+    return expected_calibration_error(probability[doubtful], truth[doubtful])
+
+
+def measures_table(table: pd.DataFrame) -> str:
+    """Lay the measures of the first condition out, a row a nucleus, left and right together."""
+    first = table[table["condition"] == table["condition"].iloc[0]]
+    lines = [f"{first['condition'].iloc[0]}: {first['scan'].nunique()} maps\n",
+             "| nucleus | Dice | worst | HD95 mm | volume bias % | volume r | χ bias ppm | χ worst | ECE | missed | "
+             "wrong side |", "| --- " * 11 + "|"]  # fmt: skip
+    for nucleus, rows in first.groupby(first["abbreviation"].str.split("_").str[0], sort=False):
+        bias = 100 * (rows["found_mm3"].sum() / rows["true_mm3"].sum() - 1)
+        shift = rows["found_ppm"] - rows["true_ppm"]
+        lines.append(
+            f"| {nucleus} | {rows['dice'].mean():.3f} | {rows['dice'].min():.3f} | {rows['hd95_mm'].mean():.2f} | "
+            f"{bias:+.1f} | {rows['found_mm3'].corr(rows['true_mm3']):.3f} | {shift.mean():+.4f} | "
+            f"{shift.abs().max():.4f} | {rows['ece'].mean():.3f} | {rows['missed'].sum()} | "
+            f"{rows['wrong_side'].sum()} |"
+        )
+    return "\n".join(lines)
+
+
+def conditions_table(table: pd.DataFrame) -> str:
+    """Lay the Dice of all conditions out, a row each, with the worst and the number of nuclei missed or swapped."""
+    nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
+    wide = nuclei.pivot_table(index="condition", columns="nucleus", values="dice", aggfunc="mean", sort=False)
+    groups = table.groupby("condition", sort=False)
+    wide["mean"], wide["worst"] = wide.mean(axis=1), groups["dice"].min()
+    wide["missed"], wide["wrong side"] = groups["missed"].sum(), groups["wrong_side"].sum()
+    wide["maps"] = groups["scan"].nunique()
+    lines = ["| Dice | " + " | ".join(wide.columns) + " |", "| --- " * (len(wide.columns) + 1) + "|"]
+    for name, row in wide.iterrows():
+        cells = [f"{value:.0f}" if column in ("missed", "wrong side", "maps") else f"{value:.3f}"
+                 for column, value in row.items()]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def as_markdown(table: pd.DataFrame) -> str:

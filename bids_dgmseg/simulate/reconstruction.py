@@ -41,6 +41,8 @@ class ReconstructionRanges:
     largest_radius_mm: tuple[float, float] = (5.0, 12.0)
     smallest_radius_mm: tuple[float, float] = (2.0, 3.0)
     """Of V-SHARP."""
+    methods: tuple[float, float, float, float] = (0.40, 0.25, 0.20, 0.15)
+    """How often truncated division, least squares, conjugate gradients and total variation are drawn."""
     threshold: tuple[float, float] = (0.08, 0.25)
     """Of truncated division."""
     least_squares: tuple[float, float] = (0.004, 0.05)
@@ -143,18 +145,19 @@ def _draw_inversion(
     kernel: Tensor, weight: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
     generator: torch.Generator,
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
-    method, ridge = uniform(generator, 0, 1), uniform(generator, *ranges.ridge)
-    if method < 0.4:
+    parts = torch.tensor(ranges.methods, device=generator.device)
+    method, ridge = int(torch.multinomial(parts, 1, generator=generator)), uniform(generator, *ranges.ridge)
+    if method == 0:
         threshold = uniform(generator, *ranges.threshold)
         return lambda field: truncated_division(field, kernel, threshold=threshold)
-    if method < 0.65:
+    if method == 1:
         strength = _log_uniform(generator, *ranges.least_squares)
         if chance(generator, 0.5):
             return lambda field: least_squares(field, kernel, strength=strength)
         return lambda field: least_squares(
             field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, ridge=ridge
         )
-    if method < 0.85:
+    if method == 2:
         strength = _log_uniform(generator, *ranges.conjugate_gradients)
         steps = round(uniform(generator, *ranges.iterations))
         return lambda field: conjugate_gradients(field, kernel, weight=weight, strength=strength, iterations=steps)

@@ -11,9 +11,18 @@ from torch import Tensor
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, HeadRanges, LabelMap, chance, draw_head_points, uniform
+from bids_dgmseg.simulate.anatomy import (
+    FIRST_TISSUE,
+    HeadRanges,
+    LabelMap,
+    chance,
+    draw_head_points,
+    smooth_noise,
+    uniform,
+)
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_view
 from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, shape_head
+from bids_dgmseg.simulate.filters import blur
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.susceptibility import ValueRanges, fill, split_dentate
 
@@ -43,7 +52,7 @@ LOCALIZER_VIEW = View(
     head=HeadRanges(
         rotation_deg=(22.0, 18.0, 18.0), shift_mm=(20.0, 25.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
     ),
-    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6)),
+    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6), slice_mm=(1.0, 2.0)),
     cut_mm=(110.0, 90.0), outside_noise=0.3,
 )  # fmt: skip
 
@@ -108,10 +117,16 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
 
 
 def _show(chi: Tensor, seen: Tensor, view: View, generator: torch.Generator) -> Tensor:
-    if chance(generator, view.outside_noise):
-        noise = torch.randn(chi.shape, generator=generator, device=chi.device) * uniform(generator, 0.01, 0.3)
-        return torch.where(seen, chi, noise)
-    return torch.where(seen, chi, torch.zeros_like(chi))
+    """Put zeros outside the brain, or noise, or what the scalp's tissues leave in a map that is not skull-stripped."""
+    if not chance(generator, view.outside_noise):
+        return torch.where(seen, chi, torch.zeros_like(chi))
+    outside = torch.randn(chi.shape, generator=generator, device=chi.device) * uniform(generator, 0.01, 0.3)
+    if chance(generator, 0.5):
+        wavelength = uniform(generator, 6.0, 20.0) / view.spacing_mm
+        outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
+        near = blur(seen.float(), [8.0 / view.spacing_mm] * 3) > uniform(generator, 0.01, 0.3)
+        outside = outside * near
+    return torch.where(seen, chi, outside)
 
 
 def swap_sides(labels: Tensor) -> Tensor:

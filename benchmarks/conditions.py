@@ -1,0 +1,94 @@
+"""The kinds of simulated maps on which `accuracy.py` tries a model: one setting moved, all others in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.simulate.artefacts import ArtefactRanges
+from bids_dgmseg.simulate.dataset import whole_head_view
+from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
+from bids_dgmseg.simulate.sample import View
+
+_LOGARITHMIC = {"noise_ppm", "snr", "least_squares", "conjugate_gradients", "total_variation"}
+"""Ranges whose middle is that of their logarithms, as they are drawn."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One kind of map."""
+
+    name: str
+    view: View
+    slice_factor: int = 1
+    """So many slices are averaged to one."""
+
+    def thicken(self, chi: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Average a map's slices; a thick voxel has the label that most of it has."""
+        factor, depth = self.slice_factor, chi.shape[2] // self.slice_factor
+        stacks = [array[:, :, : depth * factor].reshape(*array.shape[:2], depth, factor) for array in (chi, labels)]
+        counts = np.stack([(stacks[1] == number).sum(axis=-1) for number in range(int(labels.max()) + 1)])
+        return stacks[0].mean(axis=-1, dtype=np.float32), counts.argmax(axis=0).astype(np.uint8)
+
+
+def conditions() -> Iterator[Condition]:
+    """Yield all conditions; the first is the middle of all ranges."""
+    view = middle_view(1.0)
+    yield Condition("mid-range, 1 mm", view)
+    yield Condition("0.7 mm", middle_view(0.7))
+    yield Condition("slices of 2 mm", view, slice_factor=2)
+    yield Condition("slices of 3 mm", view, slice_factor=3)
+    for largest in (15.0, 30.0):
+        head = dataclasses.replace(view.head, rotation_deg=(largest,) * 3)
+        yield Condition(f"turned by up to {largest:.0f}°, all axes", dataclasses.replace(view, head=head))
+    for snr in (20.0, 120.0):
+        yield Condition(f"SNR {snr:.0f}", _reconstructed(view, snr=(snr, snr)))
+    for method, name in enumerate(("truncated division", "least squares", "conjugate gradients", "total variation")):
+        weights = tuple(float(other == method) for other in range(4))
+        yield Condition(name, _reconstructed(view, methods=weights))
+    yield Condition("degraded without physics", _with_artefacts(view, physics=0.0))
+    for age in (15.0, 75.0):
+        yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age), mixture=0.0))
+    yield Condition("every nucleus diseased", _with_values(view, odd=1.0))
+    yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
+    yield Condition("everything at random, as trained", whole_head_view(1.0))
+
+
+def middle_view(spacing_mm: float) -> View:
+    """See a whole head as an ordinary scan of that voxel size shows it; people differ as in training."""
+    artefacts = dataclasses.replace(
+        middle(ArtefactRanges()), in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0),
+        reconstruction=dataclasses.replace(middle(ReconstructionRanges()), b0_tesla=(3.0,)),
+    )  # fmt: skip
+    return dataclasses.replace(whole_head_view(spacing_mm), artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0)
+
+
+def middle(ranges: Any) -> Any:
+    """Replace each range of a dataclass, a pair of numbers, by its middle twice."""
+    changed = {}
+    for field in dataclasses.fields(ranges):
+        value = getattr(ranges, field.name)
+        if isinstance(value, tuple) and len(value) == 2:
+            low, high = value
+            half = math.sqrt(low * high) if field.name in _LOGARITHMIC else (low + high) / 2
+            changed[field.name] = (half, half)
+    return dataclasses.replace(ranges, **changed)
+
+
+def _with_values(view: View, **values: Any) -> View:
+    return dataclasses.replace(view, values=dataclasses.replace(view.values, **values))
+
+
+def _with_artefacts(view: View, **artefacts: Any) -> View:
+    return dataclasses.replace(view, artefacts=dataclasses.replace(view.artefacts, **artefacts))
+
+
+def _reconstructed(view: View, **reconstruction: Any) -> View:
+    changed = dataclasses.replace(view.artefacts.reconstruction, **reconstruction)
+    return _with_artefacts(view, physics=1.0, reconstruction=changed)
