@@ -120,7 +120,8 @@ def _show(chi: Tensor, seen: Tensor, view: View, generator: torch.Generator) -> 
     """Put zeros outside the brain, or noise, or what the scalp's tissues leave in a map that is not skull-stripped."""
     if not chance(generator, view.outside_noise):
         return torch.where(seen, chi, torch.zeros_like(chi))
-    outside = torch.randn(chi.shape, generator=generator, device=chi.device) * uniform(generator, 0.01, 0.3)
+    level_ppm = 0.3 * 10 ** uniform(generator, -2.5, 0.0)
+    outside = torch.randn(chi.shape, generator=generator, device=chi.device) * level_ppm
     if chance(generator, 0.5):
         wavelength = uniform(generator, 6.0, 20.0) / view.spacing_mm
         outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
