@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.bids.segmentations import read_label_table
+from bids_dgmseg.bids.sources import find_source
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume
@@ -223,10 +224,14 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Volume and, where there is a map or a table, mean susceptibility of each nucleus by each rater."""
     values, failures = [], []
+    tables = {} if task.chi else {rater: _read_stats(one.path) for rater, one in segmentations.items()}
+    chi = None
     try:
-        chi = _read_chi(task.chi) if task.chi else None
+        if task.chi:
+            chi = _read_chi(task.chi)
+        elif not all(tables.values()):
+            chi = _read_source(segmentations.values())
     except InputError as error:
-        chi = None
         failures.append(f"{task.scan}: {error}")
     for rater, one in segmentations.items():
         problem = grids_differ(one.volume, chi) if chi else None
@@ -236,7 +241,6 @@ def _measure(
                 f"{task.chi.name if task.chi else 'the map'} ({_describe(chi)}; {problem}); resample one of them first"
             )
         measured = _under_labels(chi.array, renumbered[rater]) if chi and not problem else {}
-        tabled = {} if task.chi else _read_stats(one.path)
         voxel_mm3 = float(np.prod(one.volume.voxel_size_mm))
         counts = np.bincount(renumbered[rater].ravel(), minlength=len(structures) + 1)
         for name in (name for name in structures if name in one.labels.values()):
@@ -244,9 +248,22 @@ def _measure(
             row = {"scan": task.scan, "abbreviation": name, "rater": rater}
             volume = counts[number] * voxel_mm3 if counts[number] else np.nan
             values.append({"quantity": "volume_mm3", **row, "value": volume})
-            mean = measured.get(number, tabled.get(name, np.nan))
+            mean = measured.get(number, tables.get(rater, {}).get(name, np.nan))
             values.append({"quantity": "mean_ppm", **row, "value": mean})
     return values, failures
+
+
+def _read_source(segmentations: Collection[_Segmentation]) -> Volume | None:
+    """Read the map that one of the segmentations says it was made from, if it lies on the grid of all."""
+    found = (find_source(one.path, "Chimap") for one in segmentations)
+    for path in (path for path in found if path):
+        try:
+            chi = _read_chi(path)
+        except InputError:  # nobody asked for this map: overlap and volumes stand without it
+            continue
+        if not any(grids_differ(one.volume, chi) for one in segmentations):
+            return chi
+    return None
 
 
 def _read_chi(path: Path) -> Volume:

@@ -191,6 +191,39 @@ def test_mean_susceptibilities_come_from_the_tables_where_there_are_no_maps(eval
     assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == (0.1, 0.12)
 
 
+@pytest.fixture
+def derived(tmp_path) -> tuple[Path, Path]:
+    """A manual segmentation without any map, and a derivative that names its own: DN_L has 0.1, beside it 0.02 ppm."""
+    manual = tree(tmp_path / "manual", {"sub-01": labels(1, 2)})
+    out = tree(tmp_path / "out of dgmseg", {"sub-01": labels(1, 2, grow=1)})
+    chi = np.random.default_rng(0).normal(0, 0.02, (12, 12, 6)).astype(np.float32)
+    chi[labels(1, 2, grow=1) == 1], chi[labels(1, 2) == 1] = 0.02, 0.1
+    write(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz", chi)
+    sources = {"Sources": ["bids:raw:sub-01/anat/sub-01_Chimap.nii.gz"]}
+    (out / "sub-01/anat/sub-01_seg-x_dseg.json").write_text(json.dumps(sources))
+    (out / "dataset_description.json").write_text('{"DatasetLinks": {"raw": "../raw"}}')
+    return manual, out
+
+
+def test_mean_susceptibilities_come_from_the_map_that_a_segmentation_was_made_from(evaluate, tmp_path, derived):
+    code, out, _ = evaluate(*derived)
+    assert (code, "no susceptibilities" in out) == (0, False)
+    row = row_of(tmp_path, "overlap", abbreviation="DN_L")  # 18 voxels of 0.1 and 6 of 0.02: 0.08
+    assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == pytest.approx((0.1, 0.08))
+
+
+@pytest.mark.parametrize("harm", [
+    pytest.param(lambda path: path.write_bytes(b"no image"), id="broken"),
+    pytest.param(lambda path: write(path, np.full((9, 9, 9), 0.1, np.float32)), id="another grid"),
+    pytest.param(lambda path: path.unlink(), id="gone"),
+])
+def test_a_map_that_nobody_asked_for_fails_nothing(evaluate, tmp_path, derived, harm):
+    harm(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz")
+    code, out, _ = evaluate(*derived)
+    assert code == 0
+    assert "note: no susceptibilities to compare; give the maps with --chi" in out
+
+
 def test_predictions_are_compared_with_one_another(evaluate, tmp_path):
     scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
     truth = tree(tmp_path / "truth", scans)
