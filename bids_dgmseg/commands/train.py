@@ -9,11 +9,12 @@ from pathlib import Path
 
 from bids_dgmseg.commands import _nnunet, _recipes
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import ALIASES, MODELS, Model, get_model
+from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
 
 HELP = "train, resume or fine-tune a model; OUT becomes a folder for --weights"
 
 _SIMULATED_MINUTES, _SIMULATED_STEPS = 60.0, 4500
+_CALIBRATION_MAPS = 40
 _LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 
 
@@ -26,30 +27,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
                              "simulated while training; `phantom` takes the analytic phantom alone")
     parser.add_argument("out", metavar="OUT", type=Path, help="model folder; an unfinished training in it is resumed")
-    parser.add_argument("--part", choices=("localizer", "segmenter"), default="segmenter",
-                        help="which of the two networks; labelled maps train the segmenter (default: %(default)s)")
+    parser.add_argument("--part", choices=("localizer", "segmenter", "calibration"), default="segmenter",
+                        help="which of the two networks, or the temperatures of the trained segmenter in OUT; labelled "
+                             "maps train the segmenter (default: %(default)s)")
     parser.add_argument("--minutes", type=_positive,
                         help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
                              f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})")
     parser.add_argument("--steps", type=_count,
                         help=f"length of the whole training (default: {_SIMULATED_STEPS} on simulated maps, --minutes "
-                             "on labelled ones)")
+                             f"on labelled ones); number of maps to calibrate on (default: {_CALIBRATION_MAPS})")
     parser.add_argument("--seed", type=int, default=1, help="of weights and samples (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where to compute (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that make samples (default: %(default)s)")
+    parser.add_argument("--from", metavar="FOLDER", dest="start",
+                        help="weights to start from: a folder, or `default`, the model's own (default: those on "
+                             "labelled maps, random ones on simulated maps)")
+    parser.add_argument("--learning-rate", metavar="RATE", type=_positive,
+                        help=f"highest learning rate (default: {_LABELLED_RATE:g} on labelled maps, 0.002 on simulated "
+                             "ones, or the paper's)")
     labelled = parser.add_argument_group("on labelled maps")
-    labelled.add_argument("--from", metavar="FOLDER", dest="start",
-                          help="weights to start from: a folder, or `default`, the model's own (default: those)")
     labelled.add_argument("--holdout", metavar="LABEL", nargs="+", action="extend", default=[], type=_label,
                           help="participants not to learn from; fine-tuning scores them")
     labelled.add_argument("--derivatives", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
                           help="derivative datasets with maps or labels (default: all below DATASET/derivatives)")
     labelled.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=_entity,
                           help="where a scan has several segmentations, take those with one of these entities, such as "
-                               "desc-manual")
-    labelled.add_argument("--learning-rate", metavar="RATE", type=_positive,
-                          help=f"highest learning rate (default: {_LABELLED_RATE:g}, or the paper's)")  # fmt: skip
+                               "desc-manual")  # fmt: skip
     _recipes.add_arguments(parser)
     _nnunet.add_arguments(parser)
 
@@ -73,20 +77,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
-    for option in ("start", "holdout", "derivatives", "choose", "learning_rate"):
+    for option in ("holdout", "derivatives", "choose"):
         if getattr(args, option):
-            name = "from" if option == "start" else option.replace("_", "-")
-            raise InputError(f"--{name}: is for a labelled BIDS dataset, and {args.dataset} is no folder; leave it out")
+            raise InputError(
+                f"--{option}: is for a labelled BIDS dataset, and {args.dataset} is no folder; leave it out"
+            )
     template = None if str(args.dataset) == "phantom" else args.dataset
     if template and not template.is_file():
         raise InputError(
             f"{template}: no such label template or dataset; give a labelled BIDS dataset, make a template with "
             "`dgmseg template`, or say phantom"
         )
+    if args.part == "calibration":
+        from bids_dgmseg.training.calibration import calibrate
+
+        calibrate(model, template, args.out, n_maps=args.steps or _CALIBRATION_MAPS, seed=args.seed,
+                  device=args.device, say=_say)  # fmt: skip
+        print(f"temperatures in {args.out.name}/model.toml")
+        return 0
     from bids_dgmseg.training.simulated import Slice, train_on_simulations
 
     steps = args.steps or _SIMULATED_STEPS
-    this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers)
+    start = None if args.start is None else _start(model, args.start) or weights_folder(model)
+    this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers,
+                 args.learning_rate or Slice.learning_rate, start)  # fmt: skip
     outcome = train_on_simulations(model, template, args.out, this, say=_say)
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
@@ -96,7 +110,7 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
 
 def _fine_tune(model: Model, args: argparse.Namespace) -> int:
     if args.part != "segmenter":
-        raise InputError("--part localizer: labels of nuclei cannot train it; leave --part out")
+        raise InputError(f"--part {args.part}: labels of nuclei cannot train it; leave --part out")
     from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
     from bids_dgmseg.training.finetune import FineTuning
 

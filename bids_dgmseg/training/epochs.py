@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.loop import class_counts, dice_of_counts
 from bids_dgmseg.training.objectives import Objective, main_logits, most_probable_classes
 from bids_dgmseg.training.recipe import Pace
@@ -66,13 +67,11 @@ class State:
         plain = {name: getattr(self, name) for name in _PLAIN}
         content = {**plain, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                    "rows": [tuple(vars(row).values()) for row in self.rows]}  # fmt: skip
-        temporary = path.with_name(f".{path.name}.part")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        write_checkpoint(content, path)
 
     def load(self, path: Path) -> None:
         """Go back to a checkpoint."""
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_checkpoint(path)
         self.network.load_state_dict(content.pop("network"))
         self.optimizer.load_state_dict(content.pop("optimizer"))
         self.rows = [Row(*values) for values in content.pop("rows")]

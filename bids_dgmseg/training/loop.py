@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.losses import dice_and_cross_entropy
 
 
@@ -66,15 +67,13 @@ class Progress:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""
-        temporary = path.with_name(f".{path.name}.part")
         state = {"network": self.network.state_dict(), "average": self.average,
                  "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}  # fmt: skip
-        torch.save(state, temporary)
-        temporary.replace(path)
+        write_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
         """Go back to a checkpoint."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_checkpoint(path)
         self.network.load_state_dict(state["network"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])

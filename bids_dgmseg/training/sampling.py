@@ -11,16 +11,18 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.bodies import to_device
 from bids_dgmseg.simulate.sample import View, draw_sample, phantom_head, template_head
 
 PHANTOM_SHARE = 0.15
 """Part of the samples that show the phantom's ellipsoids in place of the template."""
 
-def training_heads(template: Volume | None) -> list[tuple[LabelMap, float]]:
+def training_heads(template: Volume | None, device: str | torch.device = "cpu") -> list[tuple[LabelMap, float]]:
     """Gather the anatomies that training draws from: the label template, where there is one, and the phantom."""
+    phantom = to_device(phantom_head(), device)
     if template is None:
-        return [(phantom_head(), 1.0)]
-    return [(template_head(template), 1 - PHANTOM_SHARE), (phantom_head(), PHANTOM_SHARE)]
+        return [(phantom, 1.0)]
+    return [(to_device(template_head(template), device), 1 - PHANTOM_SHARE), (phantom, PHANTOM_SHARE)]
 
 
 class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
@@ -29,7 +31,7 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
     Parameters
     ----------
     heads : sequence of (LabelMap, float)
-        Anatomies and how often each is drawn.
+        Anatomies and how often each is drawn; maps are drawn on their device.
     view : View
         Field of view.
     seed : int
@@ -51,4 +53,4 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
         """Draw sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
         torch.set_num_threads(1)
         chi, labels = draw_sample(self.heads, self.view, self.seed * 10_000_000 + index)
-        return torch.from_numpy(self.normalize(chi.numpy()))[None], self.classes_of(labels)
+        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels)

@@ -14,6 +14,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import (
+    load_weights,
     localizer_network,
     pick_device,
     save_weights,
@@ -25,12 +26,14 @@ from bids_dgmseg.training.curve import Curve
 from bids_dgmseg.training.loop import Progress, Schedule, train, use_cores
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
 
+Part = Literal["localizer", "segmenter"]
+
 
 @dataclass(frozen=True)
 class Slice:
     """One slice of a training."""
 
-    part: Literal["localizer", "segmenter"]
+    part: Part
     steps: int
     """Length of the whole training."""
     minutes: float
@@ -38,6 +41,10 @@ class Slice:
     seed: int = 0
     device: str = "auto"
     workers: int = 1
+    """Processes that draw maps; none where a GPU draws them."""
+    learning_rate: float = Schedule.learning_rate
+    start: Path | None = None
+    """Folder of the weights that a new training starts from; None for random ones."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +78,31 @@ def train_on_simulations(
     use_cores()
     torch.manual_seed(this.seed)
     out.mkdir(parents=True, exist_ok=True)
-    device, schedule = pick_device(this.device), Schedule(steps=this.steps)
+    device, schedule = pick_device(this.device), Schedule(steps=this.steps, learning_rate=this.learning_rate)
     network = localizer_network(model) if this.part == "localizer" else segmenter_network(model)
+    if this.start is not None:
+        network = load_weights(network, model, this.part, this.start).requires_grad_(True)
     progress = Progress.start(to_channels_last(network, device), schedule)
     checkpoint = out / f"{this.part}_checkpoint.pt"
     if checkpoint.is_file():
         progress.load(checkpoint)
     classes = model.localizer.labels if this.part == "localizer" else model.labels
     done = train(
-        progress, _samples(model, template, this), schedule=schedule, checkpoint=checkpoint, minutes=this.minutes,
-        device=device, workers=this.workers,
+        progress, simulated_maps(model, template, this.part, seed=this.seed, device=device), schedule=schedule,
+        checkpoint=checkpoint, minutes=this.minutes, device=device,
+        workers=this.workers if device.type == "cpu" else 0,
         report=Curve(out / f"{this.part}_curve.tsv", classes, say=say, step=progress.step).add,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))
 
 
-def _samples(model: Model, template: Path | None, this: Slice) -> SimulatedMaps:
-    heads = training_heads(None if template is None else Volume.read(template, np.uint8))
-    if this.part == "localizer" and model.localizer.input is not None:
+def simulated_maps(
+    model: Model, template: Path | None, part: Part, *, seed: int, device: str | torch.device = "cpu"
+) -> SimulatedMaps:
+    """Stream the maps from which one part of a model learns, drawn on a device."""
+    heads = training_heads(None if template is None else Volume.read(template, np.uint8), device)
+    if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:
         view, classes_of, shown = SEGMENTER_VIEW, nuclei_labels, model.input
-    return SimulatedMaps(
-        heads, view, seed=this.seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization]
-    )
+    return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])

@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import get_model
+from bids_dgmseg.segment.folder import as_trained
+from bids_dgmseg.segment.weights import save_weights, segmenter_network
+from bids_dgmseg.simulate.sample import View
+from bids_dgmseg.training import simulated
+from bids_dgmseg.training.calibration import calibrate
+from bids_dgmseg.training.simulated import Slice, train_on_simulations
+
+SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
+
+
+@pytest.fixture(autouse=True)
+def small_maps(monkeypatch):
+    """Maps of 24³ voxels of 4 mm."""
+    monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A folder of weights, drawn at random, and those weights."""
+    torch.manual_seed(5)
+    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "start" / "segmenter.safetensors")
+    return tmp_path / "start"
+
+
+def learn(out, **options):
+    lines: list[str] = []
+    outcome = train_on_simulations(SMALL, None, out, Slice("segmenter", minutes=5, workers=0, device="cpu", **options),
+                                   say=lines.append)  # fmt: skip
+    return outcome, load_file(out / "segmenter.safetensors")
+
+
+def test_a_training_starts_from_the_weights_it_is_given(start, tmp_path):
+    given = load_file(start / "segmenter.safetensors")
+    outcome, learned = learn(tmp_path / "out", steps=1, learning_rate=1e-9, start=start)
+    assert outcome.done
+    for name, values in given.items():
+        torch.testing.assert_close(learned[name], values, atol=2e-3, rtol=0)  # float16 of values that hardly moved
+
+
+def test_a_training_that_goes_on_takes_its_checkpoint_not_the_starting_weights(start, tmp_path):
+    learn(tmp_path / "out", steps=2, learning_rate=0.05)
+    before = load_file(tmp_path / "out" / "segmenter.safetensors")
+    _, after = learn(tmp_path / "out", steps=2, start=start)
+    assert all(torch.equal(after[name], values) for name, values in before.items())
+
+
+def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
+    lines: list[str] = []
+    temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lines.append)
+    assert len(lines) == 16
+    assert lines[0].startswith("DN_L ")
+    assert as_trained(SMALL, start).temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
+
+
+def test_an_untrained_network_is_found_too_sure_or_not_sure_enough(start):
+    temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lambda line: None)
+    assert not torch.allclose(temperatures, torch.ones(17), atol=0.05)
+
+
+def test_calibration_needs_weights(tmp_path):
+    with pytest.raises(InputError, match=r"no weights in .*; pass --weights FOLDER or choose another --model"):
+        calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cpu", say=print)
