@@ -1,0 +1,66 @@
+"""The page of `dgmseg evaluate` in a real browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.commands import main
+from tests.report.devtools import Tab, open_tab
+
+
+@pytest.fixture(scope="module", params=[1280, 400], ids=["desk", "phone"])
+def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
+    """The page of three raters of five scans."""
+    root = Path(tmp_path_factory.mktemp("raters"))
+    for rater, more in (("A", 0), ("B", 1), ("C", 2)):
+        for number in range(1, 6):
+            labels = np.zeros((12, 16, 8), np.int16)
+            labels[2:5, 2 : 6 + number + more, 2:5], labels[7:10, 2 : 7 + number, 2:5] = 1, 2
+            path = root / rater / f"sub-{number}/anat/sub-{number}_dseg.nii.gz"
+            path.parent.mkdir(parents=True)
+            nib.Nifti1Image(labels, np.eye(4)).to_filename(path)
+    assert main(["evaluate", *(str(root / rater) for rater in "ABC"), "--raters", "--out", str(root / "out")]) == 0
+    with open_tab(browser, root / "profile", width=request.param) as opened:
+        opened.open((root / "out/evaluate.html").as_uri())
+        yield opened
+
+
+def test_it_opens_without_a_word_and_loads_nothing_from_elsewhere(tab):
+    assert not tab.said("Log.entryAdded")
+    addresses = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
+    assert {address.partition(":")[0] for address in addresses} <= {"file", "data"}
+    assert sum(address.startswith("file") for address in addresses) == 1
+
+
+def test_pictures_load_and_say_what_they_show(tab):
+    shown = tab.run("[...document.images].map(one => [one.naturalWidth > 300, one.alt])")
+    assert len(shown) == 6  # overlap and volumes of three pairs
+    assert all(loaded for loaded, _ in shown)
+    assert len({alt for _, alt in shown if alt}) == 6
+
+
+def test_the_page_does_not_run_over(tab):
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_tables_are_named_and_their_heads_tell_of_what(tab):
+    tables = tab.run("[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
+                     "[...table.querySelectorAll('th')].every(head => head.scope)])")  # fmt: skip
+    assert len(tables) == 7
+    assert all(caption and scoped for caption, scoped in tables)
+
+
+def test_headings_go_down_one_step_at_a_time(tab):
+    levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_wide_tables_can_be_scrolled_by_keyboard(tab):
+    script = """[...document.querySelectorAll('table')].map(table => table.parentElement)
+      .filter(place => place.scrollWidth > place.clientWidth).every(place => place.tabIndex >= 0)"""
+    assert tab.run(script)
+
