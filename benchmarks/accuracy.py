@@ -31,8 +31,9 @@ from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.finetune import given_labels, segment
 from bids_dgmseg.pipeline.labels import read_labelled_maps
 from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.predict import Block, predict
+from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.models import Cleaning, Model
-from bids_dgmseg.segment.predict import Block
+from bids_dgmseg.segment.found import Block
 
 
 def clean(block: Block, model: Model) -> NDArray[np.uint8]:

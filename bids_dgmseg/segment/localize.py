@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.segment.atlas import find_by_atlas, read_references
 from bids_dgmseg.segment.forward import forward
+from bids_dgmseg.segment.found import Location
 from bids_dgmseg.segment.measured import find_measured, measured_box
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import load_weights, localizer_network
@@ -26,15 +26,6 @@ _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 
 _SMALLEST_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is no head, however the view is cut."""
-
-
-@dataclass(frozen=True)
-class Location:
-    """What the whole-head step found."""
-
-    box: Box
-    labels: Volume | None
-    """Regions, numbered from 1 in the order of ``localizer.labels``; None where no network looked."""
 
 
 def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
@@ -62,7 +53,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         If there is no head in the map.
     """
     if model.localizer.kind == "nnunet":
-        from bids_dgmseg.segment.nnunet import localize_cerebellum  # imports this module
+        from bids_dgmseg.segment.nnunet import localize_cerebellum  # loads nnunetv2
 
         _check_size(find_measured(chi).array, chi)
         return localize_cerebellum(chi, model, weights=weights, device=device)

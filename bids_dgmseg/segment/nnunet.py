@@ -21,11 +21,10 @@ from bids_dgmseg.images.boxes import Box, box_of_mask
 from bids_dgmseg.images.resample import Grid, covering_block
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model, weights_folder
+from bids_dgmseg.segment.found import Block, Location
 from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, step_folder
-from bids_dgmseg.segment.localize import Location
 from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.nnunet_folder import Trained, mirror_axes, read_folder
-from bids_dgmseg.segment.predict import Block
 from bids_dgmseg.segment.weights import pick_device, sha256
 
 _RAS = orientations.axcodes2ornt("RAS")

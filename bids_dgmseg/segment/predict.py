@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +18,7 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.segment.carry import carry
 from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward_batch
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.heads import merge_heads, mirrored_channels, softmax_heads
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.sides import divide, find_midplane
@@ -39,22 +39,6 @@ class Predictor(Protocol):
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         """Predict one crop."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Probabilities on a part of a map's grid; all else is background.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (C + 1, x, y, z)
-        float32, channel 0 background, then the model's labels; the channels sum to 1.
-    slices : tuple of 3 slice
-        Where the part lies in the map's array.
-    """
-
-    probabilities: NDArray[np.float32]
-    slices: tuple[slice, slice, slice]
 
 
 def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Block:
@@ -79,7 +63,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
     if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
-        from bids_dgmseg.segment.nnunet import NnunetPredictor  # imports this module
+        from bids_dgmseg.segment.nnunet import NnunetPredictor  # loads nnunetv2
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
     grid = world_grid(box, model.input.spacing_mm)

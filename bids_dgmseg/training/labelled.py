@@ -19,8 +19,9 @@ from bids_dgmseg.images.resample import Grid, antialiased, covering_block, resam
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.clean import clean
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.predict import Block, predict_on_grid
+from bids_dgmseg.segment.predict import predict_on_grid
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
 from bids_dgmseg.simulate.filters import blur
 

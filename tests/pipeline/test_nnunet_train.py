@@ -13,7 +13,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import get_model
 from bids_dgmseg.pipeline import nnunet_train
 from bids_dgmseg.pipeline.nnunet_train import NnunetRequest, run_nnunet_training
-from bids_dgmseg.segment.localize import Location
+from bids_dgmseg.segment.found import Location
 from bids_dgmseg.simulate.tree import LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining
 from bids_dgmseg.training.nnunet_run import StepOutcome

@@ -16,7 +16,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume, load_image
 from bids_dgmseg.models import MODELS, Localizer, ModelInput
-from bids_dgmseg.segment.localize import Location
+from bids_dgmseg.segment.found import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model

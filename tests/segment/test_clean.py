@@ -4,7 +4,7 @@ import numpy as np
 
 from bids_dgmseg.models import MODELS, Cleaning
 from bids_dgmseg.segment.clean import clean
-from bids_dgmseg.segment.predict import Block
+from bids_dgmseg.segment.found import Block
 
 DN_L, DN_R = 1, 2
 

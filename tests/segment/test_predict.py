@@ -11,7 +11,8 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, ModelInput
 from bids_dgmseg.segment.clean import clean, label_grid
 from bids_dgmseg.segment.forward import forward
-from bids_dgmseg.segment.predict import Block, NetworkPredictor, predict
+from bids_dgmseg.segment.found import Block
+from bids_dgmseg.segment.predict import NetworkPredictor, predict
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
 

@@ -1,0 +1,36 @@
+"""What the two steps hand on: a place in the head, and probabilities there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.volume import Volume
+
+
+@dataclass(frozen=True)
+class Location:
+    """What the whole-head step found."""
+
+    box: Box
+    labels: Volume | None
+    """Regions, numbered from 1 in the order of ``localizer.labels``; None where no network looked."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Probabilities on a part of a map's grid; all else is background.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C + 1, x, y, z)
+        float32, channel 0 background, then the model's labels; the channels sum to 1.
+    slices : tuple of 3 slice
+        Where the part lies in the map's array.
+    """
+
+    probabilities: NDArray[np.float32]
+    slices: tuple[slice, slice, slice]
