@@ -1,6 +1,7 @@
 """The page of `dgmseg evaluate` in a real browser."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -56,7 +57,7 @@ def test_tables_are_named_and_their_heads_tell_of_what(tab):
 def test_headings_go_down_one_step_at_a_time(tab):
     levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_wide_tables_can_be_scrolled_by_keyboard(tab):
