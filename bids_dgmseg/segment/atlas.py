@@ -22,7 +22,8 @@ from bids_dgmseg.segment.sides import find_midplane
 Matrix = NDArray[np.float64]
 
 _RIGID_MM, _AFFINE_MM = 4.0, 2.5
-_RANGE_PPM = (-0.1, 0.2)
+RANGE_PPM = (-0.1, 0.2)
+"""What registration sees; veins and bone beyond it would dominate."""
 _PITCHES_DEG = (-12.0, 0.0, 12.0)
 _BINS = 32
 _SEED = 1
@@ -109,14 +110,14 @@ def align_rigidly(chi: Volume, reference: Reference, upright: Matrix) -> Registr
     """
     from_map, to_reference = _inverse(upright), find_upright(reference.chi)
     beginnings = [to_reference @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
-    transform = _import_sitk().Euler3DTransform
+    transform = import_sitk().Euler3DTransform
     found = [_register(chi, reference, transform(), begin, _RIGID_MM, share=1.0) for begin in beginnings]
     return max(found, key=lambda one: one.similarity)
 
 
 def align_affinely(chi: Volume, reference: Reference, start: Registration) -> Registration:
     """Register a reference to a map at 5 and 2.5 mm, from where it lies already."""
-    transform = _import_sitk().AffineTransform(3)
+    transform = import_sitk().AffineTransform(3)
     return _register(chi, reference, transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
 
 
@@ -124,7 +125,7 @@ def _register(
     chi: Volume, reference: Reference, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
     """Improve a linear transform, map's world to the reference's, by mutual information; the same way each time."""
-    sitk = _import_sitk()
+    sitk = import_sitk()
     middle = _middle_mm(chi)
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(begin[:3, :3].ravel().tolist())
@@ -175,7 +176,7 @@ def _inverse(matrix: Matrix) -> Matrix:
 def _image(chi: Volume, spacing_mm: float) -> Any:
     """Sample what was measured along the world's axes; ITK is given RAS+ coordinates and need not know."""
     grid = world_grid(measured_box(chi).grown(2 * spacing_mm), (spacing_mm,) * 3)
-    return _to_itk(np.clip(resample(chi, grid, antialias=True).array, *_RANGE_PPM), grid)
+    return to_itk(np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM), grid)
 
 
 def _mask_image(chi: Volume, spacing_mm: float) -> Any:
@@ -183,11 +184,12 @@ def _mask_image(chi: Volume, spacing_mm: float) -> Any:
     measured = find_measured(chi)
     grid = world_grid(measured_box(chi).grown(2 * spacing_mm), (spacing_mm,) * 3)
     share = resample(measured.with_array(measured.array.astype(np.float32)), grid, antialias=True).array
-    return _to_itk((share > 0.5).astype(np.uint8), grid)
+    return to_itk((share > 0.5).astype(np.uint8), grid)
 
 
-def _to_itk(array: NDArray[Any], grid: Grid) -> Any:
-    image = _import_sitk().GetImageFromArray(array.T)  # SimpleITK counts axes from the last
+def to_itk(array: NDArray[Any], grid: Grid) -> Any:
+    """Make a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
+    image = import_sitk().GetImageFromArray(array.T)  # SimpleITK counts axes from the last
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
@@ -204,7 +206,14 @@ def _finite(chi: Volume) -> Volume:
     return chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def _import_sitk() -> Any:
+def import_sitk() -> Any:
+    """Import SimpleITK.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
     try:
         import SimpleITK
     except ImportError as error:
