@@ -228,8 +228,9 @@ def _icc21(ms: MeanSquares) -> Estimate:
     tail = (1 + CONFIDENCE) / 2
     below, above = stats.f.ppf(tail, n - 1, freedom), stats.f.ppf(tail, freedom, n - 1)
     spread = k * ms.raters + (k * n - k - n) * ms.error
-    low = n * (ms.targets - below * ms.error) / (below * spread + n * ms.targets)
-    high = n * (above * ms.targets - ms.error) / (spread + n * above * ms.targets)
+    with np.errstate(over="ignore", invalid="ignore"):  # with two scans the quantiles may have no end: no bound
+        low = n * (ms.targets - below * ms.error) / (below * spread + n * ms.targets)
+        high = n * (above * ms.targets - ms.error) / (spread + n * above * ms.targets)
     return Estimate(rho, float(low), float(high), float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1))))
 
 

@@ -38,14 +38,14 @@ def agreement_table(values: pd.DataFrame, *, raters: Sequence[str], pairs: Seque
     """
     rows = []
     for quantity, abbreviation, group in _nuclei(values):
-        ratings = group[list(raters)].to_numpy(float)
-        among = tukey(ratings) if len(raters) > 2 else None
+        present = _present(group, raters)
+        among = tukey(group[present].to_numpy(float)) if len(present) > 2 else None
         for reference, prediction in pairs:
             first, second = (group[rater].to_numpy(float) for rater in (reference, prediction))
             rows.append({
                 "quantity": quantity, "abbreviation": abbreviation, "reference": reference, "prediction": prediction,
                 **agree(first, second), **_tests(first, second),
-                "tukey_p": _of_pair(among, raters, reference, prediction),
+                "tukey_p": _of_pair(among, present, reference, prediction),
             })  # fmt: skip
     return _corrected(pd.DataFrame(rows))
 
@@ -63,13 +63,16 @@ def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        The columns of `RATERS_COLUMNS`, a row a quantity and nucleus.
+        The columns of `RATERS_COLUMNS`, a row a quantity and nucleus, of the raters that have the nucleus in any scan.
     """
     rows = []
     for quantity, abbreviation, group in _nuclei(values):
-        ratings = group[list(raters)].to_numpy(float)
+        present = _present(group, raters)
+        if len(present) < 2:
+            continue
+        ratings = group[present].to_numpy(float)
         complete = len(complete_rows(ratings))
-        row = {"quantity": quantity, "abbreviation": abbreviation, "raters": ", ".join(raters), "k": len(raters),
+        row = {"quantity": quantity, "abbreviation": abbreviation, "raters": ", ".join(present), "k": len(present),
                "n": complete, "n_missing": len(ratings) - complete}  # fmt: skip
         for name, estimate in icc(ratings).items():
             row |= _spell(name, estimate)
@@ -95,14 +98,17 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
     """
     rows = []
     for quantity, abbreviation, group in _nuclei(values):
-        ratings = group[list(raters)].to_numpy(float)
+        present = _present(group, raters)
+        if len(present) < 2:
+            continue
+        ratings = group[present].to_numpy(float)
         among, variance = tukey(ratings), _variance(ratings)
-        for first, second in combinations(raters, 2):
+        for first, second in combinations(present, 2):
             x, y = complete_pairs(group[first].to_numpy(float), group[second].to_numpy(float))
             rows.append({
                 "measure": quantity, "abbreviation": abbreviation, "first": first, "second": second,
                 "n": len(x), "n_missing": len(group) - len(x), "mean_first": _mean(x), "mean_second": _mean(y),
-                "mean_difference": _mean(y - x), **_tests(x, y), "tukey_p": _of_pair(among, raters, first, second),
+                "mean_difference": _mean(y - x), **_tests(x, y), "tukey_p": _of_pair(among, present, first, second),
                 **variance,
             })  # fmt: skip
     return _corrected(pd.DataFrame(rows))
@@ -162,6 +168,11 @@ def _nuclei(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         yield str(quantity), str(abbreviation), group
 
 
+def _present(group: pd.DataFrame, raters: Sequence[str]) -> list[str]:
+    """Name those with a value: the others do not know the nucleus, and must not empty a test among all."""
+    return [rater for rater in raters if group[rater].notna().any()]
+
+
 def _spell(name: str, estimate: Estimate) -> dict[str, float]:
     return {
         name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_p": estimate.p,
@@ -187,7 +198,9 @@ def _variance(ratings: NDArray[np.floating]) -> dict[str, float]:
 
 def _of_pair(table: NDArray[np.float64] | None, raters: Sequence[str], first: str, second: str) -> float:
     names = list(raters)
-    return float(table[names.index(first), names.index(second)]) if table is not None else np.nan
+    if table is None or not {first, second} <= set(names):
+        return np.nan
+    return float(table[names.index(first), names.index(second)])
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,7 @@ _MEANS = {
     }
     for name in ("reference", "prediction")
 }
-_OVERLAP = {**_FRONT, **{key: OVERLAP_COLUMNS[key] for key in OVERLAP_COLUMNS if key != "index"}, **_MEANS}
+OVERLAP_TABLE = {**_FRONT, **{key: OVERLAP_COLUMNS[key] for key in OVERLAP_COLUMNS if key != "index"}, **_MEANS}
 _ENOUGH = 3
 """Scans from which on agreement is more than n/a."""
 
@@ -91,7 +91,7 @@ def run_evaluation(request: Request, *, say: Callable[[str], None]) -> int:
         If the input or the output folder does not allow any comparison.
     """
     evaluation = evaluate(request)
-    _write(request, evaluation)
+    write_evaluation(request, evaluation)
     for line in evaluation.notes:
         say(f"note: {line}")
     for line in evaluation.failures:
@@ -130,7 +130,8 @@ def evaluate(request: Request) -> Evaluation:
     if len(names) > 2:
         evaluation.tables["raters"] = raters_table(values, raters=names)
     if len(names) > 2 and not request.raters:
-        evaluation.tables["methods"] = _methods(overlap, names[1:])
+        methods = _methods(overlap, names[1:])
+        evaluation.tables |= {"methods": methods} if len(methods) else {}
     return evaluation
 
 
@@ -252,7 +253,7 @@ def _overlap_table(overlap: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
         places = zip(table["scan"], table["abbreviation"], table[side], strict=True)
         means = [ppm.at[(scan, name), rater] if (scan, name) in ppm.index else None for scan, name, rater in places]
         table[f"mean_{side}_ppm"] = pd.Series(means, index=table.index, dtype=float)
-    return table[list(_OVERLAP)]
+    return table[list(OVERLAP_TABLE)]
 
 
 def _methods(overlap: pd.DataFrame, predictions: Sequence[str]) -> pd.DataFrame:
@@ -265,13 +266,19 @@ def _methods(overlap: pd.DataFrame, predictions: Sequence[str]) -> pd.DataFrame:
 
 
 _DICTIONARIES = {
-    "overlap": _OVERLAP, "overlap_summary": SUMMARY_COLUMNS, "agreement": AGREEMENT_COLUMNS,
+    "overlap": OVERLAP_TABLE, "overlap_summary": SUMMARY_COLUMNS, "agreement": AGREEMENT_COLUMNS,
     "raters": RATERS_COLUMNS, "methods": METHODS_COLUMNS,
 }  # fmt: skip
 
 
-def _write(request: Request, evaluation: Evaluation) -> None:
-    """Write every file under a temporary name and rename; an earlier run's tables that this one lacks are removed."""
+def write_evaluation(request: Request, evaluation: Evaluation) -> None:
+    """Write every file under a temporary name and rename; an earlier run's tables that this one lacks are removed.
+
+    Raises
+    ------
+    InputError
+        If the output folder cannot be written.
+    """
     from bids_dgmseg.report.agreement import write_evaluation_page  # matplotlib: slow to import
 
     try:

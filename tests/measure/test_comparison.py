@@ -77,3 +77,19 @@ def test_a_summary_leaves_out_what_is_missing():
     assert (row["n"], row["n_missing"]) == (2, 1)
     assert [row[name] for name in ("mean", "median", "minimum", "maximum")] == [2, 2, 1, 3]
     assert row["sd"] == pytest.approx(np.sqrt(2))
+
+
+def test_a_prediction_that_does_not_know_a_nucleus_leaves_the_others_their_tests():
+    known = {"first": [0.8, 0.82, 0.84, 0.9], "second": [0.7, 0.75, 0.72, 0.8], "third": [0.6, 0.64, 0.61, 0.7]}
+    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", **known, "other": np.nan})
+    alone = methods_table(values.drop(columns="other"), raters=list(known))
+    among = methods_table(values, raters=[*known, "other"])
+    pd.testing.assert_frame_equal(among, alone)
+    assert len(among) == 3
+    assert among["tukey_p"].notna().all()
+
+
+def test_two_predictions_without_a_common_nucleus_are_not_compared():
+    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", "first": [0.8, 0.9, 0.7], "second": np.nan})
+    assert methods_table(values, raters=["first", "second"]).empty
+    assert raters_table(values, raters=["first", "second"]).empty
