@@ -43,7 +43,10 @@ class Teller:
         """Write the table of the curve and say its last row."""
         self._write(state)
         last, names = state.rows[-1], self.recipe.classes
-        dice = " ".join(f"{name} {_number(value)[:5]}" for name, value in zip(names, last.dice, strict=True))
+        dice = " ".join(
+            f"{name} {'n/a' if math.isnan(value) else f'{value:.3f}'}"
+            for name, value in zip(names, last.dice, strict=True)
+        )
         best = " (best)" if state.stale == 0 and state.best else ""
         self.say(f"{self.name}: epoch {last.epoch}, loss {last.loss:.4f}, validation {_number(last.validation_loss)}"
                  f"{best}, Dice {dice}")  # fmt: skip
