@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +25,7 @@ ENTITIES = {
 _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 _APART = ("reconstruction", "description")
 _AGE, _SEX, _GROUP, _SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
+_FACTS = (_AGE, _SEX, _GROUP, _SITE)
 _SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
 _OLDEST = 130
 
@@ -91,7 +92,8 @@ def load_cohort(
     InputError
         If there is nothing measured, a named column does not exist, or a table cannot be read or joined.
     """
-    parts = [_load_part(tree) for tree in trees]
+    given = [names for names, column in ((_SITE, site_column), (_GROUP, group_column)) if column]
+    parts = _align([_load_part(tree) for tree in trees], [names for names in _FACTS if names not in given])
     scans = [scan for part in parts for scan in part.scans]
     if not scans:
         where = ", ".join(tree.path.name for tree in trees)
@@ -103,7 +105,7 @@ def load_cohort(
             there = ", ".join(people.columns) or "none"
             raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {there}); correct it")
     site, site_from = _find_sites(parts, people, column=site_column)
-    group = group_column or find_column(people, _GROUP)
+    group = group_column or find_column(people.columns, _GROUP)
     facts, warnings = _find_facts(parts, keys, people, group=group)
     facts["site"] = site
     for factor, name in (("site", "site"), ("group", group)):
@@ -112,7 +114,7 @@ def load_cohort(
     lines = [f"{part.tree.name}: {line}" if several else line for part in parts for line in part.warnings]
     settings = {
         "Trees": {part.tree.name: len(part.scans) for part in parts}, "SiteFrom": site_from, "GroupColumn": group,
-        "AgeColumn": find_column(people, _AGE), "SexColumn": find_column(people, _SEX),
+        "AgeColumn": find_column(people.columns, _AGE), "SexColumn": find_column(people.columns, _SEX),
     }  # fmt: skip
     descriptions = {name: entry for part in reversed(parts) for name, entry in part.people.descriptions.items()}
     pages = tuple(_link(part.tree, scan) for part in parts for scan in part.scans)
@@ -123,9 +125,9 @@ def load_cohort(
     )  # fmt: skip
 
 
-def find_column(people: pd.DataFrame, names: Sequence[str]) -> str | None:
+def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
     """Find the first column that is called one of some names, in large or small letters."""
-    there = {str(column).casefold(): str(column) for column in reversed(people.columns)}
+    there = {str(column).casefold(): str(column) for column in reversed(list(columns))}
     return next((there[name] for name in names if name in there), None)
 
 
@@ -143,6 +145,21 @@ def _load_part(tree: Tree) -> _Part:
         warnings.append(f"{name_some(broken)}: cut short and left out; run the participant level again for them")
     people, more = read_people(tree.people, [(scan.entities["sub"], scan.entities.get("ses")) for scan in scans])
     return _Part(tree, scans, people, [*warnings, *more])
+
+
+def _align(parts: Sequence[_Part], facts: Iterable[Sequence[str]]) -> list[_Part]:
+    """Call each tree's age, sex, group and site as the first tree with one does, and say so."""
+    aligned = list(parts)
+    for names in facts:
+        found = [find_column(part.people.columns, names) for part in parts]
+        first = next(filter(None, found), None)
+        for place, own in enumerate(found):
+            part = aligned[place]
+            if own and first and own != first and first not in part.people.columns:
+                line = f"participants.tsv: its column {own} is taken for {first}"
+                people = part.people.rename({own: first})
+                aligned[place] = replace(part, people=people, warnings=[*part.warnings, line])
+    return aligned
 
 
 def _key_table(parts: Sequence[_Part]) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -175,7 +192,7 @@ def _find_sites(
     parts: Sequence[_Part], people: pd.DataFrame, *, column: str | None
 ) -> tuple[pd.Series, str]:
     """Site of each scan, and in words where it was found."""
-    named = column or find_column(people, _SITE)
+    named = column or find_column(people.columns, _SITE)
     sites: list[str] = []
     for part in parts:
         place = slice(len(sites), len(sites) + len(part.scans))
@@ -211,7 +228,7 @@ def _find_facts(
     # an age that every session repeats is that of the first
     own = age.groupby(person).transform("nunique") > 1
     age = age.where(own | years.isna(), age + years)
-    sex = find_column(people, _SEX)
+    sex = find_column(people.columns, _SEX)
     facts = {
         "participant_id": person, "age": age, "years": age.fillna(years),
         "sex": _text(people, sex).map(lambda text: _SEXES.get(text.casefold(), text), na_action="ignore"),
@@ -228,7 +245,7 @@ def _text(people: pd.DataFrame, column: str | None) -> pd.Series:
 
 def _read_ages(people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
     """Ages in years, and a line for each that is no age."""
-    column = find_column(people, _AGE)
+    column = find_column(people.columns, _AGE)
     if column is None:
         return pd.Series(np.nan, index=people.index), []
     ages, warnings = to_numbers(people, column)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,16 @@ class People:
         """Look up one scan's values by column; a session's own value wins, ``n/a`` where there is none."""
         known = dict(zip(self.participants.columns, self.participants.values(participant), strict=True))
         return {**dict.fromkeys(self.columns, MISSING), **known, **self.sessions.get((participant, session or ""), {})}
+
+    def rename(self, names: Mapping[str, str]) -> People:
+        """Call columns otherwise: old name → new."""
+        participants = replace(
+            self.participants, columns=tuple(names.get(column, column) for column in self.participants.columns),
+            descriptions={names.get(column, column): entry for column, entry in self.descriptions.items()},
+        )  # fmt: skip
+        sessions = {key: {names.get(column, column): value for column, value in values.items()}
+                    for key, values in self.sessions.items()}  # fmt: skip
+        return People(participants, sessions, tuple(names.get(column, column) for column in self.session_columns))
 
     def years_since_first(self, participant: str, session: str | None) -> float | None:
         """Time since the participant's first session by ``acq_time`` of sessions.tsv; None where it is not told."""

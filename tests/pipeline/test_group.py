@@ -214,6 +214,30 @@ def test_a_tree_brings_its_own_participants(tmp_path, dataset, plain_scans, run,
     assert [(row["age"], row["site"]) for row in rows] == [("30", "out"), ("70", "UKG")]
 
 
+def test_trees_that_name_their_columns_differently_are_one_study(tmp_path, plain_scans, run, out, capsys):
+    tables = {"bern": "participant_id\tage\tsex\tgroup\nsub-01\t30\tF\tHC\nsub-02\t40\tM\tPD\n",
+              "graz": "participant_id\tAge\tgender\tdiagnosis\nsub-03\t50\tf\tHC\nsub-04\t60\tm\tPD\n"}  # fmt: skip
+    for labels, (name, text) in zip((("01", "02"), ("03", "04")), tables.items(), strict=True):
+        plain_scans(*labels, tree=tmp_path / name)
+        (tmp_path / name / "participants.tsv").write_text(text)
+    assert run("--merge", tmp_path / "bern", tmp_path / "graz") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[:3] == [f"graz: participants.tsv: its column {own} is taken for {taken}"
+                        for own, taken in (("Age", "age"), ("gender", "sex"), ("diagnosis", "group"))]  # fmt: skip
+    rows = rows_of(out / "group_volumes.tsv")
+    assert [(row["age"], row["sex"], row["group"]) for row in rows] == [
+        ("30", "F", "HC"), ("40", "M", "PD"), ("50", "f", "HC"), ("60", "m", "PD")]  # fmt: skip
+    assert not {"Age", "gender", "diagnosis"} & set(rows[0])
+
+
+def test_a_column_that_is_asked_for_keeps_its_name(tmp_path, plain_scans, run, out):
+    for name, column in (("bern", "group"), ("graz", "diagnosis")):
+        plain_scans("01", "02", "03", tree=tmp_path / name)
+        (tmp_path / name / "participants.tsv").write_text(f"participant_id\t{column}\nsub-01\tHC\nsub-02\tPD\n")
+    assert run("--merge", tmp_path / "bern", tmp_path / "graz", "--group-column", "diagnosis") == 0
+    assert [row["diagnosis"] for row in rows_of(out / "group_volumes.tsv")] == ["n/a"] * 3 + ["HC", "PD", "n/a"]
+
+
 def test_a_folder_without_measures_is_not_merged(tmp_path, plain_scans, run, capsys):
     plain_scans("01")
     (tmp_path / "empty").mkdir()
