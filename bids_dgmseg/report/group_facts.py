@@ -24,16 +24,24 @@ def name_studies(output_dir: Path) -> Sequence[str]:
 
     Their names are those of their ``dataset_description.json``, or of their folders where that cannot be read.
     """
+    return _name_sources(output_dir, frozenset()) or [output_dir.resolve().name]
+
+
+def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
+    """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
     described = _read(output_dir / "dataset_description.json")
-    links = described.get("DatasetLinks")
+    linked = described.get("DatasetLinks")
     names = []
-    for link in links.values() if isinstance(links, Mapping) else ():
+    for link in linked.values() if isinstance(linked, Mapping) else ():
         folder = (output_dir / unquote(str(link))).resolve()
         names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
-        trees = [output_dir / unquote(str(source.get("URL"))) for source in described.get("SourceDatasets") or ()]
-        names = [name for tree in trees if tree.is_dir() for name in name_studies(tree)]
-    return list(dict.fromkeys(names)) or [output_dir.resolve().name]
+        known = seen | {output_dir.resolve()}
+        links = [unquote(str(source.get("URL"))) for source in described.get("SourceDatasets") or ()]
+        trees = [(output_dir / link).resolve() for link in links]
+        names = [name for tree in trees if tree.is_dir() and tree not in known
+                 for name in _name_sources(tree, known) or [tree.name]]  # fmt: skip
+    return list(dict.fromkeys(names))
 
 
 def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:

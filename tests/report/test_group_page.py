@@ -179,6 +179,14 @@ def test_merged_outputs_are_named_by_the_datasets_of_each(tmp_path):
     assert name_studies(merged) == ["Bern"]
 
 
+def test_outputs_that_name_themselves_and_each_other_end_somewhere(tmp_path):
+    for name, links in (("bern", [".", "../graz"]), ("graz", ["../bern"])):
+        (tmp_path / name).mkdir()
+        sources = [{"URL": link} for link in links]
+        (tmp_path / name / "dataset_description.json").write_text(json.dumps({"SourceDatasets": sources}))
+    assert name_studies(tmp_path / "bern") == ["graz"]
+
+
 def test_outliers_lead_to_their_scans_the_farthest_first(out):
     rows = [
         {**dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
