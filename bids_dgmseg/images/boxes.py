@@ -11,6 +11,29 @@ from bids_dgmseg.images.volume import Volume
 
 
 @dataclass(frozen=True)
+class Tilt:
+    """A box inside a `Box`, about the same centre, along the axes of a nodding head.
+
+    Parameters
+    ----------
+    pitch_deg : float
+        Angle of the head's front axis above the world's; positive with the chin up.
+    size_mm : tuple of 3 float
+        Edge lengths along the head's axes: right, front, up.
+    """
+
+    pitch_deg: float
+    size_mm: tuple[float, float, float]
+
+    @property
+    def axes(self) -> NDArray[np.float64]:
+        """Unit vectors of the head's axes in world space, one a column."""
+        angle = np.deg2rad(self.pitch_deg)
+        cosine, sine = np.cos(angle), np.sin(angle)
+        return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+
+
+@dataclass(frozen=True)
 class Box:
     """A box along the axes of RAS+ world space.
 
@@ -18,10 +41,13 @@ class Box:
     ----------
     low_mm, high_mm : tuple of 3 float
         Opposite corners (x, y, z) in mm, ``low_mm`` the smaller.
+    tilt : Tilt, optional
+        What of the box is meant where the head nods: grids are laid along its axes.
     """
 
     low_mm: tuple[float, float, float]
     high_mm: tuple[float, float, float]
+    tilt: Tilt | None = None
 
     def __post_init__(self) -> None:
         if not all(low < high for low, high in zip(self.low_mm, self.high_mm, strict=True)):
@@ -58,6 +84,17 @@ class Box:
         larger = np.greater(inner.size_mm, self.size_mm)
         shift[larger] = (np.subtract(inner.centre_mm, self.centre_mm))[larger]
         return _box(low + shift, high + shift)
+
+    @classmethod
+    def tilted(cls, centre_mm: NDArray[np.floating], tilt: Tilt) -> Box:
+        """Enclose a tilted box around a centre.
+
+        >>> Box.tilted(np.zeros(3), Tilt(90.0, (2.0, 4.0, 6.0))).high_mm
+        (1.0, 3.0, 2.0)
+        """
+        half = np.round(np.abs(tilt.axes) @ (np.asarray(tilt.size_mm) / 2), 9)
+        enclosing = _box(centre_mm - half, centre_mm + half)
+        return cls(enclosing.low_mm, enclosing.high_mm, tilt)
 
     @classmethod
     def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:

@@ -28,7 +28,7 @@ class Grid:
 
 
 def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[int, int, int] | None = None) -> Grid:
-    """Lay a grid along the world's axes over a box, centred on it.
+    """Lay a grid along the world's axes over a box, or along the head's over a tilted one, centred on it.
 
     Parameters
     ----------
@@ -39,11 +39,13 @@ def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[in
     shape : tuple of 3 int, optional
         Number of voxels; by default the fewest that cover the box.
     """
+    size_mm, axes = (box.tilt.size_mm, box.tilt.axes) if box.tilt else (box.size_mm, np.eye(3))
     if shape is None:
-        x, y, z = (max(1, int(np.ceil(size / step - 1e-6))) for size, step in zip(box.size_mm, spacing_mm, strict=True))
+        x, y, z = (max(1, int(np.ceil(size / step - 1e-6))) for size, step in zip(size_mm, spacing_mm, strict=True))
         shape = (x, y, z)
-    affine = np.diag([*spacing_mm, 1.0])
-    affine[:3, 3] = np.asarray(box.centre_mm) - (np.asarray(shape) - 1) / 2 * spacing_mm
+    affine = np.eye(4)
+    affine[:3, :3] = axes * np.asarray(spacing_mm)
+    affine[:3, 3] = np.asarray(box.centre_mm) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return Grid(shape, affine)
 
 

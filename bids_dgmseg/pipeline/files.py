@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.cohort.sites import SCANNER_FIELDS
-from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.boxes import Box, Tilt
 from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.units import Checked
 from bids_dgmseg.images.volume import Volume, load_image, write_like
@@ -74,10 +74,17 @@ def read_block(path: str | Path) -> Block:
     return x, y, z
 
 
+def describe_box(box: Box) -> dict[str, Any]:
+    """Say where the localizer's box lies, for `read_box` and the sidecars; mm, RAS+."""
+    tilt = {"pitch_deg": box.tilt.pitch_deg, "tilted_size": list(box.tilt.size_mm)} if box.tilt else {}
+    return {"low": list(box.low_mm), "high": list(box.high_mm), **tilt}
+
+
 def read_box(path: str | Path) -> Box:
     """Read the localizer's box."""
-    corners = read_json(path)
-    return Box(tuple(corners["low"]), tuple(corners["high"]))
+    said = read_json(path)
+    tilt = Tilt(said["pitch_deg"], tuple(said["tilted_size"])) if "pitch_deg" in said else None
+    return Box(tuple(said["low"]), tuple(said["high"]), tilt)
 
 
 def read_fractions(path: str | Path, block: Block) -> NDArray[np.float32]:

@@ -77,8 +77,7 @@ class Localize(SimpleInterface):
         limit_threads(self.inputs.n_threads)
         chi = _read_finite(self.inputs.in_chi)
         found, cwd = localize(chi, self.inputs.model, **_where(self.inputs)), Path(runtime.cwd)
-        corners = {"low": list(found.box.low_mm), "high": list(found.box.high_mm)}
-        self._results["out_box"] = str(files.write_json(corners, cwd / "box.json"))
+        self._results["out_box"] = str(files.write_json(files.describe_box(found.box), cwd / "box.json"))
         self._results["out_regions"] = files.write_regions(
             found.labels, self.inputs.in_chi, chi, names=self.inputs.model.localizer.labels, folder=cwd
         )

@@ -111,16 +111,20 @@ def say_size(values: Sequence[float] | None, *, unit: str = "mm") -> str:
     return f"{' × '.join(say(float(value)) for value in values)} {unit}".strip() if values else NO_VALUE
 
 
-def say_box(box: Mapping[str, Sequence[float]] | None) -> str:
+def say_box(box: Mapping[str, Any] | None) -> str:
     """Write a box in mm.
 
     >>> say_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
     'x −50 to 50, y −80 to 40, z −60 to 50 mm'
+    >>> say_box({"low": [0, 0, 0], "high": [1, 2, 3], "pitch_deg": -17.6})
+    'x 0 to 1, y 0 to 2, z 0 to 3 mm, turned by −18° as the head nods'
     """
     if not box or not box.get("low") or not box.get("high"):
         return NO_VALUE
     sides = zip("xyz", box["low"], box["high"], strict=True)
-    return ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides).replace("-", "−") + " mm"
+    text = ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides) + " mm"
+    turned = f", turned by {box['pitch_deg']:.0f}° as the head nods" if box.get("pitch_deg") else ""
+    return (text + turned).replace("-", "−")
 
 
 def say_number(value: Any, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box, box_of_mask
+from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.images.resample import resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
@@ -20,6 +21,15 @@ from bids_dgmseg.segment.found import Location
 from bids_dgmseg.segment.measured import find_measured, measured_box
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import load_weights, localizer_network
+
+_LEAST_PITCH_DEG = 12.0
+"""Networks are at ease below; beyond, upright grids help more than turning the map harms."""
+
+_CEREBELLUM_DEG = 31.3
+"""How far below the horizon the middle of the cerebellum lies, seen from that of the nuclei, in the label template."""
+
+_LEAST_CEREBELLUM = 4.0
+"""A whole cerebellum has five times the volume of the nuclei."""
 
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """How far the dentates reach below and behind the other nuclei."""
@@ -97,18 +107,43 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
 
 
 def _nuclei_box(labels: Volume, model: Model) -> Box:
-    """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them."""
-    box = _upper_box(labels, model)
-    lower = _large_parts(labels.array == _number(model, "cerebellar_nuclei"))
-    if lower.any():
-        other = box_of_mask(labels.with_array(lower))
-        low, high = np.minimum(box.low_mm, other.low_mm), np.maximum(box.high_mm, other.high_mm)
-    else:
-        low, high = np.subtract(box.low_mm, (0, _BEHIND_MM, _BELOW_MM)), np.asarray(box.high_mm)
+    """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them.
+
+    The patch follows a head that nods farther than networks like.
+    """
+    _check_size(labels.array > 0, labels)
+    upper, lower = _part(labels, model, "nuclei"), _part(labels, model, "cerebellar_nuclei")
+    if not len(upper):
+        raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
+    pitch_deg = _find_pitch(upper, _part(labels, model, "cerebellum"))
+    tilt = Tilt(pitch_deg if abs(pitch_deg) > _LEAST_PITCH_DEG else 0.0, model.input.patch_mm)
+    # In the head's own axes; the half voxel is what the voxels reach beyond their centres.
+    found, half_mm = [points @ tilt.axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
+    low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
+    high = np.max([points.max(axis=0) for points in found], axis=0) + half_mm
+    if not len(lower):
+        low -= (0, _BEHIND_MM, _BELOW_MM)
     size = np.maximum(high - low + 2 * model.localizer.margin_mm, model.input.patch_mm)
     # A head larger than any in training must not make the box grow without bound.
     x, y, z = np.minimum(size, 1.25 * np.asarray(model.input.patch_mm)).tolist()
-    return Box.centred((low + high) / 2, (x, y, z))
+    centre_mm = tilt.axes @ ((low + high) / 2)
+    return Box.tilted(centre_mm, replace(tilt, size_mm=(x, y, z))) if tilt.pitch_deg else Box.centred(
+        centre_mm, (x, y, z))  # fmt: skip
+
+
+def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:
+    """Tell how far a head nods, from where its cerebellum lies; 0 where the view cuts that."""
+    if len(cerebellum_mm) < _LEAST_CEREBELLUM * len(nuclei_mm):
+        return 0.0
+    _, back, down = nuclei_mm.mean(axis=0) - cerebellum_mm.mean(axis=0)
+    return float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
+
+
+def _part(labels: Volume, model: Model, region: str) -> NDArray[np.float64]:
+    """Give the places (n, 3) in mm of a region's voxels, crumbs left out."""
+    voxels = np.argwhere(_large_parts(labels.array == _number(model, region)))
+    places: NDArray[np.float64] = voxels @ labels.affine[:3, :3].T + labels.affine[:3, 3]
+    return places
 
 
 def _upper_box(labels: Volume, model: Model) -> Box:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.images.boxes import Box, box_of_mask
+from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
+from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 
 
@@ -43,3 +44,18 @@ def test_an_oblique_voxel_is_enclosed_with_its_corners():
 def test_an_empty_mask_has_no_box():
     with pytest.raises(ValueError, match="the mask is empty"):
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
+
+
+@pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
+def test_a_grid_in_a_tilted_box_lies_along_the_heads_axes_and_inside_the_box(pitch_deg):
+    centre = np.array([3.0, -7.0, 11.0])
+    box = Box.tilted(centre, Tilt(pitch_deg, (10.0, 20.0, 30.0)))
+    grid = world_grid(box, (1.0, 2.0, 3.0))
+    assert grid.shape == (10, 10, 10)
+    points = grid.centres_mm()
+    np.testing.assert_allclose(points.mean(axis=(0, 1, 2)), centre, atol=1e-9)
+    assert (points >= np.array(box.low_mm)).all()
+    assert (points <= np.array(box.high_mm)).all()
+    front = (points[0, 1, 0] - points[0, 0, 0]) / 2
+    angle = np.deg2rad(pitch_deg)
+    np.testing.assert_allclose(front, [0, np.cos(angle), np.sin(angle)], atol=1e-9)  # chin up: the front rises

@@ -5,9 +5,19 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+from bids_dgmseg.images.boxes import Box, Tilt
 from bids_dgmseg.images.volume import Volume, write_like
-from bids_dgmseg.pipeline.files import describe_quality, read_block, read_fractions, to_fractions, write_json
+from bids_dgmseg.pipeline.files import (
+    describe_box,
+    describe_quality,
+    read_block,
+    read_box,
+    read_fractions,
+    to_fractions,
+    write_json,
+)
 from bids_dgmseg.settings import Settings
 from tests.oracle import oracle_model
 
@@ -36,10 +46,18 @@ def test_a_block_comes_back_from_its_file(tmp_path):
     assert read_block(tmp_path / "block.json") == (slice(0, 2), slice(1, 3), slice(4, 9))
 
 
+@pytest.mark.parametrize("tilt", [None, Tilt(-17.5, (95.0, 120.0, 105.0))])
+def test_a_box_comes_back_from_its_file_with_its_tilt(tmp_path, tilt):
+    box = Box((-50.0, -80.0, -60.0), (50.0, 40.0, 50.0), tilt)
+    write_json(describe_box(box), tmp_path / "box.json")
+    assert read_box(tmp_path / "box.json") == box
+
+
 def test_the_quality_record_keeps_the_scanner_and_nothing_else_of_the_sidecar():
     sidecar = {"Manufacturer": "Siemens", "MagneticFieldStrength": 3, "PatientName": "Jo", "EchoTime": 0.02}
     record = describe_quality(
         SimpleNamespace(name="sub-01", sidecar=sidecar), oracle_model(),  # type: ignore[arg-type]
-        Settings(bids_dir=Path("/ds"), output_dir=Path("/out")), check={"warnings": []}, box_mm={}, gaps=[],
+        Settings(bids_dir=Path("/ds"), output_dir=Path("/out")), check={"warnings": []}, box_mm={},
+        found={"warnings": []},
     )  # fmt: skip
     assert record["scanner"] == {"Manufacturer": "Siemens", "MagneticFieldStrength": 3}

@@ -47,3 +47,47 @@ def test_a_centre_crop_moves_where_it_would_cut_a_nucleus(name):
         assert (np.array(box.high_mm) >= NUCLEI.high_mm).all()
         np.testing.assert_allclose(box.size_mm, small.input.patch_mm)
     assert not (np.array(localize(low, unguarded).box.high_mm) >= NUCLEI.high_mm).all()
+
+
+def labelled_head(pitch_deg: float, cerebellum_mm: float = 45.0) -> Volume:
+    """Regions of a nodding head, 3 mm: nuclei as a cube of 27 mm, the cerebellum as a larger one behind and below.
+
+    Its middle lies 75 mm away, 31.3 degrees below the horizon before the head nods, as in the label template.
+    """
+    angle = np.deg2rad(31.3 + pitch_deg)
+    place = -75.0 * np.array([0, np.cos(angle), np.sin(angle)])
+    centres = np.stack(np.meshgrid(*[np.arange(-120.0, 121.0, 3.0)] * 3, indexing="ij"), axis=-1)
+    labels = np.ones(centres.shape[:3], np.uint8)
+    labels[(np.abs(centres - place) < cerebellum_mm / 2).all(axis=-1)] = 2
+    labels[(np.abs(centres) < 13.5).all(axis=-1)] = 4
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = -120.0
+    return Volume(labels, affine)
+
+
+@pytest.fixture
+def box_of(monkeypatch):
+    """The box that is laid where the whole-head network labels regions so."""
+
+    def find(labels: Volume) -> Box:
+        monkeypatch.setattr("bids_dgmseg.segment.localize._label_head", lambda *_: labels)
+        return localize(coarse_chi(), get_model("default")).box
+
+    return find
+
+
+@pytest.mark.parametrize("pitch_deg", [-30.0, -16.0, 16.0, 30.0])
+def test_the_box_follows_a_nodding_head(box_of, pitch_deg):
+    tilt = box_of(labelled_head(pitch_deg)).tilt
+    assert tilt is not None
+    assert tilt.pitch_deg == pytest.approx(pitch_deg, abs=1.5)  # voxels of 3 mm at 75 mm
+    np.testing.assert_allclose(tilt.size_mm, get_model("default").input.patch_mm)
+
+
+@pytest.mark.parametrize("pitch_deg", [-9.0, 0.0, 9.0])
+def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
+    assert box_of(labelled_head(pitch_deg)).tilt is None
+
+
+def test_a_cut_cerebellum_does_not_tell_how_a_head_nods(box_of):
+    assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).tilt is None  # less than half as large again as the nuclei
