@@ -59,16 +59,7 @@ def read_labelled_maps(
     InputError
         If there are no maps, no labels, no nucleus of the model among them, or labels on another grid than their map.
     """
-    scans = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
-    dsegs = _segmentations([dataset, *(derivatives or own_derivatives(dataset))], choose)
-    if not dsegs:
-        raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
-    partners = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
-    if not partners:
-        raise InputError(
-            f"{dataset.name}: no _dseg is of the same scan as a _Chimap ({dsegs[0].name}, {scans[0].chi.name}); "
-            "give both the same entities"
-        )
+    scans, partners = match_labels(dataset, derivatives=derivatives, choose=choose)
     if bare := [scan.name for scan in scans if scan.chi not in partners]:
         say(f"no labels for {list_some(bare)}; left out")
     notes: dict[str, None] = {}
@@ -83,6 +74,31 @@ def read_labelled_maps(
     if empty := [one.map.name for one in read if not one.map.channels]:
         say(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
     return [one for one in read if one.map.channels]
+
+
+def match_labels(
+    dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = ()
+) -> tuple[list[Scan], dict[Path, Path]]:
+    """Find the chi maps of a dataset, and the segmentation of each that has one; else as `read_labelled_maps`.
+
+    Returns
+    -------
+    list of Scan
+        All maps.
+    dict of path to path
+        Map → its segmentation.
+    """
+    scans = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
+    dsegs = _segmentations([dataset, *(derivatives or own_derivatives(dataset))], choose)
+    if not dsegs:
+        raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
+    partners = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
+    if not partners:
+        raise InputError(
+            f"{dataset.name}: no _dseg is of the same scan as a _Chimap ({dsegs[0].name}, {scans[0].chi.name}); "
+            "give both the same entities"
+        )
+    return scans, partners
 
 
 def own_derivatives(dataset: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """Tables of a comparison of models, by hand."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +25,7 @@ def test_each_model_is_summed_up_over_its_own_nuclei(overlap):
         "model": ["net"] * 3 + ["atlas"] * 3, "seconds": [1.0, 3.0, 2.0, 50.0, np.nan, 70.0],
         "cpu_seconds": [1.0, 2.0, 9.0, 40.0, np.nan, 60.0], "peak_mb": [900.0, 950.0, 910.0, 1200.0, np.nan, 1100.0],
     })  # fmt: skip
-    table = models_table(overlap, costs, models=MODELS).set_index("model")
+    table: Any = models_table(overlap, costs, models=MODELS).set_index("model")
     assert table.loc["net", ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"]].tolist() == [2, 2, 3, 0, 0]
     assert table.loc["net", "dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)  # not the scan whose labels lack RN_L
     assert table.loc["net", ["dice_least", "hd95_mm", "seconds", "cpu_seconds", "peak_mb"]].tolist() == [
@@ -46,7 +48,7 @@ def test_a_nucleus_without_labels_is_a_row_without_values():
     assert table[["model", "abbreviation", "n"]].to_numpy().tolist() == [
         ["net", "DN_L", 2], ["net", "RN_L", 0], ["atlas", "DN_L", 0],
     ]  # fmt: skip
-    first = table.loc[0]
+    first: Any = table.loc[0]
     assert first[["dice", "dice_sd", "hd95_mm", "hd95_mm_sd"]].tolist() == [0.7, 0.1, 2, 0.5]
     assert first[["volume_mm3_bias", "volume_mm3_icc21", "volume_mm3_loa_upper"]].tolist() == [-10, 0.8, 10]
     assert np.isnan(first["mean_ppm_bias"])

@@ -1,0 +1,82 @@
+"""The workflow that compares models, on phantoms and with the oracle."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.files import write_json
+from bids_dgmseg.models import MODELS
+from bids_dgmseg.pipeline import alone
+from bids_dgmseg.pipeline.alone import Segmentation
+from bids_dgmseg.simulate.demo import DemoScan, write_demo
+from tests.oracle import oracle_model
+
+SCRIPT = Path(__file__).parents[2] / "workflows" / "compare_models.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("compare_models", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compare_models"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["compare_models"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two coarse phantoms with their labels."""
+    root = tmp_path_factory.mktemp("compare") / "ds"
+    list(write_demo(root, [DemoScan("01", None, (2.5,) * 3), DemoScan("02", None, (2.5,) * 3, axes="LPS")]))
+    return root
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """The oracle, and a model that finds nothing, in this process: others do not know them."""
+    for name, predictor in (("oracle", "Oracle"), ("blind", "Blind")):
+        monkeypatch.setitem(MODELS, name, oracle_model(name, predictor))
+
+    def run_here(self, folder):
+        write_json(vars(self), folder / "request.json")
+        alone.main([str(folder / "request.json")])
+        return json.loads(Path(self.cost).read_text())
+
+    monkeypatch.setattr(Segmentation, "run", run_here)
+
+
+def test_each_model_and_scan_is_a_node(script, dataset, models, tmp_path):
+    contenders = script.name_contenders(["oracle", "blind"])
+    workflow = script.init_compare_models_wf(contenders=contenders, ground=script.find_field(dataset), out=tmp_path)
+    assert sorted(workflow.list_node_names()) == [
+        "compare", "gather", "segment_blind_sub01", "segment_blind_sub02", "segment_oracle_sub01",
+        "segment_oracle_sub02",
+    ]  # fmt: skip
+
+
+def test_models_are_compared_to_a_page(script, dataset, models, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = [str(dataset), str(out), "--models", "oracle", "blind", "--work-dir", str(tmp_path / "work")]
+    assert script.main(given) == 0
+    with (out / "models.tsv").open(encoding="utf-8") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert float(rows["oracle"]["dice"]) > 0.75  # a model of 2 mm voxels on a grid of 2.5 mm
+    assert (rows["oracle"]["n_missed"], rows["oracle"]["n_scans"]) == ("0", "2")
+    assert (float(rows["blind"]["dice"]), rows["blind"]["n_missed"], rows["blind"]["hd95_mm"]) == (0, "32", "n/a")
+    assert "oracle" in (out / "compare.html").read_text(encoding="utf-8")
+    assert f"open {out / 'compare.html'}" in capsys.readouterr().out
+
+
+def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys):
+    assert script.main([str(dataset), str(tmp_path / "out"), "--models", "dcnnet"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("compare_models: error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

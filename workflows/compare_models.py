@@ -1,0 +1,178 @@
+"""Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in a process of its own.
+
+    python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
+                                       [--atlases LABELLED_DATASET] [--nprocs N] [--threads N] [--device cpu]
+
+DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases a
+multi-atlas segmentation takes part as a baseline: key multiatlas, or multiatlasjoint where ANTsPy is installed. Open
+OUT/compare.html. What was segmented before with the same map, weights and version is kept. Copy this file to add steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from nipype import Merge, Node, Workflow
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Bunch,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.pipeline.compare import Contender, Field, check_contenders, compare, find_field, name_contenders
+from bids_dgmseg.pipeline.compare import segment_scan as segment_alone
+
+
+class _SegmentInputSpec(BaseInterfaceInputSpec):
+    # Not hashed: the results carry what they were made of.
+    contender = traits.Any(mandatory=True, nohash=True, desc="the model")
+    scan = traits.Any(mandatory=True, nohash=True, desc="the map")
+    out_folder = traits.Str(mandatory=True, desc="folder of the comparison")
+    device = traits.Enum("cpu", "cuda", "auto", usedefault=True, desc="where networks run")
+    threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of a process")
+
+
+class _SegmentOutputSpec(TraitedSpec):
+    out_cost = File(exists=True, desc="JSON: seconds and memory, or why the scan could not be segmented")
+
+
+class Segment(SimpleInterface):
+    """Segment one scan by one model; a scan that the model cannot segment leaves the others alone."""
+
+    input_spec = _SegmentInputSpec
+    output_spec = _SegmentOutputSpec
+    always_run = True
+    """The results know what they were made of; a cache of ours would not see new weights."""
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        given = self.inputs
+        cost = segment_alone(
+            given.contender, given.scan, Path(given.out_folder), device=given.device, threads=given.threads
+        )
+        self._results["out_cost"] = str(cost)
+        return runtime
+
+
+class _CompareInputSpec(BaseInterfaceInputSpec):
+    in_costs = InputMultiObject(File(exists=True), mandatory=True, desc="what each model and scan cost")
+    contenders = traits.Any(mandatory=True, nohash=True, desc="the models")
+    ground = traits.Any(mandatory=True, nohash=True, desc="the labelled scans")
+    out_folder = traits.Str(mandatory=True, desc="folder of the comparison")
+
+
+class _CompareOutputSpec(TraitedSpec):
+    out_page = File(exists=True, desc="the page; tables and figures lie beside it")
+    failures = traits.List(traits.Str, desc="a line each")
+
+
+class Compare(SimpleInterface):
+    """Measure all segmentations against the labels, and write tables, figures and the page."""
+
+    input_spec = _CompareInputSpec
+    output_spec = _CompareOutputSpec
+    always_run = True
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        given, out = self.inputs, Path(self.inputs.out_folder)
+        outcome = compare(given.contenders, given.ground, [Path(path) for path in given.in_costs], out)
+        self._results["out_page"] = str(out / "compare.html")
+        self._results["failures"] = outcome.failures
+        return runtime
+
+
+def init_compare_models_wf(
+    *, contenders: Sequence[Contender], ground: Field, out: Path, device: str = "cpu", threads: int = 1,
+    name: str = "compare_models_wf",
+) -> Workflow:  # fmt: skip
+    """Connect the segmentation of each scan by each model with the comparison of all.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+        The models.
+    ground : Field
+        The labelled scans.
+    out : path
+        Gets ``predictions``, ``evaluation``, tables, figures and ``compare.html``.
+    device : {"cpu", "cuda", "auto"}
+        Where networks run.
+    threads : int
+        Threads of each process.
+    name : str
+        What the logs and the working directory call it.
+
+    Outputs
+    -------
+    compare.out_page
+        The page.
+    """
+    pairs = [(contender, scan) for scan in ground.scans for contender in contenders]
+    gather = Node(Merge(len(pairs)), name="gather")
+    compare_all = Node(Compare(contenders=list(contenders), ground=ground, out_folder=str(out)), name="compare")
+    workflow = Workflow(name=name)
+    for place, (contender, scan) in enumerate(pairs, start=1):
+        interface = Segment(contender=contender, scan=scan, out_folder=str(out), device=device, threads=threads)
+        node_name = f"segment_{contender.name}_{scan.name.replace('-', '')}"
+        segment = Node(interface, name=node_name, n_procs=1, mem_gb=contender.registered.memory_gb)
+        workflow.connect(segment, "out_cost", gather, f"in{place}")
+    workflow.connect(gather, "out", compare_all, "in_costs")
+    return workflow
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; the exit code is 1 where a scan could not be segmented or compared, 2 where nothing can be begun."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", nargs="+", default=["dgm16"], metavar="KEY[=FOLDER]",
+                        help="keys of the registry, with a folder of weights where the package has none; a key may "
+                             "come again with another folder (default: dgm16)")  # fmt: skip
+    parser.add_argument("--atlases", type=Path, metavar="LABELLED_DATASET",
+                        help="atlases of the multi-atlas baseline; maps of the target's own participant are left out")
+    parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY",
+                        help="where a scan has several segmentations, the labels are those with one of these entities")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--nprocs", type=int, default=1,
+                        help="processes at a time; take 1 for times that mean something (default: %(default)s)")
+    parser.add_argument("--work-dir", type=Path, help="for logs (default: a temporary folder)")
+    args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except InputError as error:
+        sys.stderr.write(f"compare_models: error: {error}\n")
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    out = args.out.absolute()
+    contenders = name_contenders(args.models, atlases=args.atlases and args.atlases.absolute())
+    ground = find_field(args.dataset.absolute(), choose=args.choose)
+    check_contenders(contenders, device=args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    workflow = init_compare_models_wf(
+        contenders=contenders, ground=ground, out=out, device=args.device, threads=args.threads
+    )
+    workflow.base_dir = str((args.work_dir or Path(tempfile.mkdtemp(prefix="compare_models_"))).absolute())
+    workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
+    if args.nprocs == 1:
+        graph = workflow.run()
+    else:
+        graph = workflow.run(plugin="MultiProc", plugin_args={"n_procs": args.nprocs})
+    (failures,) = [node.result.outputs.failures for node in graph.nodes if node.name == "compare"]
+    sys.stdout.write((out / "models.tsv").read_text(encoding="utf-8"))
+    sys.stdout.write("".join(f"failed: {line}\n" for line in failures) + f"open {out / 'compare.html'}\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
