@@ -13,6 +13,8 @@ from bids_dgmseg.segment.label_map import STEPS
 
 MODEL = "nnunet2step"
 EPOCHS = 5000
+PLANS = ("paper", "small")
+"""Those of `training.nnunet_data.PlanName`; importing it takes time."""
 _FOREIGN: Mapping[str, Any] = {"part": "segmenter", "steps": None, "start": None, "holdout": [], "learning_rate": None}
 """Options of other trainings, and what they are when not given."""
 _SHARED = ("epochs", "checkpoint-minutes")
@@ -20,15 +22,18 @@ _SHARED = ("epochs", "checkpoint-minutes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this training alone."""
-    parser.add_argument_group(MODEL).add_argument(
-        "--step", choices=STEPS, help=f"train one of the two nnU-Nets (default: both, which share --minutes; --epochs "
-        f"are those of each, of 50 steps, by default {EPOCHS})",
-    )  # fmt: skip
+    own = parser.add_argument_group(MODEL)
+    own.add_argument("--step", choices=STEPS,
+                     help="train one of the two nnU-Nets (default: both, which share --minutes; --epochs are those of "
+                          f"each, of 50 steps, by default {EPOCHS})")
+    own.add_argument("--plan", choices=PLANS, default="paper",
+                     help="size of both: paper has 0.86 mm voxels and nnU-Net's own filters and patches, for a GPU; "
+                          "small has weights below 10 MB together, for a CPU (default: %(default)s)")
 
 
-def given(args: argparse.Namespace) -> bool:
-    """Tell whether an option of this training was given."""
-    return args.step is not None
+def given(args: argparse.Namespace) -> list[str]:
+    """Name the options of this training that were given."""
+    return [name for name, default in {"step": None, "plan": "paper"}.items() if getattr(args, name) != default]
 
 
 def run(model: Model, args: argparse.Namespace) -> int:
@@ -48,7 +53,7 @@ def run(model: Model, args: argparse.Namespace) -> int:
     steps = (args.step,) if args.step else STEPS
     training = NnunetTraining(
         epochs=args.epochs or EPOCHS, minutes=args.minutes and args.minutes / len(steps), seed=args.seed,
-        device=args.device, workers=args.workers, checkpoint_minutes=args.checkpoint_minutes,
+        device=args.device, workers=args.workers, checkpoint_minutes=args.checkpoint_minutes, plan=args.plan,
     )  # fmt: skip
     request = NnunetRequest(
         model, args.dataset.absolute(), args.out.absolute(), steps, training, tuple(args.derivatives),

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     model = get_model(args.model)
     if model.name == _nnunet.MODEL:
         return _nnunet.run(model, args)
-    if _nnunet.given(args):
-        raise InputError(f"--step: is for {_nnunet.MODEL}; leave it out")
+    if foreign := _nnunet.given(args):
+        raise InputError(f"--{foreign[0]}: is for {_nnunet.MODEL}; leave it out")
     if model.name in _recipes.PAPER_MODELS:
         return _recipes.run(model, args)
     if foreign := _recipes.given(args):

@@ -165,6 +165,7 @@ def _claim(request: NnunetRequest, maps: Sequence[Labelled]) -> None:
         "model": request.model.name,
         "labels": {one.dseg.name: sha256(one.dseg) for one in maps},
         "seed": request.training.seed,
+        "plan": request.training.plan,
     }
     path = request.out / "training.json"
     earlier = read_json(path) if path.is_file() else record

@@ -17,13 +17,14 @@ from bids_dgmseg.images.resample import Grid, covering_block
 from bids_dgmseg.images.volume import Volume
 
 Part = Literal["train", "tune", "test"]
+PlanName = Literal["paper", "small"]
 SHARES: Mapping[Part, float] = {"train": 0.7, "tune": 0.1, "test": 0.2}
 """As in DentateSeg's study."""
 
 
 @dataclass(frozen=True)
 class NnunetTraining:
-    """How long and where; the whole length, all runs together."""
+    """How long, how large and where; the whole length, all runs together."""
 
     epochs: int = 5000
     """Of 50 iterations; nnU-Net's own 1000 have 250."""
@@ -37,6 +38,8 @@ class NnunetTraining:
     """Steps an epoch, a fifth of nnU-Net's: a kill loses little."""
     watched: int = 10
     """Batches of other scans after each epoch."""
+    plan: PlanName = "paper"
+    """Network, patch and voxels: DentateSeg's and nnU-Net's own, or small enough for a package."""
 
 
 @dataclass(frozen=True)

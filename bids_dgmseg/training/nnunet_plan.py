@@ -1,8 +1,9 @@
-"""Plan and preprocess an nnU-Net dataset in this process: nnU-Net's planner with less memory and fewer filters."""
+"""Plan and preprocess an nnU-Net dataset in this process, as large as nnU-Net would or small enough for a package."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from bids_dgmseg.training.nnunet_data import PlanName
+
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
 _INTENSITIES = 1_000_000
@@ -24,36 +27,39 @@ _INTENSITIES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """How the plan of a step is smaller than nnU-Net's own."""
+class Size:
+    """What the plan of a step is made for; by default DentateSeg's voxels and nnU-Net's own network."""
 
-    spacing_mm: float
-    memory_gb: float
-    """What nnU-Net's planner sizes patches by; its own is 8."""
-    features: int
-    """Filters of the first stage, doubled from stage to stage; nnU-Net's own are 32."""
-    parameters: int
+    spacing_mm: float = 0.86
+    memory_gb: float = 8.0
+    """What nnU-Net's planner sizes patches by."""
+    features: int = 32
+    """Filters of the first stage, doubled from stage to stage."""
+    parameters: float = math.inf
     """At most so many: the filters of the last stages are limited until it fits."""
 
 
-REDUCED: Mapping[str, Reduced] = {
-    "cerebellum": Reduced(spacing_mm=1.72, memory_gb=0.5, features=8, parameters=1_100_000),
-    "dentate": Reduced(spacing_mm=0.86, memory_gb=1.0, features=16, parameters=3_800_000),
+SIZES: Mapping[PlanName, Mapping[str, Size]] = {
+    "paper": {"cerebellum": Size(), "dentate": Size()},
+    "small": {
+        "cerebellum": Size(spacing_mm=1.72, memory_gb=0.5, features=8, parameters=1_100_000),
+        "dentate": Size(memory_gb=1.0, features=16, parameters=3_800_000),
+    },
 }
-"""Half precision needs two bytes a parameter: both steps together stay below 10 MB. Step one only lays a box, so it
-sees the map at twice 0.86 mm."""
+"""Half precision needs two bytes a parameter: both small steps together stay below 10 MB. Step one only lays a box, so
+there it sees the map at twice 0.86 mm."""
 
 
-class ReducedPlanner(ExperimentPlanner):
-    """nnU-Net's default planner for one 3D network of limited size."""
+class SizedPlanner(ExperimentPlanner):
+    """nnU-Net's default planner for one 3D network of a certain size."""
 
-    def __init__(self, dataset: str, reduced: Reduced) -> None:
+    def __init__(self, dataset: str, size: Size) -> None:
         super().__init__(
-            dataset, gpu_memory_target_in_gb=reduced.memory_gb, plans_name=PLANS,
-            overwrite_target_spacing=[reduced.spacing_mm] * 3,
+            dataset, gpu_memory_target_in_gb=size.memory_gb, plans_name=PLANS,
+            overwrite_target_spacing=[size.spacing_mm] * 3,
         )  # fmt: skip
-        self.reduced = reduced
-        self.UNet_base_num_features = reduced.features
+        self.size = size
+        self.UNet_base_num_features = size.features
         self.lowres_creation_threshold = 0.0
 
     def get_plans_for_configuration(
@@ -68,9 +74,8 @@ class ReducedPlanner(ExperimentPlanner):
             plan = super().get_plans_for_configuration(
                 spacing, median_shape, data_identifier, approximate_n_voxels_dataset, {}
             )
-            if count_parameters(plan["architecture"], classes=len(self.dataset_json["labels"])) <= (
-                self.reduced.parameters
-            ):
+            counted = count_parameters(plan["architecture"], classes=len(self.dataset_json["labels"]))
+            if counted <= self.size.parameters:
                 break
         return plan
 
@@ -89,22 +94,22 @@ def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
     return sum(values.numel() for values in network.parameters())
 
 
-def plan_and_preprocess(raw: Path, preprocessed: Path, reduced: Reduced) -> None:
+def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
     """Do what ``nnUNetv2_plan_and_preprocess`` does, without its worker processes.
 
     Parameters
     ----------
     raw, preprocessed : path
         The dataset's folders; nnU-Net's environment variables name their parents.
-    reduced : Reduced
-        Size of the network.
+    size : Size
+        Of the voxels, the patches and the network.
     """
     names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
     files = {name: ([str(raw / "imagesTr" / f"{name}_0000.nii.gz")], str(raw / "labelsTr" / f"{name}.nii.gz"))
              for name in names}  # fmt: skip
     preprocessed.mkdir(parents=True, exist_ok=True)
     _write(_fingerprint(list(files.values())), preprocessed / "dataset_fingerprint.json")
-    planner = ReducedPlanner(raw.name, reduced)
+    planner = SizedPlanner(raw.name, size)
     manager = PlansManager(planner.plan_experiment())
     configuration = manager.get_configuration(CONFIGURATION)
     folder = preprocessed / configuration.data_identifier

@@ -19,7 +19,7 @@ from torch import Tensor
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.segment.nnunet import quiet
 from bids_dgmseg.segment.weights import pick_device, sha256
-from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, write_raw
+from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, PlanName, write_raw
 
 _CHECKPOINT = "checkpoint_final.pth"
 
@@ -68,7 +68,7 @@ def train_step(
 
     with quiet():
         with environment(work, workers=1):  # planning divides by the number of workers
-            _prepare(step, cases, names, work, dataset, tell)
+            _prepare(step, cases, names, work, dataset, this.plan, tell)
         with environment(work, workers=this.workers if this.workers > 1 else 0):
             trainer = _train(step, work / "preprocessed" / dataset, this, tell)
     folder = ship(trainer, out / step)
@@ -97,11 +97,11 @@ def environment(work: Path, *, workers: int) -> Iterator[None]:
 
 
 def _prepare(
-    step: str, cases: Callable[[], Iterable[Case]], names: Sequence[str], work: Path, dataset: str,
+    step: str, cases: Callable[[], Iterable[Case]], names: Sequence[str], work: Path, dataset: str, plan: PlanName,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Convert, plan and preprocess, once; what a kill left half done is done anew."""
-    from bids_dgmseg.training.nnunet_plan import REDUCED, plan_and_preprocess, write_splits
+    from bids_dgmseg.training.nnunet_plan import SIZES, plan_and_preprocess, write_splits
 
     raw, preprocessed, ready = work / "raw" / dataset, work / "preprocessed" / dataset, work / "prepared.json"
     if ready.is_file():
@@ -112,7 +112,7 @@ def _prepare(
     if not parts["train"]:
         raise InputError(f"{step}: no scan to learn from; give more labelled scans")
     say(f"{step}: {len(parts['train'])} scans to learn from, {len(parts['tune'])} to watch; planning and preprocessing")
-    plan_and_preprocess(raw, preprocessed, REDUCED[step])
+    plan_and_preprocess(raw, preprocessed, SIZES[plan][step])
     write_splits(preprocessed, parts["train"], parts["tune"] or parts["train"])
     shutil.rmtree(raw)
     ready.write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")

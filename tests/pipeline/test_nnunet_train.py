@@ -120,7 +120,16 @@ def test_a_folder_with_another_training_is_refused(dataset, steps, tmp_path):
 def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_path, capsys):
     assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), "--minutes", "4", "--epochs", "9"]) == 0
     assert [(this.minutes, this.epochs) for this in LENGTHS] == [(2.0, 9), (2.0, 9)]
+    assert [this.plan for this in LENGTHS] == ["paper", "paper"]
     assert "on 2 scans kept aside" in capsys.readouterr().out
+
+
+def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):
+    command = ["train", "nnunet2step", str(dataset), str(tmp_path / "out")]
+    assert main([*command, "--plan", "small"]) == 0
+    assert [this.plan for this in LENGTHS] == ["small", "small"]
+    assert main(command) == 2
+    assert "out: holds another training (other plan); give a new folder for OUT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -134,6 +143,7 @@ def test_options_of_other_trainings_are_refused(dataset, tmp_path, capsys, optio
     assert capsys.readouterr().err == f"dgmseg train: error: {message}\n"
 
 
-def test_step_is_refused_for_other_models(tmp_path, capsys):
-    assert main(["train", "default", "phantom", str(tmp_path / "out"), "--step", "dentate"]) == 2
-    assert "--step: is for nnunet2step; leave it out" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [("--step", "dentate"), ("--plan", "small")])
+def test_its_own_options_are_refused_for_other_models(tmp_path, capsys, option):
+    assert main(["train", "default", "phantom", str(tmp_path / "out"), *option]) == 2
+    assert f"{option[0]}: is for nnunet2step; leave it out" in capsys.readouterr().err

@@ -5,26 +5,28 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.segment.nnunet import quiet
+from bids_dgmseg.training.nnunet_data import NnunetTraining
 from bids_dgmseg.training.nnunet_run import environment
 
 HALF_PRECISION_BYTES = 2
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory) -> dict[str, dict[str, Any]]:
+def planned(tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
     """What is planned for heads of 150 x 180 x 150 mm, and for boxes of 130 x 95 x 85 mm about cerebella."""
     with quiet():
-        from bids_dgmseg.training.nnunet_plan import REDUCED, ReducedPlanner
+        from bids_dgmseg.training.nnunet_plan import SIZES, SizedPlanner
 
-        plans = {}
-        for step, size_mm, labels in (("cerebellum", (150, 180, 150), 2), ("dentate", (85, 95, 130), 3)):
-            work = tmp_path_factory.mktemp(step)
-            write_empty_dataset(work, [f"label {number}" for number in range(1, labels)])
-            spacing = REDUCED[step].spacing_mm
-            shape = [size / spacing for size in size_mm]
-            with environment(work, workers=1):
-                planner = ReducedPlanner("Dataset001_Tiny", REDUCED[step])
-                plans[step] = planner.get_plans_for_configuration([spacing] * 3, shape, "x", 1e9, {})
+        plans: dict[tuple[str, str], dict[str, Any]] = {}
+        for name, steps in SIZES.items():
+            for step, size_mm, labels in (("cerebellum", (150, 180, 150), 2), ("dentate", (85, 95, 130), 3)):
+                work = tmp_path_factory.mktemp(step)
+                write_empty_dataset(work, [f"label {number}" for number in range(1, labels)])
+                spacing = steps[step].spacing_mm
+                shape = [size / spacing for size in size_mm]
+                with environment(work, workers=1):
+                    planner = SizedPlanner("Dataset001_Tiny", steps[step])
+                    plans[name, step] = planner.get_plans_for_configuration([spacing] * 3, shape, "x", 1e9, {})
     return plans
 
 
@@ -40,18 +42,29 @@ def write_empty_dataset(work: Path, labels: list[str]) -> None:
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(intensities))
 
 
-def test_both_networks_fit_into_ten_megabytes(planned):
+def test_both_small_networks_fit_into_ten_megabytes(planned):
     from bids_dgmseg.training.nnunet_plan import count_parameters
 
-    counts = {step: count_parameters(plan["architecture"], classes=3) for step, plan in planned.items()}
+    counts = {step: count_parameters(planned["small", step]["architecture"], classes=3)
+              for step in ("cerebellum", "dentate")}  # fmt: skip
     assert counts["dentate"] > 1_000_000  # reduced, not crippled
     assert HALF_PRECISION_BYTES * sum(counts.values()) < 10_000_000
 
 
+@pytest.mark.parametrize("step", ["cerebellum", "dentate"])
+def test_by_default_both_steps_have_the_paper_s_voxels_and_nnu_net_s_own_filters(planned, step):
+    plan = planned[NnunetTraining().plan, step]
+    assert list(plan["spacing"]) == [0.86, 0.86, 0.86]
+    assert plan["normalization_schemes"] == ["ZScoreNormalization"]
+    filters = plan["architecture"]["arch_kwargs"]["features_per_stage"]
+    assert (filters[:4], filters[-1]) == ((32, 64, 128, 256), 320)
+    assert plan["batch_size"] >= 2
+
+
 def test_patches_are_large_enough_to_see_both_dentates(planned):
-    width_mm = 0.86 * planned["dentate"]["patch_size"][2]  # the last axis is x
-    assert width_mm > 60
-    assert 1.72 * min(planned["cerebellum"]["patch_size"]) > 80
+    for name in ("paper", "small"):
+        assert 0.86 * planned[name, "dentate"]["patch_size"][2] > 60  # the last axis is x
+    assert 1.72 * min(planned["small", "cerebellum"]["patch_size"]) > 80
 
 
 def test_training_bends_samples_and_mirrors_none():

@@ -21,13 +21,13 @@ from bids_dgmseg.segment.nnunet_folder import read_folder
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part
 from bids_dgmseg.training.nnunet_run import environment, halve, train_step
 
-SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu")
+SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
 FOREVER = """
 from bids_dgmseg.training.nnunet_data import NnunetTraining
 from bids_dgmseg.training.nnunet_run import train_step
 from tests.training.test_nnunet_run import NAMES, make_cases
-this = NnunetTraining(epochs=100000, iterations=1, watched=1, device="cpu", checkpoint_minutes=0.0)
+this = NnunetTraining(epochs=100000, iterations=1, watched=1, device="cpu", checkpoint_minutes=0.0, plan="small")
 train_step("dentate", make_cases, NAMES, __import__("pathlib").Path("OUT"), this, say=print)
 """
 
