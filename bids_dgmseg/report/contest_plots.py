@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from bids_dgmseg.report.drawing import DPI, INK, TEXT, WIDTH_IN, plain, spread, to_png
 
@@ -18,6 +19,8 @@ _MARKERS = "osD^vPX*"
 _STYLE: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
 _MEASURES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
 _COSTS = {"seconds": "seconds a scan", "cpu_seconds": "CPU seconds a scan", "peak_mb": "peak memory (MB)"}
+_STEPS = (1.0, 2.0, 5.0)
+"""Where a decade of a logarithmic axis has its ticks."""
 
 
 def draw_contest(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
@@ -64,7 +67,7 @@ def _draw_model(
 
 
 def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
-    """Draw seconds and memory of every scan, a row a model, on logarithmic axes, as a PNG.
+    """Draw seconds (logarithmic) and memory of every scan, a row a model, as a PNG.
 
     Parameters
     ----------
@@ -80,7 +83,13 @@ def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
             values = spent.loc[spent["model"] == model, cost].dropna().to_numpy(float)
             colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
             axes.scatter(values, np.full(len(values), number), color=colour, marker=marker, **_STYLE)
-        axes.set_xscale("log")
+        if cost == "peak_mb":
+            axes.set_xlim(0, 1.08 * np.nanmax([1.0, *spent[cost]]))
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=_STEPS))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label, color=INK, fontsize=8, **TEXT)
         axes.set_ylim(len(models) - 0.5, -0.5)
         plain(axes)
