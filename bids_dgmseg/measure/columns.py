@@ -111,6 +111,10 @@ QUALITY_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "mass_outside_fraction": {
         "Description": "Share of the sum of the probabilities of the nucleus that lies outside its voxels",
     },
+    "expected_dice": {
+        "Description": "Dice to be expected with the true nucleus if the probabilities hold: twice the sum over the "
+        "voxels of the nucleus, over their number plus the sum over all voxels",
+    },
     "rim_contrast_ppm": {
         "Description": "Median susceptibility of the nucleus minus that of the voxels 1 to 3 mm from it that belong "
         "to no nucleus",

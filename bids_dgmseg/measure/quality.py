@@ -44,7 +44,8 @@ def measure_quality(
     -------
     DataFrame
         One row a nucleus: ``index``, ``abbreviation`` and the columns of `QUALITY_COLUMNS`. A nucleus without a voxel
-        has 0 components and NaN for the rest, except that all of its probability lies outside.
+        has 0 components and NaN for the rest, except that all of its probability lies outside and its expected Dice is
+        0.
 
     Raises
     ------
@@ -59,10 +60,14 @@ def measure_quality(
     .. math::
 
        \text{mean\_entropy} = \sum_R H(p_i) / |R|, \qquad
-       \text{mass\_outside} = \sum_{i \notin R} p_i \Big/ \sum_i p_i.
+       \text{mass\_outside} = \sum_{i \notin R} p_i \Big/ \sum_i p_i, \qquad
+       \text{expected\_dice} = 2 \sum_R p_i \Big/ \Big(|R| + \sum_i p_i\Big).
+
+    The last is the Dice with a truth of which each voxel is a part with its probability, expectations taken of both
+    sides of the fraction. Unlike the other two it needs no other limit for small nuclei, which are mostly border.
 
     The entropy is that of one nucleus against all else, not of the whole distribution, so that models with several
-    heads, whose probabilities do not add up to 1, compare. Lower is better for both; contrast and gradient are
+    heads, whose probabilities do not add up to 1, compare. Lower is better for the first two; contrast and gradient are
     positive where the nucleus is more paramagnetic than its surroundings, as iron makes it.
 
     The rim holds measured voxels of no nucleus between 1 and 3 mm from the nucleus, centre to centre. The gradient is
@@ -81,15 +86,18 @@ def measure_quality(
     for structure, probability in zip(structures, probseg, strict=True):
         row: dict[str, Any] = {"index": structure.index, "abbreviation": structure.abbreviation, "n_components": 0}
         total = probability.sum(dtype=np.float64)
-        within = 0.0
+        within, n_voxels = 0.0, 0
         if (place := boxes[structure.index - 1]) is not None:
             box = _grow(place, chi.shape, voxel_size_mm)
             region = dseg[box] == structure.index
+            n_voxels = int(np.count_nonzero(region))
             within = float(probability[box][region].sum(dtype=np.float64))
             row |= _certainty(region, probability[box])
             row |= _contrast(values[box], region, dseg[box] == 0, voxel_size_mm)
             row["edge_distance_mm"] = view.cut(box).measure_gap(region)
-        row["mass_outside_fraction"] = max(0.0, 1 - within / total) if total > 0 else np.nan
+        if total > 0:
+            row["mass_outside_fraction"] = max(0.0, 1 - within / total)
+            row["expected_dice"] = 2 * within / (n_voxels + total)
         rows.append(row)
     return pd.DataFrame(rows, columns=["index", "abbreviation", *QUALITY_COLUMNS]).astype({"n_components": "Int64"})
 

@@ -50,6 +50,7 @@ CHECKS = (
     Column("n_components", "parts", "Segmentation", 0),
     Column("mean_entropy_bits", "entropy (bit)", "Segmentation", 2),
     Column("mass_outside_fraction", "outside", "Segmentation", 2),
+    Column("expected_dice", "expected Dice", "Segmentation", 2),
     Column("rim_contrast_ppm", "contrast (ppm)", "Map around it", 3),
     Column("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", "Map around it", 3),
     Column("edge_distance_mm", "to the edge (mm)", "Map around it", 1),

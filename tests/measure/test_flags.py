@@ -9,7 +9,7 @@ from bids_dgmseg.measure.flags import NUCLEUS_RULES, SCAN_RULES, Light, Rule, ju
 from bids_dgmseg.measure.scan_quality import SCAN_COLUMNS
 
 GOOD = {
-    "n_components": 1, "mean_entropy_bits": 0.2, "mass_outside_fraction": 0.1, "rim_contrast_ppm": 0.08,
+    "n_components": 1, "expected_dice": 0.85, "rim_contrast_ppm": 0.08,
     "boundary_gradient_ppm_per_mm": 0.03, "edge_distance_mm": 20.0, "volume_z": 0.5, "mean_ppm_z": -1.0,
     "volume_asymmetry": 0.05, "mean_ppm_asymmetry": -0.1,
 }  # fmt: skip
@@ -47,7 +47,8 @@ def test_a_good_nucleus_and_a_good_scan_are_green():
 @pytest.mark.parametrize(("change", "light", "words"), [
     ({"n_components": 0}, "red", "not found"),
     ({"n_components": 3}, "amber", "many parts"),
-    ({"mean_entropy_bits": 0.7}, "amber", "not certain"),
+    ({"expected_dice": 0.65}, "amber", "not certain of its outline"),
+    ({"expected_dice": 0.5}, "red", "not certain of its outline"),
     ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb taken for ppm
     ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
     ({"edge_distance_mm": 0.0}, "red", "end of what was measured"),
@@ -63,9 +64,9 @@ def test_a_bad_nucleus_is_told_why(change, light, words):
 
 
 def test_the_worst_reason_comes_first():
-    light, reasons = judge({**GOOD, "mean_entropy_bits": 0.7, "n_components": 0}, NUCLEUS_RULES)
+    light, reasons = judge({**GOOD, "expected_dice": 0.65, "n_components": 0}, NUCLEUS_RULES)
     assert light == "red"
-    assert [words.split(" (")[0] for words in reasons] == ["not found", "the model is not certain"]
+    assert [words.split(" (")[0] for words in reasons] == ["not found", "the model is not certain of its outline"]
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
@@ -85,7 +86,7 @@ def test_a_table_is_judged_row_by_row():
     assert found["reasons"].tolist()[1].count("; ") == 1
 
 
-@pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
+@pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (2, "green"), (3, "amber"), (4, "amber"), (5, "red")])
 def test_a_scan_is_red_when_more_than_a_quarter_of_its_nuclei_are(n_red, light):
     lights: list[Light] = ["red" if number < n_red else "amber" for number in range(16)]
     assert judge_scan(GOOD_SCAN, lights)[0] == light

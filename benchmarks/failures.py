@@ -1,0 +1,140 @@
+"""What goes wrong with maps, one kind each: the failures on which `flags.py` tries the lights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.qsm.field import dipole_kernel
+
+UNIT_FACTORS = (0.1, 1 / (2 * np.pi), 2 * np.pi, 10.0)
+"""Wrong by a factor that leaves a map plausible: ppb and Hz are known by their values and refused or converted."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A map and what is true of it."""
+
+    chi: Volume
+    """In ppm, 0 where nothing was measured."""
+    truth: NDArray[np.uint8]
+    """Numbers of structures.tsv on its grid, whole nuclei also where the map ends."""
+
+
+def scale_units(case: Case, rng: np.random.Generator) -> Case:
+    """Give the values another unit."""
+    return _with(case, case.chi.array * np.float32(rng.choice(UNIT_FACTORS)))
+
+
+def move(case: Case, rng: np.random.Generator) -> Case:
+    """Replace bands of k-space by those of the head in other poses: 3 to 12 degrees and 2 to 8 mm away."""
+    spectrum = np.fft.fft(case.chi.array, axis=1)
+    poses = rng.integers(1, 4)
+    bounds = np.sort(rng.choice(spectrum.shape[1], 2 * poses, replace=False)).reshape(poses, 2)
+    for low, high in bounds:
+        moved = np.fft.fft(_turn(case.chi, rng), axis=1)
+        spectrum[:, low:high] = moved[:, low:high]
+    return _with(case, np.where(case.chi.array != 0, np.fft.ifft(spectrum, axis=1).real, 0))
+
+
+def _turn(chi: Volume, rng: np.random.Generator) -> NDArray[np.float32]:
+    angles, shift_mm = (rng.choice((-1, 1), 3) * rng.uniform(low, high, 3) for low, high in ((3, 12), (2, 8)))
+    matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    middle = (np.array(chi.shape) - 1) / 2
+    offset = middle - matrix @ middle + shift_mm / chi.voxel_size_mm
+    turned: NDArray[np.float32] = ndimage.affine_transform(chi.array, matrix, offset, order=1)
+    return turned
+
+
+def cut(case: Case, rng: np.random.Generator) -> Case:
+    """End the slices within the nuclei, from below or above."""
+    levels = np.flatnonzero(case.truth.any(axis=(0, 1)))
+    last = levels[0] + round(rng.uniform(0.1, 0.7) * len(levels))
+    missing = slice(None, last) if rng.random() < 0.5 else slice(levels[-1] - (last - levels[0]), None)
+    chi = case.chi.array.copy()
+    chi[:, :, missing] = 0
+    return _with(case, chi)
+
+
+def streak(case: Case, rng: np.random.Generator) -> Case:
+    """Invert a noisy field with hardly any regularization: division truncated at 0.01 to 0.05."""
+    chi = torch.from_numpy(np.ascontiguousarray(case.chi.array, np.float32))
+    kernel = dipole_kernel(chi.shape, case.chi.voxel_size_mm)
+    field = torch.fft.rfftn(chi) * kernel
+    noise = torch.from_numpy(rng.normal(0, np.exp(rng.uniform(*np.log((0.002, 0.02)))), chi.shape).astype(np.float32))
+    threshold = rng.uniform(0.01, 0.05)
+    floor = torch.where(kernel < 0, -1.0, 1.0) * kernel.abs().clamp(min=threshold)
+    inverted = torch.fft.irfftn((field + torch.fft.rfftn(noise)) / floor, s=chi.shape).numpy()
+    return _with(case, np.where(case.chi.array != 0, inverted, 0))
+
+
+def add_noise(case: Case, rng: np.random.Generator) -> Case:
+    """Add white noise of 0.03 to 0.3 ppm."""
+    noise = rng.normal(0, np.exp(rng.uniform(*np.log((0.03, 0.3)))), case.chi.shape)
+    return _with(case, np.where(case.chi.array != 0, case.chi.array + noise, 0))
+
+
+def flip(case: Case, rng: np.random.Generator) -> Case:
+    """Turn the image upside down or back to front against its header, the truth with it."""
+    axis = int(rng.integers(1, 3))
+    return Case(_as(case.chi, np.flip(case.chi.array, axis)), np.flip(case.truth, axis))
+
+
+def exchange_sides(case: Case, rng: np.random.Generator) -> Case:
+    """Store the image mirrored left to right: what lies on the left is the right nucleus."""
+    del rng
+    return Case(_as(case.chi, np.flip(case.chi.array, 0)), np.flip(case.truth, 0))
+
+
+def mask_wrongly(case: Case, rng: np.random.Generator) -> Case:
+    """Take a brain mask that is 12 to 40 mm out of place."""
+    shift_mm = rng.normal(size=3)
+    shift_mm *= rng.uniform(12, 40) / np.linalg.norm(shift_mm)
+    mask = ndimage.shift((case.chi.array != 0).astype(np.float32), shift_mm / case.chi.voxel_size_mm, order=1) > 0.5
+    return _with(case, np.where(mask, case.chi.array, 0))
+
+
+def show_another_part(case: Case, rng: np.random.Generator) -> Case:
+    """Show two legs: round, with muscle, fat, bone and vessels, and no nucleus at all."""
+    shape, size_mm = case.chi.shape, np.array(case.chi.voxel_size_mm)
+    x, y, _ = ((np.arange(n) - (n - 1) / 2).reshape([-1 if a == b else 1 for b in range(3)]) * size_mm[a]
+               for a, n in enumerate(shape))  # fmt: skip
+    radius = rng.uniform(45, 75)
+    chi = np.zeros(shape, np.float32)
+    for side in (-1, 1):
+        depth = radius - np.hypot(x - side * radius * 1.05, y) + np.zeros(shape)
+        muscle = ndimage.gaussian_filter(rng.normal(size=shape), 4 / size_mm) * 0.2
+        leg = np.where(depth < 10, rng.uniform(0.2, 0.6), muscle)
+        leg = np.where(depth > radius - 14, -rng.uniform(0.5, 2.0), leg)
+        chi = np.where(depth > 0, leg, chi)
+    noisy = chi + rng.normal(0, 0.01, shape)
+    return Case(_as(case.chi, np.where(chi != 0, noisy, 0)), np.zeros_like(case.truth))
+
+
+def _with(case: Case, chi: NDArray[np.floating]) -> Case:
+    return replace(case, chi=_as(case.chi, chi))
+
+
+def _as(like: Volume, chi: NDArray[np.floating]) -> Volume:
+    return like.with_array(np.ascontiguousarray(chi, np.float32))
+
+
+FAILURES: Mapping[str, Callable[[Case, np.random.Generator], Case]] = {
+    "wrong units": scale_units,
+    "motion": move,
+    "cut field of view": cut,
+    "strong streaks": streak,
+    "low SNR": add_noise,
+    "upside down or back to front": flip,
+    "left and right exchanged": exchange_sides,
+    "wrong mask": mask_wrongly,
+    "another body part": show_another_part,
+}
+"""Name → failure."""
