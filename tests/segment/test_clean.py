@@ -33,6 +33,14 @@ def test_only_the_largest_part_is_kept_even_of_two_alike():
     assert (kept == DN_R).sum() == 1
 
 
+def test_nnunet_s_labels_stay_as_they_are():
+    labels = np.zeros((9, 5, 5), int)
+    labels[1:4, 1:4, 1:4] = labels[7, 4, 4] = DN_L  # a body of 27 voxels and a single one
+    block = Block(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
+    np.testing.assert_array_equal(clean(block, MODELS["nnunet2step"]), labels)
+    assert clean(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
+
+
 def test_holes_are_filled_unless_another_nucleus_is_there():
     labels = np.zeros((9, 7, 7), int)
     labels[1:8, 1:6, 1:6] = DN_L
