@@ -1,18 +1,22 @@
 """Can each network learn two scans by heart? Dice above 0.95 says that network, loss and samples fit together.
 
-    python benchmarks/overfit.py OUT [--model dgm16 dcnnet attunet25d deepqsmseg] [--minutes M] [--dataset DATASET]
+    python benchmarks/overfit.py OUT [--model dgm16 dcnnet attunet25d deepqsmseg nnunet2step] [--minutes M]
+        [--dataset DATASET]
 
 Trains on two scans as the paper does, but without augmentation, early stopping and falling rates, and scores the same
-scans. OUT gets a folder a model and overfit.tsv. The same command goes on where it stopped; minutes count for each
-model, all calls together. DATASET is a labelled BIDS dataset; by default two simulated maps are written to OUT/data.
+scans. nnunet2step trains its second step, small, around the dentates, with nnU-Net's own augmentation and falling rate,
+for all of the time; scored are patches of the same scans. OUT gets a folder a model and overfit.tsv. The same command
+goes on where it stopped; minutes count for each model, all calls together. DATASET is a labelled BIDS dataset; by
+default two simulated maps are written to OUT/data.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +27,14 @@ from bids_dgmseg.training.cases import prepare_case
 from bids_dgmseg.training.epochs import State
 from bids_dgmseg.training.learner import Learner, Means
 from bids_dgmseg.training.loop import use_cores
+from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, crop_to_cerebellum
+from bids_dgmseg.training.nnunet_run import train_step
 from bids_dgmseg.training.objectives import DiceCrossEntropyObjective
 from bids_dgmseg.training.recipe import Augmentation, Pace, Recipe, Sampling, changed
 from bids_dgmseg.training.recipes import RECIPES, get_recipe
 
 GOAL = 0.95
+NNUNET = "nnunet2step"
 COLUMNS = ("model", "parameters", "epochs", "minutes", "mean_dice", "least_dice", "passed")
 
 
@@ -35,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Overfit models one after the other; 1 if one does not reach the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES])
+    parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES, NNUNET])
     parser.add_argument("--minutes", type=float, default=60.0, help="of learning, each model (default: %(default)s)")
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
@@ -46,8 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = (args.dataset or simulate_two(args.out / "data")).absolute()
     rows = []
     for name in args.model:
-        recipe = changed(overfitting(MODELS[name], minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
-        rows.append(overfit(MODELS[name], recipe, dataset, args.out / name, device=args.device))
+        model, folder = MODELS[name], args.out / name
+        if name == NNUNET:
+            rows.append(overfit_nnunet(model, dataset, folder.absolute(), minutes=args.minutes, device=args.device))
+        else:
+            recipe = changed(overfitting(model, minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
+            rows.append(overfit(model, recipe, dataset, folder, device=args.device))
         print("\t".join(map(str, rows[-1].values())), flush=True)
     with (args.out / "overfit.tsv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
@@ -99,6 +110,29 @@ def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: s
         "model": model.name, "parameters": learner.parameters, "epochs": state.epoch,
         "minutes": f"{state.seconds / 60:.1f}", "mean_dice": f"{mean:.3f}", "least_dice": f"{least:.3f}",
         "passed": "yes" if mean > GOAL else "no",
+    }  # fmt: skip
+
+
+def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, device: str) -> dict[str, object]:
+    """Train step two of nnunet2step on two scans, which are watched too."""
+    def cases() -> Iterator[Case]:
+        for one in read_labelled_maps(dataset, model, say=print)[:2]:
+            case = Case(one.map.name.replace("_", "-"), one.map.chi, one.map.labels.array, "train")
+            yield crop_to_cerebellum(case, case.labels > 0, margin_mm=20.0)
+
+    length = NnunetTraining(minutes=minutes, device=device, plan="small")
+    outcome = train_step("dentate", cases, model.labels, out, length, say=lambda line: print(line, flush=True))
+    from bids_dgmseg.training.nnunet_plan import CONFIGURATION, count_parameters  # nnU-Net warns when imported
+
+    plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
+    with (out / "dentate_curve.tsv").open(encoding="utf-8") as file:
+        last = list(csv.DictReader(file, delimiter="\t"))[-1]
+    dice = [float(last[name]) for name in model.labels]
+    mean = sum(dice) / len(dice)
+    return {
+        "model": model.name, "parameters": count_parameters(plan["architecture"], classes=len(dice) + 1),
+        "epochs": outcome.epochs, "minutes": f"{minutes:.1f}", "mean_dice": f"{mean:.3f}",
+        "least_dice": f"{min(dice):.3f}", "passed": "yes" if mean > GOAL else "no",
     }  # fmt: skip
 
 
