@@ -88,6 +88,10 @@ class _Section:
     tables: Sequence[PageTable]
 
 
+_PERSON = ("tree", "participant_id")
+"""Equal labels in two output folders are different people."""
+
+
 def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     """Write ``group.html`` and ``figures/group_*.png`` from the group tables of an output tree.
 
@@ -115,7 +119,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     html = _environment().get_template("group.html.j2").render(
         studies=name_studies(output_dir),
         n_scans=cohort.scans["scan"].nunique(),
-        n_participants=cohort.scans["participant_id"].nunique(),
+        n_participants=len(cohort.scans[[key for key in _PERSON if key in cohort.scans]].drop_duplicates()),
         sites=cohort.levels("site"),
         groups=cohort.levels("group"),
         models=cohort.models,

@@ -192,6 +192,7 @@ def test_trees_are_sites_and_equal_labels_are_different_people(tmp_path, plain_s
     assert [(row["participant_id"], row["tree"], row["site"]) for row in rows[3:5]] == [
         ("sub-04", "bern", "bern"), ("sub-01", "graz", "graz")]  # fmt: skip
     assert sidecar(out / "group_volumes.tsv")["Settings"]["Trees"] == {"bern": 4, "graz": 4}
+    assert "8 scans of 8 participants at 2 sites" in (out / "group.html").read_text(encoding="utf-8")
     assert {path.name for path in out.iterdir() if not path.name.startswith("group_")} == {
         ".bidsignore", "README", "dataset_description.json", "group.html", "figures"}  # fmt: skip
 
