@@ -11,6 +11,7 @@ OUT/compare.html. What was segmented before with the same map, weights and versi
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -164,10 +165,14 @@ def _run(args: argparse.Namespace) -> int:
     )
     workflow.base_dir = str((args.work_dir or Path(tempfile.mkdtemp(prefix="compare_models_"))).absolute())
     workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
-    if args.nprocs == 1:
-        graph = workflow.run()
-    else:
-        graph = workflow.run(plugin="MultiProc", plugin_args={"n_procs": args.nprocs, "raise_insufficient": False})
+    plugin = "Linear" if args.nprocs == 1 else "MultiProc"
+    try:
+        graph = workflow.run(plugin=plugin, plugin_args={"n_procs": args.nprocs, "raise_insufficient": False})
+    except RuntimeError as error:  # Nipype's, with the traceback of the node
+        refusals = re.findall(r"bids_dgmseg\.errors\.InputError: (.*)", str(error))
+        if not refusals:
+            raise
+        raise InputError(refusals[-1]) from error
     (failures,) = [node.result.outputs.failures for node in graph.nodes if node.name == "compare"]
     sys.stdout.write((out / "models.tsv").read_text(encoding="utf-8"))
     sys.stdout.write("".join(f"failed: {line}\n" for line in failures) + f"open {out / 'compare.html'}\n")

@@ -80,3 +80,18 @@ def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys)
     assert err.startswith("compare_models: error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_which_no_scan_could_be_segmented_ends_with_one_line(script, dataset, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "check_contenders", lambda contenders, *, device: None)
+
+    def fail(self, folder):
+        Path(self.cost).parent.mkdir(parents=True, exist_ok=True)
+        write_json({"problem": "no brain found"}, Path(self.cost))
+        return {"problem": "no brain found"}
+
+    monkeypatch.setattr(Segmentation, "run", fail)
+    assert script.main([str(dataset), str(tmp_path / "out"), "--work-dir", str(tmp_path / "work")]) == 2
+    assert capsys.readouterr().err.endswith(
+        "compare_models: error: no scan could be segmented: dgm16: sub-01: no brain found\n"
+    )
