@@ -16,6 +16,7 @@ from bids_dgmseg.images.resample import resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.segment.atlas import find_by_atlas, read_references
+from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward
 from bids_dgmseg.segment.found import Location
 from bids_dgmseg.segment.measured import find_measured, measured_box
@@ -67,6 +68,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
 
         _check_size(find_measured(chi).array, chi)
         return localize_cerebellum(chi, model, weights=weights, device=device)
+    model = as_trained(model, weights)  # its crop has the size of the training's
     if model.localizer.kind == "centre":
         return Location(_guarded_centre(chi, model, device), None)
     # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.

@@ -9,6 +9,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, get_model
+from bids_dgmseg.segment.folder import describe_folder
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi
@@ -32,6 +33,12 @@ def test_without_a_guard_the_crop_lies_about_the_middle_of_the_brain():
     middle = np.add(HEAD.low_mm, HEAD.high_mm) / 2  # the phantom fills its box but for 5 mm and a voxel
     np.testing.assert_allclose(box.centre_mm, middle, atol=5.0)
     np.testing.assert_allclose(box.size_mm, (120, 120, 128))
+
+
+def test_the_crop_is_as_large_as_in_the_training_of_the_weights(tmp_path):
+    model = replace(MODELS["attunet25d"], localizer=replace(MODELS["attunet25d"].localizer, guard=""))
+    describe_folder(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
+    np.testing.assert_allclose(localize(coarse_chi(), model, weights=tmp_path).box.size_mm, (53.0, 89.6, 51.0))
 
 
 @pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
