@@ -39,11 +39,11 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         return check_nnunet(model, weights=weights)
     if model.localizer.network:
         load_weights(localizer_network(model), model, "localizer", weights)
+    if model.network:
+        load_segmenters(model, weights)
     if model.localizer.guard:
         guard = MODELS[model.localizer.guard]
         load_weights(localizer_network(guard), guard, "localizer")
-    if model.network:
-        load_segmenters(model, weights)
     if model.localizer.kind == "atlas":
         read_references(model, weights)
     return []
