@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,8 @@ def test_mean_and_spread_are_those_of_the_measured_voxels():
     # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. One is not measured.
     chi = np.repeat([0.01, 0.03], 50).reshape(10, 10, 1)
     found = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
-    assert (found.mean_ppm, found.n_voxels, found.problem) == (pytest.approx(0.02), 100, "")
+    assert found.mean_ppm == pytest.approx(0.02)
+    assert (found.n_voxels, found.problem) == (100, "")
     assert found.std_ppm == pytest.approx(np.sqrt(100 * 1e-4 / 99))
     assert found.sem_ppm == pytest.approx(found.std_ppm / 10)
 
@@ -62,10 +65,10 @@ def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():
     chi, dseg = rng.normal(0.1, 0.03, (9, 9, 9)), np.zeros((9, 9, 9), np.uint8)
     dseg[2:7, 2:7, 2:7] = 1
     chi[4, 4, 4] = np.nan
-    options = {"structures": STRUCTURES.sides(["DN"]), "voxel_size_mm": (1.0, 1.0, 2.0)}
+    measure_dentates = partial(measure_regions, structures=STRUCTURES.sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
     probseg = np.stack([0.8 * (dseg == 1), 0 * dseg]).astype(np.float32)
-    raw = measure_regions(chi, dseg, probseg, **options).assign(high_iron_mean_ppm=[0.15, np.nan])
-    shifted = measure_regions(chi - 0.02, dseg, probseg, **options)
+    raw = measure_dentates(chi, dseg, probseg).assign(high_iron_mean_ppm=[0.15, np.nan])
+    shifted = measure_dentates(chi - 0.02, dseg, probseg)
     table = refer(raw, Reference("csf", "", 0.02, 0.01, 99), voxel_size_mm=(1.0, 1.0, 2.0))
     assert list(table.columns) == [*raw.columns, *REFERENCE_COLUMNS]
     for column in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv", "core_mean"):

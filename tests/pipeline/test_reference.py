@@ -61,7 +61,7 @@ def heads(tmp_path) -> Path:
     for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
         write_map(tmp_path / "ds", scan, head(name)[0])
         write_mask(tmp_path / "masks", scan, whole_voxels(), ras.affine)
-    return tmp_path
+    return Path(tmp_path)
 
 
 def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):

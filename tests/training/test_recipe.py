@@ -2,6 +2,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import MODELS
+from bids_dgmseg.training.objectives import DCNNetObjective
 from bids_dgmseg.training.recipe import Pace, changed, read_setting
 from bids_dgmseg.training.recipes import RECIPES, get_recipe
 
@@ -47,6 +48,7 @@ def test_a_shorter_training_has_its_milestones_at_the_same_part():
 def test_every_value_can_be_changed_by_name():
     recipe = changed(DCN, ["sampling.step=[9, 9, 9]", "loss.terms.attention=0", "pace.batch=4", "validation=0.5"])
     assert recipe.sampling.step == (9, 9, 9)
+    assert isinstance(recipe.loss, DCNNetObjective)
     assert recipe.loss.terms.attention == 0.0
     assert (recipe.pace.batch, recipe.validation) == (4, 0.5)
     assert recipe.sampling.size == DCN.sampling.size
