@@ -66,7 +66,10 @@ def middle_view(spacing_mm: float) -> View:
         middle(ArtefactRanges()), in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0),
         reconstruction=dataclasses.replace(middle(ReconstructionRanges()), b0_tesla=(3.0,)),
     )  # fmt: skip
-    return dataclasses.replace(whole_head_view(spacing_mm), artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0)
+    view = whole_head_view(spacing_mm)
+    pitch, roll, yaw = view.head.rotation_deg
+    head = dataclasses.replace(view.head, rotation_deg=(pitch / 2, roll / 2, yaw / 2))
+    return dataclasses.replace(view, head=head, artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0)
 
 
 def middle(ranges: Any) -> Any:

@@ -65,10 +65,10 @@ class HeadRanges:
     scale: tuple[float, float] = (0.78, 1.05)
     """Size relative to the template; MNI is larger than life."""
     axis_scale: tuple[float, float] = (0.92, 1.08)
-    rotation_deg: tuple[float, float, float] = (14.0, 8.0, 8.0)
+    rotation_deg: tuple[float, float, float] = (22.0, 14.0, 14.0)
     """Largest pitch, roll and yaw."""
     shear: float = 0.1
-    shift_mm: tuple[float, float, float] = (5.0, 6.0, 5.0)
+    shift_mm: tuple[float, float, float] = (6.0, 8.0, 6.0)
     """Largest distance of the field of view's centre from the middle of the nuclei."""
     bends: Sequence[tuple[float, float]] = ((30.0, 4.0), (12.5, 2.0), (6.25, 0.7))
     """Wavelength and largest amplitude of smooth deformations, in mm."""

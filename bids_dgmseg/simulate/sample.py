@@ -44,16 +44,15 @@ class View:
     """Chance that the map is noise, not 0, outside the brain."""
 
 
-SEGMENTER_VIEW = View(shape=(72, 88, 72), spacing_mm=1.25, centre_mm=(0.0, -20.0, -7.0))
+SEGMENTER_VIEW = View(shape=(80, 104, 80), spacing_mm=1.0, centre_mm=(0.0, -20.0, -7.0))
 """The nuclei of the largest head, with room for an error of the localizer."""
 
 LOCALIZER_VIEW = View(
-    shape=(64, 64, 64), spacing_mm=4.0, centre_mm=(0.0, -18.0, 5.0),
+    shape=(80, 80, 80), spacing_mm=3.0, centre_mm=(0.0, -18.0, 5.0),
     head=HeadRanges(
-        rotation_deg=(22.0, 18.0, 18.0), shift_mm=(20.0, 25.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
+        rotation_deg=(35.0, 30.0, 30.0), shift_mm=(15.0, 22.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
     ),
-    artefacts=ArtefactRanges(blur_mm=(0.8, 1.6), slice_mm=(1.0, 2.0)),
-    cut_mm=(110.0, 90.0), outside_noise=0.3,
+    artefacts=ArtefactRanges(blur_mm=(0.6, 1.4)), cut_mm=(110.0, 90.0), outside_noise=0.3,
 )  # fmt: skip
 
 WHOLE_HEAD_VIEW = View(
