@@ -47,8 +47,8 @@ def test_a_good_nucleus_and_a_good_scan_are_green():
 @pytest.mark.parametrize(("change", "light", "words"), [
     ({"n_components": 0}, "red", "not found"),
     ({"n_components": 3}, "amber", "many parts"),
-    ({"expected_dice": 0.65}, "amber", "not certain of its outline"),
-    ({"expected_dice": 0.5}, "red", "not certain of its outline"),
+    ({"expected_dice": 0.4}, "amber", "not certain of its outline"),
+    ({"expected_dice": 0.3}, "red", "not certain of its outline"),
     ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb taken for ppm
     ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
     ({"edge_distance_mm": 0.0}, "red", "end of what was measured"),
@@ -64,7 +64,7 @@ def test_a_bad_nucleus_is_told_why(change, light, words):
 
 
 def test_the_worst_reason_comes_first():
-    light, reasons = judge({**GOOD, "expected_dice": 0.65, "n_components": 0}, NUCLEUS_RULES)
+    light, reasons = judge({**GOOD, "expected_dice": 0.4, "n_components": 0}, NUCLEUS_RULES)
     assert light == "red"
     assert [words.split(" (")[0] for words in reasons] == ["not found", "the model is not certain of its outline"]
 
