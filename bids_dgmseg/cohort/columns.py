@@ -137,9 +137,10 @@ def describe(column: str) -> Mapping[str, str]:
         return {"Description": _TEXTS[column]}
     if (name := column.removeprefix(_ANCOVA)) in _TEXTS and name != column:
         return {"Description": f"At equal covariates (analysis of covariance): {_TEXTS[name]}"}
+    names = {structure.abbreviation: structure.name for structure in STRUCTURES}
     for measure in WIDE:
-        if column.endswith(f"_{measure}"):
-            name = STRUCTURES.named(column.removesuffix(f"_{measure}")).name
+        nucleus = column.removesuffix(f"_{measure}")
+        if nucleus in names:
             entry = STATS_COLUMNS[measure]
-            return {**entry, "Description": f"{name}: {entry['Description']}"}
+            return {**entry, "Description": f"{names[nucleus]}: {entry['Description']}"}
     return {"Description": f"Value of {column} in the scan's files or file name"}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_dgmseg.cohort.columns import describe
 from bids_dgmseg.cohort.group import GroupFiles, write_group_tables
 from bids_dgmseg.cohort.load import Tree
 from bids_dgmseg.errors import InputError
@@ -111,6 +112,11 @@ def test_the_reference_is_told_and_mixing_is_warned_of(output, add_scan):
     assert "reference regions differ: whole brain (2), CSF (1); refer the maps to one before comparing" in warning
     assert [row["reference"] for row in rows_of(output / "group_susceptibility.tsv")] == [
         "CSF", "whole brain", "whole brain", "n/a"]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["reference_mean_ppm", "mean_ppm", "my_volume_mm3"])
+def test_a_column_that_only_ends_like_a_nucleus_measure_is_described_too(column):
+    assert describe(column)["Description"]
 
 
 def test_every_column_has_an_entry_in_its_dictionary(output, add_scan, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from functools import cache
@@ -81,6 +82,17 @@ def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):
             assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels were measured
     (dictionary,) = (heads / "out").rglob("sub-01_*_stats.json")
     assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(heads / "out")["reference"]
+
+
+def test_the_group_level_takes_the_reference_along(heads, run):
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    assert run(heads / "ds", level="group") == 0
+    with (heads / "out" / "group_quality.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["reference_region"] for row in rows] == ["csf", "csf"]
+    assert [float(row["reference_mean_ppm"]) for row in rows] == pytest.approx([CSF_PPM] * 2, rel=1e-5)
+    with (heads / "out" / "group_stats.tsv").open(newline="") as file:
+        assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
 
 
 def test_lights_and_reference_are_the_same_however_the_head_is_stored(heads, run):
