@@ -27,9 +27,10 @@ from scipy import stats
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.coverage import find_gaps, find_measured
+from bids_dgmseg.measure.coverage import find_gaps
 from bids_dgmseg.measure.flags import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.measure.scan import Findings, Segmented, measure_segmentation
@@ -101,7 +102,7 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     box = localize(case.chi, model).box
     block = predict(case.chi, box, model)
     dseg = case.chi.with_array(label_grid(block, model, case.chi.shape))
-    measured, probseg = find_measured(case.chi.array), block.probabilities[1:]
+    measured, probseg = is_measured(case.chi.array), block.probabilities[1:]
     view = View.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
     scan = Segmented(case.chi, dseg, probseg, block.slices, model.structures, view)
     voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)

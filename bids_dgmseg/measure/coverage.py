@@ -80,15 +80,6 @@ def find_gaps(
     return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
 
 
-def find_measured(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Find the voxels of a map (ppm) with a measurement: finite, and not 0 as brain masks leave the rest.
-
-    A tenth of a ppb counts as 0: it is below any map's noise, and above what 16 bits make of a zero.
-    """
-    measured: NDArray[np.bool_] = np.abs(chi) > 1e-4  # NaN is not larger; infinity does not occur
-    return measured
-
-
 def _find_exchanged(dseg: Volume, boxes: Mapping[Structure, tuple[slice, ...]]) -> list[str]:
     """Name nuclei whose left one lies to the right of the right one; the first axis runs to the right."""
     places = {

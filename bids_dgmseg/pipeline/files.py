@@ -17,10 +17,10 @@ import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.cohort.sites import SCANNER_FIELDS
 from bids_dgmseg.images.boxes import Box, Tilt
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.units import Checked
 from bids_dgmseg.images.volume import Volume, load_image, write_like
-from bids_dgmseg.measure.coverage import find_measured
 from bids_dgmseg.measure.reference import Reference
 from bids_dgmseg.measure.scan import Findings
 from bids_dgmseg.measure.view import View
@@ -103,7 +103,7 @@ def write_regions(
     """Write the regions of the whole-head step as masks on the map's grid: region → path; none without labels."""
     if labels is None:
         return {}
-    shown = View.of(find_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    shown = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
     regions = carry_regions(labels, Grid(chi.shape, chi.affine), names=names, measured=shown.inside)
     return {
         name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz")) for name, mask in regions.items()

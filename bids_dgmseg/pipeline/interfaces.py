@@ -10,9 +10,10 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleIn
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume, write_like
-from bids_dgmseg.measure.coverage import find_gaps, find_measured
+from bids_dgmseg.measure.coverage import find_gaps
 from bids_dgmseg.measure.scan import Segmented, measure_segmentation
 from bids_dgmseg.measure.view import View
 from bids_dgmseg.pipeline import files
@@ -140,7 +141,7 @@ class Measure(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         model, cwd = self.inputs.model, Path(runtime.cwd)
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        block, measured = files.read_block(self.inputs.in_block), find_measured(chi.array)
+        block, measured = files.read_block(self.inputs.in_block), is_measured(chi.array)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
         view = View.of(measured, voxel_size_mm=chi.voxel_size_mm)
         scan = Segmented(chi, dseg, probseg, block, model.structures, view)

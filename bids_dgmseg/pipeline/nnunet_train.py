@@ -133,7 +133,7 @@ class _Cerebella:
         if labels is None:
             raise ValueError(f"{default.name}: has no whole-head network")
         regions = carry_regions(
-            labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, measured=find_measured(chi).array > 0
+            labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, measured=find_measured(chi).array
         )
         return regions[CEREBELLUM]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_dgmseg import __version__
 from bids_dgmseg.measure.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.report.agreement_plots import draw_agreement, draw_overlap
 from bids_dgmseg.report.numbers import say_number, say_p
 from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
 _ENOUGH = 3
@@ -61,11 +61,7 @@ def write_evaluation_page(
     Path
         The page. Pictures are inside it; it needs no other file, no network and no script.
     """
-    environment = Environment(
-        loader=PackageLoader("bids_dgmseg.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(number=say_number, p=say_p)
+    environment = open_templates(number=say_number, p=say_p)
     html = environment.get_template("evaluation.html.j2").render(
         facts=facts,
         version=__version__,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_dgmseg import __version__
 from bids_dgmseg.report.contest_plots import draw_contest, draw_costs
 from bids_dgmseg.report.numbers import say_number, say_p
 from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
 _MATRICES = {
@@ -47,11 +47,7 @@ def write_contest_page(
     Path
         The page. Pictures are inside it; it needs no network and no script.
     """
-    environment = Environment(
-        loader=PackageLoader("bids_dgmseg.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(number=say_number, p=say_p)
+    environment = open_templates(number=say_number, p=say_p)
     names, comparison = list(tables["models"]["model"]), tables["comparison"]
     pictures = {}
     if comparison["abbreviation"].notna().any():

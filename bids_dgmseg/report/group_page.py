@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bids_dgmseg import __version__
 from bids_dgmseg.report.group_cells import PageTable, linked, make_table, nuclei_table
@@ -23,6 +22,7 @@ from bids_dgmseg.report.group_figures import (
 from bids_dgmseg.report.group_read import Cohort, GroupTable, read_cohort
 from bids_dgmseg.report.group_scans import has_lights, links_of, scans_table
 from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.templating import open_templates
 
 N_WARNINGS = 100
 """Most warnings on the page."""
@@ -116,7 +116,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     cohort = read_cohort(output_dir, names=names)
     sections = [section for section in _sections(cohort, output_dir) if section.figures or section.tables]
     _remove_old_figures(output_dir, sections)
-    html = _environment().get_template("group.html.j2").render(
+    html = open_templates().get_template("group.html.j2").render(
         studies=name_studies(output_dir),
         n_scans=cohort.scans["scan"].nunique(),
         n_participants=len(cohort.scans[[key for key in _PERSON if key in cohort.scans]].drop_duplicates()),
@@ -133,13 +133,6 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         version=__version__,
     )
     return write_atomically(html.encode(), output_dir / "group.html")
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("bids_dgmseg.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
 
 
 def _sections(cohort: Cohort, output_dir: Path) -> Iterator[_Section]:

@@ -8,13 +8,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from bids_dgmseg import __version__
 from bids_dgmseg.report.figures import WINDOW_PPM
 from bids_dgmseg.report.methods import write_methods
 from bids_dgmseg.report.numbers import CHECKS, COLUMNS, NO_VALUE, Column, round_text, say, say_box, say_size
 from bids_dgmseg.report.results import Result, is_found, read_results
+from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
 _MAP = {
@@ -65,11 +66,7 @@ def write_page(
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bids_dgmseg.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(say=say, round_text=round_text)
+    environment = open_templates(say=say, round_text=round_text)
     environment.globals.update(
         measurements=COLUMNS, checks=CHECKS, column_groups=_column_groups, nuclei=_nuclei, facts=_facts,
         is_found=is_found,

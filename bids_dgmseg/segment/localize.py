@@ -113,11 +113,9 @@ def _nuclei_box(labels: Volume, model: Model) -> Box:
 
     The patch follows a head that nods farther than networks like.
     """
-    _check_size(labels.array > 0, labels)
-    upper, lower = _part(labels, model, "nuclei"), _part(labels, model, "cerebellar_nuclei")
-    if not len(upper):
-        raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
-    pitch_deg = _find_pitch(upper, _part(labels, model, "cerebellum"))
+    upper = _places_mm(_upper_nuclei(labels, model), labels)
+    lower = _places_mm(_region(labels, model, "cerebellar_nuclei"), labels)
+    pitch_deg = _find_pitch(upper, _places_mm(_region(labels, model, "cerebellum"), labels))
     tilt = Tilt(pitch_deg if abs(pitch_deg) > _LEAST_PITCH_DEG else 0.0, model.input.patch_mm)
     # In the head's own axes; the half voxel is what the voxels reach beyond their centres.
     found, half_mm = [points @ tilt.axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
@@ -141,24 +139,29 @@ def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float6
     return float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
 
 
-def _part(labels: Volume, model: Model, region: str) -> NDArray[np.float64]:
-    """Give the places (n, 3) in mm of a region's voxels, crumbs left out."""
-    voxels = np.argwhere(_large_parts(labels.array == _number(model, region)))
-    places: NDArray[np.float64] = voxels @ labels.affine[:3, :3].T + labels.affine[:3, 3]
+def _places_mm(mask: NDArray[np.bool_], grid: Volume) -> NDArray[np.float64]:
+    """Give the places (n, 3) of a mask's voxels."""
+    places: NDArray[np.float64] = np.argwhere(mask) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     return places
 
 
 def _upper_box(labels: Volume, model: Model) -> Box:
     """Enclose the nuclei above the cerebellum."""
+    return box_of_mask(labels.with_array(_upper_nuclei(labels, model)))
+
+
+def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:
+    """Mark the nuclei above the cerebellum, of which every head has some."""
     _check_size(labels.array > 0, labels)
-    upper = _large_parts(labels.array == _number(model, "nuclei"))
+    upper = _region(labels, model, "nuclei")
     if not upper.any():
         raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
-    return box_of_mask(labels.with_array(upper))
+    return upper
 
 
-def _number(model: Model, region: str) -> int:
-    return model.localizer.labels.index(region) + 1
+def _region(labels: Volume, model: Model, name: str) -> NDArray[np.bool_]:
+    """Mark a region, crumbs left out."""
+    return _large_parts(labels.array == model.localizer.labels.index(name) + 1)
 
 
 def _large_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, box_of_mask
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.volume import Volume
-
-_ZERO_PPM = 1e-4
-"""A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
 
 
 def find_measured(chi: Volume) -> Volume:
     """Mark the voxels of a finite map (ppm) that are not zero, whatever type the file stores zeros in."""
-    return chi.with_array(np.abs(chi.array) > _ZERO_PPM)
+    return chi.with_array(is_measured(chi.array))
 
 
 def measured_box(chi: Volume) -> Box:

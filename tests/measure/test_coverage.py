@@ -5,9 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.coverage import Coverage, find_gaps, find_measured
+from bids_dgmseg.measure.coverage import Coverage, find_gaps
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
 
@@ -93,7 +94,7 @@ def test_a_nucleus_in_a_hole_of_the_brain_mask_was_not_measured():
 
 def test_what_counts_as_measured():
     chi = np.array([0.0, np.nan, 1e-5, -0.002, 0.1])
-    assert find_measured(chi).tolist() == [False, False, False, True, True]
+    assert is_measured(chi).tolist() == [False, False, False, True, True]
 
 
 def test_a_turned_head_has_its_nuclei_where_the_others_say():

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.measure.asymmetry import measure_asymmetry
-from bids_dgmseg.measure.coverage import find_measured
 from bids_dgmseg.measure.flags import judge_nuclei, judge_scan
 from bids_dgmseg.measure.norms import compare_with_norms
 from bids_dgmseg.measure.quality import measure_quality
@@ -46,13 +46,13 @@ def upright() -> tuple[np.ndarray, np.ndarray]:
 
 def lights_of(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
     size_mm = size_of(make_grid("RAS"))
-    table = describe(chi, dseg, size_mm, View.of(find_measured(chi), voxel_size_mm=size_mm))
+    table = describe(chi, dseg, size_mm, View.of(is_measured(chi), voxel_size_mm=size_mm))
     return judge_nuclei(table).set_index("abbreviation")
 
 
 def test_every_nucleus_is_green_however_the_head_is_stored(grid):
     chi, dseg = PHANTOM.chi(grid).array, PHANTOM.dseg(grid).array
-    view = View.of(find_measured(chi), voxel_size_mm=size_of(grid))
+    view = View.of(is_measured(chi), voxel_size_mm=size_of(grid))
     table = describe(chi, dseg, size_of(grid), view)
     lights = judge_nuclei(table)
     assert lights["light"].tolist() == ["green"] * 16, lights["reasons"].tolist()
@@ -63,7 +63,7 @@ def test_every_nucleus_is_green_however_the_head_is_stored(grid):
 
 def test_a_good_map_is_green():
     chi, _ = upright()
-    view = View.of(find_measured(chi), voxel_size_mm=(2.0, 2.0, 2.0))
+    view = View.of(is_measured(chi), voxel_size_mm=(2.0, 2.0, 2.0))
     found = measure_scan(chi, view=view, voxel_size_mm=(2.0, 2.0, 2.0))
     assert judge_scan(found, ["green"] * 16) == ("green", ())
     assert found["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little

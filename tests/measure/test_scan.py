@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.columns import REFERENCE_COLUMNS, STATS_COLUMNS
-from bids_dgmseg.measure.coverage import find_measured
 from bids_dgmseg.measure.reference import Reference
 from bids_dgmseg.measure.scan import Findings, Segmented, measure_segmentation
 from bids_dgmseg.measure.scan_quality import SCAN_COLUMNS
@@ -29,7 +29,7 @@ def upright() -> tuple[Volume, Volume]:
 def find(chi: Volume, dseg: Volume, *, missing: tuple[str, ...] = (), reference: Reference | None = None,
          map_reference: str = "not stated") -> Findings:  # fmt: skip
     """Measure the phantom with labels that are certain."""
-    view = View.of(find_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    view = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
     scan = Segmented(chi, dseg, probseg, (x, y, z), STRUCTURES, view)
