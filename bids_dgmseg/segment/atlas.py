@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,22 @@ def align_affinely(chi: Volume, reference: Reference, start: Registration) -> Re
     return _register(chi, reference, transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
 
 
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let ITK work on one thread: sums of several differ in their last bits from run to run.
+
+    A filter's own number of threads does not reach all that it calls inside; the global default does.
+    """
+    settings = import_sitk().ProcessObject
+    before = settings.GetGlobalDefaultNumberOfThreads()
+    settings.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        settings.SetGlobalDefaultNumberOfThreads(before)
+
+
+@on_one_thread()
 def _register(
     chi: Volume, reference: Reference, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
@@ -131,7 +149,6 @@ def _register(
     transform.SetMatrix(begin[:3, :3].ravel().tolist())
     transform.SetTranslation((begin[:3, :3] @ middle + begin[:3, 3] - middle).tolist())
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # sums of several threads differ in their last bits from run to run
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricFixedMask(_mask_image(chi, spacing_mm))
     method.SetMetricSamplingStrategy(method.REGULAR)

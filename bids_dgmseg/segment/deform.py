@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, resample, world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.segment.atlas import RANGE_PPM, import_sitk, to_itk
+from bids_dgmseg.segment.atlas import RANGE_PPM, import_sitk, on_one_thread, to_itk
 
 _LEVELS = ((4.0, 40), (2.0, 25))
 """Voxel size in mm and iterations, coarse to fine."""
@@ -79,10 +79,10 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     return found
 
 
+@on_one_thread()
 def _improve(begin: Deformation, fixed: Any, moving: Any, iterations: int) -> Deformation:
     sitk = import_sitk()
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
-    demons.SetNumberOfThreads(1)
     demons.SetNumberOfIterations(iterations)
     demons.SetMaximumRMSError(0.0)  # that many iterations, whatever the noise
     demons.SetStandardDeviations(_SMOOTHING_MM / begin.grid.affine[0, 0])

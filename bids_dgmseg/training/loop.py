@@ -196,5 +196,6 @@ def dice_of_counts(counts: Tensor) -> Tensor:
 
 
 def use_cores() -> None:
-    """Let torch use all the cores that this process may run on."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    """Let torch use all the cores that this process may run on, or as many as OMP_NUM_THREADS says."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
