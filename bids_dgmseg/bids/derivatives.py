@@ -188,7 +188,7 @@ def _remove_earlier(output_dir: Path, mark: Path, scan: Scan, model: Model) -> N
             _mask_path(output_dir, scan, model, structure.bids_label, extension).unlink(missing_ok=True)
     for region in REGIONS:
         for extension in (".json", ".nii.gz"):
-            _region_path(output_dir, scan, model, region, extension).unlink(missing_ok=True)
+            _mask_path(output_dir, scan, model, region, extension).unlink(missing_ok=True)
 
 
 def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[str, Path]) -> list[Path]:
@@ -235,6 +235,7 @@ def _write_texts(
 
 
 def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension: str) -> Path:
+    """Name a mask after its model, by ``desc``: BIDS has no ``seg`` on masks, and models share output folders."""
     return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
 
 
@@ -263,20 +264,13 @@ def _write_masks(
     return written
 
 
-def _region_path(output_dir: Path, scan: Scan, model: Model, region: str, extension: str) -> Path:
-    """Name the mask of a region; that of the brain has the name that other programs look for."""
-    if region == "brain":
-        return output_path(output_dir, scan, "mask", extension, label=region)
-    return _mask_path(output_dir, scan, model, region, extension)
-
-
 def _place_regions(
     output_dir: Path, scan: Scan, model: Model, regions: Mapping[str, Path], common: Mapping[str, Any]
 ) -> list[Path]:
     """Place the masks of the whole-head step."""
     written = []
     for region, source in regions.items():
-        final, sidecar = (_region_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
+        final, sidecar = (_mask_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
         place(source, final)
         about = {"Description": f"{REGIONS[region]} by the whole-head step of model {model.name}"}
         write_json({**about, "Type": "Brain" if region == "brain" else "ROI", **common}, sidecar)

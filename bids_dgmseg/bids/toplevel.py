@@ -35,7 +35,7 @@ sub-X.html                         open this first: pictures, table and warnings
 sub-X/[ses-Y/]anat/
     *_seg-MODEL_dseg.nii.gz        labels on the grid of the chi map; numbers in dseg.tsv
     *_seg-MODEL_probseg.nii.gz     probabilities, one volume a nucleus (LabelMap in the .json)
-    *_label-*_desc-MODEL_mask.*    one binary mask a nucleus and side
+    *_label-*_desc-MODEL_mask.*    one binary mask a nucleus and side; brain, cerebellum, ventricles
     *_seg-MODEL_stats.tsv          volumes (mm3) and susceptibilities (ppm); columns explained in the .json
     *_seg-MODEL_quality.json       how the map was understood, warnings, settings, versions
 group.html, group_*.tsv            page and tables of all scans, once the group level was run

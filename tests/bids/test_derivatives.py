@@ -16,6 +16,7 @@ import pytest
 
 from bids_dgmseg.bids.dataset import find_scans
 from bids_dgmseg.bids.derivatives import (
+    REGIONS,
     check_output,
     fingerprint,
     is_done,
@@ -138,6 +139,22 @@ def test_doing_it_again_without_masks_removes_them(settings, results):
     assert not list(settings.output_dir.rglob("*_mask.*"))
 
 
+def test_two_models_in_one_folder_keep_their_own_masks_of_the_head(settings, results, tmp_path):
+    scan = find_scans(settings)[0]
+    for number, model in enumerate((MODEL, dataclasses.replace(MODEL, name="other")), start=1):
+        region = tmp_path / "region.nii.gz"
+        nib.save(nib.Nifti1Image(np.full((4, 5, 6), number, np.uint8), AFFINE), region)
+        save_scan(settings.output_dir, scan, model, **{**results, "regions": dict.fromkeys(REGIONS, region)})
+    anat, stem = settings.output_dir / "sub-01" / "ses-1" / "anat", "sub-01_ses-1_acq-x_run-1"
+    for region in ("brain", "cerebellum", "ventricles"):
+        for number, name in enumerate(("dgm16", "other"), start=1):
+            mask = nib.Nifti1Image.from_filename(anat / f"{stem}_label-{region}_desc-{name}_mask.nii.gz")
+            assert np.unique(np.asanyarray(mask.dataobj)).tolist() == [number]
+    save_scan(settings.output_dir, scan, MODEL, **{**results, "masks": False})
+    assert not list(anat.glob("*_desc-dgm16_mask.*"))
+    assert len(list(anat.glob("*_label-brain_desc-other_mask.*"))) == 2
+
+
 def test_a_scan_is_done_only_when_complete_and_unchanged(settings, results):
     scan, other, _ = find_scans(settings)
     assert not is_done(settings.output_dir, scan, "dgm16", "f" * 64)
@@ -252,8 +269,9 @@ def test_every_reference_of_the_citation_is_in_the_bibliography(settings):
 def test_the_output_is_valid_bids(settings, results):
     scans = find_scans(settings)
     write_dataset_files(settings, scans, MODEL)
+    regions = dict.fromkeys(REGIONS, results["out_dseg"])
     for scan in scans:
-        save_scan(settings.output_dir, scan, MODEL, **results)
+        save_scan(settings.output_dir, scan, MODEL, **{**results, "regions": regions})
     (settings.output_dir / "sub-01.html").write_text("<html></html>")
     (settings.output_dir / "group_stats.tsv").write_text("participant_id\nsub-01\n")
     assert VALIDATOR

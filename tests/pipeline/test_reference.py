@@ -203,16 +203,16 @@ def test_regions_of_the_head_lie_on_the_maps_grid_and_have_their_volumes(heads, 
     anat = heads / "out" / "sub-02" / "anat"
     truth = head("LPS")[1]
     for name, labels, least in (
-        ("label-brain", range(1, 64), 0.95), ("label-cerebellum_desc-seeing", (1, 2, 3, 4, 25, 29, 30), 0.85),
-        ("label-ventricles_desc-seeing", (VENTRICLE,), 0.6),  # 8 mm wide, from voxels of 4 mm
+        ("brain", range(1, 64), 0.95), ("cerebellum", (1, 2, 3, 4, 25, 29, 30), 0.85),
+        ("ventricles", (VENTRICLE,), 0.6),  # 8 mm wide, from voxels of 4 mm
     ):  # fmt: skip
-        image = load_image(anat / f"sub-02_{name}_mask.nii.gz")
+        image = load_image(anat / f"sub-02_label-{name}_desc-seeing_mask.nii.gz")
         np.testing.assert_array_equal(image.affine, load_image(chi).affine)
         found, expected = np.asanyarray(image.dataobj) > 0, np.isin(truth, labels)
         dice = 2 * np.count_nonzero(found & expected) / (np.count_nonzero(found) + np.count_nonzero(expected))
         assert dice > least, name
-        assert json.loads((anat / f"sub-02_{name}_mask.json").read_text())["Type"] in ("Brain", "ROI")
-    brain = np.asanyarray(load_image(anat / "sub-02_label-brain_mask.nii.gz").dataobj)
+        assert json.loads((anat / f"sub-02_label-{name}_desc-seeing_mask.json").read_text())["Type"] in ("Brain", "ROI")
+    brain = np.asanyarray(load_image(anat / "sub-02_label-brain_desc-seeing_mask.nii.gz").dataobj)
     assert brain[(head("LPS")[0].array == 0) & (truth == 0)].mean() < 1e-3  # nooks of the head's edge only
     assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--no-masks") == 0
     assert list(anat.glob("*_mask.*")) == []
