@@ -25,6 +25,7 @@ from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import sha256
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.training.finetune import FineTuning, fine_tune
 from bids_dgmseg.training.labelled import LabelledMap, LabelledPatches, prepare
 from bids_dgmseg.training.simulated import Outcome
@@ -89,7 +90,7 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
         one.map.name: segment(one.map, boxes[one.map.name], model, weights=request.start, device=device) for one in maps
     }
     prepared = [prepare(one, boxes[one.name], model, weights=request.start, device=device) for one in learned]
-    samples = LabelledPatches(prepared, model, seed=request.training.seed)
+    samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=_sample_size_mm(model))
     outcome = fine_tune(model, samples, request.out, request.training, start=request.start, say=say)
     tables = []
     for one in maps:
@@ -101,6 +102,13 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
     write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f"), request.out / "dice.tsv")
     write_json(SCORE_COLUMNS, request.out / "dice.json")
     return outcome, table
+
+
+def _sample_size_mm(model: Model) -> tuple[float, float, float]:
+    """Show no more at a time than the training on simulated maps does: a whole patch takes twice the time."""
+    seen = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
+    x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen, strict=True))
+    return x, y, z
 
 
 def _split(maps: Sequence[Labelled], request: Request) -> list[Labelled]:

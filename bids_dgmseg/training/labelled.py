@@ -218,6 +218,8 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         Two seeds share no sample.
     variation : Variation
         How far samples differ from their maps.
+    size_mm : tuple of 3 float, optional
+        Edges of samples, which lie anywhere in the box; by default the model's patch.
 
     Raises
     ------
@@ -226,14 +228,16 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, maps: Sequence[Prepared], model: Model, *, seed: int, variation: Variation = Variation()
-    ) -> None:
+        self, maps: Sequence[Prepared], model: Model, *, seed: int, variation: Variation = Variation(),
+        size_mm: tuple[float, float, float] | None = None,
+    ) -> None:  # fmt: skip
         if len(set(model.input.spacing_mm)) > 1:
             raise ValueError(f"{model.name}: its voxels are not cubes: {model.input.spacing_mm} mm")
         self.maps, self.seed, self.variation = tuple(maps), seed, variation
         self.spacing_mm = model.input.spacing_mm[0]
-        x, y, z = (round(size / self.spacing_mm) for size in model.input.patch_mm)
-        self.shape, self.patch_mm = (x, y, z), model.input.patch_mm
+        self.size_mm = size_mm or model.input.patch_mm
+        x, y, z = (round(size / self.spacing_mm) for size in self.size_mm)
+        self.shape = (x, y, z)
         self.normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
         self.normalize = NORMALIZATIONS[model.input.normalization]
         self.mirror = mirrored_channels(model)
@@ -257,10 +261,10 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(self.normalize(chi.numpy()))[None], labels
 
     def _ranges(self, box: Box) -> HeadRanges:
-        """Let patches lie anywhere in a box that is larger than they are."""
+        """Let samples lie anywhere in a box that is larger than they are."""
         x, y, z = (
-            shift + max(size - patch, 0) / 2
-            for shift, size, patch in zip(self.variation.head.shift_mm, box.size_mm, self.patch_mm, strict=True)
+            shift + max(size - seen, 0) / 2
+            for shift, size, seen in zip(self.variation.head.shift_mm, box.size_mm, self.size_mm, strict=True)
         )
         return replace(self.variation.head, shift_mm=(x, y, z))
 

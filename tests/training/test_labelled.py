@@ -116,6 +116,17 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for_and_each_map_comes_in_tur
     assert [sum(brightness[turn : turn + 2]) for turn in (0, 2, 4)] == [1, 1, 1]
 
 
+def test_samples_smaller_than_the_box_reach_all_of_it():
+    prepared = prepare(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), BOX, MODEL, weights=None)
+    samples = LabelledPatches([prepared], MODEL, seed=1, variation=STILL, size_mm=(48.0, 48.0, 48.0))
+    seen = [samples[index] for index in range(40)]
+    assert all(chi.shape == (1, 16, 16, 16) for chi, _ in seen)
+    # The nuclei's 16 channels lie all over the box; no sample of half its edges shows all of them.
+    found = [set(labels.unique().tolist()) - {0} for _, labels in seen]
+    assert set.union(*found) == set(range(1, 17))
+    assert max(map(len, found)) < 16
+
+
 def test_oblong_voxels_are_refused():
     model = replace(MODEL, input=ModelInput(spacing_mm=(1.0, 1.0, 2.0), patch_mm=(90.0, 90.0, 90.0)))
     with pytest.raises(ValueError, match="not cubes"):
