@@ -34,11 +34,20 @@ def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) 
     """Run a network over patches (B, channels, ...) of the same size; logits (B, classes, ...), else as `forward`."""
     where = pick_device(device)
     network = to_channels_last(network, where)
-    layout = torch.channels_last if values.ndim == 4 else torch.channels_last_3d
-    batch = torch.from_numpy(np.ascontiguousarray(values)).to(where, memory_format=layout)
-    with torch.inference_mode(), torch.autocast(where.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(where)):
+    batch = lay_out(torch.from_numpy(np.ascontiguousarray(values)), where)
+    with torch.inference_mode(), mixed_precision(where):
         logits: Tensor = network(batch)
     return logits.float()
+
+
+def lay_out(batch: Tensor, device: torch.device) -> Tensor:
+    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`."""
+    return batch.to(device, memory_format=torch.channels_last if batch.ndim == 4 else torch.channels_last_3d)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Give the context in which networks compute in bfloat16, on devices that gain by it; in float32 on others."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(device))
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

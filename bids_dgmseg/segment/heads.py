@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,7 +13,9 @@ _LEAST = 1e-7
 """Float32 cannot tell a background of less from none."""
 
 
-def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
+def softmax_heads(
+    logits: Tensor, groups: Sequence[Sequence[str]], *, temperatures: Sequence[float] = ()
+) -> Tensor:
     """Turn logits into probabilities, a softmax over each head's background and classes.
 
     Parameters
@@ -21,7 +24,11 @@ def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
         For each head a background, then its classes.
     groups : sequence of sequence of str
         The classes of each head, as `bids_dgmseg.models.Model.groups`.
+    temperatures : sequence of float
+        One a channel, by which the logits are divided before; none for not at all.
     """
+    if temperatures:
+        logits = logits / torch.tensor(temperatures, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
     probabilities = logits.clone()
     for part in _parts(groups):
         probabilities[:, part] = logits[:, part].softmax(dim=1)

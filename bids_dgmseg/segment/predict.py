@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -140,9 +139,8 @@ class NetworkPredictor:
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = forward_batch(network, values, self.device)
-        if self.model.temperatures:
-            logits = logits / torch.tensor(self.model.temperatures).view(-1, *[1] * (logits.ndim - 2))
-        array: NDArray[np.float32] = softmax_heads(logits, self.model.groups).cpu().numpy()
+        probabilities = softmax_heads(logits, self.model.groups, temperatures=self.model.temperatures)
+        array: NDArray[np.float32] = probabilities.cpu().numpy()
         return array
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.loop import class_counts, dice_of_counts
 from bids_dgmseg.training.objectives import Objective, main_logits, most_probable_classes
@@ -120,12 +121,10 @@ class Run:
     """Background included."""
     seed: int = 1
     device: str = "cpu"
-    """``cpu`` or ``cuda``."""
+    """``cpu`` or ``cuda``; either computes in bfloat16 where that is quicker."""
     workers: int = 0
     """Processes that make samples."""
     checkpoint_minutes: float = 2.0
-    mixed_precision: bool = True
-    """Compute in bfloat16 on a GPU that can."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -199,10 +198,10 @@ def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -
 
 
 def _loss(network: nn.Module, inputs: Tensor, labels: Tensor, run: Run) -> tuple[Tensor, Any]:
-    use = run.mixed_precision and run.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(run.device, dtype=torch.bfloat16, enabled=use):
-        answer = network(inputs.to(run.device))
-    return run.loss(network, answer, labels.to(run.device)), answer
+    device = torch.device(run.device)
+    with mixed_precision(device):
+        answer = network(lay_out(inputs, device))
+    return run.loss(network, answer, labels.to(device)), answer
 
 
 def _close_epoch(state: State, validation: WindowSamples | None, run: Run, rate: float) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from bids_dgmseg.models import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
-from bids_dgmseg.segment.weights import load_object, pick_device, save_weights
+from bids_dgmseg.segment.weights import load_object, pick_device, save_weights, to_channels_last
 from bids_dgmseg.training.cases import Case
 from bids_dgmseg.training.epochs import Run, State, learn
 from bids_dgmseg.training.recipe import Recipe
@@ -120,7 +120,7 @@ class Learner:
         samples = WindowSamples(cases, recipe, seed=means.seed, moved=True)
         watched = WindowSamples(validation, recipe, seed=means.seed, moved=False) if validation else None
         device = pick_device(means.device)
-        state = State.start(self.network.to(device), recipe.pace)
+        state = State.start(to_channels_last(self.network, device), recipe.pace)
         if (folder / CHECKPOINT).is_file():
             state.load(folder / CHECKPOINT)
         run = Run(recipe.pace, recipe.loss, folder / CHECKPOINT, len(recipe.classes) + 1, seed=means.seed,

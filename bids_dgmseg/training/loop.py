@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.losses import dice_and_cross_entropy
 
@@ -75,7 +76,8 @@ class Progress:
         """Go back to a checkpoint."""
         state = read_checkpoint(path)
         self.network.load_state_dict(state["network"])
-        self.average = state["average"]
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)  # stays on the device of the training
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.seconds = state.get("seconds", 0.0)  # checkpoints of before had none
@@ -114,7 +116,7 @@ def train(
     minutes : float
         Length of this slice.
     device : torch.device
-        Where to compute; bfloat16 where it can.
+        Where to compute; in bfloat16 where that is quicker.
     report : callable
         Gets each step's number, loss and Dice a class (NaN where a class is absent).
     workers : int
@@ -159,10 +161,9 @@ def _step(
     """Take one step of gradient descent and move the average."""
     for group in progress.optimizer.param_groups:
         group["lr"] = schedule.rate(progress.step, progress.seconds)
-    inputs = inputs.to(device, memory_format=torch.channels_last_3d)
     labels = labels.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        logits = progress.network(inputs)
+    with mixed_precision(device):
+        logits = progress.network(lay_out(inputs, device))
     loss = dice_and_cross_entropy(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)

@@ -13,6 +13,17 @@ def test_each_head_has_a_softmax_of_its_own():
     assert softmax_heads(logits[:, :3], (("A", "B"),)).flatten().tolist() == pytest.approx([1 / 5, 3 / 5, 1 / 5])
 
 
+def test_logits_are_divided_by_the_temperature_of_their_channel():
+    logits = torch.tensor([0.0, 2 * np.log(3)]).reshape(1, 2, 1, 1, 1)
+    probabilities = softmax_heads(logits, (("DN",),), temperatures=(1.0, 2.0))
+    assert probabilities.flatten().tolist() == pytest.approx([1 / 4, 3 / 4])
+
+
+def test_temperatures_go_where_the_logits_are():
+    logits = torch.empty((1, 2, 1, 1, 1), device="meta")  # of another device than the processor's, as a GPU is
+    assert softmax_heads(logits, (("DN",),), temperatures=(1.0, 2.0)).device == logits.device
+
+
 @pytest.mark.parametrize(("dentate", "interposed", "expected"), [
     # neither 0.4 * 0.2, dentate alone 0.6 * 0.2, interposed alone 0.4 * 0.8; together 0.52
     pytest.param(0.6, 0.8, [0.08 / 0.52, 0.12 / 0.52, 0.32 / 0.52], id="both likely"),

@@ -126,3 +126,23 @@ def test_a_timed_training_ends_with_its_minutes_and_its_slices_add_up(samples, t
     assert learn(steps=9) == (6, 6.0, True)
     assert rates[1:] == pytest.approx([schedule.rate(60, seconds) for seconds in (1, 2, 3, 4, 5)])
     assert schedule.rate(60, 3.0) == pytest.approx(0.505)  # 0.01 + 0.99 / 2 at half of the time
+
+
+def test_a_resumed_average_stays_on_the_device_of_the_training(tmp_path):
+    Progress.start(PlainUNet(1, 17, features=(4, 8)), SCHEDULE).save(tmp_path / "checkpoint.pt")
+    progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), SCHEDULE)
+    progress.average = {name: value.to("meta") for name, value in progress.average.items()}  # in place of a GPU's
+    progress.load(tmp_path / "checkpoint.pt")
+    assert {value.device.type for value in progress.average.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
+def test_it_computes_in_bfloat16_where_that_is_quicker(samples, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: quick, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    seen = []
+    network = PlainUNet(1, 17, features=(4, 8))
+    network.heads[-1].register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    train(Progress.start(network, SCHEDULE), samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt",
+          minutes=0, device=torch.device("cpu"), report=lambda *figures: None, workers=0)  # fmt: skip
+    assert seen == [torch.bfloat16 if quick else torch.float32]
