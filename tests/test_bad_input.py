@@ -312,15 +312,19 @@ def test_nuclei_outside_the_image_are_missing_and_the_others_are_done(without_ce
     assert "DN_L lies outside the image" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
 
 
-def test_a_map_of_nothing_the_model_knows_is_done_with_a_warning_a_nucleus(bids_dataset, run, monkeypatch, capsys):
-    monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume))
+@pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 sum to many voxels, and nothing is labelled
+def test_a_map_of_nothing_the_model_knows_is_done_with_a_warning_a_nucleus(
+    bids_dataset, run, tmp_path, monkeypatch, capsys, doubt
+):  # fmt: skip
+    monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume, doubt))
     assert run(bids_dataset("sub-01")) == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "sub-01: DN_L was not found; its values are n/a"
     assert len(err) == len(STRUCTURES)
+    assert all(row["volume_pv_mm3"] == "n/a" for row in read_stats(tmp_path / "out").values())
 
 
-def background(volume: Volume) -> NDArray[np.float32]:
-    shares: NDArray[np.float32] = np.zeros((len(STRUCTURES) + 1, *volume.shape), np.float32)
-    shares[0] = 1
+def background(volume: Volume, doubt: float) -> NDArray[np.float32]:
+    shares: NDArray[np.float32] = np.full((len(STRUCTURES) + 1, *volume.shape), doubt, np.float32)
+    shares[0] = 1 - doubt * len(STRUCTURES)
     return shares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,9 @@ class Coverage:
 
 
 def find_gaps(
-    dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArray[np.float64], measured: NDArray[np.bool_]
-) -> Coverage:
+    dseg: Volume, *, structures: Sequence[Structure], voxels_pv: NDArray[np.float64], measured: NDArray[np.bool_],
+    seen: Collection[str],
+) -> Coverage:  # fmt: skip
     """Tell which nuclei are outside what was measured, cut by its edge, lost between voxels, or not found.
 
     Parameters
@@ -45,11 +46,15 @@ def find_gaps(
         Sum of the probabilities of nucleus ``structures[c]`` over the voxels.
     measured : ndarray of bool, shape (X, Y, Z)
         Voxels of the map with a measurement; the others are outside, as slices that a brain mask left empty.
+    seen : collection of str
+        Abbreviations of the nuclei that the network labelled on its own grid; one of them without a voxel on that of
+        the map was lost from one to the other.
 
     Returns
     -------
     Coverage
-        A nucleus without a voxel is missing, except where it still fills half a voxel by its probabilities.
+        A nucleus without a voxel is missing, except where it was seen and still fills half a voxel by its
+        probabilities. Probabilities alone find nothing: a little doubt everywhere sums to many voxels.
 
     Notes
     -----
@@ -62,13 +67,13 @@ def find_gaps(
     found = [structure for structure in structures if boxes[structure.index - 1] is not None]
     absent = [structure for structure in structures if boxes[structure.index - 1] is None]
     partly = {structure for structure, voxels in zip(structures, voxels_pv, strict=True) if voxels >= 0.5}
-    lost = [structure for structure in absent if structure in partly]
+    lost = [structure for structure in absent if structure in partly and structure.abbreviation in seen]
     missing = [structure for structure in absent if structure not in lost]
     warnings = [f"{structure.abbreviation} {_explain(dseg, structure, found, view)}; its values are n/a"
                 for structure in missing]  # fmt: skip
     size = " x ".join(f"{edge:.3g}" for edge in dseg.voxel_size_mm)
     warnings += [
-        f"{structure.abbreviation} has no voxel at {size} mm; its label volume is 0, see volume_pv_mm3"
+        f"{structure.abbreviation} was found, but fills no voxel of {size} mm: its label volume is 0, see volume_pv_mm3"
         for structure in lost
     ]
     warnings += [

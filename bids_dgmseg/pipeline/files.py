@@ -25,10 +25,11 @@ from bids_dgmseg.measure.reference import Reference
 from bids_dgmseg.measure.scan import Findings
 from bids_dgmseg.measure.view import View
 from bids_dgmseg.models import Model
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.regions import carry_regions
 from bids_dgmseg.settings import Settings
 
-Block = tuple[slice, slice, slice]
+Slices = tuple[slice, slice, slice]
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
 
 
@@ -44,7 +45,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def to_fractions(
-    probabilities: NDArray[np.floating], block: Block, shape: tuple[int, int, int]
+    probabilities: NDArray[np.floating], block: Slices, shape: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
     """Spread the probabilities of a block over the whole grid, in 255ths.
 
@@ -68,10 +69,16 @@ def to_fractions(
     return fractions
 
 
-def read_block(path: str | Path) -> Block:
-    """Read the bounds of a block of voxels (RAS+ axes)."""
-    x, y, z = (slice(start, stop) for start, stop in read_json(path))
-    return x, y, z
+def describe_block(block: Block) -> dict[str, Any]:
+    """Say what part was segmented (voxels, RAS+ axes) and which nuclei the network saw in it, for `read_block`."""
+    return {"bounds": [[piece.start, piece.stop] for piece in block.slices], "seen": list(block.seen)}
+
+
+def read_block(path: str | Path) -> tuple[Slices, tuple[str, ...]]:
+    """Read the bounds of a block of voxels and the nuclei seen in it."""
+    said = read_json(path)
+    x, y, z = (slice(start, stop) for start, stop in said["bounds"])
+    return (x, y, z), tuple(said["seen"])
 
 
 def describe_box(box: Box) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def read_box(path: str | Path) -> Box:
     return Box(tuple(said["low"]), tuple(said["high"]), tilt)
 
 
-def read_fractions(path: str | Path, block: Block) -> NDArray[np.float32]:
+def read_fractions(path: str | Path, block: Slices) -> NDArray[np.float32]:
     """Read a block of a probseg file as (C, x, y, z) from 0 to 1, without scaling the whole of it."""
     image = load_image(path)
     proxy: Any = image.dataobj

@@ -92,7 +92,7 @@ class _SegmentInputSpec(_NetworkInputSpec):
 class _SegmentOutputSpec(TraitedSpec):
     out_dseg = File(exists=True, desc="labels on the map's own grid, numbered as in structures.tsv")
     out_probseg = File(exists=True, desc="fractions on the same grid, one volume a nucleus in the model's order")
-    out_block = File(exists=True, desc="JSON: first and last voxel (RAS+ axes) of the part that was segmented")
+    out_block = File(exists=True, desc="JSON: bounds of the part that was segmented, nuclei seen in it")
 
 
 class Segment(SimpleInterface):
@@ -110,8 +110,7 @@ class Segment(SimpleInterface):
         self._results["out_dseg"] = str(write_like(dseg, in_chi, cwd / "dseg.nii.gz"))
         fractions = files.to_fractions(block.probabilities[1:], block.slices, chi.shape)
         self._results["out_probseg"] = str(write_like(fractions, in_chi, cwd / "probseg.nii.gz", scale=1 / 255))
-        bounds = [[piece.start, piece.stop] for piece in block.slices]
-        self._results["out_block"] = str(files.write_json(bounds, cwd / "block.json"))
+        self._results["out_block"] = str(files.write_json(files.describe_block(block), cwd / "block.json"))
         return runtime
 
 
@@ -119,7 +118,7 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not measured")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
     in_probseg = File(exists=True, mandatory=True, desc="fractions on the same grid, one volume a nucleus")
-    in_block = File(exists=True, mandatory=True, desc="JSON: bounds of the part that was segmented")
+    in_block = File(exists=True, mandatory=True, desc="JSON: bounds of the part that was segmented, nuclei seen in it")
     in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
     in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
     in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
@@ -141,12 +140,12 @@ class Measure(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         model, cwd = self.inputs.model, Path(runtime.cwd)
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        block, measured = files.read_block(self.inputs.in_block), is_measured(chi.array)
+        (block, seen), measured = files.read_block(self.inputs.in_block), is_measured(chi.array)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
         view = View.of(measured, voxel_size_mm=chi.voxel_size_mm)
         scan = Segmented(chi, dseg, probseg, block, model.structures, view)
         voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-        gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured)
+        gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured, seen=seen)
         reference = take_reference(self.inputs.reference, scan, regions=self.inputs.in_regions, model=model)
         found = measure_segmentation(
             scan, box=files.read_box(self.inputs.in_box), missing=gaps.missing, reference=reference,

@@ -44,6 +44,12 @@ def label_grid(block: Block, model: Model, shape: tuple[int, int, int]) -> NDArr
     return dseg
 
 
+def name_labelled(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
+    """Name the nuclei that some voxel goes to."""
+    channels = np.unique(_choose(probabilities, model.cleaning.threshold))
+    return tuple(model.labels[channel - 1] for channel in channels if channel)
+
+
 def _choose(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
     """Take the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
     if not threshold:

@@ -30,7 +30,11 @@ class Block:
         float32, channel 0 background, then the model's labels; the channels sum to 1.
     slices : tuple of 3 slice
         Where the part lies in the map's array.
+    seen : tuple of str
+        Nuclei that had a voxel on the network's own grid, before they were carried to the map's; empty where it is not
+        known.
     """
 
     probabilities: NDArray[np.float32]
     slices: tuple[slice, slice, slice]
+    seen: tuple[str, ...] = ()

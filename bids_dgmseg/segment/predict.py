@@ -15,6 +15,7 @@ from bids_dgmseg.images.resample import Grid, covering_block, resample, world_gr
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.carry import carry
+from bids_dgmseg.segment.clean import name_labelled
 from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward_batch
 from bids_dgmseg.segment.found import Block
@@ -69,7 +70,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    return Block(carry(probabilities, grid, own, slices), slices)
+    return Block(carry(probabilities, grid, own, slices), slices, name_labelled(probabilities, model))
 
 
 def predict_on_grid(

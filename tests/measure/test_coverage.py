@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,11 +19,12 @@ NUCLEI = Box((-40.5, -75, -51), (40.5, 40.5, 34.5))
 
 
 def gaps_of(
-    dseg: Volume, voxels_pv: NDArray[np.float64] | None = None, measured: NDArray[np.bool_] | None = None
-) -> Coverage:
+    dseg: Volume, voxels_pv: NDArray[np.float64] | None = None, measured: NDArray[np.bool_] | None = None,
+    seen: Collection[str] = (),
+) -> Coverage:  # fmt: skip
     return find_gaps(
         dseg, structures=STRUCTURES, voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv,
-        measured=np.ones(dseg.shape, bool) if measured is None else measured,
+        measured=np.ones(dseg.shape, bool) if measured is None else measured, seen=seen,
     )  # fmt: skip
 
 
@@ -114,13 +117,17 @@ def test_a_nucleus_that_should_be_in_the_image_was_not_found():
     assert gaps.warnings == ("STN_R was not found; its values are n/a",)
 
 
-def test_a_nucleus_that_fills_half_a_voxel_is_lost_but_not_missing():
+@pytest.mark.parametrize(("seen", "fills", "missing", "warning"), [
+    (["STN_R"], 0.5, (),
+     "STN_R was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3"),
+    (["STN_R"], 0.4, ("STN_R",), "STN_R was not found; its values are n/a"),
+    (["STN_L"], 9.0, ("STN_R",), "STN_R was not found; its values are n/a"),  # a doubt everywhere
+])  # fmt: skip
+def test_only_a_nucleus_that_was_seen_and_fills_half_a_voxel_was_lost_between_grids(seen, fills, missing, warning):
     dseg = phantom_in()
     dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
-    voxels_pv = np.where([structure.abbreviation == "STN_R" for structure in STRUCTURES], 0.5, 0)
-    gaps = gaps_of(dseg, voxels_pv)
-    assert gaps.missing == ()
-    assert gaps.warnings == ("STN_R has no voxel at 1.5 x 1.5 x 1.5 mm; its label volume is 0, see volume_pv_mm3",)
+    voxels_pv = np.where([structure.abbreviation == "STN_R" for structure in STRUCTURES], fills, 0)
+    assert gaps_of(dseg, voxels_pv, seen=seen) == Coverage(missing, (warning,))
 
 
 def test_a_nucleus_at_the_edge_may_be_cut():

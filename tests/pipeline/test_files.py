@@ -10,6 +10,7 @@ import pytest
 from bids_dgmseg.images.boxes import Box, Tilt
 from bids_dgmseg.images.volume import Volume, write_like
 from bids_dgmseg.pipeline.files import (
+    describe_block,
     describe_box,
     describe_quality,
     read_block,
@@ -18,6 +19,7 @@ from bids_dgmseg.pipeline.files import (
     to_fractions,
     write_json,
 )
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.settings import Settings
 from tests.oracle import oracle_model
 
@@ -42,8 +44,10 @@ def test_fractions_come_back_from_a_file_of_another_orientation(tmp_path):
 
 
 def test_a_block_comes_back_from_its_file(tmp_path):
-    write_json([[0, 2], [1, 3], [4, 9]], tmp_path / "block.json")
-    assert read_block(tmp_path / "block.json") == (slice(0, 2), slice(1, 3), slice(4, 9))
+    slices = (slice(0, 2), slice(1, 3), slice(4, 9))
+    block = Block(np.zeros((3, 2, 2, 5), np.float32), slices, ("DN_R",))
+    write_json(describe_block(block), tmp_path / "block.json")
+    assert read_block(tmp_path / "block.json") == (slices, ("DN_R",))
 
 
 @pytest.mark.parametrize("tilt", [None, Tilt(-17.5, (95.0, 120.0, 105.0))])

@@ -53,6 +53,31 @@ def test_a_box_beyond_the_map_is_background_there():
     assert block.probabilities[1:3].max() == 0  # the dentates lie below
 
 
+class _Speck:
+    """Sure of two voxels of DN_R on its own grid, and everywhere in a little doubt of DN_L."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __call__(self, volume):
+        answer = np.full((3, *volume.shape), 0.0, np.float32)
+        answer[1] = 0.2
+        answer[2, 4:6, 4, 4] = 0.8
+        answer[0] = 1 - answer[1:].sum(axis=0)
+        return answer
+
+
+def test_a_block_names_what_was_labelled_before_it_was_carried_to_thicker_slices():
+    shown = ModelInput(spacing_mm=(1, 1, 1), patch_mm=(10, 10, 10))
+    model = replace(oracle_model(), labels=("DN_L", "DN_R"), predictor=_Speck, input=shown)
+    box = Box((0, 0, 0), (10, 10, 10))
+    for slice_mm, n_voxels in ((1.0, 2), (5.0, 0)):
+        block = predict(PHANTOM.chi(world_grid(box, (1, 1, slice_mm))), box, model)
+        assert block.seen == ("DN_R",)
+        assert np.count_nonzero(clean(block, model)) == n_voxels  # one of five thin slices is no majority
+        assert block.probabilities[1].sum() > 39  # a fifth of 10 x 10 x 2 voxels or more
+
+
 class _Position(nn.Module):
     """A network whose answer is its input, twice."""
 
