@@ -1,7 +1,8 @@
 """Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in a process of its own.
 
     python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
-                                       [--atlases LABELLED_DATASET] [--nprocs N] [--threads N] [--device cpu]
+                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--nprocs N] [--threads N]
+                                       [--device cpu]
 
 DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases a
 multi-atlas segmentation takes part as a baseline: key multiatlas, or multiatlasjoint where ANTsPy is installed. Open
@@ -139,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                              "come again with another folder (default: dgm16)")  # fmt: skip
     parser.add_argument("--atlases", type=Path, metavar="LABELLED_DATASET",
                         help="atlases of the multi-atlas baseline; maps of the target's own participant are left out")
+    parser.add_argument("--label-map", type=Path, metavar="FILE",
+                        help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it")
     parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY",
                         help="where a scan has several segmentations, the labels are those with one of these entities")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
@@ -156,7 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     out = args.out.absolute()
-    contenders = name_contenders(args.models, atlases=args.atlases and args.atlases.absolute())
+    contenders = name_contenders(
+        args.models, atlases=args.atlases and args.atlases.absolute(),
+        label_map=args.label_map and args.label_map.absolute(),
+    )  # fmt: skip
     ground = find_field(args.dataset.absolute(), choose=args.choose)
     check_contenders(contenders, device=args.device)
     out.mkdir(parents=True, exist_ok=True)

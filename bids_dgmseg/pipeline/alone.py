@@ -56,6 +56,8 @@ class Segmentation:
         JSON to write: ``seconds``, ``cpu_seconds``, ``peak_mb``, or ``problem``.
     device : {"auto", "cpu", "cuda"}
     threads : int
+    label_map : str or None
+        Table that says which label of an nnU-Net folder is which nucleus.
     """
 
     chi: str
@@ -66,6 +68,7 @@ class Segmentation:
     cost: str
     device: str = "cpu"
     threads: int = 1
+    label_map: str | None = None
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Segment in a new process.
@@ -126,8 +129,8 @@ def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
     from bids_dgmseg.segment.localize import localize
     from bids_dgmseg.segment.predict import predict
 
-    weights = Path(request.weights) if request.weights else None
-    model, _ = choose_labels(get_model(request.model), weights, None)
+    weights, label_map = (Path(name) if name else None for name in (request.weights, request.label_map))
+    model, _ = choose_labels(get_model(request.model), weights, label_map)
     box = localize(chi, model, weights=weights, device=request.device).box
     block = predict(chi, box, model, weights=weights, device=request.device)
     return label_grid(block, model, chi.shape), model.structures

@@ -43,6 +43,8 @@ class Contender:
     """Key of the registry, or of a baseline."""
     weights: Path | None = None
     """Folder in place of the model's own weights; the labelled dataset of a baseline."""
+    label_map: Path | None = None
+    """Says which label of an nnU-Net folder is which nucleus."""
 
     @property
     def registered(self) -> Model:
@@ -51,7 +53,7 @@ class Contender:
             from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS
 
             return MULTI_ATLAS
-        return choose_labels(get_model(self.model), self.weights, None)[0]
+        return choose_labels(get_model(self.model), self.weights, self.label_map)[0]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
 
-def name_contenders(given: Sequence[str], *, atlases: Path | None = None) -> list[Contender]:
+def name_contenders(
+    given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None
+) -> list[Contender]:
     """Read which models take part.
 
     Parameters
@@ -84,11 +88,14 @@ def name_contenders(given: Sequence[str], *, atlases: Path | None = None) -> lis
         ``KEY`` or ``KEY=FOLDER``. A key that is there before is named with its folder: ``dgm16=tuned`` is dgm16tuned.
     atlases : path, optional
         Labelled dataset of the baselines; `VOTES` takes part unless a baseline is among those given.
+    label_map : path, optional
+        Which labels of the nnU-Net folders are which nuclei.
 
     Raises
     ------
     InputError
-        If there is no such model or folder, a baseline has no atlases, or two models would have one name.
+        If there is no such model or folder, a baseline has no atlases, two models would have one name, or there is no
+        nnU-Net folder for the label map.
     """
     keys = [one.partition("=")[0] for one in given]
     baseline = [VOTES] if atlases and not set(_BASELINES) & set(keys) else []
@@ -100,7 +107,10 @@ def name_contenders(given: Sequence[str], *, atlases: Path | None = None) -> lis
             name += re.sub(r"[^0-9a-zA-Z]", "", weights.name)
         if name in contenders:
             raise InputError(f"{one}: two models would be named {name}; rename a folder of weights")
-        contenders[name] = Contender(name, model, weights)
+        foreign = model not in _BASELINES and get_model(model).localizer.kind == "nnunet"
+        contenders[name] = Contender(name, model, weights, label_map if foreign else None)
+    if label_map and not any(one.label_map for one in contenders.values()):
+        raise InputError(f"--label-map {label_map.name}: no model here takes one; give --models nnunet2step=FOLDER too")
     return list(contenders.values())
 
 
@@ -178,7 +188,8 @@ def segment_scan(contender: Contender, scan: Scan, out: Path, *, device: str, th
     weights = str(contender.weights) if contender.weights else None
     with tempfile.TemporaryDirectory(prefix="compare_") as folder:
         spent = Segmentation(
-            str(scan.chi), scan.sidecar, contender.model, weights, str(dseg), str(cost), device, threads
+            str(scan.chi), scan.sidecar, contender.model, weights, str(dseg), str(cost), device, threads,
+            str(contender.label_map) if contender.label_map else None,
         ).run(Path(folder))
     write_json({"model": contender.name, "scan": scan.name, **spent, "fingerprint": mark.hexdigest()}, cost)
     return cost

@@ -18,6 +18,7 @@ from bids_dgmseg.pipeline.alone import Segmentation
 from bids_dgmseg.pipeline.compare import Contender, compare, find_field, name_contenders, segment_scan
 from bids_dgmseg.structures import STRUCTURES
 from tests.conftest import start_dataset, write_map
+from tests.segment.nnunet_folders import write_folder
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 TABLE = ["index\tname\tabbreviation", *(f"{row.index}\t{row.name}\t{row.abbreviation}" for row in STRUCTURES)]
@@ -156,6 +157,36 @@ def test_contenders_are_keys_with_folders(tmp_path):
 def test_what_is_no_contender_is_refused(given, message):
     with pytest.raises(InputError, match=message):
         name_contenders(given)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """An nnU-Net folder whose labels have names of their own, and the table that says what they are."""
+    folder = write_folder(tmp_path / "foreign", labels={"background": 0, "sinister": 1, "dexter": 2},
+                          patch_size=[32, 32, 32], spacing=[5.0, 5.0, 5.0])  # fmt: skip
+    table = tmp_path / "map.tsv"
+    table.write_text("label\tabbreviation\nsinister\tRN_L\n2\tRN_R\n")
+    return folder, table
+
+
+def test_a_label_map_is_for_nnunet_folders_alone(foreign):
+    folder, table = foreign
+    own, other = name_contenders(["dgm16", f"nnunet2step={folder}"], label_map=table)
+    assert (own.label_map, other.registered.labels) == (None, ("RN_L", "RN_R"))
+    with pytest.raises(InputError, match=r"--label-map map.tsv: no model here takes one; give --models nnunet2step="):
+        name_contenders(["dgm16"], label_map=table)
+
+
+def test_a_process_of_its_own_takes_the_label_map(bids_dataset, foreign, tmp_path):
+    folder, table = foreign
+    write_json({
+        "chi": str(bids_dataset("sub-01") / "sub-01/anat/sub-01_Chimap.nii.gz"), "sidecar": {"Units": "ppm"},
+        "model": "nnunet2step", "weights": str(folder), "out": str(tmp_path / "sub-01_dseg.nii.gz"),
+        "cost": str(tmp_path / "cost.json"), "label_map": str(table),
+    }, tmp_path / "request.json")  # fmt: skip
+    assert alone.main([str(tmp_path / "request.json")]) == 0
+    rows = (tmp_path / "sub-01_dseg.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[2] for row in rows] == ["RN_L", "RN_R"]
 
 
 def test_a_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
