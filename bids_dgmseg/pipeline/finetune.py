@@ -22,6 +22,7 @@ from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps
 from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import sha256
@@ -63,8 +64,9 @@ class Request:
 def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFrame]:
     """Fine-tune, and compare before with after on the labelled scans.
 
-    ``OUT`` gets ``segmenter.safetensors`` and ``localizer.safetensors`` (copied), the learning curve, a checkpoint,
-    ``training.json``, ``dice.tsv`` with its dictionary, and pictures of the labels, those before and those after.
+    ``OUT`` gets ``segmenter.safetensors``, ``localizer.safetensors`` (copied), ``model.toml`` with the temperatures of
+    the starting weights, the learning curve, a checkpoint, ``training.json``, ``dice.tsv`` with its dictionary, and
+    pictures of the labels, those before and those after.
 
     Returns
     -------
@@ -84,6 +86,7 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
     )
     learned = [one.map for one in _split(maps, request)]
     _claim(request, maps)
+    _describe(request, n_learned=len(learned))
     _say_what(learned, model, say)
     boxes = {one.map.name: localize(one.map.chi, model, weights=request.start, device=device).box for one in maps}
     before = {
@@ -144,6 +147,20 @@ def _claim(request: Request, maps: Sequence[Labelled]) -> None:
         write_json({**record, "version": __version__}, path)
     if request.model.localizer.network:
         place(source / "localizer.safetensors", request.out / "localizer.safetensors")
+
+
+def _describe(request: Request, *, n_learned: int) -> None:
+    """Write ``model.toml`` with the network and the temperatures of the starting weights, once.
+
+    A folder that was trained without temperatures goes on without: its network is right as it is.
+    """
+    if (request.out / "segmenter_checkpoint.pt").is_file():
+        return
+    model = as_trained(request.model, request.start)
+    about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_learned} labelled maps"}
+    if model.temperatures:
+        about |= {"temperatures": list(model.temperatures), "calibrated_on": "what the starting weights were"}
+    describe_folder(model, request.out, about=about)
 
 
 def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:

@@ -27,12 +27,18 @@ def softmax_heads(
     temperatures : sequence of float
         One a channel, by which the logits are divided before; none for not at all.
     """
-    if temperatures:
-        logits = logits / torch.tensor(temperatures, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
+    logits = temper(logits, temperatures)
     probabilities = logits.clone()
     for part in _parts(groups):
         probabilities[:, part] = logits[:, part].softmax(dim=1)
     return probabilities
+
+
+def temper(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Divide logits (B, channels, ...) by a temperature a channel; none leave them as they are."""
+    if not temperatures:
+        return logits
+    return logits / torch.tensor(temperatures, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
 
 
 def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:

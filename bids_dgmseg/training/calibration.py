@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bids_dgmseg.measure.calibration import expected_calibration_error
 from bids_dgmseg.models import Model
-from bids_dgmseg.segment.folder import describe_folder
+from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.forward import forward_batch
 from bids_dgmseg.segment.weights import load_weights, segmenter_network
 from bids_dgmseg.training.simulated import simulated_maps
@@ -115,6 +115,7 @@ def calibrate(
     InputError
         If the folder has no weights of this model.
     """
+    model = as_trained(model, out)
     network = load_weights(segmenter_network(model), model, "segmenter", out)
     maps = simulated_maps(model, template, "segmenter", seed=seed)
     generator, picked = torch.Generator().manual_seed(seed), []

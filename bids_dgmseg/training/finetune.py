@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bids_dgmseg.models import Model
+from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.weights import load_weights, pick_device, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.training.curve import Curve
 from bids_dgmseg.training.labelled import LabelledPatches
@@ -55,7 +56,8 @@ def fine_tune(
     samples : LabelledPatches
         What to learn from.
     out : path
-        Model folder: ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``.
+        Model folder: gets ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``. Its
+        ``model.toml`` has the temperatures, for which the network is trained: with them its labels are right.
     this : FineTuning
         How long and how fast.
     start : path or None
@@ -63,6 +65,7 @@ def fine_tune(
     say : callable
         Gets lines to show.
     """
+    model = as_trained(model, out)
     use_cores()
     torch.manual_seed(this.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,6 +78,6 @@ def fine_tune(
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
         report=Curve(out / "segmenter_curve.tsv", model.labels, say=say, step=progress.step).add,
-        workers=this.workers,
+        workers=this.workers, temperatures=model.temperatures,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / "segmenter.safetensors"))

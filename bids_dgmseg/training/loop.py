@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
+from bids_dgmseg.segment.heads import temper
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.losses import dice_and_cross_entropy
 
@@ -99,7 +100,7 @@ class _FromStep(torch.utils.data.Sampler[int]):
 def train(
     progress: Progress, samples: Dataset[tuple[Tensor, Tensor]], *, schedule: Schedule, checkpoint: Path,
     minutes: float, device: torch.device, report: Callable[[int, float, Tensor], None], workers: int = 1,
-    clock: Callable[[], float] = time.monotonic,
+    temperatures: Sequence[float] = (), clock: Callable[[], float] = time.monotonic,
 ) -> bool:  # fmt: skip
     """Learn until the schedule or the time is over.
 
@@ -121,6 +122,8 @@ def train(
         Gets each step's number, loss and Dice a class (NaN where a class is absent).
     workers : int
         Processes that make samples.
+    temperatures : sequence of float
+        One a class, by which the network's logits will be divided in use; none for not at all.
     clock : callable
         Tells the time in seconds.
 
@@ -141,7 +144,7 @@ def train(
     )  # fmt: skip
     progress.network.train()
     for inputs, labels in loader:
-        loss, dice = _step(progress, inputs, labels, schedule, device)
+        loss, dice = _step(progress, inputs, labels, schedule, device, temperatures)
         report(progress.step, loss, dice)
         progress.step += 1
         now = clock()
@@ -156,14 +159,15 @@ def train(
 
 
 def _step(
-    progress: Progress, inputs: Tensor, labels: Tensor, schedule: Schedule, device: torch.device
-) -> tuple[float, Tensor]:
+    progress: Progress, inputs: Tensor, labels: Tensor, schedule: Schedule, device: torch.device,
+    temperatures: Sequence[float],
+) -> tuple[float, Tensor]:  # fmt: skip
     """Take one step of gradient descent and move the average."""
     for group in progress.optimizer.param_groups:
         group["lr"] = schedule.rate(progress.step, progress.seconds)
     labels = labels.to(device)
     with mixed_precision(device):
-        logits = progress.network(lay_out(inputs, device))
+        logits = temper(progress.network(lay_out(inputs, device)), temperatures)
     loss = dice_and_cross_entropy(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)

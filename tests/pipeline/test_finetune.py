@@ -1,5 +1,6 @@
 """Fine-tuning on labelled phantoms, 4 mm coarse, with a network of a few thousand weights."""
 
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from bids_dgmseg.cli import main as app
 from bids_dgmseg.commands import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.images.volume import load_image
 from bids_dgmseg.models import MODELS, Localizer, ModelInput
 from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
+from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
@@ -34,6 +38,7 @@ def one_thread():
 
 
 QUICK = FineTuning(steps=4, workers=0, seed=2)
+TEMPERATURES = (1.0, 2.0, 2.5, 4.0, 4.0)
 
 
 def label(root, scan, *names, moved_mm=0.0, numbers=None, seg="manual", grid=GRID):
@@ -125,10 +130,74 @@ def test_the_folder_is_one_for_weights(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "out", untrained)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"segmenter.safetensors", "dice.tsv", "dice.json", "training.json", "segmenter_curve.tsv"} <= names
+    assert {"segmenter.safetensors", "model.toml", "dice.tsv", "dice.json", "training.json"} <= names
+    assert "segmenter_curve.tsv" in names
     pictures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert pictures == [f"sub-01_{what}.png" for what in ("after", "before", "labels")]
     assert tune(dataset, tmp_path / "next", tmp_path / "out")[0].done  # and to start from
+
+
+@pytest.fixture
+def calibrated(teacher, tmp_path):
+    """The teacher with temperatures, which make its nuclei smaller."""
+    shutil.copytree(teacher, tmp_path / "calibrated")
+    describe_folder(MODEL, tmp_path / "calibrated", about={"temperatures": list(TEMPERATURES)})
+    return tmp_path / "calibrated"
+
+
+def labels_of_the_app(dataset, weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "dgm16", MODEL)
+    out = tmp_path / f"results of {weights.name}"
+    options = ["--weights", str(weights), "-w", str(tmp_path / "work"), "--nprocs", "1", "--skip-bids-validation"]
+    assert app([str(dataset), str(out), "participant", *options]) == 0
+    return np.asanyarray(load_image(out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.nii.gz").dataobj)
+
+
+def test_the_app_labels_with_the_folder_as_the_command_scored_it(dataset, calibrated, tmp_path, monkeypatch):
+    label(dataset, "sub-01", *MODEL.labels, moved_mm=3.0)
+    _, table = tune(dataset, tmp_path / "out", calibrated)
+    truth = np.asanyarray(load_image(next(dataset.rglob("*_dseg.nii.gz"))).dataobj)
+    found = labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch)
+    for number, name in enumerate(MODEL.labels, start=31):
+        given, labelled = truth == number, found == STRUCTURES.named(name).index
+        dice = 2 * np.count_nonzero(given & labelled) / (given.sum() + labelled.sum())
+        assert table.set_index("abbreviation").loc[name, "dice_after"] == pytest.approx(dice)
+    (tmp_path / "out" / "model.toml").rename(tmp_path / "model.toml")
+    assert not np.array_equal(found, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))
+
+
+def test_temperatures_are_handed_on_from_folder_to_folder(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "first", calibrated)
+    tune(dataset, tmp_path / "second", tmp_path / "first")
+    assert as_trained(MODEL, tmp_path / "second").temperatures == TEMPERATURES
+
+
+def test_the_network_learns_to_be_right_with_its_temperatures(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", *MODEL.labels)
+    _, table = tune(dataset, tmp_path / "out", calibrated, training=FineTuning(steps=30, learning_rate=1e-2, workers=0))
+    # The temperatures take more than a third of the putamen's Dice, and the teacher saw this very map.
+    assert mean(table, "dice_before", "PUT") < 0.6
+    assert mean(table, "dice_after", "PUT") > 0.75
+
+
+def test_a_folder_that_was_begun_without_temperatures_goes_on_without(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", *MODEL.labels)  # nothing is learned from what the starting weights see
+    (calibrated / "model.toml").rename(tmp_path / "model.toml")
+    whole, _ = tune(dataset, tmp_path / "a", calibrated)
+    tune(dataset, tmp_path / "b", calibrated, training=replace(QUICK, minutes=1e-9))
+    (tmp_path / "b" / "model.toml").unlink()  # as folders were before
+    (tmp_path / "model.toml").rename(calibrated / "model.toml")
+    assert tune(dataset, tmp_path / "b", calibrated)[0] == whole
+    assert not (tmp_path / "b" / "model.toml").exists()
+
+
+def test_temperatures_fitted_since_are_kept(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "out", calibrated)
+    describe_folder(MODEL, tmp_path / "out", about={"temperatures": [1.5] * 5})
+    tune(dataset, tmp_path / "out", calibrated)
+    assert as_trained(MODEL, tmp_path / "out").temperatures == (1.5,) * 5
 
 
 def test_numbers_are_matched_by_name_and_the_rest_is_said(dataset, untrained, tmp_path):

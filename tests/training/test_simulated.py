@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import get_model
-from bids_dgmseg.segment.folder import as_trained
+from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.training import simulated
@@ -54,10 +54,14 @@ def test_a_training_that_goes_on_takes_its_checkpoint_not_the_starting_weights(s
 
 def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
     lines: list[str] = []
+    own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
+    describe_folder(own, start, about={"temperatures": [9.0] * 17})
     temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lines.append)
     assert len(lines) == 16
     assert lines[0].startswith("DN_L ")
-    assert as_trained(SMALL, start).temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
+    trained = as_trained(SMALL, start)
+    assert trained.temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
+    assert trained.input == own.input
 
 
 def test_an_untrained_network_is_found_too_sure_or_not_sure_enough(start):
