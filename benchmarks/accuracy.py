@@ -1,6 +1,6 @@
 """How well a model finds the nuclei: on the demo, on simulated maps never trained on, and on real maps.
 
-    python benchmarks/accuracy.py [--weights FOLDER] [--maps N] [--each N] [--template FILE] [--seed S]
+    python benchmarks/accuracy.py [--weights FOLDER] [--quality] [--maps N] [--each N] [--template FILE] [--seed S]
                                   [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
 With ``--maps`` it draws that many maps with all settings but the head in the middle of their ranges, and with
@@ -12,17 +12,16 @@ them); labels are matched by the abbreviations in their ``dseg.tsv``. Prints Mar
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from conditions import Condition, conditions
+from conditions import conditions
 
 from bids_dgmseg.commands import demo
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.calibration import expected_calibration_error
 from bids_dgmseg.measure.overlap import dice
@@ -35,7 +34,7 @@ from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.dataset import read_template
-from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
+from bids_dgmseg.simulate.sample import phantom_head, template_head
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
@@ -46,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--quality", action="store_true", help="average as `bids_dgmseg --quality` does")
     parser.add_argument("--maps", type=int, default=0, help="maps with ordinary settings to draw")
     parser.add_argument("--each", type=int, default=0, help="maps of every other condition to draw")
     parser.add_argument("--template", type=Path, help="label template to draw them from (default: the phantom)")
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="dataset with silver labels")
     parser.add_argument("--out", type=Path, help="all scores as TSV")
     args = parser.parse_args()
-    model = get_model(args.model)
+    model = dataclasses.replace(get_model(args.model), quality=args.quality)
     with tempfile.TemporaryDirectory() as folder:
         demo.run(argparse.Namespace(dir=Path(folder) / "demo"))
         tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
@@ -95,19 +95,9 @@ def try_conditions(
     for number, condition in enumerate(conditions()):
         for drawn in range(n_each if number else n_middle):
             sample_seed = _FIRST_SEED + 1_000_000 * seed + 1000 * number + drawn
-            chi, labels = draw_sample([(head, 1.0)], condition.view, sample_seed)
-            array, truth = condition.thicken(chi.numpy(), nuclei_labels(labels).numpy())
-            table = score_drawn(_placed(array, condition), truth, model, weights)
-            tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}"))
+            table = score_drawn(*condition.draw(head, sample_seed), model, weights)
+            tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
     return pd.concat(tables, ignore_index=True)
-
-
-def _placed(array: np.ndarray, condition: Condition) -> Volume:
-    """Place a map in the scanner, its centre at the origin."""
-    step = condition.view.spacing_mm
-    spacing_mm = (step, step, step * condition.slice_factor)
-    x, y, z = (size * edge / 2 for size, edge in zip(array.shape, spacing_mm, strict=True))
-    return Volume(array, world_grid(Box((-x, -y, -z), (x, y, z)), spacing_mm, array.shape).affine)
 
 
 def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:

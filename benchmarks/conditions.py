@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
+from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
+from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
-from bids_dgmseg.simulate.sample import View
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
 
 _LOGARITHMIC = {"noise_ppm", "snr", "least_squares", "conjugate_gradients", "total_variation"}
 """Ranges whose middle is that of their logarithms, as they are drawn."""
@@ -28,6 +32,15 @@ class Condition:
     view: View
     slice_factor: int = 1
     """So many slices are averaged to one."""
+
+    def draw(self, head: ShapedHead, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
+        """Draw a map, its centre at the scanner's origin, with its true nuclei."""
+        chi, labels = draw_sample([(head, 1.0)], self.view, seed)
+        array, truth = self.thicken(chi.numpy(), nuclei_labels(labels).numpy())
+        step = self.view.spacing_mm
+        spacing_mm = (step, step, step * self.slice_factor)
+        x, y, z = (size * edge / 2 for size, edge in zip(array.shape, spacing_mm, strict=True))
+        return Volume(array, world_grid(Box((-x, -y, -z), (x, y, z)), spacing_mm, array.shape).affine), truth
 
     def thicken(self, chi: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Average a map's slices; a thick voxel has the label that most of it has."""
