@@ -116,10 +116,11 @@ def box_of_mask(mask: Volume) -> Box:
     ValueError
         If the mask is empty.
     """
-    indices = np.argwhere(mask.array)
-    if not len(indices):
+    found = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
+    if not len(found[0]):
         raise ValueError("the mask is empty")
-    low, high = indices.min(axis=0) - 0.5, indices.max(axis=0) + 0.5
+    low, high = (np.array([places[end] for places in found]) for end in (0, -1))
+    low, high = low - 0.5, high + 0.5
     corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)
     world = mask.affine[:3, :3] @ corners + mask.affine[:3, 3:]
     return _box(world.min(axis=1), world.max(axis=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,62 @@ class Reference:
     chi: Volume
     labels: Volume
     """Numbers of structures.tsv on any grid of the same world."""
+
+
+class Head:
+    """A map as registration sees it; each part is made once, however many references are laid on it.
+
+    Parameters
+    ----------
+    chi : Volume
+        In ppm, finite, 0 outside the brain.
+    """
+
+    def __init__(self, chi: Volume) -> None:
+        self.chi = chi
+        self._images: dict[float, Any] = {}
+        self._masks: dict[float, Any] = {}
+
+    @cached_property
+    def upright(self) -> Matrix:
+        """From an upright head, its brain's middle at the origin and its midplane at x = 0, to the world."""
+        plane = find_midplane(self.chi)
+        upright = np.eye(4)
+        upright[:3, :3] = Rotation.align_vectors([plane.normal], [[1, 0, 0]])[0].as_matrix()
+        upright[:3, 3] = self.middle_mm - plane.distance_mm(self.middle_mm) * plane.normal
+        return upright
+
+    @cached_property
+    def middle_mm(self) -> NDArray[np.float64]:
+        """Centre of mass of what was measured."""
+        measured = find_measured(self.chi).array
+        counts = [np.count_nonzero(measured, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
+        index = [np.average(np.arange(len(count)), weights=count) for count in counts]
+        middle: NDArray[np.float64] = self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
+        return middle
+
+    def image(self, spacing_mm: float) -> Any:
+        """Sample what was measured along the world's axes; ITK is given RAS+ coordinates and need not know."""
+        if spacing_mm not in self._images:
+            grid = self._grid(spacing_mm)
+            array = np.clip(resample(self.chi, grid, antialias=True).array, *RANGE_PPM)
+            self._images[spacing_mm] = to_itk(array, grid)
+        return self._images[spacing_mm]
+
+    def mask(self, spacing_mm: float) -> Any:
+        """Mark the voxels of `image` that were measured for the most part."""
+        if spacing_mm not in self._masks:
+            grid, measured = self._grid(spacing_mm), find_measured(self.chi)
+            share = resample(measured.with_array(measured.array.astype(np.float32)), grid, antialias=True).array
+            self._masks[spacing_mm] = to_itk((share > 0.5).astype(np.uint8), grid)
+        return self._masks[spacing_mm]
+
+    def _grid(self, spacing_mm: float) -> Grid:
+        return world_grid(self._box.grown(2 * spacing_mm), (spacing_mm,) * 3)
+
+    @cached_property
+    def _box(self) -> Box:
+        return measured_box(self.chi)
 
 
 @dataclass(frozen=True)
@@ -88,10 +145,10 @@ def find_by_atlas(chi: Volume, references: list[Reference], model: Model) -> Box
         If the map is 0 everywhere, a reference has no nucleus of the model, or SimpleITK is not installed.
     """
     masks = [_mark_nuclei(reference, model) for reference in references]
-    upright = find_upright(chi)
-    rigid = [align_rigidly(chi, reference, upright) for reference in references]
+    head = Head(chi)
+    rigid = [align_rigidly(head, reference) for reference in references]
     best = max(range(len(references)), key=lambda place: rigid[place].similarity)
-    to_map = align_affinely(chi, references[best], rigid[best]).to_map
+    to_map = align_affinely(head, references[best], rigid[best]).to_map
     box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).grown(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
@@ -104,23 +161,23 @@ def _mark_nuclei(reference: Reference, model: Model) -> Volume:
     return reference.labels.with_array(wanted)
 
 
-def align_rigidly(chi: Volume, reference: Reference, upright: Matrix) -> Registration:
+def align_rigidly(head: Head, reference: Reference) -> Registration:
     """Register a reference to a map at 8 and 4 mm.
 
-    The midplanes of both heads (`upright` is `find_upright` of the map) leave one angle open, the pitch: the best of
-    several beginnings is taken.
+    The midplanes of both heads leave one angle open, the pitch: the best of several beginnings is taken.
     """
-    from_map, to_reference = _inverse(upright), find_upright(reference.chi)
-    beginnings = [to_reference @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
+    other = Head(reference.chi)
+    from_map = _inverse(head.upright)
+    beginnings = [other.upright @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
     transform = import_sitk().Euler3DTransform
-    found = [_register(chi, reference, transform(), begin, _RIGID_MM, share=1.0) for begin in beginnings]
+    found = [_register(head, other, transform(), begin, _RIGID_MM, share=1.0) for begin in beginnings]
     return max(found, key=lambda one: one.similarity)
 
 
-def align_affinely(chi: Volume, reference: Reference, start: Registration) -> Registration:
+def align_affinely(head: Head, reference: Reference, start: Registration) -> Registration:
     """Register a reference to a map at 5 and 2.5 mm, from where it lies already."""
     transform = import_sitk().AffineTransform(3)
-    return _register(chi, reference, transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
+    return _register(head, Head(reference.chi), transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
 
 
 @contextmanager
@@ -140,17 +197,17 @@ def on_one_thread() -> Iterator[None]:
 
 @on_one_thread()
 def _register(
-    chi: Volume, reference: Reference, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
+    head: Head, other: Head, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
     """Improve a linear transform, map's world to the reference's, by mutual information; the same way each time."""
     sitk = import_sitk()
-    middle = _middle_mm(chi)
+    middle = head.middle_mm
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(begin[:3, :3].ravel().tolist())
     transform.SetTranslation((begin[:3, :3] @ middle + begin[:3, 3] - middle).tolist())
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
-    method.SetMetricFixedMask(_mask_image(chi, spacing_mm))
+    method.SetMetricFixedMask(head.mask(spacing_mm))
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(share, _SEED)
     method.SetInterpolator(sitk.sitkLinear)
@@ -159,17 +216,8 @@ def _register(
     method.SetShrinkFactorsPerLevel([2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1])
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(_image(chi, spacing_mm), _image(reference.chi, spacing_mm))
+    method.Execute(head.image(spacing_mm), other.image(spacing_mm))
     return Registration(_inverse(_matrix(transform)), -method.GetMetricValue())
-
-
-def find_upright(chi: Volume) -> Matrix:
-    """Give the map from an upright head, its brain's middle at the origin and its midplane at x = 0, to the world."""
-    plane, middle = find_midplane(chi), _middle_mm(chi)
-    upright = np.eye(4)
-    upright[:3, :3] = Rotation.align_vectors([plane.normal], [[1, 0, 0]])[0].as_matrix()
-    upright[:3, 3] = middle - plane.distance_mm(middle) * plane.normal
-    return upright
 
 
 def _pitched(degrees: float) -> Matrix:
@@ -190,33 +238,12 @@ def _inverse(matrix: Matrix) -> Matrix:
     return np.linalg.inv(matrix).astype(np.float64)
 
 
-def _image(chi: Volume, spacing_mm: float) -> Any:
-    """Sample what was measured along the world's axes; ITK is given RAS+ coordinates and need not know."""
-    grid = world_grid(measured_box(chi).grown(2 * spacing_mm), (spacing_mm,) * 3)
-    return to_itk(np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM), grid)
-
-
-def _mask_image(chi: Volume, spacing_mm: float) -> Any:
-    """Mark the voxels of `_image` that were measured for the most part."""
-    measured = find_measured(chi)
-    grid = world_grid(measured_box(chi).grown(2 * spacing_mm), (spacing_mm,) * 3)
-    share = resample(measured.with_array(measured.array.astype(np.float32)), grid, antialias=True).array
-    return to_itk((share > 0.5).astype(np.uint8), grid)
-
-
 def to_itk(array: NDArray[Any], grid: Grid) -> Any:
     """Make a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
     image = import_sitk().GetImageFromArray(array.T)  # SimpleITK counts axes from the last
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
-
-
-def _middle_mm(chi: Volume) -> NDArray[np.float64]:
-    """Find the centre of mass of what was measured."""
-    indices = np.argwhere(find_measured(chi).array).mean(axis=0)
-    middle: NDArray[np.float64] = chi.affine[:3, :3] @ indices + chi.affine[:3, 3]
-    return middle
 
 
 def _finite(chi: Volume) -> Volume:

@@ -14,7 +14,7 @@ from bids_dgmseg.images.boxes import Box, box_of_mask
 from bids_dgmseg.images.resample import Grid, covering_block, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Localizer, Model, ModelInput
-from bids_dgmseg.segment.atlas import Reference, align_affinely, align_rigidly, find_upright
+from bids_dgmseg.segment.atlas import Head, Reference, align_affinely, align_rigidly
 from bids_dgmseg.segment.carry import carry
 from bids_dgmseg.segment.deform import deform
 from bids_dgmseg.segment.found import Block
@@ -70,10 +70,10 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, 
 
 def _align(chi: Volume, atlases: Sequence[Reference]) -> list[Reference]:
     """Move each atlas onto the map by an affine transform of its world; no voxel is resampled."""
-    upright = find_upright(chi)
+    head = Head(chi)
     aligned = []
     for atlas in atlases:
-        to_map = align_affinely(chi, atlas, align_rigidly(chi, atlas, upright)).to_map
+        to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
         moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
         aligned.append(Reference(atlas.name, *moved))
     return aligned
