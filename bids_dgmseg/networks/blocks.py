@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +23,8 @@ def max_pool(x: Tensor, factor: int) -> Tensor:
         Sizes divided by `factor`, rounded up, so that pooling by 2 twice is pooling by 4 for every size.
     """
     pool = functional.max_pool2d if x.ndim == 4 else functional.max_pool3d
-    pooled: Tensor = pool(x, factor, ceil_mode=True)
+    with torch.autocast(x.device.type, enabled=False):  # which would turn all of x to float32 first
+        pooled: Tensor = pool(x, factor, ceil_mode=True)
     return pooled
 
 

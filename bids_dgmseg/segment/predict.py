@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -22,13 +22,15 @@ from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.heads import merge_heads, mirrored_channels, softmax_heads
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.sides import divide, find_midplane
-from bids_dgmseg.segment.weights import load_object, load_segmenters
+from bids_dgmseg.segment.weights import load_object, load_segmenters, pick_device
 from bids_dgmseg.segment.windows import coronal_stacks, cover, middle_weight
 
 Item = TypeVar("Item")
 
-_BATCH = 4
-"""Windows at once: more need memory and are no quicker on a CPU."""
+_WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
+"""At once on each kind of device: a second one does not fit into the caches of a CPU, which is then slower."""
+_SLICES = 8
+"""At once."""
 
 
 class Predictor(Protocol):
@@ -112,7 +114,7 @@ class NetworkPredictor:
         windows = list(cover(chi.shape, patch, shown.step))
         total = np.zeros((self._channels, *chi.shape), np.float32)
         votes = np.zeros(chi.shape, np.float32)
-        for some in _in_batches(windows):
+        for some in _in_batches(windows, _WINDOWS[pick_device(self.device).type]):
             answers = self._probabilities(network, np.stack([values[:, *window] for window in some]))
             for window, answer in zip(some, answers, strict=True):
                 weight = np.float32(1) if shown.step or len(windows) == 1 else middle_weight(answer.shape[1:])
@@ -125,7 +127,7 @@ class NetworkPredictor:
         """Assemble the probabilities (channels, X, Y, Z) of all coronal slices, each seen among its neighbours."""
         stacks = coronal_stacks(chi, self.model.input.slices)
         total = np.empty((self._channels, *chi.shape), np.float32)
-        for some in _in_batches(range(len(stacks))):
+        for some in _in_batches(range(len(stacks)), _SLICES):
             shown = np.stack([self._normalize(stacks[place]) for place in some])
             total[:, :, some] = self._probabilities(network, shown).swapaxes(0, 1).swapaxes(1, 2)
         return total
@@ -145,6 +147,6 @@ class NetworkPredictor:
         return array
 
 
-def _in_batches(items: Sequence[Item]) -> Iterator[list[Item]]:
-    for start in range(0, len(items), _BATCH):
-        yield list(items[start : start + _BATCH])
+def _in_batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -18,3 +18,8 @@ def test_pooling_twice_by_two_is_pooling_by_four(size):
 def test_cropping_keeps_the_near_end():
     x = torch.arange(12.0).reshape(1, 1, 3, 4)
     assert crop_like(x, torch.zeros(1, 7, 2, 3)).tolist() == [[[[0, 1, 2], [4, 5, 6]]]]
+
+
+def test_what_is_computed_in_bfloat16_is_pooled_in_it():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert max_pool(torch.zeros(1, 1, 4, 4, 4, dtype=torch.bfloat16), 2).dtype == torch.bfloat16
