@@ -7,16 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.resample import resample, world_grid
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.finetune import given_labels
 from bids_dgmseg.pipeline.labels import Labelled
 from bids_dgmseg.segment.folder import describe_folder
+from bids_dgmseg.segment.measured import measured_box
 from bids_dgmseg.training.recipe import Recipe
 from bids_dgmseg.training.schemes import choose_some
 
+_REFERENCE_MM = 2.0
+"""Voxels of reference maps: registration looks at 2.5 mm at the finest (`bids_dgmseg.segment.atlas`)."""
+_STEP_PPM = 1e-4
+"""Of stored values; whole numbers are packed into a third of the space."""
 
 def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, recipe: Recipe, seed: int) -> None:
     """Write what a model folder holds beside weights: its description, and references for an atlas localizer.
@@ -56,13 +63,25 @@ def _as_learned(model: Model, recipe: Recipe) -> Model:
 
 
 def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
+    """Write a map, as finely as registration looks at it, and its labels."""
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, volume in (("Chimap", one.map.chi), ("dseg", one.map.chi.with_array(given_labels(one.map, model)))):
-        final = folder / f"{one.map.name}_{suffix}.nii.gz"
-        if not final.is_file():
-            temporary = final.with_name(f".part.{final.name}")
-            nib.Nifti1Image(volume.array, volume.affine).to_filename(temporary)
-            temporary.replace(final)
+    chi = one.map.chi
+    grid = world_grid(measured_box(chi), (_REFERENCE_MM,) * 3)
+    coarse = np.clip(resample(chi, grid, antialias=True).array, -1, 1)
+    _write(nib.Nifti1Image(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine),
+           folder / f"{one.map.name}_Chimap.nii.gz", slope=_STEP_PPM)  # fmt: skip
+    labels = given_labels(one.map, model).astype(np.uint8)
+    _write(nib.Nifti1Image(labels, chi.affine), folder / f"{one.map.name}_dseg.nii.gz")
+
+
+def _write(image: nib.Nifti1Image, final: Path, *, slope: float = 1.0) -> None:
+    """Write a file unless it is there."""
+    if final.is_file():
+        return
+    image.header.set_slope_inter(slope, 0)
+    temporary = final.with_name(f".part.{final.name}")
+    image.to_filename(temporary)
+    temporary.replace(final)
 
 
 def find_start(path: Path, fold: int) -> tuple[Path, list[str]]:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from bids_dgmseg.commands import build_parser, main
 from bids_dgmseg.commands._recipes import make_plan
 from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.images.resample import Grid, resample, world_grid
+from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Localizer
 from bids_dgmseg.segment.folder import as_trained, reference_files
 from bids_dgmseg.segment.predict import predict
@@ -114,6 +115,18 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
         assert [chi.name for chi, _ in reference_files(MODELS[model], out)] == [
             f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)
         ]
+
+
+def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", "--minutes", "0.001") == 0
+    for number, (chi, labels) in enumerate(reference_files(MODELS["dcnnet"], tmp_path / "out"), start=1):
+        reference, drawn = Volume.read(chi), Volume.read(labels, np.uint8)
+        assert reference.voxel_size_mm == pytest.approx((2, 2, 2))
+        whole = Volume.read(dataset / f"sub-0{number}" / "anat" / f"sub-0{number}_Chimap.nii.gz")
+        same_places = resample(whole, Grid(reference.shape, reference.affine)).array  # 2.5 mm: nothing to average
+        np.testing.assert_allclose(reference.array, same_places, atol=1e-4)
+        assert set(np.unique(drawn.array)) == {0, 1, 2, 3, 4}
+        assert (drawn.array == 1).sum() == (PHANTOM.dseg(GRID).array == 1).sum()
 
 
 def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path):
