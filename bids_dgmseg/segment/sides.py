@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import optimize
+from torch.nn import functional
 
 from bids_dgmseg.images.boxes import box_of_mask
 from bids_dgmseg.images.resample import Grid, resample, world_grid
@@ -92,24 +94,35 @@ class _Mirror:
     """Compares a map with its mirror images."""
 
     def __init__(self, chi: Volume, measured: Volume) -> None:
-        self._chi = np.clip(chi.array, -_LARGEST_PPM, _LARGEST_PPM)
-        self._measured = measured.array
-        inside = self._measured > 0.5
+        clipped = np.clip(chi.array, -_LARGEST_PPM, _LARGEST_PPM)
+        inside = measured.array > 0.5
         self._points = Grid(chi.shape, chi.affine).centres_mm()[inside]
-        self._values = self._chi[inside]
-        self._to_index = np.linalg.inv(chi.affine)
+        self._values = clipped[inside]
+        self._images = torch.from_numpy(np.stack([measured.array, clipped]))[None]
+        # grid_sample wants -1 and 1 at the outermost centres.
+        to_index, scale = np.linalg.inv(chi.affine), 2 / np.maximum(np.array(chi.shape) - 1, 1)
+        self._matrix, self._start = scale[:, None] * to_index[:3, :3], scale * to_index[:3, 3] - 1
         self.middle_mm = float(self._points[:, 0].mean())
 
     def unlikeness(self, place: NDArray[np.float64]) -> float:
         """Tell how little the map is like its image in a plane: 1 minus their correlation."""
         plane = _plane(place)
-        mirrored = self._points - 2 * plane.distance_mm(self._points)[:, None] * plane.normal
-        indices = self._to_index[:3, :3] @ mirrored.T + self._to_index[:3, 3:]
-        both = ndimage.map_coordinates(self._measured, indices, order=1) > 0.5
+        reflection = np.eye(3) - 2 * np.outer(plane.normal, plane.normal)
+        start = self._start + self._matrix @ (2 * plane.offset_mm * plane.normal)
+        mirrored = self._points @ (self._matrix @ reflection).T + start
+        measured, image = self._sample(mirrored)
+        both = (measured > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
         if both.mean() < _LEAST_OVERLAP:
             return 2.0
-        image = ndimage.map_coordinates(self._chi, indices[:, both], order=1)
-        return 1 - float(np.corrcoef(self._values[both], image)[0, 1])
+        return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
+
+    def _sample(self, places: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Interpolate what was measured, and the map, at places (n, 3) from -1 to 1."""
+        last_axis_first = torch.from_numpy(places.astype(np.float32)).flip(1)[None, None, None]
+        sampled: NDArray[np.float32] = functional.grid_sample(
+            self._images, last_axis_first, mode="bilinear", align_corners=True
+        )[0, :, 0, 0].numpy()
+        return sampled
 
 
 def divide(
