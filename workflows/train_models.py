@@ -1,10 +1,12 @@
-"""Train the folds of several models on one labelled dataset, each as a node of a Nipype workflow.
+"""Train the folds or steps of several models on one labelled dataset, each as a node of a Nipype workflow.
 
-    python workflows/train_models.py DATASET OUT [--models dcnnet attunet25d deepqsmseg] [--folds K] [--nprocs N]
-                                     [--work-dir FOLDER] [-- OPTIONS OF dgmseg train]
+    python workflows/train_models.py DATASET OUT [--models dcnnet attunet25d deepqsmseg nnunet2step] [--folds K]
+                                     [--plan {paper,small}] [--nprocs N] [--work-dir FOLDER]
+                                     [-- OPTIONS OF dgmseg train]
 
 Each model gets a folder OUT/MODEL for `bids_dgmseg --model MODEL --weights OUT/MODEL`; OUT/training.tsv compares the
-folds. A fold that was interrupted goes on with the same command. Copy this file to add models, options or steps.
+folds. nnunet2step has no folds: its two steps learn side by side from one split, by nnU-Nets as large as --plan says. A
+training that was interrupted goes on with the same command. Copy this file to add models, options or steps.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nipype import IdentityInterface, Merge, Node, Workflow
@@ -29,16 +32,42 @@ from nipype.interfaces.base import (
     traits,
 )
 
-MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
-COLUMNS = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice")
+FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
+STEPPED = "nnunet2step"
+MODELS = (*FOLDED, STEPPED)
+COLUMNS = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice", "step")
+NO_CLASSES = ("epoch", "steps", "learning_rate", "loss", "validation_loss", "loss_tune")
+"""Columns of the learning curves that are no Dice; ``loss_tune`` is nnunet2step's validation."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a model is trained by itself, whatever happens to the others."""
+
+    name: str
+    options: tuple[str, ...]
+    """Of ``dgmseg train``."""
+    curve: str
+    """Its learning curve in the model folder."""
+
+
+def list_parts(model: str, *, folds: int, plan: str) -> list[Part]:
+    """List the folds of a model, or its steps: the second learns in the given cerebella, not in those of the first."""
+    if model == STEPPED:
+        return [
+            Part(step, ("--step", step, "--plan", plan), f"{step}_curve.tsv") for step in ("cerebellum", "dentate")
+        ]
+    return [
+        Part(f"fold_{fold}", ("--folds", str(folds), "--fold", str(fold)), f"fold_{fold}/curve.tsv")
+        for fold in range(folds)
+    ]
 
 
 class _TrainInputSpec(BaseInterfaceInputSpec):
     model = traits.Str(mandatory=True, desc="key of the registry")
-    fold = traits.Int(mandatory=True, desc="counted from 0")
-    folds = traits.Int(mandatory=True, desc="how many there are")
+    part = traits.Any(mandatory=True, nohash=True, desc="its fold or step")
     in_dataset = Directory(exists=True, mandatory=True, desc="labelled BIDS dataset")
-    out_folder = traits.Str(mandatory=True, desc="model folder, shared by the folds")
+    out_folder = traits.Str(mandatory=True, desc="model folder, shared by the parts")
     options = traits.List(traits.Str, desc="further options of dgmseg train")
 
 
@@ -47,7 +76,7 @@ class _TrainOutputSpec(TraitedSpec):
 
 
 class Train(SimpleInterface):
-    """Train one fold of a model in a process of its own, or go on where it stopped."""
+    """Train one fold or step of a model in a process of its own, or go on where it stopped."""
 
     input_spec = _TrainInputSpec
     output_spec = _TrainOutputSpec
@@ -58,29 +87,29 @@ class Train(SimpleInterface):
         given = self.inputs
         command = [
             sys.executable, "-m", "bids_dgmseg.commands", "train", given.model, given.in_dataset, given.out_folder,
-            "--folds", str(given.folds), "--fold", str(given.fold), *(given.options or []),
+            *given.part.options, *(given.options or []),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log = Path(runtime.cwd) / "train.log"
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise RuntimeError(f"{given.model} fold {given.fold}: {reason} (see {log})")
-        self._results["out_curve"] = str(Path(given.out_folder) / f"fold_{given.fold}" / "curve.tsv")
+            raise RuntimeError(f"{given.model} {given.part.name.replace('_', ' ')}: {reason} (see {log})")
+        self._results["out_curve"] = str(Path(given.out_folder) / given.part.curve)
         return runtime
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):
-    in_curves = InputMultiObject(File(exists=True), mandatory=True, desc="learning curves, OUT/MODEL/fold_N/curve.tsv")
+    in_curves = InputMultiObject(File(exists=True), mandatory=True, desc="learning curves of the parts")
     out_table = traits.Str(mandatory=True, desc="table to write")
 
 
 class _CompareOutputSpec(TraitedSpec):
-    out_table = File(exists=True, desc="a row a fold")
+    out_table = File(exists=True, desc="a row a fold or step")
 
 
 class Compare(SimpleInterface):
-    """Lay the best epoch of every fold side by side."""
+    """Lay the epochs whose weights are kept side by side, a row a fold or step."""
 
     input_spec = _CompareInputSpec
     output_spec = _CompareOutputSpec
@@ -96,24 +125,30 @@ class Compare(SimpleInterface):
 
 
 def summarize(curve: Path) -> Mapping[str, object]:
-    """Find the epoch with the least validation loss; without validation the last one."""
+    """Find the epoch whose weights are kept: that with the least validation loss.
+
+    Without validation it is the last one, and in nnU-Net's way too.
+    """
     with curve.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    validated = [row for row in rows if row["validation_loss"] != "n/a"]
+    of_step = curve.name != "curve.tsv"
+    validated = [] if of_step else [row for row in rows if row["validation_loss"] != "n/a"]
     best = min(validated, key=lambda row: float(row["validation_loss"])) if validated else rows[-1]
-    dice = [float(value) for value in list(best.values())[5:] if value != "n/a"]
+    dice = [float(value) for name, value in best.items() if name not in NO_CLASSES and value not in ("n/a", "nan")]
     return {
-        "model": curve.parents[1].name, "fold": curve.parent.name.removeprefix("fold_"), "epochs": len(rows),
-        "best_epoch": best["epoch"], "validation_loss": best["validation_loss"],
+        "model": (curve.parent if of_step else curve.parents[1]).name,
+        "fold": "n/a" if of_step else curve.parent.name.removeprefix("fold_"), "epochs": len(rows),
+        "best_epoch": best["epoch"], "validation_loss": best["loss_tune" if of_step else "validation_loss"],
         "mean_dice": f"{sum(dice) / len(dice):.4f}" if dice else "n/a",
+        "step": curve.name.removesuffix("_curve.tsv") if of_step else "n/a",
     }  # fmt: skip
 
 
 def init_train_models_wf(
-    *, out: Path, models: Sequence[str] = MODELS, folds: int = 5, options: Sequence[str] = (),
+    *, out: Path, models: Sequence[str] = MODELS, folds: int = 5, plan: str = "paper", options: Sequence[str] = (),
     name: str = "train_models_wf",
 ) -> Workflow:  # fmt: skip
-    """Connect a training for each model and fold with the table that compares them.
+    """Connect a training for each model and fold or step with the table that compares them.
 
     Parameters
     ----------
@@ -122,7 +157,9 @@ def init_train_models_wf(
     models : sequence of str
         Keys of the registry.
     folds : int
-        How many each model has.
+        How many each model has that has folds.
+    plan : {"paper", "small"}
+        Size of the nnU-Nets of nnunet2step.
     options : sequence of str
         Further options of ``dgmseg train``.
     name : str
@@ -136,17 +173,17 @@ def init_train_models_wf(
     Outputs
     -------
     out_table
-        A row a fold.
+        A row a fold or step.
     """
+    parts = [(model, part) for model in models for part in list_parts(model, folds=folds, plan=plan)]
     inputs = Node(IdentityInterface(fields=["in_dataset"]), name="inputs")
     outputs = Node(IdentityInterface(fields=["out_table"]), name="outputs")
-    gather = Node(Merge(len(models) * folds), name="gather")
+    gather = Node(Merge(len(parts)), name="gather")
     compare = Node(Compare(out_table=str(out / "training.tsv")), name="compare")
     workflow = Workflow(name=name)
-    pairs = [(model, fold) for model in models for fold in range(folds)]
-    for place, (model, fold) in enumerate(pairs, start=1):
-        interface = Train(model=model, fold=fold, folds=folds, out_folder=str(out / model), options=list(options))
-        train = Node(interface, name=f"train_{model}_fold_{fold}")
+    for place, (model, part) in enumerate(parts, start=1):
+        interface = Train(model=model, part=part, out_folder=str(out / model), options=list(options))
+        train = Node(interface, name=f"train_{model}_{part.name}")
         workflow.connect([
             (inputs, train, [("in_dataset", "in_dataset")]),
             (train, gather, [("out_curve", f"in{place}")]),
@@ -159,12 +196,14 @@ def init_train_models_wf(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train all folds of all models."""
+    """Train all folds and steps of all models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=5, help="of each model but nnunet2step (default: %(default)s)")
+    parser.add_argument("--plan", choices=("paper", "small"), default="paper",
+                        help="size of the nnU-Nets of nnunet2step (default: %(default)s)")
     parser.add_argument("--nprocs", type=int, default=1, help="trainings at a time (default: %(default)s)")
     parser.add_argument("--work-dir", type=Path, help="for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)
@@ -172,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
     out = args.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, options=options)
+    workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, plan=args.plan, options=options)
     workflow.base_dir = str((args.work_dir or Path(tempfile.mkdtemp(prefix="train_models_"))).absolute())
     workflow.inputs.inputs.in_dataset = str(args.dataset.absolute())
     if args.nprocs == 1:

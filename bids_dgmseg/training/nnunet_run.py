@@ -137,13 +137,14 @@ def _train(step: str, preprocessed: Path, this: NnunetTraining, say: Callable[[s
 
 
 def ship(trainer: Any, folder: Path) -> Path:
-    """Write what predicts, in half precision and without the optimizer, as a folder that stock nnU-Net reads."""
+    """Write what predicts, in half precision and without the optimizer, as a folder that stock nnU-Net reads.
+
+    ``plans.json`` is written last: where it lies, the folder is whole, also for the other step's training beside.
+    """
     from bids_dgmseg.training.nnunet_plan import CONFIGURATION
     from bids_dgmseg.training.nnunet_trainer import STOCK_TRAINER
 
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
-    for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary = folder / "fold_0" / f".{_CHECKPOINT}.part"
     torch.save({
         "network_weights": halve(trainer.network.state_dict()),
@@ -153,6 +154,10 @@ def ship(trainer: Any, folder: Path) -> Path:
         "current_epoch": trainer.current_epoch,
     }, temporary)  # fmt: skip
     temporary.replace(folder / "fold_0" / _CHECKPOINT)
+    for name, content in (("dataset", trainer.dataset_json), ("plans", trainer.plans_manager.plans)):
+        temporary = folder / f".{name}.json.part"
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / f"{name}.json")
     return folder
 
 

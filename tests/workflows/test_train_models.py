@@ -1,12 +1,15 @@
 """The workflow that trains folds and models, on coarse phantoms."""
 
 import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bids_dgmseg.commands import build_parser
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.segment.weights import load_segmenters
 from tests.pipeline.test_training import SMALL, make_dataset
@@ -27,15 +30,42 @@ def script():
 
 
 def test_each_model_and_fold_is_a_node_and_every_curve_is_compared(script, tmp_path):
-    models = ["dcnnet", "deepqsmseg"]
+    models = ["dcnnet", "deepqsmseg", "nnunet2step"]
     workflow = script.init_train_models_wf(out=tmp_path, models=models, folds=3, options=["--seed", "2"])
-    names = workflow.list_node_names()
-    assert [name for name in names if name.startswith("train_")] == [
-        f"train_{model}_fold_{fold}" for model in ("dcnnet", "deepqsmseg") for fold in range(3)
-    ]
+    nodes = [name for name in workflow.list_node_names() if name.startswith("train_")]
+    assert nodes == [
+        *(f"train_{model}_fold_{fold}" for model in ("dcnnet", "deepqsmseg") for fold in range(3)),
+        "train_nnunet2step_cerebellum", "train_nnunet2step_dentate",
+    ]  # fmt: skip
     gather = workflow.get_node("gather")
-    assert len([edge for edge in workflow._graph.in_edges(gather)]) == 6
-    assert workflow.get_node("train_dcnnet_fold_2").inputs.options == ["--seed", "2"]
+    assert len([edge for edge in workflow._graph.in_edges(gather)]) == 8
+    for name in nodes:  # none waits for another
+        assert [before.name for before in workflow._graph.predecessors(workflow.get_node(name))] == ["inputs"]
+
+
+def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, monkeypatch):
+    asked = {}
+
+    def take(command, **how):
+        args = build_parser().parse_args(command[3:])
+        asked[args.model, *args.fold, args.step] = args
+        curve = args.out / (f"{args.step}_curve.tsv" if args.step else f"fold_{args.fold[0]}/curve.tsv")
+        curve.parent.mkdir(parents=True, exist_ok=True)
+        curve.write_text("epoch\tvalidation_loss\tloss_tune\n1\t0.5\t0.5\n")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=take))  # Nipype has its own
+    given = [str(tmp_path), str(tmp_path / "out"), "--models", "attunet25d", "nnunet2step", "--folds", "2", "--plan",
+             "small", "--work-dir", str(tmp_path / "work"), "--", "--minutes", "30"]  # fmt: skip
+    assert script.main(given) == 0
+    assert set(asked) == {("attunet25d", 0, None), ("attunet25d", 1, None), ("nnunet2step", "cerebellum"),
+                          ("nnunet2step", "dentate")}  # fmt: skip
+    assert {args.minutes for args in asked.values()} == {30}
+    assert {args.dataset for args in asked.values()} == {tmp_path}
+    assert asked["attunet25d", 1, None].folds == 2
+    assert asked["attunet25d", 1, None].plan == "paper"  # not given: others do not take it
+    assert asked["nnunet2step", "dentate"].plan == "small"
+    assert asked["nnunet2step", "dentate"].out == tmp_path / "out" / "nnunet2step"
 
 
 def test_the_best_epoch_is_the_one_with_the_least_validation_loss(script, tmp_path):
@@ -47,6 +77,19 @@ def test_the_best_epoch_is_the_one_with_the_least_validation_loss(script, tmp_pa
     )
     assert script.summarize(curve) == {
         "model": "dcnnet", "fold": "1", "epochs": 3, "best_epoch": "2", "validation_loss": "0.4", "mean_dice": "0.9000",
+        "step": "n/a",
+    }  # fmt: skip
+
+
+def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path):
+    curve = tmp_path / "nnunet2step" / "dentate_curve.tsv"
+    curve.parent.mkdir()
+    curve.write_text(
+        "epoch\tloss\tloss_tune\tlearning_rate\tDN_L\tDN_R\n1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tnan\n"
+    )
+    assert script.summarize(curve) == {
+        "model": "nnunet2step", "fold": "n/a", "epochs": 2, "best_epoch": "2", "validation_loss": "-0.6",
+        "mean_dice": "0.8000", "step": "dentate",
     }  # fmt: skip
 
 
@@ -61,8 +104,9 @@ def test_folds_are_trained_into_one_folder_a_model(script, tmp_path, capsys):
     assert [line.split("\t")[:3] for line in lines[-2:]] == [["dcnnet", "0", "1"], ["dcnnet", "1", "1"]]
 
 
-def test_a_training_that_fails_says_why(script, tmp_path):
-    out = str(tmp_path / "out")
-    interface = script.Train(model="dcnnet", fold=0, folds=1, in_dataset=str(tmp_path), out_folder=out)
-    with pytest.raises(RuntimeError, match=r"dcnnet fold 0: .*no dataset_description.json"):
+@pytest.mark.parametrize(("model", "first"), [("dcnnet", "fold 0"), ("nnunet2step", "cerebellum")])
+def test_a_training_that_fails_says_why(script, tmp_path, model, first):
+    part = script.list_parts(model, folds=1, plan="small")[0]
+    interface = script.Train(model=model, part=part, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match=rf"{model} {first}: .*no dataset_description.json"):
         interface.run(cwd=str(tmp_path))
