@@ -102,6 +102,7 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
     this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers,
                  args.learning_rate or Slice.learning_rate, start)  # fmt: skip
     outcome = train_on_simulations(model, template, args.out, this, say=_say)
+    _draw_curve(args)
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
         print("run the same command again to go on")
@@ -123,6 +124,7 @@ def _fine_tune(model: Model, args: argparse.Namespace) -> int:
         tuple(args.holdout), tuple(args.derivatives), tuple(args.choose),
     )  # fmt: skip
     outcome, table = run_fine_tuning(request, say=_say)
+    _draw_curve(args)
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; scores of each scan in {args.out.name}/dice.tsv")
     again = "run the same command again to go on"
@@ -140,6 +142,12 @@ def _start(model: Model, name: str | None) -> Path | None:
     if not folder.is_dir():
         raise InputError(f"--from {name}: no such folder or model; give {model.name} or a folder of its weights")
     return folder
+
+
+def _draw_curve(args: argparse.Namespace) -> None:
+    from bids_dgmseg.report.learning import draw_curve  # matplotlib: slow to import
+
+    draw_curve(args.out / f"{args.part}_curve.tsv")
 
 
 def _say(line: str) -> None:

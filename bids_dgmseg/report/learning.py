@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,36 +12,64 @@ from matplotlib.ticker import MaxNLocator
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, to_png
 
 
+def draw_curve(table: Path) -> Path | None:
+    """Draw the curve of a training that counts steps beside its table, ``PART_curve.tsv``.
+
+    Returns
+    -------
+    path or None
+        ``PART_curve.png``; None where the table has no row yet.
+    """
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if not rows:
+        return None
+    steps = [int(row["step"]) for row in rows]
+    curves = {name: [float(row[name]) for row in rows] for name in rows[0] if name not in ("step", "seconds")}
+    loss = {"training": curves.pop("loss")}
+    final = table.with_suffix(".png")
+    temporary = final.with_name(f".{final.name}.part")
+    temporary.write_bytes(draw_learning(loss, curves, best=None, title=table.stem.removesuffix("_curve"),
+                                        places=("step", steps), samples="the maps learned from"))  # fmt: skip
+    return temporary.replace(final)
+
+
 def draw_learning(
-    loss: Mapping[str, Sequence[float]], dice: Mapping[str, Sequence[float]], *, best: int | None, title: str
-) -> bytes:
-    """Draw the losses and the Dice of each class over the epochs, as a PNG.
+    loss: Mapping[str, Sequence[float]], dice: Mapping[str, Sequence[float]], *, best: int | None, title: str,
+    places: tuple[str, Sequence[int]] | None = None, samples: str = "the validation samples",
+) -> bytes:  # fmt: skip
+    """Draw the losses and the Dice of each class over a training, as a PNG.
 
     Parameters
     ----------
     loss : mapping of str to sequence of float
-        Name of a curve → a value an epoch; NaN is not drawn.
+        Name of a curve → its values; NaN is not drawn.
     dice : mapping of str to sequence of float
-        Class → a value an epoch.
+        Class → as many values.
     best : int or None
         Epoch, counted from 1, whose weights are kept.
     title : str
         Printed above.
+    places : tuple of str and sequence of int, optional
+        What is counted, and where each value lies; by default epochs, one a value.
+    samples : str
+        Whose Dice it is.
     """
+    unit, at = places or ("epoch", range(1, 1 + len(next(iter(loss.values())))))
     figure = Figure(figsize=(WIDTH_IN, 3.4), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for (name, values), style in zip(loss.items(), ("-", "--", ":"), strict=False):
-        left.plot(range(1, len(values) + 1), values, color=INK, linewidth=1.3, linestyle=style, label=name)
+        left.plot(at, values, color=INK, linewidth=1.3, linestyle=style, label=name)
     for name, values in dice.items():
         colour = colour_of(name if "_" in name else f"{name.split('-')[0]}_L")
-        right.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.3, label=name)
+        right.plot(at, values, color=colour, linewidth=1.3, label=name)
     right.set_ylim(-0.03, 1.03)
-    for axes, label in ((left, "loss"), (right, "Dice of the validation samples")):
+    for axes, label in ((left, "loss"), (right, f"Dice of {samples}")):
         if best is not None:
             axes.axvline(best, color=SOFT, linewidth=0.8, linestyle=":")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch", color=INK, fontsize=8, **TEXT)
+        axes.set_xlabel(unit, color=INK, fontsize=8, **TEXT)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
         axes.legend(fontsize=7, frameon=False, ncols=2)
         plain(axes)
