@@ -64,7 +64,7 @@ def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_datas
     dataset, out = bids_dataset("sub-01"), tmp_path / "out"
     folder = untrained("dcnnet", tmp_path / "weights", folds=1)
 
-    def everywhere_dentate(logits, groups):
+    def everywhere_dentate(logits, groups, *, temperatures):
         probabilities = torch.zeros_like(logits)
         probabilities[:, 1] = probabilities[:, 2] = 1  # dentate, no interposed
         return probabilities
