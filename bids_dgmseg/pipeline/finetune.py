@@ -159,7 +159,7 @@ def _describe(request: Request, *, n_learned: int) -> None:
     model = as_trained(request.model, request.start)
     about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_learned} labelled maps"}
     if model.temperatures:
-        about |= {"temperatures": list(model.temperatures), "calibrated_on": "what the starting weights were"}
+        about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
     describe_folder(model, request.out, about=about)
 
 
