@@ -84,6 +84,15 @@ def _tilted() -> Grid:
 GRIDS = {"oblique": _tilted(), "0.7 mm": world_grid(HEAD, (0.7, 0.7, 0.7)), "1 x 1 x 3 mm": world_grid(HEAD, (1, 1, 3))}
 
 
+@pytest.mark.parametrize("noise_ppm", [0.01, 0.04, 0.1])
+def test_noise_about_the_head_does_not_move_the_box(noise_ppm):
+    chi = _upright_map()
+    noise = np.random.default_rng(3).normal(0, noise_ppm, chi.shape).astype(np.float32)
+    box = localize(chi.with_array(np.where(chi.array == 0, noise, chi.array)), MODEL).box
+    assert box.tilt is None
+    np.testing.assert_allclose(box.centre_mm, localize(chi, MODEL).box.centre_mm, atol=8.0)  # its margin
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_volumes_agree_over_grids_within_the_resampling_error(name):
     grid = GRIDS[name]

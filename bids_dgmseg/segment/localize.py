@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.images.resample import resample, world_grid
+from bids_dgmseg.images.measured import is_measured
+from bids_dgmseg.images.resample import Grid, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.segment.atlas import find_by_atlas, read_references
@@ -26,6 +27,9 @@ from bids_dgmseg.segment.weights import load_weights, localizer_network
 _LEAST_PITCH_DEG = 12.0
 """Networks are at ease below; beyond, upright grids help more than turning the map harms."""
 
+_LARGEST_PITCH_DEG = 50.0
+"""No head nods farther in a scanner: beyond, the cerebellum was not found where it is."""
+
 _CEREBELLUM_DEG = 31.3
 """How far below the horizon the middle of the cerebellum lies, seen from that of the nuclei, in the label template."""
 
@@ -34,6 +38,9 @@ _LEAST_CEREBELLUM = 4.0
 
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """How far the dentates reach below and behind the other nuclei."""
+
+_CORNER = 1 / 16
+"""Edges of the corners of a map, where no head reaches, relative to the map's."""
 
 _SMALLEST_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is no head, however the view is cut."""
@@ -102,10 +109,28 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
     if shown is None:
         raise ValueError(f"{model.name}: its localizer {model.localizer.kind!r} has no network")
     view = Box.centred(np.array(measured_box(chi).centre_mm), shown.patch_mm)
-    coarse = resample(chi, world_grid(view, shown.spacing_mm), antialias=True)
+    coarse = _surround(resample(chi, world_grid(view, shown.spacing_mm), antialias=True), chi)
     network = load_weights(localizer_network(model), model, "localizer", weights)
     probabilities = forward(network, NORMALIZATIONS[shown.normalization](coarse.array)[None], device)
     return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
+
+
+def _surround(coarse: Volume, chi: Volume) -> Volume:
+    """Let the noise about a head go on beyond the map; a network takes what ends somewhere for a head."""
+    corners = _mark_corners(chi)
+    if is_measured(chi.array[corners.array > 0]).mean() < 0.9:
+        return coarse
+    grid = Grid(coarse.shape, coarse.affine)
+    beyond = resample(chi.with_array(np.ones(chi.shape, np.float32)), grid).array < 0.5
+    level_ppm = coarse.array[resample(corners, grid, order=0).array > 0].std()
+    noise = np.random.default_rng(0).normal(0, level_ppm, coarse.shape).astype(np.float32)
+    return coarse.with_array(np.where(beyond, noise, coarse.array))
+
+
+def _mark_corners(chi: Volume) -> Volume:
+    """Mark the eight corners of a map."""
+    ends = [np.minimum(np.arange(size), np.arange(size)[::-1]) < max(_CORNER * size, 1) for size in chi.shape]
+    return chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
 
 
 def _nuclei_box(labels: Volume, model: Model) -> Box:
@@ -132,11 +157,12 @@ def _nuclei_box(labels: Volume, model: Model) -> Box:
 
 
 def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:
-    """Tell how far a head nods, from where its cerebellum lies; 0 where the view cuts that."""
+    """Tell how far a head nods, from where its cerebellum lies; 0 where the view cuts that or it cannot be there."""
     if len(cerebellum_mm) < _LEAST_CEREBELLUM * len(nuclei_mm):
         return 0.0
     _, back, down = nuclei_mm.mean(axis=0) - cerebellum_mm.mean(axis=0)
-    return float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
+    pitch_deg = float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
+    return pitch_deg if abs(pitch_deg) < _LARGEST_PITCH_DEG else 0.0
 
 
 def _places_mm(mask: NDArray[np.bool_], grid: Volume) -> NDArray[np.float64]:

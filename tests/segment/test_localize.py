@@ -96,5 +96,10 @@ def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
     assert box_of(labelled_head(pitch_deg)).tilt is None
 
 
+@pytest.mark.parametrize("pitch_deg", [-118.0, -60.0, 60.0])
+def test_a_cerebellum_where_none_can_be_does_not_turn_the_box(box_of, pitch_deg):
+    assert box_of(labelled_head(pitch_deg)).tilt is None
+
+
 def test_a_cut_cerebellum_does_not_tell_how_a_head_nods(box_of):
     assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).tilt is None  # less than half as large again as the nuclei
