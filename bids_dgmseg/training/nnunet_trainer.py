@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
+from torch import Tensor
 
+from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.nnunet_folder import read_checkpoint
+from bids_dgmseg.segment.weights import to_channels_last
 from bids_dgmseg.training.nnunet_data import NnunetTraining
 
 STOCK_TRAINER = "nnUNetTrainerNoMirroring"
@@ -25,6 +29,11 @@ STOCK_TRAINER = "nnUNetTrainerNoMirroring"
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _ELASTIC = 0.2
 """Part of the samples that are bent, as those that are turned and scaled; nnU-Net's own trainer bends none."""
+
+
+def _as_floats(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Convert the logits of one scale or several."""
+    return outputs.float() if isinstance(outputs, Tensor) else [logits.float() for logits in outputs]
 
 
 class _DieWithTrainer:
@@ -110,6 +119,38 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     def plot_network_architecture(self) -> None:
         """Draw nothing: it needs a program that nobody has."""
+
+    def initialize(self) -> None:
+        """Build the network, on a CPU in the layout in which it is quickest."""
+        super().initialize()
+        if self.device.type == "cpu":
+            to_channels_last(self.network, self.device)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take nnU-Net's step."""
+        with self._on_cpu(batch):
+            step: dict[str, Any] = super().train_step(batch)
+        return step
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score a batch as nnU-Net does."""
+        with self._on_cpu(batch):
+            step: dict[str, Any] = super().validation_step(batch)
+        return step
+
+    @contextmanager
+    def _on_cpu(self, batch: dict[str, Any]) -> Iterator[None]:
+        """Compute in bfloat16 on a CPU that gains by it, which nnU-Net does on GPUs alone; the loss in float32."""
+        if self.device.type != "cpu":
+            yield
+            return
+        batch["data"] = lay_out(batch["data"], self.device)
+        hook = self.network.register_forward_hook(lambda network, inputs, outputs: _as_floats(outputs))
+        try:
+            with mixed_precision(self.device):
+                yield
+        finally:
+            hook.remove()
 
     def run_training(self) -> None:
         """Train until the epochs or the minutes are over; an epoch may end early."""

@@ -187,6 +187,28 @@ def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
     np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
 
 
+def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
+    work, losses = trained / "training" / "dentate", []
+    folder = work / "preprocessed" / "Dataset001_Dentate"
+    plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
+    for quick in (False, True):
+        monkeypatch.setattr("bids_dgmseg.segment.forward._has_fast_bfloat16", lambda device, quick=quick: quick)
+        with quiet(), environment(work, workers=0):
+            from bids_dgmseg.training.nnunet_trainer import DentateTrainer
+
+            torch.manual_seed(1)
+            ours = {**plans, "continue_training": True}
+            trainer = DentateTrainer(ours, "3d_fullres", 0, dataset, torch.device("cpu"))
+            trainer.use(SHORT, say=print, step="dentate")
+            trainer.on_train_start()
+            if not losses:
+                batch = next(trainer.dataloader_train)
+            losses.append(float(trainer.train_step(dict(batch))["loss"]))
+        assert {values.dtype for values in trainer.network.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)  # of about 1.5; bfloat16 has three digits
+
+
 def test_nothing_to_learn_from_is_said(tmp_path):
     with pytest.raises(InputError, match=r"^dentate: no scan to learn from; give more labelled scans$"):
         train_step("dentate", list, NAMES, tmp_path, SHORT, say=print)
