@@ -1,0 +1,105 @@
+"""Pictures of the simulated maps on which a model did worst: what is true above what it found.
+
+    python benchmarks/worst.py SCORES.tsv OUT [--pictures N] [--template FILE] [--model MODEL] [--weights FOLDER]
+                               [--plane PLANE]
+
+``SCORES.tsv`` is what ``accuracy.py --maps N --each N --out`` wrote with the same template, model and weights. The
+nuclei with the lowest Dice, each of another kind of map and another nucleus or side, are drawn again, segmented, and
+shown in ``OUT/NUCLEUS.png``: up to six slices with the true outlines in the upper row and the found ones in the lower.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from conditions import conditions
+from numpy.typing import NDArray
+
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.models import Model, get_model
+from bids_dgmseg.report.figures import draw_mosaic
+from bids_dgmseg.report.slices import PLANES, VIEWS, Plane
+from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.simulate.dataset import read_template
+from bids_dgmseg.simulate.sample import phantom_head, template_head
+from bids_dgmseg.structures import STRUCTURES
+
+_MARGIN_MM = 12.0
+_SLICES = 6
+
+
+def main() -> None:
+    """Draw the worst of what was scored."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", type=Path, help="what `accuracy.py --out` wrote")
+    parser.add_argument("out", type=Path, help="folder for the pictures")
+    parser.add_argument("--pictures", type=int, default=5, help="how many (default: 5)")
+    parser.add_argument("--template", type=Path, help="label template of the maps (default: the phantom)")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--plane", choices=PLANES, default="axial")
+    args = parser.parse_args()
+    model = get_model(args.model)
+    head = template_head(read_template(args.template)) if args.template else phantom_head()
+    kinds = {condition.name: condition for condition in conditions()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    for row in worst_rows(pd.read_csv(args.scores, sep="\t"), n=args.pictures):
+        chi, truth = kinds[row["condition"]].draw(head, int(row["seed"]))
+        block = predict(chi, localize(chi, model, weights=args.weights).box, model, weights=args.weights)
+        side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
+        draw_both(chi, truth, label_grid(block, model, chi.shape), args.out / f"{side}.png",
+                  side=side, model=model, plane=args.plane, title=title)  # fmt: skip
+        print(f"{side}.png: {title}, seed {row['seed']}", flush=True)
+
+
+def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
+    """Choose rows of the lowest Dice, of equal ones the largest nucleus; no condition and no side of one twice."""
+    left = scores[scores["dataset"] == "drawn"].sort_values(["dice", "true_mm3"], ascending=[True, False])
+    rows: list[pd.Series[Any]] = []
+    while len(left) and len(rows) < n:
+        rows.append(left.iloc[0])
+        left = left[(left["condition"] != rows[-1]["condition"]) & (left["abbreviation"] != rows[-1]["abbreviation"])]
+    return rows
+
+
+def draw_both(
+    chi: Volume, truth: NDArray[np.uint8], found: NDArray[np.uint8], out: Path,
+    *, side: str, model: Model, plane: Plane, title: str,
+) -> None:  # fmt: skip
+    """Draw slices where one nucleus is or was found twice, one over the other, with the true and the found outlines."""
+    view, index = VIEWS[plane], STRUCTURES.named(side).index
+    part = _around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)
+    gap = [(1, 1) if axis == view.up else (0, 0) for axis in range(3)]
+    map_ = np.pad(chi.array[part], gap, constant_values=np.nan)
+    labels = np.concatenate([np.pad(array[part], gap) for array in (found, truth)], axis=view.up)
+    affine = chi.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [places.start for places in part]
+    affine[:3, view.axis] *= part[view.axis].step
+    shown = [structure for structure in model.structures if (labels == structure.index).any()]
+    stacked = Volume(np.concatenate([map_, map_], axis=view.up), affine)
+    draw_mosaic(stacked, Volume(labels, affine), out, plane=plane, structures=shown, title=title)
+
+
+def _around(there: NDArray[np.bool_], voxel_size_mm: Sequence[float], *, axis: int) -> tuple[slice, ...]:
+    """Cut a margin around a nucleus in plane, and up to six slices of it along `axis`."""
+    part = []
+    for place, (found, edge_mm) in enumerate(zip(np.nonzero(there), voxel_size_mm, strict=True)):
+        first, last = int(found.min()), int(found.max())
+        if place == axis:
+            step = -(-(last + 1 - first) // _SLICES)
+            part.append(slice(first + (last - first) % step // 2, last + 1, step))
+        else:
+            margin = round(_MARGIN_MM / edge_mm)
+            part.append(slice(max(0, first - margin), last + margin + 1, 1))
+    return tuple(part)
+
+
+if __name__ == "__main__":
+    main()
