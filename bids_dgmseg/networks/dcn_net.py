@@ -219,7 +219,7 @@ class DCNNet(nn.Module):
     def decayed_weights(self) -> Iterator[Tensor]:
         """Yield the weights that the published program keeps small (L2, 1e-4).
 
-        These are the first, pyramid and transposed convolutions and the attention's on skip and gate.
+        These are the first, pyramid and transposed convolutions and all of the attention's.
         """
         yield self.first.weight
         for module in self.modules():
@@ -228,7 +228,7 @@ class DCNNet(nn.Module):
             elif isinstance(module, nn.ConvTranspose3d):
                 yield module.weight
             elif isinstance(module, _SkipAttention):
-                yield from (module.skip.weight, module.gate.weight)
+                yield from (part.weight for part in (module.skip, module.gate, module.squeeze, module.score))
 
 
 def split_heads(logits: Tensor) -> tuple[Tensor, ...]:

@@ -100,5 +100,6 @@ def test_the_decayed_weights_are_those_of_the_published_program(network):
         "first.weight",
         *(f"pyramid.{place}.conv.weight" for place in range(3)),
         *(f"enlarge.{place}.weight" for place in range(3)),
-        *(f"attend.{place}.{part}.weight" for place in range(3) for part in ("skip", "gate")),
+        *(f"attend.{place}.{part}.weight" for place in range(3)
+          for part in ("skip", "gate", "squeeze", "score")),  # all four are of 1³
     ])  # fmt: skip
