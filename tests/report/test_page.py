@@ -108,7 +108,7 @@ def test_sessions_and_models_come_in_order(add_scan):
     page = Page(write_page(out, "01"))
     links = [tag["href"] for tag in page.all("a")][2:6]
     assert links == [f"#sub-01_ses-{scan}" for scan in ("1_dgm16", "2_dgm16", "2_other", "10_dgm16")]
-    assert "4 scans in 3 sessions, segmented by dgm16, other" in page.text
+    assert "3 scans in 3 sessions, segmented by dgm16, other" in page.text
 
 
 def test_only_the_models_asked_for_are_shown(add_scan):
