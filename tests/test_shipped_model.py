@@ -14,7 +14,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
-from bids_dgmseg.models import get_model
+from bids_dgmseg.models import MODELS, get_model
 from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
@@ -119,6 +119,14 @@ def test_the_phantom_is_segmented_well():
     by_nucleus = table.set_index("abbreviation")["dice"]
     assert by_nucleus.mean() >= 0.8
     assert by_nucleus[["IN_L", "IN_R"]].min() >= 0.6
+
+
+@pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
+def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
+    model = MODELS[name]
+    block = predict(_upright_map(), localize(_upright_map(), model).box, model)
+    labels = label_grid(block, model, UPRIGHT.shape)
+    assert dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)["dice"].min() > 0.5  # sides apart
 
 
 def test_a_mirrored_head_has_mirrored_nuclei():
