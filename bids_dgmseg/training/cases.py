@@ -82,10 +82,11 @@ def _region(
     """Lay the box that samples come from, at least as large as one of them."""
     sampling = recipe.sampling
     if sampling.region == "localizer":
-        return localize(labelled.chi, model, device=device).box
-    box = box_of_mask(classes.with_array(classes.array > 0)).grown(sampling.margin * max(spacing_mm))
+        box = localize(labelled.chi, model, device=device).box  # may be that of smaller samples, in the package
+    else:
+        box = box_of_mask(classes.with_array(classes.array > 0)).grown(sampling.margin * max(spacing_mm))
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()
-    return Box.centred(np.array(box.centre_mm), (x, y, z))
+    return box if (x, y, z) == box.size_mm else Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
 def _with_room(inner: Grid, recipe: Recipe) -> tuple[Grid, tuple[slice, slice, slice]]:

@@ -141,6 +141,8 @@ def test_a_crop_is_as_large_as_the_papers_and_holds_both_sides_apart():
     model = replace(MODELS["deepqsmseg"], localizer=Localizer(kind="centre"))
     paper = get_recipe("deepqsmseg")
     prepared = prepare_case(labelled_phantom(model), model, paper)
+    # The weights in the package were trained on smaller crops.
+    assert [part.stop - part.start for part in prepared.region] == [128, 128, 64]
     samples = WindowSamples([prepared], paper, seed=1, moved=True)
     chi, labels = samples[0]
     assert (len(samples), chi.shape, labels.shape) == (1, (1, 128, 128, 64), (128, 128, 64))
