@@ -188,7 +188,8 @@ def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
 
 
 def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
-    work, losses = trained / "training" / "dentate", []
+    work = trained / "training" / "dentate"
+    losses: list[float] = []
     folder = work / "preprocessed" / "Dataset001_Dentate"
     plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
     for quick in (False, True):
