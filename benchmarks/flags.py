@@ -26,9 +26,7 @@ from failures import FAILURES, Case
 from scipy import stats
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.coverage import find_gaps
 from bids_dgmseg.measure.flags import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
@@ -39,7 +37,7 @@ from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.simulate.dataset import read_template, whole_head_view
+from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
 
 BAD_DICE, WRONG_PPM = 0.7, 0.05
@@ -81,8 +79,7 @@ def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Ite
     """Yield a row a nucleus of each map; one without nucleus where the map was refused."""
     head = template_head(read_template(template)) if template else phantom_head()
     view = whole_head_view(SPACING_MM)
-    x, y, z = (size * SPACING_MM / 2 for size in view.shape)
-    affine = world_grid(Box((-x, -y, -z), (x, y, z)), (SPACING_MM,) * 3, view.shape).affine
+    affine = scanner_grid(view).affine
     for number in range(n_heads):
         sample_seed = _FIRST_SEED + 1_000_000 * seed + number
         chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
@@ -106,7 +103,8 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     view = View.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
     scan = Segmented(case.chi, dseg, probseg, block.slices, model.structures, view)
     voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-    gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured)
+    gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured,
+                    seen=block.seen)  # fmt: skip
     found = measure_segmentation(scan, box=box, missing=gaps.missing, reference=None, map_reference="not stated")
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan

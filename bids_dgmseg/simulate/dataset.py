@@ -82,8 +82,10 @@ def simulate_dataset(
         sample_seed = _FIRST_SEED + seed * _SEEDS_A_DATASET + number
         chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
         dseg = nuclei_labels(labels).numpy()
-        scan = LabelledScan(f"{number + 1:0{len(str(n_scans))}d}".zfill(2), chi.numpy(), dseg, _grid(view).affine,
-                            sidecar, masks={"cerebellum": cerebellum_mask(labels.numpy())})  # fmt: skip
+        scan = LabelledScan(
+            f"{number + 1:0{len(str(n_scans))}d}".zfill(2), chi.numpy(), dseg, scanner_grid(view).affine, sidecar,
+            masks={"cerebellum": cerebellum_mask(labels.numpy())},
+        )  # fmt: skip
         add_scan(root, scan)
         volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
         rows.append({"participant_id": scan.name, "brain_volume_ml": f"{volume_ml:.1f}",
@@ -122,7 +124,7 @@ def read_template(path: Path) -> Volume:
     return labels.with_array(labels.array.astype(np.uint8))
 
 
-def _grid(view: View) -> Grid:
+def scanner_grid(view: View) -> Grid:
     """Place a view in the scanner: its centre is the origin."""
     x, y, z = (size * view.spacing_mm / 2 for size in view.shape)
     return world_grid(Box((-x, -y, -z), (x, y, z)), (view.spacing_mm,) * 3, view.shape)
