@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
@@ -24,6 +25,7 @@ _REFERENCE_MM = 2.0
 """Voxels of reference maps: registration looks at 2.5 mm at the finest (`bids_dgmseg.segment.atlas`)."""
 _STEP_PPM = 1e-4
 """Of stored values; whole numbers are packed into a third of the space."""
+
 
 def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, recipe: Recipe, seed: int) -> None:
     """Write what a model folder holds beside weights: its description, and references for an atlas localizer.
@@ -63,21 +65,20 @@ def _as_learned(model: Model, recipe: Recipe) -> Model:
 
 
 def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
-    """Write a map, as finely as registration looks at it, and its labels."""
+    """Write a map, as finely as registration looks at it, and its labels, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    chi = one.map.chi
-    grid = world_grid(measured_box(chi), (_REFERENCE_MM,) * 3)
-    coarse = np.clip(resample(chi, grid, antialias=True).array, -1, 1)
-    _write(nib.Nifti1Image(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine),
-           folder / f"{one.map.name}_Chimap.nii.gz", slope=_STEP_PPM)  # fmt: skip
-    labels = given_labels(one.map, model).astype(np.uint8)
-    _write(nib.Nifti1Image(labels, chi.affine), folder / f"{one.map.name}_dseg.nii.gz")
+    final = folder / f"{one.map.name}_Chimap.nii.gz"
+    if not final.is_file():
+        grid = world_grid(measured_box(one.map.chi), (_REFERENCE_MM,) * 3)
+        coarse = np.clip(resample(one.map.chi, grid, antialias=True).array, -1, 1)
+        _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, final, slope=_STEP_PPM)
+    final = folder / f"{one.map.name}_dseg.nii.gz"
+    if not final.is_file():
+        _write(given_labels(one.map, model), one.map.chi.affine, final)
 
 
-def _write(image: nib.Nifti1Image, final: Path, *, slope: float = 1.0) -> None:
-    """Write a file unless it is there."""
-    if final.is_file():
-        return
+def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path, *, slope: float = 1.0) -> None:
+    image = nib.Nifti1Image(array, affine)
     image.header.set_slope_inter(slope, 0)
     temporary = final.with_name(f".part.{final.name}")
     image.to_filename(temporary)

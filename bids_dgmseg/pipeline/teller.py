@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bids_dgmseg.bids.files import write_text
 from bids_dgmseg.report.learning import draw_learning
+from bids_dgmseg.report.page import write_atomically
 from bids_dgmseg.training.epochs import State
 from bids_dgmseg.training.recipe import Recipe
 
@@ -69,10 +70,7 @@ class Teller:
         best = len(rows) - state.stale if state.best else None
         kept = "the last weights are kept" if best is None else f"the weights of epoch {best} are kept"
         self.say(f"{self.name}: over after {len(rows)} epochs and {state.seconds / 60:.1f} min, {kept}")
-        picture = draw_learning(loss, dice, best=best, title=self.name)
-        temporary = self.folder / ".curve.png.part"
-        temporary.write_bytes(picture)
-        temporary.replace(self.folder / "curve.png")
+        write_atomically(draw_learning(loss, dice, best=best, title=self.name), self.folder / "curve.png")
 
 
 def _number(value: float) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, to_png
+from bids_dgmseg.report.page import write_atomically
 
 
 def draw_curve(table: Path) -> Path | None:
@@ -27,11 +28,9 @@ def draw_curve(table: Path) -> Path | None:
     steps = [int(row["step"]) for row in rows]
     curves = {name: [float(row[name]) for row in rows] for name in rows[0] if name not in ("step", "seconds")}
     loss = {"training": curves.pop("loss")}
-    final = table.with_suffix(".png")
-    temporary = final.with_name(f".{final.name}.part")
-    temporary.write_bytes(draw_learning(loss, curves, best=None, title=table.stem.removesuffix("_curve"),
-                                        places=("step", steps), samples="the maps learned from"))  # fmt: skip
-    return temporary.replace(final)
+    picture = draw_learning(loss, curves, best=None, title=table.stem.removesuffix("_curve"), places=("step", steps),
+                            samples="the maps learned from")  # fmt: skip
+    return write_atomically(picture, table.with_suffix(".png"))
 
 
 def draw_learning(
