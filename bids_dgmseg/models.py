@@ -41,7 +41,7 @@ class Localizer:
     kind: Literal["network", "atlas", "centre", "nnunet"]
     margin_mm: float = 0.0
     guard: str = ""
-    """Model whose whole-head network sees to it that the ``centre`` cuts no nucleus; empty for none."""
+    """Model whose whole-head network sees to it that the box of ``centre`` or ``atlas`` cuts no nucleus; or none."""
     network: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()

@@ -116,13 +116,14 @@ def _say_model(model: Model, *, own_weights: bool) -> list[str]:
 
 
 def _say_localizer(model: Model) -> str:
+    moved = ", moved where it would have cut a nucleus that a network saw in the whole head"
+    guarded = moved if model.localizer.guard else ""
     if model.localizer.kind == "centre":
-        guarded = ", moved where it would have cut a nucleus that a network saw in the whole head"
-        return f"The region was taken around the middle of the brain{guarded if model.localizer.guard else ''}."
+        return f"The region was taken around the middle of the brain{guarded}."
     if model.localizer.kind == "atlas":
         return (
             "The region of the nuclei was carried over from a labelled reference map, the one of largest mutual "
-            "information after rigid registration, by an affine registration."
+            f"information after rigid registration, by an affine registration{guarded}."
         )
     at = f" at {say_size(model.localizer.input.spacing_mm)}" if model.localizer.input else ""
     return f"The region of the nuclei was found by a network that sees the whole head{at}."

@@ -39,6 +39,9 @@ _LEAST_CEREBELLUM = 4.0
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """How far the dentates reach below and behind the other nuclei."""
 
+_LOWER = {"DN", "IN"}
+"""Nuclei in the cerebellum."""
+
 _CORNER = 1 / 16
 """Edges of the corners of a map, where no head reaches, relative to the map's."""
 
@@ -77,24 +80,31 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         return localize_cerebellum(chi, model, weights=weights, device=device)
     model = as_trained(model, weights)  # its crop has the size of the training's
     if model.localizer.kind == "centre":
-        return Location(_guarded_centre(chi, model, device), None)
+        middle = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
+        return Location(_guarded(middle, chi, model, device), None)
     # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.
     _check_size(find_measured(chi).array, chi)
     if model.localizer.kind == "atlas":
-        return Location(find_by_atlas(chi, read_references(model, weights), model), None)
+        carried = find_by_atlas(chi, read_references(model, weights), model)
+        return Location(_guarded(carried, chi, model, device), None)
     labels = _label_head(chi, model, weights, device)
     return Location(_nuclei_box(labels, model), labels)
 
 
-def _guarded_centre(chi: Volume, model: Model, device: str) -> Box:
-    """Take the middle of the brain, moved as little as it takes to cut none of what the whole-head step finds."""
-    box = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
+def _guarded(box: Box, chi: Volume, model: Model, device: str) -> Box:
+    """Move a box as little as it takes to cut none of the model's nuclei that a whole-head network sees."""
     if not model.localizer.guard:
         return box
     _check_size(find_measured(chi).array, chi)
     guard = MODELS[model.localizer.guard]
-    labels = _label_head(chi, guard, None, device)
-    return box.moved_over(_upper_box(labels, guard).grown(model.localizer.margin_mm))
+    seen = _mark_seen(_label_head(chi, guard, None, device), guard, model)
+    return box.moved_over(box_of_mask(seen).grown(model.localizer.margin_mm)) if seen.array.any() else box
+
+
+def _mark_seen(labels: Volume, guard: Model, model: Model) -> Volume:
+    """Mark where a whole-head network sees nuclei of a model."""
+    lower = {structure.nucleus for structure in model.structures} <= _LOWER
+    return labels.with_array(_region(labels, guard, "cerebellar_nuclei") if lower else _upper_nuclei(labels, guard))
 
 
 def _check_size(brain: NDArray[np.bool_], grid: Volume) -> None:
@@ -169,11 +179,6 @@ def _places_mm(mask: NDArray[np.bool_], grid: Volume) -> NDArray[np.float64]:
     """Give the places (n, 3) of a mask's voxels."""
     places: NDArray[np.float64] = np.argwhere(mask) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     return places
-
-
-def _upper_box(labels: Volume, model: Model) -> Box:
-    """Enclose the nuclei above the cerebellum."""
-    return box_of_mask(labels.with_array(_upper_nuclei(labels, model)))
 
 
 def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:

@@ -58,6 +58,20 @@ def test_a_centre_crop_moves_where_it_would_cut_a_nucleus(name):
     assert not (np.array(localize(low, unguarded).box.high_mm) >= NUCLEI.high_mm).all()
 
 
+def test_a_registered_box_moves_where_it_would_cut_a_cerebellar_nucleus(monkeypatch):
+    wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
+    monkeypatch.setattr("bids_dgmseg.segment.localize.read_references", lambda *args: [])
+    monkeypatch.setattr("bids_dgmseg.segment.localize.find_by_atlas", lambda *args: wrong)
+    model = UNSHIPPED["dcnnet"]
+    box = localize(coarse_chi(), model).box
+    lower = [body.box for body in PHANTOM.nuclei if body.label <= 4]
+    assert (np.array(box.low_mm) <= np.min([one.low_mm for one in lower], axis=0)).all()
+    assert (np.array(box.high_mm) >= np.max([one.high_mm for one in lower], axis=0)).all()
+    np.testing.assert_allclose(box.size_mm, wrong.size_mm)
+    unguarded = replace(model, localizer=replace(model.localizer, guard=""))
+    assert localize(coarse_chi(), unguarded).box == wrong
+
+
 def labelled_head(pitch_deg: float, cerebellum_mm: float = 45.0) -> Volume:
     """Regions of a nodding head, 3 mm: nuclei as a cube of 27 mm, the cerebellum as a larger one behind and below.
 
