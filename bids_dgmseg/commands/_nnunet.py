@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bids_dgmseg.commands import _recipes
+from bids_dgmseg.commands._line import Line
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.label_map import STEPS
@@ -59,7 +60,8 @@ def run(model: Model, args: argparse.Namespace) -> int:
         model, args.dataset.absolute(), args.out.absolute(), steps, training, tuple(args.derivatives),
         tuple(args.choose),
     )  # fmt: skip
-    outcomes, table = run_nnunet_training(request, say=lambda line: print(line, flush=True))
+    with Line() as line:
+        outcomes, table = run_nnunet_training(request, say=line.say, show=line.show)
     for outcome in outcomes:
         print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
     for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():

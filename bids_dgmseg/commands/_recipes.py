@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.commands._line import Line
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 
@@ -65,8 +65,8 @@ def run(model: Model, args: argparse.Namespace) -> int:
     folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
     if wrong := [fold for fold in folds if not 0 <= fold < plan.recipe.folds]:
         raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
-    line = _Line()
-    train_folds(plan, folds, say=line.say, show=line.show)
+    with Line() as line:
+        train_folds(plan, folds, say=line.say, show=line.show)
     line.say(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
     return 0
 
@@ -112,17 +112,3 @@ def _start(name: str | None) -> Path | None:
 
 def _absolute(text: str) -> Path:
     return Path(text).expanduser().absolute()
-
-
-class _Line:
-    """Prints lines; on a terminal the last one may be replaced by the next."""
-
-    def __init__(self) -> None:
-        self.live = sys.stdout.isatty()
-
-    def say(self, text: str) -> None:
-        print(f"\r\x1b[2K{text}" if self.live else text, flush=True)
-
-    def show(self, text: str) -> None:
-        if self.live:
-            print(f"\r\x1b[2K{text[:100]}", end="", flush=True)

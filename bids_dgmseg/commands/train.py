@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from bids_dgmseg.commands import _nnunet, _recipes
+from bids_dgmseg.commands._line import Line
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
 
@@ -92,7 +93,7 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
         from bids_dgmseg.training.calibration import calibrate
 
         calibrate(model, template, args.out, n_maps=args.steps or _CALIBRATION_MAPS, seed=args.seed,
-                  device=args.device, say=_say)  # fmt: skip
+                  device=args.device, say=Line().say)  # fmt: skip
         print(f"temperatures in {args.out.name}/model.toml")
         return 0
     from bids_dgmseg.training.simulated import Slice, train_on_simulations
@@ -101,7 +102,8 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
     start = None if args.start is None else _start(model, args.start) or weights_folder(model)
     this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers,
                  args.learning_rate or Slice.learning_rate, start)  # fmt: skip
-    outcome = train_on_simulations(model, template, args.out, this, say=_say)
+    with Line() as line:
+        outcome = train_on_simulations(model, template, args.out, this, say=line.say, show=line.show)
     _draw_curve(args)
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
@@ -123,7 +125,8 @@ def _fine_tune(model: Model, args: argparse.Namespace) -> int:
         model, args.dataset.absolute(), args.out.absolute(), _start(model, args.start), training,
         tuple(args.holdout), tuple(args.derivatives), tuple(args.choose),
     )  # fmt: skip
-    outcome, table = run_fine_tuning(request, say=_say)
+    with Line() as line:
+        outcome, table = run_fine_tuning(request, say=line.say, show=line.show)
     _draw_curve(args)
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; scores of each scan in {args.out.name}/dice.tsv")
@@ -148,10 +151,6 @@ def _draw_curve(args: argparse.Namespace) -> None:
     from bids_dgmseg.report.learning import draw_curve  # matplotlib: slow to import
 
     draw_curve(args.out / f"{args.part}_curve.tsv")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _positive(text: str) -> float:

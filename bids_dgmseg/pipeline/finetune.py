@@ -29,6 +29,7 @@ from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.training.finetune import FineTuning, fine_tune
 from bids_dgmseg.training.labelled import LabelledMap, LabelledPatches, prepare
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.simulated import Outcome
 
 Say = Callable[[str], None]
@@ -61,12 +62,13 @@ class Request:
     choose: tuple[str, ...] = ()
 
 
-def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFrame]:
+def run_fine_tuning(request: Request, *, say: Say, show: Say = unseen) -> tuple[Outcome, pd.DataFrame]:
     """Fine-tune, and compare before with after on the labelled scans.
 
     ``OUT`` gets ``segmenter.safetensors``, ``localizer.safetensors`` (copied), ``model.toml`` with the temperatures of
     the starting weights, the learning curve, a checkpoint, ``training.json``, ``dice.tsv`` with its dictionary, and
-    pictures of the labels, those before and those after.
+    pictures of the labels, those before and those after. `say` gets lines to keep, `show` those that the next one may
+    replace.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def run_fine_tuning(request: Request, *, say: Say) -> tuple[Outcome, pd.DataFram
     }
     prepared = [prepare(one, boxes[one.name], model, weights=request.start, device=device) for one in learned]
     samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=_sample_size_mm(model))
-    outcome = fine_tune(model, samples, request.out, request.training, start=request.start, say=say)
+    outcome = fine_tune(model, samples, request.out, request.training, start=request.start, say=say, show=show)
     tables = []
     for one in maps:
         name, part = one.map.name, "held-out" if one.participant in request.holdout else "training"

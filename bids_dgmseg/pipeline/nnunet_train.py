@@ -31,6 +31,7 @@ from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.regions import carry_regions
 from bids_dgmseg.segment.weights import sha256
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part, crop_to_cerebellum, split_by_site
 from bids_dgmseg.training.nnunet_run import StepOutcome, train_step
 
@@ -57,8 +58,12 @@ class NnunetRequest:
     choose: tuple[str, ...] = ()
 
 
-def run_nnunet_training(request: NnunetRequest, *, say: Say) -> tuple[list[StepOutcome], pd.DataFrame]:
+def run_nnunet_training(
+    request: NnunetRequest, *, say: Say, show: Say = unseen
+) -> tuple[list[StepOutcome], pd.DataFrame]:
     """Train the steps one after the other; ``OUT`` becomes a folder for ``--weights``.
+
+    `say` gets lines to keep, `show` lines that the next one may replace.
 
     Returns
     -------
@@ -85,7 +90,7 @@ def run_nnunet_training(request: NnunetRequest, *, say: Say) -> tuple[list[StepO
     for step in request.steps:
         names = (CEREBELLUM,) if step == CEREBELLUM else model.labels
         cases = partial(_CASES[step], maps, parts, masks, model)
-        outcomes.append(train_step(step, cases, names, request.out, request.training, say=say))
+        outcomes.append(train_step(step, cases, names, request.out, request.training, say=say, show=show))
     table = _score([one for one in maps if parts[one.participant] == "test"], request)
     write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f"), request.out / "dice.tsv")
     write_json(DICE_COLUMNS, request.out / "dice.json")

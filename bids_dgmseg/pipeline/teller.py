@@ -10,6 +10,7 @@ from bids_dgmseg.bids.files import write_text
 from bids_dgmseg.report.learning import draw_learning
 from bids_dgmseg.report.page import write_atomically
 from bids_dgmseg.training.epochs import State
+from bids_dgmseg.training.live import live_line, seconds_left
 from bids_dgmseg.training.recipe import Recipe
 
 
@@ -34,11 +35,14 @@ class Teller:
         self.name, self.recipe, self.folder, self.say, self.show = name, recipe, folder, say, show
 
     def step(self, state: State, steps: int, loss: float) -> None:
-        """Show where the training is."""
+        """Show where the training is, with the Dice of the last epoch; it may end before, by patience."""
         pace = self.recipe.pace
-        of = f"/{pace.minutes:g} min" if pace.minutes is not None else ""
-        self.show(f"{self.name}: epoch {state.epoch + 1}/{pace.epochs}, step {state.step}/{steps}, loss {loss:.3f}, "
-                  f"{state.seconds / 60:.1f}{of or ' min'}")  # fmt: skip
+        by_time = 0.0 if pace.minutes is None else state.seconds / (60 * pace.minutes)
+        part = min(max((state.epoch + state.step / steps) / pace.epochs, by_time), 1.0)
+        self.show(live_line(
+            f"{self.name}: epoch {state.epoch + 1}/{pace.epochs}, step {state.step}/{steps}", seconds=state.seconds,
+            left=seconds_left(state.seconds, part), loss=loss, dice=state.rows[-1].dice if state.rows else (),
+        ))  # fmt: skip
 
     def epoch(self, state: State) -> None:
         """Write the table of the curve and say its last row."""

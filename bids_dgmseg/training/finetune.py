@@ -13,6 +13,7 @@ from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.weights import load_weights, pick_device, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.training.curve import Curve
 from bids_dgmseg.training.labelled import LabelledPatches
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.loop import Progress, Schedule, train, use_cores
 from bids_dgmseg.training.simulated import Outcome
 
@@ -45,7 +46,7 @@ class FineTuning:
 
 def fine_tune(
     model: Model, samples: LabelledPatches, out: Path, this: FineTuning, *, start: Path | None,
-    say: Callable[[str], None],
+    say: Callable[[str], None], show: Callable[[str], None] = unseen,
 ) -> Outcome:  # fmt: skip
     """Train the segmenter, going on where ``OUT`` stopped or from the starting weights.
 
@@ -62,8 +63,8 @@ def fine_tune(
         How long and how fast.
     start : path or None
         Folder of the starting weights; None for the model's own.
-    say : callable
-        Gets lines to show.
+    say, show : callable
+        Get lines to keep, and lines that the next one may replace.
     """
     model = as_trained(model, out)
     use_cores()
@@ -75,9 +76,9 @@ def fine_tune(
     checkpoint = out / "segmenter_checkpoint.pt"
     if checkpoint.is_file():
         progress.load(checkpoint)
+    curve = Curve(out / "segmenter_curve.tsv", model.labels, say=say, show=show, step=progress.step, steps=this.steps)
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
-        report=Curve(out / "segmenter_curve.tsv", model.labels, say=say, step=progress.step).add,
-        workers=this.workers, temperatures=model.temperatures,
+        report=curve.add, workers=this.workers, temperatures=model.temperatures,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / "segmenter.safetensors"))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.heads import temper
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
+from bids_dgmseg.training.live import seconds_left
 from bids_dgmseg.training.losses import dice_and_cross_entropy
 
 
@@ -46,6 +47,21 @@ class Schedule:
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.part(step, seconds))))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a training is after a step."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    dice: Tensor
+    """Of each class; NaN where it is absent."""
+    seconds: float
+    """Spent learning, all slices together."""
+    left: float
+    """Seconds that this slice will still take."""
 
 
 @dataclass
@@ -99,7 +115,7 @@ class _FromStep(torch.utils.data.Sampler[int]):
 
 def train(
     progress: Progress, samples: Dataset[tuple[Tensor, Tensor]], *, schedule: Schedule, checkpoint: Path,
-    minutes: float, device: torch.device, report: Callable[[int, float, Tensor], None], workers: int = 1,
+    minutes: float, device: torch.device, report: Callable[[Reached], None], workers: int = 1,
     temperatures: Sequence[float] = (), clock: Callable[[], float] = time.monotonic,
 ) -> bool:  # fmt: skip
     """Learn until the schedule or the time is over.
@@ -119,7 +135,7 @@ def train(
     device : torch.device
         Where to compute; in bfloat16 where that is quicker.
     report : callable
-        Gets each step's number, loss and Dice a class (NaN where a class is absent).
+        Is told after each step.
     workers : int
         Processes that make samples.
     temperatures : sequence of float
@@ -145,14 +161,16 @@ def train(
     progress.network.train()
     for inputs, labels in loader:
         loss, dice = _step(progress, inputs, labels, schedule, device, temperatures)
-        report(progress.step, loss, dice)
         progress.step += 1
         now = clock()
         progress.seconds = before + now - started
+        part = schedule.part(progress.step, progress.seconds)
+        left = min(seconds_left(progress.seconds, part), max(60 * minutes - (now - started), 0.0))
+        report(Reached(progress.step, loss, dice, progress.seconds, left))
         if now - saved > 60 * schedule.checkpoint_minutes:
             progress.save(checkpoint)
             saved = now
-        if now - started > 60 * minutes or schedule.part(progress.step, progress.seconds) >= 1:
+        if now - started > 60 * minutes or part >= 1:
             break
     progress.save(checkpoint)
     return schedule.part(progress.step, progress.seconds) >= 1

@@ -19,6 +19,7 @@ from torch import Tensor
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.segment.nnunet import quiet
 from bids_dgmseg.segment.weights import pick_device, sha256
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, PlanName, write_raw
 
 _CHECKPOINT = "checkpoint_final.pth"
@@ -35,7 +36,7 @@ class StepOutcome:
 
 def train_step(
     step: str, cases: Callable[[], Iterable[Case]], names: Sequence[str], out: Path, this: NnunetTraining, *,
-    say: Callable[[str], None],
+    say: Callable[[str], None], show: Callable[[str], None] = unseen,
 ) -> StepOutcome:  # fmt: skip
     """Train one of the two networks, going on where ``OUT`` stopped.
 
@@ -51,30 +52,36 @@ def train_step(
         Gets the model folder ``STEP`` and, in ``training/STEP``, all that a resumed training needs.
     this : NnunetTraining
         How long.
-    say : callable
-        Gets a line an epoch.
+    say, show : callable
+        Get a line an epoch, and lines between that the next one may replace.
 
     Raises
     ------
     InputError
         If no case is to be learned from.
     """
-    work, spoken = out / "training" / step, sys.stdout
-    dataset = f"Dataset001_{step.capitalize()}"
-
-    def tell(line: str) -> None:
-        with contextlib.redirect_stdout(spoken):
-            say(line)
-
+    work, dataset = out / "training" / step, f"Dataset001_{step.capitalize()}"
+    say, show = _heard(say), _heard(show)
     with quiet():
         with environment(work, workers=1):  # planning divides by the number of workers
-            _prepare(step, cases, names, work, dataset, this.plan, tell)
+            _prepare(step, cases, names, work, dataset, this.plan, say)
         with environment(work, workers=this.workers if this.workers > 1 else 0):
-            trainer = _train(step, work / "preprocessed" / dataset, this, tell)
+            trainer = _train(step, work / "preprocessed" / dataset, this, say, show)
     folder = ship(trainer, out / step)
     for curve in ("curve.tsv", "progress.png"):
         shutil.copy(Path(trainer.output_folder) / curve, out / f"{step}_{curve}")
     return StepOutcome(trainer.current_epoch, folder, sha256(folder / "fold_0" / _CHECKPOINT))
+
+
+def _heard(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Let lines go where they go now, whatever is silenced later."""
+    stream = sys.stdout
+
+    def tell_there(line: str) -> None:
+        with contextlib.redirect_stdout(stream):
+            tell(line)
+
+    return tell_there
 
 
 @contextlib.contextmanager
@@ -118,7 +125,9 @@ def _prepare(
     ready.write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
 
 
-def _train(step: str, preprocessed: Path, this: NnunetTraining, say: Callable[[str], None]) -> Any:
+def _train(
+    step: str, preprocessed: Path, this: NnunetTraining, say: Callable[[str], None], show: Callable[[str], None]
+) -> Any:
     from bids_dgmseg.training.nnunet_plan import CONFIGURATION, PLANS
     from bids_dgmseg.training.nnunet_trainer import DentateTrainer
 
@@ -130,7 +139,7 @@ def _train(step: str, preprocessed: Path, this: NnunetTraining, say: Callable[[s
     trainer = DentateTrainer(
         {**plans, "continue_training": True}, CONFIGURATION, 0, dataset, pick_device(this.device)
     )
-    trainer.use(this, say=say, step=step)
+    trainer.use(this, say=say, show=show, step=step)
     trainer.resume()
     trainer.run_training()
     return trainer

@@ -22,6 +22,7 @@ from torch import Tensor
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.nnunet_folder import read_checkpoint
 from bids_dgmseg.segment.weights import to_channels_last
+from bids_dgmseg.training.live import live_line, seconds_left, unseen
 from bids_dgmseg.training.nnunet_data import NnunetTraining
 
 STOCK_TRAINER = "nnUNetTrainerNoMirroring"
@@ -66,13 +67,16 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
     """Rotation, scaling, elastic deformation and intensities vary; left and right are never exchanged."""
 
     length = NnunetTraining()
-    say: Callable[[str], None] = staticmethod(lambda line: None)
+    say: Callable[[str], None] = staticmethod(unseen)
+    show: Callable[[str], None] = staticmethod(unseen)
     step_name = ""
     _saved = 0.0
 
-    def use(self, length: NnunetTraining, *, say: Callable[[str], None], step: str) -> None:
+    def use(
+        self, length: NnunetTraining, *, say: Callable[[str], None], show: Callable[[str], None] = unseen, step: str
+    ) -> None:
         """Set what nnU-Net's constructor has no place for."""
-        self.length, self.say, self.step_name = length, say, step
+        self.length, self.say, self.show, self.step_name = length, say, show, step
         self.num_epochs = length.epochs
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = length.iterations, length.watched
         self._plot = self.logger.plot_progress_png
@@ -83,8 +87,8 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         """The checkpoint that a resumed training goes on from."""
         return Path(self.output_folder) / "checkpoint_latest.pth"
 
-    def share(self, epoch: int) -> float:
-        """Part of the training that lies behind, 0 to 1."""
+    def share(self, epoch: float) -> float:
+        """Part of the training that lies behind after some epochs, 0 to 1."""
         minutes = self.length.minutes
         by_time = 0.0 if minutes is None else self.seconds() / (60 * minutes)
         return min(max(epoch / self.num_epochs, by_time), 1.0)
@@ -161,6 +165,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
             steps = []
             for _ in range(self.num_iterations_per_epoch):
                 steps.append(self.train_step(next(self.dataloader_train)))
+                self._show_step(len(steps), float(steps[-1]["loss"]))
                 if self.length.minutes and self.seconds() > 60 * self.length.minutes:
                     break
             self.on_train_epoch_end(steps)
@@ -175,6 +180,16 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         self.current_epoch -= 1  # a checkpoint names the epoch after the one it was saved in
         self.save_checkpoint(str(self.latest))
         self.current_epoch += 1
+
+    def _show_step(self, step: int, loss: float) -> None:
+        """Show where the training is, with the Dice of the last epoch."""
+        steps, seconds = self.num_iterations_per_epoch, self.seconds()
+        dice = self.logger.get_value("dice_per_class_or_region", step=None)
+        self.show(live_line(
+            f"{self.step_name}: epoch {self.current_epoch + 1}/{self.num_epochs}, step {step}/{steps}",
+            seconds=seconds, left=seconds_left(seconds, self.share(self.current_epoch + step / steps)), loss=loss,
+            dice=dice[-1] if dice else (),
+        ))  # fmt: skip
 
     def on_epoch_end(self) -> None:
         """Save now and then, by the clock, and tell how it goes."""

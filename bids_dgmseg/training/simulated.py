@@ -23,6 +23,7 @@ from bids_dgmseg.segment.weights import (
 )
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.training.curve import Curve
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.loop import Progress, Schedule, train, use_cores
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
 
@@ -58,8 +59,9 @@ class Outcome:
 
 
 def train_on_simulations(
-    model: Model, template: Path | None, out: Path, this: Slice, *, say: Callable[[str], None]
-) -> Outcome:
+    model: Model, template: Path | None, out: Path, this: Slice, *, say: Callable[[str], None],
+    show: Callable[[str], None] = unseen,
+) -> Outcome:  # fmt: skip
     """Train one part of a model for a slice of time, going on where ``OUT`` stopped.
 
     Parameters
@@ -72,8 +74,8 @@ def train_on_simulations(
         Model folder: checkpoint, learning curve and weights a part.
     this : Slice
         What to train and how long.
-    say : callable
-        Gets lines to show.
+    say, show : callable
+        Get lines to keep, and lines that the next one may replace.
     """
     use_cores()
     torch.manual_seed(this.seed)
@@ -87,11 +89,11 @@ def train_on_simulations(
     if checkpoint.is_file():
         progress.load(checkpoint)
     classes = model.localizer.labels if this.part == "localizer" else model.labels
+    curve = Curve(out / f"{this.part}_curve.tsv", classes, say=say, show=show, step=progress.step, steps=this.steps)
     done = train(
         progress, simulated_maps(model, template, this.part, seed=this.seed, device=device), schedule=schedule,
         checkpoint=checkpoint, minutes=this.minutes, device=device,
-        workers=this.workers if device.type == "cpu" else 0,
-        report=Curve(out / f"{this.part}_curve.tsv", classes, say=say, step=progress.step).add,
+        workers=this.workers if device.type == "cpu" else 0, report=curve.add,
     )  # fmt: skip
     return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))
 

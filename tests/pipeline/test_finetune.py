@@ -22,6 +22,7 @@ from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
 from bids_dgmseg.training.finetune import FineTuning
 from tests.conftest import start_dataset, write_map
+from tests.terminal import Terminal
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
 GRID = world_grid(HEAD, (3.0, 3.0, 6.0))
@@ -267,14 +268,29 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, ca
     assert message in capsys.readouterr().err
 
 
-def test_the_command_prints_before_and_after(dataset, untrained, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small_default(monkeypatch):
+    """The command's default model is the small one."""
     monkeypatch.setitem(MODELS, "dgm16", MODEL)
     monkeypatch.setattr("bids_dgmseg.commands.train.get_model", lambda name: replace(
         MODEL, localizer=replace(MODEL.localizer, network="unused")))  # fmt: skip
     monkeypatch.setattr("bids_dgmseg.pipeline.finetune.place", lambda temporary, final: None)
+
+
+def test_the_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
     assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
     said = capsys.readouterr().out
     assert "before   after  between" in said
     assert "use them with bids_dgmseg --weights" in said
+    assert "step 1" not in said
+
+
+def test_on_a_terminal_the_command_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
+    terminal = Terminal.connected(monkeypatch)
+    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in terminal.shown] == ["step 1/2", "step 2/2"]
+    assert not any(line.startswith("step 2/2") for line in terminal.lines)

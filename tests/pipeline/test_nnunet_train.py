@@ -18,6 +18,7 @@ from bids_dgmseg.simulate.tree import LabelledScan, add_scan, start_dataset, wri
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining
 from bids_dgmseg.training.nnunet_run import StepOutcome
 from tests.segment.nnunet_folders import write_folder
+from tests.terminal import Terminal
 
 MODEL = get_model("nnunet2step")
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -50,7 +51,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], lis
 
     LENGTHS.clear()
 
-    def train_step(step, cases, names, out, this, *, say):
+    def train_step(step, cases, names, out, this, *, say, show):
+        show(f"{step}: step 1")
         seen[step] = names, list(cases())
         LENGTHS.append(this)
         folder = out / step
@@ -121,7 +123,15 @@ def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_pa
     assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), "--minutes", "4", "--epochs", "9"]) == 0
     assert [(this.minutes, this.epochs) for this in LENGTHS] == [(2.0, 9), (2.0, 9)]
     assert [this.plan for this in LENGTHS] == ["paper", "paper"]
-    assert "on 2 scans kept aside" in capsys.readouterr().out
+    assert "on 2 scans kept aside" in (said := capsys.readouterr().out)
+    assert "step 1" not in said
+
+
+def test_on_a_terminal_the_verb_shows_the_steps_of_both(dataset, steps, tmp_path, monkeypatch):
+    terminal = Terminal.connected(monkeypatch)
+    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
+    assert terminal.shown == ["cerebellum: step 1", "dentate: step 1"]
+    assert "step 1" not in "\n".join(terminal.lines)
 
 
 def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, nuclei_labels
-from bids_dgmseg.training.loop import Progress, Schedule, train
+from bids_dgmseg.training.loop import Progress, Reached, Schedule, train
 from bids_dgmseg.training.sampling import SimulatedMaps
 
 SCHEDULE = Schedule(steps=6, warmup_steps=2, learning_rate=5e-3)
@@ -34,16 +34,15 @@ def _learn(samples, folder, *slices, schedule=SCHEDULE):
         if (folder / "checkpoint.pt").exists():
             progress.load(folder / "checkpoint.pt")
 
-        def stop_after(step, loss, dice, last=last):
-            losses.append(loss)
-            if step + 1 == last < schedule.steps:
+        def stop_after(now, last=last):
+            losses.append(now.loss)
+            if now.step == last < schedule.steps:
                 raise KeyboardInterrupt
 
         try:
             train(progress, samples, schedule=schedule, checkpoint=folder / "checkpoint.pt", minutes=10,
                   device=torch.device("cpu"), report=stop_after, workers=0)  # fmt: skip
         except KeyboardInterrupt:
-            progress.step += 1
             progress.save(folder / "checkpoint.pt")
     return progress, losses
 
@@ -62,7 +61,7 @@ def test_a_slice_ends_with_its_minutes_and_can_go_on(samples, tmp_path):
     progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), SCHEDULE)
     checkpoint, cpu = tmp_path / "checkpoint.pt", torch.device("cpu")
 
-    def ignore(*figures):
+    def ignore(now):
         pass
 
     assert not train(progress, samples, schedule=SCHEDULE, checkpoint=checkpoint, minutes=0, device=cpu,
@@ -71,6 +70,21 @@ def test_a_slice_ends_with_its_minutes_and_can_go_on(samples, tmp_path):
     assert train(progress, samples, schedule=SCHEDULE, checkpoint=checkpoint, minutes=5, device=cpu,
                  report=ignore, workers=0)  # fmt: skip
     assert progress.step == 6
+
+
+@pytest.mark.parametrize(("steps", "minutes", "slice_minutes", "left"), [
+    pytest.param(4, None, 9, [30, 20, 10, 0], id="by steps: ten seconds each"),
+    pytest.param(99, 0.5, 9, [20, 10, 0], id="by time: half a minute in all"),
+    pytest.param(99, None, 0.4, [14, 4, 0], id="no longer than the slice: 24 seconds"),
+])
+def test_it_says_how_long_it_will_take(samples, tmp_path, steps, minutes, slice_minutes, left):
+    schedule, seconds = replace(SCHEDULE, steps=steps, minutes=minutes), iter(range(0, 100, 10))
+    told: list[Reached] = []
+    train(Progress.start(PlainUNet(1, 17, features=(4, 8)), schedule), samples, schedule=schedule, workers=0,
+          checkpoint=tmp_path / "checkpoint.pt", minutes=slice_minutes, device=torch.device("cpu"),
+          report=told.append, clock=lambda: float(next(seconds)))  # fmt: skip
+    assert [now.left for now in told] == pytest.approx(left)
+    assert [(now.step, now.seconds) for now in told] == [(step, 10.0 * step) for step in range(1, len(left) + 1)]
 
 
 def test_it_learns(samples, tmp_path):
@@ -103,7 +117,7 @@ def test_the_average_takes_counters_as_they_are(samples, tmp_path):
 
     progress = Progress.start(Normalized(), SCHEDULE)
     train(progress, samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt", minutes=5,
-          device=torch.device("cpu"), report=lambda *figures: None, workers=0)  # fmt: skip
+          device=torch.device("cpu"), report=lambda now: None, workers=0)  # fmt: skip
     assert progress.average["norm.num_batches_tracked"] == 6
 
 
@@ -118,7 +132,7 @@ def test_a_timed_training_ends_with_its_minutes_and_its_slices_add_up(samples, t
         seconds = iter(range(100))
         done = train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=(steps - 0.5) / 60,
                      device=torch.device("cpu"), workers=0, clock=lambda: float(next(seconds)),
-                     report=lambda *figures: rates.append(progress.optimizer.param_groups[0]["lr"]))  # fmt: skip
+                     report=lambda now: rates.append(progress.optimizer.param_groups[0]["lr"]))  # fmt: skip
         return progress.step, progress.seconds, done
 
     assert learn(steps=2) == (2, 2.0, False)
@@ -144,5 +158,5 @@ def test_it_computes_in_bfloat16_where_that_is_quicker(samples, tmp_path, monkey
     network = PlainUNet(1, 17, features=(4, 8))
     network.heads[-1].register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
     train(Progress.start(network, SCHEDULE), samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt",
-          minutes=0, device=torch.device("cpu"), report=lambda *figures: None, workers=0)  # fmt: skip
+          minutes=0, device=torch.device("cpu"), report=lambda now: None, workers=0)  # fmt: skip
     assert seen == [torch.bfloat16 if quick else torch.float32]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,10 +53,15 @@ def trained(tmp_path_factory) -> Path:
     """OUT after one step of gradient descent."""
     out: Path = tmp_path_factory.mktemp("trained")
     lines: list[str] = []
-    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, say=lines.append)
+    shown: list[str] = []
+    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, say=lines.append, show=shown.append)
     assert outcome.folder == out / "dentate"
     assert lines[0] == "dentate: 2 scans to learn from, 1 to watch; planning and preprocessing"
     assert lines[1].startswith("dentate: epoch 1, ")
+    assert len(shown) == 1
+    assert re.fullmatch(
+        r"dentate: epoch 1/1, step 1/1, \d+\.\d min, 0\.0 left, loss -?\d\.\d{3}, Dice n/a", shown[0]
+    )
     return out
 
 
@@ -116,7 +122,12 @@ def test_a_finished_training_is_not_repeated(trained):
 def test_a_longer_training_goes_on_from_there(trained):
     rows = read_curve(trained / "dentate_curve.tsv")
     longer = NnunetTraining(epochs=2, iterations=1, watched=1, device="cpu")
-    assert train_step("dentate", make_cases, NAMES, trained, longer, say=print).epochs == 2
+    shown: list[str] = []
+    assert train_step("dentate", make_cases, NAMES, trained, longer, say=print, show=shown.append).epochs == 2
+    assert [re.sub(r"\d+\.\d+|n/a", "#", line) for line in shown] == [
+        "dentate: epoch 2/2, step 1/1, # min, # left, loss #, Dice #"
+    ]
+    assert not shown[0].endswith("n/a")  # that of the first epoch
     later = read_curve(trained / "dentate_curve.tsv")
     assert [row["epoch"] for row in later] == ["1", "2"]
     assert later[0] == rows[0]

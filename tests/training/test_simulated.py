@@ -11,6 +11,7 @@ from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.training import simulated
 from bids_dgmseg.training.calibration import calibrate
+from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.simulated import Slice, train_on_simulations
 
 SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
@@ -30,10 +31,10 @@ def start(tmp_path):
     return tmp_path / "start"
 
 
-def learn(out, **options):
+def learn(out, *, show=unseen, **options):
     lines: list[str] = []
     outcome = train_on_simulations(SMALL, None, out, Slice("segmenter", minutes=5, workers=0, device="cpu", **options),
-                                   say=lines.append)  # fmt: skip
+                                   say=lines.append, show=show)  # fmt: skip
     return outcome, load_file(out / "segmenter.safetensors")
 
 
@@ -43,6 +44,12 @@ def test_a_training_starts_from_the_weights_it_is_given(start, tmp_path):
     assert outcome.done
     for name, values in given.items():
         torch.testing.assert_close(learned[name], values, atol=2e-3, rtol=0)  # float16 of values that hardly moved
+
+
+def test_each_step_is_shown(tmp_path):
+    shown: list[str] = []
+    learn(tmp_path / "out", steps=2, show=shown.append)
+    assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in shown] == ["step 1/2", "step 2/2"]
 
 
 def test_a_training_that_goes_on_takes_its_checkpoint_not_the_starting_weights(start, tmp_path):
