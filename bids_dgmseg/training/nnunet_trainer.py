@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
@@ -176,10 +177,17 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
                 ]
                 self.on_validation_epoch_end(watched)
             self.on_epoch_end()
+        self._end_workers()
         self._plot(self.output_folder)
         self.current_epoch -= 1  # a checkpoint names the epoch after the one it was saved in
         self.save_checkpoint(str(self.latest))
         self.current_epoch += 1
+
+    def _end_workers(self) -> None:
+        """End the processes that make samples; the thread that collects from them would else complain of their end."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
 
     def _show_step(self, step: int, loss: float) -> None:
         """Show where the training is, with the Dice of the last epoch."""

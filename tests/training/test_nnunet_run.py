@@ -2,12 +2,16 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -63,6 +67,14 @@ def trained(tmp_path_factory) -> Path:
         r"dentate: epoch 1/1, step 1/1, \d+\.\d min, 0\.0 left, loss -?\d\.\d{3}, Dice n/a", shown[0]
     )
     return out
+
+
+def test_a_training_with_workers_leaves_none_behind(trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    train_step("dentate", make_cases, NAMES, out, replace(SHORT, epochs=2, workers=2), say=lambda line: None)
+    assert not multiprocessing.active_children()
+    assert [thread.name for thread in threading.enumerate() if "results_loop" in thread.name] == []
 
 
 def predict_with_stock(folder: Path, image: Path, out: Path, *, mirrored: tuple[int, ...] | None) -> Volume:
