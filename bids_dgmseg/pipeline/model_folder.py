@@ -58,9 +58,11 @@ def _as_learned(model: Model, recipe: Recipe) -> Model:
         patch if axis == sampling.stack_axis else round(size * step, 4)
         for axis, (patch, size, step) in enumerate(zip(model.input.patch_mm, sampling.size, spacing_mm, strict=True))
     )
+    learned = tuple(recipe.classes)
+    as_registered = learned == model.classes and model.arch.get("independent", True)
     return replace(
         model, network=recipe.network or model.network, input=replace(model.input, patch_mm=(x, y, z)),
-        heads=model.heads if model.arch.get("independent", True) else (model.classes,),
+        heads=model.heads if as_registered else (learned,),
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     Raises
     ------
     InputError
-        If the description cannot be read or is of another model.
+        If the description cannot be read, is of another model, or of other classes than the model's.
     """
     path = own_folder(model, folder) / DESCRIPTION
     if not path.is_file():
@@ -67,8 +67,15 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     arch = {**model.arch, **described.get("arch", {})}
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
     temperatures = tuple(float(value) for value in described.get("temperatures", ()))
-    return replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
-                   input=replace(model.input, patch_mm=(x, y, z)))  # fmt: skip
+    trained = replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
+                      input=replace(model.input, patch_mm=(x, y, z)))  # fmt: skip
+    if trained.classes != model.classes:
+        found, wanted = (", ".join(one.classes) for one in (trained, model))
+        raise InputError(
+            f"{path.parent.name}: its network tells {found} apart, {model.name} needs {wanted}; train on from it "
+            f"(dgmseg train {model.name} DATASET OUT --from FOLDER) and give OUT"
+        )
+    return trained
 
 
 def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bids_dgmseg.cli import main as app
 from bids_dgmseg.commands import build_parser, main
 from bids_dgmseg.commands._recipes import make_plan
 from bids_dgmseg.images.boxes import Box
@@ -171,6 +172,9 @@ def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
     assert load_file(target / "fold_0.safetensors")["heads.0.weight"].shape[0] == 4
     assert train("dcnnet", dataset, tmp_path / "other", "--from", str(source)) == 2
     assert "--from source: weights of another network" in capsys.readouterr().err
+    segment = [str(dataset), str(tmp_path / "results"), "participant", "--model", "attunet25d", "--weights"]
+    assert app([*segment, str(source)]) == 2
+    assert "source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN" in capsys.readouterr().err
 
 
 def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):

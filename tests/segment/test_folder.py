@@ -42,6 +42,14 @@ def test_weights_of_another_model_are_refused(tmp_path):
         as_trained(MODELS["deepqsmseg"], tmp_path)
 
 
+def test_a_folder_of_other_classes_is_to_be_trained_on_from(tmp_path):
+    model, source = MODELS["attunet25d"], tmp_path / "source"
+    describe_folder(replace(model, heads=(("RN", "SN-STN"),)), source, about={})
+    with pytest.raises(InputError, match=r"^source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN; "
+                                         r"train on from it \(dgmseg train attunet25d DATASET OUT --from FOLDER\)"):
+        as_trained(model, source)
+
+
 def test_a_damaged_description_is_refused(tmp_path):
     (tmp_path / "model.toml").write_text("model = ")
     with pytest.raises(InputError, match=r"model.toml: not valid TOML \(.*\); copy the folder again"):
