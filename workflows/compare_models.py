@@ -157,13 +157,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
 def _run(args: argparse.Namespace) -> int:
     out = args.out.absolute()
     contenders = name_contenders(
         args.models, atlases=args.atlases and args.atlases.absolute(),
         label_map=args.label_map and args.label_map.absolute(),
     )  # fmt: skip
-    ground = find_field(args.dataset.absolute(), choose=args.choose)
+    ground = find_field(args.dataset.absolute(), choose=args.choose, say=_say)
     check_contenders(contenders, device=args.device)
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_compare_models_wf(

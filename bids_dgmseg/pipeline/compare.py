@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from bids_dgmseg.measure.contest import COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COL
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.alone import JOINT, VOTES, Segmentation
 from bids_dgmseg.pipeline.evaluate import OVERLAP_TABLE, Evaluation, Request, evaluate, write_evaluation
-from bids_dgmseg.pipeline.labels import match_labels
+from bids_dgmseg.pipeline.labels import list_unmatched, match_labels
 from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.settings import Settings
 
@@ -147,8 +147,8 @@ def check_contenders(contenders: Sequence[Contender], *, device: str) -> None:
             check_ready(one.registered, weights=one.weights, device=device)
 
 
-def find_field(dataset: Path, *, choose: Sequence[str] = ()) -> Field:
-    """Find the labelled scans of a dataset.
+def find_field(dataset: Path, *, choose: Sequence[str] = (), say: Callable[[str], None]) -> Field:
+    """Find the labelled scans of a dataset; `say` gets a line on labels that are no nuclei.
 
     Raises
     ------
@@ -160,6 +160,8 @@ def find_field(dataset: Path, *, choose: Sequence[str] = ()) -> Field:
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
         raise InputError(f"{dataset.name}: labels in several datasets ({some}); say which with --choose")
+    for line in list_unmatched(partners.values()):
+        say(line)
     return Field(tuple(scan for scan in scans if scan.chi in partners), roots.pop(), tuple(choose))
 
 

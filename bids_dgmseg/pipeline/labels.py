@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from bids_dgmseg.bids.dataset import Scan, find_scans
 from bids_dgmseg.bids.names import list_some, split_entities
-from bids_dgmseg.bids.segmentations import find_images, match_scans, read_label_table
+from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume
@@ -136,20 +136,45 @@ def _to_channels(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Turn a label image's own numbers into channels; what has no channel becomes 0 and a note."""
     table = read_label_table(dseg)
-    where = table.source.name if table.source else dseg.name
     if table.source is None:
         notes["no dseg.tsv found; numbers are read as those of this program (1 DN_L, 2 DN_R, …)"] = None
     channels = _channels(table.abbreviations, model)
     array = np.zeros(labels.shape, np.uint8)
     unknown = []
-    for number in np.unique(labels.array[labels.array != 0]).tolist():
+    for number in _numbers(labels):
         if number in channels:
             array[labels.array == number] = channels[number]
         else:
-            unknown.append(f"{number} ({table.abbreviations.get(number, 'without a row')})")
+            unknown.append(number)
     if unknown:
-        notes[f"{where}: {', '.join(unknown)} not among the nuclei of {model.name}; ignored"] = None
+        notes[_note_unknown(unknown, table, table.source or dseg, model.name)] = None
     return array
+
+
+def list_unmatched(dsegs: Iterable[Path]) -> list[str]:
+    """Say which labels of segmentations are no abbreviations of structures.tsv, one line a label table.
+
+    Comparisons match abbreviations alone. A segmentation that cannot be read is passed over.
+    """
+    ours = {structure.abbreviation for structure in STRUCTURES}
+    unknown: dict[Path, tuple[LabelTable, set[int]]] = {}
+    for dseg in dsegs:
+        with suppress(InputError):
+            table, numbers = read_label_table(dseg), _numbers(read_labels(dseg))
+            strange = {number for number in numbers if table.abbreviations.get(number) not in ours}
+            unknown.setdefault(table.source or dseg, (table, set()))[1].update(strange)
+    return [_note_unknown(sorted(numbers), table, path, "structures.tsv (DN_L, DN_R, …)")
+            for path, (table, numbers) in unknown.items() if numbers]  # fmt: skip
+
+
+def _note_unknown(numbers: Iterable[int], table: LabelTable, where: Path, whose: str) -> str:
+    named = ", ".join(f"{number} ({table.abbreviations.get(number, 'without a row')})" for number in numbers)
+    return f"{where.name}: {named} not among the nuclei of {whose}; ignored"
+
+
+def _numbers(labels: Volume) -> list[int]:
+    numbers: list[int] = np.unique(labels.array[labels.array != 0]).tolist()
+    return numbers
 
 
 def _channels(abbreviations: Mapping[int, str], model: Model) -> dict[int, int]:

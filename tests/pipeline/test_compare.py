@@ -71,7 +71,7 @@ def outcome(dataset, tmp_path):
             write_json({"model": model, "scan": scan, **({"problem": "no brain found"} if failed else spent)}, cost)
             costs.append(cost)
     contenders = [Contender("long", "dgm16"), Contender("two", "dgm16", tmp_path / "weights")]
-    return compare(contenders, find_field(dataset), costs, out), out
+    return compare(contenders, find_field(dataset, say=print), costs, out), out
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
@@ -200,7 +200,7 @@ def test_a_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
         return {"seconds": 1.0}
 
     monkeypatch.setattr(Segmentation, "run", run)
-    scan = find_field(dataset).scans[0]
+    scan = find_field(dataset, say=print).scans[0]
     for threads in (1, 1, 2):  # other times are to be expected with two threads
         cost = segment_scan(Contender("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=threads)
     assert calls == [1, 2]
@@ -212,11 +212,29 @@ def test_labels_in_two_datasets_are_refused(dataset):
     write_map(dataset, "sub-04", Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
     write_labels(other / "sub-04_dseg.nii.gz", boxes(3), ("DN_L",))
     with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); say which with --choose"):
-        find_field(dataset)
+        find_field(dataset, say=print)
+
+
+def test_labels_that_are_no_nuclei_are_said_once(dataset):
+    folder, said = dataset / "derivatives/truth", list[str]()
+    for path in folder.rglob("*.tsv"):
+        path.unlink()
+    rows = ["index\tabbreviation", "1\tDN_L", "2\tDN_RIGHT", "3\tDN_R", "4\tthalamus"]
+    (folder / "dseg.tsv").write_text("\n".join(rows))
+    for number, path in enumerate(sorted(folder.rglob("*_dseg.nii.gz")), start=2):  # 2; 3; 4 in place of 2
+        labels = boxes(3)
+        labels[labels == 2] = number
+        labels[0, 0, 0] = 9
+        nib.Nifti1Image(labels, AFFINE).to_filename(path)
+    find_field(dataset, say=said.append)
+    assert said == [
+        "dseg.tsv: 2 (DN_RIGHT), 4 (thalamus), 9 (without a row) not among the nuclei of structures.tsv "
+        "(DN_L, DN_R, …); ignored"
+    ]
 
 
 def test_a_process_of_its_own_says_why_there_are_no_labels(dataset, tmp_path):
-    scan = find_field(dataset).scans[0]  # 864 voxels of 2 mm3
+    scan = find_field(dataset, say=print).scans[0]  # 864 voxels of 2 mm3
     cost = segment_scan(Contender("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=1)
     told = json.loads(cost.read_text())
     assert told["problem"] == "no brain found (2 mL); check that the map shows a head, in ppm"
