@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, cast, overload
+
+_RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
+    "DN": (15.0, -58.0, -35.0), "IN": (7.0, -55.0, -31.0), "RN": (5.3, -19.5, -9.5), "SN": (10.0, -17.0, -13.8),
+    "STN": (10.3, -11.5, -7.5), "CN": (14.3, 9.5, 10.0), "PUT": (26.5, 2.0, 1.0), "GP": (18.5, -3.0, -1.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,16 @@ class Structure:
         'DN'
         """
         return self.abbreviation.split("_")[0]
+
+    @property
+    def typical_mm(self) -> tuple[float, float, float]:
+        """The centre in the MNI152 brain, RAS+.
+
+        >>> STRUCTURES.named("DN_L").typical_mm
+        (-15.0, -58.0, -35.0)
+        """
+        x, y, z = _RIGHT_MM[self.nucleus]
+        return (-x if self.hemisphere == "L" else x), y, z
 
     @property
     def bids_label(self) -> str:

@@ -9,13 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.images.similarity import fit_similarity
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.structures import Structure
 
-_TYPICAL_MM = {
-    "DN": (15.0, -58.0, -35.0), "IN": (7.0, -55.0, -31.0), "RN": (5.3, -19.5, -9.5), "SN": (10.0, -17.0, -13.8),
-    "STN": (10.3, -11.5, -7.5), "CN": (14.3, 9.5, 10.0), "PUT": (26.5, 2.0, 1.0), "GP": (18.5, -3.0, -1.0),
-}  # fmt: skip
 _REACH_MM = 8.0  # a nucleus's radius and what heads differ by
 _FACES = (("leftmost", "rightmost"), ("hindmost", "foremost"), ("lowest", "highest"))
 
@@ -154,22 +151,5 @@ def _expect_centre(
         return None  # a plane or a line of nuclei does not tell where the head lies
     indices = np.array([np.argwhere(dseg.array == other.index).mean(axis=0) for other in found])
     centres_mm = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    typical_mm = np.array([_typical_mm(other) for other in found])
-    return _carry(typical_mm, centres_mm, _typical_mm(structure))
-
-
-def _typical_mm(structure: Structure) -> NDArray[np.float64]:
-    x, y, z = _TYPICAL_MM[structure.nucleus]
-    return np.array([-x if structure.hemisphere == "L" else x, y, z])
-
-
-def _carry(
-    source: NDArray[np.float64], target: NDArray[np.float64], point: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Move a point by the least-squares similarity transform that takes `source` to `target` (Umeyama 1991)."""
-    source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-    u, strengths, vt = np.linalg.svd((target - target_mean).T @ (source - source_mean))
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    scale = (strengths * signs).sum() / ((source - source_mean) ** 2).sum()
-    moved: NDArray[np.float64] = target_mean + scale * (u * signs) @ vt @ (point - source_mean)
-    return moved
+    carry = fit_similarity(np.array([other.typical_mm for other in found]), centres_mm)
+    return carry(np.array(structure.typical_mm))
