@@ -56,6 +56,9 @@ class Cleaning:
     """Probability that a voxel must exceed; 0: it goes to the most probable class, background included."""
     smallest_part: float = 0.25
     """Connected parts smaller than this share of the largest are dropped; 1 keeps the largest alone."""
+    place_sd_mm: float = 0.0
+    """By which nuclei vary about their places relative to one another: first of all, parts are compared by their sizes
+    times a Gaussian of this SD of how far they lie from there; 0: wherever they lie."""
     fill_holes: bool = False
     smooth: bool = False
     """Give each voxel to the majority of itself and its six neighbours."""

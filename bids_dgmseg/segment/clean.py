@@ -8,6 +8,10 @@ from scipy import ndimage
 
 from bids_dgmseg.models import Cleaning, Model
 from bids_dgmseg.segment.found import Block
+from bids_dgmseg.segment.places import Parts, find_misplacement
+
+_TOUCHING = np.ones((3, 3, 3))
+"""Parts are connected over faces, edges or corners."""
 
 
 def clean(block: Block, model: Model) -> NDArray[np.uint8]:
@@ -27,6 +31,8 @@ def clean(block: Block, model: Model) -> NDArray[np.uint8]:
     """
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
     dseg: NDArray[np.uint8] = numbers[_choose(block.probabilities, model.cleaning.threshold)]
+    if model.cleaning.place_sd_mm:
+        _drop_misplaced(dseg, model, block.voxel_size_mm)
     for number, place in zip(numbers[1:], _places(dseg, numbers[1:]), strict=True):
         if place is not None:
             part = dseg[place]
@@ -68,6 +74,23 @@ def _places(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[s
     ]
 
 
+def _drop_misplaced(dseg: NDArray[np.uint8], model: Model, voxel_size_mm: tuple[float, float, float]) -> None:
+    """Remove parts that are small beside the largest, each counting for less the farther from its place it lies."""
+    places, parts, found = {}, {}, {}
+    indices = np.array([structure.index for structure in model.structures], np.uint8)
+    for structure, place in zip(model.structures, _places(dseg, indices), strict=True):
+        if place is not None:
+            places[structure] = place
+            parts[structure], count = ndimage.label(dseg[place] == structure.index, _TOUCHING)
+            centres = ndimage.center_of_mass(parts[structure] > 0, parts[structure], np.arange(1, count + 1))
+            centres_mm = (np.array(centres) + [piece.start for piece in place]) * voxel_size_mm
+            found[structure] = Parts(np.bincount(parts[structure].ravel())[1:], centres_mm)
+    for structure, missed_mm in find_misplacement(found).items():
+        nearness = np.exp(-((missed_mm / model.cleaning.place_sd_mm) ** 2) / 2)
+        small = _small(found[structure].sizes * nearness, model.cleaning.smallest_part)
+        dseg[places[structure]][np.append(False, small)[parts[structure]]] = 0
+
+
 def _mend(mask: NDArray[np.bool_], cleaning: Cleaning) -> NDArray[np.bool_]:
     if cleaning.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
@@ -76,15 +99,18 @@ def _mend(mask: NDArray[np.bool_], cleaning: Cleaning) -> NDArray[np.bool_]:
 
 
 def _strays(mask: NDArray[np.bool_], smallest_part: float) -> NDArray[np.bool_]:
-    """Find the parts, connected over faces, edges or corners, that are too small beside the largest."""
-    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    small = sizes < smallest_part * sizes.max()
-    if smallest_part >= 1:
-        small = np.arange(count + 1) != sizes.argmax()  # one even of two that are as large
-    strays: NDArray[np.bool_] = small[parts] & mask
+    """Find the parts that are too small beside the largest."""
+    parts, _ = ndimage.label(mask, _TOUCHING)
+    small = _small(np.bincount(parts.ravel())[1:], smallest_part)
+    strays: NDArray[np.bool_] = np.append(False, small)[parts]
     return strays
+
+
+def _small(sizes: NDArray[np.number], smallest_part: float) -> NDArray[np.bool_]:
+    small: NDArray[np.bool_] = sizes < smallest_part * sizes.max()
+    if smallest_part >= 1:
+        small = np.arange(len(sizes)) != sizes.argmax()  # one even of two that are as large
+    return small
 
 
 def _smoothed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

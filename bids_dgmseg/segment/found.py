@@ -33,8 +33,11 @@ class Block:
     seen : tuple of str
         Nuclei that had a voxel on the network's own grid, before they were carried to the map's; empty where it is not
         known.
+    voxel_size_mm : tuple of 3 float
+        Edges of a voxel.
     """
 
     probabilities: NDArray[np.float32]
     slices: tuple[slice, slice, slice]
     seen: tuple[str, ...] = ()
+    voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)

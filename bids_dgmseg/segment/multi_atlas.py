@@ -65,7 +65,7 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, 
     probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    return Block(carry(probabilities, grid, own, slices), slices)
+    return Block(carry(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
 
 
 def _align(chi: Volume, atlases: Sequence[Reference]) -> list[Reference]:

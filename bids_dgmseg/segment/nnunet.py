@@ -144,7 +144,8 @@ class NnunetPredictor:
         found = self._network(Volume(chi.array[slices], affine, chi.stored))
         numbers = self.model.arch["numbers"]
         nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
-        return Block(np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei]), slices)
+        probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+        return Block(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
 
 
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:

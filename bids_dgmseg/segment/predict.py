@@ -72,7 +72,8 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    return Block(carry(probabilities, grid, own, slices), slices, name_labelled(probabilities, model))
+    seen = name_labelled(probabilities, model)
+    return Block(carry(probabilities, grid, own, slices), slices, seen, chi.voxel_size_mm)
 
 
 def predict_on_grid(

@@ -137,7 +137,8 @@ def _known_before(
     """Label a grid as the starting weights do, stray parts dropped."""
     grid = world_grid(box, model.input.spacing_mm)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
-    labels = clean(Block(probabilities, (slice(None),) * 3), model)
+    block = Block(probabilities, (slice(None),) * 3, voxel_size_mm=model.input.spacing_mm)
+    labels = clean(block, model)
     probabilities[1:, (labels == 0) & (probabilities.argmax(axis=0) > 0)] = 0
     return most_probable(
         ((channel, Volume(part, grid.affine)) for channel, part in enumerate(probabilities[1:], start=1)), fine

@@ -1,12 +1,17 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.models import MODELS, Cleaning
 from bids_dgmseg.segment.clean import clean
 from bids_dgmseg.segment.found import Block
+from bids_dgmseg.simulate.phantom import PHANTOM
 
-DN_L, DN_R = 1, 2
+DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14
+VOXEL_MM = (2.0, 2.0, 4.0)
 
 
 def cleaned(labels, **how):
@@ -73,3 +78,54 @@ def test_smoothing_reaches_beyond_the_block_of_the_nucleus_but_never_into_anothe
     labels = np.full((4, 4, 4), DN_L)
     labels[2, 2, 2] = DN_R
     np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
+
+
+@pytest.fixture
+def nuclei():
+    """The phantom's nuclei in thick slices, numbered as structures.tsv."""
+    return PHANTOM.dseg(world_grid(Box((-60, -80, -60), (60, 40, 60)), VOXEL_MM)).array.astype(int)
+
+
+def placed(labels, *, axes=(0, 1, 2), place_sd_mm=6.0):
+    """Clean one-hot probabilities of all sixteen nuclei, the array stored with its axes in that order."""
+    model = replace(MODELS["dgm16"], cleaning=Cleaning(place_sd_mm=place_sd_mm))
+    one_hot = np.moveaxis(np.eye(17, dtype=np.float32)[labels.transpose(axes)], -1, 0)
+    x, y, z = (VOXEL_MM[axis] for axis in axes)
+    return clean(Block(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(np.argsort(axes))
+
+
+def with_patch(nuclei):
+    """Add a patch of putamen outside the head, larger than the putamen itself."""
+    labels = nuclei.copy()
+    labels[50:60, 40:54, 20:26] = PUT_R
+    assert (labels == PUT_R).sum() - (nuclei == PUT_R).sum() == 840
+    assert 100 < (nuclei == PUT_R).sum() < 840
+    return labels
+
+
+def test_nuclei_in_their_places_stay_as_they_are(nuclei):
+    np.testing.assert_array_equal(placed(nuclei), nuclei)
+
+
+def test_a_patch_far_from_its_place_goes_though_it_is_larger_than_the_nucleus(nuclei):
+    np.testing.assert_array_equal(placed(with_patch(nuclei)), nuclei)
+    np.testing.assert_array_equal(placed(with_patch(nuclei), place_sd_mm=0.0), with_patch(nuclei))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_are_told_in_arrays_stored_in_any_order(nuclei, axis):
+    labels = np.flip(with_patch(nuclei), axis)
+    np.testing.assert_array_equal(placed(labels, axes=(2, 0, 1)), np.flip(nuclei, axis))
+
+
+def test_an_island_in_its_place_is_kept(nuclei):
+    labels = nuclei.copy()
+    labels[:, 13, :][labels[:, 13, :] == IN_L] = 0  # a gap of 2 mm across
+    before, behind = (labels[:, 14:] == IN_L).sum(), (labels[:, :13] == IN_L).sum()
+    assert min(before, behind) > 0.25 * max(before, behind)
+    np.testing.assert_array_equal(placed(labels), labels)
+
+
+def test_a_nucleus_that_lies_elsewhere_altogether_is_left_to_the_user(nuclei):
+    labels = np.where(nuclei == PUT_R, 0, with_patch(nuclei))
+    np.testing.assert_array_equal(placed(labels), labels)

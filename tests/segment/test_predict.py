@@ -67,6 +67,13 @@ class _Speck:
         return answer
 
 
+def test_a_block_knows_its_voxels_and_not_the_network_s():
+    model = replace(oracle_model(), labels=("DN_L", "DN_R"), predictor=_Speck)
+    box = Box((0, 0, 0), (10, 10, 10))
+    block = predict(PHANTOM.chi(world_grid(box, (1.0, 2.0, 5.0))), box, model)
+    assert block.voxel_size_mm == pytest.approx((1.0, 2.0, 5.0))
+
+
 def test_a_block_names_what_was_labelled_before_it_was_carried_to_thicker_slices():
     shown = ModelInput(spacing_mm=(1, 1, 1), patch_mm=(10, 10, 10))
     model = replace(oracle_model(), labels=("DN_L", "DN_R"), predictor=_Speck, input=shown)
