@@ -29,6 +29,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_dgmseg.commands._values import absolute, entity
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.pipeline.compare import Contender, Field, check_contenders, compare, find_field, name_contenders
 from bids_dgmseg.pipeline.compare import segment_scan as segment_alone
@@ -133,22 +134,22 @@ def init_compare_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; the exit code is 1 where a scan could not be segmented or compared, 2 where nothing can be begun."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("dataset", type=absolute)
+    parser.add_argument("out", type=absolute)
     parser.add_argument("--models", nargs="+", default=["dgm16"], metavar="KEY[=FOLDER]",
                         help="keys of the registry, with a folder of weights where the package has none; a key may "
                              "come again with another folder (default: dgm16)")  # fmt: skip
-    parser.add_argument("--atlases", type=Path, metavar="LABELLED_DATASET",
+    parser.add_argument("--atlases", type=absolute, metavar="LABELLED_DATASET",
                         help="atlases of the multi-atlas baseline; maps of the target's own participant are left out")
-    parser.add_argument("--label-map", type=Path, metavar="FILE",
+    parser.add_argument("--label-map", type=absolute, metavar="FILE",
                         help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it")
-    parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY",
+    parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY", type=entity,
                         help="where a scan has several segmentations, the labels are those with one of these entities")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
     parser.add_argument("--nprocs", type=int, default=1,
                         help="processes at a time; take 1 for times that mean something (default: %(default)s)")
-    parser.add_argument("--work-dir", type=Path, help="for logs (default: a temporary folder)")
+    parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -162,18 +163,15 @@ def _say(line: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    out = args.out.absolute()
-    contenders = name_contenders(
-        args.models, atlases=args.atlases and args.atlases.absolute(),
-        label_map=args.label_map and args.label_map.absolute(),
-    )  # fmt: skip
-    ground = find_field(args.dataset.absolute(), choose=args.choose, say=_say)
+    out = args.out
+    contenders = name_contenders(args.models, atlases=args.atlases, label_map=args.label_map)
+    ground = find_field(args.dataset, choose=args.choose, say=_say)
     check_contenders(contenders, device=args.device)
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_compare_models_wf(
         contenders=contenders, ground=ground, out=out, device=args.device, threads=args.threads
     )
-    workflow.base_dir = str((args.work_dir or Path(tempfile.mkdtemp(prefix="compare_models_"))).absolute())
+    workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="compare_models_"))
     workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
     plugin = "Linear" if args.nprocs == 1 else "MultiProc"
     try:

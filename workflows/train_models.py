@@ -32,6 +32,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_dgmseg.commands._values import absolute
+
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
 STEPPED = "nnunet2step"
 MODELS = (*FOLDED, STEPPED)
@@ -198,22 +200,22 @@ def init_train_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all folds and steps of all models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("dataset", type=absolute)
+    parser.add_argument("out", type=absolute)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--folds", type=int, default=5, help="of each model but nnunet2step (default: %(default)s)")
     parser.add_argument("--plan", choices=("paper", "small"), default="paper",
                         help="size of the nnU-Nets of nnunet2step (default: %(default)s)")
     parser.add_argument("--nprocs", type=int, default=1, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--work-dir", type=Path, help="for logs (default: a temporary folder)")
+    parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
-    out = args.out.absolute()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, plan=args.plan, options=options)
-    workflow.base_dir = str((args.work_dir or Path(tempfile.mkdtemp(prefix="train_models_"))).absolute())
-    workflow.inputs.inputs.in_dataset = str(args.dataset.absolute())
+    workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="train_models_"))
+    workflow.inputs.inputs.in_dataset = str(args.dataset)
     if args.nprocs == 1:
         workflow.run()
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.commands._line import Line
+from bids_dgmseg.commands._values import absolute
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="arguments of the network, such as attention=false")
     recipe.add_argument("--recipe", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
                         help="values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0")
-    recipe.add_argument("--pretrain-on", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+    recipe.add_argument("--pretrain-on", metavar="FOLDER", nargs="+", action="extend", default=[], type=absolute,
                         help="results of bids_dgmseg on maps without manual labels: learned before the manual ones; of "
                              "several folders the majority counts")
-    recipe.add_argument("--distill", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+    recipe.add_argument("--distill", metavar="FOLDER", nargs="+", action="extend", default=[], type=absolute,
                         help="the same, one folder a model, learned together with the manual labels")
     recipe.add_argument("--checkpoint-minutes", metavar="M", type=float, default=2.0,
                         help="time between checkpoints (default: %(default)s)")  # fmt: skip
@@ -104,11 +105,7 @@ def _of_network(arch: dict[str, Any], network: str, given: list[str]) -> dict[st
 def _start(name: str | None) -> Path | None:
     if name is None:
         return None
-    path = Path(name).expanduser().absolute()
+    path = absolute(name)
     if not path.exists():
         raise InputError(f"--from {name}: no such folder or file; give a model folder, or weights of ResNet-50")
     return path
-
-
-def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()

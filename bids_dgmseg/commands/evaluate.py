@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import re
-from pathlib import Path
+
+from bids_dgmseg.commands._values import absolute, entity
 
 HELP = "compare segmentations: overlap, distances and agreement, as tables, plots and a page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("reference", metavar="REFERENCE", type=_absolute,
+    parser.add_argument("reference", metavar="REFERENCE", type=absolute,
                         help="label image, or a dataset with _dseg files in its sub-X folders")
-    parser.add_argument("predictions", metavar="PREDICTION", type=_absolute, nargs="+",
+    parser.add_argument("predictions", metavar="PREDICTION", type=absolute, nargs="+",
                         help="what is compared with it, of the same kind; scans are matched by the entities in their "
                              "names, nuclei by the abbreviations in each one's dseg.tsv")
-    parser.add_argument("--out", metavar="DIR", type=_absolute, required=True,
+    parser.add_argument("--out", metavar="DIR", type=absolute, required=True,
                         help="folder for overlap.tsv, agreement.tsv, evaluate.html and the others")
-    parser.add_argument("--chi", metavar="PATH", type=_absolute,
+    parser.add_argument("--chi", metavar="PATH", type=absolute,
                         help="susceptibility map, or a dataset with _Chimap files, to compare mean values under the "
                              "labels (default: the map that a dseg's Sources name, or the _stats.tsv beside each dseg)")
     parser.add_argument("--raters", action="store_true",
                         help="take all as raters of equal rank, between raters or repeated by one: compare each pair")
-    parser.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=_entity,
+    parser.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=entity,
                         help="where a dataset has several images of a scan, take those with one of these entities, "
                              "such as seg-dgm16 or desc-manual")  # fmt: skip
 
@@ -34,13 +34,3 @@ def run(args: argparse.Namespace) -> int:
 
     request = Request(args.reference, tuple(args.predictions), args.out, args.chi, tuple(args.choose), args.raters)
     return run_evaluation(request, say=lambda line: print(line, flush=True))
-
-
-def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def _entity(text: str) -> str:
-    if not re.fullmatch(r"[a-z]+-[0-9a-zA-Z+]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an entity such as seg-dgm16")
-    return text

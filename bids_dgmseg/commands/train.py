@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
 
 from bids_dgmseg.commands import _nnunet, _recipes
 from bids_dgmseg.commands._line import Line
+from bids_dgmseg.commands._values import absolute, entity
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
 
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labelled = parser.add_argument_group("on labelled maps")
     labelled.add_argument("--holdout", metavar="LABEL", nargs="+", action="extend", default=[], type=_label,
                           help="participants not to learn from; fine-tuning scores them")
-    labelled.add_argument("--derivatives", metavar="FOLDER", nargs="+", action="extend", default=[], type=_absolute,
+    labelled.add_argument("--derivatives", metavar="FOLDER", nargs="+", action="extend", default=[], type=absolute,
                           help="derivative datasets with maps or labels (default: all below DATASET/derivatives)")
-    labelled.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=_entity,
+    labelled.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=entity,
                           help="where a scan has several segmentations, take those with one of these entities, such as "
                                "desc-manual")  # fmt: skip
     _recipes.add_arguments(parser)
@@ -141,7 +141,7 @@ def _start(model: Model, name: str | None) -> Path | None:
         return None
     if name in MODELS:
         raise InputError(f"--from {name}: its network is not that of {model.name}; give {model.name} or a folder")
-    folder = Path(name).expanduser().absolute()
+    folder = absolute(name)
     if not folder.is_dir():
         raise InputError(f"--from {name}: no such folder or model; give {model.name} or a folder of its weights")
     return folder
@@ -169,13 +169,3 @@ def _count(text: str) -> int:
 
 def _label(text: str) -> str:
     return text.removeprefix("sub-")
-
-
-def _absolute(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def _entity(text: str) -> str:
-    if not re.fullmatch(r"[a-z]+-[0-9a-zA-Z+]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an entity such as desc-manual")
-    return text

@@ -322,4 +322,4 @@ def test_an_output_folder_that_cannot_be_written_is_an_error(evaluate, tmp_path)
 def test_a_choice_that_is_no_entity_is_refused(evaluate, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate("a", "b", "--choose", "dgm16")
-    assert "'dgm16' is not an entity such as seg-dgm16" in capsys.readouterr().err
+    assert "'dgm16' is not an entity such as desc-manual or seg-dgm16" in capsys.readouterr().err

@@ -85,6 +85,12 @@ def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_entity_is_refused(script, dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(dataset), str(tmp_path / "out"), "--choose", "manual"])
+    assert "--choose: 'manual' is not an entity such as desc-manual" in capsys.readouterr().err
+
+
 def test_a_run_in_which_no_scan_could_be_segmented_ends_with_one_line(script, dataset, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_contenders", lambda contenders, *, device: None)
 
