@@ -16,6 +16,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import MODELS, get_model
 from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -121,9 +122,9 @@ def test_the_phantom_is_segmented_well():
     assert by_nucleus[["IN_L", "IN_R"]].min() >= 0.6
 
 
-@pytest.mark.parametrize("name", ["dcnnet", "attunet25d", "deepqsmseg"])
+@pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])
 def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
-    model = MODELS[name]
+    model, _ = choose_labels(MODELS[name], None, None)
     block = predict(_upright_map(), localize(_upright_map(), model).box, model)
     labels = label_grid(block, model, UPRIGHT.shape)
     table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)
