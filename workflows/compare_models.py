@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", type=absolute)
     parser.add_argument("out", type=absolute)
     parser.add_argument("--models", nargs="+", default=["dgm16"], metavar="KEY[=FOLDER]",
-                        help="keys of the registry, with a folder of weights where the package has none; a key may "
+                        help="keys of the registry, with the weights that ship or with those of a folder; a key may "
                              "come again with another folder (default: dgm16)")  # fmt: skip
     parser.add_argument("--atlases", type=absolute, metavar="LABELLED_DATASET",
                         help="atlases of the multi-atlas baseline; maps of the target's own participant are left out")

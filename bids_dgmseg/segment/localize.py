@@ -80,22 +80,23 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         return localize_cerebellum(chi, model, weights=weights, device=device)
     model = as_trained(model, weights)  # its crop has the size of the training's
     if model.localizer.kind == "centre":
-        middle = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
-        return Location(_guarded(middle, chi, model, device), None)
+        box = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
+        if not model.localizer.guard:
+            return Location(box, None)
     # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.
     _check_size(find_measured(chi).array, chi)
+    if model.localizer.kind == "network":
+        labels = _label_head(chi, model, weights, device)
+        return Location(_nuclei_box(labels, model), labels)
     if model.localizer.kind == "atlas":
-        carried = find_by_atlas(chi, read_references(model, weights), model)
-        return Location(_guarded(carried, chi, model, device), None)
-    labels = _label_head(chi, model, weights, device)
-    return Location(_nuclei_box(labels, model), labels)
+        box = find_by_atlas(chi, read_references(model, weights), model)
+    return Location(_guarded(box, chi, model, device), None)
 
 
 def _guarded(box: Box, chi: Volume, model: Model, device: str) -> Box:
     """Move a box as little as it takes to cut none of the model's nuclei that a whole-head network sees."""
     if not model.localizer.guard:
         return box
-    _check_size(find_measured(chi).array, chi)
     guard = MODELS[model.localizer.guard]
     seen = _mark_seen(_label_head(chi, guard, None, device), guard, model)
     return box.moved_over(box_of_mask(seen).grown(model.localizer.margin_mm)) if seen.array.any() else box

@@ -71,9 +71,13 @@ class Pace:
 
     def rate(self, epoch: int, seconds: float = 0.0) -> float:
         """Learning rate of an epoch; where the time rules, `milestones` fall when as large a part of it is over."""
-        part = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
-        passed = max(float(epoch), part * self.epochs)
+        passed = self.passed(epoch, seconds)
         return float(self.learning_rate * 0.1 ** sum(passed >= milestone for milestone in self.milestones))
+
+    def passed(self, epoch: float, seconds: float) -> float:
+        """Epochs that lie behind; where a larger part of the time is over, as many as that part is of all."""
+        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        return max(float(epoch), by_time * self.epochs)
 
     def shortened(self, epochs: int) -> Pace:
         """Take another number of epochs, the milestones at the same part of them."""
