@@ -25,6 +25,7 @@ from bids_dgmseg.measure.reference import Reference
 from bids_dgmseg.measure.scan import Findings
 from bids_dgmseg.measure.view import View
 from bids_dgmseg.models import Model
+from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.regions import carry_regions
 from bids_dgmseg.settings import Settings
@@ -165,7 +166,7 @@ def describe_quality(
             "model": model.name,
             "weights": settings.weights.name if settings.weights else "shipped with the program",
             "device": settings.device,
-            "quality": settings.quality,
+            "quality": as_trained(model, settings.weights).quality,
             "masks": settings.masks,
             "reference": settings.reference,
             **({"reference_structure": settings.reference_structure} if settings.reference_structure else {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _claim(request: Request, maps: Sequence[Labelled]) -> None:
 
 
 def _describe(request: Request, *, n_learned: int) -> None:
-    """Write ``model.toml`` with the network and the temperatures of the starting weights, once.
+    """Write ``model.toml`` with the network and the temperatures of the starting weights, and ask for mirror images.
 
     A folder that was trained without temperatures goes on without: its network is right as it is.
     """
@@ -162,7 +162,8 @@ def _describe(request: Request, *, n_learned: int) -> None:
     about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_learned} labelled maps"}
     if model.temperatures:
         about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
-    describe_folder(model, request.out, about=about)
+    # What is learned from a few scans wavers more than what the starting weights know: mirror images steady it.
+    describe_folder(replace(model, quality=True), request.out, about=about)
 
 
 def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:

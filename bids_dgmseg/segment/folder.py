@@ -2,7 +2,8 @@
 
 ``model.toml``
     The model's key, licence and training, and its network with arguments, heads and patch where they differ from the
-    registry's; also ``temperatures``, which make the probabilities hold.
+    registry's; also ``temperatures``, which make the probabilities hold, and ``mirrored``, where the probabilities of a
+    map and of its mirror image are to be averaged always.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
 ``segmenter_2.safetensors``
@@ -68,6 +69,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
     temperatures = tuple(float(value) for value in described.get("temperatures", ()))
     trained = replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
+                      quality=model.quality or bool(described.get("mirrored", False)),
                       input=replace(model.input, patch_mm=(x, y, z)))  # fmt: skip
     if trained.classes != model.classes:
         found, wanted = (", ".join(one.classes) for one in (trained, model))
@@ -84,14 +86,15 @@ def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int
     Parameters
     ----------
     model : Model
-        With the arguments that its network was built with.
+        With the arguments that its network was built with; ``quality`` makes the folder one of mirror images.
     folder : path
         Where the weights are, or will be.
     about : mapping
         What else to say, such as ``licence``, ``trained_on`` or ``seed``.
     """
     named = {"model": model.name, "network": model.network, "heads": model.heads, "patch_mm": model.input.patch_mm}
-    lines = [f"{key} = {_toml(value)}" for key, value in {**named, **about}.items()]
+    mirrored = {"mirrored": True} if model.quality else {}
+    lines = [f"{key} = {_toml(value)}" for key, value in {**named, **mirrored, **about}.items()]
     lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{DESCRIPTION}.part"

@@ -286,7 +286,7 @@ def _dice_and_binary_cross_entropy(logits: Tensor, labels: Tensor, smooth: float
 
 
 def deepqsmseg_loss(
-    logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5, epsilon: float = 1e-5
+    logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5, epsilon: float = 1e-20
 ) -> Tensor:
     r"""Dice loss plus focal loss (Guan et al. 2021, eqs. 1 to 3).
 
@@ -305,7 +305,8 @@ def deepqsmseg_loss(
     focal_weight : float
         λ.
     epsilon : float
-        ε of both equations.
+        ε of both equations (the paper gives no value). The focal term stops moving probabilities that are less, and
+        Dice hardly moves small ones: a nucleus once below a larger ε would never be seen again.
     """
     probabilities = logits.float().softmax(dim=1)
     truth = _one_hot(labels, probabilities)

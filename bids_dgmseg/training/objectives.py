@@ -67,7 +67,7 @@ class DeepQSMSegObjective:
     """`deepqsmseg_loss`."""
 
     focal_weight: float = 0.5
-    epsilon: float = 1e-5
+    epsilon: float = 1e-20
 
     def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
         """Compute the loss."""

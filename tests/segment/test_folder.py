@@ -78,6 +78,12 @@ def test_a_folder_s_temperatures_are_taken(tmp_path):
     assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5)
 
 
+def test_a_folder_may_want_mirror_images_always(tmp_path):
+    assert not as_trained(SMALL, describe_folder(SMALL, tmp_path, about={}).parent).quality
+    describe_folder(replace(SMALL, quality=True), tmp_path, about={})
+    assert as_trained(SMALL, tmp_path).quality
+
+
 def test_each_reference_map_needs_its_labels(tmp_path):
     with pytest.raises(InputError, match=r"^dcnnet: no reference maps in .*references; add NAME_Chimap.nii.gz with"):
         reference_files(SMALL, tmp_path)

@@ -190,6 +190,13 @@ def test_the_deepqsmseg_loss_of_two_voxels_by_hand():
     assert deepqsmseg_loss(_logits(HEAD), _labels(0, 1), focal_weight=0, epsilon=1e-9).item() == pytest.approx(dice)
 
 
+def test_the_deepqsmseg_loss_does_not_give_a_nucleus_up():
+    # p of the nucleus is e^-25 at its one voxel. Dice has no slope there; focal -0.5 (1 - p)^2 log(p) / 4 has -1/8.
+    logits = torch.tensor([[0.0, 0.0], [-25.0, -25.0]])[None, :, None, None].requires_grad_()
+    (gradient,) = torch.autograd.grad(deepqsmseg_loss(logits, _labels(0, 1)), logits)
+    assert gradient[0, 1, 0, 0, 1].item() == pytest.approx(-1 / 8, rel=1e-4)
+
+
 @pytest.mark.parametrize("loss", [
     pytest.param(lambda logits: dcn_net_loss(logits, _labels(0, 1), attention=logits[:, :2]), id="dcn_net"),
     pytest.param(lambda logits: attention_unet_loss(logits[:, :, 0], _labels(0, 1)[0]), id="attention_unet"),

@@ -1,0 +1,144 @@
+"""What each ingredient of the simulation is good for: the same network, trained without it, on the same maps.
+
+    python benchmarks/ablation.py TEMPLATE OUT [--without NAME ...] [--steps N] [--spacing MM] [--maps N] [--seed S]
+                                  [--real DATASET]
+
+Trains dgm16's segmenter from random weights, on voxels of ``--spacing`` mm so that many settings can be tried in an
+evening, once a setting, with the same number of steps and the same seed. Each is then tried on maps that are drawn
+with all ingredients from seeds not trained on, and on a dataset of real maps with labels. Prints Markdown; OUT gets a
+folder a setting and ``ablation.tsv``. The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import pandas as pd
+import torch
+from accuracy import score
+
+from bids_dgmseg.models import Model, get_model, weights_folder
+from bids_dgmseg.segment.forward import lay_out, mixed_precision
+from bids_dgmseg.segment.normalize import NORMALIZATIONS
+from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network, to_channels_last
+from bids_dgmseg.simulate.dataset import read_template
+from bids_dgmseg.simulate.details import DetailRanges
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
+from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
+from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
+
+ALL = "everything"
+_PLAIN = DetailRanges(
+    texture=(0.0, 0.0), fine_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tracts=0.0, veins=0.0, spots=(0.0, 0.0)
+)
+_UNSEEN_SEED = 3 * 10**6
+"""Seeds of training are below."""
+
+
+def settings(view: View) -> Iterator[tuple[str, View]]:
+    """Yield the ways of simulating, by name; the first has all ingredients as the shipped weights had."""
+    yield ALL, view
+    yield "no physics", replace(view, artefacts=replace(view.artefacts, physics=0.0))
+    yield "physics alone", replace(view, artefacts=replace(view.artefacts, physics=1.0))
+    yield "no plain mixtures", replace(view, values=replace(view.values, mixture=0.0))
+    yield "plain mixtures alone", replace(view, values=replace(view.values, mixture=1.0))
+    yield "shapes of the template", replace(view, shapes=replace(view.shapes, amount=0.0))
+    yield "no vessels, tracts, texture", replace(view, values=replace(view.values, details=_PLAIN))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and score the settings one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name, _ in settings(SEGMENTER_VIEW)]
+    parser.add_argument("template", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--without", nargs="+", default=names, choices=names, help="settings to try (default: all)")
+    parser.add_argument("--steps", type=int, default=2000, help="of each training (default: %(default)s)")
+    parser.add_argument("--spacing", type=float, default=1.5, help="edge of the voxels in mm (default: %(default)s)")
+    parser.add_argument("--maps", type=int, default=60, help="drawn to try each on (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--real", type=Path, help="dataset with labels")
+    args = parser.parse_args(argv)
+    use_cores()
+    model, view = coarser(get_model("dgm16"), SEGMENTER_VIEW, args.spacing)
+    heads = training_heads(read_template(args.template))
+    unseen = SimulatedMaps(heads, view, seed=_UNSEEN_SEED + args.seed, classes_of=nuclei_labels,
+                           normalize=NORMALIZATIONS[model.input.normalization])  # fmt: skip
+    tables = []
+    for name, changed in settings(view):
+        if name not in args.without:
+            continue
+        folder = args.out / name.replace(" ", "_").replace(",", "")
+        learn(model, SimulatedMaps(heads, changed, seed=args.seed, classes_of=nuclei_labels,
+                                   normalize=unseen.normalize), folder, steps=args.steps, seed=args.seed)  # fmt: skip
+        tables.append(try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(setting=name, maps="simulated"))
+        if args.real:
+            real = score(args.real, model, folder)[["abbreviation", "dice"]]
+            tables.append(real.assign(setting=name, maps="real"))
+        print(as_markdown(pd.concat(tables)), flush=True)
+    pd.concat(tables).to_csv(args.out / "ablation.tsv", sep="\t", index=False, na_rep="n/a")
+    return 0
+
+
+def coarser(model: Model, view: View, spacing_mm: float) -> tuple[Model, View]:
+    """Give a model and its training's field of view larger voxels."""
+    x, y, z = (round(size * view.spacing_mm / spacing_mm) for size in view.shape)
+    shown = replace(model.input, spacing_mm=(spacing_mm,) * 3)
+    return replace(model, input=shown), replace(view, shape=(x, y, z), spacing_mm=spacing_mm)
+
+
+def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, seed: int) -> None:
+    """Train the segmenter as `dgmseg train` does, and leave its weights in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    schedule, checkpoint = Schedule(steps=steps), folder / "segmenter_checkpoint.pt"
+    device = torch.device("cpu")
+    progress = Progress.start(to_channels_last(segmenter_network(model), device), schedule)
+    if checkpoint.is_file():
+        progress.load(checkpoint)
+
+    def report(reached: Reached) -> None:
+        if reached.step % 100 == 0:
+            dice = float(reached.dice.nanmean())
+            print(f"{folder.name}: step {reached.step}, {reached.seconds:.0f} s, Dice {dice:.2f}", flush=True)
+
+    train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=float("inf"), device=device,
+          report=report)  # fmt: skip
+    save_weights(progress.average, folder / "segmenter.safetensors")
+    copyfile(weights_folder(model) / "localizer.safetensors", folder / "localizer.safetensors")
+
+
+def try_on_simulated(model: Model, samples: SimulatedMaps, folder: Path, *, n_maps: int) -> pd.DataFrame:
+    """Score most probable labels on maps drawn from fixed seeds, all maps' voxels of a nucleus together."""
+    device = torch.device("cpu")
+    network = to_channels_last(load_weights(segmenter_network(model), model, "segmenter", folder), device)
+    counts = torch.zeros(3, len(model.labels) + 1)
+    for index in range(n_maps):
+        values, labels = samples[index]
+        with torch.inference_mode(), mixed_precision(device):
+            found = network(lay_out(values[None], device)).argmax(dim=1)
+        counts += class_counts(found, labels[None], len(model.labels) + 1)
+    return pd.DataFrame({"abbreviation": model.labels, "dice": dice_of_counts(counts).tolist()})
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Lay settings out in rows and nuclei in columns, mean of left and right."""
+    nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
+    wide = nuclei.pivot_table(index=["maps", "setting"], columns="nucleus", values="dice", sort=False)
+    wide["mean"] = wide.mean(axis=1)
+    lines = ["| tried on | simulated with | " + " | ".join(wide.columns) + " |",
+             "| --- " * (2 + len(wide.columns)) + "|"]  # fmt: skip
+    for maps, rows in wide.groupby(level="maps", sort=False):
+        for setting, row in rows.droplevel("maps").iterrows():
+            cells = ["" if np.isnan(value) else f"{value:.3f}" for value in row]
+            lines.append(f"| {maps} | {setting} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
