@@ -166,7 +166,7 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out
     contenders = name_contenders(args.models, atlases=args.atlases, label_map=args.label_map)
     ground = find_field(args.dataset, choose=args.choose, say=_say)
-    check_contenders(contenders, device=args.device)
+    check_contenders(contenders, ground=ground, device=args.device, say=_say)
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_compare_models_wf(
         contenders=contenders, ground=ground, out=out, device=args.device, threads=args.threads

@@ -137,7 +137,7 @@ def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
 
 
 def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
-    from bids_dgmseg.pipeline.labels import read_labelled_maps
+    from bids_dgmseg.pipeline.labels import drawn_structures, read_labelled_maps
     from bids_dgmseg.segment.atlas import Reference
     from bids_dgmseg.segment.clean import label_grid
     from bids_dgmseg.segment.fusion import join_labels, vote_locally
@@ -154,8 +154,7 @@ def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
     atlases = [Reference(one.map.name, one.map.chi, one.map.labels) for one in labelled]
     fuse = join_labels if request.model == JOINT else vote_locally
     block = segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse)
-    channels = sorted({channel for one in labelled for channel in one.map.channels})
-    return label_grid(block, MULTI_ATLAS, chi.shape), [MULTI_ATLAS.structures[channel - 1] for channel in channels]
+    return label_grid(block, MULTI_ATLAS, chi.shape), drawn_structures(labelled, MULTI_ATLAS)
 
 
 def _peak_mb() -> float:

@@ -18,14 +18,14 @@ import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.bids.derivatives import fingerprint, output_path
 from bids_dgmseg.bids.files import write_json, write_text
-from bids_dgmseg.bids.names import split_entities
+from bids_dgmseg.bids.names import list_some, split_entities
 from bids_dgmseg.bids.segmentations import name_scan, read_label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measure.contest import COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COLUMNS, models_table, nuclei_table
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.alone import JOINT, VOTES, Segmentation
 from bids_dgmseg.pipeline.evaluate import OVERLAP_TABLE, Evaluation, Request, evaluate, write_evaluation
-from bids_dgmseg.pipeline.labels import list_unmatched, match_labels
+from bids_dgmseg.pipeline.labels import drawn_structures, find_nuclei, match_labels, read_labelled_maps
 from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.settings import Settings
 
@@ -64,6 +64,8 @@ class Field:
     """Those with labels."""
     reference: Path
     """Dataset of the labels."""
+    nuclei: frozenset[str]
+    """Abbreviations of those that are labelled."""
     choose: tuple[str, ...] = ()
 
 
@@ -127,13 +129,26 @@ def _read_contender(text: str, atlases: Path | None) -> tuple[str, Path | None]:
     return key, weights
 
 
-def check_contenders(contenders: Sequence[Contender], *, device: str) -> None:
+def check_contenders(
+    contenders: Sequence[Contender], *, ground: Field, device: str, say: Callable[[str], None]
+) -> None:
     """Load what each needs once, so that what cannot work ends before the first scan.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+        The models.
+    ground : Field
+        The scans.
+    device : str
+        Where networks run.
+    say : callable
+        Gets a line on labels of atlases that are no nuclei, and whatever else is left out of them.
 
     Raises
     ------
     InputError
-        If weights, labels of atlases or ANTsPy are missing.
+        If weights, labels of atlases or ANTsPy are missing, or no atlas has a nucleus that the scans have.
     """
     from bids_dgmseg.segment.fusion import import_ants
     from bids_dgmseg.segment.ready import check_ready
@@ -141,10 +156,22 @@ def check_contenders(contenders: Sequence[Contender], *, device: str) -> None:
     for one in contenders:
         if one.model == JOINT:
             import_ants()
-        if one.model in _BASELINES:
-            match_labels(Path(str(one.weights)))
-        else:
+        if one.model not in _BASELINES:
             check_ready(one.registered, weights=one.weights, device=device)
+    for atlases in dict.fromkeys(one.weights for one in contenders if one.model in _BASELINES and one.weights):
+        _check_atlases(atlases, ground, say)
+
+
+def _check_atlases(atlases: Path, ground: Field, say: Callable[[str], None]) -> None:
+    from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS
+
+    labelled = read_labelled_maps(atlases, MULTI_ATLAS, say=lambda line: say(f"atlases: {line}"))
+    names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]
+    if ground.nuclei.isdisjoint(names):
+        raise InputError(
+            f"{atlases.name}: atlases of {list_some(names)}, but the scans have {list_some(ground.nuclei)}; "
+            "give atlases with labels of these"
+        )
 
 
 def find_field(dataset: Path, *, choose: Sequence[str] = (), say: Callable[[str], None]) -> Field:
@@ -153,16 +180,20 @@ def find_field(dataset: Path, *, choose: Sequence[str] = (), say: Callable[[str]
     Raises
     ------
     InputError
-        If there is none, or their labels lie in several datasets.
+        If there is none, no label is a nucleus, or their labels lie in several datasets.
     """
     scans, partners = match_labels(dataset, choose=choose)
     roots = {_root_of(path) for path in partners.values()}
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
         raise InputError(f"{dataset.name}: labels in several datasets ({some}); say which with --choose")
-    for line in list_unmatched(partners.values()):
+    nuclei, notes = find_nuclei(partners.values())
+    for line in notes:
         say(line)
-    return Field(tuple(scan for scan in scans if scan.chi in partners), roots.pop(), tuple(choose))
+    if not nuclei:
+        raise InputError(f"{dataset.name}: no label that can be read is a nucleus (DN_L, DN_R, …); "
+                         "name them so in the column abbreviation of dseg.tsv")  # fmt: skip
+    return Field(tuple(scan for scan in scans if scan.chi in partners), roots.pop(), nuclei, tuple(choose))
 
 
 def _root_of(path: Path) -> Path:

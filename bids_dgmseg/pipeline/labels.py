@@ -18,7 +18,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.pipeline.pairs import grids_differ, read_labels
 from bids_dgmseg.settings import Settings
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.structures import STRUCTURES, Structure
 from bids_dgmseg.training.labelled import LabelledMap
 
 
@@ -74,6 +74,12 @@ def read_labelled_maps(
     if empty := [one.map.name for one in read if not one.map.channels]:
         say(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
     return [one for one in read if one.map.channels]
+
+
+def drawn_structures(labelled: Iterable[Labelled], model: Model) -> list[Structure]:
+    """List the nuclei that any of some maps has, in the order of the model's channels."""
+    channels = sorted({channel for one in labelled for channel in one.map.channels})
+    return [model.structures[channel - 1] for channel in channels]
 
 
 def match_labels(
@@ -151,20 +157,31 @@ def _to_channels(
     return array
 
 
-def list_unmatched(dsegs: Iterable[Path]) -> list[str]:
-    """Say which labels of segmentations are no abbreviations of structures.tsv, one line a label table.
+def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
+    """Find the nuclei of segmentations by the abbreviations of structures.tsv, which alone comparisons match.
 
-    Comparisons match abbreviations alone. A segmentation that cannot be read is passed over.
+    A segmentation that cannot be read is passed over.
+
+    Returns
+    -------
+    frozenset of str
+        Abbreviations of the nuclei that any of them has.
+    list of str
+        Which labels are none of them, one line a label table.
     """
     ours = {structure.abbreviation for structure in STRUCTURES}
-    unknown: dict[Path, tuple[LabelTable, set[int]]] = {}
+    found: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):
             table, numbers = read_label_table(dseg), _numbers(read_labels(dseg))
-            strange = {number for number in numbers if table.abbreviations.get(number) not in ours}
-            unknown.setdefault(table.source or dseg, (table, set()))[1].update(strange)
-    return [_note_unknown(sorted(numbers), table, path, "structures.tsv (DN_L, DN_R, …)")
-            for path, (table, numbers) in unknown.items() if numbers]  # fmt: skip
+            found.setdefault(table.source or dseg, (table, set()))[1].update(numbers)
+    nuclei, notes = set(), []
+    for path, (table, seen) in found.items():
+        known = {number for number in seen if table.abbreviations.get(number) in ours}
+        nuclei |= {table.abbreviations[number] for number in known}
+        if seen - known:
+            notes.append(_note_unknown(sorted(seen - known), table, path, "structures.tsv (DN_L, DN_R, …)"))
+    return frozenset(nuclei), notes
 
 
 def _note_unknown(numbers: Iterable[int], table: LabelTable, where: Path, whose: str) -> str:

@@ -1,6 +1,7 @@
 """The comparison of models on phantoms, with models that need no weights."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.pipeline import alone
 from bids_dgmseg.pipeline.alone import Segmentation
-from bids_dgmseg.pipeline.compare import Contender, compare, find_field, name_contenders, segment_scan
+from bids_dgmseg.pipeline.compare import (
+    Contender,
+    check_contenders,
+    compare,
+    find_field,
+    name_contenders,
+    segment_scan,
+)
 from bids_dgmseg.structures import STRUCTURES
 from tests.conftest import start_dataset, write_map
 from tests.segment.nnunet_folders import write_folder
@@ -231,6 +239,54 @@ def test_labels_that_are_no_nuclei_are_said_once(dataset):
         "dseg.tsv: 2 (DN_RIGHT), 4 (thalamus), 9 (without a row) not among the nuclei of structures.tsv "
         "(DN_L, DN_R, …); ignored"
     ]
+
+
+def test_labels_without_any_nucleus_are_refused(dataset):
+    rename(dataset, DN_L="thalamus", DN_R="cortex")
+    with pytest.raises(InputError, match=r"ds: no label that can be read is a nucleus \(DN_L, DN_R, …\); name them so"):
+        find_field(dataset, say=print)
+
+
+def rename(dataset: Path, **names: str) -> None:
+    """Call labels of a dataset otherwise in its label tables."""
+    for path in (dataset / "derivatives/truth").rglob("*_dseg.tsv"):
+        (header, *rows) = [row.split("\t") for row in path.read_text().splitlines()]
+        named = [[index, "", names.get(abbreviation, abbreviation)] for index, _, abbreviation in rows]
+        path.write_text("\n".join("\t".join(row) for row in [header, *named]))
+
+
+@pytest.fixture
+def atlases(dataset, tmp_path):
+    """A copy of the dataset, for labels of its own."""
+    return Path(shutil.copytree(dataset, tmp_path / "library"))
+
+
+def check(dataset: Path, atlases: Path) -> list[str]:
+    said: list[str] = []
+    contenders = name_contenders(["multiatlas"], atlases=atlases)
+    check_contenders(contenders, ground=find_field(dataset, say=print), device="cpu", say=said.append)
+    return [line for line in said if "dseg" in line or "no nucleus" in line]
+
+
+def test_labels_of_atlases_that_are_no_nuclei_are_said_once(dataset, atlases):
+    assert check(dataset, atlases) == []
+    rename(atlases, DN_R="thalamus")
+    tables = [f"sub-0{number}_seg-truth_dseg.tsv" for number in (1, 2, 3)]
+    assert check(dataset, atlases) == [
+        f"atlases: {table}: 2 (thalamus) not among the nuclei of multiatlas; ignored" for table in tables
+    ]
+
+
+def test_atlases_without_a_nucleus_are_refused(dataset, atlases):
+    rename(atlases, DN_L="cortex", DN_R="thalamus")
+    with pytest.raises(InputError, match=r"library: no label is a nucleus of multiatlas \(DN_L, .*; name them so"):
+        check(dataset, atlases)
+
+
+def test_atlases_of_other_nuclei_than_the_scans_are_refused(dataset, atlases):
+    rename(atlases, DN_L="RN_L", DN_R="thalamus")
+    with pytest.raises(InputError, match=r"^library: atlases of RN_L, but the scans have DN_L, DN_R; give atlases"):
+        check(dataset, atlases)
 
 
 def test_a_process_of_its_own_says_why_there_are_no_labels(dataset, tmp_path):

@@ -92,7 +92,7 @@ def test_what_is_no_entity_is_refused(script, dataset, tmp_path, capsys):
 
 
 def test_a_run_in_which_no_scan_could_be_segmented_ends_with_one_line(script, dataset, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "check_contenders", lambda contenders, *, device: None)
+    monkeypatch.setattr(script, "check_contenders", lambda contenders, **given: None)
 
     def fail(self, folder):
         Path(self.cost).parent.mkdir(parents=True, exist_ok=True)
