@@ -76,7 +76,8 @@ def difference_table(study: Study) -> GroupTable:
             parts.append(_in_front(found, measure=measure))
     if not parts:
         return _empty(name, study, study.warnings[-1])
-    return GroupTable(name, pd.concat(parts, ignore_index=True), facts={"AncovaCovariates": list(covariates)})
+    return GroupTable(name, pd.concat(parts, ignore_index=True), facts={"AncovaCovariates": list(covariates)},
+                      notes=tuple(study.cohort.spellings["group"]))  # fmt: skip
 
 
 def _compare(table: pd.DataFrame, options: GroupOptions) -> pd.DataFrame:

@@ -62,6 +62,8 @@ class Cohort:
     """Columns of `keys` whose values are never pooled: ``model`` and those that tell reconstructions apart."""
     settings: Mapping[str, Any]
     """Where site, group and age were found, for the data dictionaries."""
+    spellings: Mapping[str, Sequence[str]]
+    """``site``, ``group`` → a line for each value in large and in small letters; `warnings` has them too."""
     warnings: tuple[str, ...]
 
 
@@ -108,8 +110,10 @@ def load_cohort(
     group = group_column or find_column(people.columns, _GROUP)
     facts, warnings = _find_facts(parts, keys, people, group=group)
     facts["site"] = site
-    for factor, name in (("site", "site"), ("group", group)):
-        warnings += _spelled_twice(facts[factor], name)
+    column = site_from.removeprefix("column ")
+    where = f"participants.tsv: {column}" if column != site_from else f"{site_from}: site"
+    spellings = {"site": _spelled_twice(site, where),
+                 "group": _spelled_twice(facts["group"], f"participants.tsv: {group}")}  # fmt: skip
     several = len(parts) > 1
     lines = [f"{part.tree.name}: {line}" if several else line for part in parts for line in part.warnings]
     settings = {
@@ -121,7 +125,8 @@ def load_cohort(
     return Cohort(
         tuple(scans), pages, keys.assign(site=site.fillna(MISSING)),
         people.drop(columns="site") if site_from == "column site" else people, descriptions, facts, apart, settings,
-        (*lines, *_same_people(parts), *warnings, *_mixed_references(scans)),
+        spellings,
+        (*lines, *_same_people(parts), *warnings, *spellings["site"], *spellings["group"], *_mixed_references(scans)),
     )  # fmt: skip
 
 
@@ -274,12 +279,13 @@ def _same_people(parts: Sequence[_Part]) -> list[str]:
         shared) else []  # fmt: skip
 
 
-def _spelled_twice(values: pd.Series, name: str | None) -> list[str]:
+def _spelled_twice(values: pd.Series, where: str) -> list[str]:
+    """Say which values differ in large and small letters only; blanks around them were taken off."""
     spellings: dict[str, set[str]] = {}
     for value in values.dropna().unique():
         spellings.setdefault(str(value).casefold(), set()).add(str(value))
     return [
-        f"participants.tsv: {name} is spelled {' and '.join(map(repr, sorted(same)))}; these count as different"
+        f"{where} is spelled {' and '.join(map(repr, sorted(same)))}, which count as different; write it in one way"
         for same in spellings.values() if len(same) > 1
     ]  # fmt: skip
 

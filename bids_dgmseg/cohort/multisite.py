@@ -48,10 +48,12 @@ def harmonized_tables(study: Study) -> list[GroupTable]:
     notes = tuple(dict.fromkeys(study.warnings[before:]))
     study.warnings[before:] = notes
     why = "" if parts[_NAMES[0]] else "; ".join(note for note in notes if "not computed" in note)
+    spellings = study.cohort.spellings
+    doubts = [line for factor in ("site", *covariates) for line in spellings.get(factor, ())]
     facts = {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates, "Sites": sites.to_dict()}
     return [
         GroupTable(name, pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns[name]),
-                   facts=facts, notes=notes, not_computed=why)
+                   facts=facts, notes=(*doubts, *notes), not_computed=why)
         for name, found in parts.items()
     ]  # fmt: skip
 

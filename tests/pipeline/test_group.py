@@ -83,6 +83,39 @@ def test_participants_as_people_write_them_are_joined_and_every_doubt_is_said(da
         ("30.5", "30.5"), ("89", "89+"), ("n/a", "n/a"), ("34", "034Y"), ("n/a", "old"), ("n/a", "n/a")]  # fmt: skip
 
 
+def test_spellings_of_a_group_are_different_groups_and_said_once(dataset, plain_scans, run, out, capsys):
+    groups = ["HC", "HC", " HC ", "hc", "hc", "hc", "PD", "PD"]
+    plain_scans(*(f"{place:02}" for place in range(8)))
+    rows = [f"sub-{place:02}\t{group}" for place, group in enumerate(groups)]
+    (dataset / "participants.tsv").write_text("\n".join(["participant_id\tgroup", *rows]))
+    assert run() == 0
+    line = "participants.tsv: group is spelled 'HC' and 'hc', which count as different; write it in one way"
+    assert [said for said in capsys.readouterr().err.splitlines() if "HC" in said] == [line]
+    table = out / "group_differences.tsv"
+    compared = {(row["reference"], row["group"], row["n_reference"], row["n_group"]) for row in rows_of(table)}
+    assert compared == {("HC", "PD", "3", "2"), ("HC", "hc", "3", "3")}  # blanks do not tell groups apart
+    assert sidecar(table)["Notes"] == [line]
+    assert line.replace("'", "&#39;") in (out / "group.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("column", "where"), [
+    ("site_id", "participants.tsv: site_id"), ("place", "scanner in the maps' sidecars: site")
+])  # fmt: skip
+def test_spellings_of_a_site_are_different_sites_and_said_where_it_was_found(
+    dataset, plain_scans, run, out, capsys, column, where
+):
+    rows = []
+    for site, labels in {"Bern": ("01", "02", "03", "04"), "bern": ("05", "06", "07", "08")}.items():
+        plain_scans(*labels, scanner={"Manufacturer": site})
+        rows += [f"sub-{label}\t{site}" for label in labels]
+    (dataset / "participants.tsv").write_text("\n".join([f"participant_id\t{column}", *rows]))
+    assert run() == 0
+    line = f"{where} is spelled 'Bern' and 'bern', which count as different; write it in one way"
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert sidecar(out / "group_harmonized.tsv")["Notes"][0] == line
+    assert sidecar(out / "group_differences.tsv")["Notes"] == []
+
+
 def test_decimal_commas_between_tabs_are_said(dataset, plain_scans, run, out, capsys):
     plain_scans("01")
     (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30,5\n")
