@@ -37,7 +37,7 @@ class Teller:
     def step(self, state: State, steps: int, loss: float) -> None:
         """Show where the training is, with the Dice of the last epoch; it may end before, by patience."""
         pace = self.recipe.pace
-        part = min(pace.passed(state.epoch + state.step / steps, state.seconds) / pace.epochs, 1.0)
+        part = pace.part(state.epoch + state.step / steps, state.seconds)
         self.show(live_line(
             f"{self.name}: epoch {state.epoch + 1}/{pace.epochs}, step {state.step}/{steps}", seconds=state.seconds,
             left=seconds_left(state.seconds, part), loss=loss, dice=state.rows[-1].dice if state.rows else (),

@@ -1,4 +1,4 @@
-"""The line that shows where a training is; a terminal replaces it by the next."""
+"""Where a training is, and the line that shows it; a terminal replaces it by the next."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from collections.abc import Iterable
 
 def unseen(line: str) -> None:
     """Show nothing."""
+
+
+def part_over(part: float, seconds: float, minutes: float | None) -> float:
+    """Find which part of a training lies behind, 0 to 1: by its steps or by its time, whichever is more.
+
+    Parameters
+    ----------
+    part : float
+        Of the steps or epochs that are over.
+    seconds : float
+        It has taken so far.
+    minutes : float or None
+        After which it ends, whatever is over by then; None for never.
+
+    Examples
+    --------
+    >>> part_over(0.25, seconds=30, minutes=1), part_over(0.75, seconds=30, minutes=1), part_over(0.25, 30, None)
+    (0.5, 0.75, 0.25)
+    """
+    return min(part if minutes is None else max(part, seconds / (60 * minutes)), 1.0)
 
 
 def seconds_left(seconds: float, part: float) -> float:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.heads import temper
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
-from bids_dgmseg.training.live import seconds_left
+from bids_dgmseg.training.live import part_over, seconds_left
 from bids_dgmseg.training.losses import dice_and_cross_entropy
 
 
@@ -39,8 +39,7 @@ class Schedule:
 
     def part(self, step: int, seconds: float = 0.0) -> float:
         """Part of the training that lies behind, 0 to 1, after some steps and seconds of learning."""
-        by_steps = step / self.steps
-        return min(by_steps if self.minutes is None else max(by_steps, seconds / (60 * self.minutes)), 1.0)
+        return part_over(step / self.steps, seconds, self.minutes)
 
     def rate(self, step: int, seconds: float = 0.0) -> float:
         """Learning rate of a step: linear warm-up, then half a cosine down to a hundredth."""

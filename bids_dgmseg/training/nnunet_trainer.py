@@ -23,7 +23,7 @@ from torch import Tensor
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.nnunet_folder import read_checkpoint
 from bids_dgmseg.segment.weights import to_channels_last
-from bids_dgmseg.training.live import live_line, seconds_left, unseen
+from bids_dgmseg.training.live import live_line, part_over, seconds_left, unseen
 from bids_dgmseg.training.nnunet_data import NnunetTraining
 
 STOCK_TRAINER = "nnUNetTrainerNoMirroring"
@@ -90,9 +90,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     def share(self, epoch: float) -> float:
         """Part of the training that lies behind after some epochs, 0 to 1."""
-        minutes = self.length.minutes
-        by_time = 0.0 if minutes is None else self.seconds() / (60 * minutes)
-        return min(max(epoch / self.num_epochs, by_time), 1.0)
+        return part_over(epoch / self.num_epochs, self.seconds(), self.length.minutes)
 
     def seconds(self) -> float:
         """Time spent learning so far, all runs together."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.live import part_over
 from bids_dgmseg.training.objectives import Objective
 
 _Block = TypeVar("_Block")
@@ -71,13 +72,12 @@ class Pace:
 
     def rate(self, epoch: int, seconds: float = 0.0) -> float:
         """Learning rate of an epoch; where the time rules, `milestones` fall when as large a part of it is over."""
-        passed = self.passed(epoch, seconds)
-        return float(self.learning_rate * 0.1 ** sum(passed >= milestone for milestone in self.milestones))
+        part = self.part(epoch, seconds)
+        return float(self.learning_rate * 0.1 ** sum(part >= milestone / self.epochs for milestone in self.milestones))
 
-    def passed(self, epoch: float, seconds: float) -> float:
-        """Epochs that lie behind; where a larger part of the time is over, as many as that part is of all."""
-        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
-        return max(float(epoch), by_time * self.epochs)
+    def part(self, epoch: float, seconds: float) -> float:
+        """Part of the training that lies behind, 0 to 1, after some epochs and seconds of learning."""
+        return part_over(epoch / self.epochs, seconds, self.minutes)
 
     def shortened(self, epochs: int) -> Pace:
         """Take another number of epochs, the milestones at the same part of them."""

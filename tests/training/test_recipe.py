@@ -39,6 +39,12 @@ def test_the_rate_falls_to_a_tenth_at_each_milestone():
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
 
+def test_a_milestone_falls_in_its_own_epoch_whatever_the_number_of_epochs():
+    for epochs in range(1, 200):  # 15 / 22 * 22 is below 15 in floating point
+        pace = Pace(epochs=epochs, batch=1, learning_rate=1.0, milestones=tuple(range(1, epochs)))
+        assert [pace.rate(epoch) for epoch in range(epochs)] == [0.1**epoch for epoch in range(epochs)]
+
+
 def test_a_shorter_training_has_its_milestones_at_the_same_part():
     assert GUAN.pace.shortened(80).milestones == (3, 8, 30)  # a tenth of 30, 75 (7.5, to even) and 300
     timed = Pace(epochs=800, batch=1, learning_rate=1.0, milestones=(400,), minutes=2)
