@@ -10,7 +10,7 @@ from typing import Any
 from bids_dgmseg.commands._line import Line
 from bids_dgmseg.commands._values import absolute
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models import Model
+from bids_dgmseg.models import Model, weights_folder
 
 PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
 """Those that `training.recipes` has; importing them loads torch."""
@@ -90,7 +90,7 @@ def make_plan(model: Model, args: argparse.Namespace) -> Any:
     arch = {**model.arch, **dict(read_setting(text, option="--arch") for text in args.arch)}
     return Plan(
         replace(model, arch=_of_network(arch, recipe.network, args.arch)), recipe, args.dataset.absolute(),
-        args.out.absolute(), args.seed, args.device, args.workers, args.scans, _start(args.start),
+        args.out.absolute(), args.seed, args.device, args.workers, args.scans, _start(model, args.start),
         tuple(args.pretrain_on), tuple(args.distill), tuple(args.holdout), tuple(args.derivatives), tuple(args.choose),
         args.checkpoint_minutes,
     )  # fmt: skip
@@ -102,10 +102,15 @@ def _of_network(arch: dict[str, Any], network: str, given: list[str]) -> dict[st
     return {name: value for name, value in arch.items() if not network or name in names}
 
 
-def _start(name: str | None) -> Path | None:
+def _start(model: Model, name: str | None) -> Path | None:
     if name is None:
         return None
     path = absolute(name)
+    if name == "default" or (name == model.name and not path.exists()):  # OUT of an own training may be called so
+        path = weights_folder(model)
     if not path.exists():
-        raise InputError(f"--from {name}: no such folder or file; give a model folder, or weights of ResNet-50")
+        raise InputError(
+            f"--from {name}: no such folder or file; give a model folder, default for the model's own, or weights of "
+            "ResNet-50"
+        )
     return path

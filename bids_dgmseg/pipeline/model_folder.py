@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.resample import resample, world_grid
-from bids_dgmseg.models import Model
+from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.finetune import given_labels
 from bids_dgmseg.pipeline.labels import Labelled
 from bids_dgmseg.segment.folder import describe_folder
@@ -87,7 +87,7 @@ def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path,
     temporary.replace(final)
 
 
-def find_start(path: Path, fold: int) -> tuple[Path, list[str]]:
+def find_start(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:
     """Find weights to begin with.
 
     Parameters
@@ -96,6 +96,8 @@ def find_start(path: Path, fold: int) -> tuple[Path, list[str]]:
         A ``.safetensors`` file, or a model folder: its ``fold_N``, else its first, else ``segmenter``.
     fold : int
         N.
+    model : Model
+        Whose folder in the package has no record of its training.
 
     Returns
     -------
@@ -115,5 +117,6 @@ def find_start(path: Path, fold: int) -> tuple[Path, list[str]]:
     if found is None:
         raise InputError(f"--from {path.name}: has no fold_0 or segmenter.safetensors; give a model folder")
     record = found.parent / "training.json"
-    classes = read_json(record).get("recipe", {}).get("classes", {}) if record.is_file() else {}
-    return found, list(classes)
+    if record.is_file():
+        return found, list(read_json(record).get("recipe", {}).get("classes", {}))
+    return found, list(model.classes) if found.parent == weights_folder(model) else []

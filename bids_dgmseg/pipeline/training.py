@@ -159,7 +159,7 @@ def _claim(plan: Plan, material: Material) -> None:
         "arch": dict(plan.model.arch),
         "recipe": recipe,
         "seed": plan.seed,
-        "start": "" if plan.start is None else sha256(find_start(plan.start, 0)[0]),
+        "start": "" if plan.start is None else sha256(find_start(plan.start, 0, plan.model)[0]),
         "labels": {one.dseg.name: sha256(one.dseg) for one in material.manual},
         "pseudo_labels": {one.map.name: "pretrain" if plan.pretrain_on else "distill" for one in material.pseudo},
         "folds": splits,
@@ -207,7 +207,7 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
 
 def _begin_with(learner: Learner, plan: Plan, start: Path, fold: int, say: Say) -> None:
     """Transfer weights; output layers stay new where the other training's classes were others."""
-    path, classes = find_start(start, fold)
+    path, classes = find_start(start, fold, plan.model)
     try:
         kept = learner.begin_with(path, new_heads=classes != list(plan.recipe.classes))
     except ValueError as error:

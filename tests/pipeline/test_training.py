@@ -20,7 +20,7 @@ from bids_dgmseg.commands._recipes import make_plan
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, resample, world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, Localizer
+from bids_dgmseg.models import MODELS, Localizer, weights_folder
 from bids_dgmseg.segment.folder import as_trained, reference_files
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_segmenters
@@ -181,6 +181,18 @@ def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
     assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
     assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
     assert "begins with one\n" in capsys.readouterr().out
+
+
+def test_a_training_may_go_on_from_the_weights_of_the_package(dataset, tmp_path):
+    assert train("deepqsmseg", dataset, tmp_path / "small", "--from", "default", epochs=1) == 2  # other arguments
+    options = ["train", "deepqsmseg", str(dataset), str(tmp_path / "out"), "--from", "default", "--epochs", "1"]
+    small = ["--fold", "0", "--workers", "0", "--folds", "3", "--learning-rate", "1e-9", "--recipe"]
+    assert main([*options, *small, "pace.batch=1", "sampling.size=[64, 64, 32]"]) == 0
+    shipped, learned = (
+        load_file(folder / "fold_0.safetensors") for folder in (weights_folder(MODELS["deepqsmseg"]), tmp_path / "out")
+    )
+    # A rate of a billionth moves no weight beyond what float16 keeps.
+    assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
 
 
 def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
