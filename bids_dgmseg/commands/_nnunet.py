@@ -46,8 +46,6 @@ def run(model: Model, args: argparse.Namespace) -> int:
     if not args.dataset.is_dir():
         raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
                          "with `dgmseg simulate`)")  # fmt: skip
-    if args.epochs is not None and args.epochs < 1:
-        raise InputError(f"--epochs {args.epochs}: is not a positive whole number")
     from bids_dgmseg.pipeline.nnunet_train import NnunetRequest, run_nnunet_training
     from bids_dgmseg.training.nnunet_data import NnunetTraining
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.commands._line import Line
-from bids_dgmseg.commands._values import absolute
+from bids_dgmseg.commands._values import absolute, count, not_negative, whole_number
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, weights_folder
 
@@ -21,13 +21,13 @@ _FOREIGN = {"part": "segmenter", "steps": None}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of trainings by a recipe."""
     recipe = parser.add_argument_group(f"by a paper's recipe ({', '.join(PAPER_MODELS)}), on labelled maps")
-    recipe.add_argument("--fold", metavar="N", type=int, nargs="+", action="extend", default=[],
+    recipe.add_argument("--fold", metavar="N", type=whole_number, nargs="+", action="extend", default=[],
                         help="folds to train, counted from 0 (default: all, one after the other)")
-    recipe.add_argument("--folds", metavar="K", type=int,
+    recipe.add_argument("--folds", metavar="K", type=count,
                         help="how many folds the participants are dealt out to, stratified by the column site of "
                              "participants.tsv; 1 for none (default: the paper's, 5)")
-    recipe.add_argument("--epochs", metavar="N", type=int, help="at most so many (default: the paper's)")
-    recipe.add_argument("--scans", metavar="N", type=int,
+    recipe.add_argument("--epochs", metavar="N", type=count, help="at most so many (default: the paper's)")
+    recipe.add_argument("--scans", metavar="N", type=count,
                         help="learn from so many participants of each fold only (default: all)")
     recipe.add_argument("--variant", metavar="NAME", default="paper",
                         help="another training of the paper: attunet25d has source (two classes on transverse slices, "
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "several folders the majority counts")
     recipe.add_argument("--distill", metavar="FOLDER", nargs="+", action="extend", default=[], type=absolute,
                         help="the same, one folder a model, learned together with the manual labels")
-    recipe.add_argument("--checkpoint-minutes", metavar="M", type=float, default=2.0,
+    recipe.add_argument("--checkpoint-minutes", metavar="M", type=not_negative, default=2.0,
                         help="time between checkpoints (default: %(default)s)")  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def run(model: Model, args: argparse.Namespace) -> int:
 
     plan = make_plan(model, args)
     folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
-    if wrong := [fold for fold in folds if not 0 <= fold < plan.recipe.folds]:
+    if wrong := [fold for fold in folds if fold >= plan.recipe.folds]:
         raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
     with Line() as line:
         train_folds(plan, folds, say=line.say, show=line.show)
@@ -84,9 +84,6 @@ def make_plan(model: Model, args: argparse.Namespace) -> Any:
     recipe = changed(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
     if args.pretrain_on and args.distill:
         raise InputError("--distill: --pretrain-on is given too; choose one of them")
-    for name in ("epochs", "folds", "scans"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: is not a positive whole number")
     arch = {**model.arch, **dict(read_setting(text, option="--arch") for text in args.arch)}
     return Plan(
         replace(model, arch=_of_network(arch, recipe.network, args.arch)), recipe, args.dataset.absolute(),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -17,3 +19,43 @@ def entity(text: str) -> str:
     if not re.fullmatch(r"[a-z]+-[0-9a-zA-Z+]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not an entity such as desc-manual or seg-dgm16")
     return text
+
+
+def count(text: str) -> int:
+    """Take a whole number from 1."""
+    return _whole(text, 1, math.inf)
+
+
+def whole_number(text: str) -> int:
+    """Take a whole number from 0."""
+    return _whole(text, 0, math.inf)
+
+
+def seed(text: str) -> int:
+    """Take a whole number from 0 to 999999: larger ones overflow where each sample gets a seed of its own."""
+    return _whole(text, 0, 999_999)
+
+
+def _whole(text: str, low: int, high: float) -> int:
+    with suppress(ValueError):
+        if low <= (value := int(text)) <= high:
+            return value
+    most = f" to {high:.0f}" if high < math.inf else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low}{most}")
+
+
+def positive(text: str) -> float:
+    """Take a finite number above 0."""
+    return _number(text, math.ulp(0), "above 0")
+
+
+def not_negative(text: str) -> float:
+    """Take a finite number from 0."""
+    return _number(text, 0, "from 0")
+
+
+def _number(text: str, low: float, words: str) -> float:
+    with suppress(ValueError):
+        if low <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number {words}")

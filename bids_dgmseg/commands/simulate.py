@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bids_dgmseg.commands._values import seed
 from bids_dgmseg.errors import InputError
 
 HELP = "write a labelled BIDS dataset of simulated susceptibility maps"
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--scans", type=_positive_count, required=True, metavar="N",
                         help="number of participants, one map each")  # fmt: skip
-    parser.add_argument("--seed", type=_seed, default=0, metavar="S",
+    parser.add_argument("--seed", type=seed, default=0, metavar="S",
                         help="the same seed gives the same maps (default: %(default)s)")  # fmt: skip
     parser.add_argument("--labels", type=Path, metavar="TEMPLATE",
                         help="label template, as `dgmseg template` writes it (default: the phantom's anatomy)")
@@ -41,12 +42,6 @@ def _positive_count(text: str) -> int:
     if text.isdecimal() and 0 < int(text) <= 99_999:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of scans from 1 to 99999")
-
-
-def _seed(text: str) -> int:
-    if text.isdecimal() and int(text) < 1_000_000:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999")
 
 
 def _spacing_mm(text: str) -> float:

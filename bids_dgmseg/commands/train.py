@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bids_dgmseg.commands import _nnunet, _recipes
 from bids_dgmseg.commands._line import Line
-from bids_dgmseg.commands._values import absolute, entity
+from bids_dgmseg.commands._values import absolute, count, entity, positive, seed, whole_number
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
 
@@ -31,20 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("localizer", "segmenter", "calibration"), default="segmenter",
                         help="which of the two networks, or the temperatures of the trained segmenter in OUT; labelled "
                              "maps train the segmenter (default: %(default)s)")
-    parser.add_argument("--minutes", type=_positive,
+    parser.add_argument("--minutes", type=positive,
                         help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
                              f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})")
-    parser.add_argument("--steps", type=_count,
+    parser.add_argument("--steps", type=count,
                         help=f"length of the whole training (default: {_SIMULATED_STEPS} on simulated maps, --minutes "
                              f"on labelled ones); number of maps to calibrate on (default: {_CALIBRATION_MAPS})")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and samples (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="of weights and samples (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where to compute (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make samples (default: %(default)s)")
+    parser.add_argument("--workers", type=whole_number, default=1,
+                        help="processes that make samples (default: %(default)s)")
     parser.add_argument("--from", metavar="FOLDER", dest="start",
                         help="weights to start from: a folder, or `default`, the model's own (default: those on "
                              "labelled maps, random ones on simulated maps)")
-    parser.add_argument("--learning-rate", metavar="RATE", type=_positive,
+    parser.add_argument("--learning-rate", metavar="RATE", type=positive,
                         help=f"highest learning rate (default: {_LABELLED_RATE:g} on labelled maps, 0.002 on simulated "
                              "ones, or the paper's)")
     labelled = parser.add_argument_group("on labelled maps")
@@ -151,20 +152,6 @@ def _draw_curve(args: argparse.Namespace) -> None:
     from bids_dgmseg.report.learning import draw_curve  # matplotlib: slow to import
 
     draw_curve(args.out / f"{args.part}_curve.tsv")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
 
 
 def _label(text: str) -> str:

@@ -58,6 +58,24 @@ def test_impossible_simulations_are_refused(option, value, capsys):
     assert f"argument {option}: {value!r} is not a" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "values", "wanted"), [
+    ("--seed", ("-1", "1.5", "1000000"), "a whole number from 0 to 999999"),
+    ("--workers", ("-1", "many"), "a whole number from 0"),
+    ("--fold", ("-1",), "a whole number from 0"),
+    ("--steps", ("0", "2.5"), "a whole number from 1"),
+    ("--epochs", ("0",), "a whole number from 1"),
+    ("--folds", ("0",), "a whole number from 1"),
+    ("--scans", ("0",), "a whole number from 1"),
+    ("--minutes", ("0", "-1", "nan", "inf", "long"), "a number above 0"),
+    ("--learning-rate", ("0", "nan", "inf"), "a number above 0"),
+    ("--checkpoint-minutes", ("-1", "nan", "inf"), "a number from 0"),
+])
+def test_impossible_trainings_are_refused(option, values, wanted, capsys):
+    for value in values:
+        assert exits_with("train", "dcnnet", "ds", "out", option, value) == 2
+        assert f"argument {option}: {value!r} is not {wanted}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["demo", "."], "demo: error: {name}: exists and is not an empty folder; give a new one"),
     (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
