@@ -219,7 +219,8 @@ class DCNNet(nn.Module):
     def decayed_weights(self) -> Iterator[Tensor]:
         """Yield the weights that the published program keeps small (L2, 1e-4).
 
-        These are the first, pyramid and transposed convolutions and all of the attention's.
+        These are the first, pyramid and transposed convolutions and the four 1³ convolutions of each attended skip;
+        not the dense layers, the heads, the 1³ convolution that joins the scores, nor any bias.
         """
         yield self.first.weight
         for module in self.modules():
