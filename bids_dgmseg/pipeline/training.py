@@ -183,7 +183,6 @@ def _as_json(value: Any) -> Any:
 
 def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Say, show: Say) -> None:
     manual = [one for one in material.manual if one.participant in split.training]
-    watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation])
     means = Means(plan.seed * 1000 + fold, plan.device, plan.workers, plan.checkpoint_minutes)
     try:
         learner = Learner(plan.model, plan.recipe, means)
@@ -191,6 +190,7 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
         raise InputError(f"--arch: {error}; see docs/models.md for the arguments of {plan.model.name}") from error
     if plan.start is not None:
         _begin_with(learner, plan, plan.start, fold, say)
+    watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation])
     stages: dict[str, Sequence[Labelled]] = {f"fold_{fold}": [*manual, *(material.pseudo if plan.distill else [])]}
     if plan.pretrain_on:
         stages = {f"fold_{fold}/pretraining": material.pseudo, **stages}
@@ -201,6 +201,8 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
             state = learner.learn(cases, watched, plan.out / name, report=tell.step, finish_epoch=tell.epoch)
         except FloatingPointError as error:
             raise InputError(f"{name}: {error}; give a new folder for OUT and a lower --learning-rate") from error
+        except ValueError as error:
+            raise InputError(f"{name}: {error}; see --recipe, --arch, --folds and --scans") from error
         tell.finish(state)
     learner.save(plan.out / f"fold_{fold}.safetensors")
 

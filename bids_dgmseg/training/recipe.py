@@ -6,21 +6,35 @@ import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.kinds import Limits, fit
 from bids_dgmseg.training.live import part_over
 from bids_dgmseg.training.objectives import Objective
 
 _Block = TypeVar("_Block")
+
+Count = Annotated[int, Limits(1)]
+Positive = Annotated[float, Limits(0, above=True)]
+Axis = Annotated[int, Limits(0, 2)]
+Network = Literal[
+    "",
+    "bids_dgmseg.networks.attention_unet:AttentionUNet25D",
+    "bids_dgmseg.networks.attention_unet:ResNet50AttentionUNet25D",
+    "bids_dgmseg.networks.dcn_net:DCNNet",
+    "bids_dgmseg.networks.deepqsmseg:DeepQSMSeg",
+    "bids_dgmseg.networks.plain_unet:PlainUNet",
+]
+"""Empty for the model's own."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """What one sample is, and which samples an epoch holds; voxels and axes are those of a RAS+ grid."""
 
-    size: tuple[int, int, int]
+    size: tuple[Count, Count, Count]
     """Voxels of a sample."""
     step: tuple[int, int, int]
     """Distance of neighbouring samples; 0 for one sample, in the middle."""
@@ -28,9 +42,9 @@ class Sampling:
     """Samples lie around the labels, or in the box where the model looks."""
     margin: int = 0
     """Voxels around the labels."""
-    stack_axis: int | None = None
+    stack_axis: Axis | None = None
     """Axis of 2.5D samples: its slices are the channels, and the middle one's labels are learned."""
-    empty: float = 1.0
+    empty: Annotated[float, Limits(0, 1)] = 1.0
     """Part of the samples without any label that is kept."""
     normalization: Literal["ppm", "zscore", "minmax"] = "zscore"
     normalized: Literal["sample", "region"] = "sample"
@@ -41,13 +55,13 @@ class Sampling:
 class Augmentation:
     """How samples are moved anew each time; 0 for not at all."""
 
-    axes: tuple[int, ...] = (0, 1, 2)
+    axes: tuple[Axis, ...] = (0, 1, 2)
     """Axes that move; rotations are those within them."""
     shift: float = 0.0
     """Largest shift along each axis, in voxels."""
     rotation_deg: float = 0.0
     """Largest rotation about each axis."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Lowest and highest factor, drawn for each axis by itself."""
 
     @property
@@ -60,14 +74,14 @@ class Augmentation:
 class Pace:
     """How long and how fast to learn; Adam throughout."""
 
-    epochs: int
-    batch: int
-    learning_rate: float
-    patience: int | None = None
+    epochs: Count
+    batch: Count
+    learning_rate: Positive
+    patience: Count | None = None
     """Epochs without a lower validation loss after which the training ends; None for never."""
     milestones: tuple[int, ...] = ()
     """Epochs from which on the learning rate is a tenth of what it was."""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """Time of learning after which the training ends, however many epochs a machine takes in it."""
 
     def rate(self, epoch: int, seconds: float = 0.0) -> float:
@@ -95,14 +109,14 @@ class Recipe:
     loss: Objective
     pace: Pace
     augmentation: Augmentation = field(default_factory=Augmentation)
-    network: str = ""
+    network: Network = ""
     """Takes the place of the model's own network."""
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Takes the place of the model's own."""
-    folds: int = 5
-    validation: float | None = None
-    """Part of the training scans that early stopping watches, while the fold's own part stays unseen as a test;
-    None lets it watch the fold's own part."""
+    folds: Count = 5
+    validation: Annotated[float, Limits(0, 0.5, above=True)] | None = None
+    """Part of the training scans that early stopping watches, rounded to one in so many, while the fold's own part stays
+    unseen as a test; None lets it watch the fold's own part."""
     references: int = 0
     """Training scans that go into the model folder for an atlas localizer."""
 
@@ -118,7 +132,7 @@ def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     Raises
     ------
     InputError
-        If there is no such value, or one of another type is given.
+        If there is no such value, or one is given that it cannot have.
     """
     for text in settings:
         key, value = read_setting(text, option="--recipe")
@@ -153,19 +167,10 @@ def _changed(block: _Block, path: list[str], value: Any, key: str) -> _Block:
         return replace(block, **{first: _changed(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
     if rest or dataclasses.is_dataclass(old) or isinstance(old, Mapping):
         raise InputError(f"--recipe {key}: is not a single value; see the recipe in training.json")
-    new = _like(old, tuple(value) if isinstance(value, list) else value)
-    if new is None:
-        raise InputError(f"--recipe {key}: {value!r} is not like {old!r}; give a value of its kind")
+    if isinstance(old, tuple) and old and isinstance(value, list) and len(value) != len(old):
+        raise InputError(f"--recipe {key}: {value} has not as many values as {list(old)}; give {len(old)}")
+    try:
+        new = fit(get_type_hints(type(block), include_extras=True)[first], value)
+    except ValueError as error:
+        raise InputError(f"--recipe {key}: {error}; give such a value") from error
     return replace(block, **{first: new})  # type: ignore[type-var]  # a dataclass
-
-
-def _like(old: Any, new: Any) -> Any:
-    """Give the new value the old one's type; None where it has another."""
-    if isinstance(old, bool) or old is None or isinstance(old, str):
-        return new if old is None or type(new) is type(old) else None
-    if isinstance(old, tuple):
-        fits = isinstance(new, tuple) and all(isinstance(one, int | float) for one in new)
-        return new if fits and (len(new) == len(old) or not old) else None
-    if isinstance(new, bool) or not isinstance(new, int | float):
-        return None
-    return float(new) if isinstance(old, float) else new if isinstance(new, int) else None

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import MODELS
+from bids_dgmseg.segment.weights import load_object
 from bids_dgmseg.training.objectives import DCNNetObjective
-from bids_dgmseg.training.recipe import Pace, changed, read_setting
+from bids_dgmseg.training.recipe import Network, Pace, changed, read_setting
 from bids_dgmseg.training.recipes import RECIPES, get_recipe
 
 DCN, ZHAO, GUAN = (get_recipe(name) for name in ("dcnnet", "attunet25d", "deepqsmseg"))
@@ -63,13 +66,35 @@ def test_every_value_can_be_changed_by_name():
 @pytest.mark.parametrize(("setting", "message"), [
     ("pace.speed=3", "--recipe pace.speed: there is no speed; choose from epochs, batch"),
     ("pace=3", "--recipe pace: is not a single value"),
-    ("pace.batch=fast", "--recipe pace.batch: 'fast' is not like 8; give a value of its kind"),
-    ("sampling.size=[16, 16]", r"--recipe sampling.size: \[16, 16\] is not like \(32, 32, 32\)"),
+    ("pace.batch=fast", "--recipe pace.batch: 'fast' is not a whole number from 1; give such a value"),
+    ("pace.batch=0", "--recipe pace.batch: 0 is not a whole number from 1"),
+    ("pace.learning_rate=nan", "--recipe pace.learning_rate: nan is not a number above 0"),
+    ("pace.minutes=soon", "--recipe pace.minutes: 'soon' is not a number above 0"),
+    ("validation=0.9", "--recipe validation: 0.9 is not a number above 0, up to 0.5"),
+    ("loss.terms.attention=-1", "--recipe loss.terms.attention: -1 is not a number from 0"),
+    ("loss.terms.heads=[1]", r"--recipe loss.terms.heads: \[1\] has not as many values as \[1.0, 1.0\]; give 2"),
+    ("sampling.size=[16, 16]", r"--recipe sampling.size: \[16, 16\] has not as many values as \[32, 32, 32\]; give 3"),
+    ("sampling.size=[16, 16, 1.5]", "--recipe sampling.size: 1.5 is not a whole number from 1"),
+    ("sampling.step=[-5, 5, 5]", "--recipe sampling.step: -5 is not a whole number from 0"),
+    ("sampling.stack_axis=3", "--recipe sampling.stack_axis: 3 is not a whole number from 0, up to 2"),
+    ("sampling.region=foo", "--recipe sampling.region: 'foo' is not one of labels, localizer"),
+    ("sampling.normalization=foo", "--recipe sampling.normalization: 'foo' is not one of ppm, zscore, minmax"),
+    ("spacing_mm=[1, 1]", r"--recipe spacing_mm: \[1, 1\] is not a list of 3"),
+    ("augmentation.scale=[0, 1]", "--recipe augmentation.scale: 0 is not a number above 0"),
+    ("network=os:system", "--recipe network: 'os:system' is not one of bids_dgmseg.networks.attention_unet:Attention"),
     ("pace.batch", "--recipe pace.batch: is not KEY=VALUE"),
 ])
 def test_what_cannot_be_changed_is_said(setting, message):
     with pytest.raises(InputError, match=message):
         changed(DCN, [setting])
+
+
+def test_the_networks_to_choose_from_are_there_and_are_those_of_models_and_recipes():
+    choices = {name for name in get_args(Network) if name}
+    assert all(callable(load_object(name)) for name in choices)
+    recipes = [recipe for variants in RECIPES.values() for recipe in variants.values()]
+    used = {model.network for model in MODELS.values()} | {recipe.network for recipe in recipes}
+    assert used - {""} == choices
 
 
 def test_a_setting_is_toml_or_a_word():
