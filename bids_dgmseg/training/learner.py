@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.segment.weights import load_object, pick_device, save_weights, to_channels_last
 from bids_dgmseg.training.cases import Case
 from bids_dgmseg.training.epochs import Run, State, learn
+from bids_dgmseg.training.kinds import fit
 from bids_dgmseg.training.recipe import Recipe
 from bids_dgmseg.training.schemes import transfer
 from bids_dgmseg.training.windows import WindowSamples
@@ -49,17 +51,30 @@ class Learner:
     Raises
     ------
     ValueError
-        If the network does not take the arguments.
+        If the network does not take the arguments, or not the recipe's samples.
     """
 
     def __init__(self, model: Model, recipe: Recipe, means: Means) -> None:
         self.recipe, self.means = recipe, means
         torch.manual_seed(means.seed)
         kind = load_object(recipe.network or model.network)
+        _check(model.arch, get_type_hints(kind.__init__))
         try:
             self.network: nn.Module = kind(model.input.channels, len(recipe.classes) + 1, True, **model.arch)
-        except TypeError as error:
+        except (TypeError, ZeroDivisionError) as error:
             raise ValueError(str(error)) from error
+        self._try_sample()
+
+    def _try_sample(self) -> None:
+        """Show the network a sample, before the maps are prepared."""
+        sampling = self.recipe.sampling
+        sample = torch.zeros(sampling.size)
+        channels = sample[None] if sampling.stack_axis is None else sample.movedim(sampling.stack_axis, 0)
+        try:
+            with torch.inference_mode():
+                self.network.eval()(channels[None])
+        except RuntimeError as error:
+            raise ValueError(f"samples of {sampling.size} do not fit ({str(error).splitlines()[0]})") from error
 
     @property
     def parameters(self) -> int:
@@ -132,3 +147,12 @@ class Learner:
     def save(self, path: Path) -> str:
         """Write the weights for a model folder; returns the file's sha256."""
         return save_weights(self.network.state_dict(), path)
+
+
+def _check(arch: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Hold arguments against the annotations of a network; those that it does not have, it refuses itself."""
+    for name in arch.keys() & kinds.keys() - {"return"}:
+        try:
+            fit(kinds[name], arch[name])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error

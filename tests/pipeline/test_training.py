@@ -268,6 +268,8 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
     ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
     ("dcnnet", ["--distill", "a", "--pretrain-on", "b"], "--distill: --pretrain-on is given too"),
     ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
+    ("deepqsmseg", ["--arch", "normalization=instance"], "--arch: normalization: 'instance' is not one of batch"),
+    ("deepqsmseg", ["--recipe", "sampling.empty=0", "sampling.size=[1, 1, 1]"], "fold_0: no sample to learn from; see"),
     ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):

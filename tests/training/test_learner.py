@@ -40,6 +40,19 @@ def test_a_file_without_weights_and_unknown_arguments_are_refused(tmp_path):
         Learner(replace(ZHAO, arch={"depth": 3}), get_recipe("attunet25d"), Means())
 
 
+@pytest.mark.parametrize(("name", "arch", "message"), [
+    ("deepqsmseg", {"normalization": "instance"}, "normalization: 'instance' is not one of batch, group, none"),
+    ("deepqsmseg", {"reduction": 0}, "division"),
+    ("attunet25d", {"features": []}, r"features: \[\] is not a list with values"),
+    ("attunet25d", {"attention": 1}, "attention: 1 is not true or false"),
+    ("attunet25d", {"gate_convolutions": 3}, "gate_convolutions: 3 is not one of 1, 2"),
+    ("attunet25d", {"features": [2, 4], "scales": 1, "slices": 5}, r"samples of \(96, 3, 96\) do not fit .*5"),
+])
+def test_values_that_a_network_does_not_take_are_refused(name, arch, message):
+    with pytest.raises(ValueError, match=message):
+        Learner(replace(MODELS[name], arch=arch), get_recipe(name), Means())
+
+
 def test_saved_weights_are_halves_that_others_may_read(tmp_path):
     learner = Learner(ZHAO, get_recipe("attunet25d"), Means())
     learner.save(tmp_path / "fold_0.safetensors")
