@@ -115,8 +115,8 @@ class Recipe:
     """Takes the place of the model's own."""
     folds: Count = 5
     validation: Annotated[float, Limits(0, 0.5, above=True)] | None = None
-    """Part of the training scans that early stopping watches, rounded to one in so many, while the fold's own part stays
-    unseen as a test; None lets it watch the fold's own part."""
+    """Part of the training scans that early stopping watches, rounded to one in so many, while the fold's own part
+    stays unseen as a test; None lets it watch the fold's own part."""
     references: int = 0
     """Training scans that go into the model folder for an atlas localizer."""
 
