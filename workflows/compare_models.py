@@ -29,8 +29,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.commands._values import absolute, entity
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.commands._values import absolute, count, entity
+from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.pipeline.compare import Contender, Field, check_contenders, compare, find_field, name_contenders
 from bids_dgmseg.pipeline.compare import segment_scan as segment_alone
 
@@ -146,16 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY", type=entity,
                         help="where a scan has several segmentations, the labels are those with one of these entities")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--nprocs", type=int, default=1,
+    parser.add_argument("--threads", type=count, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--nprocs", type=count, default=1,
                         help="processes at a time; take 1 for times that mean something (default: %(default)s)")
     parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     args = parser.parse_args(argv)
-    try:
-        return _run(args)
-    except InputError as error:
-        sys.stderr.write(f"compare_models: error: {error}\n")
-        return 2
+    return end_well("compare_models", lambda: _run(args))
 
 
 def _say(line: str) -> None:

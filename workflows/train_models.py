@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.commands._values import absolute
+from bids_dgmseg.commands._values import absolute, count
+from bids_dgmseg.errors import InputError, end_well
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
 STEPPED = "nnunet2step"
@@ -198,28 +200,39 @@ def init_train_models_wf(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train all folds and steps of all models."""
+    """Train all folds and steps of all models; the exit code is 2 where one of them fails, after the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=absolute)
     parser.add_argument("out", type=absolute)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--folds", type=int, default=5, help="of each model but nnunet2step (default: %(default)s)")
+    parser.add_argument("--folds", type=count, default=5, help="of each model but nnunet2step (default: %(default)s)")
     parser.add_argument("--plan", choices=("paper", "small"), default="paper",
                         help="size of the nnU-Nets of nnunet2step (default: %(default)s)")
-    parser.add_argument("--nprocs", type=int, default=1, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--nprocs", type=count, default=1, help="trainings at a time (default: %(default)s)")
     parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
+    return end_well("train_models", lambda: _run(args, options))
+
+
+def _run(args: argparse.Namespace, options: Sequence[str]) -> int:
     out = args.out
+    if not args.dataset.is_dir():
+        raise InputError(f"{args.dataset}: no such folder; give a labelled BIDS dataset")
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, plan=args.plan, options=options)
     workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="train_models_"))
     workflow.inputs.inputs.in_dataset = str(args.dataset)
-    if args.nprocs == 1:
-        workflow.run()
-    else:
-        workflow.run(plugin="MultiProc", plugin_args={"n_procs": args.nprocs})
+    workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
+    plugin = "Linear" if args.nprocs == 1 else "MultiProc"
+    try:
+        workflow.run(plugin=plugin, plugin_args={"n_procs": args.nprocs})
+    except RuntimeError as error:  # Nipype's, with the traceback of the node
+        reasons = re.findall(r"RuntimeError: (.* \(see .*\))", f"{error}\n{error.__cause__}")
+        if not reasons:
+            raise
+        raise InputError(reasons[0]) from error
     sys.stdout.write((out / "training.tsv").read_text(encoding="utf-8"))
     return 0
 

@@ -91,6 +91,13 @@ def test_what_is_no_entity_is_refused(script, dataset, tmp_path, capsys):
     assert "--choose: 'manual' is not an entity such as desc-manual" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--threads", "--nprocs"])
+def test_no_thread_and_no_process_are_refused(script, dataset, tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(dataset), str(tmp_path / "out"), option, "0"])
+    assert f"{option}: '0' is not a whole number from 1" in capsys.readouterr().err
+
+
 def test_a_run_in_which_no_scan_could_be_segmented_ends_with_one_line(script, dataset, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_contenders", lambda contenders, **given: None)
 

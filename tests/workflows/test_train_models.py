@@ -93,6 +93,34 @@ def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path
     }  # fmt: skip
 
 
+def test_a_dataset_that_is_not_there_is_said_in_one_line(script, tmp_path, capsys):
+    assert script.main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"train_models: error: {tmp_path / 'nowhere'}: no such folder; give a labelled BIDS dataset\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_which_trainings_fail_ends_with_the_reason_of_the_first(script, tmp_path, monkeypatch, capsys):
+    def fail(command, **how):
+        return subprocess.CompletedProcess(command, 2, "", "dgmseg train: error: ds: is empty\n")
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=fail))
+    monkeypatch.chdir(tmp_path)
+    given = [str(tmp_path), str(tmp_path / "out"), "--models", "dcnnet", "--work-dir", str(tmp_path / "work")]
+    for folds in ("1", "2"):
+        assert script.main([*given, "--folds", folds]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("train_models: error: dcnnet fold 0: dgmseg train: error: ds: is empty (see ")
+    assert not list(tmp_path.glob("crash*"))
+
+
+@pytest.mark.parametrize("option", ["--folds", "--nprocs"])
+def test_no_fold_and_no_process_are_refused(script, tmp_path, capsys, option):
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(tmp_path), str(tmp_path / "out"), option, "0"])
+    assert f"{option}: '0' is not a whole number from 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_folds_are_trained_into_one_folder_a_model(script, tmp_path, capsys):
     dataset = make_dataset(tmp_path / "ds")
