@@ -10,28 +10,36 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from bids_dgmseg.commands._values import count, positive
+from bids_dgmseg.errors import end_well
 from bids_dgmseg.models import get_model
 from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
 from bids_dgmseg.pipeline.labels import read_labelled_maps
 from bids_dgmseg.training.finetune import FineTuning
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Leave participants out, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of learning, each fold")
-    parser.add_argument("--steps", type=int, help="in place of minutes")
-    parser.add_argument("--folds", type=int, help="only the first so many")
+    parser.add_argument("--minutes", type=positive, default=10.0, help="of learning, each fold")
+    parser.add_argument("--steps", type=count, help="in place of minutes")
+    parser.add_argument("--folds", type=count, help="only the first so many")
     parser.add_argument("--from", dest="start", type=Path, help="folder of the starting weights")
-    parser.add_argument("--learning-rate", type=float, default=FineTuning.learning_rate)
+    parser.add_argument("--learning-rate", type=positive, default=FineTuning.learning_rate)
     parser.add_argument("--out", type=Path, help="all scores as TSV")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return end_well("finetune", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     dataset, model = args.dataset.absolute(), get_model("default")
     training = FineTuning(minutes=math.inf if args.steps else args.minutes, steps=args.steps,
                           learning_rate=args.learning_rate)  # fmt: skip
@@ -48,7 +56,8 @@ def main() -> None:
     print(f"each of {len(tables)} left out\n{summarize(scores)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bids_dgmseg.commands._values import positive
+from bids_dgmseg.errors import end_well
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.pipeline.labels import read_labelled_maps
 from bids_dgmseg.simulate.dataset import simulate_dataset
@@ -43,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES, NNUNET])
-    parser.add_argument("--minutes", type=float, default=60.0, help="of learning, each model (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=60.0, help="of learning, each model (default: %(default)s)")
     parser.add_argument("--dataset", type=Path)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=positive, default=1e-3, help="default: %(default)s")
     parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for dgmseg train")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
@@ -143,4 +145,4 @@ def _dice(state: State) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(end_well("overfit", main))
