@@ -21,6 +21,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Localizer, weights_folder
+from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.segment.folder import as_trained, reference_files
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_segmenters
@@ -224,9 +225,9 @@ def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_pa
 
 @pytest.mark.parametrize(("model", "options"), [
     ("dcnnet", ["--scans", "1"]),
-    ("dcnnet", ["--recipe", "sampling.size=[24, 24, 24]", "loss.terms.attention=0", "--arch", "independent=false"]),
+    ("dcnnet", ["--arch", "independent=false"]),
     ("attunet25d", ["--arch", "attention=false"]),
-], ids=["fewer scans", "patch size, joint classes", "no attention"])
+], ids=["fewer scans", "joint classes", "no attention"])
 def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
     assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
     record = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -236,6 +237,26 @@ def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
         assert as_trained(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
     if model == "attunet25d":
         assert not [name for name in load_file(tmp_path / "out" / "fold_0.safetensors") if "gates" in name]
+
+
+def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
+    seen, forward = set(), DCNNet.forward
+
+    def look(network, x):
+        seen.add((network.training, tuple(x.shape[1:])))
+        return forward(network, x)
+
+    monkeypatch.setattr(DCNNet, "forward", look)
+    assert train("dcnnet", dataset, tmp_path / "out", "--recipe", "sampling.size=[24, 24, 24]", epochs=1) == 0
+    assert seen == {(True, (1, 24, 24, 24)), (False, (1, 24, 24, 24))}
+    assert as_trained(MODELS["dcnnet"], tmp_path / "out").input.patch_mm == (30, 30, 30)  # 24 · 1.25 mm
+
+
+@pytest.mark.parametrize(("options", "learns"), [([], True), (["--recipe", "loss.terms.attention=0"], False)])
+def test_without_its_term_the_attention_map_learns_nothing(options, learns, dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", *options, epochs=1) == 0
+    bias = load_file(tmp_path / "out" / "fold_0.safetensors")["attention.bias"]
+    assert bool(bias.any()) is learns  # 0 at first
 
 
 def test_a_nucleus_that_a_scan_lacks_is_named(tmp_path, capsys):
