@@ -33,6 +33,7 @@ class FineTuning:
     seed: int = 1
     device: str = "auto"
     workers: int = 1
+    checkpoint_minutes: float = 1.0
 
     @property
     def schedule(self) -> Schedule:
@@ -40,7 +41,7 @@ class FineTuning:
         fixed = self.steps is not None
         return Schedule(
             steps=self.steps or _NO_LIMIT, minutes=None if fixed else self.minutes, learning_rate=self.learning_rate,
-            warmup_steps=20, checkpoint_minutes=1.0,
+            warmup_steps=20, checkpoint_minutes=self.checkpoint_minutes,
         )  # fmt: skip
 
 

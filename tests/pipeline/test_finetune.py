@@ -1,13 +1,20 @@
 """Fine-tuning on labelled phantoms, 4 mm coarse, with a network of a few thousand weights."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bids_dgmseg.cli import main as app
 from bids_dgmseg.commands import main
@@ -21,6 +28,7 @@ from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.training.checkpoints import read_checkpoint
 from bids_dgmseg.training.finetune import FineTuning
 from tests.conftest import start_dataset, write_map
 from tests.terminal import Terminal
@@ -41,6 +49,18 @@ def one_thread():
 
 QUICK = FineTuning(steps=4, workers=0, seed=2)
 TEMPERATURES = (1.0, 2.0, 2.5, 4.0, 4.0)
+WITH_SMALL_DEFAULT = """
+import sys
+from functools import partial
+from pytest import MonkeyPatch
+from bids_dgmseg.commands import main
+from bids_dgmseg.training.finetune import FineTuning
+from tests.pipeline.test_finetune import use_small_default
+use_small_default(patch := MonkeyPatch())
+patch.setattr("bids_dgmseg.training.finetune.FineTuning", partial(FineTuning, checkpoint_minutes=0))
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command in a process of its own, with a checkpoint a step."""
 
 
 def label(root, scan, *names, moved_mm=0.0, numbers=None, seg="manual", grid=GRID):
@@ -116,6 +136,21 @@ def test_another_protocol_is_learned_and_what_is_not_labelled_is_kept(dataset, t
         assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
     assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
     assert "Dice on 1 training scans, which were learned from:" in summarize(table)
+
+
+@pytest.mark.parametrize("voxel_mm", [(1.5, 1.5, 3.0), (1.5, 3.0, 1.5)], ids=["axial", "coronal"])
+def test_a_nucleus_that_is_drawn_otherwise_on_slices_of_3_mm_is_learned(voxel_mm, teacher, tmp_path):
+    root, grid = tmp_path / "thick", world_grid(HEAD, voxel_mm)
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(grid, seed=number))
+        label(root, scan, "CN_L", "CN_R", moved_mm=6.0, grid=grid)
+    training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
+    _, table = tune(root, tmp_path / "out", teacher, training=training, holdout=("02",))
+    for part in ("training", "held-out"):
+        assert mean(table, "dice_before", "CN", part) < 0.72
+        assert mean(table, "dice_after", "CN", part) > 0.78
+        assert mean(table, "dice_between", "PUT", part) > 0.85
 
 
 def test_a_training_in_slices_is_the_training_in_one_go(dataset, untrained, tmp_path):
@@ -271,13 +306,17 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, ca
     assert message in capsys.readouterr().err
 
 
+def use_small_default(patch):
+    """Let the command's default model be the small one."""
+    patch.setitem(MODELS, "dgm16", MODEL)
+    patch.setattr("bids_dgmseg.commands.train.get_model", lambda name: replace(
+        MODEL, localizer=replace(MODEL.localizer, network="unused")))  # fmt: skip
+    patch.setattr("bids_dgmseg.pipeline.finetune.place", lambda temporary, final: None)
+
+
 @pytest.fixture
 def small_default(monkeypatch):
-    """The command's default model is the small one."""
-    monkeypatch.setitem(MODELS, "dgm16", MODEL)
-    monkeypatch.setattr("bids_dgmseg.commands.train.get_model", lambda name: replace(
-        MODEL, localizer=replace(MODEL.localizer, network="unused")))  # fmt: skip
-    monkeypatch.setattr("bids_dgmseg.pipeline.finetune.place", lambda temporary, final: None)
+    use_small_default(monkeypatch)
 
 
 def test_the_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
@@ -288,6 +327,31 @@ def test_the_command_prints_before_and_after(dataset, untrained, small_default, 
     assert "before   after  between" in said
     assert "use them with bids_dgmseg --weights" in said
     assert "step 1" not in said
+
+
+def test_a_killed_training_goes_on_to_the_very_same_weights(dataset, untrained, small_default, tmp_path, capsys):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "100", "--workers", "0", "--device", "cpu"]
+    whole, killed = (["train", "default", str(dataset), str(tmp_path / name), *options] for name in ("whole", "killed"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_SMALL_DEFAULT, *killed], cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    checkpoint = tmp_path / "killed" / "segmenter_checkpoint.pt"
+    while process.poll() is None and not (checkpoint.is_file() and read_checkpoint(checkpoint)["step"] > 50):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "segmenter.safetensors").exists()
+    assert main(killed) == 0
+    said = capsys.readouterr().out
+    assert "step 100, " in said
+    assert "step 50, " not in said  # it has been learned before
+    curve = (tmp_path / "killed" / "segmenter_curve.tsv").read_text(encoding="utf-8")
+    assert [line.split("\t")[0] for line in curve.splitlines()] == ["step", "50", "100"]
+    assert main(whole) == 0
+    one, other = (load_file(tmp_path / name / "segmenter.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_on_a_terminal_the_command_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):
