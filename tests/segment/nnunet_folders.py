@@ -1,4 +1,4 @@
-"""Tiny nnU-Net model folders with random weights: what they answer is noise, which shows any wrong axis."""
+"""Tiny nnU-Net model folders with random weights, whose noise shows any wrong axis; what nnU-Net itself answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.segment.nnunet import quiet
 
 NUMBERS = {"background": 0, "DN_L": 1, "DN_R": 2}
 
@@ -69,3 +73,16 @@ def write_folder(
         "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": mirror_axes,
     }, folder / "fold_0" / "checkpoint_final.pth")  # fmt: skip
     return folder
+
+
+def predict_with_stock(folder: Path, image: Path, out: Path, *, mirrored: tuple[int, ...] | None = None) -> Volume:
+    """Label a file as ``nnUNetv2_predict`` does, in this process; `mirrored` are axes of z, y, x, not the folder's."""
+    with quiet():
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(folder), None)
+        if mirrored is not None:
+            predictor.allowed_mirroring_axes = mirrored
+        predictor.predict_from_files_sequential([[str(image)]], [str(out / "stock")])
+    return Volume.read(out / "stock.nii.gz", np.uint8)

@@ -11,9 +11,9 @@ from nibabel import orientations
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.segment.nnunet import Network, largest_part, quiet
+from bids_dgmseg.segment.nnunet import Network, largest_part
 from bids_dgmseg.segment.nnunet_folder import mirror_axes, read_checkpoint, read_folder
-from tests.segment.nnunet_folders import plans, write_folder
+from tests.segment.nnunet_folders import plans, predict_with_stock, write_folder
 
 
 def write_noise(path: Path, axes: str, *, shape=(18, 22, 20), size_mm=(1.5, 1.7, 2.1)) -> Path:
@@ -26,24 +26,12 @@ def write_noise(path: Path, axes: str, *, shape=(18, 22, 20), size_mm=(1.5, 1.7,
     return path
 
 
-def predict_with_stock(folder: Path, image: Path, out: Path, *, mirrored: tuple[int, ...] | None) -> Volume:
-    """Label a file as ``nnUNetv2_predict`` does, but in this process."""
-    with quiet():
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(folder), None)
-        predictor.allowed_mirroring_axes = mirrored
-        predictor.predict_from_files_sequential([[str(image)]], [str(out / "stock")])
-    return Volume.read(out / "stock.nii.gz", np.uint8)
-
-
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "PIR"])
 @pytest.mark.parametrize("transpose", [[0, 1, 2], [2, 0, 1]], ids=["as read", "axes exchanged"])
 def test_a_file_gets_the_labels_of_stock_nnunet(tmp_path, axes, transpose):
     folder = write_folder(tmp_path / "model", transpose_forward=transpose)
     image = write_noise(tmp_path / "c_0000.nii.gz", axes)
-    stock = predict_with_stock(folder, image, tmp_path, mirrored=None)
+    stock = predict_with_stock(folder, image, tmp_path)
     fractions = Network(read_folder(folder), device="cpu", sided=True)(Volume.read(image))
     assert set(np.unique(stock.array)) == {0, 1, 2}
     np.testing.assert_array_equal(fractions.argmax(axis=0), stock.array)
@@ -90,7 +78,7 @@ def test_the_folds_of_a_folder_are_averaged(tmp_path):
     other = write_folder(tmp_path / "other", seed=2)
     (other / "fold_0").rename(folder / "fold_1")
     image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
-    stock = predict_with_stock(folder, image, tmp_path, mirrored=None)
+    stock = predict_with_stock(folder, image, tmp_path)
     trained = read_folder(folder)
     assert len(trained.parameters) == 2
     found = Network(trained, device="cpu", sided=True)(Volume.read(image)).argmax(axis=0)
@@ -105,7 +93,7 @@ def test_overlapping_regions_become_labels_as_in_stock_nnunet(tmp_path):
         reheaded["network_weights"][name] = reheaded["network_weights"][name][:2]  # a head a region
     torch.save(reheaded, folder / "fold_0" / "checkpoint_final.pth")
     image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
-    stock = predict_with_stock(folder, image, tmp_path, mirrored=None)
+    stock = predict_with_stock(folder, image, tmp_path)
     found = Network(read_folder(folder), device="cpu", sided=True)(Volume.read(image)).argmax(axis=0)
     np.testing.assert_array_equal(found, stock.array)
 

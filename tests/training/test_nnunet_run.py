@@ -25,6 +25,7 @@ from bids_dgmseg.segment.nnunet import Network, quiet
 from bids_dgmseg.segment.nnunet_folder import read_folder
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part
 from bids_dgmseg.training.nnunet_run import environment, halve, train_step
+from tests.segment.nnunet_folders import predict_with_stock
 
 SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
@@ -77,18 +78,6 @@ def test_a_training_with_workers_leaves_none_behind(trained, tmp_path):
     assert [thread.name for thread in threading.enumerate() if "results_loop" in thread.name] == []
 
 
-def predict_with_stock(folder: Path, image: Path, out: Path, *, mirrored: tuple[int, ...] | None) -> Volume:
-    with quiet():
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(folder), (0,))
-        if mirrored is not None:
-            predictor.allowed_mirroring_axes = mirrored
-        predictor.predict_from_files_sequential([[str(image)]], [str(out / "stock")])
-    return Volume.read(out / "stock.nii.gz", np.uint8)
-
-
 def write_chi(path: Path) -> Path:
     chi = make_cases()[0].chi
     nib.Nifti1Image(chi.array, chi.affine).to_filename(path)
@@ -97,7 +86,7 @@ def write_chi(path: Path) -> Path:
 
 def test_our_folder_opens_in_stock_nnunet_and_gives_the_same_labels(trained, tmp_path):
     image = write_chi(tmp_path / "c_0000.nii.gz")
-    stock = predict_with_stock(trained / "dentate", image, tmp_path, mirrored=None)
+    stock = predict_with_stock(trained / "dentate", image, tmp_path)
     ours = Network(read_folder(trained / "dentate"), device="cpu", sided=True)(Volume.read(image))
     np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
 
