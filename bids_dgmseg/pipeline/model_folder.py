@@ -52,7 +52,7 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
 
 
 def _as_learned(model: Model, recipe: Recipe) -> Model:
-    """Give a model the network, the heads and the size of the samples that a recipe trained."""
+    """Give a model the network, the heads and the input that a recipe trained."""
     spacing_mm, sampling = recipe.spacing_mm or model.input.spacing_mm, recipe.sampling
     x, y, z = (
         patch if axis == sampling.stack_axis else round(size * step, 4)
@@ -61,7 +61,8 @@ def _as_learned(model: Model, recipe: Recipe) -> Model:
     learned = tuple(recipe.classes)
     as_registered = learned == model.classes and model.arch.get("independent", True)
     return replace(
-        model, network=recipe.network or model.network, input=replace(model.input, patch_mm=(x, y, z)),
+        model, network=recipe.network or model.network,
+        input=replace(model.input, spacing_mm=spacing_mm, patch_mm=(x, y, z), normalization=sampling.normalization),
         heads=model.heads if as_registered else (learned,),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from bids_dgmseg.pipeline.pseudo import read_pseudo_labels
 from bids_dgmseg.pipeline.teller import Teller
 from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.training.cases import Case, prepare_case
-from bids_dgmseg.training.learner import Learner, Means
+from bids_dgmseg.training.learner import CHECKPOINT, Learner, Means
 from bids_dgmseg.training.loop import use_cores
 from bids_dgmseg.training.recipe import Recipe
 from bids_dgmseg.training.schemes import Split, choose_some, split_fold
@@ -149,7 +149,7 @@ def _split(plan: Plan, material: Material, fold: int) -> Split:
 
 
 def _claim(plan: Plan, material: Material) -> None:
-    """Write what this training is, or see that the one in the folder is the same; only its length may change."""
+    """Write what this training is, or see that the one begun in the folder is the same; only its length may change."""
     recipe = asdict(plan.recipe)
     length = {name: recipe["pace"].pop(name) for name in ("epochs", "minutes", "patience", "milestones")}
     splits = [asdict(_split(plan, material, fold)) for fold in range(max(plan.recipe.folds, 1))]
@@ -165,7 +165,8 @@ def _claim(plan: Plan, material: Material) -> None:
         "folds": splits,
     }
     path = plan.out / "training.json"
-    if path.is_file():
+    begun = any(plan.out.rglob(CHECKPOINT)) or any(plan.out.glob("fold_*.safetensors"))
+    if begun and path.is_file():
         earlier, now = read_json(path), _as_json(record)
         if differing := [name for name, value in now.items() if earlier.get(name) != value]:
             raise InputError(

@@ -1,9 +1,9 @@
 """The folder of a trained model: which files it has, and what it says of itself.
 
 ``model.toml``
-    The model's key, licence and training, and its network with arguments, heads and patch where they differ from the
-    registry's; also ``temperatures``, which make the probabilities hold, and ``mirrored``, where the probabilities of a
-    map and of its mirror image are to be averaged always.
+    The model's key, licence and training, and its network with arguments, heads and input (voxels, patch,
+    normalization) where they differ from the registry's; also ``temperatures``, which make the probabilities hold, and
+    ``mirrored``, where the probabilities of a map and of its mirror image are to be averaged always.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
 ``segmenter_2.safetensors``
@@ -25,10 +25,13 @@ from typing import Any
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, weights_folder
+from bids_dgmseg.segment.normalize import NORMALIZATIONS
 
 DESCRIPTION = "model.toml"
 SECOND = "segmenter_2"
 """Another checkpoint of the same network, for ``--quality``."""
+_INPUT = ("spacing_mm", "patch_mm", "normalization")
+"""What a training may show a network otherwise than the registry says."""
 _NETWORKS = "bids_dgmseg.networks."
 """A folder from elsewhere must not have anything else imported."""
 
@@ -39,7 +42,7 @@ def own_folder(model: Model, folder: Path | None) -> Path:
 
 
 def as_trained(model: Model, folder: Path | None = None) -> Model:
-    """Give a model the network, heads and patch that its folder names; without ``model.toml`` it stays as registered.
+    """Give a model the network, heads and input that its folder names; without ``model.toml`` it stays as registered.
 
     Parameters
     ----------
@@ -62,15 +65,22 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
         raise InputError(f"{path}: not valid TOML ({error}); copy the folder again") from error
     if (name := described.get("model", model.name)) != model.name:
         raise InputError(f"{path}: holds weights of {name}, not of {model.name}; choose --model {name}")
-    network, (x, y, z) = described.get("network", model.network), described.get("patch_mm", model.input.patch_mm)
+    network = described.get("network", model.network)
     if not network.startswith(_NETWORKS):
         raise InputError(f"{path}: network {network} is none of this program's; choose another folder")
+    shown: dict[str, Any] = {
+        name: tuple(value) if isinstance(value := described[name], list) else value
+        for name in _INPUT if name in described
+    }  # fmt: skip
+    if shown.get("normalization", "ppm") not in NORMALIZATIONS:
+        raise InputError(f"{path}: normalization {shown['normalization']} is none of {', '.join(NORMALIZATIONS)}; "
+                         "choose another folder")  # fmt: skip
     arch = {**model.arch, **described.get("arch", {})}
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
     temperatures = tuple(float(value) for value in described.get("temperatures", ()))
     trained = replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
                       quality=model.quality or bool(described.get("mirrored", False)),
-                      input=replace(model.input, patch_mm=(x, y, z)))  # fmt: skip
+                      input=replace(model.input, **shown))  # fmt: skip
     if trained.classes != model.classes:
         found, wanted = (", ".join(one.classes) for one in (trained, model))
         raise InputError(
@@ -92,7 +102,8 @@ def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int
     about : mapping
         What else to say, such as ``licence``, ``trained_on`` or ``seed``.
     """
-    named = {"model": model.name, "network": model.network, "heads": model.heads, "patch_mm": model.input.patch_mm}
+    named = {"model": model.name, "network": model.network, "heads": model.heads,
+             **{name: getattr(model.input, name) for name in _INPUT}}  # fmt: skip
     mirrored = {"mirrored": True} if model.quality else {}
     lines = [f"{key} = {_toml(value)}" for key, value in {**named, **mirrored, **about}.items()]
     lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]

@@ -68,7 +68,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
         from bids_dgmseg.segment.nnunet import NnunetPredictor  # loads nnunetv2
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
-    grid = world_grid(box, model.input.spacing_mm)
+    grid = world_grid(box, as_trained(model, weights).input.spacing_mm)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)

@@ -178,6 +178,26 @@ def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
     assert "source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN" in capsys.readouterr().err
 
 
+def test_a_folder_is_used_at_the_voxels_and_with_the_values_that_it_was_trained_on(dataset, tmp_path):
+    changed = ["spacing_mm=[2.5, 2.5, 2.5]", "sampling.normalization=zscore"]
+    assert train("dcnnet", dataset, tmp_path / "out", *changed, epochs=1) == 0  # --recipe is the last of SMALL
+    shown = as_trained(MODELS["dcnnet"], tmp_path / "out").input
+    assert (shown.spacing_mm, shown.normalization, shown.patch_mm) == ((2.5,) * 3, "zscore", (16 * 2.5,) * 3)
+    seen = []
+
+    class Oracle:
+        def __init__(self, model, *, weights, device):
+            pass
+
+        def __call__(self, volume):
+            seen.append(volume.voxel_size_mm)
+            return np.full((3, *volume.shape), 1 / 3, np.float32)
+
+    box = Box((-20, -40, -40), (20, 0, 0))
+    predict(PHANTOM.chi(GRID), box, replace(MODELS["dcnnet"], predictor=Oracle), weights=tmp_path / "out")
+    assert seen == [(2.5, 2.5, 2.5)]
+
+
 def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
     assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
     assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
@@ -298,6 +318,11 @@ def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset,
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_a_command_that_failed_before_it_learned_may_be_mended(dataset, tmp_path):
+    assert train("deepqsmseg", dataset, tmp_path / "out", "--arch", "depth=3", epochs=1) == 2
+    assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
 
 
 def test_a_variant_has_its_own_network_without_the_registry_s_arguments():

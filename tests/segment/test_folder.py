@@ -27,12 +27,17 @@ def test_what_a_folder_does_not_say_is_the_registry_s(tmp_path):
     assert as_trained(MODELS["attunet25d"], tmp_path).arch == {**MODELS["attunet25d"].arch, "attention": False}
 
 
-def test_a_folder_names_network_heads_and_patch_and_no_foreign_code(tmp_path):
-    joint = replace(SMALL, heads=(("DN", "IN"),), input=replace(SMALL.input, patch_mm=(20.0, 20.0, 20.0)))
+def test_a_folder_names_network_heads_and_input_and_no_foreign_code(tmp_path):
+    joint = replace(SMALL, heads=(("DN", "IN"),), input=replace(
+        SMALL.input, spacing_mm=(1.0, 1.0, 2.0), patch_mm=(20.0, 20.0, 20.0), normalization="zscore"
+    ))  # fmt: skip
     describe_folder(joint, tmp_path, about={})
     assert as_trained(MODELS["dcnnet"], tmp_path) == replace(joint, arch={**MODELS["dcnnet"].arch, **joint.arch})
     (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = "os:system"\n')
     with pytest.raises(InputError, match=r"model.toml: network os:system is none of this program's"):
+        as_trained(MODELS["dcnnet"], tmp_path)
+    (tmp_path / "model.toml").write_text('model = "dcnnet"\nnormalization = "robust"\n')
+    with pytest.raises(InputError, match=r"model.toml: normalization robust is none of ppm, zscore, minmax; choose an"):
         as_trained(MODELS["dcnnet"], tmp_path)
 
 
