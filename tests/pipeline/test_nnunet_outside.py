@@ -52,7 +52,7 @@ def outside(tmp_path_factory) -> Path:
     work: Path = tmp_path_factory.mktemp("outside")
     write_raw(work / "raw" / "Dataset007_Blocks")
     folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
-    plain = {"nnUNet_compile": "f", "OMP_THREAD_LIMIT": "1", "CUDA_VISIBLE_DEVICES": ""}
+    plain = {"nnUNet_compile": "f", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for workers, command in (  # none in training: planning wants one
         (1, "nnUNetv2_plan_and_preprocess -d 7 -c 3d_fullres -npfp 1 -np 1"),
         (0, "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainer_1epoch -device cpu"),
