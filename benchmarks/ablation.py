@@ -22,6 +22,8 @@ import pandas as pd
 import torch
 from accuracy import score
 
+from bids_dgmseg.commands._values import count, positive, seed
+from bids_dgmseg.errors import end_well
 from bids_dgmseg.models import Model, get_model, weights_folder
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
@@ -32,7 +34,7 @@ from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
 
-ALL = "everything"
+_CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
     texture=(0.0, 0.0), fine_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tracts=0.0, veins=0.0, spots=(0.0, 0.0)
 )
@@ -42,7 +44,7 @@ _UNSEEN_SEED = 3 * 10**6
 
 def settings(view: View) -> Iterator[tuple[str, View]]:
     """Yield the ways of simulating, by name; the first has all ingredients as the shipped weights had."""
-    yield ALL, view
+    yield "everything", view
     yield "no physics", replace(view, artefacts=replace(view.artefacts, physics=0.0))
     yield "physics alone", replace(view, artefacts=replace(view.artefacts, physics=1.0))
     yield "no plain mixtures", replace(view, values=replace(view.values, mixture=0.0))
@@ -58,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("template", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--without", nargs="+", default=names, choices=names, help="settings to try (default: all)")
-    parser.add_argument("--steps", type=int, default=2000, help="of each training (default: %(default)s)")
-    parser.add_argument("--spacing", type=float, default=1.5, help="edge of the voxels in mm (default: %(default)s)")
-    parser.add_argument("--maps", type=int, default=60, help="drawn to try each on (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=count, default=2000, help="of each training (default: %(default)s)")
+    parser.add_argument("--spacing", type=positive, default=1.5, help="edge of the voxels in mm (default: %(default)s)")
+    parser.add_argument("--maps", type=count, default=60, help="drawn to try each on (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--real", type=Path, help="dataset with labels")
     args = parser.parse_args(argv)
     use_cores()
@@ -97,8 +99,7 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, see
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     schedule, checkpoint = Schedule(steps=steps), folder / "segmenter_checkpoint.pt"
-    device = torch.device("cpu")
-    progress = Progress.start(to_channels_last(segmenter_network(model), device), schedule)
+    progress = Progress.start(to_channels_last(segmenter_network(model), _CPU), schedule)
     if checkpoint.is_file():
         progress.load(checkpoint)
 
@@ -107,7 +108,7 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, see
             dice = float(reached.dice.nanmean())
             print(f"{folder.name}: step {reached.step}, {reached.seconds:.0f} s, Dice {dice:.2f}", flush=True)
 
-    train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=float("inf"), device=device,
+    train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=float("inf"), device=_CPU,
           report=report)  # fmt: skip
     save_weights(progress.average, folder / "segmenter.safetensors")
     copyfile(weights_folder(model) / "localizer.safetensors", folder / "localizer.safetensors")
@@ -115,13 +116,12 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, see
 
 def try_on_simulated(model: Model, samples: SimulatedMaps, folder: Path, *, n_maps: int) -> pd.DataFrame:
     """Score most probable labels on maps drawn from fixed seeds, all maps' voxels of a nucleus together."""
-    device = torch.device("cpu")
-    network = to_channels_last(load_weights(segmenter_network(model), model, "segmenter", folder), device)
+    network = to_channels_last(load_weights(segmenter_network(model), model, "segmenter", folder), _CPU)
     counts = torch.zeros(3, len(model.labels) + 1)
     for index in range(n_maps):
         values, labels = samples[index]
-        with torch.inference_mode(), mixed_precision(device):
-            found = network(lay_out(values[None], device)).argmax(dim=1)
+        with torch.inference_mode(), mixed_precision(_CPU):
+            found = network(lay_out(values[None], _CPU)).argmax(dim=1)
         counts += class_counts(found, labels[None], len(model.labels) + 1)
     return pd.DataFrame({"abbreviation": model.labels, "dice": dice_of_counts(counts).tolist()})
 
@@ -141,4 +141,4 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(end_well("ablation", main))
