@@ -7,12 +7,24 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _InstanceNorm(nn.InstanceNorm3d):
+    """torch's, without its copies of a single sample into another memory layout and back in use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize each channel of each sample (B, C, X, Y, Z)."""
+        if len(x) > 1 or torch.is_grad_enabled():  # the gradient of batch_norm is slow on several threads
+            return super().forward(x)
+        # The statistics of a batch of one are those of its sample.
+        return functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.InstanceNorm3d(outputs, affine=True),
+        _InstanceNorm(outputs, affine=True),
         nn.LeakyReLU(0.01, inplace=True),
     )
 

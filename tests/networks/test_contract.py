@@ -107,6 +107,15 @@ def test_deep_supervision_keeps_the_weights(build):
     assert plain.state_dict().keys() == supervised.state_dict().keys()
 
 
+def test_a_sample_alone_is_normalized_as_in_training_and_as_beside_another():
+    network = PlainUNet(1, 3, features=(4, 8, 8)).eval()
+    two = torch.randn(2, 1, 17, 21, 12, generator=torch.Generator().manual_seed(0))
+    two = two.to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(two[:1]), network(two)[:1])
+    torch.testing.assert_close(network(two[:1]), network(two)[:1])
+
+
 @pytest.mark.parametrize("model", [model for model in MODELS.values() if model.network], ids=lambda model: model.name)
 def test_a_model_of_the_package_is_small(model: Model):
     networks = [segmenter_network(model), *([localizer_network(model)] if model.localizer.network else [])]

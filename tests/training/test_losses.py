@@ -49,6 +49,27 @@ def test_an_empty_patch_has_cross_entropy_alone():
     assert float(loss) == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("classes_there", [1, 2, 3])
+def test_the_gradient_is_that_of_the_formula(classes_there, layout):
+    # 9,600 voxels are more than are gone over at once. The formula's gradient comes from torch.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 10, 20, 24, generator=generator, dtype=torch.float64).to(memory_format=layout)
+    labels = torch.randint(0, classes_there, (2, 10, 20, 24), generator=generator)
+    logits.requires_grad_(True)
+
+    probability, truth = logits.softmax(dim=1), torch.nn.functional.one_hot(labels, 4).movedim(-1, 1)
+    axes, weights = (0, 2, 3, 4), torch.tensor([1.0, 3.0, 3.0, 3.0], dtype=torch.float64)
+    overlap = (2 * (probability * truth).sum(axes) + 1) / (probability.sum(axes) + truth.sum(axes) + 1)
+    dice = sum(1 - overlap[c] for c in range(1, classes_there)) / max(classes_there - 1, 1)
+    expected = dice + torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+
+    found = dice_and_cross_entropy(logits, labels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    (wanted,), (gradient,) = torch.autograd.grad(2 * expected, logits), torch.autograd.grad(2 * found, logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
+
+
 def test_hard_dice_counts_voxels():
     # Predicted 1, 1, 0, 2 for 1, 0, 1, 0: class 1 has 2 * 1 / (2 + 2); class 2 is absent in truth.
     predicted = torch.nn.functional.one_hot(torch.tensor([1, 1, 0, 2]), 3).T[None, :, None, None, :].float()
