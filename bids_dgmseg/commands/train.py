@@ -16,6 +16,7 @@ HELP = "train, resume or fine-tune a model; OUT becomes a folder for --weights"
 
 _SIMULATED_MINUTES, _SIMULATED_STEPS = 60.0, 4500
 _CALIBRATION_MAPS = 40
+_VALIDATION_MAPS = 10
 _LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 
 
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", metavar="RATE", type=positive,
                         help=f"highest learning rate (default: {_LABELLED_RATE:g} on labelled maps, 0.002 on simulated "
                              "ones, or the paper's)")
+    simulated = parser.add_argument_group("on simulated maps")
+    simulated.add_argument("--validation-maps", metavar="N", type=whole_number,
+                           help="how many simulated maps, always the same, the averaged weights are tried on every ten "
+                                f"minutes and at the end (default: {_VALIDATION_MAPS})")  # fmt: skip
+    simulated.add_argument("--watch", metavar="DATASET", type=absolute,
+                           help="labelled BIDS dataset to score after each slice; nothing is learned from it")
     labelled = parser.add_argument_group("on labelled maps")
     labelled.add_argument("--holdout", metavar="LABEL", nargs="+", action="extend", default=[], type=_label,
                           help="participants not to learn from; fine-tuning scores them")
@@ -63,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
     model = get_model(args.model)
+    on_simulations = model.network and model.localizer.network and not _is_dataset(args.dataset)
+    for option in () if on_simulations else ("watch", "validation_maps"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: is for default on simulated maps; leave it out")
     if model.name == _nnunet.MODEL:
         return _nnunet.run(model, args)
     if foreign := _nnunet.given(args):
@@ -73,9 +84,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--{foreign[0]}: is for {', '.join(_recipes.PAPER_MODELS)}; leave it out")
     if not model.network or not model.localizer.network:
         raise InputError(f"{model.name}: has no networks of its own to train; choose default")
-    if str(args.dataset) != "phantom" and args.dataset.is_dir():
+    if _is_dataset(args.dataset):
         return _fine_tune(model, args)
     return _train_on_simulations(model, args)
+
+
+def _is_dataset(dataset: Path) -> bool:
+    return str(dataset) != "phantom" and dataset.is_dir()
 
 
 def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
@@ -84,6 +99,8 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
             raise InputError(
                 f"--{option}: is for a labelled BIDS dataset, and {args.dataset} is no folder; leave it out"
             )
+    if args.watch and args.part != "segmenter":
+        raise InputError(f"--watch: labels of nuclei cannot score the {args.part}; leave it out")
     template = None if str(args.dataset) == "phantom" else args.dataset
     if template and not template.is_file():
         raise InputError(
@@ -102,9 +119,14 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
     steps = args.steps or _SIMULATED_STEPS
     start = None if args.start is None else _start(model, args.start) or weights_folder(model)
     this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers,
-                 args.learning_rate or Slice.learning_rate, start)  # fmt: skip
+                 args.learning_rate or Slice.learning_rate,
+                 _VALIDATION_MAPS if args.validation_maps is None else args.validation_maps, start)  # fmt: skip
     with Line() as line:
         outcome = train_on_simulations(model, template, args.out, this, say=line.say, show=line.show)
+        if args.watch:
+            from bids_dgmseg.pipeline.watch import watch
+
+            watch(model, args.watch, args.out, step=outcome.step, device=args.device, say=line.say)
     _draw_curve(args)
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:

@@ -39,10 +39,7 @@ class Curve:
         self._of = f"/{steps}" if steps is not None else ""
         self._rows: list[Reached] = []
         self._started = time.monotonic()
-        rows = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-        kept = [row for row in rows if int(row.split("\t")[0]) <= step]
-        lines = ["\t".join(["step", "seconds", "loss", *classes]), *kept]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        go_on_with_table(path, ["step", "seconds", "loss", *classes], step=step)
 
     def add(self, now: Reached) -> None:
         """Take one step's figures; each simulated map is new, so its Dice is that of an unseen map."""
@@ -60,3 +57,10 @@ class Curve:
             file.write("\t".join(row) + "\n")
         names = " ".join(f"{name} {value:.2f}" for name, value in zip(self.classes, mean_dice, strict=True))
         self.say(f"step {now.step}, {seconds:.0f} s, loss {mean_loss:.3f}, Dice {names}")
+
+
+def go_on_with_table(path: Path, columns: Sequence[str], *, step: int) -> None:
+    """Begin a table whose first column is the step, or take off of an earlier one what will be learned again."""
+    rows = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    kept = [row for row in rows if int(row.split("\t")[0]) <= step]
+    path.write_text("\n".join(["\t".join(columns), *kept]) + "\n", encoding="utf-8")

@@ -96,7 +96,7 @@ class _DiceAndCrossEntropy(torch.autograd.Function):
 def _parts(voxels: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Go over rows in parts that fit into a core's cache, or all at once on a GPU."""
     rows = 8192 if voxels.device.type == "cpu" else len(voxels)
-    return zip(*(tensor.split(rows) for tensor in (voxels, *others)), strict=True)
+    return zip(*(torch.split(tensor, rows) for tensor in (voxels, *others)), strict=True)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,12 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
         self.heads, self.view, self.seed = heads, view, seed
         self.classes_of, self.normalize = classes_of, normalize
 
+    def with_seed(self, seed: int) -> SimulatedMaps:
+        """Give the stream of another seed."""
+        return SimulatedMaps(
+            self.heads, self.view, seed=seed, classes_of=self.classes_of, normalize=self.normalize
+        )
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
         torch.set_num_threads(1)

@@ -24,8 +24,9 @@ from bids_dgmseg.segment.weights import (
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.training.curve import Curve
 from bids_dgmseg.training.live import unseen
-from bids_dgmseg.training.loop import Progress, Schedule, train, use_cores
+from bids_dgmseg.training.loop import Progress, Reached, Schedule, train, use_cores
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
+from bids_dgmseg.training.validation import SEED, Validation
 
 Part = Literal["localizer", "segmenter"]
 
@@ -44,6 +45,8 @@ class Slice:
     workers: int = 1
     """Processes that draw maps; none where a GPU draws them."""
     learning_rate: float = Schedule.learning_rate
+    validation_maps: int = 10
+    """How many simulated maps, the same in every training, the averaged weights are tried on; 0 for none."""
     start: Path | None = None
     """Folder of the weights that a new training starts from; None for random ones."""
 
@@ -71,7 +74,7 @@ def train_on_simulations(
     template : path, optional
         Label template; without one maps show the analytic phantom alone.
     out : path
-        Model folder: checkpoint, learning curve and weights a part.
+        Model folder: checkpoint, learning curve, Dice on the fixed maps and weights a part.
     this : Slice
         What to train and how long.
     say, show : callable
@@ -90,11 +93,21 @@ def train_on_simulations(
         progress.load(checkpoint)
     classes = model.localizer.labels if this.part == "localizer" else model.labels
     curve = Curve(out / f"{this.part}_curve.tsv", classes, say=say, show=show, step=progress.step, steps=this.steps)
-    done = train(
-        progress, simulated_maps(model, template, this.part, seed=this.seed, device=device), schedule=schedule,
-        checkpoint=checkpoint, minutes=this.minutes, device=device,
-        workers=this.workers if device.type == "cpu" else 0, report=curve.add,
+    maps = simulated_maps(model, template, this.part, seed=this.seed, device=device)
+    validation = Validation(
+        maps.with_seed(SEED), n_maps=this.validation_maps, network=progress.network, average=progress.average,
+        path=out / f"{this.part}_validation.tsv", classes=classes, device=device, say=say, step=progress.step,
     )  # fmt: skip
+
+    def report(now: Reached) -> None:
+        curve.add(now)
+        validation.add(now)
+
+    done = train(
+        progress, maps, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
+        workers=this.workers if device.type == "cpu" else 0, report=report,
+    )  # fmt: skip
+    validation.measure(progress.step)
     return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))
 
 

@@ -61,6 +61,7 @@ def test_impossible_simulations_are_refused(option, value, capsys):
 @pytest.mark.parametrize(("option", "values", "wanted"), [
     ("--seed", ("-1", "1.5", "1000000"), "a whole number from 0 to 999999"),
     ("--workers", ("-1", "many"), "a whole number from 0"),
+    ("--validation-maps", ("-1", "some"), "a whole number from 0"),
     ("--fold", ("-1",), "a whole number from 0"),
     ("--steps", ("0", "2.5"), "a whole number from 1"),
     ("--epochs", ("0",), "a whole number from 1"),
@@ -85,6 +86,8 @@ def test_impossible_trainings_are_refused(option, values, wanted, capsys):
     (["models", "show"], "models: error: show: which model? choose from default, "),
     (["models", "show", "nonesuch"], "models: error: --model nonesuch: no such model"),
     (["train", "default", "none.nii.gz", "out"], "train: error: none.nii.gz: no such label template"),
+    (["train", "default", "phantom", "out", "--part", "localizer", "--watch", "ds"], "train: error: --watch: labels "),
+    (["train", "attunet25d", "ds", "out", "--watch", "ds"], "train: error: --watch: is for default on simulated maps"),
 ])
 def test_what_is_wrong_is_said_in_one_line(argv, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").touch()

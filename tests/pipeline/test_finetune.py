@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import load_image
 from bids_dgmseg.models import MODELS, Localizer, ModelInput
 from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
+from bids_dgmseg.pipeline.watch import watch
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -300,6 +302,8 @@ def test_a_wrong_holdout_is_said(dataset, untrained, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     (["--part", "localizer"], "--part localizer: labels of nuclei cannot train it"),
     (["--from", "nowhere"], "--from nowhere: no such folder or model"),
+    (["--watch", "ds"], "--watch: is for default on simulated maps; leave it out"),
+    (["--validation-maps", "3"], "--validation-maps: is for default on simulated maps; leave it out"),
 ])
 def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, capsys):
     assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 2
@@ -352,6 +356,22 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(dataset, untrained, 
     assert main(whole) == 0
     one, other = (load_file(tmp_path / name / "segmenter.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_labelled_scans_are_watched_and_not_learned_from(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    said: list[str] = []
+    before = (untrained / "segmenter.safetensors").read_bytes()
+    for step in (10, 20, 20):  # a slice that is done again replaces its rows
+        table = pd.read_csv(watch(MODEL, dataset, untrained, step=step, device="cpu", say=said.append), sep="\t")
+    assert table[["step", "scan", "abbreviation"]].to_numpy().tolist() == [
+        [step, "sub-01", side] for step in (10, 20) for side in ("CN_L", "CN_R")]  # fmt: skip
+    # The scores are those that the fine-tuning command gives to the weights it starts from.
+    _, scores = tune(dataset, tmp_path / "out", untrained)
+    expected = scores[scores["abbreviation"].isin(["CN_L", "CN_R"])]["dice_before"].to_numpy()
+    assert table["dice"][:2].to_numpy() == pytest.approx(expected, abs=1e-4)
+    assert said[-1].startswith(f"step 20, Dice on 1 scans of {dataset.name}, not learned from: CN ")
+    assert (untrained / "segmenter.safetensors").read_bytes() == before
 
 
 def test_on_a_terminal_the_command_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):

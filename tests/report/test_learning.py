@@ -25,14 +25,20 @@ def test_a_curve_lies_as_a_picture_beside_its_table(table):
     assert sorted(path.name for path in table.parent.iterdir()) == ["segmenter_curve.png", "segmenter_curve.tsv"]
 
 
-def test_its_lines_are_the_table_s_columns_at_their_steps(table, monkeypatch):
-    figures: list[Figure] = []
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in place of their files."""
+    kept: list[Figure] = []
 
     def keep(figure):
-        figures.append(figure)
+        kept.append(figure)
         return b""
 
     monkeypatch.setattr(learning, "to_png", keep)
+    return kept
+
+
+def test_its_lines_are_the_table_s_columns_at_their_steps(table, figures):
     draw_curve(table)
     left, right = figures[0].axes
     lines = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in (*left.lines, *right.lines)}
@@ -41,6 +47,15 @@ def test_its_lines_are_the_table_s_columns_at_their_steps(table, monkeypatch):
     assert lines["DN_R"][1] == [100, 0.75]
     assert math.isnan(lines["DN_R"][0][1])  # a nucleus that no map showed
     assert left.get_xlabel() == "step"
+
+
+def test_dots_are_the_dice_of_the_fixed_maps(table, figures):
+    table.with_name("segmenter_validation.tsv").write_text("step\tDN_L\tDN_R\n60\t0.4\t0.5\n100\t0.6\t0.7\n")
+    draw_curve(table)
+    _, right = figures[0].axes
+    dots = [np.asarray(line.get_xydata()).tolist() for line in right.lines if line.get_marker() == "o"]
+    assert dots == [[[60, 0.4], [100, 0.6]], [[60, 0.5], [100, 0.7]]]
+    assert right.get_ylabel().endswith("(dots: fixed maps)")
 
 
 def test_a_table_without_a_row_is_not_drawn(tmp_path):
