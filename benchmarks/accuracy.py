@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import pandas as pd
 from conditions import conditions
 
 from bids_dgmseg.commands import demo
+from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.calibration import expected_calibration_error
 from bids_dgmseg.measure.overlap import dice
@@ -40,7 +42,7 @@ _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Score what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
@@ -53,23 +55,31 @@ def main() -> None:
     parser.add_argument("--simulated", type=Path, help="dataset that `dgmseg simulate` wrote")
     parser.add_argument("--real", type=Path, help="dataset with silver labels")
     parser.add_argument("--out", type=Path, help="all scores as TSV")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return end_well("accuracy", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     model = dataclasses.replace(get_model(args.model), quality=args.quality)
+    template = read_template(args.template) if args.template else None
+    datasets = {name: root for name in ("simulated", "real") if (root := getattr(args, name)) is not None}
+    for name, root in datasets.items():
+        if not root.is_dir():
+            raise InputError(f"--{name} {root}: no such folder; give a BIDS dataset of labelled maps")
     with tempfile.TemporaryDirectory() as folder:
         demo.run(argparse.Namespace(dir=Path(folder) / "demo"))
         tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
-    for name in ("simulated", "real"):
-        root = getattr(args, name)
-        if root is not None and root.is_dir():
-            tables.append(score(root, model, args.weights).assign(dataset=name))
+    for name, root in datasets.items():
+        tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
         print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{as_markdown(table)}", flush=True)
     if args.maps:
-        drawn = try_conditions(model, args.weights, args.template, n_middle=args.maps, n_each=args.each, seed=args.seed)
+        drawn = try_conditions(model, args.weights, template, n_middle=args.maps, n_each=args.each, seed=args.seed)
         print(f"\n{measures_table(drawn)}\n\n{conditions_table(drawn)}")
         tables.append(drawn.assign(dataset="drawn"))
     if args.out:
         pd.concat(tables).to_csv(args.out, sep="\t", index=False, na_rep="n/a")
+    return 0
 
 
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
@@ -87,10 +97,10 @@ def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
 
 
 def try_conditions(
-    model: Model, weights: Path | None, template: Path | None, *, n_middle: int, n_each: int, seed: int
+    model: Model, weights: Path | None, template: Volume | None, *, n_middle: int, n_each: int, seed: int
 ) -> pd.DataFrame:
     """Draw maps and segment them; one row a map and nucleus of the truth."""
-    head = template_head(read_template(template)) if template else phantom_head()
+    head = template_head(template) if template else phantom_head()
     tables = []
     for number, condition in enumerate(conditions()):
         for drawn in range(n_each if number else n_middle):
@@ -184,4 +194,4 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

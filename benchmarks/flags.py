@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import pandas as pd
 from failures import FAILURES, Case
 from scipy import stats
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.images.measured import is_measured
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.coverage import find_gaps
@@ -48,7 +48,7 @@ UNTOUCHED = "none"
 UNSEEN = "left and right exchanged"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Draw, spoil, segment, judge and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=20, help="heads to draw; ten maps each (default: 20)")
@@ -57,7 +57,11 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--out", type=Path, help="all nuclei as TSV")
     parser.add_argument("--again", type=Path, help="TSV of an earlier run, to judge in place of new maps")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return end_well("flags", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     if args.again:
         nuclei = judge_again(pd.read_csv(args.again, sep="\t", na_values="n/a"))
@@ -73,6 +77,7 @@ def main() -> None:
     ):  # fmt: skip
         print(f"\n{title}\n\n{as_markdown(table)}", flush=True)
     print(f"\n{time.perf_counter() - started:.0f} s")
+    return 0
 
 
 def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -239,4 +244,4 @@ def _cell(column: str, value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

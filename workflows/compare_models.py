@@ -1,8 +1,8 @@
 """Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in a process of its own.
 
     python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
-                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--nprocs N] [--threads N]
-                                       [--device cpu]
+                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--choose ENTITY ...]
+                                       [--nprocs N] [--threads N] [--device cpu]
 
 DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases a
 multi-atlas segmentation takes part as a baseline: key multiatlas, or multiatlasjoint where ANTsPy is installed. Open
@@ -144,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label-map", type=absolute, metavar="FILE",
                         help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it")
     parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY", type=entity,
-                        help="where a scan has several segmentations, the labels are those with one of these entities")
+                        help="where a scan or an atlas has several segmentations, its labels are those with one of "
+                             "these entities")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
     parser.add_argument("--threads", type=count, default=1, help="of each process (default: %(default)s)")
     parser.add_argument("--nprocs", type=count, default=1,
@@ -160,7 +161,7 @@ def _say(line: str) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     out = args.out
-    contenders = name_contenders(args.models, atlases=args.atlases, label_map=args.label_map)
+    contenders = name_contenders(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
     ground = find_field(args.dataset, choose=args.choose, say=_say)
     check_contenders(contenders, ground=ground, device=args.device, say=_say)
     out.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,8 @@ def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask:
     """Hash all that the derivatives of a scan depend on.
 
     These are the content of the map and of the user's mask of the reference region, the metadata, the model with its
-    weights, the options that change files, and the program's version. A file that cannot be read has a fingerprint too:
-    the step that reads it says what is wrong.
+    weights and the cleaning of its labels, the options that change files, and the program's version. A file that cannot
+    be read has a fingerprint too: the step that reads it says what is wrong.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask:
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch),
-                  model.quality],
+                  str(model.cleaning), model.quality],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],

@@ -58,6 +58,8 @@ class Segmentation:
     threads : int
     label_map : str or None
         Table that says which label of an nnU-Net folder is which nucleus.
+    choose : sequence of str
+        Entities that decide where a scan of the atlases has several segmentations.
     """
 
     chi: str
@@ -69,6 +71,7 @@ class Segmentation:
     device: str = "cpu"
     threads: int = 1
     label_map: str | None = None
+    choose: Sequence[str] = ()
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Segment in a new process.
@@ -146,7 +149,7 @@ def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
     dataset, person = Path(str(request.weights)), split_entities(Path(request.chi).name.partition(".")[0]).get("sub")
     own = Path(request.chi).is_relative_to(dataset)
     labelled = [
-        one for one in read_labelled_maps(dataset, MULTI_ATLAS, say=lambda line: None)
+        one for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=request.choose, say=lambda line: None)
         if not own or one.participant != person
     ]  # fmt: skip
     if not labelled:

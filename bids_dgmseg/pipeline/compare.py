@@ -45,6 +45,8 @@ class Contender:
     """Folder in place of the model's own weights; the labelled dataset of a baseline."""
     label_map: Path | None = None
     """Says which label of an nnU-Net folder is which nucleus."""
+    choose: tuple[str, ...] = ()
+    """Entities that decide where a baseline's atlas has several segmentations."""
 
     @property
     def registered(self) -> Model:
@@ -80,7 +82,7 @@ class Outcome:
 
 
 def name_contenders(
-    given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None
+    given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None, choose: Sequence[str] = ()
 ) -> list[Contender]:
     """Read which models take part.
 
@@ -92,6 +94,8 @@ def name_contenders(
         Labelled dataset of the baselines; `VOTES` takes part unless a baseline is among those given.
     label_map : path, optional
         Which labels of the nnU-Net folders are which nuclei.
+    choose : sequence of str
+        Entities that decide where a scan of the atlases has several segmentations.
 
     Raises
     ------
@@ -110,7 +114,8 @@ def name_contenders(
         if name in contenders:
             raise InputError(f"{one}: two models would be named {name}; rename a folder of weights")
         foreign = model not in _BASELINES and get_model(model).localizer.kind == "nnunet"
-        contenders[name] = Contender(name, model, weights, label_map if foreign else None)
+        chosen = tuple(choose) if model in _BASELINES else ()
+        contenders[name] = Contender(name, model, weights, label_map if foreign else None, chosen)
     if label_map and not any(one.label_map for one in contenders.values()):
         raise InputError(f"--label-map {label_map.name}: no model here takes one; give --models nnunet2step=FOLDER too")
     return list(contenders.values())
@@ -158,14 +163,16 @@ def check_contenders(
             import_ants()
         if one.model not in _BASELINES:
             check_ready(one.registered, weights=one.weights, device=device)
-    for atlases in dict.fromkeys(one.weights for one in contenders if one.model in _BASELINES and one.weights):
-        _check_atlases(atlases, ground, say)
+    libraries = {(one.weights, one.choose): None for one in contenders if one.model in _BASELINES}
+    for atlases, choose in libraries:
+        if atlases:
+            _check_atlases(atlases, choose, ground, say)
 
 
-def _check_atlases(atlases: Path, ground: Field, say: Callable[[str], None]) -> None:
+def _check_atlases(atlases: Path, choose: Sequence[str], ground: Field, say: Callable[[str], None]) -> None:
     from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS
 
-    labelled = read_labelled_maps(atlases, MULTI_ATLAS, say=lambda line: say(f"atlases: {line}"))
+    labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, say=lambda line: say(f"atlases: {line}"))
     names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]
     if ground.nuclei.isdisjoint(names):
         raise InputError(
@@ -211,7 +218,8 @@ def segment_scan(contender: Contender, scan: Scan, out: Path, *, device: str, th
     """
     root, model = out / PREDICTIONS / contender.name, contender.registered
     settings = Settings(bids_dir=scan.dataset_root, output_dir=root, weights=contender.weights)
-    mark = hashlib.sha256(f"{fingerprint(scan, settings, model)} {contender.model} {device} {threads}".encode())
+    made_of = [fingerprint(scan, settings, model), contender.model, device, str(threads), *contender.choose]
+    mark = hashlib.sha256(" ".join(made_of).encode())
     dseg = output_path(root, scan, "dseg", ".nii.gz", seg=contender.name)
     cost = output_path(root, scan, "cost", ".json", seg=contender.name)
     if dseg.is_file() and cost.is_file() and _read(cost).get("fingerprint") == mark.hexdigest():
@@ -222,7 +230,7 @@ def segment_scan(contender: Contender, scan: Scan, out: Path, *, device: str, th
     with tempfile.TemporaryDirectory(prefix="compare_") as folder:
         spent = Segmentation(
             str(scan.chi), scan.sidecar, contender.model, weights, str(dseg), str(cost), device, threads,
-            str(contender.label_map) if contender.label_map else None,
+            str(contender.label_map) if contender.label_map else None, contender.choose,
         ).run(Path(folder))
     write_json({"model": contender.name, "scan": scan.name, **spent, "fingerprint": mark.hexdigest()}, cost)
     return cost

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     Raises
     ------
     InputError
-        If the description cannot be read, is of another model, or of other classes than the model's.
+        If the description cannot be read, is of another model, names a network that this program does not have, or is
+        of other classes than the model's.
     """
     path = own_folder(model, folder) / DESCRIPTION
     if not path.is_file():
@@ -66,7 +68,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     if (name := described.get("model", model.name)) != model.name:
         raise InputError(f"{path}: holds weights of {name}, not of {model.name}; choose --model {name}")
     network = described.get("network", model.network)
-    if not network.startswith(_NETWORKS):
+    if network != model.network and not _is_ours(network):
         raise InputError(f"{path}: network {network} is none of this program's; choose another folder")
     shown: dict[str, Any] = {
         name: tuple(value) if isinstance(value := described[name], list) else value
@@ -88,6 +90,20 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
             f"(dgmseg train {model.name} DATASET OUT --from FOLDER) and give OUT"
         )
     return trained
+
+
+def _is_ours(network: Any) -> bool:
+    """Tell whether this program has a network; nothing but its own modules is imported to see."""
+    from torch import nn
+
+    module, _, name = str(network).partition(":")
+    if not module.startswith(_NETWORKS) or name.startswith("_"):
+        return False
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module
 
 
 def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
-from bids_dgmseg.segment.folder import as_trained, own_folder, segmenter_parts
+from bids_dgmseg.segment.folder import DESCRIPTION, as_trained, own_folder, segmenter_parts
 
 
 def load_object(dotted: str) -> Any:
@@ -93,7 +93,12 @@ def load_segmenters(model: Model, folder: Path | None = None) -> list[nn.Module]
     """Build the networks of a model's second step, one a fold, ready to predict; else as `load_weights`."""
     trained = as_trained(model, folder)
     parts = segmenter_parts(model, folder)
-    return [load_weights(segmenter_network(trained), trained, part, folder) for part in parts]
+    try:
+        networks = [segmenter_network(trained) for _ in parts]
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{own_folder(model, folder) / DESCRIPTION}: these are no arguments of {trained.network} "
+                         f"({error}); copy the folder again") from error  # fmt: skip
+    return [load_weights(network, trained, part, folder) for network, part in zip(networks, parts, strict=True)]
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> str:

@@ -26,6 +26,11 @@ class Limits:
         return f"{'above' if self.above else 'from'} {self.low:g}{most}"
 
 
+@dataclass(frozen=True)
+class AnyLength:
+    """Of a list, as ``Annotated[tuple[int, ...], AnyLength()]``, that may get more or fewer values than it has."""
+
+
 _NAMES: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -35,8 +40,8 @@ def fit(kind: Any, value: Any, limits: Limits = Limits()) -> Any:
     Parameters
     ----------
     kind : annotation
-        Of ``int``, ``float``, ``bool``, ``str``, ``Literal``, ``tuple``, ``Sequence``, ``Annotated`` with `Limits`, or
-        one of them or ``None``, which then is not given.
+        Of ``int``, ``float``, ``bool``, ``str``, ``Literal``, ``tuple``, ``Sequence``, ``Annotated`` with `Limits` or
+        `AnyLength`, or one of them or ``None``, which then is not given.
     value : object
         As read from TOML.
     limits : Limits
@@ -54,7 +59,7 @@ def fit(kind: Any, value: Any, limits: Limits = Limits()) -> Any:
     """
     outer, parts = get_origin(kind), get_args(kind)
     if outer is Annotated:
-        return fit(parts[0], value, parts[1])
+        return fit(parts[0], value, next((part for part in parts[1:] if isinstance(part, Limits)), limits))
     if NoneType in parts:
         return fit(next(part for part in parts if part is not NoneType), value, limits)
     if outer in (tuple, Sequence):

@@ -12,12 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.segment.weights import load_object, pick_device, save_weights, to_channels_last
 from bids_dgmseg.training.cases import Case
 from bids_dgmseg.training.epochs import Run, State, learn
 from bids_dgmseg.training.kinds import fit
+from bids_dgmseg.training.objectives import main_logits
 from bids_dgmseg.training.recipe import Recipe
 from bids_dgmseg.training.schemes import transfer
 from bids_dgmseg.training.windows import WindowSamples
@@ -52,6 +54,8 @@ class Learner:
     ------
     ValueError
         If the network does not take the arguments, or not the recipe's samples.
+    InputError
+        If the loss does not take what the network answers.
     """
 
     def __init__(self, model: Model, recipe: Recipe, means: Means) -> None:
@@ -66,15 +70,21 @@ class Learner:
         self._try_sample()
 
     def _try_sample(self) -> None:
-        """Show the network a sample, before the maps are prepared."""
+        """Show the network a sample, and the loss the answer, before the maps are prepared."""
         sampling = self.recipe.sampling
         sample = torch.zeros(sampling.size)
         channels = sample[None] if sampling.stack_axis is None else sample.movedim(sampling.stack_axis, 0)
         try:
             with torch.inference_mode():
-                self.network.eval()(channels[None])
+                answer = self.network.eval()(channels[None])
         except RuntimeError as error:
             raise ValueError(f"samples of {sampling.size} do not fit ({str(error).splitlines()[0]})") from error
+        labels = torch.zeros(main_logits(answer)[:, 0].shape, dtype=torch.long)
+        try:
+            with torch.inference_mode():
+                self.recipe.loss(self.network, answer, labels)
+        except ValueError as error:
+            raise InputError(f"--recipe loss: {error}") from error
 
     @property
     def parameters(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
+from bids_dgmseg.training.kinds import AnyLength
 from bids_dgmseg.training.losses import (
     DCNNetTerms,
     attention_unet_loss,
@@ -52,11 +53,15 @@ class AttentionUNetObjective:
     """`attention_unet_loss`."""
 
     class_weights: tuple[float, ...] = (0.4, 0.2, 0.4)
-    scale_weights: tuple[float, ...] = (0.6, 0.3, 0.1)
+    scale_weights: Annotated[tuple[float, ...], AnyLength()] = (0.6, 0.3, 0.1)
+    """λ, full resolution first; as many as the network has scales."""
     smooth: float = 1e-2
 
     def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
         """Compute the loss."""
+        if isinstance(answer, list) and len(answer) != len(self.scale_weights):
+            found = f"{len(self.scale_weights)} values for {len(answer)} scales of the network"
+            raise ValueError(f"scale_weights has {found}; give one a scale")
         return attention_unet_loss(
             answer, labels, class_weights=self.class_weights, scale_weights=self.scale_weights, smooth=self.smooth
         )

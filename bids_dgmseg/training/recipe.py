@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.structures import STRUCTURES
-from bids_dgmseg.training.kinds import Limits, fit
+from bids_dgmseg.training.kinds import AnyLength, Limits, fit
 from bids_dgmseg.training.live import part_over
 from bids_dgmseg.training.objectives import Objective
 
@@ -55,7 +55,7 @@ class Sampling:
 class Augmentation:
     """How samples are moved anew each time; 0 for not at all."""
 
-    axes: tuple[Axis, ...] = (0, 1, 2)
+    axes: Annotated[tuple[Axis, ...], AnyLength()] = (0, 1, 2)
     """Axes that move; rotations are those within them."""
     shift: float = 0.0
     """Largest shift along each axis, in voxels."""
@@ -79,7 +79,7 @@ class Pace:
     learning_rate: Positive
     patience: Count | None = None
     """Epochs without a lower validation loss after which the training ends; None for never."""
-    milestones: tuple[int, ...] = ()
+    milestones: Annotated[tuple[int, ...], AnyLength()] = ()
     """Epochs from which on the learning rate is a tenth of what it was."""
     minutes: Positive | None = None
     """Time of learning after which the training ends, however many epochs a machine takes in it."""
@@ -167,10 +167,12 @@ def _changed(block: _Block, path: list[str], value: Any, key: str) -> _Block:
         return replace(block, **{first: _changed(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
     if rest or dataclasses.is_dataclass(old) or isinstance(old, Mapping):
         raise InputError(f"--recipe {key}: is not a single value; see the recipe in training.json")
-    if isinstance(old, tuple) and old and isinstance(value, list) and len(value) != len(old):
+    kind = get_type_hints(type(block), include_extras=True)[first]
+    fixed = AnyLength() not in getattr(kind, "__metadata__", ())
+    if fixed and isinstance(old, tuple) and old and isinstance(value, list) and len(value) != len(old):
         raise InputError(f"--recipe {key}: {value} has not as many values as {list(old)}; give {len(old)}")
     try:
-        new = fit(get_type_hints(type(block), include_extras=True)[first], value)
+        new = fit(kind, value)
     except ValueError as error:
         raise InputError(f"--recipe {key}: {error}; give such a value") from error
     return replace(block, **{first: new})  # type: ignore[type-var]  # a dataclass

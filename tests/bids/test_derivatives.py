@@ -182,6 +182,8 @@ def test_the_fingerprint_follows_what_changes_results(settings, tmp_path):
     assert fingerprint(scan, dataclasses.replace(settings, masks=False), MODEL) != first
     assert fingerprint(dataclasses.replace(scan, sidecar={"Units": "ppb"}), settings, MODEL) != first
     assert fingerprint(scan, settings, dataclasses.replace(MODEL, name="other")) != first
+    cleaned = dataclasses.replace(MODEL, cleaning=dataclasses.replace(MODEL.cleaning, smallest_part=0.5))
+    assert fingerprint(scan, settings, cleaned) != first
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "w").write_text("1")
     weighted = dataclasses.replace(settings, weights=tmp_path / "weights")

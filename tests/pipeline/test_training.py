@@ -247,7 +247,8 @@ def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_pa
     ("dcnnet", ["--scans", "1"]),
     ("dcnnet", ["--arch", "independent=false"]),
     ("attunet25d", ["--arch", "attention=false"]),
-], ids=["fewer scans", "joint classes", "no attention"])
+    ("attunet25d", ["--arch", "scales=2", "--recipe", "loss.scale_weights=[0.7, 0.3]"]),
+], ids=["fewer scans", "joint classes", "no attention", "two scales"])
 def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
     assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
     record = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -255,8 +256,11 @@ def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
         assert len(record["folds"][0]["training"]) == 1
     if "independent=false" in options:
         assert as_trained(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
-    if model == "attunet25d":
-        assert not [name for name in load_file(tmp_path / "out" / "fold_0.safetensors") if "gates" in name]
+    names = load_file(tmp_path / "out" / "fold_0.safetensors")
+    if "attention=false" in options:
+        assert not [name for name in names if "gates" in name]
+    if "scales=2" in options:
+        assert {name for name in names if "heads" in name and "bias" in name} == {"heads.0.bias", "heads.1.bias"}
 
 
 def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
@@ -311,6 +315,7 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
     ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
     ("deepqsmseg", ["--arch", "normalization=instance"], "--arch: normalization: 'instance' is not one of batch"),
     ("deepqsmseg", ["--recipe", "sampling.empty=0", "sampling.size=[1, 1, 1]"], "fold_0: no sample to learn from; see"),
+    ("attunet25d", ["--arch", "scales=2"], "--recipe loss: scale_weights has 3 values for 2 scales of the network; gi"),
     ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):

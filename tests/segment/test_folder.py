@@ -1,3 +1,5 @@
+import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -39,6 +41,41 @@ def test_a_folder_names_network_heads_and_input_and_no_foreign_code(tmp_path):
     (tmp_path / "model.toml").write_text('model = "dcnnet"\nnormalization = "robust"\n')
     with pytest.raises(InputError, match=r"model.toml: normalization robust is none of ppm, zscore, minmax; choose an"):
         as_trained(MODELS["dcnnet"], tmp_path)
+
+
+@pytest.mark.parametrize("network", [
+    "bids_dgmseg.networks.nonesuch:X", "bids_dgmseg.networks.dcn_net:X", "bids_dgmseg.networks.dcn_net",
+    "bids_dgmseg.networks.dcn_net:nn", "bids_dgmseg.networks.dcn_net:Attended", "bids_dgmseg.networks.:X",
+    "bids_dgmseg.networks.attention_unet:_ResNet50", "bids_dgmseg.networks.blocks:max_pool", "bids_dgmseg.cli:main", "",
+])  # fmt: skip
+def test_a_network_that_is_not_there_is_said_with_its_file(network, tmp_path):
+    (tmp_path / "model.toml").write_text(f'model = "dcnnet"\nnetwork = "{network}"\n')
+    with pytest.raises(InputError, match=rf"model.toml: network {re.escape(network)} is none of this program's; choos"):
+        load_segmenters(MODELS["dcnnet"], tmp_path)
+
+
+def test_a_network_is_named_by_a_text(tmp_path):
+    (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = 3\n')
+    with pytest.raises(InputError, match=r"model.toml: network 3 is none of this program's; choose another folder"):
+        as_trained(MODELS["dcnnet"], tmp_path)
+
+
+def test_a_foreign_module_is_not_even_imported(tmp_path, monkeypatch):
+    (tmp_path / "intruder.py").write_text("from bids_dgmseg.networks.dcn_net import DCNNet\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = "intruder:DCNNet"\n')
+    with pytest.raises(InputError, match="network intruder:DCNNet is none of this program's"):
+        load_segmenters(MODELS["dcnnet"], tmp_path)
+    assert "intruder" not in sys.modules
+
+
+@pytest.mark.parametrize("arch", ["depth = 3", 'growth = "a"', "growth = -2", "dilations = 3"])
+def test_arguments_that_a_network_does_not_take_are_said_with_their_file(arch, tmp_path):
+    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "fold_0.safetensors")
+    (tmp_path / "model.toml").write_text(f'model = "dcnnet"\n[arch]\n{arch}\n')
+    with pytest.raises(InputError, match=r"model.toml: these are no arguments of bids_dgmseg.networks.dcn_net:DCNNet "
+                                         r"\(.+\); copy the folder again"):
+        load_segmenters(MODELS["dcnnet"], tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from bids_dgmseg.training.kinds import Limits, fit
+from bids_dgmseg.training.kinds import AnyLength, Limits, fit
 
 
 @pytest.mark.parametrize(("kind", "given", "expected"), [
@@ -12,6 +12,7 @@ from bids_dgmseg.training.kinds import Limits, fit
     (Annotated[float, Limits(0, 1)], 1, 1.0),
     (tuple[int, ...], [], ()),
     (tuple[float, float], [1, 2], (1.0, 2.0)),
+    (Annotated[tuple[float, ...], AnyLength()], [1], (1.0,)),
     (Sequence[Sequence[int]], [[1], [1, 2]], ((1,), (1, 2))),
     (Literal["a", "b"], "b", "b"),
     (bool, False, False),
@@ -33,6 +34,7 @@ def test_a_value_gets_the_kind_that_is_wanted(kind, given, expected):
     (Annotated[int, Limits(1)] | None, 0, "0 is not a whole number from 1"),
     (tuple[Annotated[int, Limits(1)], ...], [1, 0], "0 is not a whole number from 1"),
     (tuple[int, int], [1], r"\[1\] is not a list of 2"),
+    (Annotated[tuple[float, ...], AnyLength()], [-1], "-1 is not a number from 0"),
     (tuple[int, ...], "12", "'12' is not a list with values"),
     (Sequence[int], [], r"\[\] is not a list with values"),
     (Literal[1, 2], True, "True is not one of 1, 2"),

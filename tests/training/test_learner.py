@@ -4,9 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.training.learner import Learner, Means
+from bids_dgmseg.training.objectives import AttentionUNetObjective
 from bids_dgmseg.training.recipes import get_recipe
 
 ZHAO = replace(MODELS["attunet25d"], arch={"features": (2, 4, 8, 16)})
@@ -51,6 +53,16 @@ def test_a_file_without_weights_and_unknown_arguments_are_refused(tmp_path):
 def test_values_that_a_network_does_not_take_are_refused(name, arch, message):
     with pytest.raises(ValueError, match=message):
         Learner(replace(MODELS[name], arch=arch), get_recipe(name), Means())
+
+
+@pytest.mark.parametrize(("scales", "weights"), [(2, (0.6, 0.3, 0.1)), (3, (0.7, 0.3)), (1, ())])
+def test_as_many_scales_are_weighed_as_the_network_has(scales, weights):
+    model = replace(ZHAO, arch={**ZHAO.arch, "scales": scales})
+    recipe = get_recipe("attunet25d")
+    message = f"--recipe loss: scale_weights has {len(weights)} values for {scales} scales of the network; give one a s"
+    with pytest.raises(InputError, match=message):
+        Learner(model, replace(recipe, loss=AttentionUNetObjective(scale_weights=weights)), Means())
+    Learner(model, replace(recipe, loss=AttentionUNetObjective(scale_weights=(0.5,) * scales)), Means())
 
 
 def test_saved_weights_are_halves_that_others_may_read(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.segment.weights import load_object
-from bids_dgmseg.training.objectives import DCNNetObjective
+from bids_dgmseg.training.objectives import AttentionUNetObjective, DCNNetObjective
 from bids_dgmseg.training.recipe import Network, Pace, changed, read_setting
 from bids_dgmseg.training.recipes import RECIPES, get_recipe
 
@@ -61,6 +61,26 @@ def test_every_value_can_be_changed_by_name():
     assert recipe.loss.terms.attention == 0.0
     assert (recipe.pace.batch, recipe.validation) == (4, 0.5)
     assert recipe.sampling.size == DCN.sampling.size
+
+
+def test_lists_that_follow_the_network_or_the_length_have_any_number_of_values():
+    shallow = changed(ZHAO, ["loss.scale_weights=[0.7, 0.3]", "augmentation.axes=[0]"])
+    assert isinstance(shallow.loss, AttentionUNetObjective)
+    assert (shallow.loss.scale_weights, shallow.loss.class_weights) == ((0.7, 0.3), (0.4, 0.2, 0.4))
+    assert shallow.augmentation.axes == (0,)
+    assert changed(GUAN, ["pace.milestones=[400]"]).pace.milestones == (400,)
+    assert changed(GUAN, ["pace.milestones=[]"]).pace.milestones == ()
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("loss.class_weights=[1, 1]", r"--recipe loss.class_weights: \[1, 1\] has not as many values as \[0.4, 0.2, 0.4\]"),
+    ("loss.scale_weights=[0.7, -1]", "--recipe loss.scale_weights: -1 is not a number from 0"),
+    ("loss.scale_weights=1", "--recipe loss.scale_weights: 1 is not a list with values"),
+    ("augmentation.axes=[3]", "--recipe augmentation.axes: 3 is not a whole number from 0, up to 2"),
+])
+def test_lists_of_any_length_are_held_against_their_values_all_the_same(setting, message):
+    with pytest.raises(InputError, match=message):
+        changed(ZHAO, [setting])
 
 
 @pytest.mark.parametrize(("setting", "message"), [

@@ -3,16 +3,21 @@
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_dgmseg.bids.files import write_json
 from bids_dgmseg.models import MODELS
 from bids_dgmseg.pipeline import alone
 from bids_dgmseg.pipeline.alone import Segmentation
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
+from tests.conftest import start_dataset
 from tests.oracle import oracle_model
 
 SCRIPT = Path(__file__).parents[2] / "workflows" / "compare_models.py"
@@ -74,6 +79,44 @@ def test_models_are_compared_to_a_page(script, dataset, models, tmp_path, capsys
     assert (float(rows["blind"]["dice"]), rows["blind"]["n_missed"], rows["blind"]["hd95_mm"]) == (0, "32", "n/a")
     assert "oracle" in (out / "compare.html").read_text(encoding="utf-8")
     assert f"open {out / 'compare.html'}" in said
+
+
+@pytest.fixture
+def atlases(dataset, tmp_path):
+    """The phantoms again, each with a second segmentation that has DN_L alone."""
+    root = Path(shutil.copytree(dataset, tmp_path / "library"))
+    start_dataset(root / "derivatives" / "second", DatasetType="derivative")
+    for path in sorted((root / "derivatives" / "truth").rglob("*_dseg.*")):
+        name = path.name.replace("seg-truth", "seg-second")
+        other = root / "derivatives" / "second" / path.parent.relative_to(root / "derivatives" / "truth") / name
+        other.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, other)
+        if name.endswith(".nii.gz"):
+            image = nib.Nifti1Image.from_filename(path)
+            one = (np.asanyarray(image.dataobj) == 1).astype(np.uint8)
+            nib.Nifti1Image(one, image.affine).to_filename(other)
+    shutil.copy(root / "derivatives" / "truth" / "dseg.tsv", root / "derivatives" / "second" / "dseg.tsv")
+    return root
+
+
+def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monkeypatch, tmp_path, capsys):
+    used = []
+
+    def copy_labels(chi, atlases, model, *, fuse):
+        """Take the labels of the atlas that is the map itself."""
+        (own,) = (one for one in atlases if np.array_equal(one.chi.array, chi.array))
+        used.append(set(np.unique(own.labels.array).tolist()))
+        shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
+        return Block(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
+
+    monkeypatch.setattr("bids_dgmseg.segment.multi_atlas.segment_by_atlases", copy_labels)
+    given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
+    assert script.main(given) == 2
+    assert "are of the same scan; say which with --choose, such as --choose seg-" in capsys.readouterr().err
+    for entity, numbers in (("seg-truth", set(range(17))), ("seg-second", {0, 1})):  # what the other gave is not kept
+        assert script.main([*given, "--choose", entity]) == 0
+        assert used == [numbers, numbers]
+        used.clear()
 
 
 def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys):

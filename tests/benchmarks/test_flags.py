@@ -1,0 +1,25 @@
+"""The benchmark of the lights, as far as it goes without a network."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "flags.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        return runpy.run_path(str(SCRIPT))["main"]
+
+
+@pytest.mark.parametrize("options", [["--template", "nowhere"], ["--again", "nowhere"], ["--model", "nowhere"]])
+def test_what_is_not_there_is_said_in_one_line(main, options, capsys):
+    assert main(options) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("flags: error: ")
+    assert "nowhere" in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
