@@ -94,8 +94,10 @@ class Model:
     A class without a side, such as ``DN``, is divided into left and right at the head's midplane."""
     temperatures: tuple[float, ...] = ()
     """What the logits are divided by, a number a channel, so that probabilities hold; empty for nothing."""
+    mirrored: bool = False
+    """Average over the map and its mirror image."""
     quality: bool = False
-    """Average over the map and its mirror image and over all checkpoints of the weights: slower, a little better."""
+    """Average over mirror images and over all checkpoints of the weights: slower, a little better."""
     cleaning: Cleaning = Cleaning()
     predictor: str | Callable[..., Any] = "bids_dgmseg.segment.predict:NetworkPredictor"
     weights: Weights | None = None

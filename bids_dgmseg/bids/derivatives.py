@@ -75,7 +75,7 @@ def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask:
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch),
-                  str(model.cleaning), model.quality],
+                  str(model.cleaning), model.mirrored, model.quality],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],

@@ -163,7 +163,7 @@ def _describe(request: Request, *, n_learned: int) -> None:
     if model.temperatures:
         about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
     # What is learned from a few scans wavers more than what the starting weights know: mirror images steady it.
-    describe_folder(replace(model, quality=True), request.out, about=about)
+    describe_folder(replace(model, mirrored=True), request.out, about=about)
 
 
 def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:

@@ -55,9 +55,10 @@ def _describe(results: Sequence[Result]) -> Methods:
     model = MODELS.get(first.model)
     sentences = [_say_program(first), _say_input(results), *_say_reference(results)]
     sentences += _say_model(model, own_weights=_own_weights(first)) if model else [f"The model was {first.model}."]
-    if (first.quality.get("settings") or {}).get("quality"):
-        sentences.append("Probabilities were averaged over each map and its mirror image, and over two checkpoints "
-                         "where the weights have them.")  # fmt: skip
+    settings = first.quality.get("settings") or {}
+    if settings.get("mirrored"):
+        more = ", and over two checkpoints where the weights have them" if settings.get("quality") else ""
+        sentences.append(f"Probabilities were averaged over each map and its mirror image{more}.")
     sentences += [
         "Labels and probabilities were carried back to the grid of each map.",
         "Volumes were measured by counting voxels and by summing probabilities; susceptibility is given in ppm as "

@@ -81,7 +81,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
     temperatures = tuple(float(value) for value in described.get("temperatures", ()))
     trained = replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,
-                      quality=model.quality or bool(described.get("mirrored", False)),
+                      mirrored=bool(described.get("mirrored", model.mirrored)),
                       input=replace(model.input, **shown))  # fmt: skip
     if trained.classes != model.classes:
         found, wanted = (", ".join(one.classes) for one in (trained, model))
@@ -112,16 +112,15 @@ def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int
     Parameters
     ----------
     model : Model
-        With the arguments that its network was built with; ``quality`` makes the folder one of mirror images.
+        With the arguments that its network was built with.
     folder : path
         Where the weights are, or will be.
     about : mapping
         What else to say, such as ``licence``, ``trained_on`` or ``seed``.
     """
-    named = {"model": model.name, "network": model.network, "heads": model.heads,
+    named = {"model": model.name, "network": model.network, "heads": model.heads, "mirrored": model.mirrored,
              **{name: getattr(model.input, name) for name in _INPUT}}  # fmt: skip
-    mirrored = {"mirrored": True} if model.quality else {}
-    lines = [f"{key} = {_toml(value)}" for key, value in {**named, **mirrored, **about}.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in {**named, **about}.items()]
     lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{DESCRIPTION}.part"

@@ -1,6 +1,8 @@
 import re
 from typing import Any
 
+import pytest
+
 from bids_dgmseg.report.methods import parse_bibtex, write_methods
 from bids_dgmseg.report.results import Result
 
@@ -52,3 +54,17 @@ def test_every_citation_has_its_reference():
     assert numbers == set(range(1, len(methods.references) + 1))
     assert "@" not in methods.text
     assert {"bids_dgmseg", "nipype", "torch"} <= {reference.key for reference in methods.references}
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"mirrored": True, "quality": False}, "averaged over each map and its mirror image."),
+    ({"mirrored": True, "quality": True}, "its mirror image, and over two checkpoints where the weights have them."),
+])
+def test_what_is_averaged_is_said(settings, sentence):
+    (methods,) = write_methods([result(settings=settings)])
+    assert sentence in methods.text
+
+
+def test_nothing_is_said_of_averages_where_there_are_none():
+    (methods,) = write_methods([result(settings={"mirrored": False, "quality": False})])
+    assert "mirror image" not in methods.text

@@ -120,10 +120,10 @@ def test_a_folder_s_temperatures_are_taken(tmp_path):
     assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5)
 
 
-def test_a_folder_may_want_mirror_images_always(tmp_path):
-    assert not as_trained(SMALL, describe_folder(SMALL, tmp_path, about={}).parent).quality
-    describe_folder(replace(SMALL, quality=True), tmp_path, about={})
-    assert as_trained(SMALL, tmp_path).quality
+def test_a_folder_says_whether_it_wants_mirror_images(tmp_path):
+    for mirrored in (True, False):
+        describe_folder(replace(SMALL, mirrored=mirrored), tmp_path, about={})
+        assert as_trained(replace(SMALL, mirrored=not mirrored), tmp_path).mirrored is mirrored
 
 
 def test_each_reference_map_needs_its_labels(tmp_path):

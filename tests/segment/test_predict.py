@@ -96,7 +96,8 @@ def predictor_of(monkeypatch, *networks, labels=("DN_L",), heads=(), **shown):
     """The predictor of a model of 1 mm whose networks are given."""
     monkeypatch.setattr("bids_dgmseg.segment.predict.load_segmenters", lambda model, weights: list(networks))
     given = ModelInput(**{"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), "normalization": "ppm", **shown})
-    model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=heads, input=given)
+    model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=heads, input=given,
+                    mirrored=False)  # fmt: skip
     return NetworkPredictor(model, weights=None, device="cpu")
 
 
@@ -238,10 +239,11 @@ class _Sides(nn.Module):
         return torch.cat((torch.zeros_like(x), x, 2 * x), dim=1)
 
 
-def test_the_best_quality_averages_the_map_and_its_mirror_image(monkeypatch):
+@pytest.mark.parametrize("wanted", ["mirrored", "quality"])
+def test_the_map_and_its_mirror_image_are_averaged(wanted, monkeypatch):
     chi = some_map((6, 5, 4))
     predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))
-    predictor.model = replace(predictor.model, quality=True)
+    predictor.model = replace(predictor.model, **{wanted: True})
     v = 10 * chi.array.astype(np.float64)
     background, left, right = np.exp([0 * v, v, 2 * v]) / np.exp([0 * v, v, 2 * v]).sum(axis=0)
     # What is left in the mirror image is right in the map, and a network without a sense of place sees no difference.
