@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ SECOND = "segmenter_2"
 """Another checkpoint of the same network, for ``--quality``."""
 _INPUT = ("spacing_mm", "patch_mm", "normalization")
 """What a training may show a network otherwise than the registry says."""
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "spacing_mm": ("three numbers above 0", lambda value: _are_above_0(value) and len(value) == 3),
+    "patch_mm": ("three numbers above 0", lambda value: _are_above_0(value) and len(value) == 3),
+    "temperatures": ("numbers above 0, one a class", lambda value: _are_above_0(value)),
+    "heads": ("lists of classes", lambda value: _are(value, list) and all(_are(group, str) for group in value)),
+    "mirrored": ("true or false", lambda value: isinstance(value, bool)),
+    "arch": ("a table of arguments", lambda value: isinstance(value, dict)),
+}
+"""What the values of a description must be."""
 _NETWORKS = "bids_dgmseg.networks."
 """A folder from elsewhere must not have anything else imported."""
 
@@ -61,10 +70,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     path = own_folder(model, folder) / DESCRIPTION
     if not path.is_file():
         return model
-    try:
-        described = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML ({error}); copy the folder again") from error
+    described = _read(path)
     if (name := described.get("model", model.name)) != model.name:
         raise InputError(f"{path}: holds weights of {name}, not of {model.name}; choose --model {name}")
     network = described.get("network", model.network)
@@ -89,7 +95,29 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
             f"{path.parent.name}: its network tells {found} apart, {model.name} needs {wanted}; train on from it "
             f"(dgmseg train {model.name} DATASET OUT --from FOLDER) and give OUT"
         )
+    if temperatures and len(temperatures) != sum(1 + len(group) for group in trained.groups):
+        raise InputError(f"{path}: temperatures is not {_KINDS['temperatures'][0]}; copy the folder again")
     return trained
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a description whose values are of their kinds."""
+    try:
+        described = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML ({error}); copy the folder again") from error
+    for name, (kind, is_kind) in _KINDS.items():
+        if name in described and not is_kind(described[name]):
+            raise InputError(f"{path}: {name} is not {kind}; copy the folder again")
+    return described
+
+
+def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in values)
+
+
+def _are_above_0(values: Any) -> bool:
+    return _are(values, (int, float)) and all(one > 0 for one in values)
 
 
 def _is_ours(network: Any) -> bool:

@@ -115,9 +115,27 @@ def test_a_second_checkpoint_is_for_the_best_quality_alone(tmp_path):
     assert segmenter_parts(replace(SMALL, quality=True), tmp_path) == ["segmenter", "segmenter_2"]
 
 
+@pytest.mark.parametrize(("line", "message"), [
+    ("spacing_mm = 3", "spacing_mm is not three numbers above 0"),
+    ("spacing_mm = [1, 1]", "spacing_mm is not three numbers above 0"),
+    ("patch_mm = [64, 0, 64]", "patch_mm is not three numbers above 0"),
+    ('temperatures = ["a", "b"]', "temperatures is not numbers above 0, one a class"),
+    ("temperatures = [1.5]", "temperatures is not numbers above 0, one a class"),
+    ("heads = 3", "heads is not lists of classes"),
+    ('heads = ["DN"]', "heads is not lists of classes"),
+    ('mirrored = "yes"', "mirrored is not true or false"),
+    ("arch = [8, 16]", "arch is not a table of arguments"),
+])
+def test_a_value_of_another_kind_is_said(line, message, tmp_path):
+    (tmp_path / "model.toml").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/model.toml: {message}; copy the folder again$"):
+        as_trained(SMALL, tmp_path)
+
+
 def test_a_folder_s_temperatures_are_taken(tmp_path):
-    describe_folder(SMALL, tmp_path, about={"temperatures": [1.0, 1.5]})
-    assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5)
+    # Two heads of one nucleus and a background each.
+    describe_folder(SMALL, tmp_path, about={"temperatures": [1.0, 1.5, 1.0, 2.0]})
+    assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5, 1.0, 2.0)
 
 
 def test_a_folder_says_whether_it_wants_mirror_images(tmp_path):
