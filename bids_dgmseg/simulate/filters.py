@@ -22,11 +22,13 @@ def blur(chi: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
         radius = min(math.ceil(3 * sigma), size - 1)
         if radius < 1 or sigma < 0.05:
             continue
-        offsets = torch.arange(-radius, radius + 1, device=chi.device)
+        # On the CPU, since a GPU adds up the repeated columns of an edge in any order.
+        offsets = torch.arange(-radius, radius + 1, device="cpu")
         taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        columns = (torch.arange(size, device=chi.device)[:, None] + offsets).clamp(0, size - 1)
-        matrix = torch.zeros((size, size), device=chi.device)
-        chi = along(chi, matrix.scatter_add_(1, columns, (taps / taps.sum()).expand(size, -1)), axis)
+        columns = (torch.arange(size, device="cpu")[:, None] + offsets).clamp(0, size - 1)
+        matrix = torch.zeros((size, size), device="cpu")
+        matrix.scatter_add_(1, columns, (taps / taps.sum()).expand(size, -1))
+        chi = along(chi, matrix.to(chi.device), axis)
     return chi
 
 

@@ -57,6 +57,10 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
-        torch.set_num_threads(1)
-        chi, labels = draw_sample(self.heads, self.view, self.seed * 10_000_000 + index)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # so that sums are the same in a process of its own and here
+        try:
+            chi, labels = draw_sample(self.heads, self.view, self.seed * 10_000_000 + index)
+        finally:
+            torch.set_num_threads(threads)
         return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels)

@@ -72,10 +72,7 @@ class Validation:
         if not self._drawn or step == self._measured:
             return
         self._measured = step
-        if not self._samples:
-            threads = torch.get_num_threads()  # drawing a map sets it to one
-            self._samples = [self._maps[index] for index in self._drawn]
-            torch.set_num_threads(threads)
+        self._samples = self._samples or [self._maps[index] for index in self._drawn]
         self._network.load_state_dict(dict(self.average))
         dice = torch.stack([
             hard_dice(forward_batch(self._network, inputs[None].numpy(), self.device.type).cpu(), labels[None].cpu())

@@ -12,7 +12,7 @@ from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.training import simulated
 from bids_dgmseg.training.calibration import calibrate
 from bids_dgmseg.training.live import unseen
-from bids_dgmseg.training.simulated import Slice, train_on_simulations
+from bids_dgmseg.training.simulated import Slice, simulated_maps, train_on_simulations
 
 SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
 
@@ -50,6 +50,16 @@ def test_each_step_is_shown(tmp_path):
     shown: list[str] = []
     learn(tmp_path / "out", steps=2, show=shown.append)
     assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in shown] == ["step 1/2", "step 2/2"]
+
+
+def test_drawing_a_map_leaves_the_threads_as_they_are():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        simulated_maps(SMALL, None, "segmenter", seed=1)[0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_trainings_of_any_seed_are_tried_on_the_same_maps(start, tmp_path):
