@@ -56,7 +56,7 @@ def main() -> None:
         side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
         draw_both(chi, truth, label_grid(block, model, chi.shape), args.out / f"{side}.png",
                   side=side, model=model, plane=args.plane, title=title)  # fmt: skip
-        print(f"{side}.png: {title}, seed {row['seed']}", flush=True)
+        print(f"{side}.png: {title}, seed {int(row['seed'])}", flush=True)
 
 
 def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
