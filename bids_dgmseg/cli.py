@@ -123,8 +123,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
                        "an nnU-Net v2 model folder, or one with two of them, cerebellum and dentate")
     group.add_argument("--quality", action="store_true",
                        help="average over two checkpoints where the weights have them, and for every model over each "
-                       "map and its mirror image, as dgm16 does anyway: twice the computing, a little better (not for "
-                       "nnunet2step)")
+                       "map and its mirror image, as dgm16 does anyway: twice the computing; does little for dgm16 "
+                       "(not for nnunet2step)")
     group.add_argument("--label-map", type=absolute_path, metavar="FILE",
                        help="nnunet2step: which label of the folder is which nucleus, as a TSV with the columns label "
                        '(name or number) and abbreviation, or as JSON such as {"left dentate": "DN_L"} (default: '
