@@ -31,7 +31,7 @@ def draw_curve(table: Path) -> Path | None:
     fixed = table.with_name(f"{part}_validation.tsv")
     checked = _read(fixed) if fixed.is_file() else None
     picture = draw_learning(loss, curves, best=None, title=part, places=("step", steps), checked=checked,
-                            samples="maps while they are learned from" + (" (dots: fixed maps)" if checked else ""))
+                            samples="the maps learned from" + (" (dots: fixed maps)" if checked else ""))  # fmt: skip
     return write_atomically(picture, table.with_suffix(".png"))
 
 

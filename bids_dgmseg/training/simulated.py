@@ -97,6 +97,7 @@ def train_on_simulations(
     validation = Validation(
         maps.with_seed(SEED), n_maps=this.validation_maps, network=progress.network, average=progress.average,
         path=out / f"{this.part}_validation.tsv", classes=classes, device=device, say=say, step=progress.step,
+        seconds=progress.seconds,
     )  # fmt: skip
 
     def report(now: Reached) -> None:

@@ -41,8 +41,8 @@ class Validation:
         Where to compute.
     say : callable
         Gets a line each time.
-    step : int
-        Where the training stands.
+    step, seconds : int, float
+        Where the training stands, and how long it has learned.
     every_minutes : float
         How long the training learns between two measurements.
     """
@@ -50,14 +50,14 @@ class Validation:
     def __init__(
         self, maps: Dataset[tuple[Tensor, Tensor]], *, n_maps: int, network: nn.Module, average: Mapping[str, Tensor],
         path: Path, classes: Sequence[str], device: torch.device, say: Callable[[str], None], step: int = 0,
-        every_minutes: float = 10.0,
+        seconds: float = 0.0, every_minutes: float = 10.0,
     ) -> None:  # fmt: skip
         self.average, self.path, self.classes, self.device, self.say = average, path, classes, device, say
         self.every_seconds = 60 * every_minutes
         self._network = copy.deepcopy(network).eval()
         self._maps, self._drawn = maps, [FIRST_MAP + number for number in range(n_maps)]
         self._samples: list[tuple[Tensor, Tensor]] = []
-        self._measured, self._next_seconds = step, self.every_seconds
+        self._measured, self._next_seconds = step, seconds + self.every_seconds
         if n_maps:
             go_on_with_table(path, ["step", *classes], step=step)
 

@@ -83,6 +83,13 @@ def test_it_is_done_every_some_minutes_and_once_a_step(maps, tmp_path):
     assert [row[0] for row in rows(tmp_path)] == ["step", "3", "6"]
 
 
+def test_a_training_that_goes_on_waits_as_long_as_one_that_begins(maps, tmp_path):
+    check = validation(maps, tmp_path, {"limit": torch.tensor(4.5)}, step=50, seconds=60.0 * 30, every_minutes=10)
+    for step, minutes in enumerate((31, 39, 41), start=51):
+        check.add(after(step, minutes))
+    assert [row[0] for row in rows(tmp_path)] == ["step", "53"]
+
+
 def test_a_training_that_goes_on_keeps_what_lies_before(maps, tmp_path):
     average = {"limit": torch.tensor(4.5)}
     first = validation(maps, tmp_path, average)
