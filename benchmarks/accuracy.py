@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +25,9 @@ from bids_dgmseg.commands import demo
 from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.calibration import expected_calibration_error
-from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.measure.surface import surface_distances
 from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.pipeline.finetune import given_labels, segment
-from bids_dgmseg.pipeline.labels import read_labelled_maps
+from bids_dgmseg.pipeline.watch import score_labelled
 from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.localize import localize
@@ -84,16 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment every labelled map of a dataset; one row a scan and nucleus."""
-    tables = []
-    for one in read_labelled_maps(root.absolute(), model, say=print):
-        started = time.perf_counter()
-        box = localize(one.map.chi, model, weights=weights).box
-        dseg = segment(one.map, box, model, weights=weights, device="cpu")
-        seconds = time.perf_counter() - started
-        known = [model.structures[channel - 1] for channel in one.map.channels]
-        table = dice(given_labels(one.map, model), dseg, structures=known)
-        tables.append(table.assign(scan=one.map.name, seconds=seconds))
-    return pd.concat(tables)
+    return score_labelled(root.absolute(), model, weights=weights, located_by=weights, device="cpu", say=print)
 
 
 def try_conditions(

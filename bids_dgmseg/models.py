@@ -106,6 +106,11 @@ class Model:
     """Keys of ``data/boilerplate/references.bib``."""
 
     @property
+    def sees_mirror_images(self) -> bool:
+        """Whether the map and its mirror image are averaged."""
+        return self.mirrored or self.quality
+
+    @property
     def structures(self) -> tuple[Structure, ...]:
         """The nuclei in the order of the output channels."""
         return tuple(STRUCTURES.named(label) for label in self.labels)

@@ -166,7 +166,7 @@ def describe_quality(
             "model": model.name,
             "weights": settings.weights.name if settings.weights else "shipped with the program",
             "device": settings.device,
-            "mirrored": model.quality or as_trained(model, settings.weights).mirrored,
+            "mirrored": as_trained(model, settings.weights).sees_mirror_images,
             "quality": model.quality,
             "masks": settings.masks,
             "reference": settings.reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,18 +45,55 @@ def watch(model: Model, dataset: Path, out: Path, *, step: int, device: str, say
         If the dataset has no labelled maps.
     """
     borrows = bool(model.localizer.network) and not (out / "localizer.safetensors").is_file()
-    rows = []
-    for one in read_labelled_maps(dataset, model, say=say):
-        box = localize(one.map.chi, model, weights=None if borrows else out, device=device).box
-        found = segment(one.map, box, model, weights=out, device=device)
-        known = [model.structures[channel - 1] for channel in one.map.channels]
-        table = dice(given_labels(one.map, model), found, structures=known)
-        rows.append(table[["abbreviation", "dice"]].assign(step=step, scan=one.map.name))
-    table = pd.concat(rows)[["step", "scan", "abbreviation", "dice"]]
+    located_by = None if borrows else out
+    scores = score_labelled(dataset, model, weights=out, located_by=located_by, device=device, say=say)
+    table = scores.assign(step=step)[["step", "scan", "abbreviation", "dice"]]
     nuclei = table["dice"].groupby(table["abbreviation"].str.split("_").str[0], sort=False).mean()
     means = " ".join(f"{name} {value:.3f}" for name, value in nuclei.items())
-    say(f"step {step}, Dice on {len(rows)} scans of {dataset.name}, not learned from: {means} mean {nuclei.mean():.3f}")
+    where = f"{table['scan'].nunique()} scans of {dataset.name}, not learned from"
+    say(f"step {step}, Dice on {where}: {means} mean {nuclei.mean():.3f}")
     path = out / "segmenter_watch.tsv"
     earlier = [pd.read_csv(path, sep="\t").query("step < @step")] if path.is_file() else []
     write_text(pd.concat([*earlier, table]).to_csv(sep="\t", index=False, float_format="%.4f"), path)
     return path
+
+
+def score_labelled(
+    dataset: Path, model: Model, *, weights: Path | None, located_by: Path | None, device: str,
+    say: Callable[[str], None],
+) -> pd.DataFrame:  # fmt: skip
+    """Segment every labelled map of a dataset.
+
+    Parameters
+    ----------
+    dataset : path
+        Root of a BIDS dataset with labelled maps.
+    model : Model
+        Which nuclei.
+    weights, located_by : path or None
+        Folders of the segmenter and of the localizer; None for the model's own.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute.
+    say : callable
+        Gets a line on what does not match.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `dice`, scan and seconds; a row a scan and nucleus that is labelled in it.
+
+    Raises
+    ------
+    InputError
+        If the dataset has no labelled maps.
+    """
+    tables = []
+    for one in read_labelled_maps(dataset, model, say=say):
+        started = time.perf_counter()
+        box = localize(one.map.chi, model, weights=located_by, device=device).box
+        found = segment(one.map, box, model, weights=weights, device=device)
+        seconds = time.perf_counter() - started
+        known = [model.structures[channel - 1] for channel in one.map.channels]
+        table = dice(given_labels(one.map, model), found, structures=known)
+        tables.append(table.assign(scan=one.map.name, seconds=seconds))
+    return pd.concat(tables)

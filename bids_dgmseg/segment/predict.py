@@ -102,7 +102,7 @@ class NetworkPredictor:
         for network in self.networks:
             total += predict_one(network, volume.array)
             count += 1
-            if self.model.mirrored or self.model.quality:
+            if self.model.sees_mirror_images:
                 total += predict_one(network, volume.array[::-1])[mirrored_channels(self.model.groups), ::-1]
                 count += 1
         return merge_heads(total / np.float32(count), self.model.groups)

@@ -1,16 +1,10 @@
 """The benchmark of fine-tuning, as far as it goes without learning."""
 
-import runpy
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "finetune.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(SCRIPT))["main"]
 
 
 def test_a_dataset_that_is_not_there_is_said_in_one_line(main, tmp_path, capsys):

@@ -1,18 +1,10 @@
 """The benchmark of the lights, as far as it goes without a network."""
 
-import runpy
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "flags.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)
-        return runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.mark.parametrize("options", [["--template", "nowhere"], ["--again", "nowhere"], ["--model", "nowhere"]])
