@@ -3,10 +3,11 @@
     python benchmarks/accuracy.py [--weights FOLDER] [--quality] [--maps N] [--each N] [--template FILE] [--seed S]
                                   [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
-With ``--maps`` it draws that many maps with all settings but the head in the middle of their ranges, and with
-``--each`` so many of every other condition (`conditions.py`), from a label template (the phantom without one). A
-dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/`` (as `dgmseg demo` and `dgmseg simulate` write
-them); labels are matched by the abbreviations in their ``dseg.tsv``. Prints Markdown.
+With ``--maps`` it draws that many heads, each with all settings in the middle of their ranges and once more with ages
+and susceptibilities as in training, and with ``--each`` so many of them in every other condition (`conditions.py`),
+from a label template (the phantom without one). A dataset is a BIDS dataset of chi maps with labels in
+``derivatives/*/`` (as `dgmseg demo` and `dgmseg simulate` write them); labels are matched by the abbreviations in
+their ``dseg.tsv``. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
     parser.add_argument("--quality", action="store_true", help="average as `bids_dgmseg --quality` does")
-    parser.add_argument("--maps", type=int, default=0, help="maps with ordinary settings to draw")
-    parser.add_argument("--each", type=int, default=0, help="maps of every other condition to draw")
+    parser.add_argument("--maps", type=int, default=0, help="heads to draw, each of them twice")
+    parser.add_argument("--each", type=int, default=0, help="heads to draw in every other condition")
     parser.add_argument("--template", type=Path, help="label template to draw them from (default: the phantom)")
     parser.add_argument("--seed", type=int, default=1, help="of those maps (default: 1)")
     parser.add_argument("--simulated", type=Path, help="dataset that `dgmseg simulate` wrote")
@@ -71,8 +72,11 @@ def _run(args: argparse.Namespace) -> int:
     for table in tables:
         print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{as_markdown(table)}", flush=True)
     if args.maps:
-        drawn = try_conditions(model, args.weights, template, n_middle=args.maps, n_each=args.each, seed=args.seed)
-        print(f"\n{measures_table(drawn)}\n\n{conditions_table(drawn)}")
+        drawn = try_conditions(model, args.weights, template, n_heads=args.maps, n_each=args.each, seed=args.seed)
+        for condition in conditions():
+            if condition.many:
+                print(f"\n{measures_table(drawn[drawn['condition'] == condition.name])}")
+        print(f"\n{conditions_table(drawn)}")
         tables.append(drawn.assign(dataset="drawn"))
     if args.out:
         pd.concat(tables).to_csv(args.out, sep="\t", index=False, na_rep="n/a")
@@ -85,14 +89,14 @@ def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
 
 
 def try_conditions(
-    model: Model, weights: Path | None, template: Volume | None, *, n_middle: int, n_each: int, seed: int
+    model: Model, weights: Path | None, template: Volume | None, *, n_heads: int, n_each: int, seed: int
 ) -> pd.DataFrame:
     """Draw maps and segment them; one row a map and nucleus of the truth."""
     head = template_head(template) if template else phantom_head()
     tables = []
     for number, condition in enumerate(conditions()):
-        for drawn in range(n_each if number else n_middle):
-            sample_seed = _FIRST_SEED + 1_000_000 * seed + 1000 * number + drawn
+        for drawn in range(n_heads if condition.many else n_each):
+            sample_seed = _FIRST_SEED + 1_000_000 * seed + drawn
             table = score_drawn(*condition.draw(head, sample_seed), model, weights)
             tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
     return pd.concat(tables, ignore_index=True)
@@ -131,12 +135,11 @@ def _calibration(block: Block, channel: int, truth: np.ndarray) -> float:
 
 
 def measures_table(table: pd.DataFrame) -> str:
-    """Lay the measures of the first condition out, a row a nucleus, left and right together."""
-    first = table[table["condition"] == table["condition"].iloc[0]]
-    lines = [f"{first['condition'].iloc[0]}: {first['scan'].nunique()} maps\n",
+    """Lay the measures of one condition out, a row a nucleus, left and right together."""
+    lines = [f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n",
              "| nucleus | Dice | worst | HD95 mm | volume bias % | volume r | χ bias ppm | χ worst | ECE | missed | "
              "wrong side |", "| --- " * 11 + "|"]  # fmt: skip
-    for nucleus, rows in first.groupby(first["abbreviation"].str.split("_").str[0], sort=False):
+    for nucleus, rows in table.groupby(table["abbreviation"].str.split("_").str[0], sort=False):
         bias = 100 * (rows["found_mm3"].sum() / rows["true_mm3"].sum() - 1)
         shift = rows["found_ppm"] - rows["true_ppm"]
         lines.append(

@@ -19,9 +19,12 @@ from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
+from bids_dgmseg.simulate.susceptibility import ValueRanges
 
 _LOGARITHMIC = {"noise_ppm", "snr", "least_squares", "conjugate_gradients", "total_variation"}
 """Ranges whose middle is that of their logarithms, as they are drawn."""
+_AS_TRAINED = {"age_years": ValueRanges().age_years, "mixture": ValueRanges().mixture}
+"""Of training, for which people are of all ages and in one of five each label draws a value that follows no law."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Condition:
     view: View
     slice_factor: int = 1
     """So many slices are averaged to one."""
+    many: bool = False
+    """Whether enough heads are to be drawn for more than a rough figure."""
 
     def draw(self, head: ShapedHead, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
         """Draw a map, its centre at the scanner's origin, with its true nuclei."""
@@ -51,9 +56,13 @@ class Condition:
 
 
 def conditions() -> Iterator[Condition]:
-    """Yield all conditions; the first is the middle of all ranges."""
+    """Yield all conditions; the first is the middle of all ranges.
+
+    One seed draws the same head in most of them.
+    """
     view = middle_view(1.0)
-    yield Condition("mid-range, 1 mm", view)
+    yield Condition("mid-range, 1 mm", view, many=True)
+    yield Condition("people as trained", _with_values(view, **_AS_TRAINED), many=True)
     yield Condition("0.7 mm", middle_view(0.7))
     yield Condition("slices of 2 mm", view, slice_factor=2)
     yield Condition("slices of 3 mm", view, slice_factor=3)
@@ -67,14 +76,17 @@ def conditions() -> Iterator[Condition]:
         yield Condition(name, _reconstructed(view, methods=weights))
     yield Condition("degraded without physics", _with_artefacts(view, physics=0.0))
     for age in (15.0, 75.0):
-        yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age), mixture=0.0))
+        yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age)))
     yield Condition("every nucleus diseased", _with_values(view, odd=1.0))
     yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
     yield Condition("everything at random, as trained", whole_head_view(1.0))
 
 
 def middle_view(spacing_mm: float) -> View:
-    """See a whole head as an ordinary scan of that voxel size shows it; people differ as in training."""
+    """See the head of a person of middle age as an ordinary scan of that voxel size shows it.
+
+    Shapes, and values about what is plausible at that age, differ as in training.
+    """
     artefacts = dataclasses.replace(
         middle(ArtefactRanges()), in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0),
         reconstruction=dataclasses.replace(middle(ReconstructionRanges()), b0_tesla=(3.0,)),
@@ -82,7 +94,10 @@ def middle_view(spacing_mm: float) -> View:
     view = whole_head_view(spacing_mm)
     pitch, roll, yaw = view.head.rotation_deg
     head = dataclasses.replace(view.head, rotation_deg=(pitch / 2, roll / 2, yaw / 2))
-    return dataclasses.replace(view, head=head, artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0)
+    values = dataclasses.replace(view.values, age_years=middle(view.values).age_years, mixture=0.0)
+    return dataclasses.replace(
+        view, head=head, values=values, artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0
+    )
 
 
 def middle(ranges: Any) -> Any:

@@ -146,7 +146,9 @@ def write_range(value: float | tuple[float, ...]) -> str:
 def test_the_methods_have_the_sizes_of_the_shipped_model():
     model = MODELS["dgm16"]
     text = " ".join(read("docs/methods.md").split())
-    assert f"averaged to {model.input.spacing_mm[0]:g} mm inside the box" in text
+    assert f"averaged or interpolated to {model.input.spacing_mm[0]:g} mm" in text
+    assert model.input.own_voxels == 0.1
+    assert f"differ from {model.input.spacing_mm[0]:g} mm by no more than a tenth" in text
     assert f"({' × '.join(f'{edge:g}' for edge in model.input.patch_mm)} mm)" in text
     assert model.localizer.input is not None
     assert f"averaged to {model.localizer.input.spacing_mm[0]:g} mm on a grid" in text

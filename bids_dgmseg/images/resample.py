@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from skimage import measure
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.volume import Volume
 
+_LARGEST_TURN_DEG = 10.0
+"""Between the axes of a map and of a box: farther, a grid along the map's would leave the corners of the box."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -19,6 +23,12 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+
+    @property
+    def voxel_size_mm(self) -> tuple[float, float, float]:
+        """Distances of voxel centres along the axes."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
 
     def centres_mm(self, offset_voxels: ArrayLike = (0, 0, 0)) -> NDArray[np.float64]:
         """Compute the world coordinates (X, Y, Z, 3) of the voxel centres, moved by an offset along the grid's axes."""
@@ -39,14 +49,71 @@ def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[in
     shape : tuple of 3 int, optional
         Number of voxels; by default the fewest that cover the box.
     """
-    size_mm, axes = (box.tilt.size_mm, box.tilt.axes) if box.tilt else (box.size_mm, np.eye(3))
+    size_mm, axes = _frame(box)
     if shape is None:
-        x, y, z = (max(1, int(np.ceil(size / step - 1e-6))) for size, step in zip(size_mm, spacing_mm, strict=True))
-        shape = (x, y, z)
+        shape = covering_shape(size_mm, spacing_mm)
     affine = np.eye(4)
     affine[:3, :3] = axes * np.asarray(spacing_mm)
     affine[:3, 3] = np.asarray(box.centre_mm) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return Grid(shape, affine)
+
+
+def covering_shape(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
+    """Count the fewest voxels along each axis that cover a size."""
+    x, y, z = (max(1, int(np.ceil(size / step - 1e-6))) for size, step in zip(size_mm, spacing_mm, strict=True))
+    return x, y, z
+
+
+def meeting_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, tolerance: float) -> Grid:
+    """Lay a grid over a box on which, as far as may be, a map need not be interpolated, nor what is computed there.
+
+    Interpolated twice, thin walls and small bodies fade.
+
+    Parameters
+    ----------
+    box : Box
+        What to cover.
+    spacing_mm : tuple of 3 float
+        Distance of voxel centres.
+    own : Grid
+        The map's, its axes closest to x, y and z in this order.
+    tolerance : float
+        Where whole voxels of the map, or equal parts of one, differ from the spacing along an axis by no more than
+        this, relative to it, the grid's voxels are these.
+
+    Returns
+    -------
+    Grid
+        Along the map's axes; as `world_grid` with no tolerance, and where the map's axes are more than 10 degrees from
+        those.
+    """
+    size_mm, axes = _frame(box)
+    if not tolerance or _turn_deg(axes.T @ _directions(own.affine)) > _LARGEST_TURN_DEG:
+        return world_grid(box, spacing_mm)
+    spacing, voxel_mm = np.asarray(spacing_mm), np.asarray(own.voxel_size_mm)
+    # Voxels of the map in one of the grid: a whole number, or one over it.
+    ratio = np.maximum(np.round(spacing / voxel_mm), 1) / np.maximum(np.round(voxel_mm / spacing), 1)
+    meets = np.abs(ratio * voxel_mm / spacing - 1) <= tolerance
+    ratio = np.where(meets, ratio, spacing / voxel_mm)
+    shape = covering_shape(size_mm, ratio * voxel_mm)
+    centre = np.linalg.solve(own.affine, [*box.centre_mm, 1.0])[:3]
+    # The grid's first voxel, counted in voxels of the grid from the corner of the map's first.
+    first = (centre + 0.5) / ratio - np.asarray(shape) / 2
+    first = np.where(meets, np.round(first), first)
+    affine = np.eye(4)
+    affine[:3, :3] = own.affine[:3, :3] * ratio
+    affine[:3, 3] = own.affine[:3, :3] @ ((first + 0.5) * ratio - 0.5) + own.affine[:3, 3]
+    return Grid(shape, affine)
+
+
+def _frame(box: Box) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
+    """Give a box's edge lengths in mm along its axes, and these."""
+    return (box.tilt.size_mm, box.tilt.axes) if box.tilt else (box.size_mm, np.eye(3))
+
+
+def _turn_deg(axes: NDArray[np.float64]) -> float:
+    """Tell how far the farthest of three axes, unit vectors one a column, is from x, y or z, its own of them."""
+    return float(np.rad2deg(np.arccos(np.clip(np.diag(axes), -1, 1))).max())
 
 
 def resample(

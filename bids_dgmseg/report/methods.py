@@ -107,13 +107,18 @@ def _say_model(model: Model, *, own_weights: bool) -> list[str]:
     sentences = [
         _say_localizer(model),
         f"Within it the model {model.name} ({_lower(model.title)}){cited} labelled {', '.join(nuclei)}, left and "
-        f"right, at {say_size(model.input.spacing_mm)}.",
+        f"right, at {say_size(model.input.spacing_mm)}{_say_own_voxels(model)}.",
     ]
     if own_weights:
         sentences.append("Its weights were given by the user in place of those that ship with it.")
     elif model.weights:
         sentences.append(f"Its weights were trained on {model.weights.trained_on} (licence {model.weights.licence}).")
     return sentences
+
+
+def _say_own_voxels(model: Model) -> str:
+    share = model.input.own_voxels
+    return f" or on the map's own voxels where these differ from it by at most {share:.0%}" if share else ""
 
 
 def _say_localizer(model: Model) -> str:
@@ -135,7 +140,9 @@ def _own_weights(result: Result) -> bool:
 
 
 def _lower(title: str) -> str:
-    return title[:1].lower() + title[1:]
+    """Begin a title as within a sentence; names such as DCN-Net and DeepQSMSeg keep their capitals."""
+    first = title.split()[0].rstrip(":")
+    return title if first[1:] != first[1:].lower() else title[:1].lower() + title[1:]
 
 
 def _number_citations(text: str, known: Mapping[str, Reference]) -> tuple[str, tuple[Reference, ...]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, covering_block, resample, world_grid
+from bids_dgmseg.images.resample import Grid, covering_block, covering_shape, meeting_grid, resample
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.carry import carry
@@ -68,12 +68,17 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
         from bids_dgmseg.segment.nnunet import NnunetPredictor  # loads nnunetv2
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
-    grid = world_grid(box, as_trained(model, weights).input.spacing_mm)
+    grid = network_grid(chi, box, as_trained(model, weights))
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
     seen = name_labelled(probabilities, model)
     return Block(carry(probabilities, grid, own, slices), slices, seen, chi.voxel_size_mm)
+
+
+def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
+    """Lay the grid on which a model's network sees a box of a map."""
+    return meeting_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.own_voxels)
 
 
 def predict_on_grid(
@@ -100,19 +105,19 @@ class NetworkPredictor:
         predict_one = self._by_slices if self.model.input.slices else self._by_windows
         total, count = np.zeros((self._channels, *volume.shape), np.float32), 0
         for network in self.networks:
-            total += predict_one(network, volume.array)
+            total += predict_one(network, volume)
             count += 1
             if self.model.sees_mirror_images:
-                total += predict_one(network, volume.array[::-1])[mirrored_channels(self.model.groups), ::-1]
+                image = volume.with_array(volume.array[::-1])
+                total += predict_one(network, image)[mirrored_channels(self.model.groups), ::-1]
                 count += 1
         return merge_heads(total / np.float32(count), self.model.groups)
 
-    def _by_windows(self, network: nn.Module, chi: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _by_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
         shown = self.model.input
-        values = self._normalize(chi)[None]
-        patch = [round(size / step) for size, step in zip(shown.patch_mm, shown.spacing_mm, strict=True)]
-        windows = list(cover(chi.shape, patch, shown.step))
+        values = self._normalize(chi.array)[None]
+        windows = list(cover(chi.shape, covering_shape(shown.patch_mm, chi.voxel_size_mm), shown.step))
         total = np.zeros((self._channels, *chi.shape), np.float32)
         votes = np.zeros(chi.shape, np.float32)
         for some in _in_batches(windows, _WINDOWS[pick_device(self.device).type]):
@@ -124,9 +129,9 @@ class NetworkPredictor:
         total /= votes
         return total
 
-    def _by_slices(self, network: nn.Module, chi: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _by_slices(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Assemble the probabilities (channels, X, Y, Z) of all coronal slices, each seen among its neighbours."""
-        stacks = coronal_stacks(chi, self.model.input.slices)
+        stacks = coronal_stacks(chi.array, self.model.input.slices)
         total = np.empty((self._channels, *chi.shape), np.float32)
         for some in _in_batches(range(len(stacks)), _SLICES):
             shown = np.stack([self._normalize(stacks[place]) for place in some])

@@ -21,7 +21,7 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.segment.clean import clean
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.predict import predict_on_grid
+from bids_dgmseg.segment.predict import network_grid, predict_on_grid
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
 from bids_dgmseg.simulate.filters import blur
 
@@ -135,9 +135,9 @@ def _known_before(
     chi: Volume, box: Box, model: Model, fine: Grid, *, weights: Path | None, device: str
 ) -> NDArray[np.uint8]:
     """Label a grid as the starting weights do, stray parts dropped."""
-    grid = world_grid(box, model.input.spacing_mm)
+    grid = network_grid(chi, box, model)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
-    block = Block(probabilities, (slice(None),) * 3, voxel_size_mm=model.input.spacing_mm)
+    block = Block(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm)
     labels = clean(block, model)
     probabilities[1:, (labels == 0) & (probabilities.argmax(axis=0) > 0)] = 0
     return most_probable(

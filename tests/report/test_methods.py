@@ -32,6 +32,14 @@ def test_different_references_are_listed():
     assert "each map's own reference (CSF, not stated)" in methods.text
 
 
+def test_methods_say_which_network_looked_and_on_which_voxels():
+    own, fixed = (write_methods([result(model=model)])[0].text for model in ("dgm16", "dcnnet"))
+    assert "at 1 × 1 × 1 mm or on the map's own voxels where these differ from it by at most 10%." in own
+    assert "at 1.25 × 1.25 × 1.25 mm." in fixed
+    assert "(two-step network" in own
+    assert "(DCN-Net: dilated" in fixed
+
+
 def test_each_model_has_its_paragraph_and_an_unknown_one_is_named():
     assert [methods.model for methods in write_methods([result(), result(model="other")])] == ["dgm16", "other"]
     assert "The model was other." in write_methods([result(model="other")])[0].text

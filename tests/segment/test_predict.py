@@ -117,6 +117,28 @@ def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_m
     np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
 
 
+def test_a_map_of_about_the_network_s_voxels_is_seen_whole_and_labelled_as_it_is(monkeypatch):
+    shapes = []
+
+    class Once(_Position):
+        def forward(self, x):
+            shapes.append(tuple(x.shape[2:]))
+            return super().forward(x)
+
+    affine = np.diag([0.94, 1.0, 1.06, 1.0])
+    affine[:3, 3] = (-5.55, 3.21, 0.4)
+    chi = Volume(np.random.default_rng(0).normal(0, 0.05, (20, 20, 20)).astype(np.float32), affine)
+    box = Box.centred((affine @ [9.9, 9.2, 10.4, 1])[:3], (8.0, 8.0, 8.0))
+    model = predictor_of(monkeypatch, Once(), own_voxels=0.1).model
+    monkeypatch.setattr("bids_dgmseg.segment.predict.as_trained", lambda model, weights: model)
+    block = predict(chi, box, model)
+    assert shapes == [(9, 8, 8)]  # 8 mm in voxels of 0.94, 1 and 1.06 mm, rounded up
+    # softmax of (v, -v), v in tenths of a ppm; background is the first
+    expected = 1 / (1 + np.exp(2 * 10 * chi.array[block.slices].astype(np.float64)))
+    inner = (slice(None), slice(1, -1), slice(1, -1), slice(1, -1))
+    np.testing.assert_allclose(block.probabilities[inner][1], expected[inner[1:]], atol=1e-4)  # float32
+
+
 class _Threshold(nn.Module):
     """Finds what is brighter than 0.05 ppm, with a convolution built by hand."""
 
