@@ -19,12 +19,9 @@ from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
-from bids_dgmseg.simulate.susceptibility import ValueRanges
 
 _LOGARITHMIC = {"noise_ppm", "snr", "least_squares", "conjugate_gradients", "total_variation"}
 """Ranges whose middle is that of their logarithms, as they are drawn."""
-_AS_TRAINED = {"age_years": ValueRanges().age_years, "mixture": ValueRanges().mixture}
-"""Of training, for which people are of all ages and in one of five each label draws a value that follows no law."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,13 @@ class Condition:
 def conditions() -> Iterator[Condition]:
     """Yield all conditions; the first is the middle of all ranges.
 
-    One seed draws the same head in all of them but where values follow no law or diseases are drawn.
+    One seed draws the same head in all of them but those of diseases and of everything at random, and but the one in
+    five people as trained whose values follow no law.
     """
     view = middle_view(1.0)
     yield Condition("mid-range, 1 mm", view, many=True)
-    yield Condition("people as trained", _with_values(view, **_AS_TRAINED), many=True)
+    trained = whole_head_view(1.0)
+    yield Condition("people as trained", dataclasses.replace(view, values=trained.values), many=True)
     yield Condition("0.7 mm", middle_view(0.7))
     yield Condition("slices of 2 mm", view, slice_factor=2)
     yield Condition("slices of 3 mm", view, slice_factor=3)
@@ -80,7 +79,7 @@ def conditions() -> Iterator[Condition]:
         yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age)))
     yield Condition("every nucleus diseased", _with_values(view, odd=1.0))
     yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
-    yield Condition("everything at random, as trained", whole_head_view(1.0))
+    yield Condition("everything at random, as trained", trained)
 
 
 def middle_view(spacing_mm: float) -> View:

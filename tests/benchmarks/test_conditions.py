@@ -1,6 +1,6 @@
 """The kinds of simulated maps on which the benchmark of accuracy tries a model."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def conditions(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("conditions", None)
-    import conditions
-
-    return conditions
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("conditions")
 
 
 def test_thick_slices_are_means_and_have_the_label_of_most_of_them(conditions):
