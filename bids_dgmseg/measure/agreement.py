@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-9
 _FEW = 8
 _NEGLIGIBLE = 1e-24
 """A sum of squares this small beside that of the values themselves is rounding."""
@@ -173,7 +174,8 @@ def icc(ratings: NDArray[np.floating]) -> dict[str, Estimate]:
        \text{ICC}_{3,1} = \frac{B - E}{B + (k - 1) E}.
 
     The intervals are exact for the first and third and Satterthwaite's approximation for the second [1]_ [2]_. An
-    estimate below 0 is kept. Where the raters agree to the last digit there is no error to make an interval from.
+    estimate below 0 is kept; the approximation may miss it by far then, and no interval is given. Where the raters
+    agree to the last digit there is no error to make an interval from.
 
     References
     ----------
@@ -224,6 +226,8 @@ def _icc21(ms: MeanSquares) -> Estimate:
         return Estimate(rho)
     ratio = ms.raters / ms.error
     first, second = k * rho * ratio, n * (1 + (k - 1) * rho) - k * rho
+    if first == second == 0:  # raters of one mean who rank targets the other way round
+        return Estimate(rho)
     freedom = (k - 1) * (n - 1) * (first + second) ** 2 / ((n - 1) * first**2 + second**2)
     tail = (1 + CONFIDENCE) / 2
     below, above = stats.f.ppf(tail, n - 1, freedom), stats.f.ppf(tail, freedom, n - 1)
@@ -231,6 +235,8 @@ def _icc21(ms: MeanSquares) -> Estimate:
     with np.errstate(over="ignore", invalid="ignore"):  # with two scans the quantiles may have no end: no bound
         low = n * (ms.targets - below * ms.error) / (below * spread + n * ms.targets)
         high = n * (above * ms.targets - ms.error) / (spread + n * above * ms.targets)
+    if low > rho + _ROUNDING or high < rho - _ROUNDING:
+        low = high = np.nan
     return Estimate(rho, float(low), float(high), float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1))))
 
 

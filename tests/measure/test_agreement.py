@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -108,6 +108,8 @@ def test_ranks_of_few_scans_have_an_exact_p():
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=4, max_size=12))
+@example([(0, -3), (-3, 0), (-3, 0), (-4, 0)])  # Satterthwaite's interval for -0.87 is -0.911 to -0.910
+@example([(0, 1), (0, 1), (1, 0), (1, 0)])  # no degrees of freedom
 def test_intervals_hold_their_estimates(pairs):
     x, y = np.array(pairs).T
     found = [*icc(np.column_stack([x, y])).values(), bland_altman(x, y).bias, pearson(x, y), spearman(x, y)]
