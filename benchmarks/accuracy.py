@@ -119,6 +119,7 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
             "dice": 2 * np.count_nonzero(true & predicted) / (true.sum() + predicted.sum()),
             "hd95_mm": surface_distances(true, predicted, voxel_size_mm=chi.voxel_size_mm).hd95_mm,
             "true_mm3": true.sum() * voxel_mm3, "found_mm3": predicted.sum() * voxel_mm3,
+            "found_pv_mm3": block.probabilities[channel].sum(dtype=np.float64) * voxel_mm3,
             "true_ppm": chi.array[true].mean(), "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
             "missed": not predicted.any(),
             "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
@@ -137,14 +138,14 @@ def _calibration(block: Block, channel: int, truth: np.ndarray) -> float:
 def measures_table(table: pd.DataFrame) -> str:
     """Lay the measures of one condition out, a row a nucleus, left and right together."""
     lines = [f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n",
-             "| nucleus | Dice | worst | HD95 mm | volume bias % | volume r | χ bias ppm | χ worst | ECE | missed | "
-             "wrong side |", "| --- " * 11 + "|"]  # fmt: skip
+             "| nucleus | Dice | worst | HD95 mm | volume bias % | by probability | volume r | χ bias ppm | χ worst | "
+             "ECE | missed | wrong side |", "| --- " * 12 + "|"]  # fmt: skip
     for nucleus, rows in table.groupby(table["abbreviation"].str.split("_").str[0], sort=False):
-        bias = 100 * (rows["found_mm3"].sum() / rows["true_mm3"].sum() - 1)
+        bias, bias_pv = (100 * (rows[f"found{kind}_mm3"].sum() / rows["true_mm3"].sum() - 1) for kind in ("", "_pv"))
         shift = rows["found_ppm"] - rows["true_ppm"]
         lines.append(
             f"| {nucleus} | {rows['dice'].mean():.3f} | {rows['dice'].min():.3f} | {rows['hd95_mm'].mean():.2f} | "
-            f"{bias:+.1f} | {rows['found_mm3'].corr(rows['true_mm3']):.3f} | {shift.mean():+.4f} | "
+            f"{bias:+.1f} | {bias_pv:+.1f} | {rows['found_mm3'].corr(rows['true_mm3']):.3f} | {shift.mean():+.4f} | "
             f"{shift.abs().max():.4f} | {rows['ece'].mean():.3f} | {rows['missed'].sum()} | "
             f"{rows['wrong_side'].sum()} |"
         )

@@ -16,6 +16,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import MODELS, get_model
 from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
@@ -40,8 +41,13 @@ def _upright_map() -> Volume:
 
 
 @cache
+def _upright_block() -> Block:
+    return predict(_upright_map(), localize(_upright_map(), MODEL).box, MODEL)
+
+
+@cache
 def _upright_dseg() -> Volume:
-    return _segment(_upright_map())
+    return Volume(label_grid(_upright_block(), MODEL, UPRIGHT.shape), UPRIGHT.affine)
 
 
 def _volumes_mm3(dseg: Volume) -> np.ndarray:
@@ -120,6 +126,18 @@ def test_the_phantom_is_segmented_well():
     by_nucleus = table.set_index("abbreviation")["dice"]
     assert by_nucleus.mean() >= 0.8
     assert by_nucleus[["IN_L", "IN_R"]].min() >= 0.6
+
+
+def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
+    truth, found = PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array
+    overlap = dice(truth, found, structures=STRUCTURES)["dice"].to_numpy()
+    probseg, here = _upright_block().probabilities[1:], found[_upright_block().slices]
+    total = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
+    volume = np.bincount(found.ravel(), minlength=17)[1:17]
+    within = [probability[here == structure.index].sum(dtype=np.float64)
+              for structure, probability in zip(STRUCTURES, probseg, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(total, volume, rtol=0.15)
+    np.testing.assert_allclose(2 * np.array(within) / (total + volume), overlap, atol=0.12)
 
 
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])

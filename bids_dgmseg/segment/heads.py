@@ -11,6 +11,9 @@ from torch import Tensor
 
 _LEAST = 1e-7
 """Float32 cannot tell a background of less from none."""
+_LEAST_CALIBRATED = 0.01
+"""Temperatures are fitted where there is a doubt. Far from it they turn none into a thousandth, which the voxels of a
+whole head add up to more than a nucleus."""
 
 
 def softmax_heads(
@@ -25,13 +28,22 @@ def softmax_heads(
     groups : sequence of sequence of str
         The classes of each head, as `bids_dgmseg.models.Model.groups`.
     temperatures : sequence of float
-        One a channel, by which the logits are divided before; none for not at all.
+        One a channel, by which the logits are divided before; what is then less than 0.01 goes to the background. None
+        for neither.
     """
     logits = temper(logits, temperatures)
     probabilities = logits.clone()
     for part in _parts(groups):
-        probabilities[:, part] = logits[:, part].softmax(dim=1)
+        head = logits[:, part].softmax(dim=1)
+        probabilities[:, part] = _drop_haze(head) if temperatures else head
     return probabilities
+
+
+def _drop_haze(head: Tensor) -> Tensor:
+    """Give a head's background (channel 0) what its classes have where that is next to nothing."""
+    classes = head[:, 1:]
+    classes = classes.where(classes >= _LEAST_CALIBRATED, 0.0)
+    return torch.cat([1 - classes.sum(dim=1, keepdim=True), classes], dim=1)
 
 
 def temper(logits: Tensor, temperatures: Sequence[float]) -> Tensor:

@@ -19,6 +19,19 @@ def test_logits_are_divided_by_the_temperature_of_their_channel():
     assert probabilities.flatten().tolist() == pytest.approx([1 / 4, 3 / 4])
 
 
+def test_what_temperatures_make_of_nothing_is_background():
+    # Odds of 1 to 8 and to 400 of two nuclei against the background: 1 in 400 is less than a hundredth.
+    logits = torch.tensor([0.0, -2 * np.log(8), -2 * np.log(400)]).reshape(1, 3, 1, 1, 1)
+    kept = 1 / 8 / (1 + 1 / 8 + 1 / 400)
+    probabilities = softmax_heads(logits, (("DN", "IN"),), temperatures=(2.0, 2.0, 2.0))
+    assert probabilities.flatten().tolist() == pytest.approx([1 - kept, kept, 0])
+
+
+def test_without_temperatures_probabilities_stay_as_small_as_they_are():
+    logits = torch.tensor([0.0, -np.log(400)]).reshape(1, 2, 1, 1, 1)
+    assert softmax_heads(logits, (("DN",),)).flatten().tolist() == pytest.approx([400 / 401, 1 / 401])
+
+
 def test_temperatures_go_where_the_logits_are():
     logits = torch.empty((1, 2, 1, 1, 1), device="meta")  # of another device than the processor's, as a GPU is
     assert softmax_heads(logits, (("DN",),), temperatures=(1.0, 2.0)).device == logits.device
