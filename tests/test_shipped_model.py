@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel import orientations
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import Grid, world_grid
@@ -89,6 +90,14 @@ def _tilted() -> Grid:
 
 
 GRIDS = {"oblique": _tilted(), "0.7 mm": world_grid(HEAD, (0.7, 0.7, 0.7)), "1 x 1 x 3 mm": world_grid(HEAD, (1, 1, 3))}
+
+
+@pytest.mark.parametrize("axis", ["y", "z"])
+def test_oblique_slices_have_the_nuclei_of_straight_ones(axis):
+    # The same voxels under a header that says that slices, and the head with them, were turned by 20 degrees.
+    turn = nib.affines.from_matvec(Rotation.from_euler(axis, 20, degrees=True).as_matrix())
+    chi = Volume(_upright_map().array, turn @ UPRIGHT.affine)
+    assert dice(_upright_dseg().array, _segment(chi).array, structures=STRUCTURES)["dice"].min() > 0.95
 
 
 @pytest.mark.parametrize("noise_ppm", [0.01, 0.04, 0.1])

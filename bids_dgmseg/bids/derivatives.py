@@ -296,7 +296,7 @@ def _describe(quality: Mapping[str, Any], box_mm: Mapping[str, Any], model: Mode
         "BoxLow": list(box_mm["low"]),
         "BoxHigh": list(box_mm["high"]),
         "BoxUnits": "mm, RAS+",
-        "BoxPitch": box_mm.get("pitch_deg", 0.0),
+        "BoxTurn": list(box_mm.get("turn_deg", (0.0, 0.0, 0.0))),
         "InputUnits": given.get("units", "n/a"),
         "InputUnitsFrom": given.get("units_from", "n/a"),
         "InputReference": given.get("reference", "n/a"),

@@ -6,31 +6,37 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.images.volume import Volume
 
 
 @dataclass(frozen=True)
 class Tilt:
-    """A box inside a `Box`, about the same centre, along the axes of a nodding head.
+    """A box inside a `Box`, about the same centre, along axes of its own.
 
     Parameters
     ----------
-    pitch_deg : float
-        Angle of the head's front axis above the world's; positive with the chin up.
+    turn_deg : tuple of 3 float
+        Rotation vector that takes the world's axes to the box's; along x for a nod, positive with the chin up.
     size_mm : tuple of 3 float
-        Edge lengths along the head's axes: right, front, up.
+        Edge lengths along the box's axes: right, front, up.
     """
 
-    pitch_deg: float
+    turn_deg: tuple[float, float, float]
     size_mm: tuple[float, float, float]
+
+    @classmethod
+    def along(cls, axes: NDArray[np.float64], size_mm: tuple[float, float, float]) -> Tilt:
+        """Lay a box along axes, unit vectors of a right-handed system, one a column."""
+        x, y, z = Rotation.from_matrix(axes).as_rotvec(degrees=True).tolist()
+        return cls((x, y, z), size_mm)
 
     @property
     def axes(self) -> NDArray[np.float64]:
-        """Unit vectors of the head's axes in world space, one a column."""
-        angle = np.deg2rad(self.pitch_deg)
-        cosine, sine = np.cos(angle), np.sin(angle)
-        return np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+        """Unit vectors of the box's axes in world space, one a column."""
+        axes: NDArray[np.float64] = Rotation.from_rotvec(self.turn_deg, degrees=True).as_matrix()
+        return axes
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Box:
     low_mm, high_mm : tuple of 3 float
         Opposite corners (x, y, z) in mm, ``low_mm`` the smaller.
     tilt : Tilt, optional
-        What of the box is meant where the head nods: grids are laid along its axes.
+        What of the box is meant where head or slices are turned: grids are laid along its axes.
     """
 
     low_mm: tuple[float, float, float]
@@ -89,7 +95,7 @@ class Box:
     def tilted(cls, centre_mm: NDArray[np.floating], tilt: Tilt) -> Box:
         """Enclose a tilted box around a centre.
 
-        >>> Box.tilted(np.zeros(3), Tilt(90.0, (2.0, 4.0, 6.0))).high_mm
+        >>> Box.tilted(np.zeros(3), Tilt((90.0, 0.0, 0.0), (2.0, 4.0, 6.0))).high_mm
         (1.0, 3.0, 2.0)
         """
         half = np.round(np.abs(tilt.axes) @ (np.asarray(tilt.size_mm) / 2), 9)

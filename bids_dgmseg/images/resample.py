@@ -13,7 +13,7 @@ from skimage import measure
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.volume import Volume
 
-_LARGEST_TURN_DEG = 10.0
+LARGEST_TURN_DEG = 10.0
 """Between the axes of a map and of a box: farther, a grid along the map's would leave the corners of the box."""
 
 
@@ -38,7 +38,7 @@ class Grid:
 
 
 def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[int, int, int] | None = None) -> Grid:
-    """Lay a grid along the world's axes over a box, or along the head's over a tilted one, centred on it.
+    """Lay a grid along the world's axes over a box, or along its own over a tilted one, centred on it.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def meeting_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
         those.
     """
     size_mm, axes = _frame(box)
-    if not tolerance or _turn_deg(axes.T @ _directions(own.affine)) > _LARGEST_TURN_DEG:
+    if not tolerance or turn_deg(axes.T @ directions(own.affine)) > LARGEST_TURN_DEG:
         return world_grid(box, spacing_mm)
     spacing, voxel_mm = np.asarray(spacing_mm), np.asarray(own.voxel_size_mm)
     # Voxels of the map in one of the grid: a whole number, or one over it.
@@ -111,7 +111,7 @@ def _frame(box: Box) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
     return (box.tilt.size_mm, box.tilt.axes) if box.tilt else (box.size_mm, np.eye(3))
 
 
-def _turn_deg(axes: NDArray[np.float64]) -> float:
+def turn_deg(axes: NDArray[np.float64]) -> float:
     """Tell how far the farthest of three axes, unit vectors one a column, is from x, y or z, its own of them."""
     return float(np.rad2deg(np.arccos(np.clip(np.diag(axes), -1, 1))).max())
 
@@ -155,7 +155,7 @@ def antialiased(volume: Volume, grid: Grid) -> Volume:
 
     Average blocks of whole voxels, which is quick, then blur by what is still too fine for the grid.
     """
-    extent_mm = np.linalg.norm(_directions(volume.affine).T @ grid.affine[:3, :3], axis=1)
+    extent_mm = np.linalg.norm(directions(volume.affine).T @ grid.affine[:3, :3], axis=1)
     factors = np.maximum(np.floor(extent_mm / volume.voxel_size_mm + 1e-6).astype(int), 1)
     if (factors > 1).any():
         affine = volume.affine @ np.diag([*factors, 1.0])
@@ -180,7 +180,7 @@ def covering_block(grid: Grid, box: Box) -> tuple[slice, slice, slice]:
     return x, y, z
 
 
-def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the unit vectors of a grid's axes, one a column."""
     axes: NDArray[np.float64] = affine[:3, :3]
     unit: NDArray[np.float64] = axes / np.linalg.norm(axes, axis=0)

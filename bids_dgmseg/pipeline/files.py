@@ -84,14 +84,14 @@ def read_block(path: str | Path) -> tuple[Slices, tuple[str, ...]]:
 
 def describe_box(box: Box) -> dict[str, Any]:
     """Say where the localizer's box lies, for `read_box` and the sidecars; mm, RAS+."""
-    tilt = {"pitch_deg": box.tilt.pitch_deg, "tilted_size": list(box.tilt.size_mm)} if box.tilt else {}
+    tilt = {"turn_deg": list(box.tilt.turn_deg), "tilted_size": list(box.tilt.size_mm)} if box.tilt else {}
     return {"low": list(box.low_mm), "high": list(box.high_mm), **tilt}
 
 
 def read_box(path: str | Path) -> Box:
     """Read the localizer's box."""
     said = read_json(path)
-    tilt = Tilt(said["pitch_deg"], tuple(said["tilted_size"])) if "pitch_deg" in said else None
+    tilt = Tilt(tuple(said["turn_deg"]), tuple(said["tilted_size"])) if "turn_deg" in said else None
     return Box(tuple(said["low"]), tuple(said["high"]), tilt)
 
 

@@ -117,14 +117,14 @@ def say_box(box: Mapping[str, Any] | None) -> str:
 
     >>> say_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
     'x −50 to 50, y −80 to 40, z −60 to 50 mm'
-    >>> say_box({"low": [0, 0, 0], "high": [1, 2, 3], "pitch_deg": -17.6})
-    'x 0 to 1, y 0 to 2, z 0 to 3 mm, turned by −18° as the head nods'
+    >>> say_box({"low": [0, 0, 0], "high": [1, 2, 3], "turn_deg": [-17.6, 0, 5]})
+    'x 0 to 1, y 0 to 2, z 0 to 3 mm, turned by 18° as head or slices are'
     """
     if not box or not box.get("low") or not box.get("high"):
         return NO_VALUE
     sides = zip("xyz", box["low"], box["high"], strict=True)
     text = ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides) + " mm"
-    turned = f", turned by {box['pitch_deg']:.0f}° as the head nods" if box.get("pitch_deg") else ""
+    turned = f", turned by {math.hypot(*box['turn_deg']):.0f}° as head or slices are" if box.get("turn_deg") else ""
     return (text + turned).replace("-", "−")
 
 

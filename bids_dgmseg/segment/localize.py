@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.resample import Grid, resample, world_grid
+from bids_dgmseg.images.resample import LARGEST_TURN_DEG, Grid, directions, resample, turn_deg, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.segment.atlas import find_by_atlas, read_references
@@ -26,6 +26,9 @@ from bids_dgmseg.segment.weights import load_weights, localizer_network
 
 _LEAST_PITCH_DEG = 12.0
 """Networks are at ease below; beyond, upright grids help more than turning the map harms."""
+
+_LARGEST_OBLIQUITY_DEG = 30.0
+"""Slices are laid along a head that lies so; beyond, they are laid along something else."""
 
 _LARGEST_PITCH_DEG = 50.0
 """No head nods farther in a scanner: beyond, the cerebellum was not found where it is."""
@@ -87,7 +90,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     _check_size(find_measured(chi).array, chi)
     if model.localizer.kind == "network":
         labels = _label_head(chi, model, weights, device)
-        return Location(_nuclei_box(labels, model), labels)
+        return Location(_nuclei_box(labels, model, _upright_axes(chi, model)), labels)
     if model.localizer.kind == "atlas":
         box = find_by_atlas(chi, read_references(model, weights), model)
     return Location(_guarded(box, chi, model, device), None)
@@ -144,17 +147,32 @@ def _mark_corners(chi: Volume) -> Volume:
     return chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
 
 
-def _nuclei_box(labels: Volume, model: Model) -> Box:
+def _upright_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
+    """Choose the axes (unit vectors, one a column) along which a head is looked at if it does not nod.
+
+    Those of oblique slices if the model is to see the map's own voxels, which it could not along the world's.
+    """
+    axes = directions(chi.affine)
+    turn = turn_deg(axes)
+    right_angled = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+    oblique = LARGEST_TURN_DEG < turn < _LARGEST_OBLIQUITY_DEG and right_angled
+    return axes if model.input.own_voxels and oblique else np.eye(3)
+
+
+def _nuclei_box(labels: Volume, model: Model, upright: NDArray[np.float64]) -> Box:
     """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them.
 
-    The patch follows a head that nods farther than networks like.
+    The patch lies along upright axes, or follows a head that nods farther than networks like.
     """
     upper = _places_mm(_upper_nuclei(labels, model), labels)
     lower = _places_mm(_region(labels, model, "cerebellar_nuclei"), labels)
-    pitch_deg = _find_pitch(upper, _places_mm(_region(labels, model, "cerebellum"), labels))
-    tilt = Tilt(pitch_deg if abs(pitch_deg) > _LEAST_PITCH_DEG else 0.0, model.input.patch_mm)
-    # In the head's own axes; the half voxel is what the voxels reach beyond their centres.
-    found, half_mm = [points @ tilt.axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
+    cerebellum = _places_mm(_region(labels, model, "cerebellum"), labels)
+    pitch_deg = _find_pitch(upper @ upright, cerebellum @ upright)
+    axes = upright
+    if abs(pitch_deg) > _LEAST_PITCH_DEG:
+        axes = upright @ Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
+    # The half voxel is what the voxels reach beyond their centres.
+    found, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
     low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
     high = np.max([points.max(axis=0) for points in found], axis=0) + half_mm
     if not len(lower):
@@ -162,9 +180,10 @@ def _nuclei_box(labels: Volume, model: Model) -> Box:
     size = np.maximum(high - low + 2 * model.localizer.margin_mm, model.input.patch_mm)
     # A head larger than any in training must not make the box grow without bound.
     x, y, z = np.minimum(size, 1.25 * np.asarray(model.input.patch_mm)).tolist()
-    centre_mm = tilt.axes @ ((low + high) / 2)
-    return Box.tilted(centre_mm, replace(tilt, size_mm=(x, y, z))) if tilt.pitch_deg else Box.centred(
-        centre_mm, (x, y, z))  # fmt: skip
+    centre_mm = axes @ ((low + high) / 2)
+    if (axes == np.eye(3)).all():
+        return Box.centred(centre_mm, (x, y, z))
+    return Box.tilted(centre_mm, Tilt.along(axes, (x, y, z)))
 
 
 def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:

@@ -67,7 +67,8 @@ def results(tmp_path):
     return {
         "out_dseg": folder / "dseg.nii.gz", "out_probseg": folder / "probseg.nii", "stats": folder / "stats.tsv",
         "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
-        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40]}, "masks": True, "fingerprint": "f" * 64,
+        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "turn_deg": [-17.5, 0, 2]},
+        "masks": True, "fingerprint": "f" * 64,
         "figures": {"axial": folder / "axial.png"}, "regions": {},
     }  # fmt: skip
 
@@ -108,6 +109,7 @@ def test_the_sidecar_says_where_the_labels_come_from(settings, results):
     assert sidecar["Sources"] == ["bids:qsmxt:sub-02/anat/sub-02_desc-rts_Chimap.nii"]
     assert sidecar["SpatialReference"] == sidecar["Sources"][0]
     assert (sidecar["BoxLow"], sidecar["BoxHigh"]) == ([-50, -70, -60.5], [50, 30, 40])
+    assert sidecar["BoxTurn"] == [-17.5, 0, 2]
     assert (sidecar["InputUnits"], sidecar["InputReference"], sidecar["Model"]) == ("ppb", "CSF", "dgm16")
 
 

@@ -49,7 +49,7 @@ def test_an_empty_mask_has_no_box():
 @pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
 def test_a_grid_in_a_tilted_box_lies_along_the_heads_axes_and_inside_the_box(pitch_deg):
     centre = np.array([3.0, -7.0, 11.0])
-    box = Box.tilted(centre, Tilt(pitch_deg, (10.0, 20.0, 30.0)))
+    box = Box.tilted(centre, Tilt((pitch_deg, 0.0, 0.0), (10.0, 20.0, 30.0)))
     grid = world_grid(box, (1.0, 2.0, 3.0))
     assert grid.shape == (10, 10, 10)
     points = grid.centres_mm()

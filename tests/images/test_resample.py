@@ -164,7 +164,7 @@ def test_a_meeting_grid_joins_whole_voxels_and_cuts_slices_into_equal_parts():
 
 @pytest.mark.parametrize(
     ("degrees", "voxel_mm", "tilt", "tolerance"),
-    [(0, 1.0, None, 0.0), (0, 1.2, None, 0.1), (11, 1.0, None, 0.1), (0, 1.0, Tilt(20.0, (6.0, 7.0, 8.0)), 0.1)],
+    [(0, 1.0, None, 0.0), (0, 1.2, None, 0.1), (11, 1.0, None, 0.1), (0, 1.0, Tilt((20.0, 0, 0), (6, 7, 8)), 0.1)],
 )
 def test_a_grid_that_cannot_meet_the_map_lies_along_the_world_or_the_tilt(degrees, voxel_mm, tilt, tolerance):
     own = Grid((30, 30, 30), turned(degrees, (voxel_mm,) * 3, (-9.3, -9.1, -9.7)))
@@ -177,7 +177,7 @@ def test_a_grid_that_cannot_meet_the_map_lies_along_the_world_or_the_tilt(degree
 
 def test_a_meeting_grid_meets_a_map_that_is_about_as_tilted_as_the_box():
     own = Grid((30, 30, 30), turned(16.0, (1.0, 1.0, 1.0), (-15.3, -15.1, -15.7)))
-    box = Box.tilted(np.zeros(3), Tilt(20.0, (6.0, 7.0, 8.0)))
+    box = Box.tilted(np.zeros(3), Tilt((20.0, 0, 0), (6.0, 7.0, 8.0)))
     grid = meeting_grid(box, (1.0, 1.0, 1.0), own, 0.1)
     assert grid.shape == (6, 7, 8)  # of what is tilted, not of what encloses it
     place = np.linalg.inv(own.affine) @ grid.affine

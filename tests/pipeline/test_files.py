@@ -50,7 +50,7 @@ def test_a_block_comes_back_from_its_file(tmp_path):
     assert read_block(tmp_path / "block.json") == (slices, ("DN_R",))
 
 
-@pytest.mark.parametrize("tilt", [None, Tilt(-17.5, (95.0, 120.0, 105.0))])
+@pytest.mark.parametrize("tilt", [None, Tilt((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])
 def test_a_box_comes_back_from_its_file_with_its_tilt(tmp_path, tilt):
     box = Box((-50.0, -80.0, -60.0), (50.0, 40.0, 50.0), tilt)
     write_json(describe_box(box), tmp_path / "box.json")

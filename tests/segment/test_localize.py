@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
@@ -92,9 +94,9 @@ def labelled_head(pitch_deg: float, cerebellum_mm: float = 45.0) -> Volume:
 def box_of(monkeypatch):
     """The box that is laid where the whole-head network labels regions so."""
 
-    def find(labels: Volume) -> Box:
+    def find(labels: Volume, chi: Volume | None = None) -> Box:
         monkeypatch.setattr("bids_dgmseg.segment.localize._label_head", lambda *_: labels)
-        return localize(coarse_chi(), get_model("default")).box
+        return localize(chi or coarse_chi(), get_model("default")).box
 
     return find
 
@@ -103,13 +105,38 @@ def box_of(monkeypatch):
 def test_the_box_follows_a_nodding_head(box_of, pitch_deg):
     tilt = box_of(labelled_head(pitch_deg)).tilt
     assert tilt is not None
-    assert tilt.pitch_deg == pytest.approx(pitch_deg, abs=1.5)  # voxels of 3 mm at 75 mm
+    assert tilt.turn_deg == pytest.approx((pitch_deg, 0, 0), abs=1.5)  # voxels of 3 mm at 75 mm
     np.testing.assert_allclose(tilt.size_mm, get_model("default").input.patch_mm)
 
 
 @pytest.mark.parametrize("pitch_deg", [-9.0, 0.0, 9.0])
 def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
     assert box_of(labelled_head(pitch_deg)).tilt is None
+
+
+def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0) -> Box:
+    """The box in a map whose slices, and the head with them, are turned about the long axis of the body."""
+    turn = nib.affines.from_matvec(Rotation.from_euler("z", degrees, degrees=True).as_matrix())
+    labels, chi = labelled_head(pitch_deg), coarse_chi()
+    box: Box = box_of(Volume(labels.array, turn @ labels.affine), Volume(chi.array, turn @ chi.affine))
+    return box
+
+
+def test_the_box_lies_along_oblique_slices(box_of):
+    tilt = oblique_box(box_of, 20.0).tilt
+    assert tilt is not None
+    assert tilt.turn_deg == pytest.approx((0, 0, 20), abs=1e-4)
+
+
+def test_in_oblique_slices_the_box_nods_with_the_head_too(box_of):
+    tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).tilt
+    assert tilt is not None
+    assert Rotation.from_matrix(tilt.axes).as_euler("ZXY", degrees=True) == pytest.approx((20, 25, 0), abs=1.5)
+
+
+@pytest.mark.parametrize("degrees", [9.0, 31.0])
+def test_along_slices_that_are_hardly_oblique_or_cannot_follow_a_head_no_box_is_laid(box_of, degrees):
+    assert oblique_box(box_of, degrees).tilt is None
 
 
 @pytest.mark.parametrize("pitch_deg", [-118.0, -60.0, 60.0])
