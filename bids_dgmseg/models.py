@@ -61,6 +61,8 @@ class Cleaning:
     place_sd_mm: float = 0.0
     """By which nuclei vary about their places relative to one another: first of all, parts are compared by their sizes
     times a Gaussian of this SD of how far they lie from there; 0: wherever they lie."""
+    measured_only: bool = False
+    """Leave the probability of all nuclei 0 where the map shows nothing."""
     fill_holes: bool = False
     smooth: bool = False
     """Give each voxel to the majority of itself and its six neighbours."""

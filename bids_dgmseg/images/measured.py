@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+SMALLEST_GAP = 3
+"""Voxels along each edge of the smallest hole that counts as an edge: a map that crosses 0 leaves single voxels."""
 _ZERO_PPM = 1e-4
 """A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
 
@@ -13,3 +16,19 @@ def is_measured(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Find the voxels of a map (ppm) with a measurement: finite, and not 0 as brain masks leave the rest."""
     measured: NDArray[np.bool_] = np.abs(chi) > _ZERO_PPM  # NaN is not larger; infinity does not occur
     return measured
+
+
+def find_outside(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark what a map does not show: unmeasured voxels that lie in a cube of 3, which may reach beyond the image.
+
+    Parameters
+    ----------
+    measured : ndarray of bool, shape (X, Y, Z)
+        Voxels with a measurement.
+    """
+    margin = SMALLEST_GAP
+    unmeasured = np.pad(~measured, margin, constant_values=True).view(np.uint8)
+    deep = ndimage.minimum_filter(unmeasured, SMALLEST_GAP, mode="constant", cval=1)
+    outside = ndimage.maximum_filter(deep, SMALLEST_GAP, mode="constant", cval=1)
+    marked: NDArray[np.bool_] = outside[(slice(margin, -margin),) * 3].view(np.bool_)
+    return marked

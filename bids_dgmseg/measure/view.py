@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-SMALLEST_GAP = 3
-"""Voxels along each edge of the smallest hole that counts as an edge: a map that crosses 0 leaves single voxels."""
+from bids_dgmseg.images.measured import find_outside
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,10 @@ class View:
         View
             Beyond the image is outside, and so are holes that hold a cube of 3 voxels.
         """
-        margin = SMALLEST_GAP
-        unmeasured = np.pad(~measured, margin, constant_values=True).view(np.uint8)
-        deep = ndimage.minimum_filter(unmeasured, SMALLEST_GAP, mode="constant", cval=1)
-        outside = ndimage.maximum_filter(deep, SMALLEST_GAP, mode="constant", cval=1)
+        outside = find_outside(measured)
         # The gap between two boxes is the distance of their centres once one of them has grown by a layer.
-        grown = ndimage.maximum_filter(outside, 3, mode="constant", cval=1)
-        middle = (slice(margin, -margin),) * 3
-        inside = outside[middle] == 0
-        return cls(inside, np.argwhere(inside & (grown[middle] == 1)), voxel_size_mm)
+        grown = ndimage.maximum_filter(outside, 3, mode="constant", cval=True)
+        return cls(~outside, np.argwhere(grown & ~outside), voxel_size_mm)
 
     def cut(self, block: tuple[slice, slice, slice]) -> View:
         """Show a block of voxels only; it ends where the whole image does."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.measured import find_outside, is_measured
 from bids_dgmseg.images.resample import Grid, covering_block, covering_shape, meeting_grid, resample
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
@@ -73,7 +74,11 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
     seen = name_labelled(probabilities, model)
-    return Block(carry(probabilities, grid, own, slices), slices, seen, chi.voxel_size_mm)
+    probabilities = carry(probabilities, grid, own, slices)
+    if model.cleaning.measured_only:
+        outside = find_outside(is_measured(chi.array))[slices]
+        probabilities[:, outside] = np.arange(len(probabilities))[:, None] == 0
+    return Block(probabilities, slices, seen, chi.voxel_size_mm)
 
 
 def network_grid(chi: Volume, box: Box, model: Model) -> Grid:

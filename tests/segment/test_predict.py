@@ -53,6 +53,24 @@ def test_a_box_beyond_the_map_is_background_there():
     assert block.probabilities[1:3].max() == 0  # the dentates lie below
 
 
+@pytest.mark.parametrize("measured_only", [True, False])
+def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(measured_only):
+    # The oracle sees every nucleus, whatever is measured: a hole of 3 voxels and a zero in the left putamen.
+    oracle = oracle_model()
+    model = replace(oracle, cleaning=replace(oracle.cleaning, measured_only=measured_only))
+    chi = PHANTOM.chi(world_grid(NUCLEI_BOX, (1, 1, 1)))
+    putamen = PHANTOM.dseg(world_grid(NUCLEI_BOX, (1, 1, 1))).array == 13
+    x, y, z = np.argwhere(putamen).mean(axis=0).astype(int)
+    holes = {"hole": (slice(x, x + 3), slice(y, y + 3), slice(z, z + 3)), "voxel": (x, y - 4, z)}
+    for hole in holes.values():
+        chi.array[hole] = 0
+    probabilities = predict(chi, NUCLEI_BOX, model).probabilities
+    place = 1 + list(model.labels).index("PUT_L")
+    assert probabilities[place][holes["voxel"]] > 0.9
+    assert (probabilities[place][holes["hole"]] == 0).all() == measured_only
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
 class _Speck:
     """Sure of two voxels of DN_R on its own grid, and everywhere in a little doubt of DN_L."""
 
