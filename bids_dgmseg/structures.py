@@ -12,6 +12,11 @@ _RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
     "DN": (15.0, -58.0, -35.0), "IN": (7.0, -55.0, -31.0), "RN": (5.3, -19.5, -9.5), "SN": (10.0, -17.0, -13.8),
     "STN": (10.3, -11.5, -7.5), "CN": (14.3, 9.5, 10.0), "PUT": (26.5, 2.0, 1.0), "GP": (18.5, -3.0, -1.0),
 }  # fmt: skip
+_RIGHT_COURSE_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
+    "CN": ((13.6, 18.9, 2.7), (12.2, 9.6, 10.6), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
+    "PUT": ((22.3, 14.8, -3.3), (30.1, -16.5, 2.0)),
+}
+"""Of nuclei so long that a piece of them may lie far from their centre."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,19 @@ class Structure:
         >>> STRUCTURES.named("DN_L").typical_mm
         (-15.0, -58.0, -35.0)
         """
-        x, y, z = _RIGHT_MM[self.nucleus]
+        return self._on_its_side(_RIGHT_MM[self.nucleus])
+
+    @property
+    def typical_course_mm(self) -> tuple[tuple[float, float, float], ...]:
+        """Places in the MNI152 brain, RAS+, near which its pieces lie: the centre, and more along a long nucleus.
+
+        >>> STRUCTURES.named("DN_L").typical_course_mm
+        ((-15.0, -58.0, -35.0),)
+        """
+        return (self.typical_mm, *map(self._on_its_side, _RIGHT_COURSE_MM.get(self.nucleus, ())))
+
+    def _on_its_side(self, right_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        x, y, z = right_mm
         return (-x if self.hemisphere == "L" else x), y, z
 
     @property

@@ -48,14 +48,16 @@ def find_misplacement(found: Mapping[Structure, Parts]) -> dict[Structure, NDArr
     Returns
     -------
     mapping of Structure to ndarray of shape (n,)
-        Distances in mm of the MNI152 brain; all 0 where fewer than six nuclei were found.
+        Distances in mm of the MNI152 brain from the nearest place of the nucleus; all 0 where fewer than six nuclei
+        were found.
     """
     if len(found) < _FEWEST:
         return {structure: np.zeros(len(parts.sizes)) for structure, parts in found.items()}
     largest_mm = np.array([parts.centres_mm[parts.sizes.argmax()] for parts in found.values()])
     carry = _fit_robustly(largest_mm, np.array([structure.typical_mm for structure in found]))
     return {
-        structure: _lengths(carry(parts.centres_mm) - structure.typical_mm) for structure, parts in found.items()
+        structure: _lengths(carry(parts.centres_mm)[:, None] - structure.typical_course_mm).min(axis=1)
+        for structure, parts in found.items()
     }
 
 

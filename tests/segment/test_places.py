@@ -11,7 +11,7 @@ from bids_dgmseg.structures import STRUCTURES
 CENTRES_MM = {
     STRUCTURES.numbered(body.label): np.array(body.centre_mm) for body in PHANTOM.nuclei
 }  # the phantom's are drawn after the MNI152 brain, not after the template
-PUT_R, RN_L = STRUCTURES.named("PUT_R"), STRUCTURES.named("RN_L")
+CN_R, PUT_R, RN_L = (STRUCTURES.named(name) for name in ("CN_R", "PUT_R", "RN_L"))
 
 
 def whole(centres_mm):
@@ -47,6 +47,18 @@ def test_a_putamen_on_the_other_side_is_out_of_place():
     found = whole(CENTRES_MM)
     found[PUT_R] = Parts(np.array([100]), CENTRES_MM[PUT_R][None] * [[-1, 1, 1]])
     assert find_misplacement(found)[PUT_R][0] == pytest.approx(2 * 27.4, abs=7)
+
+
+def test_a_piece_of_the_caudate_far_from_its_middle_is_in_place_on_its_course_only():
+    found = whole(CENTRES_MM)
+    # Its body above the thalamus, and as far out on the other side.
+    body, across = np.array([17.0, -16.0, 21.0]), np.array([-17.0, -16.0, 21.0])
+    middle = CENTRES_MM[CN_R]
+    assert np.linalg.norm(body - middle) > 25
+    found[CN_R] = Parts(np.array([100, 20, 20]), np.array([middle, body, across]))
+    missed = find_misplacement(found)[CN_R]
+    assert missed[1] < 7
+    assert missed[2] > 25
 
 
 def test_few_nuclei_tell_no_place():
