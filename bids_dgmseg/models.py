@@ -62,7 +62,7 @@ class Cleaning:
     """By which nuclei vary about their places relative to one another: first of all, parts are compared by their sizes
     times a Gaussian of this SD of how far they lie from there; 0: wherever they lie."""
     measured_only: bool = False
-    """Leave the probability of all nuclei 0 where the map shows nothing."""
+    """Before all else, make every nucleus' probability 0 where the map shows nothing; not for nnU-Net folders."""
     fill_holes: bool = False
     smooth: bool = False
     """Give each voxel to the majority of itself and its six neighbours."""

@@ -13,10 +13,10 @@ _RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
     "STN": (10.3, -11.5, -7.5), "CN": (14.3, 9.5, 10.0), "PUT": (26.5, 2.0, 1.0), "GP": (18.5, -3.0, -1.0),
 }  # fmt: skip
 _RIGHT_COURSE_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
-    "CN": ((13.6, 18.9, 2.7), (12.2, 9.6, 10.6), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
+    "CN": ((13.6, 18.9, 2.7), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
     "PUT": ((22.3, 14.8, -3.3), (30.1, -16.5, 2.0)),
 }
-"""Of nuclei so long that a piece of them may lie far from their centre."""
+"""Of nuclei so long that a piece of them may lie far from their centre: middles of slabs of the label template."""
 
 
 @dataclass(frozen=True)

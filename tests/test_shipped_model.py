@@ -97,6 +97,7 @@ def test_oblique_slices_have_the_nuclei_of_straight_ones(axis):
     # The same voxels under a header that says that slices, and the head with them, were turned by 20 degrees.
     turn = nib.affines.from_matvec(Rotation.from_euler(axis, 20, degrees=True).as_matrix())
     chi = Volume(_upright_map().array, turn @ UPRIGHT.affine)
+    # The localizer's view is interpolated, so the box may lie aside; were the segmenter's, Dice would fall to 0.9.
     assert dice(_upright_dseg().array, _segment(chi).array, structures=STRUCTURES)["dice"].min() > 0.95
 
 
@@ -145,8 +146,9 @@ def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
     volume = np.bincount(found.ravel(), minlength=17)[1:17]
     within = [probability[here == structure.index].sum(dtype=np.float64)
               for structure, probability in zip(STRUCTURES, probseg, strict=True)]  # fmt: skip
+    # A tenth of a voxel all over the surface is a sixth of the volume of the smallest nucleus.
     np.testing.assert_allclose(total, volume, rtol=0.15)
-    np.testing.assert_allclose(2 * np.array(within) / (total + volume), overlap, atol=0.12)
+    np.testing.assert_allclose(2 * np.array(within) / (total + volume), overlap, atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])

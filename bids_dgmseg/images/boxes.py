@@ -71,6 +71,11 @@ class Box:
         x, y, z = np.add(self.high_mm, self.low_mm) / 2
         return float(x), float(y), float(z)
 
+    @property
+    def frame(self) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
+        """Edge lengths in mm along its own axes, and these: unit vectors, one a column."""
+        return (self.tilt.size_mm, self.tilt.axes) if self.tilt else (self.size_mm, np.eye(3))
+
     def grown(self, margin_mm: float) -> Box:
         """Add `margin_mm` on every side.
 

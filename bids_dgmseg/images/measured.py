@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-SMALLEST_GAP = 3
+_SMALLEST_GAP = 3
 """Voxels along each edge of the smallest hole that counts as an edge: a map that crosses 0 leaves single voxels."""
 _ZERO_PPM = 1e-4
 """A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
@@ -25,10 +25,13 @@ def find_outside(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
     ----------
     measured : ndarray of bool, shape (X, Y, Z)
         Voxels with a measurement.
+
+    Returns
+    -------
+    ndarray of bool, shape (X, Y, Z)
     """
-    margin = SMALLEST_GAP
-    unmeasured = np.pad(~measured, margin, constant_values=True).view(np.uint8)
-    deep = ndimage.minimum_filter(unmeasured, SMALLEST_GAP, mode="constant", cval=1)
-    outside = ndimage.maximum_filter(deep, SMALLEST_GAP, mode="constant", cval=1)
-    marked: NDArray[np.bool_] = outside[(slice(margin, -margin),) * 3].view(np.bool_)
+    unmeasured = np.pad(~measured, _SMALLEST_GAP, constant_values=True).view(np.uint8)
+    deep = ndimage.minimum_filter(unmeasured, _SMALLEST_GAP, mode="constant", cval=1)
+    outside = ndimage.maximum_filter(deep, _SMALLEST_GAP, mode="constant", cval=1)
+    marked: NDArray[np.bool_] = outside[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
     return marked

@@ -49,7 +49,7 @@ def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[in
     shape : tuple of 3 int, optional
         Number of voxels; by default the fewest that cover the box.
     """
-    size_mm, axes = _frame(box)
+    size_mm, axes = box.frame
     if shape is None:
         shape = covering_shape(size_mm, spacing_mm)
     affine = np.eye(4)
@@ -87,15 +87,11 @@ def meeting_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
         Along the map's axes; as `world_grid` with no tolerance, and where the map's axes are more than 10 degrees from
         those.
     """
-    size_mm, axes = _frame(box)
-    if not tolerance or turn_deg(axes.T @ directions(own.affine)) > LARGEST_TURN_DEG:
+    size_mm, axes = box.frame
+    if not tolerance or farthest_axis_deg(axes.T @ directions(own.affine)) > LARGEST_TURN_DEG:
         return world_grid(box, spacing_mm)
-    spacing, voxel_mm = np.asarray(spacing_mm), np.asarray(own.voxel_size_mm)
-    # Voxels of the map in one of the grid: a whole number, or one over it.
-    ratio = np.maximum(np.round(spacing / voxel_mm), 1) / np.maximum(np.round(voxel_mm / spacing), 1)
-    meets = np.abs(ratio * voxel_mm / spacing - 1) <= tolerance
-    ratio = np.where(meets, ratio, spacing / voxel_mm)
-    shape = covering_shape(size_mm, ratio * voxel_mm)
+    ratio, meets = meet(spacing_mm, own.voxel_size_mm, tolerance)
+    shape = covering_shape(size_mm, (ratio * own.voxel_size_mm).tolist())
     centre = np.linalg.solve(own.affine, [*box.centre_mm, 1.0])[:3]
     # The grid's first voxel, counted in voxels of the grid from the corner of the map's first.
     first = (centre + 0.5) / ratio - np.asarray(shape) / 2
@@ -106,12 +102,17 @@ def meeting_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
     return Grid(shape, affine)
 
 
-def _frame(box: Box) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
-    """Give a box's edge lengths in mm along its axes, and these."""
-    return (box.tilt.size_mm, box.tilt.axes) if box.tilt else (box.size_mm, np.eye(3))
+def meet(
+    spacing_mm: Sequence[float], voxel_size_mm: Sequence[float], tolerance: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Count the voxels of a map in one of a grid, along each axis, and say where this is whole, or one over it."""
+    spacing, voxel_mm = np.asarray(spacing_mm), np.asarray(voxel_size_mm)
+    ratio = np.maximum(np.round(spacing / voxel_mm), 1) / np.maximum(np.round(voxel_mm / spacing), 1)
+    meets = np.abs(ratio * voxel_mm / spacing - 1) <= tolerance
+    return np.where(meets, ratio, spacing / voxel_mm), meets
 
 
-def turn_deg(axes: NDArray[np.float64]) -> float:
+def farthest_axis_deg(axes: NDArray[np.float64]) -> float:
     """Tell how far the farthest of three axes, unit vectors one a column, is from x, y or z, its own of them."""
     return float(np.rad2deg(np.arccos(np.clip(np.diag(axes), -1, 1))).max())
 

@@ -15,6 +15,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 _ROUNDING = 1e-9
+"""By which arithmetic may put an exact bound on the wrong side of its estimate."""
 _FEW = 8
 _NEGLIGIBLE = 1e-24
 """A sum of squares this small beside that of the values themselves is rounding."""
@@ -226,8 +227,9 @@ def _icc21(ms: MeanSquares) -> Estimate:
         return Estimate(rho)
     ratio = ms.raters / ms.error
     first, second = k * rho * ratio, n * (1 + (k - 1) * rho) - k * rho
+    p = float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1)))
     if first == second == 0:  # raters of one mean who rank targets the other way round
-        return Estimate(rho)
+        return Estimate(rho, p=p)
     freedom = (k - 1) * (n - 1) * (first + second) ** 2 / ((n - 1) * first**2 + second**2)
     tail = (1 + CONFIDENCE) / 2
     below, above = stats.f.ppf(tail, n - 1, freedom), stats.f.ppf(tail, freedom, n - 1)
@@ -237,7 +239,7 @@ def _icc21(ms: MeanSquares) -> Estimate:
         high = n * (above * ms.targets - ms.error) / (spread + n * above * ms.targets)
     if low > rho + _ROUNDING or high < rho - _ROUNDING:
         low = high = np.nan
-    return Estimate(rho, float(low), float(high), float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1))))
+    return Estimate(rho, float(low), float(high), p)
 
 
 def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> BlandAltman:

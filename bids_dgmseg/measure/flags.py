@@ -54,8 +54,8 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("n_components", "above", 2, 4, "in many parts", "parts",
          "nuclei are whole; the interposed nucleus has two parts a side"),
     Rule("expected_dice", "below", 0.65, 0.4, "the model is not certain of its outline", "expected Dice",
-         "in benchmarks/flags.py a twentieth of nuclei of a Dice of 0.7 and more lie below 0.65, and three quarters "
-         "of the others; below 0.4 hardly any, and half"),
+         "in benchmarks/flags.py a twentieth of dgm16's nuclei of a Dice of 0.7 and more lie below 0.65, and seven "
+         "in ten of the others; below 0.4 hardly any, and half"),
     Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm",
          "all eight nuclei hold more iron than what is around them; below 0 by more than noise, it is another place"),
     Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm",

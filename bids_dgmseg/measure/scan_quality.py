@@ -262,8 +262,7 @@ def measure_box_margin(dseg: Volume, box: Box) -> float:
     indices = np.argwhere(dseg.array)
     if not len(indices):
         return np.nan
-    centres_mm = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    half_mm = np.abs(dseg.affine[:3, :3]).sum(axis=1) / 2
-    low = centres_mm.min(axis=0) - half_mm - np.asarray(box.low_mm)
-    high = np.asarray(box.high_mm) - centres_mm.max(axis=0) - half_mm
-    return float(min(low.min(), high.min()))
+    size_mm, axes = box.frame
+    centres_mm = (indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3] - box.centre_mm) @ axes
+    half_mm = np.abs(axes.T @ dseg.affine[:3, :3]).sum(axis=1) / 2
+    return float((np.asarray(size_mm) / 2 - np.abs(centres_mm).max(axis=0) - half_mm).min())

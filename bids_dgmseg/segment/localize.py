@@ -13,7 +13,15 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.resample import LARGEST_TURN_DEG, Grid, directions, resample, turn_deg, world_grid
+from bids_dgmseg.images.resample import (
+    LARGEST_TURN_DEG,
+    Grid,
+    directions,
+    farthest_axis_deg,
+    meet,
+    resample,
+    world_grid,
+)
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.segment.atlas import find_by_atlas, read_references
@@ -90,7 +98,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     _check_size(find_measured(chi).array, chi)
     if model.localizer.kind == "network":
         labels = _label_head(chi, model, weights, device)
-        return Location(_nuclei_box(labels, model, _upright_axes(chi, model)), labels)
+        return Location(_nuclei_box(labels, model, _slice_axes(chi, model)), labels)
     if model.localizer.kind == "atlas":
         box = find_by_atlas(chi, read_references(model, weights), model)
     return Location(_guarded(box, chi, model, device), None)
@@ -147,30 +155,27 @@ def _mark_corners(chi: Volume) -> Volume:
     return chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
 
 
-def _upright_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
-    """Choose the axes (unit vectors, one a column) along which a head is looked at if it does not nod.
+def _slice_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
+    """Give the axes (unit vectors, one a column) of oblique slices along which a model would see the map's own voxels.
 
-    Those of oblique slices if the model is to see the map's own voxels, which it could not along the world's.
+    Those of the world where there are no such slices.
     """
     axes = directions(chi.affine)
-    turn = turn_deg(axes)
     right_angled = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
-    oblique = LARGEST_TURN_DEG < turn < _LARGEST_OBLIQUITY_DEG and right_angled
-    return axes if model.input.own_voxels and oblique else np.eye(3)
+    oblique = LARGEST_TURN_DEG < farthest_axis_deg(axes) < _LARGEST_OBLIQUITY_DEG
+    shown = model.input
+    seen = shown.own_voxels and meet(shown.spacing_mm, chi.voxel_size_mm, shown.own_voxels)[1].any()
+    return axes if right_angled and oblique and seen else np.eye(3)
 
 
-def _nuclei_box(labels: Volume, model: Model, upright: NDArray[np.float64]) -> Box:
+def _nuclei_box(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -> Box:
     """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them.
 
-    The patch lies along upright axes, or follows a head that nods farther than networks like.
+    The patch lies along the slices, or follows a head that nods farther than networks like.
     """
     upper = _places_mm(_upper_nuclei(labels, model), labels)
     lower = _places_mm(_region(labels, model, "cerebellar_nuclei"), labels)
-    cerebellum = _places_mm(_region(labels, model, "cerebellum"), labels)
-    pitch_deg = _find_pitch(upper @ upright, cerebellum @ upright)
-    axes = upright
-    if abs(pitch_deg) > _LEAST_PITCH_DEG:
-        axes = upright @ Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
+    axes = _find_axes(upper, _places_mm(_region(labels, model, "cerebellum"), labels), slice_axes)
     # The half voxel is what the voxels reach beyond their centres.
     found, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
     low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
@@ -184,6 +189,18 @@ def _nuclei_box(labels: Volume, model: Model, upright: NDArray[np.float64]) -> B
     if (axes == np.eye(3)).all():
         return Box.centred(centre_mm, (x, y, z))
     return Box.tilted(centre_mm, Tilt.along(axes, (x, y, z)))
+
+
+def _find_axes(
+    nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64], slice_axes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Choose axes along which the head hardly nods: those of the slices, of the world, or else of the head."""
+    for axes in (slice_axes, np.eye(3)):
+        pitch_deg = _find_pitch(nuclei_mm @ axes, cerebellum_mm @ axes)
+        if abs(pitch_deg) <= _LEAST_PITCH_DEG:
+            return axes
+    turned: NDArray[np.float64] = Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
+    return turned
 
 
 def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:

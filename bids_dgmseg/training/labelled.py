@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.images.boxes import Box, box_of_mask
+from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.images.resample import Grid, antialiased, covering_block, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
@@ -115,7 +115,8 @@ def prepare(
         Where they run.
     """
     spacing_mm = model.input.spacing_mm
-    wide = Box.centred(np.array(box.centre_mm), model.input.patch_mm).grown(_ROOM_MM)
+    centre_mm, (_, axes) = np.array(box.centre_mm), box.frame
+    wide = Box.tilted(centre_mm, Tilt.along(axes, model.input.patch_mm)).grown(_ROOM_MM)
     x, y, z = (_FINER * step for step in spacing_mm)
     fine = world_grid(wide, (x, y, z))
     known = _known_before(labelled.chi, box, model, fine, weights=weights, device=device)
@@ -254,6 +255,9 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
             self.shape, self.spacing_mm, centre_mm=prepared.box.centre_mm, ranges=self._ranges(prepared.box),
             generator=generator,
         )  # fmt: skip
+        if prepared.box.tilt:  # as the network will be shown it
+            centre_mm = torch.tensor(prepared.box.centre_mm, dtype=torch.float32)
+            points = (points - centre_mm) @ torch.tensor(prepared.box.tilt.axes.T, dtype=torch.float32) + centre_mm
         chi = sample_linear(prepared.chi, points @ prepared.world_to_index[:3, :3].T + prepared.world_to_index[:3, 3])
         labels = prepared.target.at(prepared.target.indices(points))
         chi = self._disturb(chi, generator)
@@ -265,7 +269,7 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         """Let samples lie anywhere in a box that is larger than they are."""
         x, y, z = (
             shift + max(size - seen, 0) / 2
-            for shift, size, seen in zip(self.variation.head.shift_mm, box.size_mm, self.size_mm, strict=True)
+            for shift, size, seen in zip(self.variation.head.shift_mm, box.frame[0], self.size_mm, strict=True)
         )
         return replace(self.variation.head, shift_mm=(x, y, z))
 

@@ -46,6 +46,13 @@ def test_an_empty_mask_has_no_box():
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
 
 
+def test_a_tilt_along_axes_has_these_axes():
+    axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
+    tilt = Tilt.along(axes, (1.0, 2.0, 3.0))
+    np.testing.assert_allclose(tilt.axes, axes, atol=1e-12)
+    assert tilt.turn_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
+
+
 @pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
 def test_a_grid_in_a_tilted_box_lies_along_the_heads_axes_and_inside_the_box(pitch_deg):
     centre = np.array([3.0, -7.0, 11.0])

@@ -47,8 +47,8 @@ def test_a_good_nucleus_and_a_good_scan_are_green():
 @pytest.mark.parametrize(("change", "light", "words"), [
     ({"n_components": 0}, "red", "not found"),
     ({"n_components": 3}, "amber", "many parts"),
-    ({"expected_dice": 0.4}, "amber", "not certain of its outline"),
-    ({"expected_dice": 0.3}, "red", "not certain of its outline"),
+    ({"expected_dice": 0.6}, "amber", "not certain of its outline"),
+    ({"expected_dice": 0.38}, "red", "not certain of its outline"),
     ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb taken for ppm
     ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
     ({"edge_distance_mm": 0.0}, "red", "end of what was measured"),

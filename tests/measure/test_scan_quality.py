@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.boxes import Box, Tilt
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.scan_quality import (
     SCAN_COLUMNS,
@@ -168,6 +168,16 @@ def test_the_margin_is_the_smallest_gap_to_a_face(high_x, margin):
     affine[:3, 3] = 1.0, 1.0, 0.0
     box = Box((-20.0, -20.0, 0.5), (high_x, 40.0, 40.0))
     assert measure_box_margin(Volume(dseg, affine), box) == pytest.approx(margin)
+
+
+def test_the_margin_of_a_turned_box_is_to_its_own_faces():
+    # A voxel of 1 mm, 10 mm along the axis of a box turned by 30 degrees whose face is 12 mm away: seen along that axis
+    # it reaches (cos 30 + sin 30) / 2 from its centre.
+    affine = np.eye(4)
+    affine[:2, 3] = 10 * np.cos(np.pi / 6), 10 * np.sin(np.pi / 6)
+    box = Box.tilted(np.zeros(3), Tilt((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
+    margin = measure_box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
+    assert margin == pytest.approx(12 - 10 - (np.sqrt(3) / 2 + 0.5) / 2)
 
 
 def test_without_nuclei_there_is_no_margin():

@@ -9,10 +9,12 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, get_model
 from bids_dgmseg.segment.folder import describe_folder
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import network_grid
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi
 
@@ -114,10 +116,10 @@ def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
     assert box_of(labelled_head(pitch_deg)).tilt is None
 
 
-def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0) -> Box:
+def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0, voxel_mm: float = 2.0) -> Box:
     """The box in a map whose slices, and the head with them, are turned about the long axis of the body."""
     turn = nib.affines.from_matvec(Rotation.from_euler("z", degrees, degrees=True).as_matrix())
-    labels, chi = labelled_head(pitch_deg), coarse_chi()
+    labels, chi = labelled_head(pitch_deg), PHANTOM.chi(world_grid(HEAD, (voxel_mm,) * 3))
     box: Box = box_of(Volume(labels.array, turn @ labels.affine), Volume(chi.array, turn @ chi.affine))
     return box
 
@@ -128,10 +130,26 @@ def test_the_box_lies_along_oblique_slices(box_of):
     assert tilt.turn_deg == pytest.approx((0, 0, 20), abs=1e-4)
 
 
-def test_in_oblique_slices_the_box_nods_with_the_head_too(box_of):
+def test_in_oblique_slices_the_network_sees_whole_voxels_of_the_map(box_of):
+    grid = world_grid(HEAD, (2.0, 2.0, 2.0))
+    turn = nib.affines.from_matvec(Rotation.from_euler("z", 20, degrees=True).as_matrix())
+    own = Grid(grid.shape, turn @ grid.affine)
+    seen = network_grid(PHANTOM.chi(own), oblique_box(box_of, 20.0), MODELS["dgm16"])
+    place = np.linalg.inv(own.affine) @ seen.affine
+    np.testing.assert_allclose(place[:3, :3], np.eye(3) / 2, atol=1e-9)  # halves of 2 mm
+    corners = 2 * place[:3, 3] + 0.5  # a half's centre lies a quarter of a voxel from the middle of the whole
+    np.testing.assert_allclose(corners, corners.round(), atol=1e-4)
+
+
+def test_a_head_that_nods_in_oblique_slices_is_followed_in_the_world(box_of):
     tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).tilt
     assert tilt is not None
-    assert Rotation.from_matrix(tilt.axes).as_euler("ZXY", degrees=True) == pytest.approx((20, 25, 0), abs=1.5)
+    # Seen from the side, what lies behind by cos 56.3 is cos 20 of that: atan(tan 56.3 / cos 20) - 31.3.
+    assert tilt.turn_deg == pytest.approx((26.6, 0, 0), abs=1.5)
+
+
+def test_along_slices_whose_voxels_would_be_interpolated_no_box_is_laid(box_of):
+    assert oblique_box(box_of, 20.0, voxel_mm=2.5).tilt is None  # neither halves nor thirds of it are about 1 mm
 
 
 @pytest.mark.parametrize("degrees", [9.0, 31.0])

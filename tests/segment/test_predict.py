@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from bids_dgmseg.images.boxes import Box
@@ -14,6 +15,7 @@ from bids_dgmseg.segment.forward import forward
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.predict import NetworkPredictor, predict
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.structures import STRUCTURES
 from tests.oracle import oracle_model
 
 NUCLEI_BOX = Box((-45, -76, -52), (45, 34, 36))
@@ -69,6 +71,15 @@ def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(
     assert probabilities[place][holes["voxel"]] > 0.9
     assert (probabilities[place][holes["hole"]] == 0).all() == measured_only
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_a_nucleus_whose_place_shows_nothing_was_not_seen():
+    oracle = oracle_model()
+    model = replace(oracle, cleaning=replace(oracle.cleaning, measured_only=True))
+    chi, labels = (phantom(world_grid(NUCLEI_BOX, (1, 1, 1))) for phantom in (PHANTOM.chi, PHANTOM.dseg))
+    chi.array[ndimage.binary_dilation(labels.array == STRUCTURES.named("RN_L").index, iterations=2)] = 0
+    block = predict(chi, NUCLEI_BOX, model)
+    assert set(model.labels) - set(block.seen) == {"RN_L"}
 
 
 class _Speck:
@@ -243,10 +254,11 @@ def _block_of(labels, classes=17):
 def test_a_stray_part_of_a_nucleus_is_dropped():
     labels = np.zeros((20, 10, 10), int)
     labels[1:5, 1:5, 1:5] = 5  # 64 voxels
-    labels[15:17, 5, 5] = 5  # 2 voxels, less than a quarter
+    labels[15, 1:7, 5] = 5  # 6 voxels, less than a tenth
+    labels[15, 1:8, 9] = 5  # 7 voxels, more than a tenth
     cleaned = clean(_block_of(labels), MODELS["dgm16"])
-    assert (cleaned == 5).sum() == 64
-    assert cleaned[15:17].max() == 0
+    assert (cleaned == 5).sum() == 64 + 7
+    assert cleaned[15, :, 5].max() == 0
 
 
 def test_two_parts_of_like_size_are_both_kept():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.boxes import Box, Tilt
 from bids_dgmseg.images.resample import Grid, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import ModelInput
@@ -88,6 +88,17 @@ def test_a_still_sample_is_the_map_itself(grid):
         found, wanted = labels.numpy() == channel, truth == channel
         assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.75  # 3 mm voxels, grids up to 3 mm apart
     assert np.corrcoef(chi[0].numpy().ravel(), PHANTOM.chi(patch).array.ravel())[0, 1] > 0.9
+
+
+def test_samples_of_a_turned_box_lie_along_its_axes():
+    centre_mm = np.array(BOX.centre_mm)
+    turned = Box.tilted(centre_mm, Tilt((10.0, -5.0, 20.0), MODEL.input.patch_mm))
+    prepared = prepare(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), turned, MODEL, weights=None)
+    _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=STILL)[0]
+    for box, low, high in ((turned, 0.75, 1.0), (Box.centred(centre_mm, MODEL.input.patch_mm), 0.0, 0.6)):
+        truth = PHANTOM.dseg(world_grid(box, MODEL.input.spacing_mm)).array
+        found, wanted = labels.numpy() == PUT, truth == PUT
+        assert low < 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) <= high  # as of a still sample
 
 
 def test_a_mirrored_sample_exchanges_sides():
