@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 _LEAST = 1e-7
 """Float32 cannot tell a background of less from none."""
@@ -35,15 +36,16 @@ def softmax_heads(
     probabilities = logits.clone()
     for part in _parts(groups):
         head = logits[:, part].softmax(dim=1)
-        probabilities[:, part] = _drop_haze(head) if temperatures else head
+        if temperatures:
+            _drop_haze(head)
+        probabilities[:, part] = head
     return probabilities
 
 
-def _drop_haze(head: Tensor) -> Tensor:
+def _drop_haze(head: Tensor) -> None:
     """Give a head's background (channel 0) what its classes have where that is next to nothing."""
-    classes = head[:, 1:]
-    classes = classes.where(classes >= _LEAST_CALIBRATED, 0.0)
-    return torch.cat([1 - classes.sum(dim=1, keepdim=True), classes], dim=1)
+    classes = functional.threshold(head[:, 1:], _LEAST_CALIBRATED, 0.0, inplace=True)
+    head[:, 0] = 1 - classes.sum(dim=1)
 
 
 def temper(logits: Tensor, temperatures: Sequence[float]) -> Tensor:

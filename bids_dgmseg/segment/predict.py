@@ -76,11 +76,12 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     seen = name_labelled(probabilities, model)
     probabilities = carry(probabilities, grid, own, slices)
     if model.cleaning.measured_only:
-        before = name_labelled(probabilities, model)
         outside = find_outside(is_measured(chi.array))[slices]
+        hidden = name_labelled(probabilities[:, outside], model)
         probabilities[:, outside] = np.arange(len(probabilities))[:, None] == 0
-        unmeasured = set(before) - set(name_labelled(probabilities, model))
-        seen = tuple(name for name in seen if name not in unmeasured)
+        if hidden:
+            gone = set(hidden) - set(name_labelled(probabilities, model))
+            seen = tuple(name for name in seen if name not in gone)
     return Block(probabilities, slices, seen, chi.voxel_size_mm)
 
 
