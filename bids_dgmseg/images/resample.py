@@ -105,7 +105,22 @@ def meeting_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
 def meet(
     spacing_mm: Sequence[float], voxel_size_mm: Sequence[float], tolerance: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Count the voxels of a map in one of a grid, along each axis, and say where this is whole, or one over it."""
+    """Count the voxels of a map in one of a grid along each axis.
+
+    Parameters
+    ----------
+    spacing_mm, voxel_size_mm : sequence of 3 float
+        Edges of the grid's voxels that are wanted, and of the map's.
+    tolerance : float
+        By how much, relative to what is wanted, the grid's voxels may differ so that the map need not be interpolated.
+
+    Returns
+    -------
+    ratio : ndarray of shape (3,)
+        A whole number or one over it where that is within the tolerance, else the quotient of the edges.
+    meets : ndarray of bool, shape (3,)
+        Where it is.
+    """
     spacing, voxel_mm = np.asarray(spacing_mm), np.asarray(voxel_size_mm)
     ratio = np.maximum(np.round(spacing / voxel_mm), 1) / np.maximum(np.round(voxel_mm / spacing), 1)
     meets = np.abs(ratio * voxel_mm / spacing - 1) <= tolerance
