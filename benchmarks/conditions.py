@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.simulate.artefacts import ArtefactRanges
 from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
+from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
-
-_LOGARITHMIC = {"noise_ppm", "snr", "least_squares", "conjugate_gradients", "total_variation"}
-"""Ranges whose middle is that of their logarithms, as they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -83,33 +78,10 @@ def conditions() -> Iterator[Condition]:
 
 
 def middle_view(spacing_mm: float) -> View:
-    """See the head of a person of middle age as an ordinary scan of that voxel size shows it.
-
-    Shapes, and values about what is plausible at that age, differ as in training.
-    """
-    artefacts = dataclasses.replace(
-        middle(ArtefactRanges()), in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0),
-        reconstruction=dataclasses.replace(middle(ReconstructionRanges()), b0_tesla=(3.0,)),
-    )  # fmt: skip
-    view = whole_head_view(spacing_mm)
-    pitch, roll, yaw = view.head.rotation_deg
-    head = dataclasses.replace(view.head, rotation_deg=(pitch / 2, roll / 2, yaw / 2))
-    values = dataclasses.replace(view.values, age_years=middle(view.values).age_years, mixture=0.0)
-    return dataclasses.replace(
-        view, head=head, values=values, artefacts=artefacts, cut_mm=(0.0, 0.0), outside_noise=0.0
-    )
-
-
-def middle(ranges: Any) -> Any:
-    """Replace each range of a dataclass, a pair of numbers, by its middle twice."""
-    changed = {}
-    for field in dataclasses.fields(ranges):
-        value = getattr(ranges, field.name)
-        if isinstance(value, tuple) and len(value) == 2:
-            low, high = value
-            half = math.sqrt(low * high) if field.name in _LOGARITHMIC else (low + high) / 2
-            changed[field.name] = (half, half)
-    return dataclasses.replace(ranges, **changed)
+    """See a head as an ordinary scan of that voxel size shows it, whole and without noise outside."""
+    view = ordinary_view(whole_head_view(spacing_mm))
+    own = dataclasses.replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0))
+    return dataclasses.replace(view, artefacts=own, cut_mm=(0.0, 0.0), outside_noise=0.0)
 
 
 def _with_values(view: View, **values: Any) -> View:

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "simulated while training; `phantom` takes the analytic phantom alone")
     parser.add_argument("out", metavar="OUT", type=Path, help="model folder; an unfinished training in it is resumed")
     parser.add_argument("--part", choices=("localizer", "segmenter", "calibration"), default="segmenter",
-                        help="which of the two networks, or the temperatures of the trained segmenter in OUT; labelled "
-                             "maps train the segmenter (default: %(default)s)")
+                        help="which of the two networks, or the temperatures and biases of the trained segmenter in "
+                             "OUT; labelled maps train the segmenter (default: %(default)s)")
     parser.add_argument("--minutes", type=positive,
                         help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
                              f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})")
@@ -112,7 +112,7 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
 
         calibrate(model, template, args.out, n_maps=args.steps or _CALIBRATION_MAPS, seed=args.seed,
                   device=args.device, say=Line().say)  # fmt: skip
-        print(f"temperatures in {args.out.name}/model.toml")
+        print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
     from bids_dgmseg.training.simulated import Slice, train_on_simulations
 

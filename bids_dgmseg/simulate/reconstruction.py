@@ -46,7 +46,7 @@ class ReconstructionRanges:
     threshold: tuple[float, float] = (0.08, 0.25)
     """Of truncated division."""
     least_squares: tuple[float, float] = (0.004, 0.05)
-    """Strength of the closed-form solutions; log-uniform, as the following."""
+    """Strength of the closed-form solutions; log-uniform, as those of the other methods."""
     ridge: tuple[float, float] = (0.003, 0.02)
     """Weight of the values beside their gradients or total variation."""
     conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +21,12 @@ from bids_dgmseg.segment.weights import (
     segmenter_network,
     to_channels_last,
 )
+from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.training.curve import Curve
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, train, use_cores
-from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
+from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps, training_heads
 from bids_dgmseg.training.validation import SEED, Validation
 
 Part = Literal["localizer", "segmenter"]
@@ -95,7 +96,7 @@ def train_on_simulations(
     curve = Curve(out / f"{this.part}_curve.tsv", classes, say=say, show=show, step=progress.step, steps=this.steps)
     maps = simulated_maps(model, template, this.part, seed=this.seed, device=device)
     validation = Validation(
-        maps.with_seed(SEED), n_maps=this.validation_maps, network=progress.network, average=progress.average,
+        replace(maps, seed=SEED), n_maps=this.validation_maps, network=progress.network, average=progress.average,
         path=out / f"{this.part}_validation.tsv", classes=classes, device=device, say=say, step=progress.step,
         seconds=progress.seconds,
     )  # fmt: skip
@@ -104,8 +105,9 @@ def train_on_simulations(
         curve.add(now)
         validation.add(now)
 
+    samples = _among_ordinary(maps) if this.part == "segmenter" else maps
     done = train(
-        progress, maps, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
+        progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
         workers=this.workers if device.type == "cpu" else 0, report=report,
     )  # fmt: skip
     validation.measure(progress.step)
@@ -122,3 +124,7 @@ def simulated_maps(
     else:
         view, classes_of, shown = SEGMENTER_VIEW, nuclei_labels, model.input
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
+
+
+def _among_ordinary(maps: SimulatedMaps) -> SimulatedMaps:
+    return replace(maps, ordinary=ordinary_view(maps.view, ORDINARY_WIDTH))

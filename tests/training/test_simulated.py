@@ -9,12 +9,14 @@ from bids_dgmseg.models import get_model
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.sample import View
-from bids_dgmseg.training import simulated
+from bids_dgmseg.training import sampling, simulated
 from bids_dgmseg.training.calibration import calibrate
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.simulated import Slice, simulated_maps, train_on_simulations
 
 SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
+
+DRAWN = torch.zeros(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +35,9 @@ def start(tmp_path):
 
 def learn(out, *, show=unseen, **options):
     lines: list[str] = []
-    this = Slice("segmenter", minutes=5, workers=0, device="cpu", **{"validation_maps": 0, **options})
+    this = Slice(**{"part": "segmenter", "minutes": 5, "workers": 0, "device": "cpu", "validation_maps": 0, **options})
     outcome = train_on_simulations(SMALL, None, out, this, say=lines.append, show=show)
-    return outcome, load_file(out / "segmenter.safetensors")
+    return outcome, load_file(out / f"{this.part}.safetensors")
 
 
 def test_a_training_starts_from_the_weights_it_is_given(start, tmp_path):
@@ -85,11 +87,43 @@ def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
     own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
     describe_folder(own, start, about={"temperatures": [9.0] * 17})
     temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lines.append)
-    assert len(lines) == 16
+    assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
+    assert lines[16].startswith("DN ")
     trained = as_trained(SMALL, start)
     assert trained.temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
     assert trained.input == own.input
+
+
+def test_calibration_changes_nothing_of_the_weights_but_the_last_biases(start):
+    before = load_file(start / "segmenter.safetensors")
+    calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lambda line: None)
+    after = load_file(start / "segmenter.safetensors")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.0.bias"]
+    moved = (after["heads.0.bias"] - before["heads.0.bias"]).float()
+    shifts = moved / torch.tensor(as_trained(SMALL, start).temperatures)
+    torch.testing.assert_close(shifts[1::2], shifts[2::2], atol=0.02, rtol=0)  # left and right; float16
+    assert abs(float(shifts[0])) < 1e-6
+
+
+def test_calibration_is_for_the_network_that_learns_from_simulated_maps(tmp_path):
+    other = replace(SMALL, network="bids_dgmseg.networks.dcn_net:DCNNet", arch={})
+    with pytest.raises(InputError, match="DCNNet is not trained on simulated maps; give a folder of dgm16"):
+        calibrate(other, None, tmp_path, n_maps=1, seed=1, device="cpu", say=print)
+
+
+def test_the_segmenter_learns_from_ordinary_maps_too(start, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sampling, "draw_sample", lambda heads, view, seed: drawn.append(view) or DRAWN)
+    learn(tmp_path / "out", steps=6, start=start)
+    assert [view.values.mixture == 0 for view in drawn] == [True, False, False, True, False, False]
+
+
+def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(sampling, "draw_sample", lambda heads, view, seed: drawn.append(view) or DRAWN)
+    learn(tmp_path / "out", steps=2, part="localizer")
+    assert [view.values.mixture == 0 for view in drawn] == [False, False]
 
 
 def test_an_untrained_network_is_found_too_sure_or_not_sure_enough(start):

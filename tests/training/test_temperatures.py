@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bids_dgmseg.training.calibration import fit_temperatures, pick_voxels
+from bids_dgmseg.training.temperatures import fit_temperatures, pick_voxels
 
 
 def draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -44,3 +44,9 @@ def test_no_more_voxels_are_picked_than_asked_for(n_voxels):
     )
     assert picked.shape == (n_voxels, 3)
     assert classes.shape == (n_voxels,)
+
+
+def test_temperatures_of_a_network_that_knows_nothing_end_somewhere():
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn((5000, 3), generator=generator), torch.randint(3, (5000,), generator=generator)
+    assert float(fit_temperatures(logits, labels).max()) == 100
