@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -74,19 +76,49 @@ class HeadRanges:
     """Wavelength and largest amplitude of smooth deformations, in mm."""
 
 
+_hosts: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
+
+
+def host(generator: torch.Generator) -> torch.Generator:
+    """Give the CPU's generator that draws the few numbers beside a generator's many.
+
+    On the CPU it is the generator itself. A GPU's numbers are waited for one by one, which would take longer than all
+    else; so they come from a generator of the CPU that begins with the same seed.
+    """
+    if not _is_waited_for(generator):
+        return generator
+    if generator not in _hosts:
+        _hosts[generator] = torch.Generator().manual_seed(generator.initial_seed())
+    return _hosts[generator]
+
+
+def _is_waited_for(generator: torch.Generator) -> bool:
+    return generator.device.type != "cpu"
+
+
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
     """Draw one number."""
-    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
+    return low + (high - low) * float(torch.rand((), **_at_host(generator)))
 
 
 def chance(generator: torch.Generator, probability: float) -> bool:
     """Draw yes or no."""
-    return float(torch.rand((), generator=generator, device=generator.device)) < probability
+    return float(torch.rand((), **_at_host(generator))) < probability
 
 
 def normal(generator: torch.Generator) -> float:
     """Draw one number of mean 0 and SD 1."""
-    return float(torch.randn((), generator=generator, device=generator.device))
+    return float(torch.randn((), **_at_host(generator)))
+
+
+def pick(generator: torch.Generator, weights: Sequence[float]) -> int:
+    """Draw an index, each as often as its weight says."""
+    return int(torch.multinomial(torch.tensor(weights, device="cpu"), 1, generator=host(generator)))
+
+
+def _at_host(generator: torch.Generator) -> dict[str, Any]:
+    drawn_by = host(generator)
+    return {"generator": drawn_by, "device": drawn_by.device}
 
 
 def smooth_noise(

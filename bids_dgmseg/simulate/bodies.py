@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -104,6 +105,24 @@ class Body:
     def side(self) -> float:
         """Sign of x: −1 left, 1 right."""
         return -1.0 if self.label % 2 else 1.0
+
+    # What follows is asked for once a body, not once a sample: a GPU has to be waited for.
+
+    @cached_property
+    def step_mm(self) -> float:
+        """Mean step of the lattice."""
+        return float(1 / self.world_to_lattice[:, :3].norm(dim=0).mean())
+
+    @cached_property
+    def depth_limit_mm(self) -> float:
+        """How deep the deepest point lies."""
+        return float(self.depth_mm.float().max())
+
+    @cached_property
+    def lattice_to_place(self) -> Tensor:
+        """Turns steps of the lattice into mm, (3, 3)."""
+        inverse: Tensor = torch.linalg.inv(self.world_to_lattice[:, :3])
+        return inverse
 
 
 @dataclass(frozen=True)
@@ -255,8 +274,7 @@ def draw_bodies(
     }  # fmt: skip
     coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
     sparse = points_mm[::coarse, ::coarse, ::coarse]
-    for body in head.bodies:
-        block = _block_of(body, sparse, coarse)
+    for body, block in zip(head.bodies, _find_blocks(head.bodies, sparse, coarse), strict=True):
         if any(along.start == along.stop for along in block):
             continue
         if body.label > FIRST_TISSUE:
@@ -279,16 +297,26 @@ def draw_bodies(
         yield Painted(body, block, torch.minimum(deep, points_mm[(*block, 0)] * body.side), local)
 
 
-def _block_of(body: Body, sparse: Tensor, step: int) -> Block:
-    """Find the block of the scan that may show a body, from every `step`-th voxel's place."""
-    near = ((sparse - body.centre_mm).abs() < body.reach_mm + 0.3 * _MARGIN_MM).all(dim=-1)
+def _find_blocks(bodies: Sequence[Body], sparse: Tensor, step: int) -> list[Block]:
+    """Find the block of the scan that may show each body, from every `step`-th voxel's place."""
+    shown = []
+    for body in bodies:
+        near = ((sparse - body.centre_mm).abs() < body.reach_mm + 0.3 * _MARGIN_MM).all(dim=-1)
+        shown.append(torch.cat([near.any(dim=others[0]).any(dim=others[1]) for others in ((2, 1), (2, 0), (1, 0))]))
+    if not shown:
+        return []
+    parts = torch.split(torch.stack(shown).cpu(), list(sparse.shape[:3]), dim=1)
+    return [_block_of([part[number].numpy() for part in parts], step) for number in range(len(shown))]
+
+
+def _block_of(shown: Sequence[NDArray[np.bool_]], step: int) -> Block:
+    """Make a block of which slices along each axis show something; an empty one where none does."""
     ends = []
-    for axis in range(3):
-        hits = near.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
+    for along in shown:
+        hits = along.nonzero()[0]
         if not len(hits):
             return (slice(0, 0),) * 3
-        low, high = int(hits[0]), int(hits[-1])
-        ends.append(slice(max(0, (low - 1) * step), (high + 1) * step + 1))
+        ends.append(slice(max(0, (int(hits[0]) - 1) * step), (int(hits[-1]) + 1) * step + 1))
     return ends[0], ends[1], ends[2]
 
 
@@ -338,10 +366,9 @@ def _level(depth: Tensor, voxels: float) -> Tensor:
 def _carve(body: Body, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
     """Roughen a body's surface, and give dentate and interposed nucleus their form."""
     depth = body.depth_mm.float()
-    step_mm = float(1 / body.world_to_lattice[:, :3].norm(dim=0).mean())
-    thin = min(1.0, float(depth.max()) / 3)
+    thin = min(1.0, body.depth_limit_mm / 3)
     for wavelength_mm, bump_mm in zip((8, 4), ranges.bumps, strict=True):
-        noise = smooth_noise(depth.shape, wavelength_mm / step_mm, generator)[0]
+        noise = smooth_noise(depth.shape, wavelength_mm / body.step_mm, generator)[0]
         depth = depth + ranges.amount * thin * bump_mm * noise
     if body.nucleus == "DN":
         return _make_bag(body, depth, ranges, generator)
@@ -355,20 +382,17 @@ def _lattice_mm(body: Body) -> Tensor:
     device = body.depth_mm.device
     axes = [torch.arange(size, device=device, dtype=torch.float32) for size in body.depth_mm.shape]
     lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    back: Tensor = torch.linalg.inv(body.world_to_lattice[:, :3])
-    return (lattice - body.world_to_lattice[:, 3]) @ back.T - body.centre_mm
+    return (lattice - body.world_to_lattice[:, 3]) @ body.lattice_to_place.T - body.centre_mm
 
 
 def _make_bag(body: Body, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
     """Crumple the dentate and open it towards the middle and the front; what lies in the mouth is not the nucleus."""
-    step_mm = float(1 / body.world_to_lattice[:, :3].norm(dim=0).mean())
-    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / step_mm, generator)[0]
+    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / body.step_mm, generator)[0]
     depth = depth + ranges.amount * uniform(generator, *ranges.fold_mm) * folds
     towards = torch.tensor(
         [-body.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8), uniform(generator, 0.0, 0.6)],
-        device=depth.device,
     )  # fmt: skip
-    towards = towards / towards.norm()
+    towards = (towards / towards.norm()).to(depth.device)
     places = _lattice_mm(body) + towards * uniform(generator, -1.5, 2.5)
     out = places @ towards
     across = (places - out.clamp(min=0)[..., None] * towards).norm(dim=-1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, chance, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, chance, host, smooth_noise, uniform
 
 Path = tuple[tuple[float, float, float], ...]
 
@@ -128,7 +129,15 @@ class _Places:
         self._size = torch.tensor(self.shape, device=points_mm.device)
         middle = [size // 2 for size in self.shape]
         lines = points_mm[:, middle[1], middle[2]], points_mm[middle[0], :, middle[2]], points_mm[middle[0], middle[1]]
-        self._back = torch.linalg.inv(torch.stack([(line[-1] - line[0]) / (len(line) - 1) for line in lines]))
+        slopes = torch.stack([(line[-1] - line[0]) / (len(line) - 1) for line in lines])
+        self._back, _ = torch.linalg.inv_ex(slopes)  # unlike `inv` it does not wait for a GPU
+
+    def find_all(self, places_mm: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Find some lists of places at once; else as `find`."""
+        if not places_mm:
+            return ()
+        found = self.find(torch.cat(list(places_mm)).to(self._points.device))
+        return torch.split(found, [len(one) for one in places_mm])
 
     def find(self, template_mm: Tensor) -> Tensor:
         """Voxel indices (N, 3), with fractions, of template places (N, 3): Newton's method with one slope for all."""
@@ -146,7 +155,7 @@ class _Places:
     def shares(self, indices: Tensor, radius_mm: float, soft: float = 1.0) -> tuple[Tensor, Tensor]:
         """Flat voxel numbers near the indices (N, 3), and how much of each voxel balls of a radius fill.
 
-        `soft` is the width of their edge in voxels.
+        `soft` is the width of their edge in voxels. Some voxels come more than once, and of some nothing is filled.
         """
         reach = math.ceil(radius_mm / self.spacing_mm + soft / 2)
         steps = torch.arange(-reach, reach + 1, device=indices.device)
@@ -156,27 +165,28 @@ class _Places:
         depth = (radius - (voxels - indices[:, None]).norm(dim=-1)) / soft + 0.5
         # A ball or tube thinner than a voxel fills the part of it that its cross-section has.
         share = depth.clamp(0, 1) / min(1.0, radius / soft + 0.5) * min(1.0, math.pi * radius**2)
-        kept = ((voxels >= 0) & (voxels < self._size)).all(dim=-1) & (share > 0)
-        x, y, z = voxels[kept].unbind(-1)
-        return (x * self.shape[1] + y) * self.shape[2] + z, share[kept]
+        # To leave out what lies beyond the scan would make a GPU wait for how many that are.
+        share = share * ((voxels >= 0) & (voxels < self._size)).all(dim=-1)
+        x, y, z = voxels.clamp(min=0).minimum(self._size - 1).view(-1, 3).unbind(-1)
+        return (x * self.shape[1] + y) * self.shape[2] + z, share.view(-1)
 
     def paint(self, chi: Tensor, indices: Tensor, radius_mm: float, ppm: float) -> None:
         """Fill a ball about indices (1, 3) with a susceptibility, in place."""
         numbers, share = self.shares(indices, radius_mm)
         flat = chi.view(-1)
-        flat[numbers] += share * (ppm - flat[numbers])
+        flat.index_add_(0, numbers, share * (ppm - flat[numbers]))
 
 
-def _mirrored(path: Path, side: float, device: torch.device) -> Tensor:
+def _mirrored(path: Path, side: float) -> Tensor:
     """Put a path on one side: −1 left, 1 right."""
-    return torch.tensor(path, dtype=torch.float32, device=device) * torch.tensor([side, 1.0, 1.0], device=device)
+    return torch.tensor(path, dtype=torch.float32) * torch.tensor([side, 1.0, 1.0])
 
 
 def _draw_course(path: Tensor, jitter_mm: float, generator: torch.Generator) -> Tensor:
-    """Draw points (N, 3), half a mm apart, along a path (P, 3) that is moved and made to wind."""
-    path = path + jitter_mm * torch.randn(path.shape, generator=generator, device=path.device)
+    """Draw points (N, 3), half a mm apart, along a path (P, 3) that is moved and made to wind; on the CPU."""
+    path = path + jitter_mm * torch.randn(path.shape, generator=host(generator))
     count = max(2, round(2 * float((path[1:] - path[:-1]).norm(dim=-1).sum())))
-    winding = torch.randn((max(2, count // 10), 3), generator=generator, device=path.device)
+    winding = torch.randn((max(2, count // 10), 3), generator=host(generator))
     return _stretch(path, count) + 0.5 * _stretch(winding, count)
 
 
@@ -191,12 +201,16 @@ def _add_veins(
 ) -> None:
     """Add the large veins near the nuclei, in place."""
     layer = torch.zeros(chi.numel(), device=chi.device)
+    courses: list[Tensor] = []
+    looks: list[tuple[float, float]] = []
     for path, radius_mm in _VEINS:
         for side in (-1.0, 1.0):
             if chance(generator, ranges.veins):
-                course = _draw_course(_mirrored(path, side, chi.device), 1.2, generator)
-                share = places.shares(places.find(course), uniform(generator, *radius_mm))
-                layer.scatter_reduce_(0, share[0], share[1] * uniform(generator, 0.5, 1.0), "amax")
+                courses.append(_draw_course(_mirrored(path, side), 1.2, generator))
+                looks.append((uniform(generator, *radius_mm), uniform(generator, 0.5, 1.0)))
+    for indices, (radius, strength) in zip(places.find_all(courses), looks, strict=True):
+        numbers, share = places.shares(indices, radius)
+        layer.scatter_reduce_(0, numbers, share * strength, "amax")
     chi += layer.view(chi.shape) * (vein_ppm - chi)
 
 
@@ -204,15 +218,19 @@ def _add_tracts(
     chi: Tensor, labels: Tensor, places: _Places, ranges: DetailRanges, generator: torch.Generator
 ) -> None:
     """Make tissues differ by tract, in place: iron, and the fibres' direction to the main field, show."""
+    courses: list[Tensor] = []
+    looks: list[tuple[float, int, float]] = []
     for path, tissue, ppm, radius_mm in _TRACTS:
         if not chance(generator, ranges.tracts):
             continue
-        added, changed = uniform(generator, *ppm), labels == tissue
+        added = uniform(generator, *ppm)
         for side in (-1.0, 1.0):
-            course = _draw_course(_mirrored(path, side, chi.device), 1.2, generator)[::4]
-            numbers, share = places.shares(places.find(course), uniform(generator, *radius_mm), 2.0)
-            layer = torch.zeros(chi.numel(), device=chi.device).scatter_reduce_(0, numbers, share, "amax")
-            chi += added * layer.view(chi.shape) * changed
+            courses.append(_draw_course(_mirrored(path, side), 1.2, generator)[::4])
+            looks.append((added, tissue, uniform(generator, *radius_mm)))
+    for indices, (added, tissue, radius) in zip(places.find_all(courses), looks, strict=True):
+        numbers, share = places.shares(indices, radius, 2.0)
+        layer = torch.zeros(chi.numel(), device=chi.device).scatter_reduce_(0, numbers, share, "amax")
+        chi += added * layer.view(chi.shape) * (labels == tissue)
 
 
 def _draw_tubes(shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator) -> Tensor:
@@ -226,15 +244,17 @@ def _draw_tubes(shape: tuple[int, ...], spacing_mm: float, generator: torch.Gene
 
 def _add_spots(chi: Tensor, places: _Places, ranges: DetailRanges, generator: torch.Generator) -> None:
     """Add calcifications, and vessels and spaces around them that are seen as spots, in place."""
-    device = chi.device
+    spots: list[Tensor] = []
+    looks: list[tuple[float, float]] = []
     for centre, sd_mm, radius_mm, ppm, likely in _PLACES:
         for side in (-1.0, 1.0):
             if chance(generator, likely):
-                place = _mirrored((centre,), side, device)
-                place = place + sd_mm * torch.randn((1, 3), generator=generator, device=device)
-                places.paint(chi, places.find(place), uniform(generator, *radius_mm), uniform(generator, *ppm))
+                spots.append(_mirrored((centre,), side) + sd_mm * torch.randn((1, 3), generator=host(generator)))
+                looks.append((uniform(generator, *radius_mm), uniform(generator, *ppm)))
     for _ in range(round(uniform(generator, *ranges.spots))):
         around, sd = _SPOT_PLACES[int(uniform(generator, 0, len(_SPOT_PLACES)))]
-        place = _mirrored((around,), -1.0 if chance(generator, 0.5) else 1.0, device)
-        place = place + torch.tensor(sd, device=device) * torch.randn((1, 3), generator=generator, device=device)
-        places.paint(chi, places.find(place), uniform(generator, 0.3, 1.1), uniform(generator, -0.1, 0.2))
+        middle = _mirrored((around,), -1.0 if chance(generator, 0.5) else 1.0)
+        spots.append(middle + torch.tensor(sd) * torch.randn((1, 3), generator=host(generator)))
+        looks.append((uniform(generator, 0.3, 1.1), uniform(generator, -0.1, 0.2)))
+    for indices, look in zip(places.find_all(spots), looks, strict=True):
+        places.paint(chi, indices, *look)

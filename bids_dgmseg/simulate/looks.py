@@ -60,7 +60,7 @@ def draw_look(body: Body, values: Tensor, ageing: float, generator: torch.Genera
     body : Body
         Nucleus or ventricle.
     values : Tensor of shape (64,)
-        Susceptibility of each label in ppm.
+        Susceptibility of each label in ppm, on the CPU.
     ageing : float
         0 at 45 years, 1 at 75: the putamen's back takes up iron first.
     generator : torch.Generator

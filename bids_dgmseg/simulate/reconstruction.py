@@ -13,7 +13,7 @@ from torch.nn import functional
 from bids_dgmseg.qsm.background import ball_mean, v_sharp
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, field_noise_sd, r2star_hz
 from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_variation, truncated_division
-from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import chance, pick, smooth_noise, uniform
 from bids_dgmseg.simulate.filters import blur
 
 _MARGIN_MM = 5.0
@@ -145,8 +145,7 @@ def _draw_inversion(
     kernel: Tensor, weight: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
     generator: torch.Generator,
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
-    parts = torch.tensor(ranges.methods, device=generator.device)
-    method, ridge = int(torch.multinomial(parts, 1, generator=generator)), uniform(generator, *ranges.ridge)
+    method, ridge = pick(generator, ranges.methods), uniform(generator, *ranges.ridge)
     if method == 0:
         threshold = uniform(generator, *ranges.threshold)
         return lambda field: truncated_division(field, kernel, threshold=threshold)

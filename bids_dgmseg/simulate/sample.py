@@ -17,6 +17,7 @@ from bids_dgmseg.simulate.anatomy import (
     LabelMap,
     chance,
     draw_head_points,
+    pick,
     smooth_noise,
     uniform,
 )
@@ -100,8 +101,7 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     """
     device = heads[0][0].labels.device
     generator = torch.Generator(device).manual_seed(seed)
-    weights = torch.tensor([weight for _, weight in heads], device=device)
-    head, _ = heads[int(torch.multinomial(weights, 1, generator=generator))]
+    head, _ = heads[pick(generator, [weight for _, weight in heads])]
     points = draw_head_points(
         view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
     )

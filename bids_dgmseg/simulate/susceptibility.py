@@ -85,7 +85,7 @@ def drop_hilum(labels: Tensor) -> Tensor:
 
 
 def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Draw a susceptibility in ppm for each label, a vector indexed by it, and the age in years."""
+    """Draw a susceptibility in ppm for each label, a vector indexed by it on the CPU, and the age in years."""
     values = torch.zeros(64)
     age_years = uniform(generator, *ranges.age_years)
     lawless = chance(generator, ranges.mixture)
@@ -102,7 +102,7 @@ def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor
         value = 0.03 * normal(generator) if lawless else mean + sd * normal(generator)
         values[label] = value * tissue_gain
     values[1 + _HILUM : 3 + _HILUM] = values[1:3] * uniform(generator, *ranges.hilum)
-    return values.to(generator.device), age_years
+    return values, age_years
 
 
 def _draw_nucleus(nucleus: str, age_years: float, ranges: ValueRanges, generator: torch.Generator) -> float:
@@ -143,16 +143,16 @@ def fill(
         Nuclei and tissues at the voxel centres.
     """
     values, age_years = draw_values(ranges, generator)
-    indices = head.indices(points_mm)
+    indices, here = head.indices(points_mm), values.to(points_mm.device)
     if isinstance(head, ShapedHead) and shapes.amount > 0:
-        ground, chi = _mix(head.ground, head, indices, values, spacing_mm)
+        ground, chi = _mix(head.ground, head, indices, here, spacing_mm)
         canvas = Canvas(ground, chi, width_mm=_width_mm(points_mm))
         ageing = (age_years - _MIDDLE_AGE_YEARS) / 30
         for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator):
             canvas.paint(painted, draw_look(painted.body, values, ageing, generator))
         chi, labels = canvas.finish()
     else:
-        labels, chi = _mix(head.labels, head, indices, values, spacing_mm)
+        labels, chi = _mix(head.labels, head, indices, here, spacing_mm)
         labels = drop_hilum(labels)
     chi = add_details(
         chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)  # fmt: skip

@@ -192,6 +192,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "template"
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public atlases are not beside the project")
 def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
+    pytest.importorskip("nilearn", reason="has the brain's image among its files")
     brain = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
     allen, midbrain = SHARED / "Allen_HRA_3D_2020.nii.gz", SHARED / "CIT168_midbrain_in_2009bSym.nii.gz"
     list(write_template(allen, midbrain, brain, tmp_path / "labels.nii.gz"))

@@ -15,6 +15,7 @@ from bids_dgmseg.models import MODELS, ModelInput, get_model
 from bids_dgmseg.segment.folder import describe_folder
 from bids_dgmseg.segment.nnunet_folder import read_checkpoint
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
+from bids_dgmseg.simulate import anatomy
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid
 from bids_dgmseg.simulate.bodies import to_device
@@ -84,12 +85,28 @@ def head():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_map_is_drawn_on_the_gpu_as_on_the_cpu(head, gpu, seed):
+def test_a_map_is_drawn_on_the_gpu_as_on_the_cpu(head, gpu, seed, monkeypatch):
+    monkeypatch.setattr(anatomy, "_is_waited_for", lambda generator: True)  # single numbers from a stream of their own
     expected = draw_sample([(head, 1.0)], VIEW, seed)
     drawn = draw_sample([(to_device(head, "cuda"), 1.0)], VIEW, seed)
     for one, other in zip(drawn, expected, strict=True):
         assert place_of(one) == GPU
         assert torch.equal(one.cpu(), other)  # the pretended GPU draws the CPU's numbers
+
+
+def test_a_map_waits_for_few_numbers_of_the_gpu(head, gpu, monkeypatch):
+    on_gpu, read = to_device(head, "cuda"), []
+    draw_sample([(on_gpu, 1.0)], VIEW, 0)  # what is asked for once a body
+    item = torch.Tensor.__float__
+
+    def look(tensor):
+        read.append(place_of(tensor))
+        return item(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", look)
+    draw_sample([(on_gpu, 1.0)], VIEW, 1)
+    assert len(read) > 200
+    assert read.count(GPU) < 20
 
 
 @pytest.mark.parametrize("method", range(4))
