@@ -30,6 +30,8 @@ _STEP_PPM = 1e-4
 def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, recipe: Recipe, seed: int) -> None:
     """Write what a model folder holds beside weights: its description, and references for an atlas localizer.
 
+    References that a former call chose among other scans are removed.
+
     Parameters
     ----------
     model : Model
@@ -37,7 +39,7 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
     folder : path
         Model folder.
     labelled : sequence of Labelled
-        Scans of the training; some become references.
+        Scans that some fold learned from; some become references.
     recipe : Recipe
         Says how many.
     seed : int
@@ -46,6 +48,9 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
     about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
     describe_folder(_as_learned(model, recipe), folder, about=about)
     names = choose_some([one.map.name for one in labelled], recipe.references, seed=seed)
+    for path in (folder / "references").glob("*.nii.gz"):
+        if path.name.rpartition("_")[0] not in names:
+            path.unlink()
     for one in labelled:
         if one.map.name in names:
             _write_reference(one, model, folder / "references")
@@ -53,16 +58,13 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
 
 def _as_learned(model: Model, recipe: Recipe) -> Model:
     """Give a model the network, the heads and the input that a recipe trained."""
-    spacing_mm, sampling = recipe.spacing_mm or model.input.spacing_mm, recipe.sampling
-    x, y, z = (
-        patch if axis == sampling.stack_axis else round(size * step, 4)
-        for axis, (patch, size, step) in enumerate(zip(model.input.patch_mm, sampling.size, spacing_mm, strict=True))
-    )
-    learned = tuple(recipe.classes)
-    as_registered = learned == model.classes and model.arch.get("independent", True)
+    network, sampling, learned = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
+    as_registered = network == model.network and learned == model.classes and model.arch.get("independent", True)
+    slices = 0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis]
     return replace(
-        model, network=recipe.network or model.network,
-        input=replace(model.input, spacing_mm=spacing_mm, patch_mm=(x, y, z), normalization=sampling.normalization),
+        model, network=network,
+        input=replace(model.input, spacing_mm=recipe.voxel_size_mm(model), patch_mm=recipe.patch_mm(model),
+                      normalization=sampling.normalization, slices=slices),
         heads=model.heads if as_registered else (learned,),
     )  # fmt: skip
 

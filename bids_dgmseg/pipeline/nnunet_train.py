@@ -29,7 +29,7 @@ from bids_dgmseg.pipeline.training import read_sites
 from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.measured import find_measured
-from bids_dgmseg.segment.regions import carry_regions
+from bids_dgmseg.segment.regions import carry_regions, largest_part
 from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part, crop_to_cerebellum, split_by_site
@@ -123,7 +123,7 @@ class _Cerebella:
         """Give the mask of a scan on its own grid."""
         path = self._paths.get(one.dseg)
         if path is None:
-            return self._seen(one.map.chi)
+            return self._seen(one)
         mask = Volume.read(path, np.uint8)
         if apart := grids_differ(one.map.chi, mask):
             raise InputError(f"{path.name}: does not lie on the grid of {one.map.name} ({apart}); resample it first")
@@ -132,15 +132,22 @@ class _Cerebella:
             raise InputError(f"{path.name}: is empty; draw the cerebellum or remove the file")
         return inside
 
-    def _seen(self, chi: Volume) -> Mask:
-        default = get_model("default")
-        labels = localize(chi, default, device=self._device).labels
+    def _seen(self, one: Labelled) -> Mask:
+        chi, default = one.map.chi, get_model("default")
+        try:
+            labels = localize(chi, default, device=self._device).labels
+        except InputError as error:
+            raise InputError(f"{one.map.name}: {error}") from error
         if labels is None:
             raise ValueError(f"{default.name}: has no whole-head network")
         regions = carry_regions(
             labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, measured=find_measured(chi).array
         )
-        return regions[CEREBELLUM]
+        seen = largest_part(regions[CEREBELLUM])  # as in use
+        if not seen.any():
+            raise InputError(f"{one.map.name}: the whole-head network sees no cerebellum; add a label-cerebellum mask, "
+                             "or take its labels out of the dataset")  # fmt: skip
+        return seen
 
 
 def _whole(maps: Sequence[Labelled], parts: Mapping[str, Part], masks: _Cerebella, model: Model) -> Iterator[Case]:

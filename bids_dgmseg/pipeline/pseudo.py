@@ -17,7 +17,7 @@ from bids_dgmseg.training.schemes import majority_vote
 
 def read_pseudo_labels(
     dataset: Path, model: Model, folders: Sequence[Path], *, besides: Collection[str], option: str,
-    say: Callable[[str], None],
+    say: Callable[[str], None], derivatives: Sequence[Path] = (), holdout: Collection[str] = (),
 ) -> list[Labelled]:  # fmt: skip
     """Read the maps of a dataset with the labels that models gave them, fused by majority where there are several.
 
@@ -35,14 +35,18 @@ def read_pseudo_labels(
         What the user called the folders, for messages.
     say : callable
         Gets a line on what does not match.
+    derivatives : sequence of path
+        Where else maps are; none for all below ``derivatives/`` of the dataset.
+    holdout : collection of str
+        Participants to leave out, without ``sub-``.
 
     Raises
     ------
     InputError
         If no map is left.
     """
-    found = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives"))
-    scans = [scan for scan in found if scan.name not in besides]
+    found = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
+    scans = [scan for scan in found if scan.name not in besides and scan.participant not in holdout]
     choose = (f"seg-{model.name}",)
     tables = [
         match_scans([scan.chi for scan in scans], find_images(folder, "dseg"), choose=choose) for folder in folders

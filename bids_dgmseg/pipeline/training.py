@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from bids_dgmseg.training.cases import Case, prepare_case
 from bids_dgmseg.training.learner import CHECKPOINT, Learner, Means
 from bids_dgmseg.training.loop import use_cores
 from bids_dgmseg.training.recipe import Recipe
+from bids_dgmseg.training.recipes import get_recipe
 from bids_dgmseg.training.schemes import Split, choose_some, split_fold
 
 Say = Callable[[str], None]
@@ -87,6 +89,7 @@ def train_folds(plan: Plan, folds: Sequence[int], *, say: Say, show: Say) -> Pat
         If the dataset or the folder does not allow it.
     """
     use_cores()
+    _check_usable(plan)
     material = _read(plan, say)
     _claim(plan, material)
     for fold in folds:
@@ -94,8 +97,33 @@ def train_folds(plan: Plan, folds: Sequence[int], *, say: Say, show: Say) -> Pat
         say(f"fold {fold}: {len(split.training)} participants to learn from, {len(split.validation)} to validate, "
             f"{len(split.test)} unseen")  # fmt: skip
         _train_fold(plan, material, split, fold, say, show)
-    finish_folder(plan.model, plan.out, material.manual, recipe=plan.recipe, seed=plan.seed)
+    learned = _learned_from(plan, material)
+    finish_folder(plan.model, plan.out, learned, recipe=plan.recipe, seed=plan.seed)
     return plan.out
+
+
+def _learned_from(plan: Plan, material: Material) -> list[Labelled]:
+    """List the scans that some fold in the folder has learned from, or watched while its own part stayed unseen."""
+    folds = [fold for fold in range(max(plan.recipe.folds, 1)) if (plan.out / f"fold_{fold}.safetensors").is_file()]
+    splits = [_split(plan, material, fold) for fold in folds]
+    watched = {one for split in splits for one in split.validation if plan.recipe.validation is not None}
+    seen = watched.union(*(split.training for split in splits))
+    return [one for one in material.manual if one.participant in seen]
+
+
+def _check_usable(plan: Plan) -> None:
+    """Refuse samples that the model will not be shown in use, where its classes are those of the model."""
+    sampling = plan.recipe.sampling
+    usual = get_recipe(plan.model.name).sampling
+    if tuple(plan.recipe.classes) != plan.model.classes:
+        return
+    for name in ("stack_axis", "normalized"):
+        if getattr(sampling, name) != getattr(usual, name):
+            raise InputError(f"--recipe sampling.{name}: {plan.model.name} is shown {getattr(usual, name)} in use; "
+                             "leave it as it is")  # fmt: skip
+    if sampling.stack_axis is not None and plan.model.arch.get("slices", 3) != sampling.size[sampling.stack_axis]:
+        raise InputError(f"--arch slices={plan.model.arch.get('slices', 3)}: samples have "
+                         f"{sampling.size[sampling.stack_axis]} slices; change --recipe sampling.size too")  # fmt: skip
 
 
 def _read(plan: Plan, say: Say) -> Material:
@@ -109,7 +137,8 @@ def _read(plan: Plan, say: Say) -> Material:
     _say_missing(used, plan, say)
     folders, option = (plan.pretrain_on, "--pretrain-on") if plan.pretrain_on else (plan.distill, "--distill")
     pseudo = [] if not folders else read_pseudo_labels(
-        plan.dataset, plan.model, folders, besides={one.map.name for one in manual}, option=option, say=say
+        plan.dataset, plan.model, folders, besides={one.map.name for one in manual}, option=option, say=say,
+        derivatives=plan.derivatives, holdout=plan.holdout,
     )
     sites = read_sites(plan.dataset, {one.participant for one in used})
     if len(sites) < max(plan.recipe.folds, 1):
@@ -161,7 +190,8 @@ def _claim(plan: Plan, material: Material) -> None:
         "seed": plan.seed,
         "start": "" if plan.start is None else sha256(find_start(plan.start, 0, plan.model)[0]),
         "labels": {one.dseg.name: sha256(one.dseg) for one in material.manual},
-        "pseudo_labels": {one.map.name: "pretrain" if plan.pretrain_on else "distill" for one in material.pseudo},
+        "pseudo_labels": {one.map.name: _fingerprint(one) for one in material.pseudo},
+        "pseudo_labels_for": ("pretrain" if plan.pretrain_on else "distill") if material.pseudo else "",
         "folds": splits,
     }
     path = plan.out / "training.json"
@@ -173,6 +203,11 @@ def _claim(plan: Plan, material: Material) -> None:
                 f"{plan.out.name}: holds another training (other {', '.join(differing)}); give a new folder for OUT"
             )
     write_json({**record, "length": length, "version": __version__}, path)
+
+
+def _fingerprint(one: Labelled) -> str:
+    """Tell the labels that models gave to a map from any others."""
+    return hashlib.sha256(one.map.labels.array.tobytes()).hexdigest()
 
 
 def _as_json(value: Any) -> Any:
@@ -192,9 +227,14 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
     if plan.start is not None:
         _begin_with(learner, plan, plan.start, fold, say)
     watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation])
-    stages: dict[str, Sequence[Labelled]] = {f"fold_{fold}": [*manual, *(material.pseudo if plan.distill else [])]}
+    aside = {*split.validation, *split.test}
+    pseudo = [one for one in material.pseudo if one.participant not in aside]
+    stages: dict[str, Sequence[Labelled]] = {f"fold_{fold}": [*manual, *(pseudo if plan.distill else [])]}
     if plan.pretrain_on:
-        stages = {f"fold_{fold}/pretraining": material.pseudo, **stages}
+        if not pseudo:
+            raise InputError(f"--pretrain-on: all its maps are of participants that fold {fold} keeps aside; label "
+                             "maps of others with bids_dgmseg")  # fmt: skip
+        stages = {f"fold_{fold}/pretraining": pseudo, **stages}
     for name, labelled in stages.items():
         tell = Teller(name, plan.recipe, plan.out / name, say, show)
         cases = _cases(plan, material, labelled)

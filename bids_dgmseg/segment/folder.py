@@ -2,8 +2,9 @@
 
 ``model.toml``
     The model's key, licence and training, and its network with arguments, heads and input (voxels, patch,
-    normalization) where they differ from the registry's; also ``temperatures``, which make the probabilities hold, and
-    ``mirrored``, where the probabilities of a map and of its mirror image are to be averaged always.
+    normalization, slices of a stack) where they differ from the registry's; also ``temperatures``, which make the
+    probabilities hold, and ``mirrored``, where the probabilities of a map and of its mirror image are to be averaged
+    always.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
 ``segmenter_2.safetensors``
@@ -31,12 +32,13 @@ from bids_dgmseg.segment.normalize import NORMALIZATIONS
 DESCRIPTION = "model.toml"
 SECOND = "segmenter_2"
 """Another checkpoint of the same network, for ``--quality``."""
-_INPUT = ("spacing_mm", "patch_mm", "normalization")
+_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices")
 """What a training may show a network otherwise than the registry says."""
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "spacing_mm": ("three numbers above 0", lambda value: _are_above_0(value) and len(value) == 3),
     "patch_mm": ("three numbers above 0", lambda value: _are_above_0(value) and len(value) == 3),
     "temperatures": ("numbers above 0, one a class", lambda value: _are_above_0(value)),
+    "slices": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0),
     "heads": ("lists of classes", lambda value: _are(value, list) and all(_are(group, str) for group in value)),
     "mirrored": ("true or false", lambda value: isinstance(value, bool)),
     "arch": ("a table of arguments", lambda value: isinstance(value, dict)),
@@ -83,7 +85,7 @@ def as_trained(model: Model, folder: Path | None = None) -> Model:
     if shown.get("normalization", "ppm") not in NORMALIZATIONS:
         raise InputError(f"{path}: normalization {shown['normalization']} is none of {', '.join(NORMALIZATIONS)}; "
                          "choose another folder")  # fmt: skip
-    arch = {**model.arch, **described.get("arch", {})}
+    arch = {**(model.arch if network == model.network else {}), **described.get("arch", {})}
     heads = tuple(tuple(group) for group in described.get("heads", model.heads))
     temperatures = tuple(float(value) for value in described.get("temperatures", ()))
     trained = replace(model, network=network, arch=arch, heads=heads, temperatures=temperatures,

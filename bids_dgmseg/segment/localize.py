@@ -89,7 +89,11 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
 
         _check_size(find_measured(chi).array, chi)
         return localize_cerebellum(chi, model, weights=weights, device=device)
-    model = as_trained(model, weights)  # its crop has the size of the training's
+    return locate(chi, as_trained(model, weights), weights=weights, device=device)
+
+
+def locate(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
+    """Find the box of a model whose input is as given, whatever its folder says; else as `localize`."""
     if model.localizer.kind == "centre":
         box = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
         if not model.localizer.guard:

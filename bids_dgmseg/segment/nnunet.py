@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from nibabel import orientations
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, box_of_mask
@@ -25,6 +24,7 @@ from bids_dgmseg.segment.found import Block, Location
 from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, step_folder
 from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.nnunet_folder import Trained, mirror_axes, read_folder
+from bids_dgmseg.segment.regions import largest_part
 from bids_dgmseg.segment.weights import pick_device, sha256
 
 _RAS = orientations.axcodes2ornt("RAS")
@@ -170,17 +170,6 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))
     return Location(box_of_mask(mask).grown(model.localizer.margin_mm), mask)
-
-
-def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Keep the largest connected part of a mask."""
-    parts, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    kept: NDArray[np.bool_] = parts == sizes.argmax()
-    return kept
 
 
 def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:

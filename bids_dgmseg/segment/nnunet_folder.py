@@ -123,13 +123,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Find a checkpoint a fold, the final one where there is one; ``fold_all`` counts where it is alone."""
+    """Find a checkpoint a fold, the final one where it has one; ``fold_all`` counts where it is alone."""
     folds = sorted(path for path in folder.glob("fold_*") if path.is_dir())
-    numbered = [path for path in folds if path.name != "fold_all"]
-    found: list[Path] = []
-    for name in _CHECKPOINTS:
-        found = found or [path / name for path in numbered if (path / name).is_file()]
-    found = found or [path / name for path in folds for name in _CHECKPOINTS if (path / name).is_file()][:1]
+    checkpoints = {
+        fold.name: next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None) for fold in folds
+    }
+    whole = checkpoints.pop("fold_all", None)
+    found = [path for path in checkpoints.values() if path] or ([whole] if whole else [])
     if not found:
         raise InputError(f"{folder}: no {' or '.join(f'fold_N/{name}' for name in _CHECKPOINTS)}; copy it whole")
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bids_dgmseg.images.boxes import box_of_mask
 from bids_dgmseg.images.resample import Grid, covering_block, resample
@@ -64,3 +65,14 @@ def _carry(region: Volume, grid: Grid) -> NDArray[np.bool_]:
     share = resample(region.with_array(region.array.astype(np.float32)), Grid(shape, grid.affine @ corner))
     carried[block] = share.array > 0.5
     return carried
+
+
+def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the largest connected part of a mask."""
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    kept: NDArray[np.bool_] = parts == sizes.argmax()
+    return kept

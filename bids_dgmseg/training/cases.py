@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from bids_dgmseg.images.boxes import Box, box_of_mask
 from bids_dgmseg.images.resample import Grid, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
-from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.localize import locate
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.training.labelled import LabelledMap, most_probable, soft_masks
 from bids_dgmseg.training.recipe import Recipe
@@ -52,7 +52,7 @@ def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device:
     ValueError
         If no class of the recipe is labelled.
     """
-    spacing_mm = recipe.spacing_mm or model.input.spacing_mm
+    spacing_mm = recipe.voxel_size_mm(model)
     classes = Volume(_to_classes(labelled.labels.array, model, recipe), labelled.labels.affine)
     if not classes.array.any():
         raise ValueError(f"{labelled.name}: none of {', '.join(recipe.classes)} is labelled")
@@ -82,7 +82,9 @@ def _region(
     """Lay the box that samples come from, at least as large as one of them."""
     sampling = recipe.sampling
     if sampling.region == "localizer":
-        box = localize(labelled.chi, model, device=device).box  # may be that of smaller samples, in the package
+        # As in use of what is being trained, not of what is in the package.
+        own = replace(model, input=replace(model.input, patch_mm=recipe.patch_mm(model)))
+        box = locate(labelled.chi, own, device=device).box
     else:
         box = box_of_mask(classes.with_array(classes.array > 0)).grown(sampling.margin * max(spacing_mm))
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()
@@ -93,8 +95,9 @@ def _with_room(inner: Grid, recipe: Recipe) -> tuple[Grid, tuple[slice, slice, s
     """Add what moved samples reach beyond a grid; returns the larger grid and where the other lies in it."""
     sampling, augmentation = recipe.sampling, recipe.augmentation
     reach = augmentation.shift + max(sampling.size) / 4 if augmentation.moves else 0.0
+    neighbours = [size // 2 if axis == sampling.stack_axis else 0 for axis, size in enumerate(sampling.size)]
     room = [
-        int(np.ceil(max(size - width, 0) / 2 + (reach if axis in augmentation.axes else 0))) + 1
+        int(np.ceil(max(size - width, 0) / 2 + (reach if axis in augmentation.axes else 0))) + max(1, neighbours[axis])
         for axis, (size, width) in enumerate(zip(sampling.size, inner.shape, strict=True))
     ]
     affine = inner.affine.copy()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -31,6 +32,15 @@ STOCK_TRAINER = "nnUNetTrainerNoMirroring"
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 _ELASTIC = 0.2
 """Part of the samples that are bent, as those that are turned and scaled; nnU-Net's own trainer bends none."""
+_WAVE = (0.08, 0.25)
+"""SD over which a bend is smooth, relative to the edge of a patch: 4 to 12 mm of one of 48 mm."""
+_STEEPNESS = 0.25
+"""Largest displacement relative to that SD: far from folding space."""
+
+
+def _draw_displacement(*, deformation_scale: float, patch_size: Sequence[int], dim: int, **_: Any) -> float:
+    """Draw by how many voxels a sample is bent along an axis at most; nnU-Net's default is less than one."""
+    return float(np.random.uniform(0, _STEEPNESS * deformation_scale * patch_size[dim]))  # noqa: NPY002 - as nnU-Net
 
 
 def _as_floats(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -105,6 +115,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         for transform in transforms.transforms:
             if isinstance(transform, SpatialTransform):
                 transform.p_elastic_deform = _ELASTIC
+                transform.elastic_deform_scale, transform.elastic_deform_magnitude = _WAVE, _draw_displacement
         transforms.transforms.insert(0, _DieWithTrainer(os.getpid()))
         return transforms
 

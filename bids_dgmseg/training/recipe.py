@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models import Model
 from bids_dgmseg.structures import STRUCTURES
 from bids_dgmseg.training.kinds import AnyLength, Limits, fit
 from bids_dgmseg.training.live import part_over
@@ -94,8 +95,8 @@ class Pace:
         return part_over(epoch / self.epochs, seconds, self.minutes)
 
     def shortened(self, epochs: int) -> Pace:
-        """Take another number of epochs, the milestones at the same part of them."""
-        milestones = tuple(round(milestone * epochs / self.epochs) for milestone in self.milestones)
+        """Take another number of epochs, the milestones at the same part of them, none before the first has begun."""
+        milestones = tuple(max(1, round(milestone * epochs / self.epochs)) for milestone in self.milestones)
         return replace(self, epochs=epochs, milestones=milestones)
 
 
@@ -119,6 +120,19 @@ class Recipe:
     stays unseen as a test; None lets it watch the fold's own part."""
     references: int = 0
     """Training scans that go into the model folder for an atlas localizer."""
+
+    def patch_mm(self, model: Model) -> tuple[float, float, float]:
+        """Size of a sample, which is that of the crop in use; along a stack of slices the model's own."""
+        x, y, z = (
+            patch if axis == self.sampling.stack_axis else round(size * step, 4)
+            for axis, (patch, size, step)
+            in enumerate(zip(model.input.patch_mm, self.sampling.size, self.voxel_size_mm(model), strict=True))
+        )  # fmt: skip
+        return x, y, z
+
+    def voxel_size_mm(self, model: Model) -> tuple[float, float, float]:
+        """Give the spacing of samples: the recipe's own or the model's."""
+        return self.spacing_mm or model.input.spacing_mm
 
     def structures(self, name: str) -> tuple[str, ...]:
         """Abbreviations of the nuclei of a class, sides apart."""

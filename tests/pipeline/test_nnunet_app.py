@@ -11,8 +11,9 @@ import pytest
 from bids_dgmseg.bids.validate import summarize_validation
 from bids_dgmseg.cli import main
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.segment.nnunet import Network, largest_part
+from bids_dgmseg.segment.nnunet import Network
 from bids_dgmseg.segment.nnunet_folder import read_folder
+from bids_dgmseg.segment.regions import largest_part
 from bids_dgmseg.settings import Settings
 from tests.segment.nnunet_folders import write_folder
 

@@ -112,6 +112,37 @@ def test_without_masks_the_default_model_says_where_the_cerebellum_is(dataset, s
     assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([6, 4, 4], [13, 9, 9])
 
 
+@pytest.mark.parametrize("step", ["cerebellum", "dentate"])
+@pytest.mark.parametrize("found", [None, "no deep nuclei found in the brain"])
+def test_a_scan_in_which_no_cerebellum_is_seen_is_named(dataset, steps, tmp_path, monkeypatch, step, found):
+    for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
+        path.unlink()
+
+    def localize(*args, **options):
+        if found:
+            raise InputError(found)
+        return Location(Box((0, 0, 0), (1, 1, 1)), Volume(np.zeros((4, 4, 4), np.uint8), np.diag([20.0] * 3 + [1])))
+
+    monkeypatch.setattr(nnunet_train, "localize", localize)
+    request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=(step,))
+    with pytest.raises(InputError, match=rf"^sub-\d\d: {found or 'the whole-head network sees no cerebellum; add a '}"):
+        run_nnunet_training(request, say=lambda line: None)
+
+
+def test_of_what_the_default_model_sees_the_largest_part_is_the_cerebellum(dataset, steps, tmp_path, monkeypatch):
+    for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
+        path.unlink()
+    grid = world_grid(Box((-2.0, -2.0, -2.0), (78.0, 78.0, 78.0)), (8.0, 8.0, 8.0))
+    regions = np.zeros(grid.shape, np.uint8)
+    regions[1:4, 2:5, 2:5] = 2  # x from 6 to 30 mm
+    regions[8, 8, 8] = 2  # a crumb
+    found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
+    monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",)), say=lambda line: None)
+    inside = np.argwhere(steps["cerebellum"][1][0].labels)
+    assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([2, 4, 4], [7, 9, 9])
+
+
 def test_a_folder_with_another_training_is_refused(dataset, steps, tmp_path):
     run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
     other = NnunetRequest(MODEL, dataset, tmp_path / "out", training=NnunetTraining(seed=2))

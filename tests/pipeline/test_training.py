@@ -131,6 +131,25 @@ def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
         assert (drawn.array == 1).sum() == (PHANTOM.dseg(GRID).array == 1).sum()
 
 
+def test_no_scan_that_a_fold_keeps_aside_is_a_reference(dataset, tmp_path):
+    out = tmp_path / "out"
+    for fold in (0, 1):
+        assert train("dcnnet", dataset, out, "--fold", str(fold), epochs=1, folds=3) == 0
+        splits = json.loads((out / "training.json").read_text())["folds"][: fold + 1]
+        learned = {one for split in splits for one in (*split["training"], *split["validation"])}
+        references = {chi.name.split("_")[0] for chi, _ in reference_files(MODELS["dcnnet"], out)}
+        assert references == {f"sub-{participant}" for participant in learned}
+        assert len(references) == 2 + fold
+
+
+def test_references_that_were_chosen_among_other_scans_are_removed(dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1) == 0
+    stale = tmp_path / "out" / "references" / "sub-09_Chimap.nii.gz"
+    stale.touch()
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1) == 0
+    assert not stale.exists()
+
+
 def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path):
     out = tmp_path / "out"
     for fold in ("1", "0"):
@@ -221,7 +240,8 @@ def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
     label(tmp_path / "results", "sub-01", seg="dcnnet")  # has manual labels, which count
     out = tmp_path / "out"
     assert train("dcnnet", dataset, out, "--pretrain-on", str(tmp_path / "results"), epochs=1) == 0
-    assert json.loads((out / "training.json").read_text())["pseudo_labels"] == {"sub-04": "pretrain"}
+    record = json.loads((out / "training.json").read_text())
+    assert (list(record["pseudo_labels"]), record["pseudo_labels_for"]) == (["sub-04"], "pretrain")
     early, late = curve(out / "fold_0" / "pretraining"), curve(out / "fold_0")
     assert [len(rows) for rows in (early, late)] == [1, 1]
     assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
@@ -241,6 +261,69 @@ def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_pa
     assert train("dcnnet", dataset, alone, epochs=1) == 0
     assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0
     assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
+
+
+def test_other_pseudo_labels_make_another_training(dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    for folder, moved_mm in (("one", 0.0), ("two", 10.0)):
+        label(tmp_path / folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
+    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "one"), epochs=1) == 0
+    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "two"), epochs=1) == 2
+    assert "out: holds another training (other pseudo_labels)" in capsys.readouterr().err
+
+
+def test_nothing_is_learned_from_another_map_of_a_participant_that_is_kept_aside(tmp_path, capsys):
+    root, results = make_dataset(tmp_path / "ds"), tmp_path / "results"
+    write_map(root, "sub-03_acq-other", PHANTOM.chi(GRID, seed=9))
+    label(results, "sub-03", seg="dcnnet")  # manual ones count
+    dseg = results / "sub-03" / "anat" / "sub-03_seg-dcnnet_dseg.nii.gz"
+    dseg.rename(dseg.with_name("sub-03_acq-other_seg-dcnnet_dseg.nii.gz"))
+    options = ["--pretrain-on", str(results), "--recipe", "sampling.step=[20, 20, 20]"]
+    assert train("dcnnet", root, tmp_path / "out", *options, "--holdout", "03", epochs=1) == 2
+    assert "has no labels of a map of ds without manual ones" in capsys.readouterr().err
+    folds = json.loads((tmp_path / "out" / "training.json").read_text())["folds"] if (tmp_path / "out").exists() else []
+    assert not folds
+    ended = {}
+    for fold in range(3):
+        ended[fold] = train("dcnnet", root, tmp_path / "folds", *options, "--fold", str(fold), epochs=1, folds=3)
+    folds = json.loads((tmp_path / "folds" / "training.json").read_text())["folds"]
+    assert ended == {fold: 0 if "03" in split["training"] else 2 for fold, split in enumerate(folds)}
+    assert set(ended.values()) == {0, 2}
+    assert "--pretrain-on: all its maps are of participants that fold " in capsys.readouterr().err
+
+
+def test_maps_for_pseudo_labels_are_found_where_they_are_said_to_be(tmp_path):
+    root, results, elsewhere = make_dataset(tmp_path / "ds"), tmp_path / "results", tmp_path / "qsm"
+    start_dataset(elsewhere, DatasetType="derivative")
+    (root / "sub-04" / "anat").rename(tmp_path / "moved")
+    (elsewhere / "sub-04").mkdir()
+    (tmp_path / "moved").rename(elsewhere / "sub-04" / "anat")
+    label(results, "sub-04", seg="dcnnet")
+    options = ["--pretrain-on", str(results), "--derivatives", str(elsewhere), str(root / "derivatives" / "manual")]
+    assert train("dcnnet", root, tmp_path / "out", *options, epochs=1) == 0
+    assert list(json.loads((tmp_path / "out" / "training.json").read_text())["pseudo_labels"]) == ["sub-04"]
+
+
+def test_a_stack_of_more_slices_is_what_the_folder_is_shown_in_use(dataset, tmp_path):
+    options = ["--arch", "slices=5", "--recipe", "sampling.size=[32, 5, 32]"]
+    assert train("attunet25d", dataset, tmp_path / "out", *options, epochs=1) == 0
+    assert as_trained(MODELS["attunet25d"], tmp_path / "out").input.slices == 5
+    box = Box((-20, -40, -40), (20, 0, 0))
+    block = predict(PHANTOM.chi(GRID), box, MODELS["attunet25d"], weights=tmp_path / "out")
+    assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("model", "classes"), [("deepqsmseg", 10), ("dcnnet", 2)])
+def test_another_network_of_this_program_is_used_as_it_was_trained(model, classes, dataset, tmp_path):
+    small = SMALL[model][SMALL[model].index("--recipe"):]
+    options = [*small, "network=bids_dgmseg.networks.plain_unet:PlainUNet", "--arch", "features=[4, 8]"]
+    if model == "dcnnet":
+        options += ["--recipe", "loss.terms.attention=0"]
+    done = main(["train", model, str(dataset), str(tmp_path / "out"), "--epochs", "1", "--folds", "1", "--workers", "0",
+                 "--device", "cpu", *options])  # fmt: skip
+    assert done == 0
+    (network,) = load_segmenters(MODELS[model], tmp_path / "out")
+    assert network.heads[-1].out_channels == classes + 1
 
 
 @pytest.mark.parametrize(("model", "options"), [
@@ -317,6 +400,9 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
     ("deepqsmseg", ["--recipe", "sampling.empty=0", "sampling.size=[1, 1, 1]"], "fold_0: no sample to learn from; see"),
     ("attunet25d", ["--arch", "scales=2"], "--recipe loss: scale_weights has 3 values for 2 scales of the network; gi"),
     ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
+    ("attunet25d", ["--recipe", "sampling.stack_axis=2"], "--recipe sampling.stack_axis: attunet25d is shown 1 in use"),
+    ("dcnnet", ["--recipe", "sampling.normalized=sample"], "--recipe sampling.normalized: dcnnet is shown region in"),
+    ("attunet25d", ["--arch", "slices=5"], "--arch slices=5: samples have 3 slices; change --recipe sampling.size too"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):
     assert train(model, dataset, tmp_path / "out", *options) == 2

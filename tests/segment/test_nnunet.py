@@ -11,8 +11,9 @@ from nibabel import orientations
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.segment.nnunet import Network, largest_part
+from bids_dgmseg.segment.nnunet import Network
 from bids_dgmseg.segment.nnunet_folder import mirror_axes, read_checkpoint, read_folder
+from bids_dgmseg.segment.regions import largest_part
 from tests.segment.nnunet_folders import plans, predict_with_stock, write_folder
 
 
@@ -179,6 +180,14 @@ def test_the_best_checkpoint_serves_where_there_is_no_final_one(tmp_path):
     folder = write_folder(tmp_path / "model")
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
     assert len(read_folder(folder).parameters) == 1
+
+
+def test_each_fold_gives_the_checkpoint_that_it_has(tmp_path):
+    folder = write_folder(tmp_path / "model", seed=1)
+    (write_folder(tmp_path / "other", seed=2) / "fold_0").rename(folder / "fold_1")
+    (folder / "fold_1" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_best.pth")
+    (write_folder(tmp_path / "all", seed=3) / "fold_0").rename(folder / "fold_all")
+    assert len(read_folder(folder).parameters) == 2
 
 
 def test_the_largest_of_two_blobs_is_kept():

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from bids_dgmseg.segment.nnunet import quiet
 from bids_dgmseg.training.nnunet_data import NnunetTraining
@@ -78,3 +80,23 @@ def test_training_bends_samples_and_mirrors_none():
     spatial = [transform for transform in transforms if isinstance(transform, SpatialTransform)]
     assert [(one.p_elastic_deform, one.p_rotation, one.p_scaling) for one in spatial] == [(0.2, 0.2, 0.2)]
     assert not any(isinstance(transform, MirrorTransform) for transform in transforms)
+
+
+def test_bends_move_voxels_without_folding_space():
+    with quiet():
+        from bids_dgmseg.training.nnunet_trainer import DentateTrainer
+
+        size = (48, 40, 32)
+        transforms = DentateTrainer.get_training_transforms(size, (-0.5, 0.5), None, None, False).transforms
+    (bend,) = [one for one in transforms if hasattr(one, "p_elastic_deform")]
+    bend.p_elastic_deform, bend.p_rotation, bend.p_scaling = 1.0, 0.0, 0.0
+    np.random.seed(0)  # noqa: NPY002 - from the global generators the transform draws
+    torch.manual_seed(0)
+    largest, steepest = [], []
+    for _ in range(20):
+        moved = bend.get_parameters(image=torch.zeros(1, *size))["elastic_offsets"].numpy()
+        largest.append(np.abs(moved).max())
+        steepest.append(max(np.abs(np.gradient(moved[..., axis])).max() for axis in range(3)))
+    assert np.median(largest) > 1  # voxel
+    assert max(largest) <= 0.25 * 0.25 * 48
+    assert max(steepest) < 1

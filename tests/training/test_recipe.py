@@ -50,6 +50,7 @@ def test_a_milestone_falls_in_its_own_epoch_whatever_the_number_of_epochs():
 
 def test_a_shorter_training_has_its_milestones_at_the_same_part():
     assert GUAN.pace.shortened(80).milestones == (3, 8, 30)  # a tenth of 30, 75 (7.5, to even) and 300
+    assert GUAN.pace.shortened(5).rate(0) == GUAN.pace.learning_rate  # 30 of 800 are less than half of one of 5
     timed = Pace(epochs=800, batch=1, learning_rate=1.0, milestones=(400,), minutes=2)
     assert (timed.rate(1, 59.0), timed.rate(1, 60.0)) == (1.0, 0.1)
 

@@ -8,6 +8,7 @@ from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import MODELS, Localizer
+from bids_dgmseg.segment.found import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.training.cases import Case, prepare_case
 from bids_dgmseg.training.labelled import LabelledMap
@@ -141,7 +142,6 @@ def test_a_crop_is_as_large_as_the_papers_and_holds_both_sides_apart():
     model = replace(MODELS["deepqsmseg"], localizer=Localizer(kind="centre"))
     paper = get_recipe("deepqsmseg")
     prepared = prepare_case(labelled_phantom(model), model, paper)
-    # The weights in the package were trained on smaller crops.
     assert [part.stop - part.start for part in prepared.region] == [128, 128, 64]
     samples = WindowSamples([prepared], paper, seed=1, moved=True)
     chi, labels = samples[0]
@@ -157,3 +157,16 @@ def test_a_map_without_the_classes_is_refused():
     empty = replace(labelled, labels=labelled.labels.with_array(np.zeros_like(labelled.labels.array)))
     with pytest.raises(ValueError, match="sub-01: none of DN, IN is labelled"):
         prepare_case(empty, DCNNET, get_recipe("dcnnet"))
+
+
+def test_the_box_of_a_training_has_the_size_of_its_own_samples_not_of_the_packages(monkeypatch):
+    asked, model = [], MODELS["deepqsmseg"]
+    box = Box((-60.0, -60.0, -60.0), (60.0, 60.0, 60.0))
+
+    def locate(chi, model, **options):
+        asked.append(model.input.patch_mm)
+        return Location(box, None)
+
+    monkeypatch.setattr("bids_dgmseg.training.cases.locate", locate)
+    prepare_case(labelled_phantom(model), model, get_recipe("deepqsmseg"))
+    assert asked == [(120.0, 120.0, 128.0)]  # 128 · 0.9375 mm, 64 · 2 mm
