@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +16,12 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.forward import forward_batch
-from bids_dgmseg.segment.predict import NetworkPredictor
+from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network
+from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.ordinary import ordinary_view
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head, template_head
 from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps
 from bids_dgmseg.training.shifts import fit_shifts, volume_errors
 from bids_dgmseg.training.simulated import simulated_maps
@@ -28,6 +30,8 @@ from bids_dgmseg.training.temperatures import doubtful_voxels, fit_temperatures,
 _FIRST_MAP = 9_000_000
 """Beyond the samples that a training of any length has seen."""
 _VOXELS_A_MAP = 20_000
+_FIRST_HEAD, _HEADS_A_SEED = 4 * 10**13, 100_000
+"""Beyond the seeds of training, of `dgmseg simulate` and of the benchmarks."""
 _LEAST = 1e-6
 """Probability that even the largest shift does not make the most probable."""
 
@@ -74,7 +78,7 @@ def calibrate(
     temperatures = _fit_temperatures(network, model, maps, n_maps=n_maps, seed=seed, device=device, say=say)
     describe_folder(model, out, about={"temperatures": [round(float(value), 4) for value in temperatures],
                                        "calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})  # fmt: skip
-    shifts = _fit_shifts(model, out, maps, n_maps=n_maps, device=device, say=say)
+    shifts = _fit_shifts(as_trained(model, out), template, out, n_maps=n_maps, seed=seed, device=device, say=say)
     network.shift_logits(shifts * temperatures)
     save_weights(network.state_dict(), out / "segmenter.safetensors")
     return temperatures
@@ -99,16 +103,20 @@ def _fit_temperatures(
 
 
 def _fit_shifts(
-    model: Model, out: Path, maps: SimulatedMaps, *, n_maps: int, device: str, say: Callable[[str], None]
+    model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, say: Callable[[str], None]
 ) -> Tensor:
-    """Fit the shifts of what the folder's model gives in use."""
-    predictor = NetworkPredictor(model, weights=out, device=device)
-    ordinary = replace(maps, view=ordinary_view(maps.view, ORDINARY_WIDTH), normalize=np.asarray)
-    affine, doubtful = np.diag([*[maps.view.spacing_mm] * 3, 1.0]), []
+    """Fit the shifts of what the folder's model gives in use, on whole heads seen in the network's own voxels."""
+    head = phantom_head() if template is None else template_head(read_template(template))
+    view = _ordinary_head(model.input.spacing_mm[0])
+    located_by = out if (out / "localizer.safetensors").is_file() else None
+    doubtful = []
     for number in range(n_maps):
-        chi_ppm, labels = ordinary[_FIRST_MAP + n_maps + number]
-        probabilities = torch.from_numpy(predictor(Volume(chi_ppm[0].numpy(), affine)))
-        doubtful.append(doubtful_voxels(probabilities.clamp(min=_LEAST).log(), labels))
+        values, labels = draw_sample([(head, 1.0)], view, _FIRST_HEAD + seed * _HEADS_A_SEED + number)
+        chi = Volume(values.numpy(), scanner_grid(view).affine)
+        box = localize(chi, model, weights=located_by, device=device).box
+        block = predict(chi, box, model, weights=out, device=device)
+        probabilities = torch.from_numpy(block.probabilities)
+        doubtful.append(doubtful_voxels(probabilities.clamp(min=_LEAST).log(), nuclei_labels(labels)[block.slices]))
     channels: dict[str, list[int]] = {}
     for channel, name in enumerate(model.classes, start=1):
         channels.setdefault(name.split("_")[0], []).append(channel)
@@ -118,3 +126,9 @@ def _fit_shifts(
     for name, (first, *_), *errors in zip(channels, sides, before, after, strict=True):
         say(f"{name:4} shift {shifts[first]:+.2f}, median volume {errors[0]:+.1%} to {errors[1]:+.1%}")
     return shifts
+
+
+def _ordinary_head(spacing_mm: float) -> View:
+    """See whole heads as ordinary scans show them; slices that are thick make a nucleus larger or smaller at random."""
+    view = ordinary_view(whole_head_view(spacing_mm), ORDINARY_WIDTH)
+    return replace(view, artefacts=replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0)))

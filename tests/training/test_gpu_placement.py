@@ -19,6 +19,7 @@ from bids_dgmseg.simulate import anatomy
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid
 from bids_dgmseg.simulate.bodies import to_device
+from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
 from bids_dgmseg.simulate.sample import View, draw_sample, template_head
@@ -159,6 +160,8 @@ def small_maps(head, monkeypatch):
     """Heads that are drawn quickly, in few and large voxels."""
     plain = LabelMap(head.labels, head.world_to_index)
     monkeypatch.setattr("bids_dgmseg.training.sampling.phantom_head", lambda: plain)
+    monkeypatch.setattr("bids_dgmseg.training.calibration.phantom_head", lambda: plain)
+    monkeypatch.setattr("bids_dgmseg.training.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)
     monkeypatch.setattr("bids_dgmseg.training.sampling.to_device", lambda head, device: LabelMap(

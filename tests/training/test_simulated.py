@@ -14,7 +14,11 @@ from bids_dgmseg.training.calibration import calibrate
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.simulated import Slice, simulated_maps, train_on_simulations
 
-SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
+DEFAULT = get_model("default")
+SMALL = replace(
+    DEFAULT, arch={"features": [4, 8]}, weights=None, input=replace(DEFAULT.input, spacing_mm=(4.0, 4.0, 4.0))
+)
+"""For maps of 4 mm."""
 
 DRAWN = torch.zeros(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.uint8)
 
@@ -86,7 +90,7 @@ def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
     lines: list[str] = []
     own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
     describe_folder(own, start, about={"temperatures": [9.0] * 17})
-    temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lines.append)
+    temperatures = calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", say=lines.append)
     assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
     assert lines[16].startswith("DN ")
@@ -97,7 +101,7 @@ def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
 
 def test_calibration_changes_nothing_of_the_weights_but_the_last_biases(start):
     before = load_file(start / "segmenter.safetensors")
-    calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lambda line: None)
+    calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", say=lambda line: None)
     after = load_file(start / "segmenter.safetensors")
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.0.bias"]
     moved = (after["heads.0.bias"] - before["heads.0.bias"]).float()
@@ -127,7 +131,7 @@ def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, monkeypatch
 
 
 def test_an_untrained_network_is_found_too_sure_or_not_sure_enough(start):
-    temperatures = calibrate(SMALL, None, start, n_maps=2, seed=1, device="cpu", say=lambda line: None)
+    temperatures = calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", say=lambda line: None)
     assert not torch.allclose(temperatures, torch.ones(17), atol=0.05)
 
 
