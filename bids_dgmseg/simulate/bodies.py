@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, normal, smooth_noise, uniform
+from bids_dgmseg.simulate.blocks import Block, find_blocks
 from bids_dgmseg.structures import STRUCTURES
 
 VENTRICLES = (23, 24)
@@ -35,8 +36,6 @@ _TOGETHER = 0.85
 """Correlation of their shifts with the group's."""
 _TAKEN_MM = 0.2
 """How far, on average, a neighbour reaches into a nucleus where they touch."""
-
-Block = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,8 @@ def draw_bodies(
     }  # fmt: skip
     coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
     sparse = points_mm[::coarse, ::coarse, ::coarse]
-    for body, block in zip(head.bodies, _find_blocks(head.bodies, sparse, coarse), strict=True):
+    reaches = [(body.centre_mm, body.reach_mm + 0.3 * _MARGIN_MM) for body in head.bodies]
+    for body, block in zip(head.bodies, find_blocks(reaches, sparse, coarse), strict=True):
         if any(along.start == along.stop for along in block):
             continue
         if body.label > FIRST_TISSUE:
@@ -295,29 +295,6 @@ def draw_bodies(
         deep = _sample(body, depth, local)
         # Neither side crosses the middle.
         yield Painted(body, block, torch.minimum(deep, points_mm[(*block, 0)] * body.side), local)
-
-
-def _find_blocks(bodies: Sequence[Body], sparse: Tensor, step: int) -> list[Block]:
-    """Find the block of the scan that may show each body, from every `step`-th voxel's place."""
-    shown = []
-    for body in bodies:
-        near = ((sparse - body.centre_mm).abs() < body.reach_mm + 0.3 * _MARGIN_MM).all(dim=-1)
-        shown.append(torch.cat([near.any(dim=others[0]).any(dim=others[1]) for others in ((2, 1), (2, 0), (1, 0))]))
-    if not shown:
-        return []
-    parts = torch.split(torch.stack(shown).cpu(), list(sparse.shape[:3]), dim=1)
-    return [_block_of([part[number].numpy() for part in parts], step) for number in range(len(shown))]
-
-
-def _block_of(shown: Sequence[NDArray[np.bool_]], step: int) -> Block:
-    """Make a block of which slices along each axis show something; an empty one where none does."""
-    ends = []
-    for along in shown:
-        hits = along.nonzero()[0]
-        if not len(hits):
-            return (slice(0, 0),) * 3
-        ends.append(slice(max(0, (int(hits[0]) - 1) * step), (int(hits[-1]) + 1) * step + 1))
-    return ends[0], ends[1], ends[2]
 
 
 def _draw_motion(

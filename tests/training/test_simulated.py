@@ -20,13 +20,25 @@ SMALL = replace(
 )
 """For maps of 4 mm."""
 
-DRAWN = torch.zeros(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.uint8)
 
 
 @pytest.fixture(autouse=True)
 def small_maps(monkeypatch):
     """Maps of 24³ voxels of 4 mm."""
     monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The views of the maps that are drawn, which show nothing."""
+    views = []
+
+    def draw(heads, view, seed):
+        views.append(view)
+        return torch.zeros(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.uint8)
+
+    monkeypatch.setattr(sampling, "draw_sample", draw)
+    return views
 
 
 @pytest.fixture
@@ -116,16 +128,12 @@ def test_calibration_is_for_the_network_that_learns_from_simulated_maps(tmp_path
         calibrate(other, None, tmp_path, n_maps=1, seed=1, device="cpu", say=print)
 
 
-def test_the_segmenter_learns_from_ordinary_maps_too(start, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(sampling, "draw_sample", lambda heads, view, seed: drawn.append(view) or DRAWN)
+def test_the_segmenter_learns_from_ordinary_maps_too(start, tmp_path, drawn):
     learn(tmp_path / "out", steps=6, start=start)
     assert [view.values.mixture == 0 for view in drawn] == [True, False, False, True, False, False]
 
 
-def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(sampling, "draw_sample", lambda heads, view, seed: drawn.append(view) or DRAWN)
+def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, drawn):
     learn(tmp_path / "out", steps=2, part="localizer")
     assert [view.values.mixture == 0 for view in drawn] == [False, False]
 
