@@ -15,7 +15,7 @@ from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.ordinary import ordinary_view
+from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
 
 
@@ -79,9 +79,8 @@ def conditions() -> Iterator[Condition]:
 
 def middle_view(spacing_mm: float) -> View:
     """See a head as an ordinary scan of that voxel size shows it, whole and without noise outside."""
-    view = ordinary_view(whole_head_view(spacing_mm))
-    own = dataclasses.replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0))
-    return dataclasses.replace(view, artefacts=own, cut_mm=(0.0, 0.0), outside_noise=0.0)
+    view = in_own_voxels(ordinary_view(whole_head_view(spacing_mm)))
+    return dataclasses.replace(view, cut_mm=(0.0, 0.0), outside_noise=0.0)
 
 
 def _with_values(view: View, **values: Any) -> View:

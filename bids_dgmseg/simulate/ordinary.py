@@ -44,6 +44,13 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
     return dataclasses.replace(view, head=head, values=values, artefacts=artefacts)
 
 
+def in_own_voxels(view: View) -> View:
+    """Let the scan's voxels be the view's: none is thick, and none is interpolated for its size."""
+    return dataclasses.replace(
+        view, artefacts=dataclasses.replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0))
+    )
+
+
 def narrow(ranges: Ranges, width: float) -> Ranges:
     """Keep of each range of a dataclass, a pair of numbers, the part `width` of its width about its middle."""
     changed: dict[str, Any] = {}

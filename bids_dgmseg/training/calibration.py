@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
-from bids_dgmseg.simulate.ordinary import ordinary_view
+from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head, template_head
 from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps
 from bids_dgmseg.training.shifts import fit_shifts, volume_errors
@@ -130,5 +129,4 @@ def _fit_shifts(
 
 def _ordinary_head(spacing_mm: float) -> View:
     """See whole heads as ordinary scans show them; slices that are thick make a nucleus larger or smaller at random."""
-    view = ordinary_view(whole_head_view(spacing_mm), ORDINARY_WIDTH)
-    return replace(view, artefacts=replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0)))
+    return in_own_voxels(ordinary_view(whole_head_view(spacing_mm), ORDINARY_WIDTH))

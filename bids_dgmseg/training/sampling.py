@@ -18,8 +18,6 @@ from bids_dgmseg.simulate.sample import View, draw_sample, phantom_head, templat
 
 PHANTOM_SHARE = 0.15
 """Part of the samples that show the phantom's ellipsoids in place of the template."""
-
-
 ORDINARY_EVERY = 3
 """Every so many samples of the segmenter's training are ordinary: rare scans teach more, but most scans are not."""
 ORDINARY_WIDTH = 0.5

@@ -21,7 +21,6 @@ SMALL = replace(
 """For maps of 4 mm."""
 
 
-
 @pytest.fixture(autouse=True)
 def small_maps(monkeypatch):
     """Maps of 24³ voxels of 4 mm."""
