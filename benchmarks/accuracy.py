@@ -37,7 +37,7 @@ from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 
 _FIRST_SEED = 2 * 10**13
-"""Beyond the seeds of training and of `dgmseg simulate`."""
+"""Away from the seeds of training and of `dgmseg simulate`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

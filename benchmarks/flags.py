@@ -43,7 +43,7 @@ from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head
 BAD_DICE, WRONG_PPM = 0.7, 0.05
 SPACING_MM = 1.25
 _FIRST_SEED = 3 * 10**13
-"""Beyond the seeds of training, of `dgmseg simulate` and of `accuracy.py`."""
+"""Away from the seeds of training, of `dgmseg simulate` and of `accuracy.py`."""
 UNTOUCHED = "none"
 UNSEEN = "left and right exchanged"
 

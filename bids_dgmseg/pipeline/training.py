@@ -226,7 +226,7 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
         raise InputError(f"--arch: {error}; see docs/models.md for the arguments of {plan.model.name}") from error
     if plan.start is not None:
         _begin_with(learner, plan, plan.start, fold, say)
-    watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation])
+    watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation], show)
     aside = {*split.validation, *split.test}
     pseudo = [one for one in material.pseudo if one.participant not in aside]
     stages: dict[str, Sequence[Labelled]] = {f"fold_{fold}": [*manual, *(pseudo if plan.distill else [])]}
@@ -237,7 +237,7 @@ def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Sa
         stages = {f"fold_{fold}/pretraining": pseudo, **stages}
     for name, labelled in stages.items():
         tell = Teller(name, plan.recipe, plan.out / name, say, show)
-        cases = _cases(plan, material, labelled)
+        cases = _cases(plan, material, labelled, show)
         try:
             state = learner.learn(cases, watched, plan.out / name, report=tell.step, finish_epoch=tell.epoch)
         except FloatingPointError as error:
@@ -258,9 +258,11 @@ def _begin_with(learner: Learner, plan: Plan, start: Path, fold: int, say: Say) 
     say(f"begins with {start.name}{', output layers new' if kept else ''}")
 
 
-def _cases(plan: Plan, material: Material, labelled: Sequence[Labelled]) -> list[Case]:
-    for one in labelled:
+def _cases(plan: Plan, material: Material, labelled: Sequence[Labelled], show: Show) -> list[Case]:
+    for number, one in enumerate(labelled, start=1):
         if one.map.name not in material.cases:
+            # To find a scan's box can take seconds, and there may be hundreds.
+            show(f"prepares {one.map.name}, {number} of {len(labelled)}")
             try:
                 material.cases[one.map.name] = prepare_case(one.map, plan.model, plan.recipe, device=plan.device)
             except ValueError as error:

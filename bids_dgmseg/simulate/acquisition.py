@@ -23,7 +23,7 @@ class ScanGrid:
     steps : tuple of 3 float
         Edges of the scan's voxels, in fine voxels; not below 1.
     offsets : tuple of 3 float
-        Shift of the scan's centre, in its own voxels.
+        Shift of the scan's centre, in its own voxels, along the axes on which these are larger than the array's.
     rotation : Tensor of shape (3, 3), optional
         The scan's axes as columns, on the device of the arrays; without it they are the array's.
     """
@@ -63,7 +63,8 @@ class ScanGrid:
     def _first(self, axis: int) -> float:
         """Find the centre of the scan's first voxel, in fine voxels."""
         middle = (self.shape[axis] - 1) / 2
-        return middle + (self.offsets[axis] - (self.size[axis] - 1) / 2) * self.steps[axis]
+        offset = self.offsets[axis] if self.steps[axis] > 1 else 0.0
+        return middle + (offset - (self.size[axis] - 1) / 2) * self.steps[axis]
 
     def _turned(self, rotation: Tensor) -> Tensor:
         """Rotate the indices of the voxel centres about the middle."""

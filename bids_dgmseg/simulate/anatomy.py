@@ -73,7 +73,7 @@ class HeadRanges:
     shift_mm: tuple[float, float, float] = (6.0, 8.0, 6.0)
     """Largest distance of the field of view's centre from the middle of the nuclei."""
     bends: Sequence[tuple[float, float]] = ((30.0, 4.0), (12.5, 2.0), (6.25, 0.7))
-    """Wavelength and largest amplitude of smooth deformations, in mm."""
+    """Of smooth deformations: wavelength in mm, and the largest amplitude in mm of a noise whose SD is 0.55."""
 
 
 _hosts: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()

@@ -36,7 +36,7 @@ class ArtefactRanges:
     noise_ppm: tuple[float, float] = (0.002, 0.02)
     """Log-uniform."""
     tilt: float = 0.35
-    """Largest tangent of the angle between the main field and the vertical."""
+    """Largest tangent of the angle between the main field and the vertical, towards each of the two other axes."""
     highpass: tuple[float, float] = (0.2, 0.8)
     """Part of the slow variation that background removal and regularization take away."""
     edge_ppm: tuple[float, float] = (0.01, 0.04)

@@ -21,7 +21,7 @@ from bids_dgmseg.structures import STRUCTURES
 
 _SEEDS_A_DATASET = 100_000
 _FIRST_SEED = 10**13
-"""Beyond the seeds that training draws from, so that a dataset is new to every model."""
+"""Modulo 2**32, which is what torch takes of a seed, beyond those of trainings whose seed is below 131."""
 
 _CEREBELLUM = (1, 2, 3, 4, *(number for number, name in TISSUES.items() if "cerebellar" in name or "fastigial" in name))
 
@@ -53,7 +53,7 @@ def simulate_dataset(
     n_scans : int
         Number of participants, one map each; at most 99,999.
     seed : int
-        The same seed gives the same dataset on one machine; two seeds share no map.
+        The same seed gives the same dataset on one machine; two seeds below 29,000 share no map.
     template : path, optional
         Label template; without one the heads have the phantom's anatomy.
     spacing_mm : float
@@ -74,10 +74,7 @@ def simulate_dataset(
     readme = _README.format(version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed)
     start_dataset(root, name="Simulated susceptibility maps", readme=readme)
     view, rows = whole_head_view(spacing_mm), []
-    sidecar = {
-        "Units": "ppm", "MagneticFieldStrength": 3, "SkullStripped": True,
-        "Description": f"Simulated by bids_dgmseg from {anatomy}",
-    }  # fmt: skip
+    sidecar = {"Units": "ppm", "Description": f"Simulated by bids_dgmseg from {anatomy}"}
     for number in range(n_scans):
         sample_seed = _FIRST_SEED + seed * _SEEDS_A_DATASET + number
         chi, labels = draw_sample([(head, 1.0)], view, sample_seed)

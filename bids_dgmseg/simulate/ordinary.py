@@ -23,8 +23,8 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
     Parameters
     ----------
     view : View
-        Field of view and full ranges. The scan's voxels, slices that are missing and noise outside stay as they are,
-        and so do shapes and what is plausible of values at an age.
+        Field of view and full ranges. The scan's voxels, slices that are missing, noise outside, the direction of the
+        main field and the zero stay as they are, and so do shapes and what is plausible of values at an age.
     width : float
         Part of each range's width that is kept about its middle; 0 for its middle alone.
 
@@ -45,10 +45,9 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
 
 
 def in_own_voxels(view: View) -> View:
-    """Let the scan's voxels be the view's: none is thick, and none is interpolated for its size."""
-    return dataclasses.replace(
-        view, artefacts=dataclasses.replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0))
-    )
+    """Let the scan's voxels be the view's: none is thick or oblique, and none is interpolated."""
+    artefacts = dataclasses.replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0), oblique_deg=0.0)
+    return dataclasses.replace(view, artefacts=artefacts)
 
 
 def narrow(ranges: Ranges, width: float) -> Ranges:

@@ -33,7 +33,7 @@ class ReconstructionRanges:
     last_echo_ms_t: tuple[float, float] = (60.0, 110.0)
     """Last echo time times field strength."""
     tilt: float = 0.35
-    """Largest tangent of the angle between the main field and the vertical."""
+    """Largest tangent of the angle between the main field and the vertical, towards each of the two other axes."""
     rim_ppm: tuple[float, float] = (0.0, 0.015)
     """Background field that is left at the rim of the mask."""
     slow_ppm: tuple[float, float] = (0.0, 0.002)

@@ -30,7 +30,7 @@ _FIRST_MAP = 9_000_000
 """Beyond the samples that a training of any length has seen."""
 _VOXELS_A_MAP = 20_000
 _FIRST_HEAD, _HEADS_A_SEED = 4 * 10**13, 100_000
-"""Beyond the seeds of training, of `dgmseg simulate` and of the benchmarks."""
+"""Away from the seeds of training, of `dgmseg simulate` and of the benchmarks."""
 _LEAST = 1e-6
 """Probability that even the largest shift does not make the most probable."""
 

@@ -28,6 +28,7 @@ from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.segment.weights import load_segmenters
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import start_dataset, write_map
+from tests.terminal import Terminal
 
 GRID = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
 SMALL = {
@@ -118,6 +119,16 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
         assert [chi.name for chi, _ in reference_files(MODELS[model], out)] == [
             f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)
         ]
+
+
+def test_a_terminal_shows_which_scan_is_prepared(dataset, tmp_path, monkeypatch):
+    terminal = Terminal.connected(monkeypatch)
+    assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
+    watched, *learned = (line.split()[1].rstrip(",") for line in terminal.shown[:3])
+    assert terminal.shown[:3] == [
+        f"prepares {watched}, 1 of 1", f"prepares {learned[0]}, 1 of 2", f"prepares {learned[1]}, 2 of 2"
+    ]
+    assert {watched, *learned} == {"sub-01", "sub-02", "sub-03"}
 
 
 def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):

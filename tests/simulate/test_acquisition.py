@@ -59,6 +59,18 @@ def test_slices_are_interpolated_as_the_pipeline_resamples_maps():
     assert torch.allclose(thick().interpolate(scan), torch.from_numpy(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("step", [1.0, 1.5, 3.0])
+def test_an_oblique_scan_does_not_move_what_it_shows(step):
+    rotation = torch.tensor(Rotation.from_euler("xyz", [15, -10, 5], degrees=True).as_matrix(), dtype=torch.float32)
+    axis = torch.arange(31.0) - 15
+    blob = torch.exp(-(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) / 18)
+    grid = ScanGrid((31, 31, 31), (1.0, 1.0, step), offsets=(0.0, 0.0, 0.45), rotation=rotation)
+    shown = grid.interpolate(grid.average(blob))
+    for others in ((1, 2), (0, 2), (0, 1)):
+        along = shown.sum(others)
+        assert float((along * torch.arange(31)).sum() / along.sum()) == pytest.approx(15.0, abs=0.05)
+
+
 def test_oblique_slices_cross_the_array():
     """A plane is a plane for any slices, inside: its gradient along the slices' normal survives."""
     rotation = torch.tensor(Rotation.from_euler("x", 15, degrees=True).as_matrix(), dtype=torch.float32)

@@ -1,9 +1,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from bids_dgmseg.simulate.artefacts import ArtefactRanges
-from bids_dgmseg.simulate.ordinary import narrow, ordinary_view
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, draw_grid
+from bids_dgmseg.simulate.ordinary import in_own_voxels, narrow, ordinary_view
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 
@@ -37,6 +38,14 @@ def test_an_ordinary_scan_is_of_three_tesla_and_keeps_its_voxels_and_view():
     for name in ("in_plane_mm", "slice_mm"):
         assert getattr(ordinary.artefacts, name) == getattr(view.artefacts, name)
     assert (ordinary.cut_mm, ordinary.outside_noise, ordinary.shape) == (view.cut_mm, 0.4, view.shape)
+
+
+def test_a_scan_in_own_voxels_is_not_interpolated():
+    ranges = in_own_voxels(SEGMENTER_VIEW).artefacts
+    array = torch.randn((12, 14, 16), generator=torch.Generator().manual_seed(0))
+    for seed in range(40):  # an eighth of the scans are drawn with oblique slices
+        grid = draw_grid((12, 14, 16), 1.0, ranges, torch.Generator().manual_seed(seed))
+        assert torch.allclose(grid.interpolate(grid.average(array)), array, atol=1e-4)
 
 
 def test_ordinary_heads_are_turned_by_half_as_much():
