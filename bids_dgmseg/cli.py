@@ -266,10 +266,6 @@ def _run(settings: Settings) -> int:
         from bids_dgmseg.pipeline.group import run_group
 
         return run_group(settings)
-    from bids_dgmseg.bids.validate import summarize_validation
     from bids_dgmseg.pipeline.participant import run_participant
 
-    checked = settings.skip_bids_validation or settings.dry_run
-    if not checked and (summary := summarize_validation(settings)):
-        sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
     return run_participant(settings)

@@ -150,15 +150,6 @@ def test_an_interruption_is_130(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_the_validator_warns_and_the_run_goes_on(monkeypatch, capsys):
-    monkeypatch.setattr("bids_dgmseg.bids.validate.summarize_validation", lambda settings: "ds: 1 error")
-    monkeypatch.setattr("bids_dgmseg.pipeline.participant.run_participant", lambda settings: 0)
-    assert main(BASE) == 0
-    assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
-    assert main([*BASE, "--skip-bids-validation"]) == 0
-    assert capsys.readouterr().err == ""
-
-
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

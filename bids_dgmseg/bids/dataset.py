@@ -79,6 +79,11 @@ class Source:
         named = {label: self.root / f"sub-{label}" for label in participants}
         return {label: folder for label, folder in named.items() if folder.is_dir()}
 
+    def misnamed(self) -> list[str]:
+        """List the folders that begin as a participant's do, but whose label BIDS does not allow."""
+        folders = [path.name for path in sorted(self.root.glob("sub-*")) if path.is_dir()]
+        return [name for name in folders if not _FOLDER.fullmatch(name)]
+
     def files(self, participants: Sequence[str], sessions: Sequence[str]) -> Iterator[Path]:
         """Yield the files of the selected participants; a session's choice leaves other ``ses-Y`` folders unread."""
         for folder in self.folders(participants).values():
@@ -132,10 +137,16 @@ def find_scans(settings: Settings) -> list[Scan]:
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
 
 
-def participants_without_map(settings: Settings, scans: Iterable[Scan]) -> list[str]:
-    """List the selected participants that have no chosen chi map, so that a run can say whom it leaves out."""
-    selected = {label for source in find_sources(settings) for label in source.folders(settings.participant_label)}
-    return sorted(selected - {scan.participant for scan in scans})
+def find_left_out(settings: Settings, scans: Iterable[Scan]) -> list[str]:
+    """Say who is left out: selected participants without a chosen chi map, and folders whose names are not of BIDS."""
+    sources = find_sources(settings)
+    selected = {label for source in sources for label in source.folders(settings.participant_label)}
+    without = sorted(selected - {scan.participant for scan in scans})
+    misnamed = [] if settings.participant_label else sources[0].misnamed()
+    return [
+        *(f"sub-{label}: no _Chimap; left out" for label in without),
+        *(f"{name}: not a BIDS name (letters and digits behind sub-); left out, so rename it" for name in misnamed),
+    ]
 
 
 def find_sources(settings: Settings) -> list[Source]:

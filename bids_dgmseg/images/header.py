@@ -6,11 +6,14 @@ from itertools import product
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
 """Beyond lie headers in metres or micrometres."""
+LARGEST_DIFFERENCE = 0.01
+"""Of a voxel's edge by the header's pixdim and by its affine; rounding makes less."""
 LARGEST_DISAGREEMENT_MM = 1.0
 """More than rounding of a quaternion makes at the corners of an image."""
 
@@ -28,7 +31,7 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Warnings: the header says no orientation, or two that differ.
+        Warnings: the header says no orientation, or two that differ, or two sizes of a voxel.
 
     Raises
     ------
@@ -37,10 +40,26 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     """
     sizes_mm = nib.affines.voxel_sizes(image.affine)
     if sizes_mm.min() < SMALLEST_VOXEL_MM or sizes_mm.max() > LARGEST_VOXEL_MM:
-        said = " x ".join(f"{size:.3g}" for size in sizes_mm)
         raise InputError(
-            f"{name}: voxels of {said} mm, expected {SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g}; correct the header"
+            f"{name}: voxels of {_show(sizes_mm)} mm, expected {SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g}; "
+            "correct the header"
         )
+    return (*_warn_of_sizes(image, sizes_mm, name), *_warn_of_sides(image, name))
+
+
+def _warn_of_sizes(image: nib.Nifti1Image, sizes_mm: NDArray[np.float64], name: str) -> tuple[str, ...]:
+    pixdim_mm = np.array(image.header.get_zooms()[:3], float)
+    if np.allclose(pixdim_mm, sizes_mm, rtol=LARGEST_DIFFERENCE, atol=0):
+        return ()
+    return (f"{name}: voxels of {_show(pixdim_mm)} mm by its pixdim, of {_show(sizes_mm)} mm by its affine; the affine "
+            "is used, make sure of the sizes",)  # fmt: skip
+
+
+def _show(sizes_mm: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.3g}" for size in sizes_mm)
+
+
+def _warn_of_sides(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
     if qform is None and sform is None:
         return (

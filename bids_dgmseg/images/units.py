@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,8 @@ def _is_phase_type(sidecar: Mapping[str, Any]) -> bool:
     parts = sidecar.get("ImageType", ())
     if isinstance(parts, str):
         parts = parts.replace("/", "\\").split("\\")
+    if not isinstance(parts, Sequence):  # null, or a number
+        return False
     return any(str(part).strip().casefold() in ("p", "phase", "phase map") for part in parts)
 
 

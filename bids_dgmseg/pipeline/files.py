@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from nibabel import orientations
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 import bids_dgmseg
@@ -128,7 +129,7 @@ def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
         "reference": checked.reference,
         "n_replaced": checked.n_replaced,
         "shape": [int(size) for size in image.shape[:3]],
-        "voxel_size_mm": [round(float(edge), 4) for edge in image.header.get_zooms()[:3]],
+        "voxel_size_mm": [round(float(edge), 4) for edge in voxel_sizes(image.affine)],
         "orientation": "".join(orientations.aff2axcodes(image.affine)),
         "warnings": list(checked.warnings),
     }

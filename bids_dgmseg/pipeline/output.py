@@ -30,6 +30,11 @@ def check_folders(settings: Settings) -> None:
                 f"{folder.name}: {option} inside the input's raw data ({root.name}); "
                 f"choose a folder outside it or below {root.name}/derivatives"
             )
+    if settings.work_dir.resolve().is_relative_to(settings.output_dir.resolve()):
+        raise InputError(
+            f"{settings.work_dir.name}: --work-dir inside the output directory, whose dataset would not be valid; "
+            "choose a folder outside it"
+        )
     if maker := _foreign_maker(settings.output_dir):
         raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
     check_output(settings)

@@ -6,13 +6,15 @@ Modules that load Nipype, NumPy or torch are imported inside functions: the envi
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from bids_dgmseg.bids.dataset import Scan, find_scans, participants_without_map
+from bids_dgmseg.bids.dataset import Scan, find_left_out, find_scans
 from bids_dgmseg.bids.references import check_reference, find_reference_masks
+from bids_dgmseg.bids.validate import summarize_validation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.jobs import Job
@@ -52,6 +54,8 @@ def run_participant(settings: Settings) -> int:
     check_folders(settings)
     if settings.dry_run:
         return _tell_plan(settings, model, scans)
+    if not settings.skip_bids_validation and (summary := summarize_validation(settings)):
+        sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
     work = make_run_folder(settings.work_dir)
     try:
         with terminate_as_interrupt():
@@ -64,6 +68,7 @@ def run_participant(settings: Settings) -> int:
 def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]) -> int:
     from bids_dgmseg.bids.derivatives import write_dataset_files
     from bids_dgmseg.pipeline.run import Run
+    from bids_dgmseg.pipeline.scan import workflow_name
     from bids_dgmseg.segment.ready import check_ready
 
     jobs = _plan(settings, model, scans)
@@ -77,13 +82,13 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
         write_dataset_files(settings, scans, model)
         for note in notes:
             progress.warn(note)
-        for label in participants_without_map(settings, scans):
-            progress.warn(f"sub-{label}: no _Chimap; left out")
+        for reason in find_left_out(settings, scans):
+            progress.warn(reason)
         run = Run(settings=settings, model=model, work=work, logs=logs, progress=progress)
         try:
             run.execute(jobs)
         finally:
-            _clear(work, keep=run.failed)
+            _clear(work, keep={workflow_name(scan) for scan in run.failed})
         pages_written = _write_pages(settings, scans, run.done, progress)
     if not any(logs.iterdir()):
         logs.rmdir()
@@ -115,8 +120,8 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
             progress.say(f"{scan.name}: would segment {scan.uri} with {model.name}")
         else:
             progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")
-    for label in participants_without_map(settings, scans):
-        progress.warn(f"sub-{label}: no _Chimap; left out")
+    for reason in find_left_out(settings, scans):
+        progress.warn(reason)
     progress.say(f"{len(todo)} of {len(scans)} scans would be segmented into {settings.output_dir}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Sequence
@@ -11,16 +12,20 @@ from typing import Any
 from nipype import Node, Workflow
 from nipype.pipeline.plugins import LinearPlugin
 
+from bids_dgmseg.bids.derivatives import output_path
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.files import about, read_json
 from bids_dgmseg.pipeline.jobs import Job
 from bids_dgmseg.pipeline.logs import LOG_NAME
 from bids_dgmseg.pipeline.progress import Progress
-from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf
+from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf, workflow_name
 from bids_dgmseg.pipeline.workers import WorkersPlugin
 from bids_dgmseg.settings import Settings
 
 _BATCH = 100  # scans in one parallel workflow: Nipype's bookkeeping grows with the square of the nodes
+_REFUSED_BY_DISK = re.compile(
+    rf"\w*Error: \[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EACCES}|{errno.EROFS})\] (.*)"
+)
 _REFUSAL = re.compile(r"^\s*bids_dgmseg\.errors\.InputError: (.*)$", re.MULTILINE)
 
 
@@ -47,6 +52,7 @@ class Run:
         self.done: set[str] = set()
         """Names of scans."""
         self.failed: set[str] = set()
+        self._jobs: dict[str, Job] = {}
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Segment scans, and tell which are done and which failed."""
@@ -60,8 +66,14 @@ class Run:
         """Say that a scan failed, and go on."""
         self.failed.add(scan)
         self._progress.fail(scan, about(scan, message))
+        earlier = output_path(
+            self._settings.output_dir, self._jobs[workflow_name(scan)].scan, "stats", ".tsv", seg=self._model.name
+        )
+        if earlier.is_file():
+            self._progress.warn(f"{scan}: {earlier.name} and what lies beside it are of an earlier run; remove them")
 
     def _execute_batch(self, jobs: Sequence[Job]) -> None:
+        self._jobs = {workflow_name(job.scan.name): job for job in jobs}
         workflows = [self._build(job) for job in jobs]
         error: Exception | None = None
         try:
@@ -95,7 +107,7 @@ class Run:
 
     def _watch(self, node: Node, status: str) -> None:
         """Follow the nodes: called by Nipype with ``start``, ``end`` or ``exception``."""
-        scan = node.fullname.split(".")[-2]
+        scan = self._jobs[node.fullname.split(".")[-2]].scan.name
         if scan in self.failed:  # Nipype also says "end" of steps that it leaves out
             return
         if status == "start":
@@ -136,4 +148,6 @@ class Run:
         if refusals := _REFUSAL.findall(text):
             return str(refusals[-1])
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
+        if refused := _REFUSED_BY_DISK.match(last):
+            return f"{step}: {refused[1]}; check the path, its permissions and the room on its disk"
         return f"{step} crashed ({last}); see {crash}"

@@ -18,6 +18,15 @@ STEPS = ("check", "localize", "segment", "measure", "figures", "save")
 """Node names in the order of the data: what progress display and logs show."""
 
 
+def workflow_name(scan: str) -> str:
+    """Name the workflow of a scan: BIDS labels may have a plus sign, which Nipype's names and folders have not.
+
+    >>> workflow_name("sub-a+b_acq-x")
+    'sub-a-plus-b_acq-x'
+    """
+    return scan.replace("+", "-plus-")
+
+
 def init_scan_wf(
     *, settings: Settings, model: Model, scan: Scan, fingerprint: str, reference_mask: Path | None = None,
     name: str | None = None,
@@ -69,7 +78,7 @@ def init_scan_wf(
     measure = Node(Measure(model=model, reference=choice), name="measure", mem_gb=1.5)
     figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
     save = Node(Save(scan=scan, model=model, settings=settings, fingerprint=fingerprint), name="save", mem_gb=1.0)
-    workflow = Workflow(name=name or scan.name)
+    workflow = Workflow(name=name or workflow_name(scan.name))
     workflow.connect([
         (inputs, check, [("in_chi", "in_chi")]),
         (check, localize, [("out_chi", "in_chi")]),

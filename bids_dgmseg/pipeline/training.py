@@ -258,7 +258,7 @@ def _begin_with(learner: Learner, plan: Plan, start: Path, fold: int, say: Say) 
     say(f"begins with {start.name}{', output layers new' if kept else ''}")
 
 
-def _cases(plan: Plan, material: Material, labelled: Sequence[Labelled], show: Show) -> list[Case]:
+def _cases(plan: Plan, material: Material, labelled: Sequence[Labelled], show: Say) -> list[Case]:
     for number, one in enumerate(labelled, start=1):
         if one.map.name not in material.cases:
             # To find a scan's box can take seconds, and there may be hundreds.

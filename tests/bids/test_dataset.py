@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.dataset import find_scans, participants_without_map
+from bids_dgmseg.bids.dataset import find_left_out, find_scans
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.settings import Settings
 
-TREE = Path("/work/shared/tools/bids_tree")
+TREE = Path(__file__).parents[3] / "shared" / "tools" / "bids_tree"
 
 
 def scans_of(root: Path, **options):
@@ -149,7 +150,18 @@ def test_sepia_sidecar_belongs_to_its_own_map(dataset):
 def test_those_without_a_map_are_known(dataset):
     root = dataset("ds", chi("sub-01"), "sub-02/anat/sub-02_T1w.nii.gz")
     settings = Settings(bids_dir=root, output_dir=root / "out")
-    assert participants_without_map(settings, find_scans(settings)) == ["02"]
+    assert find_left_out(settings, find_scans(settings)) == ["sub-02: no _Chimap; left out"]
+
+
+def test_folders_whose_labels_bids_does_not_allow_are_known(dataset):
+    root = dataset("ds", chi("sub-01"), "sub-1_0/anat/sub-1_0_Chimap.nii.gz", "sub-/anat/sub-_Chimap.nii.gz")
+    settings = Settings(bids_dir=root, output_dir=root / "out")
+    assert find_left_out(settings, find_scans(settings)) == [
+        f"{name}: not a BIDS name (letters and digits behind sub-); left out, so rename it"
+        for name in ("sub-", "sub-1_0")
+    ]
+    chosen = replace(settings, participant_label=("01",))
+    assert find_left_out(chosen, find_scans(chosen)) == []
 
 
 @pytest.mark.parametrize(("options", "message"), [

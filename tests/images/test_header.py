@@ -39,6 +39,16 @@ def test_two_places_that_differ_are_doubted():
     assert warning == "a.nii: its qform and sform differ by up to 36 mm; the sform is used, make sure of the sides"
 
 
+def test_two_sizes_of_a_voxel_are_doubted():
+    strange = image(qform=(None, 0))
+    strange.header["pixdim"][1:4] = [2.0, 2.0, 3.0]
+    (warning,) = check_header(strange, "a.nii")
+    assert warning == (
+        "a.nii: voxels of 2 x 2 x 3 mm by its pixdim, of 2 x 2 x 2 mm by its affine; the affine is used, "
+        "make sure of the sizes"
+    )
+
+
 @pytest.mark.parametrize(("edge", "said"), [(2500, "2.5e.03"), (0.0025, "0.0025")])  # in micrometres, in metres
 def test_voxels_in_another_unit_of_length_are_refused(edge, said):
     strange = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.diag([1, edge, edge, 1]))

@@ -134,6 +134,11 @@ def test_a_phase_sidecar_inherited_by_a_map_does_not_matter(store):
     assert check_chi(store(brain()), {"ImageType": ["ORIGINAL", "PRIMARY", "P", "PHASE"]}).units == "ppm"
 
 
+@pytest.mark.parametrize("image_type", [None, 3, True])
+def test_an_image_type_that_is_no_list_says_nothing(store, image_type):
+    assert check_chi(store(brain()), {"ImageType": image_type}).units == "ppm"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("outside", [0, np.nan])
 def test_holes_in_the_brain_are_counted_and_said(store, value, outside):

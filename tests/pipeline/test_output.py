@@ -32,6 +32,13 @@ def test_the_working_directory_is_not_in_the_raw_data(raw):
         check_folders(Settings(raw, raw.parent / "out", work_dir=raw / "work"))
 
 
+@pytest.mark.parametrize("place", ["out", "out/work"])
+def test_the_working_directory_is_not_in_the_output(raw, place):
+    name = place.rpartition("/")[2]
+    with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, whose dataset"):
+        check_folders(Settings(raw, raw.parent / "out", work_dir=raw.parent / place))
+
+
 @pytest.mark.parametrize(("description", "maker"), [
     ({"GeneratedBy": [{"Name": "QSMxT"}]}, "QSMxT"),
     ({"Name": "a raw dataset"}, "another program"),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.cli import main
 from bids_dgmseg.models import MODELS
+from bids_dgmseg.settings import Settings
 from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
 
@@ -99,6 +103,63 @@ def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: figures crashed"))
     assert line.startswith("sub-01: figures crashed (RuntimeError: the pen broke); see ")
     assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, tmp_path, nprocs):
+    dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
+    spoil(dataset, "sub-c+d")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    out, err = capsys.readouterr()
+    assert "sub-a+b: done" in out
+    assert "sub-e: done" in out
+    assert "1 of 3 scans failed: sub-c+d; see " in err
+    assert list((tmp_path / "out" / "sub-a+b").rglob("sub-a+b_*_stats.tsv"))
+    (folder,) = (tmp_path / "work").glob("run-*")
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys):
+    def fill(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz")
+
+    monkeypatch.setattr("bids_dgmseg.pipeline.interfaces.draw_mosaic", fill)
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(
+        "sub-01: figures: No space left on device: 'dseg.nii.gz'; check the path, its permissions and the room on "
+        "its disk\n"
+    )
+
+
+def test_a_failure_names_the_results_of_an_earlier_map(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset) == 0
+    spoil(dataset, "sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 1
+    warning = "sub-02: sub-02_seg-oracle_stats.tsv and what lies beside it are of an earlier run; remove them\n"
+    assert warning in capsys.readouterr().err
+
+
+def test_the_validator_is_asked_once_the_folders_are_known_to_be_right(
+    bids_dataset, oracle, monkeypatch, capsys, tmp_path
+):  # fmt: skip
+    asked = []
+
+    def summarize(settings: Settings) -> str:
+        asked.append(settings)
+        return "ds: 1 error"
+
+    monkeypatch.setattr("bids_dgmseg.pipeline.participant.summarize_validation", summarize)
+    dataset = bids_dataset("sub-01")
+    call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
+    assert main([*call, str(dataset / "work")]) == 2
+    assert main([*call, str(tmp_path / "work"), "--dry-run"]) == 0
+    assert main([*call, str(tmp_path / "work"), "--skip-bids-validation"]) == 0
+    assert not asked
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
 
 
 def test_what_runs_leave_in_the_working_directory(bids_dataset, run, tmp_path):
