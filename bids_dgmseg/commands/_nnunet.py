@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
-from bids_dgmseg.commands import _recipes
+from bids_dgmseg.commands._foreign import NNUNET
 from bids_dgmseg.commands._line import Line
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.label_map import STEPS
 
-MODEL = "nnunet2step"
 EPOCHS = 5000
 PLANS = ("paper", "small")
 """Those of `training.nnunet_data.PlanName`; importing it takes time."""
-_FOREIGN: Mapping[str, Any] = {"part": "segmenter", "steps": None, "start": None, "holdout": [], "learning_rate": None}
-"""Options of other trainings, and what they are when not given."""
-_SHARED = ("epochs", "checkpoint-minutes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this training alone."""
-    own = parser.add_argument_group(MODEL)
+    own = parser.add_argument_group(NNUNET)
     own.add_argument("--step", choices=STEPS,
                      help="train one of the two nnU-Nets (default: both, which share --minutes; --epochs are those of "
                           f"each, of 50 steps, by default {EPOCHS})")
@@ -32,17 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                           "small has weights below 10 MB together, for a CPU (default: %(default)s)")
 
 
-def given(args: argparse.Namespace) -> list[str]:
-    """Name the options of this training that were given."""
-    return [name for name, default in {"step": None, "plan": "paper"}.items() if getattr(args, name) != default]
-
-
 def run(model: Model, args: argparse.Namespace) -> int:
     """Train one step or both, and say how the scans that were kept aside come out."""
-    foreign = [name.replace("start", "from").replace("_", "-") for name, default in _FOREIGN.items()
-               if getattr(args, name) != default]  # fmt: skip
-    if foreign := [*foreign, *(name for name in _recipes.given(args) if name not in _SHARED)]:
-        raise InputError(f"--{foreign[0]}: is not for {model.name}; leave it out; see --epochs, --minutes and --step")
     if not args.dataset.is_dir():
         raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
                          "with `dgmseg simulate`)")  # fmt: skip

@@ -7,15 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.commands._foreign import PAPER_MODELS
 from bids_dgmseg.commands._line import Line
 from bids_dgmseg.commands._values import absolute, count, not_negative, whole_number
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, weights_folder
-
-PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
-"""Those that `training.recipes` has; importing them loads torch."""
-_FOREIGN = {"part": "segmenter", "steps": None}
-"""Options of other trainings, and what they are when not given."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,18 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="time between checkpoints (default: %(default)s)")  # fmt: skip
 
 
-def given(args: argparse.Namespace) -> list[str]:
-    """Name the options of this group that were given."""
-    plain: dict[str, Any] = {"fold": [], "folds": None, "epochs": None, "scans": None, "variant": "paper", "arch": [],
-                             "recipe": [], "pretrain_on": [], "distill": [], "checkpoint_minutes": 2.0}  # fmt: skip
-    return [name.replace("_", "-") for name, default in plain.items() if getattr(args, name) != default]
-
-
 def run(model: Model, args: argparse.Namespace) -> int:
     """Train folds of a model."""
-    for name, default in _FOREIGN.items():
-        if getattr(args, name) != default:
-            raise InputError(f"--{name}: is not for {model.name}; leave it out, and see --epochs and --minutes")
     if not args.dataset.is_dir():
         raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
                          "with `dgmseg simulate`)")  # fmt: skip

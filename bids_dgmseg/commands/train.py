@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bids_dgmseg.commands import _nnunet, _recipes
+from bids_dgmseg.commands._foreign import LABELLED, NNUNET, PAPER_MODELS, RECIPES, SIMULATED, refuse_foreign
 from bids_dgmseg.commands._line import Line
 from bids_dgmseg.commands._values import absolute, count, entity, positive, seed, whole_number
 from bids_dgmseg.errors import InputError
@@ -23,7 +25,7 @@ _LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("model", metavar="MODEL",
-                        help=f"which model to train: default, {', '.join([*_recipes.PAPER_MODELS, _nnunet.MODEL])}")
+                        help=f"which model to train: default, {', '.join([*PAPER_MODELS, NNUNET])}")
     parser.add_argument("dataset", metavar="DATASET", type=Path,
                         help="BIDS dataset of maps with manual labels (_dseg, in it or its derivatives) to fine-tune "
                              "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
@@ -70,43 +72,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
     model = get_model(args.model)
-    on_simulations = model.network and model.localizer.network and not _is_dataset(args.dataset)
-    for option in () if on_simulations else ("watch", "validation_maps"):
-        if getattr(args, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')}: is for default on simulated maps; leave it out")
-    if model.name == _nnunet.MODEL:
-        return _nnunet.run(model, args)
-    if foreign := _nnunet.given(args):
-        raise InputError(f"--{foreign[0]}: is for {_nnunet.MODEL}; leave it out")
-    if model.name in _recipes.PAPER_MODELS:
-        return _recipes.run(model, args)
-    if foreign := _recipes.given(args):
-        raise InputError(f"--{foreign[0]}: is for {', '.join(_recipes.PAPER_MODELS)}; leave it out")
+    kind = _kind(model, args.dataset)
+    if kind == SIMULATED:
+        _check_template(args.dataset)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    refuse_foreign(args, kind, parser)
+    return _TRAININGS[kind](model, args)
+
+
+def _kind(model: Model, dataset: Path) -> str:
+    """Choose the training by the model and what it is to learn from."""
+    if model.name == NNUNET:
+        return NNUNET
+    if model.name in PAPER_MODELS:
+        return RECIPES
     if not model.network or not model.localizer.network:
         raise InputError(f"{model.name}: has no networks of its own to train; choose default")
-    if _is_dataset(args.dataset):
-        return _fine_tune(model, args)
-    return _train_on_simulations(model, args)
+    return LABELLED if str(dataset) != "phantom" and dataset.is_dir() else SIMULATED
 
 
-def _is_dataset(dataset: Path) -> bool:
-    return str(dataset) != "phantom" and dataset.is_dir()
+def _check_template(path: Path) -> None:
+    if str(path) != "phantom" and not path.is_file():
+        raise InputError(
+            f"{path}: no such label template or dataset; give a labelled BIDS dataset, make a template with "
+            "`dgmseg template`, or say phantom"
+        )
 
 
 def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
-    for option in ("holdout", "derivatives", "choose"):
-        if getattr(args, option):
-            raise InputError(
-                f"--{option}: is for a labelled BIDS dataset, and {args.dataset} is no folder; leave it out"
-            )
     if args.watch and args.part != "segmenter":
         raise InputError(f"--watch: labels of nuclei cannot score the {args.part}; leave it out")
     template = None if str(args.dataset) == "phantom" else args.dataset
-    if template and not template.is_file():
-        raise InputError(
-            f"{template}: no such label template or dataset; give a labelled BIDS dataset, make a template with "
-            "`dgmseg template`, or say phantom"
-        )
     if args.part == "calibration":
         from bids_dgmseg.training.calibration import calibrate
 
@@ -178,3 +175,8 @@ def _draw_curve(args: argparse.Namespace) -> None:
 
 def _label(text: str) -> str:
     return text.removeprefix("sub-")
+
+
+_TRAININGS: Mapping[str, Callable[[Model, argparse.Namespace], int]] = {
+    SIMULATED: _train_on_simulations, LABELLED: _fine_tune, RECIPES: _recipes.run, NNUNET: _nnunet.run,
+}  # fmt: skip

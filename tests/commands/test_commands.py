@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 import time
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 import bids_dgmseg
-from bids_dgmseg.commands import main, models, verb_names
+from bids_dgmseg.commands import main, models, train, verb_names
+from bids_dgmseg.commands._foreign import _KINDS
 from bids_dgmseg.models import MODELS, Weights, get_model
 
 
@@ -146,3 +148,10 @@ def test_weights_are_checked(weighty, capsys, content, code, said):
         weighty.write_bytes(content)
     assert main(["models", "check", "weighty"]) == code
     assert said in capsys.readouterr().out
+
+
+def test_every_option_of_a_training_is_for_some_kinds_or_for_all():
+    parser = argparse.ArgumentParser(add_help=False)
+    train.add_arguments(parser)
+    for_all = {"model", "dataset", "out", "minutes", "seed", "device", "workers"}
+    assert {action.dest for action in parser._actions} == for_all | set(_KINDS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.commands import main
+from bids_dgmseg.commands._foreign import PAPER_MODELS
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
@@ -174,16 +175,17 @@ def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--steps", "5"], "--steps: is not for nnunet2step; leave it out; see --epochs, --minutes and --step"),
-    (["--from", "x"], "--from: is not for nnunet2step; leave it out; see --epochs, --minutes and --step"),
-    (["--folds", "3"], "--folds: is not for nnunet2step; leave it out; see --epochs, --minutes and --step"),
+    (["--steps", "5"], "--steps: is for default on simulated maps; default on labelled maps"),
+    (["--from", "x"], "--from: is for default on simulated maps; default on labelled maps; " + ", ".join(PAPER_MODELS)),
+    (["--folds", "3"], "--folds: is for dcnnet, attunet25d, deepqsmseg"),
 ])  # fmt: skip
 def test_options_of_other_trainings_are_refused(dataset, tmp_path, capsys, options, message):
     assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), *options]) == 2
-    assert capsys.readouterr().err == f"dgmseg train: error: {message}\n"
+    assert capsys.readouterr().err == f"dgmseg train: error: {message}; not for nnunet2step, so leave it out\n"
 
 
 @pytest.mark.parametrize("option", [("--step", "dentate"), ("--plan", "small")])
 def test_its_own_options_are_refused_for_other_models(tmp_path, capsys, option):
     assert main(["train", "default", "phantom", str(tmp_path / "out"), *option]) == 2
-    assert f"{option[0]}: is for nnunet2step; leave it out" in capsys.readouterr().err
+    said = f"{option[0]}: is for nnunet2step; not for default on simulated maps, so leave it out"
+    assert said in capsys.readouterr().err

@@ -404,7 +404,7 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
 @pytest.mark.parametrize(("model", "options", "message"), [
     ("dcnnet", ["--folds", "4"], "--folds 4: there are 3 labelled participants; give --folds 3 or less, or 1 for no"),
     ("dcnnet", ["--fold", "3"], "--fold 3: there are folds 0 to 0"),
-    ("dcnnet", ["--steps", "3"], "--steps: is not for dcnnet"),
+    ("dcnnet", ["--steps", "3"], "--steps: is for default on simulated maps; default on labelled maps; not for"),
     ("dcnnet", ["--arch", "depth=3"], "--arch: DCNNet.__init__() got an unexpected keyword argument 'depth'"),
     ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
     ("dcnnet", ["--distill", "a", "--pretrain-on", "b"], "--distill: --pretrain-on is given too"),
@@ -439,4 +439,5 @@ def test_a_variant_has_its_own_network_without_the_registry_s_arguments():
 
 def test_options_of_recipes_are_not_for_other_models(dataset, tmp_path, capsys):
     assert main(["train", "default", str(dataset), str(tmp_path / "out"), "--epochs", "3"]) == 2
-    assert "--epochs: is for dcnnet, attunet25d, deepqsmseg; leave it out" in capsys.readouterr().err
+    said = "--epochs: is for dcnnet, attunet25d, deepqsmseg; nnunet2step; not for default on labelled maps, so leave"
+    assert said in capsys.readouterr().err
