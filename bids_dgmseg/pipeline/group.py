@@ -11,17 +11,19 @@ from urllib.parse import unquote
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
 
 if TYPE_CHECKING:
-    from bids_dgmseg.cohort.load import Tree
+    from bids_dgmseg.cohort.load import Cohort, Tree
 
 
 def run_group(settings: Settings) -> int:
     """Write the tables and the page of all scans in the output directory and in those that are merged with it.
 
-    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed.
+    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed. Nothing
+    is written before all is read, nor in a dry run.
 
     Parameters
     ----------
@@ -36,12 +38,15 @@ def run_group(settings: Settings) -> int:
     Raises
     ------
     InputError
-        If no scan has been measured yet, a table of participants cannot be used, or an option does not fit the data.
+        If no scan has been measured yet, a table of participants cannot be used, an option does not fit the data, or
+        the output directory is none of this program's.
     """
     from bids_dgmseg.cohort.group import write_group_tables
-    from bids_dgmseg.cohort.study import StudyOptions
-    from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
+    from bids_dgmseg.cohort.load import load_cohort
+    from bids_dgmseg.cohort.study import StudyOptions, begin_study
 
+    if not settings.bids_dir.is_dir():
+        raise InputError(f"{settings.bids_dir}: no such folder; give the root folder of the BIDS dataset")
     trees = find_trees(settings)
     progress = Progress(0)
     warnings = []
@@ -49,20 +54,37 @@ def run_group(settings: Settings) -> int:
         if tree.people is None or not (tree.people / "participants.tsv").is_file():
             where = settings.bids_dir.name if len(trees) == 1 else tree.name
             warnings.append(f"{where}: no participants.tsv; the tables have no columns from it")
-    if settings.merge:
-        write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
     options = StudyOptions(
         measures=settings.measures, control_filter=settings.control_filter, covariates=settings.covariates or None,
         evaluation=settings.evaluation, n_bootstrap=settings.bootstrap,
     )  # fmt: skip
-    tables = write_group_tables(settings.output_dir, trees, options=options, site_column=settings.site_column,
-                                group_column=settings.group_column)  # fmt: skip
+    cohort = load_cohort(trees, site_column=settings.site_column, group_column=settings.group_column)
+    study = begin_study(cohort, options)
+    check_folders(settings)
+    if settings.dry_run:
+        return _tell_plan(settings, cohort, [*warnings, *cohort.warnings, *study.warnings])
+    from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
+
+    tables = write_group_tables(settings.output_dir, study)
+    if settings.merge:
+        write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
     warnings += tables.warnings
     page = write_group_page(settings.output_dir, warnings=warnings)
     for warning in warnings:
         progress.warn(warning)
     for line in (*map(str, tables.paths[::2]), *tables.notes, str(page)):
         progress.say(line)
+    return 0
+
+
+def _tell_plan(settings: Settings, cohort: Cohort, warnings: Sequence[str]) -> int:
+    """Say what would be gathered, and write nothing."""
+    progress = Progress(0)
+    for warning in warnings:
+        progress.warn(warning)
+    for name, n_scans in cohort.settings["Trees"].items():
+        progress.say(f"{name}: would gather {n_scans} scans")
+    progress.say(f"{len(cohort.scans)} scans would be gathered in {settings.output_dir}")
     return 0
 
 
@@ -86,7 +108,9 @@ def find_trees(settings: Settings) -> list[Tree]:
         if not output.is_dir():
             raise InputError(f"{output}: no such folder; run the participant level first")
         return [Tree(output, output.name, settings.bids_dir)]
-    merged = [path for path in dict.fromkeys(settings.merge) if path.resolve() != output.resolve()]
+    # a link is the folder that it leads to: its participants count once
+    by_place = {path.resolve(): path for path in (*reversed(settings.merge), output)}
+    merged = [path for path in dict.fromkeys(settings.merge) if by_place[path.resolve()] == path != output]
     for path in merged:
         if not path.is_dir() or not has_scans(path):
             what = "no *_stats.tsv below" if path.is_dir() else "no such folder"
