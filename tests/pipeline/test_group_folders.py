@@ -99,3 +99,95 @@ def test_a_dataset_that_does_not_exist_ends_the_run_in_one_line(tmp_path, out, c
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"bids_dgmseg: error: {tmp_path}/gone: no such folder; give the root folder of the BIDS dataset"
     assert files_of(tmp_path) == before
+
+
+@pytest.fixture
+def study(tmp_path: Path, out: Path, dataset: Path) -> Path:
+    """Four scans more: sub-03 in two sessions, once with a second model, and sub-3."""
+    for session in ("1", "2"):
+        add_scan(out, f"sub-03_ses-{session}", {"DN_L": (700.0, 0.1)})
+    add_scan(out, "sub-3", {"DN_L": (700.0, 0.1)})
+    table = out / "sub-03" / "ses-1" / "anat" / "sub-03_ses-1_seg-dgm16_stats.tsv"
+    table.with_name("sub-03_ses-1_seg-dcnnet_stats.tsv").write_bytes(table.read_bytes())
+    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\nsub-03\t50\nsub-04\t9\n")
+    return out
+
+
+@pytest.mark.parametrize(("options", "scans"), [
+    (("--participant-label", "sub-01", "02"), ["01", "02"]),
+    (("--session-label", "ses-2"), ["03 2"]),
+    (("--participant-label", "03", "--model", "default"), ["03 1", "03 2"]),
+    (("--model", "dcnnet"), ["03 1"]),
+    ((), ["01", "02", "03 1", "03 1", "03 2", "3"]),
+])  # fmt: skip
+def test_the_choice_of_scans_holds_at_the_group_level(study, run, capsys, options, scans):
+    assert run(*options) == 0
+    rows = rows_of(study / "group_volumes.tsv")
+    found = [f"{row['participant_id']} {row['session_id']}".replace("sub-", "").replace(" n/a", "").replace("ses-", "")
+             for row in rows]  # fmt: skip
+    assert found == scans
+    chosen = json.loads((study / "group_volumes.json").read_text())["Settings"].get("Chosen")
+    assert bool(chosen) is bool(options)
+    said = capsys.readouterr().err
+    assert ("sub-04" in said) is not bool(options)  # who was not chosen is not missed
+
+
+def test_a_choice_does_not_change_whose_row_is_whose(study, dataset, run):
+    (dataset / "participants.tsv").write_text("participant_id\tage\n3\t99\nsub-03\t50\n")
+    assert run("--participant-label", "03", "--session-label", "1", "--model", "dgm16") == 0
+    assert [row["age"] for row in rows_of(study / "group_volumes.tsv")] == ["50"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--participant-label", "07"),
+     "out: no results of sub-07; check --participant-label (there are sub-01, sub-02, sub-03, sub-3)"),
+    (("--session-label", "9"), "out: no results of ses-9; check --session-label (there are ses-1, ses-2)"),
+    (("--model", "attunet25d"), "out: no results of attunet25d; check --model (there are dcnnet, dgm16)"),
+    (("--participant-label", "01", "--session-label", "1"),
+     "out: no scan meets all of --participant-label, --session-label; check them"),
+    (("--derivatives", "x"), "--derivatives: is an option of the participant level"),
+    (("--bids-filter-file", "x.json"), "--bids-filter-file: is an option of the participant level"),
+    (("--reference", "csf"), "--reference: is an option of the participant level"),
+])  # fmt: skip
+def test_a_choice_that_nothing_meets_ends_the_run_in_one_line(study, run, capsys, options, message):
+    assert run(*options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bids_dgmseg: error: {message}")
+    assert not list(study.glob("group_*"))
+
+
+def test_a_scan_without_its_mark_is_unfinished_and_left_out(out, run, capsys):
+    for label in ("01", "02"):
+        (out / f"sub-{label}" / "anat" / f"sub-{label}_seg-dgm16_dseg.nii.gz").touch()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").write_text("{}")
+    assert run() == 0
+    assert ("sub-02_seg-dgm16_stats.tsv: unfinished (_dseg.json is missing) and left out; run the participant level "
+            "again for them") in capsys.readouterr().err  # fmt: skip
+    assert [row["participant_id"] for row in rows_of(out / "group_volumes.tsv")] == ["sub-01"]
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()
+    assert run() == 2
+    assert "out: the tables are unfinished (_dseg.json is missing)" in capsys.readouterr().err
+
+
+def test_participants_that_were_not_fetched_are_not_taken_for_none(tmp_path, dataset, out, run, capsys):
+    (dataset / "participants.tsv").symlink_to("../.git/annex/objects/gone")
+    assert run() == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "ds: participants.tsv: its content is not here (a link that leads nowhere); fetch it first (datalad get, git "
+        "annex get or git lfs pull); until then the tables have no columns from it"
+    ]  # fmt: skip
+
+
+def test_a_merged_folders_own_participants_are_not_replaced_by_others(tmp_path, dataset, out, run, capsys):
+    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\n")
+    (out / "participants.tsv").symlink_to("nowhere")
+    assert run("--merge", out, to=tmp_path / "pooled") == 0
+    assert "participants.tsv: its content is not here" in capsys.readouterr().err
+    assert "age" not in rows_of(tmp_path / "pooled" / "group_volumes.tsv")[0]
+
+
+def test_sessions_that_were_not_fetched_are_said(study, dataset, run, capsys):
+    (dataset / "sub-03").mkdir()
+    (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
+    assert run() == 0
+    assert "sub-03_sessions.tsv: its content is not here" in capsys.readouterr().err
