@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.cohort.ages import find_unit, read_ages
 from bids_dgmseg.cohort.choice import Choice
-from bids_dgmseg.cohort.frames import name_some, to_numbers
+from bids_dgmseg.cohort.frames import name_some
 from bids_dgmseg.cohort.participants import MISSING
 from bids_dgmseg.cohort.people import People, read_people
 from bids_dgmseg.cohort.scans import ScanStats, Tables, read_entities, read_scans
@@ -28,7 +29,6 @@ _APART = ("reconstruction", "description")
 _AGE, _SEX, _GROUP, _SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
 _FACTS = (_AGE, _SEX, _GROUP, _SITE)
 _SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
-_OLDEST = 130
 _MARK = "_dseg.json"
 """The end of the name of what the participant level writes last."""
 
@@ -246,7 +246,7 @@ def _find_facts(
         shared = person.isin(_shared_ids(parts))
         person = person.where(~shared, person + " (" + keys["tree"] + ")")
     people = people.assign(participant_id=person)
-    age, warnings = _read_ages(people)
+    age, warnings = _find_ages(parts, people)
     since = [part.people.years_since_first(scan.entities["sub"], scan.entities.get("ses"))
              for part in parts for scan in part.scans]  # fmt: skip
     years = pd.Series(since, index=people.index, dtype=np.float64)
@@ -262,29 +262,26 @@ def _find_facts(
     return pd.DataFrame(facts), warnings
 
 
+def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """Ages in years, and a line for all that is doubtful about them."""
+    column = find_column(people.columns, _AGE)
+    if column is None:
+        return pd.Series(np.nan, index=people.index), []
+    units: list[str] = []
+    warnings = []
+    for part in parts:
+        unit, line = find_unit(part.people.descriptions.get(column, {}), column)
+        if line and column in part.people.columns and part.scans:
+            warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
+        units += [unit] * len(part.scans)
+    ages, lines = read_ages(people, column, pd.Series(units, index=people.index, dtype=object))
+    return ages, [*warnings, *lines]
+
+
 def _text(people: pd.DataFrame, column: str | None) -> pd.Series:
     """Values of a column, NaN where missing or where there is no such column."""
     values = people[column] if column else pd.Series(MISSING, index=people.index, dtype=object)
     return values.where(values != MISSING)
-
-
-def _read_ages(people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Ages in years, and a line for each that is no age."""
-    column = find_column(people.columns, _AGE)
-    if column is None:
-        return pd.Series(np.nan, index=people.index), []
-    ages, warnings = to_numbers(people, column)
-    odd = (ages < 0) | (ages > _OLDEST)
-    lines = [
-        f"participants.tsv: {column} of {who} is {age:g}, no age in years; it counts as missing"
-        for who, age in dict.fromkeys(zip(people["participant_id"][odd], ages[odd], strict=True))
-    ]
-    ages = ages.mask(odd)
-    if n_lost := int(people["participant_id"][ages.isna()].nunique()):
-        lost = list(dict.fromkeys(people["participant_id"][ages.isna()]))
-        lines.append(f"participants.tsv: no age of {name_some(lost)}; {n_lost} of "
-                     f"{people['participant_id'].nunique()} are left out where age matters")  # fmt: skip
-    return ages, [*warnings, *lines]
 
 
 def _shared_ids(parts: Sequence[_Part]) -> list[str]:
