@@ -1,4 +1,4 @@
-"""What the group level reads, and where it may write."""
+"""What the group level reads of a folder, and where it may write."""
 
 import json
 from collections.abc import Callable
