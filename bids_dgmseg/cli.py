@@ -24,6 +24,11 @@ from bids_dgmseg.settings import Settings
 MOST_THREADS = 8
 """More threads for one scan do not make it faster."""
 MEMORY_SHARE = 0.9
+_PARTICIPANT_ONLY = (
+    "--bids-filter-file", "--derivatives", "--weights", "--quality", "--label-map", "--reference",
+    "--reference-structure", "--reference-mask",
+)  # fmt: skip
+"""Options that choose maps or make other values of them: whoever gives them to the group level expects a change."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +60,16 @@ def read_settings(argv: Sequence[str]) -> Settings:
         If argparse refuses the arguments (2), or ``--help`` or ``--version`` was all that was asked for (0).
     """
     options = build_parser().parse_args(_with_hyphens(argv))
-    model = get_model(options.model)
+    model = get_model(options.model or "default")
+    if options.analysis_level == "group":
+        _refuse_idle(options)
     if options.weights and not options.weights.exists():
         raise InputError(f"{options.weights}: no such folder; check --weights")
     nprocs = options.nprocs or count_cpus()
     return Settings(**{
         **vars(options),
         "model": model.name,
+        "model_given": options.model is not None,
         "participant_label": tuple(dict.fromkeys(options.participant_label)),
         "session_label": tuple(dict.fromkeys(options.session_label)),
         "derivatives": tuple(options.derivatives),
@@ -73,6 +81,14 @@ def read_settings(argv: Sequence[str]) -> Settings:
         "omp_nthreads": min(options.omp_nthreads or MOST_THREADS, nprocs),
         "mem_gb": options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
     })  # fmt: skip
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Refuse what would choose or change values of scans, at the level where they are made already."""
+    for option in _PARTICIPANT_ONLY:
+        if getattr(options, option.removeprefix("--").replace("-", "_")) not in (None, [], False, "none"):
+            raise InputError(f"{option}: is an option of the participant level, the group level reads its results as "
+                             "they are; leave it out")  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -103,9 +119,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--participant-label", nargs="+", action="extend", default=[], type=participant_label,
-                       metavar="LABEL", help="only these participants, with or without sub- (default: all)")
+                       metavar="LABEL", help="only these participants, with or without sub-; at both levels "
+                       "(default: all)")
     group.add_argument("--session-label", nargs="+", action="extend", default=[], type=session_label,
-                       metavar="LABEL", help="only these sessions, with or without ses- (default: all)")
+                       metavar="LABEL", help="only these sessions, with or without ses-; at both levels (default: all)")
     group.add_argument("--bids-filter-file", type=absolute_path, metavar="FILE",
                        help='JSON that selects maps by entities, such as {"chimap": {"acquisition": "x"}}; '
                        '"scope" chooses the dataset ("raw" or a derivative\'s folder name)')
@@ -116,8 +133,9 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     names = ", ".join([*ALIASES, *MODELS])
-    group.add_argument("--model", default="default", metavar="NAME",
-                       help=f"one of: {names} (default: {ALIASES['default']})")
+    group.add_argument("--model", metavar="NAME",
+                       help=f"one of: {names} (default: {ALIASES['default']}; group: only results of this model, "
+                       "default: of all)")
     group.add_argument("--weights", type=absolute_path, metavar="FOLDER",
                        help="weights in place of the model's own (default: those that ship with it); for nnunet2step "
                        "an nnU-Net v2 model folder, or one with two of them, cerebellum and dentate")
@@ -188,7 +206,8 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
                        help="do not run the BIDS validator on BIDS_DIR (it only warns, and only where it is installed)")
     group.add_argument("--stop-on-first-crash", action="store_true",
                        help="stop when a scan fails (default: go on with the others)")
-    group.add_argument("--dry-run", action="store_true", help="list the scans and what would be done, and stop")
+    group.add_argument("--dry-run", action="store_true",
+                       help="list the scans (group: the folders) and what would be done, and stop")
     group.add_argument("--force", action="store_true",
                        help="do scans again that are done and unchanged")  # fmt: skip
 

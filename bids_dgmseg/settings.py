@@ -11,7 +11,7 @@ from typing import Literal
 class Settings:
     """The options of one run; every path is absolute.
 
-    Each field is the command-line option of that name.
+    Each field is the command-line option of that name; `model_given` tells whether there was one.
     """
 
     bids_dir: Path
@@ -25,6 +25,8 @@ class Settings:
     derivatives: tuple[Path, ...] = ()
     model: str = "dgm16"
     """Key of the registry; aliases are resolved where the option is read."""
+    model_given: bool = False
+    """Whether the user named the model: then the group level takes results of no other."""
     weights: Path | None = None
     """Folder that takes the place of the model's own weights."""
     quality: bool = False

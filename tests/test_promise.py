@@ -259,8 +259,11 @@ def test_the_group_level_joins_participants(bids_dataset, run, tmp_path, capsys)
 
 def test_the_group_level_needs_no_raw_data_but_says_what_is_missing(bids_dataset, run, tmp_path, capsys):
     run(bids_dataset("sub-01"))
-    assert run(tmp_path / "gone", level="group") == 0
-    assert capsys.readouterr().err == "gone: no participants.tsv; the tables have no columns from it\n"
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", level="group") == 0
+    assert capsys.readouterr().err == "empty: no participants.tsv; the tables have no columns from it\n"
+    assert run(tmp_path / "gone", level="group") == 2
+    assert "gone: no such folder; give the root folder of the BIDS dataset" in capsys.readouterr().err
 
 
 SCRIPT = """

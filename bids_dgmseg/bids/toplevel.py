@@ -98,7 +98,7 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
     write_json(_description(settings, scans), output / "dataset_description.json")
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
     write_text(_descriptions(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
-    write_text("\n".join(IGNORED), output / ".bidsignore")
+    _ignore(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
     boilerplate = files("bids_dgmseg").joinpath("data", "boilerplate")
@@ -109,7 +109,7 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
 
 
 def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
-    """Make a dataset of a folder that gathers the tables of several; files that are there stay, but ``.bidsignore``.
+    """Make a dataset of a folder that gathers the tables of several; files that are there stay.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
         If the folder cannot be written.
     """
     _check_writable(output)
-    write_text("\n".join(IGNORED), output / ".bidsignore")
+    _ignore(output)
     if (output / "dataset_description.json").exists():
         return
     links = [quote(Path(os.path.relpath(tree, output)).as_posix()) for tree in trees]
@@ -139,6 +139,18 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
         names = "\n".join(f"    {link}" for link in links)
         write_text(f"Tables of the deep nuclei in several datasets\n\n{names}\n\nMade by bids_dgmseg "
                    f"{bids_dgmseg.__version__}.", output / "README")  # fmt: skip
+
+
+def _ignore(output: Path) -> None:
+    """Have the validator ignore what BIDS has no names for; lines that are there stay."""
+    path = output / ".bidsignore"
+    try:
+        there = path.read_text(encoding="utf-8", errors="backslashreplace")
+    except FileNotFoundError:
+        there = ""
+    known = {line.strip() for line in there.splitlines()}
+    if missing := [line for line in IGNORED if line not in known]:
+        write_text("\n".join([*there.splitlines(), *missing]), path)
 
 
 def label_table(structures: Sequence[Structure]) -> str:

@@ -23,6 +23,7 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }  # fmt: skip
+_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _USE = 'write it like group == "HC" and age > 50, or site in ["A", "B"]'
 
 
@@ -35,7 +36,8 @@ def match_filter(table: pd.DataFrame, condition: str, *, option: str) -> NDArray
         Columns of text, ``n/a`` or NaN where missing, with ``participant_id``.
     condition : str
         Comparisons (``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``) of columns with text, numbers or
-        lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; names with blanks in backticks.
+        lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; names with blanks in backticks. Quoted
+        numbers are numbers where the column has numbers.
     option : str
         Where the condition came from, for the messages.
 
@@ -47,7 +49,8 @@ def match_filter(table: pd.DataFrame, condition: str, *, option: str) -> NDArray
     Raises
     ------
     InputError
-        If the condition cannot be read, names a column that does not exist, or is met by nobody.
+        If the condition cannot be read, names a column that does not exist, orders numbers by a word, or is met by
+        nobody.
 
     Examples
     --------
@@ -120,23 +123,57 @@ class _Reader:
         choices = list(wanted) if several else [wanted]
         if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
             raise self._refuse(right)
-        values, there = self._column(left.id, numeric=not isinstance(choices[0], str))
+        name = self._find(left.id)
+        if isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE):
+            choices = self._order(name, choices)
+        else:
+            choices = self._alike(name, choices)
+        values, there = self._column(name, numeric=not isinstance(choices[0], str))
         if several or isinstance(op, ast.In | ast.NotIn):
             if not several or not isinstance(op, ast.In | ast.NotIn | ast.Eq | ast.NotEq):
                 raise self._refuse(right)
             found = values.isin(choices)
             result = found if isinstance(op, ast.In | ast.Eq) else ~found
         else:
-            result = _COMPARE[type(op)](values, wanted)
+            result = _COMPARE[type(op)](values, choices[0])
         return result.astype("boolean").where(there)
 
-    def _column(self, name: str, *, numeric: bool) -> tuple[pd.Series, pd.Series]:
-        """Values of a column, and where there are any."""
+    def _order(self, column: str, choices: list[Any]) -> list[Any]:
+        """Read quoted numbers that a column with numbers is held against: as text, 9 comes after 50."""
+        if all(isinstance(choice, str) for choice in choices) and self._numbers(column).any():
+            read = [_number(choice) for choice in choices]
+            if None not in read:
+                return read
+            if self._numbers(column).all():
+                raise InputError(f"{self._where}: {column} has numbers, {choices[read.index(None)]!r} is none; "
+                                 "compare it with a number")  # fmt: skip
+        return choices
+
+    def _alike(self, column: str, choices: list[Any]) -> list[Any]:
+        """Read all choices as numbers where the whole column has numbers, else all as text if one is."""
+        if not any(isinstance(choice, str) for choice in choices):
+            return choices
+        read = [_number(choice) for choice in choices]
+        if None not in read and self._numbers(column).all():
+            return read
+        return [choice if isinstance(choice, str) else f"{choice:g}" for choice in choices]
+
+    def _numbers(self, column: str) -> pd.Series:
+        """Tell which of the values that are there are numbers."""
+        _, there = self._column(column, numeric=False)
+        return self._column(column, numeric=True)[1][there]
+
+    def _find(self, name: str) -> str:
+        """Find the column that a name in the condition means."""
         column = self._names.get(name, name)
         if column not in self._table.columns:
             there = ", ".join(map(str, self._table.columns))
             raise InputError(f"{self._where}: no column {column} (columns: {there}); correct the name")
         self.used.append(column)
+        return column
+
+    def _column(self, column: str, *, numeric: bool) -> tuple[pd.Series, pd.Series]:
+        """Values of a column, and where there are any."""
         if numeric:
             values, _ = to_numbers(self._table, column)
             return values, values.notna()
@@ -145,6 +182,11 @@ class _Reader:
 
     def _refuse(self, node: ast.AST) -> InputError:
         return InputError(f"{self._where}: {ast.unparse(node)!r} cannot be used in it; {_USE}")
+
+
+def _number(choice: str | int | float) -> float | None:
+    """Read what is compared with as a number; None if it is none."""
+    return float(choice) if not isinstance(choice, str) or _PLAIN.fullmatch(choice.strip()) else None
 
 
 def _values(column: pd.Series) -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_dgmseg.cohort.effects import ageing_tables, change_tables, difference_table
-from bids_dgmseg.cohort.load import Tree, load_cohort
 from bids_dgmseg.cohort.multisite import harmonized_tables
 from bids_dgmseg.cohort.scanwise import adjusted_table, asymmetry_table, outlier_table
-from bids_dgmseg.cohort.study import StudyOptions, begin_study
+from bids_dgmseg.cohort.study import Study
 from bids_dgmseg.cohort.tables import write_scan_tables
 from bids_dgmseg.cohort.writing import GroupTable, write_frame
 
@@ -27,33 +26,22 @@ class GroupFiles:
     """One line each."""
 
 
-def write_group_tables(
-    folder: Path, trees: Sequence[Tree], *, options: StudyOptions | None = None, site_column: str | None = None,
-    group_column: str | None = None,
-) -> GroupFiles:  # fmt: skip
-    """Gather the measures of all scans, make the study's statistics, and write them all.
-
-    Only ``_stats.tsv`` of the participant level and the ``_quality.json`` beside them are read, and what is known of
-    the participants.
+def write_group_tables(folder: Path, study: Study) -> GroupFiles:
+    """Make the study's statistics, and write them with the measures of all scans.
 
     Parameters
     ----------
     folder : Path
         Where to.
-    trees : sequence of Tree
-        Output folders of the participant level.
-    options : StudyOptions, optional
-        Measures, controls, covariates, reference labels.
-    site_column, group_column : str, optional
-        As in `load_cohort`.
+    study : Study
+        As `begin_study` makes it; adjusting and harmonizing add measures to it.
 
     Raises
     ------
     InputError
-        If nothing was measured, a table cannot be read, joined or written, or an option does not fit the data.
+        If a table cannot be written, or an option does not fit the data; then nothing is written.
     """
-    cohort = load_cohort(trees, site_column=site_column, group_column=group_column)
-    study = begin_study(cohort, options or StudyOptions())
+    cohort = study.cohort
     tables = [asymmetry_table(study), outlier_table(study), adjusted_table(study), *harmonized_tables(study),
               *ageing_tables(study), difference_table(study), *change_tables(study)]  # fmt: skip
     paths = write_scan_tables(folder, cohort, settings=study.settings)

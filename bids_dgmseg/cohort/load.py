@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.cohort.frames import name_some, to_numbers
+from bids_dgmseg.cohort.ages import find_unit, read_ages
+from bids_dgmseg.cohort.choice import Choice
+from bids_dgmseg.cohort.frames import name_some
 from bids_dgmseg.cohort.participants import MISSING
 from bids_dgmseg.cohort.people import People, read_people
-from bids_dgmseg.cohort.scans import ScanStats, read_scans
+from bids_dgmseg.cohort.scans import ScanStats, Tables, read_entities, read_scans
 from bids_dgmseg.errors import InputError
 
 ENTITIES = {
@@ -27,7 +29,8 @@ _APART = ("reconstruction", "description")
 _AGE, _SEX, _GROUP, _SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
 _FACTS = (_AGE, _SEX, _GROUP, _SITE)
 _SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
-_OLDEST = 130
+_MARK = "_dseg.json"
+"""The end of the name of what the participant level writes last."""
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,33 @@ class _Part:
 
 
 def load_cohort(
-    trees: Sequence[Tree], *, site_column: str | None = None, group_column: str | None = None
-) -> Cohort:
-    """Read the measures of all scans and join what is known of the participants.
+    trees: Sequence[Tree], *, choice: Choice | None = None, site_column: str | None = None,
+    group_column: str | None = None,
+) -> Cohort:  # fmt: skip
+    """Read the measures of all scans, or of those chosen, and join what is known of the participants.
 
     Parameters
     ----------
     trees : sequence of Tree
         Output folders; with several, each is a site, unless its participants have a column of sites.
+    choice : Choice, optional
+        Which scans; by default all.
     site_column, group_column : str, optional
         Columns of participants.tsv or sessions.tsv; by default ``site`` or ``site_id``, and ``group`` or ``diagnosis``.
 
     Raises
     ------
     InputError
-        If there is nothing measured, a named column does not exist, or a table cannot be read or joined.
+        If there is nothing measured or nothing chosen, a named column does not exist, or a table cannot be read or
+        joined.
     """
+    choice = choice or Choice()
     given = [names for names, column in ((_SITE, site_column), (_GROUP, group_column)) if column]
-    parts = _align([_load_part(tree) for tree in trees], [names for names in _FACTS if names not in given])
+    found = [read_scans(tree.path) for tree in trees]
+    if choice and (measured := [scan.entities for tables in found for scan in tables.scans]):
+        choice.check(measured, where=name_some([tree.name for tree in trees]))
+    loaded = [_load_part(tree, tables, choice) for tree, tables in zip(trees, found, strict=True)]
+    parts = _align(loaded, [names for names in _FACTS if names not in given])
     scans = [scan for part in parts for scan in part.scans]
     if not scans:
         where = ", ".join(tree.path.name for tree in trees)
@@ -119,6 +131,7 @@ def load_cohort(
     settings = {
         "Trees": {part.tree.name: len(part.scans) for part in parts}, "SiteFrom": site_from, "GroupColumn": group,
         "AgeColumn": find_column(people.columns, _AGE), "SexColumn": find_column(people.columns, _SEX),
+        **({"Chosen": choice.describe()} if choice else {}),
     }  # fmt: skip
     descriptions = {name: entry for part in reversed(parts) for name, entry in part.people.descriptions.items()}
     pages = tuple(_link(part.tree, scan) for part in parts for scan in part.scans)
@@ -140,16 +153,23 @@ def _link(tree: Tree, scan: ScanStats) -> str:
     return (PurePosixPath(tree.link) / scan.page).as_posix() if scan.page else MISSING
 
 
-def _load_part(tree: Tree) -> _Part:
-    scans, broken = read_scans(tree.path)
+def _load_part(tree: Tree, tables: Tables, choice: Choice) -> _Part:
+    kinds = {"cut short": tables.broken, f"unfinished ({_MARK} is missing)": tables.unfinished}
     warnings = []
-    if broken:
-        if not scans:
-            raise InputError(f"{tree.path.name}: the tables are cut short ({broken[0]}); run the participant level "
-                             "again")  # fmt: skip
-        warnings.append(f"{name_some(broken)}: cut short and left out; run the participant level again for them")
-    people, more = read_people(tree.people, [(scan.entities["sub"], scan.entities.get("ses")) for scan in scans])
+    for what, names in kinds.items():
+        if names and not tables.scans:
+            raise InputError(f"{tree.path.name}: the tables are {what} ({names[0]}); run the participant level again")
+        if wanted := [name for name in names if choice.keeps(read_entities(name))]:
+            warnings.append(f"{name_some(wanted)}: {what} and left out; run the participant level again for them")
+    scans = [scan for scan in tables.scans if choice.keeps(scan.entities)]
+    # all that were measured are told of: a number finds the one label of that value among all
+    people, more = read_people(tree.people, _visits(tables.scans), chosen=_visits(scans) if choice else None)
     return _Part(tree, scans, people, [*warnings, *more])
+
+
+def _visits(scans: Iterable[ScanStats]) -> list[tuple[str, str | None]]:
+    """Labels of participant and session of each scan."""
+    return [(scan.entities["sub"], scan.entities.get("ses")) for scan in scans]
 
 
 def _align(parts: Sequence[_Part], facts: Iterable[Sequence[str]]) -> list[_Part]:
@@ -226,7 +246,7 @@ def _find_facts(
         shared = person.isin(_shared_ids(parts))
         person = person.where(~shared, person + " (" + keys["tree"] + ")")
     people = people.assign(participant_id=person)
-    age, warnings = _read_ages(people)
+    age, warnings = _find_ages(parts, people)
     since = [part.people.years_since_first(scan.entities["sub"], scan.entities.get("ses"))
              for part in parts for scan in part.scans]  # fmt: skip
     years = pd.Series(since, index=people.index, dtype=np.float64)
@@ -242,29 +262,26 @@ def _find_facts(
     return pd.DataFrame(facts), warnings
 
 
+def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
+    """Ages in years, and a line for all that is doubtful about them."""
+    column = find_column(people.columns, _AGE)
+    if column is None:
+        return pd.Series(np.nan, index=people.index), []
+    units: list[str] = []
+    warnings = []
+    for part in parts:
+        unit, line = find_unit(part.people.descriptions.get(column, {}), column)
+        if line and column in part.people.columns and part.scans:
+            warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
+        units += [unit] * len(part.scans)
+    ages, lines = read_ages(people, column, pd.Series(units, index=people.index, dtype=object))
+    return ages, [*warnings, *lines]
+
+
 def _text(people: pd.DataFrame, column: str | None) -> pd.Series:
     """Values of a column, NaN where missing or where there is no such column."""
     values = people[column] if column else pd.Series(MISSING, index=people.index, dtype=object)
     return values.where(values != MISSING)
-
-
-def _read_ages(people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Ages in years, and a line for each that is no age."""
-    column = find_column(people.columns, _AGE)
-    if column is None:
-        return pd.Series(np.nan, index=people.index), []
-    ages, warnings = to_numbers(people, column)
-    odd = (ages < 0) | (ages > _OLDEST)
-    lines = [
-        f"participants.tsv: {column} of {who} is {age:g}, no age in years; it counts as missing"
-        for who, age in dict.fromkeys(zip(people["participant_id"][odd], ages[odd], strict=True))
-    ]
-    ages = ages.mask(odd)
-    if n_lost := int(people["participant_id"][ages.isna()].nunique()):
-        lost = list(dict.fromkeys(people["participant_id"][ages.isna()]))
-        lines.append(f"participants.tsv: no age of {name_some(lost)}; {n_lost} of "
-                     f"{people['participant_id'].nunique()} are left out where age matters")  # fmt: skip
-    return ages, [*warnings, *lines]
 
 
 def _shared_ids(parts: Sequence[_Part]) -> list[str]:

@@ -71,7 +71,9 @@ def _harmonize_all(
     column = np.full(len(study.table), np.nan)
     results = []
     for key, rows in study.apart():
-        done = study.attempt(_NAMES[0], partial(_harmonize, study, rows, measure, covariates))
+        part = study.name_part(key)
+        work = partial(_harmonize, study, rows, measure, covariates, part=part)
+        done = study.attempt(_NAMES[0], work, part=part)
         if done is None:
             continue
         place = (done.values.index.get_indexer(rows["scan"]), done.values.columns.get_indexer(rows["abbreviation"]))
@@ -85,7 +87,7 @@ def _harmonize_all(
     return results
 
 
-def _harmonize(study: Study, rows: pd.DataFrame, measure: str, covariates: Sequence[str]) -> Harmonized:
+def _harmonize(study: Study, rows: pd.DataFrame, measure: str, covariates: Sequence[str], *, part: str) -> Harmonized:
     """Lay one model's values out and harmonize the sites that have enough scans."""
     wide = rows.pivot(index="scan", columns="abbreviation", values=measure)[rows["abbreviation"].unique()]
     about = rows.drop_duplicates("scan").set_index("scan").loc[wide.index]
@@ -93,13 +95,14 @@ def _harmonize(study: Study, rows: pd.DataFrame, measure: str, covariates: Seque
     usable = kept.notna().all(axis=1) & about["site"].notna()
     counts = about["site"][usable].value_counts()
     few = [site for site in about["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
+    where = f"{_NAMES[0]}.tsv: {part}: " if part else f"{_NAMES[0]}.tsv: "
     study.warnings += [
-        f"{_NAMES[0]}.tsv: site {site} has too few usable scans ({counts.get(site, 0)}, harmonizing needs {N_SITE}); "
+        f"{where}site {site} has too few usable scans ({counts.get(site, 0)}, harmonizing needs {N_SITE}); "
         "its values are not harmonized" for site in sorted(few, key=str)
     ]  # fmt: skip
     if n_lost := int((~usable).sum()):
         lacking = " or ".join(["site", *kept.columns])
-        study.warnings.append(f"{_NAMES[0]}.tsv: {n_lost} scans lack {lacking}; their values are not harmonized")
+        study.warnings.append(f"{where}{n_lost} scans lack {lacking}; their values are not harmonized")
     if (counts >= N_SITE).sum() < 2:
         raise InputError(f"fewer than two sites have {N_SITE} usable scans")
     return harmonize(wide, site=about["site"].where(~about["site"].isin(few)), covariates=kept)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.absent import describe_pointer, is_pointer
 from bids_dgmseg.errors import InputError
 
 MISSING = "n/a"
@@ -18,6 +21,9 @@ _MISSING_SPELLINGS = ("", "n/a", "na", "nan", "#n/a")
 _ID_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
 _COMMA_NUMBER = re.compile(r"[-+]?\d+,\d+")
 _NUMBER = re.compile(r"(\d+)(\.0+)?")
+_BLANK = "\t;, "
+_MOST_LINES = 50
+"""Of one row: a quote that is not closed by then is none."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +166,14 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     InputError
         If it cannot be read, is empty, or a column has no name.
     """
-    lines = [(number, line) for number, line in enumerate(_decode(path).splitlines(), 1) if line.strip("\t;, ")]
-    if not lines:
+    lines = re.split("\r\n|\r|\n", _decode(path))
+    first = next((line for line in lines if line.strip(_BLANK)), None)
+    if first is None:
         raise InputError(f"{path.name}: is empty; write at least the header participant_id")
-    separator = max("\t;,", key=lines[0][1].count)
-    if separator not in lines[0][1]:
+    separator = "\t" if "\t" in first else max(";,", key=first.count)
+    if separator not in first:
         separator = " "
-    fields = [(number, _clean(line, separator)) for number, line in lines]
+    fields = [(number, _clean(values, separator)) for number, values in _cut(lines, separator)]
     header = fields[0][1]
     while header and header[-1] == MISSING:
         header.pop()
@@ -183,17 +190,47 @@ def _decode(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # a spreadsheet's "Unicode text"
-        return data.decode("utf-16")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+    if is_pointer(path):
+        raise InputError(describe_pointer(path))
+    marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # a spreadsheet's "Unicode text"
+    for encoding in ("utf-16" if marked else "utf-8-sig", "cp1252"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode("latin-1")
 
 
-def _clean(line: str, separator: str) -> list[str]:
-    """Split a line; where semicolons separate, a comma inside a number is its decimal point."""
-    values: Sequence[str] = line.split() if separator == " " else next(csv.reader([line], delimiter=separator))
+def _cut(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Cut lines into values, with the number of the first line of each row; a quoted value may have line breaks."""
+    place, width = 0, 0
+    while place < len(lines):
+        number, line = place + 1, lines[place]
+        place += 1
+        if not line.strip(_BLANK):
+            continue
+        values = line.split() if separator == " " else line.split(separator)
+        if separator != " " and '"' in line:
+            values, n_lines = _cut_quoted(lines[place - 1 : place - 1 + _MOST_LINES], separator, width=width)
+            place += n_lines - 1
+        width = width or len(values)
+        yield number, values
+
+
+def _cut_quoted(lines: Sequence[str], separator: str, *, width: int) -> tuple[list[str], int]:
+    """Cut the first row of lines, and count its lines; a quote that nothing closes is a letter like any other."""
+    for n_lines in range(1, len(lines) + 1):
+        row = io.StringIO("\n".join(lines[:n_lines]), newline="")
+        try:
+            found = list(csv.reader(row, delimiter=separator, strict=True))
+        except csv.Error:  # the quote is still open, or closes inside a value
+            continue
+        # rows of more lines must be as wide as the table, or the quote opened none
+        if n_lines == 1 or (len(found) == 1 and len(found[0]) == (width or len(found[0]))):
+            return found[0], n_lines
+    return lines[0].split(separator), 1
+
+
+def _clean(values: Sequence[str], separator: str) -> list[str]:
+    """Tidy the values of a row; where semicolons separate, a comma inside a number is its decimal point."""
     cleaned = [" ".join(value.split()) for value in values]
     if separator == ";":
         cleaned = [value.replace(",", ".") if _COMMA_NUMBER.fullmatch(value) else value for value in cleaned]

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.absent import describe_missing, leads_nowhere
 from bids_dgmseg.cohort.frames import name_some
 from bids_dgmseg.cohort.participants import MISSING, Participants, read_keyed, read_participants
 
 _SESSION_IDS = ("sessionid", "session", "ses", "visitid", "visit")
 _DAYS_A_YEAR = 365.25
+Visit = tuple[str, str | None]
+"""Labels of participant and session."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class People:
         return first
 
 
-def read_people(root: Path | None, scanned: Sequence[tuple[str, str | None]]) -> tuple[People, list[str]]:
+def read_people(
+    root: Path | None, scanned: Sequence[Visit], *, chosen: Sequence[Visit] | None = None
+) -> tuple[People, list[str]]:
     """Read participants.tsv and the sessions.tsv of all participants with sessions.
 
     Parameters
@@ -77,6 +82,8 @@ def read_people(root: Path | None, scanned: Sequence[tuple[str, str | None]]) ->
         The dataset they lie in.
     scanned : sequence of (str, str or None)
         Labels of participant and session of each scan.
+    chosen : sequence of (str, str or None), optional
+        Those of `scanned` that are wanted, by default all; nothing is said of the others.
 
     Returns
     -------
@@ -90,32 +97,38 @@ def read_people(root: Path | None, scanned: Sequence[tuple[str, str | None]]) ->
     InputError
         If a table cannot be read or joined.
     """
-    if root is None or not (root / "participants.tsv").is_file():
-        participants, warnings = Participants(), []
-    else:
-        participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
-        warnings = _unmatched(participants, {label for label, _ in scanned})
     if root is None:
-        return People(participants), warnings
-    sessions, columns, lost = _read_sessions(root, scanned)
-    if lost:
-        warnings.append(f"sessions.tsv: no row for {name_some(lost)}; the participant's own columns are taken")
+        return People(), []
+    visits = scanned if chosen is None else chosen
+    participants, warnings = Participants(), []
+    if (root / "participants.tsv").is_file():
+        participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
+        warnings = _unmatched(participants, {label for label, _ in visits}, everyone=chosen is None)
+    labels = {participant for participant, _ in visits}
+    sessions, columns, lost, absent = _read_sessions(root, [visit for visit in scanned if visit[0] in labels])
+    if alone := [f"sub-{visit[0]} ses-{visit[1]}" for visit in lost if visit in visits]:
+        warnings.append(f"sessions.tsv: no row for {name_some(alone)}; the participant's own columns are taken")
+    if absent:
+        warnings.append(f"{describe_missing(absent[0])}; until then the participant's own columns are taken"
+                        + (f" (and {len(absent) - 1} more such files)" if len(absent) > 1 else ""))  # fmt: skip
     return People(participants, sessions, columns), warnings
 
 
 def _read_sessions(
-    root: Path, scanned: Iterable[tuple[str, str | None]]
-) -> tuple[dict[tuple[str, str], dict[str, str]], tuple[str, ...], list[str]]:
-    """Values by participant and session, their columns, and the scanned sessions without a row."""
+    root: Path, scanned: Iterable[Visit]
+) -> tuple[dict[tuple[str, str], dict[str, str]], tuple[str, ...], list[tuple[str, str]], list[Path]]:
+    """Values by participant and session, their columns, scanned sessions without a row, files that were not fetched."""
     labels: dict[str, list[str]] = {}
     for participant, session in scanned:
         if session is not None:
             labels.setdefault(participant, []).append(session)
     known: dict[tuple[str, str], dict[str, str]] = {}
     columns: dict[str, None] = {}
-    lost = []
+    lost, absent = [], []
     for participant, sessions in labels.items():
         path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
+        if leads_nowhere(path):
+            absent.append(path)
         if not path.is_file():
             continue
         header, rows = read_keyed(path, sessions, prefix="ses-", name="session_id", spellings=_SESSION_IDS)
@@ -123,16 +136,16 @@ def _read_sessions(
         for session, values in rows.items():
             told = {name: value for name, value in zip(header, values, strict=True) if value != MISSING}
             known[participant, session] = told
-        lost += [f"sub-{participant} ses-{session}" for session in sorted(set(sessions) - set(rows))]
-    return known, tuple(columns), lost
+        lost += [(participant, session) for session in sorted(set(sessions) - set(rows))]
+    return known, tuple(columns), lost, absent
 
 
-def _unmatched(participants: Participants, scanned: set[str]) -> list[str]:
-    """One warning for participants without a row, one for rows without a scan."""
+def _unmatched(participants: Participants, scanned: set[str], *, everyone: bool) -> list[str]:
+    """One warning for participants without a row, and with everyone's scans one for rows without a scan."""
     warnings = []
     if alone := sorted(scanned - set(participants.rows)):
         warnings.append(f"participants.tsv: no row for {name_some(alone, 'sub-')}; their columns are n/a")
-    if absent := sorted(set(participants.rows) - scanned):
+    if everyone and (absent := sorted(set(participants.rows) - scanned)):
         warnings.append(f"participants.tsv: no measures of {name_some(absent, 'sub-')}; they are not in the tables")
     return warnings
 

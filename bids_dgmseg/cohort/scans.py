@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.absent import describe_missing
 from bids_dgmseg.cohort.sites import name_scanner
+from bids_dgmseg.errors import InputError
 
 _STATS = re.compile(r"sub-[^_]+(_[^_-]+-[^_]+)*_stats\.tsv")
 _NEEDED = ("abbreviation", "volume_mm3", "mean_ppm")
@@ -53,25 +55,44 @@ class ScanStats:
         return {row[name]: row[value] for row in self.rows()}
 
 
-def read_scans(output_dir: Path) -> tuple[list[ScanStats], list[str]]:
+@dataclass(frozen=True)
+class Tables:
+    """What lies in an output folder, sorted by participant, session and the rest of the name."""
+
+    scans: tuple[ScanStats, ...]
+    broken: tuple[str, ...]
+    """Names of the tables that are cut short."""
+    unfinished: tuple[str, ...]
+    """Names of the tables beside labels without the sidecar that is written last; they are not read."""
+
+
+def read_scans(output_dir: Path) -> Tables:
     """Read all ``_stats.tsv`` below the participants' folders.
 
-    Returns
-    -------
-    scans : list of ScanStats
-        Sorted by participant, session and the rest of the name.
-    broken : list of str
-        Names of the tables that are cut short.
+    Where the labels lie beside a table, their sidecar must too: it is the mark of a scan that is complete. Tables
+    without images, as they are sent to other sites, need none.
     """
-    scans, broken = [], []
+    scans, broken, unfinished = [], [], []
     pages = {name for name in os.listdir(output_dir) if name.endswith(".html")}  # noqa: PTH208 names only
-    for path in sorted(_find(output_dir), key=lambda path: path.name):
+    for path, complete in sorted(_find(output_dir), key=lambda found: found[0].name):
         page = f"{path.name.partition('_')[0]}.html"
-        if scan := _read(path, page if page in pages else ""):
+        if not complete:
+            unfinished.append(path.name)
+        elif scan := _read(path, page if page in pages else ""):
             scans.append(scan)
         else:
             broken.append(path.name)
-    return scans, broken
+    return Tables(tuple(scans), tuple(broken), tuple(unfinished))
+
+
+def read_entities(name: str) -> dict[str, str]:
+    """Read the entities in the name of a table.
+
+    >>> read_entities("sub-01_ses-1_seg-dgm16_stats.tsv")
+    {'sub': '01', 'ses': '1', 'seg': 'dgm16'}
+    """
+    pairs = (part.split("-", 1) for part in name.removesuffix("_stats.tsv").split("_"))
+    return {key: value for key, value in pairs}
 
 
 def has_scans(output_dir: Path) -> bool:
@@ -79,12 +100,16 @@ def has_scans(output_dir: Path) -> bool:
     return next(_find(output_dir), None) is not None
 
 
-def _find(output_dir: Path) -> Iterator[Path]:
+def _find(output_dir: Path) -> Iterator[tuple[Path, bool]]:
+    """Find the tables, and whether each scan is complete."""
     for participant in _folders(output_dir, "sub-"):
         for parent in (participant, *_folders(participant, "ses-")):
             anat = parent / "anat"
             if anat.is_dir():
-                yield from (anat / name for name in os.listdir(anat) if _STATS.fullmatch(name))  # noqa: PTH208 3 x faster
+                names = set(os.listdir(anat))  # noqa: PTH208 3 x faster
+                for name in filter(_STATS.fullmatch, names):
+                    labels = f"{name.removesuffix('_stats.tsv')}_dseg"
+                    yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
@@ -93,17 +118,19 @@ def _folders(parent: Path, prefix: str) -> list[Path]:
 
 
 def _read(path: Path, page: str) -> ScanStats | None:
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise InputError(describe_missing(path)) from None
     header, *rows = text.splitlines() or [""]
     columns = header.split("\t")
     whole = rows and text.endswith("\n") and all(row.count("\t") + 1 == len(columns) for row in rows)
     if not whole or not set(_NEEDED) <= set(columns):
         return None
-    pairs = (part.split("-", 1) for part in path.name.removesuffix("_stats.tsv").split("_"))
     record = _read_quality(path)
     scanner = record.pop("scanner", None)
     return ScanStats(
-        {key: value for key, value in pairs}, text, flatten(record),
+        read_entities(path.name), text, flatten(record),
         name_scanner(scanner) if isinstance(scanner, dict) else None, page,
     )  # fmt: skip
 

@@ -70,12 +70,17 @@ class Study:
         for key, rows in self.table.groupby(columns, sort=False, observed=True):
             yield dict(zip(columns, key, strict=True)), rows
 
-    def attempt(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do what the data may not allow; then None, and why is a warning."""
+    def name_part(self, key: Mapping[str, Any]) -> str:
+        """Name one of several models or reconstructions as in `apart`; empty where there is one only."""
+        telling = [str(value) for column, value in key.items() if self.cohort.keys[column].nunique() > 1]
+        return " ".join(value for value in telling if value != MISSING) or " ".join(telling)
+
+    def attempt(self, name: str, work: Callable[[], Any], *, part: str = "") -> Any:
+        """Do what the data may not allow, for all or a part of the scans; then None, and why is a warning."""
         try:
             return work()
         except InputError as error:
-            self.warnings.append(f"{name}.tsv: not computed: {error}")
+            self.warnings.append(f"{name}.tsv: not computed{f' for {part}' if part else ''}: {error}")
             return None
 
 

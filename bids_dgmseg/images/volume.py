@@ -14,6 +14,7 @@ import numpy as np
 from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
+from bids_dgmseg.absent import describe_missing, describe_pointer, is_pointer
 from bids_dgmseg.errors import InputError
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -30,7 +31,6 @@ _GEOMETRY = (
 
 
 _CHUNK = 1 << 20
-_FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except FileNotFoundError:
-        raise InputError(_describe_missing(Path(path))) from None
+        raise InputError(describe_missing(Path(path))) from None
     except _UNREADABLE as error:
-        if _is_pointer(Path(path)):
-            raise InputError(f"{name}: its content is not here, only a pointer to it; {_FETCH}") from error
+        if is_pointer(Path(path)):
+            raise InputError(describe_pointer(Path(path))) from error
         if not os.access(path, os.R_OK):
             raise InputError(f"{name}: cannot be read (Permission denied); correct its permissions") from error
         raise InputError(f"{name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
@@ -151,22 +151,6 @@ def _describe_damage(error: Exception, path: str | Path) -> str:
 def _reason(error: Exception, path: str | Path) -> str:
     """Put an error into one line that names the file without its folders."""
     return " ".join(str(error).replace(str(path), Path(path).name).split())
-
-
-def _describe_missing(path: Path) -> str:
-    if path.is_symlink():
-        return f"{path.name}: its content is not here (a link that leads nowhere); {_FETCH}"
-    return f"{path}: no such file; check the path"
-
-
-def _is_pointer(path: Path) -> bool:
-    """Tell whether a file holds what git-annex or Git LFS leave in the place of a file that was not fetched."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(200)
-    except OSError:
-        return False
-    return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
 
 
 def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:

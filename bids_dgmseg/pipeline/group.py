@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
 
 if TYPE_CHECKING:
-    from bids_dgmseg.cohort.load import Tree
+    from bids_dgmseg.cohort.load import Cohort, Tree
 
 
 def run_group(settings: Settings) -> int:
     """Write the tables and the page of all scans in the output directory and in those that are merged with it.
 
-    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed.
+    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed. Nothing
+    is written before all is read, nor in a dry run.
 
     Parameters
     ----------
@@ -36,33 +39,61 @@ def run_group(settings: Settings) -> int:
     Raises
     ------
     InputError
-        If no scan has been measured yet, a table of participants cannot be used, or an option does not fit the data.
+        If no scan has been measured yet, a table of participants cannot be used, an option does not fit the data, or
+        the output directory is none of this program's.
     """
+    from bids_dgmseg.cohort.choice import Choice
     from bids_dgmseg.cohort.group import write_group_tables
-    from bids_dgmseg.cohort.study import StudyOptions
-    from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
+    from bids_dgmseg.cohort.load import load_cohort
+    from bids_dgmseg.cohort.study import StudyOptions, begin_study
 
+    if not settings.bids_dir.is_dir():
+        raise InputError(f"{settings.bids_dir}: no such folder; give the root folder of the BIDS dataset")
     trees = find_trees(settings)
-    progress = Progress(0)
-    warnings = []
-    for tree in trees:
-        if tree.people is None or not (tree.people / "participants.tsv").is_file():
-            where = settings.bids_dir.name if len(trees) == 1 else tree.name
-            warnings.append(f"{where}: no participants.tsv; the tables have no columns from it")
-    if settings.merge:
-        write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
+    warnings = [line for tree in trees if (line := _without_people(tree, settings.bids_dir.name if len(trees) == 1 else
+                                                                   tree.name))]  # fmt: skip
     options = StudyOptions(
         measures=settings.measures, control_filter=settings.control_filter, covariates=settings.covariates or None,
         evaluation=settings.evaluation, n_bootstrap=settings.bootstrap,
     )  # fmt: skip
-    tables = write_group_tables(settings.output_dir, trees, options=options, site_column=settings.site_column,
-                                group_column=settings.group_column)  # fmt: skip
+    choice = Choice(settings.participant_label, settings.session_label, (settings.model,) * settings.model_given)
+    cohort = load_cohort(trees, choice=choice, site_column=settings.site_column, group_column=settings.group_column)
+    study = begin_study(cohort, options)
+    check_folders(settings)
+    if settings.dry_run:
+        return _tell_plan(settings, cohort, [*warnings, *cohort.warnings, *study.warnings])
+    from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
+
+    progress = Progress(0)
+    tables = write_group_tables(settings.output_dir, study)
+    if settings.merge:
+        write_merged_dataset_files(settings.output_dir, [tree.path for tree in trees])
     warnings += tables.warnings
     page = write_group_page(settings.output_dir, warnings=warnings)
     for warning in warnings:
         progress.warn(warning)
     for line in (*map(str, tables.paths[::2]), *tables.notes, str(page)):
         progress.say(line)
+    return 0
+
+
+def _without_people(tree: Tree, where: str) -> str:
+    """Say why a folder's participants are not known; empty if they are."""
+    table = tree.people / "participants.tsv" if tree.people else None
+    if table is None or not is_there(table):
+        return f"{where}: no participants.tsv; the tables have no columns from it"
+    return f"{where}: {describe_missing(table)}; until then the tables have no columns from it" if (
+        leads_nowhere(table)) else ""  # fmt: skip
+
+
+def _tell_plan(settings: Settings, cohort: Cohort, warnings: Sequence[str]) -> int:
+    """Say what would be gathered, and write nothing."""
+    progress = Progress(0)
+    for warning in warnings:
+        progress.warn(warning)
+    for name, n_scans in cohort.settings["Trees"].items():
+        progress.say(f"{name}: would gather {n_scans} scans")
+    progress.say(f"{len(cohort.scans)} scans would be gathered in {settings.output_dir}")
     return 0
 
 
@@ -86,7 +117,9 @@ def find_trees(settings: Settings) -> list[Tree]:
         if not output.is_dir():
             raise InputError(f"{output}: no such folder; run the participant level first")
         return [Tree(output, output.name, settings.bids_dir)]
-    merged = [path for path in dict.fromkeys(settings.merge) if path.resolve() != output.resolve()]
+    # a link is the folder that it leads to: its participants count once
+    by_place = {path.resolve(): path for path in (*reversed(settings.merge), output)}
+    merged = [path for path in dict.fromkeys(settings.merge) if by_place[path.resolve()] == path != output]
     for path in merged:
         if not path.is_dir() or not has_scans(path):
             what = "no *_stats.tsv below" if path.is_dir() else "no such folder"
@@ -104,7 +137,7 @@ def _people(tree: Path, otherwise: Path) -> Path:
     """Find the dataset whose participants.tsv tells of a tree's participants."""
     candidates: Sequence[Path] = [tree, *_linked(tree), *([tree.parent.parent] if tree.parent.name == "derivatives"
                                                           else [])]  # fmt: skip
-    return next((root for root in candidates if (root / "participants.tsv").is_file()), otherwise)
+    return next((root for root in candidates if is_there(root / "participants.tsv")), otherwise)
 
 
 def _linked(tree: Path) -> list[Path]:

@@ -253,6 +253,14 @@ def test_a_later_run_keeps_what_other_runs_linked(settings, dataset):
     assert "desc-dgm16\t" in (settings.output_dir / "descriptions.tsv").read_text()
 
 
+def test_what_the_user_has_the_validator_ignore_stays_ignored(settings):
+    write_dataset_files(settings, find_scans(settings), MODEL)
+    ours = (settings.output_dir / ".bidsignore").read_text().splitlines()
+    (settings.output_dir / ".bidsignore").write_text("mine/**\n")
+    write_dataset_files(settings, find_scans(settings), MODEL)
+    assert (settings.output_dir / ".bidsignore").read_text().splitlines() == ["mine/**", *ours]
+
+
 def test_participants_in_parallel_do_not_disturb_each_other(settings):
     scans = find_scans(settings)
     with ThreadPoolExecutor(4) as pool:

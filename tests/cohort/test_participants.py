@@ -41,6 +41,51 @@ def test_quoted_separators_belong_to_the_value(tmp_path):
     assert participants.values("01") == ("left, right",)
 
 
+@pytest.mark.parametrize(("text", "columns", "rows"), [
+    pytest.param('participant_id\tnote\tage\r\nsub-01\t"left\nside"\t30\r\nsub-02\t\t40\r\n', ("note", "age"),
+                 {"01": ("left side", "30"), "02": ("n/a", "40")}, id="a line break in a quoted cell"),
+    pytest.param('participant_id,note,age\nsub-01,"left, ""then""\n\nright",30\nsub-02,,40\n', ("note", "age"),
+                 {"01": ('left, "then" right', "30"), "02": ("n/a", "40")}, id="commas, quotes, an empty line"),
+    pytest.param('participant_id\t"note\n(free)"\tage\nsub-01\tx\t30\n', ("note (free)", "age"),
+                 {"01": ("x", "30")}, id="a line break in the header"),
+    pytest.param('participant_id\tnote\tage\nsub-01\t"left\t30\nsub-02\tx\t40\n', ("note", "age"),
+                 {"01": ('"left', "30"), "02": ("x", "40")}, id="a quote that nothing closes is a letter"),
+    pytest.param('participant_id\tnote\tage\nsub-01\t"left\t30\nsub-02\t"right\t40\n', ("note", "age"),
+                 {"01": ('"left', "30"), "02": ('"right', "40")}, id="two of them do not close one another"),
+    pytest.param('participant_id\tnote\tage\nsub-01\t5" scar\t30\nsub-02\t"5" scar\t40\n', ("note", "age"),
+                 {"01": ('5" scar', "30"), "02": ('"5" scar', "40")}, id="inches"),
+    pytest.param("participant_id\tscore (a, b, c, d)\tage\nsub-01\t1,5\t30\n", ("score (a, b, c, d)", "age"),
+                 {"01": ("1,5", "30")}, id="more commas than tabs in the header"),
+])  # fmt: skip
+def test_tables_are_cut_where_a_spreadsheet_would(tmp_path, text, columns, rows):
+    participants = read_participants(write(tmp_path, text), ["01", "02"])
+    assert (participants.columns, participants.rows) == (columns, rows)
+
+
+def test_a_row_after_one_with_line_breaks_keeps_its_line_number(tmp_path):
+    text = 'participant_id\tnote\nsub-01\t"a\nb"\nsub-02\tx\ty\n'
+    with pytest.raises(InputError, match="line 4 has 3 values, expected 2"):
+        read_participants(write(tmp_path, text), ["01", "02"])
+
+
+def test_windows_letters_cut_no_line(tmp_path):
+    """Byte 0x85 is an ellipsis to Windows, and the end of a line to latin-1."""
+    text = "participant_id\tnote\tage\nsub-01\tZürich \u2026 x\t30\n"
+    participants = read_participants(write(tmp_path, text, "cp1252"), ["01"])
+    assert participants.values("01") == ("Zürich \u2026 x", "30")
+
+
+def test_what_windows_has_no_letter_for_is_read_all_the_same(tmp_path):
+    (tmp_path / "participants.tsv").write_bytes(b"participant_id\tsite\nsub-01\tZ\xfcrich\x81\n")
+    assert read_participants(tmp_path / "participants.tsv", ["01"]).values("01") == ("Zürich\x81",)
+
+
+def test_a_pointer_in_the_place_of_the_table_is_told(tmp_path):
+    path = write(tmp_path, "/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
+    with pytest.raises(InputError, match=r"^participants.tsv: its content is not here, only a pointer to it; fetch it"):
+        read_participants(path, ["01"])
+
+
 def test_letters_of_other_languages_survive_an_old_encoding(tmp_path):
     participants = read_participants(write(tmp_path, "participant_id\tsite\nsub-01\tZürich\n", "latin-1"), ["01"])
     assert participants.values("01") == ("Zürich",)

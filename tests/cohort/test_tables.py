@@ -6,12 +6,14 @@ import pytest
 
 from bids_dgmseg.cohort.columns import describe
 from bids_dgmseg.cohort.group import GroupFiles, write_group_tables
-from bids_dgmseg.cohort.load import Tree
+from bids_dgmseg.cohort.load import Tree, load_cohort
+from bids_dgmseg.cohort.study import StudyOptions, begin_study
 from bids_dgmseg.errors import InputError
 
 
 def write_tables(output: Path, participants: Path | None = None) -> GroupFiles:
-    return write_group_tables(output, [Tree(output, output.name, participants.parent if participants else None)])
+    cohort = load_cohort([Tree(output, output.name, participants.parent if participants else None)])
+    return write_group_tables(output, begin_study(cohort, StudyOptions()))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

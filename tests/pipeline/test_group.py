@@ -133,6 +133,24 @@ def test_codes_for_missing_ages_are_no_ages(dataset, plain_scans, run, out, caps
     assert rows_of(out / "group_stats.tsv")[0]["age_years"] == "n/a"
 
 
+def test_each_folders_ages_are_in_its_own_unit(tmp_path, plain_scans, run, out, capsys):
+    for name, labels, units, age in (("bern", "12", "months", "366"), ("graz", "34", "years", "40"),
+                                     ("linz", "5", "Jahre", "50")):  # fmt: skip
+        plain_scans(*labels, tree=tmp_path / name)
+        lines = ["participant_id\tage", *(f"sub-{label}\t{age}" for label in labels)]
+        (tmp_path / name / "participants.tsv").write_text("\n".join(lines))
+        (tmp_path / name / "participants.json").write_text(json.dumps({"age": {"Units": units}}))
+    assert run("--merge", *(tmp_path / name for name in ("bern", "graz", "linz"))) == 0
+    rows = rows_of(out / "group_volumes.tsv")
+    assert [(row["age_years"], row["age"]) for row in rows] == [
+        ("30.5", "366"), ("30.5", "366"), ("40", "40"), ("40", "40"), ("50", "50")]  # fmt: skip
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "participants.json" in line] == [
+        "bern: participants.json: age is in months; age_years has it in years",
+        "linz: participants.json: Units of age are 'Jahre', none of years, months, weeks, days; taken as years, "
+        "correct it"]  # fmt: skip
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("participant_id\tage\nsub-01\t30\n01\t31\n", "participants.tsv: sub-01 appears twice (lines 2 and 3)"),
     ("name\tage\nsub-01\t30\n", "participants.tsv: no column participant_id (columns: name, age)"),
@@ -318,6 +336,24 @@ def test_a_small_site_is_left_out_of_harmonizing_in_one_line(dataset, out, run, 
     harmonized = {row["site"]: row["harmonized"] for row in rows_of(out / "group_harmonized.tsv")}
     assert harmonized["C"] == "n/a" != harmonized["A"]
     assert line in sidecar(out / "group_harmonized.tsv")["Notes"]
+
+
+def test_what_is_not_harmonized_for_one_model_is_not_said_of_the_others(dataset, out, run, capsys):
+    lines = ["participant_id\tsite"]
+    for place, site in enumerate("AAAABBBB"):
+        add_scan(out, f"sub-{place}", {name: (700.0, 0.1 + 0.01 * place) for name in NUCLEI})
+        lines.append(f"sub-{place}\t{site}")
+    table = out / "sub-0" / "anat" / "sub-0_seg-dgm16_stats.tsv"
+    table.with_name("sub-0_seg-dcnnet_stats.tsv").write_bytes(table.read_bytes())
+    (dataset / "participants.tsv").write_text("\n".join(lines) + "\n")
+    assert run("--measures", "mean_ppm") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "group_harmonized" in line]
+    assert said == [
+        "group_harmonized.tsv: dcnnet: site A has too few usable scans (1, harmonizing needs 3); its values are not "
+        "harmonized",
+        "group_harmonized.tsv: not computed for dcnnet: fewer than two sites have 3 usable scans",
+    ]
+    assert {row["model"] for row in rows_of(out / "group_site_variance.tsv")} == {"dgm16"}
 
 
 def test_a_missing_folder_is_refused(run, capsys):

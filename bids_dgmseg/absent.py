@@ -1,0 +1,39 @@
+"""Files that are in a dataset by name alone, because nobody fetched their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Tell whether a path is a link to what is not here, as git-annex leaves it."""
+    return path.is_symlink() and not path.exists()
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is a file of that name, fetched or not."""
+    return path.is_file() or leads_nowhere(path)
+
+
+def is_pointer(path: Path) -> bool:
+    """Tell whether a file holds what git-annex or Git LFS leave in the place of a file that was not fetched."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return False
+    return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
+
+
+def describe_missing(path: Path) -> str:
+    """Say of a file that cannot be opened, because it is not there, what to do."""
+    if path.is_symlink():
+        return f"{path.name}: its content is not here (a link that leads nowhere); {_FETCH}"
+    return f"{path}: no such file; check the path"
+
+
+def describe_pointer(path: Path) -> str:
+    """Say of a file that holds a pointer what to do."""
+    return f"{path.name}: its content is not here, only a pointer to it; {_FETCH}"

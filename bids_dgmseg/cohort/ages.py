@@ -1,0 +1,92 @@
+"""Ages of participants.tsv in years, whatever they are written in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from bids_dgmseg.cohort.frames import name_some, to_numbers
+
+YEARS = "years"
+PER_YEAR = {YEARS: 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
+_SPELLED = {
+    "year": YEARS, "yr": YEARS, "yrs": YEARS, "y": YEARS, "a": YEARS, "month": "months", "mo": "months",
+    "mos": "months", "mon": "months", "week": "weeks", "wk": "weeks", "wks": "weeks", "day": "days", "d": "days",
+    **{unit: unit for unit in PER_YEAR},
+}  # fmt: skip
+_OWN_UNIT = r"\s*\d{3}[YMWDymwd]\s*"
+_OLDEST = 130
+
+
+def find_unit(description: Mapping[str, Any], column: str) -> tuple[str, str]:
+    """Find the unit of a column of ages by its entry in participants.json.
+
+    Parameters
+    ----------
+    description : mapping
+        The entry, which may be empty; BIDS has ages in years.
+    column : str
+        For the line.
+
+    Returns
+    -------
+    unit : str
+        A key of `PER_YEAR`.
+    line : str
+        What to tell the user; empty for years.
+
+    Examples
+    --------
+    >>> find_unit({"Units": "Months"}, "age")
+    ('months', 'participants.json: age is in months; age_years has it in years')
+    """
+    text = str(description.get("Units") or "").strip()
+    if text.casefold() in ("", "n/a"):
+        return YEARS, ""
+    named = {_SPELLED[word] for word in re.findall("[a-z]+", text.casefold()) if len(word) > 1 and word in _SPELLED}
+    if text.casefold() in _SPELLED:
+        named = {_SPELLED[text.casefold()]}
+    if len(named) != 1:
+        known = ", ".join(PER_YEAR)
+        return YEARS, f"participants.json: Units of {column} are {text!r}, none of {known}; taken as years, correct it"
+    (unit,) = named
+    return unit, "" if unit == YEARS else f"participants.json: {column} is in {unit}; age_years has it in years"
+
+
+def read_ages(people: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Read ages in years, and a line for each that is no age.
+
+    Parameters
+    ----------
+    people : DataFrame
+        Text, a row a scan, with ``participant_id``.
+    column : str
+        The ages.
+    units : Series of str
+        Key of `PER_YEAR` for each row; a value with a unit of its own, as DICOM writes it (``018M``), keeps that.
+
+    Returns
+    -------
+    ages : Series of float
+        NaN where there is none.
+    warnings : list of str
+        One line each.
+    """
+    numbers, warnings = to_numbers(people, column)
+    own = people[column].astype(str).str.fullmatch(_OWN_UNIT)
+    ages = numbers / units.map(PER_YEAR).astype(float).mask(own, 1.0)
+    odd = (ages < 0) | (ages > _OLDEST)
+    shown = numbers.map("{:g}".format) + units.where(units != YEARS, "").map(lambda unit: f" {unit}" if unit else "")
+    lines = [
+        f"participants.tsv: {column} of {who} is {age}, no age in years; it counts as missing"
+        for who, age in dict.fromkeys(zip(people["participant_id"][odd], shown[odd], strict=True))
+    ]
+    ages = ages.mask(odd)
+    if n_lost := int(people["participant_id"][ages.isna()].nunique()):
+        lost = list(dict.fromkeys(people["participant_id"][ages.isna()]))
+        lines.append(f"participants.tsv: no age of {name_some(lost)}; {n_lost} of "
+                     f"{people['participant_id'].nunique()} are left out where age matters")  # fmt: skip
+    return ages, [*warnings, *lines]
