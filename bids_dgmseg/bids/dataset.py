@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bids_dgmseg.absent import is_there
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
@@ -160,7 +161,7 @@ def find_sources(settings: Settings) -> list[Source]:
     root = settings.bids_dir
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the root folder of the BIDS dataset")
-    if not (root / "dataset_description.json").is_file():
+    if not is_there(root / "dataset_description.json"):
         raise InputError(f"{root.name}: no dataset_description.json; give the root folder of the BIDS dataset")
     raw = read_json(root / "dataset_description.json").get("DatasetType") != "derivative"
     sources = [Source(root, "raw" if raw else _link_name(root, []), raw)]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.absent import describe_missing, describe_pointer, is_pointer
 from bids_dgmseg.errors import InputError
 
 
@@ -20,10 +21,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if is_pointer(path):
+            raise InputError(describe_pointer(path)) from error
         where = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{path.name}: not valid JSON ({where}); correct the file") from error
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
+        raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:

@@ -153,6 +153,14 @@ def test_those_without_a_map_are_known(dataset):
     assert find_left_out(settings, find_scans(settings)) == ["sub-02: no _Chimap; left out"]
 
 
+def test_a_description_that_was_not_fetched_is_said(dataset):
+    root = dataset("ds", chi("sub-01"))
+    (root / "dataset_description.json").unlink()
+    (root / "dataset_description.json").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"^dataset_description.json: its content is not here \(a link"):
+        scans_of(root)
+
+
 def test_folders_whose_labels_bids_does_not_allow_are_known(dataset):
     root = dataset("ds", chi("sub-01"), "sub-1_0/anat/sub-1_0_Chimap.nii.gz", "sub-/anat/sub-_Chimap.nii.gz")
     settings = Settings(bids_dir=root, output_dir=root / "out")
