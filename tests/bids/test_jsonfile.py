@@ -20,9 +20,9 @@ def test_what_is_no_file_is_refused_without_its_folders(tmp_path):
 def test_a_file_that_was_not_fetched_is_no_missing_file(tmp_path):
     link = tmp_path / "sub-01_Chimap.json"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0.json")
-    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: its content is not here \(a link that leads nowhere\); fe"):
+    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: its content is not here \(a link"):
         read_json(link)
     pointer = tmp_path / "sub-02_Chimap.json"
     pointer.write_text("/annex/objects/MD5E-s12--0.json\n")
-    with pytest.raises(InputError, match=r"^sub-02_Chimap.json: its content is not here, only a pointer to it; fetch it"):
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.json: its content is not here, only a pointer to it"):
         read_json(pointer)
