@@ -52,7 +52,7 @@ def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
         elif isinstance(links, Mapping) and dataset in links:
             link = urlsplit(str(links[dataset]))
             if link.scheme in ("", "file"):
-                yield Path(os.path.normpath(root / unquote(link.path))) / relative
+                yield Path(os.path.normpath(root / unquote(link.path, errors="surrogateescape"))) / relative
 
 
 def _read(path: Path) -> Mapping[str, Any]:

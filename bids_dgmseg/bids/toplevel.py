@@ -127,7 +127,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
     _ignore(output)
     if (output / "dataset_description.json").exists():
         return
-    links = [quote(Path(os.path.relpath(tree, output)).as_posix()) for tree in trees]
+    links = [quote(os.fsencode(Path(os.path.relpath(tree, output)).as_posix())) for tree in trees]
     write_json({
         "Name": "bids_dgmseg: deep nuclei of the brain, tables of several datasets",
         "BIDSVersion": BIDS_VERSION,
@@ -164,7 +164,7 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
     output = settings.output_dir
     roots = {source.name: source.root for source in find_sources(settings)}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
-    links = {name: quote(Path(os.path.relpath(root, output)).as_posix()) for name, root in roots.items()}
+    links = {name: quote(os.fsencode(Path(os.path.relpath(root, output)).as_posix())) for name, root in roots.items()}
     licences = {str(licence) for root in roots.values() if (licence := _described(root).get("License"))}
     return {
         "Name": "bids_dgmseg: deep nuclei of the brain on susceptibility maps",

@@ -146,4 +146,4 @@ def _linked(tree: Path) -> list[Path]:
         links = read_json(tree / "dataset_description.json").get("DatasetLinks", {})
     except InputError:  # none, or a broken one: there are other places to look
         return []
-    return [Path(os.path.normpath(tree / unquote(str(link)))) for link in links.values()]
+    return [Path(os.path.normpath(tree / unquote(str(link), errors="surrogateescape"))) for link in links.values()]

@@ -75,7 +75,7 @@ def write_evaluation_page(
         colours={structure.abbreviation: structure.color for structure in STRUCTURES},
         files=[f"{name}.{extension}" for name in tables for extension in ("tsv", "json")] + ["evaluation.json"],
     )
-    return write_atomically(html.encode(), out / "evaluate.html")
+    return write_atomically(html.encode(errors="replace"), out / "evaluate.html")
 
 
 def _pair_section(

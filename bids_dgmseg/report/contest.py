@@ -61,7 +61,7 @@ def write_contest_page(
         colours={structure.abbreviation: structure.color for structure in STRUCTURES},
         files=[f"{name}.{extension}" for name in ("models", "summary", "comparison") for extension in ("tsv", "json")],
     )  # fmt: skip
-    return write_atomically(html.encode(), out / "compare.html")
+    return write_atomically(html.encode(errors="replace"), out / "compare.html")
 
 
 def _by_nucleus(summary: pd.DataFrame) -> dict[str, dict[str, Mapping[Any, Any]]]:

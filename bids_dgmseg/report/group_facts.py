@@ -33,11 +33,12 @@ def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
     linked = described.get("DatasetLinks")
     names = []
     for link in linked.values() if isinstance(linked, Mapping) else ():
-        folder = (output_dir / unquote(str(link))).resolve()
+        folder = (output_dir / unquote(str(link), errors="surrogateescape")).resolve()
         names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
         known = seen | {output_dir.resolve()}
-        links = [unquote(str(source.get("URL"))) for source in described.get("SourceDatasets") or ()]
+        sources = described.get("SourceDatasets") or ()
+        links = [unquote(str(source.get("URL")), errors="surrogateescape") for source in sources]
         trees = [(output_dir / link).resolve() for link in links]
         names = [name for tree in trees if tree.is_dir() and tree not in known
                  for name in _name_sources(tree, known) or [tree.name]]  # fmt: skip

@@ -132,7 +132,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         has_lights=has_lights(cohort),
         version=__version__,
     )
-    return write_atomically(html.encode(), output_dir / "group.html")
+    return write_atomically(html.encode(errors="replace"), output_dir / "group.html")
 
 
 def _sections(cohort: Cohort, output_dir: Path) -> Iterator[_Section]:

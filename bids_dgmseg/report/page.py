@@ -62,7 +62,7 @@ def write_page(
         window=WINDOW_PPM,
         version=__version__,
     )
-    return write_atomically(html.encode(), output_dir / f"sub-{participant}.html")
+    return write_atomically(html.encode(errors="replace"), output_dir / f"sub-{participant}.html")
 
 
 def _environment() -> Environment:

@@ -119,6 +119,18 @@ def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, 
     assert len(list(folder.iterdir())) == 1
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_run_like_others(bids_dataset, run, tmp_path):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9trie"))
+    try:
+        bids_dataset("sub-01").rename(strange)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    out = strange / "derivatives" / "dgm"
+    assert run(strange, out=out) == 0
+    assert run(strange, out=out, level="group") == 0
+    assert (out / "group.html").is_file()
+
+
 def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys):
     def fill(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz")
