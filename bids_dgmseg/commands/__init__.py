@@ -1,7 +1,7 @@
 """The verbs of `dgmseg`, one small file each.
 
 A verb is a module here with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns the exit
-code. Nothing heavy is imported before a verb runs.
+code; where an interrupted one is worth a word more, ``AFTER_INTERRUPT``. Nothing heavy is imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import end_well
+from bids_dgmseg.pipeline.signals import terminate_as_interrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
     """
     args = build_parser().parse_args(argv)
-    return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)))
+    with terminate_as_interrupt():
+        return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         own = verbs.add_parser(name, help=verb.HELP, description=verb.HELP[0].upper() + verb.HELP[1:] + ".",
                                allow_abbrev=False)  # fmt: skip
         verb.add_arguments(own)
-        own.set_defaults(run=verb.run)
+        own.set_defaults(run=verb.run, after_interrupt=getattr(verb, "AFTER_INTERRUPT", ""))
     return parser
 
 

@@ -19,6 +19,7 @@ from bids_dgmseg.training.loop import class_counts, dice_of_counts
 from bids_dgmseg.training.objectives import Objective, main_logits, most_probable_classes
 from bids_dgmseg.training.recipe import Pace
 from bids_dgmseg.training.windows import WindowSamples, mix
+from bids_dgmseg.training.workers import in_workers
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def learn(
     steps = math.ceil(len(samples) / run.pace.batch)
     loader = DataLoader(
         samples, batch_sampler=_Batches(len(samples), run.pace, seed=run.seed, epoch=state.epoch, step=state.step),
-        num_workers=run.workers, multiprocessing_context="forkserver" if run.workers else None,
+        **in_workers(run.workers),
     )  # fmt: skip
     enough: bool | None = False
     for inputs, labels in loader:

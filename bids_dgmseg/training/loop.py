@@ -18,6 +18,7 @@ from bids_dgmseg.segment.heads import temper
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.training.live import part_over, seconds_left
 from bids_dgmseg.training.losses import dice_and_cross_entropy
+from bids_dgmseg.training.workers import in_workers
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,7 @@ def train(
     batch = schedule.batch
     loader = DataLoader(
         samples, batch_size=batch, sampler=_FromStep(progress.step * batch, schedule.steps * batch),
-        num_workers=workers, prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=4 if workers else None, **in_workers(workers),
     )  # fmt: skip
     progress.network.train()
     for inputs, labels in loader:

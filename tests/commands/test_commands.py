@@ -1,4 +1,5 @@
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,13 @@ def test_the_version_is_said(capsys):
 @pytest.mark.parametrize("argv", [(), ("sing",), ("demo",), ("simulate", "out"), ("train", "dgm16")])
 def test_wrong_usage_exits_with_2(argv):
     assert exits_with(*argv) == 2
+
+
+def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", "default", "phantom", "out"]) == 130
+    told = "dgmseg train: interrupted; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(("option", "value"), [
