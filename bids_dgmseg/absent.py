@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_START = 200
+"""Bytes that a pointer is known by."""
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
@@ -21,9 +23,14 @@ def is_pointer(path: Path) -> bool:
     """Tell whether a file holds what git-annex or Git LFS leave in the place of a file that was not fetched."""
     try:
         with path.open("rb") as file:
-            start = file.read(200)
+            return points_elsewhere(file.read(_START))
     except OSError:
         return False
+
+
+def points_elsewhere(content: bytes) -> bool:
+    """Tell the same of a file that was read."""
+    start = content[:_START]
     return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
 
 

@@ -59,10 +59,11 @@ def read_settings(argv: Sequence[str]) -> Settings:
     SystemExit
         If argparse refuses the arguments (2), or ``--help`` or ``--version`` was all that was asked for (0).
     """
-    options = build_parser().parse_args(_with_hyphens(argv))
+    parser = build_parser()
+    options = parser.parse_args(_with_hyphens(argv))
     model = get_model(options.model or "default")
     if options.analysis_level == "group":
-        _refuse_idle(options)
+        _refuse_idle(options, parser)
     if options.weights and not options.weights.exists():
         raise InputError(f"{options.weights}: no such folder; check --weights")
     nprocs = options.nprocs or count_cpus()
@@ -83,10 +84,11 @@ def read_settings(argv: Sequence[str]) -> Settings:
     })  # fmt: skip
 
 
-def _refuse_idle(options: argparse.Namespace) -> None:
+def _refuse_idle(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse what would choose or change values of scans, at the level where they are made already."""
     for option in _PARTICIPANT_ONLY:
-        if getattr(options, option.removeprefix("--").replace("-", "_")) not in (None, [], False, "none"):
+        name = option.removeprefix("--").replace("-", "_")
+        if getattr(options, name) != parser.get_default(name):
             raise InputError(f"{option}: is an option of the participant level, the group level reads its results as "
                              "they are; leave it out")  # fmt: skip
 

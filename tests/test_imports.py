@@ -13,7 +13,7 @@ import bids_dgmseg
 PACKAGE = Path(bids_dgmseg.__file__).parent
 
 LAYERS = (
-    {"errors", "machine", "absent"},
+    {"errors", "machine", "absent", "links"},
     {"images", "structures", "settings"},
     {"models", "networks"},
     {"segment", "qsm", "measure", "simulate"},

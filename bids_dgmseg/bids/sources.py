@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.links import follow_link
 
 
 def find_source(path: Path, suffix: str) -> Path | None:
@@ -52,7 +53,7 @@ def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
         elif isinstance(links, Mapping) and dataset in links:
             link = urlsplit(str(links[dataset]))
             if link.scheme in ("", "file"):
-                yield Path(os.path.normpath(root / unquote(link.path, errors="surrogateescape"))) / relative
+                yield Path(os.path.normpath(follow_link(link.path, root))) / relative
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan, find_sources
 from bids_dgmseg.bids.files import write_json, write_text
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.links import make_link
 from bids_dgmseg.models import Model
 from bids_dgmseg.settings import Settings
 from bids_dgmseg.structures import STRUCTURES, Structure
@@ -127,7 +127,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
     _ignore(output)
     if (output / "dataset_description.json").exists():
         return
-    links = [quote(os.fsencode(Path(os.path.relpath(tree, output)).as_posix())) for tree in trees]
+    links = [make_link(os.path.relpath(tree, output)) for tree in trees]
     write_json({
         "Name": "bids_dgmseg: deep nuclei of the brain, tables of several datasets",
         "BIDSVersion": BIDS_VERSION,
@@ -164,7 +164,7 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
     output = settings.output_dir
     roots = {source.name: source.root for source in find_sources(settings)}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
-    links = {name: quote(os.fsencode(Path(os.path.relpath(root, output)).as_posix())) for name, root in roots.items()}
+    links = {name: make_link(os.path.relpath(root, output)) for name, root in roots.items()}
     licences = {str(licence) for root in roots.values() if (licence := _described(root).get("License"))}
     return {
         "Name": "bids_dgmseg: deep nuclei of the brain on susceptibility maps",

@@ -8,16 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.cohort.frames import name_some, to_numbers
+from bids_dgmseg.cohort.frames import DICOM_AGE, PER_YEAR, name_some, to_numbers
 
 YEARS = "years"
-PER_YEAR = {YEARS: 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
 _SPELLED = {
     "year": YEARS, "yr": YEARS, "yrs": YEARS, "y": YEARS, "a": YEARS, "month": "months", "mo": "months",
     "mos": "months", "mon": "months", "week": "weeks", "wk": "weeks", "wks": "weeks", "day": "days", "d": "days",
     **{unit: unit for unit in PER_YEAR},
 }  # fmt: skip
-_OWN_UNIT = r"\s*\d{3}[YMWDymwd]\s*"
 _OLDEST = 130
 
 
@@ -44,11 +42,12 @@ def find_unit(description: Mapping[str, Any], column: str) -> tuple[str, str]:
     ('months', 'participants.json: age is in months; age_years has it in years')
     """
     text = str(description.get("Units") or "").strip()
-    if text.casefold() in ("", "n/a"):
+    folded = text.casefold()
+    if folded in ("", "n/a"):
         return YEARS, ""
-    named = {_SPELLED[word] for word in re.findall("[a-z]+", text.casefold()) if len(word) > 1 and word in _SPELLED}
-    if text.casefold() in _SPELLED:
-        named = {_SPELLED[text.casefold()]}
+    # a letter alone is a unit only where it stands alone
+    words = [folded] if folded in _SPELLED else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
+    named = {_SPELLED[word] for word in words if word in _SPELLED}
     if len(named) != 1:
         known = ", ".join(PER_YEAR)
         return YEARS, f"participants.json: Units of {column} are {text!r}, none of {known}; taken as years, correct it"
@@ -76,7 +75,7 @@ def read_ages(people: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.S
         One line each.
     """
     numbers, warnings = to_numbers(people, column)
-    own = people[column].astype(str).str.fullmatch(_OWN_UNIT)
+    own = people[column].astype(str).str.strip().str.fullmatch(DICOM_AGE.pattern)
     ages = numbers / units.map(PER_YEAR).astype(float).mask(own, 1.0)
     odd = (ages < 0) | (ages > _OLDEST)
     shown = numbers.map("{:g}".format) + units.where(units != YEARS, "").map(lambda unit: f" {unit}" if unit else "")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.cohort.frames import to_numbers
+from bids_dgmseg.cohort.frames import PLAIN_NUMBER, to_numbers
 from bids_dgmseg.errors import InputError
 
 _QUOTED = re.compile(r"`([^`]+)`")
@@ -23,7 +23,6 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }  # fmt: skip
-_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _USE = 'write it like group == "HC" and age > 50, or site in ["A", "B"]'
 
 
@@ -186,7 +185,7 @@ class _Reader:
 
 def _number(choice: str | int | float) -> float | None:
     """Read what is compared with as a number; None if it is none."""
-    return float(choice) if not isinstance(choice, str) or _PLAIN.fullmatch(choice.strip()) else None
+    return float(choice) if not isinstance(choice, str) or PLAIN_NUMBER.fullmatch(choice.strip()) else None
 
 
 def _values(column: pd.Series) -> str:

@@ -14,9 +14,11 @@ from bids_dgmseg.errors import InputError
 
 Floats = NDArray[np.float64]
 _MISSING = ("", "n/a", "na", "nan")
-_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+PLAIN_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
-_DICOM = re.compile(r"(\d{3})([YMWDymwd])")
+DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
+PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
+_PER_YEAR_BY_LETTER = {unit[0].upper(): count for unit, count in PER_YEAR.items()}
 _COMMA = re.compile(r"([-+]?\d+),(\d+)")
 _SHOWN = 5
 
@@ -126,14 +128,14 @@ def _to_number(text: str) -> tuple[float, bool]:
     """Read one value; True with it where the user should hear how it was read."""
     if text.casefold() in _MISSING:
         return np.nan, False
-    if plain := _PLAIN.fullmatch(text):
+    if plain := PLAIN_NUMBER.fullmatch(text):
         return float(plain[0]), False
     if comma := _COMMA.fullmatch(text):
         return float(f"{comma[1]}.{comma[2]}"), True
     if capped := _CAPPED.fullmatch(text):
         return float(capped[1] or capped[2]), True
-    if dicom := _DICOM.fullmatch(text):
-        return int(dicom[1]) / {"Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}[dicom[2].upper()], True
+    if dicom := DICOM_AGE.fullmatch(text):
+        return int(dicom[1]) / _PER_YEAR_BY_LETTER[dicom[2].upper()], True
     return np.nan, True
 
 

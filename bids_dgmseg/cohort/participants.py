@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.absent import describe_pointer, is_pointer
+from bids_dgmseg.absent import describe_pointer, points_elsewhere
 from bids_dgmseg.errors import InputError
 
 MISSING = "n/a"
@@ -190,7 +190,7 @@ def _decode(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    if is_pointer(path):
+    if points_elsewhere(data):
         raise InputError(describe_pointer(path))
     marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # a spreadsheet's "Unicode text"
     for encoding in ("utf-16" if marked else "utf-8-sig", "cp1252"):

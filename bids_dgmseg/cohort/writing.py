@@ -103,7 +103,7 @@ def _write_whole(final: Path, write: Callable[[TextIO], object]) -> None:
     """Write under a hidden temporary name beside the target and rename, so that nobody reads half a file."""
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:  # of paths
             write(file)
         temporary.replace(final)
     except OSError as error:

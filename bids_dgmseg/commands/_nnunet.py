@@ -6,7 +6,6 @@ import argparse
 
 from bids_dgmseg.commands._foreign import NNUNET
 from bids_dgmseg.commands._line import Line
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.label_map import STEPS
 
@@ -28,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(model: Model, args: argparse.Namespace) -> int:
     """Train one step or both, and say how the scans that were kept aside come out."""
-    if not args.dataset.is_dir():
-        raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
-                         "with `dgmseg simulate`)")  # fmt: skip
     from bids_dgmseg.pipeline.nnunet_train import NnunetRequest, run_nnunet_training
     from bids_dgmseg.training.nnunet_data import NnunetTraining
 

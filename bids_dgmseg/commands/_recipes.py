@@ -43,9 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(model: Model, args: argparse.Namespace) -> int:
     """Train folds of a model."""
-    if not args.dataset.is_dir():
-        raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
-                         "with `dgmseg simulate`)")  # fmt: skip
     from bids_dgmseg.pipeline.training import train_folds
 
     plan = make_plan(model, args)

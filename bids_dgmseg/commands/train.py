@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     refuse_foreign(args, kind, parser)
+    if kind in (RECIPES, NNUNET) and not args.dataset.is_dir():
+        raise InputError(f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
+                         "with `dgmseg simulate`)")  # fmt: skip
     return _TRAININGS[kind](model, args)
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
 from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.links import follow_link
 from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
@@ -82,8 +82,9 @@ def _without_people(tree: Tree, where: str) -> str:
     table = tree.people / "participants.tsv" if tree.people else None
     if table is None or not is_there(table):
         return f"{where}: no participants.tsv; the tables have no columns from it"
-    return f"{where}: {describe_missing(table)}; until then the tables have no columns from it" if (
-        leads_nowhere(table)) else ""  # fmt: skip
+    if leads_nowhere(table):
+        return f"{where}: {describe_missing(table)}; until then the tables have no columns from it"
+    return ""
 
 
 def _tell_plan(settings: Settings, cohort: Cohort, warnings: Sequence[str]) -> int:
@@ -146,4 +147,4 @@ def _linked(tree: Path) -> list[Path]:
         links = read_json(tree / "dataset_description.json").get("DatasetLinks", {})
     except InputError:  # none, or a broken one: there are other places to look
         return []
-    return [Path(os.path.normpath(tree / unquote(str(link), errors="surrogateescape"))) for link in links.values()]
+    return [Path(os.path.normpath(follow_link(str(link), tree))) for link in links.values()]

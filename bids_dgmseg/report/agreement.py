@@ -15,7 +15,7 @@ from bids_dgmseg import __version__
 from bids_dgmseg.measure.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.report.agreement_plots import draw_agreement, draw_overlap
 from bids_dgmseg.report.numbers import say_number, say_p
-from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.page import write_atomically, write_html
 from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
@@ -75,7 +75,7 @@ def write_evaluation_page(
         colours={structure.abbreviation: structure.color for structure in STRUCTURES},
         files=[f"{name}.{extension}" for name in tables for extension in ("tsv", "json")] + ["evaluation.json"],
     )
-    return write_atomically(html.encode(errors="replace"), out / "evaluate.html")
+    return write_html(html, out / "evaluate.html")
 
 
 def _pair_section(

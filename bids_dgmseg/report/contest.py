@@ -12,7 +12,7 @@ import pandas as pd
 from bids_dgmseg import __version__
 from bids_dgmseg.report.contest_plots import draw_contest, draw_costs
 from bids_dgmseg.report.numbers import say_number, say_p
-from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.page import write_atomically, write_html
 from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
@@ -61,7 +61,7 @@ def write_contest_page(
         colours={structure.abbreviation: structure.color for structure in STRUCTURES},
         files=[f"{name}.{extension}" for name in ("models", "summary", "comparison") for extension in ("tsv", "json")],
     )  # fmt: skip
-    return write_atomically(html.encode(errors="replace"), out / "compare.html")
+    return write_html(html, out / "compare.html")
 
 
 def _by_nucleus(summary: pd.DataFrame) -> dict[str, dict[str, Mapping[Any, Any]]]:

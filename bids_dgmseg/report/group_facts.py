@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pandas as pd
 
 from bids_dgmseg import __version__
+from bids_dgmseg.links import follow_link
 from bids_dgmseg.report.group_read import Cohort
 from bids_dgmseg.report.numbers import say
 
@@ -33,13 +33,12 @@ def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
     linked = described.get("DatasetLinks")
     names = []
     for link in linked.values() if isinstance(linked, Mapping) else ():
-        folder = (output_dir / unquote(str(link), errors="surrogateescape")).resolve()
+        folder = follow_link(str(link), output_dir).resolve()
         names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
         known = seen | {output_dir.resolve()}
         sources = described.get("SourceDatasets") or ()
-        links = [unquote(str(source.get("URL")), errors="surrogateescape") for source in sources]
-        trees = [(output_dir / link).resolve() for link in links]
+        trees = [follow_link(str(source.get("URL")), output_dir).resolve() for source in sources]
         names = [name for tree in trees if tree.is_dir() and tree not in known
                  for name in _name_sources(tree, known) or [tree.name]]  # fmt: skip
     return list(dict.fromkeys(names))

@@ -21,7 +21,7 @@ from bids_dgmseg.report.group_figures import (
 )
 from bids_dgmseg.report.group_read import Cohort, GroupTable, read_cohort
 from bids_dgmseg.report.group_scans import has_lights, links_of, scans_table
-from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.report.page import write_html
 from bids_dgmseg.report.templating import open_templates
 
 N_WARNINGS = 100
@@ -132,7 +132,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         has_lights=has_lights(cohort),
         version=__version__,
     )
-    return write_atomically(html.encode(errors="replace"), output_dir / "group.html")
+    return write_html(html, output_dir / "group.html")
 
 
 def _sections(cohort: Cohort, output_dir: Path) -> Iterator[_Section]:

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
 
+from bids_dgmseg.links import make_link
 from bids_dgmseg.measure.flags import LIGHTS
 from bids_dgmseg.report.group_cells import Cell, Heading, PageTable, to_cell
 from bids_dgmseg.report.group_read import Cohort
@@ -133,7 +133,7 @@ def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
     """Link to the scan on its participant's page, from the folder of this page; empty where there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
     anchor = re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan['name']}_{scan['seg']}")
-    return f"{quote(page)}#{anchor}" if (output_dir / page).is_file() else ""
+    return f"{make_link(page)}#{anchor}" if (output_dir / page).is_file() else ""
 
 
 def links_of(rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> Sequence[str]:

@@ -62,7 +62,7 @@ def write_page(
         window=WINDOW_PPM,
         version=__version__,
     )
-    return write_atomically(html.encode(errors="replace"), output_dir / f"sub-{participant}.html")
+    return write_html(html, output_dir / f"sub-{participant}.html")
 
 
 def _environment() -> Environment:
@@ -139,6 +139,11 @@ def _say_input(given: Mapping[str, Any]) -> dict[str, str]:
         "Stored as": say(given.get("orientation")),
         "Replaced voxels": "none" if replaced == 0 else say(replaced),
     }
+
+
+def write_html(html: str, final: Path) -> Path:
+    """Write a page atomically; of a path that is not UTF-8 it shows question marks."""
+    return write_atomically(html.encode(errors="replace"), final)
 
 
 def write_atomically(content: bytes, final: Path) -> Path:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.links import make_link
 from bids_dgmseg.measure.flags import LIGHTS, Light
 from bids_dgmseg.report.slices import PLANES
 
@@ -165,7 +165,7 @@ def _find_pictures(stem: str, output_dir: Path) -> tuple[Picture, ...]:
 
 def link(path: Path, output_dir: Path) -> str:
     """Write a path as a link from the page, which lies at the top of the output."""
-    return quote(path.relative_to(output_dir).as_posix())
+    return make_link(path.relative_to(output_dir))
 
 
 def _read_png_size(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What the group level reads of a folder, and where it may write."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,6 @@ from bids_dgmseg.cli import main
 from tests.pipeline.test_group import add_scan, rows_of
 
 OWN = {"Name": "x", "GeneratedBy": [{"Name": "bids_dgmseg"}]}
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    folder = tmp_path / "ds"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -191,3 +185,11 @@ def test_sessions_that_were_not_fetched_are_said(study, dataset, run, capsys):
     (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
     assert run() == 0
     assert "sub-03_sessions.tsv: its content is not here" in capsys.readouterr().err
+
+
+def test_folders_whose_names_are_not_utf8_are_merged(dataset, tmp_path, run):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9trie"))
+    for folder in (strange, tmp_path / "bern"):
+        add_scan(folder, "sub-01", {"DN_L": (700.0, 0.1)})
+    assert run("--merge", strange, tmp_path / "bern", to=tmp_path / "pooled") == 0
+    assert [row["tree"] for row in rows_of(tmp_path / "pooled" / "group_volumes.tsv")] == ["m?trie", "bern"]
