@@ -14,7 +14,7 @@ PACKAGE = Path(bids_dgmseg.__file__).parent
 
 LAYERS = (
     {"errors", "machine", "absent", "links"},
-    {"images", "structures", "settings"},
+    {"images", "structures", "settings", "jsonfile"},
     {"models", "networks"},
     {"segment", "qsm", "measure", "simulate"},
     {"training", "cohort", "bids", "report"},

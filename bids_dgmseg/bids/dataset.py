@@ -15,9 +15,9 @@ from typing import Any
 
 from bids_dgmseg.absent import is_there
 from bids_dgmseg.bids.filters import Filter
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json, read_optional_json
 from bids_dgmseg.settings import Settings
 
 _MAP = re.compile(r"(.*?)_?Chimap\.nii(\.gz)?")
@@ -196,10 +196,7 @@ def _datasets_in(folder: Path) -> list[Path]:
 
 
 def _is_output(dataset: Path) -> bool:
-    try:
-        makers = read_json(dataset / "dataset_description.json").get("GeneratedBy")
-    except InputError:  # none (SEPIA writes none), or broken: somebody else's
-        return False
+    makers = read_optional_json(dataset / "dataset_description.json").get("GeneratedBy")  # SEPIA writes none
     return isinstance(makers, list) and any(isinstance(m, dict) and m.get("Name") == "bids_dgmseg" for m in makers)
 
 

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 
 _LONG = {
     "sub": "subject", "ses": "session", "acq": "acquisition", "rec": "reconstruction", "ce": "ceagent",

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bids_dgmseg.bids.jsonfile import read_json
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 
 
@@ -34,7 +33,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
     root = next((folder for folder in path.parents if (folder / "dataset_description.json").is_file()), None)
     if root is None:
         return None
-    stated = _read(path.with_name(f"{path.name.partition('.')[0]}.json")).get("Sources", ())
+    stated = read_optional_json(path.with_name(f"{path.name.partition('.')[0]}.json")).get("Sources", ())
     sources = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
     names = (source for source in sources if f"{suffix}.nii" in str(source))
     return next((found for found in _resolve(root, names) if found.is_file()), None)
@@ -42,7 +41,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
 
 def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
     """Turn URIs and paths into absolute paths; those of datasets that are not linked are passed over."""
-    links = _read(root / "dataset_description.json").get("DatasetLinks", {})
+    links = read_optional_json(root / "dataset_description.json").get("DatasetLinks", {})
     for source in map(str, sources):
         scheme, _, rest = source.partition(":")
         dataset, _, relative = rest.partition(":")
@@ -54,11 +53,3 @@ def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
             link = urlsplit(str(links[dataset]))
             if link.scheme in ("", "file"):
                 yield Path(os.path.normpath(follow_link(link.path, root))) / relative
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object; empty where there is none that can be read, since this only looks for a hint."""
-    try:
-        return read_json(path)
-    except InputError:
-        return {}

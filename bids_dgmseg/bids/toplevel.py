@@ -13,8 +13,8 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan, find_sources
 from bids_dgmseg.bids.files import write_json, write_text
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import make_link
 from bids_dgmseg.models import Model
 from bids_dgmseg.settings import Settings
@@ -183,10 +183,7 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
 
 
 def _described(root: Path) -> Mapping[str, Any]:
-    try:
-        return read_json(root / "dataset_description.json")
-    except InputError:  # SEPIA writes none
-        return {}
+    return read_optional_json(root / "dataset_description.json")  # SEPIA writes none
 
 
 def _source(name: str, root: Path, link: str) -> dict[str, str]:

@@ -19,15 +19,15 @@ _SPELLED = {
 _OLDEST = 130
 
 
-def find_unit(description: Mapping[str, Any], column: str) -> tuple[str, str]:
-    """Find the unit of a column of ages by its entry in participants.json.
+def find_unit(description: Mapping[str, Any], column: str, *, source: str) -> tuple[str, str]:
+    """Find the unit of a column of ages by its entry in the data dictionary beside the table.
 
     Parameters
     ----------
     description : mapping
         The entry, which may be empty; BIDS has ages in years.
-    column : str
-        For the line.
+    column, source : str
+        Name of the column and of the dictionary, for the line.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def find_unit(description: Mapping[str, Any], column: str) -> tuple[str, str]:
 
     Examples
     --------
-    >>> find_unit({"Units": "Months"}, "age")
+    >>> find_unit({"Units": "Months"}, "age", source="participants.json")
     ('months', 'participants.json: age is in months; age_years has it in years')
     """
     text = str(description.get("Units") or "").strip()
@@ -50,9 +50,9 @@ def find_unit(description: Mapping[str, Any], column: str) -> tuple[str, str]:
     named = {_SPELLED[word] for word in words if word in _SPELLED}
     if len(named) != 1:
         known = ", ".join(PER_YEAR)
-        return YEARS, f"participants.json: Units of {column} are {text!r}, none of {known}; taken as years, correct it"
+        return YEARS, f"{source}: Units of {column} are {text!r}, none of {known}; taken as years, correct it"
     (unit,) = named
-    return unit, "" if unit == YEARS else f"participants.json: {column} is in {unit}; age_years has it in years"
+    return unit, "" if unit == YEARS else f"{source}: {column} is in {unit}; age_years has it in years"
 
 
 def read_ages(people: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.Series, list[str]]:

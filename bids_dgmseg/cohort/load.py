@@ -270,7 +270,8 @@ def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series,
     units: list[str] = []
     warnings = []
     for part in parts:
-        unit, line = find_unit(part.people.descriptions.get(column, {}), column)
+        told = part.people.descriptions.get(column, {})
+        unit, line = find_unit(told, column, source=part.people.dictionary_of(column))
         if line and column in part.people.columns and part.scans:
             warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
         units += [unit] * len(part.scans)

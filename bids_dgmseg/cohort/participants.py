@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bids_dgmseg.absent import describe_pointer, points_elsewhere
 from bids_dgmseg.errors import InputError
@@ -33,8 +31,6 @@ class Participants:
     columns: tuple[str, ...] = ()
     rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Participant's label without ``sub-`` → values in the order of `columns`, ``n/a`` where missing."""
-    descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Column → entry of the participants.json beside the table."""
 
     def values(self, participant: str) -> tuple[str, ...]:
         """Values of one participant by label, all ``n/a`` if not in the table."""
@@ -65,7 +61,7 @@ def read_participants(path: Path, labels: Iterable[str]) -> Participants:
         If there is no column of ids, a row is longer than the header, or a participant has two rows.
     """
     columns, rows = read_keyed(path, labels, prefix="sub-", name="participant_id", spellings=_ID_COLUMNS)
-    return Participants(columns, rows, _read_descriptions(path.with_suffix(".json")))
+    return Participants(columns, rows)
 
 
 def read_keyed(
@@ -125,17 +121,6 @@ def read_keyed(
         rows[label] = tuple(value for index, value in enumerate(values) if index != id_column)
         first_line[label] = number
     return tuple(columns), rows
-
-
-def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Read the data dictionary; without one, or with a broken one, the columns have no description."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(entries, dict):
-        return {}
-    return {key: value for key, value in entries.items() if isinstance(value, dict)}
 
 
 class _Finder:

@@ -9,14 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.absent import describe_missing, leads_nowhere
+from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
 from bids_dgmseg.cohort.frames import name_some
 from bids_dgmseg.cohort.participants import MISSING, Participants, read_keyed, read_participants
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 
 _SESSION_IDS = ("sessionid", "session", "ses", "visitid", "visit")
 _DAYS_A_YEAR = 365.25
 Visit = tuple[str, str | None]
 """Labels of participant and session."""
+Descriptions = Mapping[str, Mapping[str, Any]]
+"""Column → entry of a data dictionary."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +31,17 @@ class People:
     sessions: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
     """Labels of participant and session → values of sessions.tsv that are there."""
     session_columns: tuple[str, ...] = ()
+    descriptions: Descriptions = field(default_factory=dict)
+    """Those of participants.json go before those of the dictionaries of sessions."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of participants.tsv, then those that only sessions.tsv has."""
         return tuple(dict.fromkeys([*self.participants.columns, *self.session_columns]))
 
-    @property
-    def descriptions(self) -> Mapping[str, Mapping[str, Any]]:
-        """Column → entry of participants.json."""
-        return self.participants.descriptions
+    def dictionary_of(self, column: str) -> str:
+        """Name the data dictionary that tells of a column."""
+        return "participants.json" if column in self.participants.columns else "sessions.json"
 
     def of(self, participant: str, session: str | None) -> dict[str, str]:
         """Look up one scan's values by column; a session's own value wins, ``n/a`` where there is none."""
@@ -45,13 +50,14 @@ class People:
 
     def rename(self, names: Mapping[str, str]) -> People:
         """Call columns otherwise: old name → new."""
-        participants = replace(
-            self.participants, columns=tuple(names.get(column, column) for column in self.participants.columns),
-            descriptions={names.get(column, column): entry for column, entry in self.descriptions.items()},
-        )  # fmt: skip
+        columns = tuple(names.get(column, column) for column in self.participants.columns)
         sessions = {key: {names.get(column, column): value for column, value in values.items()}
                     for key, values in self.sessions.items()}  # fmt: skip
-        return People(participants, sessions, tuple(names.get(column, column) for column in self.session_columns))
+        return People(
+            replace(self.participants, columns=columns), sessions,
+            tuple(names.get(column, column) for column in self.session_columns),
+            {names.get(column, column): entry for column, entry in self.descriptions.items()},
+        )  # fmt: skip
 
     def years_since_first(self, participant: str, session: str | None) -> float | None:
         """Time since the participant's first session by ``acq_time`` of sessions.tsv; None where it is not told."""
@@ -111,7 +117,26 @@ def read_people(
     if absent:
         warnings.append(f"{describe_missing(absent[0])}; until then the participant's own columns are taken"
                         + (f" (and {len(absent) - 1} more such files)" if len(absent) > 1 else ""))  # fmt: skip
-    return People(participants, sessions, columns), warnings
+    dictionaries = [root / "participants.json"] if participants.rows else []
+    if columns:
+        dictionaries += [root / "sessions.json", *(root / f"sub-{label}" / f"sub-{label}_sessions.json"
+                                                   for label in sorted(labels))]  # fmt: skip
+    descriptions, broken = _read_descriptions(dictionaries)
+    return People(participants, sessions, columns, descriptions), warnings + broken
+
+
+def _read_descriptions(paths: Sequence[Path]) -> tuple[Descriptions, list[str]]:
+    """Read data dictionaries, of which the first that tells of a column is believed, and say which are broken."""
+    found: dict[str, Mapping[str, Any]] = {}
+    warnings = []
+    for path in paths:
+        try:
+            entries = read_json(path) if is_there(path) else {}
+        except InputError as error:
+            warnings.append(f"{error}; until then units and descriptions of its columns are not known")
+            continue
+        found = {name: entry for name, entry in entries.items() if isinstance(entry, dict)} | found
+    return found, warnings
 
 
 def _read_sessions(

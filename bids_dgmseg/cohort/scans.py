@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from bids_dgmseg.absent import describe_missing
 from bids_dgmseg.cohort.sites import name_scanner
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_optional_json
 
 _STATS = re.compile(r"sub-[^_]+(_[^_-]+-[^_]+)*_stats\.tsv")
 _NEEDED = ("abbreviation", "volume_mm3", "mean_ppm")
@@ -127,21 +127,12 @@ def _read(path: Path, page: str) -> ScanStats | None:
     whole = rows and text.endswith("\n") and all(row.count("\t") + 1 == len(columns) for row in rows)
     if not whole or not set(_NEEDED) <= set(columns):
         return None
-    record = _read_quality(path)
+    record = read_optional_json(path.with_name(path.name.removesuffix("_stats.tsv") + "_quality.json"))
     scanner = record.pop("scanner", None)
     return ScanStats(
         read_entities(path.name), text, flatten(record),
         name_scanner(scanner) if isinstance(scanner, dict) else None, page,
     )  # fmt: skip
-
-
-def _read_quality(stats: Path) -> dict[str, Any]:
-    quality = stats.with_name(stats.name.removesuffix("_stats.tsv") + "_quality.json")
-    try:
-        record = json.loads(quality.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # an older version's or none: the measures stand without it
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.files import place, write_json, write_text
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps

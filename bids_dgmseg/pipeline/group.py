@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
@@ -143,8 +143,5 @@ def _people(tree: Path, otherwise: Path) -> Path:
 
 def _linked(tree: Path) -> list[Path]:
     """List the datasets that a tree says it was made from."""
-    try:
-        links = read_json(tree / "dataset_description.json").get("DatasetLinks", {})
-    except InputError:  # none, or a broken one: there are other places to look
-        return []
+    links = read_optional_json(tree / "dataset_description.json").get("DatasetLinks", {})
     return [Path(os.path.normpath(follow_link(str(link), tree))) for link in links.values()]

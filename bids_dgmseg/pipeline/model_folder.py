@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.resample import resample, world_grid
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.pipeline.finetune import given_labels
 from bids_dgmseg.pipeline.labels import Labelled

@@ -14,12 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.files import write_json, write_text
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some, split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import MODELS, Model, get_model
 from bids_dgmseg.pipeline.finetune import given_labels, segment

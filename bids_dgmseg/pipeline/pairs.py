@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.bids.segmentations import read_label_table
 from bids_dgmseg.bids.sources import find_source
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.units import check_chi
 from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.overlap import overlap
 from bids_dgmseg.structures import STRUCTURES, Structure
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.files import write_json
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.cohort.participants import MISSING, read_participants
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps
 from bids_dgmseg.pipeline.model_folder import find_start, finish_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg import __version__
+from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 from bids_dgmseg.report.group_read import Cohort
 from bids_dgmseg.report.numbers import say
@@ -29,12 +29,12 @@ def name_studies(output_dir: Path) -> Sequence[str]:
 
 def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
     """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
-    described = _read(output_dir / "dataset_description.json")
+    described = read_optional_json(output_dir / "dataset_description.json")
     linked = described.get("DatasetLinks")
     names = []
     for link in linked.values() if isinstance(linked, Mapping) else ():
         folder = follow_link(str(link), output_dir).resolve()
-        names.append(str(_read(folder / "dataset_description.json").get("Name") or folder.name))
+        names.append(str(read_optional_json(folder / "dataset_description.json").get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
         known = seen | {output_dir.resolve()}
         sources = described.get("SourceDatasets") or ()
@@ -51,7 +51,7 @@ def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
     settings: dict[str, Any] = {}
     for table in cohort.tables.values():
         settings |= table.dictionary.get("Settings") or {}
-    makers = _read(output_dir / "dataset_description.json").get("GeneratedBy") or []
+    makers = read_optional_json(output_dir / "dataset_description.json").get("GeneratedBy") or []
     return {
         "Maps": {title: _say_values(rows[column]) for column, title in _INPUT.items() if column in rows},
         "Settings of the group level": {_spell(key): say(value) for key, value in settings.items()},
@@ -82,11 +82,3 @@ def _say_values(values: pd.Series) -> str:
         return str(counts.index[0])
     shown = ", ".join(f"{value} ({n})" for value, n in counts.head(_SHOWN).items())
     return shown if len(counts) <= _SHOWN else f"{shown} and {len(counts) - _SHOWN} more values"
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # names are a courtesy; the numbers stand without them
-        return {}
-    return content if isinstance(content, Mapping) else {}

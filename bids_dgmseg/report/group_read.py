@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.report.numbers import NO_VALUE
 from bids_dgmseg.structures import STRUCTURES
 
@@ -92,7 +92,7 @@ def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
         If there is no ``group_stats.tsv``, or a table cannot be read.
     """
     tables = {name: _with_scans(table) for name in names if (table := read_table(output_dir, name))}
-    settings = _read_dictionary(output_dir / "group_stats.json").get("Settings") or {}
+    settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
     wanted = {*_ENTITIES, *KEYS, "site", "age_years", "light", "reasons", *MEASURES, group}
     stats = read_table(output_dir, "group_stats", columns=wanted)
@@ -126,15 +126,7 @@ def read_table(output_dir: Path, name: str, *, columns: set[str] | None = None) 
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"{path.name}: cannot be read as a table ({error}); run the group level again") from error
-    return GroupTable(name, _tell_apart(rows), _read_dictionary(path.with_suffix(".json")))
-
-
-def _read_dictionary(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the numbers stand without their dictionary
-        return {}
-    return content if isinstance(content, dict) else {}
+    return GroupTable(name, _tell_apart(rows), read_optional_json(path.with_suffix(".json")))
 
 
 def _tell_apart(rows: pd.DataFrame) -> pd.DataFrame:

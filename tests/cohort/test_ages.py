@@ -10,14 +10,14 @@ from bids_dgmseg.cohort.ages import find_unit, read_ages
     ("age in days", "days"),
 ])  # fmt: skip
 def test_units_are_read_as_people_write_them(units, unit):
-    found, line = find_unit({} if units is None else {"Units": units}, "age")
+    found, line = find_unit({} if units is None else {"Units": units}, "age", source="participants.json")
     assert found == unit
     assert line == ("" if unit == "years" else f"participants.json: age is in {unit}; age_years has it in years")
 
 
 @pytest.mark.parametrize("units", ["Jahre", "months or years", 12, ["years", "months"]])
 def test_another_unit_is_said(units):
-    unit, line = find_unit({"Units": units}, "Age")
+    unit, line = find_unit({"Units": units}, "Age", source="participants.json")
     assert unit == "years"
     assert line == (f"participants.json: Units of Age are {str(units)!r}, none of years, months, weeks, days; taken as "
                     "years, correct it")  # fmt: skip

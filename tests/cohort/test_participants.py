@@ -116,12 +116,6 @@ def test_a_number_that_fits_two_labels_fits_none(tmp_path):
     assert participants.rows == {"1": ("30",)}
 
 
-def test_descriptions_are_taken_from_the_data_dictionary(tmp_path):
-    (tmp_path / "participants.json").write_text('{"age": {"Description": "Age", "Units": "year"}, "broken": 1}')
-    participants = read_participants(write(tmp_path, "participant_id\tage\nsub-01\t30\n"), ["01"])
-    assert participants.descriptions == {"age": {"Description": "Age", "Units": "year"}}
-
-
 @pytest.mark.parametrize(("text", "message"), [
     pytest.param("participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n",
                  r"sub-01 appears twice \(lines 2 and 4\); keep one line a participant", id="twice"),

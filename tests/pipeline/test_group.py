@@ -144,6 +144,16 @@ def test_each_folders_ages_are_in_its_own_unit(tmp_path, plain_scans, run, out, 
         "correct it"]  # fmt: skip
 
 
+def test_ages_of_sessions_are_in_the_unit_of_their_dictionary(dataset, run, out, capsys):
+    add_scan(out, "sub-01_ses-1", {"DN_L": (700.0, 0.1)})
+    (dataset / "sub-01").mkdir()
+    (dataset / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\n")
+    (dataset / "sessions.json").write_text(json.dumps({"age": {"Units": "months"}}))
+    assert run() == 0
+    assert "sessions.json: age is in months; age_years has it in years" in capsys.readouterr().err
+    assert rows_of(out / "group_stats.tsv")[0]["age_years"] == "30.5"
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("participant_id\tage\nsub-01\t30\n01\t31\n", "participants.tsv: sub-01 appears twice (lines 2 and 3)"),
     ("name\tage\nsub-01\t30\n", "participants.tsv: no column participant_id (columns: name, age)"),

@@ -34,3 +34,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: holds a {type(data).__name__}, expected an object {{…}}; correct the file")
     return data
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that other things stand without; empty if it is missing or broken."""
+    try:
+        return read_json(path)
+    except InputError:
+        return {}

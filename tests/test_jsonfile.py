@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bids_dgmseg.bids.jsonfile import read_json
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 
 
 def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
