@@ -31,11 +31,13 @@ _OURS = """
 import sys
 from pathlib import Path
 from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.machine import keep_freed_memory
 from bids_dgmseg.models import get_model
 from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 import nibabel, numpy, scipy.ndimage, torch
+keep_freed_memory()
 if sys.argv[1] != "imports":
     weights = Path(sys.argv[3]) if sys.argv[3] else None
     chi, model = Volume.read(Path(sys.argv[1])), get_model("default")

@@ -27,6 +27,8 @@ class ModelInput:
     """Neighbouring coronal slices that a 2D network sees to label the middle one; 0 for a 3D network."""
     step: int = 0
     """Voxels from one window to the next, all windows counting alike; 0: they overlap by half, their middles count."""
+    slack: float = 0.0
+    """Part of the patch by which a grid may be longer along an axis and still is seen in one window along it."""
     own_voxels: float = 0.0
     """Largest difference of a map's voxels to ``spacing_mm``, relative to it, at which they are shown as they are."""
 

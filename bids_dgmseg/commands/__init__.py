@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import end_well
+from bids_dgmseg.machine import keep_freed_memory
 from bids_dgmseg.pipeline.signals import terminate_as_interrupt
 
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
     """
     args = build_parser().parse_args(argv)
+    keep_freed_memory()
     with terminate_as_interrupt():
         return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
 

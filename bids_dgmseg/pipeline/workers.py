@@ -16,6 +16,7 @@ from typing import Any
 from nipype import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
+from bids_dgmseg.machine import keep_freed_memory
 from bids_dgmseg.pipeline.logs import log_to
 from bids_dgmseg.pipeline.scan import STEPS
 from bids_dgmseg.pipeline.signals import ignore_interrupts
@@ -123,6 +124,7 @@ def _end(process: Any) -> None:
 
 def _work(sender: Connection, node: Node, updatehash: bool, taskid: int, logs: Path) -> None:
     """Run one node in this process and send its result."""
+    keep_freed_memory()
     os.chdir("/")  # the directory the run was started from may be gone
     with log_to(logs), contextlib.closing(sender):
         result = run_node(node, updatehash, taskid)

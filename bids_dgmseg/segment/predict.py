@@ -131,7 +131,8 @@ class NetworkPredictor:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
         shown = self.model.input
         values = self._normalize(chi.array)[None]
-        windows = list(cover(chi.shape, covering_shape(shown.patch_mm, chi.voxel_size_mm), shown.step))
+        patch = covering_shape(shown.patch_mm, chi.voxel_size_mm)
+        windows = list(cover(chi.shape, patch, shown.step, shown.slack))
         total = np.zeros((self._channels, *chi.shape), np.float32)
         votes = np.zeros(chi.shape, np.float32)
         for some in _in_batches(windows, _WINDOWS[pick_device(self.device).type]):

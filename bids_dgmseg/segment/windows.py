@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def cover(shape: Sequence[int], patch: Sequence[int], step: int = 0) -> Iterator[tuple[slice, ...]]:
+def cover(
+    shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0
+) -> Iterator[tuple[slice, ...]]:
     """Cover a grid with patches.
 
     Parameters
@@ -19,8 +21,11 @@ def cover(shape: Sequence[int], patch: Sequence[int], step: int = 0) -> Iterator
     step : int
         Voxels from one patch to the next, the last one shifted back to end with the grid; 0: as few as overlap by
         half or more.
+    slack : float
+        Part of the patch by which a window may be longer where one is then enough along an axis.
     """
     starts = []
+    patch = [size if width < size <= (1 + slack) * width else width for size, width in zip(shape, patch, strict=True)]
     for size, width in zip(shape, patch, strict=True):
         room = max(size - width, 0)
         if step:

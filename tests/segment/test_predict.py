@@ -146,6 +146,25 @@ def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_m
     np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "seen"), [
+    ((20, 20, 20), [(20, 20, 20)]),
+    ((22, 20, 21), [(22, 20, 21)]),  # a tenth longer
+    ((23, 22, 20), [(20, 22, 20)] * 2),
+    ((18, 20, 20), [(18, 20, 20)]),
+])  # fmt: skip
+def test_a_box_that_is_little_longer_than_the_patch_is_seen_at_once(monkeypatch, shape, seen):
+    shapes = []
+
+    class Seen(_Position):
+        def forward(self, x):
+            shapes.extend([tuple(x.shape[2:])] * len(x))
+            return super().forward(x)
+
+    answer = predictor_of(monkeypatch, Seen(), patch_mm=(20.0, 20.0, 20.0), slack=0.1)(some_map(shape))
+    assert shapes == seen
+    assert answer.shape == (2, *shape)
+
+
 def test_a_map_of_about_the_network_s_voxels_is_seen_whole_and_labelled_as_it_is(monkeypatch):
     shapes = []
 
