@@ -15,8 +15,15 @@ from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.simulate.bodies import ShapedHead
 from bids_dgmseg.simulate.dataset import whole_head_view
+from bids_dgmseg.simulate.disease import NOBODY_ILL
 from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
+
+_DISEASES = {
+    "small dentates of ataxia": dataclasses.replace(NOBODY_ILL, ataxia=1.0),
+    "small caudates and putamina": dataclasses.replace(NOBODY_ILL, atrophy=1.0),
+    "calcified pallida": dataclasses.replace(NOBODY_ILL, calcified=1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ def conditions() -> Iterator[Condition]:
     yield Condition("degraded without physics", _with_artefacts(view, physics=0.0))
     for age in (15.0, 75.0):
         yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age)))
-    yield Condition("every nucleus diseased", _with_values(view, odd=1.0))
+    yield Condition("every nucleus's iron odd", _with_values(view, odd=1.0))
+    for name, disease in _DISEASES.items():
+        yield Condition(name, _with_values(view, disease=disease))
     yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
     yield Condition("everything at random, as trained", trained)
 

@@ -20,6 +20,7 @@ from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
 from bids_dgmseg.simulate.bodies import ShapeRanges
 from bids_dgmseg.simulate.details import DetailRanges
+from bids_dgmseg.simulate.disease import DiseaseRanges
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.susceptibility import ValueRanges
 from bids_dgmseg.structures import STRUCTURES
@@ -124,7 +125,8 @@ def test_every_nucleus_is_documented_with_its_number():
     assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
 
 
-RANGES = [HeadRanges(), ShapeRanges(), ValueRanges(), DetailRanges(), ArtefactRanges(), ReconstructionRanges()]
+RANGES = [HeadRanges(), ShapeRanges(), ValueRanges(), DiseaseRanges(), DetailRanges(), ArtefactRanges(),
+          ReconstructionRanges()]  # fmt: skip
 
 
 @pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)
@@ -132,7 +134,7 @@ def test_the_ranges_of_simulated_maps_are_documented(ranges):
     table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
     known = dataclasses.asdict(ranges)
-    for told_elsewhere in ("bends", "details", "reconstruction"):
+    for told_elsewhere in ("bends", "details", "disease", "reconstruction"):
         known.pop(told_elsewhere, None)
     assert shown == {name: write_range(value) for name, value in known.items()}
 

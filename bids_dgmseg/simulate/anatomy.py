@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
@@ -175,3 +177,15 @@ def _draw_matrix(ranges: HeadRanges, generator: torch.Generator) -> Tensor:
     shear[1, 2] = uniform(generator, -ranges.shear, ranges.shear)
     matrix = Rotation.from_euler("xyz", angles).as_matrix() @ zoom @ shear
     return torch.tensor(matrix, dtype=torch.float32)
+
+
+def fill_places(labels: NDArray[np.uint8], bodies: Sequence[int]) -> NDArray[np.uint8]:
+    """Give the voxels of some labels to the nearest tissue beside them."""
+    inside = np.isin(labels, bodies)
+    filled = labels.copy()
+    for place in ndimage.find_objects(ndimage.label(inside)[0]):
+        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
+        nearest = ndimage.distance_transform_edt(
+            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True)  # fmt: skip
+        filled[block][inside[block]] = labels[block][tuple(nearest)][inside[block]]
+    return filled

@@ -28,7 +28,7 @@ class ArtefactRanges:
     """Thickness of the slices of thick-slice scans, half of all scans."""
     oblique_deg: float = 20.0
     """Largest rotation of the slices, in a quarter of the thick-slice scans."""
-    blur_mm: tuple[float, float] = (0.1, 0.6)
+    blur_mm: tuple[float, float] = (0.0, 0.8)
     """SD of the point spread along each axis."""
     threshold: tuple[float, float] = (0.03, 0.18)
     """Where truncated division leaves the dipole kernel, in maps degraded at random."""

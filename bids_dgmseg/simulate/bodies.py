@@ -15,8 +15,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, normal, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, fill_places, normal, smooth_noise, uniform
 from bids_dgmseg.simulate.blocks import Block, find_blocks
+from bids_dgmseg.simulate.disease import HEALTHY, Disease
 from bids_dgmseg.structures import STRUCTURES
 
 VENTRICLES = (23, 24)
@@ -34,6 +35,8 @@ _GROUPS = {"PUT": "lentiform", "GP": "lentiform", "RN": "midbrain", "SN": "midbr
 """Nuclei that touch shift together, for the most part."""
 _TOGETHER = 0.85
 """Correlation of their shifts with the group's."""
+_LEAST_VOLUME = 0.35
+"""Relative: what a disease leaves at least."""
 _TAKEN_MM = 0.2
 """How far, on average, a neighbour reaches into a nucleus where they touch."""
 
@@ -131,7 +134,7 @@ class ShapedHead(LabelMap):
     Parameters
     ----------
     ground : Tensor of shape (X, Y, Z), uint8
-        Labels as if there were no nuclei: the nearest tissue fills their place.
+        Labels as if there were no bodies: the nearest tissue fills their place.
     bodies : tuple of Body
         Ventricles first.
     """
@@ -155,20 +158,8 @@ def shape_head(head: LabelMap, whole: Tensor) -> ShapedHead:
     wanted = [*VENTRICLES, *(structure.index for structure in STRUCTURES)]
     found = set(np.unique(labels).tolist())
     bodies = [_make_body(labels, label, matrix) for label in wanted if label in found]
-    return ShapedHead(head.labels, head.world_to_index, torch.from_numpy(_ground(labels)), tuple(bodies))
-
-
-def _ground(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give the nuclei's voxels to the nearest tissue."""
-    nuclei = (labels > 0) & (labels <= FIRST_TISSUE)
-    ground = labels.copy()
-    for place in ndimage.find_objects(ndimage.label(nuclei)[0]):
-        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
-        nearest = ndimage.distance_transform_edt(
-            nuclei[block] | (labels[block] == 0), return_distances=False, return_indices=True)  # fmt: skip
-        filled = labels[block][tuple(nearest)]
-        ground[block][nuclei[block]] = filled[nuclei[block]]
-    return ground
+    ground = torch.from_numpy(fill_places(labels, wanted))
+    return ShapedHead(head.labels, head.world_to_index, ground, tuple(bodies))
 
 
 def _make_body(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> Body:
@@ -243,8 +234,9 @@ class Painted:
 
 
 def draw_bodies(
-    head: ShapedHead, points_mm: Tensor, *, ranges: ShapeRanges, ageing: float, generator: torch.Generator
-) -> Iterator[Painted]:
+    head: ShapedHead, points_mm: Tensor, *, ranges: ShapeRanges, ageing: float, generator: torch.Generator,
+    disease: Disease = HEALTHY,
+) -> Iterator[Painted]:  # fmt: skip
     """Draw the bodies of a head in turn, ventricles first.
 
     Parameters
@@ -259,12 +251,15 @@ def draw_bodies(
         0 at 45 years, 1 at 75: widens ventricles, pushes caudates outwards, takes from caudate and putamen.
     generator : torch.Generator
         Source of randomness.
+    disease : Disease
+        Its volumes and ventricles.
 
     Yields
     ------
     Painted
     """
-    wide_mm = ranges.amount * (ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing)
+    wide_mm = ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing + disease.wider_mm
+    wide_mm *= ranges.amount
     sd = ranges.odd[1] if chance(generator, ranges.odd[0]) else ranges.volume_sd
     common = {nucleus: normal(generator) for nucleus in _GROUPS}
     shifts = {
@@ -284,7 +279,8 @@ def draw_bodies(
         volume = 1 + ranges.amount * sd * (0.8 * common[body.nucleus] + 0.6 * normal(generator))
         if body.nucleus in ("CN", "PUT"):
             volume -= 0.1 * ranges.amount * ageing
-        voxels = body.voxels * min(max(volume, 0.5), 1.5) + ranges.amount * _TAKEN_MM * body.touching
+        volume = min(max(volume, 0.5), 1.5) * disease.volume.get(body.nucleus, 1.0)
+        voxels = body.voxels * max(volume, _LEAST_VOLUME) + ranges.amount * _TAKEN_MM * body.touching
         spread = 1 + ranges.amount * (uniform(generator, *ranges.spread) - 1) if body.nucleus == "DN" else 1.0
         depth = spread * _level(_carve(body, ranges, generator), voxels / spread**3)
         own = ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)

@@ -7,6 +7,7 @@ import math
 from typing import Any, TypeVar
 
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
+from bids_dgmseg.simulate.disease import NOBODY_ILL
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.simulate.susceptibility import ValueRanges
@@ -31,7 +32,7 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
     Returns
     -------
     View
-        Nobody's values are without law, and heads are turned by at most half as much.
+        Nobody is ill or has values without law, and heads are turned by at most half as much.
     """
     shown = view.artefacts
     artefacts = dataclasses.replace(
@@ -40,7 +41,8 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
     )  # fmt: skip
     pitch, roll, yaw = view.head.rotation_deg
     head = dataclasses.replace(view.head, rotation_deg=(pitch / 2, roll / 2, yaw / 2))
-    values = dataclasses.replace(view.values, age_years=narrow(view.values, width).age_years, mixture=0.0)
+    values = dataclasses.replace(view.values, age_years=narrow(view.values, width).age_years, mixture=0.0,
+                                 disease=NOBODY_ILL)  # fmt: skip
     return dataclasses.replace(view, head=head, values=values, artefacts=artefacts)
 
 

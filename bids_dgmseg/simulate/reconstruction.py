@@ -26,7 +26,7 @@ class ReconstructionRanges:
 
     b0_tesla: tuple[float, ...] = (1.5, 3.0, 3.0, 7.0)
     """One of these."""
-    snr: tuple[float, float] = (25.0, 200.0)
+    snr: tuple[float, float] = (20.0, 200.0)
     """Of the signal at echo time 0; log-uniform."""
     r2_hz: tuple[float, float] = (10.0, 20.0)
     """Decay where susceptibility is 0."""
@@ -50,9 +50,9 @@ class ReconstructionRanges:
     ridge: tuple[float, float] = (0.003, 0.02)
     """Weight of the values beside their gradients or total variation."""
     conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)
-    iterations: tuple[float, float] = (4.0, 10.0)
+    iterations: tuple[float, float] = (4.0, 24.0)
     """Of conjugate gradients."""
-    total_variation: tuple[float, float] = (5e-5, 5e-4)
+    total_variation: tuple[float, float] = (5e-5, 1e-3)
 
 
 def reconstruct(

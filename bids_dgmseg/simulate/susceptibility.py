@@ -13,6 +13,7 @@ from torch import Tensor
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, look_up, normal, uniform
 from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, draw_bodies
 from bids_dgmseg.simulate.details import DetailRanges, add_details
+from bids_dgmseg.simulate.disease import HEALTHY, Disease, DiseaseRanges, calcify, draw_disease
 from bids_dgmseg.simulate.looks import Canvas, draw_look
 from bids_dgmseg.structures import STRUCTURES
 
@@ -63,6 +64,7 @@ class ValueRanges:
     hilum: tuple[float, float] = (0.35, 1.05)
     """Dentate's inside relative to its wall."""
     details: DetailRanges = field(default_factory=DetailRanges)
+    disease: DiseaseRanges = field(default_factory=DiseaseRanges)
 
 
 def split_dentate(labels: LabelMap, wall_mm: float = 1.6) -> LabelMap:
@@ -84,14 +86,18 @@ def drop_hilum(labels: Tensor) -> Tensor:
     return torch.where(labels > _HILUM, labels - _HILUM, labels)
 
 
-def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor, float]:
+def draw_values(
+    ranges: ValueRanges, generator: torch.Generator, disease: Disease = HEALTHY
+) -> tuple[Tensor, float]:
     """Draw a susceptibility in ppm for each label, a vector indexed by it on the CPU, and the age in years."""
     values = torch.zeros(64)
     age_years = uniform(generator, *ranges.age_years)
     lawless = chance(generator, ranges.mixture)
     nuclei_gain, tissue_gain = uniform(generator, *ranges.nuclei_gain), uniform(generator, *ranges.tissue_gain)
     for nucleus in _IRON:
-        value = uniform(generator, 0.0, 0.2) if lawless else _draw_nucleus(nucleus, age_years, ranges, generator)
+        filled = disease.iron.get(nucleus, 1.0)
+        value = (uniform(generator, 0.0, 0.2) if lawless
+                 else _draw_nucleus(nucleus, age_years, ranges, generator, filled))  # fmt: skip
         for structure in STRUCTURES.sides([nucleus]):
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
     if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
@@ -105,12 +111,15 @@ def draw_values(ranges: ValueRanges, generator: torch.Generator) -> tuple[Tensor
     return values, age_years
 
 
-def _draw_nucleus(nucleus: str, age_years: float, ranges: ValueRanges, generator: torch.Generator) -> float:
-    """Draw a susceptibility that is plausible at an age."""
+def _draw_nucleus(
+    nucleus: str, age_years: float, ranges: ValueRanges, generator: torch.Generator, filled: float
+) -> float:
+    """Draw a susceptibility that is plausible at an age; a disease has filled the nucleus with so much iron."""
     most, rate, least = _IRON[nucleus]
     iron = (most * (1 - math.exp(-rate * age_years)) + least) * math.exp(ranges.iron_sd * normal(generator))
     if chance(generator, ranges.odd):
         iron *= uniform(generator, 0.4, 1.8)
+    iron *= filled
     return max(_PPM_OF_IRON * iron + _PPM_WITHOUT_IRON, 0.008)
 
 
@@ -142,18 +151,21 @@ def fill(
     labels : Tensor of shape (X, Y, Z), uint8
         Nuclei and tissues at the voxel centres.
     """
-    values, age_years = draw_values(ranges, generator)
+    disease = draw_disease(ranges.disease, generator)
+    values, age_years = draw_values(ranges, generator, disease)
     indices, here = head.indices(points_mm), values.to(points_mm.device)
     if isinstance(head, ShapedHead) and shapes.amount > 0:
         ground, chi = _mix(head.ground, head, indices, here, spacing_mm)
         canvas = Canvas(ground, chi, width_mm=_width_mm(points_mm))
         ageing = (age_years - _MIDDLE_AGE_YEARS) / 30
-        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator):
+        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator,
+                                   disease=disease):  # fmt: skip
             canvas.paint(painted, draw_look(painted.body, values, ageing, generator))
         chi, labels = canvas.finish()
     else:
         labels, chi = _mix(head.labels, head, indices, here, spacing_mm)
         labels = drop_hilum(labels)
+    chi = calcify(chi, labels, disease, spacing_mm=spacing_mm, generator=generator)
     chi = add_details(
         chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)  # fmt: skip
     return chi, labels

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from bids_dgmseg.images.resample import covering_shape
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
@@ -105,7 +106,7 @@ def train_on_simulations(
         curve.add(now)
         validation.add(now)
 
-    samples = _among_ordinary(maps) if this.part == "segmenter" else maps
+    samples = _among_ordinary(maps, model) if this.part == "segmenter" else maps
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
         workers=this.workers if device.type == "cpu" else 0, report=report,
@@ -126,5 +127,7 @@ def simulated_maps(
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
 
 
-def _among_ordinary(maps: SimulatedMaps) -> SimulatedMaps:
-    return replace(maps, ordinary=ordinary_view(maps.view, ORDINARY_WIDTH))
+def _among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
+    """Let some samples be ordinary, and these as large as what the network is shown in use."""
+    shape = covering_shape(model.input.patch_mm, (maps.view.spacing_mm,) * 3)
+    return replace(maps, ordinary=ordinary_view(replace(maps.view, shape=shape), ORDINARY_WIDTH))

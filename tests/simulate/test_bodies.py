@@ -61,13 +61,28 @@ def whole_mask(painted, shape):
 
 def test_without_nuclei_their_place_is_the_nearest_tissue():
     labels = np.full((9, 5, 5), 22, np.uint8)
-    labels[6:] = 23
+    labels[6:] = 21
     labels[3:6, 1:4, 1:4] = 13
     whole = LabelMap.from_volume(Volume(labels, np.eye(4)))
     ground = shape_head(whole, whole.labels).ground
     assert ground[3, 2, 2] == 22
-    assert ground[5, 2, 2] == 23
+    assert ground[5, 2, 2] == 21
     assert not ((ground > 0) & (ground <= FIRST_TISSUE)).any()
+
+
+@pytest.mark.parametrize(("wide_mm", "edge_mm"), [(-2.0, 8.0), (0.0, 12.0), (2.0, 16.0)])
+def test_ventricles_become_narrower_and_wider_than_the_template_s(points, wide_mm, edge_mm):
+    labels = np.full(points.shape[:3], 22, np.uint8)
+    labels[20:32, 20:32, 20:32] = 23  # a cube of 12 mm
+    affine = np.eye(4)
+    affine[:3, 3] = -26
+    whole = LabelMap.from_volume(Volume(labels, affine))
+    ranges = dataclasses.replace(RIGID, ventricle_mm=(0.0, wide_mm))
+    values = ValueRanges(age_years=(75.0, 75.0), mixture=0)
+    _, drawn = fill(shape_head(whole, whole.labels), points, spacing_mm=1.0, ranges=values, shapes=ranges,
+                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+    # Corners are rounded where it is wider, as all edges are by the smoothing.
+    assert int((drawn == 23).sum()) == pytest.approx(edge_mm**3, rel=0.2)
 
 
 def test_a_body_that_stays_as_it_is_lies_where_the_template_has_it(head, points):

@@ -8,7 +8,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import get_model
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.weights import save_weights, segmenter_network
-from bids_dgmseg.simulate.sample import View
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View
 from bids_dgmseg.training import sampling, simulated
 from bids_dgmseg.training.calibration import calibrate
 from bids_dgmseg.training.live import unseen
@@ -130,6 +130,7 @@ def test_calibration_is_for_the_network_that_learns_from_simulated_maps(tmp_path
 def test_the_segmenter_learns_from_ordinary_maps_too(start, tmp_path, drawn):
     learn(tmp_path / "out", steps=6, start=start)
     assert [view.values.mixture == 0 for view in drawn] == [True, False, False, True, False, False]
+    assert [view.shape for view in drawn[:2]] == [(95, 120, 105), SEGMENTER_VIEW.shape]  # patch_mm in voxels of 1 mm
 
 
 def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, drawn):
