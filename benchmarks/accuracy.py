@@ -25,7 +25,7 @@ from conditions import conditions
 from bids_dgmseg.commands import demo
 from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.calibration import expected_calibration_error
+from bids_dgmseg.measure.calibration import overestimate
 from bids_dgmseg.measure.surface import surface_distances
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.pipeline.watch import score_labelled
@@ -123,16 +123,22 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
             "true_ppm": chi.array[true].mean(), "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
             "missed": not predicted.any(),
             "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
-            "ece": _calibration(block, channel, known == structure.index),
+            **_calibration(block, channel, known == structure.index),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _calibration(block: Block, channel: int, truth: np.ndarray) -> float:
+def _calibration(block: Block, channel: int, truth: np.ndarray) -> dict[str, float]:
     """Measure a nucleus' calibration where there is a doubt: neither surely it nor surely not."""
     probability = block.probabilities[channel]
     doubtful = (probability > 0.01) | truth
-    return expected_calibration_error(probability[doubtful], truth[doubtful])
+    too_much = overestimate(probability[doubtful], truth[doubtful])
+    return {"doubtful": np.count_nonzero(doubtful)} | {f"too_much_{n}": value for n, value in enumerate(too_much)}
+
+
+def calibration_error(rows: pd.DataFrame) -> float:
+    """Compute the expected calibration error of the voxels of several maps."""
+    return float(rows.filter(regex="^too_much_").sum().abs().sum() / rows["doubtful"].sum())
 
 
 def measures_table(table: pd.DataFrame) -> str:
@@ -146,7 +152,7 @@ def measures_table(table: pd.DataFrame) -> str:
         lines.append(
             f"| {nucleus} | {rows['dice'].mean():.3f} | {rows['dice'].min():.3f} | {rows['hd95_mm'].mean():.2f} | "
             f"{bias:+.1f} | {bias_pv:+.1f} | {rows['found_mm3'].corr(rows['true_mm3']):.3f} | {shift.mean():+.4f} | "
-            f"{shift.abs().max():.4f} | {rows['ece'].mean():.3f} | {rows['missed'].sum()} | "
+            f"{shift.abs().max():.4f} | {calibration_error(rows):.3f} | {rows['missed'].sum()} | "
             f"{rows['wrong_side'].sum()} |"
         )
     return "\n".join(lines)

@@ -27,10 +27,19 @@ def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, *, n_bi
     -----
     Guo et al. 2017, On calibration of modern neural networks, eq. 3, for one class against all others.
     """
-    values = np.asarray(probability, float).ravel()
-    if not values.size:
+    n_voxels = np.asarray(probability).size
+    if not n_voxels:
         return float("nan")
+    return float(np.abs(overestimate(probability, truth, n_bins=n_bins)).sum() / n_voxels)
+
+
+def overestimate(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> NDArray[np.float64]:
+    """Count in each bin by how many voxels a class's probabilities say too much; else as `expected_calibration_error`.
+
+    Sums over several maps give the error of all their voxels, in which what each has by chance averages out.
+    """
+    values = np.asarray(probability, float).ravel()
     bins: NDArray[np.intp] = np.minimum((values * n_bins).astype(np.intp), n_bins - 1)
-    said = np.bincount(bins, weights=values, minlength=n_bins)
-    found = np.bincount(bins, weights=np.asarray(truth, float).ravel(), minlength=n_bins)
-    return float(np.abs(said - found).sum() / values.size)
+    excess = values - np.asarray(truth, float).ravel()
+    total: NDArray[np.float64] = np.bincount(bins, weights=excess, minlength=n_bins).astype(np.float64)
+    return total

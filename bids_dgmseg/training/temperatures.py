@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,7 +13,9 @@ _SURELY_BACKGROUND = 0.99
 _LOWEST, _HIGHEST = 0.01, 100.0
 
 
-def fit_temperatures(logits: Tensor, labels: Tensor, *, n_iterations: int = 50) -> Tensor:
+def fit_temperatures(
+    logits: Tensor, labels: Tensor, shared: Sequence[Sequence[int]] = (), *, n_iterations: int = 50
+) -> Tensor:
     """Find the temperatures that make the probabilities hold.
 
     Parameters
@@ -20,6 +24,8 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, n_iterations: int = 50) 
         Of voxels that the network has not learned from.
     labels : Tensor of shape (N,), integer
         Their true classes.
+    shared : sequence of sequence of int
+        Classes that share a temperature: left and right.
     n_iterations : int
         Of L-BFGS, at most.
 
@@ -34,17 +40,20 @@ def fit_temperatures(logits: Tensor, labels: Tensor, *, n_iterations: int = 50) 
     Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), one temperature a class.
     """
     logits, labels = logits.double(), labels.long()
-    log_temperatures = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperatures], max_iter=n_iterations, line_search_fn="strong_wolfe")
+    of_class = torch.arange(logits.shape[1])
+    for classes in shared:
+        of_class[list(classes)] = classes[0]
+    fitted = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([fitted], max_iter=n_iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(logits * torch.exp(-log_temperatures), labels)
+        value = functional.cross_entropy(logits * torch.exp(-fitted[of_class]), labels)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return log_temperatures.detach().exp().clamp(_LOWEST, _HIGHEST).float()
+    return fitted.detach()[of_class].exp().clamp(_LOWEST, _HIGHEST).float()
 
 
 def pick_voxels(logits: Tensor, labels: Tensor, *, n_voxels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from bids_dgmseg.measure.calibration import expected_calibration_error
+from bids_dgmseg.measure.calibration import expected_calibration_error, overestimate
 
 
 def test_probabilities_that_hold_have_no_error():
@@ -29,3 +29,10 @@ def test_too_sure_and_not_sure_enough_do_not_cancel_across_bins():
 
 def test_without_voxels_there_is_no_error_to_tell():
     assert math.isnan(expected_calibration_error([], []))
+
+
+def test_what_two_maps_say_too_much_and_too_little_cancels():
+    # Two of three voxels at 0.5 are right in the one map, one of three in the other: 1.5 − 2 and 1.5 − 1 voxels.
+    one, other = (overestimate([0.5] * 3, [True] * n + [False] * (3 - n), n_bins=2) for n in (2, 1))
+    assert one.tolist() == [0.0, -0.5]
+    assert (one + other).tolist() == [0.0, 0.0]

@@ -50,3 +50,12 @@ def test_temperatures_of_a_network_that_knows_nothing_end_somewhere():
     generator = torch.Generator().manual_seed(3)
     logits, labels = torch.randn((5000, 3), generator=generator), torch.randint(3, (5000,), generator=generator)
     assert float(fit_temperatures(logits, labels).max()) == 100
+
+
+def test_classes_that_share_a_temperature_get_the_one_that_suits_both():
+    generator = torch.Generator().manual_seed(4)
+    true_logits = torch.randn((100_000, 3), generator=generator) * 2
+    labels = draw(true_logits, generator)
+    fitted = fit_temperatures(true_logits * torch.tensor([1.0, 2.0, 4.0]), labels, [[1, 2]])
+    assert fitted[1] == fitted[2]
+    assert 2 < float(fitted[1]) < 4
