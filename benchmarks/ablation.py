@@ -30,21 +30,25 @@ from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.details import DetailRanges
+from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
-from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
+from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps, training_heads
 
 _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
     texture=(0.0, 0.0), fine_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tracts=0.0, veins=0.0, spots=(0.0, 0.0)
 )
+ORDINARY = "everything, a third ordinary"
+"""As `dgmseg train default` draws maps."""
 _UNSEEN_SEED = 3 * 10**6
 """Seeds of training are below."""
 
 
 def settings(view: View) -> Iterator[tuple[str, View]]:
-    """Yield the ways of simulating, by name; the first has all ingredients as the shipped weights had."""
+    """Yield the ways of simulating, by name; the first has all ingredients."""
     yield "everything", view
+    yield ORDINARY, view
     yield "no physics", replace(view, artefacts=replace(view.artefacts, physics=0.0))
     yield "physics alone", replace(view, artefacts=replace(view.artefacts, physics=1.0))
     yield "no plain mixtures", replace(view, values=replace(view.values, mixture=0.0))
@@ -76,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in args.without:
             continue
         folder = args.out / name.replace(" ", "_").replace(",", "")
-        learn(model, SimulatedMaps(heads, changed, seed=args.seed, classes_of=nuclei_labels,
-                                   normalize=unseen.normalize), folder, steps=args.steps, seed=args.seed)  # fmt: skip
+        maps = replace(unseen, view=changed, seed=args.seed)
+        if name == ORDINARY:
+            maps = replace(maps, ordinary=ordinary_view(view, ORDINARY_WIDTH))
+        learn(model, maps, folder, steps=args.steps, seed=args.seed)
         tables.append(try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(setting=name, maps="simulated"))
         if args.real:
             real = score(args.real, model, folder)[["abbreviation", "dice"]]
