@@ -1,12 +1,12 @@
 """How long one scan takes and how much memory, beside nnU-Net with a network of the same task.
 
-    python benchmarks/speed.py [--weights FOLDER] [--repeats N] [--mirroring]
+    python benchmarks/speed.py [--weights FOLDER] [--map FILE] [--repeats N] [--mirroring]
 
-Draws one simulated head at 1 mm (the phantom's anatomy). Ours: localizer and segmenter through the functions that the
-app calls. The peer: ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task
-at 1 mm (31 million parameters, patches of 128³, 17 classes), untrained, since weights do not change its speed; one
-fold, and without mirroring unless it is asked for. Each runs in a process of its own, in turn; the table gives the
-median. Compute is what remains of a command when its imports, timed apart, are taken off.
+Draws one simulated head at 1 mm (the phantom's anatomy), unless a map is given. Ours: localizer and segmenter through
+the functions that the app calls. The peer: ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by
+default for a 3D task at 1 mm (31 million parameters, patches of 128³, 17 classes), untrained, since weights do not
+change its speed; one fold, and without mirroring unless it is asked for. Each runs in a process of its own, in turn;
+the table gives the median. Compute is what remains of a command when its imports, timed apart, are taken off.
 """
 
 from __future__ import annotations
@@ -58,13 +58,15 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--map", type=Path, help="_Chimap of 1 mm to segment in place of the head that is drawn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mirroring", action="store_true", help="let the peer mirror, as it does by default")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        list(simulate_dataset(root / "heads", n_scans=1, seed=1))
-        (chi,) = (root / "heads").glob("sub-*/anat/*_Chimap.nii.gz")
+        if not args.map:
+            list(simulate_dataset(root / "heads", n_scans=1, seed=1))
+        chi = args.map or next((root / "heads").glob("sub-*/anat/*_Chimap.nii.gz"))
         ours = [sys.executable, "-c", _OURS, str(chi), str(root / "dseg.nii.gz"), str(args.weights or "")]
         rows = [
             measure("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
