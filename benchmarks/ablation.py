@@ -30,10 +30,10 @@ from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.details import DetailRanges
-from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
-from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps, training_heads
+from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
+from bids_dgmseg.training.simulated import among_ordinary
 
 _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = args.out / name.replace(" ", "_").replace(",", "")
         maps = replace(unseen, view=changed, seed=args.seed)
         if name == ORDINARY:
-            maps = replace(maps, ordinary=ordinary_view(view, ORDINARY_WIDTH))
+            maps = among_ordinary(maps, model)
         learn(model, maps, folder, steps=args.steps, seed=args.seed)
         tables.append(try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(setting=name, maps="simulated"))
         if args.real:

@@ -1,4 +1,4 @@
-"""Ages of participants.tsv in years, whatever they are written in."""
+"""Ages of participants.tsv and sessions.tsv in years, whatever they are written in."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Cohort:
     people: pd.DataFrame
     """Text: columns of participants.tsv and sessions.tsv, ``n/a`` where missing."""
     descriptions: Mapping[str, Mapping[str, Any]]
-    """Column of `people` → entry of participants.json."""
+    """Column of `people` → entry of a data dictionary."""
     facts: pd.DataFrame
     """``participant_id``, one for each person; ``age`` and ``years`` (numbers: age, else time since the first session);
     ``sex``, ``group``, ``site`` (text); NaN where missing."""
@@ -270,13 +270,14 @@ def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series,
     units: list[str] = []
     warnings = []
     for part in parts:
-        told = part.people.descriptions.get(column, {})
-        unit, line = find_unit(told, column, source=part.people.dictionary_of(column))
-        if line and column in part.people.columns and part.scans:
-            warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
-        units += [unit] * len(part.scans)
+        for scan in part.scans:
+            told, source = part.people.describe(scan.entities["sub"], scan.entities.get("ses"), column)
+            unit, line = find_unit(told, column, source=source)
+            units.append(unit)
+            if line:
+                warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
     ages, lines = read_ages(people, column, pd.Series(units, index=people.index, dtype=object))
-    return ages, [*warnings, *lines]
+    return ages, [*dict.fromkeys(warnings), *lines]
 
 
 def _text(people: pd.DataFrame, column: str | None) -> pd.Series:

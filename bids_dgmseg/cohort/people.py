@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,17 +32,25 @@ class People:
     sessions: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
     """Labels of participant and session → values of sessions.tsv that are there."""
     session_columns: tuple[str, ...] = ()
-    descriptions: Descriptions = field(default_factory=dict)
-    """Those of participants.json go before those of the dictionaries of sessions."""
+    dictionaries: Mapping[str, Descriptions] = field(default_factory=dict)
+    """File name → entries by column; participants.json first."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of participants.tsv, then those that only sessions.tsv has."""
         return tuple(dict.fromkeys([*self.participants.columns, *self.session_columns]))
 
-    def dictionary_of(self, column: str) -> str:
-        """Name the data dictionary that tells of a column."""
-        return "participants.json" if column in self.participants.columns else "sessions.json"
+    @property
+    def descriptions(self) -> Descriptions:
+        """Column → entry of participants.json, else of the dictionaries of sessions."""
+        return dict(ChainMap(*map(dict, self.dictionaries.values())))
+
+    def describe(self, participant: str, session: str | None, column: str) -> tuple[Mapping[str, Any], str]:
+        """Find what is told of one scan's value, beside the table that it is from, and the name of that dictionary."""
+        own = column in self.sessions.get((participant, session or ""), {})
+        names = [f"sub-{participant}_sessions.json", "sessions.json"] if own else ["participants.json"]
+        name = next((name for name in names if column in self.dictionaries.get(name, {})), names[-1])
+        return self.dictionaries.get(name, {}).get(column, {}), name
 
     def of(self, participant: str, session: str | None) -> dict[str, str]:
         """Look up one scan's values by column; a session's own value wins, ``n/a`` where there is none."""
@@ -56,7 +65,8 @@ class People:
         return People(
             replace(self.participants, columns=columns), sessions,
             tuple(names.get(column, column) for column in self.session_columns),
-            {names.get(column, column): entry for column, entry in self.descriptions.items()},
+            {file: {names.get(column, column): entry for column, entry in entries.items()}
+             for file, entries in self.dictionaries.items()},
         )  # fmt: skip
 
     def years_since_first(self, participant: str, session: str | None) -> float | None:
@@ -117,25 +127,25 @@ def read_people(
     if absent:
         warnings.append(f"{describe_missing(absent[0])}; until then the participant's own columns are taken"
                         + (f" (and {len(absent) - 1} more such files)" if len(absent) > 1 else ""))  # fmt: skip
-    dictionaries = [root / "participants.json"] if participants.rows else []
+    paths = [root / "participants.json"] if participants.rows else []
     if columns:
-        dictionaries += [root / "sessions.json", *(root / f"sub-{label}" / f"sub-{label}_sessions.json"
-                                                   for label in sorted(labels))]  # fmt: skip
-    descriptions, broken = _read_descriptions(dictionaries)
-    return People(participants, sessions, columns, descriptions), warnings + broken
+        paths += [root / "sessions.json", *(root / f"sub-{label}" / f"sub-{label}_sessions.json"
+                                            for label in sorted(labels))]  # fmt: skip
+    dictionaries, broken = _read_dictionaries(paths)
+    return People(participants, sessions, columns, dictionaries), warnings + broken
 
 
-def _read_descriptions(paths: Sequence[Path]) -> tuple[Descriptions, list[str]]:
-    """Read data dictionaries, of which the first that tells of a column is believed, and say which are broken."""
-    found: dict[str, Mapping[str, Any]] = {}
+def _read_dictionaries(paths: Sequence[Path]) -> tuple[dict[str, Descriptions], list[str]]:
+    """Read the data dictionaries that are there, and say which are broken."""
+    found: dict[str, Descriptions] = {}
     warnings = []
-    for path in paths:
+    for path in filter(is_there, paths):
         try:
-            entries = read_json(path) if is_there(path) else {}
+            entries = read_json(path)
         except InputError as error:
             warnings.append(f"{error}; until then units and descriptions of its columns are not known")
             continue
-        found = {name: entry for name, entry in entries.items() if isinstance(entry, dict)} | found
+        found[path.name] = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
     return found, warnings
 
 

@@ -15,7 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Model, get_model, weights_folder
 
 HELP = "train, resume or fine-tune a model; OUT becomes a folder for --weights"
-AFTER_INTERRUPT = "; the same command goes on from the last checkpoint"
+AFTER_INTERRUPT = "; run the same command again to go on"
 
 _SIMULATED_MINUTES, _SIMULATED_STEPS = 60.0, 4500
 _CALIBRATION_MAPS = 40

@@ -23,8 +23,8 @@ from bids_dgmseg.structures import STRUCTURES
 VENTRICLES = (23, 24)
 """Lateral and third: tissues that are bodies too, since they widen with age."""
 
-_MARGIN_MM = 4.0
-"""Around a body, for growth and partial volume."""
+_MARGIN_MM, _WIDE_MARGIN_MM = 4.0, 9.0
+"""Around a nucleus and around a ventricle, for growth and partial volume."""
 _SMOOTH_MM = 0.5
 """SD by which surfaces are smoothed: atlases are drawn in steps from slice to slice."""
 _STEPS_MM = ((10_000.0, 1.5), (1_500.0, 1.0), (0.0, 0.5))
@@ -68,7 +68,7 @@ class ShapeRanges:
     gap_mm: tuple[float, float] = (-0.5, 1.8)
     """Between the two islands of the interposed nucleus; none below 0."""
     ventricle_mm: tuple[float, float] = (0.8, 1.6)
-    """SD by which ventricles are wider or narrower, and by how much they are wider at 75 than at 45 years."""
+    """SD of the way of the ventricles' walls, and how far outwards they are at 75 against 45 years."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _make_body(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np
     volume_mm3 = float(len(voxels) * steps_mm.prod())
     wanted = next(step for volume, step in _STEPS_MM if volume_mm3 >= volume)
     stride = np.maximum(1, np.rint(wanted / steps_mm)).astype(int)
-    margin = np.ceil(_MARGIN_MM / steps_mm).astype(int)
+    margin = np.ceil((_MARGIN_MM if label <= FIRST_TISSUE else _WIDE_MARGIN_MM) / steps_mm).astype(int)
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
     around = _cut(labels, low, high)
     depth = _signed_depth_mm(around == label, steps_mm, stride)

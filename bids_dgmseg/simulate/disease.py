@@ -30,7 +30,7 @@ class DiseaseRanges:
     striatal_volume: tuple[float, float] = (0.5, 0.85)
     """Then, relative; of caudate and putamen each."""
     wider_mm: tuple[float, float] = (1.0, 4.0)
-    """Then, by which the ventricles' walls lie farther apart."""
+    """Then, by which each wall of the ventricles lies farther outwards."""
     calcified: float = 0.04
     """Part of the people with lumps of mineral in both pallida."""
     mineral_ppm: tuple[float, float] = (-0.7, -0.1)
@@ -46,7 +46,7 @@ class Disease:
     iron: Mapping[str, float] = field(default_factory=dict)
     """Nucleus → factor of its iron."""
     wider_mm: float = 0.0
-    """Of the ventricles' walls."""
+    """Of the ventricles: the way of each wall."""
     mineral_ppm: float = 0.0
     """In lumps of the pallidum; 0 for none."""
 

@@ -32,7 +32,8 @@ def ordinary_view(view: View, width: float = 0.0) -> View:
     Returns
     -------
     View
-        Nobody is ill or has values without law, and heads are turned by at most half as much.
+        Nobody has small or calcified nuclei of a disease or values without law; heads are turned by at most half as
+        much.
     """
     shown = view.artefacts
     artefacts = dataclasses.replace(

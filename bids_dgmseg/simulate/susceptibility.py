@@ -56,7 +56,7 @@ class ValueRanges:
     iron_sd: float = 0.2
     """Of a nucleus between people of one age, relative."""
     odd: float = 0.08
-    """Part of the nuclei that a disease fills with iron or empties of it."""
+    """Part of the nuclei with far more or less iron than is usual at that age."""
     nuclei_gain: tuple[float, float] = (0.55, 1.2)
     tissue_gain: tuple[float, float] = (0.3, 1.5)
     side_difference: float = 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nibabel.affines import from_matvec
-from torch import Tensor
+from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
@@ -21,6 +21,7 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.forward import forward_batch
+from bids_dgmseg.segment.heads import mirrored_channels
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.predict import network_grid, predict
@@ -29,13 +30,13 @@ from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head
 from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head, template_head
 from bids_dgmseg.training.sampling import ORDINARY_WIDTH
-from bids_dgmseg.training.shifts import fit_shifts, volume_errors
+from bids_dgmseg.training.shifts import LARGEST_SHIFT, fit_shifts, volume_errors
 from bids_dgmseg.training.simulated import simulated_maps
 from bids_dgmseg.training.temperatures import doubtful_voxels, fit_temperatures, pick_voxels
 
 _FIRST_MAP = 9_000_000
 """Beyond the samples that a training of any length has seen."""
-_VOXELS_A_MAP = 20_000
+_VOXELS_A_MAP = 10_000
 _FIRST_HEAD, _HEADS_A_SEED = 4 * 10**13, 100_000
 """Away from the seeds of training, of `dgmseg simulate` and of the benchmarks."""
 _ROUNDS, _ROOM_MM = 2, 10.0
@@ -98,23 +99,22 @@ def calibrate(
     crops = (maps[_FIRST_MAP + number] for number in range(n_maps))
     generator = torch.Generator().manual_seed(seed)
     picked = [
-        pick_voxels(forward_batch(network, values[None].numpy(), device)[0].cpu(), labels, n_voxels=_VOXELS_A_MAP,
-                    generator=generator)
+        pick_voxels(_see(network, values, model, device), labels, n_voxels=_VOXELS_A_MAP, generator=generator)
         for values, labels in chain(crops, (_show(head, model) for head in heads))
     ]  # fmt: skip
-    logits, labels = (torch.cat(parts) for parts in zip(*picked, strict=True))
+    logits, labels = torch.cat([one for one, _ in picked], dim=1), torch.cat([one for _, one in picked])
     channels: dict[str, list[int]] = {}
     for channel, name in enumerate(model.classes, start=1):
         channels.setdefault(name.split("_")[0], []).append(channel)
     sides = list(channels.values())
-    before = None
+    before, moved = None, torch.zeros(len(model.classes) + 1)
     for _ in range(_ROUNDS):  # what one of the two changes, the other has to follow
         temperatures = fit_temperatures(logits, labels, sides)
         describe_folder(model, out, about={"temperatures": [round(float(value), 4) for value in temperatures],
                                            "calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})  # fmt: skip
         doubtful = [_doubt(head, as_trained(model, out), out, device) for head in heads]
-        shifts = fit_shifts(doubtful, sides)
-        before = before or volume_errors(doubtful, sides, torch.zeros_like(shifts))
+        shifts = (moved + fit_shifts(doubtful, sides)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - moved
+        before, moved = before or volume_errors(doubtful, sides, torch.zeros_like(shifts)), moved + shifts
         network.shift_logits(shifts * temperatures)
         logits = logits + shifts * temperatures
         save_weights(network.state_dict(), out / "segmenter.safetensors")
@@ -148,6 +148,15 @@ def _show(head: _Head, model: Model) -> tuple[Tensor, Tensor]:
     values = NORMALIZATIONS[model.input.normalization](resample(head.chi, grid, antialias=True).array)
     labels = resample(Volume(head.labels.numpy(), head.chi.affine), grid, order=0).array
     return torch.from_numpy(values)[None], torch.from_numpy(labels)
+
+
+def _see(network: nn.Module, values: Tensor, model: Model, device: str) -> Tensor:
+    """Compute the logits (passes, classes, X, Y, Z) of a map (1, X, Y, Z) and, as in use, of its mirror image."""
+    passes = [forward_batch(network, values[None].numpy(), device)[0].cpu()]
+    if model.sees_mirror_images:
+        image = forward_batch(network, values.flip(1)[None].numpy(), device)[0].cpu()
+        passes.append(image[mirrored_channels(model.groups)].flip(1))
+    return torch.stack(passes)
 
 
 def _doubt(head: _Head, model: Model, out: Path, device: str) -> tuple[Tensor, Tensor]:

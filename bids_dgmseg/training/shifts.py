@@ -10,7 +10,7 @@ from torch import Tensor
 
 _RATE = 1.5
 """Of a shift to the logarithm of a volume: small enough for nuclei of which every voxel is doubtful."""
-_LARGEST_SHIFT, _LEAST_RATIO = 1.5, 0.7
+LARGEST_SHIFT, _LEAST_RATIO = 1.5, 0.7
 
 
 def fit_shifts(
@@ -36,7 +36,7 @@ def fit_shifts(
     for _ in range(n_iterations):
         for classes, error in zip(nuclei, volume_errors(maps, nuclei, shifts), strict=True):
             ratio = max(1 + error, _LEAST_RATIO)
-            shifts[classes] = (shifts[classes] - _RATE * math.log(ratio)).clamp(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+            shifts[classes] = (shifts[classes] - _RATE * math.log(ratio)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
     return shifts
 
 

@@ -106,7 +106,7 @@ def train_on_simulations(
         curve.add(now)
         validation.add(now)
 
-    samples = _among_ordinary(maps, model) if this.part == "segmenter" else maps
+    samples = among_ordinary(maps, model) if this.part == "segmenter" else maps
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
         workers=this.workers if device.type == "cpu" else 0, report=report,
@@ -127,7 +127,12 @@ def simulated_maps(
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
 
 
-def _among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
+def among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
     """Let some samples be ordinary, and these as large as what the network is shown in use."""
-    shape = covering_shape(model.input.patch_mm, (maps.view.spacing_mm,) * 3)
-    return replace(maps, ordinary=ordinary_view(replace(maps.view, shape=shape), ORDINARY_WIDTH))
+    view = maps.view
+    shape = covering_shape(model.input.patch_mm, (view.spacing_mm,) * 3)
+    # As many nuclei are cut off as in a smaller view.
+    beyond_mm = (shape[2] - view.shape[2]) * view.spacing_mm / 2
+    below_mm, above_mm = (cut_mm + beyond_mm for cut_mm in view.cut_mm)
+    shown = replace(view, shape=shape, cut_mm=(below_mm, above_mm))
+    return replace(maps, ordinary=ordinary_view(shown, ORDINARY_WIDTH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,9 @@ def fit_temperatures(
 
     Parameters
     ----------
-    logits : Tensor of shape (N, classes)
-        Of voxels that the network has not learned from.
+    logits : Tensor of shape (passes, N, classes)
+        Of voxels that the network has not learned from, seen once or more, such as mirrored too; the probabilities of
+        the passes are averaged.
     labels : Tensor of shape (N,), integer
         Their true classes.
     shared : sequence of sequence of int
@@ -32,23 +34,25 @@ def fit_temperatures(
     Returns
     -------
     Tensor of shape (classes,)
-        ``softmax(logits / temperatures)`` has the least cross-entropy; above 1 where the network was too sure, 0.01 to
-        100: a network that needs more or less knows nothing of the class.
+        The mean of ``softmax(logits / temperatures)`` has the least cross-entropy; above 1 where the network was too
+        sure, 0.01 to 100: a network that needs more or less knows nothing of the class.
 
     Notes
     -----
-    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), one temperature a class.
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), with a temperature a class or a
+    group of classes.
     """
     logits, labels = logits.double(), labels.long()
-    of_class = torch.arange(logits.shape[1])
+    of_class = torch.arange(logits.shape[2])
     for classes in shared:
         of_class[list(classes)] = classes[0]
-    fitted = torch.zeros(logits.shape[1], dtype=torch.float64, requires_grad=True)
+    fitted = torch.zeros(logits.shape[2], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fitted], max_iter=n_iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(logits * torch.exp(-fitted[of_class]), labels)
+        passes = (logits * torch.exp(-fitted[of_class])).log_softmax(dim=2)
+        value = functional.nll_loss(passes.logsumexp(dim=0) - math.log(len(passes)), labels)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -61,7 +65,7 @@ def pick_voxels(logits: Tensor, labels: Tensor, *, n_voxels: int, generator: tor
 
     Parameters
     ----------
-    logits : Tensor of shape (classes, X, Y, Z)
+    logits : Tensor of shape (passes, classes, X, Y, Z)
         Of one map, background first.
     labels : Tensor of shape (X, Y, Z), integer
         Their true classes.
@@ -72,16 +76,20 @@ def pick_voxels(logits: Tensor, labels: Tensor, *, n_voxels: int, generator: tor
 
     Returns
     -------
-    logits : Tensor of shape (n, classes)
+    logits : Tensor of shape (passes, n, classes)
     labels : Tensor of shape (n,)
     """
-    logits, labels = doubtful_voxels(logits, labels)
-    chosen = torch.randperm(len(labels), generator=generator)[:n_voxels]
-    return logits[chosen], labels[chosen]
+    doubtful = _find_doubtful(logits.softmax(dim=1)[:, 0].mean(dim=0), labels)
+    chosen = doubtful[torch.randperm(len(doubtful), generator=generator)[:n_voxels]]
+    return logits.flatten(2)[:, :, chosen].transpose(1, 2), labels.flatten()[chosen]
 
 
 def doubtful_voxels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the voxels (n, classes) and (n,) of one map that are not surely background; else as `pick_voxels`."""
-    near = (logits.softmax(dim=0)[0] < _SURELY_BACKGROUND) | (labels > 0)
-    chosen = near.flatten().nonzero()[:, 0]
+    """Take the voxels (n, classes) and (n,) of one map (classes, X, Y, Z) that are not surely background."""
+    chosen = _find_doubtful(logits.softmax(dim=0)[0], labels)
     return logits.flatten(1)[:, chosen].T, labels.flatten()[chosen]
+
+
+def _find_doubtful(background: Tensor, labels: Tensor) -> Tensor:
+    """Find the places, in the flat array, of voxels that a nucleus has or that are not surely background."""
+    return ((background < _SURELY_BACKGROUND) | (labels > 0)).flatten().nonzero()[:, 0]

@@ -24,7 +24,8 @@ def test_descriptions_are_taken_from_all_dictionaries(root):
     (root / "sessions.json").write_text('{"age": {"Units": "months"}, "sex": {"Description": "at that time"}}')
     people, warnings = read_people(root, VISITS)
     assert people.descriptions == {"sex": {"Description": "Sex"}, "age": {"Units": "months"}}
-    assert [people.dictionary_of(column) for column in ("sex", "age")] == ["participants.json", "sessions.json"]
+    assert people.describe("01", "1", "sex") == ({"Description": "Sex"}, "participants.json")
+    assert people.describe("01", "1", "age") == ({"Units": "months"}, "sessions.json")
     assert warnings == []
 
 
@@ -51,3 +52,16 @@ def test_a_dictionary_that_cannot_be_read_is_told(root, text, problem):
 def test_a_dictionary_without_its_table_is_not_read(tmp_path):
     (tmp_path / "participants.json").write_text(json.dumps({"age": {"Units": "months"}}))
     assert read_people(tmp_path, VISITS)[0].descriptions == {}
+
+
+def test_a_value_is_in_the_unit_of_the_table_that_it_is_from(root):
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    (root / "participants.json").write_text('{"age": {"Units": "years"}}')
+    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\tn/a\n")
+    (root / "sub-01" / "sub-01_sessions.json").write_text('{"age": {"Units": "months"}}')
+    (root / "sessions.json").write_text('{"age": {"Units": "weeks"}}')
+    people, _ = read_people(root, VISITS)
+    assert people.of("01", "1")["age"] == "366"
+    assert people.describe("01", "1", "age") == ({"Units": "months"}, "sub-01_sessions.json")
+    assert people.of("01", "2")["age"] == "30"
+    assert people.describe("01", "2", "age") == ({"Units": "years"}, "participants.json")

@@ -56,7 +56,7 @@ def test_wrong_usage_exits_with_2(argv):
 def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "default", "phantom", "out"]) == 130
-    told = "dgmseg train: interrupted; the same command goes on from the last checkpoint\n"
+    told = "dgmseg train: interrupted; run the same command again to go on\n"
     assert capsys.readouterr().err == told
 
 

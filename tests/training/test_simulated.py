@@ -1,15 +1,19 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import get_model
 from bids_dgmseg.segment.folder import as_trained, describe_folder
-from bids_dgmseg.segment.weights import save_weights, segmenter_network
-from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View
-from bids_dgmseg.training import sampling, simulated
+from bids_dgmseg.segment.predict import network_grid, predict
+from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network
+from bids_dgmseg.simulate.dataset import scanner_grid
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head
+from bids_dgmseg.training import calibration, sampling, simulated
 from bids_dgmseg.training.calibration import calibrate
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.simulated import Slice, simulated_maps, train_on_simulations
@@ -130,7 +134,9 @@ def test_calibration_is_for_the_network_that_learns_from_simulated_maps(tmp_path
 def test_the_segmenter_learns_from_ordinary_maps_too(start, tmp_path, drawn):
     learn(tmp_path / "out", steps=6, start=start)
     assert [view.values.mixture == 0 for view in drawn] == [True, False, False, True, False, False]
-    assert [view.shape for view in drawn[:2]] == [(95, 120, 105), SEGMENTER_VIEW.shape]  # patch_mm in voxels of 1 mm
+    # 95 × 120 × 105 mm in voxels of 4 mm; 3 voxels more in z, half of them below.
+    assert [view.shape for view in drawn[:2]] == [(24, 30, 27), (24, 24, 24)]
+    assert [view.cut_mm for view in drawn[:2]] == [(23.0, 14.0), (17.0, 8.0)]
 
 
 def test_the_localizer_learns_from_maps_of_all_kinds_alone(tmp_path, drawn):
@@ -146,3 +152,25 @@ def test_an_untrained_network_is_found_too_sure_or_not_sure_enough(start):
 def test_calibration_needs_weights(tmp_path):
     with pytest.raises(InputError, match=r"no weights in .*; pass --weights FOLDER or choose another --model"):
         calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cpu", say=print)
+
+
+def test_calibration_sees_of_a_head_what_the_whole_map_would_give_in_use(start):
+    (head,) = calibration._draw_heads(SMALL, None, start, n_maps=1, seed=1, device="cpu")
+    view = calibration._ordinary_head(4.0)
+    values, labels = draw_sample([(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + calibration._HEADS_A_SEED)
+    whole = predict(Volume(values.numpy(), scanner_grid(view).affine), head.box, SMALL, weights=start)
+    part = predict(head.chi, head.box, SMALL, weights=start)
+    np.testing.assert_allclose(part.probabilities, whole.probabilities, atol=1e-5)
+    assert torch.equal(head.labels[part.slices], nuclei_labels(labels)[whole.slices])
+
+    shown, classes = calibration._show(head, SMALL)
+    first = np.linalg.inv(head.chi.affine) @ network_grid(head.chi, head.box, SMALL).affine[:, 3]
+    places = zip(part.slices, first[:3].round().astype(int), strict=True)
+    seen = tuple(slice(along.start - n, along.stop - n) for along, n in places)
+    assert torch.equal(classes[seen], head.labels[part.slices])
+    network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
+    passes = calibration._see(network, shown, SMALL, "cpu")
+    given = passes.softmax(dim=1).mean(dim=0)[:, *seen].numpy()
+    measured = part.probabilities[0] < 1  # nothing is labelled where the map shows nothing
+    assert measured.mean() > 0.5
+    np.testing.assert_allclose(given[:, measured], part.probabilities[:, measured], atol=0.02)
