@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bids_dgmseg.segment.forward import SafeGradients
+
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 _CROSSING = {"copy_", "fill_", "_foreach_copy_", "_has_compatible_shallow_copy_type"}
@@ -101,6 +103,7 @@ def _watched(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thr
 def _watching() -> Iterator[None]:
     with ExitStack() as modes:
         modes.enter_context(_Operators())
+        modes.enter_context(SafeGradients())  # faults of the CPU's kernels are not the GPU's
         modes.enter_context(_Calls())
         yield
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from bids_dgmseg.segment.weights import pick_device, to_channels_last
 
@@ -45,9 +51,51 @@ def lay_out(batch: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, memory_format=torch.channels_last if batch.ndim == 4 else torch.channels_last_3d)
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Give the context in which networks compute in bfloat16, on devices that gain by it; in float32 on others."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(device))
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 where a device gains by it, in float32 on others, inside this context.
+
+    On CPUs, convolutions that `SafeGradients` knows for wrong gradients learn in float32.
+    """
+    guarded = device.type == "cpu" and torch.is_grad_enabled()
+    with (
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(device)),
+        SafeGradients() if guarded else nullcontext(),
+    ):
+        yield
+
+
+class SafeGradients(TorchFunctionMode):
+    """Convolutions of images smaller than their kernel in float32.
+
+    Of these oneDNN 3.13 computes the gradient of bfloat16 weights from memory that nobody wrote (x86, torch 2.15): any
+    number or NaN, another one each time. Right are float32, and bfloat16 wherever no side is shorter than the kernel's.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS and any(side < reach for side, reach in _sides_and_kernel(*args, **kwargs)):
+            with torch.autocast("cpu", enabled=False):
+                return func(*map(_as_float, args), **{name: _as_float(value) for name, value in kwargs.items()})
+        return func(*args, **kwargs)
+
+
+_CONVOLUTIONS = {
+    functional.conv1d, functional.conv2d, functional.conv3d,
+    functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
+}  # fmt: skip
+
+
+def _sides_and_kernel(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[int, int]]:
+    """Pair the sides of what a convolution sees with those of its kernel."""
+    return zip(input.shape[2:], weight.shape[2:], strict=False)
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from bids_dgmseg.segment.forward import forward_batch, lay_out, mixed_precision
 
@@ -33,3 +34,35 @@ def test_a_batch_is_laid_out_with_its_channels_last(shape, layout):
     laid = lay_out(batch, CPU)
     assert laid.is_contiguous(memory_format=layout)
     assert torch.equal(laid, batch)
+
+
+def leave_nan_behind():
+    """Fill memory that the next who asks for some will get."""
+    for size in (1_000, 100_000, 1_000_000):
+        torch.full((size,), torch.nan)
+
+
+@pytest.mark.parametrize(("convolve", "sides", "kernel", "how"), [
+    pytest.param(functional.conv3d, (3, 2, 2), (5, 5, 3), {"padding": (2, 2, 1)}, id="wide kernel"),
+    pytest.param(functional.conv3d, (2, 2, 2), (5, 5, 3), {"padding": (2, 2, 1)}, id="kernel of twice the image"),
+    pytest.param(functional.conv3d, (2, 8, 8), (3, 3, 3), {"padding": 1}, id="short along one axis"),
+    pytest.param(functional.conv3d, (1, 1, 1), (3, 3, 3), {"padding": 1, "stride": 2}, id="stride"),
+    pytest.param(functional.conv2d, (1, 1), (7, 7), {"padding": 3, "stride": 2}, id="slices"),
+    pytest.param(functional.conv_transpose3d, (2, 1, 1), (3, 3, 3), {"padding": 1, "stride": 2}, id="transposed"),
+    pytest.param(functional.conv3d, (8, 8, 4), (5, 5, 3), {"padding": (2, 2, 1)}, id="large image"),
+])  # fmt: skip
+def test_gradients_are_right_for_images_of_any_size(convolve, sides, kernel, how):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((2, 4, *sides), generator=generator).bfloat16()
+    weight = torch.randn((4, 4, *kernel), generator=generator).bfloat16().float().requires_grad_()
+    exact = convolve(image.double(), of := weight.detach().double().requires_grad_(), **how)
+    along = torch.randn(exact.shape, generator=generator).bfloat16().float()
+    exact.backward(along.double())
+    image = lay_out(image.float(), CPU)
+    for _ in range(5):  # a fault shows where memory holds what was there before
+        weight.grad = None
+        leave_nan_behind()
+        with mixed_precision(CPU):
+            answer = convolve(input=image, weight=weight, **how)
+        answer.float().backward(along)
+        assert torch.allclose(weight.grad.double(), of.grad, rtol=0, atol=0.01 * float(of.grad.abs().max()))
