@@ -1,4 +1,4 @@
-"""What each ingredient of the simulation is good for: the same network, trained without it, on the same maps.
+"""What each ingredient of simulation and training is good for: the same network, trained without it, on the same maps.
 
     python benchmarks/ablation.py TEMPLATE OUT [--without NAME ...] [--steps N] [--spacing MM] [--maps N] [--seed S]
                                   [--real DATASET]
@@ -12,8 +12,9 @@ folder a setting and ``ablation.tsv``. The same command goes on where it stopped
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 
@@ -21,6 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 from accuracy import score
+from torch import Tensor, nn
+from torch.nn import functional
 
 from bids_dgmseg.commands._values import count, positive, seed
 from bids_dgmseg.errors import end_well
@@ -32,6 +35,7 @@ from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.details import DetailRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
+from bids_dgmseg.training.losses import deepqsmseg_loss, dice_and_cross_entropy
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
 from bids_dgmseg.training.simulated import among_ordinary
 
@@ -39,28 +43,70 @@ _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
     texture=(0.0, 0.0), fine_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tracts=0.0, veins=0.0, spots=(0.0, 0.0)
 )
-ORDINARY = "everything, a third ordinary"
-"""As `dgmseg train default` draws maps."""
 _UNSEEN_SEED = 3 * 10**6
 """Seeds of training are below."""
 
 
-def settings(view: View) -> Iterator[tuple[str, View]]:
-    """Yield the ways of simulating, by name; the first has all ingredients."""
-    yield "everything", view
-    yield ORDINARY, view
-    yield "no physics", replace(view, artefacts=replace(view.artefacts, physics=0.0))
-    yield "physics alone", replace(view, artefacts=replace(view.artefacts, physics=1.0))
-    yield "no plain mixtures", replace(view, values=replace(view.values, mixture=0.0))
-    yield "plain mixtures alone", replace(view, values=replace(view.values, mixture=1.0))
-    yield "shapes of the template", replace(view, shapes=replace(view.shapes, amount=0.0))
-    yield "no vessels, tracts, texture", replace(view, values=replace(view.values, details=_PLAIN))
+@dataclass(frozen=True)
+class Setting:
+    """One way to simulate and to learn."""
+
+    name: str
+    view: View
+    ordinary: bool = False
+    """Whether every third map is an ordinary one."""
+    schedule: type[Schedule] = Schedule
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    """None for that of `Progress.start`."""
+    loss: Callable[[Tensor, Tensor], Tensor] = dice_and_cross_entropy
+
+
+def settings(view: View) -> list[Setting]:
+    """List the ways; the first has all ingredients, the last four learn from the same maps in other ways."""
+    return [
+        Setting("everything", view),
+        Setting("everything, a third ordinary", view, ordinary=True),
+        Setting("no physics", replace(view, artefacts=replace(view.artefacts, physics=0.0))),
+        Setting("physics alone", replace(view, artefacts=replace(view.artefacts, physics=1.0))),
+        Setting("no plain mixtures", replace(view, values=replace(view.values, mixture=0.0))),
+        Setting("plain mixtures alone", replace(view, values=replace(view.values, mixture=1.0))),
+        Setting("shapes of the template", replace(view, shapes=replace(view.shapes, amount=0.0))),
+        Setting("no vessels, tracts, texture", replace(view, values=replace(view.values, details=_PLAIN))),
+        Setting("SGD, poly", view, schedule=NnunetSchedule, optimizer=nnunet_sgd),
+        Setting("nuclei weigh as background", view, loss=partial(dice_and_cross_entropy, foreground_weight=1.0)),
+        Setting("cross-entropy alone", view, loss=weighted_cross_entropy),
+        Setting("Dice and focal", view, loss=deepqsmseg_loss),
+    ]
+
+
+@dataclass(frozen=True)
+class NnunetSchedule(Schedule):
+    """nnU-Net's: from 0.01 down to 0 as a power of what is left."""
+
+    learning_rate: float = 0.01
+    gradient_norm: float = 12.0
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """Learning rate of a step."""
+        return float(self.learning_rate * (1 - self.part(step, seconds)) ** 0.9)
+
+
+def nnunet_sgd(network: nn.Module) -> torch.optim.Optimizer:
+    """Give nnU-Net's optimizer."""
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute what is left of `dice_and_cross_entropy` without Dice."""
+    weights = torch.full((logits.shape[1],), 3.0)
+    weights[0] = 1.0
+    return functional.cross_entropy(logits.float(), labels.long(), weight=weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the settings one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [name for name, _ in settings(SEGMENTER_VIEW)]
+    names = [setting.name for setting in settings(SEGMENTER_VIEW)]
     parser.add_argument("template", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--without", nargs="+", default=names, choices=names, help="settings to try (default: all)")
@@ -76,18 +122,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     unseen = SimulatedMaps(heads, view, seed=_UNSEEN_SEED + args.seed, classes_of=nuclei_labels,
                            normalize=NORMALIZATIONS[model.input.normalization])  # fmt: skip
     tables = []
-    for name, changed in settings(view):
-        if name not in args.without:
+    for setting in settings(view):
+        if setting.name not in args.without:
             continue
-        folder = args.out / name.replace(" ", "_").replace(",", "")
-        maps = replace(unseen, view=changed, seed=args.seed)
-        if name == ORDINARY:
-            maps = among_ordinary(maps, model)
-        learn(model, maps, folder, steps=args.steps, seed=args.seed)
-        tables.append(try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(setting=name, maps="simulated"))
+        folder = args.out / setting.name.replace(" ", "_").replace(",", "")
+        maps = replace(unseen, view=setting.view, seed=args.seed)
+        learn(model, among_ordinary(maps, model) if setting.ordinary else maps, folder, setting,
+              steps=args.steps, seed=args.seed)  # fmt: skip
+        simulated = try_on_simulated(model, unseen, folder, n_maps=args.maps)
+        tables.append(simulated.assign(setting=setting.name, maps="simulated"))
         if args.real:
             real = score(args.real, model, folder)[["abbreviation", "dice"]]
-            tables.append(real.assign(setting=name, maps="real"))
+            tables.append(real.assign(setting=setting.name, maps="real"))
         print(as_markdown(pd.concat(tables)), flush=True)
     pd.concat(tables).to_csv(args.out / "ablation.tsv", sep="\t", index=False, na_rep="n/a")
     return 0
@@ -100,12 +146,14 @@ def coarser(model: Model, view: View, spacing_mm: float) -> tuple[Model, View]:
     return replace(model, input=shown), replace(view, shape=(x, y, z), spacing_mm=spacing_mm)
 
 
-def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, seed: int) -> None:
+def learn(model: Model, samples: SimulatedMaps, folder: Path, setting: Setting, *, steps: int, seed: int) -> None:
     """Train the segmenter as `dgmseg train` does, and leave its weights in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    schedule, checkpoint = Schedule(steps=steps), folder / "segmenter_checkpoint.pt"
+    schedule, checkpoint = setting.schedule(steps=steps), folder / "segmenter_checkpoint.pt"
     progress = Progress.start(to_channels_last(segmenter_network(model), _CPU), schedule)
+    if setting.optimizer:
+        progress.optimizer = setting.optimizer(progress.network)
     if checkpoint.is_file():
         progress.load(checkpoint)
 
@@ -115,7 +163,7 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, *, steps: int, see
             print(f"{folder.name}: step {reached.step}, {reached.seconds:.0f} s, Dice {dice:.2f}", flush=True)
 
     train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=float("inf"), device=_CPU,
-          report=report)  # fmt: skip
+          report=report, loss=setting.loss)  # fmt: skip
     save_weights(progress.average, folder / "segmenter.safetensors")
     copyfile(weights_folder(model) / "localizer.safetensors", folder / "localizer.safetensors")
 
@@ -137,7 +185,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
     wide = nuclei.pivot_table(index=["maps", "setting"], columns="nucleus", values="dice", sort=False)
     wide["mean"] = wide.mean(axis=1)
-    lines = ["| tried on | simulated with | " + " | ".join(wide.columns) + " |",
+    lines = ["| tried on | setting | " + " | ".join(wide.columns) + " |",
              "| --- " * (2 + len(wide.columns)) + "|"]  # fmt: skip
     for maps, rows in wide.groupby(level="maps", sort=False):
         for setting, row in rows.droplevel("maps").iterrows():

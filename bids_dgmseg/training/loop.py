@@ -116,7 +116,8 @@ class _FromStep(torch.utils.data.Sampler[int]):
 def train(
     progress: Progress, samples: Dataset[tuple[Tensor, Tensor]], *, schedule: Schedule, checkpoint: Path,
     minutes: float, device: torch.device, report: Callable[[Reached], None], workers: int = 1,
-    temperatures: Sequence[float] = (), clock: Callable[[], float] = time.monotonic,
+    temperatures: Sequence[float] = (), loss: Callable[[Tensor, Tensor], Tensor] = dice_and_cross_entropy,
+    clock: Callable[[], float] = time.monotonic,
 ) -> bool:  # fmt: skip
     """Learn until the schedule or the time is over.
 
@@ -140,6 +141,8 @@ def train(
         Processes that make samples.
     temperatures : sequence of float
         One a class, by which the network's logits will be divided in use; none for not at all.
+    loss : callable
+        Of logits (B, C, X, Y, Z) and labels (B, X, Y, Z), a scalar.
     clock : callable
         Tells the time in seconds.
 
@@ -159,13 +162,13 @@ def train(
     )  # fmt: skip
     progress.network.train()
     for inputs, labels in loader:
-        loss, dice = _step(progress, inputs, labels, schedule, device, temperatures)
+        reached, dice = _step(progress, inputs, labels, schedule, device, temperatures, loss)
         progress.step += 1
         now = clock()
         progress.seconds = before + now - started
         part = schedule.part(progress.step, progress.seconds)
         left = min(seconds_left(progress.seconds, part), max(60 * minutes - (now - started), 0.0))
-        report(Reached(progress.step, loss, dice, progress.seconds, left))
+        report(Reached(progress.step, reached, dice, progress.seconds, left))
         if now - saved > 60 * schedule.checkpoint_minutes:
             progress.save(checkpoint)
             saved = now
@@ -177,7 +180,7 @@ def train(
 
 def _step(
     progress: Progress, inputs: Tensor, labels: Tensor, schedule: Schedule, device: torch.device,
-    temperatures: Sequence[float],
+    temperatures: Sequence[float], loss: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[float, Tensor]:  # fmt: skip
     """Take one step of gradient descent and move the average."""
     for group in progress.optimizer.param_groups:
@@ -185,9 +188,9 @@ def _step(
     labels = labels.to(device)
     with mixed_precision(device):
         logits = temper(progress.network(lay_out(inputs, device)), temperatures)
-    loss = dice_and_cross_entropy(logits, labels)
+    reached = loss(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(reached)
     nn.utils.clip_grad_norm_(progress.network.parameters(), schedule.gradient_norm)
     progress.optimizer.step()
     decay = min(schedule.average, progress.step / (progress.step + 20))
@@ -195,7 +198,7 @@ def _step(
         average = progress.average[name]
         # Counters, such as batch normalization's, have no mean.
         average.lerp_(value, 1 - decay) if average.is_floating_point() else average.copy_(value)
-    return float(loss.detach()), hard_dice(logits.detach(), labels)
+    return float(reached.detach()), hard_dice(logits.detach(), labels)
 
 
 def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:

@@ -160,3 +160,16 @@ def test_it_computes_in_bfloat16_where_that_is_quicker(samples, tmp_path, monkey
     train(Progress.start(network, SCHEDULE), samples, schedule=SCHEDULE, checkpoint=tmp_path / "checkpoint.pt",
           minutes=0, device=torch.device("cpu"), report=lambda now: None, workers=0)  # fmt: skip
     assert seen == [torch.bfloat16 if quick else torch.float32]
+
+
+def test_a_training_learns_by_the_loss_that_it_is_given(samples, tmp_path):
+    progress = Progress.start(PlainUNet(1, 17, features=(4, 8)), SCHEDULE)
+    nearest = []
+
+    def to_zero(logits, labels):
+        nearest.append(float(logits.detach().abs().mean()))
+        return logits.abs().mean()
+
+    train(progress, samples, schedule=replace(SCHEDULE, steps=30), checkpoint=tmp_path / "checkpoint.pt", minutes=10,
+          device=torch.device("cpu"), report=lambda now: None, workers=0, loss=to_zero)  # fmt: skip
+    assert nearest[-1] < nearest[0] / 2
