@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -55,6 +56,21 @@ class _Head:
     """True nuclei on the map's grid."""
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What a calibration gives."""
+
+    temperatures: Tensor
+    probabilities: Tensor
+    """Of doubtful voxels (n, classes), as in use."""
+    labels: Tensor
+    """True classes of these voxels."""
+    first: list[float]
+    """Part by which each nucleus was too large before."""
+    last: list[float]
+    """By which it is now."""
+
+
 def calibrate(
     model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, say: Callable[[str], None]
 ) -> Tensor:
@@ -102,26 +118,44 @@ def calibrate(
         pick_voxels(_see(network, values, model, device), labels, n_voxels=_VOXELS_A_MAP, generator=generator)
         for values, labels in chain(crops, (_show(head, model) for head in heads))
     ]  # fmt: skip
-    logits, labels = torch.cat([one for one, _ in picked], dim=1), torch.cat([one for _, one in picked])
     channels: dict[str, list[int]] = {}
     for channel, name in enumerate(model.classes, start=1):
         channels.setdefault(name.split("_")[0], []).append(channel)
     sides = list(channels.values())
-    before, moved = None, torch.zeros(len(model.classes) + 1)
-    for _ in range(_ROUNDS):  # what one of the two changes, the other has to follow
-        temperatures = fit_temperatures(logits, labels, sides)
-        describe_folder(model, out, about={"temperatures": [round(float(value), 4) for value in temperatures],
-                                           "calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})  # fmt: skip
-        doubtful = [_doubt(head, as_trained(model, out), out, device) for head in heads]
-        shifts = (moved + fit_shifts(doubtful, sides)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - moved
-        before, moved = before or volume_errors(doubtful, sides, torch.zeros_like(shifts)), moved + shifts
-        network.shift_logits(shifts * temperatures)
-        logits = logits + shifts * temperatures
-        save_weights(network.state_dict(), out / "segmenter.safetensors")
-    _say_calibration(model, temperatures, doubtful, shifts, say)
-    for name, first, last in zip(channels, before or (), volume_errors(doubtful, sides, shifts), strict=True):
+    fitted = _fit_in_turn(model, network, heads, torch.cat([one for one, _ in picked], dim=1),
+                          torch.cat([one for _, one in picked]), sides, device)  # fmt: skip
+    save_weights(network.state_dict(), out / "segmenter.safetensors")
+    _describe(model, out, fitted.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
+    _say_calibration(model, fitted, say)
+    for name, first, last in zip(channels, fitted.first, fitted.last, strict=True):
         say(f"{name:4} median volume {first:+.1%} to {last:+.1%}")
-    return temperatures
+    return fitted.temperatures
+
+
+def _fit_in_turn(
+    model: Model, network: PlainUNet, heads: Sequence[_Head], logits: Tensor, labels: Tensor,
+    sides: Sequence[Sequence[int]], device: str,
+) -> _Fitted:  # fmt: skip
+    """Fit temperatures on picked voxels and volumes on heads; shifts the network's logits."""
+    first, moved = None, torch.zeros(len(model.classes) + 1)
+    with TemporaryDirectory() as scratch:  # a calibration that is stopped leaves the folder as it was
+        tried = Path(scratch)
+        for _ in range(_ROUNDS):  # what one of the two changes, the other has to follow
+            save_weights(network.state_dict(), tried / "segmenter.safetensors")
+            temperatures = fit_temperatures(logits, labels, sides)
+            _describe(model, tried, temperatures, {})
+            doubtful = [_doubt(head, as_trained(model, tried), tried, device) for head in heads]
+            shifts = (moved + fit_shifts(doubtful, sides)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - moved
+            first, moved = first or volume_errors(doubtful, sides, torch.zeros_like(shifts)), moved + shifts
+            network.shift_logits(shifts * temperatures)
+            logits = logits + shifts * temperatures
+    probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in doubtful])
+    return _Fitted(temperatures, probabilities, torch.cat([own for _, own in doubtful]), first or [],
+                   volume_errors(doubtful, sides, shifts))  # fmt: skip
+
+
+def _describe(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
+    describe_folder(model, folder, about={"temperatures": [round(float(one), 4) for one in temperatures], **about})
 
 
 def _draw_heads(
@@ -165,15 +199,10 @@ def _doubt(head: _Head, model: Model, out: Path, device: str) -> tuple[Tensor, T
     return doubtful_voxels(torch.from_numpy(block.probabilities).clamp(min=_LEAST).log(), head.labels[block.slices])
 
 
-def _say_calibration(
-    model: Model, temperatures: Tensor, doubtful: Sequence[tuple[Tensor, Tensor]], shifts: Tensor,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
-    probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in doubtful])
-    labels = torch.cat([labels for _, labels in doubtful])
+def _say_calibration(model: Model, fitted: _Fitted, say: Callable[[str], None]) -> None:
     for channel, name in enumerate(model.classes, start=1):
-        error = expected_calibration_error(probabilities[:, channel], labels == channel)
-        say(f"{name:6} temperature {temperatures[channel]:.2f}, calibration error {error:.4f}")
+        error = expected_calibration_error(fitted.probabilities[:, channel], fitted.labels == channel)
+        say(f"{name:6} temperature {fitted.temperatures[channel]:.2f}, calibration error {error:.4f}")
 
 
 def _ordinary_head(spacing_mm: float) -> View:

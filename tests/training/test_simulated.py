@@ -125,6 +125,23 @@ def test_calibration_changes_nothing_of_the_weights_but_the_last_biases(start):
     assert abs(float(shifts[0])) < 1e-6
 
 
+def test_a_calibration_that_is_stopped_leaves_the_folder_as_it_was(start, monkeypatch):
+    describe_folder(SMALL, start, about={"temperatures": [9.0] * 17})
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    rounds = []
+
+    def stop_in_the_second_round(*args):
+        if rounds:
+            raise KeyboardInterrupt
+        rounds.append(args)
+        return torch.full((17,), 0.5)
+
+    monkeypatch.setattr(calibration, "fit_shifts", stop_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", say=print)
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
 def test_calibration_is_for_the_network_that_learns_from_simulated_maps(tmp_path):
     other = replace(SMALL, network="bids_dgmseg.networks.dcn_net:DCNNet", arch={})
     with pytest.raises(InputError, match="DCNNet is not trained on simulated maps; give a folder of dgm16"):
