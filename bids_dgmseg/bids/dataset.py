@@ -16,8 +16,9 @@ from typing import Any
 from bids_dgmseg.absent import is_there
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
+from bids_dgmseg.description import DESCRIPTION, is_own
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_json, read_optional_json
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.settings import Settings
 
 _MAP = re.compile(r"(.*?)_?Chimap\.nii(\.gz)?")
@@ -161,9 +162,9 @@ def find_sources(settings: Settings) -> list[Source]:
     root = settings.bids_dir
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the root folder of the BIDS dataset")
-    if not is_there(root / "dataset_description.json"):
-        raise InputError(f"{root.name}: no dataset_description.json; give the root folder of the BIDS dataset")
-    raw = read_json(root / "dataset_description.json").get("DatasetType") != "derivative"
+    if not is_there(root / DESCRIPTION):
+        raise InputError(f"{root.name}: no {DESCRIPTION}; give the root folder of the BIDS dataset")
+    raw = read_json(root / DESCRIPTION).get("DatasetType") != "derivative"
     sources = [Source(root, "raw" if raw else _link_name(root, []), raw)]
     folders = _given(settings.derivatives) if settings.derivatives else _own_derivatives(settings)
     for folder in folders:
@@ -192,12 +193,7 @@ def _own_derivatives(settings: Settings) -> list[Path]:
 
 def _datasets_in(folder: Path) -> list[Path]:
     inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inner if _labelled(path, "sub") and not _is_output(path)]
-
-
-def _is_output(dataset: Path) -> bool:
-    makers = read_optional_json(dataset / "dataset_description.json").get("GeneratedBy")  # SEPIA writes none
-    return isinstance(makers, list) and any(isinstance(m, dict) and m.get("Name") == "bids_dgmseg" for m in makers)
+    return [path for path in inner if _labelled(path, "sub") and not is_own(path)]
 
 
 def _link_name(folder: Path, taken: Sequence[str]) -> str:

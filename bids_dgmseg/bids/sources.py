@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from bids_dgmseg.description import DESCRIPTION, linked_datasets
 from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 
@@ -30,7 +31,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
     Path or None
         The first such image that exists here; None where sidecar or dataset say nothing that leads to one.
     """
-    root = next((folder for folder in path.parents if (folder / "dataset_description.json").is_file()), None)
+    root = next((folder for folder in path.parents if (folder / DESCRIPTION).is_file()), None)
     if root is None:
         return None
     stated = read_optional_json(path.with_name(f"{path.name.partition('.')[0]}.json")).get("Sources", ())
@@ -41,7 +42,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
 
 def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
     """Turn URIs and paths into absolute paths; those of datasets that are not linked are passed over."""
-    links = read_optional_json(root / "dataset_description.json").get("DatasetLinks", {})
+    links = linked_datasets(root)
     for source in map(str, sources):
         scheme, _, rest = source.partition(":")
         dataset, _, relative = rest.partition(":")
@@ -49,7 +50,7 @@ def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
             yield root / source
         elif not dataset:
             yield root / relative
-        elif isinstance(links, Mapping) and dataset in links:
-            link = urlsplit(str(links[dataset]))
+        elif dataset in links:
+            link = urlsplit(links[dataset])
             if link.scheme in ("", "file"):
                 yield Path(os.path.normpath(follow_link(link.path, root))) / relative

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan, find_sources
 from bids_dgmseg.bids.files import write_json, write_text
+from bids_dgmseg.description import DESCRIPTION, linked_datasets, read_description
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import make_link
 from bids_dgmseg.models import Model
 from bids_dgmseg.settings import Settings
@@ -95,7 +95,7 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
         The model of this run.
     """
     output = settings.output_dir
-    write_json(_description(settings, scans), output / "dataset_description.json")
+    write_json(_description(settings, scans), output / DESCRIPTION)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
     write_text(_descriptions(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
     _ignore(output)
@@ -125,7 +125,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
     """
     _check_writable(output)
     _ignore(output)
-    if (output / "dataset_description.json").exists():
+    if (output / DESCRIPTION).exists():
         return
     links = [make_link(os.path.relpath(tree, output)) for tree in trees]
     write_json({
@@ -134,7 +134,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
         "SourceDatasets": [{"URL": link} for link in links],
-    }, output / "dataset_description.json")  # fmt: skip
+    }, output / DESCRIPTION)  # fmt: skip
     if not (output / "README").exists():
         names = "\n".join(f"    {link}" for link in links)
         write_text(f"Tables of the deep nuclei in several datasets\n\n{names}\n\nMade by bids_dgmseg "
@@ -165,7 +165,7 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
     roots = {source.name: source.root for source in find_sources(settings)}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
     links = {name: make_link(os.path.relpath(root, output)) for name, root in roots.items()}
-    licences = {str(licence) for root in roots.values() if (licence := _described(root).get("License"))}
+    licences = {str(licence) for root in roots.values() if (licence := read_description(root).get("License"))}
     return {
         "Name": "bids_dgmseg: deep nuclei of the brain on susceptibility maps",
         "BIDSVersion": BIDS_VERSION,
@@ -178,16 +178,12 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
         }],
         "HowToAcknowledge": "See logs/CITATION.md",
         "SourceDatasets": [_source(name, root, links[name]) for name, root in roots.items()],
-        "DatasetLinks": {**_described(output).get("DatasetLinks", {}), **links},
+        "DatasetLinks": {**linked_datasets(output), **links},
     }  # fmt: skip
 
 
-def _described(root: Path) -> Mapping[str, Any]:
-    return read_optional_json(root / "dataset_description.json")  # SEPIA writes none
-
-
 def _source(name: str, root: Path, link: str) -> dict[str, str]:
-    description = _described(root)
+    description = read_description(root)
     version = {"Version": str(description["DatasetVersion"])} if description.get("DatasetVersion") else {}
     doi = {"DOI": str(description["DatasetDOI"])} if description.get("DatasetDOI") else {}
     return {"URL": link, **doi, **version}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
+from bids_dgmseg.description import linked_datasets
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
@@ -143,5 +143,4 @@ def _people(tree: Path, otherwise: Path) -> Path:
 
 def _linked(tree: Path) -> list[Path]:
     """List the datasets that a tree says it was made from."""
-    links = read_optional_json(tree / "dataset_description.json").get("DatasetLinks", {})
-    return [Path(os.path.normpath(follow_link(str(link), tree))) for link in links.values()]
+    return [Path(os.path.normpath(follow_link(link, tree))) for link in linked_datasets(tree).values()]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
+from bids_dgmseg.absent import is_there
+from bids_dgmseg.description import DESCRIPTION, is_own, makers
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.settings import Settings
 
@@ -57,11 +58,6 @@ def make_run_folder(work_dir: Path) -> Path:
 
 def _foreign_maker(folder: Path) -> str | None:
     """Name who made the dataset in a folder, if there is one and it is not ours."""
-    try:
-        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8"))
-        makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
-    except OSError:
+    if not is_there(folder / DESCRIPTION) or is_own(folder):
         return None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return "another program"
-    return None if "bids_dgmseg" in makers else ", ".join(makers) or "another program"
+    return ", ".join(str(maker["Name"]) for maker in makers(folder)) or "another program"

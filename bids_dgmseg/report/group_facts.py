@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bids_dgmseg import __version__
-from bids_dgmseg.jsonfile import read_optional_json
+from bids_dgmseg.description import linked_datasets, makers, read_description, source_datasets
 from bids_dgmseg.links import follow_link
 from bids_dgmseg.report.group_read import Cohort
 from bids_dgmseg.report.numbers import say
@@ -29,16 +29,13 @@ def name_studies(output_dir: Path) -> Sequence[str]:
 
 def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
     """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
-    described = read_optional_json(output_dir / "dataset_description.json")
-    linked = described.get("DatasetLinks")
     names = []
-    for link in linked.values() if isinstance(linked, Mapping) else ():
-        folder = follow_link(str(link), output_dir).resolve()
-        names.append(str(read_optional_json(folder / "dataset_description.json").get("Name") or folder.name))
+    for link in linked_datasets(output_dir).values():
+        folder = follow_link(link, output_dir).resolve()
+        names.append(str(read_description(folder).get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
         known = seen | {output_dir.resolve()}
-        sources = described.get("SourceDatasets") or ()
-        trees = [follow_link(str(source.get("URL")), output_dir).resolve() for source in sources]
+        trees = [follow_link(link, output_dir).resolve() for link in source_datasets(output_dir)]
         names = [name for tree in trees if tree.is_dir() and tree not in known
                  for name in _name_sources(tree, known) or [tree.name]]  # fmt: skip
     return list(dict.fromkeys(names))
@@ -51,12 +48,11 @@ def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
     settings: dict[str, Any] = {}
     for table in cohort.tables.values():
         settings |= table.dictionary.get("Settings") or {}
-    makers = read_optional_json(output_dir / "dataset_description.json").get("GeneratedBy") or []
     return {
         "Maps": {title: _say_values(rows[column]) for column, title in _INPUT.items() if column in rows},
         "Settings of the group level": {_spell(key): say(value) for key, value in settings.items()},
         "Versions": {
-            **{f"{maker.get('Name')}, scans": say(maker.get("Version")) for maker in makers},
+            **{f"{maker['Name']}, scans": say(maker.get("Version")) for maker in makers(output_dir)},
             "bids_dgmseg, this page": __version__,
         },
     }
