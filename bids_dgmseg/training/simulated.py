@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from bids_dgmseg.images.resample import covering_shape
-from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import (
@@ -22,6 +20,7 @@ from bids_dgmseg.segment.weights import (
     segmenter_network,
     to_channels_last,
 )
+from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.training.curve import Curve
@@ -119,7 +118,7 @@ def simulated_maps(
     model: Model, template: Path | None, part: Part, *, seed: int, device: str | torch.device = "cpu"
 ) -> SimulatedMaps:
     """Stream the maps from which one part of a model learns, drawn on a device."""
-    heads = training_heads(None if template is None else Volume.read(template, np.uint8), device)
+    heads = training_heads(None if template is None else read_template(template), device)
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:

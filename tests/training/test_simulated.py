@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -67,6 +68,12 @@ def test_a_training_starts_from_the_weights_it_is_given(start, tmp_path):
         torch.testing.assert_close(learned[name], values, atol=2e-3, rtol=0)  # float16 of values that hardly moved
 
 
+def test_a_template_with_numbers_that_no_tissue_has_is_refused(tmp_path):
+    nib.Nifti1Image(np.full((4, 4, 4), 60, np.uint8), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
+    with pytest.raises(InputError, match=r"^labels\.nii\.gz: has the value 60, which is no label of a template"):
+        simulated_maps(SMALL, tmp_path / "labels.nii.gz", "segmenter", seed=1)
+
+
 def test_each_step_is_shown(tmp_path):
     shown: list[str] = []
     learn(tmp_path / "out", steps=2, show=shown.append)
@@ -128,12 +135,12 @@ def test_calibration_changes_nothing_of_the_weights_but_the_last_biases(start):
 def test_a_calibration_that_is_stopped_leaves_the_folder_as_it_was(start, monkeypatch):
     describe_folder(SMALL, start, about={"temperatures": [9.0] * 17})
     before = {path.name: path.read_bytes() for path in start.iterdir()}
-    rounds = []
+    rounds: list[int] = []
 
     def stop_in_the_second_round(*args):
         if rounds:
             raise KeyboardInterrupt
-        rounds.append(args)
+        rounds.append(1)
         return torch.full((17,), 0.5)
 
     monkeypatch.setattr(calibration, "fit_shifts", stop_in_the_second_round)
