@@ -1,6 +1,6 @@
 """What each ingredient of simulation and training is good for: the same network, trained without it, on the same maps.
 
-    python benchmarks/ablation.py TEMPLATE OUT [--without NAME ...] [--steps N] [--spacing MM] [--maps N] [--seed S]
+    python benchmarks/ablation.py TEMPLATE OUT [--settings NAME ...] [--steps N] [--spacing MM] [--maps N] [--seed S]
                                   [--real DATASET]
 
 Trains dgm16's segmenter from random weights, on voxels of ``--spacing`` mm so that many settings can be tried in an
@@ -56,7 +56,7 @@ class Setting:
     ordinary: bool = False
     """Whether every third map is an ordinary one."""
     schedule: type[Schedule] = Schedule
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    optimizer: Callable[[nn.Module, Schedule], torch.optim.Optimizer] | None = None
     """None for that of `Progress.start`."""
     loss: Callable[[Tensor, Tensor], Tensor] = dice_and_cross_entropy
 
@@ -84,6 +84,7 @@ class NnunetSchedule(Schedule):
     """nnU-Net's: from 0.01 down to 0 as a power of what is left."""
 
     learning_rate: float = 0.01
+    weight_decay: float = 3e-5
     gradient_norm: float = 12.0
 
     def rate(self, step: int, seconds: float = 0.0) -> float:
@@ -91,9 +92,10 @@ class NnunetSchedule(Schedule):
         return float(self.learning_rate * (1 - self.part(step, seconds)) ** 0.9)
 
 
-def nnunet_sgd(network: nn.Module) -> torch.optim.Optimizer:
+def nnunet_sgd(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     """Give nnU-Net's optimizer."""
-    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    return torch.optim.SGD(network.parameters(), lr=schedule.learning_rate, momentum=0.99, nesterov=True,
+                           weight_decay=schedule.weight_decay)  # fmt: skip
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [setting.name for setting in settings(SEGMENTER_VIEW)]
     parser.add_argument("template", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--without", nargs="+", default=names, choices=names, help="settings to try (default: all)")
+    parser.add_argument("--settings", nargs="+", default=names, choices=names, help="settings to try (default: all)")
     parser.add_argument("--steps", type=count, default=2000, help="of each training (default: %(default)s)")
     parser.add_argument("--spacing", type=positive, default=1.5, help="edge of the voxels in mm (default: %(default)s)")
     parser.add_argument("--maps", type=count, default=60, help="drawn to try each on (default: %(default)s)")
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                            normalize=NORMALIZATIONS[model.input.normalization])  # fmt: skip
     tables = []
     for setting in settings(view):
-        if setting.name not in args.without:
+        if setting.name not in args.settings:
             continue
         folder = args.out / setting.name.replace(" ", "_").replace(",", "")
         maps = replace(unseen, view=setting.view, seed=args.seed)
@@ -153,7 +155,7 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, setting: Setting, 
     schedule, checkpoint = setting.schedule(steps=steps), folder / "segmenter_checkpoint.pt"
     progress = Progress.start(to_channels_last(segmenter_network(model), _CPU), schedule)
     if setting.optimizer:
-        progress.optimizer = setting.optimizer(progress.network)
+        progress.optimizer = setting.optimizer(progress.network, schedule)
     if checkpoint.is_file():
         progress.load(checkpoint)
 

@@ -8,28 +8,29 @@ from typing import Any
 
 from bids_dgmseg.jsonfile import read_optional_json
 
-DESCRIPTION = "dataset_description.json"
+DATASET_DESCRIPTION = "dataset_description.json"
 
 
 def read_description(dataset: Path) -> dict[str, Any]:
     """Read the description of a dataset; empty if there is none (SEPIA writes none) or it is broken."""
-    return read_optional_json(dataset / DESCRIPTION)
+    return read_optional_json(dataset / DATASET_DESCRIPTION)
 
 
 def linked_datasets(dataset: Path) -> dict[str, str]:
     """Give the links of a dataset to others, by name."""
     links = read_description(dataset).get("DatasetLinks")
-    return {name: str(link) for name, link in links.items()} if isinstance(links, Mapping) else {}
+    pairs = links.items() if isinstance(links, Mapping) else ()
+    return {name: link for name, link in pairs if isinstance(link, str)}
 
 
 def source_datasets(dataset: Path) -> list[str]:
     """List the URLs of what a dataset was made from."""
-    return [str(source["URL"]) for source in _objects(dataset, "SourceDatasets") if "URL" in source]
+    return [source["URL"] for source in _objects(dataset, "SourceDatasets", "URL")]
 
 
 def makers(dataset: Path) -> list[Mapping[str, Any]]:
     """List the programs that made a dataset, each with its ``Name``."""
-    return [maker for maker in _objects(dataset, "GeneratedBy") if "Name" in maker]
+    return _objects(dataset, "GeneratedBy", "Name")
 
 
 def is_own(dataset: Path) -> bool:
@@ -37,6 +38,8 @@ def is_own(dataset: Path) -> bool:
     return any(maker["Name"] == "bids_dgmseg" for maker in makers(dataset))
 
 
-def _objects(dataset: Path, key: str) -> list[Mapping[str, Any]]:
+def _objects(dataset: Path, key: str, text: str) -> list[Mapping[str, Any]]:
+    """List the objects under a key that have a certain text."""
     values = read_description(dataset).get(key)
-    return [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []
+    objects = [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []
+    return [value for value in objects if isinstance(value.get(text), str)]

@@ -31,6 +31,7 @@ def test_a_dataset_names_its_makers_links_and_sources(describe):
 
 @pytest.mark.parametrize("description", [
     "broken", [], {}, {"GeneratedBy": "bids_dgmseg", "DatasetLinks": ["../ds"], "SourceDatasets": {"URL": "../a"}},
+    {"GeneratedBy": [{"Name": None}], "DatasetLinks": {"raw": None}, "SourceDatasets": [{"URL": None}]},
     {"GeneratedBy": ["bids_dgmseg"], "DatasetLinks": None, "SourceDatasets": ["../a"]},
 ])  # fmt: skip
 def test_a_description_that_is_none_says_nothing(describe, description):

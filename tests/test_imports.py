@@ -15,7 +15,7 @@ PACKAGE = Path(bids_dgmseg.__file__).parent
 LAYERS = (
     {"errors", "machine", "absent", "links"},
     {"images", "structures", "settings", "jsonfile"},
-    {"models", "networks"},
+    {"models", "networks", "description"},
     {"segment", "qsm", "measure", "simulate"},
     {"training", "cohort", "bids", "report"},
     {"pipeline"},

@@ -16,7 +16,7 @@ from typing import Any
 from bids_dgmseg.absent import is_there
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
-from bids_dgmseg.description import DESCRIPTION, is_own
+from bids_dgmseg.description import DATASET_DESCRIPTION, is_own
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.settings import Settings
@@ -162,9 +162,9 @@ def find_sources(settings: Settings) -> list[Source]:
     root = settings.bids_dir
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the root folder of the BIDS dataset")
-    if not is_there(root / DESCRIPTION):
-        raise InputError(f"{root.name}: no {DESCRIPTION}; give the root folder of the BIDS dataset")
-    raw = read_json(root / DESCRIPTION).get("DatasetType") != "derivative"
+    if not is_there(root / DATASET_DESCRIPTION):
+        raise InputError(f"{root.name}: no {DATASET_DESCRIPTION}; give the root folder of the BIDS dataset")
+    raw = read_json(root / DATASET_DESCRIPTION).get("DatasetType") != "derivative"
     sources = [Source(root, "raw" if raw else _link_name(root, []), raw)]
     folders = _given(settings.derivatives) if settings.derivatives else _own_derivatives(settings)
     for folder in folders:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
-from bids_dgmseg.description import DESCRIPTION
+from bids_dgmseg.description import DATASET_DESCRIPTION
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.structures import STRUCTURES
 
@@ -152,7 +152,7 @@ def read_label_table(path: Path) -> LabelTable:
 def _up_to_root(path: Path) -> list[Path]:
     """Folders of an image, nearest first; without a dataset around it, its own."""
     parents = list(path.parents)
-    roots = [place for place, folder in enumerate(parents) if (folder / DESCRIPTION).is_file()]
+    roots = [place for place, folder in enumerate(parents) if (folder / DATASET_DESCRIPTION).is_file()]
     above = [place + 1 for place, folder in enumerate(parents) if folder.name.startswith("sub-")]
     return parents[: (roots or above or [0])[0] + 1]
 

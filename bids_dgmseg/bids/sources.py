@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bids_dgmseg.description import DESCRIPTION, linked_datasets
+from bids_dgmseg.description import DATASET_DESCRIPTION, linked_datasets
 from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.links import follow_link
 
@@ -31,7 +31,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
     Path or None
         The first such image that exists here; None where sidecar or dataset say nothing that leads to one.
     """
-    root = next((folder for folder in path.parents if (folder / DESCRIPTION).is_file()), None)
+    root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
     if root is None:
         return None
     stated = read_optional_json(path.with_name(f"{path.name.partition('.')[0]}.json")).get("Sources", ())

@@ -13,7 +13,7 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan, find_sources
 from bids_dgmseg.bids.files import write_json, write_text
-from bids_dgmseg.description import DESCRIPTION, linked_datasets, read_description
+from bids_dgmseg.description import DATASET_DESCRIPTION, linked_datasets, read_description
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.links import make_link
 from bids_dgmseg.models import Model
@@ -95,7 +95,7 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
         The model of this run.
     """
     output = settings.output_dir
-    write_json(_description(settings, scans), output / DESCRIPTION)
+    write_json(_description(settings, scans), output / DATASET_DESCRIPTION)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
     write_text(_descriptions(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
     _ignore(output)
@@ -125,7 +125,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
     """
     _check_writable(output)
     _ignore(output)
-    if (output / DESCRIPTION).exists():
+    if (output / DATASET_DESCRIPTION).exists():
         return
     links = [make_link(os.path.relpath(tree, output)) for tree in trees]
     write_json({
@@ -134,7 +134,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
         "SourceDatasets": [{"URL": link} for link in links],
-    }, output / DESCRIPTION)  # fmt: skip
+    }, output / DATASET_DESCRIPTION)  # fmt: skip
     if not (output / "README").exists():
         names = "\n".join(f"    {link}" for link in links)
         write_text(f"Tables of the deep nuclei in several datasets\n\n{names}\n\nMade by bids_dgmseg "

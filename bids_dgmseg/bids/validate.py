@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from bids_dgmseg.description import DESCRIPTION
+from bids_dgmseg.description import DATASET_DESCRIPTION
 from bids_dgmseg.settings import Settings
 
 TIME_LIMIT_S = 60
@@ -25,7 +25,7 @@ def summarize_validation(settings: Settings) -> str | None:
         None if there are no errors, or the validator is not installed, fails or takes longer than a minute.
     """
     validator = shutil.which("bids-validator-deno", path=search_path())
-    if validator is None or not (settings.bids_dir / DESCRIPTION).is_file():
+    if validator is None or not (settings.bids_dir / DATASET_DESCRIPTION).is_file():
         return None
     # By itself its cache goes to HOME, which may be read-only.
     environment = {**os.environ, "DENO_DIR": str(settings.work_dir / "deno"), "DENO_NO_UPDATE_CHECK": "1"}

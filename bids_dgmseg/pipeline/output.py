@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bids_dgmseg.absent import is_there
-from bids_dgmseg.description import DESCRIPTION, is_own, makers
+from bids_dgmseg.absent import describe_missing, leads_nowhere
+from bids_dgmseg.description import DATASET_DESCRIPTION, is_own, makers
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.settings import Settings
 
@@ -58,6 +58,9 @@ def make_run_folder(work_dir: Path) -> Path:
 
 def _foreign_maker(folder: Path) -> str | None:
     """Name who made the dataset in a folder, if there is one and it is not ours."""
-    if not is_there(folder / DESCRIPTION) or is_own(folder):
+    path = folder / DATASET_DESCRIPTION
+    if leads_nowhere(path):
+        raise InputError(describe_missing(path))
+    if not path.is_file() or is_own(folder):
         return None
-    return ", ".join(str(maker["Name"]) for maker in makers(folder)) or "another program"
+    return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"

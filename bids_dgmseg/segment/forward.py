@@ -57,16 +57,17 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 
     On CPUs, convolutions that `SafeGradients` knows for wrong gradients learn in float32.
     """
-    guarded = device.type == "cpu" and torch.is_grad_enabled()
+    quick = _has_fast_bfloat16(device)
+    guarded = quick and device.type == "cpu" and torch.is_grad_enabled()
     with (
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bfloat16(device)),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=quick),
         SafeGradients() if guarded else nullcontext(),
     ):
         yield
 
 
 class SafeGradients(TorchFunctionMode):
-    """Convolutions of images smaller than their kernel in float32.
+    """Convolutions of images smaller than their kernel compute in float32.
 
     Of these oneDNN 3.13 computes the gradient of bfloat16 weights from memory that nobody wrote (x86, torch 2.15): any
     number or NaN, another one each time. Right are float32, and bfloat16 wherever no side is shorter than the kernel's.
@@ -91,11 +92,12 @@ _CONVOLUTIONS = {
 
 def _sides_and_kernel(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[int, int]]:
     """Pair the sides of what a convolution sees with those of its kernel."""
-    return zip(input.shape[2:], weight.shape[2:], strict=False)
+    axes = weight.ndim - 2
+    return zip(input.shape[-axes:], weight.shape[-axes:], strict=True)
 
 
 def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) else value
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -34,5 +34,5 @@ def test_cross_entropy_alone_weighs_nuclei_three_times(script):
 
 def test_an_unknown_setting_is_refused(main, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path / "labels.nii.gz"), str(tmp_path), "--without", "anything"])
-    assert "argument --without: invalid choice: 'anything'" in capsys.readouterr().err
+        main([str(tmp_path / "labels.nii.gz"), str(tmp_path), "--settings", "anything"])
+    assert "argument --settings: invalid choice: 'anything'" in capsys.readouterr().err

@@ -52,6 +52,14 @@ def test_another_programs_dataset_is_not_written_into(raw, description, maker):
         check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
 
 
+def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw):
+    out = raw.parent / "out"
+    out.mkdir()
+    (out / "dataset_description.json").symlink_to(".git/annex/objects/nowhere")
+    with pytest.raises(InputError, match=r"^dataset_description\.json: its content is not here .*; fetch it first"):
+        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
 def test_an_earlier_output_is_written_into_again(raw):
     out = raw.parent / "out"
     out.mkdir()
