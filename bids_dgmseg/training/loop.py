@@ -162,13 +162,13 @@ def train(
     )  # fmt: skip
     progress.network.train()
     for inputs, labels in loader:
-        value, dice = _step(progress, inputs, labels, schedule, device, temperatures, loss)
+        loss_value, dice = _step(progress, inputs, labels, schedule, device, temperatures, loss)
         progress.step += 1
         now = clock()
         progress.seconds = before + now - started
         part = schedule.part(progress.step, progress.seconds)
         left = min(seconds_left(progress.seconds, part), max(60 * minutes - (now - started), 0.0))
-        report(Reached(progress.step, value, dice, progress.seconds, left))
+        report(Reached(progress.step, loss_value, dice, progress.seconds, left))
         if now - saved > 60 * schedule.checkpoint_minutes:
             progress.save(checkpoint)
             saved = now
@@ -188,9 +188,9 @@ def _step(
     labels = labels.to(device)
     with mixed_precision(device):
         logits = temper(progress.network(lay_out(inputs, device)), temperatures)
-    value = loss(logits, labels)
+    loss_value = loss(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(value)
+    torch.autograd.backward(loss_value)
     nn.utils.clip_grad_norm_(progress.network.parameters(), schedule.gradient_norm)
     progress.optimizer.step()
     decay = min(schedule.average, progress.step / (progress.step + 20))
@@ -198,7 +198,7 @@ def _step(
         average = progress.average[name]
         # Counters, such as batch normalization's, have no mean.
         average.lerp_(value, 1 - decay) if average.is_floating_point() else average.copy_(value)
-    return float(value.detach()), hard_dice(logits.detach(), labels)
+    return float(loss_value.detach()), hard_dice(logits.detach(), labels)
 
 
 def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
