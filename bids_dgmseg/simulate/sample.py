@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -74,8 +75,9 @@ def template_head(template: Volume) -> ShapedHead:
     return shape_head(split_dentate(whole), whole.labels)
 
 
+@cache
 def phantom_head() -> ShapedHead:
-    """Take the phantom for an anatomy to draw heads from."""
+    """Take the phantom for an anatomy to draw heads from; it takes seconds to make, and is made once a process."""
     grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
     return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
 
