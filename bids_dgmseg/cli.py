@@ -29,6 +29,10 @@ _PARTICIPANT_ONLY = (
     "--reference-structure", "--reference-mask",
 )  # fmt: skip
 """Options that choose maps or make other values of them: whoever gives them to the group level expects a change."""
+_GROUP_ONLY = (
+    "--merge", "--site-column", "--group-column", "--control-filter", "--covariates", "--measures", "--evaluation",
+    "--bootstrap",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +66,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     parser = build_parser()
     options = parser.parse_args(_with_hyphens(argv))
     model = get_model(options.model or "default")
-    if options.analysis_level == "group":
-        _refuse_idle(options, parser)
+    _refuse_idle(options, parser)
     if options.weights and not options.weights.exists():
         raise InputError(f"{options.weights}: no such folder; check --weights")
     nprocs = options.nprocs or count_cpus()
@@ -85,12 +88,15 @@ def read_settings(argv: Sequence[str]) -> Settings:
 
 
 def _refuse_idle(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse what would choose or change values of scans, at the level where they are made already."""
-    for option in _PARTICIPANT_ONLY:
+    """Refuse what would change nothing at this level."""
+    idle, why = {
+        "participant": (_GROUP_ONLY, "group level, which comes afterwards"),
+        "group": (_PARTICIPANT_ONLY, "participant level, the group level reads its results as they are"),
+    }[options.analysis_level]
+    for option in idle:
         name = option.removeprefix("--").replace("-", "_")
         if getattr(options, name) != parser.get_default(name):
-            raise InputError(f"{option}: is an option of the participant level, the group level reads its results as "
-                             "they are; leave it out")  # fmt: skip
+            raise InputError(f"{option}: is an option of the {why}; leave it out")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,7 +156,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
                        '(name or number) and abbreviation, or as JSON such as {"left dentate": "DN_L"} (default: '
                        "labels are matched by name)")
     group.add_argument("--no-masks", dest="masks", action="store_false",
-                       help="do not write one binary mask a nucleus and side (fewer files)")  # fmt: skip
+                       help="do not write one binary mask a nucleus and side, or region (fewer files)")  # fmt: skip
 
 
 def _add_group(group: argparse._ArgumentGroup) -> None:
@@ -158,7 +164,7 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
                        help="output folders of other sites, whose scans join those of OUTPUT_DIR (which may be new)")
     group.add_argument("--site-column", metavar="NAME",
                        help="column of participants.tsv or sessions.tsv with the sites (default: site or site_id; else "
-                       "with --merge each folder is a site, without it the scanner in the maps' sidecars)")
+                       "with several folders each is a site, with one the scanner in the maps' sidecars)")
     group.add_argument("--group-column", metavar="NAME",
                        help="column with the groups to compare (default: group or diagnosis)")
     group.add_argument("--control-filter", metavar="CONDITION",

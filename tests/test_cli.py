@@ -55,6 +55,17 @@ def test_each_flag_is_a_setting():
     assert (given.verbose, given.device) == (2, "cuda")
 
 
+@pytest.mark.parametrize(("option", "value"), [
+    ("--merge", "sites"), ("--site-column", "scanner"), ("--group-column", "arm"), ("--control-filter", "age > 40"),
+    ("--covariates", "sex"), ("--measures", "mean_ppm"), ("--evaluation", "evaluated"), ("--bootstrap", "100"),
+])  # fmt: skip
+def test_what_only_the_group_level_does_is_refused_before(option, value, capsys):
+    assert main([*BASE, option, value]) == 2
+    assert capsys.readouterr().err == (
+        f"bids_dgmseg: error: {option}: is an option of the group level, which comes afterwards; leave it out\n"
+    )
+
+
 def test_the_alias_of_a_model_is_resolved():
     assert read_settings(BASE).model == "dgm16"
     assert read_settings([*BASE, "--model", "default"]).model == "dgm16"

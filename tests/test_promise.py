@@ -298,8 +298,8 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
         environment.pop(name, None)
 
-    def call(bids_dir: Path, *options: str) -> subprocess.Popen[str]:
-        given = [sys.executable, str(script), bids_dir.name, "out", "participant", "-w", "work", "--model", "oracle"]
+    def call(bids_dir: Path, *options: str, level: str = "participant") -> subprocess.Popen[str]:
+        given = [sys.executable, str(script), bids_dir.name, "out", level, "-w", "work", "--model", "oracle"]
         return subprocess.Popen(
             [*given, "--skip-bids-validation", *options], cwd=tmp_path, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -327,4 +327,14 @@ def test_two_runs_at_the_same_time_share_output_and_work_and_leave_home_alone(bi
         assert process.returncode == 0, err
         assert err == ""
     assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html"}
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_the_group_level_leaves_home_alone(bids_dataset, run, start, tmp_path):
+    dataset = bids_dataset("sub-01")
+    assert run(dataset) == 0
+    tables = start(dataset, level="group")
+    _, err = tables.communicate(timeout=120)
+    assert tables.returncode == 0, err
+    assert (tmp_path / "out" / "group.html").is_file()
     assert list((tmp_path / "home").iterdir()) == []

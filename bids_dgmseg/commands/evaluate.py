@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="folder for overlap.tsv, agreement.tsv, evaluate.html and the others")
     parser.add_argument("--chi", metavar="PATH", type=absolute,
                         help="susceptibility map, or a dataset with _Chimap files, to compare mean values under the "
-                             "labels (default: the map that a dseg's Sources name, or the _stats.tsv beside each dseg)")
+                             "labels (default: the _stats.tsv beside each dseg; where one has none, the maps that "
+                             "their Sources name)")
     parser.add_argument("--raters", action="store_true",
                         help="take all as raters of equal rank, between raters or repeated by one: compare each pair")
     parser.add_argument("--choose", metavar="ENTITY", nargs="+", action="extend", default=[], type=entity,

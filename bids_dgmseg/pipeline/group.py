@@ -12,6 +12,7 @@ from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.description import linked_datasets
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.links import follow_link
+from bids_dgmseg.pipeline.logs import prepare_environment
 from bids_dgmseg.pipeline.output import check_folders
 from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.settings import Settings
@@ -62,6 +63,7 @@ def run_group(settings: Settings) -> int:
     check_folders(settings)
     if settings.dry_run:
         return _tell_plan(settings, cohort, [*warnings, *cohort.warnings, *study.warnings])
+    prepare_environment(settings)
     from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
 
     progress = Progress(0)
