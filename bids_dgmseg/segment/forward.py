@@ -58,16 +58,15 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
     On CPUs, convolutions that `SafeGradients` knows for wrong gradients learn in float32.
     """
     quick = _has_fast_bfloat16(device)
-    guarded = quick and device.type == "cpu" and torch.is_grad_enabled()
     with (
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=quick),
-        SafeGradients() if guarded else nullcontext(),
+        SafeGradients() if quick and device.type == "cpu" else nullcontext(),
     ):
         yield
 
 
 class SafeGradients(TorchFunctionMode):
-    """Convolutions of images smaller than their kernel compute in float32.
+    """Convolutions of images smaller than their kernel learn in float32.
 
     Of these oneDNN 3.13 computes the gradient of bfloat16 weights from memory that nobody wrote (x86, torch 2.15): any
     number or NaN, another one each time. Right are float32, and bfloat16 wherever no side is shorter than the kernel's.
@@ -78,7 +77,7 @@ class SafeGradients(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch."""
         kwargs = kwargs or {}
-        if func in _CONVOLUTIONS and any(side < reach for side, reach in _sides_and_kernel(*args, **kwargs)):
+        if func in _CONVOLUTIONS and torch.is_grad_enabled() and _is_small(*args, **kwargs):
             with torch.autocast("cpu", enabled=False):
                 return func(*map(_as_float, args), **{name: _as_float(value) for name, value in kwargs.items()})
         return func(*args, **kwargs)
@@ -90,10 +89,10 @@ _CONVOLUTIONS = {
 }  # fmt: skip
 
 
-def _sides_and_kernel(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[int, int]]:
-    """Pair the sides of what a convolution sees with those of its kernel."""
+def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Tell whether a side of what a convolution sees is shorter than that of its kernel."""
     axes = weight.ndim - 2
-    return zip(input.shape[-axes:], weight.shape[-axes:], strict=True)
+    return any(side < reach for side, reach in zip(input.shape[-axes:], weight.shape[-axes:], strict=True))
 
 
 def _as_float(value: Any) -> Any:

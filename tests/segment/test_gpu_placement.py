@@ -31,8 +31,12 @@ def gpu():
 
 @pytest.fixture(autouse=True)
 def quick_bfloat16(monkeypatch):
-    """Both devices compute alike."""
+    """Both devices compute alike, and sum up one window or four in the same order."""
     monkeypatch.setattr("bids_dgmseg.segment.forward._has_fast_bfloat16", lambda device: True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_logits_stay_on_the_gpu_in_float32(gpu):
