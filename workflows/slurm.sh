@@ -3,7 +3,8 @@
 #
 #     workflows/slurm.sh BIDS_DIR OUTPUT_DIR [OPTION...]
 #
-# Options are those of bids_dgmseg's participant level. Run it on the login node; copy and adapt it where a cluster wants more of sbatch.
+# Options are those of bids_dgmseg's participant level. Run it on the login node; copy and adapt it where a cluster
+# wants more of sbatch.
 # The same command again submits only participants whose scans are missing, failed or have changed.
 #
 # From the environment:

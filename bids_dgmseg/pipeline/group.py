@@ -43,6 +43,7 @@ def run_group(settings: Settings) -> int:
         If no scan has been measured yet, a table of participants cannot be used, an option does not fit the data, or
         the output directory is none of this program's.
     """
+    prepare_environment(settings)
     from bids_dgmseg.cohort.choice import Choice
     from bids_dgmseg.cohort.group import write_group_tables
     from bids_dgmseg.cohort.load import load_cohort
@@ -63,7 +64,6 @@ def run_group(settings: Settings) -> int:
     check_folders(settings)
     if settings.dry_run:
         return _tell_plan(settings, cohort, [*warnings, *cohort.warnings, *study.warnings])
-    prepare_environment(settings)
     from bids_dgmseg.report.group_page import write_group_page  # matplotlib: slow to import
 
     progress = Progress(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bids_dgmseg.absent import describe_missing, leads_nowhere
+from bids_dgmseg.absent import describe_missing, describe_pointer, is_pointer, leads_nowhere
 from bids_dgmseg.description import DATASET_DESCRIPTION, is_own, makers
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.settings import Settings
@@ -60,7 +60,9 @@ def _foreign_maker(folder: Path) -> str | None:
     """Name who made the dataset in a folder, if there is one and it is not ours."""
     path = folder / DATASET_DESCRIPTION
     if leads_nowhere(path):
-        raise InputError(describe_missing(path))
+        raise InputError(f"{folder.name}: {describe_missing(path)}")
+    if is_pointer(path):
+        raise InputError(f"{folder.name}: {describe_pointer(path)}")
     if not path.is_file() or is_own(folder):
         return None
     return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"

@@ -96,7 +96,7 @@ def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
 
 
 def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

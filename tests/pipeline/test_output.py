@@ -52,11 +52,15 @@ def test_another_programs_dataset_is_not_written_into(raw, description, maker):
         check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
 
 
-def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw):
+@pytest.mark.parametrize("leave", [
+    pytest.param(lambda path: path.symlink_to(".git/annex/objects/nowhere"), id="link"),
+    pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
+])  # fmt: skip
+def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, leave):
     out = raw.parent / "out"
     out.mkdir()
-    (out / "dataset_description.json").symlink_to(".git/annex/objects/nowhere")
-    with pytest.raises(InputError, match=r"^dataset_description\.json: its content is not here .*; fetch it first"):
+    leave(out / "dataset_description.json")
+    with pytest.raises(InputError, match=r"^out: dataset_description\.json: its content is not here.*; fetch it first"):
         check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
 
 
