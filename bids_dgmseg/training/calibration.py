@@ -27,9 +27,10 @@ from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.predict import network_grid, predict
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network
-from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
+from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
 from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
-from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head, template_head
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
 from bids_dgmseg.training.sampling import ORDINARY_WIDTH
 from bids_dgmseg.training.shifts import LARGEST_SHIFT, fit_shifts, volume_errors
 from bids_dgmseg.training.simulated import simulated_maps
@@ -110,33 +111,30 @@ def calibrate(
     if not isinstance(network, PlainUNet):
         raise InputError(f"{out.name}: {model.network} is not trained on simulated maps; give a folder of {model.name}")
     load_weights(network, model, "segmenter", out)
-    heads = _draw_heads(model, template, out, n_maps=n_maps, seed=seed, device=device)
     maps = simulated_maps(model, template, "segmenter", seed=seed)
+    anatomy = maps.heads[0][0]  # the template, where there is one
+    heads = _draw_heads(model, anatomy, out, n_maps=n_maps, seed=seed, device=device)
     crops = (maps[_FIRST_MAP + number] for number in range(n_maps))
     generator = torch.Generator().manual_seed(seed)
     picked = [
         pick_voxels(_see(network, values, model, device), labels, n_voxels=_VOXELS_A_MAP, generator=generator)
         for values, labels in chain(crops, (_show(head, model) for head in heads))
     ]  # fmt: skip
-    channels: dict[str, list[int]] = {}
-    for channel, name in enumerate(model.classes, start=1):
-        channels.setdefault(name.split("_")[0], []).append(channel)
-    sides = list(channels.values())
-    fitted = _fit_in_turn(model, network, heads, torch.cat([one for one, _ in picked], dim=1),
-                          torch.cat([one for _, one in picked]), sides, device)  # fmt: skip
+    fitted = _fit_in_turn(model, network, heads, picked, device)
     save_weights(network.state_dict(), out / "segmenter.safetensors")
     _describe(model, out, fitted.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
     _say_calibration(model, fitted, say)
-    for name, first, last in zip(channels, fitted.first, fitted.last, strict=True):
+    for name, first, last in zip(_sides(model), fitted.first, fitted.last, strict=True):
         say(f"{name:4} median volume {first:+.1%} to {last:+.1%}")
     return fitted.temperatures
 
 
 def _fit_in_turn(
-    model: Model, network: PlainUNet, heads: Sequence[_Head], logits: Tensor, labels: Tensor,
-    sides: Sequence[Sequence[int]], device: str,
-) -> _Fitted:  # fmt: skip
+    model: Model, network: PlainUNet, heads: Sequence[_Head], picked: Sequence[tuple[Tensor, Tensor]], device: str
+) -> _Fitted:
     """Fit temperatures on picked voxels and volumes on heads; shifts the network's logits."""
+    logits, labels = torch.cat([one for one, _ in picked], dim=1), torch.cat([one for _, one in picked])
+    sides = list(_sides(model).values())
     first, moved = None, torch.zeros(len(model.classes) + 1)
     with TemporaryDirectory() as scratch:  # a calibration that is stopped leaves the folder as it was
         tried = Path(scratch)
@@ -154,20 +152,27 @@ def _fit_in_turn(
                    volume_errors(doubtful, sides, shifts))  # fmt: skip
 
 
+def _sides(model: Model) -> dict[str, list[int]]:
+    """Gather the channels of each nucleus, left and right, by its name."""
+    channels: dict[str, list[int]] = {}
+    for channel, name in enumerate(model.classes, start=1):
+        channels.setdefault(name.split("_")[0], []).append(channel)
+    return channels
+
+
 def _describe(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
     describe_folder(model, folder, about={"temperatures": [round(float(one), 4) for one in temperatures], **about})
 
 
 def _draw_heads(
-    model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str
+    model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed: int, device: str
 ) -> list[_Head]:
     """Draw ordinary whole heads in the network's own voxels, and keep of each what lies about its box."""
-    head = phantom_head() if template is None else template_head(read_template(template))
     view = _ordinary_head(model.input.spacing_mm[0])
     located_by = out if (out / "localizer.safetensors").is_file() else None
     heads = []
     for number in range(n_maps):
-        values, labels = draw_sample([(head, 1.0)], view, _FIRST_HEAD + seed * _HEADS_A_SEED + number)
+        values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_A_SEED + number)
         grid = scanner_grid(view)
         box = localize(Volume(values.numpy(), grid.affine), model, weights=located_by, device=device).box
         place = covering_block(grid, box.grown(_ROOM_MM))

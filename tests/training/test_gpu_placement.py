@@ -160,7 +160,6 @@ def small_maps(head, monkeypatch):
     """Heads that are drawn quickly, in few and large voxels."""
     plain = LabelMap(head.labels, head.world_to_index)
     monkeypatch.setattr("bids_dgmseg.training.sampling.phantom_head", lambda: plain)
-    monkeypatch.setattr("bids_dgmseg.training.calibration.phantom_head", lambda: plain)
     monkeypatch.setattr("bids_dgmseg.training.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)

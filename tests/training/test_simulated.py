@@ -179,7 +179,7 @@ def test_calibration_needs_weights(tmp_path):
 
 
 def test_calibration_sees_of_a_head_what_the_whole_map_would_give_in_use(start):
-    (head,) = calibration._draw_heads(SMALL, None, start, n_maps=1, seed=1, device="cpu")
+    (head,) = calibration._draw_heads(SMALL, phantom_head(), start, n_maps=1, seed=1, device="cpu")
     view = calibration._ordinary_head(4.0)
     values, labels = draw_sample([(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + calibration._HEADS_A_SEED)
     whole = predict(Volume(values.numpy(), scanner_grid(view).affine), head.box, SMALL, weights=start)
