@@ -33,7 +33,7 @@ class Condition:
     name: str
     view: View
     slice_factor: int = 1
-    """So many slices are averaged to one."""
+    """So many slices are averaged to one; odd, so that a thick slice has a middle one to be labelled by."""
     many: bool = False
     """Whether enough heads are to be drawn for more than a rough figure."""
 
@@ -47,10 +47,10 @@ class Condition:
         return Volume(array, world_grid(Box((-x, -y, -z), (x, y, z)), spacing_mm, array.shape).affine), truth
 
     def thicken(self, chi: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Average a map's slices; a thick voxel has the label that most of it has, of two halves the upper's."""
+        """Average a map's slices; a thick voxel has the label of its middle one, unless most of it has another."""
         factor, depth = self.slice_factor, chi.shape[2] // self.slice_factor
         stacks = [array[:, :, : depth * factor].reshape(*array.shape[:2], depth, factor) for array in (chi, labels)]
-        votes = [(stacks[1] == number).sum(axis=-1) + 0.5 * (stacks[1][..., -1] == number)
+        votes = [(stacks[1] == number).sum(axis=-1) + 0.5 * (stacks[1][..., factor // 2] == number)
                  for number in range(int(labels.max()) + 1)]  # fmt: skip
         return stacks[0].mean(axis=-1, dtype=np.float32), np.argmax(votes, axis=0).astype(np.uint8)
 
@@ -66,8 +66,8 @@ def conditions() -> Iterator[Condition]:
     trained = whole_head_view(1.0)
     yield Condition("people as trained", dataclasses.replace(view, values=trained.values), many=True)
     yield Condition("0.7 mm", middle_view(0.7))
-    yield Condition("slices of 2 mm", view, slice_factor=2)
-    yield Condition("slices of 3 mm", view, slice_factor=3)
+    yield Condition("0.67 × 0.67 × 2 mm", middle_view(2 / 3), slice_factor=3)
+    yield Condition("1 × 1 × 3 mm", view, slice_factor=3)
     for largest in (15.0, 30.0):
         head = dataclasses.replace(view.head, rotation_deg=(largest,) * 3)
         yield Condition(f"turned by up to {largest:.0f}°, all axes", dataclasses.replace(view, head=head))

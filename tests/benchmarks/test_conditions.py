@@ -22,12 +22,11 @@ def test_thick_slices_are_means_and_have_the_label_of_most_of_them(conditions):
     assert labels.tolist() == [[[2, 0]]]
 
 
-def test_of_two_halves_the_upper_one_names_a_voxel_so_that_nuclei_keep_their_volume(conditions):
-    labels = np.zeros((1, 1, 12), np.uint8)
-    labels[..., 3:8] = 4  # five slices, the first the upper half of a voxel, the last whole
-    labels[..., 10] = 2  # one slice, a lower half
-    thick = conditions.Condition("", None, slice_factor=2)
-    assert thick.thicken(labels.astype(np.float32), labels)[1].tolist() == [[[0, 4, 4, 4, 0, 0]]]
+def test_a_thick_voxel_of_three_labels_has_the_middle_one_so_that_labels_do_not_move_along_the_slices(conditions):
+    thick = conditions.Condition("", None, slice_factor=3)
+    labels = np.array([[[4, 2, 0, 0, 2, 4]]], np.uint8)
+    assert thick.thicken(labels.astype(np.float32), labels)[1].tolist() == [[[2, 2]]]
+    assert all(condition.slice_factor % 2 for condition in conditions.conditions())
 
 
 def test_only_the_middle_of_all_settings_and_people_as_trained_are_drawn_often(conditions):
