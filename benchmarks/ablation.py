@@ -6,7 +6,8 @@
 Trains dgm16's segmenter from random weights, on voxels of ``--spacing`` mm so that many settings can be tried in an
 evening, once a setting, with the same number of steps and the same seed. Each is then tried on maps that are drawn
 with all ingredients from seeds not trained on, and on a dataset of real maps with labels. Prints Markdown; OUT gets a
-folder a setting and ``ablation.tsv`` with the settings of this call. The same command goes on where it stopped.
+folder a setting and ``ablation.tsv`` with all settings that were tried there. The same
+command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
     texture=(0.0, 0.0), fine_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tracts=0.0, veins=0.0, spots=(0.0, 0.0)
 )
+_SCORES = "scores.tsv"
 _UNSEEN_SEED = 3 * 10**6
 """Seeds of training are below."""
 
@@ -59,6 +61,10 @@ class Setting:
     optimizer: Callable[[nn.Module, Schedule], torch.optim.Optimizer] | None = None
     """None for that of `Progress.start`."""
     loss: Callable[[Tensor, Tensor], Tensor] = dice_and_cross_entropy
+
+    def folder_in(self, out: Path) -> Path:
+        """Name the folder of what is learned and scored."""
+        return out / self.name.replace(" ", "_").replace(",", "")
 
 
 def settings(view: View) -> list[Setting]:
@@ -123,22 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     heads = training_heads(read_template(args.template))
     unseen = SimulatedMaps(heads, view, seed=_UNSEEN_SEED + args.seed, classes_of=nuclei_labels,
                            normalize=NORMALIZATIONS[model.input.normalization])  # fmt: skip
-    tables = []
     for setting in settings(view):
         if setting.name not in args.settings:
             continue
-        folder = args.out / setting.name.replace(" ", "_").replace(",", "")
+        folder = setting.folder_in(args.out)
         maps = replace(unseen, view=setting.view, seed=args.seed)
         learn(model, among_ordinary(maps, model) if setting.ordinary else maps, folder, setting,
               steps=args.steps, seed=args.seed)  # fmt: skip
-        simulated = try_on_simulated(model, unseen, folder, n_maps=args.maps)
-        tables.append(simulated.assign(setting=setting.name, maps="simulated"))
+        tables = [try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(maps="simulated")]
         if args.real:
-            real = score(args.real, model, folder)[["abbreviation", "dice"]]
-            tables.append(real.assign(setting=setting.name, maps="real"))
-        print(as_markdown(pd.concat(tables)), flush=True)
-    pd.concat(tables).to_csv(args.out / "ablation.tsv", sep="\t", index=False, na_rep="n/a")
+            tables.append(score(args.real, model, folder)[["abbreviation", "dice"]].assign(maps="real"))
+        pd.concat(tables).assign(setting=setting.name).to_csv(folder / _SCORES, sep="\t", index=False, na_rep="n/a")
+        print(as_markdown(all_scores(args.out, view)), flush=True)
+    all_scores(args.out, view).to_csv(args.out / "ablation.tsv", sep="\t", index=False, na_rep="n/a")
     return 0
+
+
+def all_scores(out: Path, view: View) -> pd.DataFrame:
+    """Gather the scores of all settings that this call or an earlier one tried."""
+    tried = [setting.folder_in(out) / _SCORES for setting in settings(view)]
+    return pd.concat([pd.read_csv(path, sep="\t") for path in tried if path.is_file()], ignore_index=True)
 
 
 def coarser(model: Model, view: View, spacing_mm: float) -> tuple[Model, View]:

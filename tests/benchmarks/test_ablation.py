@@ -4,6 +4,7 @@ import math
 import runpy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -36,3 +37,13 @@ def test_an_unknown_setting_is_refused(main, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "labels.nii.gz"), str(tmp_path), "--settings", "anything"])
     assert "argument --settings: invalid choice: 'anything'" in capsys.readouterr().err
+
+
+def test_the_table_has_what_earlier_calls_tried(script, tmp_path):
+    view, settings = script["SEGMENTER_VIEW"], script["settings"](script["SEGMENTER_VIEW"])
+    for setting, dice in ((settings[8], 0.2), (settings[2], 0.7)):
+        setting.folder_in(tmp_path).mkdir()
+        row = pd.DataFrame({"abbreviation": ["RN_L"], "dice": [dice], "maps": ["real"], "setting": [setting.name]})
+        row.to_csv(setting.folder_in(tmp_path) / "scores.tsv", sep="\t", index=False)
+    table = script["all_scores"](tmp_path, view)
+    assert table[["setting", "dice"]].to_numpy().tolist() == [["no physics", 0.7], ["SGD, poly", 0.2]]
