@@ -1,1 +1,1 @@
-"""From phase and magnitude to susceptibility; the dipole physics."""
+"""The dipole physics: from susceptibility to the field, from a field of several echoes back to susceptibility."""

@@ -162,7 +162,7 @@ def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[f
     Returns
     -------
     Tensor of shape (...)
-        Field in ppm of the main field.
+        Field in ppm of the main field; 0 where there is no signal.
 
     Notes
     -----
@@ -171,8 +171,9 @@ def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[f
     .. math:: \hat f = \frac{\sum_j M_j^2 T_j \varphi_j}{2\pi\gamma B_0 \sum_j M_j^2 T_j^2}.
     """
     times = torch.tensor(echo_times_s, device=phase.device).view(-1, *[1] * (phase.ndim - 1))
-    weights = magnitude**2 * times
-    turn: Tensor = (weights * phase).sum(dim=0) / (weights * times).sum(dim=0)
+    weights = magnitude.to(phase.dtype) ** 2 * times  # squares of integers overflow
+    measured = (weights * times).sum(dim=0)
+    turn = torch.where(measured > 0, (weights * phase).sum(dim=0) / measured, 0.0)
     return turn / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla)
 
 

@@ -124,10 +124,11 @@ def _at_host(generator: torch.Generator) -> dict[str, Any]:
 
 
 def smooth_noise(
-    shape: Sequence[int], wavelength_voxels: float, generator: torch.Generator, channels: int = 1
+    shape: Sequence[int], wavelength_voxels: float | Sequence[float], generator: torch.Generator, channels: int = 1
 ) -> Tensor:
-    """Gaussian noise on a coarse grid, interpolated: (channels, X, Y, Z), SD below 1."""
-    coarse = [max(2, round(size / wavelength_voxels) + 1) for size in shape]
+    """Gaussian noise on a coarse grid, interpolated: (channels, X, Y, Z), SD below 1; one wavelength or one an axis."""
+    lengths = np.broadcast_to(wavelength_voxels, 3)
+    coarse = [max(2, round(size / length) + 1) for size, length in zip(shape, lengths, strict=True)]
     noise = torch.randn((1, channels, *coarse), generator=generator, device=generator.device)
     return functional.interpolate(noise, size=list(shape), mode="trilinear", align_corners=True)[0]
 

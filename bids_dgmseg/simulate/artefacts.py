@@ -13,7 +13,7 @@ from bids_dgmseg.qsm.field import dipole_kernel
 from bids_dgmseg.simulate.acquisition import ScanGrid
 from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
 from bids_dgmseg.simulate.filters import blur, flatten, truncate_frequencies
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
+from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_field, reconstruct
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ def degrade(
     if chance(generator, ranges.physics):
         brain = grid.average((chi != 0 if mask is None else mask).float()) > 0.5
         scan = reconstruct(
-            scan, brain, voxel_size_mm=voxel_size_mm, ranges=ranges.reconstruction, generator=generator
-        )
+            scan, brain, voxel_size_mm=voxel_size_mm, ranges=ranges.reconstruction, generator=generator,
+            rotation=grid.rotation,
+        )  # fmt: skip
     else:
-        scan = _degrade_at_random(scan, voxel_size_mm, ranges, generator)
+        scan = _degrade_at_random(scan, voxel_size_mm, ranges, generator, grid.rotation)
     if chance(generator, 0.1):
         scan = flatten(scan, edge_ppm=uniform(generator, *ranges.edge_ppm), steps=3)
     return grid.interpolate(scan) + uniform(generator, -ranges.reference_ppm, ranges.reference_ppm)
@@ -110,29 +111,32 @@ def _draw_point_spread(
 ) -> Tensor:
     """Blur, or cut off the high frequencies in plane as zero-filling does."""
     if chance(generator, 0.2):
-        kept = [uniform(generator, 0.6, 1.0)] * 2
-        return truncate_frequencies(scan, [*kept, 1.0])
+        kept = [uniform(generator, 0.6, 1.0)] * 3
+        kept[max(range(3), key=lambda axis: (voxel_size_mm[axis], axis))] = 1.0  # that of the slices
+        return truncate_frequencies(scan, kept)
     return blur(scan, [uniform(generator, *ranges.blur_mm) / step for step in voxel_size_mm])
 
 
 def _degrade_at_random(
-    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
-) -> Tensor:
+    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator,
+    rotation: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Lose slow variation and the frequencies near the magic angle; add noise."""
     if chance(generator, 0.5):
         width_mm = uniform(generator, 8, 25)
         chi = chi - uniform(generator, *ranges.highpass) * blur(chi, [width_mm / step for step in voxel_size_mm])
     if chance(generator, 0.7):
-        chi = _invert_with_streaks(chi, voxel_size_mm, ranges, generator)
+        chi = _invert_with_streaks(chi, voxel_size_mm, ranges, generator, rotation)
     return chi + _draw_noise(chi, ranges, generator)
 
 
 def _invert_with_streaks(
-    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
-) -> Tensor:
+    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator,
+    rotation: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Lose what truncated division loses near the magic angle, and gain the field noise that it amplifies."""
-    tilt = [uniform(generator, -ranges.tilt, ranges.tilt) for _ in range(2)]
-    kernel = dipole_kernel(chi.shape, voxel_size_mm, (*tilt, 1.0), device=chi.device).abs()
+    b0 = draw_main_field(ranges.tilt, generator, rotation)
+    kernel = dipole_kernel(chi.shape, voxel_size_mm, b0, device=chi.device).abs()
     threshold = uniform(generator, *ranges.threshold)
     kept = (kernel / threshold).clamp(max=1) ** uniform(generator, 0.3, 1.0)
     kept[0, 0, 0] = 1.0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,7 +58,7 @@ class ReconstructionRanges:
 
 def reconstruct(
     chi: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
-    generator: torch.Generator,
+    generator: torch.Generator, rotation: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw a reconstruction: field, noise of several echoes, background removal, dipole inversion.
 
@@ -73,6 +74,8 @@ def reconstruct(
         How far scans differ.
     generator : torch.Generator
         Source of randomness.
+    rotation : Tensor of shape (3, 3), optional
+        The scan's axes as columns, where these are not the head's.
 
     Returns
     -------
@@ -81,8 +84,8 @@ def reconstruct(
     """
     inner, spare = _margin(chi.shape, voxel_size_mm)
     chi, mask = _continued(chi, spare), _continued(mask.float(), spare) > 0.5
-    tilt = [uniform(generator, -ranges.tilt, ranges.tilt) for _ in range(2)]
-    kernel = dipole_kernel(chi.shape, voxel_size_mm, (*tilt, 1.0), device=chi.device)
+    b0 = draw_main_field(ranges.tilt, generator, rotation)
+    kernel = dipole_kernel(chi.shape, voxel_size_mm, b0, device=chi.device)
     field = apply_kernel(chi, kernel)
     noise_sd = _draw_noise_sd(chi, ranges, generator)
     field = field + noise_sd * torch.randn(chi.shape, generator=generator, device=chi.device)
@@ -91,6 +94,17 @@ def reconstruct(
     inverted = _draw_inversion(kernel, weight, voxel_size_mm, ranges, generator)(field)
     inside = mask[inner].sum().clamp(min=1)
     return inverted[inner] + ((chi - inverted)[inner] * mask[inner]).sum() / inside
+
+
+def draw_main_field(
+    tilt: float, generator: torch.Generator, rotation: Tensor | None = None
+) -> tuple[float, float, float]:
+    """Draw the main field's direction along a scan's axes: it does not turn with oblique slices."""
+    upright = (uniform(generator, -tilt, tilt), uniform(generator, -tilt, tilt), 1.0)
+    if rotation is None:
+        return upright
+    x, y, z = (np.transpose(rotation.tolist()) @ upright).tolist()
+    return x, y, z
 
 
 def _margin(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> tuple[tuple[slice, ...], list[int]]:
@@ -130,10 +144,10 @@ def _remove_background(
     within = apply_kernel(mask.float(), ball_mean(mask.shape, voxel_size_mm, smallest, device=mask.device)) > 1e-4
     radii = (largest, math.sqrt(largest * smallest), smallest)
     local, _ = v_sharp(field, within, voxel_size_mm=voxel_size_mm, radii_mm=radii, periodic=True)
-    finest = min(voxel_size_mm)
 
-    def slow(level_ppm: tuple[float, float], wavelength_mm: tuple[float, float]) -> Tensor:
-        noise = smooth_noise(field.shape, uniform(generator, *wavelength_mm) / finest, generator)[0]
+    def slow(level_ppm: tuple[float, float], wavelengths_mm: tuple[float, float]) -> Tensor:
+        wavelength_mm = uniform(generator, *wavelengths_mm)
+        noise = smooth_noise(field.shape, [wavelength_mm / step for step in voxel_size_mm], generator)[0]
         return noise * uniform(generator, *level_ppm)
 
     rim = 1 - blur(mask.float(), [4 / step for step in voxel_size_mm])

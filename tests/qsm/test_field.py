@@ -102,6 +102,13 @@ def test_echoes_combine_to_the_field():
     assert field.item() == pytest.approx(0.05, rel=1e-5)
 
 
+def test_magnitudes_may_be_integers_and_0_in_air():
+    phase = torch.tensor([[0.1, 0.0], [0.3, 0.0]])  # 0.3 rad at three times the echo time: the same field
+    magnitude = torch.tensor([[1000, 0], [700, 0]], dtype=torch.int16)
+    field = combine_echoes(phase, magnitude, echo_times_s=[0.005, 0.015], b0_tesla=3.0)
+    assert field.tolist() == pytest.approx([0.1 / (2 * math.pi * 42.577478518 * 3 * 0.005), 0.0])
+
+
 @pytest.mark.parametrize(("chi_ppm", "b0_tesla"), [(0.0, 3.0), (0.15, 3.0), (0.3, 7.0)])
 def test_known_noise_is_that_of_simulated_echoes(chi_ppm, b0_tesla):
     """Complex signals with noise in both parts, in NumPy, combined: mean and SD are those foretold."""

@@ -80,6 +80,29 @@ def test_thick_slices_level_what_is_thinner_than_they(chi):
     assert levelled[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before
 
 
+def test_zero_filling_cuts_frequencies_in_plane_whichever_way_the_slices_lie(chi, monkeypatch):
+    kept_of: dict[int, list[list[float]]] = {}
+    cut: list[list[float]] = []
+    ranges = ArtefactRanges(in_plane_mm=(1.0, 1.0), slice_mm=(3.0, 3.0))
+
+    def spy(scan, kept):
+        cut.append(kept)
+        return scan
+
+    monkeypatch.setattr("bids_dgmseg.simulate.artefacts.truncate_frequencies", spy)
+    for seed in range(150):
+        cut.clear()
+        degrade(chi, spacing_mm=1.0, ranges=ranges, generator=torch.Generator().manual_seed(seed))
+        steps = draw_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)).steps
+        kept_of.setdefault(steps.index(max(steps)) if max(steps) > 1 else 2, []).extend(cut)
+    assert set(kept_of) == {0, 1, 2}
+    for slices, all_kept in kept_of.items():
+        for kept in all_kept:
+            assert kept[slices] == 1
+            assert len({kept[axis] for axis in range(3) if axis != slices}) == 1
+            assert 0.6 <= min(kept) < 1
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_everything_happens_on_the_device_of_the_map(chi, seed):
     """Tensors that are made without a device land on another one here, and torch does not mix the two."""

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
+from bids_dgmseg.simulate.anatomy import smooth_noise
+from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_field, reconstruct
 
 SHAPE = (40, 40, 32)
 CLEAN = dataclasses.replace(
@@ -65,3 +66,28 @@ def test_voxels_may_be_thick(head):
     thick = draw((chi, brain, nucleus), CLEAN, 1, voxel_size_mm=(1.0, 1.0, 3.0))
     assert thick.isfinite().all()
     assert (thick[nucleus].mean() - thick[brain & ~nucleus].mean()).item() > 0.03
+
+
+def test_the_main_field_does_not_turn_with_oblique_slices():
+    quarter = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # the scan's y axis points up, its z axis back
+    upright, seen = (draw_main_field(0.35, torch.Generator().manual_seed(3), turned) for turned in (None, quarter))
+    assert max(abs(upright[0]), abs(upright[1])) <= 0.35
+    assert seen == pytest.approx((upright[0], upright[2], -upright[1]))
+
+
+def test_residual_fields_are_as_long_in_mm_through_thick_slices_as_along_them():
+    """Of white noise between points 12 mm apart, neighbours 12 mm away are hardly alike, those 3 mm away are."""
+    shape, voxel_size_mm = (48, 48, 16), (1.0, 1.0, 3.0)
+    noise = torch.stack([
+        smooth_noise(shape, [12 / step for step in voxel_size_mm], torch.Generator().manual_seed(seed))[0]
+        for seed in range(30)
+    ])  # fmt: skip
+
+    def likeness(axis, distance_mm):
+        step = round(distance_mm / voxel_size_mm[axis])
+        first, second = (noise.narrow(axis + 1, start, shape[axis] - step) for start in (0, step))
+        return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+    for axis in range(3):
+        assert likeness(axis, 3) > 0.8
+        assert likeness(axis, 12) < 0.35
