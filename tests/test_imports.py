@@ -23,7 +23,7 @@ LAYERS = (
     {"__main__"},
 )
 """A room imports itself and the rooms of the layers above it in this list."""
-SIBLINGS = {("simulate", "qsm")}
+SIBLINGS = {("simulate", "qsm"), ("report", "bids")}
 """Imports within a layer, importer first."""
 OWNERS = {
     "nipype": {"pipeline"},

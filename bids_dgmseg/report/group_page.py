@@ -78,6 +78,7 @@ _TITLES = {
     "scans": "Scans", "nuclei": "Nuclei", "sites": "Sites", "groups": "Groups", "age": "Age", "sides": "Left and right",
     "change": "Change", "models": "Models", "outliers": "Outliers",
 }  # fmt: skip
+_AT = {"site": "at site", "group": "in group"}
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,16 @@ def _chosen(table: GroupTable) -> pd.DataFrame:
 def _left_out(cohort: Cohort) -> Iterator[str]:
     """Say why a part of the page is not there."""
     for factor in ("site", "group"):
-        levels = cohort.levels(factor)
-        if len(levels) < 2:
-            why = f"all scans are of one {factor}, {levels[0]}" if levels else f"group_stats.tsv tells no {factor}"
-            yield f"Plots by {factor}: {why}"
-        elif without := cohort.n_without(factor):
-            yield f"Plots by {factor}: they lack {without} {'scan' if without == 1 else 'scans'} without one"
+        levels, without = cohort.levels(factor), cohort.n_without(factor)
+        if not levels:
+            yield f"Plots by {factor}: group_stats.tsv tells no {factor}"
+        elif len(levels) < 2 and without:
+            there = f"{_scans(cohort.n_of(factor, levels[0]))} {_AT[factor]} {levels[0]}"
+            yield f"Plots by {factor}: {there}, {without} without a {factor}"
+        elif len(levels) < 2:
+            yield f"Plots by {factor}: all scans are of one {factor}, {levels[0]}"
+        elif without:
+            yield f"Plots by {factor}: they lack {_scans(without)} without one"
     if len(cohort.models) < 2:
         yield f"Comparison of models: all scans were segmented by one, {cohort.models[0]}"
     if not has_lights(cohort):
@@ -197,6 +202,10 @@ def _left_out(cohort: Cohort) -> Iterator[str]:
             yield f"{name}.tsv: {table.dictionary.get('NotComputed') or 'has no rows'}"
         elif name == "group_outliers" and _chosen(table).empty:
             yield f"{name}.tsv: no value stands out"
+
+
+def _scans(n: int) -> str:
+    return f"{n} scan" if n == 1 else f"{n} scans"
 
 
 def _remove_old_figures(output_dir: Path, sections: Sequence[_Section]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.bids.names import join_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_optional_json
 from bids_dgmseg.report.numbers import NO_VALUE
@@ -18,11 +19,16 @@ from bids_dgmseg.structures import STRUCTURES
 MEASURES = ("volume_mm3", "mean_ppm")
 KEYS = ("tree", "model", "abbreviation")
 _ENTITIES = {
-    "participant_id": "", "session_id": "", "acquisition": "acq-", "ceagent": "ce-", "reconstruction": "rec-",
-    "direction": "dir-", "run": "run-", "resolution": "res-", "description": "desc-",
+    "participant_id": "sub", "session_id": "ses", "acquisition": "acq", "ceagent": "ce", "reconstruction": "rec",
+    "direction": "dir", "resolution": "res", "description": "desc",
 }  # fmt: skip
-"""Column of the group tables → prefix of its value, in the order of BIDS names."""
+"""Column of the group tables → entity of the file names; the columns of others are called as they are."""
+_NO_ENTITIES = ("model", "tree")
+"""Columns among those of the entities; of the model's entity, ``seg``, a scan's name knows nothing."""
+_SITE = "site"
+"""The first column behind those of the entities."""
 _APART = ("reconstruction", "description")
+_TEXT = ("site", "group", "reference")
 _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
 
 
@@ -73,7 +79,11 @@ class Cohort:
 
     def n_without(self, factor: str) -> int:
         """Count the scans without a site or group."""
-        return int((self.scans[factor] == NO_VALUE).sum()) if factor in self.stats else 0
+        return self.n_of(factor, NO_VALUE)
+
+    def n_of(self, factor: str, level: str) -> int:
+        """Count the scans of a site or group."""
+        return self.scans.loc[self.scans[factor] == level, "scan"].nunique() if factor in self.stats else 0
 
 
 def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
@@ -94,8 +104,8 @@ def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
     tables = {name: _with_scans(table) for name in names if (table := read_table(output_dir, name))}
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
-    wanted = {*_ENTITIES, *KEYS, "site", "age_years", "light", "reasons", *MEASURES, group}
-    stats = read_table(output_dir, "group_stats", columns=wanted)
+    wanted = {*KEYS, *_TEXT, "age_years", "light", "reasons", *MEASURES, group}
+    stats = read_table(output_dir, "group_stats", columns=wanted, text=(group,))
     if stats is None:
         raise InputError(f"{output_dir.name}: no group_stats.tsv; run the group level first")
     if missing := [name for name in ("participant_id", "model", "abbreviation", *MEASURES) if name not in stats.rows]:
@@ -103,10 +113,24 @@ def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
     return Cohort(_complete(stats.rows.rename(columns={group: "group"})), {"group_stats": stats, **tables})
 
 
-def read_table(output_dir: Path, name: str, *, columns: set[str] | None = None) -> GroupTable | None:
+def read_table(
+    output_dir: Path, name: str, *, columns: set[str] | None = None, text: Sequence[str] = ()
+) -> GroupTable | None:
     """Read a table and its data dictionary; None where there is no such file.
 
-    Numbers are numbers, ``n/a`` is missing; names of participants and sites stay text.
+    Numbers are numbers, ``n/a`` is missing; participants, sites and groups stay text, as ``01`` is another than ``1``.
+    Where a row is of one scan, ``name`` is added, as `scan_names` makes it.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset.
+    name : str
+        Of the table, without ``.tsv``.
+    columns : set of str, optional
+        Those to read beside the entities; by default all.
+    text : sequence of str
+        Further columns of text.
 
     Raises
     ------
@@ -116,17 +140,25 @@ def read_table(output_dir: Path, name: str, *, columns: set[str] | None = None) 
     path = output_dir / f"{name}.tsv"
     if not path.is_file():
         return None
-    text = {*_ENTITIES, *KEYS}
     try:
         header = path.read_text(encoding="utf-8").partition("\n")[0].split("\t")
+        entities = _entity_columns(header)
+        as_text = {*_ENTITIES, *entities, *KEYS, *_TEXT, *text}
         rows = pd.read_csv(
             path, sep="\t", encoding="utf-8", keep_default_na=False, na_values=["n/a", ""], low_memory=False,
-            usecols=[column for column in header if columns is None or column in columns],
-            dtype={column: str for column in header if column in text},
+            usecols=[column for column in header if columns is None or column in columns or column in entities],
+            dtype={column: str for column in header if column in as_text},
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"{path.name}: cannot be read as a table ({error}); run the group level again") from error
-    return GroupTable(name, _tell_apart(rows), read_optional_json(path.with_suffix(".json")))
+    named = rows.assign(name=scan_names(rows[entities])) if "participant_id" in entities else rows
+    return GroupTable(name, _tell_apart(named), read_optional_json(path.with_suffix(".json")))
+
+
+def _entity_columns(header: Sequence[str]) -> list[str]:
+    """Columns of the entities of a scan's name: what stands before its site, as a participant may have a column run."""
+    front = header[: header.index(_SITE)] if _SITE in header else []
+    return [column for column in front if column not in _NO_ENTITIES] if "participant_id" in front else []
 
 
 def _tell_apart(rows: pd.DataFrame) -> pd.DataFrame:
@@ -142,51 +174,60 @@ def _suffixes(rows: pd.DataFrame, columns: Sequence[str], separator: str) -> pd.
     for column in columns:
         if column in rows:
             values = rows[column].astype(object)
-            written = written + (separator + _ENTITIES[column] + values).where(values.notna(), "")
+            written = written + (f"{separator}{_ENTITIES[column]}-" + values).where(values.notna(), "")
     return written
 
 
-def scan_names(rows: pd.DataFrame) -> pd.Series:
-    """Name the scan of each row as its files begin, without the output tree it came from.
+def scan_names(keys: pd.DataFrame) -> pd.Series:
+    """Name the scan of each row as its files begin, without model and without the output tree it came from.
 
-    >>> keys = pd.DataFrame({"participant_id": ["sub-01"], "run": ["2"], "session_id": ["ses-1"]})
+    Parameters
+    ----------
+    keys : DataFrame
+        Text: a column an entity.
+
+    Examples
+    --------
+    >>> keys = pd.DataFrame({"participant_id": ["sub-01"], "space": ["T1w"], "run": ["2"], "session_id": ["ses-1"]})
     >>> scan_names(keys).tolist()
-    ['sub-01_ses-1_run-2']
+    ['sub-01_ses-1_run-2_space-T1w']
     """
-    return rows["participant_id"].astype(object) + _suffixes(rows, list(_ENTITIES)[1:], "_")
+    entities = [_ENTITIES.get(column, column) for column in keys]
+    named: dict[tuple[str, ...], str] = {}
+    names = []
+    for values in keys.astype(object).fillna("").itertuples(index=False, name=None):
+        if values not in named:
+            there = {entity: value for entity, value in zip(entities, values, strict=True) if value}
+            # in every BIDS table participants and sessions have their prefix
+            named[values] = join_entities({key: value.removeprefix(f"{key}-") for key, value in there.items()})
+        names.append(named[values])
+    return pd.Series(names, index=keys.index, dtype=object)
 
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add scan, nucleus and side; write site and group as text."""
+    """Add scan, nucleus and side; say where site or group is missing."""
     known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
     added = {
-        "name": scan_names(known),
         "scan": _labels(known),
         "nucleus": known["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
         "side": known["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
         **{measure: pd.to_numeric(known[measure], errors="coerce").astype(np.float64) for measure in MEASURES},
     }
     for factor in {"site", "group"} & set(known):
-        added[factor] = known[factor].astype(object).map(_as_text)
+        added[factor] = known[factor].astype(object).fillna(NO_VALUE)
     return known.assign(**added).reset_index(drop=True)
 
 
 def _labels(rows: pd.DataFrame) -> pd.Series:
     """Name the scan of each row so that no two trees share a name."""
-    names = scan_names(rows)
+    names = rows["name"].astype(object)
     if "tree" not in rows or rows["tree"].nunique() < 2:
         return names
     return rows["tree"].astype(object).fillna(NO_VALUE) + ": " + names
 
 
 def _with_scans(table: GroupTable) -> GroupTable:
-    if "participant_id" not in table.rows:
+    if "name" not in table.rows or "participant_id" not in table.rows:
         return table
-    return replace(table, rows=table.rows.assign(name=scan_names(table.rows), scan=_labels(table.rows)))
+    return replace(table, rows=table.rows.assign(scan=_labels(table.rows)))
 
-
-def _as_text(value: Any) -> str:
-    """Write a site or group; numbers of sites are no fractions."""
-    if pd.isna(value):
-        return NO_VALUE
-    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)

@@ -17,6 +17,7 @@ SCANS = (  # participant, site, group, age; volume of DN_L and DN_R (mm3), mean 
 )
 """DN_L's median volume is 610 at A and 710 at B; its median susceptibility 0.11 and 0.21."""
 KEYS = ("participant_id", "session_id", "acquisition", "run", "model", "site")
+"""The site is the last: what stands before it are the entities of a scan's name."""
 
 
 def write_tables(
@@ -28,8 +29,8 @@ def write_tables(
     rows, quality = [], []
     for model, description in product(models, descriptions or [""]):
         for place, (participant, site, group, age, *values) in enumerate(SCANS):
-            keys = dict(zip(KEYS, (participant, "ses-1", "n/a", "n/a", model, site if sites else "n/a"), strict=True))
-            keys |= {"description": description} if description else {}
+            keys = {"description": description} if description else {}
+            keys |= dict(zip(KEYS, (participant, "ses-1", "n/a", "n/a", model, site if sites else "n/a"), strict=True))
             for side, volume, mean in zip("LR", values[:2], values[2:], strict=True):
                 rows.append({**keys, "age_years": age, "abbreviation": f"DN_{side}", "volume_mm3": volume,
                              "mean_ppm": mean, "diagnosis": group})  # fmt: skip

@@ -132,6 +132,44 @@ def test_pictures_of_an_earlier_page_go(out):
     assert not old.exists()
 
 
+def test_maps_that_differ_in_any_entity_are_scans_of_their_own_with_links(tmp_path):
+    rows = [{"participant_id": "sub-01", "session_id": "n/a", "run": "1", "model": "dgm16", "space": space,
+             "echo": echo, "site": "A", "abbreviation": "DN_L", "volume_mm3": 600, "mean_ppm": 0.1, "cohort": "old"}
+            for space, echo in (("n/a", "n/a"), ("T1w", "n/a"), ("T1w", "2"))]  # fmt: skip
+    write_table(tmp_path, "group_stats", rows)
+    (tmp_path / "sub-01.html").write_text("")
+    page = Page(write_group_page(tmp_path))
+    # BIDS: run, echo, space; cohort is an entity too, but a participant's column stands behind the site
+    names = ["sub-01_run-1", "sub-01_run-1_space-T1w", "sub-01_run-1_echo-2_space-T1w"]
+    assert [row[0] for row in page.tables["scans-table"][1:]] == names
+    assert [link for link in page.links if "#sub-01" in link] == [f"sub-01.html#{name}_dgm16" for name in names]
+
+
+def test_sites_of_numbers_keep_their_spelling_and_are_drawn_harmonized(tmp_path):
+    sites = {"sub-01": "01", "sub-02": "01", "sub-03": "1", "sub-04": "n/a"}
+    keys = [{"participant_id": name, "session_id": "n/a", "model": "dgm16", "site": site, "abbreviation": "DN_L"}
+            for name, site in sites.items()]  # fmt: skip
+    write_table(tmp_path, "group_stats", [key | {"volume_mm3": 600, "mean_ppm": 0.1} for key in keys])
+    write_table(tmp_path, "group_harmonized", [
+        key | {"measure": "mean_ppm", "harmonized": "n/a" if key["site"] == "n/a" else value}
+        for key, value in zip(keys, (0.1, 0.2, 0.4, 0.8), strict=True)
+    ])  # fmt: skip
+    tables = Page(write_group_page(tmp_path)).tables
+    # the median of 0.1 and 0.2 at 01, the one value at 1
+    assert tables["medians-mean_ppm_by-site_harmonized"] == [
+        ["Nucleus", "01 (n 2)", "1 (n 1)"], ["DN_L", "0.1500", "0.4000"],
+    ]  # fmt: skip
+
+
+def test_scans_without_a_site_are_not_said_to_be_of_the_one_site(tmp_path):
+    rows = [{"participant_id": f"sub-0{number}", "session_id": "n/a", "model": "dgm16", "site": site,
+             "abbreviation": "DN_L", "volume_mm3": 600, "mean_ppm": 0.1}
+            for number, site in enumerate(("n/a", "3T", "n/a", "n/a"))]  # fmt: skip
+    write_table(tmp_path, "group_stats", rows)
+    items = Page(write_group_page(tmp_path)).items
+    assert "Plots by site: 1 scan at site 3T, 3 without a site" in items
+
+
 def test_headings_go_down_one_level_at_a_time(plain):
     levels = Page(plain).levels
     assert levels[0] == 1
