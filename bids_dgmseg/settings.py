@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+SHIPPED_WEIGHTS = "shipped with the program"
+"""How the record of a scan names weights that the user did not give."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -155,6 +155,7 @@ def test_one_command_gives_every_file(bids_dataset, run, tmp_path):
            "logs/CITATION.md", "logs/CITATION.bib"}  # fmt: skip
     assert results | masks | pictures | top <= names
     assert not [name for name in names if Path(name).name.startswith(".") and name != ".bidsignore"]
+    assert "weights were given by the user" not in (out / "sub-01.html").read_text()
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")

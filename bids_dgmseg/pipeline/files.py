@@ -29,7 +29,7 @@ from bids_dgmseg.models import Model
 from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.regions import carry_regions
-from bids_dgmseg.settings import Settings
+from bids_dgmseg.settings import SHIPPED_WEIGHTS, Settings
 
 Slices = tuple[slice, slice, slice]
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
@@ -165,7 +165,7 @@ def describe_quality(
         "warnings": [about(scan.name, warning) for warning in warnings],
         "settings": {
             "model": model.name,
-            "weights": settings.weights.name if settings.weights else "shipped with the program",
+            "weights": settings.weights.name if settings.weights else SHIPPED_WEIGHTS,
             "device": settings.device,
             "mirrored": as_trained(model, settings.weights).sees_mirror_images,
             "quality": model.quality,

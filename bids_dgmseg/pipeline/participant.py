@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Scan, find_left_out, find_scans
 from bids_dgmseg.bids.references import check_reference, find_reference_masks
@@ -24,6 +25,9 @@ from bids_dgmseg.pipeline.progress import Progress
 from bids_dgmseg.pipeline.signals import terminate_as_interrupt
 from bids_dgmseg.segment.label_map import choose_labels
 from bids_dgmseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bids_dgmseg.pipeline.run import Run
 
 
 def run_participant(settings: Settings) -> int:
@@ -89,7 +93,7 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
             run.execute(jobs)
         finally:
             _clear(work, keep={workflow_name(scan) for scan in run.failed})
-        pages_written = _write_pages(settings, scans, run.done, progress)
+        pages_written = _write_pages(settings, scans, run, progress)
     if not any(logs.iterdir()):
         logs.rmdir()
     _conclude(scans, run.done, run.failed, logs, progress)
@@ -126,17 +130,19 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
     return 0
 
 
-def _write_pages(settings: Settings, scans: Sequence[Scan], done: set[str], progress: Progress) -> bool:
-    """Write the page of each participant with new results, or whose page an earlier run did not reach."""
+def _write_pages(settings: Settings, scans: Sequence[Scan], run: Run, progress: Progress) -> bool:
+    """Write the page of each participant with new results or failures, or whose page an earlier run did not reach."""
     from bids_dgmseg.report.page import write_page
 
     complete = True
-    touched = {scan.participant for scan in scans if scan.name in done}
+    touched = {scan.participant for scan in scans if scan.name in run.done or scan.name in run.failed}
     for participant in sorted({scan.participant for scan in scans}):
         if participant not in touched and not _is_page_old(settings.output_dir, participant):
             continue
+        names = [scan.name for scan in scans if scan.participant == participant]
+        problems = [run.failed[name] for name in names if name in run.failed]
         try:
-            write_page(settings.output_dir, participant)
+            write_page(settings.output_dir, participant, problems=problems)
         except Exception as error:  # noqa: BLE001 - the scans are done: a page must not take the others with it
             progress.warn(f"sub-{participant}: the page could not be written ({error}); report this")
             complete = False
@@ -149,7 +155,7 @@ def _is_page_old(output_dir: Path, participant: str) -> bool:
     return bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
 
 
-def _conclude(scans: Sequence[Scan], done: set[str], failed: set[str], logs: Path, progress: Progress) -> None:
+def _conclude(scans: Sequence[Scan], done: set[str], failed: Collection[str], logs: Path, progress: Progress) -> None:
     kept = len(scans) - len(done) - len(failed)
     if failed:
         names = ", ".join(sorted(failed))

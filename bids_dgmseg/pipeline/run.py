@@ -51,7 +51,8 @@ class Run:
         self._work, self._logs, self._progress = work, logs, progress
         self.done: set[str] = set()
         """Names of scans."""
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}
+        """Names of scans, and why: one line each."""
         self._jobs: dict[str, Job] = {}
 
     def execute(self, jobs: Sequence[Job]) -> None:
@@ -64,8 +65,8 @@ class Run:
 
     def fail(self, scan: str, message: str) -> None:
         """Say that a scan failed, and go on."""
-        self.failed.add(scan)
-        self._progress.fail(scan, about(scan, message))
+        self.failed[scan] = about(scan, message)
+        self._progress.fail(scan, self.failed[scan])
         earlier = output_path(
             self._settings.output_dir, self._jobs[workflow_name(scan)].scan, "stats", ".tsv", seg=self._model.name
         )
@@ -91,7 +92,7 @@ class Run:
             error = caught
         stopped = self.failed and self._settings.stop_on_first_crash
         for job in jobs:
-            if job.scan.name not in self.done | self.failed and not stopped:
+            if job.scan.name not in self.done | self.failed.keys() and not stopped:
                 self.fail(job.scan.name, f"Nipype stopped ({error}); see {self._logs / LOG_NAME}")
 
     def _build(self, job: Job) -> Workflow:

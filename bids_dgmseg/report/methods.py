@@ -11,6 +11,7 @@ from importlib.resources import files
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.report.numbers import say_size
 from bids_dgmseg.report.results import Result
+from bids_dgmseg.settings import SHIPPED_WEIGHTS
 
 _MOST_AUTHORS = 6
 _SPELLED = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": "SciPy", "nibabel": "NiBabel"}
@@ -136,7 +137,7 @@ def _say_localizer(model: Model) -> str:
 
 
 def _own_weights(result: Result) -> bool:
-    return (result.quality.get("settings") or {}).get("weights") not in (None, "", "None", "n/a")
+    return (result.quality.get("settings") or {}).get("weights") not in (None, SHIPPED_WEIGHTS)
 
 
 def _lower(title: str) -> str:

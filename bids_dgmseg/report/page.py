@@ -39,7 +39,7 @@ def write_page(
     model_names : sequence of str, optional
         Only these models; by default all that the tree holds.
     problems : sequence of str
-        What went wrong with scans that have no results, one line each; printed on top.
+        Why scans failed, one line each; printed on top.
 
     Returns
     -------

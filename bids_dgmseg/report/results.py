@@ -91,6 +91,12 @@ class Result:
         return tuple(sorted(rows, key=lambda row: -LIGHTS.index(cast(Light, row["light"]))))
 
     @property
+    def doubts(self) -> str:
+        """How many nuclei have which light but green, such as ``1 red, 3 amber``; empty where none."""
+        counts = {light: sum(row["light"] == light for row in self.doubtful) for light in reversed(LIGHTS[1:])}
+        return ", ".join(f"{count} {light}" for light, count in counts.items() if count)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What the run said about this scan."""
         return tuple(str(warning) for warning in self.quality.get("warnings") or ())

@@ -33,7 +33,8 @@ def test_a_rule_turns_beyond_its_limits(side, amber, red, value, light):
 
 @pytest.mark.parametrize(("side", "value", "words"), [
     ("above", 1.5, "odd (1.5 mm, above 1)"), ("above", 2.53, "odd (2.53 mm, above 2)"),
-    ("away", -1.5, "odd (-1.5 mm, beyond ±1)"),
+    ("away", -1.5, "odd (−1.5 mm, beyond ±1)"), ("away", -1.00402, "odd (−1.004 mm, beyond ±1)"),
+    ("above", 2.00049, "odd (2.0005 mm, above 2)"),
 ])  # fmt: skip
 def test_a_reason_tells_the_value_and_the_limit_it_passed(side, value, words):
     assert rule(side, 1, 2).explain(value) == words
@@ -86,8 +87,8 @@ def test_a_table_is_judged_row_by_row():
     assert found["reasons"].tolist()[1].count("; ") == 1
 
 
-@pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (2, "green"), (3, "amber"), (4, "amber"), (5, "red")])
-def test_a_scan_is_red_when_more_than_a_quarter_of_its_nuclei_are(n_red, light):
+@pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
+def test_a_scan_is_amber_when_a_nucleus_is_red_and_red_when_more_than_a_quarter_are(n_red, light):
     lights: list[Light] = ["red" if number < n_red else "amber" for number in range(16)]
     assert judge_scan(GOOD_SCAN, lights)[0] == light
 

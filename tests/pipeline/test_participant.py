@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -45,7 +47,8 @@ def test_one_broken_scan_leaves_the_others(bids_dataset, run, tmp_path, capsys, 
     assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
     assert "1 of 3 scans failed: sub-02; see " in err
     assert "Traceback" not in err
-    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-03.html"}
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html", "sub-03.html"}
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in (tmp_path / "out" / "sub-02.html").read_text()
     assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
 
 
@@ -235,10 +238,16 @@ def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
     assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])
 
 
-def test_a_map_that_cannot_be_opened_fails_alone(bids_dataset, run, capsys):
+def test_a_map_that_cannot_be_opened_fails_alone_and_its_page_says_why(bids_dataset, run, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     chi = dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz"
     chi.unlink()
     chi.symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
     assert run(dataset) == 1
-    assert "1 of 2 scans failed: sub-02" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "1 of 2 scans failed: sub-02" in err
+    page = html.unescape((tmp_path / "out" / "sub-02.html").read_text())
+    assert "1 scan failed" in page
+    (reason,) = re.findall(r"<li>(sub-02.*)</li>", page)
+    assert reason in err
+    assert "1 scan failed" not in (tmp_path / "out" / "sub-01.html").read_text()

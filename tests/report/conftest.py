@@ -73,7 +73,7 @@ QUALITY = {
     },
     "box_mm": {"low": [-50, -80, -60], "high": [50, 40, 50]},
     "warnings": [],
-    "settings": {"device": "cpu", "weights": None},
+    "settings": {"device": "cpu", "weights": "shipped with the program"},
     "versions": {"bids_dgmseg": "0.1.0", "python": "3.11.9", "torch": "2.6.0"},
 }  # fmt: skip
 

@@ -27,6 +27,12 @@ def test_own_weights_are_not_passed_off_as_the_models():
     assert "/data" not in methods.text
 
 
+def test_weights_that_ship_are_said_to_be_trained_on_simulated_maps():
+    (methods,) = write_methods([result(settings={"weights": "shipped with the program"})])
+    assert "Its weights were trained on simulated maps (licence CC-BY-4.0)." in methods.text
+    assert "given by the user" not in methods.text
+
+
 def test_different_references_are_listed():
     (methods,) = write_methods([result(input={"reference": "CSF"}), result(input={"reference": "not stated"})])
     assert "each map's own reference (CSF, not stated)" in methods.text

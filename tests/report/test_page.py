@@ -96,7 +96,8 @@ def test_the_input_is_told(add_scan):
     text = Page(write_page(add_scan(), "01")).text
     for fact in (
         "ppb (from the magnitude of the values)", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS",
-        "Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0", "weightsdefault",
+        "Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0",
+        "weightsshipped with the program",
     ):  # fmt: skip
         assert fact in text
 
@@ -145,7 +146,7 @@ def test_missing_parts_are_said(add_scan):
 
 def test_failed_scans_stand_on_top(tmp_path):
     text = Page(write_page(tmp_path, "07", problems=["sub-07_run-2: is 4D"])).text
-    assert "1 scan has no results sub-07_run-2: is 4D" in text
+    assert "1 scan failed sub-07_run-2: is 4D" in text
     assert "There are no results for sub-07" in text
 
 
@@ -176,7 +177,7 @@ def test_lights_are_words_with_their_reasons(add_scan):
     ]
     out = add_scan(rows=rows, light="amber", reasons=["noisy map (0.04 ppm, above 0.03)"])
     page = Page(write_page(out, "01"))
-    assert "Scan ! amber noisy map (0.04 ppm, above 0.03)" in page.text
+    assert "Scan ! amber noisy map (0.04 ppm, above 0.03); nuclei: 1 red, 1 amber" in page.text
     assert "left dentate nucleus DN_L ! amber 80" in page.text  # the word stands in the cell, not only the colour
     assert "right dentate nucleus DN_R ✓ green 80" in page.text
     why = page.text.partition("Why lights are not green")[2]
