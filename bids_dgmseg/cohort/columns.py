@@ -25,7 +25,8 @@ _TEXTS: Mapping[str, str] = {
     "resolution": "Value of the res entity of the map",
     "tree": "Output folder that the scan comes from",
     "site": "Site or scanner of the scan; Settings tell where it was found",
-    "age_years": "Age at the scan as a number: the session's, else the participant's, else from acq_time; years",
+    "age_years": "Age at the scan as a number: the session's, else the participant's and the time since the first "
+    "session; years",
     "reference": "Region whose susceptibility is 0 in the map, as the map's sidecar states it; in group_differences, "
     "the group that others are compared with",
     "page": "Page of the participant, from this folder",

@@ -59,8 +59,8 @@ class Cohort:
     descriptions: Mapping[str, Mapping[str, Any]]
     """Column of `people` → entry of a data dictionary."""
     facts: pd.DataFrame
-    """``participant_id``, one for each person; ``age`` and ``years`` (numbers: age, else time since the first session);
-    ``sex``, ``group``, ``site`` (text); NaN where missing."""
+    """``participant_id``, one for each person; ``age`` and ``years`` (numbers; ``years`` of one person are all since
+    the first session, or all ages); ``sex``, ``group``, ``site`` (text); NaN where missing."""
     apart: tuple[str, ...]
     """Columns of `keys` whose values are never pooled: ``model`` and those that tell reconstructions apart."""
     settings: Mapping[str, Any]
@@ -247,23 +247,30 @@ def _find_facts(
         person = person.where(~shared, person + " (" + keys["tree"] + ")")
     people = people.assign(participant_id=person)
     age, warnings = _find_ages(parts, people)
-    since = [part.people.years_since_first(scan.entities["sub"], scan.entities.get("ses"))
-             for part in parts for scan in part.scans]  # fmt: skip
-    years = pd.Series(since, index=people.index, dtype=np.float64)
-    # an age that every session repeats is that of the first
-    own = age.groupby(person).transform("nunique") > 1
-    age = age.where(own | years.isna(), age + years)
+    since = _years_since_first(parts, people)
     sex = find_column(people.columns, _SEX)
     facts = {
-        "participant_id": person, "age": age, "years": age.fillna(years),
+        "participant_id": person, "age": age, "years": _choose_times(since, age, person),
         "sex": _text(people, sex).map(lambda text: _SEXES.get(text.casefold(), text), na_action="ignore"),
         "group": _text(people, group),
     }  # fmt: skip
     return pd.DataFrame(facts), warnings
 
 
+def _years_since_first(parts: Sequence[_Part], people: pd.DataFrame) -> pd.Series:
+    since = [part.people.years_since_first(scan.entities["sub"], scan.entities.get("ses"))
+             for part in parts for scan in part.scans]  # fmt: skip
+    return pd.Series(since, index=people.index, dtype=np.float64)
+
+
+def _choose_times(since: pd.Series, age: pd.Series, person: pd.Series) -> pd.Series:
+    """Choose one axis a person, that which tells more times apart: a difference of the two would be none of time."""
+    n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since, age))
+    return since.where(n_days >= n_ages, age)
+
+
 def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Ages in years, and a line for all that is doubtful about them."""
+    """Ages at the scans in years, and a line for all that is doubtful about them."""
     column = find_column(people.columns, _AGE)
     if column is None:
         return pd.Series(np.nan, index=people.index), []
@@ -277,6 +284,9 @@ def _find_ages(parts: Sequence[_Part], people: pd.DataFrame) -> tuple[pd.Series,
             if line:
                 warnings.append(f"{part.tree.name}: {line}" if len(parts) > 1 else line)
     ages, lines = read_ages(people, column, pd.Series(units, index=people.index, dtype=object))
+    first = [part.people.is_of_first(scan.entities["sub"], scan.entities.get("ses"), column)
+             for part in parts for scan in part.scans]  # fmt: skip
+    ages += _years_since_first(parts, people).where(np.array(first)).fillna(0)
     return ages, [*dict.fromkeys(warnings), *lines]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,24 @@ class People:
         """Column → entry of participants.json, else of the dictionaries of sessions."""
         return dict(ChainMap(*map(dict, self.dictionaries.values())))
 
+    def is_own(self, participant: str, session: str | None, column: str) -> bool:
+        """Tell whether one scan's value is of sessions.tsv."""
+        return column in self.sessions.get((participant, session or ""), {})
+
+    def is_of_first(self, participant: str, session: str | None, column: str) -> bool:
+        """Tell whether one scan's value is that of the first session: the participant's, or one that all repeat.
+
+        All are the rows of sessions.tsv with a value, two or more, scanned or not.
+        """
+        if not self.is_own(participant, session, column):
+            return True
+        told = [values[column] for values in self._rows[participant] if column in values]
+        return len(told) > 1 and len(set(told)) == 1
+
     def describe(self, participant: str, session: str | None, column: str) -> tuple[Mapping[str, Any], str]:
         """Find what is told of one scan's value, beside the table that it is from, and the name of that dictionary."""
-        own = column in self.sessions.get((participant, session or ""), {})
-        names = [f"sub-{participant}_sessions.json", "sessions.json"] if own else ["participants.json"]
+        own = [f"sub-{participant}_sessions.json", "sessions.json"]
+        names = own if self.is_own(participant, session, column) else ["participants.json"]
         name = next((name for name in names if column in self.dictionaries.get(name, {})), names[-1])
         return self.dictionaries.get(name, {}).get(column, {}), name
 
@@ -70,20 +84,28 @@ class People:
         )  # fmt: skip
 
     def years_since_first(self, participant: str, session: str | None) -> float | None:
-        """Time since the participant's first session by ``acq_time`` of sessions.tsv; None where it is not told."""
-        time = self._times.get((participant, session or ""))
-        return (time - self._first[participant]).total_seconds() / 86400 / _DAYS_A_YEAR if time else None
+        """Time since the participant's first session, in whole days, by ``acq_time``; None where it is not told."""
+        day = self._days.get((participant, session or ""))
+        return (day - self._first[participant]).days / _DAYS_A_YEAR if day else None
 
     @cached_property
-    def _times(self) -> Mapping[tuple[str, str], datetime]:
-        times = {key: _read_time(values.get("acq_time", "")) for key, values in self.sessions.items()}
-        return {key: time for key, time in times.items() if time}
+    def _rows(self) -> Mapping[str, list[Mapping[str, str]]]:
+        """Values of sessions.tsv, participant by participant."""
+        rows: dict[str, list[Mapping[str, str]]] = {}
+        for (participant, _), values in self.sessions.items():
+            rows.setdefault(participant, []).append(values)
+        return rows
 
     @cached_property
-    def _first(self) -> Mapping[str, datetime]:
-        first: dict[str, datetime] = {}
-        for (participant, _), time in self._times.items():
-            first[participant] = min(time, first.get(participant, time))
+    def _days(self) -> Mapping[tuple[str, str], date]:
+        days = {key: _read_day(values.get("acq_time", "")) for key, values in self.sessions.items()}
+        return {key: day for key, day in days.items() if day}
+
+    @cached_property
+    def _first(self) -> Mapping[str, date]:
+        first: dict[str, date] = {}
+        for (participant, _), day in self._days.items():
+            first[participant] = min(day, first.get(participant, day))
         return first
 
 
@@ -185,8 +207,8 @@ def _unmatched(participants: Participants, scanned: set[str], *, everyone: bool)
     return warnings
 
 
-def _read_time(text: str) -> datetime | None:
+def _read_day(text: str) -> date | None:
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=None)
+        return datetime.fromisoformat(text).date()
     except ValueError:
         return None
