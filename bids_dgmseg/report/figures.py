@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import find_contours
@@ -32,6 +33,8 @@ _DPI = 150
 _DARK, _PALE, _MIDDLE = "#14171c", "#e8eaed", "#9aa3ad"
 _FONT = "DejaVu Sans"  # comes with matplotlib, so that pictures do not depend on the machine
 _LEGEND_COLUMNS = 8
+_LINE_PT = 0.8
+_RIM_PT = 0.6  # of both sides together; a point is 2 pixels
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,10 @@ def _draw_outlines(
                 # From voxel centres of the padded section to edges of the mosaic.
                 outlines.append((outline - 0.5 + corner)[:, ::-1])
                 colours.append(structure.color)
-    axes.add_collection(LineCollection(outlines, colors=colours, linewidths=0.8), autolim=False)
+    lines = LineCollection(outlines, colors=colours, linewidths=_LINE_PT)
+    # Without a dark rim the pale lines of the right side are lost on bright nuclei.
+    lines.set_path_effects([withStroke(linewidth=_LINE_PT + _RIM_PT, foreground=_DARK)])
+    axes.add_collection(lines, autolim=False)
 
 
 def _draw_header(axes: Axes, *, plane: Plane, title: str, view: View) -> None:

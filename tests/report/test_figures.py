@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.report.figures import draw_mosaic
@@ -11,6 +12,11 @@ from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.structures import STRUCTURES
 
 DENTATES = STRUCTURES.sides(["DN"])
+DICHROMATS = {
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+"""Linear RGB as it is seen. Machado GM, et al. IEEE Trans Vis Comput Graph 15 (2009) 1291-1298, severity 1."""
 HEADER, FOOTER = 54, 98  # pixels above and below the slices where the legend has one line
 
 
@@ -62,6 +68,31 @@ def test_a_cube_in_space_is_a_square_in_the_picture(tmp_path):
     )
     height, width = np.ptp(places_of(DENTATES[0].color, pixels), axis=0)
     assert height == pytest.approx(width, rel=0.02)  # a line is 2 of 600 pixels wide
+
+
+def test_a_pale_outline_on_a_bright_nucleus_has_a_thin_dark_rim(tmp_path):
+    dseg = np.zeros((20, 20, 3), np.uint8)
+    dseg[8:12, 8:12, 1] = 2
+    white = Volume(np.full(dseg.shape, 0.3, np.float32), np.eye(4))
+    pixels = read_slices(
+        draw_mosaic(white, white.with_array(dseg), tmp_path / "r.png", plane="axial", structures=DENTATES[1:])
+    )
+    row = pixels[len(pixels) * 7 // 16].max(axis=-1)  # through the nucleus, clear of the letters in the middle
+    assert (row < 0.6 * 255).any()  # the lines themselves are pale pink, 245 in red
+    assert np.count_nonzero(row < 250) <= 2 * 4  # both edges of the nucleus, 4 of 1800 pixels each
+
+
+@pytest.mark.parametrize("pair", [("CN", "PUT"), ("PUT", "GP")])
+@pytest.mark.parametrize("side", "LR")
+@pytest.mark.parametrize("blindness", DICHROMATS)
+def test_nuclei_side_by_side_differ_for_colour_blind_readers(pair, side, blindness):
+    seen = []
+    for nucleus in pair:
+        srgb = np.array(ImageColor.getrgb(STRUCTURES.named(f"{nucleus}_{side}").color)) / 255
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        light = np.clip(np.array(DICHROMATS[blindness]) @ linear, 0, 1)
+        seen.append(rgb2lab(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)))
+    assert deltaE_ciede2000(*seen) > 10  # two thin lines are told apart from about 10, shades of one colour from 2
 
 
 def test_up_is_up(tmp_path):
