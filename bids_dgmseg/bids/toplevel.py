@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
-from bids_dgmseg.bids.dataset import Scan, find_sources
+from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.bids.files import write_json, write_text
+from bids_dgmseg.bids.folders import find_sources
 from bids_dgmseg.description import DATASET_DESCRIPTION, linked_datasets, read_description
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.links import make_link

@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.dataset import Scan, find_left_out, find_scans
+from bids_dgmseg.bids.dataset import Scan, find_scans
+from bids_dgmseg.bids.left_out import find_left_out
 from bids_dgmseg.bids.references import check_reference, find_reference_masks
 from bids_dgmseg.bids.validate import summarize_validation
 from bids_dgmseg.errors import InputError

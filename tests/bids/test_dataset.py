@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.dataset import find_left_out, find_scans
+from bids_dgmseg.bids.dataset import find_scans
+from bids_dgmseg.bids.left_out import find_left_out
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.settings import Settings
 
@@ -147,10 +148,51 @@ def test_sepia_sidecar_belongs_to_its_own_map(dataset):
     assert scans_of(root)[0].sidecar == {"Units": "ppm"}
 
 
+def test_a_participants_sidecar_reaches_a_map_with_sepias_name(dataset):
+    root = dataset("ds", "sub-01/ses-2/Sepia_Chimap.nii.gz", kind="derivative")
+    (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppb"}')
+    (root / "sub-01" / "sub-01_ses-1_Chimap.json").write_text('{"Units": "ppm"}')
+    assert scans_of(root)[0].sidecar == {"Units": "ppb"}
+
+
 def test_those_without_a_map_are_known(dataset):
     root = dataset("ds", chi("sub-01"), "sub-02/anat/sub-02_T1w.nii.gz")
     settings = Settings(bids_dir=root, output_dir=root / "out")
     assert find_left_out(settings, find_scans(settings)) == ["sub-02: no _Chimap; left out"]
+
+
+def left_out_of(root, **options):
+    settings = Settings(bids_dir=root, output_dir=root / "out", **options)
+    return find_left_out(settings, find_scans(settings))
+
+
+def test_a_session_with_echoes_but_no_map_is_known_and_one_asked_for_by_name(dataset):
+    root = dataset("ds", chi("sub-01", "ses-1"), "sub-01/ses-2/anat/sub-01_ses-2_echo-1_part-mag_MEGRE.nii.gz",
+                   "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", chi("sub-02", "ses-2"))  # fmt: skip
+    assert left_out_of(root) == ["sub-01_ses-2: no _Chimap; left out"]
+    assert left_out_of(root, session_label=("1", "3")) == [
+        "sub-01_ses-3: no _Chimap; left out", "sub-02: no _Chimap in ses-1, ses-3; left out"
+    ]
+
+
+def test_whose_map_was_not_chosen_is_not_said_to_have_none(dataset, tmp_path):
+    (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "gre"}}')
+    root = dataset("ds", chi("sub-01", "acq-gre"), chi("sub-02"), chi("sub-03", "desc-paramagnetic"))
+    assert left_out_of(root, bids_filter_file=tmp_path / "filter.json") == [
+        f"sub-{label}: no _Chimap that filter.json selects; left out" for label in ("02", "03")
+    ]
+    assert left_out_of(root) == ["sub-03: no _Chimap of all sources, only of para- or diamagnetic ones; left out"]
+
+
+@pytest.mark.parametrize(("filtered", "message"), [
+    (True, r"^ds: no _Chimap that filter.json selects; check --bids-filter-file$"),
+    (False, r"^ds: no _Chimap of all sources, only of para- or diamagnetic ones; give maps of total susceptibility"),
+])  # fmt: skip
+def test_beside_echoes_too_maps_that_are_not_chosen_are_the_reason(dataset, tmp_path, filtered, message):
+    (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "gre"}}')
+    root = dataset("ds", chi("sub-01", "desc-diamagnetic"), "sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz")
+    with pytest.raises(InputError, match=message):
+        scans_of(root, bids_filter_file=tmp_path / "filter.json" if filtered else None)
 
 
 def test_a_description_that_was_not_fetched_is_said(dataset):
