@@ -21,7 +21,7 @@ from PIL import Image
 from skimage.measure import find_contours
 
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, Plane, View, choose_cut
+from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, Plane, View, choose_cut, say_place
 from bids_dgmseg.structures import Structure
 
 WINDOW_PPM = (-0.1, 0.2)
@@ -165,13 +165,7 @@ def _write_place(
 ) -> None:
     """Say where a slice lies and what its edges are."""
     row, column = corner
-    centre = np.empty(3)
-    centre[view.axis] = position
-    centre[view.across] = (panels.cut.across.start + panels.cut.across.stop - 1) / 2
-    centre[view.up] = (panels.cut.up.start + panels.cut.up.stop - 1) / 2
-    # Halves go up, so that slices 1 mm apart have names of their own.
-    place_mm = math.floor((chi.affine[:3, :3] @ centre + chi.affine[:3, 3])[view.axis] + 0.5)
-    text = f"{'xyz'[view.axis]} = {place_mm} mm".replace("-", "−")
+    text = say_place(chi, position, cut=panels.cut, view=view)
     pad = 0.025 * panels.width
     middle, right = row + panels.height / 2, column + panels.width
     _write(axes, column + pad, row + 0.025 * panels.height, text, va="top", size=7.5, color=_PALE)

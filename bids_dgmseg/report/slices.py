@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import center_of_mass
 
+from bids_dgmseg.images.similarity import fit_similarity
 from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.report.numbers import say_number
 from bids_dgmseg.structures import Structure
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -19,6 +23,8 @@ _SHOWN = 0.25  # a nucleus can be judged where its section has this share of its
 _TIMES = 3
 _TRIES = 20
 _MARGIN_MM = 12.0
+_REACH_MM = 8.0  # a nucleus's radius and what heads differ by
+_APART_MM = 0.999  # rounding of the header left aside, whole mm tell slices apart from here on
 _WIDE_MM = (20.0, 45.0, 45.0)  # x, y, z; from the nuclei of the midbrain to the dentate nuclei, and some
 
 
@@ -55,7 +61,8 @@ class Cut:
 def choose_cut(chi: Volume, dseg: Volume, *, view: View, structures: Sequence[Structure]) -> Cut:
     """Choose slices that show every nucleus, more of them where nuclei are small or many.
 
-    Where nuclei were not found, the surroundings in which they may lie are shown too; where none was, the whole head.
+    Where nuclei were not found, the places are shown too where the others tell that they should be, or the surroundings
+    where too few tell it; where none was found, the whole head.
 
     Parameters
     ----------
@@ -69,17 +76,47 @@ def choose_cut(chi: Volume, dseg: Volume, *, view: View, structures: Sequence[St
     head = np.isfinite(chi.array) & (chi.array != 0)
     if not head.any():
         head = np.ones(chi.shape, bool)
-    nuclei = np.isin(dseg.array, [structure.index for structure in structures])
     areas = _areas(dseg.array, view=view, structures=structures)
     shown = areas >= np.maximum(1, _SHOWN * areas.max(axis=1, keepdims=True))
     absent = ~shown.any(axis=1)
-    margin_mm = _WIDE_MM if absent.any() else (_MARGIN_MM,) * 3
+    places = _expect_places(dseg, structures, absent, within=head)
+    margin_mm = _WIDE_MM if absent.any() and not places else (_MARGIN_MM,) * 3
+    nuclei = np.isin(dseg.array, [structure.index for structure in structures])
+    for number, place in places.items():
+        nuclei[place] = True
+        shown[number, place[view.axis]] = True
     along, across, up = (
         _extent(_profile(nuclei, axis), _profile(head, axis), margin=margin_mm[axis] / chi.voxel_size_mm[axis])
         for axis in (view.axis, view.across, view.up)
     )
-    shown[absent, along] = True
+    if not places:
+        shown[absent, along] = True
     return Cut(choose_slices(shown, counts=(3 * view.columns, 4 * view.columns)), across, up)
+
+
+def say_place(volume: Volume, position: int, *, cut: Cut, view: View) -> str:
+    """Say where the middle of a slice lies, with a decimal where the slices lie closer than 1 mm.
+
+    Parameters
+    ----------
+    volume : Volume
+        Its grid is meant.
+    position : int
+        Number of the slice.
+    cut : Cut
+        The part of it that is shown.
+    view : View
+        The plane.
+    """
+    centre = np.empty(3)
+    centre[view.axis] = position
+    centre[view.across] = (cut.across.start + cut.across.stop - 1) / 2
+    centre[view.up] = (cut.up.start + cut.up.stop - 1) / 2
+    place_mm = float((volume.affine[:3, :3] @ centre + volume.affine[:3, 3])[view.axis])
+    digits = 0 if abs(volume.affine[view.axis, view.axis]) > _APART_MM else 1
+    # Halves go up, so that neighbours have names of their own.
+    rounded = math.floor(place_mm * 10**digits + 0.5) / 10**digits
+    return f"{'xyz'[view.axis]} = {say_number(rounded, digits)} mm"
 
 
 def choose_slices(shown: NDArray[np.bool_], *, counts: Sequence[int]) -> tuple[int, ...]:
@@ -124,6 +161,31 @@ def _spread(density: NDArray[np.floating], *, count: int) -> NDArray[np.intp]:
         gap = np.abs(places[:, None] - chosen).min(axis=1)
         chosen = np.sort(np.append(chosen, np.argmax(density * gap)))
     return chosen
+
+
+def _expect_places(
+    dseg: Volume, structures: Sequence[Structure], absent: NDArray[np.bool_], *, within: NDArray[np.bool_]
+) -> dict[int, tuple[slice, ...]]:
+    """Tell the surroundings of the nuclei that are absent, by their number; outside the head what of it is nearest.
+
+    Typical places are carried to the nuclei that were found; nothing where these lie on a line or in a plane.
+    """
+    found = [structure for structure, gone in zip(structures, absent, strict=True) if not gone]
+    if not absent.any() or len({one.nucleus for one in found}) < 3 or len({one.hemisphere for one in found}) < 2:
+        return {}
+    indices = center_of_mass(np.ones(dseg.shape, np.uint8), dseg.array, [structure.index for structure in found])
+    centres_mm = np.array(indices) @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
+    carry = fit_similarity(np.array([structure.typical_mm for structure in found]), centres_mm)
+    ends = [np.flatnonzero(_profile(within, axis))[[0, -1]] for axis in range(3)]
+    reach = _REACH_MM / np.array(dseg.voxel_size_mm)
+    places = {}
+    for number in np.flatnonzero(absent):
+        centre = np.linalg.inv(dseg.affine) @ [*carry(np.array(structures[number].typical_mm)), 1]
+        places[int(number)] = tuple(
+            slice(int(np.clip(round(at - more), low, high)), int(np.clip(round(at + more), low, high)) + 1)
+            for at, more, (low, high) in zip(centre[:3], reach, ends, strict=True)
+        )
+    return places
 
 
 def _areas(dseg: NDArray[np.integer], *, view: View, structures: Sequence[Structure]) -> NDArray[np.intp]:

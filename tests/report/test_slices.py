@@ -4,7 +4,7 @@ import pytest
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.images.resample import world_grid
 from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.report.slices import PLANES, VIEWS, choose_cut, choose_slices
+from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, choose_cut, choose_slices, say_place
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.structures import STRUCTURES
 
@@ -47,6 +47,33 @@ def test_a_small_nucleus_gets_as_many_slices_as_a_large_one():
     chosen = np.array(choose_slices(shown, counts=[12]))
     assert (chosen < 8).sum() == 6
     assert (chosen >= 10).sum() == 6
+
+
+def test_a_nucleus_that_was_not_found_is_looked_for_where_the_others_tell(phantom_on_grid):
+    chi, dseg = phantom_on_grid
+    dentates = [STRUCTURES.named(f"DN_{side}") for side in "LR"]
+    cut_off = dseg.with_array(np.where(np.isin(dseg.array, [nucleus.index for nucleus in dentates]), 0, dseg.array))
+    cut = choose_cut(chi, cut_off, view=VIEWS["axial"], structures=STRUCTURES)
+    shown_mm = chi.affine[2, 2] * np.array(cut.slices) + chi.affine[2, 3]
+    typical_mm = np.array([nucleus.typical_mm[2] for nucleus in dentates])
+    assert (np.abs(shown_mm - typical_mm.mean()) < 8).any()
+    others = np.flatnonzero((cut_off.array > 0).any(axis=(0, 1)))
+    assert max(cut.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
+
+
+@pytest.mark.parametrize(("step_mm", "tilt_deg", "names"), [
+    pytest.param(1.0, 0, ["z = −1 mm", "z = 0 mm", "z = 1 mm"], id="whole mm"),
+    pytest.param(0.5, 0, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="half mm"),
+    pytest.param(1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique: cos 60° is half a step along z"),
+])  # fmt: skip
+def test_slices_have_names_of_their_own(step_mm, tilt_deg, names):
+    affine = np.diag([1, 1, step_mm, 1])
+    turn = np.deg2rad(tilt_deg)
+    affine[1:3, 1:3] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ affine[1:3, 1:3]
+    affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
+    volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
+    cut = Cut((0, 1, 2), slice(0, 3), slice(0, 3))
+    assert [say_place(volume, position, cut=cut, view=VIEWS["axial"]) for position in cut.slices] == names
 
 
 def test_surroundings_of_a_missing_nucleus_are_shown():
