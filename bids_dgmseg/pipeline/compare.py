@@ -69,6 +69,8 @@ class Field:
     nuclei: frozenset[str]
     """Abbreviations of those that are labelled."""
     choose: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Name of a scan → the one that its labels have, by which they are evaluated: they may have a ``desc`` alone."""
 
 
 @dataclass
@@ -200,7 +202,9 @@ def find_field(dataset: Path, *, choose: Sequence[str] = (), say: Callable[[str]
     if not nuclei:
         raise InputError(f"{dataset.name}: no label that can be read is a nucleus (DN_L, DN_R, …); "
                          "name them so in the column abbreviation of dseg.tsv")  # fmt: skip
-    return Field(tuple(scan for scan in scans if scan.chi in partners), roots.pop(), nuclei, tuple(choose))
+    labelled = tuple(scan for scan in scans if scan.chi in partners)
+    labels = {scan.name: name_scan(partners[scan.chi]) for scan in labelled}
+    return Field(labelled, roots.pop(), nuclei, tuple(choose), labels)
 
 
 def _root_of(path: Path) -> Path:
@@ -275,7 +279,7 @@ def compare(contenders: Sequence[Contender], ground: Field, costs: Sequence[Path
     tables = {
         "models": models_table(overlap, spent, models=models),
         "summary": nuclei_table(summary, agreement, models=models),
-        "comparison": _long(overlap, spent),
+        "comparison": _long(overlap, spent, ground.labels),
     }
     outcome = Outcome(tables, evaluation, contenders, [*failures, *evaluation.failures])
     _write(outcome, out)
@@ -290,14 +294,16 @@ def _labels_of(root: Path) -> list[str]:
     return list(known)
 
 
-def _long(overlap: pd.DataFrame, spent: pd.DataFrame) -> pd.DataFrame:
+def _long(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
     """Put what a scan cost behind what was measured of it; a scan that failed has a row without a nucleus."""
     named = overlap.rename(columns={"prediction": "model"}).drop(columns="reference")
     front = ["participant_id", "session_id", "scan", "model", "abbreviation"]
     named = named[[*front, *(column for column in named if column not in front)]]
-    plain = spent.assign(scan=[name_scan(Path(scan)) for scan in spent["scan"]])
-    long = named.merge(plain, on=["scan", "model"], how="outer", sort=False)
-    long["participant_id"] = ["sub-" + split_entities(scan).get("sub", "") for scan in long["scan"]]
+    matched = spent.assign(scan=[labels[scan] for scan in spent["scan"]])
+    long = named.merge(matched, on=["scan", "model"], how="outer", sort=False)
+    entities = [split_entities(scan) for scan in long["scan"]]
+    for column, key in (("participant_id", "sub"), ("session_id", "ses")):
+        long[column] = [f"{key}-{there[key]}" if key in there else None for there in entities]
     return long.sort_values(["model", "scan"], kind="stable").reset_index(drop=True)
 
 

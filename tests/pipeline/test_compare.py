@@ -130,6 +130,29 @@ def test_the_long_table_has_measures_and_costs_of_each_scan(outcome):
     assert set(tests["abbreviation"]) == {"DN_L"}  # the one nucleus that both models and the labels have
 
 
+def test_measures_and_costs_of_a_scan_meet_where_its_labels_have_a_desc_of_their_own(tmp_path):
+    root, out, costs = tmp_path / "ds", tmp_path / "out", []
+    start_dataset(root)
+    start_dataset(root / "derivatives/truth")
+    for scan in ("sub-01_ses-1", "sub-02_ses-1"):
+        folder = f"{scan.replace('_', '/')}/anat"
+        write_map(root, scan, Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
+        write_labels(root / "derivatives/truth" / folder / f"{scan}_desc-manual_dseg.nii.gz", boxes(3), ("DN_L",))
+        made = out / "predictions/long" / folder / f"{scan}_seg-long_dseg.nii.gz"
+        if scan == "sub-01_ses-1":
+            write_labels(made, boxes(3), ("DN_L",))
+        cost = {"seconds": 7.0} if scan == "sub-01_ses-1" else {"problem": "no brain found"}
+        costs.append(made.with_name(f"{scan}_seg-long_cost.json"))
+        write_json({"model": "long", "scan": scan, **cost}, costs[-1])
+    compare([Contender("long", "dgm16")], find_field(root, say=print), costs, out)
+    table = read(out, "comparison")
+    assert table["scan"].tolist() == ["sub-01_ses-1_desc-manual", "sub-02_ses-1_desc-manual"]
+    assert table[["participant_id", "session_id"]].to_numpy().tolist() == [["sub-01", "ses-1"], ["sub-02", "ses-1"]]
+    assert table["dice"].to_numpy() == pytest.approx([1, np.nan], nan_ok=True)
+    assert table["seconds"].to_numpy() == pytest.approx([7, np.nan], nan_ok=True)
+    assert table["problem"].tolist()[1] == "no brain found"
+
+
 def test_every_table_has_its_dictionary_and_the_page_its_pictures(outcome):
     out = outcome[1]
     for name in ("models", "summary", "comparison"):
