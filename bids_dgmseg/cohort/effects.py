@@ -10,7 +10,7 @@ import pandas as pd
 
 from bids_dgmseg.cohort.ageing import AgeingOptions, fit_with_bands
 from bids_dgmseg.cohort.compare import GroupOptions, ancova, compare_groups
-from bids_dgmseg.cohort.evaluation import COLUMNS, read_reference
+from bids_dgmseg.cohort.evaluation import COLUMNS, first_places, read_reference
 from bids_dgmseg.cohort.longitudinal import change_per_year
 from bids_dgmseg.cohort.study import Study
 from bids_dgmseg.cohort.writing import GroupTable
@@ -53,9 +53,10 @@ def _with_reference(study: Study, evaluation: Path) -> list[tuple[str, str, pd.D
     keys = ["scan", *study.cohort.apart, "participant_id", "age"]
     about = study.table.drop_duplicates("scan")[keys]
     table = reference.merge(about, on="scan").assign(model=lambda rows: rows["reference"])
-    # one scan has a row a model: these are found again by the person, the session's age and the nucleus
-    shared = table[["participant_id", "age", "abbreviation"]].drop_duplicates()
-    predicted = study.table.merge(shared, on=["participant_id", "age", "abbreviation"])
+    # one scan has a row a model: these are found again by the first of them and the nucleus
+    first = first_places(study.cohort)[study.table["scan"].to_numpy()]
+    shared = table[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
+    predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
     return [("reference", _SUBSET, table, measures), ("predicted", _SUBSET, predicted, measures)]
 
 
