@@ -54,3 +54,17 @@ def test_voxels_in_another_unit_of_length_are_refused(edge, said):
     strange = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.diag([1, edge, edge, 1]))
     with pytest.raises(InputError, match=rf"^a.nii: voxels of 1 x {said} x {said} mm, expected 0.05 to 20; correct"):
         check_header(strange, "a.nii")
+
+
+@pytest.mark.parametrize(("shear", "refused"), [(0.02, False), (0.1, True)])  # tan 1.1 and tan 5.7 degrees
+def test_voxels_that_are_no_boxes_are_refused(shear, refused):
+    sheared = UPRIGHT.copy()
+    sheared[0, 1] = 2 * shear
+    turn = np.eye(4)
+    turn[:3, :3] = [[0.8, 0, 0.6], [0, 1, 0], [-0.6, 0, 0.8]]
+    slanted = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), turn @ sheared)
+    if not refused:
+        check_header(slanted, "a.nii")
+        return
+    with pytest.raises(InputError, match=r"^a.nii: its axes miss the right angle by 5.7 degrees \(.*; resample it"):
+        check_header(slanted, "a.nii")
