@@ -52,10 +52,16 @@ def adjusted_table(study: Study) -> GroupTable:
         return GroupTable(name, pd.DataFrame(columns=_ADJUSTED), not_computed="no --control-filter was given")
     control = study.controls[study.table["scan"].to_numpy()]
     n_controls = study.cohort.facts["participant_id"][study.controls].nunique()
+    facts = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
+    if n_controls < N_CONTROLS:
+        why = f"--control-filter matches {n_controls} participants, a slope needs {N_CONTROLS}"
+        study.warnings.append(f"{name}.tsv: not computed: {why}")
+        return GroupTable(name, pd.DataFrame(columns=_ADJUSTED), facts=facts, not_computed=why)
     parts: list[pd.DataFrame] = []
     coefficients: list[dict[Hashable, Any]] = []
     for measure in [measure for measure in study.options.measures if measure.endswith("_ppm")]:
-        done = adjust_for_size(study.table, controls=control, value=measure, volume=VOLUME, by=study.by)
+        done = adjust_for_size(study.table, controls=control, value=measure, volume=VOLUME, by=study.by,
+                               participant="participant_id")  # fmt: skip
         found = done.coefficients.assign(measure=measure)[["measure", *done.coefficients.columns]]
         coefficients += found.to_dict("records")
         rows = study.table[["scan", "abbreviation"]].assign(
@@ -66,18 +72,13 @@ def adjusted_table(study: Study) -> GroupTable:
         if done.values.notna().any():
             study.table[f"{measure}_adjusted"] = done.values
             study.measures.append(f"{measure}_adjusted")
-    facts = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}, "Coefficients": coefficients}
-    if n_controls < N_CONTROLS:
-        why = f"--control-filter matches {n_controls} participants, a slope needs {N_CONTROLS}"
-        study.warnings.append(f"{name}.tsv: not computed: {why}")
-        return GroupTable(name, pd.DataFrame(columns=_ADJUSTED), facts=facts, not_computed=why)
     if not parts:
         return GroupTable(name, pd.DataFrame(columns=_ADJUSTED), not_computed="no susceptibility among --measures")
     notes = tuple(
         f"{record['measure']} of {record['abbreviation']} by {record['model']}: {record['note']}"
         for record in coefficients if record["note"]
     )  # fmt: skip
-    return GroupTable(name, _by_scan(parts), facts=facts, notes=notes)
+    return GroupTable(name, _by_scan(parts), facts={**facts, "Coefficients": coefficients}, notes=notes)
 
 
 def _by_scan(parts: list[pd.DataFrame]) -> pd.DataFrame:

@@ -14,7 +14,9 @@ from bids_dgmseg.cohort.frames import Floats, each_group, numbers
 from bids_dgmseg.errors import InputError
 
 N_CONTROLS = 5
-"""Fewest controls a slope is taken from."""
+"""Fewest participants a slope is taken from."""
+_LEVEL = 0.95
+"""Of the slope's limits."""
 _COLUMNS = (
     "n_controls", "n_controls_missing", "mean_volume_controls", "slope", "slope_low", "slope_high", "intercept", "r",
     "p", "note",
@@ -33,7 +35,7 @@ class SizeAdjustment:
 
 def adjust_for_size(
     table: pd.DataFrame, *, controls: ArrayLike, value: str = "mean_ppm", volume: str = "volume_mm3",
-    by: tuple[str, ...] = ("abbreviation",), level: float = 0.95,
+    by: tuple[str, ...] = ("abbreviation",), participant: str | None = None,
 ) -> SizeAdjustment:  # fmt: skip
     r"""Adjust susceptibility for volume with the regression of the controls.
 
@@ -50,16 +52,16 @@ def adjust_for_size(
         Columns of the measure and of the volume.
     by : tuple of str
         Columns whose values are regressed apart.
-    level : float
-        Of the slope's confidence limits.
+    participant : str, optional
+        Column of the participants, who are counted in place of rows where a slope needs so many.
 
     Returns
     -------
     SizeAdjustment
         Adjusted values in the measure's unit; a row of coefficients a nucleus: the columns of `by`, ``n_controls``
-        used, ``n_controls_missing``, ``mean_volume_controls``, ``slope`` (ppm/mm³) with limits, ``intercept``, ``r``,
-        ``p`` (two-sided, slope 0) and ``note``. Where fewer than 5 controls can be used or their volumes do not vary,
-        the slope and the adjusted values are missing and the note says why.
+        rows used, ``n_controls_missing``, ``mean_volume_controls``, ``slope`` (ppm/mm³) with limits of 95 %,
+        ``intercept``, ``r``, ``p`` (two-sided, slope 0) and ``note``. Where fewer than 5 controls can be used or their
+        volumes do not vary, the slope and the adjusted values are missing and the note says why.
 
     Raises
     ------
@@ -94,7 +96,10 @@ def adjust_for_size(
     records = []
     for key, rows in each_group(plain, by):
         chi, size = rows[value].to_numpy(np.float64), rows[volume].to_numpy(np.float64)
-        record = _regress(chi, size, rows["_control"].to_numpy(bool), level)
+        used = rows["_control"].to_numpy(bool) & np.isfinite(chi) & np.isfinite(size)
+        n_people = int(used.sum()) if participant is None else rows.loc[used, participant].nunique()
+        record = _regress(chi[used], size[used], n_people)
+        record["n_controls_missing"] = int(rows["_control"].sum()) - record["n_controls"]
         adjusted[rows.index.to_numpy()] = chi - record["slope"] * (size - record["mean_volume_controls"])
         records.append(key | record)
     return SizeAdjustment(
@@ -103,20 +108,18 @@ def adjust_for_size(
     )
 
 
-def _regress(chi: Floats, size: Floats, control: Any, level: float) -> dict[str, Any]:
-    """Slope of one nucleus."""
-    used = control & np.isfinite(chi) & np.isfinite(size)
-    n = int(used.sum())
+def _regress(chi: Floats, size: Floats, n_people: int) -> dict[str, Any]:
+    """Slope of one nucleus in the controls."""
+    n = size.size
     record = dict.fromkeys(_COLUMNS, np.nan) | {
-        "n_controls": n, "n_controls_missing": int(control.sum()) - n, "note": "",
-        "mean_volume_controls": size[used].mean() if n else np.nan,
+        "n_controls": n, "note": "", "mean_volume_controls": size.mean() if n else np.nan,
     }  # fmt: skip
-    if n < N_CONTROLS:
-        return record | {"note": f"not adjusted: {n} controls, a slope needs {N_CONTROLS}"}
-    if np.ptp(size[used]) == 0:
-        return record | {"note": f"not adjusted: the volumes of all controls are {size[used][0]:g}"}
-    line = linregress(size[used], chi[used])
-    half = float(t.ppf((1 + level) / 2, n - 2)) * line.stderr
+    if n_people < N_CONTROLS:
+        return record | {"note": f"not adjusted: {n_people} controls, a slope needs {N_CONTROLS}"}
+    if np.ptp(size) == 0:
+        return record | {"note": f"not adjusted: the volumes of all controls are {size[0]:g}"}
+    line = linregress(size, chi)
+    half = float(t.ppf((1 + _LEVEL) / 2, n - 2)) * line.stderr
     return record | {
         "slope": line.slope, "slope_low": line.slope - half, "slope_high": line.slope + half,
         "intercept": line.intercept, "r": line.rvalue, "p": line.pvalue,

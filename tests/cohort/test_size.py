@@ -69,6 +69,14 @@ def test_without_a_slope_values_are_missing_and_a_note_says_why(volumes, note):
     assert result.values.isna().all()
 
 
+def test_controls_with_several_scans_count_once():
+    people = [name for name in ("a", "b", "c") for _ in range(2)]
+    rows = table(np.arange(600.0, 606), np.arange(6) / 10, participant_id=people)
+    result = adjust_for_size(rows, controls=np.full(6, True), participant="participant_id")
+    assert result.coefficients.loc[0, "note"] == "not adjusted: 3 controls, a slope needs 5"
+    assert result.values.isna().all()
+
+
 def test_no_control_is_refused():
     with pytest.raises(InputError, match=r"^group table: no scan of a control; check the filter"):
         adjust_for_size(table([1.0], [0.1]), controls=[False])

@@ -170,6 +170,23 @@ def test_the_adjustment_is_the_controls_regression(study):
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
 
 
+def test_a_measure_that_is_not_adjusted_is_not_analysed(tmp_path):
+    """Three controls, two sessions each: six scans would do for a slope, three people do not."""
+    people = ["participant_id\tage\tgroup"]
+    for place in range(9):
+        people.append(f"sub-{place}\t{50 + place}\t{'HC' if place < 3 else 'PD'}")
+        for session in (1, 2):
+            values = {"DN_L": (800.0 + 20 * place + 5 * session, 0.1 + 0.002 * place + 0.0001 * (place * session % 5))}
+            add_scan(tmp_path / "out", f"sub-{place}_ses-{session}", values)
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
+    assert main([str(tmp_path / "ds"), str(tmp_path / "out"), "group", "--control-filter", 'group == "HC"']) == 0
+    study = Study(tmp_path / "out")
+    assert "matches 3 participants" in sidecar(study.out / "group_adjusted.tsv")["NotComputed"]
+    for name in ("ageing", "differences"):
+        assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
+
+
 def test_every_dictionary_says_what_was_asked_and_found(study):
     for path in study.out.glob("group_*.tsv"):
         settings = sidecar(path)["Settings"]
