@@ -50,7 +50,7 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     shear_deg = np.rad2deg(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max().clip(max=1)))
     if shear_deg > LARGEST_SHEAR_DEG:
         raise InputError(
-            f"{name}: its axes miss the right angle by {shear_deg:.1f} degrees (its affine has a shear), so voxels have "
+            f"{name}: its axes miss the right angle by {shear_deg:.1f} degrees (a shear in the affine), so voxels have "
             "no edge lengths; resample it to a grid without"
         )
     return (*_warn_of_sizes(image, sizes_mm, name), *_warn_of_sides(image, name))
