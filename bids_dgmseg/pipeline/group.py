@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
+from bids_dgmseg.bids.dataset import find_scans
+from bids_dgmseg.bids.derivatives import output_path
+from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.description import linked_datasets
 from bids_dgmseg.errors import InputError
@@ -60,6 +63,8 @@ def run_group(settings: Settings) -> int:
     )  # fmt: skip
     choice = Choice(settings.participant_label, settings.session_label, (settings.model,) * settings.model_given)
     cohort = load_cohort(trees, choice=choice, site_column=settings.site_column, group_column=settings.group_column)
+    if trees[0].path == settings.output_dir:
+        warnings += find_maps_without_results(settings, set(cohort.keys["model"]))
     study = begin_study(cohort, options)
     check_folders(settings)
     if settings.dry_run:
@@ -87,6 +92,28 @@ def _without_people(tree: Tree, where: str) -> str:
     if leads_nowhere(table):
         return f"{where}: {describe_missing(table)}; until then the tables have no columns from it"
     return ""
+
+
+def find_maps_without_results(settings: Settings, models: Iterable[str]) -> list[str]:
+    """Say which maps of the input dataset have no results by one of the models, so that scans that failed are missed.
+
+    Empty where the dataset has no maps of its own: then they came from derivatives that are not known here.
+    """
+    try:
+        scans = find_scans(settings)
+    except InputError:
+        return []
+    missing = [
+        scan.name for scan in scans
+        if not any(output_path(settings.output_dir, scan, "stats", ".tsv", seg=model).is_file() for model in models)
+    ]  # fmt: skip
+    if not missing:
+        return []
+    has = "1 has" if len(missing) == 1 else f"{len(missing)} have"
+    return [
+        f"{settings.bids_dir.name}: of {len(scans)} maps {has} no results: {list_some(missing)}; run the participant "
+        "level for them, if they are wanted"
+    ]
 
 
 def _tell_plan(settings: Settings, cohort: Cohort, warnings: Sequence[str]) -> int:

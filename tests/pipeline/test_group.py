@@ -76,6 +76,21 @@ def test_participants_as_people_write_them_are_joined_and_every_doubt_is_said(da
         ("30.5", "30.5"), ("89", "89+"), ("n/a", "n/a"), ("34", "034Y"), ("n/a", "old"), ("n/a", "n/a")]  # fmt: skip
 
 
+def test_maps_without_results_are_named_and_stand_on_the_page(dataset, plain_scans, run, out, capsys):
+    plain_scans("01", "02")
+    (dataset / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    for scan in ("sub-01", "sub-02", "sub-02_acq-x", "sub-03"):
+        folder = dataset / scan.partition("_")[0] / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{scan}_Chimap.nii.gz").touch()
+    assert run("--participant-label", "01") == 0
+    assert "no results" not in capsys.readouterr().err
+    assert run() == 0
+    warning = f"{dataset.name}: of 4 maps 2 have no results: sub-02_acq-x, sub-03; run the participant level for them"
+    assert warning in capsys.readouterr().err
+    assert warning in (out / "group.html").read_text()
+
+
 def test_spellings_of_a_group_are_different_groups_and_said_once(dataset, plain_scans, run, out, capsys):
     groups = ["HC", "HC", " HC ", "hc", "hc", "hc", "PD", "PD"]
     plain_scans(*(f"{place:02}" for place in range(8)))
