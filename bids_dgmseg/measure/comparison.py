@@ -1,11 +1,12 @@
 """Tables of agreement and difference, a row a quantity, nucleus and pair of raters.
 
-`values` is everywhere the same frame: ``quantity``, ``abbreviation``, and one column a rater; a row a scan.
+`values` is everywhere the same frame: ``quantity``, ``abbreviation``, and one column a rater; a row a scan, which
+the column ``scan`` names where some could not be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -19,7 +20,10 @@ from bids_dgmseg.measure.differences import adjust, anova, paired_t, repeated_an
 Pair = tuple[str, str]
 
 
-def agreement_table(values: pd.DataFrame, *, raters: Sequence[str], pairs: Sequence[Pair]) -> pd.DataFrame:
+def agreement_table(
+    values: pd.DataFrame, *, raters: Sequence[str], pairs: Sequence[Pair],
+    compared: Collection[tuple[str, ...]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Say how well pairs of raters agree and whether they differ.
 
     Parameters
@@ -30,6 +34,8 @@ def agreement_table(values: pd.DataFrame, *, raters: Sequence[str], pairs: Seque
         All of its columns that are raters; Tukey's test is made over them, where they are three or more.
     pairs : sequence of (str, str)
         Reference and prediction, or two raters.
+    compared : collection of (str, str, str), optional
+        Scan and pair of those that could be compared, by default all; in others a pair's values count as missing.
 
     Returns
     -------
@@ -42,6 +48,9 @@ def agreement_table(values: pd.DataFrame, *, raters: Sequence[str], pairs: Seque
         among = tukey(group[present].to_numpy(float)) if len(present) > 2 else None
         for reference, prediction in pairs:
             first, second = (group[rater].to_numpy(float) for rater in (reference, prediction))
+            if compared is not None:
+                there = np.array([(scan, reference, prediction) in compared for scan in group["scan"]])
+                first, second = (np.where(there, one, np.nan) for one in (first, second))
             rows.append({
                 "quantity": quantity, "abbreviation": abbreviation, "reference": reference, "prediction": prediction,
                 **agree(first, second), **_tests(first, second),

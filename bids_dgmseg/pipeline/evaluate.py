@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import bids_dgmseg
@@ -119,14 +120,15 @@ def evaluate(request: Request) -> Evaluation:
     if not tables:
         others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0]}{others}" if failures else _nothing_shared(names, labels))
-    values = _values(results, names, {name for table in tables for name in table["abbreviation"]})
+    compared = {tuple(table.iloc[0][["scan", "reference", "prediction"]]) for table in tables}
+    values = _values(results, names, {name for table in tables for name in table["abbreviation"]}, compared)
     evaluation = Evaluation(names, pairs, n_scans=len({scan for table in tables for scan in table["scan"]}),
                             notes=notes + labels.lines(), failures=failures, values=values)  # fmt: skip
     evaluation.notes += _few(request, evaluation)
     overlap = _overlap_table(pd.concat(tables, ignore_index=True), values)
     evaluation.tables["overlap"] = overlap
     evaluation.tables["overlap_summary"] = summarize(overlap, measures=MEASURES)
-    evaluation.tables["agreement"] = agreement_table(values, raters=names, pairs=pairs)
+    evaluation.tables["agreement"] = agreement_table(values, raters=names, pairs=pairs, compared=compared)
     if len(names) > 2:
         evaluation.tables["raters"] = raters_table(values, raters=names)
     if len(names) > 2 and not request.raters:
@@ -221,9 +223,17 @@ def _nothing_shared(names: Sequence[str], labels: Notes) -> str:
            "check the abbreviations in dseg.tsv"  # fmt: skip
 
 
-def _values(results: Sequence[Comparison], names: Sequence[str], shared: set[str]) -> pd.DataFrame:
-    """Lay the raters' values of shared nuclei out in columns; a quantity that only one rater has is left out."""
+def _values(
+    results: Sequence[Comparison], names: Sequence[str], shared: set[str], compared: Collection[tuple[str, ...]]
+) -> pd.DataFrame:
+    """Lay the raters' values of shared nuclei out in columns; a quantity that only one rater has is left out.
+
+    Values of a scan are missing for raters that could be compared with no other in it.
+    """
     long = pd.DataFrame([row for result in results for row in result.values if row["abbreviation"] in shared])
+    usable = {(scan, rater) for scan, *pair in compared for rater in pair}
+    alone = [place not in usable for place in zip(long["scan"], long["rater"], strict=True)]
+    long["value"] = long["value"].mask(np.array(alone))
     keys = ["quantity", "scan", "abbreviation"]
     wide = long.set_index([*keys, "rater"])["value"].unstack("rater").reindex(columns=list(names))
     order = long[keys].drop_duplicates().sort_values("quantity", ascending=False, kind="stable")

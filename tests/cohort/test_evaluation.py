@@ -67,7 +67,7 @@ def lines(output, add_scan, compared, tmp_path):
     def fit(first, second, labelled):
         (tmp_path / "participants.tsv").write_text(
             "participant_id\tage\n" + "".join(f"sub-{n}\t{30 + 5 * n}\n" for n in range(1, 8)))  # fmt: skip
-        truth = {}
+        truth: dict[str, float] = {}
         for n in range(1, 8):
             noise = 1e-4 * (-1) ** n
             for end, slope in ((first, 0.002), (second, -0.001)):

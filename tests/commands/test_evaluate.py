@@ -151,6 +151,33 @@ def test_one_scan_on_another_grid_fails_alone(evaluate, tmp_path):
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["failures"]
 
 
+def moved(affine: np.ndarray) -> np.ndarray:
+    return affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1])
+
+
+def test_a_scan_that_failed_is_missing_from_the_agreement(evaluate, tmp_path):
+    names = [f"sub-0{number}" for number in range(1, 6)]
+    first = tree(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    second = tree(tmp_path / "second", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    write(second / "sub-05/anat/sub-05_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
+    assert evaluate(first, second)[0] == 1
+    row = row_of(tmp_path, "agreement", quantity="volume_mm3", abbreviation="DN_L")
+    # 3 x (3 + grow) x 2 voxels of 2 mm3, grow from 0 to 3; the fifth is 84 mm3 in one and 36 in the other
+    assert (row["n"], row["n_missing"], row["bias"], row["mean_reference"]) == (4, 1, 0, (36 + 48 + 60 + 72) / 4)
+
+
+def test_raters_of_one_grid_are_compared_where_those_of_another_are_not(evaluate, tmp_path):
+    names = [f"sub-0{number}" for number in range(1, 5)]
+    for rater in "abcd":
+        root = tree(tmp_path / rater, {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+        if rater in "cd":
+            write(root / "sub-04/anat/sub-04_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
+    assert evaluate(*(tmp_path / rater for rater in "abcd"), "--raters")[0] == 1
+    table = read(tmp_path, "agreement").query("quantity == 'volume_mm3' and abbreviation == 'DN_L'")
+    counts = {(row["reference"], row["prediction"]): row["n"] for _, row in table.iterrows()}
+    assert counts == {("a", "b"): 4, ("c", "d"): 4, **{(one, other): 3 for one in "ab" for other in "cd"}}
+
+
 def test_a_nucleus_that_was_missed_is_missing_from_the_agreement(evaluate, tmp_path):
     scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
     first = tree(tmp_path / "first", scans)
