@@ -15,8 +15,12 @@ from scipy.stats import mannwhitneyu, nct, t
 
 from bids_dgmseg.cohort.frames import Floats, each_group, false_discovery, need_columns, numbers, per_participant
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.measure.agreement import is_constant
 
 _N_GROUP = 2
+_NO_SPREAD = "not tested: the values do not vary within the groups"
+_ROUNDING = 1e-24
+"""Share of the squares of values below which their residuals are rounding."""
 _COMPARED = (
     "reference", "group", "n_reference", "n_group", "n_missing", "n_no_group", "n_scans", "mean_reference",
     "mean_group", "std_reference", "std_group", "difference", "difference_low", "difference_high", "t", "df", "p_t",
@@ -107,7 +111,7 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
         ``n_group`` participants used, ``n_missing`` of all groups without measure or covariate, ``n_scans`` averaged;
         the adjusted ``difference`` (group − reference) with limits, ``t``, ``df``, ``p``, ``q``; of all groups together
         ``f_groups``, ``df_groups``, ``p_groups``, ``q_groups``, ``partial_eta2``; ``std`` of the residuals; ``note``
-        where nothing can be tested. q is adjusted over the nuclei (and models).
+        where nothing can be fitted or nothing varies, and all of these are missing. q is adjusted over the nuclei (and models).
 
     Raises
     ------
@@ -206,8 +210,8 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         "mean_reference": x.mean(), "mean_group": y.mean(), "std_reference": x.std(ddof=1), "std_group": y.std(ddof=1),
         "difference": y.mean() - x.mean(),
     }  # fmt: skip
-    if np.ptp(x) == 0 and np.ptp(y) == 0:
-        return record | {"note": "not tested: the values do not vary within the groups"}
+    if is_constant(x) and is_constant(y):
+        return record | {"note": _NO_SPREAD}
     ranks = mannwhitneyu(y, x)
     g, g_low, g_high = hedges_g(x, y, level=options.level)
     return record | _welch(x, y, options.level) | {
@@ -255,6 +259,10 @@ def _ancova(
         reason = f"not fitted: {len(y)} participants for {design.shape[1]} terms"
     elif np.linalg.matrix_rank(design) < design.shape[1]:
         reason = "not fitted: groups and covariates cannot be told apart"
+    elif all(is_constant(y[group == name]) for name in (options.reference, *kept)):
+        reason = _NO_SPREAD
+    elif _solve(design, y)[1] <= _ROUNDING * float((y**2).sum()):
+        reason = "not tested: the values do not vary beyond groups and covariates"
     if reason:
         return [record | {"note": reason} for record in records]
     terms = _terms(design, y, n_tested=len(kept), level=options.level)

@@ -202,6 +202,26 @@ def test_an_ancova_that_cannot_be_fitted_says_why(small, change, note):
     assert np.isnan([row["difference"], row["p"], row["q"]]).all()
 
 
+@pytest.mark.parametrize(("values", "note"), [
+    pytest.param(lambda age: np.full(14, 0.1), "within the groups", id="one value"),
+    pytest.param(lambda age: np.repeat([0.1 + 0.2, 0.4], 7), "within the groups", id="one value a group"),
+    pytest.param(lambda age: age / 1000, "beyond groups and covariates", id="the age"),
+])  # fmt: skip
+def test_rounding_is_not_tested_at_equal_age(values, note):
+    age = np.linspace(30, 70, 14) ** 1.01
+    table = cohort(values(age), ["HC"] * 7 + ["PD"] * 7, age=age, sex=["F", "M"] * 7)
+    row = first(ancova(table, options=OPTIONS))
+    assert row["note"] == f"not tested: the values do not vary {note}"
+    assert row[["difference", "t", "p", "q", "f_groups", "p_groups", "q_groups", "partial_eta2"]].isna().all()
+
+
+def test_means_of_one_value_over_scans_do_not_vary():
+    """(0.1 + 0.1 + 0.1) / 3 is 0.1 but for the last digit."""
+    table = cohort([0.1] * 6, ["HC"] * 3 + ["PD"] * 3)
+    again = pd.concat([table, table.query("participant_id in ['sub-00', 'sub-03']"), table.iloc[:1]])
+    assert "do not vary" in first(compare_groups(again, options=OPTIONS))["note"]
+
+
 def test_a_sex_that_changes_is_refused(big):
     second = big.head(1).assign(sex="?")
     with pytest.raises(InputError, match=r"^sub-00: several values of sex"):
