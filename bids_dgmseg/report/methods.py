@@ -175,24 +175,36 @@ def parse_bibtex(text: str) -> dict[str, Reference]:
         head = re.match(r"\w+\s*\{\s*([^,\s]+)\s*,", entry)
         if head:
             found = re.findall(r"^\s*(\w+)\s*=\s*[{\"]?(.*?)[}\"]?\s*,?\s*}?\s*$", entry, flags=re.MULTILINE)
-            references[head[1]] = _reference(head[1], {name.lower(): _plain(value) for name, value in found})
+            references[head[1]] = _reference(head[1], {name.lower(): value for name, value in found})
     return references
 
 
-def _reference(key: str, entry: Mapping[str, str]) -> Reference:
-    names = [_short_name(name) for name in entry.get("author", "").split(" and ")]
+def _reference(key: str, fields: Mapping[str, str]) -> Reference:
+    names = [_short_name(name) for name in fields.get("author", "").split(" and ")]
+    entry = {name: _plain(value) for name, value in fields.items()}
     authors = ", ".join(names[:_MOST_AUTHORS]) + (" et al." if len(names) > _MOST_AUTHORS else "")
     place = entry.get("journal") or entry.get("booktitle") or entry.get("publisher") or ""
     url = f"https://doi.org/{entry['doi']}" if "doi" in entry else entry.get("url", "")
     source = " ".join(part for part in (place, entry.get("volume", ""), entry.get("year", "")) if part)
-    return Reference(key, authors.removesuffix("."), entry.get("title", key), source, url)
+    authors = authors.replace(", et al.", " et al.").removesuffix(".")
+    return Reference(key, authors, entry.get("title", key), source, url)
 
 
 def _short_name(name: str) -> str:
-    """Family name and initials."""
+    r"""Family name and initials; braces keep a name whole, small letters begin a family name, as in BibTeX.
+
+    >>> [_short_name(name) for name in ("Ros, Bo A.", "Bo A. Ros", "Alejandro de la Vega", "{The X developers}")]
+    ['Ros BA', 'Ros BA', 'de la Vega A', 'The X developers']
+    """
     if name == "others":
         return "et al."
-    family, _, given = name.partition(", ")
+    if name.startswith("{") and not name.startswith("{\\"):
+        return _plain(name)
+    family, comma, given = _plain(name).partition(", ")
+    if not comma:
+        words = family.split()
+        start = next((place for place, word in enumerate(words) if word[0].islower()), len(words) - 1)
+        family, given = " ".join(words[start:]), " ".join(words[:start])
     initials = "".join(part[0] for part in re.split(r"[ -]", given) if part)
     return f"{family} {initials}".strip()
 
