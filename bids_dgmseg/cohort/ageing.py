@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from bids_dgmseg.cohort.curves import BETA_BOUNDS, CURVES, Curve, Fit, Interval, bands, bootstrap, fit_curve
+from bids_dgmseg.cohort.curves import (
+    BETA_BOUNDS,
+    CURVES,
+    N_RESAMPLED,
+    Curve,
+    Fit,
+    Interval,
+    bands,
+    bootstrap,
+    fit_curve,
+)
 from bids_dgmseg.cohort.frames import each_group, need_columns, numbers
 from bids_dgmseg.errors import InputError
 
@@ -176,18 +186,27 @@ def _fit_record(
     record: dict[str, Any] = {"curve": curve.name, "note": note}
     if fit is None:
         return record
-    intervals = fit.intervals
-    who = used[options.participant]
-    if options.n_replicates and rng is not None:
-        intervals = bootstrap(fit, used[options.age], used[options.value], rng=rng, participants=who.astype(str),
-                              n_replicates=options.n_replicates)  # fmt: skip
-    elif who.nunique() < len(used):
-        repeated = "scans of one participant count as independent in the intervals (--bootstrap resamples participants)"
-        record["note"] = f"{note}; {repeated}" if note else repeated
+    intervals, doubt = _limits(used, fit, options, rng)
+    record["note"] = "; ".join(filter(None, (note, doubt)))
     for name, column in _PARAMETERS.items():
         low, high = intervals[name]
         record |= {column: getattr(fit, name), f"{column}_low": low, f"{column}_high": high}
     return record | {"std": fit.std, "r2": fit.r2, "aicc": fit.aicc}
+
+
+def _limits(
+    used: pd.DataFrame, fit: Fit, options: AgeingOptions, rng: np.random.Generator | None
+) -> tuple[dict[str, Interval], str]:
+    """Confidence limits, and what to mind about them."""
+    who = used[options.participant]
+    n_people = who.nunique()
+    if not options.n_replicates or rng is None:
+        repeated = "scans of one participant count as independent in the intervals (--bootstrap resamples participants)"
+        return fit.intervals, repeated if n_people < len(used) else ""
+    intervals = bootstrap(fit, used[options.age], used[options.value], rng=rng, participants=who.astype(str),
+                          n_replicates=options.n_replicates)  # fmt: skip
+    few = f"no limits: {n_people} participants, a bootstrap needs {N_RESAMPLED}"
+    return intervals, few if n_people < N_RESAMPLED else ""
 
 
 def _rank(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

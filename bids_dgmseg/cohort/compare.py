@@ -111,7 +111,8 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
         ``n_group`` participants used, ``n_missing`` of all groups without measure or covariate, ``n_scans`` averaged;
         the adjusted ``difference`` (group − reference) with limits, ``t``, ``df``, ``p``, ``q``; of all groups together
         ``f_groups``, ``df_groups``, ``p_groups``, ``q_groups``, ``partial_eta2``; ``std`` of the residuals; ``note``
-        where nothing can be fitted or nothing varies, and all of these are missing. q is adjusted over the nuclei (and models).
+        where nothing can be fitted or nothing varies, and all of these are missing. q is adjusted over the nuclei (and
+        models).
 
     Raises
     ------

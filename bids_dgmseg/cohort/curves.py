@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 BETA_BOUNDS = (0.001, 1.0)
 """1/year: the rise is half done after 693 and after 0.7 years."""
+N_RESAMPLED = 5
+"""Fewest participants that are resampled: with two, half of the samples are one person alone."""
 _N_GRID = 200
 _CHUNK = 100
 _ROUNDING = 1e-10
@@ -250,12 +252,14 @@ def bootstrap(
     -------
     dict
         ``alpha``, ``beta``, ``gamma`` → percentiles of the refits that hold ``fit.level`` of them. β is searched over
-        200 values between its bounds and interpolated.
+        200 values between its bounds and interpolated. NaN with fewer than 5 participants, whose samples repeat.
     """
     years, values = _check(age, chi, fit.curve)
     who = np.arange(values.size)
     if participants is not None:
         who = np.unique(np.asarray(participants), return_inverse=True)[1]
+    if who.max() + 1 < N_RESAMPLED:
+        return dict.fromkeys(("alpha", "beta", "gamma"), (math.nan, math.nan))
     grid = np.geomspace(*fit.beta_bounds, _N_GRID) if fit.curve.has_rate else np.array([math.nan])
     found = [
         _refit(_profile(fit.curve, years, values, weights, grid))

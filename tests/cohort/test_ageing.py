@@ -227,6 +227,18 @@ def test_a_bootstrap_replaces_the_limits(cohort):
     assert (row["beta_per_year_low"], row["beta_per_year_high"]) == limits["beta"]
 
 
+@pytest.mark.parametrize(("n_people", "note"), [
+    (4, "no limits: 4 participants, a bootstrap needs 5"), (5, "")
+])  # fmt: skip
+def test_a_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
+    table = long(*cohort).assign(participant_id=[f"sub-{place % n_people}" for place in range(80)])
+    options = AgeingOptions(curves=(LINEAR,), n_replicates=20)
+    row = fit_ageing(table, options=options, rng=np.random.default_rng(0)).iloc[0]
+    assert row["note"] == note
+    assert row[["alpha_low", "alpha_high", "gamma_low", "gamma_high"]].isna().tolist() == [n_people < 5] * 4
+    assert np.isfinite(row["alpha"])
+
+
 def test_a_bootstrap_needs_a_generator(cohort):
     with pytest.raises(ValueError, match="a bootstrap needs rng"):
         fit_ageing(long(*cohort), options=AgeingOptions(n_replicates=10))
