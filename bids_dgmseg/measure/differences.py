@@ -116,10 +116,10 @@ def anova(ratings: NDArray[np.floating]) -> Outcome:
     Parameters
     ----------
     ratings : ndarray of shape (N, K)
-        A row a scan, a column a rater; NaN is left out of its column.
+        A row a scan, a column a rater; NaN is left out of its column, which may hold one value.
     """
-    groups = _groups(ratings)
-    if not groups:
+    groups = [group for group in _columns(ratings) if group.size]
+    if len(groups) < 2 or all(is_constant(group) for group in groups):
         return _NO_TEST
     result = stats.f_oneway(*groups)
     return Outcome(float(result.statistic), float(result.pvalue))
@@ -136,21 +136,21 @@ def tukey(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
     Returns
     -------
     ndarray of shape (K, K)
-        p values, adjusted for the number of comparisons; with unequal groups those of Tukey and Kramer.
+        p values, adjusted for the number of comparisons; with unequal groups those of Tukey and Kramer. NaN for raters
+        with fewer than two values.
     """
-    groups = _groups(ratings)
-    k = np.shape(ratings)[1]
-    if not groups:
-        return np.full((k, k), np.nan)
-    return np.asarray(stats.tukey_hsd(*groups).pvalue, np.float64)
+    groups = _columns(ratings)
+    p = np.full((len(groups), len(groups)), np.nan)
+    kept = [rater for rater, group in enumerate(groups) if group.size > 1]
+    if len(kept) > 1 and not all(is_constant(groups[rater]) for rater in kept):
+        p[np.ix_(kept, kept)] = stats.tukey_hsd(*(groups[rater] for rater in kept)).pvalue
+    return p
 
 
-def _groups(ratings: NDArray[np.floating]) -> list[NDArray[np.float64]]:
-    """Columns without their missing values; none at all where there is no spread or too little to compare."""
+def _columns(ratings: NDArray[np.floating]) -> list[NDArray[np.float64]]:
+    """Columns without their missing values."""
     columns = [np.asarray(column, np.float64) for column in np.transpose(ratings)]
-    groups = [column[np.isfinite(column)] for column in columns]
-    usable = len(groups) > 1 and all(len(group) > 1 for group in groups)
-    return groups if usable and not all(is_constant(group) for group in groups) else []
+    return [column[np.isfinite(column)] for column in columns]
 
 
 def repeated_anova(ratings: NDArray[np.floating]) -> RepeatedAnova:

@@ -89,6 +89,22 @@ def test_tukey_is_that_of_statsmodels():
     assert found[np.triu_indices(3, 1)] == pytest.approx(expected, abs=1e-4)  # theirs interpolates
 
 
+def test_a_rater_with_one_value_takes_part_in_the_analysis():
+    # Means 2, 3, 7 of 3, 3, 1 values lie 8, 1, 27 sevenths from 22 / 7: between (3 * 64 + 3 + 729) / 49 with 2 degrees
+    # of freedom, within 4 with 4.
+    ratings = np.array([[1.0, 2, 7], [2, 3, np.nan], [3, 4, np.nan]])
+    assert anova(ratings).statistic == pytest.approx((3 * 64 + 3 + 729) / 49 / 2)
+
+
+def test_a_rater_with_one_value_takes_no_comparison_from_the_others():
+    ratings = np.random.default_rng(0).normal((0, 1, 2), size=(8, 3))
+    alone = np.column_stack([ratings[:, 0], np.where(np.arange(8) == 3, 9.0, np.nan), ratings[:, 1:]])
+    found = tukey(alone)
+    assert np.isnan(found[1]).all()
+    assert np.isnan(found[:, 1]).all()
+    np.testing.assert_array_equal(found[np.ix_([0, 2, 3], [0, 2, 3])], tukey(ratings))
+
+
 def test_groups_without_spread_are_not_compared():
     same = np.tile([1.0, 2.0], (4, 1))
     assert np.isnan(anova(same).p)
