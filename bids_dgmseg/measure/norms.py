@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -56,16 +57,25 @@ def _known(word: str) -> str | None:
 NORMS = read_norms(files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8"))
 
 
+_EXCLUDED = re.compile(
+    r"\b(without|excluding|excludes|except|minus|outside|no)\b.*"
+    r"|\bnon\W?csf\b"
+    r"|\b(csf|cerebrospinal fluid|ventric\w*)\W+((is|was|are|were)\s+)?(excluded|removed|masked out)\b"
+)
+"""What a region is said not to hold."""
+
+
 def name_region(words: str) -> str | None:
     """Name the reference region that a sidecar describes, as ``norms.tsv`` does; None where it states none.
 
-    >>> name_region("CSF (lateral ventricles)"), name_region("whole brain"), name_region("not stated")
+    >>> name_region("CSF (lateral ventricles)"), name_region("whole brain without CSF"), name_region("not stated")
     ('csf', 'whole-brain', None)
     """
     said = words.casefold()
-    if any(word in said for word in ("csf", "cerebrospinal", "ventric")):
+    taken = _EXCLUDED.sub(" ", said).strip(" ,;()")
+    if any(word in taken for word in ("csf", "cerebrospinal", "ventric")):
         return "csf"
-    if "whole" in said or said in ("brain", "brain mask"):
+    if "whole" in taken or taken in ("brain", "brain mask"):
         return "whole-brain"
     return None if said in ("", "n/a", "none", "unknown", "not stated") else said
 

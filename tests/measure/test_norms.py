@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measure.norms import NORMS, Norm, compare_with_norms, read_norms
+from bids_dgmseg.measure.norms import NORMS, Norm, compare_with_norms, name_region, read_norms
 from bids_dgmseg.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")
@@ -54,6 +54,22 @@ def test_susceptibilities_of_another_reference_are_not_compared(reference, score
     row = compare_with_norms(stats(RN_L=(300.0, 0.05)), reference=reference, norms=OWN).iloc[0]
     assert math.isfinite(row["mean_ppm_z"]) is scored
     assert math.isfinite(row["volume_z"])  # a volume has no reference
+
+
+@pytest.mark.parametrize(("words", "region"), [
+    ("whole brain without CSF", "whole-brain"),
+    ("Brain mask, excluding ventricles", "whole-brain"),
+    ("whole brain (CSF excluded)", "whole-brain"),
+    ("CSF-excluded whole brain", "whole-brain"),
+    ("brain without CSF", "whole-brain"),
+    ("ventricular CSF", "csf"),
+    ("CSF without choroid plexus", "csf"),
+    ("cerebrospinal fluid, vessels excluded", "csf"),
+    ("white matter without CSF", "white matter without csf"),
+    ("not stated", None),
+])  # fmt: skip
+def test_what_a_region_is_without_does_not_name_it(words, region):
+    assert name_region(words) == region
 
 
 def test_every_nucleus_has_a_row_for_each_measure():
