@@ -37,7 +37,8 @@ def watch(model: Model, dataset: Path, out: Path, *, step: int, device: str, say
     Returns
     -------
     path
-        ``segmenter_watch.tsv`` in `out`: step, scan, abbreviation, Dice; rows of other steps stay.
+        ``segmenter_watch.tsv`` in `out`: step, scan, abbreviation, Dice. Rows of earlier steps stay; those of this
+        step and of later ones, which a training that was begun again has left behind, do not.
 
     Raises
     ------

@@ -362,7 +362,7 @@ def test_labelled_scans_are_watched_and_not_learned_from(dataset, untrained, tmp
     label(dataset, "sub-01", "CN_L", "CN_R")
     said: list[str] = []
     before = (untrained / "segmenter.safetensors").read_bytes()
-    for step in (10, 20, 20):  # a slice that is done again replaces its rows
+    for step in (30, 10, 20, 20):  # a slice that is done again replaces its rows and those of later steps
         table = pd.read_csv(watch(MODEL, dataset, untrained, step=step, device="cpu", say=said.append), sep="\t")
     assert table[["step", "scan", "abbreviation"]].to_numpy().tolist() == [
         [step, "sub-01", side] for step in (10, 20) for side in ("CN_L", "CN_R")]  # fmt: skip
