@@ -33,9 +33,13 @@ def harmonized_tables(study: Study) -> list[GroupTable]:
     front = ("measure", *study.cohort.apart)
     columns = dict(zip(_NAMES, (_LONG, (*front, *_VARIANCE), (*front, *_EFFECTS)), strict=True))
     sites = study.cohort.facts["site"].value_counts().sort_index()
+    facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": len(study.cohort.scans) - int(sites.sum())}
     if len(sites) < 2:
-        why = f"one site only ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
-        return [GroupTable(name, pd.DataFrame(columns=there), not_computed=why) for name, there in columns.items()]
+        why = _too_few(sites, facts["ScansWithoutSite"])
+        return [
+            GroupTable(name, pd.DataFrame(columns=there), facts=facts, not_computed=why)
+            for name, there in columns.items()
+        ]
     covariates = _kept(study)
     before = len(study.warnings)
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _NAMES}
@@ -50,12 +54,20 @@ def harmonized_tables(study: Study) -> list[GroupTable]:
     why = "" if parts[_NAMES[0]] else "; ".join(note for note in notes if "not computed" in note)
     spellings = study.cohort.spellings
     doubts = [line for factor in ("site", *covariates) for line in spellings.get(factor, ())]
-    facts = {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates, "Sites": sites.to_dict()}
+    facts |= {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates}
     return [
         GroupTable(name, pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns[name]),
                    facts=facts, notes=(*doubts, *notes), not_computed=why)
         for name, found in parts.items()
     ]  # fmt: skip
+
+
+def _too_few(sites: pd.Series, n_without: int) -> str:
+    """Say why nothing is harmonized."""
+    if not len(sites):
+        return "no site is known; name its column: --site-column"
+    without = f"; {n_without} {'scan' if n_without == 1 else 'scans'} without one" if n_without else ""
+    return f"one site only ({sites.index[0]}){without}"
 
 
 def _kept(study: Study) -> list[str]:

@@ -35,16 +35,19 @@ def name_trees(paths: Sequence[Path]) -> list[str]:
 def name_scanner(fields: Mapping[str, Any]) -> str | None:
     """Name a scanner by the fields of a sidecar; None where they do not say what it is.
 
-    Text is written in one line; what is neither text nor a whole number, such as a list, says nothing.
+    Text is written in one line; what is neither text nor a whole number, such as a list, says nothing. A field strength
+    is none by itself: scanners of many sites share it.
 
     >>> name_scanner({"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 2.89})
     'Siemens Prisma 3T'
     """
     words = [word for name in SCANNER_FIELDS[:-1] if (word := _one_line(fields.get(name)))]
+    if not words:
+        return None
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
         tesla = round(2 * float(fields[_FIELD])) / 2  # 2.89 and 3 are one strength
         words.append(f"{tesla:g}T")
-    return " ".join(words) or None
+    return " ".join(words)
 
 
 def _one_line(value: Any) -> str:

@@ -9,7 +9,8 @@ from bids_dgmseg.cohort.sites import name_scanner
     ({"Manufacturer": ["a"], "ManufacturersModelName": "Prisma"}, "Prisma"),
     ({"Manufacturer": "Siemens", "DeviceSerialNumber": 45153}, "Siemens 45153"),
     ({"Manufacturer": " \n"}, None),
-    ({"MagneticFieldStrength": "2.89"}, "3T"),
+    ({"MagneticFieldStrength": "2.89"}, None),
+    ({"InstitutionName": "Bern", "MagneticFieldStrength": "2.89"}, "Bern 3T"),
     ({"Manufacturer": "Siemens", "MagneticFieldStrength": float("inf")}, "Siemens"),
     ({"Manufacturer": "Siemens", "MagneticFieldStrength": [3]}, "Siemens"),
 ])  # fmt: skip

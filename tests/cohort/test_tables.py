@@ -161,6 +161,19 @@ def test_every_table_is_written_and_says_why_it_is_empty(output, add_scan):
     assert result.notes[-1].startswith("group_longitudinal.tsv, group_changes.tsv: empty, nobody was scanned at two")
 
 
+@pytest.mark.parametrize(("site", "why", "n_without"), [
+    ("A", "one site only (A)", 0), ("n/a", "one site only (A); 1 scan without one", 1)
+])  # fmt: skip
+def test_scans_without_a_site_are_counted(output, add_scan, tmp_path, site, why, n_without):
+    for label in ("01", "02"):
+        add_scan(f"sub-{label}_seg-dgm16")
+    participants = tmp_path / "participants.tsv"
+    participants.write_text(f"participant_id\tsite\nsub-01\tA\nsub-02\t{site}\n")
+    write_tables(output, participants)
+    told = json.loads((output / "group_harmonized.json").read_text())
+    assert (told["NotComputed"], told["ScansWithoutSite"], told["Sites"]) == (why, n_without, {"A": 2 - n_without})
+
+
 def test_a_second_run_takes_the_place_of_the_first(output, add_scan):
     add_scan("sub-01_seg-dgm16")
     write_tables(output)
