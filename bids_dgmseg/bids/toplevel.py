@@ -222,4 +222,15 @@ def _citation(settings: Settings, model: Model) -> dict[str, str]:
         "nuclei": ", ".join(nuclei),
         "model_citation": f" [{'; '.join(f'@{key}' for key in keys)}]" if keys else "",
         "weights": weights,
+        "referenced": _say_referenced(settings),
     }
+
+
+def _say_referenced(settings: Settings) -> str:
+    """Say what referenced values are relative to; empty where no region was chosen."""
+    masks = ", masked by the user" if settings.reference_mask else ""
+    region = {
+        "none": "", "whole-brain": "whole brain", "csf": f"cerebrospinal fluid{masks}",
+        "structure": str(settings.reference_structure),
+    }[settings.reference]  # fmt: skip
+    return f"; referenced values are relative to the mean of a region of the same map ({region})" if region else ""

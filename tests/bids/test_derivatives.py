@@ -277,6 +277,17 @@ def test_every_reference_of_the_citation_is_in_the_bibliography(settings):
     assert all(f"{{{key}," in bib for key in cited)
 
 
+@pytest.mark.parametrize(("chosen", "said"), [
+    ({}, "relative to the reference of each map. In deep"),
+    ({"reference": "csf"}, "; referenced values are relative to the mean of a region of the same map (cerebrospinal "
+                           "fluid). In deep"),
+    ({"reference": "structure", "reference_structure": "CN_L"}, "a region of the same map (CN_L). In deep"),
+], ids=["no region", "CSF", "structure"])  # fmt: skip
+def test_the_citation_says_what_referenced_values_are_relative_to(settings, chosen, said):
+    write_dataset_files(dataclasses.replace(settings, **chosen), find_scans(settings), MODEL)
+    assert said in " ".join((settings.output_dir / "logs" / "CITATION.md").read_text().split())
+
+
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_the_output_is_valid_bids(settings, results):
     scans = find_scans(settings)
