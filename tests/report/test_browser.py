@@ -11,6 +11,7 @@ from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.report.figures import draw_mosaic
 from bids_dgmseg.report.page import write_page
 from bids_dgmseg.structures import STRUCTURES
+from tests.report.devtools import open_tab
 
 COUNT = """<script>
 addEventListener("load", () => {
@@ -50,6 +51,17 @@ def test_pictures_load_and_nothing_runs_over(browser, page, tmp_path, width):
     copy.write_text(source, encoding="utf-8")
     dom = run_browser(browser, tmp_path / "profile", f"--window-size={width},900", "--dump-dom", copy.as_uri())
     assert "<title>3 of 3 loaded, fits</title>" in dom
+
+
+@pytest.mark.parametrize("width", [1280, 400], ids=["desk", "phone"])
+def test_values_of_settings_stand_in_words_not_in_letters(browser, add_scan, tmp_path, width):
+    reference = {"region": "csf", "source": "lateral ventricles labelled by dgm16, eroded by 1.5 mm", "mean_ppm": 0.02}
+    settings = {"a setting with a name that is rather long": "and a value of some length"}
+    page = write_page(Path(add_scan(reference=reference, settings=settings)), "01")
+    with open_tab(browser, tmp_path / "profile", width=width) as tab:
+        tab.open(page.as_uri())
+        widths = tab.run("[...document.querySelectorAll('dd')].map(value => value.clientWidth)")
+    assert min(widths) >= 96  # 6 rem: a longer word is seldom
 
 
 def test_a_screenshot_shows_the_outlines(browser, page, tmp_path):
