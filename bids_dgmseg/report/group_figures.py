@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +17,14 @@ from bids_dgmseg.report.agreement_plots import draw_agreement
 from bids_dgmseg.report.group_cells import PageTable, make_table, medians_table
 from bids_dgmseg.report.group_plots import LABELS, N_LEVELS, N_POINTS, draw_ageing, draw_asymmetry, draw_violins
 from bids_dgmseg.report.group_read import MEASURES, Cohort, GroupTable
+from bids_dgmseg.report.group_statistics import UNTOLD
+from bids_dgmseg.report.level_names import in_order, name_levels
 from bids_dgmseg.report.numbers import say_short
 from bids_dgmseg.report.page import write_atomically
 
 N_PAIRS = 3
 """Most pairs of models that are compared."""
 _ENOUGH = 3
-_POINTS = f"Of more than {N_POINTS} scans on a side the points are {N_POINTS}, evenly over the ranks; lines are of all."
 _AGREEMENT = {
     "abbreviation": "Nucleus", "n": "Scans", "bias": "Bias", "bias_low": "Bias: low", "bias_high": "Bias: high",
     "loa_lower": "Lower limit", "loa_upper": "Upper limit", "icc21": "ICC(2,1)", "pearson_r": "r",
@@ -85,7 +86,7 @@ def _violins(
     what: str = "",
 ) -> PageFigure:  # fmt: skip
     """Draw the most frequent levels, in the order of their names."""
-    shown = sorted(levels[:N_LEVELS])
+    shown = in_order(levels[:N_LEVELS])
     name = what + LABELS[measure].partition(" (")[0]
     file = f"{measure}_by-{factor}{'_harmonized' if what else ''}{model and f'_{model}'}"
     medians = medians_table(rows, anchor=f"medians-{_slug(file)}", measure=measure, levels=shown, factor=factor)
@@ -96,10 +97,23 @@ def _violins(
         title=f"{name.capitalize()} by {factor}{_in(model)}",
         alt=f"Violins of the {name} of each nucleus by {factor}{_in(model)}, the left half of a violin for the "
             f"patient's left. {_say_spread(rows, measure=measure, factor=factor, levels=shown)}",
-        caption=f"Left half: the patient's left; right half: right. The bars are medians, a point is a scan.{left_out} "
-                f"{_POINTS}",
+        caption=f"Left half: the patient's left; right half: right. The bars are medians, a point is a scan.{left_out}"
+                f"{_say_names(shown)}{_say_points(rows, [measure], ['abbreviation', factor])}",
         table=medians,
     )  # fmt: skip
+
+
+def _say_names(levels: Sequence[str]) -> str:
+    key = name_levels(levels).key
+    return f" {key}." if key else ""
+
+
+def _say_points(values: pd.DataFrame, measures: Sequence[str], together: Sequence[str]) -> str:
+    """Say that points were left out, where so many lie together that they were."""
+    counts = values.groupby(list(together), sort=False)[list(measures)].count().to_numpy(int)
+    if counts.max(initial=0) <= N_POINTS:
+        return ""
+    return f" Of more than {N_POINTS} scans {N_POINTS} points are drawn, evenly over the ranks; all else is of all."
 
 
 def _say_spread(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
@@ -118,36 +132,73 @@ def _say_spread(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequen
 
 
 def ageing_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
-    """Draw the best curve of each nucleus with its band over the scans, by measure and model."""
+    """Draw a curve of each nucleus with its band over the scans, by measure and model; harmonized where that is."""
     curves = _best_curves(cohort)
     if curves.empty or "age_years" not in cohort.stats:
         return
-    for (measure, model), rows in curves.groupby(["measure", "model"], sort=False):
-        if measure not in MEASURES:
-            continue
-        points = cohort.stats[cohort.stats["model"] == model]
-        name = LABELS[str(measure)].partition(" (")[0]
-        yield _keep(
-            output_dir, draw_ageing(points, rows, measure=str(measure)), f"{measure}_age{_suffix(cohort, str(model))}",
-            title=f"{name.capitalize()} over age{_in(_of(cohort, str(model)))}",
-            alt=f"Scatter of the {name} of each nucleus over age, with a curve and its 95 % band for each side. "
-                f"{_say_trend(rows)}",
-            caption="A point is a scan. The curve is the one of the lowest AICc, the band holds its 95 % confidence. "
-                    f"{_POINTS}",
-        )  # fmt: skip
+    for measure, model in product(MEASURES, cohort.models):
+        of_model = curves[curves["model"] == model]
+        harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
+        rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
+        if len(rows):
+            yield _ageing(cohort, output_dir, rows, measure=measure, model=model, is_harmonized=len(harmonized) > 0)
+
+
+def _ageing(
+    cohort: Cohort, output_dir: Path, curves: pd.DataFrame, *, measure: str, model: str, is_harmonized: bool
+) -> PageFigure:
+    points = _harmonized_points(cohort, measure) if is_harmonized else cohort.stats
+    points = points[points["model"] == model].dropna(subset=["age_years"])
+    what = "harmonized " if is_harmonized else ""
+    name = what + LABELS[measure].partition(" (")[0]
+    file = f"{measure}_age{'_harmonized' if what else ''}{_suffix(cohort, model)}"
+    untold = ", of those whose parameters the ages tell apart" if curves["not_best"].any() else ""
+    return _keep(
+        output_dir, draw_ageing(points, curves, measure=measure, label=f"{what}\n{LABELS[measure]}".strip()), file,
+        title=f"{name.capitalize()} over age{_in(_of(cohort, model))}",
+        alt=f"Scatter of the {name} of each nucleus over age, with a curve and its 95 % band for each side. "
+            f"{_say_trend(curves)}",
+        caption=f"A point is a scan.{_say_pooled(cohort, is_harmonized=is_harmonized)} The curve is the one of the "
+                f"lowest AICc{untold}; the band holds its 95 % confidence."
+                f"{_say_points(points, [measure], ['abbreviation'])}",
+    )  # fmt: skip
+
+
+def _harmonized_points(cohort: Cohort, measure: str) -> pd.DataFrame:
+    """Harmonized values with the ages of their scans, under the name of the measure."""
+    table = cohort.tables["group_harmonized"].rows
+    ages = cohort.scans.drop_duplicates("scan").set_index("scan")["age_years"]
+    rows = table[table["measure"] == measure]
+    return rows.assign(**{measure: rows["harmonized"]}, age_years=rows["scan"].map(ages))
+
+
+def _say_pooled(cohort: Cohort, *, is_harmonized: bool) -> str:
+    """Say what the curves do not tell apart."""
+    factors = [factor for factor in ("site", "group") if len(cohort.levels(factor)) > 1]
+    pooled = " and ".join(f"{factor}s" for factor in factors if not (is_harmonized and factor == "site"))
+    harmonized = " Values are harmonized over sites (ComBat)." if is_harmonized else ""
+    return harmonized + (f" {pooled.capitalize()} are pooled." if pooled else "")
 
 
 def _best_curves(cohort: Cohort) -> pd.DataFrame:
-    """Rows of ``group_ageing_curves.tsv`` of the curves that fit best, to the predicted labels of all scans."""
+    """Rows of ``group_ageing_curves.tsv`` of the curves that fit best, to the predicted labels of all scans.
+
+    A curve whose parameters the ages do not tell apart gives way to the next best; then ``not_best`` is true.
+    """
     curves, fits = cohort.tables.get("group_ageing_curves"), cohort.tables.get("group_ageing")
     if curves is None or fits is None or curves.rows.empty:
         return pd.DataFrame()
-    keys = ["measure", "labels", "scans", "model", "abbreviation", "curve"]
+    keys = ["measure", "labels", "scans", "model", "abbreviation"]
     keys = [key for key in keys if key in curves.rows and key in fits.rows]
-    best = fits.rows[fits.rows["best"].astype(str).str.lower() == "true"]
-    rows = curves.rows.merge(best[keys].drop_duplicates(), on=keys)
+    untold = fits.rows["note"].astype(str).str.contains(UNTOLD)
+    fitted = fits.rows.assign(untold=untold).dropna(subset=["aicc"]).sort_values(["untold", "aicc"], kind="stable")
+    drawn = fitted.drop_duplicates(keys)
+    drawn = drawn.assign(not_best=drawn["best"].astype(str).str.lower() != "true")
+    rows = curves.rows.merge(drawn[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
     for column, value in (("labels", "predicted"), ("scans", "all")):
         rows = rows[rows[column] == value] if column in rows else rows
+    if "group_harmonized" not in cohort.tables:
+        rows = rows[~rows["measure"].str.endswith("_harmonized")]
     return rows
 
 
@@ -179,7 +230,7 @@ def asymmetry_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
             alt="Violins of the asymmetry index of each nucleus. "
                 + " ".join(_say_medians(rows[rows["measure"] == measure], measure) for measure in measures),
             caption="(left − right) / mean of both, where left is the patient's left: 0 is equal, 0.2 is a left side "
-                    f"a fifth of the mean larger. {_POINTS}",
+                    f"a fifth of the mean larger.{_say_points(rows, ['asymmetry'], ['measure', 'nucleus'])}",
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
+from bids_dgmseg.report.level_names import LevelNames, name_levels
 from bids_dgmseg.structures import STRUCTURES
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,8 @@ LABELS = {"volume_mm3": "volume (mm³)", "mean_ppm": "mean susceptibility (ppm)"
 _COLUMNS = 2
 _HALF = 0.4
 _N_DENSITY = 5
+_WORDS = 0.12
+"""Share of a panel's height for a word at its end, with the space about it."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
     factor : str or None
         Column that tells the violins of a panel apart; without it there is one.
     """
-    nuclei = nuclei_of(values)
-    figure, panels = _panels(len(nuclei), height_in=2.7 if len(levels) <= 4 else 3.0)
+    nuclei, names = nuclei_of(values), name_levels(levels)
+    figure, panels = _panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + names.turned * 0.9)
     for axes, nucleus in zip(panels, nuclei, strict=False):
         rows = values[values["nucleus"] == nucleus]
         counts = []
@@ -76,12 +79,12 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
                 colour = colour_of(f"{nucleus}_{side}")
                 _draw_half(axes, place, numbers, side=side, colour=colour)
                 _draw_points(axes, place + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
-        _label_levels(axes, levels, counts)
+        _label_levels(axes, names, counts)
         _finish(axes, title=_title(nucleus), label=LABELS[measure])
     return to_png(figure)
 
 
-def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str) -> bytes:
+def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
     """Draw a measure over age with the fitted curves and their bands as a PNG.
 
     Parameters
@@ -91,7 +94,9 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str) -> 
     curves : DataFrame
         Rows of ``group_ageing_curves.tsv``, one curve a nucleus.
     measure : str
-        Key of `LABELS`.
+        Column of `points`.
+    label : str
+        Of its axis.
     """
     there = set(points["abbreviation"]) | set(curves["abbreviation"])
     nuclei = [nucleus for nucleus in _NUCLEI if not there.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
@@ -105,7 +110,7 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str) -> 
             _draw_over_age(axes, of_side.to_numpy(float), curve, colour=colour_of(name), style=style)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
         axes.set_xlabel("age (years)", fontsize=9, color=SOFT, **TEXT)
-        _finish(axes, title=_title(nucleus, ", ".join(names)), label=LABELS[measure])
+        _finish(axes, title=_title(nucleus, ", ".join(names)), label=label)
     _add_legend(figure)
     return to_png(figure)
 
@@ -144,9 +149,17 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
         for height, side in ((0.98, "left larger ↑"), (0.02, "right larger ↓")):
             axes.annotate(side, (0.004, height), xycoords="axes fraction", va="top" if height > 0.5 else "bottom",
                           fontsize=9, color=SOFT, **TEXT)  # fmt: skip
+        _keep_clear(axes)
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
         axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two words
     return to_png(figure)
+
+
+def _keep_clear(axes: Axes) -> None:
+    """Widen the values' axis so that the zero line strikes neither of the words at its ends."""
+    low, high = axes.get_ylim()
+    room = _WORDS * (high - low) / (1 - 2 * _WORDS)
+    axes.set_ylim(min(low, -room), max(high, room))
 
 
 def nuclei_of(values: pd.DataFrame) -> list[str]:
@@ -180,10 +193,9 @@ def _panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
 def _draw_half(axes: Axes, place: float, values: Floats, *, side: str, colour: str) -> None:
     """Draw half a violin with its median, the left half for L."""
     reach = -_HALF if side == "L" else _HALF
-    shown = np.sort(values)[_thin(len(values))]
     if len(values) >= _N_DENSITY and np.ptp(values) > 0:
-        heights = np.linspace(shown[0], shown[-1], 80)
-        width = gaussian_kde(shown)(heights)
+        heights = np.linspace(values.min(), values.max(), 80)
+        width = gaussian_kde(values)(heights)
         axes.fill_betweenx(heights, place, place + reach * width / width.max(), color=colour, alpha=0.45,
                            linewidth=0, zorder=2)  # fmt: skip
     if len(values):
@@ -203,13 +215,14 @@ def _thin(n: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, n - 1, min(n, N_POINTS)).round().astype(np.intp)) if n else np.arange(0)
 
 
-def _label_levels(axes: Axes, levels: Sequence[str], counts: Sequence[int]) -> None:
-    longest = max(4, 60 // max(len(levels), 1))
-    names = [level if len(level) <= longest else f"{level[: longest - 1]}…" for level in levels]
-    separator = "\n" if len(levels) > 1 else ", "
-    ticks = [f"{name}{separator}n {count}" for name, count in zip(names, counts, strict=True)]
-    axes.set_xticks(range(len(levels)), ticks, fontsize=9 if len(levels) <= 8 else 8, **TEXT)
-    axes.set_xlim(-0.6, len(levels) - 0.4)
+def _label_levels(axes: Axes, names: LevelNames, counts: Sequence[int]) -> None:
+    separator = "\n" if len(counts) > 1 and not names.turned else ", "
+    ticks = [f"{name}{separator}n {count}" for name, count in zip(names.shown, counts, strict=True)]
+    axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
+    if names.turned:
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, len(ticks) - 0.4)
 
 
 def _finish(axes: Axes, *, title: str, label: str) -> None:

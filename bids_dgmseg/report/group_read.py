@@ -192,7 +192,7 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
     >>> scan_names(keys).tolist()
     ['sub-01_ses-1_run-2_space-T1w']
     """
-    entities = [_ENTITIES.get(column, column) for column in keys]
+    entities = [_ENTITIES.get(column, column) for column in map(str, keys)]
     named: dict[tuple[str, ...], str] = {}
     names = []
     for values in keys.astype(object).fillna("").itertuples(index=False, name=None):

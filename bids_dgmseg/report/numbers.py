@@ -10,6 +10,7 @@ from typing import Any
 from bids_dgmseg.measure.columns import STATS_COLUMNS
 
 NO_VALUE = "n/a"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,14 @@ def say_p(value: Any) -> str:
 
 
 def say_short(value: float) -> str:
-    """Write three digits of a number, and all before its point.
+    """Write three digits of a number, and all before its point up to a hundred thousand.
 
-    >>> say_short(1234.5), say_short(-0.012345)
-    ('1234', '−0.0123')
+    >>> say_short(1234.5), say_short(-0.012345), say_short(-12050130), say_short(0.0000002)
+    ('1234', '−0.0123', '−1.21 × 10⁷', '2 × 10⁻⁷')
     """
     if not math.isfinite(value):
         return NO_VALUE
-    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
+    mantissa, _, exponent = text.partition("e")
+    power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
+    return mantissa.replace("-", "−") + power

@@ -239,18 +239,94 @@ def test_outliers_lead_to_their_scans_the_farthest_first(out):
     assert page.tables["scans-table"][2][7] == "1"  # sub-03
 
 
+KEY = {"measure": "mean_ppm", "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
+SLOPES = {"exponential": -0.002, "linear": 0.002}
+
+
+def write_curves(out: Path, notes: dict[str, str], *, measures: tuple[str, ...] = ("mean_ppm",)) -> None:
+    """Write two curves of DN_L: one that falls, of the lower criterion, and one that rises, with their notes."""
+    keys = [KEY | {"measure": measure} for measure in measures]
+    write_table(out, "group_ageing", [
+        {**key, "curve": curve, "n": 6, "alpha": 12050130, "alpha_low": -70009350, "alpha_high": 70009350, "aicc": aicc,
+         "best": str(curve == "exponential").lower(), "note": notes.get(curve, "n/a")}
+        for key in keys for curve, aicc in (("exponential", -9), ("linear", -8))
+    ])  # fmt: skip
+    write_table(out, "group_ageing_curves", [
+        {**key, "curve": curve, "age": age, "fit": slope * age, "low": slope * age - 1, "high": slope * age + 1}
+        for key in keys for curve, slope in SLOPES.items() for age in (20, 70)
+    ])  # fmt: skip
+
+
+def pictures(page: Page) -> dict[str, str]:
+    """Words of each picture by its file."""
+    return {str(image["src"]): str(image["alt"]) for image in page.images}
+
+
 def test_the_curve_that_fits_best_is_drawn_and_told(out):
-    key = {"measure": "mean_ppm", "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
-    fits = [{**key, "curve": curve, "n": 6, "alpha": 0.002, "best": str(curve == "linear").lower()}
-            for curve in ("exponential", "linear")]  # fmt: skip
-    curves = [{**key, "curve": curve, "age": age, "fit": sign * age, "low": sign * age - 1, "high": sign * age + 1}
-              for curve, sign in (("exponential", -0.002), ("linear", 0.002)) for age in (20, 70)]  # fmt: skip
-    write_table(out, "group_ageing", fits)
-    write_table(out, "group_ageing_curves", curves)
+    write_curves(out, {})
     page = Page(write_group_page(out))
-    assert [row[:3] for row in page.tables["group_ageing-table"]][1:] == [["DN_L", "mean_ppm", "predicted"]]
-    alt = next(image["alt"] for image in page.images if image["src"] == "figures/group_mean_ppm_age.png")
-    assert "From 20 to 70 years the curve rises in DN_L." in str(alt)
+    assert page.tables["group_ageing-mean_ppm"] == [
+        ["Nucleus", "Curve", "n", "α"], ["DN_L", "exponential", "6", "1.21 × 10⁷ [−7 × 10⁷, 7 × 10⁷]"],
+    ]  # fmt: skip
+    assert "From 20 to 70 years the curve falls in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
+
+
+def test_a_curve_whose_parameters_are_not_told_apart_has_no_limits_and_gives_way(out):
+    write_curves(out, {"exponential": "beta reaches 1 per year: alpha, beta, gamma are not told apart"})
+    html = write_group_page(out)
+    page = Page(html)
+    assert page.tables["group_ageing-mean_ppm"][1][3] == "1.21 × 10⁷ [not told apart]"
+    assert "the curve rises in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
+    assert "lowest AICc, of those whose parameters the ages tell apart;" in html.read_text(encoding="utf-8")
+
+
+def test_harmonized_values_are_drawn_over_age_where_there_are_any(out):
+    write_curves(out, {}, measures=("mean_ppm", "mean_ppm_harmonized"))
+    write_table(out, "group_harmonized", [
+        {**dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)), "abbreviation": "DN_L",
+         "measure": "mean_ppm", "harmonized": 0.1} for scan in SCANS
+    ])  # fmt: skip
+    html = write_group_page(out)
+    drawn = [name for name in pictures(Page(html)) if "_age" in name]
+    assert drawn == ["figures/group_mean_ppm_age_harmonized.png"]
+    assert "Values are harmonized over sites (ComBat). Groups are pooled." in html.read_text(encoding="utf-8")
+
+
+def test_curves_that_could_not_be_fitted_say_why(out):
+    note = "not fitted: 3 scans, the linear curve needs 6"
+    write_table(out, "group_ageing", [{**KEY, "curve": "linear", "n": 3, "aicc": "n/a", "best": "false", "note": note}])
+    write_table(out, "group_ageing_curves", [])
+    assert f"group_ageing_curves.tsv: no curve could be fitted ({note})" in Page(write_group_page(out)).items
+
+
+def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
+    rows = [{"measure": measure, "model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS",
+             "n_reference": 3, "n_group": 3, "mean_reference": mean, "difference": difference,
+             "difference_low": -2 * difference, "difference_high": 4 * difference, "q_t": 0.3, "hedges_g": 0.5,
+             "hedges_g_low": -1, "hedges_g_high": 2,
+             **{f"ancova_difference{end}": difference for end in ("", "_low", "_high")}}
+            for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))]  # fmt: skip
+    write_table(out, "group_differences", rows, {"AncovaCovariates": ["age", "sex", "education"]})
+    html = write_group_page(out)
+    tables = Page(html).tables
+    assert tables["group_differences-mean_ppm"] == [
+        ["Nucleus", "Group", "Difference", "Hedges' g", "q (t)", "At equal age, sex and education", "Mean reference",
+         "n reference", "n group"],
+        ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012 [0.012, 0.012]", "0.050", "3",
+         "3"],
+    ]  # fmt: skip
+    assert tables["group_differences-volume_mm3"][1][2] == "8.2 [−16.5, 33.0]"
+    text = html.read_text(encoding="utf-8")
+    assert "Differences between groups, each minus HC: mean susceptibility (ppm)<" in text
+    assert text.index("figures/group_mean_ppm_by-group.png") < text.index("group_differences-mean_ppm")
+
+
+def test_points_are_said_to_be_left_out_only_where_they_are(tmp_path):
+    for n, is_said in ((150, False), (151, True)):
+        rows = [{"participant_id": f"sub-{number:03}", "session_id": "n/a", "model": "dgm16", "site": "A",
+                 "abbreviation": "DN_L", "volume_mm3": number, "mean_ppm": 0.1} for number in range(n)]  # fmt: skip
+        write_table(tmp_path, "group_stats", rows)
+        assert ("Of more than 150 scans" in write_group_page(tmp_path).read_text(encoding="utf-8")) == is_said
 
 
 def test_models_on_the_same_scans_are_compared(tmp_path):
