@@ -152,7 +152,7 @@ def test_one_scan_on_another_grid_fails_alone(evaluate, tmp_path):
 
 
 def moved(affine: np.ndarray) -> np.ndarray:
-    return affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1])
+    return np.asarray(affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1]))
 
 
 def test_a_scan_that_failed_is_missing_from_the_agreement(evaluate, tmp_path):
