@@ -60,8 +60,7 @@ def test_voxels_in_another_unit_of_length_are_refused(edge, said):
 def test_voxels_that_are_no_boxes_are_refused(shear, refused):
     sheared = UPRIGHT.copy()
     sheared[0, 1] = 2 * shear
-    turn = np.eye(4)
-    turn[:3, :3] = [[0.8, 0, 0.6], [0, 1, 0], [-0.6, 0, 0.8]]
+    turn = np.array([[0.8, 0, 0.6, 0], [0, 1, 0, 0], [-0.6, 0, 0.8, 0], [0, 0, 0, 1]])
     slanted = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), turn @ sheared)
     if not refused:
         check_header(slanted, "a.nii")
