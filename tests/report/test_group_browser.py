@@ -123,6 +123,14 @@ def test_everything_has_a_name_and_enough_contrast(tab):
                    "document.querySelectorAll('[id]').length")  # fmt: skip
 
 
+def test_the_heading_row_stays_in_sight_while_a_table_scrolls(tab):
+    frame = "document.querySelector('#scans-table').closest('.framed')"
+    tab.run(f"{frame}.style.maxHeight = '9rem'; {frame}.scrollTo(0, 80)")
+    assert tab.run(f"{frame}.scrollTop") == 80
+    top = "getBoundingClientRect().top"
+    assert tab.run(f"document.querySelector('#scans-table th').{top} - {frame}.{top}") == 0
+
+
 def test_a_phone_scrolls_tables_not_the_page(browser, page, tmp_path):
     with open_tab(browser, tmp_path / "profile", width=500) as phone:
         phone.open(page.as_uri())
