@@ -196,6 +196,8 @@ def _cell(record: Mapping[Any, Any], column: _Column) -> Cell:
     if column.limits is None or cell.sort is None:
         return cell
     limits = [record.get(key, math.nan) for key in column.limits]
+    if all(map(math.isnan, limits)):
+        return cell
     if UNTOLD in str(record.get("note")):
         within = UNTOLD
     else:
