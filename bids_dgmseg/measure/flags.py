@@ -140,11 +140,17 @@ def judge_nuclei(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         ``index``, ``abbreviation``, ``light`` and ``reasons`` (separated by semicolons, empty where green).
     """
-    verdicts = [judge({str(key): value for key, value in row.items()}, NUCLEUS_RULES) for _, row in table.iterrows()]
+    verdicts = [judge(_judged(row), NUCLEUS_RULES) for _, row in table.iterrows()]
     result = table[["index", "abbreviation"]].reset_index(drop=True)
     result["light"] = [light for light, _ in verdicts]
     result["reasons"] = ["; ".join(reasons) for _, reasons in verdicts]
     return result
+
+
+def _judged(row: pd.Series) -> dict[str, Any]:
+    """Take the measures of a nucleus; of one that was not found nothing but that."""
+    values = {str(key): value for key, value in row.items()}
+    return {"n_components": 0} if values.get("n_components") == 0 else values
 
 
 def judge_scan(values: Mapping[str, Any], lights: Sequence[Light]) -> tuple[Light, tuple[str, ...]]:

@@ -79,12 +79,18 @@ def test_what_is_missing_is_not_judged(missing):
 def test_a_table_is_judged_row_by_row():
     table = pd.DataFrame([
         {"index": 1, "abbreviation": "DN_L", **GOOD},
-        {"index": 2, "abbreviation": "DN_R", **GOOD, "n_components": 0, "volume_asymmetry": 2.0},
+        {"index": 2, "abbreviation": "DN_R", **GOOD, "n_components": 3, "volume_asymmetry": 2.0},
     ]).astype({"n_components": "Int64"})  # fmt: skip
     found = judge_nuclei(table)
     assert found["light"].tolist() == ["green", "red"]
     assert found["reasons"].tolist()[0] == ""
     assert found["reasons"].tolist()[1].count("; ") == 1
+
+
+def test_of_a_nucleus_that_was_not_found_nothing_else_is_said():
+    lost = {"index": 1, "abbreviation": "DN_L", **GOOD, "n_components": 0, "volume_asymmetry": 2.0}
+    (reasons,) = judge_nuclei(pd.DataFrame([lost]))["reasons"]
+    assert reasons == "not found (0 parts, below 1)"
 
 
 @pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
