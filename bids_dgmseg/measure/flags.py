@@ -28,6 +28,7 @@ class Rule:
     words: str
     """What the user reads."""
     unit: str
+    """What the user reads; ``%`` where the measure is a share of 1."""
     why: str
     """Where the limits come from."""
 
@@ -44,6 +45,8 @@ class Rule:
     def explain(self, value: float) -> str:
         """Say in words what is wrong, with the value and the limit that it passed."""
         limit = self.red if self.judge(value) == "red" and self.red is not None else self.amber
+        if self.unit == "%":
+            limit, value = 100 * limit, 100 * value
         unit = f" {self.unit}" if self.unit else ""
         where = {"above": "above ", "below": "below ", "away": "beyond ±"}[self.side]
         said = f"{_round_away_from(limit, value)}{unit}, {where}{limit:g}".replace("-", "−")
@@ -93,7 +96,7 @@ SCAN_RULES: tuple[Rule, ...] = (
          "cortex and fluid over white matter alone make 0.05 ppm in the phantom, less in a folded brain"),
     Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the box that was segmented", "mm",
          "within a voxel of the edge a nucleus may be cut; in benchmarks/flags.py most were not, so never red"),
-    Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red light", "of all",
+    Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red light", "%",
          "whoever sees the scan's light alone must hear of them; a quarter means that the scan is not usable"),
 )  # fmt: skip
 """Rules for a scan; names of `scan_quality`, ``box_margin_mm`` and ``red_nuclei_fraction``."""

@@ -40,6 +40,11 @@ def test_a_reason_tells_the_value_and_the_limit_it_passed(side, value, words):
     assert rule(side, 1, 2).explain(value) == words
 
 
+def test_the_share_of_red_nuclei_is_told_in_percent():
+    lights: list[Light] = ["red", "red", *["green"] * 14]
+    assert judge_scan(GOOD_SCAN, lights)[1] == ("nuclei with a red light (12.5 %, above 0)",)
+
+
 def test_a_good_nucleus_and_a_good_scan_are_green():
     assert judge(GOOD, NUCLEUS_RULES) == ("green", ())
     assert judge_scan(GOOD_SCAN, ["green"] * 16) == ("green", ())
