@@ -41,7 +41,7 @@ def test_a_reason_tells_the_value_and_the_limit_it_passed(side, value, words):
 
 
 def test_the_share_of_red_nuclei_is_told_in_percent():
-    lights: list[Light] = ["red", "red", *["green"] * 14]
+    lights: list[Light] = ["red" if number < 2 else "green" for number in range(16)]
     assert judge_scan(GOOD_SCAN, lights)[1] == ("nuclei with a red light (12.5 %, above 0)",)
 
 
