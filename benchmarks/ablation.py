@@ -6,8 +6,8 @@
 Trains dgm16's segmenter from random weights, on voxels of ``--spacing`` mm so that many settings can be tried in an
 evening, once a setting, with the same number of steps and the same seed. Each is then tried on maps that are drawn
 with all ingredients from seeds not trained on, and on a dataset of real maps with labels. Prints Markdown; OUT gets a
-folder a setting and ``ablation.tsv`` with all settings that were tried there. The same
-command goes on where it stopped.
+folder a setting and ``ablation.tsv`` with all settings that were tried there. The same command goes on where
+it stopped.
 """
 
 from __future__ import annotations

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.images.resample import Grid, resample
+from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
+from bids_dgmseg.images.resample import Grid, block_affine, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import Model, get_model
@@ -90,26 +92,22 @@ def changes(chi: Volume, labels: Volume) -> Iterator[tuple[str, Volume]]:
         yield f"zero moved by {shift:+g} ppm".replace("-", "−"), chi.with_array(moved)
 
 
-def regrid(chi: Volume, spacing_mm: Sequence[float], turn_deg: Sequence[float] = (0.0, 0.0, 0.0)) -> Volume:
+def regrid(
+    chi: Volume, spacing_mm: tuple[float, float, float], turn_deg: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Volume:
     """Resample a map to a grid that covers it, turned about its middle."""
     axes = Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
-    ends = np.array([-0.5, 0.5])[:, None] * np.asarray(chi.shape) + (np.asarray(chi.shape) - 1) / 2
-    corners = np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(-1, 3)
-    places = (corners @ chi.affine[:3, :3].T + chi.affine[:3, 3]) @ axes
-    x, y, z = np.ceil(np.ptp(places, axis=0) / spacing_mm - 1e-6).astype(int).tolist()
-    affine = np.eye(4)
-    affine[:3, :3] = axes * np.asarray(spacing_mm)
-    affine[:3, 3] = axes @ places.mean(axis=0) - affine[:3, :3] @ ((np.array([x, y, z]) - 1) / 2)
-    return resample(chi, Grid((x, y, z), affine), antialias=True)
+    everything = Volume(np.ones(chi.shape, bool), from_matvec(axes.T) @ chi.affine)
+    inside = box_of_mask(everything)  # along the turned axes
+    box = Box.tilted(axes @ inside.centre_mm, Tilt.along(axes, inside.size_mm))
+    return resample(chi, world_grid(box, spacing_mm), antialias=True)
 
 
 def cut(chi: Volume, kept: NDArray[np.bool_]) -> Volume:
     """Leave out what lies beyond a mask, which may have one voxel along an axis that stays whole."""
     places = np.argwhere(np.broadcast_to(kept, chi.shape))
-    first, last = places.min(axis=0), places.max(axis=0) + 1
-    affine = chi.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ first
-    return replace(chi, array=chi.array[tuple(map(slice, first, last))], affine=affine)
+    block = tuple(map(slice, places.min(axis=0), places.max(axis=0) + 1))
+    return replace(chi, array=chi.array[block], affine=block_affine(chi.affine, block))
 
 
 def find(chi: Volume, model: Model, weights: Path | None) -> Volume:

@@ -20,6 +20,7 @@ import pandas as pd
 from conditions import conditions
 from numpy.typing import NDArray
 
+from bids_dgmseg.images.resample import block_affine
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model, get_model
 from bids_dgmseg.report.figures import draw_mosaic
@@ -79,8 +80,7 @@ def draw_both(
     gap = [(1, 1) if axis == view.up else (0, 0) for axis in range(3)]
     map_ = np.pad(chi.array[part], gap, constant_values=np.nan)
     labels = np.concatenate([np.pad(array[part], gap) for array in (found, truth)], axis=view.up)
-    affine = chi.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [places.start for places in part]
+    affine = block_affine(chi.affine, part)
     affine[:3, view.axis] *= part[view.axis].step
     shown = [structure for structure in model.structures if (labels == structure.index).any()]
     stacked = Volume(np.concatenate([map_, map_], axis=view.up), affine)

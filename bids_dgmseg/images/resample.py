@@ -196,6 +196,17 @@ def covering_block(grid: Grid, box: Box) -> tuple[slice, slice, slice]:
     return x, y, z
 
 
+def block_affine(affine: NDArray[np.float64], block: Sequence[slice]) -> NDArray[np.float64]:
+    """Give the affine of a block of voxels that is cut out of a grid.
+
+    >>> block_affine(np.diag([2.0, 2.0, 3.0, 1.0]), (slice(1, 4), slice(0, 2), slice(5, 9)))[:3, 3].tolist()
+    [2.0, 0.0, 15.0]
+    """
+    moved = affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ [along.start for along in block]
+    return moved
+
+
 def directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the unit vectors of a grid's axes, one a column."""
     axes: NDArray[np.float64] = affine[:3, :3]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, box_of_mask
-from bids_dgmseg.images.resample import Grid, covering_block
+from bids_dgmseg.images.resample import Grid, block_affine, covering_block
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model, weights_folder
 from bids_dgmseg.segment.found import Block, Location
@@ -139,9 +139,7 @@ class NnunetPredictor:
     def predict_block(self, chi: Volume, box: Box) -> Block:
         """Compute the probability of each nucleus in the part of a map that lies in a box."""
         slices = covering_block(Grid(chi.shape, chi.affine), box)
-        affine = chi.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in slices]
-        found = self._network(Volume(chi.array[slices], affine, chi.stored))
+        found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.stored))
         numbers = self.model.arch["numbers"]
         nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
         probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])

@@ -8,14 +8,12 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from nibabel.affines import from_matvec
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import covering_block, resample
+from bids_dgmseg.images.resample import block_affine, covering_block, resample
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.calibration import expected_calibration_error
 from bids_dgmseg.models import Model
@@ -176,8 +174,8 @@ def _draw_heads(
         grid = scanner_grid(view)
         box = localize(Volume(values.numpy(), grid.affine), model, weights=located_by, device=device).box
         place = covering_block(grid, box.grown(_ROOM_MM))
-        affine = grid.affine @ from_matvec(np.eye(3), [along.start for along in place])
-        heads.append(_Head(Volume(values[place].clone().numpy(), affine), box, nuclei_labels(labels)[place].clone()))
+        chi = Volume(values[place].clone().numpy(), block_affine(grid.affine, place))
+        heads.append(_Head(chi, box, nuclei_labels(labels)[place].clone()))
     return heads
 
 

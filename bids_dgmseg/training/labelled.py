@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
 from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.images.resample import Grid, antialiased, covering_block, resample, world_grid
+from bids_dgmseg.images.resample import Grid, antialiased, block_affine, covering_block, resample, world_grid
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.clean import clean
@@ -125,9 +125,7 @@ def prepare(
     target[drawn > 0] = drawn[drawn > 0]
     chi = antialiased(labelled.chi, Grid(fine.shape, np.diag([*spacing_mm, 1.0])))
     block = covering_block(Grid(chi.shape, chi.affine), wide)
-    to_world = chi.affine.copy()
-    to_world[:3, 3] += to_world[:3, :3] @ [piece.start for piece in block]
-    to_index = torch.tensor(np.linalg.inv(to_world), dtype=torch.float32)
+    to_index = torch.tensor(np.linalg.inv(block_affine(chi.affine, block)), dtype=torch.float32)
     values = torch.from_numpy(np.ascontiguousarray(chi.array[block], np.float32))
     return Prepared(values, to_index, LabelMap.from_volume(Volume(target, fine.affine)), box)
 
@@ -160,9 +158,8 @@ def soft_masks(labels: Volume) -> Iterator[tuple[int, Volume]]:
         mask = np.pad(labels.array[block] == channel, 1)
         inner, outer = (ndimage.distance_transform_edt(side, labels.voxel_size_mm) for side in (mask, ~mask))
         depth_mm = (inner - outer)[1:-1, 1:-1, 1:-1]
-        to_world = labels.affine.copy()
-        to_world[:3, 3] += to_world[:3, :3] @ [piece.start for piece in block]
-        yield channel, Volume(np.clip(0.5 + depth_mm / (2 * width_mm), 0, 1).astype(np.float32), to_world)
+        soft = np.clip(0.5 + depth_mm / (2 * width_mm), 0, 1).astype(np.float32)
+        yield channel, Volume(soft, block_affine(labels.affine, block))
 
 
 def most_probable(
@@ -195,10 +192,8 @@ def most_probable(
         shape = tuple(piece.stop - piece.start for piece in block)
         if not all(shape):
             continue
-        affine = grid.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in block]
         x, y, z = shape
-        part = resample(volume, Grid((x, y, z), affine)).array
+        part = resample(volume, Grid((x, y, z), block_affine(grid.affine, block))).array
         larger = part > largest[block]
         labels[block][larger] = number
         largest[block][larger] = part[larger]

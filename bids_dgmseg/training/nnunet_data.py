@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.images.boxes import box_of_mask
-from bids_dgmseg.images.resample import Grid, covering_block
+from bids_dgmseg.images.resample import Grid, block_affine, covering_block
 from bids_dgmseg.images.volume import Volume
 
 Part = Literal["train", "tune", "test"]
@@ -89,9 +89,8 @@ def crop_to_cerebellum(case: Case, cerebellum: NDArray[np.bool_], *, margin_mm: 
     """Cut a case to the box that step one hands to step two."""
     box = box_of_mask(case.chi.with_array(cerebellum)).grown(margin_mm)
     block = covering_block(Grid(case.chi.shape, case.chi.affine), box)
-    affine = case.chi.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in block]
-    return Case(case.name, Volume(case.chi.array[block], affine), case.labels[block], case.part)
+    chi = Volume(case.chi.array[block], block_affine(case.chi.affine, block))
+    return Case(case.name, chi, case.labels[block], case.part)
 
 
 def write_raw(folder: Path, cases: Iterable[Case], names: Sequence[str]) -> dict[Part, list[str]]:
