@@ -35,8 +35,9 @@ from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_ne
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.details import DetailRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
+from bids_dgmseg.training.dice import dice_and_cross_entropy
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
-from bids_dgmseg.training.losses import deepqsmseg_loss, dice_and_cross_entropy
+from bids_dgmseg.training.losses import deepqsmseg_loss
 from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
 from bids_dgmseg.training.simulated import among_ordinary
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.heads import temper
 from bids_dgmseg.training.checkpoints import read_checkpoint, write_checkpoint
+from bids_dgmseg.training.dice import dice_and_cross_entropy
 from bids_dgmseg.training.live import part_over, seconds_left
-from bids_dgmseg.training.losses import dice_and_cross_entropy
 from bids_dgmseg.training.workers import in_workers
 
 

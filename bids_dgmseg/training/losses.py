@@ -2,101 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from bids_dgmseg.networks.dcn_net import split_heads
-
-
-def dice_and_cross_entropy(
-    logits: Tensor, labels: Tensor, *, foreground_weight: float = 3.0, smooth: float = 1.0
-) -> Tensor:
-    r"""Soft Dice over the classes that are there, plus cross-entropy.
-
-    .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
-              - \frac{\sum_i w_{g_i} \log p_{g_i i}}{\sum_i w_{g_i}}
-
-    Parameters
-    ----------
-    logits : Tensor of shape (B, C, X, Y, Z)
-        Channel 0 is background.
-    labels : Tensor of shape (B, X, Y, Z), integer
-        Class of each voxel.
-    foreground_weight : float
-        Weight w of every class but the background in the cross-entropy.
-    smooth : float
-        s, in voxels.
-
-    Returns
-    -------
-    Tensor
-        Scalar; the Dice part sums over the batch before it divides.
-    """
-    classes = logits.shape[1]
-    weights = torch.full((classes,), foreground_weight, device=logits.device)
-    weights[0] = 1.0
-    # What `movedim` gives lies in one piece where the network's layout is channels-last.
-    voxels = logits.movedim(1, -1).reshape(-1, classes)
-    loss: Tensor = _DiceAndCrossEntropy.apply(voxels, labels.reshape(-1).long(), weights, smooth)
-    return loss
-
-
-class _DiceAndCrossEntropy(torch.autograd.Function):
-    """`dice_and_cross_entropy` of voxels in rows, a few at a time, since going over all of them is slow on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, voxels: Tensor, labels: Tensor, weights: Tensor, smooth: float) -> Tensor:
-        """Sum up what both parts need: logits (N, C) and labels (N,), weights (C,)."""
-        predicted, inside = torch.zeros_like(weights), torch.zeros_like(weights)
-        log_likelihood = weights.new_zeros(())
-        for rows, own in _parts(voxels, labels):
-            log_probability = rows.float().log_softmax(dim=-1)
-            of_truth = log_probability.gather(1, own[:, None])[:, 0]
-            log_likelihood += (weights[own] * of_truth).sum()
-            predicted += log_probability.exp_().sum(dim=0)
-            inside.index_add_(0, own, of_truth.exp())
-        true = torch.bincount(labels, minlength=len(weights)).to(weights.dtype)
-        there = true > 0
-        there[0] = False
-        share = there / there.sum().clamp(min=1)
-        denominator = predicted + true + smooth
-        overlap = (2 * inside + smooth) / denominator
-        weight = (weights * true).sum()
-        ctx.save_for_backward(voxels, labels, share * overlap / denominator, 2 * share / denominator, weights / weight)
-        dice_loss: Tensor = (share * (1 - overlap)).sum()
-        return dice_loss - log_likelihood / weight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        r"""Give the gradient for the logits.
-
-        By a probability of the true class t the loss changes by :math:`a_t - b_t`, by one of another class c by
-        :math:`a_c`; through the softmax, with weights w, :math:`p_c (a_c - \sum_k p_k a_k + b_t p_t + w_t)`, less
-        :math:`b_t p_t + w_t` where c is t.
-        """
-        voxels, labels, *terms = ctx.saved_tensors
-        a, b, weights = (gradients[0] * term for term in terms)
-        result = torch.empty_like(voxels)
-        for rows, own, out in _parts(voxels, labels, result):
-            probability = rows.float().softmax(dim=-1)
-            pull = b[own] * probability.gather(1, own[:, None])[:, 0] + weights[own]
-            change = probability * (a + (pull - probability @ a)[:, None])
-            out.copy_(change.scatter_add_(1, own[:, None], -pull[:, None]))
-        return result, None, None, None
-
-
-def _parts(voxels: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Go over rows in parts that fit into a core's cache, or all at once on a GPU."""
-    rows = 8192 if voxels.device.type == "cpu" else len(voxels)
-    return zip(*(torch.split(tensor, rows) for tensor in (voxels, *others)), strict=True)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
+from bids_dgmseg.training.dice import dice_and_cross_entropy
 from bids_dgmseg.training.kinds import AnyLength
 from bids_dgmseg.training.losses import (
     DCNNetTerms,
     attention_unet_loss,
     dcn_net_loss,
     deepqsmseg_loss,
-    dice_and_cross_entropy,
     hybrid_loss,
     l2_penalty,
 )

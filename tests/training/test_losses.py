@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bids_dgmseg.training.dice import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.training.loop import hard_dice
 from bids_dgmseg.training.losses import (
     DCNNetTerms,
     attention_unet_loss,
     dcn_net_loss,
     deepqsmseg_loss,
-    dice_and_cross_entropy,
     hybrid_loss,
     inverse_frequency,
     l2_penalty,
@@ -67,6 +67,28 @@ def test_the_gradient_is_that_of_the_formula(classes_there, layout):
     found = dice_and_cross_entropy(logits, labels)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
     (wanted,), (gradient,) = torch.autograd.grad(2 * expected, logits), torch.autograd.grad(2 * found, logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_dice_with_a_focal_loss_of_two_voxels_by_hand():
+    # The overlap of the first test; focal: 0.5 of the mean over 2 voxels and 2 classes.
+    loss = dice_and_focal(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
+    expected = (1 - 2.6 / 3.2) - 0.5 * (0.4**2 * math.log(0.6) + 0.2**2 * math.log(0.8)) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_with_a_focal_loss_is_that_of_deepqsmseg_without_the_background():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 10, 20, 24, generator=generator, dtype=torch.float64).requires_grad_(True)
+    labels = torch.randint(0, 4, (1, 10, 20, 24), generator=generator)
+    probability, background = logits.softmax(dim=1)[:, 0], (labels == 0).double()
+    of_background = 1 - 2 * (probability * background).sum() / (probability + background).sum()
+    expected = (4 * deepqsmseg_loss(logits, labels, focal_weight=0.0) - of_background) / 3
+    expected = expected + deepqsmseg_loss(logits, labels) - deepqsmseg_loss(logits, labels, focal_weight=0.0)
+
+    found = dice_and_focal(logits, labels, smooth=1e-9)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=0)
+    (wanted,), (gradient,) = torch.autograd.grad(expected, logits), torch.autograd.grad(found, logits)
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
 
 
