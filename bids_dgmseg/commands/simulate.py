@@ -15,13 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--scans", type=_positive_count, required=True, metavar="N",
-                        help="number of participants, one map each")  # fmt: skip
+                        help="number of participants, one scan each")  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, metavar="S",
                         help="the same seed gives the same maps (default: %(default)s)")  # fmt: skip
     parser.add_argument("--labels", type=Path, metavar="TEMPLATE",
                         help="label template, as `dgmseg template` writes it (default: the phantom's anatomy)")
     parser.add_argument("--spacing-mm", type=_spacing_mm, default=1.0, metavar="MM",
                         help="voxel size in mm, 0.4 to 4 (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--echoes", action="store_true",
+                        help="write magnitude and phase of four gradient echoes in the place of each map")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
     from bids_dgmseg.simulate.dataset import simulate_dataset
 
     scans = simulate_dataset(
-        args.dir.absolute(), n_scans=args.scans, seed=args.seed, template=args.labels, spacing_mm=args.spacing_mm
-    )
+        args.dir.absolute(), n_scans=args.scans, seed=args.seed, template=args.labels, spacing_mm=args.spacing_mm,
+        echoes=args.echoes,
+    )  # fmt: skip
     for scan in scans:
         print(scan, flush=True)
     return 0

@@ -103,17 +103,27 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     """
     device = heads[0][0].labels.device
     generator = torch.Generator(device).manual_seed(seed)
+    chi, labels = draw_head(heads, view, generator)
+    seen = draw_view(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
+    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=seen)
+    chi, labels = _show(chi, seen, view, generator), torch.where(seen, labels, torch.zeros_like(labels))
+    return mirror_half(chi, labels, generator)
+
+
+def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a head as it is, before any scan: susceptibility in ppm, 0 outside, and labels, both (X, Y, Z)."""
     head, _ = heads[pick(generator, [weight for _, weight in heads])]
     points = draw_head_points(
         view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
     )
-    chi, labels = fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator,
-                       shapes=view.shapes)  # fmt: skip
-    seen = draw_view(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
-    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=seen)
-    chi, labels = _show(chi, seen, view, generator), torch.where(seen, labels, torch.zeros_like(labels))
+    return fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator,
+                shapes=view.shapes)  # fmt: skip
+
+
+def mirror_half(chi: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Exchange left and right half of the time."""
     if chance(generator, 0.5):
-        chi, labels = chi.flip(0), swap_sides(labels.flip(0))
+        return chi.flip(0), swap_sides(labels.flip(0))
     return chi, labels
 
 

@@ -1,4 +1,4 @@
-"""A BIDS dataset of maps with their true labels, as files; the same input gives the same bytes."""
+"""A BIDS dataset of maps or echoes with their true labels, as files; the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,51 @@ from bids_dgmseg.structures import STRUCTURES
 
 _BIDS_VERSION = "1.10.0"
 _TRUTH_README = """\
-True labels of the maps, on the maps' own grids. dseg.tsv says which number is which nucleus; left is the patient's
+True labels of the scans, on their own grids. dseg.tsv says which number is which nucleus; left is the patient's
 left. Compare another segmentation with these files nucleus by nucleus.
 """
 
 
 @dataclass(frozen=True)
+class Image:
+    """One file of a scan."""
+
+    name: str
+    """What follows the scan's name, such as ``echo-1_part-mag_MEGRE``."""
+    array: NDArray[Any]
+    """Shape (X, Y, Z): float32, or whole numbers that `scale` multiplies."""
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    """Beside what the scan's images have in common."""
+    scale: float | None = None
+    """``scl_slope`` of the file."""
+
+
+@dataclass(frozen=True)
 class LabelledScan:
-    """One map and its truth; both arrays lie in the axes of `affine`, whatever they are."""
+    """One map, or its echoes, and its truth; all arrays lie in the axes of `affine`, whatever they are."""
 
     participant: str
     """Without ``sub-``."""
     chi: NDArray[Any]
-    """Shape (X, Y, Z): float32, or whole numbers that `scale` multiplies."""
+    """Shape (X, Y, Z): float32, or whole numbers that `scale` multiplies; with `echoes` it is not written."""
     dseg: NDArray[np.uint8]
     """Shape (X, Y, Z), numbers of structures.tsv."""
     affine: NDArray[np.float64]
     sidecar: Mapping[str, Any]
+    """Of the map, or what those of the echoes have in common."""
     session: str | None = None
     """Without ``ses-``."""
     scale: float | None = None
     """``scl_slope`` of the map's file."""
     masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Further truth, by the value of ``label-``: shape (X, Y, Z), 1 inside."""
+    echoes: Sequence[Image] = ()
+    """Magnitude and phase that a map is made from, in the place of the map."""
+
+    @property
+    def images(self) -> Sequence[Image]:
+        """What a scanner and a reconstruction give, without the truth."""
+        return self.echoes or [Image("Chimap", self.chi, scale=self.scale)]
 
     @property
     def name(self) -> str:
@@ -97,12 +119,13 @@ def start_dataset(root: Path, *, name: str, readme: str) -> None:
 
 
 def add_scan(root: Path, scan: LabelledScan) -> None:
-    """Write one map with its sidecar, and its truth."""
+    """Write one map or its echoes, with their sidecars, and the truth."""
     folder, truth = scan.folder(root), scan.folder(root / "derivatives" / "truth")
     folder.mkdir(parents=True, exist_ok=True)
     truth.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{scan.name}_Chimap.json", scan.sidecar)
-    _write_image(folder / f"{scan.name}_Chimap.nii.gz", scan.chi, scan.affine, scan.scale)
+    for image in scan.images:
+        write_json(folder / f"{scan.name}_{image.name}.json", {**scan.sidecar, **image.sidecar})
+        _write_image(folder / f"{scan.name}_{image.name}.nii.gz", image.array, scan.affine, image.scale)
     _write_image(truth / f"{scan.name}_seg-truth_dseg.nii.gz", scan.dseg, scan.affine)
     for label, mask in scan.masks.items():
         _write_image(truth / f"{scan.name}_label-{label}_mask.nii.gz", mask, scan.affine)

@@ -16,6 +16,7 @@ from bids_dgmseg.simulate.sample import (
     SEGMENTER_VIEW,
     View,
     draw_sample,
+    mirror_half,
     nuclei_labels,
     region_labels,
     swap_sides,
@@ -73,6 +74,15 @@ def test_swapping_sides_changes_the_hemisphere_only():
         other = STRUCTURES.numbered(int(swap_sides(torch.tensor(structure.index))))
         assert other.nucleus == structure.nucleus
         assert other.hemisphere != structure.hemisphere
+
+
+def test_half_of_the_heads_are_mirrored_with_their_labels():
+    chi, labels = torch.tensor([[[0.1]], [[0.2]]]), torch.tensor([[[11]], [[21]]], dtype=torch.uint8)
+    mirrored = [mirror_half(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    seen = [(part[0].flatten().tolist(), part[1].flatten().tolist()) for part in mirrored]
+    kept, turned = (chi.flatten().tolist(), [11, 21]), (chi.flip(0).flatten().tolist(), [21, 12])
+    assert all(one in (kept, turned) for one in seen)
+    assert 8 < seen.count(turned) < 32  # 20, and four SD of 3 to either side
 
 
 def test_the_segmenter_learns_nuclei_only():
