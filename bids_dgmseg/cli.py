@@ -26,7 +26,7 @@ MOST_THREADS = 8
 MEMORY_SHARE = 0.9
 _PARTICIPANT_ONLY = (
     "--bids-filter-file", "--derivatives", "--weights", "--quality", "--label-map", "--reference",
-    "--reference-structure", "--reference-mask",
+    "--reference-structure", "--reference-mask", "--brain-mask", "--phase-sign",
 )  # fmt: skip
 """Options that choose maps or make other values of them: whoever gives them to the group level expects a change."""
 _GROUP_ONLY = (
@@ -103,8 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Declare the options; each is the field of `Settings` of that name."""
     parser = argparse.ArgumentParser(
         prog="bids_dgmseg",
-        description="Segment the deep nuclei of the brain on quantitative susceptibility maps (_Chimap) and measure "
-        "them. Left is always the patient's left.",
+        description="Segment the deep nuclei of the brain on quantitative susceptibility maps (_Chimap), or on maps "
+        "made of phase and magnitude (_MEGRE) where there are none, and measure them. Left is always the patient's "
+        "left.",
         epilog="Exit code: 0 all scans done, 1 some failed (they are named), 2 wrong options or dataset. "
         "Running the same command again does only what is missing or has changed.",
         allow_abbrev=False,
@@ -117,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show the log of the steps too")
     _add_selection(parser.add_argument_group("which scans"))
+    _add_reconstruction(parser.add_argument_group("how maps are made of echoes"))
     _add_model(parser.add_argument_group("how they are segmented"))
     _add_reference(parser.add_argument_group("what susceptibilities are relative to"))
     _add_group(parser.add_argument_group("the group level"))
@@ -132,11 +134,21 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--session-label", nargs="+", action="extend", default=[], type=session_label,
                        metavar="LABEL", help="only these sessions, with or without ses-; at both levels (default: all)")
     group.add_argument("--bids-filter-file", type=absolute_path, metavar="FILE",
-                       help='JSON that selects maps by entities, such as {"chimap": {"acquisition": "x"}}; '
-                       '"scope" chooses the dataset ("raw" or a derivative\'s folder name)')
+                       help='JSON that selects maps by entities, such as {"chimap": {"acquisition": "x"}}, and echoes '
+                       'under "megre"; "scope" chooses the dataset ("raw" or a derivative\'s folder name)')
     group.add_argument("--derivatives", nargs="+", action="extend", default=[], type=absolute_path, metavar="FOLDER",
                        help="derivative datasets to take chi maps from besides BIDS_DIR, such as those of QSMxT, "
                        "SEPIA or qsm-forward (default: all below BIDS_DIR/derivatives)")  # fmt: skip
+
+
+def _add_reconstruction(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--brain-mask", type=absolute_path, metavar="FOLDER",
+                       help="folder with your masks of the brain, named as in BIDS derivatives "
+                       "(sub-X/anat/sub-X_desc-brain_mask.nii.gz), on the grid of the echoes (default: the tissue that "
+                       "the magnitude shows)")
+    group.add_argument("--phase-sign", choices=("auto", "positive", "negative"), default="auto",
+                       help="whether phase grows (positive) or falls with the field: scanners differ (default: auto, "
+                       "so that veins and iron are positive)")  # fmt: skip
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:

@@ -42,6 +42,10 @@ class Settings:
     """Nucleus that ``structure`` means, such as ``CN``, or one side of it, ``CN_L``."""
     reference_mask: Path | None = None
     """Folder with the user's masks of cerebrospinal fluid, for ``csf``."""
+    brain_mask: Path | None = None
+    """Folder with the user's masks of the brain, for maps that are reconstructed from echoes."""
+    phase_sign: Literal["auto", "positive", "negative"] = "auto"
+    """Whether phase grows or falls with the field; ``auto`` tells it from the map."""
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0

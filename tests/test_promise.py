@@ -45,6 +45,13 @@ def assert_same_grid(written: nib.Nifti1Image, original: nib.Nifti1Image) -> Non
         assert written.header[code] == original.header[code]
 
 
+def validate(folder: Path, cache: Path) -> None:
+    environment = {**os.environ, "DENO_DIR": str(cache), "DENO_NO_UPDATE_CHECK": "1"}
+    command = [str(VALIDATOR), str(folder), "--ignoreWarnings"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def store(root: Path, name: str, how: Mapping[str, Any]) -> None:
     """Write the phantom in one of many ways."""
     grid = make_grid(how["grid"]) if "grid" in how else world_grid(HEAD, (how["spacing_mm"],) * 3)
@@ -164,10 +171,7 @@ def test_input_and_output_are_valid_bids(bids_dataset, run, tmp_path):
     assert run(dataset) == 0
     assert run(dataset, level="group") == 0
     for folder in (dataset, tmp_path / "out"):
-        environment = {**os.environ, "DENO_DIR": str(tmp_path / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
-        command = [str(VALIDATOR), str(folder), "--ignoreWarnings"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        validate(folder, tmp_path / "deno")
 
 
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz"])

@@ -1,4 +1,4 @@
-"""Find the chi maps of a BIDS dataset and of its derivatives.
+"""Find the chi maps of a BIDS dataset and of its derivatives, and the echoes of scans that have none.
 
 Only the folders of the selected participants are listed, so that a large dataset costs nothing.
 """
@@ -6,24 +6,24 @@ Only the folders of the selected participants are listed, so that a large datase
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bids_dgmseg.bids.echoes import Echo, gather_echoes
 from bids_dgmseg.bids.filters import Filter
-from bids_dgmseg.bids.folders import MAP_NAME, Source, find_sources
+from bids_dgmseg.bids.folders import ECHO_NAME, MAP_NAME, Source, find_sources
 from bids_dgmseg.bids.left_out import explain_nothing
 from bids_dgmseg.bids.names import join_entities, list_some, split_entities
+from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.settings import Settings
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One chi map and what its name and sidecar say."""
+    """One chi map, or the echoes it is to be reconstructed from, and what names and sidecars say."""
 
     participant: str
     """Without ``sub-``."""
@@ -32,7 +32,7 @@ class Scan:
     entities: Mapping[str, str]
     """The others, keys and values as in the file name (``acq``, ``rec``, ``run``, ``desc``, …), in BIDS order."""
     chi: Path
-    """Absolute."""
+    """The map, or the phase of the first echo, on whose grid the map will lie; absolute."""
     sidecar: Mapping[str, Any]
     """Metadata merged by the inheritance principle; empty if there are none."""
     sidecar_path: Path | None
@@ -42,6 +42,8 @@ class Scan:
     """``raw`` or the derivative's name: BIDS URIs are ``bids:NAME:path``."""
     problem: str | None = None
     """Why it cannot be segmented, where its sidecar cannot be read: one line."""
+    echoes: tuple[Echo, ...] = ()
+    """What the map is to be reconstructed from, by rising time; empty where there is a map, or a `problem`."""
 
     @property
     def named_entities(self) -> dict[str, str]:
@@ -55,16 +57,41 @@ class Scan:
         return join_entities(self.named_entities)
 
     @property
+    def from_echoes(self) -> bool:
+        """Whether there is no map yet."""
+        return ECHO_NAME.fullmatch(self.chi.name) is not None
+
+    @property
     def uri(self) -> str:
-        """BIDS URI of the chi map."""
-        return f"bids:{self.dataset_name}:{self.chi.relative_to(self.dataset_root).as_posix()}"
+        """BIDS URI of `chi`."""
+        return self._uri(self.chi)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All images that results depend on."""
+        return tuple(path for echo in self.echoes for path in (echo.phase, echo.magnitude)) or (self.chi,)
+
+    @property
+    def uris(self) -> list[str]:
+        """BIDS URIs of `files`."""
+        return [self._uri(path) for path in self.files]
+
+    def _uri(self, path: Path) -> str:
+        return f"bids:{self.dataset_name}:{path.relative_to(self.dataset_root).as_posix()}"
 
 
-def find_scans(settings: Settings) -> list[Scan]:
+def find_scans(settings: Settings, *, echoes: bool = False) -> list[Scan]:
     """Find the chi maps that a run is to segment.
 
     Looked for in `settings.bids_dir` and in the derivatives given or, where none is given, in those below
     ``bids_dir/derivatives``. Besides BIDS names, SEPIA's (``Sepia_Chimap.nii.gz``) count inside ``sub-X`` folders.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's options.
+    echoes : bool
+        Whether sets of ``_MEGRE`` files count too, in sessions (or participants without sessions) that have no map.
 
     Returns
     -------
@@ -80,22 +107,23 @@ def find_scans(settings: Settings) -> list[Scan]:
     sources = find_sources(settings)
     _check_labels(settings, sources)
     choose = Filter.read(settings.bids_filter_file)
-    sidecars_in = cache(lambda folder: sorted(folder.glob("*Chimap.json")))
     found: dict[tuple[str, ...], list[tuple[Source, Path]]] = defaultdict(list)
-    scans = []
-    for source in sources:
-        for path in source.files(settings.participant_label, settings.session_label):
-            relative = PurePosixPath(path.relative_to(source.root).as_posix())
-            if not MAP_NAME.fullmatch(path.name) or not choose.keeps(relative, dataset=source.name, raw=source.raw):
+    scans, listed = [], [(source, _files(source, settings)) for source in sources]
+    for source, paths in listed:
+        sidecars = Sidecars("Chimap")
+        for path in paths:
+            if not MAP_NAME.fullmatch(path.name) or not choose.keeps(_within(source, path), source.name, source.raw):
                 continue
-            scan = _read_scan(source, path, sidecars_in)
-            if settings.session_label and scan.session not in settings.session_label:
-                continue
+            scan = _read_scan(source, path, sidecars)
             found[_key(scan)].append((source, path))
+            scans.append(scan)
+    if echoes:
+        for scan, source in _find_echoes(listed, Filter.read(settings.bids_filter_file, "megre")):
+            found[_key(scan)].append((source, scan.chi))
             scans.append(scan)
     _check_unique(found.values())
     if not scans:
-        raise InputError(explain_nothing(settings, sources))
+        raise InputError(explain_nothing(settings, sources, echoes=echoes))
     if all(scan.problem for scan in scans):
         raise InputError(scans[0].problem)
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
@@ -116,16 +144,30 @@ def _check_labels(settings: Settings, sources: Sequence[Source]) -> None:
                 raise InputError(f"{name}: no ses-{label}; check --session-label (there are {some})")
 
 
-def _read_scan(source: Source, path: Path, sidecars_in: Callable[[Path], list[Path]]) -> Scan:
-    named = split_entities(_stem(path))
-    for prefix, label in source.place(path).items():
-        if named.setdefault(prefix, label) != label:
-            raise InputError(f"{path.name}: lies in {prefix}-{label}; rename the file or move it")
+def _files(source: Source, settings: Settings) -> list[Path]:
+    """List the files of the selected participants and sessions."""
+    chosen = settings.session_label
+    paths = source.files(settings.participant_label, chosen)
+    return [path for path in paths if not chosen or _place(source, path).get("ses") in chosen]
+
+
+def _within(source: Source, path: Path) -> PurePosixPath:
+    return PurePosixPath(path.relative_to(source.root).as_posix())
+
+
+def _place(source: Source, path: Path) -> dict[str, str]:
+    """Read entities from a file's name and folders."""
+    return {**split_entities(path.name.partition(".")[0]), **source.place(path)}
+
+
+def _read_scan(source: Source, path: Path, sidecars: Sidecars) -> Scan:
+    stem = _stem(path)
+    named = source.read_entities(path, stem)
     everything = tuple(named.items())
     participant, session = named.pop("sub"), named.pop("ses", None)
     ordered = split_entities(join_entities(named))
     try:
-        sidecar, nearest = _inherit(source.root, path, everything, sidecars_in)
+        sidecar, nearest = sidecars.inherit(source.root, path, stem, everything)
     except InputError as error:  # one scan's sidecar must not keep the others from being done
         return Scan(participant, session, ordered, path, {}, None, source.root, source.name, str(error))
     return Scan(participant, session, ordered, path, sidecar, nearest, source.root, source.name)
@@ -136,28 +178,22 @@ def _stem(path: Path) -> str:
     return match[1] if match else path.name.partition(".")[0]
 
 
-def _inherit(
-    root: Path, path: Path, own: Iterable[tuple[str, str]], sidecars_in: Callable[[Path], list[Path]]
-) -> tuple[dict[str, Any], Path | None]:
-    """Merge the sidecars that apply to a map of these entities, from the root of its dataset down to its folder."""
-    parents = [parent for parent in reversed(path.parents) if parent.is_relative_to(root)]
-    merged: dict[str, Any] = {}
-    nearest = None
-    for folder in parents:
-        candidates = [json for json in sidecars_in(folder) if _applies(json, path, own)]
-        for candidate in sorted(candidates, key=lambda json: len(split_entities(json.stem))):
-            merged.update(read_json(candidate))
-            nearest = candidate
-    return merged, nearest
+def _find_echoes(listed: Sequence[tuple[Source, Sequence[Path]]], choose: Filter) -> Iterator[tuple[Scan, Source]]:
+    """Find sets of echoes in sessions without any map, chosen or not."""
+    mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
+    for source, paths in listed:
+        wanted = [path for path in paths if ECHO_NAME.fullmatch(path.name) and _session(source, path) not in mapped]
+        kept = [path for path in wanted if choose.keeps(_within(source, path), source.name, source.raw)]
+        for one in gather_echoes(source, kept):
+            named = dict(one.entities)
+            participant, session = named.pop("sub"), named.pop("ses", None)
+            yield Scan(participant, session, named, one.phase, one.sidecar, one.sidecar_path, source.root, source.name,
+                       one.problem, one.echoes), source  # fmt: skip
 
 
-def _applies(sidecar: Path, path: Path, own: Iterable[tuple[str, str]]) -> bool:
-    """Tell whether a sidecar's entities are among the map's; SEPIA's free prefix must be the same."""
-    stem = sidecar.name.removesuffix("Chimap.json").rstrip("_")
-    if stem == _stem(path):
-        return True
-    named = split_entities(stem)
-    return join_entities(named) == stem and named.items() <= set(own)
+def _session(source: Source, path: Path) -> tuple[str | None, str | None]:
+    named = _place(source, path)
+    return named.get("sub"), named.get("ses")
 
 
 def _key(scan: Scan) -> tuple[str, ...]:
@@ -175,8 +211,9 @@ def _check_unique(groups: Iterable[Sequence[tuple[Source, Path]]]) -> None:
         (source, path), (other, twin) = group[:2]
         if path.parent == twin.parent and path.name.removesuffix(".gz") == twin.name.removesuffix(".gz"):
             raise InputError(f"{path.name}: lies beside {twin.name}; keep one of the two")
-        both = f"{source.show(path)} and {other.show(twin)} are maps of the same scan"
+        kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
+        both = f"{source.show(path)} and {other.show(twin)} are {kind} of the same scan"
         if source == other:
             raise InputError(f"{both}; keep one, tell them apart by desc-, or choose with --bids-filter-file")
-        choice = f'{{"chimap": {{"scope": "{source.name}"}}}}'
+        choice = f'{{"{block}": {{"scope": "{source.name}"}}}}'
         raise InputError(f"{both}; choose one source with --derivatives or --bids-filter-file ({choice})")

@@ -25,6 +25,8 @@ __all__ = [
     "write_dataset_files", "write_json", "write_text",
 ]  # fmt: skip
 
+MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "SusceptibilityReference": "whole brain"}
+"""What is true of every map that is reconstructed here."""
 _CHUNK = 1 << 20
 REGIONS: Mapping[str, str] = {
     "brain": "Brain, as far as the map shows it", "cerebellum": "Cerebellum", "ventricles": "Lateral ventricles",
@@ -58,10 +60,12 @@ def _stem(scan: Scan, **entities: str) -> str:
     return join_entities({**scan.named_entities, **entities, **both})
 
 
-def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask: Path | None = None) -> str:
+def fingerprint(
+    scan: Scan, settings: Settings, model: Model, *, reference_mask: Path | None = None, brain_mask: Path | None = None
+) -> str:
     """Hash all that the derivatives of a scan depend on.
 
-    These are the content of the map and of the user's mask of the reference region, the metadata, the model with its
+    These are the content of the map or of its echoes and of the user's masks, the metadata, the model with its
     weights and the cleaning of its labels, the options that change files, and the program's version. A file that cannot
     be read has a fingerprint too: the step that reads it says what is wrong.
 
@@ -70,7 +74,7 @@ def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask:
     InputError
         If ``settings.weights`` cannot be read.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "chi": _hash_if_there(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
@@ -82,6 +86,10 @@ def fingerprint(scan: Scan, settings: Settings, model: Model, *, reference_mask:
         "reference_mask": _hash_if_there(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
     }
+    if scan.from_echoes:
+        parts["echoes"] = [(uri, _hash_if_there(path)) for uri, path in zip(scan.uris, scan.files, strict=True)]
+        parts["echo_times_s"] = [echo.time_s for echo in scan.echoes]
+        parts["reconstruction"] = [settings.phase_sign, brain_mask and _hash_if_there(brain_mask)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -126,7 +134,7 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
 def save_scan(
     output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
     quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
-    figures: Mapping[str, Path], regions: Mapping[str, Path],
+    figures: Mapping[str, Path], regions: Mapping[str, Path], chi: Path | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -154,6 +162,8 @@ def save_scan(
         Plane → PNG.
     regions : mapping of str to Path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
+    chi : Path, optional
+        The map, where it was reconstructed here; ``quality["reconstruction"]`` says how.
 
     Returns
     -------
@@ -161,10 +171,16 @@ def save_scan(
         The files written.
     """
     mark = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    common = {"Sources": [scan.uri], "SpatialReference": scan.uri}
+    made = output_path(output_dir, scan, "Chimap", ".nii.gz")
+    uri = f"bids::{made.relative_to(output_dir).as_posix()}" if chi else scan.uri
+    common = {"Sources": [uri], "SpatialReference": scan.uri}
     _remove_earlier(output_dir, mark, scan, model)
+    if not chi:  # one that was made here before there was a map
+        made.unlink(missing_ok=True)
+        _map_sidecar(made).unlink(missing_ok=True)
     written = _place_files(output_dir, scan, model, {"dseg": out_dseg, "probseg": out_probseg, "stats": stats})
     written += _place_figures(output_dir, scan, model, figures)
+    written += _place_map(chi, made, scan, quality) if chi else []
     written += _write_texts(output_dir, scan, model, _dictionary(stats, quality), quality, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, common)
@@ -205,6 +221,19 @@ def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[st
             compressed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
             place(compressed, written[-1])
     return written
+
+
+def _map_sidecar(made: Path) -> Path:
+    return made.with_name(made.name.removesuffix(".nii.gz") + ".json")
+
+
+def _place_map(chi: Path, made: Path, scan: Scan, quality: Mapping[str, Any]) -> list[Path]:
+    """Place a map that was reconstructed here, with its sidecar."""
+    place(chi, made)
+    sidecar = _map_sidecar(made)
+    about = {"Description": "Magnetic susceptibility, reconstructed by bids_dgmseg", **MAP_SIDECAR}
+    write_json({**about, "Sources": scan.uris, **quality["reconstruction"]}, sidecar)
+    return [made, sidecar]
 
 
 def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[str, Path]) -> list[Path]:

@@ -15,11 +15,12 @@ _LONG = {
     "sub": "subject", "ses": "session", "acq": "acquisition", "rec": "reconstruction", "ce": "ceagent",
     "dir": "direction", "description": "desc", "resolution": "res", "seg": "segmentation",
 }  # fmt: skip
+_BLOCKS = ("chimap", "megre")
 _NOT_TOTAL = ("paramagnetic", "diamagnetic")
 
 
 class Filter:
-    """Which chi maps count.
+    """Which chi maps, or which echoes, count.
 
     Parameters
     ----------
@@ -32,20 +33,23 @@ class Filter:
         self.wanted = dict(wanted or {})
 
     @classmethod
-    def read(cls, path: Path | None) -> Filter:
-        """Read the ``chimap`` block of a filter file.
+    def read(cls, path: Path | None, name: str = "chimap") -> Filter:
+        """Read one block of a filter file: ``chimap``, or ``megre`` for echoes; all count where it is left out.
 
         Raises
         ------
         InputError
-            If the file is missing, is not JSON, has no such block, or names an entity that does not exist.
+            If the file is missing, is not JSON, has neither block, or names an entity that does not exist.
         """
         if path is None:
             return cls()
         blocks = read_json(path)
-        block = blocks.get("chimap")
+        if not any(isinstance(blocks.get(known), dict) for known in _BLOCKS):
+            example = '{"chimap": {"acquisition": "x"}}'
+            raise InputError(f'{path.name}: has no "chimap" block and no "megre" block; write {example}')
+        block = blocks.get(name, {})
         if not isinstance(block, dict):
-            raise InputError(f'{path.name}: has no "chimap" block; write {{"chimap": {{"acquisition": "x"}}}}')
+            raise InputError(f'{path.name}: "{name}" holds no object; write {{"{name}": {{"acquisition": "x"}}}}')
         wanted = {_LONG.get(str(key), str(key)): value for key, value in block.items()}
         known = {"scope", *(name for config in _configs() for name in config.entities)}
         if unknown := sorted(set(wanted) - known):
@@ -53,8 +57,8 @@ class Filter:
             raise InputError(f"{path.name}: no entity is called {list_some(unknown)}; use pybids' names ({some}, …)")
         return cls(wanted)
 
-    def keeps(self, relative: PurePosixPath, *, dataset: str, raw: bool) -> bool:
-        """Tell whether a chi map is wanted.
+    def keeps(self, relative: PurePosixPath, dataset: str, raw: bool) -> bool:
+        """Tell whether a file is wanted.
 
         Parameters
         ----------

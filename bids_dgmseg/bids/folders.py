@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bids_dgmseg.absent import is_there
+from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.description import DATASET_DESCRIPTION, is_own
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_json
@@ -56,6 +57,20 @@ class Source:
         """Read ``sub`` and ``ses`` from the folders that a file lies in."""
         matches = map(_FOLDER.fullmatch, path.relative_to(self.root).parts[:-1])
         return {match[1]: match[2] for match in matches if match}
+
+    def read_entities(self, path: Path, stem: str) -> dict[str, str]:
+        """Read what a file's name (without suffix and extension) and folders say.
+
+        Raises
+        ------
+        InputError
+            If they contradict one another.
+        """
+        named = split_entities(stem)
+        for prefix, label in self.place(path).items():
+            if named.setdefault(prefix, label) != label:
+                raise InputError(f"{path.name}: lies in {prefix}-{label}; rename the file or move it")
+        return named
 
 
 def find_sources(settings: Settings) -> list[Source]:

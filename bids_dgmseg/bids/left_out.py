@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def find_left_out(settings: Settings, scans: Iterable[Scan]) -> list[str]:
     """Say who is left out, one line each.
 
-    Selected participants without a chosen chi map; of the others, sessions that have echoes or were asked for by name,
-    but no chi map; and folders whose names are not of BIDS.
+    Selected participants without a chosen chi map and without echoes to reconstruct one from; of the others, sessions
+    that have echoes or were asked for by name, but neither; and folders whose names are not of BIDS.
     """
     sources = find_sources(settings)
     done: dict[str, set[str | None]] = defaultdict(set)
@@ -36,15 +36,16 @@ def find_left_out(settings: Settings, scans: Iterable[Scan]) -> list[str]:
         for session in sorted(sessions.intersection(settings.session_label or sessions)):
             seen = _look(sources, [label], [session])
             if not seen.maps and (seen.echoes or settings.session_label):
-                lines.append(f"sub-{label}_ses-{session}: no _Chimap; left out")
+                reason = _why_none(settings, seen) if seen.echoes else "no _Chimap"
+                lines.append(f"sub-{label}_ses-{session}: {reason}; left out")
     misnamed = [] if settings.participant_label else sources[0].misnamed()
     return lines + [
         f"{name}: not a BIDS name (letters and digits behind sub-); left out, so rename it" for name in misnamed
     ]
 
 
-def explain_nothing(settings: Settings, sources: Sequence[Source]) -> str:
-    """Say in one line why a run finds no scan at all."""
+def explain_nothing(settings: Settings, sources: Sequence[Source], *, echoes: bool) -> str:
+    """Say in one line why a run finds no scan at all; `echoes` tells whether it would have taken echoes too."""
     name, seen = settings.bids_dir.name, _look(sources, settings.participant_label, settings.session_label)
     chosen = [f"sub-{label}" for label in settings.participant_label]
     chosen += [f"ses-{label}" for label in settings.session_label]
@@ -56,10 +57,17 @@ def explain_nothing(settings: Settings, sources: Sequence[Source]) -> str:
             f"{name}: no _Chimap of all sources{whom}, only of para- or diamagnetic ones; give maps of total "
             "susceptibility, or choose these by desc with --bids-filter-file"
         )
+    if seen.echoes and not echoes:
+        return (
+            f"{name}: _MEGRE but no _Chimap{whom}; reconstruct the chi maps first, with bids_dgmseg at the participant "
+            "level or QSMxT, and give their folder with --derivatives"
+        )
+    if seen.echoes and settings.bids_filter_file:
+        return f"{name}: no _MEGRE{whom} that {settings.bids_filter_file.name} selects; check --bids-filter-file"
     if seen.echoes:
         return (
-            f"{name}: _MEGRE but no _Chimap{whom}; reconstruct the chi maps first, for example with QSMxT, "
-            "and give their folder with --derivatives"
+            f"{name}: _MEGRE without part-phase and no _Chimap{whom}; add the phase images, or give the folder of the "
+            "chi maps with --derivatives"
         )
     if chosen:
         return f"{name}: no _Chimap and no _MEGRE{whom}; check --participant-label and --session-label"
@@ -88,6 +96,9 @@ def _session(source: Source, path: Path) -> str | None:
 
 def _why_none(settings: Settings, seen: _Seen) -> str:
     """Say why no chi map was chosen where these files were seen."""
+    if not seen.maps and seen.echoes:
+        chosen = f" that {settings.bids_filter_file.name} selects" if settings.bids_filter_file else ""
+        return f"no _Chimap, and no _MEGRE with part-phase{chosen}"
     if not seen.maps:
         sessions = list_some(f"ses-{label}" for label in settings.session_label)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"

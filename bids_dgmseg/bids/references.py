@@ -1,13 +1,13 @@
-"""The reference region that a run asks for: is it to be had, and where are the masks that the user gives."""
+"""The masks that the user gives, and the reference region that a run asks for: is it to be had."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.names import split_entities
+from bids_dgmseg.bids.names import list_some, split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
@@ -61,26 +61,62 @@ def find_reference_masks(settings: Settings, scans: Sequence[Scan]) -> dict[str,
     InputError
         If the folder holds no such mask, or several for one scan.
     """
-    folder = settings.reference_mask
+    labels = {("label", label.casefold()) for label in MASK_LABELS}
+    names = "no _label-CSF_mask.nii[.gz] and no _label-ventricles_mask.nii[.gz]"
+    return _find_masks(settings.reference_mask, scans, labels, names=names, option="--reference-mask")
+
+
+def find_brain_masks(settings: Settings, scans: Sequence[Scan]) -> dict[str, Path]:
+    """Find the user's mask of the brain for each scan whose map is to be reconstructed.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``brain_mask`` is a folder in which masks are named as in BIDS derivatives.
+    scans : sequence of Scan
+        The scans of the run.
+
+    Returns
+    -------
+    dict
+        Name of the scan → ``_desc-brain_mask`` or ``_label-brain_mask`` with the same entities; where there is none,
+        one that differs in ``desc``, ``space`` or ``res``. Empty where no masks were given.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no such mask, or not one for each scan with echoes.
+    """
+    echoes = [scan for scan in scans if scan.from_echoes]
+    labels = {("desc", "brain"), ("label", "brain")}
+    names = "no _desc-brain_mask.nii[.gz] and no _label-brain_mask.nii[.gz]"
+    found = _find_masks(settings.brain_mask, echoes, labels, names=names, option="--brain-mask")
+    if settings.brain_mask and (bare := [scan.name for scan in echoes if scan.name not in found]):
+        raise InputError(f"{settings.brain_mask.name}: no mask of {list_some(bare)}; add it, or leave --brain-mask out")
+    return found
+
+
+def _find_masks(
+    folder: Path | None, scans: Sequence[Scan], wanted: Collection[tuple[str, str]], *, names: str, option: str
+) -> dict[str, Path]:
+    """Find each scan's mask among those of which one entity is as wanted."""
     if folder is None:
         return {}
-    labels = {label.casefold() for label in MASK_LABELS}
     masks: dict[str, list[Path]] = defaultdict(list)
-    for path in find_images(folder, "mask"):
+    for path in find_images(folder, "mask", option=option):
         entities = split_entities(path.name.partition(".")[0])
-        if entities.get("label", "").casefold() in labels:
+        if any((key, value.casefold()) in wanted for key, value in entities.items()):
             masks[entities.get("sub", "")].append(path)
     if not masks:
-        raise InputError(f"{folder.name}: no _label-CSF_mask.nii[.gz] and no _label-ventricles_mask.nii[.gz] in it; "
-                         "name the masks so, or choose another --reference-mask")  # fmt: skip
-    found = {scan.name: _match(scan, masks[scan.participant]) for scan in scans}
+        raise InputError(f"{folder.name}: {names} in it; name the masks so, or choose another {option}")
+    found = {scan.name: _match(scan, masks[scan.participant], option) for scan in scans}
     return {name: mask for name, mask in found.items() if mask}
 
 
-def _match(scan: Scan, masks: Sequence[Path]) -> Path | None:
+def _match(scan: Scan, masks: Sequence[Path], option: str) -> Path | None:
     named = Path(f"{scan.name}_Chimap.nii.gz")  # SEPIA's files are not named after their scan
     try:
         return match_scans([named], masks).get(named)
     except InputError as error:
         several = str(error).partition("; ")[0]
-        raise InputError(f"{several}; keep one of them in the folder of --reference-mask") from error
+        raise InputError(f"{several}; keep one of them in the folder of {option}") from error

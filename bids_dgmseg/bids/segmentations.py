@@ -29,10 +29,11 @@ class LabelTable:
     """The file read; None where there was none and the numbers of ``structures.tsv`` are taken."""
 
 
-def find_images(root: Path, suffix: str) -> list[Path]:
+def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     """List the images of a dataset with a suffix, such as ``dseg``, below its ``sub-X`` folders.
 
-    Of chi maps, those of paramagnetic or diamagnetic sources alone are passed over.
+    Of chi maps, those of paramagnetic or diamagnetic sources alone are passed over. `option` is what the user gave the
+    dataset with.
 
     Raises
     ------
@@ -44,7 +45,10 @@ def find_images(root: Path, suffix: str) -> list[Path]:
     paths = (path for folder in folders for path in sorted(folder.rglob(f"*_{suffix}.nii*")))
     found = [path for path in paths if pattern.fullmatch(path.name) and not _PART.search(path.name)]
     if not found:
-        raise InputError(f"{root}: no _{suffix}.nii[.gz] in sub-X folders; give the root folder of a dataset with them")
+        where = f" to {option}" if option else ""
+        raise InputError(
+            f"{root}: no _{suffix}.nii[.gz] in sub-X folders; give the root folder of a dataset with them{where}"
+        )
     return found
 
 

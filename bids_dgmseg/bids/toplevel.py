@@ -34,6 +34,7 @@ Made by bids_dgmseg {version}. Left is always the patient's left.
 
 sub-X.html                         open this first: pictures, table and warnings of each scan
 sub-X/[ses-Y/]anat/
+    *_Chimap.nii.gz                susceptibility map (ppm), where it was made of echoes
     *_seg-MODEL_dseg.nii.gz        labels on the grid of the chi map; numbers in dseg.tsv
     *_seg-MODEL_probseg.nii.gz     probabilities, one volume a nucleus (LabelMap in the .json)
     *_label-*_desc-MODEL_mask.*    one binary mask a nucleus and side; brain, cerebellum, ventricles
@@ -104,7 +105,11 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
     boilerplate = files("bids_dgmseg").joinpath("data", "boilerplate")
     template = boilerplate.joinpath("citation.md").read_text(encoding="utf-8")
-    write_text(template.format(**_citation(settings, model)), output / "logs" / "CITATION.md")
+    made = boilerplate.joinpath("reconstruction.md").read_text(encoding="utf-8")
+    some = "" if all(scan.from_echoes for scan in scans) else "Some maps were given, others made of echoes. "
+    reconstruction = f"{some}{made}\n" if any(scan.from_echoes for scan in scans) else ""
+    text = template.format(**_citation(settings, model), reconstruction=reconstruction)
+    write_text(text, output / "logs" / "CITATION.md")
     references = boilerplate.joinpath("references.bib").read_text(encoding="utf-8")
     write_text(references, output / "logs" / "CITATION.bib")
 

@@ -122,6 +122,7 @@ _TEXTS: Mapping[str, str] = {
     "years": "Time between first and last scan; years",
     "first": f"Value at the first scan; {_UNIT}",
     "n_warnings": "Number of warnings of the scan",
+    "input_made_of": "What the program made the map of; n/a where the map was given",
 }
 _ANCOVA = "ancova_"
 

@@ -139,7 +139,8 @@ def load_cohort(
         tuple(scans), pages, keys.assign(site=site.fillna(MISSING)),
         people.drop(columns="site") if site_from == "column site" else people, descriptions, facts, apart, settings,
         spellings,
-        (*lines, *_same_people(parts), *warnings, *spellings["site"], *spellings["group"], *_mixed_references(scans)),
+        (*lines, *_same_people(parts), *warnings, *spellings["site"], *spellings["group"], *_mixed_references(scans),
+         *_mixed_sources(scans)),
     )  # fmt: skip
 
 
@@ -326,3 +327,14 @@ def _mixed_references(scans: Sequence[ScanStats]) -> list[str]:
         return []
     shown = ", ".join(f"{reference} ({count})" for reference, count in counts.most_common())
     return [f"group_susceptibility.tsv: reference regions differ: {shown}; refer the maps to one before comparing"]
+
+
+def _mixed_sources(scans: Sequence[ScanStats]) -> list[str]:
+    """Warn where some maps were made here of echoes: reconstructions shrink susceptibilities, each in its way."""
+    made = sum(scan.quality.get("input_made_of", "n/a") != "n/a" for scan in scans)
+    if made in (0, len(scans)):
+        return []
+    return [
+        f"group_susceptibility.tsv: {made} of {len(scans)} maps were made here of echoes, the others given; "
+        "reconstruct all in one way before comparing"
+    ]

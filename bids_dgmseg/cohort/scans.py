@@ -16,7 +16,7 @@ from bids_dgmseg.jsonfile import read_optional_json
 
 _STATS = re.compile(r"sub-[^_]+(_[^_-]+-[^_]+)*_stats\.tsv")
 _NEEDED = ("abbreviation", "volume_mm3", "mean_ppm")
-_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei")
+_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei", "reconstruction")
 
 
 @dataclass(frozen=True)

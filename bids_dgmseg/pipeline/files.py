@@ -151,14 +151,18 @@ def describe_findings(found: Findings, reference: Reference | None, warnings: Se
 def describe_quality(
     scan: Scan, model: Model, settings: Settings, *,
     check: Mapping[str, Any], box_mm: Mapping[str, Any], found: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Put together the record that the page shows; it depends on nothing but the scan, options and versions."""
-    record, measured = dict(check), dict(found)
-    warnings = [*record.pop("warnings"), *measured.pop("warnings")]
+    record, measured, reconstruction = dict(check), dict(found), dict(made or {})
+    warnings = [*reconstruction.pop("warnings", []), *record.pop("warnings"), *measured.pop("warnings")]
+    if reconstruction:
+        record["made_of"] = f"{len(reconstruction['EchoTime'])} echoes"
     return {
         "scan": scan.name,
         "model": model.name,
         "input": record,
+        **({"reconstruction": reconstruction} if reconstruction else {}),
         "scanner": {name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
         "box_mm": dict(box_mm),
         **measured,
@@ -173,6 +177,7 @@ def describe_quality(
             "reference": settings.reference,
             **({"reference_structure": settings.reference_structure} if settings.reference_structure else {}),
             **({"reference_mask": settings.reference_mask.name} if settings.reference_mask else {}),
+            **({"phase_sign": settings.phase_sign} if made else {}),
         },
         "versions": {
             "bids_dgmseg": bids_dgmseg.__version__,

@@ -95,12 +95,12 @@ def _without_people(tree: Tree, where: str) -> str:
 
 
 def find_maps_without_results(settings: Settings, models: Iterable[str]) -> list[str]:
-    """Say which maps of the input dataset have no results by one of the models, so that scans that failed are missed.
+    """Say which scans of the input dataset have no results by one of the models, so that those that failed are missed.
 
-    Empty where the dataset has no maps of its own: then they came from derivatives that are not known here.
+    Empty where the dataset has neither maps nor echoes: then maps came from derivatives that are not known here.
     """
     try:
-        scans = find_scans(settings)
+        scans = find_scans(settings, echoes=True)
     except InputError:
         return []
     missing = [
@@ -111,7 +111,7 @@ def find_maps_without_results(settings: Settings, models: Iterable[str]) -> list
         return []
     has = "1 has" if len(missing) == 1 else f"{len(missing)} have"
     return [
-        f"{settings.bids_dir.name}: of {len(scans)} maps {has} no results: {list_some(missing)}; run the participant "
+        f"{settings.bids_dir.name}: of {len(scans)} scans {has} no results: {list_some(missing)}; run the participant "
         "level for them, if they are wanted"
     ]
 

@@ -196,6 +196,8 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
     in_found = File(exists=True, mandatory=True, desc="JSON: light, quality of the map, reference, warnings")
     in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG")
+    in_chi = File(exists=True, desc="map that was reconstructed here")
+    in_reconstruction = File(exists=True, desc="JSON: how it came about")
     scan = traits.Any(mandatory=True, nohash=True, desc="whose derivatives these are")
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
     settings = traits.Any(mandatory=True, nohash=True, desc="the run's options")
@@ -215,9 +217,10 @@ class Save(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         scan, model, settings = self.inputs.scan, self.inputs.model, self.inputs.settings
         box_mm = files.read_json(self.inputs.in_box)
+        made = files.read_json(self.inputs.in_reconstruction) if self.inputs.in_reconstruction else {}
         quality = files.describe_quality(
             scan, model, settings, check=files.read_json(self.inputs.in_check), box_mm=box_mm,
-            found=files.read_json(self.inputs.in_found),
+            found=files.read_json(self.inputs.in_found), made=made,
         )  # fmt: skip
         written = save_scan(
             settings.output_dir, scan, model, out_dseg=Path(self.inputs.in_dseg),
@@ -225,6 +228,7 @@ class Save(SimpleInterface):
             box_mm=box_mm, masks=settings.masks, fingerprint=self.inputs.fingerprint,
             figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
             regions={region: Path(path) for region, path in self.inputs.in_regions.items()},
+            chi=Path(self.inputs.in_chi) if self.inputs.in_chi else None,
         )  # fmt: skip
         self._results["out_files"] = [str(path) for path in written]
         return runtime

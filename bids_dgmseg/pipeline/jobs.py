@@ -17,3 +17,5 @@ class Job:
     """What its results depend on."""
     reference_mask: Path | None = None
     """The user's mask of the reference region."""
+    brain_mask: Path | None = None
+    """The user's mask of the brain, where the map is to be reconstructed."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Scan, find_scans
 from bids_dgmseg.bids.left_out import find_left_out
-from bids_dgmseg.bids.references import check_reference, find_reference_masks
+from bids_dgmseg.bids.references import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.bids.validate import summarize_validation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model, get_model
@@ -55,7 +55,7 @@ def run_participant(settings: Settings) -> int:
         raise InputError(f"--quality: {chosen.name} tells left from right and is not mirrored; leave it out")
     model, notes = choose_labels(chosen, settings.weights, settings.label_map)
     check_reference(settings, model)
-    scans = find_scans(settings)
+    scans = find_scans(settings, echoes=True)
     check_folders(settings)
     if settings.dry_run:
         return _tell_plan(settings, model, scans)
@@ -87,7 +87,7 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
         write_dataset_files(settings, scans, model)
         for note in notes:
             progress.warn(note)
-        for reason in find_left_out(settings, scans):
+        for reason in [*find_left_out(settings, scans), *_idle_options(settings, scans)]:
             progress.warn(reason)
         run = Run(settings=settings, model=model, work=work, logs=logs, progress=progress)
         try:
@@ -105,11 +105,12 @@ def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     """Choose the scans that have no results, or results from another map, model or option."""
     from bids_dgmseg.bids.derivatives import fingerprint, is_done
 
-    masks = find_reference_masks(settings, scans)
+    masks, brains = find_reference_masks(settings, scans), find_brain_masks(settings, scans)
     jobs = []
     for scan in scans:
-        mask = masks.get(scan.name)
-        jobs.append(Job(scan, fingerprint(scan, settings, model, reference_mask=mask), mask))
+        mask, brain = masks.get(scan.name), brains.get(scan.name)
+        mark = fingerprint(scan, settings, model, reference_mask=mask, brain_mask=brain)
+        jobs.append(Job(scan, mark, mask, brain))
     if settings.force:
         return jobs
     return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]
@@ -122,13 +123,23 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
         if scan.problem:
             progress.say(f"{scan.name}: would fail: {scan.problem}")
         elif scan.name in todo:
-            progress.say(f"{scan.name}: would segment {scan.uri} with {model.name}")
+            what = f"a map of its echoes, {scan.uri} …," if scan.from_echoes else scan.uri
+            progress.say(f"{scan.name}: would segment {what} with {model.name}")
         else:
             progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")
-    for reason in find_left_out(settings, scans):
+    for reason in [*find_left_out(settings, scans), *_idle_options(settings, scans)]:
         progress.warn(reason)
     progress.say(f"{len(todo)} of {len(scans)} scans would be segmented into {settings.output_dir}")
     return 0
+
+
+def _idle_options(settings: Settings, scans: Sequence[Scan]) -> list[str]:
+    """Say which options are for echoes where no scan has any."""
+    given = {"--brain-mask": settings.brain_mask is not None, "--phase-sign": settings.phase_sign != "auto"}
+    if any(scan.from_echoes for scan in scans):
+        return []
+    return [f"{option}: is for maps that are made of echoes; here all are given" for option, is_given in given.items()
+            if is_given]  # fmt: skip
 
 
 def _write_pages(settings: Settings, scans: Sequence[Scan], run: Run, progress: Progress) -> bool:

@@ -98,10 +98,10 @@ class Run:
     def _build(self, job: Job) -> Workflow:
         workflow = init_scan_wf(
             settings=self._settings, model=self._model, scan=job.scan, fingerprint=job.fingerprint,
-            reference_mask=job.reference_mask,
+            reference_mask=job.reference_mask, brain_mask=job.brain_mask,
         )  # fmt: skip
         workflow.base_dir = str(self._work)
-        for step in STEPS:
+        for step in set(STEPS) & set(workflow.list_node_names()):
             crashes = {"crashdump_dir": str(self._logs / job.scan.name)}
             workflow.get_node(step).config = {"execution": crashes}
         return workflow

@@ -9,13 +9,15 @@ from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.interfaces import Check, Figures, Localize, Measure, Save, Segment
+from bids_dgmseg.pipeline.reconstruct import Reconstruct
 from bids_dgmseg.pipeline.reference import ReferenceChoice
 from bids_dgmseg.settings import Settings
 
-STEPS = ("check", "localize", "segment", "measure", "figures", "save")
-"""Node names in the order of the data: what progress display and logs show."""
+STEPS = ("reconstruct", "check", "localize", "segment", "measure", "figures", "save")
+"""Node names in the order of the data: what progress display and logs show; the first where a scan has echoes."""
 
 
 def workflow_name(scan: str) -> str:
@@ -29,9 +31,9 @@ def workflow_name(scan: str) -> str:
 
 def init_scan_wf(
     *, settings: Settings, model: Model, scan: Scan, fingerprint: str, reference_mask: Path | None = None,
-    name: str | None = None,
+    brain_mask: Path | None = None, name: str | None = None,
 ) -> Workflow:  # fmt: skip
-    """Connect the steps from one susceptibility map to its derivatives.
+    """Connect the steps from one susceptibility map, or the echoes that it is made of, to its derivatives.
 
     Parameters
     ----------
@@ -45,13 +47,16 @@ def init_scan_wf(
         What the results depend on; the derivatives carry it.
     reference_mask : Path, optional
         The user's mask of the region that susceptibilities are referred to.
+    brain_mask : Path, optional
+        The user's mask of the brain, for a map that is reconstructed from echoes.
     name : str, optional
         What the logs and the working directory call it; by default the scan's name.
 
     Inputs
     ------
     in_chi
-        The scan's susceptibility map, in any orientation, in ppm or ppb; set to ``scan.chi``.
+        The scan's susceptibility map, in any orientation, in ppm or ppb; set to ``scan.chi``, or to what
+        ``reconstruct`` makes of its echoes.
 
     Outputs
     -------
@@ -65,13 +70,15 @@ def init_scan_wf(
         The derivatives, in place.
     """
     inputs = Node(IdentityInterface(fields=["in_chi"]), name="inputs")
-    inputs.inputs.in_chi = str(scan.chi)
+    if not scan.from_echoes:
+        inputs.inputs.in_chi = str(scan.chi)
     outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
     network: dict[str, Any] = {"model": model, "device": settings.device, "n_threads": settings.omp_nthreads}
     if settings.weights:
         network["weights"] = str(settings.weights)
     threads = min(settings.omp_nthreads, settings.nprocs)
-    check = Node(Check(sidecar=dict(scan.sidecar), problem=scan.problem or ""), name="check", mem_gb=1.0)
+    sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
+    check = Node(Check(sidecar=sidecar, problem=scan.problem or ""), name="check", mem_gb=1.0)
     localize = Node(Localize(**network), name="localize", n_procs=threads, mem_gb=model.memory_gb)
     segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
     choice = ReferenceChoice.of(settings, reference_mask)
@@ -79,6 +86,17 @@ def init_scan_wf(
     figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
     save = Node(Save(scan=scan, model=model, settings=settings, fingerprint=fingerprint), name="save", mem_gb=1.0)
     workflow = Workflow(name=name or workflow_name(scan.name))
+    if scan.from_echoes:
+        reconstruct = Node(
+            Reconstruct(scan=scan, phase_sign=settings.phase_sign, n_threads=threads), name="reconstruct",
+            n_procs=threads, mem_gb=4.0,
+        )  # fmt: skip
+        if brain_mask:
+            reconstruct.inputs.mask = str(brain_mask)
+        workflow.connect([
+            (reconstruct, inputs, [("out_chi", "in_chi")]),
+            (reconstruct, save, [("out_chi", "in_chi"), ("out_report", "in_reconstruction")]),
+        ])  # fmt: skip
     workflow.connect([
         (inputs, check, [("in_chi", "in_chi")]),
         (check, localize, [("out_chi", "in_chi")]),

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from bids_dgmseg.qsm.field import apply_kernel
+from bids_dgmseg.qsm.field import apply_kernel, enlarge, fast_size
 
 
 def v_sharp(
@@ -53,11 +52,12 @@ def v_sharp(
     """
     if periodic:
         return _v_sharp(field, mask, voxel_size_mm, sorted(radii_mm, reverse=True), threshold)
-    margin = [math.ceil(max(radii_mm) / step) for step in voxel_size_mm]
-    spare = [n for size in reversed(margin) for n in (size, size)]
-    padded = functional.pad(field, spare), functional.pad(mask, spare)
+    # One margin is enough: the opposite side lies beyond it.
+    sizes = zip(field.shape, voxel_size_mm, strict=True)
+    shape = [fast_size(size + math.ceil(max(radii_mm) / step)) for size, step in sizes]
+    padded = enlarge(field, shape), enlarge(mask, shape)
     local, eroded = _v_sharp(*padded, voxel_size_mm, sorted(radii_mm, reverse=True), threshold)
-    inner = tuple(slice(n, n + size) for n, size in zip(margin, field.shape, strict=True))
+    inner = tuple(slice(size) for size in field.shape)
     return local[inner], eroded[inner]
 
 

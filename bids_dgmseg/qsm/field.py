@@ -98,11 +98,15 @@ def dipole_field(
         Field in ppm of the main field.
     """
     shape = [fast_size(math.ceil(size * padding)) if padding > 1 else size for size in chi.shape]
-    spare = [n for size, old in zip(shape[::-1], chi.shape[::-1], strict=True) for n in (0, size - old)]
-    padded = functional.pad(chi, spare)
-    field = apply_kernel(padded, dipole_kernel(shape, voxel_size_mm, b0_direction, device=chi.device))
+    field = apply_kernel(enlarge(chi, shape), dipole_kernel(shape, voxel_size_mm, b0_direction, device=chi.device))
     x, y, z = chi.shape
     return field[:x, :y, :z]
+
+
+def enlarge(array: Tensor, shape: Sequence[int]) -> Tensor:
+    """Put zeros behind the end of each axis (X, Y, Z)."""
+    spare = [n for size, old in zip(shape[::-1], array.shape[::-1], strict=True) for n in (0, size - old)]
+    return functional.pad(array, spare)
 
 
 def fast_size(size: int) -> int:

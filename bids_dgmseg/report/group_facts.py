@@ -15,7 +15,9 @@ from bids_dgmseg.links import follow_link
 from bids_dgmseg.report.group_read import Cohort
 from bids_dgmseg.report.numbers import say
 
-_INPUT = {"input_units": "Units of the maps", "input_reference": "Reference of the maps"}
+_INPUT = {
+    "input_units": "Units of the maps", "input_reference": "Reference of the maps", "input_made_of": "Made here of",
+}  # fmt: skip
 _SHOWN = 5
 
 

@@ -54,7 +54,7 @@ def write_methods(results: Sequence[Result]) -> tuple[Methods, ...]:
 def _describe(results: Sequence[Result]) -> Methods:
     first = results[0]
     model = MODELS.get(first.model)
-    sentences = [_say_program(first), _say_input(results), *_say_reference(results)]
+    sentences = [_say_program(first), *_say_reconstruction(results), _say_input(results), *_say_reference(results)]
     sentences += _say_model(model, own_weights=_own_weights(first)) if model else [f"The model was {first.model}."]
     settings = first.quality.get("settings") or {}
     if settings.get("mirrored"):
@@ -79,6 +79,16 @@ def _say_program(result: Result) -> str:
         "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
         + (f" ({tools})." if tools else ".")
     )
+
+
+def _say_reconstruction(results: Sequence[Result]) -> list[str]:
+    """Say how maps came about that were made of echoes; nothing where all were given."""
+    made = [result for result in results if result.quality.get("reconstruction")]
+    path = files("bids_dgmseg").joinpath("data", "boilerplate", "reconstruction.md")
+    if not made or not path.is_file():
+        return []
+    text = " ".join(path.read_text(encoding="utf-8").split())
+    return [text] if len(made) == len(results) else ["Some maps were given, others made of echoes.", text]
 
 
 def _say_input(results: Sequence[Result]) -> str:

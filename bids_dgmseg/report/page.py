@@ -92,6 +92,7 @@ def _facts(result: Result) -> dict[str, dict[str, str]]:
     quality: Mapping[str, Any] = result.quality
     return {
         "Input": _say_input(quality.get("input") or {}),
+        "Reconstruction": _say_reconstruction(quality.get("reconstruction") or {}),
         "Map": {name: _say_measure(quality.get(key), unit) for key, (name, unit) in _MAP.items() if key in quality},
         "Reference": _say_reference(quality.get("reference") or {}),
         "Run": {
@@ -138,6 +139,23 @@ def _say_input(given: Mapping[str, Any]) -> dict[str, str]:
         "Matrix": say_size(given.get("shape"), unit="") if given.get("shape") else NO_VALUE,
         "Stored as": say(given.get("orientation")),
         "Replaced voxels": "none" if replaced == 0 else say(replaced),
+    }
+
+
+def _say_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
+    """Say how a map was made of echoes; empty where it was given."""
+    if not made:
+        return {}
+    times_ms = ", ".join(f"{1000 * float(time_s):g}" for time_s in made.get("EchoTime") or [])
+    follows = {1: "grows with the field", -1: "falls with the field"}.get(made.get("PhaseSign", 0), NO_VALUE)
+    return {
+        "Echo times": f"{times_ms} ms" if times_ms else NO_VALUE,
+        "Main field": _say_measure(made.get("MagneticFieldStrength"), "T"),
+        "Brain mask": say(made.get("BrainMask")),
+        "Phase": f"{follows} (from {say(made.get('PhaseSignFrom'))})",
+        "Unwrapping": say(made.get("Unwrapping")),
+        "Background field": say(made.get("BackgroundFieldRemoval")),
+        "Inversion": say(made.get("DipoleInversion")),
     }
 
 

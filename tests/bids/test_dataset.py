@@ -169,7 +169,7 @@ def left_out_of(root, **options):
 def test_a_session_with_echoes_but_no_map_is_known_and_one_asked_for_by_name(dataset):
     root = dataset("ds", chi("sub-01", "ses-1"), "sub-01/ses-2/anat/sub-01_ses-2_echo-1_part-mag_MEGRE.nii.gz",
                    "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", chi("sub-02", "ses-2"))  # fmt: skip
-    assert left_out_of(root) == ["sub-01_ses-2: no _Chimap; left out"]
+    assert left_out_of(root) == ["sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; left out"]
     assert left_out_of(root, session_label=("1", "3")) == [
         "sub-01_ses-3: no _Chimap; left out", "sub-02: no _Chimap in ses-1, ses-3; left out"
     ]

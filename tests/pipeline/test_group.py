@@ -86,7 +86,7 @@ def test_maps_without_results_are_named_and_stand_on_the_page(dataset, plain_sca
     assert run("--participant-label", "01") == 0
     assert "no results" not in capsys.readouterr().err
     assert run() == 0
-    warning = f"{dataset.name}: of 4 maps 2 have no results: sub-02_acq-x, sub-03; run the participant level for them"
+    warning = f"{dataset.name}: of 4 scans 2 have no results: sub-02_acq-x, sub-03; run the participant level for them"
     assert warning in capsys.readouterr().err
     assert warning in (out / "group.html").read_text()
 

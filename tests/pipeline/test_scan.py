@@ -7,6 +7,7 @@ import pytest
 from nipype import Workflow
 
 from bids_dgmseg.bids.dataset import Scan
+from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.pipeline.scan import STEPS, init_scan_wf
 from bids_dgmseg.settings import Settings
 from tests.oracle import oracle_model
@@ -38,10 +39,22 @@ def test_every_output_is_connected(workflow):
 
 
 def test_nodes_are_the_steps_in_the_order_of_the_data(workflow):
-    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
+    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS[1:]}
     for source, target in workflow._graph.edges():
         if {source.name, target.name} <= set(STEPS):
             assert STEPS.index(source.name) < STEPS.index(target.name)
+
+
+def test_a_scan_with_echoes_has_its_map_reconstructed_first(tmp_path):
+    phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
+    phase.touch()
+    scan = Scan("01", None, {}, phase, {}, None, tmp_path, "raw", echoes=(Echo(phase, phase, 0.005),))
+    settings = Settings(tmp_path, tmp_path / "out", phase_sign="negative")
+    workflow = init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
+    assert workflow.get_node("reconstruct").inputs.phase_sign == "negative"
+    edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
+    assert {("reconstruct", "inputs"), ("reconstruct", "save")} <= edges
 
 
 def test_the_workflow_is_named_after_the_scan(workflow):

@@ -1,0 +1,147 @@
+"""How true maps are that are made of echoes, and what a model finds on them.
+
+    python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
+
+Draws heads with their echoes at 3 T, reconstructs them as the program does and in other ways, segments every map with
+the shipped model and prints Markdown, means of the heads: correlation with the true susceptibility in the brain; slope
+of the nuclei's contrast to what lies around them over the true one; largest error of such a contrast; Dice with the
+true labels; seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.commands._values import count, positive, seed
+from bids_dgmseg.errors import end_well
+from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.measure.overlap import dice
+from bids_dgmseg.models import get_model
+from bids_dgmseg.qsm.reconstruct import reconstruct_chi
+from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
+from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
+from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
+from bids_dgmseg.structures import STRUCTURES
+
+_FIRST_SEED = 4 * 10**13
+"""Of heads that nothing was trained on."""
+_AROUND_MM = 4.0
+_SHARE = 0.5
+"""Of the voxels around a nucleus that must be no nucleus for its contrast to count."""
+
+Way = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
+"""From echoes and the true brain to arguments of `reconstruct_chi`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--template", type=Path, required=True, help="label template, as `dgmseg template` writes it")
+    parser.add_argument("--heads", type=count, default=4, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--spacing", type=positive, default=1.0, help="edge of the voxels in mm (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="all figures as TSV")
+    args = parser.parse_args(argv)
+    return end_well("reconstruction", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    head, view, rows = template_head(read_template(args.template)), whole_head_view(args.spacing), []
+    for number in range(args.heads):
+        generator = torch.Generator().manual_seed(_FIRST_SEED + 1_000_000 * args.seed + number)
+        chi, labels = draw_head([(head, 1.0)], view, generator)
+        echoes = draw_echoes(chi, labels, voxel_size_mm=(args.spacing,) * 3, generator=generator)
+        for way, options in WAYS.items():
+            started = time.monotonic()
+            done = reconstruct_chi(**options(echoes, labels.numpy() > 0), voxel_size_mm=(args.spacing,) * 3)
+            seconds = time.monotonic() - started
+            found = Volume(done.chi_ppm, scanner_grid(view).affine)
+            truth = found.with_array(labels.numpy())
+            rows.append({"head": number, "way": way, **judge(found, done.mask, chi.numpy(), truth),
+                         "seconds": seconds})  # fmt: skip
+            sys.stderr.write(f"head {number + 1}: {way}\n")
+    table = pd.DataFrame(rows)
+    print(as_markdown(table))
+    if args.out:
+        table.to_csv(args.out, sep="\t", index=False)
+    return 0
+
+
+def _all_echoes(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
+    return _some_echoes(echoes, range(len(echoes.echo_times_s)))
+
+
+def _true_mask(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
+    return {**_all_echoes(echoes, brain), "mask": brain}
+
+
+def _last_echo(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
+    return _some_echoes(echoes, [len(echoes.echo_times_s) - 1])
+
+
+def _some_echoes(echoes: Echoes, which: Sequence[int]) -> dict[str, Any]:
+    return {
+        "phase": echoes.phase[list(which)].numpy(), "magnitude": echoes.magnitude[list(which)].numpy(),
+        "echo_times_s": [echoes.echo_times_s[echo] for echo in which], "b0_tesla": echoes.b0_tesla,
+    }  # fmt: skip
+
+
+WAYS: Mapping[str, Way] = {
+    "four echoes": _all_echoes, "with the true mask of the brain": _true_mask, "the last echo alone": _last_echo,
+}  # fmt: skip
+
+
+def judge(found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume) -> dict[str, float]:
+    """Compare a map with the truth, and the model's labels on it with the true ones."""
+    inside, model = mask & (truth.array > 0), get_model("default")
+    block = predict(found, localize(found, model).box, model)
+    nuclei = found.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
+    overlap = dice(nuclei.array, label_grid(block, model, found.shape), structures=model.structures)
+    contrasts = np.array(list(contrasts_ppm(truth, (chi, found.array))))
+    slope, _ = np.polyfit(*contrasts.T, 1)
+    return {
+        "correlation": float(np.corrcoef(chi[inside], found.array[inside])[0, 1]),
+        "slope": float(slope),
+        "largest_error_ppm": float(np.abs(contrasts[:, 1] - contrasts[:, 0]).max()),
+        "dice": float(overlap["dice"].mean()),
+    }
+
+
+def contrasts_ppm(truth: Volume, maps: Sequence[NDArray[np.float32]]) -> Iterator[tuple[float, ...]]:
+    """Yield how far each nucleus stands out from what lies around it and is no nucleus, in each of some maps."""
+    for structure in STRUCTURES:
+        nucleus = truth.array == structure.index
+        near = ndimage.distance_transform_edt(~nucleus, sampling=truth.voxel_size_mm) <= _AROUND_MM
+        around = near & (truth.array > len(STRUCTURES))
+        if nucleus.any() and around.sum() > _SHARE * (near & ~nucleus).sum():
+            yield tuple(float(chi[nucleus].mean() - chi[around].mean()) for chi in maps)
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """Lay the means of the heads out, a row a way."""
+    lines = ["| map of | correlation | slope | largest error, ppm | mean Dice | s |", "| --- " * 6 + "|"]
+    for way, rows in table.groupby("way", sort=False):
+        mean = rows.mean(numeric_only=True)
+        lines.append(
+            f"| {way} | {mean.correlation:.3f} | {mean.slope:.2f} | {mean.largest_error_ppm:.3f} | {mean.dice:.3f} | "
+            f"{mean.seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

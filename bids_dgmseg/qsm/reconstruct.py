@@ -1,0 +1,118 @@
+"""From the phase and magnitude of several echoes to a susceptibility map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from bids_dgmseg.qsm.background import v_sharp
+from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, enlarge, fast_size
+from bids_dgmseg.qsm.invert import total_variation
+from bids_dgmseg.qsm.tissue import find_tissue
+from bids_dgmseg.qsm.unwrap import unwrap_echoes
+
+RADII_MM = (12.0, 8.0, 5.0, 3.0)
+"""Of V-SHARP's spheres; nearer to the mask's border than the smallest are no deep nuclei, but artefacts."""
+STRENGTH = 2e-4
+"""Of the total variation."""
+_RIDGE, _ITERATIONS = 0.0005, 30
+ABOUT = {
+    "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed",
+    "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
+    "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
+}
+"""The steps in words, for the sidecar of a map."""
+_MARGIN_MM = 20.0
+"""Zeros about the field of view, so that its opposite faces hardly feel one another."""
+_RIM_MM = 5.0
+"""Where residual fields are strongest, left out when the sign is judged."""
+_TAIL = 0.1
+"""Percent of the voxels that are extreme on either side: veins and iron on one, calcium on the other."""
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A susceptibility map and how it came about."""
+
+    chi_ppm: NDArray[np.float32]
+    """Shape (X, Y, Z), its mean over the tissue 0; 0 outside."""
+    mask: NDArray[np.bool_]
+    """Shape (X, Y, Z): tissue without the rim that background removal takes."""
+    phase_sign: int
+    """1 where phase grows with the field, -1 where it falls."""
+
+
+def reconstruct_chi(
+    phase: NDArray[np.float32], magnitude: NDArray[np.float32], *, echo_times_s: Sequence[float], b0_tesla: float,
+    voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1), mask: NDArray[np.bool_] | None = None,
+    phase_sign: int | None = None,
+) -> Reconstructed:  # fmt: skip
+    """Reconstruct susceptibility: unwrap, fit the field, remove the background, invert.
+
+    Parameters
+    ----------
+    phase : ndarray of shape (E, X, Y, Z)
+        Wrapped phase in rad.
+    magnitude : ndarray of shape (E, X, Y, Z)
+        Signal, in any unit.
+    echo_times_s : sequence of E float
+        Echo times in s, rising.
+    b0_tesla : float
+        Strength of the main field.
+    voxel_size_mm : sequence of 3 float
+        Edge lengths in mm.
+    b0_direction : sequence of 3 float
+        Direction of the main field along the grid's axes.
+    mask : ndarray of bool, shape (X, Y, Z), optional
+        The brain; by default what `find_tissue` finds in all echoes together.
+    phase_sign : {1, -1}, optional
+        Whether phase grows or falls with the field; by default what makes the extreme values of the map positive, as
+        those of veins and iron are.
+
+    Raises
+    ------
+    ValueError
+        If no voxel of the mask is far enough from its border.
+
+    See Also
+    --------
+    unwrap_echoes, combine_echoes, v_sharp, total_variation : The steps, with their sources.
+    """
+    if mask is None:
+        mask = find_tissue(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
+    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask)
+    unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
+    field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+    local, inside = v_sharp(field, brain, voxel_size_mm=voxel_size_mm, radii_mm=RADII_MM)
+    if not inside.any():
+        raise ValueError("no voxel is far enough from the border of the mask")
+    chi = _invert(local, voxel_size_mm, b0_direction)
+    chi = torch.where(inside, chi - chi[inside].mean(), 0.0)
+    kept = inside.numpy()
+    sign = phase_sign or _likely_sign(chi.numpy(), kept, voxel_size_mm)
+    return Reconstructed(sign * chi.numpy(), kept, sign)
+
+
+def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float]) -> Tensor:
+    sizes = zip(local.shape, voxel_size_mm, strict=True)
+    shape = [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]
+    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device)
+    inverted = total_variation(
+        enlarge(local, shape), kernel, strength=STRENGTH, voxel_size_mm=voxel_size_mm, ridge=_RIDGE,
+        iterations=_ITERATIONS,
+    )  # fmt: skip
+    x, y, z = local.shape
+    return inverted[:x, :y, :z]
+
+
+def _likely_sign(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> int:
+    deep = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm) > _RIM_MM
+    low, middle, high = np.percentile(chi[deep if deep.any() else mask], (_TAIL, 50, 100 - _TAIL))
+    return 1 if high - middle >= middle - low else -1

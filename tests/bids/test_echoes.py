@@ -1,0 +1,191 @@
+"""Scans that have echoes in the place of a map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.dataset import find_scans
+from bids_dgmseg.bids.left_out import find_left_out
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.settings import Settings
+
+TIMES_S = {"1": 0.004, "2": 0.012, "3": 0.02}
+
+
+def scans_of(root: Path, **options):
+    return find_scans(Settings(bids_dir=root, output_dir=root / "out", **options), echoes=True)
+
+
+def echo(number: str, part: str, *entities: str, extension: str = ".nii.gz") -> str:
+    """Path of an echo from its number, its part and further entities, such as ``sub-01`` and ``run-2``."""
+    folders = [entity for entity in entities if entity.startswith(("sub-", "ses-"))]
+    stem = "_".join([*entities, f"echo-{number}", f"part-{part}", "MEGRE"])
+    return "/".join([*folders, "anat", stem + extension])
+
+
+def echoes(*entities: str, numbers: str = "123") -> list[str]:
+    return [echo(number, part, *entities) for number in numbers for part in ("mag", "phase")]
+
+
+def describe(root: Path, **changes) -> None:
+    """Write the field strength at the root and an echo time for each echo, but for what is changed."""
+    (root / "MEGRE.json").write_text(json.dumps({"MagneticFieldStrength": changes.get("field", 3)}))
+    for number, time_s in {**TIMES_S, **changes.get("times", {})}.items():
+        (root / f"echo-{number}_MEGRE.json").write_text(json.dumps({} if time_s is None else {"EchoTime": time_s}))
+
+
+@pytest.fixture
+def measured(dataset):
+    """Return a function that lays out a dataset with metadata."""
+
+    def lay(*files: str, **changes) -> Path:
+        root: Path = dataset("ds", *files)
+        describe(root, **changes)
+        return root
+
+    return lay
+
+
+def test_echoes_of_a_session_without_a_map_are_one_scan(measured):
+    root = measured(*echoes("sub-01", "ses-1", "acq-x", "run-2"))
+    (scan,) = scans_of(root)
+    assert scan.name == "sub-01_ses-1_acq-x_run-2"
+    assert scan.from_echoes
+    assert [one.time_s for one in scan.echoes] == [0.004, 0.012, 0.02]
+    assert [one.phase.name.partition("echo-")[2] for one in scan.echoes] == [
+        f"{number}_part-phase_MEGRE.nii.gz" for number in "123"
+    ]
+    assert scan.sidecar["MagneticFieldStrength"] == 3
+    assert scan.chi == scan.echoes[0].phase
+    assert len(scan.uris) == 6
+    assert scan.uris[1] == f"bids:raw:{echo('1', 'mag', 'sub-01', 'ses-1', 'acq-x', 'run-2')}"
+
+
+def test_echoes_are_in_the_order_of_their_times(measured):
+    root = measured(*echoes("sub-01"), times={"1": 0.03})
+    (scan,) = scans_of(root)
+    assert [one.time_s for one in scan.echoes] == [0.012, 0.02, 0.03]
+    assert scan.chi.name == "sub-01_echo-2_part-phase_MEGRE.nii.gz"
+
+
+def test_a_map_takes_the_place_of_the_echoes_of_its_session(measured):
+    root = measured(*echoes("sub-01", "ses-1"), *echoes("sub-01", "ses-2"), *echoes("sub-02"),
+                    "sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz")  # fmt: skip
+    assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [
+        ("sub-01_ses-1", False), ("sub-01_ses-2", True), ("sub-02", True)
+    ]
+
+
+def test_maps_of_a_derivative_do_too_even_if_they_are_not_chosen(measured, dataset, tmp_path):
+    root = measured(*echoes("sub-01"), *echoes("sub-02"))
+    dataset("ds/derivatives/qsmxt", "sub-01/anat/sub-01_Chimap.nii", kind="derivative")
+    assert [scan.from_echoes for scan in scans_of(root)] == [False, True]
+    (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "x"}}')
+    assert [scan.name for scan in scans_of(root, bids_filter_file=tmp_path / "filter.json")] == ["sub-02"]
+
+
+def test_who_does_not_ask_for_echoes_gets_none(measured):
+    root = measured(*echoes("sub-01"))
+    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap; reconstruct the chi maps first"):
+        find_scans(Settings(bids_dir=root, output_dir=root / "out"))
+
+
+def test_a_filter_file_chooses_among_echoes(measured, tmp_path):
+    root = measured(*echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"))
+    (tmp_path / "filter.json").write_text('{"megre": {"acquisition": "b"}}')
+    assert [scan.name for scan in scans_of(root, bids_filter_file=tmp_path / "filter.json")] == ["sub-01_acq-b"]
+    (tmp_path / "filter.json").write_text('{"megre": {"acquisition": "c"}}')
+    with pytest.raises(InputError, match=r"^ds: no _MEGRE that filter.json selects; check --bids-filter-file$"):
+        scans_of(root, bids_filter_file=tmp_path / "filter.json")
+
+
+def test_an_image_without_part_is_the_magnitude(dataset):
+    root = dataset("ds", "sub-01/anat/sub-01_echo-1_MEGRE.nii.gz", echo("1", "phase", "sub-01"))
+    describe(root)
+    (scan,) = scans_of(root)
+    assert scan.echoes[0].magnitude.name == "sub-01_echo-1_MEGRE.nii.gz"
+
+
+def test_magnitudes_alone_are_no_scan(measured):
+    root = measured(echo("1", "mag", "sub-01"), *echoes("sub-02"))
+    settings = Settings(bids_dir=root, output_dir=root / "out")
+    scans = find_scans(settings, echoes=True)
+    assert [scan.name for scan in scans] == ["sub-02"]
+    assert find_left_out(settings, scans) == ["sub-01: no _Chimap, and no _MEGRE with part-phase; left out"]
+    with pytest.raises(InputError, match=r"^ds: _MEGRE without part-phase and no _Chimap for sub-01; add the phase"):
+        scans_of(root, participant_label=("01",))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"times": {"2": None}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is missing; add it in seconds"),
+    ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
+    ({"times": {"2": "0.01"}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is '0.01', expected a number above 0"),
+    ({"times": {"2": 0.004}}, r"sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part-phase"),
+    ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
+    ({"field": -3}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a number above 0"),
+])  # fmt: skip
+def test_wrong_metadata_is_the_problem_of_one_scan(measured, changes, message):
+    root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_Chimap.nii.gz", **changes)
+    scan, other = scans_of(root)
+    assert scan.problem.startswith(message)
+    assert other.problem is None
+
+
+def test_a_missing_field_strength_is_the_problem(dataset):
+    root = dataset("ds", *echoes("sub-01", numbers="1"), "sub-02/anat/sub-02_Chimap.nii.gz")
+    (root / "echo-1_MEGRE.json").write_text('{"EchoTime": 0.004}')
+    assert scans_of(root)[0].problem == (
+        "sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is missing; add it in tesla"
+    )
+
+
+@pytest.mark.parametrize(("lost", "problem"), [
+    (echo("2", "mag", "sub-01"), "sub-01_echo-2_part-phase_MEGRE.nii.gz: no part-mag of this echo beside it; "),
+    (echo("2", "phase", "sub-01"), "sub-01_echo-2_part-mag_MEGRE.nii.gz: no part-phase of this echo beside it; "),
+])  # fmt: skip
+def test_half_an_echo_is_the_problem_of_one_scan(measured, lost, problem):
+    root = measured(*(file for file in echoes("sub-01") if file != lost), "sub-02/anat/sub-02_Chimap.nii.gz")
+    assert scans_of(root)[0].problem == problem + "add it, or remove this echo"
+
+
+def test_the_field_strength_is_that_of_the_shortest_echo(measured):
+    root = measured(*echoes("sub-01"), times={"1": 0.03})
+    (root / "MEGRE.json").unlink()
+    (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "MagneticFieldStrength": 7}')
+    (scan,) = scans_of(root)
+    assert scan.problem is None
+    assert scan.sidecar["MagneticFieldStrength"] == 7
+
+
+def test_each_echo_has_the_units_of_its_phase(measured):
+    root = measured(*echoes("sub-01"))
+    (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "Units": "rad"}')
+    (scan,) = scans_of(root)
+    assert [one.units for one in scan.echoes] == ["", "rad", ""]
+
+
+def test_echoes_in_two_datasets_ask_for_a_choice(measured, dataset, tmp_path):
+    root = measured(*echoes("sub-01"))
+    other = dataset("ds/derivatives/nifti", *echoes("sub-01"), kind="derivative")
+    describe(other)
+    with pytest.raises(InputError, match=r'are echoes of the same scan; .* \({"megre": {"scope": "raw"}}\)$'):
+        scans_of(root)
+    (tmp_path / "filter.json").write_text('{"megre": {"scope": "nifti"}}')
+    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    assert scan.dataset_name == "nifti"
+
+
+def test_an_echo_in_the_folder_of_another_is_refused(measured):
+    root = measured(*echoes("sub-01"))
+    (root / "sub-01/anat/sub-02_echo-1_part-phase_MEGRE.nii.gz").touch()
+    with pytest.raises(InputError, match=r"^sub-02_echo-1_part-phase_MEGRE.nii.gz: lies in sub-01; rename the file"):
+        scans_of(root)
+
+
+def test_the_same_echo_twice_is_refused(measured):
+    root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"))
+    with pytest.raises(InputError, match=r"^sub-01_echo-1_part-phase_MEGRE.nii.gz: is the same echo as sub-01_echo-1_"):
+        scans_of(root)

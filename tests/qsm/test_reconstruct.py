@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
+from bids_dgmseg.qsm.reconstruct import reconstruct_chi
+
+VOXEL_MM = (2.0, 2.0, 2.0)
+TIMES_S = (0.006, 0.012, 0.018)
+CONTRAST_PPM = 0.1
+
+
+def ball(radius_mm, centre_mm=(0.0, 0.0, 0.0)):
+    """Voxels within a ball on a grid of 36 x 38 x 34 voxels about its middle."""
+    axes = [2 * (np.arange(n) - (n - 1) / 2) - c for n, c in zip((36, 38, 34), centre_mm, strict=True)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return x**2 + y**2 + z**2 < radius_mm**2
+
+
+def measure(chi_ppm, b0_direction, sign=1):
+    """Phase and magnitude of a brain of 30 mm with noise, by the dipole's formula."""
+    field = dipole_field(torch.from_numpy(chi_ppm), voxel_size_mm=VOXEL_MM, b0_direction=b0_direction).numpy()
+    turns = np.multiply.outer(TIMES_S, field * GYROMAGNETIC_MHZ_PER_T * 3.0)
+    signal = np.where(ball(30), 1.0, 0.01) * np.exp(2j * math.pi * sign * turns)
+    noise = np.random.default_rng(0).normal(scale=0.01, size=(2, *signal.shape))
+    signal = signal + noise[0] + 1j * noise[1]
+    return np.angle(signal).astype(np.float32), np.abs(signal).astype(np.float32)
+
+
+def reconstruct(phase, magnitude, **options):
+    return reconstruct_chi(phase, magnitude, echo_times_s=TIMES_S, b0_tesla=3.0, voxel_size_mm=VOXEL_MM, **options)
+
+
+def contrast_ppm(chi_ppm, nucleus):
+    return float(chi_ppm[nucleus].mean() - chi_ppm[ball(18) & ~nucleus].mean())
+
+
+@pytest.mark.parametrize("b0_direction", [(0, 0, 1), (0, 1, 0), (0.6, 0, 0.8)])
+def test_a_ball_of_iron_has_its_susceptibility_whatever_the_direction_of_the_field(b0_direction):
+    nucleus = ball(7, (4.0, 0.0, -6.0))
+    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), b0_direction)
+    done = reconstruct(phase, magnitude, b0_direction=b0_direction)
+    assert done.phase_sign == 1
+    assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.2)
+    assert done.mask[nucleus].all()
+    assert not (done.chi_ppm[~done.mask] != 0).any()
+    assert float(done.chi_ppm[done.mask].mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_wrong_direction_of_the_field_spoils_the_map():
+    nucleus = ball(7, (4.0, 0.0, -6.0))
+    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 1, 0))
+    assert contrast_ppm(reconstruct(phase, magnitude, phase_sign=1).chi_ppm, nucleus) < 0.5 * CONTRAST_PPM
+
+
+def test_the_sign_of_the_phase_is_told_from_the_map_or_given():
+    nucleus = ball(7)
+    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1), sign=-1)
+    found, given = reconstruct(phase, magnitude), reconstruct(phase, magnitude, phase_sign=1)
+    assert found.phase_sign == -1
+    assert contrast_ppm(found.chi_ppm, nucleus) > 0.8 * CONTRAST_PPM
+    np.testing.assert_array_equal(given.chi_ppm, -found.chi_ppm)
+
+
+def test_sources_outside_the_mask_leave_little():
+    # A ball of air 12 mm beyond the brain, 9 ppm above it, makes fields ten times those of the nucleus.
+    nucleus, air = ball(7), ball(6, (0.0, 0.0, -32.0))
+    chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)) + np.where(air, np.float32(9.0), np.float32(0))
+    phase, magnitude = measure(chi, (0, 0, 1))
+    done = reconstruct(phase, magnitude, mask=ball(24))
+    assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
+
+
+def test_a_mask_too_small_for_the_smallest_sphere_is_refused():
+    phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
+    with pytest.raises(ValueError, match="no voxel is far enough from the border of the mask"):
+        reconstruct(phase, magnitude, mask=ball(2))
