@@ -14,7 +14,7 @@ SIMULATED, LABELLED, RECIPES = "default on simulated maps", "default on labelled
 """The kinds of training beside `NNUNET`, as messages name them."""
 
 _KINDS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("watch", "validation_maps"), (SIMULATED,)),
+    **dict.fromkeys(("watch", "validation_maps", "loss"), (SIMULATED,)),
     **dict.fromkeys(("part", "steps"), (SIMULATED, LABELLED)),
     **dict.fromkeys(("start", "learning_rate"), (SIMULATED, LABELLED, RECIPES)),
     "holdout": (LABELLED, RECIPES),

@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulated.add_argument("--validation-maps", metavar="N", type=whole_number,
                            help="how many simulated maps, always the same, the averaged weights are tried on every ten "
                                 f"minutes and at the end (default: {_VALIDATION_MAPS})")  # fmt: skip
+    simulated.add_argument("--loss", choices=("cross-entropy", "focal"), default="cross-entropy",
+                           help="what is added to Dice (default: %(default)s)")
     simulated.add_argument("--watch", metavar="DATASET", type=absolute,
                            help="labelled BIDS dataset to score after each slice; nothing is learned from it")
     labelled = parser.add_argument_group("on labelled maps")
@@ -119,9 +121,9 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
 
     steps = args.steps or _SIMULATED_STEPS
     start = None if args.start is None else _start(model, args.start) or weights_folder(model)
+    validation_maps = _VALIDATION_MAPS if args.validation_maps is None else args.validation_maps
     this = Slice(args.part, steps, args.minutes or _SIMULATED_MINUTES, args.seed, args.device, args.workers,
-                 args.learning_rate or Slice.learning_rate,
-                 _VALIDATION_MAPS if args.validation_maps is None else args.validation_maps, start)  # fmt: skip
+                 args.learning_rate or Slice.learning_rate, validation_maps, start, args.loss)  # fmt: skip
     with Line() as line:
         outcome = train_on_simulations(model, template, args.out, this, say=line.say, show=line.show)
         if args.watch:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bids_dgmseg.images.resample import covering_shape
 from bids_dgmseg.models import Model
@@ -24,12 +25,18 @@ from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.ordinary import ordinary_view
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.training.curve import Curve
+from bids_dgmseg.training.dice import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.loop import Progress, Reached, Schedule, train, use_cores
 from bids_dgmseg.training.sampling import ORDINARY_WIDTH, SimulatedMaps, training_heads
 from bids_dgmseg.training.validation import SEED, Validation
 
 Part = Literal["localizer", "segmenter"]
+Loss = Literal["cross-entropy", "focal"]
+
+_LOSSES: Mapping[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": dice_and_cross_entropy, "focal": dice_and_focal,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Slice:
     """How many simulated maps, the same in every training, the averaged weights are tried on; 0 for none."""
     start: Path | None = None
     """Folder of the weights that a new training starts from; None for random ones."""
+    loss: Loss = "cross-entropy"
+    """What is added to Dice."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def train_on_simulations(
     samples = among_ordinary(maps, model) if this.part == "segmenter" else maps
     done = train(
         progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=this.minutes, device=device,
-        workers=this.workers if device.type == "cpu" else 0, report=report,
+        workers=this.workers if device.type == "cpu" else 0, report=report, loss=_LOSSES[this.loss],
     )  # fmt: skip
     validation.measure(progress.step)
     return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))

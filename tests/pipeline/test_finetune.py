@@ -303,6 +303,7 @@ def test_a_wrong_holdout_is_said(dataset, untrained, tmp_path):
     (["--part", "localizer"], "--part localizer: labels of nuclei cannot train it"),
     (["--from", "nowhere"], "--from nowhere: no such folder or model"),
     (["--watch", "ds"], "--watch: is for default on simulated maps; not for default on labelled maps, so leave it out"),
+    (["--loss", "focal"], "--loss: is for default on simulated maps; not for default on labelled maps"),
     (["--validation-maps", "3"], "--validation-maps: is for default on simulated maps; not for default on"),
 ])
 def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, capsys):

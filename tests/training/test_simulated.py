@@ -10,14 +10,17 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.models import get_model
 from bids_dgmseg.segment.folder import as_trained, describe_folder
+from bids_dgmseg.segment.forward import lay_out, mixed_precision
 from bids_dgmseg.segment.predict import network_grid, predict
 from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.simulate.dataset import scanner_grid
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head
 from bids_dgmseg.training import calibration, sampling, simulated
 from bids_dgmseg.training.calibration import calibrate
+from bids_dgmseg.training.curve import Curve
+from bids_dgmseg.training.dice import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.training.live import unseen
-from bids_dgmseg.training.simulated import Slice, simulated_maps, train_on_simulations
+from bids_dgmseg.training.simulated import Slice, among_ordinary, simulated_maps, train_on_simulations
 
 DEFAULT = get_model("default")
 SMALL = replace(
@@ -58,6 +61,18 @@ def learn(out, *, show=unseen, **options):
     this = Slice(**{"part": "segmenter", "minutes": 5, "workers": 0, "device": "cpu", "validation_maps": 0, **options})
     outcome = train_on_simulations(SMALL, None, out, this, say=lines.append, show=show)
     return outcome, load_file(out / f"{this.part}.safetensors")
+
+
+@pytest.mark.parametrize(("loss", "formula"), [("cross-entropy", dice_and_cross_entropy), ("focal", dice_and_focal)])
+def test_the_loss_that_is_asked_for_is_made_small(start, tmp_path, monkeypatch, loss, formula):
+    losses = []
+    monkeypatch.setattr(Curve, "add", lambda curve, now: losses.append(now.loss))
+    learn(tmp_path / "out", steps=1, start=start, loss=loss, seed=3)
+    values, labels = among_ordinary(simulated_maps(SMALL, None, "segmenter", seed=3), SMALL)[0]
+    network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
+    with torch.no_grad(), mixed_precision(torch.device("cpu")):
+        expected = float(formula(network(lay_out(values[None], torch.device("cpu"))), labels[None]))
+    assert losses == pytest.approx([expected], rel=1e-3)
 
 
 def test_a_training_starts_from_the_weights_it_is_given(start, tmp_path):
