@@ -143,10 +143,12 @@ def _read_result(stem: Path, *, output_dir: Path, participant: str) -> Result:
     quality = _read_json(quality_path) if quality_path.exists() else {}
     rows = _read_table(stats_path) if stats_path.exists() else ()
     seg = re.search(r"_seg-([^_]+)", stem.name)
-    paths = sorted(path for path in stem.parent.glob("*") if path.name.startswith(f"{stem.name}_"))
+    bare = re.sub(r"_seg-[^_]+", "", stem.name)
+    starts = (f"{stem.name}_", f"{bare}_Chimap.") if quality.get("reconstruction") else (f"{stem.name}_",)
+    paths = sorted(path for path in stem.parent.glob("*") if path.name.startswith(starts))
     return Result(
         participant=participant,
-        name=str(quality.get("scan") or re.sub(r"_seg-[^_]+", "", stem.name)),
+        name=str(quality.get("scan") or bare),
         model=str(quality.get("model") or (seg[1] if seg else "n/a")),
         quality=quality,
         rows=rows,

@@ -144,7 +144,9 @@ def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
     assert quality_of(done / "out")["input"]["reference"] == "whole brain"
     for text in ((done / "out" / "sub-01.html").read_text(), (done / "out" / "logs" / "CITATION.md").read_text()):
         assert "phase was unwrapped in space" in text
-    assert "V-SHARP, radii 12, 8, 5, 3 mm" in (done / "out" / "sub-01.html").read_text()
+    page = (done / "out" / "sub-01.html").read_text()
+    assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
+    assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
