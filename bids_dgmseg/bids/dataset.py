@@ -182,7 +182,8 @@ def _find_echoes(listed: Sequence[tuple[Source, Sequence[Path]]], choose: Filter
     """Find sets of echoes in sessions without any map, chosen or not."""
     mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
     for source, paths in listed:
-        wanted = [path for path in paths if ECHO_NAME.fullmatch(path.name) and _session(source, path) not in mapped]
+        echoes = [(path, _session(source, path)) for path in paths if ECHO_NAME.fullmatch(path.name)]
+        wanted = [path for path, (sub, ses) in echoes if not {(sub, ses), (sub, None)} & mapped]
         kept = [path for path in wanted if choose.keeps(_within(source, path), source.name, source.raw)]
         for one in gather_echoes(source, kept):
             named = dict(one.entities)

@@ -175,7 +175,7 @@ def save_scan(
     uri = f"bids::{made.relative_to(output_dir).as_posix()}" if chi else scan.uri
     common = {"Sources": [uri], "SpatialReference": scan.uri}
     _remove_earlier(output_dir, mark, scan, model)
-    if not chi:  # one that was made here before there was a map
+    if not chi and made.resolve() != scan.chi.resolve():  # one that was made here before there was a map
         made.unlink(missing_ok=True)
         _map_sidecar(made).unlink(missing_ok=True)
     written = _place_files(output_dir, scan, model, {"dseg": out_dseg, "probseg": out_probseg, "stats": stats})

@@ -53,6 +53,7 @@ class _Files:
 
     phase: dict[str, Path] = field(default_factory=dict)
     magnitude: dict[str, Path] = field(default_factory=dict)
+    problem: str | None = None
 
 
 def gather_echoes(source: Source, paths: Iterable[Path]) -> list[EchoSet]:
@@ -73,7 +74,7 @@ def gather_echoes(source: Source, paths: Iterable[Path]) -> list[EchoSet]:
     Raises
     ------
     InputError
-        If two files are the same part of the same echo, or one lies in another participant's folder.
+        If a file lies in another participant's folder.
     """
     scans: dict[str, _Files] = defaultdict(_Files)
     for path in sorted(paths):
@@ -83,7 +84,7 @@ def gather_echoes(source: Source, paths: Iterable[Path]) -> list[EchoSet]:
         part, echo = named.pop("part", "mag"), named.pop("echo", "1")
         kinds = {"phase": scans[join_entities(named)].phase, "mag": scans[join_entities(named)].magnitude}
         if part in kinds and (twin := kinds[part].setdefault(_number(echo), path)) != path:
-            raise InputError(f"{path.name}: is the same echo as {twin.name}; keep one of the two")
+            scans[join_entities(named)].problem = f"{path.name}: is the same echo as {twin.name}; keep one of the two"
     sidecars = Sidecars("MEGRE")
     return [_gather(source, name, files, sidecars) for name, files in sorted(scans.items()) if files.phase]
 
@@ -91,6 +92,8 @@ def gather_echoes(source: Source, paths: Iterable[Path]) -> list[EchoSet]:
 def _gather(source: Source, name: str, files: _Files, sidecars: Sidecars) -> EchoSet:
     entities, first = split_entities(name), files.phase[min(files.phase, key=lambda echo: (len(echo), echo))]
     try:
+        if files.problem:
+            raise InputError(files.problem)
         _check_parts(files)
         read = {path: _read(source, path, sidecars) for path in files.phase.values()}
         times = {echo: _echo_time_s(path, read[path][0]) for echo, path in files.phase.items()}
@@ -140,7 +143,7 @@ def _number_in(name: str, sidecar: Mapping[str, Any], key: str, unit: str) -> fl
     if key not in sidecar:
         raise InputError(f"{name}: {key} is missing; add it in {spelled}")
     value = sidecar[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
         raise InputError(f"{name}: {key} is {value!r}, expected a number above 0 in {spelled}; correct it")
     return float(value)
 

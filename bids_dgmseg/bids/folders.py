@@ -90,7 +90,8 @@ def find_sources(settings: Settings) -> list[Source]:
     sources = [Source(root, "raw" if raw else _link_name(root, []), raw)]
     folders = _given(settings.derivatives) if settings.derivatives else _own_derivatives(settings)
     for folder in folders:
-        if folder.resolve() not in {source.root.resolve() for source in sources}:
+        known = {settings.output_dir.resolve(), *(source.root.resolve() for source in sources)}
+        if folder.resolve() not in known:
             sources.append(Source(folder, _link_name(folder, [source.name for source in sources]), raw=False))
     return sources
 

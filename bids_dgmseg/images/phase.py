@@ -17,6 +17,8 @@ _STORED = (
     (0.0, 4095.0, _TURN / 4096, -math.pi), (-3142.0, 3142.0, 1e-3, 0.0),
 )  # fmt: skip
 """Lowest and highest value, rad a step and at 0: radians, 12 bits with and without sign, thousandths of radians."""
+_LARGEST_RAD = 200.0
+"""What an unwrapped phase spans at most; sidecars call larger numbers rad too, which are steps of a converter."""
 _NEAR = 0.02
 """Part of a range by which values may end before it, or beyond it by rounding."""
 
@@ -34,7 +36,7 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     Returns
     -------
     Volume
-        Phase in rad, from -π to π; 0 where a value is not finite.
+        Phase in rad, from -π to π; NaN where a value is not finite.
 
     Raises
     ------
@@ -46,24 +48,27 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     volume = Volume.read(path)
     check_whole(path)
     check_header(load_image(path), name)
-    stored = np.nan_to_num(volume.array, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = np.isfinite(volume.array)
+    stored = np.where(finite, volume.array, 0.0)
     low, high = float(stored.min()), float(stored.max())
     if low == high:
         raise InputError(f"{name}: all values are {low:g}, expected a phase; export it again")
     step, start = _scale(name, low, high, units)
-    radians = np.where(np.isfinite(volume.array), stored * step + start, 0.0)
-    return volume.with_array((np.remainder(radians + math.pi, _TURN) - math.pi).astype(np.float32))
+    wrapped = np.remainder(stored * step + start + math.pi, _TURN) - math.pi
+    return volume.with_array(np.where(finite, wrapped, np.nan).astype(np.float32))
 
 
 def _scale(name: str, low: float, high: float, units: str) -> tuple[float, float]:
     """Find the rad a step, and those of a stored 0."""
-    if units.strip().casefold() in ("rad", "rads", "radian", "radians"):
+    stated = units.strip().casefold() in ("rad", "rads", "radian", "radians")
+    if stated and high - low <= _LARGEST_RAD:
         return 1.0, 0.0
     for lowest, highest, step, start in _STORED:
         near = _NEAR * (highest - lowest)
         if abs(low - lowest) <= near and abs(high - highest) <= near:
             return step, start
+    fill = "are no radians and fill" if stated else "fill"
     raise InputError(
-        f"{name}: values from {low:.4g} to {high:.4g} fill no known range of a phase (±π, 0 to 2π, ±4096, 0 to 4095, "
-        '±3142); rescale it to radians and set "Units" in its sidecar to "rad"'
+        f"{name}: values from {low:.4g} to {high:.4g} {fill} no known range of a phase "
+        '(±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale it to radians and set "Units" in its sidecar to "rad"'
     )

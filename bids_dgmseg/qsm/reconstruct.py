@@ -23,6 +23,7 @@ RADII_MM = (12.0, 8.0, 5.0, 3.0)
 STRENGTH = 2e-4
 """Of the total variation."""
 _RIDGE, _ITERATIONS = 0.0005, 30
+_TINY_PPM = 1e-6
 ABOUT = {
     "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed",
     "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
@@ -31,10 +32,12 @@ ABOUT = {
 """The steps in words, for the sidecar of a map."""
 _MARGIN_MM = 20.0
 """Zeros about the field of view, so that its opposite faces hardly feel one another."""
-_RIM_MM = 5.0
-"""Where residual fields are strongest, left out when the sign is judged."""
-_TAIL = 0.1
-"""Percent of the voxels that are extreme on either side: veins and iron on one, calcium on the other."""
+_DEEP = 0.4
+"""Depth below the mask's border, as part of the largest, from which on the sign is judged: residual fields are less."""
+_BLUR_MM = 1.5
+"""SD of the smoothing of the map whose sign is judged."""
+_TAIL = 0.5
+"""Percent of the voxels that are extreme on either side: nuclei and veins on one, calcium on the other."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Reconstructed:
     """Shape (X, Y, Z): tissue without the rim that background removal takes."""
     phase_sign: int
     """1 where phase grows with the field, -1 where it falls."""
+    sign_ratio: float
+    """How many times farther from the median the positive extreme is than the negative one, in the deep brain."""
 
 
 def reconstruct_chi(
@@ -59,7 +64,7 @@ def reconstruct_chi(
     Parameters
     ----------
     phase : ndarray of shape (E, X, Y, Z)
-        Wrapped phase in rad.
+        Wrapped phase in rad; voxels where it is not finite are left out.
     magnitude : ndarray of shape (E, X, Y, Z)
         Signal, in any unit.
     echo_times_s : sequence of E float
@@ -85,9 +90,11 @@ def reconstruct_chi(
     --------
     unwrap_echoes, combine_echoes, v_sharp, total_variation : The steps, with their sources.
     """
+    seen = np.isfinite(phase).all(axis=0)
+    phase, magnitude = np.where(seen, phase, np.float32(0)), np.where(seen, magnitude, np.float32(0))
     if mask is None:
         mask = find_tissue(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
-    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask)
+    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & seen)
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
     local, inside = v_sharp(field, brain, voxel_size_mm=voxel_size_mm, radii_mm=RADII_MM)
@@ -96,8 +103,9 @@ def reconstruct_chi(
     chi = _invert(local, voxel_size_mm, b0_direction)
     chi = torch.where(inside, chi - chi[inside].mean(), 0.0)
     kept = inside.numpy()
-    sign = phase_sign or _likely_sign(chi.numpy(), kept, voxel_size_mm)
-    return Reconstructed(sign * chi.numpy(), kept, sign)
+    ratio = _tail_ratio(chi.numpy(), kept, voxel_size_mm)
+    sign = phase_sign or (1 if ratio >= 1 else -1)
+    return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio)
 
 
 def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float]) -> Tensor:
@@ -112,7 +120,10 @@ def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequenc
     return inverted[:x, :y, :z]
 
 
-def _likely_sign(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> int:
-    deep = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm) > _RIM_MM
-    low, middle, high = np.percentile(chi[deep if deep.any() else mask], (_TAIL, 50, 100 - _TAIL))
-    return 1 if high - middle >= middle - low else -1
+def _tail_ratio(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:
+    """Compare how far the highest and the lowest values of the deep brain lie from its median."""
+    distance_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
+    deep = distance_mm > _DEEP * distance_mm.max()
+    smooth = ndimage.gaussian_filter(chi, [_BLUR_MM / step for step in voxel_size_mm])
+    low, middle, high = np.percentile(smooth[deep], (_TAIL, 50, 100 - _TAIL))
+    return float(max(high - middle, _TINY_PPM) / max(middle - low, _TINY_PPM))

@@ -30,7 +30,8 @@ def find_tissue(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float
     Returns
     -------
     ndarray of bool, shape (X, Y, Z)
-        In one piece and without holes; where all signal has one value, wherever there is some.
+        In one piece and without holes; empty where no piece is thicker than 6 mm; where all signal has one value,
+        wherever there is some.
 
     Notes
     -----
@@ -41,7 +42,11 @@ def find_tissue(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float
     if not signal.size or signal.min() == signal.max():
         return np.asarray(seen > 0)
     tissue = seen > _LEVEL * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
+    if tissue.all():
+        return tissue
     core = _largest(_distance_mm(tissue, voxel_size_mm) > _BRIDGE_MM)
+    if not core.any():
+        return core
     grown = tissue & (_distance_mm(~core, voxel_size_mm) <= _BRIDGE_MM + _REGROWN_MM)
     filled = ndimage.binary_fill_holes(_largest(grown))
     return np.asarray(filled, bool)

@@ -10,7 +10,7 @@ import torch
 from skimage.restoration import unwrap_phase
 from torch import Tensor
 
-from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
+from bids_dgmseg.qsm.field import apply_kernel, enlarge, fast_size, frequencies_per_mm
 
 _OFFSET_WIDTH_MM = 5.0
 """SD of the smoothing of the offset: coils' phases vary over centimetres, noise from voxel to voxel."""
@@ -43,9 +43,9 @@ def unwrap_echoes(
     -----
     What turns between the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it is
     unwrapped in space, in the order of the voxels' reliability [1]_. The offset is
-    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped in time: it lies within half
-    a turn of what the echoes before it, weighted as in `combine_echoes`, let expect. A single echo is unwrapped in
-    space and keeps its offset.
+    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped in time: but for a constant,
+    it lies within half a turn of what the echoes before it, weighted as in `combine_echoes`, let expect. A single
+    echo is unwrapped in space and keeps its offset.
 
     References
     ----------
@@ -61,7 +61,10 @@ def unwrap_echoes(
     weighted, weights = torch.zeros_like(turn), torch.zeros_like(turn)
     for echo, time_s in enumerate(times):
         expected = turn * time_s
-        unwrapped[echo] = torch.where(mask, expected + _wrapped(phase[echo] - offset - expected), 0.0)
+        rest = phase[echo] - offset - expected
+        # Whole turns that the first difference does not tell are the same everywhere, but not whole at uneven times.
+        rest = rest - _mean_angle(rest, magnitude[echo] * mask)
+        unwrapped[echo] = torch.where(mask, expected + _wrapped(rest), 0.0)
         weight = magnitude[echo].square() * time_s
         weighted, weights = weighted + weight * unwrapped[echo], weights + weight * time_s
         if echo:  # the first echo alone is noisier than what turns between the first two
@@ -87,11 +90,20 @@ def _wrapped(angle: Tensor) -> Tensor:
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
+def _mean_angle(angle: Tensor, weight: Tensor) -> Tensor:
+    """Direction of the weighted sum of unit vectors; weights count by their squares."""
+    power = weight.square()
+    return torch.atan2((power * angle.sin()).sum(), (power * angle.cos()).sum())
+
+
 def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    """Smooth an angle as the direction of weighted unit vectors."""
+    """Smooth an angle as the direction of weighted unit vectors; beyond the grid is nothing."""
+    steps = zip(angle.shape, voxel_size_mm, strict=True)
+    shape = [fast_size(size + math.ceil(4 * _OFFSET_WIDTH_MM / step)) for size, step in steps]
     squared = torch.zeros((), device=angle.device)
-    for k in frequencies_per_mm(angle.shape, voxel_size_mm, device=angle.device):
+    for k in frequencies_per_mm(shape, voxel_size_mm, device=angle.device):
         squared = squared + k**2
     kernel = torch.exp(-2 * (math.pi * _OFFSET_WIDTH_MM) ** 2 * squared)
-    x, y = (apply_kernel(weight * part, kernel) for part in (angle.cos(), angle.sin()))
-    return torch.atan2(y, x)
+    x, y = (apply_kernel(enlarge(weight * part, shape), kernel) for part in (angle.cos(), angle.sin()))
+    inner = tuple(slice(size) for size in angle.shape)
+    return torch.atan2(y[inner], x[inner])

@@ -185,7 +185,21 @@ def test_an_echo_in_the_folder_of_another_is_refused(measured):
         scans_of(root)
 
 
-def test_the_same_echo_twice_is_refused(measured):
-    root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"))
-    with pytest.raises(InputError, match=r"^sub-01_echo-1_part-phase_MEGRE.nii.gz: is the same echo as sub-01_echo-1_"):
-        scans_of(root)
+def test_the_same_echo_twice_is_the_problem_of_one_scan(measured):
+    root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"), *echoes("sub-02"))
+    one, other = scans_of(root)
+    assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: is the same echo as sub-01_echo-1_part-phase")
+    assert other.problem is None
+
+
+def test_a_map_without_a_session_is_of_all_sessions_of_its_participant(measured, dataset):
+    root = measured(*echoes("sub-01", "ses-1"), *echoes("sub-02", "ses-1"))
+    dataset("ds/derivatives/sepia", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
+    assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [("sub-01", False), ("sub-02_ses-1", True)]
+
+
+def test_the_output_is_no_source_of_its_own_maps(measured, dataset):
+    root = measured(*echoes("sub-01"))
+    out = dataset("ds/out", "sub-01/anat/sub-01_Chimap.nii.gz", kind="derivative")
+    (scan,) = scans_of(root, derivatives=(out,))
+    assert scan.from_echoes

@@ -36,9 +36,17 @@ def test_stated_radians_are_taken_as_they_are(tmp_path):
     np.testing.assert_allclose(read, (-0.5, 0.5, 0.25, 7.0 - 2 * math.pi), atol=1e-6)
 
 
-def test_values_that_are_not_finite_are_0(tmp_path):
+def test_steps_that_a_sidecar_calls_radians_are_read_as_steps_or_refused(tmp_path):
+    read = read_phase(write(tmp_path, (-4096, 4094, 2048, 0), np.int16), units="rad").array.ravel()
+    np.testing.assert_allclose(read[2:], (math.pi / 2, 0), atol=1e-3)
+    with pytest.raises(InputError, match=r"values from -2048 to 2047 are no radians and fill no known range"):
+        read_phase(write(tmp_path, (-2048, 2047, 5, 0), np.int16), units="rad")
+
+
+def test_values_that_are_not_finite_stay_so(tmp_path):
     read = read_phase(write(tmp_path, (-3.14, 3.14, np.nan, np.inf))).array.ravel()
-    assert read.tolist()[2:] == [0, 0]
+    assert np.isnan(read[2:]).all()
+    assert np.isfinite(read[:2]).all()
 
 
 def test_a_phase_of_no_known_range_is_refused(tmp_path):

@@ -66,6 +66,26 @@ def test_the_sign_of_the_phase_is_told_from_the_map_or_given():
     np.testing.assert_array_equal(given.chi_ppm, -found.chi_ppm)
 
 
+def test_the_sign_is_told_with_how_sure_it_is():
+    # A nucleus of iron alone, and the same beside one of calcium that is as far from the rest.
+    iron, calcium = ball(7, (10.0, 0.0, 0.0)), ball(7, (-10.0, 0.0, 0.0))
+    alone = np.where(iron, np.float32(CONTRAST_PPM), np.float32(0))
+    both = np.where(calcium, np.float32(-CONTRAST_PPM), alone)
+    sure, unsure = (reconstruct(*measure(chi, (0, 0, 1))).sign_ratio for chi in (alone, both))
+    assert sure > 2
+    assert 0.8 < unsure < 1.25
+
+
+def test_voxels_without_a_phase_are_left_out():
+    nucleus, hole = ball(7, (8.0, 0.0, 0.0)), ball(4, (-12.0, 0.0, 0.0))
+    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1))
+    phase[1, hole] = np.nan
+    done = reconstruct(phase, magnitude)
+    assert not done.mask[hole].any()
+    assert np.isfinite(done.chi_ppm).all()
+    assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
+
+
 def test_sources_outside_the_mask_leave_little():
     # A ball of air 12 mm beyond the brain, 9 ppm above it, makes fields ten times those of the nucleus.
     nucleus, air = ball(7), ball(6, (0.0, 0.0, -32.0))

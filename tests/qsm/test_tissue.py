@@ -48,6 +48,18 @@ def test_dark_nuclei_are_filled():
     assert find_tissue(magnitude, voxel_size_mm=VOXEL_MM)[30:36, 40:46, 24:28].all()
 
 
+def test_specks_are_no_tissue():
+    speckled = np.random.default_rng(0).uniform(0, 0.2, (24, 24, 24)).astype(np.float32)
+    speckled[::4, ::4, ::4] = 1.0
+    assert not find_tissue(speckled, voxel_size_mm=VOXEL_MM).any()
+
+
+def test_a_slab_that_the_brain_fills_is_kept_at_its_faces():
+    slab = head()[:, :, 18:36]  # cut through the brain above and below
+    true = (distance_mm() < 25)[:, :, 18:36]
+    assert (find_tissue(slab, voxel_size_mm=VOXEL_MM) != true).sum() / true.sum() < 0.02
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0.0, False), (1.0, True)])
 def test_one_value_everywhere(value, expected):
     found = find_tissue(np.full((8, 8, 8), value, np.float32), voxel_size_mm=VOXEL_MM)
