@@ -112,7 +112,7 @@ def judge(found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], trut
     nuclei = found.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
     overlap = dice(nuclei.array, label_grid(block, model, found.shape), structures=model.structures)
     contrasts = np.array(list(contrasts_ppm(truth, (chi, found.array))))
-    slope, _ = np.polyfit(*contrasts.T, 1)
+    slope, _ = np.polyfit(contrasts[:, 0], contrasts[:, 1], 1)
     return {
         "correlation": float(np.corrcoef(chi[inside], found.array[inside])[0, 1]),
         "slope": float(slope),
