@@ -1,19 +1,25 @@
 """How true maps are that are made of echoes, and what a model finds on them.
 
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
+    python benchmarks/reconstruction.py --memory
 
 Draws heads with their echoes at 3 T, reconstructs them as the program does and in other ways, segments every map with
 the shipped model and prints Markdown, means of the heads: correlation with the true susceptibility in the brain; slope
 of the nuclei's contrast to what lies around them over the true one; largest error of such a contrast; Dice with the
-true labels; seconds.
+true labels; seconds. `--memory` prints, for some sizes of echoes, the memory that a process took beside what the
+program plans for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,7 @@ from bids_dgmseg.errors import end_well
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.overlap import dice
 from bids_dgmseg.models import get_model
-from bids_dgmseg.qsm.reconstruct import reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
@@ -43,6 +49,12 @@ _AROUND_MM = 4.0
 _SHARE = 0.5
 """Of the voxels around a nucleus that must be no nucleus for its contrast to count."""
 
+SIZES = (
+    ((64, 192, 128), (1.0, 1.0, 1.0), 4), ((160, 192, 128), (1.0, 1.0, 1.0), 2), ((160, 192, 128), (1.0, 1.0, 1.0), 8),
+    ((256, 256, 160), (0.9, 0.9, 1.0), 4), ((256, 256, 48), (0.9, 0.9, 3.0), 5),
+)  # fmt: skip
+"""Voxels, their edges in mm, echoes: whose memory is compared."""
+
 Way = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
 """From echoes and the true brain to arguments of `reconstruct_chi`."""
 
@@ -50,13 +62,15 @@ Way = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--template", type=Path, required=True, help="label template, as `dgmseg template` writes it")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--template", type=Path, help="label template, as `dgmseg template` writes it")
+    what.add_argument("--memory", action="store_true", help="print the memory of some sizes instead")
     parser.add_argument("--heads", type=count, default=4, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--spacing", type=positive, default=1.0, help="edge of the voxels in mm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="all figures as TSV")
     args = parser.parse_args(argv)
-    return end_well("reconstruction", lambda: _run(args))
+    return end_well("reconstruction", lambda: _compare_memory() if args.memory else _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -79,6 +93,34 @@ def _run(args: argparse.Namespace) -> int:
     if args.out:
         table.to_csv(args.out, sep="\t", index=False)
     return 0
+
+
+def _compare_memory() -> int:
+    print("| voxels | edges, mm | echoes | planned, GB | taken, GB |\n" + "| --- " * 5 + "|")
+    for shape, edges_mm, n_echoes in SIZES:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            taken = fresh.submit(take_memory, shape, edges_mm, n_echoes).result()
+        planned = estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes)
+        voxels, edges = (" × ".join(map(str, sizes)) for sizes in (shape, edges_mm))
+        print(f"| {voxels} | {edges} | {n_echoes} | {planned:.1f} | {taken:.1f} |", flush=True)
+    return 0
+
+
+def take_memory(shape: tuple[int, int, int], edges_mm: tuple[float, float, float], n_echoes: int) -> float:
+    """Reconstruct a bright ellipsoid whose field is noise on a slope, and tell the process's peak in GB."""
+    random = np.random.default_rng(0)
+    sides = (np.linspace(-1.15, 1.15, size, dtype=np.float32) for size in shape)
+    x, y, z = np.meshgrid(*sides, indexing="ij", sparse=True)
+    inside = x**2 + y**2 + z**2 < 1
+    turn = 4 * z + 0.05 * random.standard_normal(shape, np.float32)
+    phase, magnitude = (np.empty((n_echoes, *shape), np.float32) for _ in range(2))
+    for echo in range(n_echoes):
+        phase[echo] = np.remainder(turn * (echo + 1) + math.pi, 2 * math.pi) - math.pi
+        magnitude[echo] = 100 * inside + random.random(shape, np.float32)
+    del turn, inside
+    times_s = [0.005 * (echo + 1) for echo in range(n_echoes)]
+    reconstruct_chi(phase, magnitude, echo_times_s=times_s, b0_tesla=3.0, voxel_size_mm=edges_mm)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _all_echoes(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:

@@ -6,20 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleInterface, TraitedSpec, traits
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.phase import read_phase
-from bids_dgmseg.images.volume import Volume, check_whole, write_like
+from bids_dgmseg.images.volume import Volume, check_whole, load_image, write_like
 from bids_dgmseg.pipeline import files
 from bids_dgmseg.pipeline.pairs import grids_differ
-from bids_dgmseg.qsm.reconstruct import ABOUT, Reconstructed, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import ABOUT, Reconstructed, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segment.ready import limit_threads
 
 _CERTAIN = 1.3
 """Ratio of the map's extremes below which the sign of the phase is a guess; five real maps have 1.6 to 2.1."""
+
+
+_UNKNOWN_GB = 1.0
+"""Of a scan whose echoes cannot be read: the step ends with a line about them."""
 
 
 class _ReconstructInputSpec(BaseInterfaceInputSpec):
@@ -52,6 +57,18 @@ class Reconstruct(SimpleInterface):
         self._results["out_chi"] = str(out_chi)
         self._results["out_report"] = str(files.write_json(report, cwd / "report.json"))
         return runtime
+
+
+def plan_memory_gb(scan: Scan) -> float:
+    """Read from the header of the first echo how much memory the map's reconstruction needs."""
+    if not scan.echoes:
+        return _UNKNOWN_GB
+    try:
+        image = load_image(scan.echoes[0].magnitude)
+    except InputError:
+        return _UNKNOWN_GB
+    edges_mm = voxel_sizes(image.affine).tolist()
+    return estimate_memory_gb(image.shape[:3], edges_mm, n_echoes=len(scan.echoes))
 
 
 def reconstruct_scan(scan: Scan, *, mask: Path | None, phase_sign: str) -> Reconstructed:

@@ -12,7 +12,7 @@ from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.interfaces import Check, Figures, Localize, Measure, Save, Segment
-from bids_dgmseg.pipeline.reconstruct import Reconstruct
+from bids_dgmseg.pipeline.reconstruct import Reconstruct, plan_memory_gb
 from bids_dgmseg.pipeline.reference import ReferenceChoice
 from bids_dgmseg.settings import Settings
 
@@ -89,7 +89,7 @@ def init_scan_wf(
     if scan.from_echoes:
         reconstruct = Node(
             Reconstruct(scan=scan, phase_sign=settings.phase_sign, n_threads=threads), name="reconstruct",
-            n_procs=threads, mem_gb=4.0,
+            n_procs=threads, mem_gb=plan_memory_gb(scan),
         )  # fmt: skip
         if brain_mask:
             reconstruct.inputs.mask = str(brain_mask)

@@ -108,9 +108,29 @@ def reconstruct_chi(
     return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio)
 
 
+def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:
+    """Estimate the memory that `reconstruct_chi` needs at most, its arguments included.
+
+    Parameters
+    ----------
+    shape : sequence of 3 int
+        Voxels of an echo.
+    voxel_size_mm : sequence of 3 float
+        Edge lengths in mm.
+    n_echoes : int
+        Number of echoes.
+
+    Notes
+    -----
+    Five arrays of all echoes, 140 bytes a voxel of the grid that the inversion works on, and what imports take;
+    `benchmarks/reconstruction.py --memory` holds it against what processes took.
+    """
+    padded = math.prod(_padded(shape, voxel_size_mm))
+    return (600e6 + 4 * 5 * n_echoes * math.prod(shape) + 140 * padded) / 1e9
+
+
 def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float]) -> Tensor:
-    sizes = zip(local.shape, voxel_size_mm, strict=True)
-    shape = [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]
+    shape = _padded(local.shape, voxel_size_mm)
     kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device)
     inverted = total_variation(
         enlarge(local, shape), kernel, strength=STRENGTH, voxel_size_mm=voxel_size_mm, ridge=_RIDGE,
@@ -118,6 +138,11 @@ def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequenc
     )  # fmt: skip
     x, y, z = local.shape
     return inverted[:x, :y, :z]
+
+
+def _padded(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:
+    sizes = zip(shape, voxel_size_mm, strict=True)
+    return [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]
 
 
 def _tail_ratio(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:

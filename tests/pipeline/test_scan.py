@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from nipype import Workflow
 
@@ -19,6 +22,13 @@ def workflow(tmp_path) -> Workflow:
     chi.touch()
     scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm"}, None, tmp_path, "raw")
     settings = Settings(tmp_path, tmp_path / "out", weights=Path("/weights"), omp_nthreads=4, nprocs=3)
+    return init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+
+
+def workflow_of(folder: Path, echoes: Sequence[Echo]) -> Workflow:
+    """The workflow of a scan with echoes, whose phase falls with the field."""
+    scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=tuple(echoes))
+    settings = Settings(folder, folder / "out", phase_sign="negative")
     return init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
 
 
@@ -48,13 +58,29 @@ def test_nodes_are_the_steps_in_the_order_of_the_data(workflow):
 def test_a_scan_with_echoes_has_its_map_reconstructed_first(tmp_path):
     phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
     phase.touch()
-    scan = Scan("01", None, {}, phase, {}, None, tmp_path, "raw", echoes=(Echo(phase, phase, 0.005),))
-    settings = Settings(tmp_path, tmp_path / "out", phase_sign="negative")
-    workflow = init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+    workflow = workflow_of(tmp_path, [Echo(phase, phase, 0.005)])
     assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
     assert workflow.get_node("reconstruct").inputs.phase_sign == "negative"
     edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
     assert {("reconstruct", "inputs"), ("reconstruct", "save")} <= edges
+
+
+@pytest.mark.parametrize(
+    ("voxels", "edge_mm", "n_echoes", "with_20_mm_about"),
+    [(40, 2.0, 1, 60), (40, 2.0, 5, 60), (40, 1.0, 1, 80), (200, 1.0, 8, 240)],
+)
+def test_more_memory_is_planned_for_larger_and_more_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_about):
+    image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
+    nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
+    workflow = workflow_of(tmp_path, [Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)])
+    planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_about**3
+    assert workflow.get_node("reconstruct").mem_gb == pytest.approx(planned / 1e9)
+
+
+def test_echoes_that_cannot_be_read_are_planned_for_all_the_same(tmp_path):
+    missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    assert 0 < workflow_of(tmp_path, [Echo(missing, missing, 0.005)]).get_node("reconstruct").mem_gb <= 1
 
 
 def test_the_workflow_is_named_after_the_scan(workflow):
