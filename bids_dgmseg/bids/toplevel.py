@@ -6,7 +6,6 @@ import csv
 import os
 import uuid
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.bids.files import write_json, write_text
 from bids_dgmseg.bids.folders import find_sources
+from bids_dgmseg.boilerplate import read_boilerplate, say_reconstruction
 from bids_dgmseg.description import DATASET_DESCRIPTION, linked_datasets, read_description
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.links import make_link
@@ -103,15 +103,12 @@ def write_dataset_files(settings: Settings, scans: Sequence[Scan], model: Model)
     _ignore(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
-    boilerplate = files("bids_dgmseg").joinpath("data", "boilerplate")
-    template = boilerplate.joinpath("citation.md").read_text(encoding="utf-8")
-    made = boilerplate.joinpath("reconstruction.md").read_text(encoding="utf-8")
-    some = "" if all(scan.from_echoes for scan in scans) else "Some maps were given, others made of echoes. "
-    reconstruction = f"{some}{made}\n" if any(scan.from_echoes for scan in scans) else ""
+    template = read_boilerplate("citation.md")
+    reconstruction = say_reconstruction([len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes])
+    reconstruction += "\n" if reconstruction else ""
     text = template.format(**_citation(settings, model), reconstruction=reconstruction)
     write_text(text, output / "logs" / "CITATION.md")
-    references = boilerplate.joinpath("references.bib").read_text(encoding="utf-8")
-    write_text(references, output / "logs" / "CITATION.bib")
+    write_text(read_boilerplate("references.bib"), output / "logs" / "CITATION.bib")
 
 
 def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:

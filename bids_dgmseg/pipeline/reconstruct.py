@@ -16,7 +16,7 @@ from bids_dgmseg.images.phase import read_phase
 from bids_dgmseg.images.volume import Volume, check_whole, load_image, write_like
 from bids_dgmseg.pipeline import files
 from bids_dgmseg.pipeline.pairs import grids_differ
-from bids_dgmseg.qsm.reconstruct import ABOUT, Reconstructed, estimate_memory_gb, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import Reconstructed, describe_steps, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segment.ready import limit_threads
 
 _CERTAIN = 1.3
@@ -118,7 +118,7 @@ def describe_reconstruction(scan: Scan, done: Reconstructed, *, mask: Path | Non
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": done.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
-        **ABOUT,
+        **describe_steps(len(scan.echoes)),
         "warnings": warnings,
     }
 

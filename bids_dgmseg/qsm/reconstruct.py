@@ -1,4 +1,4 @@
-"""From the phase and magnitude of several echoes to a susceptibility map."""
+"""From the phase and magnitude of echoes to a susceptibility map."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from bids_dgmseg.qsm.background import v_sharp
 from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, enlarge, fast_size
 from bids_dgmseg.qsm.invert import total_variation
+from bids_dgmseg.qsm.reliable import leave_out, misfit_rad
 from bids_dgmseg.qsm.tissue import find_tissue
 from bids_dgmseg.qsm.unwrap import unwrap_echoes
 
@@ -24,12 +25,6 @@ STRENGTH = 2e-4
 """Of the total variation."""
 _RIDGE, _ITERATIONS = 0.0005, 30
 _TINY_PPM = 1e-6
-ABOUT = {
-    "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed",
-    "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
-    "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
-}
-"""The steps in words, for the sidecar of a map."""
 _MARGIN_MM = 20.0
 """Zeros about the field of view, so that its opposite faces hardly feel one another."""
 _DEEP = 0.4
@@ -54,12 +49,25 @@ class Reconstructed:
     """How many times farther from the median the positive extreme is than the negative one, in the deep brain."""
 
 
+def describe_steps(n_echoes: int) -> dict[str, str]:
+    """Tell the steps in words, as they are taken with that many echoes: for the sidecar of a map."""
+    several = n_echoes > 1
+    return {
+        "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed"
+        if several else "in space; the coil's offset is left",
+        "FieldFit": "weighted least squares, voxels where the echoes disagree by more than 0.3 rad left out"
+        if several else "the echo's phase over its time",
+        "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
+        "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
+    }  # fmt: skip
+
+
 def reconstruct_chi(
     phase: NDArray[np.float32], magnitude: NDArray[np.float32], *, echo_times_s: Sequence[float], b0_tesla: float,
     voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1), mask: NDArray[np.bool_] | None = None,
     phase_sign: int | None = None,
 ) -> Reconstructed:  # fmt: skip
-    """Reconstruct susceptibility: unwrap, fit the field, remove the background, invert.
+    """Reconstruct susceptibility: unwrap, fit the field where echoes agree, remove the background, invert.
 
     Parameters
     ----------
@@ -88,7 +96,7 @@ def reconstruct_chi(
 
     See Also
     --------
-    unwrap_echoes, combine_echoes, v_sharp, total_variation : The steps, with their sources.
+    unwrap_echoes, combine_echoes, leave_out, v_sharp, total_variation : The steps, with their sources.
     """
     seen = np.isfinite(phase).all(axis=0)
     phase, magnitude = np.where(seen, phase, np.float32(0)), np.where(seen, magnitude, np.float32(0))
@@ -97,6 +105,9 @@ def reconstruct_chi(
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & seen)
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+    field, brain = _agreed(
+        field, unwrapped, signal, brain, echo_times_s=echo_times_s, b0_tesla=b0_tesla, voxel_size_mm=voxel_size_mm
+    )
     local, inside = v_sharp(field, brain, voxel_size_mm=voxel_size_mm, radii_mm=RADII_MM)
     if not inside.any():
         raise ValueError("no voxel is far enough from the border of the mask")
@@ -106,6 +117,17 @@ def reconstruct_chi(
     ratio = _tail_ratio(chi.numpy(), kept, voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
     return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio)
+
+
+def _agreed(
+    field: Tensor, unwrapped: Tensor, signal: Tensor, brain: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float,
+    voxel_size_mm: Sequence[float],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Leave out of the field and the brain where the echoes do not agree."""
+    misfit = misfit_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
+    total = signal.square().sum(dim=0).sqrt()
+    agreed, kept = leave_out(field.numpy(), misfit.numpy(), total.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm)
+    return torch.from_numpy(agreed), torch.from_numpy(kept)
 
 
 def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:

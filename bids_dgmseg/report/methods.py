@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
+from bids_dgmseg.boilerplate import read_boilerplate, say_reconstruction
 from bids_dgmseg.models import MODELS, Model
 from bids_dgmseg.report.numbers import say_size
 from bids_dgmseg.report.results import Result
@@ -83,12 +83,9 @@ def _say_program(result: Result) -> str:
 
 def _say_reconstruction(results: Sequence[Result]) -> list[str]:
     """Say how maps came about that were made of echoes; nothing where all were given."""
-    made = [result for result in results if result.quality.get("reconstruction")]
-    path = files("bids_dgmseg").joinpath("data", "boilerplate", "reconstruction.md")
-    if not made or not path.is_file():
-        return []
-    text = " ".join(path.read_text(encoding="utf-8").split())
-    return [text] if len(made) == len(results) else ["Some maps were given, others made of echoes.", text]
+    made = [result.quality.get("reconstruction") or {} for result in results]
+    text = say_reconstruction([len(given.get("EchoTime") or [0]) if given else 0 for given in made])
+    return [" ".join(text.split())] if text else []
 
 
 def _say_input(results: Sequence[Result]) -> str:
@@ -169,9 +166,8 @@ def _number_citations(text: str, known: Mapping[str, Reference]) -> tuple[str, t
 
 
 def read_bibliography() -> dict[str, Reference]:
-    """Read ``data/boilerplate/references.bib``; empty where it is not installed."""
-    path = files("bids_dgmseg").joinpath("data", "boilerplate", "references.bib")
-    return parse_bibtex(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """Read ``data/boilerplate/references.bib``."""
+    return parse_bibtex(read_boilerplate("references.bib"))
 
 
 def parse_bibtex(text: str) -> dict[str, Reference]:

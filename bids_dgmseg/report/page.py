@@ -154,6 +154,7 @@ def _say_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
         "Brain mask": say(made.get("BrainMask")),
         "Phase": f"{follows} (from {say(made.get('PhaseSignFrom'))})",
         "Unwrapping": say(made.get("Unwrapping")),
+        "Field": say(made.get("FieldFit")),
         "Background field": say(made.get("BackgroundFieldRemoval")),
         "Inversion": say(made.get("DipoleInversion")),
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
-from bids_dgmseg.qsm.reconstruct import reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import describe_steps, reconstruct_chi
 
 VOXEL_MM = (2.0, 2.0, 2.0)
 TIMES_S = (0.006, 0.012, 0.018)
@@ -21,11 +21,11 @@ def ball(radius_mm, centre_mm=(0.0, 0.0, 0.0)):
     return x**2 + y**2 + z**2 < radius_mm**2
 
 
-def measure(chi_ppm, b0_direction, sign=1):
-    """Phase and magnitude of a brain of 30 mm with noise, by the dipole's formula."""
+def measure(chi_ppm, b0_direction, sign=1, dark=False):
+    """Phase and magnitude of a brain of 30 mm with noise, by the dipole's formula; no signal where it is dark."""
     field = dipole_field(torch.from_numpy(chi_ppm), voxel_size_mm=VOXEL_MM, b0_direction=b0_direction).numpy()
     turns = np.multiply.outer(TIMES_S, field * GYROMAGNETIC_MHZ_PER_T * 3.0)
-    signal = np.where(ball(30), 1.0, 0.01) * np.exp(2j * math.pi * sign * turns)
+    signal = np.where(ball(30) & ~np.asarray(dark), 1.0, 0.01) * np.exp(2j * math.pi * sign * turns)
     noise = np.random.default_rng(0).normal(scale=0.01, size=(2, *signal.shape))
     signal = signal + noise[0] + 1j * noise[1]
     return np.angle(signal).astype(np.float32), np.abs(signal).astype(np.float32)
@@ -95,7 +95,28 @@ def test_sources_outside_the_mask_leave_little():
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
 
 
+def test_a_cavity_within_the_mask_changes_nothing_14_mm_away():
+    # 2 ppm without signal, as where a mask of the brain takes in a part of a sinus.
+    nucleus, cavity = ball(7, (12.0, 0.0, 0.0)), ball(6, (-12.0, 0.0, 0.0))
+    chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0))
+    whole = reconstruct(*measure(chi, (0, 0, 1)), mask=ball(27), phase_sign=1)
+    phase, magnitude = measure(np.where(cavity, np.float32(2), chi), (0, 0, 1), dark=cavity)
+    done = reconstruct(phase, magnitude, mask=ball(27), phase_sign=1)
+    assert not done.mask[cavity].any()
+    far = whole.mask & ~ball(14, (-12.0, 0.0, 0.0))
+    np.testing.assert_array_equal(done.mask[far], whole.mask[far])
+    assert float((done.chi_ppm - whole.chi_ppm)[far].std()) < 0.05 * CONTRAST_PPM
+
+
 def test_a_mask_too_small_for_the_smallest_sphere_is_refused():
     phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
     with pytest.raises(ValueError, match="no voxel is far enough from the border of the mask"):
         reconstruct(phase, magnitude, mask=ball(2))
+
+
+def test_the_steps_of_a_single_echo_are_not_those_of_several():
+    one, several = describe_steps(1), describe_steps(4)
+    assert one.keys() == several.keys()
+    assert "offset is left" in one["Unwrapping"]
+    assert "offset removed" in several["Unwrapping"]
+    assert "disagree" not in one["FieldFit"]
