@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -27,6 +28,9 @@ def end_well(program: str, work: Callable[[], int], *, after_interrupt: str = ""
     int
         That of `work`; 2 where files or options do not allow it, 130 where it was interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale that lacks a letter must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work()
     except InputError as error:

@@ -31,6 +31,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path.name}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path.name}: a number is too long or lists lie too deep; correct the file") from error
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: holds a {type(data).__name__}, expected an object {{…}}; correct the file")
     return data

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 
 import pytest
 
@@ -23,6 +25,14 @@ def fail_with(error: BaseException):
 def test_what_users_can_mend_is_one_line_and_a_code(capsys, error, code, said):
     assert end_well("prog", fail_with(error), after_interrupt="; go on later") == code
     assert capsys.readouterr().err == said
+
+
+def test_letters_that_a_locale_lacks_are_shown_by_their_codes(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert end_well("prog", lambda: 0 * sys.stdout.write("sub-01: … \ud800\n")) == 0
+    sys.stdout.flush()
+    assert written.getvalue() == b"sub-01: \\u2026 \\ud800\n"
 
 
 def test_a_command_that_ends_well_says_nothing(capsys):

@@ -12,6 +12,13 @@ def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_what_pythons_parser_gives_up_is_refused_as_any_other(tmp_path, value):
+    (tmp_path / "a.json").write_text('{"Name": ' + value)
+    with pytest.raises(InputError, match=r"^a.json: a number is too long or lists lie too deep; correct the file$"):
+        read_json(tmp_path / "a.json")
+
+
 def test_what_is_no_file_is_refused_without_its_folders(tmp_path):
     with pytest.raises(InputError, match=rf"^{tmp_path.name}: cannot be read \(Is a directory\); check the file$"):
         read_json(tmp_path)

@@ -5,7 +5,8 @@
 #
 # Options are those of bids_dgmseg's participant level. Run it on the login node; copy and adapt it where a cluster
 # wants more of sbatch.
-# The same command again submits only participants whose scans are missing, failed or have changed.
+# The same command again submits only participants whose scans are missing, failed or have changed. Those whose files
+# are seen to be wrong before are submitted too: the task says what is wrong, and their page shows it.
 #
 # From the environment:
 #     BIDS_DGMSEG   how the app is called             (bids_dgmseg)
@@ -43,7 +44,7 @@ plan() {  # BIDS_DIR OUTPUT_DIR [OPTION...]: labels of participants with somethi
     local said
     if [ "${#participants[@]}" -gt 0 ]; then set -- "$@" --participant-label "${participants[@]}"; fi
     said=$("${app[@]}" "$1" "$2" participant --dry-run "${@:3}")
-    sed -nE 's/^sub-([0-9A-Za-z+]+)[^:]*: would segment .*/\1/p' <<<"$said" | sort -u
+    sed -nE 's/^sub-([0-9A-Za-z+]+)[^:]*: would (segment|fail)[: ].*/\1/p' <<<"$said" | sort -u
 }
 
 refuse_selection() {

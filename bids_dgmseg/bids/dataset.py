@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,7 +80,7 @@ class Scan:
         return f"bids:{self.dataset_name}:{path.relative_to(self.dataset_root).as_posix()}"
 
 
-def find_scans(settings: Settings, *, echoes: bool = False) -> list[Scan]:
+def find_scans(settings: Settings, *, echoes: bool = False, misplaced: list[str] | None = None) -> list[Scan]:
     """Find the chi maps that a run is to segment.
 
     Looked for in `settings.bids_dir` and in the derivatives given or, where none is given, in those below
@@ -92,40 +92,42 @@ def find_scans(settings: Settings, *, echoes: bool = False) -> list[Scan]:
         The run's options.
     echoes : bool
         Whether sets of ``_MEGRE`` files count too, in sessions (or participants without sessions) that have no map.
+    misplaced : list of str, optional
+        Gets a line for each file in the folder of another participant or session, which is then left out; by default
+        such a file is an error.
 
     Returns
     -------
     list of Scan
-        Sorted by participant, session and name; never empty. One with a broken sidecar has a `problem`.
+        Sorted by participant, session and name; never empty. One with a broken sidecar, or with two files for one map,
+        has a `problem`.
 
     Raises
     ------
     InputError
-        If the dataset or the selection does not allow a run, two maps would share a name, a folder cannot be listed,
-        or no scan has a sidecar that can be read.
+        If the dataset or the selection does not allow a run, two datasets have maps of one scan, a folder cannot be
+        listed, or all scans have one problem in common.
     """
     sources = find_sources(settings)
     _check_labels(settings, sources)
     choose = Filter.read(settings.bids_filter_file)
-    found: dict[tuple[str, ...], list[tuple[Source, Path]]] = defaultdict(list)
-    scans, listed = [], [(source, _files(source, settings)) for source in sources]
+    found: dict[tuple[str, ...], list[tuple[Source, Scan]]] = defaultdict(list)
+    listed = [(source, list(_in_their_places(source, _files(source, settings), misplaced))) for source in sources]
     for source, paths in listed:
         sidecars = Sidecars("Chimap")
         for path in paths:
             if not MAP_NAME.fullmatch(path.name) or not choose.keeps(_within(source, path), source.name, source.raw):
                 continue
             scan = _read_scan(source, path, sidecars)
-            found[_key(scan)].append((source, path))
-            scans.append(scan)
+            found[_key(scan)].append((source, scan))
     if echoes:
         for scan, source in _find_echoes(listed, Filter.read(settings.bids_filter_file, "megre")):
-            found[_key(scan)].append((source, scan.chi))
-            scans.append(scan)
-    _check_unique(found.values())
+            found[_key(scan)].append((source, scan))
+    scans = [_choose_one(group) for group in found.values()]
     if not scans:
-        raise InputError(explain_nothing(settings, sources, echoes=echoes))
-    if all(scan.problem for scan in scans):
-        raise InputError(scans[0].problem)
+        raise InputError(misplaced[0] if misplaced else explain_nothing(settings, sources, echoes=echoes))
+    if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
+        raise InputError(scans[0].problem)  # a sidecar that all share
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
 
 
@@ -149,6 +151,19 @@ def _files(source: Source, settings: Settings) -> list[Path]:
     chosen = settings.session_label
     paths = source.files(settings.participant_label, chosen)
     return [path for path in paths if not chosen or _place(source, path).get("ses") in chosen]
+
+
+def _in_their_places(source: Source, paths: Iterable[Path], misplaced: list[str] | None) -> Iterator[Path]:
+    """Yield files; of maps and echoes only those whose folders say what their names do."""
+    for path in paths:
+        try:
+            if MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name):
+                source.read_entities(path, path.name.rpartition("_")[0])
+            yield path
+        except InputError as error:
+            if misplaced is None:
+                raise
+            misplaced.append(str(error))
 
 
 def _within(source: Source, path: Path) -> PurePosixPath:
@@ -205,16 +220,24 @@ def _key(scan: Scan) -> tuple[str, ...]:
     )
 
 
-def _check_unique(groups: Iterable[Sequence[tuple[Source, Path]]]) -> None:
-    for group in groups:
-        if len(group) == 1:
-            continue
-        (source, path), (other, twin) = group[:2]
-        if path.parent == twin.parent and path.name.removesuffix(".gz") == twin.name.removesuffix(".gz"):
-            raise InputError(f"{path.name}: lies beside {twin.name}; keep one of the two")
-        kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
-        both = f"{source.show(path)} and {other.show(twin)} are {kind} of the same scan"
-        if source == other:
-            raise InputError(f"{both}; keep one, tell them apart by desc-, or choose with --bids-filter-file")
-        choice = f'{{"{block}": {{"scope": "{source.name}"}}}}'
-        raise InputError(f"{both}; choose one source with --derivatives or --bids-filter-file ({choice})")
+def _choose_one(group: Sequence[tuple[Source, Scan]]) -> Scan:
+    """Give the only scan of its name; where a dataset has two, one that says so.
+
+    Raises
+    ------
+    InputError
+        If they lie in two datasets: which one is meant holds for all scans.
+    """
+    (source, scan), (other, twin) = group[0], group[-1]
+    if scan is twin:
+        return scan
+    path, beside = scan.chi, twin.chi
+    if path.parent == beside.parent and path.name.removesuffix(".gz") == beside.name.removesuffix(".gz"):
+        return replace(scan, echoes=(), problem=f"{path.name}: lies beside {beside.name}; keep one of the two")
+    kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
+    both = f"{source.show(path)} and {other.show(beside)} are {kind} of the same scan"
+    if source == other:
+        choice = "keep one, tell them apart by desc-, or choose with --bids-filter-file"
+        return replace(scan, echoes=(), problem=f"{both}; {choice}")
+    choice = f'{{"{block}": {{"scope": "{source.name}"}}}}'
+    raise InputError(f"{both}; choose one source with --derivatives or --bids-filter-file ({choice})")

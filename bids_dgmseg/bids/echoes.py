@@ -14,9 +14,10 @@ from bids_dgmseg.bids.names import join_entities, split_entities
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
 
-_LONGEST_S = 0.5
-"""An echo time above it is one in ms."""
-_STRONGEST_T = 20.0
+_SHORTEST_S, _LONGEST_S = 1e-4, 0.5
+"""Echo times beyond are in other units."""
+_LEAST_APART_S = 1e-4
+_WEAKEST_T, _STRONGEST_T = 0.01, 20.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _gather(source: Source, name: str, files: _Files, sidecars: Sidecars) -> Ech
     )
     problem = next((
         f"{after.phase.name}: has the EchoTime of {before.phase.name}, {after.time_s:g} s; correct one of them"
-        for before, after in pairwise(echoes) if before.time_s == after.time_s
+        for before, after in pairwise(echoes) if after.time_s - before.time_s < _LEAST_APART_S
     ), None)  # fmt: skip
     return EchoSet(entities, echoes[0].phase, echoes, *read[echoes[0].phase], problem)
 
@@ -126,7 +127,7 @@ def _read(source: Source, path: Path, sidecars: Sidecars) -> tuple[dict[str, Any
 def _echo_time_s(path: Path, sidecar: Mapping[str, Any]) -> float:
     name = f"{_stem(path)}_MEGRE.json"
     time_s = _number_in(name, sidecar, "EchoTime", "s")
-    if time_s > _LONGEST_S:
+    if not _SHORTEST_S <= time_s <= _LONGEST_S:
         raise InputError(f"{name}: EchoTime is {time_s:g}, expected seconds (about 0.005 to 0.05); correct it")
     return time_s
 
@@ -134,7 +135,7 @@ def _echo_time_s(path: Path, sidecar: Mapping[str, Any]) -> float:
 def _check_field(path: Path, sidecar: Mapping[str, Any]) -> None:
     name = f"{_stem(path)}_MEGRE.json"
     field_t = _number_in(name, sidecar, "MagneticFieldStrength", "T")
-    if field_t > _STRONGEST_T:
+    if not _WEAKEST_T <= field_t <= _STRONGEST_T:
         raise InputError(f"{name}: MagneticFieldStrength is {field_t:g}, expected tesla (such as 3); correct it")
 
 
@@ -144,7 +145,7 @@ def _number_in(name: str, sidecar: Mapping[str, Any], key: str, unit: str) -> fl
         raise InputError(f"{name}: {key} is missing; add it in {spelled}")
     value = sidecar[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise InputError(f"{name}: {key} is {value!r}, expected a number above 0 in {spelled}; correct it")
+        raise InputError(f"{name}: {key} is {value!r:.40}, expected a number above 0 in {spelled}; correct it")
     return float(value)
 
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.names import join_entities, split_entities
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_json
+
+
+def _read_text(path: Path) -> dict[str, Any]:
+    """Read a sidecar all of whose text can be written again."""
+    data = read_json(path)
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise InputError(f"{path.name}: holds half a letter ({half}); correct the file") from error
+    return data
 
 
 class Sidecars:
@@ -54,9 +67,9 @@ class Sidecars:
         merged: dict[str, Any] = {}
         nearest = None
         for folder in (parent for parent in reversed(path.parents) if parent.is_relative_to(root)):
-            candidates = [json for json in self._in_folder(folder) if self._applies(json, stem, own)]
-            for candidate in sorted(candidates, key=lambda json: len(split_entities(json.stem))):
-                merged.update(read_json(candidate))
+            candidates = [sidecar for sidecar in self._in_folder(folder) if self._applies(sidecar, stem, own)]
+            for candidate in sorted(candidates, key=lambda sidecar: len(split_entities(sidecar.stem))):
+                merged.update(_read_text(candidate))
                 nearest = candidate
         return merged, nearest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import uuid
@@ -196,7 +197,7 @@ def _descriptions(path: Path, scans: Sequence[Scan], model: Model) -> str:
     """Explain the values of ``desc-``, keeping the rows of earlier runs."""
     known: dict[str, str] = {}
     if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):
             for row in csv.DictReader(file, delimiter="\t"):
                 known[row.get("desc_id") or ""] = row.get("description") or ""
     known.pop("", None)

@@ -120,6 +120,12 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
         raise InputError(f"{name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
+    proxy: Any = image.dataobj
+    if image.header.is_single and proxy.offset < image.header.single_vox_offset:
+        raise InputError(
+            f"{name}: its voxels begin within the header (vox_offset {proxy.offset}, expected "
+            f"{image.header.single_vox_offset} or more); correct the header"
+        )
     affine = image.affine
     if not np.isfinite(affine).all() or np.isnan(orientations.io_orientation(affine)).any():
         raise InputError(f"{name}: its affine is not invertible, so sizes and sides are unknown; correct the header")
@@ -150,7 +156,7 @@ def _describe_damage(error: Exception, path: str | Path) -> str:
 
 def _reason(error: Exception, path: str | Path) -> str:
     """Put an error into one line that names the file without its folders."""
-    return " ".join(str(error).replace(str(path), Path(path).name).split())
+    return " ".join(str(error).replace(str(path), Path(path).name).split()) or type(error).__name__
 
 
 def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:

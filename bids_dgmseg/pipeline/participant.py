@@ -42,7 +42,7 @@ def run_participant(settings: Settings) -> int:
     Returns
     -------
     int
-        0 if all scans are done, 1 if some failed.
+        0 if all scans are done, 1 if some failed or lie in a wrong folder.
 
     Raises
     ------
@@ -55,16 +55,18 @@ def run_participant(settings: Settings) -> int:
         raise InputError(f"--quality: {chosen.name} tells left from right and is not mirrored; leave it out")
     model, notes = choose_labels(chosen, settings.weights, settings.label_map)
     check_reference(settings, model)
-    scans = find_scans(settings, echoes=True)
+    misplaced: list[str] = []
+    scans = find_scans(settings, echoes=True, misplaced=misplaced)
+    notes += [f"{line}; left out until then" for line in misplaced]
     check_folders(settings)
     if settings.dry_run:
-        return _tell_plan(settings, model, scans)
+        return _tell_plan(settings, model, scans, notes)
     if not settings.skip_bids_validation and (summary := summarize_validation(settings)):
         sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
     work = make_run_folder(settings.work_dir)
     try:
         with terminate_as_interrupt():
-            return _run_scans(settings, model, scans, work, notes)
+            return _run_scans(settings, model, scans, work, notes) or (1 if misplaced else 0)
     finally:
         if not any(work.iterdir()):  # failed scans leave their files for whoever looks into them
             work.rmdir()
@@ -116,8 +118,12 @@ def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]
 
 
-def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
+def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
+    """Say what would be done; what ends a run before its first scan ends this too."""
+    from bids_dgmseg.segment.ready import check_ready
+
     todo = {job.scan.name for job in _plan(settings, model, scans)}
+    notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device)] if todo else notes
     progress = Progress(0)
     for scan in scans:
         if scan.problem:
@@ -127,8 +133,9 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> int:
             progress.say(f"{scan.name}: would segment {what} with {model.name}")
         else:
             progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")
-    for reason in [*find_left_out(settings, scans), *_idle_options(settings, scans)]:
+    for reason in [*notes, *find_left_out(settings, scans), *_idle_options(settings, scans)]:
         progress.warn(reason)
+    todo -= {scan.name for scan in scans if scan.problem}
     progress.say(f"{len(todo)} of {len(scans)} scans would be segmented into {settings.output_dir}")
     return 0
 

@@ -58,7 +58,8 @@ class Progress:
         """Count a scan that is done."""
         self._running.pop(scan, None)
         self._done += 1
-        self.say(f"{scan}: done ({self._done + self._failed} of {self._total})")
+        failed = f", {self._failed} failed" if self._failed else ""
+        self.say(f"{scan}: done ({self._done} of {self._total}{failed})")
 
     def fail(self, scan: str, line: str) -> None:
         """Count a scan that failed, and say why."""
@@ -68,11 +69,11 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Write a line for the reader of standard output."""
-        self._out.print(line)
+        self._out.print(_on_one_line(line))
 
     def warn(self, line: str) -> None:
         """Write a line that deserves attention; on a terminal above the live display."""
-        (self._out if self._live else self._error).print(line)
+        (self._out if self._live else self._error).print(_on_one_line(line))
 
     def _draw(self) -> Table:
         from rich.table import Table
@@ -83,3 +84,9 @@ class Progress:
         for scan, running in list(self._running.items()):
             table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.since:.0f} s")
         return table
+
+
+def _on_one_line(text: str) -> str:
+    """Show line breaks, and what cannot be encoded, by their codes: users' files hold anything."""
+    shown = text.replace("\r", "\\r").replace("\n", "\\n")
+    return shown.encode(errors="backslashreplace").decode()

@@ -68,6 +68,8 @@ def plan_memory_gb(scan: Scan) -> float:
     except InputError:
         return _UNKNOWN_GB
     edges_mm = voxel_sizes(image.affine).tolist()
+    if len(image.shape) < 3:
+        return _UNKNOWN_GB
     return estimate_memory_gb(image.shape[:3], edges_mm, n_echoes=len(scan.echoes))
 
 

@@ -24,8 +24,12 @@ from bids_dgmseg.settings import Settings
 
 _BATCH = 100  # scans in one parallel workflow: Nipype's bookkeeping grows with the square of the nodes
 _REFUSED_BY_DISK = re.compile(
-    rf"\w*Error: \[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EACCES}|{errno.EROFS})\] (.*)"
+    rf"^\s*\w*Error: \[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EACCES}|{errno.EROFS})\] (.*)$", re.MULTILINE
 )
+_REASON = re.compile(r"^\s*([\w.]*(?:Error|Exception)\b.*)$", re.MULTILINE)
+"""Nipype writes more below it."""
+_LEAST_FREE = 1 << 16
+"""Bytes; a file that tells of a full disk finds no room there itself."""
 _REFUSAL = re.compile(r"^\s*bids_dgmseg\.errors\.InputError: (.*)$", re.MULTILINE)
 
 
@@ -90,7 +94,7 @@ class Run:
                 }))  # fmt: skip
         except Exception as caught:  # noqa: BLE001 - Nipype raises what any node raised, after running the others
             error = caught
-        stopped = self.failed and self._settings.stop_on_first_crash
+        stopped = bool(self.failed) and self._settings.stop_on_first_crash
         for job in jobs:
             if job.scan.name not in self.done | self.failed.keys() and not stopped:
                 self.fail(job.scan.name, f"Nipype stopped ({error}); see {self._logs / LOG_NAME}")
@@ -148,7 +152,16 @@ class Run:
         text = crash.read_text(encoding="utf-8", errors="replace")
         if refusals := _REFUSAL.findall(text):
             return str(refusals[-1])
-        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no reason given")
-        if refused := _REFUSED_BY_DISK.match(last):
-            return f"{step}: {refused[1]}; check the path, its permissions and the room on its disk"
-        return f"{step} crashed ({last}); see {crash}"
+        if refused := _REFUSED_BY_DISK.findall(text):
+            return f"{step}: {refused[-1]}; check the path, its permissions and the room on its disk"
+        if full := [folder for folder in (self._settings.output_dir, self._work) if _is_full(folder)]:
+            return f"{step}: no space left on the disk of {full[0]}; make room there"
+        reasons = _REASON.findall(text) or [line.strip() for line in text.splitlines() if line.strip()]
+        return f"{step} crashed ({reasons[-1] if reasons else 'no reason given'}); see {crash}"
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _LEAST_FREE
+    except OSError:
+        return False

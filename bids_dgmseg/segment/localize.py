@@ -28,7 +28,7 @@ from bids_dgmseg.segment.atlas import find_by_atlas, read_references
 from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward
 from bids_dgmseg.segment.found import Location
-from bids_dgmseg.segment.measured import find_measured, measured_box
+from bids_dgmseg.segment.measured import find_measured, measured_box, tame
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.weights import load_weights, localizer_network
 
@@ -88,8 +88,8 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         from bids_dgmseg.segment.nnunet import localize_cerebellum  # loads nnunetv2
 
         _check_size(find_measured(chi).array, chi)
-        return localize_cerebellum(chi, model, weights=weights, device=device)
-    return locate(chi, as_trained(model, weights), weights=weights, device=device)
+        return localize_cerebellum(tame(chi), model, weights=weights, device=device)
+    return locate(tame(chi), as_trained(model, weights), weights=weights, device=device)
 
 
 def locate(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:

@@ -21,6 +21,7 @@ from bids_dgmseg.segment.folder import as_trained
 from bids_dgmseg.segment.forward import forward_batch
 from bids_dgmseg.segment.found import Block
 from bids_dgmseg.segment.heads import merge_heads, mirrored_channels, softmax_heads
+from bids_dgmseg.segment.measured import tame
 from bids_dgmseg.segment.normalize import NORMALIZATIONS
 from bids_dgmseg.segment.sides import divide, find_midplane
 from bids_dgmseg.segment.weights import load_object, load_segmenters, pick_device
@@ -65,6 +66,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     Block
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
+    chi = tame(chi)
     if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
         from bids_dgmseg.segment.nnunet import NnunetPredictor  # loads nnunetv2
 

@@ -283,10 +283,11 @@ def test_a_folder_that_cannot_be_listed_is_one_line(dataset, monkeypatch):
         scans_of(root)
 
 
-def test_compressed_and_not_of_one_name_are_refused(dataset):
-    root = dataset("ds", chi("sub-01"), chi("sub-01", extension=".nii"))
-    with pytest.raises(InputError, match=r"^sub-01_Chimap.nii: lies beside sub-01_Chimap.nii.gz; keep one of the two$"):
-        scans_of(root)
+def test_compressed_and_not_of_one_name_are_the_problem_of_one_scan(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-01", extension=".nii"), chi("sub-02"))
+    one, other = scans_of(root)
+    assert one.problem == "sub-01_Chimap.nii: lies beside sub-01_Chimap.nii.gz; keep one of the two"
+    assert (one.name, other.name, other.problem) == ("sub-01", "sub-02", None)
 
 
 def test_two_sources_of_one_scan_are_refused(dataset):
@@ -297,16 +298,35 @@ def test_two_sources_of_one_scan_are_refused(dataset):
         scans_of(root, derivatives=(given,))
 
 
-def test_two_maps_of_one_scan_in_one_dataset_are_refused(dataset):
+def test_two_maps_of_one_scan_in_one_dataset_are_its_problem(dataset):
     root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", chi("sub-01"), kind="derivative")
-    with pytest.raises(InputError, match=r"Sepia_Chimap.nii.gz and .* are maps of the same scan; keep one"):
-        scans_of(root)
+    (scan,) = scans_of(root)
+    assert "Sepia_Chimap.nii.gz and ds/sub-01/anat/sub-01_Chimap.nii.gz are maps of the same scan; keep one" in str(
+        scan.problem
+    )
 
 
 def test_a_file_in_another_participants_folder_is_refused(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
     with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it$"):
         scans_of(root)
+
+
+def test_a_run_goes_on_without_files_in_the_wrong_folder(dataset):
+    root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz", chi("sub-01"), "sub-01/ses-1/anat/sub-01_ses-2_Chimap.nii")
+    said: list[str] = []
+    (scan,) = find_scans(Settings(bids_dir=root, output_dir=root / "out"), misplaced=said)
+    assert scan.name == "sub-01"
+    assert said == [
+        "sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it",
+        "sub-01_ses-2_Chimap.nii: lies in ses-1; rename the file or move it",
+    ]
+
+
+def test_where_all_lie_wrong_there_is_no_run(dataset):
+    root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it$"):
+        find_scans(Settings(bids_dir=root, output_dir=root / "out"), misplaced=[])
 
 
 @pytest.mark.skipif(not TREE.is_dir(), reason="the example datasets are not on this machine")

@@ -193,6 +193,19 @@ def test_a_damaged_header_is_refused(store, affine, start, bytes_written, name):
         Volume.read(path)
 
 
+@pytest.mark.parametrize(("kind", "first"), [(nib.Nifti1Image, 352), (nib.Nifti2Image, 544)])
+def test_voxels_that_begin_at_the_files_first_byte_are_refused(tmp_path, kind, first):
+    path = tmp_path / "map.nii"
+    kind(np.ones((4, 4, 4), np.float32), np.eye(4)).to_filename(path)
+    data = bytearray(path.read_bytes())
+    where = {352: slice(108, 112), 544: slice(168, 176)}[first]
+    data[where] = bytes(where.stop - where.start)
+    path.write_bytes(data)
+    said = rf"^map.nii: its voxels begin within the header \(vox_offset 0, expected {first} or more\); correct"
+    with pytest.raises(InputError, match=said):
+        Volume.read(path)
+
+
 @pytest.mark.parametrize("row", [(0, 0, 0, 0), (0, 1, 0, 0), (np.nan, 0, 1, 0)])
 def test_an_affine_without_sizes_is_refused(store, row):
     path = store(np.eye(4), name="map.nii")

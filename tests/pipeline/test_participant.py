@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 from bids_dgmseg.cli import main
 from bids_dgmseg.models import MODELS
+from bids_dgmseg.pipeline.progress import Progress
+from bids_dgmseg.pipeline.run import Run
 from bids_dgmseg.settings import Settings
 from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
@@ -108,6 +111,17 @@ def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
     assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
 
 
+def test_scans_that_nipype_leaves_behind_have_failed(bids_dataset, run, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("bids_dgmseg.pipeline.run.Workflow.run", stop)
+    assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
+    err = capsys.readouterr().err
+    assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
+    assert "3 of 3 scans failed: sub-01, sub-02, sub-03; see " in err
+
+
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, tmp_path, nprocs):
     dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
@@ -144,6 +158,29 @@ def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys)
         "sub-01: figures: No space left on device: 'dseg.nii.gz'; check the path, its permissions and the room on "
         "its disk\n"
     )
+
+
+def test_a_full_disk_is_told_though_the_crash_file_is_cut(bids_dataset, run, monkeypatch, capsys, tmp_path):
+    def burst(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr("bids_dgmseg.pipeline.interfaces.draw_mosaic", burst)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(
+        f"sub-01: figures: no space left on the disk of {tmp_path / 'out'}; make room there\n"
+    )
+
+
+def test_what_nipype_adds_to_a_crash_file_is_not_the_reason(tmp_path):
+    crash = tmp_path / "crash.txt"
+    crash.write_text("Traceback:\n  x\nOSError: [Errno 28] No space left on device: 'a.nii'\n\nWhen creating this "
+                     "crashfile, the results file corresponding\nto the node could not be found.\n")  # fmt: skip
+    settings = Settings(tmp_path, tmp_path / "out")
+    one = Run(settings=settings, model=oracle_model(), work=tmp_path, logs=tmp_path, progress=Progress(1))
+    assert one._explain("check", crash).startswith("check: No space left on device: 'a.nii'; check the path")
+    crash.write_text(crash.read_text().replace("OSError: [Errno 28] No", "ValueError: no"))
+    assert one._explain("check", crash).startswith("check crashed (ValueError: no space left on device: 'a.nii'); see")
 
 
 def test_a_failure_names_the_results_of_an_earlier_map(bids_dataset, run, capsys):

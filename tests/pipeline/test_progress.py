@@ -20,6 +20,20 @@ def test_lines_are_plain_and_whole_when_there_is_no_terminal(capsys):
     assert err == long + "\n"
 
 
+def test_done_and_failed_scans_are_counted_apart(capsys):
+    with Progress(3) as progress:
+        progress.fail("sub-01", "sub-01: all voxels are 0")
+        progress.finish("sub-02")
+    assert capsys.readouterr().out == "sub-02: done (1 of 3, 1 failed)\n"
+
+
+def test_whatever_users_wrote_is_shown_on_one_line(capsys):
+    progress = Progress(2)
+    progress.say("sub-01: CSF \ud800")
+    progress.say("sub-02: two\nlines")
+    assert capsys.readouterr().out == "sub-01: CSF \\ud800\nsub-02: two\\nlines\n"
+
+
 def test_the_display_counts_scans_and_names_steps():
     progress = Progress(3)
     progress.start("sub-01", "check")

@@ -88,6 +88,12 @@ def test_each_participant_is_a_task_and_the_group_comes_last(submit):
     assert "3 participants in array 41 (3 tasks), tables in job 42" in run.stdout
 
 
+def test_a_participant_whose_files_are_wrong_has_a_task_that_says_so(submit, dataset):
+    (dataset / "sub-02" / "anat" / "sub-02_Chimap.json").write_text("{")
+    _, app, _ = submit()
+    assert [labels_of(call) for call in app[:-1]] == [["01"], ["02"], ["10"]]
+
+
 def test_many_participants_share_the_tasks_that_a_cluster_allows(submit):
     _, app, sbatch = submit(MAX_TASKS="2")
     assert "--array=1-2%50" in sbatch[0]
