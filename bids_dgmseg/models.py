@@ -173,8 +173,8 @@ def read_models(text: str) -> dict[str, Model]:
     return models
 
 
-def get_model(name: str) -> Model:
-    """Look a model up by its key or alias.
+def get_model(name: str, *, option: str = "--model ") -> Model:
+    """Look a model up by its key or alias; `option` is what messages put before it.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def get_model(name: str) -> Model:
     """
     key = ALIASES.get(name, name)
     if key not in MODELS:
-        raise InputError(f"--model {name}: no such model; choose from {', '.join([*ALIASES, *MODELS])}")
+        raise InputError(f"{option}{name}: no such model; choose from {', '.join([*ALIASES, *MODELS])}")
     return MODELS[key]
 
 

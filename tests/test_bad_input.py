@@ -263,6 +263,25 @@ def test_a_run_that_cannot_begin_ends_with_2_and_one_line(bids_dataset, run, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_participants_of_somebody_else_are_no_output(bids_dataset, run, tmp_path, capsys):
+    kept = tmp_path / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"a map")
+    assert run(bids_dataset("sub-01")) == 2
+    assert capsys.readouterr().err == (
+        "bids_dgmseg: error: out: holds a dataset of another program (sub-01, but no dataset_description.json); choose "
+        "a folder of its own\n"
+    )
+    assert kept.read_bytes() == b"a map"
+
+
+def test_an_output_whose_description_is_damaged_is_told(bids_dataset, run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset_description.json").write_text("{")
+    assert run(bids_dataset("sub-01")) == 2
+    assert "error: out/dataset_description.json: not valid JSON (line 1, column 2); correct" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", [".", "results", "sub-01", "sub-01/anat/results", "sourcedata/results"])
 def test_results_inside_the_raw_data_are_refused(bids_dataset, run, capsys, place):
     dataset = bids_dataset("sub-01")

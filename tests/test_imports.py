@@ -14,7 +14,7 @@ PACKAGE = Path(bids_dgmseg.__file__).parent
 
 LAYERS = (
     {"errors", "machine", "absent", "links"},
-    {"images", "structures", "settings", "jsonfile"},
+    {"images", "structures", "settings", "jsonfile", "boilerplate"},
     {"models", "networks", "description"},
     {"segment", "qsm", "measure", "simulate"},
     {"training", "cohort", "bids", "report"},

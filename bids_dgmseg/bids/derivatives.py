@@ -12,62 +12,35 @@ from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.files import place, write_json, write_text
-from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.bids.files import hash_file, hash_if_there, place, write_json, write_text
+from bids_dgmseg.bids.made_map import check_map, drop_map, is_made_from, map_fingerprint, map_uri, note_map, place_map
+from bids_dgmseg.bids.paths import output_path, output_stem
 from bids_dgmseg.bids.toplevel import check_output, label_table, write_dataset_files
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.columns import STATS_COLUMNS
 from bids_dgmseg.models import Model
 from bids_dgmseg.settings import Settings
 
 __all__ = [
-    "check_output", "fingerprint", "is_done", "label_table", "output_path", "place", "save_scan",
+    "check_output", "fingerprint", "is_done", "label_table", "map_fingerprint", "output_path", "place", "save_scan",
     "write_dataset_files", "write_json", "write_text",
 ]  # fmt: skip
 
-MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "SusceptibilityReference": "whole brain"}
-"""What is true of every map that is reconstructed here."""
-_CHUNK = 1 << 20
 REGIONS: Mapping[str, str] = {
     "brain": "Brain, as far as the map shows it", "cerebellum": "Cerebellum", "ventricles": "Lateral ventricles",
 }  # fmt: skip
 """Region of the head → what its mask holds."""
 
 
-def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **entities: str) -> Path:
-    """Name a derivative.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivative dataset.
-    scan : Scan
-        Whose entities the name starts from. A ``desc`` of its own stays in front of the one given:
-        ``rts`` and ``dgm16`` make ``desc-rtsDgm16``.
-    suffix, extension : str
-        Such as ``dseg`` and ``.nii.gz``.
-    **entities : str
-        Further entities, such as ``seg="dgm16"``.
-    """
-    session = [f"ses-{scan.session}"] if scan.session else []
-    folder = output_dir.joinpath(f"sub-{scan.participant}", *session, "anat")
-    return folder / f"{_stem(scan, **entities)}_{suffix}{extension}"
-
-
-def _stem(scan: Scan, **entities: str) -> str:
-    own, given = scan.entities.get("desc", ""), entities.get("desc", "")
-    both = {"desc": own + given[:1].upper() + given[1:]} if own and given else {}
-    return join_entities({**scan.named_entities, **entities, **both})
-
-
 def fingerprint(
-    scan: Scan, settings: Settings, model: Model, *, reference_mask: Path | None = None, brain_mask: Path | None = None
+    scan: Scan, settings: Settings, model: Model, *, reference_mask: Path | None = None, reconstruction: str = ""
 ) -> str:
     """Hash all that the derivatives of a scan depend on.
 
-    These are the content of the map or of its echoes and of the user's masks, the metadata, the model with its
-    weights and the cleaning of its labels, the options that change files, and the program's version. A file that cannot
-    be read has a fingerprint too: the step that reads it says what is wrong.
+    These are the content of the map or its reconstruction (`map_fingerprint`) and of the user's mask, the metadata, the
+    model with its weights and the cleaning of its labels, the options that change files, and the program's version. A
+    file that cannot be read has a fingerprint too: the step that reads it says what is wrong.
 
     Raises
     ------
@@ -75,7 +48,7 @@ def fingerprint(
         If ``settings.weights`` cannot be read.
     """
     parts: dict[str, Any] = {
-        "chi": _hash_if_there(scan.chi),
+        "chi": "" if reconstruction else hash_if_there(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch),
@@ -83,30 +56,12 @@ def fingerprint(
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
-        "reference_mask": _hash_if_there(reference_mask) if reference_mask else None,
+        "reference_mask": hash_if_there(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
     }
-    if scan.from_echoes:
-        parts["echoes"] = [(uri, _hash_if_there(path)) for uri, path in zip(scan.uris, scan.files, strict=True)]
-        parts["echo_times_s"] = [echo.time_s for echo in scan.echoes]
-        parts["reconstruction"] = [settings.phase_sign, brain_mask and _hash_if_there(brain_mask)]
+    if reconstruction:
+        parts["reconstruction"] = reconstruction
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _hash_if_there(path: Path) -> str:
-    """Hash a file; one that cannot be read is told by the step that reads it."""
-    try:
-        return _hash_file(path)
-    except OSError as error:
-        return type(error).__name__
 
 
 def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
@@ -116,7 +71,7 @@ def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
     try:
         paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
         paths = [path for path in paths if path.relative_to(folder).parts[:1] != ("training",)]  # what learning needs
-        return {path.relative_to(folder).as_posix(): _hash_file(path) for path in paths}
+        return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
     except OSError as error:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error
 
@@ -124,17 +79,23 @@ def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
 def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> bool:
     """Tell whether a scan's derivatives are complete and belong to this fingerprint."""
     try:
-        sidecar = json.loads(output_path(output_dir, scan, "dseg", ".json", seg=model_name).read_text("utf-8"))
+        sidecar = read_json(output_path(output_dir, scan, "dseg", ".json", seg=model_name))
         files = [output_dir / name for name in sidecar["OutputFiles"]]
-        return bool(sidecar["Fingerprint"] == fingerprint) and all(file.is_file() for file in files)
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = sidecar["Fingerprint"] == fingerprint and all(map(_is_whole, files))
+        return bool(whole and (not scan.from_echoes or is_made_from(output_dir, scan, sidecar)))
+    except (OSError, InputError, KeyError, TypeError):
         return False
+
+
+def _is_whole(file: Path) -> bool:
+    """Tell whether a file is there and not empty, and holds an object if it is JSON."""
+    return file.is_file() and file.stat().st_size > 0 and (file.suffix != ".json" or bool(read_json(file)))
 
 
 def save_scan(
     output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
     quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
-    figures: Mapping[str, Path], regions: Mapping[str, Path], chi: Path | None = None,
+    figures: Mapping[str, Path], regions: Mapping[str, Path], chi: Path | None = None, reconstruction: str = "",
 ) -> list[Path]:  # fmt: skip
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -164,23 +125,30 @@ def save_scan(
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     chi : Path, optional
         The map, where it was reconstructed here; ``quality["reconstruction"]`` says how.
+    reconstruction : str
+        From `map_fingerprint`.
 
     Returns
     -------
     list of Path
         The files written.
+
+    Raises
+    ------
+    InputError
+        If a map that was not made here has the name of the one to be written.
     """
+    if chi:
+        check_map(output_dir, scan)
     mark = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    made = output_path(output_dir, scan, "Chimap", ".nii.gz")
-    uri = f"bids::{made.relative_to(output_dir).as_posix()}" if chi else scan.uri
-    common = {"Sources": [uri], "SpatialReference": scan.uri}
+    common = {"Sources": [map_uri(output_dir, scan) if chi else scan.uri], "SpatialReference": scan.uri}
     _remove_earlier(output_dir, mark, scan, model)
-    if not chi and made.resolve() != scan.chi.resolve():  # one that was made here before there was a map
-        made.unlink(missing_ok=True)
-        _map_sidecar(made).unlink(missing_ok=True)
+    if not chi:
+        drop_map(output_dir, scan)
     written = _place_files(output_dir, scan, model, {"dseg": out_dseg, "probseg": out_probseg, "stats": stats})
     written += _place_figures(output_dir, scan, model, figures)
-    written += _place_map(chi, made, scan, quality) if chi else []
+    if chi:
+        written += place_map(chi, output_dir, scan, about=quality["reconstruction"], fingerprint=reconstruction)
     written += _write_texts(output_dir, scan, model, _dictionary(stats, quality), quality, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, common)
@@ -190,6 +158,7 @@ def save_scan(
         **common,
         **_describe(quality, box_mm, model),
         "Fingerprint": fingerprint,
+        **note_map(reconstruction),
         "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }
     write_json(sidecar, mark)
@@ -223,23 +192,10 @@ def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[st
     return written
 
 
-def _map_sidecar(made: Path) -> Path:
-    return made.with_name(made.name.removesuffix(".nii.gz") + ".json")
-
-
-def _place_map(chi: Path, made: Path, scan: Scan, quality: Mapping[str, Any]) -> list[Path]:
-    """Place a map that was reconstructed here, with its sidecar."""
-    place(chi, made)
-    sidecar = _map_sidecar(made)
-    about = {"Description": "Magnetic susceptibility, reconstructed by bids_dgmseg", **MAP_SIDECAR}
-    write_json({**about, "Sources": scan.uris, **quality["reconstruction"]}, sidecar)
-    return [made, sidecar]
-
-
 def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[str, Path]) -> list[Path]:
     written = []
     for plane, figure in figures.items():
-        written.append(output_dir / "figures" / f"{_stem(scan, seg=model.name, desc=plane)}_dseg.png")
+        written.append(output_dir / "figures" / f"{output_stem(scan, seg=model.name, desc=plane)}_dseg.png")
         place(figure, written[-1])
     return written
 

@@ -55,6 +55,8 @@ class Filter:
         if unknown := sorted(set(wanted) - known):
             some = "acquisition, reconstruction, run, session, space, desc, scope"
             raise InputError(f"{path.name}: no entity is called {list_some(unknown)}; use pybids' names ({some}, …)")
+        if name == "megre":
+            wanted.pop("part", None)  # a map needs both
         return cls(wanted)
 
     def keeps(self, relative: PurePosixPath, dataset: str, raw: bool) -> bool:

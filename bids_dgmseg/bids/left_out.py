@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.folders import ECHO_NAME, MAP_NAME, Source, find_sources
-from bids_dgmseg.bids.names import list_some, split_entities
+from bids_dgmseg.bids.names import find_odd_parts, list_some, split_entities
 from bids_dgmseg.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ def find_left_out(settings: Settings, scans: Iterable[Scan]) -> list[str]:
     """Say who is left out, one line each.
 
     Selected participants without a chosen chi map and without echoes to reconstruct one from; of the others, sessions
-    that have echoes or were asked for by name, but neither; and folders whose names are not of BIDS.
+    that have echoes or were asked for by name, but neither; parts of file names that are passed over; and folders whose
+    names are not of BIDS.
     """
+    scans = list(scans)
     sources = find_sources(settings)
     done: dict[str, set[str | None]] = defaultdict(set)
     for scan in scans:
@@ -38,6 +40,12 @@ def find_left_out(settings: Settings, scans: Iterable[Scan]) -> list[str]:
             if not seen.maps and (seen.echoes or settings.session_label):
                 reason = _why_none(settings, seen) if seen.echoes else "no _Chimap"
                 lines.append(f"sub-{label}_ses-{session}: {reason}; left out")
+    for scan in scans:
+        if odd := find_odd_parts(scan.chi.name.partition(".")[0]):
+            lines.append(
+                f"{scan.chi.name}: {', '.join(odd)} is no entity of BIDS (letters and digits behind one hyphen), so it "
+                f"is passed over and the scan is {scan.name}; rename the file"
+            )
     misnamed = [] if settings.participant_label else sources[0].misnamed()
     return lines + [
         f"{name}: not a BIDS name (letters and digits behind sub-); left out, so rename it" for name in misnamed

@@ -25,6 +25,15 @@ def split_entities(stem: str) -> dict[str, str]:
     return {pair[1]: pair[2] for pair in pairs if pair}
 
 
+def find_odd_parts(stem: str) -> list[str]:
+    """List the parts of a file name that look like entities and are none.
+
+    >>> find_odd_parts("sub-01_acq-my-map_run-1_Chimap")
+    ['acq-my-map']
+    """
+    return [part for part in stem.split("_") if "-" in part and not _PAIR.fullmatch(part)]
+
+
 def join_entities(entities: Mapping[str, str]) -> str:
     """Write entities in the order of BIDS; those it does not know stand just before ``seg``.
 

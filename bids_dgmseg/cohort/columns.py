@@ -123,6 +123,11 @@ _TEXTS: Mapping[str, str] = {
     "first": f"Value at the first scan; {_UNIT}",
     "n_warnings": "Number of warnings of the scan",
     "input_made_of": "What the program made the map of; n/a where the map was given",
+    "reconstruction_n_echoes": "Number of echoes that the map was made of here; n/a where the map was given",
+    "reconstruction_PhaseSign": "1 where phase grows with the field, -1 where it falls; n/a where the map was given",
+    "reconstruction_PhaseSignFrom": "Where that was taken from",
+    "reconstruction_BrainMask": "Mask of the brain in the reconstruction: the name of the user's, or by magnitude",
+    "reconstruction_MagneticFieldStrength": "Main field in the reconstruction; T",
 }
 _ANCOVA = "ancova_"
 

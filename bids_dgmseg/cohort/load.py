@@ -17,6 +17,7 @@ from bids_dgmseg.cohort.frames import name_some
 from bids_dgmseg.cohort.participants import MISSING
 from bids_dgmseg.cohort.people import People, read_people
 from bids_dgmseg.cohort.scans import ScanStats, Tables, read_entities, read_scans
+from bids_dgmseg.cohort.stats_file import AGAIN
 from bids_dgmseg.errors import InputError
 
 ENTITIES = {
@@ -68,6 +69,8 @@ class Cohort:
     spellings: Mapping[str, Sequence[str]]
     """``site``, ``group`` → a line for each value in large and in small letters; `warnings` has them too."""
     warnings: tuple[str, ...]
+    n_damaged: int = 0
+    """Tables that were wanted and cannot be used; `warnings` name them."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class _Part:
     scans: Sequence[ScanStats]
     people: People
     warnings: Sequence[str]
+    n_damaged: int
 
 
 def load_cohort(
@@ -104,14 +108,13 @@ def load_cohort(
     choice = choice or Choice()
     given = [names for names, column in ((_SITE, site_column), (_GROUP, group_column)) if column]
     found = [read_scans(tree.path) for tree in trees]
-    if choice and (measured := [scan.entities for tables in found for scan in tables.scans]):
+    _check_any(trees, found)
+    if choice:
+        measured = [scan.entities for tables in found for scan in tables.scans]
         choice.check(measured, where=name_some([tree.name for tree in trees]))
     loaded = [_load_part(tree, tables, choice) for tree, tables in zip(trees, found, strict=True)]
     parts = _align(loaded, [names for names in _FACTS if names not in given])
     scans = [scan for part in parts for scan in part.scans]
-    if not scans:
-        where = ", ".join(tree.path.name for tree in trees)
-        raise InputError(f"{where}: no *_stats.tsv below; run the participant level first")
     keys, apart = _key_table(parts)
     people = _people_table(parts)
     for column, option in ((site_column, "--site-column"), (group_column, "--group-column")):
@@ -141,6 +144,7 @@ def load_cohort(
         spellings,
         (*lines, *_same_people(parts), *warnings, *spellings["site"], *spellings["group"], *_mixed_references(scans),
          *_mixed_sources(scans)),
+        sum(part.n_damaged for part in parts),
     )  # fmt: skip
 
 
@@ -155,17 +159,37 @@ def _link(tree: Tree, scan: ScanStats) -> str:
 
 
 def _load_part(tree: Tree, tables: Tables, choice: Choice) -> _Part:
-    kinds = {"cut short": tables.broken, f"unfinished ({_MARK} is missing)": tables.unfinished}
     warnings = []
-    for what, names in kinds.items():
-        if names and not tables.scans:
-            raise InputError(f"{tree.path.name}: the tables are {what} ({names[0]}); run the participant level again")
+    for (what, remedy), names in _left_out(tables).items():
         if wanted := [name for name in names if choice.keeps(read_entities(name))]:
-            warnings.append(f"{name_some(wanted)}: {what} and left out; run the participant level again for them")
+            whom = " for them" if remedy.startswith(AGAIN) else ""
+            warnings.append(f"{name_some(wanted)}: {what} and left out; {remedy}{whom}")
     scans = [scan for scan in tables.scans if choice.keeps(scan.entities)]
     # all that were measured are told of: a number finds the one label of that value among all
     people, more = read_people(tree.people, _visits(tables.scans), chosen=_visits(scans) if choice else None)
-    return _Part(tree, scans, people, [*warnings, *more])
+    n_damaged = sum(choice.keeps(read_entities(name)) for name in tables.broken)
+    return _Part(tree, scans, people, [*warnings, *more], n_damaged)
+
+
+def _left_out(tables: Tables) -> dict[tuple[str, str], list[str]]:
+    """Names of the tables that are not read, by what they are and what to do."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name, error in tables.broken.items():
+        kinds.setdefault((error.what, error.remedy), []).append(name)
+    if tables.unfinished:
+        kinds[f"unfinished ({_MARK} is missing)", AGAIN] = [*tables.unfinished]
+    return kinds
+
+
+def _check_any(trees: Sequence[Tree], found: Sequence[Tables]) -> None:
+    """Refuse trees of which no table can be read."""
+    if any(tables.scans for tables in found):
+        return
+    for tree, tables in zip(trees, found, strict=True):
+        for (what, remedy), names in _left_out(tables).items():
+            raise InputError(f"{tree.path.name}: the tables are {what} ({names[0]}); {remedy}")
+    where = ", ".join(tree.path.name for tree in trees)
+    raise InputError(f"{where}: no *_stats.tsv below; run the participant level first")
 
 
 def _visits(scans: Iterable[ScanStats]) -> list[tuple[str, str | None]]:

@@ -18,7 +18,8 @@ MISSING = "n/a"
 _MISSING_SPELLINGS = ("", "n/a", "na", "nan", "#n/a")
 _ID_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
 _COMMA_NUMBER = re.compile(r"[-+]?\d+,\d+")
-_NUMBER = re.compile(r"(\d+)(\.0+)?")
+_NUMBER = re.compile(r"(\d{1,255})(\.0+)?")
+"""As long as a file's name may be; Python reads no number of thousands of digits."""
 _BLANK = "\t;, "
 _MOST_LINES = 50
 """Of one row: a quote that is not closed by then is none."""

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.absent import describe_missing
 from bids_dgmseg.cohort.sites import name_scanner
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.cohort.stats_file import STATS, DamagedTableError, read_stats
 from bids_dgmseg.jsonfile import read_optional_json
+from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.structures import STRUCTURES
 
-_STATS = re.compile(r"sub-[^_]+(_[^_-]+-[^_]+)*_stats\.tsv")
-_NEEDED = ("abbreviation", "volume_mm3", "mean_ppm")
-_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei", "reconstruction")
+_STATS = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
+_NEEDED = ("volume_mm3", "mean_ppm")
+_NUCLEI = tuple(structure.abbreviation for structure in STRUCTURES)
+_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei")
+_RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
+"""What may differ between the maps of one study; the steps, in long words, stand in ``_quality.json`` alone."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class Tables:
     """What lies in an output folder, sorted by participant, session and the rest of the name."""
 
     scans: tuple[ScanStats, ...]
-    broken: tuple[str, ...]
-    """Names of the tables that are cut short."""
+    broken: Mapping[str, DamagedTableError]
+    """Names of the tables that cannot be used, and why."""
     unfinished: tuple[str, ...]
     """Names of the tables beside labels without the sidecar that is written last; they are not read."""
 
@@ -72,17 +76,18 @@ def read_scans(output_dir: Path) -> Tables:
     Where the labels lie beside a table, their sidecar must too: it is the mark of a scan that is complete. Tables
     without images, as they are sent to other sites, need none.
     """
-    scans, broken, unfinished = [], [], []
+    scans, broken, unfinished = [], {}, []
     pages = {name for name in os.listdir(output_dir) if name.endswith(".html")}  # noqa: PTH208 names only
     for path, complete in sorted(_find(output_dir), key=lambda found: found[0].name):
         page = f"{path.name.partition('_')[0]}.html"
         if not complete:
             unfinished.append(path.name)
-        elif scan := _read(path, page if page in pages else ""):
-            scans.append(scan)
-        else:
-            broken.append(path.name)
-    return Tables(tuple(scans), tuple(broken), tuple(unfinished))
+            continue
+        try:
+            scans.append(_read(path, page if page in pages else ""))
+        except DamagedTableError as error:
+            broken[path.name] = error
+    return Tables(tuple(scans), broken, tuple(unfinished))
 
 
 def read_entities(name: str) -> dict[str, str]:
@@ -91,7 +96,7 @@ def read_entities(name: str) -> dict[str, str]:
     >>> read_entities("sub-01_ses-1_seg-dgm16_stats.tsv")
     {'sub': '01', 'ses': '1', 'seg': 'dgm16'}
     """
-    pairs = (part.split("-", 1) for part in name.removesuffix("_stats.tsv").split("_"))
+    pairs = (part.split("-", 1) for part in name.removesuffix(STATS).split("_"))
     return {key: value for key, value in pairs}
 
 
@@ -108,7 +113,7 @@ def _find(output_dir: Path) -> Iterator[tuple[Path, bool]]:
             if anat.is_dir():
                 names = set(os.listdir(anat))  # noqa: PTH208 3 x faster
                 for name in filter(_STATS.fullmatch, names):
-                    labels = f"{name.removesuffix('_stats.tsv')}_dseg"
+                    labels = f"{name.removesuffix(STATS)}_dseg"
                     yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
 
 
@@ -117,20 +122,15 @@ def _folders(parent: Path, prefix: str) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
 
 
-def _read(path: Path, page: str) -> ScanStats | None:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise InputError(describe_missing(path)) from None
-    header, *rows = text.splitlines() or [""]
-    columns = header.split("\t")
-    whole = rows and text.endswith("\n") and all(row.count("\t") + 1 == len(columns) for row in rows)
-    if not whole or not set(_NEEDED) <= set(columns):
-        return None
-    record = read_optional_json(path.with_name(path.name.removesuffix("_stats.tsv") + "_quality.json"))
+def _read(path: Path, page: str) -> ScanStats:
+    entities = read_entities(path.name)
+    if "seg" not in entities:
+        raise DamagedTableError("without a model (seg-) in the name", "rename the file")
+    text = read_stats(path, numbers=STATS_COLUMNS, needed=_NEEDED, known=_NUCLEI)
+    record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_quality.json"))
     scanner = record.pop("scanner", None)
     return ScanStats(
-        read_entities(path.name), text, flatten(record),
+        entities, text, flatten(record),
         name_scanner(scanner) if isinstance(scanner, dict) else None, page,
     )  # fmt: skip
 
@@ -138,7 +138,8 @@ def _read(path: Path, page: str) -> ScanStats | None:
 def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
     """Write the values of a nested record as text, under their names joined with underscores.
 
-    Lists of numbers and words are joined; ``warnings`` are counted too. Settings, versions and tables are left out.
+    Lists of numbers and words are joined; ``warnings`` are counted too, and of echo times nothing but their number is
+    kept. Settings, versions, tables and the steps of a reconstruction are left out.
 
     >>> flatten({"input": {"units": "ppm", "shape": [64, 64]}, "warnings": ["a", "b"], "scan": "sub-01"})
     {'input_units': 'ppm', 'input_shape': '64 x 64', 'n_warnings': '2', 'warnings': 'a; b'}
@@ -148,7 +149,9 @@ def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if name in _NOT_QUALITY:
             continue
-        if isinstance(value, Mapping):
+        if name == "reconstruction" and isinstance(value, Mapping):
+            flat |= _flatten_reconstruction(value)
+        elif isinstance(value, Mapping):
             flat |= flatten(value, prefix=f"{name}_")
         elif isinstance(value, list):
             if any(isinstance(item, Mapping | list) for item in value):
@@ -160,6 +163,12 @@ def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = _one_line(value)
     return flat
+
+
+def _flatten_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
+    times = made.get("EchoTime")
+    flat = {"reconstruction_n_echoes": str(len(times))} if isinstance(times, list) else {}
+    return flat | {f"reconstruction_{key}": _one_line(made[key]) for key in _RECONSTRUCTION if key in made}
 
 
 def _one_line(value: Any) -> str:

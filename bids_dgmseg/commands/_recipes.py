@@ -51,7 +51,10 @@ def run(model: Model, args: argparse.Namespace) -> int:
         raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
     with Line() as line:
         train_folds(plan, folds, say=line.say, show=line.show)
-    line.say(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    if tuple(plan.recipe.classes) == model.classes:
+        line.say(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    else:
+        line.say(f"train on from it with dgmseg train {model.name} DATASET OUT --from {args.out}")
     return 0
 
 

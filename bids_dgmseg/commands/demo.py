@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 HELP = "write a small valid BIDS dataset of phantom maps, with their true labels"
@@ -19,5 +20,6 @@ def run(args: argparse.Namespace) -> int:
 
     for scan in write_demo(args.dir.absolute()):
         print(scan, flush=True)
-    print(f"{args.dir} is ready; now: bids_dgmseg {args.dir} {args.dir}-out participant")
+    folders = shlex.join([str(args.dir), f"{args.dir}-out"])
+    print(f"{args.dir} is ready; now: bids_dgmseg {folders} participant")
     return 0

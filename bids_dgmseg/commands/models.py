@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Print what was asked for."""
     if args.action == "show" and args.model is None:
         raise InputError(f"show: which model? choose from {', '.join([*ALIASES, *MODELS])}")
-    chosen = [get_model(args.model)] if args.model else list(MODELS.values())
+    chosen = [get_model(args.model, option="")] if args.model else list(MODELS.values())
     if args.action == "list":
         print(_table([("model", "nuclei", "size", "licence", "trained on", "title"), *map(_row, chosen)]))
     elif args.action == "show":

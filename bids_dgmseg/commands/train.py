@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
-    model = get_model(args.model)
+    model = get_model(args.model, option="")
     kind = _kind(model, args.dataset)
     if kind == SIMULATED:
         _check_template(args.dataset)

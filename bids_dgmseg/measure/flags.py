@@ -61,6 +61,8 @@ def _round_away_from(limit: float, value: float) -> str:
 
 NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("n_components", "below", 1, 1, "not found", "parts", "a nucleus has at least one part"),
+    Rule("n_voxels", "below", 1, None, "found, but fills no voxel", "voxels",
+         "its weighted volume stands; never red, since voxels are larger than it and nothing went wrong"),
     Rule("n_components", "above", 2, 4, "in many parts", "parts",
          "nuclei are whole; the interposed nucleus has two parts a side"),
     Rule("expected_dice", "below", 0.65, 0.4, "the model is not certain of its outline", "expected Dice",
@@ -84,7 +86,7 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("mean_ppm_asymmetry", "away", 0.67, 1.2, "its susceptibility differs between the sides", "",
          "0.67 is twice the other side, 1.2 four times; a disease of one side may well do the first"),
 )  # fmt: skip
-"""Rules for one nucleus; columns of the quality measures, `norms` and `asymmetry`."""
+"""Rules for one nucleus; columns of the regions, the quality measures, `norms` and `asymmetry`."""
 
 SCAN_RULES: tuple[Rule, ...] = (
     Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm",
@@ -151,9 +153,13 @@ def judge_nuclei(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judged(row: pd.Series) -> dict[str, Any]:
-    """Take the measures of a nucleus; of one that was not found nothing but that."""
+    """Take the measures of a nucleus; of one without a voxel nothing but whether it was found all the same."""
     values = {str(key): value for key, value in row.items()}
-    return {"n_components": 0} if values.get("n_components") == 0 else values
+    if values.get("n_components") != 0:
+        return values
+    weighted_mm3 = values.get("volume_pv_mm3")
+    is_found = weighted_mm3 is not None and not pd.isna(weighted_mm3) and weighted_mm3 > 0
+    return {"n_voxels": 0} if is_found else {"n_components": 0}
 
 
 def judge_scan(values: Mapping[str, Any], lights: Sequence[Light]) -> tuple[Light, tuple[str, ...]]:

@@ -16,6 +16,9 @@ FEWEST_VOXELS = 20
 SMALLEST_MM3 = 50.0
 """Two thirds of the smallest nucleus; at 0.5 mm, twenty voxels are less than the error of any label."""
 
+_ROUNDING_MM = 1e-6
+"""Of affines in float32."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -91,15 +94,31 @@ def find_ventricle_core(
     Returns
     -------
     ndarray of bool
-        Voxels farther than half an edge of the label's voxels from every voxel outside, centre to centre: by so much a
-        border between coarse labels can be wrong, and what lies there is caudate or white matter.
+        Voxels farther than half an edge of the label's voxels from every voxel outside, centre to centre, and that
+        share no face with one. By so much a border between coarse labels can be wrong, and what lies there is caudate
+        or white matter; voxels with edges longer than that hold some of it wherever they touch the border.
     """
     core = np.zeros(ventricles.shape, bool)
     found = ndimage.find_objects(ventricles.astype(np.uint8))
     if found:
-        distance_mm = ndimage.distance_transform_edt(np.pad(ventricles[found[0]], 1), sampling=voxel_size_mm)
-        core[found[0]] = distance_mm[1:-1, 1:-1, 1:-1] > max(label_size_mm) / 2 + 1e-6  # affines round in float32
+        whole = np.pad(ventricles[found[0]], 1)
+        distance_mm = ndimage.distance_transform_edt(whole, sampling=voxel_size_mm)
+        inner = ndimage.binary_erosion(whole) & (distance_mm > max(label_size_mm) / 2 + _ROUNDING_MM)
+        core[found[0]] = inner[1:-1, 1:-1, 1:-1]
     return core
+
+
+def describe_core(
+    *, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]
+) -> str:
+    """Say by how much `find_ventricle_core` erodes.
+
+    >>> describe_core(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
+    'eroded by 1.5 mm, at least by one voxel'
+    """
+    rim_mm = max(label_size_mm) / 2
+    at_least = ", at least by one voxel" if max(voxel_size_mm) > rim_mm + _ROUNDING_MM else ""
+    return f"eroded by {rim_mm:g} mm{at_least}"
 
 
 def refer(stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[float, float, float]) -> pd.DataFrame:

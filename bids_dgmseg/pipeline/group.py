@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bids_dgmseg.absent import describe_missing, is_there, leads_nowhere
 from bids_dgmseg.bids.dataset import find_scans
 from bids_dgmseg.bids.derivatives import output_path
+from bids_dgmseg.bids.made_map import is_outdated
 from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.bids.toplevel import write_merged_dataset_files
 from bids_dgmseg.description import linked_datasets
@@ -38,7 +39,7 @@ def run_group(settings: Settings) -> int:
     Returns
     -------
     int
-        0.
+        0 if all tables of the participant level were gathered, 1 if damaged ones were left out.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def run_group(settings: Settings) -> int:
     choice = Choice(settings.participant_label, settings.session_label, (settings.model,) * settings.model_given)
     cohort = load_cohort(trees, choice=choice, site_column=settings.site_column, group_column=settings.group_column)
     if trees[0].path == settings.output_dir:
-        warnings += find_maps_without_results(settings, set(cohort.keys["model"]))
+        warnings += find_unlike_input(settings, set(cohort.keys["model"]))
     study = begin_study(cohort, options)
     check_folders(settings)
     if settings.dry_run:
@@ -81,7 +82,7 @@ def run_group(settings: Settings) -> int:
         progress.warn(warning)
     for line in (*map(str, tables.paths[::2]), *tables.notes, str(page)):
         progress.say(line)
-    return 0
+    return 1 if cohort.n_damaged else 0
 
 
 def _without_people(tree: Tree, where: str) -> str:
@@ -94,10 +95,11 @@ def _without_people(tree: Tree, where: str) -> str:
     return ""
 
 
-def find_maps_without_results(settings: Settings, models: Iterable[str]) -> list[str]:
-    """Say which scans of the input dataset have no results by one of the models, so that those that failed are missed.
+def find_unlike_input(settings: Settings, models: Iterable[str]) -> list[str]:
+    """Say which scans of the input dataset have no results by one of the models, and which have old ones.
 
-    Empty where the dataset has neither maps nor echoes: then maps came from derivatives that are not known here.
+    So that those that failed are missed, and reconstructed maps that another run replaced are seen. Empty where the
+    dataset has neither maps nor echoes: then maps came from derivatives that are not known here.
     """
     try:
         scans = find_scans(settings, echoes=True)
@@ -107,13 +109,16 @@ def find_maps_without_results(settings: Settings, models: Iterable[str]) -> list
         scan.name for scan in scans
         if not any(output_path(settings.output_dir, scan, "stats", ".tsv", seg=model).is_file() for model in models)
     ]  # fmt: skip
-    if not missing:
-        return []
     has = "1 has" if len(missing) == 1 else f"{len(missing)} have"
-    return [
+    lines = [
         f"{settings.bids_dir.name}: of {len(scans)} scans {has} no results: {list_some(missing)}; run the participant "
         "level for them, if they are wanted"
-    ]
+    ] if missing else []  # fmt: skip
+    for model in sorted(models):
+        if old := [scan.name for scan in scans if is_outdated(settings.output_dir, scan, model)]:
+            lines.append(f"{list_some(old)}: results of {model} were made from another map of the echoes than the one "
+                         f"beside them; run the participant level with --model {model} again")  # fmt: skip
+    return lines
 
 
 def _tell_plan(settings: Settings, cohort: Cohort, warnings: Sequence[str]) -> int:

@@ -202,6 +202,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
     settings = traits.Any(mandatory=True, nohash=True, desc="the run's options")
     fingerprint = traits.Str(mandatory=True, desc="what the results depend on")
+    reconstruction = traits.Str(usedefault=True, desc="what a map that was reconstructed here depends on")
 
 
 class _SaveOutputSpec(TraitedSpec):
@@ -228,7 +229,7 @@ class Save(SimpleInterface):
             box_mm=box_mm, masks=settings.masks, fingerprint=self.inputs.fingerprint,
             figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
             regions={region: Path(path) for region, path in self.inputs.in_regions.items()},
-            chi=Path(self.inputs.in_chi) if self.inputs.in_chi else None,
+            chi=Path(self.inputs.in_chi) if self.inputs.in_chi else None, reconstruction=self.inputs.reconstruction,
         )  # fmt: skip
         self._results["out_files"] = [str(path) for path in written]
         return runtime

@@ -19,3 +19,5 @@ class Job:
     """The user's mask of the reference region."""
     brain_mask: Path | None = None
     """The user's mask of the brain, where the map is to be reconstructed."""
+    reconstruction: str = ""
+    """What that map depends on."""

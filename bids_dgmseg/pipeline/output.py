@@ -8,6 +8,7 @@ from pathlib import Path
 from bids_dgmseg.absent import describe_missing, describe_pointer, is_pointer, leads_nowhere
 from bids_dgmseg.description import DATASET_DESCRIPTION, is_own, makers
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.settings import Settings
 
 
@@ -36,7 +37,10 @@ def check_folders(settings: Settings) -> None:
             f"{settings.work_dir.name}: --work-dir inside the output directory, whose dataset would not be valid; "
             "choose a folder outside it"
         )
-    if maker := _foreign_maker(settings.output_dir):
+    maker = _foreign_maker(settings.output_dir)
+    if not maker and settings.analysis_level == "participant":
+        maker = _unknown_maker(settings.output_dir)
+    if maker:
         raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
     check_output(settings)
 
@@ -63,6 +67,20 @@ def _foreign_maker(folder: Path) -> str | None:
         raise InputError(f"{folder.name}: {describe_missing(path)}")
     if is_pointer(path):
         raise InputError(f"{folder.name}: {describe_pointer(path)}")
-    if not path.is_file() or is_own(folder):
+    if not path.is_file():
+        return None
+    try:
+        read_json(path)
+    except InputError as error:
+        raise InputError(f"{folder.name}/{error}") from error
+    if is_own(folder):
         return None
     return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"
+
+
+def _unknown_maker(folder: Path) -> str | None:
+    """Say so where a folder holds participants, but nothing tells whose they are: SEPIA's maps have no description."""
+    if (folder / DATASET_DESCRIPTION).exists():
+        return None
+    held = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
+    return f"another program ({held}, but no {DATASET_DESCRIPTION})" if held else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +13,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.names import list_some
-from bids_dgmseg.bids.segmentations import read_label_table
+from bids_dgmseg.bids.segmentations import LabelTable, read_label_table
 from bids_dgmseg.bids.sources import find_source
+from bids_dgmseg.cohort.stats_file import STATS, DamagedTableError, read_stats
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.units import check_chi
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.images.volume import Volume, check_whole
 from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.overlap import overlap
 from bids_dgmseg.structures import STRUCTURES, Structure
 
 Pair = tuple[str, str]
 
+_LARGEST = np.iinfo(np.int32).max
 _SHIFT = 0.05
 """Corners of one grid may differ by this part of the shortest edge of a voxel: what headers round."""
 
@@ -138,7 +139,7 @@ def _read_all(task: Task) -> tuple[dict[str, _Segmentation], list[str]]:
     read, failures = {}, []
     for rater, path in task.paths.items():
         try:
-            table = read_label_table(path)
+            table = _read_table(path)
             volume, names = read_labels(path), table.abbreviations
             numbers = np.unique(volume.array[volume.array != 0]).tolist()
             seen = frozenset(names[number] for number in numbers if number in names)
@@ -148,18 +149,30 @@ def _read_all(task: Task) -> tuple[dict[str, _Segmentation], list[str]]:
     return read, failures
 
 
+def _read_table(path: Path) -> LabelTable:
+    try:
+        return read_label_table(path)
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise InputError(f"{path.name}: a number in its label table is too long; correct the table") from error
+
+
 def read_labels(path: Path) -> Volume:
     """Read a label image as int32.
 
     Raises
     ------
     InputError
-        If it cannot be read or holds fractions.
+        If it cannot be read, is damaged anywhere, or holds fractions or numbers too large for a label.
     """
     volume = Volume.read(path, np.float64)
+    check_whole(path)
     if not np.array_equal(volume.array, np.rint(volume.array)):
         part = volume.array[volume.array != np.rint(volume.array)][0]
         raise InputError(f"{path.name}: holds {part:.3g}, expected whole numbers; give a label image (dseg)")
+    largest = float(np.abs(volume.array).max(initial=0))
+    if largest > _LARGEST:
+        what = f"holds {largest:.3g}, expected labels up to {_LARGEST}"
+        raise InputError(f"{path.name}: {what}; give a label image (dseg)")
     return volume.with_array(volume.array.astype(np.int32))
 
 
@@ -223,8 +236,8 @@ def _measure(
     structures: Mapping[str, Structure],
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Volume and, where there is a map or a table, mean susceptibility of each nucleus by each rater."""
-    values, failures = [], []
-    tables = {} if task.chi else {rater: _read_stats(one.path) for rater, one in segmentations.items()}
+    values: list[dict[str, Any]] = []
+    tables, failures = ({}, []) if task.chi else _read_tables(task, segmentations)
     chi = None
     try:
         if task.chi:
@@ -279,18 +292,28 @@ def _under_labels(chi: NDArray[np.floating], labels: NDArray[np.uint16]) -> dict
     return {int(number): float(sums[number] / counts[number]) for number in np.flatnonzero(counts)}
 
 
-def _read_stats(path: Path) -> dict[str, float]:
+def _read_tables(
+    task: Task, segmentations: Mapping[str, _Segmentation]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Read each rater's table of measures, empty where there is none; one that is damaged is a failure."""
+    tables: dict[str, dict[str, float]] = {}
+    failures = []
+    for rater, one in segmentations.items():
+        stats = one.path.with_name(f"{one.path.name.partition('.')[0].removesuffix('_dseg')}{STATS}")
+        try:
+            tables[rater] = _read_means(stats) if stats.exists() or stats.is_symlink() else {}
+        except DamagedTableError as error:
+            tables[rater] = {}
+            failures.append(f"{task.scan}: {rater}: {stats.name}: {error.what}; {error.remedy}")
+    return tables, failures
+
+
+def _read_means(stats: Path) -> dict[str, float]:
     """Mean susceptibilities from the table that the participant level wrote beside a segmentation."""
-    stats = path.with_name(f"{path.name.partition('.')[0].removesuffix('_dseg')}_stats.tsv")
-    if not stats.is_file():
-        return {}
-    with stats.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    known = [row for row in rows if row.get("abbreviation") and row.get("mean_ppm", "n/a") not in (None, "", "n/a")]
-    try:
-        return {row["abbreviation"]: float(row["mean_ppm"]) for row in known}
-    except ValueError as error:
-        raise InputError(f"{stats.name}: {error} in column mean_ppm; run the participant level again") from error
+    header, *lines = read_stats(stats, numbers=("mean_ppm",), needed=("mean_ppm",)).splitlines()
+    name, mean = (header.split("\t").index(column) for column in ("abbreviation", "mean_ppm"))
+    rows = (line.split("\t") for line in lines)
+    return {row[name]: float(row[mean]) for row in rows if row[mean] not in ("n/a", "")}
 
 
 def _ordered(names: set[str]) -> list[str]:

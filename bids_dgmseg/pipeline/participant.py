@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Scan, find_scans
 from bids_dgmseg.bids.left_out import find_left_out
+from bids_dgmseg.bids.names import list_some
 from bids_dgmseg.bids.references import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.bids.validate import summarize_validation
 from bids_dgmseg.errors import InputError
@@ -87,7 +88,7 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
     with log_to(logs, verbose=settings.verbose > 0), progress:
         configure_nipype(settings)
         write_dataset_files(settings, scans, model)
-        for note in notes:
+        for note in [*notes, *_tell_stale(settings, jobs)]:
             progress.warn(note)
         for reason in [*find_left_out(settings, scans), *_idle_options(settings, scans)]:
             progress.warn(reason)
@@ -105,25 +106,45 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
 
 def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     """Choose the scans that have no results, or results from another map, model or option."""
-    from bids_dgmseg.bids.derivatives import fingerprint, is_done
+    from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint
 
     masks, brains = find_reference_masks(settings, scans), find_brain_masks(settings, scans)
     jobs = []
     for scan in scans:
         mask, brain = masks.get(scan.name), brains.get(scan.name)
-        mark = fingerprint(scan, settings, model, reference_mask=mask, brain_mask=brain)
-        jobs.append(Job(scan, mark, mask, brain))
+        made = map_fingerprint(scan, settings.phase_sign, brain)
+        mark = fingerprint(scan, settings, model, reference_mask=mask, reconstruction=made)
+        jobs.append(Job(scan, mark, mask, brain, made))
     if settings.force:
         return jobs
     return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]
+
+
+def _tell_stale(settings: Settings, jobs: Sequence[Job]) -> list[str]:
+    """Name results of other models whose map this run replaces by another one of the same echoes."""
+    from bids_dgmseg.bids.made_map import find_dependent
+
+    stale: dict[str, list[str]] = {}
+    for job in jobs:
+        made = job.reconstruction
+        for model in find_dependent(settings.output_dir, job.scan, but_for=made) if made else ():
+            if model != settings.model:
+                stale.setdefault(model, []).append(job.scan.name)
+    return [
+        f"{list_some(scans)}: results of {model} were made from another map of the echoes, which this run replaces; "
+        f"run --model {model} again, with the same --phase-sign and --brain-mask" for model, scans in stale.items()
+    ]
 
 
 def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
     """Say what would be done; what ends a run before its first scan ends this too."""
     from bids_dgmseg.segment.ready import check_ready
 
-    todo = {job.scan.name for job in _plan(settings, model, scans)}
-    notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device)] if todo else notes
+    jobs = _plan(settings, model, scans)
+    todo = {job.scan.name for job in jobs}
+    if jobs:
+        notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device),
+                 *_tell_stale(settings, jobs)]  # fmt: skip
     progress = Progress(0)
     for scan in scans:
         if scan.problem:
@@ -153,15 +174,16 @@ def _write_pages(settings: Settings, scans: Sequence[Scan], run: Run, progress: 
     """Write the page of each participant with new results or failures, or whose page an earlier run did not reach."""
     from bids_dgmseg.report.page import write_page
 
-    complete = True
+    complete, model = True, get_model(settings.model)
     touched = {scan.participant for scan in scans if scan.name in run.done or scan.name in run.failed}
     for participant in sorted({scan.participant for scan in scans}):
         if participant not in touched and not _is_page_old(settings.output_dir, participant):
             continue
         names = [scan.name for scan in scans if scan.participant == participant]
-        problems = [run.failed[name] for name in names if name in run.failed]
+        failed = [name for name in names if name in run.failed]
+        problems, earlier = [run.failed[name] for name in failed], [(name, model.name) for name in failed]
         try:
-            write_page(settings.output_dir, participant, problems=problems)
+            write_page(settings.output_dir, participant, problems=problems, earlier=earlier)
         except Exception as error:  # noqa: BLE001 - the scans are done: a page must not take the others with it
             progress.warn(f"sub-{participant}: the page could not be written ({error}); report this")
             complete = False

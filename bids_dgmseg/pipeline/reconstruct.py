@@ -120,9 +120,18 @@ def describe_reconstruction(scan: Scan, done: Reconstructed, *, mask: Path | Non
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": done.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
+        "ReadoutCorrection": _say_alternation(done.alternation_rad),
         **describe_steps(len(scan.echoes)),
         "warnings": warnings,
     }
+
+
+def _say_alternation(ramp_rad: float | None) -> str:
+    if ramp_rad is None:
+        return "none: with fewer than three echoes, or uneven times, bipolar readouts cannot be told"
+    if not ramp_rad:
+        return "none needed: no ramp alternates from echo to echo"
+    return f"a ramp of {ramp_rad:.2g} rad over the brain, alternating from echo to echo, removed"
 
 
 def _read_magnitude(path: Path, grid: Volume, scan: Scan) -> NDArray[np.float32]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.reference import Reference, find_ventricle_core, measure_reference
+from bids_dgmseg.images.volume import Volume, check_whole
+from bids_dgmseg.measure.reference import Reference, describe_core, find_ventricle_core, measure_reference
 from bids_dgmseg.measure.scan import Segmented
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.pairs import grids_differ
@@ -89,19 +90,20 @@ def _find_region(
             return _read_region(regions["brain"]), f"brain labelled by {model.name}"
         return scan.view.inside, "measured part of the map"
     label_size_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
-    core = find_ventricle_core(
-        _read_region(regions["ventricles"]), voxel_size_mm=scan.chi.voxel_size_mm, label_size_mm=label_size_mm
-    )
-    return core, f"lateral ventricles labelled by {model.name}, eroded by {max(label_size_mm) / 2:g} mm"
+    size_mm: dict[str, Any] = {"voxel_size_mm": scan.chi.voxel_size_mm, "label_size_mm": label_size_mm}
+    core = find_ventricle_core(_read_region(regions["ventricles"]), **size_mm)
+    return core, f"lateral ventricles labelled by {model.name}, {describe_core(**size_mm)}"
 
 
 def _read_region(path: str) -> NDArray[np.bool_]:
     region: NDArray[np.bool_] = Volume.read(path, np.uint8).array > 0
+    check_whole(path)
     return region
 
 
 def _read_mask(path: Path, chi: Volume) -> NDArray[np.bool_]:
     mask = Volume.read(path)
+    check_whole(path)
     if apart := grids_differ(chi, mask):
         raise InputError(f"{path.name}: does not lie on the grid of the map ({apart}); resample the mask first")
     inside: NDArray[np.bool_] = mask.array > 0.5

@@ -103,6 +103,7 @@ class Run:
         workflow = init_scan_wf(
             settings=self._settings, model=self._model, scan=job.scan, fingerprint=job.fingerprint,
             reference_mask=job.reference_mask, brain_mask=job.brain_mask,
+            reconstruction=job.reconstruction,
         )  # fmt: skip
         workflow.base_dir = str(self._work)
         for step in set(STEPS) & set(workflow.list_node_names()):

@@ -9,7 +9,7 @@ from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.derivatives import MAP_SIDECAR
+from bids_dgmseg.bids.made_map import MAP_SIDECAR
 from bids_dgmseg.models import Model
 from bids_dgmseg.pipeline.interfaces import Check, Figures, Localize, Measure, Save, Segment
 from bids_dgmseg.pipeline.reconstruct import Reconstruct, plan_memory_gb
@@ -31,7 +31,7 @@ def workflow_name(scan: str) -> str:
 
 def init_scan_wf(
     *, settings: Settings, model: Model, scan: Scan, fingerprint: str, reference_mask: Path | None = None,
-    brain_mask: Path | None = None, name: str | None = None,
+    brain_mask: Path | None = None, reconstruction: str = "", name: str | None = None,
 ) -> Workflow:  # fmt: skip
     """Connect the steps from one susceptibility map, or the echoes that it is made of, to its derivatives.
 
@@ -49,6 +49,8 @@ def init_scan_wf(
         The user's mask of the region that susceptibilities are referred to.
     brain_mask : Path, optional
         The user's mask of the brain, for a map that is reconstructed from echoes.
+    reconstruction : str
+        What that map depends on; it and the derivatives carry it.
     name : str, optional
         What the logs and the working directory call it; by default the scan's name.
 
@@ -84,7 +86,8 @@ def init_scan_wf(
     choice = ReferenceChoice.of(settings, reference_mask)
     measure = Node(Measure(model=model, reference=choice), name="measure", mem_gb=1.5)
     figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
-    save = Node(Save(scan=scan, model=model, settings=settings, fingerprint=fingerprint), name="save", mem_gb=1.0)
+    marks = {"fingerprint": fingerprint, "reconstruction": reconstruction}
+    save = Node(Save(scan=scan, model=model, settings=settings, **marks), name="save", mem_gb=1.0)
     workflow = Workflow(name=name or workflow_name(scan.name))
     if scan.from_echoes:
         reconstruct = Node(

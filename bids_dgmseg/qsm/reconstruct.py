@@ -15,6 +15,7 @@ from torch import Tensor
 from bids_dgmseg.qsm.background import v_sharp
 from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, enlarge, fast_size
 from bids_dgmseg.qsm.invert import total_variation
+from bids_dgmseg.qsm.readout import remove_alternation
 from bids_dgmseg.qsm.reliable import leave_out, misfit_rad
 from bids_dgmseg.qsm.tissue import find_tissue
 from bids_dgmseg.qsm.unwrap import unwrap_echoes
@@ -47,6 +48,8 @@ class Reconstructed:
     """1 where phase grows with the field, -1 where it falls."""
     sign_ratio: float
     """How many times farther from the median the positive extreme is than the negative one, in the deep brain."""
+    alternation_rad: float | None
+    """Range of the ramp that alternated from echo to echo and was removed; 0 if there was none, None if unknown."""
 
 
 def describe_steps(n_echoes: int) -> dict[str, str]:
@@ -96,13 +99,14 @@ def reconstruct_chi(
 
     See Also
     --------
-    unwrap_echoes, combine_echoes, leave_out, v_sharp, total_variation : The steps, with their sources.
+    remove_alternation, unwrap_echoes, combine_echoes, leave_out, v_sharp, total_variation : The steps, with sources.
     """
     seen = np.isfinite(phase).all(axis=0)
     phase, magnitude = np.where(seen, phase, np.float32(0)), np.where(seen, magnitude, np.float32(0))
     if mask is None:
         mask = find_tissue(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & seen)
+    phases, ramp_rad = remove_alternation(phases, signal, brain, echo_times_s=echo_times_s)
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
     field, brain = _agreed(
@@ -116,7 +120,7 @@ def reconstruct_chi(
     kept = inside.numpy()
     ratio = _tail_ratio(chi.numpy(), kept, voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
-    return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio)
+    return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio, ramp_rad)
 
 
 def _agreed(

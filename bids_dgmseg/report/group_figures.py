@@ -244,7 +244,7 @@ def model_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, a figure a measure and pair."""
     for first, second in list(combinations(cohort.models, 2))[:N_PAIRS]:
         for measure in MEASURES:
-            values = _side_by_side(cohort, measure).reindex(columns=[first, second]).dropna().reset_index()
+            values = _side_by_side(cohort, measure, (first, second))
             rows = pd.DataFrame([
                 {"abbreviation": name, "reference": first, "prediction": second,
                  **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
@@ -254,9 +254,22 @@ def model_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
                 yield _agreement(values, rows, output_dir, measure=measure, pair=(first, second))
 
 
-def _side_by_side(cohort: Cohort, measure: str) -> pd.DataFrame:
-    """Put a measure of each nucleus and scan into a column a model."""
-    return cohort.stats.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
+def say_not_compared(cohort: Cohort) -> Iterator[str]:
+    """Say which of several models have no figure of their own."""
+    pairs = list(combinations(cohort.models, 2))
+    for first, second in pairs[:N_PAIRS]:
+        shared = [_side_by_side(cohort, measure, (first, second))["abbreviation"] for measure in MEASURES]
+        n_shared = max(names.value_counts().to_numpy().max(initial=0) for names in shared)
+        if n_shared < _ENOUGH:
+            yield f"{first} and {second} share the values of {n_shared} scans, {_ENOUGH} are needed"
+    if len(pairs) > N_PAIRS:
+        yield f"the first {N_PAIRS} of {len(pairs)} pairs of models are compared"
+
+
+def _side_by_side(cohort: Cohort, measure: str, pair: tuple[str, str]) -> pd.DataFrame:
+    """Put a measure of the nuclei and scans that both of two models have into a column a model."""
+    wide = cohort.stats.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
+    return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 
 def _agreement(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from bids_dgmseg.report.group_figures import (
     asymmetry_figures,
     model_figures,
     overall_figures,
+    say_not_compared,
     violin_figures,
 )
 from bids_dgmseg.report.group_read import Cohort, read_cohort
@@ -128,11 +129,11 @@ def _left_out(cohort: Cohort) -> Iterator[str]:
             yield f"Plots by {factor}: {why}"
     if len(cohort.models) < 2:
         yield f"Comparison of models: all scans were segmented by one, {cohort.models[0]}"
+    yield from (f"Comparison of models: {why}" for why in say_not_compared(cohort))
     if not has_lights(cohort):
         yield "Lights of the scans: group_stats.tsv and group_quality.tsv hold none"
     for name in [*_DRAWN, *(statistic.name for statistic in STATISTICS)]:
-        if why := _say_empty(cohort, name):
-            yield f"{name}.tsv: {why}"
+        yield from (f"{name}.tsv: {why}" for why in _say_empty(cohort, name))
 
 
 def _say_levels(cohort: Cohort, factor: str) -> str:
@@ -147,21 +148,59 @@ def _say_levels(cohort: Cohort, factor: str) -> str:
     return f"{_scans(cohort.n_of(factor, levels[0]))} {_AT[factor]} {levels[0]}, {without} without a {factor}"
 
 
-def _say_empty(cohort: Cohort, name: str) -> str:
-    """Say why nothing of a table is shown; empty where something is."""
+def _say_empty(cohort: Cohort, name: str) -> Iterator[str]:
+    """Say why nothing of a table is shown, each model for itself; nothing where all is."""
     table = cohort.tables.get(name)
     if table is None:
-        return "not in this folder"
-    if name == "group_outliers" and len(table.rows) and chosen(table).empty:
-        return "no value stands out"
-    if len(table.rows):
+        yield "not in this folder"
+    elif table.rows.empty and (reason := table.dictionary.get("NotComputed")):
+        yield str(reason)
+    elif name in _REASONS:
+        said = {model: why for model in cohort.models if (why := _REASONS[name](cohort, model))}
+        is_common = len(said) == len(cohort.models) and len(set(said.values())) == 1
+        yield from {*said.values()} if is_common else [f"{model}: {why}" for model, why in said.items()]
+    elif table.rows.empty:
+        yield "has no rows"
+
+
+def _say_no_outliers(cohort: Cohort, model: str) -> str:
+    """Say that no value of a model stands out, or why none was looked at; empty where one does."""
+    table = cohort.tables["group_outliers"]
+    rows = _of_model(table.rows, model)
+    if rows.empty:
+        return "has no rows"
+    if len(_of_model(chosen(table), model)):
         return ""
-    if reason := table.dictionary.get("NotComputed"):
-        return str(reason)
+    if "robust_z" not in rows or rows["robust_z"].notna().any():
+        return "no value stands out"
+    return f"no value was compared with its site ({_most_frequent(rows)})"
+
+
+def _say_no_curves(cohort: Cohort, model: str) -> str:
+    """Say why no curve over age could be fitted to a model's measures; empty where one was."""
+    if len(_of_model(cohort.tables["group_ageing_curves"].rows, model)):
+        return ""
     fits = cohort.tables.get("group_ageing")
-    if name == "group_ageing_curves" and fits and "note" in fits.rows and fits.rows["note"].notna().any():
-        return f"no curve could be fitted ({fits.rows['note'].mode()[0]})"
-    return "has no rows"
+    note = _most_frequent(_of_model(fits.rows, model)) if fits else ""
+    return f"no curve could be fitted ({note})" if note else "has no rows"
+
+
+_REASONS: Mapping[str, Callable[[Cohort, str], str]] = {
+    "group_outliers": _say_no_outliers, "group_ageing_curves": _say_no_curves,
+}  # fmt: skip
+"""Tables that may lack what is shown of one of several models."""
+
+
+def _of_model(rows: pd.DataFrame, model: str) -> pd.DataFrame:
+    return rows[rows["model"] == model] if "model" in rows else rows
+
+
+def _most_frequent(rows: pd.DataFrame) -> str:
+    """Give the most frequent note, one that tells more than that a value is missing if there is any."""
+    notes = rows["note"].dropna().astype(str) if "note" in rows else pd.Series(dtype=str)
+    telling = notes[notes != "missing"]
+    found = (telling if len(telling) else notes).mode()
+    return found.iloc[0].removeprefix("no z: ") if len(found) else ""
 
 
 def _scans(n: int) -> str:

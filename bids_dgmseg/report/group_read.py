@@ -17,6 +17,7 @@ from bids_dgmseg.report.numbers import NO_VALUE
 from bids_dgmseg.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")
+_WEIGHTED = "volume_pv_mm3"
 KEYS = ("tree", "model", "abbreviation")
 _ENTITIES = {
     "participant_id": "sub", "session_id": "ses", "acquisition": "acq", "ceagent": "ce", "reconstruction": "rec",
@@ -52,9 +53,10 @@ class Cohort:
     """What the page is made from."""
 
     stats: pd.DataFrame
-    """``group_stats.tsv``: a row a scan, model and nucleus, with ``scan``, ``nucleus`` and ``side`` added, and
-    ``site`` and ``group`` where there is such a column. Maps reconstructed in another way are another ``model`` here,
-    such as ``dgm16 desc-rts``; ``seg`` is the model alone."""
+    """``group_stats.tsv``: a row a scan, model and nucleus, with ``scan``, ``nucleus`` and ``side`` added,
+    ``volume_pv_mm3`` in any case (NaN where it is not known), and ``site`` and ``group`` where there is such a column.
+    Maps reconstructed in another way are another ``model`` here, such as ``dgm16 desc-rts``; ``seg`` is the model
+    alone."""
     tables: Mapping[str, GroupTable]
     """All tables that are there, by name; with ``scan`` where a row is of one."""
 
@@ -104,7 +106,7 @@ def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
     tables = {name: _with_scans(table) for name in names if (table := read_table(output_dir, name))}
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
-    wanted = {*KEYS, _SITE, "age_years", "light", "reasons", *MEASURES, group}
+    wanted = {*KEYS, _SITE, "age_years", "light", "reasons", *MEASURES, _WEIGHTED, group}
     stats = read_table(output_dir, "group_stats", columns=wanted, text=(group,))
     if stats is None:
         raise InputError(f"{output_dir.name}: no group_stats.tsv; run the group level first")
@@ -207,12 +209,14 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     """Add scan, nucleus and side; say where site or group is missing."""
     known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
+    known = known.assign(**{_WEIGHTED: known.get(_WEIGHTED, np.nan)})
     added = {
         "scan": _labels(known),
         "nucleus": known["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
         "side": known["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
-        **{measure: pd.to_numeric(known[measure], errors="coerce").astype(np.float64) for measure in MEASURES},
-    }
+        **{measure: pd.to_numeric(known[measure], errors="coerce").astype(np.float64)
+           for measure in (*MEASURES, _WEIGHTED)},
+    }  # fmt: skip
     for factor in {"site", "group"} & set(known):
         added[factor] = known[factor].astype(object).fillna(NO_VALUE)
     return known.assign(**added).reset_index(drop=True)

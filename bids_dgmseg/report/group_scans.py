@@ -48,7 +48,9 @@ def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
     headings += [Heading("Whole scan", kind="lit")] if overall else []
     headings += [Heading(nucleus, STRUCTURES.named(nucleus).name, kind="lit") for nucleus in nuclei]
-    headings += [Heading("Not found", kind="text"), Heading("Outliers"), Heading("Warnings")]
+    blank = {"missing": "Not found", **({"unfilled": "Fills no voxel"} if scans["unfilled"].notna().any() else {})}
+    headings += [Heading(title, kind="text") for title in blank.values()]
+    headings += [Heading("Outliers"), Heading("Warnings")]
     rows = []
     for scan in scans.head(N_SCANS).to_dict("records"):
         row = (scan["scan"], scan["model"])
@@ -59,7 +61,7 @@ def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
                    reasons.at[row, nucleus] if nucleus in reasons else None)
             for nucleus in nuclei
         ]  # fmt: skip
-        cells.append(Cell(scan["missing"] if isinstance(scan["missing"], str) else "none"))
+        cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in blank]
         rows.append([*cells, to_cell(scan["n_outliers"]), to_cell(scan["n_warnings"])])
     file = "group_quality.tsv" if "group_quality" in cohort.tables else "group_stats.tsv"
     return PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file=file)
@@ -70,9 +72,12 @@ def _judged(cohort: Cohort) -> pd.DataFrame:
     scans = cohort.scans.set_index(_KEYS, drop=False)
     scans.index.names = [None, None]
     lights = _nucleus_lights(cohort).reindex(scans.index)
-    absent = cohort.stats[~(cohort.stats["volume_mm3"] > 0)]
+    blank = cohort.stats[~(cohort.stats["volume_mm3"] > 0)]
+    is_unfilled = blank["volume_pv_mm3"] > 0
+    absent, unfilled = blank[~is_unfilled], blank[is_unfilled]
     scans["light"] = _scan_lights(cohort).reindex(scans.index)
     scans["missing"] = absent.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
+    scans["unfilled"] = unfilled.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
     scans["n_missing"] = absent.groupby(_KEYS).size().reindex(scans.index, fill_value=0)
     scans["n_outliers"] = _count_outliers(cohort).reindex(scans.index)
     for column in ("n_warnings", "page", "reasons"):

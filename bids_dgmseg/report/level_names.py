@@ -10,6 +10,8 @@ from itertools import takewhile
 _UPRIGHT = 60
 """Characters that fit side by side below a panel."""
 _TURNED = 22
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters that no font draws."""
 _BREAK = re.compile(r"[\s_/.,:;-]")
 
 
@@ -27,6 +29,8 @@ class LevelNames:
 def name_levels(levels: Sequence[str]) -> LevelNames:
     """Shorten names so that no two are alike: by what all begin and end with, then in their middle, else to numbers.
 
+    Control characters are shown by their codes.
+
     Parameters
     ----------
     levels : sequence of str
@@ -39,6 +43,7 @@ def name_levels(levels: Sequence[str]) -> LevelNames:
     >>> name_levels([f"University Hospital {place}" for place in ("Bern", "Graz", "Vaud")]).shown
     ('Bern', 'Graz', 'Vaud')
     """
+    levels = [_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", level) for level in levels]
     upright = max(4, _UPRIGHT // max(len(levels), 1))
     if max(map(len, levels), default=0) <= upright:
         return LevelNames(tuple(levels), turned=False, key="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bids_dgmseg import __version__
 from bids_dgmseg.report.figures import WINDOW_PPM
 from bids_dgmseg.report.methods import write_methods
 from bids_dgmseg.report.numbers import CHECKS, COLUMNS, NO_VALUE, Column, round_text, say, say_box, say_size
-from bids_dgmseg.report.results import Result, is_found, read_results
+from bids_dgmseg.report.results import Result, is_found, is_unfilled, read_results
 from bids_dgmseg.report.templating import open_templates
 from bids_dgmseg.structures import STRUCTURES
 
@@ -26,8 +26,9 @@ _MAP = {
 
 
 def write_page(
-    output_dir: Path, participant: str, *, model_names: Sequence[str] | None = None, problems: Sequence[str] = ()
-) -> Path:
+    output_dir: Path, participant: str, *, model_names: Sequence[str] | None = None, problems: Sequence[str] = (),
+    earlier: Collection[tuple[str, str]] = (),
+) -> Path:  # fmt: skip
     """Write ``sub-X.html`` from the tables and pictures in the output tree.
 
     Parameters
@@ -40,6 +41,8 @@ def write_page(
         Only these models; by default all that the tree holds.
     problems : sequence of str
         Why scans failed, one line each; printed on top.
+    earlier : collection of (str, str)
+        Scan and model whose results, where there are any, an earlier run left, because the last one failed.
 
     Returns
     -------
@@ -58,6 +61,7 @@ def write_page(
         sessions=sorted({result.session for result in results if result.session}),
         models=sorted({result.model for result in results}),
         problems=problems,
+        earlier=earlier,
         methods=write_methods(results),
         window=WINDOW_PPM,
         version=__version__,
@@ -69,7 +73,7 @@ def _environment() -> Environment:
     environment = open_templates(say=say, round_text=round_text)
     environment.globals.update(
         measurements=COLUMNS, checks=CHECKS, column_groups=_column_groups, nuclei=_nuclei, facts=_facts,
-        is_found=is_found,
+        is_found=is_found, is_unfilled=is_unfilled,
     )  # fmt: skip
     return environment
 
@@ -153,6 +157,7 @@ def _say_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
         "Main field": _say_measure(made.get("MagneticFieldStrength"), "T"),
         "Brain mask": say(made.get("BrainMask")),
         "Phase": f"{follows} (from {say(made.get('PhaseSignFrom'))})",
+        "Readout": say(made.get("ReadoutCorrection")),
         "Unwrapping": say(made.get("Unwrapping")),
         "Field": say(made.get("FieldFit")),
         "Background field": say(made.get("BackgroundFieldRemoval")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -11,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.links import make_link
 from bids_dgmseg.measure.flags import LIGHTS, Light
 from bids_dgmseg.report.slices import PLANES
 
 _STATS, _QUALITY = "_stats.tsv", "_quality.json"
-_NO_VALUE = ("", "n/a", "nan")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Result:
     """Rows of ``_stats.tsv`` as they are written."""
     pictures: tuple[Picture, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
-    """Name and link of each file written."""
+    """Name and link of each file written but the masks."""
+    n_masks: int = 0
+    """Masks of nuclei and regions of the head beside them."""
 
     @property
     def anchor(self) -> str:
@@ -65,12 +68,17 @@ class Result:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Abbreviations of the nuclei that have voxels."""
+        """Abbreviations of the nuclei that were found."""
         return tuple(row["abbreviation"] for row in self.rows if is_found(row))
 
     @property
+    def unfilled(self) -> tuple[str, ...]:
+        """Abbreviations of those that were found and fill no voxel: no picture shows them."""
+        return tuple(row["abbreviation"] for row in self.rows if is_unfilled(row))
+
+    @property
     def absent(self) -> tuple[str, ...]:
-        """Abbreviations of the nuclei that have none."""
+        """Abbreviations of the nuclei that were not found."""
         return tuple(row["abbreviation"] for row in self.rows if not is_found(row))
 
     @property
@@ -103,9 +111,19 @@ class Result:
 
 
 def is_found(row: Mapping[str, str]) -> bool:
-    """Whether the row of a nucleus counts any voxel."""
-    text = row.get("n_voxels", "")
-    return text.lower() not in _NO_VALUE and float(text) > 0
+    """Whether the row of a nucleus has a voxel, or a weighted volume without one."""
+    return _is_positive(row, "n_voxels") or is_unfilled(row)
+
+
+def is_unfilled(row: Mapping[str, str]) -> bool:
+    """Whether a nucleus was found and is too small to fill a voxel of the map."""
+    return not _is_positive(row, "n_voxels") and _is_positive(row, "volume_pv_mm3")
+
+
+def _is_positive(row: Mapping[str, str], column: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return float(row.get(column) or "nan") > 0
+    return False
 
 
 def read_results(
@@ -146,15 +164,26 @@ def _read_result(stem: Path, *, output_dir: Path, participant: str) -> Result:
     bare = re.sub(r"_seg-[^_]+", "", stem.name)
     starts = (f"{stem.name}_", f"{bare}_Chimap.") if quality.get("reconstruction") else (f"{stem.name}_",)
     paths = sorted(path for path in stem.parent.glob("*") if path.name.startswith(starts))
+    model = str(quality.get("model") or (seg[1] if seg else "n/a"))
     return Result(
         participant=participant,
         name=str(quality.get("scan") or bare),
-        model=str(quality.get("model") or (seg[1] if seg else "n/a")),
+        model=model,
         quality=quality,
         rows=rows,
         pictures=_find_pictures(stem.name, output_dir),
         files=tuple((path.name, link(path, output_dir)) for path in paths if path.is_file()),
+        n_masks=_count_masks(stem.parent, bare, model),
     )
+
+
+def _count_masks(folder: Path, name: str, model: str) -> int:
+    """Count the masks of a scan and model; a ``desc`` of the scan stands in front of the model's name."""
+    own = split_entities(name)
+    desc = own.get("desc", "")
+    wanted = {**own, "desc": desc + model[:1].upper() + model[1:] if desc else model}
+    masks = (split_entities(path.name.partition(".")[0]) for path in folder.glob("*_label-*_mask.nii.gz"))
+    return sum({key: value for key, value in mask.items() if key != "label"} == wanted for mask in masks)
 
 
 def _find_pictures(stem: str, output_dir: Path) -> tuple[Picture, ...]:

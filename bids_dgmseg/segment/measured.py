@@ -37,7 +37,10 @@ def measured_box(chi: Volume) -> Box:
 
 
 def tame(chi: Volume) -> Volume:
-    """Clip what no tissue has: resampling would carry a single wild voxel far into the head."""
+    """Leave specks out, and clip what no tissue has: networks would feel a single wild voxel far inside the head."""
+    measured = find_measured(chi).array
+    if (specks := measured & ~_without_specks(measured)).any():
+        chi = chi.with_array(np.where(specks, np.float32(0), chi.array))
     low, high = float(chi.array.min()), float(chi.array.max())
     if -WILDEST_PPM <= low and high <= WILDEST_PPM:
         return chi
@@ -47,7 +50,7 @@ def tame(chi: Volume) -> Volume:
 def _without_specks(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Leave out what empty planes of the grid part from nearly all that was measured."""
     kept = measured
-    for axis in range(3):
+    for axis in range(3 if measured.any() else 0):
         counts = kept.sum(axis=tuple({0, 1, 2} - {axis}))
         if counts[np.flatnonzero(counts)[0] : np.flatnonzero(counts)[-1] + 1].all():
             continue

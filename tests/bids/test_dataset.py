@@ -312,6 +312,14 @@ def test_a_file_in_another_participants_folder_is_refused(dataset):
         scans_of(root)
 
 
+def test_parts_of_names_that_are_passed_over_are_told(dataset):
+    root = dataset("ds", chi("sub-01", "acq-my-map"), chi("sub-02", "acq-x"))
+    settings = Settings(bids_dir=root, output_dir=root / "out")
+    (said,) = find_left_out(settings, find_scans(settings))
+    assert said.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is no entity of BIDS (letters and digits")
+    assert said.endswith("the scan is sub-01; rename the file")
+
+
 def test_a_run_goes_on_without_files_in_the_wrong_folder(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz", chi("sub-01"), "sub-01/ses-1/anat/sub-01_ses-2_Chimap.nii")
     said: list[str] = []

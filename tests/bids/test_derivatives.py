@@ -168,6 +168,16 @@ def test_a_scan_is_done_only_when_complete_and_unchanged(settings, results):
     assert not is_done(settings.output_dir, scan, "dgm16", "f" * 64)
 
 
+@pytest.mark.parametrize(("suffix", "extension", "left"), [
+    ("stats", ".tsv", ""), ("dseg", ".nii.gz", ""), ("quality", ".json", "{"),
+])  # fmt: skip
+def test_a_scan_whose_files_were_emptied_or_cut_is_not_done(settings, results, suffix, extension, left):
+    scan = find_scans(settings)[0]
+    save_scan(settings.output_dir, scan, MODEL, **results)
+    output_path(settings.output_dir, scan, suffix, extension, seg="dgm16").write_text(left)
+    assert not is_done(settings.output_dir, scan, "dgm16", "f" * 64)
+
+
 def test_a_run_that_is_killed_while_it_saves_leaves_no_finished_scan(settings, results):
     scan = find_scans(settings)[0]
     save_scan(settings.output_dir, scan, MODEL, **results)

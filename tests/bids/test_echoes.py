@@ -102,6 +102,35 @@ def test_a_filter_file_chooses_among_echoes(measured, tmp_path):
         scans_of(root, bids_filter_file=tmp_path / "filter.json")
 
 
+def test_a_filter_for_one_part_leaves_the_other(measured, tmp_path):
+    root = measured(*echoes("sub-01"))
+    (tmp_path / "filter.json").write_text('{"megre": {"part": "phase"}}')
+    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    assert scan.problem is None
+    assert [one.magnitude.name for one in scan.echoes] == [f"sub-01_echo-{n}_part-mag_MEGRE.nii.gz" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("EchoTime", 1e-9, "EchoTime is 1e-09, expected seconds"),
+    ("EchoTime", 5.0, "EchoTime is 5, expected seconds"),
+    ("MagneticFieldStrength", 1e-4, "MagneticFieldStrength is 0.0001, expected tesla"),
+])
+def test_what_is_in_another_unit_is_the_scans_problem(measured, key, value, said):
+    root = measured(*echoes("sub-01"))
+    (root / "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.json").write_text(json.dumps({key: value}))
+    (scan,) = scans_of(root)
+    assert said in str(scan.problem)
+
+
+def test_echoes_a_nanosecond_apart_are_at_one_time(measured):
+    root = measured(*echoes("sub-01"))
+    times = [echo.time_s for echo in scans_of(root)[0].echoes]
+    sidecar = root / "sub-01/anat/sub-01_echo-2_part-phase_MEGRE.json"
+    sidecar.write_text(json.dumps({"EchoTime": times[0] + 1e-9}))
+    (scan,) = scans_of(root)
+    assert str(scan.problem).startswith("sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part")
+
+
 def test_an_image_without_part_is_the_magnitude(dataset):
     root = dataset("ds", "sub-01/anat/sub-01_echo-1_MEGRE.nii.gz", echo("1", "phase", "sub-01"))
     describe(root)

@@ -116,6 +116,11 @@ def test_a_number_that_fits_two_labels_fits_none(tmp_path):
     assert participants.rows == {"1": ("30",)}
 
 
+def test_an_id_of_thousands_of_digits_is_a_text(tmp_path):
+    participants = read_participants(write(tmp_path, f"participant_id\tage\n{'9' * 5000}\t30\n"), ["01"])
+    assert participants.rows == {"9" * 5000: ("30",)}
+
+
 @pytest.mark.parametrize(("text", "message"), [
     pytest.param("participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n",
                  r"sub-01 appears twice \(lines 2 and 4\); keep one line a participant", id="twice"),

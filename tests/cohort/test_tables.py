@@ -116,6 +116,27 @@ def test_the_reference_is_told_and_mixing_is_warned_of(output, add_scan):
         "CSF", "whole brain", "whole brain", "n/a"]  # fmt: skip
 
 
+def test_how_maps_were_made_stands_in_columns_where_some_were(output, add_scan):
+    made = add_scan("sub-01_seg-dgm16").with_name("sub-01_seg-dgm16_quality.json")
+    made.write_text(json.dumps({"reconstruction": {
+        "EchoTime": [0.004, 0.008], "MagneticFieldStrength": 3, "BrainMask": "by magnitude", "PhaseSign": -1,
+        "PhaseSignFrom": "the map's extreme values", "Unwrapping": "in many words",
+    }}))  # fmt: skip
+    add_scan("sub-02_seg-dgm16")
+    write_tables(output)
+    name = "reconstruction_"
+    rows = [{column.removeprefix(name): value for column, value in row.items() if column.startswith(name)}
+            for row in rows_of(output / "group_quality.tsv")]  # fmt: skip
+    first = {"n_echoes": "2", "PhaseSign": "-1", "PhaseSignFrom": "the map's extreme values",
+             "BrainMask": "by magnitude", "MagneticFieldStrength": "3"}  # fmt: skip
+    assert rows == [first, dict.fromkeys(first, "n/a")]
+    dictionary = json.loads((output / "group_quality.json").read_text(encoding="utf-8"))
+    assert all("the scan's files" not in dictionary[name + column]["Description"] for column in first)
+    made.write_text("{}")
+    write_tables(output)
+    assert "reconstruction" not in (output / "group_quality.tsv").read_text()
+
+
 @pytest.mark.parametrize("column", ["reference_mean_ppm", "mean_ppm", "my_volume_mm3"])
 def test_a_column_that_only_ends_like_a_nucleus_measure_is_described_too(column):
     assert describe(column)["Description"]
@@ -182,14 +203,91 @@ def test_a_second_run_takes_the_place_of_the_first(output, add_scan):
     assert [row["participant_id"] for row in rows_of(output / "group_volumes.tsv")] == ["sub-01", "sub-02"]
 
 
+def left_out(output: Path) -> list[str]:
+    """Say what is warned of where sub-01 is whole, once it is seen that only its row is written."""
+    warnings = write_tables(output).warnings
+    assert [row["participant_id"] for row in rows_of(output / "group_volumes.tsv")] == ["sub-01"]
+    return list(warnings)
+
+
+ANEW = "run the participant level again with --force for them"
+
+
 @pytest.mark.parametrize("text", ["", "index\tname\n", "index\tabbreviation\tvolume_mm3\tmean_ppm\n1\tDN_L\t7",
                                   "index\tabbreviation\tvolume_mm3\tmean_ppm\n1\tDN_L\t7\t0.1"])  # fmt: skip
 def test_a_table_cut_short_is_left_out_and_said(output, add_scan, text):
     add_scan("sub-01_seg-dgm16")
     add_scan("sub-02_seg-dgm16", text=text)
-    (warning,) = write_tables(output).warnings
-    assert warning == "sub-02_seg-dgm16_stats.tsv: cut short and left out; run the participant level again for them"
-    assert [row["participant_id"] for row in rows_of(output / "group_volumes.tsv")] == ["sub-01"]
+    assert left_out(output) == [f"sub-02_seg-dgm16_stats.tsv: cut short and left out; {ANEW}"]
+
+
+@pytest.mark.parametrize(("rows", "what"), [
+    ("1\tDN_L\t7\t0.1\n", "cut short"),
+    ("1\tDN_L\t7\t0.1\n2\tDN_R\t7\t0.1\n1\tDN_L\t7\t0.1\n", "damaged ('DN_L' is there twice)"),
+    ("1\tDN_L\t7\t0.1\n2\tRN_R\t7\t0.1\n", "damaged ('RN_R' is none of its nuclei)"),
+])  # fmt: skip
+def test_a_table_has_each_nucleus_of_its_labels_once(output, add_scan, rows, what):
+    for label in ("01", "02"):
+        path = add_scan(f"sub-{label}_seg-dgm16")
+        path.with_name(f"sub-{label}_seg-dgm16_dseg.tsv").write_text("index\tabbreviation\n1\tDN_L\n2\tDN_R\n")
+    path.write_text("index\tabbreviation\tvolume_mm3\tmean_ppm\n" + rows)
+    assert left_out(output) == [f"sub-02_seg-dgm16_stats.tsv: {what} and left out; {ANEW}"]
+
+
+def test_without_labels_beside_it_a_table_must_name_nuclei_that_there_are(output, add_scan):
+    add_scan("sub-01_seg-dgm16")
+    add_scan("sub-02_seg-dgm16", text="abbreviation\tvolume_mm3\tmean_ppm\nXX_L\t7\t0.1\n")
+    (warning,) = left_out(output)
+    assert warning.startswith("sub-02_seg-dgm16_stats.tsv: damaged ('XX_L' is none of its nuclei) and left out; ")
+
+
+@pytest.mark.parametrize("value", ["abc", "0,12", "1e999", "-inf", "1_0", "NaN"])
+def test_what_is_no_number_leaves_its_scan_out_alone(output, add_scan, value):
+    add_scan("sub-01_seg-dgm16")
+    add_scan("sub-02_seg-dgm16", means=("0.1", value))
+    what = f"damaged (mean_ppm of DN_R is {value!r}) and left out"
+    assert left_out(output) == [f"sub-02_seg-dgm16_stats.tsv: {what}; {ANEW}"]
+
+
+def test_a_table_that_cannot_be_opened_is_left_out_with_what_to_do(output, add_scan):
+    add_scan("sub-01_seg-dgm16")
+    folder, link, pointer = (add_scan(f"sub-0{number}_seg-dgm16") for number in (2, 3, 4))
+    folder.unlink()
+    folder.mkdir()
+    link.unlink()
+    link.symlink_to("gone")
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert left_out(output) == [
+        "sub-02_seg-dgm16_stats.tsv: unreadable (Is a directory) and left out; check the file",
+        "sub-03_seg-dgm16_stats.tsv: not here (a link that leads nowhere) and left out; fetch it (datalad get or git "
+        "annex get)",
+        "sub-04_seg-dgm16_stats.tsv: not here (a pointer only) and left out; fetch it (datalad get or git lfs pull)",
+    ]  # fmt: skip
+
+
+def test_a_table_whose_name_tells_no_model_is_left_out(output, add_scan):
+    add_scan("sub-01_seg-dgm16")
+    add_scan("sub-02")
+    assert left_out(output) == ["sub-02_stats.tsv: without a model (seg-) in the name and left out; rename the file"]
+
+
+def test_line_ends_and_byte_order_marks_of_other_systems_are_no_damage(output, add_scan):
+    path = add_scan("sub-01_seg-dgm16")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert write_tables(output).warnings == ()
+    (row, _) = rows_of(output / "group_stats.tsv")
+    assert (row["index"], row["mean_ppm"]) == ("1", "0.1")
+
+
+def test_a_folder_without_a_whole_table_does_not_stop_those_that_are_merged_with_it(tmp_path, output, add_scan):
+    add_scan("sub-01_seg-dgm16")
+    other = tmp_path / "other" / "sub-02" / "anat"
+    other.mkdir(parents=True)
+    (other / "sub-02_seg-dgm16_stats.tsv").write_text("")
+    cohort = load_cohort([Tree(output, "out", None), Tree(tmp_path / "other", "other", None)])
+    assert cohort.keys["participant_id"].tolist() == ["sub-01"]
+    assert cohort.warnings[0].startswith("other: sub-02_seg-dgm16_stats.tsv: cut short and left out; ")
+    assert cohort.n_damaged == 1
 
 
 def test_other_files_are_not_read(output, add_scan):

@@ -94,7 +94,7 @@ def test_impossible_trainings_are_refused(option, values, wanted, capsys):
     (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; make it first"),
     (["template", "a.nii.gz", "b", "c", "out.nii.gz"], "template: error: a.nii.gz: "),
     (["models", "show"], "models: error: show: which model? choose from default, "),
-    (["models", "show", "nonesuch"], "models: error: --model nonesuch: no such model"),
+    (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
     (["train", "default", "none.nii.gz", "out"], "train: error: none.nii.gz: no such label template"),
     (["train", "default", "phantom", "out", "--part", "localizer", "--watch", "ds"], "train: error: --watch: labels "),
     (["train", "attunet25d", "ds", "out", "--watch", "ds"], "train: error: --watch: is for default on simulated maps"),

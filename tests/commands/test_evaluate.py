@@ -218,6 +218,56 @@ def test_mean_susceptibilities_come_from_the_tables_where_there_are_no_maps(eval
     assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == (0.1, 0.12)
 
 
+@pytest.mark.parametrize(("content", "what"), [
+    (b"abbreviation\tmean_ppm\nDN_L\tabc\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is 'abc')"),
+    (b"abbreviation\tmean_ppm\nDN_L\t1e999\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is '1e999')"),
+    (b"abbreviation\tmean_ppm\nDN_L\t0.1\nDN_\xff\t0.1\n", "damaged ('DN_\ufffd' is none of its nuclei)"),
+    (b"abbreviation\tmean_ppm\nDN_L\t" + b"9" * 200_000 + b"\nDN_R\t0.1\n",
+     "damaged (mean_ppm of DN_L is '99999999999999999999…')"),
+    (b"abbreviation\tmean_ppm\nDN_L\t0.1\n", "cut short"),
+    (None, "not here (a link that leads nowhere)"),
+])  # fmt: skip
+def test_a_damaged_table_fails_in_one_line_and_the_others_are_compared(evaluate, tmp_path, content, what):
+    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
+    for stats in (root / f"sub-0{n}/anat/sub-0{n}_seg-x_stats.tsv" for root in roots for n in (1, 2)):
+        stats.write_text("abbreviation\tmean_ppm\nDN_L\t0.1\nDN_R\t0.1\n")
+    broken = roots[1] / "sub-01/anat/sub-01_seg-x_stats.tsv"
+    (broken.parent / "sub-01_seg-x_dseg.tsv").write_text("index\tabbreviation\n1\tDN_L\n2\tDN_R\n")
+    broken.unlink()
+    broken.write_bytes(content) if content else broken.symlink_to("gone")
+    code, out, err = evaluate(*roots)
+    assert (code, err) == (1, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("failed: ")]
+    assert line.startswith(f"failed: sub-01: second: sub-01_seg-x_stats.tsv: {what}; ")
+    means = read(tmp_path, "overlap").query("abbreviation == 'DN_R'")["mean_prediction_ppm"].tolist()
+    assert means == pytest.approx([np.nan, 0.1], nan_ok=True)
+    assert read(tmp_path, "overlap")["dice"].tolist() == [1] * 4
+
+
+def test_labels_whose_checksum_is_wrong_fail_alone(evaluate, tmp_path):
+    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
+    image = roots[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz"
+    image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
+    code, out, _ = evaluate(*roots)
+    assert code == 1
+    assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or cut short (CRC" in out
+    assert set(read(tmp_path, "overlap")["scan"]) == {"sub-02"}
+
+
+@pytest.mark.parametrize(("index", "value", "what"), [
+    ("9" * 5000, 1, "sub-01_seg-x_dseg.nii.gz: a number in its label table is too long; correct the table"),
+    ("1", 1e12, "sub-01_seg-x_dseg.nii.gz: holds 1e+12, expected labels up to 2147483647"),
+])  # fmt: skip
+def test_numbers_that_no_label_has_fail_their_scan_alone(evaluate, tmp_path, index, value, what):
+    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
+    anat = roots[1] / "sub-01/anat"
+    (anat / "sub-01_seg-x_dseg.tsv").write_text(f"index\tabbreviation\n{index}\tDN_L\n")
+    write(anat / "sub-01_seg-x_dseg.nii.gz", labels(1) * float(value))
+    code, out, _ = evaluate(*roots)
+    assert code == 1
+    assert f"failed: sub-01: second: {what}" in out
+
+
 @pytest.fixture
 def derived(tmp_path) -> tuple[Path, Path]:
     """A manual segmentation without any map, and a derivative that names its own: DN_L has 0.1, beside it 0.02 ppm."""

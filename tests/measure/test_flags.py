@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measure.columns import COMPARED, QUALITY_COLUMNS, Z_COLUMNS
+from bids_dgmseg.measure.columns import COMPARED, QUALITY_COLUMNS, REGION_COLUMNS, Z_COLUMNS
 from bids_dgmseg.measure.flags import NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge, judge_nuclei, judge_scan
 from bids_dgmseg.measure.scan_quality import SCAN_COLUMNS
 
@@ -98,6 +98,18 @@ def test_of_a_nucleus_that_was_not_found_nothing_else_is_said():
     assert reasons == "not found (0 parts, below 1)"
 
 
+@pytest.mark.parametrize(("weighted_mm3", "light", "reason"), [
+    pytest.param(12.5, "amber", "found, but fills no voxel (0 voxels, below 1)", id="smaller than the voxels"),
+    pytest.param(0.0, "red", "not found (0 parts, below 1)", id="no probability"),
+    pytest.param(np.nan, "red", "not found (0 parts, below 1)", id="missing"),
+])  # fmt: skip
+def test_a_nucleus_that_fills_no_voxel_is_told_from_one_that_was_not_found(weighted_mm3, light, reason):
+    small = {"index": 1, "abbreviation": "DN_L", "n_components": 0, "n_voxels": 0, "volume_pv_mm3": weighted_mm3,
+             "expected_dice": 0.0, "volume_asymmetry": 2.0}  # fmt: skip
+    found = judge_nuclei(pd.DataFrame([small]))
+    assert (found["light"].tolist(), found["reasons"].tolist()) == ([light], [reason])
+
+
 @pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
 def test_a_scan_is_amber_when_a_nucleus_is_red_and_red_when_more_than_a_quarter_are(n_red, light):
     lights: list[Light] = ["red" if number < n_red else "amber" for number in range(16)]
@@ -109,7 +121,7 @@ def test_a_scan_without_nuclei_is_judged_by_its_map():
 
 
 def test_every_rule_reads_a_measure_that_exists():
-    names = {*QUALITY_COLUMNS, *Z_COLUMNS.values(), *COMPARED.values()}
+    names = {*REGION_COLUMNS, *QUALITY_COLUMNS, *Z_COLUMNS.values(), *COMPARED.values()}
     assert {each.column for each in NUCLEUS_RULES} <= names
     assert {each.column for each in SCAN_RULES} == {*SCAN_COLUMNS, "box_margin_mm", "red_nuclei_fraction"}
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measure.columns import REFERENCE_COLUMNS
-from bids_dgmseg.measure.reference import Reference, find_ventricle_core, measure_reference, refer
+from bids_dgmseg.measure.reference import Reference, describe_core, find_ventricle_core, measure_reference, refer
 from bids_dgmseg.measure.regions import measure_regions
 from bids_dgmseg.structures import STRUCTURES
 
@@ -57,6 +57,28 @@ def test_ventricles_are_eroded_at_the_images_end_too_and_may_be_absent():
     whole = np.ones((6, 6, 6), bool)
     assert find_ventricle_core(whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).sum() == 4**3
     assert not find_ventricle_core(~whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).any()
+
+
+@pytest.mark.parametrize(("size_mm", "expected"), [
+    pytest.param((2.0, 2.0, 2.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="each border voxel goes"),
+    pytest.param((1.0, 1.0, 3.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1 mm in the slice, a slice beyond"),
+    pytest.param((1.5, 1.5, 1.5), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1.5 mm are one voxel"),
+    pytest.param((0.7, 0.7, 0.7), (slice(4, 7), slice(4, 7), slice(4, 7)), id="1.5 mm are more than two voxels of 0.7"),
+])  # fmt: skip
+def test_ventricles_lose_a_layer_of_voxels_at_least(size_mm, expected):
+    # 7 voxels wide, labels of 3 mm: 1.5 mm reach over one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
+    ventricles, core = np.zeros((2, 11, 11, 11), bool)
+    ventricles[2:9, 2:9, 2:9] = True
+    core[expected] = True
+    found = find_ventricle_core(ventricles, voxel_size_mm=size_mm, label_size_mm=(3.0, 3.0, 3.0))
+    np.testing.assert_array_equal(found, core)
+
+
+@pytest.mark.parametrize(("edge_mm", "words"), [
+    (1.0, "eroded by 1.5 mm"), (1.5 + 1e-8, "eroded by 1.5 mm"), (2.0, "eroded by 1.5 mm, at least by one voxel"),
+])  # fmt: skip
+def test_how_ventricles_were_eroded_is_said(edge_mm, words):
+    assert describe_core(voxel_size_mm=(1.0, 1.0, edge_mm), label_size_mm=(3.0, 3.0, 3.0)) == words
 
 
 def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():

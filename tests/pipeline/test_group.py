@@ -374,6 +374,19 @@ def test_what_is_not_harmonized_for_one_model_is_not_said_of_the_others(dataset,
     assert {row["model"] for row in rows_of(out / "group_site_variance.tsv")} == {"dgm16"}
 
 
+def test_a_damaged_table_is_left_out_alone_with_exit_code_1(plain_scans, run, out, capsys):
+    plain_scans("01", "02", "03")
+    table = out / "sub-02" / "anat" / "sub-02_seg-dgm16_stats.tsv"
+    table.write_text(table.read_text().replace("0.111", "abc"))
+    assert run() == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "sub-02" in line]
+    assert said == ["sub-02_seg-dgm16_stats.tsv: damaged (mean_ppm of DN_L is 'abc') and left out; run the participant "
+                    "level again with --force for them"]  # fmt: skip
+    assert [row["participant_id"] for row in rows_of(out / "group_volumes.tsv")] == ["sub-01", "sub-03"]
+    assert said[0].replace("'", "&#39;") in (out / "group.html").read_text(encoding="utf-8")
+    assert run("--participant-label", "01") == 0  # sub-02 is not wanted
+
+
 def test_a_missing_folder_is_refused(run, capsys):
     assert run() == 2
     assert "out: no such folder; run the participant level first" in capsys.readouterr().err

@@ -39,10 +39,17 @@ def test_the_working_directory_is_not_in_the_output(raw, place):
         check_folders(Settings(raw, raw.parent / "out", work_dir=raw.parent / place))
 
 
+def test_an_output_whose_description_is_broken_is_told(raw):
+    out = raw.parent / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text('"broken"')
+    with pytest.raises(InputError, match=r"^out/dataset_description.json: holds a str, expected an object"):
+        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
 @pytest.mark.parametrize(("description", "maker"), [
     ({"GeneratedBy": [{"Name": "QSMxT"}]}, "QSMxT"),
     ({"Name": "a raw dataset"}, "another program"),
-    ("broken", "another program"),
 ])  # fmt: skip
 def test_another_programs_dataset_is_not_written_into(raw, description, maker):
     out = raw.parent / "out"

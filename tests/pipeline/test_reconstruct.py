@@ -47,8 +47,14 @@ def scanned(name: str) -> tuple[Echoes, np.ndarray]:
     return echoes, labels
 
 
-def write_echoes(root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1) -> Path:
-    """Write the phantom's echoes, stored along other axes or with a phase that falls with the field."""
+def write_echoes(
+    root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1, ramp_rad: float = 0
+) -> Path:
+    """Write the phantom's echoes.
+
+    Stored along other axes, with a phase that falls with the field, or with a ramp across the field of view whose sign
+    alternates.
+    """
     echoes, _ = scanned(name)
     folder = root / scan / "anat"
     folder.mkdir(parents=True)
@@ -56,7 +62,11 @@ def write_echoes(root: Path, scan: str = "sub-01", name: str = "coarse", *, axes
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
     for number, time_s in enumerate(echoes.echo_times_s, 1):
         for part, images, scale in (("phase", echoes.phase, sign), ("mag", echoes.magnitude, 1)):
-            stored = orientations.apply_orientation(scale * images[number - 1].numpy(), turn)
+            image = scale * images[number - 1].numpy()
+            if part == "phase" and ramp_rad:
+                ramp = np.linspace(0, ramp_rad, image.shape[1], dtype=np.float32)[:, None]
+                image = np.angle(np.exp(1j * (image + (-1) ** number * ramp))).astype(np.float32)
+            stored = orientations.apply_orientation(image, turn)
             stem = folder / f"{scan}_echo-{number}_part-{part}_MEGRE"
             turned = affine @ orientations.inv_ornt_aff(turn, images.shape[1:])
             nib.Nifti1Image(stored, turned).to_filename(f"{stem}.nii.gz")
@@ -143,10 +153,21 @@ def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
     assert json.loads(dseg.read_text())["Sources"] == ["bids::sub-01/anat/sub-01_Chimap.nii.gz"]
     assert quality_of(done / "out")["input"]["reference"] == "whole brain"
     for text in ((done / "out" / "sub-01.html").read_text(), (done / "out" / "logs" / "CITATION.md").read_text()):
-        assert "phase was unwrapped in space" in text
+        assert "fitted by weighted least squares" in text
     page = (done / "out" / "sub-01.html").read_text()
     assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
     assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
+
+
+def test_bipolar_readouts_change_the_map_by_nothing_to_speak_of(ds, run):
+    write_echoes(ds, "sub-01")
+    write_echoes(ds, "sub-02", ramp_rad=5.0)
+    assert run(ds) == 0
+    plain, bipolar = (chi_of(ds.parent / "out", f"sub-0{number}").array for number in (1, 2))
+    np.testing.assert_allclose(bipolar, plain, atol=0.002)
+    said = [quality_of(ds.parent / "out", f"sub-0{number}")["reconstruction"]["ReadoutCorrection"] for number in (1, 2)]
+    assert said[0].startswith("none needed")
+    assert said[1].startswith("a ramp of ")
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
@@ -205,6 +226,71 @@ def test_a_mask_on_another_grid_is_told(ds, run, tmp_path, capsys):
     nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)).to_filename(mask)
     assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 1
     assert "sub-01_desc-brain_mask.nii.gz: does not lie on the grid of sub-01_echo-1_" in capsys.readouterr().err
+
+
+@pytest.fixture
+def second(monkeypatch) -> str:
+    """The name of another model."""
+    model = oracle_model("second")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, second, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    assert run(ds) == 0
+    out, err = capsys.readouterr()
+    assert "all 1 scans are done and unchanged" in out
+    assert "another map" not in err
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert (
+        "sub-01: results of oracle were made from another map of the echoes, which this run replaces; run --model "
+        "oracle again, with the same --phase-sign and --brain-mask\n"
+    ) in capsys.readouterr().err
+    assert run(ds, level="group") == 0
+    assert "sub-01: results of oracle were made from another map of the echoes than the one beside them; run the" in (
+        capsys.readouterr().err
+    )
+    assert run(ds, "--dry-run") == 0
+    assert "1 of 1 scans would be segmented" in capsys.readouterr().out
+    assert run(ds, "--phase-sign", "negative") == 0
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert "all 1 scans are done and unchanged" in capsys.readouterr().out
+    assert run(ds, level="group") == 0
+    assert "another map" not in capsys.readouterr().err
+
+
+def test_a_reconstructed_map_stays_while_results_name_it(ds, run, second):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    assert run(ds) == 0
+    assert made.is_file()
+    assert run(ds, "--model", second) == 0
+    assert not list(made.parent.glob("*Chimap*"))
+
+
+@pytest.mark.parametrize("with_echoes", [True, False])
+def test_a_map_of_the_users_in_the_output_is_never_touched(ds, run, capsys, with_echoes):
+    first = write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
+    assert run(ds) == 0
+    own = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(first.read_bytes())
+    if with_echoes:
+        write_echoes(ds)
+    else:
+        write_map(ds, "sub-01", PHANTOM.chi(grid_of("coarse"), seed=2))
+    capsys.readouterr()
+    assert run(ds) == (1 if with_echoes else 0)
+    assert own.read_bytes() == first.read_bytes()
+    assert ("sub-01_Chimap.nii.gz: lies in out, but was not made by this program" in capsys.readouterr().err) is (
+        with_echoes
+    )
 
 
 def test_a_map_that_is_given_later_takes_the_place_of_the_one_made_here(ds, run, capsys):

@@ -121,6 +121,23 @@ def test_a_mask_on_another_grid_fails_its_scan_alone_in_one_line(heads, run, cap
     assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
 
 
+def test_the_page_of_a_failed_scan_says_that_its_results_are_of_an_earlier_run(heads, run):
+    options = ("--reference", "csf", "--reference-mask", str(heads / "masks"))
+    assert run(heads / "ds", *options) == 0
+    write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
+    assert run(heads / "ds", *options) == 1
+    said = ["Of an earlier run." in (heads / "out" / f"sub-0{number}.html").read_text("utf-8") for number in (1, 2)]
+    assert said == [False, True]
+
+
+def test_a_mask_whose_checksum_is_wrong_fails_its_scan_alone(heads, run, capsys):
+    (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
+    assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or cut short (CRC")
+    assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
+
+
 @pytest.mark.parametrize("problem", ["no mask", "too small"])
 def test_a_scan_without_a_usable_reference_is_na_and_named(heads, run, capsys, problem):
     path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))

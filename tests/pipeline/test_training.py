@@ -198,6 +198,7 @@ def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     small = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
     assert train("attunet25d", dataset, source, "--variant", "source", *small, epochs=1) == 0
+    assert f"train on from it with dgmseg train attunet25d DATASET OUT --from {source}\n" in capsys.readouterr().out
     assert train("attunet25d", dataset, target, "--from", str(source), epochs=1) == 0
     assert "begins with source, output layers new" in capsys.readouterr().out
     assert load_file(source / "fold_0.safetensors")["heads.0.weight"].shape[0] == 3

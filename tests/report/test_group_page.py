@@ -79,6 +79,18 @@ def test_the_worst_scans_come_first(plain):
     assert table[3][6] == "DN_R"
 
 
+def test_nuclei_that_fill_no_voxel_stand_apart_from_those_not_found(tmp_path):
+    rows = [{**dict(zip(KEYS, (name, "n/a", "n/a", "n/a", "dgm16", "A"), strict=True)), "abbreviation": "STN_L",
+             "volume_mm3": volume, "volume_pv_mm3": weighted, "mean_ppm": "n/a"}
+            for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))]
+    write_table(tmp_path, "group_stats", rows)
+    table = Page(write_group_page(tmp_path)).tables["scans-table"]
+    assert table[0][2:4] == ["Not found", "Fills no voxel"]
+    assert {row[0]: row[2:4] for row in table[1:]} == {
+        "sub-01": ["none", "STN_L"], "sub-02": ["STN_L", "none"], "sub-03": ["none", "none"],
+    }  # fmt: skip
+
+
 def test_scans_lead_to_their_pages_where_there_are_any(plain):
     page = Page(plain)
     to_scans = [link for link in page.links if link.startswith("sub-")]
@@ -239,6 +251,35 @@ def test_outliers_lead_to_their_scans_the_farthest_first(out):
     assert page.tables["scans-table"][2][7] == "1"  # sub-03
 
 
+def outliers(model: str, z: float | str, note: str) -> list[dict[str, object]]:
+    """Rows of group_outliers.tsv: four of a site with this z, if any, and this note, and one without a value."""
+    keys = [dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", model, "A"), strict=True)) for number in range(5)]
+    return [
+        {**key, "abbreviation": "DN_L", "measure": "mean_ppm", "value": 0.1, "robust_z": z if number else "n/a",
+         "outlier": "false", "note": note if number else "missing"} for number, key in enumerate(keys)
+    ]  # fmt: skip
+
+
+FEW = "no z: 4 values, a site needs 5"
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    pytest.param(outliers("dgm16", 1.0, "n/a") + outliers("other", 1.0, "n/a"), ["no value stands out"], id="compared"),
+    pytest.param(outliers("dgm16", "n/a", FEW) + outliers("other", "n/a", FEW),
+                 ["no value was compared with its site (4 values, a site needs 5)"], id="not compared"),
+    pytest.param(outliers("dgm16", 1.0, "n/a") + outliers("other", "n/a", FEW),
+                 ["dgm16: no value stands out",
+                  "other: no value was compared with its site (4 values, a site needs 5)"],
+                 id="each model for itself"),
+])  # fmt: skip
+def test_values_that_nobody_compared_are_not_said_to_stand_in_line(tmp_path, rows, said):
+    out = write_tables(tmp_path / "out", models=("dgm16", "other"))
+    write_table(out, "group_outliers", rows)
+    start = "group_outliers.tsv: "
+    items = [item for item in Page(write_group_page(out)).items if item.startswith(start)]
+    assert items == [start + why for why in said]
+
+
 KEY = {"measure": "mean_ppm", "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
 SLOPES = {"exponential": -0.002, "linear": 0.002}
 
@@ -299,6 +340,22 @@ def test_curves_that_could_not_be_fitted_say_why(out):
     assert f"group_ageing_curves.tsv: no curve could be fitted ({note})" in Page(write_group_page(out)).items
 
 
+def test_each_models_curves_that_could_not_be_fitted_say_why(tmp_path):
+    out = write_tables(tmp_path / "out", models=("dgm16", "other", "third"))
+    notes = {"dgm16": "n/a", "other": "not fitted: 3 scans, the linear curve needs 6",
+             "third": "not fitted: 5 scans, the linear curve needs 6"}  # fmt: skip
+    write_table(out, "group_ageing", [
+        {**KEY, "model": model, "curve": "linear", "n": 6, "aicc": -8 if note == "n/a" else "n/a", "best": "false",
+         "note": note} for model, note in notes.items()
+    ])  # fmt: skip
+    write_table(out, "group_ageing_curves", [
+        {**KEY, "curve": "linear", "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)
+    ])  # fmt: skip
+    items = [item for item in Page(write_group_page(out)).items if item.startswith("group_ageing_curves.tsv: ")]
+    assert items == [f"group_ageing_curves.tsv: {model}: no curve could be fitted ({notes[model]})"
+                     for model in ("other", "third")]  # fmt: skip
+
+
 def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
     rows = [{"measure": measure, "model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS",
              "n_reference": 3, "n_group": 3, "mean_reference": mean, "difference": difference,
@@ -334,6 +391,21 @@ def test_models_on_the_same_scans_are_compared(tmp_path):
     table = page.tables["agreement-volume_mm3-dgm16-other"]
     assert table[1][:3] == ["DN_L", "6", "0"]  # both models have the same values: no bias
     assert any(image["src"] == "figures/group_volume_mm3_dgm16_other.png" for image in page.images)
+
+
+def test_models_that_share_too_few_scans_are_said_not_to_be_compared(tmp_path):
+    rows = [{**dict(zip(KEYS, (f"sub-0{number}", "n/a", "n/a", "n/a", model, "A"), strict=True)),
+             "abbreviation": "DN_L", "volume_mm3": 600 + number, "mean_ppm": 0.1}
+            for model, numbers in {"dgm16": range(4), "other": range(2, 6)}.items() for number in numbers]  # fmt: skip
+    write_table(tmp_path, "group_stats", rows)
+    page = Page(write_group_page(tmp_path))
+    assert "Comparison of models: dgm16 and other share the values of 2 scans, 3 are needed" in page.items
+    assert "#models" not in page.links
+
+
+def test_of_many_models_some_pairs_are_compared_and_the_others_told_of(tmp_path):
+    page = Page(write_group_page(write_tables(tmp_path / "out", models=("a", "b", "c", "d"))))
+    assert "Comparison of models: the first 3 of 6 pairs of models are compared" in page.items
 
 
 def test_reconstructions_are_never_pooled(tmp_path):

@@ -29,6 +29,12 @@ def test_tick_labels_of_many_sites_with_long_names_are_unique(drawn):
     assert labels == [f"{number:02}\nn 1" for number in range(12)]
 
 
+@pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
+def test_what_the_font_lacks_is_drawn_without_a_warning(level):
+    values = pd.DataFrame({"scan": ["x"], "nucleus": "DN", "side": "L", "group": [level], "mean_ppm": [0.1]})
+    assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").startswith(b"\x89PNG")
+
+
 def test_a_violin_is_the_density_of_all_values_not_of_the_points_drawn(drawn, monkeypatch):
     sizes = []
 

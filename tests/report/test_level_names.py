@@ -31,5 +31,9 @@ def test_names_are_shortened_as_far_as_they_stay_different(levels, shown, key):
     assert len(set(names.shown)) == len(levels)
 
 
+def test_control_characters_are_shown_by_their_codes():
+    assert name_levels(["A\0B", "A\x85B", "C"]).shown == ("A\\x00B", "A\\x85B", "C")
+
+
 def test_sites_with_numbers_stand_in_the_order_of_the_numbers():
     assert in_order(["Site 10", "Site 9", "10", "2", "01"]) == ["01", "2", "10", "Site 9", "Site 10"]

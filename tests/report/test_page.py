@@ -8,7 +8,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.page import write_page
-from tests.report.conftest import ROW
+from tests.report.conftest import LOST, ROW
 
 
 class Page(HTMLParser):
@@ -84,6 +84,45 @@ def test_a_nucleus_without_voxels_is_na_and_named(add_scan):
     assert "1 of 2 nuclei found" in page.text
     assert "right dentate nucleus DN_R not found 0 n/a n/a n/a n/a n/a" in page.text
     assert "Not found: DN_R" in page.text
+
+
+def test_a_nucleus_that_was_found_and_fills_no_voxel_is_not_called_lost(add_scan):
+    small = {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}
+    page = Page(write_page(add_scan(rows=[ROW, small]), "01"))
+    assert "2 of 2 nuclei found" in page.text
+    assert "right dentate nucleus DN_R found, fills no voxel 0 0.0 12.5" in page.text
+    assert "Found, but without a voxel: DN_R" in page.text
+    assert "not found" not in page.text.partition("How to read")[0]
+    assert "with the outlines of 1 of 2 nuclei" in page.all("img")[0]["alt"]
+
+
+def test_results_that_a_failed_run_did_not_make_are_said_to_be_of_an_earlier_one(add_scan):
+    for session in ("1", "2"):
+        out = add_scan(f"sub-01_ses-{session}")
+    add_scan("sub-01_ses-2", model="other")
+    page = Page(write_page(out, "01", problems=["sub-01_ses-2: is 4D"], earlier=[("sub-01_ses-2", "dgm16")]))
+    assert page.text.count("Of an earlier run. The last run of this scan failed (why)") == 1
+    section = page.source.partition('<section id="sub-01_ses-2_dgm16"')[2].partition("</section>")[0]
+    assert "Of an earlier run." in section
+    assert "ses-2 of an earlier run dgm16" in page.text  # in the summary
+    assert page.text.count("of an earlier run") == 1
+
+
+@pytest.mark.parametrize(("scan", "masks", "said"), [
+    pytest.param("sub-01", ("label-DNleft_desc-dgm16", "label-brain_desc-dgm16"), ", and 2 masks beside them",
+                 id="of nuclei and regions"),
+    pytest.param("sub-01", ("label-DNleft_desc-dgm16", "label-DNleft_desc-other"), ", and 1 mask beside them",
+                 id="not of another model"),
+    pytest.param("sub-01", ("acq-x_label-DNleft_desc-dgm16",), "", id="not of another scan"),
+    pytest.param("sub-01_desc-rts", ("label-DNleft_desc-rtsDgm16", "label-DNleft_desc-dgm16"),
+                 ", and 1 mask beside them", id="of a map with a desc of its own"),
+])  # fmt: skip
+def test_masks_are_counted_beside_the_files(add_scan, scan, masks, said):
+    out = add_scan(scan)
+    for mask in masks:
+        (out / "sub-01" / "anat" / f"sub-01_{mask}_mask.nii.gz").touch()
+    text = Page(write_page(out, "01")).text
+    assert f"Files of this scan (2{said})" in text
 
 
 def test_warnings_come_before_pictures(add_scan):

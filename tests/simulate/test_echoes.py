@@ -121,6 +121,17 @@ def test_layers_lie_about_the_brain():
     assert np.array_equal(head[brain > 0], brain[brain > 0])
 
 
+def test_clefts_of_the_brain_hold_fluid_and_no_bone():
+    brain = np.zeros((70, 70, 70), np.uint8)
+    brain[20:50, 20:50, 20:50] = GREY
+    brain[30:40, 20:50, 40:50] = 0  # a cleft of 10 mm, into which a ball of 8 mm does not fit
+    head = surround(brain, voxel_size_mm=(1.0, 1.0, 1.0), generator=torch.Generator().manual_seed(0), ranges=QUIET)
+    assert np.unique(head[30:40, 25:45, 40:47]).tolist() == [FLUID]
+    brain[15:, 20:50, 40:50] = 0  # nothing on one side: no cleft any more
+    head = surround(brain, voxel_size_mm=(1.0, 1.0, 1.0), generator=torch.Generator().manual_seed(0), ranges=QUIET)
+    assert head[45, 35, 45] == BONE  # 6 mm above the brain, whose fluid ends at 3 mm
+
+
 def test_a_closed_cavity_lies_in_front_below_the_brain():
     voxel_size_mm, shape = (2.0, 2.0, 2.0), (90, 100, 100)
     brain = GREY * ball(60, voxel_size_mm, shape).numpy().astype(np.uint8)
