@@ -142,9 +142,9 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: S
 
     jobs = _plan(settings, model, scans)
     todo = {job.scan.name for job in jobs}
-    if jobs:
-        notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device),
-                 *_tell_stale(settings, jobs)]  # fmt: skip
+    notes = [*notes, *_tell_stale(settings, jobs)]
+    if jobs and (settings.weights or settings.device == "cuda"):  # else all is well, and torch slow to import
+        notes += check_ready(model, weights=settings.weights, device=settings.device)
     progress = Progress(0)
     for scan in scans:
         if scan.problem:

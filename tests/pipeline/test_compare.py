@@ -51,8 +51,11 @@ def write_labels(path: Path, array: np.ndarray, names: tuple[str, ...]) -> None:
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Three maps whose value is 0.1 ppm in the labels' DN_L and 0.02 ppm elsewhere."""
-    root = tmp_path / "ds"
+    return write_dataset(tmp_path / "ds")
+
+
+def write_dataset(root: Path) -> Path:
+    """Write three maps whose value is 0.1 ppm in the labels' DN_L and 0.02 ppm elsewhere."""
     start_dataset(root)
     for scan, long in TALL.items():
         labels = boxes(long)
@@ -63,10 +66,11 @@ def dataset(tmp_path):
     return root
 
 
-@pytest.fixture
-def outcome(dataset, tmp_path):
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
     """Of two models: one takes DN_L for a voxel longer, one knows RN_L too and fails in the third scan."""
-    out, costs = tmp_path / "out", []
+    root = tmp_path_factory.mktemp("compared")
+    dataset, out, costs = write_dataset(root / "ds"), root / "out", []
     for model, names in (("long", ("DN_L", "DN_R")), ("two", ("DN_L", "RN_L"))):
         for number, (scan, tall) in enumerate(TALL.items(), start=1):
             folder = out / "predictions" / model / scan / "anat"
@@ -78,7 +82,7 @@ def outcome(dataset, tmp_path):
             cost = folder / f"{scan}_seg-{model}_cost.json"
             write_json({"model": model, "scan": scan, **({"problem": "no brain found"} if failed else spent)}, cost)
             costs.append(cost)
-    contenders = [Contender("long", "dgm16"), Contender("two", "dgm16", tmp_path / "weights")]
+    contenders = [Contender("long", "dgm16"), Contender("two", "dgm16", root / "weights")]
     return compare(contenders, find_field(dataset, say=print), costs, out), out
 
 

@@ -314,7 +314,7 @@ def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, ca
 def use_small_default(patch):
     """Let the command's default model be the small one."""
     patch.setitem(MODELS, "dgm16", MODEL)
-    patch.setattr("bids_dgmseg.commands.train.get_model", lambda name: replace(
+    patch.setattr("bids_dgmseg.commands.train.get_model", lambda name, option: replace(
         MODEL, localizer=replace(MODEL.localizer, network="unused")))  # fmt: skip
     patch.setattr("bids_dgmseg.pipeline.finetune.place", lambda temporary, final: None)
 

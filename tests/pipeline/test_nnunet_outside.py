@@ -22,6 +22,19 @@ PPM = np.array([0.0, 0.1, 0.2])
 """Of the background, of the block on the patient's left and of that on the right."""
 
 
+TRAIN = """
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+begin = nnUNetTrainer.initialize
+def shorten(self):
+    self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 100, 10
+    begin(self)
+nnUNetTrainer.initialize = shorten
+run_training_entry()
+"""
+"""nnUNetv2_train, with epochs shorter than its 250 steps."""
+
+
 def draw(seed: int) -> tuple[Volume, np.ndarray]:
     """Two blocks in noise, which lie a little elsewhere in each map."""
     random = np.random.default_rng(seed)
@@ -48,17 +61,17 @@ def write_raw(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory) -> Path:
-    """The model folder that nnU-Net's own commands leave after an epoch."""
+    """The model folder that nnU-Net's own programs leave after an epoch of 100 steps."""
     work: Path = tmp_path_factory.mktemp("outside")
     write_raw(work / "raw" / "Dataset007_Blocks")
     folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
     plain = {"nnUNet_compile": "f", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    plan = [Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess", "-d", "7", "-c", "3d_fullres"]
     for workers, command in (  # none in training: planning wants one
-        (1, "nnUNetv2_plan_and_preprocess -d 7 -c 3d_fullres -npfp 1 -np 1"),
-        (0, "nnUNetv2_train 7 3d_fullres 0 -tr nnUNetTrainer_1epoch -device cpu"),
+        (1, [*plan, "-npfp", "1", "-np", "1"]),
+        (0, [sys.executable, "-c", TRAIN, "7", "3d_fullres", "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu"]),
     ):
-        program, *options = command.split()
-        subprocess.run([Path(sys.executable).parent / program, *options], check=True, capture_output=True,
+        subprocess.run(command, check=True, capture_output=True,
                        env={**os.environ, **folders, **plain, "nnUNet_n_proc_DA": str(workers)})  # fmt: skip
     return work / "results" / "Dataset007_Blocks" / "nnUNetTrainer_1epoch__nnUNetPlans__3d_fullres"
 
