@@ -66,12 +66,12 @@ def outside(tmp_path_factory) -> Path:
     write_raw(work / "raw" / "Dataset007_Blocks")
     folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
     plain = {"nnUNet_compile": "f", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    plan = [Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess", "-d", "7", "-c", "3d_fullres"]
-    for workers, command in (  # none in training: planning wants one
-        (1, [*plan, "-npfp", "1", "-np", "1"]),
-        (0, [sys.executable, "-c", TRAIN, "7", "3d_fullres", "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu"]),
+    planner = str(Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess")
+    for workers, program, options in (  # none in training: planning wants one
+        (1, [planner], "-d 7 -c 3d_fullres -npfp 1 -np 1"),
+        (0, [sys.executable, "-c", TRAIN], "7 3d_fullres 0 -tr nnUNetTrainer_1epoch -device cpu"),
     ):
-        subprocess.run(command, check=True, capture_output=True,
+        subprocess.run([*program, *options.split()], check=True, capture_output=True,
                        env={**os.environ, **folders, **plain, "nnUNet_n_proc_DA": str(workers)})  # fmt: skip
     return work / "results" / "Dataset007_Blocks" / "nnUNetTrainer_1epoch__nnUNetPlans__3d_fullres"
 
