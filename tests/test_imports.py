@@ -13,7 +13,7 @@ import bids_dgmseg
 PACKAGE = Path(bids_dgmseg.__file__).parent
 
 LAYERS = (
-    {"errors", "machine", "absent", "links"},
+    {"errors", "machine", "absent", "links", "checksum"},
     {"images", "structures", "settings", "jsonfile", "boilerplate"},
     {"models", "networks", "description"},
     {"segment", "qsm", "measure", "simulate"},

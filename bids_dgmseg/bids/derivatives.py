@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.files import hash_file, hash_if_there, place, write_json, write_text
+from bids_dgmseg.bids.files import place, write_json, write_text
 from bids_dgmseg.bids.made_map import check_map, drop_map, is_made_from, map_fingerprint, map_uri, note_map, place_map
 from bids_dgmseg.bids.paths import output_path, output_stem
 from bids_dgmseg.bids.toplevel import check_output, label_table, write_dataset_files
+from bids_dgmseg.checksum import sha256, sha256_if_there, sha256_of
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_json
 from bids_dgmseg.measure.columns import STATS_COLUMNS
@@ -47,8 +46,8 @@ def fingerprint(
     InputError
         If ``settings.weights`` cannot be read.
     """
-    parts: dict[str, Any] = {
-        "chi": "" if reconstruction else hash_if_there(scan.chi),
+    parts = {
+        "chi": reconstruction or sha256_if_there(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch),
@@ -56,12 +55,10 @@ def fingerprint(
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
-        "reference_mask": hash_if_there(reference_mask) if reference_mask else None,
+        "reference_mask": sha256_if_there(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
     }
-    if reconstruction:
-        parts["reconstruction"] = reconstruction
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_of(parts)
 
 
 def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
@@ -71,7 +68,7 @@ def _hash_weights(settings: Settings, model: Model) -> Mapping[str, str]:
     try:
         paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
         paths = [path for path in paths if path.relative_to(folder).parts[:1] != ("training",)]  # what learning needs
-        return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
+        return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
     except OSError as error:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error
 

@@ -1,9 +1,8 @@
-"""Put files under their final names, whole or not at all, and tell their contents apart."""
+"""Put files under their final names, whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -37,20 +36,6 @@ def write_text(text: str, final: Path) -> None:
 def write_json(data: Mapping[str, Any], final: Path) -> None:
     """Write a JSON object atomically; a number that is not finite becomes ``n/a``."""
     write_text(json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False), final)
-
-
-def hash_file(path: Path) -> str:
-    """Give the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_if_there(path: Path) -> str:
-    """Hash a file; of one that cannot be read, which the step that reads it tells, give the kind of error."""
-    try:
-        return hash_file(path)
-    except OSError as error:
-        return type(error).__name__
 
 
 @contextlib.contextmanager

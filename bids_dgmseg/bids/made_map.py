@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.files import hash_if_there, place, write_json
+from bids_dgmseg.bids.files import place, write_json
 from bids_dgmseg.bids.paths import output_path
+from bids_dgmseg.checksum import sha256_if_there, sha256_of
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_optional_json
 
@@ -29,15 +28,14 @@ def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str
     """
     if not scan.from_echoes:
         return ""
-    parts = {
-        "echoes": [(uri, hash_if_there(path)) for uri, path in zip(scan.uris, scan.files, strict=True)],
+    return sha256_of({
+        "echoes": [(uri, sha256_if_there(path)) for uri, path in zip(scan.uris, scan.files, strict=True)],
         "echo_times_s": [echo.time_s for echo in scan.echoes],
         "sidecar": scan.problem or scan.sidecar,
         "phase_sign": phase_sign,
-        "brain_mask": brain_mask and hash_if_there(brain_mask),
+        "brain_mask": brain_mask and sha256_if_there(brain_mask),
         "version": bids_dgmseg.__version__,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    })  # fmt: skip
 
 
 def map_path(output_dir: Path, scan: Scan) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import ALIASES, MODELS, Localizer, Model, get_model, weights_folder
 
@@ -100,7 +101,6 @@ def _say_localizer(localizer: Localizer) -> str:
 
 
 def _check(models: list[Model]) -> int:
-    from bids_dgmseg.segment.weights import sha256
 
     wrong = 0
     for model in models:

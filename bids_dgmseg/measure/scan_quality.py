@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
 from bids_dgmseg.images.boxes import Box
+from bids_dgmseg.images.masks import sum_nearby
 from bids_dgmseg.images.volume import Volume
 from bids_dgmseg.measure.view import View
 
@@ -236,8 +237,7 @@ def measure_rim(
     if inside.all() or not inside.any():
         return np.nan
     sigma = [SMOOTH_MM / edge for edge in voxel_size_mm]
-    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
-    sums = ndimage.gaussian_filter(np.where(inside, chi, 0).astype(np.float32), sigma)
+    sums, share = sum_nearby(chi, inside, sigma)
     rim = inside & (share < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # so much of the kernel is inside at that depth
     middle = np.median(chi[inside])
     return float(np.median(np.abs(sums[rim] / share[rim] - middle)) * SD_PER_MAD)

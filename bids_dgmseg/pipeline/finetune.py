@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.files import place, write_json, write_text
 from bids_dgmseg.bids.names import list_some
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box
 from bids_dgmseg.jsonfile import read_json
@@ -25,7 +26,6 @@ from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.folder import as_trained, describe_folder
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.training.finetune import FineTuning, fine_tune
 from bids_dgmseg.training.labelled import LabelledMap, LabelledPatches, prepare

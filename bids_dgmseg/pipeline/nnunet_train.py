@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.files import write_json, write_text
 from bids_dgmseg.bids.names import list_some, split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.resample import Grid
 from bids_dgmseg.images.volume import Volume
@@ -30,7 +31,6 @@ from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.regions import carry_regions, largest_part
-from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, Part, crop_to_cerebellum, split_by_site
 from bids_dgmseg.training.nnunet_run import StepOutcome, train_step

@@ -88,16 +88,14 @@ def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Pa
     with log_to(logs, verbose=settings.verbose > 0), progress:
         configure_nipype(settings)
         write_dataset_files(settings, scans, model)
-        for note in [*notes, *_tell_stale(settings, jobs)]:
-            progress.warn(note)
-        for reason in [*find_left_out(settings, scans), *_idle_options(settings, scans)]:
-            progress.warn(reason)
+        for line in [*notes, *_remarks(settings, model, scans, jobs)]:
+            progress.warn(line)
         run = Run(settings=settings, model=model, work=work, logs=logs, progress=progress)
         try:
             run.execute(jobs)
         finally:
             _clear(work, keep={workflow_name(scan) for scan in run.failed})
-        pages_written = _write_pages(settings, scans, run, progress)
+        pages_written = _write_pages(settings, model, scans, run, progress)
     if not any(logs.iterdir()):
         logs.rmdir()
     _conclude(scans, run.done, run.failed, logs, progress)
@@ -120,19 +118,24 @@ def _plan(settings: Settings, model: Model, scans: Sequence[Scan]) -> list[Job]:
     return [job for job in jobs if not is_done(settings.output_dir, job.scan, model.name, job.fingerprint)]
 
 
-def _tell_stale(settings: Settings, jobs: Sequence[Job]) -> list[str]:
+def _remarks(settings: Settings, model: Model, scans: Sequence[Scan], jobs: Sequence[Job]) -> list[str]:
+    """Say what the user should know of the selection, the options and the results that are there."""
+    return [*_find_stale(settings, model, jobs), *find_left_out(settings, scans), *_idle_options(settings, scans)]
+
+
+def _find_stale(settings: Settings, model: Model, jobs: Sequence[Job]) -> list[str]:
     """Name results of other models whose map this run replaces by another one of the same echoes."""
     from bids_dgmseg.bids.made_map import find_dependent
 
     stale: dict[str, list[str]] = {}
     for job in jobs:
         made = job.reconstruction
-        for model in find_dependent(settings.output_dir, job.scan, but_for=made) if made else ():
-            if model != settings.model:
-                stale.setdefault(model, []).append(job.scan.name)
+        for other in find_dependent(settings.output_dir, job.scan, but_for=made) if made else ():
+            if other != model.name:
+                stale.setdefault(other, []).append(job.scan.name)
     return [
-        f"{list_some(scans)}: results of {model} were made from another map of the echoes, which this run replaces; "
-        f"run --model {model} again, with the same --phase-sign and --brain-mask" for model, scans in stale.items()
+        f"{list_some(scans)}: results of {other} were made from another map of the echoes, which this run replaces; "
+        f"run --model {other} again, with the same --phase-sign and --brain-mask" for other, scans in stale.items()
     ]
 
 
@@ -142,9 +145,8 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: S
 
     jobs = _plan(settings, model, scans)
     todo = {job.scan.name for job in jobs}
-    notes = [*notes, *_tell_stale(settings, jobs)]
     if jobs and (settings.weights or settings.device == "cuda"):  # else all is well, and torch slow to import
-        notes += check_ready(model, weights=settings.weights, device=settings.device)
+        notes = [*notes, *check_ready(model, weights=settings.weights, device=settings.device)]
     progress = Progress(0)
     for scan in scans:
         if scan.problem:
@@ -154,8 +156,8 @@ def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: S
             progress.say(f"{scan.name}: would segment {what} with {model.name}")
         else:
             progress.say(f"{scan.name}: done before, would be skipped (--force redoes it)")
-    for reason in [*notes, *find_left_out(settings, scans), *_idle_options(settings, scans)]:
-        progress.warn(reason)
+    for line in [*notes, *_remarks(settings, model, scans, jobs)]:
+        progress.warn(line)
     todo -= {scan.name for scan in scans if scan.problem}
     progress.say(f"{len(todo)} of {len(scans)} scans would be segmented into {settings.output_dir}")
     return 0
@@ -170,11 +172,13 @@ def _idle_options(settings: Settings, scans: Sequence[Scan]) -> list[str]:
             if is_given]  # fmt: skip
 
 
-def _write_pages(settings: Settings, scans: Sequence[Scan], run: Run, progress: Progress) -> bool:
+def _write_pages(
+    settings: Settings, model: Model, scans: Sequence[Scan], run: Run, progress: Progress
+) -> bool:
     """Write the page of each participant with new results or failures, or whose page an earlier run did not reach."""
     from bids_dgmseg.report.page import write_page
 
-    complete, model = True, get_model(settings.model)
+    complete = True
     touched = {scan.participant for scan in scans if scan.name in run.done or scan.name in run.failed}
     for participant in sorted({scan.participant for scan in scans}):
         if participant not in touched and not _is_page_old(settings.output_dir, participant):

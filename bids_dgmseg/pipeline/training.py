@@ -11,6 +11,7 @@ from typing import Any
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.files import write_json
 from bids_dgmseg.bids.names import list_some
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.cohort.participants import MISSING, read_participants
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.jsonfile import read_json
@@ -19,7 +20,6 @@ from bids_dgmseg.pipeline.labels import Labelled, read_labelled_maps
 from bids_dgmseg.pipeline.model_folder import find_start, finish_folder
 from bids_dgmseg.pipeline.pseudo import read_pseudo_labels
 from bids_dgmseg.pipeline.teller import Teller
-from bids_dgmseg.segment.weights import sha256
 from bids_dgmseg.training.cases import Case, prepare_case
 from bids_dgmseg.training.learner import CHECKPOINT, Learner, Means
 from bids_dgmseg.training.loop import use_cores

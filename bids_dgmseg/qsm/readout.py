@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from bids_dgmseg.qsm.unwrap import wrap
 
 _EVEN = 0.01
 """Part of the mean distance of echoes by which distances may differ."""
@@ -70,8 +71,7 @@ def remove_alternation(
     if range_rad < _LEAST_RAD:
         return phase, 0.0
     signs = torch.tensor([(-1.0) ** echo for echo in range(len(phase))], device=phase.device)
-    straight = phase - signs.view(-1, 1, 1, 1) * ramp
-    return torch.remainder(straight + math.pi, 2 * math.pi) - math.pi, range_rad
+    return wrap(phase - signs.view(-1, 1, 1, 1) * ramp), range_rad
 
 
 def _are_even(times_s: Sequence[float]) -> bool:

@@ -16,7 +16,7 @@ from bids_dgmseg.qsm.background import v_sharp
 from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, enlarge, fast_size
 from bids_dgmseg.qsm.invert import total_variation
 from bids_dgmseg.qsm.readout import remove_alternation
-from bids_dgmseg.qsm.reliable import leave_out, misfit_rad
+from bids_dgmseg.qsm.reliable import WORST_RAD, leave_out, misfit_rad
 from bids_dgmseg.qsm.tissue import find_tissue
 from bids_dgmseg.qsm.unwrap import unwrap_echoes
 
@@ -58,7 +58,7 @@ def describe_steps(n_echoes: int) -> dict[str, str]:
     return {
         "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed"
         if several else "in space; the coil's offset is left",
-        "FieldFit": "weighted least squares, voxels where the echoes disagree by more than 0.3 rad left out"
+        "FieldFit": f"weighted least squares, voxels where the echoes disagree by more than {WORST_RAD:g} rad left out"
         if several else "the echo's phase over its time",
         "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
         "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from bids_dgmseg.images.masks import sum_nearby
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
 
-_WORST_RAD = 0.3
+WORST_RAD = 0.3
 _WORST_OF_TYPICAL = 5.0
 """Of the median misfit: in a noisy scan as many voxels are above 0.3 rad as below."""
 _SMALL_MM3 = 10.0
@@ -98,7 +99,7 @@ def leave_out(
     """
     if not mask.any():
         return field, mask
-    wrong = mask & (misfit > max(_WORST_RAD, _WORST_OF_TYPICAL * float(np.median(misfit[mask]))))
+    wrong = mask & (misfit > max(WORST_RAD, _WORST_OF_TYPICAL * float(np.median(misfit[mask]))))
     parts, count = ndimage.label(wrong, _TOUCHING)
     if not count:
         return field, mask
@@ -107,8 +108,6 @@ def leave_out(
     dark = ndimage.median(signal[wrong], parts[wrong], numbers) < _DARK * np.median(signal[mask])
     at_border = np.isin(numbers, parts[ndimage.binary_dilation(~mask, _TOUCHING)])
     kept = mask & ~np.append(False, (dark & large) | at_border)[parts]
-    known = (mask & ~wrong).astype(np.float32)
-    reach = [_REACH_MM / step for step in voxel_size_mm]
-    near = ndimage.gaussian_filter(known, reach)
-    smooth = ndimage.gaussian_filter(field * known, reach) / np.maximum(near, np.finfo(np.float32).tiny)
-    return np.where(kept & wrong & (near > 0), smooth, field).astype(np.float32), kept
+    sums, share = sum_nearby(field, mask & ~wrong, [_REACH_MM / step for step in voxel_size_mm])
+    smooth = sums / np.maximum(share, np.finfo(np.float32).tiny)
+    return np.where(kept & wrong & (share > 0), smooth, field).astype(np.float32), kept

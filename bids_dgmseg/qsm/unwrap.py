@@ -55,7 +55,7 @@ def unwrap_echoes(
     if len(echo_times_s) == 1:
         return unwrap_in_space(phase[0], mask)[None]
     times = list(echo_times_s)
-    turn = unwrap_in_space(_wrapped(phase[1] - phase[0]), mask) / (times[1] - times[0])
+    turn = unwrap_in_space(wrap(phase[1] - phase[0]), mask) / (times[1] - times[0])
     offset = _smooth_angle(phase[0] - turn * times[0], magnitude[0] * mask, voxel_size_mm)
     unwrapped = torch.zeros_like(phase)
     weighted, weights = torch.zeros_like(turn), torch.zeros_like(turn)
@@ -64,7 +64,7 @@ def unwrap_echoes(
         rest = phase[echo] - offset - expected
         # Whole turns that the first difference does not tell are the same everywhere, but not whole at uneven times.
         rest = rest - _mean_angle(rest, magnitude[echo] * mask)
-        unwrapped[echo] = torch.where(mask, expected + _wrapped(rest), 0.0)
+        unwrapped[echo] = torch.where(mask, expected + wrap(rest), 0.0)
         weight = magnitude[echo].square() * time_s
         weighted, weights = weighted + weight * unwrapped[echo], weights + weight * time_s
         if echo:  # the first echo alone is noisier than what turns between the first two
@@ -86,7 +86,8 @@ def unwrap_in_space(phase: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, smooth - 2 * math.pi * turns, 0.0)
 
 
-def _wrapped(angle: Tensor) -> Tensor:
+def wrap(angle: Tensor) -> Tensor:
+    """Bring angles in rad within half a turn of 0."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 

@@ -15,6 +15,7 @@ import torch
 from nibabel import orientations
 from numpy.typing import NDArray
 
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.images.boxes import Box, box_of_mask
 from bids_dgmseg.images.resample import Grid, block_affine, covering_block
@@ -25,7 +26,7 @@ from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, step_folder
 from bids_dgmseg.segment.measured import find_measured
 from bids_dgmseg.segment.nnunet_folder import Trained, mirror_axes, read_folder
 from bids_dgmseg.segment.regions import largest_part
-from bids_dgmseg.segment.weights import pick_device, sha256
+from bids_dgmseg.segment.weights import pick_device
 
 _RAS = orientations.axcodes2ornt("RAS")
 

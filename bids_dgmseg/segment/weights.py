@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models import Model
 from bids_dgmseg.segment.folder import DESCRIPTION, as_trained, own_folder, segmenter_parts
@@ -110,12 +110,6 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
     temporary.write_bytes(save({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}))
     temporary.replace(path)
     return sha256(path)
-
-
-def sha256(path: Path) -> str:
-    """Compute the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pick_device(device: str) -> torch.device:

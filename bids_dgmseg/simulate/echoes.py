@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
+from bids_dgmseg.images.masks import close_with_ball
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_hz
 from bids_dgmseg.simulate.anatomy import normal, uniform
 
@@ -36,7 +37,7 @@ _SIGNALS = {
 _MARGIN_MM = 25.0
 """Room about the field of view for what of the head it does not show."""
 _CISTERN_MM = 8.0
-"""Radius of a ball that does not fit into a cistern."""
+"""Radius of a ball that does not fit between the parts of the brain: what lies there is fluid, no bone."""
 _FACE_MM = 6.0
 """Flesh about the sinus."""
 _NECK_MM = 12.0
@@ -201,7 +202,8 @@ def surround(
     doi:10.1002/mrm.25350
     """
     thickness_mm = [uniform(generator, *pair) for pair in (ranges.fluid_mm, ranges.bone_mm, ranges.scalp_mm)]
-    distance_mm = ndimage.distance_transform_edt(~_with_cisterns(brain > 0, voxel_size_mm), sampling=voxel_size_mm)
+    whole = close_with_ball(brain > 0, _CISTERN_MM, voxel_size_mm)
+    distance_mm = ndimage.distance_transform_edt(~whole, sampling=voxel_size_mm)
     layers = np.array([FLUID, BONE, SCALP, AIR], np.uint8)
     head = layers[np.digitize(distance_mm, np.cumsum(thickness_mm), right=True)]
     semi_axes_mm = [uniform(generator, *ranges.sinus_mm) for _ in range(3)]
@@ -220,13 +222,6 @@ def surround(
     head[(neck | within([length + _FACE_MM for length in semi_axes_mm])) & (head == AIR)] = FLESH
     head[within(semi_axes_mm) & (distance_mm > wall_mm)] = AIR
     return np.where(brain > 0, brain, head)
-
-
-def _with_cisterns(brain: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Add what a ball outside the brain does not reach: the spaces between its parts hold fluid, no bone."""
-    near = ndimage.distance_transform_edt(~brain, sampling=voxel_size_mm) <= _CISTERN_MM
-    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(near, sampling=voxel_size_mm) > _CISTERN_MM
-    return brain | closed
 
 
 def _below_the_front(brain: NDArray[np.uint8], voxel_size_mm: Sequence[float]) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.images.masks import close_with_ball
 from bids_dgmseg.images.resample import Grid, resample
 from bids_dgmseg.images.volume import Volume, load_image
 from bids_dgmseg.simulate.susceptibility import TISSUES
@@ -244,9 +245,10 @@ def _close_laminae(labels: NDArray[np.uint8], left: NDArray[np.bool_], *, step_m
     if place is None:
         return
     block, putamen, pallidum = labels[place], putamen[place], pallidum[place]
-    radius = _LAMINA_MM / step_mm
-    near = ndimage.binary_dilation(_closed(pallidum, radius), iterations=max(1, round(1 / step_mm)))
-    gaps = _closed(putamen | pallidum, radius) & near
+    edges_mm = (step_mm,) * 3
+    closed = close_with_ball(pallidum, _LAMINA_MM, edges_mm)
+    near = ndimage.binary_dilation(closed, iterations=max(1, round(1 / step_mm)))
+    gaps = close_with_ball(putamen | pallidum, _LAMINA_MM, edges_mm) & near
     _paint(block, gaps & (block == _TISSUE["white matter"]), "GP", left[place[0]])
 
 
@@ -271,16 +273,6 @@ def _around(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice, slic
         return None
     x, y, z = (slice(max(0, along.start - margin), along.stop + margin) for along in place)
     return x, y, z
-
-
-def _closed(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
-    """Close a mask with a ball, radius in voxels."""
-    if not mask.any():
-        return mask
-    grown = ndimage.distance_transform_edt(~mask) <= radius + 1e-6
-    closed: NDArray[np.bool_] = ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > (
-        radius + 1e-6)  # fmt: skip
-    return closed
 
 
 def _place_cerebellar_nuclei(labels: NDArray[np.uint8], nuclei: Volume) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.segment.nnunet import quiet
-from bids_dgmseg.segment.weights import pick_device, sha256
+from bids_dgmseg.segment.weights import pick_device
 from bids_dgmseg.training.live import unseen
 from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, PlanName, write_raw
 
