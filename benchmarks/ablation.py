@@ -26,20 +26,20 @@ from accuracy import score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.commands._values import count, positive, seed
+from bids_dgmseg.cli.options import count, positive, seed
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.models import Model, get_model, weights_folder
-from bids_dgmseg.segment.forward import lay_out, mixed_precision
-from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.weights import load_weights, save_weights, segmenter_network, to_channels_last
+from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.registry import Model, get_model, weights_folder
+from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network, to_channels_last
+from bids_dgmseg.segment.inference import lay_out, mixed_precision
 from bids_dgmseg.simulate.dataset import read_template
-from bids_dgmseg.simulate.details import DetailRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
-from bids_dgmseg.training.dice import dice_and_cross_entropy
-from bids_dgmseg.training.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
-from bids_dgmseg.training.losses import deepqsmseg_loss
-from bids_dgmseg.training.sampling import SimulatedMaps, training_heads
-from bids_dgmseg.training.simulated import among_ordinary
+from bids_dgmseg.simulate.tissue_details import DetailRanges
+from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
+from bids_dgmseg.train.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
+from bids_dgmseg.train.losses import deepqsmseg_loss
+from bids_dgmseg.train.sampling import SimulatedMaps, training_heads
+from bids_dgmseg.train.simulated import among_ordinary
 
 _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
@@ -101,8 +101,13 @@ class NnunetSchedule(Schedule):
 
 def nnunet_sgd(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     """Give nnU-Net's optimizer."""
-    return torch.optim.SGD(network.parameters(), lr=schedule.learning_rate, momentum=0.99, nesterov=True,
-                           weight_decay=schedule.weight_decay)  # fmt: skip
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=schedule.learning_rate,
+        momentum=0.99,
+        nesterov=True,
+        weight_decay=schedule.weight_decay,
+    )
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -128,15 +133,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_cores()
     model, view = coarser(get_model("dgm16"), SEGMENTER_VIEW, args.spacing)
     heads = training_heads(read_template(args.template))
-    unseen = SimulatedMaps(heads, view, seed=_UNSEEN_SEED + args.seed, classes_of=nuclei_labels,
-                           normalize=NORMALIZATIONS[model.input.normalization])  # fmt: skip
+    unseen = SimulatedMaps(
+        heads,
+        view,
+        seed=_UNSEEN_SEED + args.seed,
+        classes_of=nuclei_labels,
+        normalize=NORMALIZATIONS[model.input.normalization],
+    )
     for setting in settings(view):
         if setting.name not in args.settings:
             continue
         folder = setting.folder_in(args.out)
         maps = replace(unseen, view=setting.view, seed=args.seed)
-        learn(model, among_ordinary(maps, model) if setting.ordinary else maps, folder, setting,
-              steps=args.steps, seed=args.seed)  # fmt: skip
+        learn(
+            model,
+            among_ordinary(maps, model) if setting.ordinary else maps,
+            folder,
+            setting,
+            steps=args.steps,
+            seed=args.seed,
+        )
         tables = [try_on_simulated(model, unseen, folder, n_maps=args.maps).assign(maps="simulated")]
         if args.real:
             tables.append(score(args.real, model, folder)[["abbreviation", "dice"]].assign(maps="real"))
@@ -175,8 +191,16 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, setting: Setting, 
             dice = float(reached.dice.nanmean())
             print(f"{folder.name}: step {reached.step}, {reached.seconds:.0f} s, Dice {dice:.2f}", flush=True)
 
-    train(progress, samples, schedule=schedule, checkpoint=checkpoint, minutes=float("inf"), device=_CPU,
-          report=report, loss=setting.loss)  # fmt: skip
+    train(
+        progress,
+        samples,
+        schedule=schedule,
+        checkpoint=checkpoint,
+        minutes=float("inf"),
+        device=_CPU,
+        report=report,
+        loss=setting.loss,
+    )
     save_weights(progress.average, folder / "segmenter.safetensors")
     copyfile(weights_folder(model) / "localizer.safetensors", folder / "localizer.safetensors")
 
@@ -198,8 +222,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
     wide = nuclei.pivot_table(index=["maps", "setting"], columns="nucleus", values="dice", sort=False)
     wide["mean"] = wide.mean(axis=1)
-    lines = ["| tried on | setting | " + " | ".join(wide.columns) + " |",
-             "| --- " * (2 + len(wide.columns)) + "|"]  # fmt: skip
+    lines = ["| tried on | setting | " + " | ".join(wide.columns) + " |", "| --- " * (2 + len(wide.columns)) + "|"]
     for maps, rows in wide.groupby(level="maps", sort=False):
         for setting, row in rows.droplevel("maps").iterrows():
             cells = ["" if np.isnan(value) else f"{value:.3f}" for value in row]

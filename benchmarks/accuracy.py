@@ -22,19 +22,19 @@ import numpy as np
 import pandas as pd
 from conditions import conditions
 
-from bids_dgmseg.commands import demo
+from bids_dgmseg.cli import demo
 from bids_dgmseg.errors import InputError, end_well
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.calibration import overestimate
-from bids_dgmseg.measure.surface import surface_distances
-from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.pipeline.watch import score_labelled
-from bids_dgmseg.segment.clean import label_grid
-from bids_dgmseg.segment.found import Block
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segment.results import Block
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
+from bids_dgmseg.stats.calibration import overestimate
+from bids_dgmseg.stats.overlap import surface_distances
+from bids_dgmseg.train.external_validation import score_labelled
 
 _FIRST_SEED = 2 * 10**13
 """Away from the seeds of training and of `dgmseg simulate`."""
@@ -114,17 +114,21 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
             continue
         # Left and right of a nucleus follow one another in structures.tsv.
         other_side = structure.index + (1 if structure.index % 2 else -1)
-        rows.append({
-            "abbreviation": structure.abbreviation,
-            "dice": 2 * np.count_nonzero(true & predicted) / (true.sum() + predicted.sum()),
-            "hd95_mm": surface_distances(true, predicted, voxel_size_mm=chi.voxel_size_mm).hd95_mm,
-            "true_mm3": true.sum() * voxel_mm3, "found_mm3": predicted.sum() * voxel_mm3,
-            "found_pv_mm3": block.probabilities[channel].sum(dtype=np.float64) * voxel_mm3,
-            "true_ppm": chi.array[true].mean(), "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
-            "missed": not predicted.any(),
-            "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
-            **_calibration(block, channel, known == structure.index),
-        })  # fmt: skip
+        rows.append(
+            {
+                "abbreviation": structure.abbreviation,
+                "dice": 2 * np.count_nonzero(true & predicted) / (true.sum() + predicted.sum()),
+                "hd95_mm": surface_distances(true, predicted, voxel_size_mm=chi.voxel_size_mm).hd95_mm,
+                "true_mm3": true.sum() * voxel_mm3,
+                "found_mm3": predicted.sum() * voxel_mm3,
+                "found_pv_mm3": block.probabilities[channel].sum(dtype=np.float64) * voxel_mm3,
+                "true_ppm": chi.array[true].mean(),
+                "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
+                "missed": not predicted.any(),
+                "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
+                **_calibration(block, channel, known == structure.index),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -143,9 +147,12 @@ def calibration_error(rows: pd.DataFrame) -> float:
 
 def measures_table(table: pd.DataFrame) -> str:
     """Lay the measures of one condition out, a row a nucleus, left and right together."""
-    lines = [f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n",
-             "| nucleus | Dice | worst | HD95 mm | volume bias % | by probability | volume r | χ bias ppm | χ worst | "
-             "ECE | missed | wrong side |", "| --- " * 12 + "|"]  # fmt: skip
+    lines = [
+        f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n",
+        "| nucleus | Dice | worst | HD95 mm | volume bias % | by probability | volume r | χ bias ppm | χ worst | "
+        "ECE | missed | wrong side |",
+        "| --- " * 12 + "|",
+    ]
     for nucleus, rows in table.groupby(table["abbreviation"].str.split("_").str[0], sort=False):
         bias, bias_pv = (100 * (rows[f"found{kind}_mm3"].sum() / rows["true_mm3"].sum() - 1) for kind in ("", "_pv"))
         shift = rows["found_ppm"] - rows["true_ppm"]
@@ -168,8 +175,10 @@ def conditions_table(table: pd.DataFrame) -> str:
     wide["maps"] = groups["scan"].nunique()
     lines = ["| Dice | " + " | ".join(wide.columns) + " |", "| --- " * (len(wide.columns) + 1) + "|"]
     for name, row in wide.iterrows():
-        cells = [f"{value:.0f}" if column in ("missed", "wrong side", "maps") else f"{value:.3f}"
-                 for column, value in row.items()]  # fmt: skip
+        cells = [
+            f"{value:.0f}" if column in ("missed", "wrong side", "maps") else f"{value:.3f}"
+            for column, value in row.items()
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

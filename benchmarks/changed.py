@@ -23,25 +23,30 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.images.resample import Grid, block_affine, resample, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.overlap import dice
-from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.pipeline.finetune import given_labels
-from bids_dgmseg.pipeline.labels import read_labelled_maps
-from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
+from bids_dgmseg.image.resample import Grid, block_affine, resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.stats.overlap import dice
+from bids_dgmseg.train.data import read_labelled_maps
+from bids_dgmseg.train.run_finetuning import given_labels
 
 GRIDS = {
-    "1 × 1 × 1 mm": (1.0, 1.0, 1.0), "0.6 × 0.6 × 0.6 mm": (0.6, 0.6, 0.6), "1 × 1 × 2 mm": (1.0, 1.0, 2.0),
+    "1 × 1 × 1 mm": (1.0, 1.0, 1.0),
+    "0.6 × 0.6 × 0.6 mm": (0.6, 0.6, 0.6),
+    "1 × 1 × 2 mm": (1.0, 1.0, 2.0),
     "2 × 2 × 2 mm": (2.0, 2.0, 2.0),
-}  # fmt: skip
+}
 TURNS_DEG = {
-    "nodding by 20°": (20.0, 0.0, 0.0), "nodding by −20°": (-20.0, 0.0, 0.0), "rolled by 15°": (0.0, 15.0, 0.0),
-    "turned by 15°": (0.0, 0.0, 15.0), "all three by 20°": (20.0, -20.0, 20.0),
-}  # fmt: skip
+    "nodding by 20°": (20.0, 0.0, 0.0),
+    "nodding by −20°": (-20.0, 0.0, 0.0),
+    "rolled by 15°": (0.0, 15.0, 0.0),
+    "turned by 15°": (0.0, 0.0, 15.0),
+    "all three by 20°": (20.0, -20.0, 20.0),
+}
 """Axes of the grid about x, y and z; its voxels are 1 mm large."""
 GAINS, SHIFTS_PPM, NOISE_PPM = (0.7, 1.3), (-0.02, 0.02), 0.1
 
@@ -92,9 +97,7 @@ def changes(chi: Volume, labels: Volume) -> Iterator[tuple[str, Volume]]:
         yield f"zero moved by {shift:+g} ppm".replace("-", "−"), chi.with_array(moved)
 
 
-def regrid(
-    chi: Volume, spacing_mm: tuple[float, float, float], turn_deg: Sequence[float] = (0.0, 0.0, 0.0)
-) -> Volume:
+def regrid(chi: Volume, spacing_mm: tuple[float, float, float], turn_deg: Sequence[float] = (0.0, 0.0, 0.0)) -> Volume:
     """Resample a map to a grid that covers it, turned about its middle."""
     axes = Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
     everything = Volume(np.ones(chi.shape, bool), from_matvec(axes.T) @ chi.affine)

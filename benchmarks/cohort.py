@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.cohort.ageing import fit_ageing
-from bids_dgmseg.cohort.compare import GroupOptions, ancova, compare_groups, hedges_g
-from bids_dgmseg.cohort.curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
-from bids_dgmseg.cohort.harmonize import harmonize
-from bids_dgmseg.cohort.longitudinal import change_per_year
-from bids_dgmseg.cohort.outliers import robust_z
-from bids_dgmseg.cohort.size import adjust_for_size
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.stats.age_curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
+from bids_dgmseg.stats.ageing import fit_ageing
+from bids_dgmseg.stats.combat import harmonize
+from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups, hedges_g
+from bids_dgmseg.stats.longitudinal import change_per_year
+from bids_dgmseg.stats.outliers import robust_z
+from bids_dgmseg.stats.size_adjustment import adjust_for_size
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""
@@ -57,19 +57,25 @@ def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]
                 drawn = [draw_curve(truth, ages, n, rng) for _ in range(n_cohorts)]
                 fits = [fit_curve(age, chi, curve=EXPONENTIAL) for age, chi in drawn]
                 few = slice(max(n_cohorts // 4, 1))
-                resampled = [bootstrap(fit, age, chi, rng=rng, n_replicates=400)
-                             for fit, (age, chi) in zip(fits[few], drawn[few], strict=True)]  # fmt: skip
+                resampled = [
+                    bootstrap(fit, age, chi, rng=rng, n_replicates=400)
+                    for fit, (age, chi) in zip(fits[few], drawn[few], strict=True)
+                ]
                 found = np.array([(fit.alpha, fit.beta, fit.gamma) for fit in fits])
                 bias = np.median(found, axis=0) - truth
                 yield {
-                    "nucleus": nucleus, "ages": f"{ages[0]}–{ages[1]}", "n": n,
-                    "bias α (%)": 100 * bias[0] / truth[0], "bias β (%)": 100 * bias[1] / truth[1],
-                    "bias γ (ppm)": bias[2], "profile α, β, γ (%)": coverage([fit.intervals for fit in fits], truth),
+                    "nucleus": nucleus,
+                    "ages": f"{ages[0]}–{ages[1]}",
+                    "n": n,
+                    "bias α (%)": 100 * bias[0] / truth[0],
+                    "bias β (%)": 100 * bias[1] / truth[1],
+                    "bias γ (ppm)": bias[2],
+                    "profile α, β, γ (%)": coverage([fit.intervals for fit in fits], truth),
                     "bootstrap (%)": coverage(resampled, truth),
                     "β at a bound (%)": 100 * np.mean([fit.at_bound for fit in fits]),
-                    "AICc right (%)": 100 * np.mean([chosen_right(fit, *data)
-                                                     for fit, data in zip(fits, drawn, strict=True)]),
-                }  # fmt: skip
+                    "AICc right (%)": 100
+                    * np.mean([chosen_right(fit, *data) for fit, data in zip(fits, drawn, strict=True)]),
+                }
 
 
 def draw_curve(
@@ -89,9 +95,13 @@ def chosen_right(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
 
 def coverage(intervals: list[dict[str, tuple[float, float]]], truth: tuple[float, ...]) -> str:
     """Per cent of the limits that hold the truth, for each parameter."""
-    held = [[limits[name][0] <= value <= limits[name][1] for name, value in zip(("alpha", "beta", "gamma"), truth,
-                                                                                strict=True)]
-            for limits in intervals]  # fmt: skip
+    held = [
+        [
+            limits[name][0] <= value <= limits[name][1]
+            for name, value in zip(("alpha", "beta", "gamma"), truth, strict=True)
+        ]
+        for limits in intervals
+    ]
     return ", ".join(f"{100 * share:.0f}" for share in np.mean(held, axis=0))
 
 
@@ -112,10 +122,13 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             rows.append((reduction.mean(), reduction.min(), abs(before - 1), abs(after - 1)))
         mean, worst = np.mean(rows, axis=0), np.array(rows)
         yield {
-            "years between sites": years_apart, "site variance gone (%)": 100 * mean[0],
-            "worst nucleus (%)": 100 * worst[:, 1].min(), "slope off before (%)": 100 * mean[2],
-            "slope off after (%)": 100 * mean[3], "worst cohort (%)": 100 * worst[:, 3].max(),
-        }  # fmt: skip
+            "years between sites": years_apart,
+            "site variance gone (%)": 100 * mean[0],
+            "worst nucleus (%)": 100 * worst[:, 1].min(),
+            "slope off before (%)": 100 * mean[2],
+            "slope off after (%)": 100 * mean[3],
+            "worst cohort (%)": 100 * worst[:, 3].max(),
+        }
 
 
 def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -148,19 +161,25 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         statistic()
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         yield {
-            "statistic": name, "seconds": time.perf_counter() - started, "CPU seconds": time.process_time() - used,
+            "statistic": name,
+            "seconds": time.perf_counter() - started,
+            "CPU seconds": time.process_time() - used,
             "peak so far (GB)": peak_gb,
-        }  # fmt: skip
+        }
 
 
 def draw_table(n_scans: int, rng: np.random.Generator) -> pd.DataFrame:
     """One row a scan and nucleus."""
     n = n_scans // 2
-    people = pd.DataFrame({
-        "participant_id": [f"sub-{number:05d}" for number in range(n)], "age": rng.uniform(20, 80, n),
-        "sex": rng.choice(["F", "M"], n), "group": rng.choice(["HC", "PD", "MSA"], n),
-        "site": rng.choice(list("ABCDEFGH"), n),
-    })  # fmt: skip
+    people = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{number:05d}" for number in range(n)],
+            "age": rng.uniform(20, 80, n),
+            "sex": rng.choice(["F", "M"], n),
+            "group": rng.choice(["HC", "PD", "MSA"], n),
+            "site": rng.choice(list("ABCDEFGH"), n),
+        }
+    )
     scans = pd.concat([people.assign(session_id=f"ses-{number}", age=people["age"] + 2 * number) for number in (0, 1)])
     table = scans.merge(pd.DataFrame({"abbreviation": [row.abbreviation for row in STRUCTURES]}), how="cross")
     chi = 0.1 * (1 - np.exp(-0.05 * table["age"])) + rng.normal(0, 0.01, len(table))

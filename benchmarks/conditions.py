@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.simulate.bodies import ShapedHead
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.disease import NOBODY_ILL
-from bids_dgmseg.simulate.ordinary import in_own_voxels, ordinary_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
+from bids_dgmseg.simulate.shapes import ShapedHead
+from bids_dgmseg.simulate.tissue_details import NOBODY_ILL
+from bids_dgmseg.simulate.typical import in_own_voxels, ordinary_view
 
 _DISEASES = {
     "small dentates of ataxia": dataclasses.replace(NOBODY_ILL, ataxia=1.0),
@@ -50,8 +50,10 @@ class Condition:
         """Average a map's slices; a thick voxel has the label of its middle one, unless most of it has another."""
         factor, depth = self.slice_factor, chi.shape[2] // self.slice_factor
         stacks = [array[:, :, : depth * factor].reshape(*array.shape[:2], depth, factor) for array in (chi, labels)]
-        votes = [(stacks[1] == number).sum(axis=-1) + 0.5 * (stacks[1][..., factor // 2] == number)
-                 for number in range(int(labels.max()) + 1)]  # fmt: skip
+        votes = [
+            (stacks[1] == number).sum(axis=-1) + 0.5 * (stacks[1][..., factor // 2] == number)
+            for number in range(int(labels.max()) + 1)
+        ]
         return stacks[0].mean(axis=-1, dtype=np.float32), np.argmax(votes, axis=0).astype(np.uint8)
 
 

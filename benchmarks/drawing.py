@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bids_dgmseg.commands._values import count, seed
+from bids_dgmseg.cli.options import count, seed
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.machine import keep_freed_memory
-from bids_dgmseg.models import get_model
-from bids_dgmseg.segment.weights import load_weights, pick_device, segmenter_network, to_channels_last
-from bids_dgmseg.training.loop import Progress, Schedule, train, use_cores
-from bids_dgmseg.training.simulated import among_ordinary, simulated_maps
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.weights import load_weights, pick_device, segmenter_network, to_channels_last
+from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.train.loop import Progress, Schedule, train, use_cores
+from bids_dgmseg.train.simulated import among_ordinary, simulated_maps
 
 _UNTIMED = 3
 """First samples and steps, in which kernels are chosen and memory is asked for."""
@@ -82,9 +82,16 @@ def learn(samples: list[tuple[Tensor, Tensor]], device: torch.device) -> list[fl
     progress = Progress.start(to_channels_last(network, device), schedule)
     times = [now(device)]
     with tempfile.TemporaryDirectory() as folder:
-        train(progress, cast("Dataset[tuple[Tensor, Tensor]]", samples), schedule=schedule,
-              checkpoint=Path(folder) / "checkpoint.pt", minutes=math.inf, device=device,
-              report=lambda reached: times.append(now(device)), workers=0)  # fmt: skip
+        train(
+            progress,
+            cast("Dataset[tuple[Tensor, Tensor]]", samples),
+            schedule=schedule,
+            checkpoint=Path(folder) / "checkpoint.pt",
+            minutes=math.inf,
+            device=device,
+            report=lambda reached: times.append(now(device)),
+            workers=0,
+        )
     return [after - before for before, after in pairwise(times)]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.qsm.field import dipole_kernel
 
 UNIT_FACTORS = (0.1, 1 / (2 * np.pi), 2 * np.pi, 10.0)
@@ -104,8 +104,10 @@ def mask_wrongly(case: Case, rng: np.random.Generator) -> Case:
 def show_another_part(case: Case, rng: np.random.Generator) -> Case:
     """Show two legs: round, with muscle, fat, bone and vessels, and no nucleus at all."""
     shape, size_mm = case.chi.shape, np.array(case.chi.voxel_size_mm)
-    x, y, _ = ((np.arange(n) - (n - 1) / 2).reshape([-1 if a == b else 1 for b in range(3)]) * size_mm[a]
-               for a, n in enumerate(shape))  # fmt: skip
+    x, y, _ = (
+        (np.arange(n) - (n - 1) / 2).reshape([-1 if a == b else 1 for b in range(3)]) * size_mm[a]
+        for a, n in enumerate(shape)
+    )
     radius = rng.uniform(45, 75)
     chi = np.zeros(shape, np.float32)
     for side in (-1, 1):

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from bids_dgmseg.commands._values import count, positive
+from bids_dgmseg.cli.options import count, positive
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.models import get_model
-from bids_dgmseg.pipeline.finetune import Request, run_fine_tuning, summarize
-from bids_dgmseg.pipeline.labels import read_labelled_maps
-from bids_dgmseg.training.finetune import FineTuning
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.train.data import read_labelled_maps
+from bids_dgmseg.train.finetune import FineTuning
+from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     dataset, model = args.dataset.absolute(), get_model("default")
-    training = FineTuning(minutes=math.inf if args.steps else args.minutes, steps=args.steps,
-                          learning_rate=args.learning_rate)  # fmt: skip
+    training = FineTuning(
+        minutes=math.inf if args.steps else args.minutes, steps=args.steps, learning_rate=args.learning_rate
+    )
     there = read_labelled_maps(dataset, model, say=print)
     participants = sorted({one.participant for one in there})
     tables = []

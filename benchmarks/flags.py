@@ -26,19 +26,18 @@ from failures import FAILURES, Case
 from scipy import stats
 
 from bids_dgmseg.errors import InputError, end_well
-from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.coverage import find_gaps
-from bids_dgmseg.measure.flags import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
-from bids_dgmseg.measure.overlap import dice
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measure.field_of_view import View, find_gaps
+from bids_dgmseg.measure.rating import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
 from bids_dgmseg.measure.scan import Findings, Segmented, measure_segmentation
-from bids_dgmseg.measure.view import View
-from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
+from bids_dgmseg.stats.overlap import dice
 
 BAD_DICE, WRONG_PPM = 0.7, 0.05
 SPACING_MM = 1.25
@@ -70,11 +69,13 @@ def _run(args: argparse.Namespace) -> int:
     if args.out:
         nuclei.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     for title, table in (
-        (f"{nuclei['head'].nunique()} heads; bad: Dice below {BAD_DICE}; wrong: bad, or {WRONG_PPM} ppm off",
-         summarize(nuclei)),
+        (
+            f"{nuclei['head'].nunique()} heads; bad: Dice below {BAD_DICE}; wrong: bad, or {WRONG_PPM} ppm off",
+            summarize(nuclei),
+        ),
         ("Rules: area under the curve, and the share of nuclei that they flag (amber or red)", by_rule(nuclei)),
         ("Area under the curve by failure", by_failure(nuclei)),
-    ):  # fmt: skip
+    ):
         print(f"\n{title}\n\n{as_markdown(table)}", flush=True)
     print(f"\n{time.perf_counter() - started:.0f} s")
     return 0
@@ -108,12 +109,13 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     view = View.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
     scan = Segmented(case.chi, dseg, probseg, block.slices, model.structures, view)
     voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-    gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured,
-                    seen=block.seen)  # fmt: skip
+    gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured, seen=block.seen)
     found = measure_segmentation(scan, box=box, missing=gaps.missing, reference=None, map_reference="not stated")
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
-    true_ppm = [float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan
-                for index in overlap["index"]]  # fmt: skip
+    true_ppm = [
+        float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan
+        for index in overlap["index"]
+    ]
     return _rows(found, overlap.assign(true_ppm=true_ppm))
 
 
@@ -155,14 +157,23 @@ def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
         wrong, light = found["wrong"], found["nucleus_light"]
         maps = found.groupby("head").agg(wrong=("wrong", "mean"), light=("scan_light", "first"))
         half = maps["wrong"] >= 0.5
-        rows.append({
-            "failure": failure, "refused": every["refused"].sum(), "nuclei": len(found), "bad": found["bad"].sum(),
-            "wrong": wrong.sum(), "absent": found["absent"].sum(), "wrong: red %": _percent(light[wrong] > 1),
-            "wrong: not green %": _percent(light[wrong] > 0), "right: red %": _percent(light[~wrong] > 1),
-            "right: not green %": _percent(light[~wrong] > 0), "maps wrong": half.sum(),
-            "of these not green %": _percent(maps["light"][half] > 0),
-            "right maps not green %": _percent(maps["light"][~half] > 0),
-        })  # fmt: skip
+        rows.append(
+            {
+                "failure": failure,
+                "refused": every["refused"].sum(),
+                "nuclei": len(found),
+                "bad": found["bad"].sum(),
+                "wrong": wrong.sum(),
+                "absent": found["absent"].sum(),
+                "wrong: red %": _percent(light[wrong] > 1),
+                "wrong: not green %": _percent(light[wrong] > 0),
+                "right: red %": _percent(light[~wrong] > 1),
+                "right: not green %": _percent(light[~wrong] > 0),
+                "maps wrong": half.sum(),
+                "of these not green %": _percent(maps["light"][half] > 0),
+                "right maps not green %": _percent(maps["light"][~half] > 0),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -192,11 +203,16 @@ def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
     for name, column, rule in _flags():
         values, suspicion = found[column].astype(float), _suspicion(found[column], rule)
         flagged = values.map(rule.judge) != "green" if rule else values > 0
-        rows.append({
-            "flag": name, "AUC bad": area(suspicion[bad], suspicion[~bad]),
-            "AUC wrong": area(suspicion[wrong], suspicion[~wrong]), "wrong flagged %": _percent(flagged[wrong]),
-            "right flagged %": _percent(flagged[~wrong]), "not judged %": _percent(values.isna()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "flag": name,
+                "AUC bad": area(suspicion[bad], suspicion[~bad]),
+                "AUC wrong": area(suspicion[wrong], suspicion[~wrong]),
+                "wrong flagged %": _percent(flagged[wrong]),
+                "right flagged %": _percent(flagged[~wrong]),
+                "not judged %": _percent(values.isna()),
+            }
+        )
     return pd.DataFrame(rows)
 
 

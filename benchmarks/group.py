@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
 
 _PEER = """
 import sys
@@ -47,8 +47,16 @@ def main() -> None:
             write_tree(folder, args.scans, np.random.default_rng(args.seed))
         print(f"\n{args.scans} scans of {len(STRUCTURES)} nuclei, {os.cpu_count()} cores\n")
         print("| command | seconds | CPU seconds | memory (GB) |\n| --- | --- | --- | --- |")
-        command = [sys.executable, "-m", "bids_dgmseg", str(folder / "ds"), str(folder / "out"), "group",
-                   "--control-filter", 'group == "HC"']  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "bids_dgmseg",
+            str(folder / "ds"),
+            str(folder / "out"),
+            "group",
+            "--control-filter",
+            'group == "HC"',
+        ]
         measure("bids_dgmseg group: all tables and statistics", command)
         peer = [sys.executable, "-c", _PEER, str(folder / "out"), str(folder / "peer.tsv")]
         measure("pandas read_csv and concat of the same tables: group_stats.tsv alone", peer)
@@ -57,8 +65,10 @@ def main() -> None:
 def measure(name: str, command: list[str]) -> None:
     """Run a command by a process of its own, whose largest child is the command: that is the memory printed."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); " \
-           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # fmt: skip
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -86,9 +96,12 @@ def write_tree(folder: Path, n_scans: int, rng: np.random.Generator) -> None:
 
 
 QUALITY = {
-    "scan": "a scan", "model": "dgm16", "warnings": [], "box_mm": {"low": [-50, -80, -60], "high": [50, 40, 50]},
+    "scan": "a scan",
+    "model": "dgm16",
+    "warnings": [],
+    "box_mm": {"low": [-50, -80, -60], "high": [50, 40, 50]},
     "input": {"file": "a_Chimap.nii.gz", "units": "ppm", "reference": "whole-brain", "shape": [160, 160, 96]},
-}  # fmt: skip
+}
 
 
 def draw_rows(age: float, rng: np.random.Generator) -> list[str]:
@@ -97,9 +110,13 @@ def draw_rows(age: float, rng: np.random.Generator) -> list[str]:
     rows = []
     for structure, mean, volume in zip(STRUCTURES, means, volumes, strict=True):
         values = dict.fromkeys(STATS_COLUMNS, str(mean)) | {
-            "index": str(structure.index), "name": structure.name, "abbreviation": structure.abbreviation,
-            "hemisphere": structure.hemisphere, "n_voxels": str(int(volume)), "volume_mm3": str(volume),
-        }  # fmt: skip
+            "index": str(structure.index),
+            "name": structure.name,
+            "abbreviation": structure.abbreviation,
+            "hemisphere": structure.hemisphere,
+            "n_voxels": str(int(volume)),
+            "volume_mm3": str(volume),
+        }
         rows.append("\t".join(values.values()))
     return rows
 

@@ -20,20 +20,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bids_dgmseg.commands._values import positive
+from bids_dgmseg.cli.options import positive
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.models import MODELS, Model
-from bids_dgmseg.pipeline.labels import read_labelled_maps
+from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.dataset import simulate_dataset
-from bids_dgmseg.training.cases import prepare_case
-from bids_dgmseg.training.epochs import State
-from bids_dgmseg.training.learner import Learner, Means
-from bids_dgmseg.training.loop import use_cores
-from bids_dgmseg.training.nnunet_data import Case, NnunetTraining, crop_to_cerebellum
-from bids_dgmseg.training.nnunet_run import train_step
-from bids_dgmseg.training.objectives import DiceCrossEntropyObjective
-from bids_dgmseg.training.recipe import Augmentation, Pace, Recipe, Sampling, changed
-from bids_dgmseg.training.recipes import RECIPES, get_recipe
+from bids_dgmseg.train.cases import prepare_case
+from bids_dgmseg.train.data import read_labelled_maps
+from bids_dgmseg.train.epochs import State
+from bids_dgmseg.train.learner import Learner, Means
+from bids_dgmseg.train.loop import use_cores
+from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, crop_to_cerebellum
+from bids_dgmseg.train.nnunet.step import train_step
+from bids_dgmseg.train.objectives import DiceCrossEntropyObjective
+from bids_dgmseg.train.recipe import Augmentation, Pace, Recipe, Sampling, changed
+from bids_dgmseg.train.recipes import RECIPES, get_recipe
 
 GOAL = 0.95
 NNUNET = "nnunet2step"
@@ -109,14 +109,19 @@ def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: s
     state = learner.learn(cases, cases, out, report=lambda state, steps, loss: None, finish_epoch=tell)
     mean, least = _dice(state)
     return {
-        "model": model.name, "parameters": learner.parameters, "epochs": state.epoch,
-        "minutes": f"{state.seconds / 60:.1f}", "mean_dice": f"{mean:.3f}", "least_dice": f"{least:.3f}",
+        "model": model.name,
+        "parameters": learner.parameters,
+        "epochs": state.epoch,
+        "minutes": f"{state.seconds / 60:.1f}",
+        "mean_dice": f"{mean:.3f}",
+        "least_dice": f"{least:.3f}",
         "passed": "yes" if mean > GOAL else "no",
-    }  # fmt: skip
+    }
 
 
 def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, device: str) -> dict[str, object]:
     """Train step two of nnunet2step on two scans, which are watched too."""
+
     def cases() -> Iterator[Case]:
         for one in read_labelled_maps(dataset, model, say=print)[:2]:
             case = Case(one.map.name.replace("_", "-"), one.map.chi, one.map.labels.array, "train")
@@ -124,7 +129,7 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
 
     length = NnunetTraining(minutes=minutes, device=device, plan="small")
     outcome = train_step("dentate", cases, model.labels, out, length, say=lambda line: print(line, flush=True))
-    from bids_dgmseg.training.nnunet_plan import CONFIGURATION, count_parameters  # nnU-Net warns when imported
+    from bids_dgmseg.train.nnunet.plan import CONFIGURATION, count_parameters
 
     plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
     with (out / "dentate_curve.tsv").open(encoding="utf-8") as file:
@@ -132,10 +137,14 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
     dice = [float(last[name]) for name in model.labels]
     mean = sum(dice) / len(dice)
     return {
-        "model": model.name, "parameters": count_parameters(plan["architecture"], classes=len(dice) + 1),
-        "epochs": outcome.epochs, "minutes": f"{minutes:.1f}", "mean_dice": f"{mean:.3f}",
-        "least_dice": f"{min(dice):.3f}", "passed": "yes" if mean > GOAL else "no",
-    }  # fmt: skip
+        "model": model.name,
+        "parameters": count_parameters(plan["architecture"], classes=len(dice) + 1),
+        "epochs": outcome.epochs,
+        "minutes": f"{minutes:.1f}",
+        "mean_dice": f"{mean:.3f}",
+        "least_dice": f"{min(dice):.3f}",
+        "passed": "yes" if mean > GOAL else "no",
+    }
 
 
 def _dice(state: State) -> tuple[float, float]:

@@ -29,19 +29,19 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.commands._values import count, positive, seed
+from bids_dgmseg.cli.options import count, positive, seed
 from bids_dgmseg.errors import end_well
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.overlap import dice
-from bids_dgmseg.models import get_model
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
 from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.stats.overlap import dice
 
 _FIRST_SEED = 4 * 10**13
 """Of heads that nothing was trained on."""
@@ -50,9 +50,12 @@ _SHARE = 0.5
 """Of the voxels around a nucleus that must be no nucleus for its contrast to count."""
 
 SIZES = (
-    ((64, 192, 128), (1.0, 1.0, 1.0), 4), ((160, 192, 128), (1.0, 1.0, 1.0), 2), ((160, 192, 128), (1.0, 1.0, 1.0), 8),
-    ((256, 256, 160), (0.9, 0.9, 1.0), 4), ((256, 256, 48), (0.9, 0.9, 3.0), 5),
-)  # fmt: skip
+    ((64, 192, 128), (1.0, 1.0, 1.0), 4),
+    ((160, 192, 128), (1.0, 1.0, 1.0), 2),
+    ((160, 192, 128), (1.0, 1.0, 1.0), 8),
+    ((256, 256, 160), (0.9, 0.9, 1.0), 4),
+    ((256, 256, 48), (0.9, 0.9, 3.0), 5),
+)
 """Voxels, their edges in mm, echoes: whose memory is compared."""
 
 Way = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
@@ -85,8 +88,7 @@ def _run(args: argparse.Namespace) -> int:
             seconds = time.monotonic() - started
             found = Volume(done.chi_ppm, scanner_grid(view).affine)
             truth = found.with_array(labels.numpy())
-            rows.append({"head": number, "way": way, **judge(found, done.mask, chi.numpy(), truth),
-                         "seconds": seconds})  # fmt: skip
+            rows.append({"head": number, "way": way, **judge(found, done.mask, chi.numpy(), truth), "seconds": seconds})
             sys.stderr.write(f"head {number + 1}: {way}\n")
     table = pd.DataFrame(rows)
     print(as_markdown(table))
@@ -137,14 +139,18 @@ def _last_echo(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _some_echoes(echoes: Echoes, which: Sequence[int]) -> dict[str, Any]:
     return {
-        "phase": echoes.phase[list(which)].numpy(), "magnitude": echoes.magnitude[list(which)].numpy(),
-        "echo_times_s": [echoes.echo_times_s[echo] for echo in which], "b0_tesla": echoes.b0_tesla,
-    }  # fmt: skip
+        "phase": echoes.phase[list(which)].numpy(),
+        "magnitude": echoes.magnitude[list(which)].numpy(),
+        "echo_times_s": [echoes.echo_times_s[echo] for echo in which],
+        "b0_tesla": echoes.b0_tesla,
+    }
 
 
 WAYS: Mapping[str, Way] = {
-    "four echoes": _all_echoes, "with the true mask of the brain": _true_mask, "the last echo alone": _last_echo,
-}  # fmt: skip
+    "four echoes": _all_echoes,
+    "with the true mask of the brain": _true_mask,
+    "the last echo alone": _last_echo,
+}
 
 
 def judge(found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume) -> dict[str, float]:

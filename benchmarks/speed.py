@@ -30,10 +30,10 @@ from bids_dgmseg.simulate.dataset import simulate_dataset
 _OURS = """
 import sys
 from pathlib import Path
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.machine import keep_freed_memory
-from bids_dgmseg.models import get_model
-from bids_dgmseg.segment.clean import label_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import predict
 import nibabel, numpy, scipy.ndimage, torch
@@ -82,16 +82,23 @@ def measure(program: str, command: Sequence[str], imports: Sequence[str], *, rep
     runs = [_run(command) for _ in range(repeats)]
     start = statistics.median(_run(imports)[0] for _ in range(repeats))
     whole = statistics.median(seconds for seconds, _ in runs)
-    return {"program": program, "command_s": whole, "imports_s": start, "compute_s": whole - start,
-            "peak_gb": max(peak for _, peak in runs)}  # fmt: skip
+    return {
+        "program": program,
+        "command_s": whole,
+        "imports_s": start,
+        "compute_s": whole - start,
+        "peak_gb": max(peak for _, peak in runs),
+    }
 
 
 def _run(command: Sequence[str]) -> tuple[float, float]:
     """Give a command's seconds and peak memory in GB; run by a process of its own, whose children are it alone."""
-    watch = ("import json, resource, subprocess, sys, time; t = time.monotonic(); "
-             "p = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
-             "print(json.dumps([time.monotonic() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, "
-             "p.returncode, p.stderr[-2000:]]))")  # fmt: skip
+    watch = (
+        "import json, resource, subprocess, sys, time; t = time.monotonic(); "
+        "p = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+        "print(json.dumps([time.monotonic() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, "
+        "p.returncode, p.stderr[-2000:]]))"
+    )
     done = subprocess.run([sys.executable, "-c", watch, *command], capture_output=True, text=True, check=True)
     seconds, peak, code, error = json.loads(done.stdout)
     if code:
@@ -106,8 +113,24 @@ def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str]
     nib.save(nib.load(chi), images / "case_0000.nii.gz")
     write_peer(model)
     script.write_text(_PEER, encoding="utf-8")
-    command = [sys.executable, str(script), "-i", str(images), "-o", str(root / "peer_out"), "-m", str(model),
-               "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(script),
+        "-i",
+        str(images),
+        "-o",
+        str(root / "peer_out"),
+        "-m",
+        str(model),
+        "-f",
+        "0",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    ]
     return [*command, *([] if mirroring else ["--disable_tta"])], [*command[:2], "imports"]
 
 
@@ -120,13 +143,23 @@ def write_peer(folder: Path) -> None:
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     torch.manual_seed(0)
     network = get_network_from_plans(
-        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"],
-        1, _N_CLASSES, deep_supervision=False,
-    )  # fmt: skip
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        1,
+        _N_CLASSES,
+        deep_supervision=False,
+    )
     (folder / "fold_0").mkdir(parents=True)
-    torch.save({"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer",
-                "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": (0, 1, 2)},
-               folder / "fold_0" / "checkpoint_final.pth")  # fmt: skip
+    torch.save(
+        {
+            "network_weights": network.state_dict(),
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": "3d_fullres"},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        },
+        folder / "fold_0" / "checkpoint_final.pth",
+    )
     labels = {"background": 0, **{f"nucleus {number}": number for number in range(1, _N_CLASSES)}}
     dataset = {"channel_names": {"0": "QSM"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
@@ -137,35 +170,55 @@ def _plans() -> dict[str, Any]:
     n_stages = len(_FEATURES)
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": [128, 128, 128], "median_image_size_in_voxels": [176, 208, 176], "spacing": [1.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
-        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [128, 128, 128],
+        "median_image_size_in_voxels": [176, 208, 176],
+        "spacing": [1.0, 1.0, 1.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
         "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1}, "batch_dice": False,
+        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+        "batch_dice": False,
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": {
-                "n_stages": n_stages, "features_per_stage": _FEATURES, "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": [[3, 3, 3]] * n_stages, "strides": [[1, 1, 1], *[[2, 2, 2]] * (n_stages - 1)],
-                "n_conv_per_stage": [2] * n_stages, "n_conv_per_stage_decoder": [2] * (n_stages - 1),
-                "conv_bias": True, "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+                "n_stages": n_stages,
+                "features_per_stage": _FEATURES,
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[3, 3, 3]] * n_stages,
+                "strides": [[1, 1, 1], *[[2, 2, 2]] * (n_stages - 1)],
+                "n_conv_per_stage": [2] * n_stages,
+                "n_conv_per_stage_decoder": [2] * (n_stages - 1),
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
             },
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
-    }  # fmt: skip
+    }
     return {
-        "dataset_name": "Dataset001_QSM", "plans_name": "nnUNetPlans",
+        "dataset_name": "Dataset001_QSM",
+        "plans_name": "nnUNetPlans",
         "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
-        "original_median_shape_after_transp": [176, 208, 176], "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": configuration}, "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager", "foreground_intensity_properties_per_channel": {"0": {}},
-    }  # fmt: skip
+        "original_median_shape_after_transp": [176, 208, 176],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": {}},
+    }
 
 
 def as_markdown(table: pd.DataFrame) -> str:

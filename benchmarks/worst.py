@@ -20,17 +20,17 @@ import pandas as pd
 from conditions import conditions
 from numpy.typing import NDArray
 
-from bids_dgmseg.images.resample import block_affine
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import Model, get_model
-from bids_dgmseg.report.figures import draw_mosaic
+from bids_dgmseg.image.resample import block_affine
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES, VIEWS, Plane
-from bids_dgmseg.segment.clean import label_grid
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
-from bids_dgmseg.structures import STRUCTURES
 
 _MARGIN_MM = 12.0
 _SLICES = 6
@@ -55,8 +55,16 @@ def main() -> None:
         chi, truth = kinds[row["condition"]].draw(head, int(row["seed"]))
         block = predict(chi, localize(chi, model, weights=args.weights).box, model, weights=args.weights)
         side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
-        draw_both(chi, truth, label_grid(block, model, chi.shape), args.out / f"{side}.png",
-                  side=side, model=model, plane=args.plane, title=title)  # fmt: skip
+        draw_both(
+            chi,
+            truth,
+            label_grid(block, model, chi.shape),
+            args.out / f"{side}.png",
+            side=side,
+            model=model,
+            plane=args.plane,
+            title=title,
+        )
         print(f"{side}.png: {title}, seed {int(row['seed'])}", flush=True)
 
 
@@ -71,9 +79,16 @@ def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
 
 
 def draw_both(
-    chi: Volume, truth: NDArray[np.uint8], found: NDArray[np.uint8], out: Path,
-    *, side: str, model: Model, plane: Plane, title: str,
-) -> None:  # fmt: skip
+    chi: Volume,
+    truth: NDArray[np.uint8],
+    found: NDArray[np.uint8],
+    out: Path,
+    *,
+    side: str,
+    model: Model,
+    plane: Plane,
+    title: str,
+) -> None:
     """Draw slices where one nucleus is or was found twice, one over the other, with the true and the found outlines."""
     view, index = VIEWS[plane], STRUCTURES.named(side).index
     part = _around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from bids_dgmseg.cli import main
+from bids_dgmseg.cli.bids_app import main
 
 sys.exit(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class InputError(Exception):
@@ -46,3 +46,13 @@ def end_well(program: str, work: Callable[[], int], *, after_interrupt: str = ""
         return 130
     sys.stderr.write(f"{program}: error: {line}\n")
     return 2
+
+
+def list_some(names: Iterable[str], *, most: int = 5) -> str:
+    """Name a few of many.
+
+    >>> list_some(["a", "b", "c"], most=2)
+    'a, b, … (3 in all)'
+    """
+    known = sorted(names)
+    return ", ".join(known) if len(known) <= most else f"{', '.join(known[:most])}, … ({len(known)} in all)"

@@ -16,10 +16,10 @@ from hypothesis import settings
 from nibabel import orientations
 from numpy.typing import NDArray
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
 from tests.oracle import oracle_model
 
@@ -90,9 +90,7 @@ class MakeDataset(Protocol):
 def bids_dataset(tmp_path: Path) -> MakeDataset:
     """Writer of small BIDS datasets of phantom maps; a scan is ``sub-01_ses-1_acq-x``."""
 
-    def make(
-        *scans: str, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR
-    ) -> Path:
+    def make(*scans: str, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR) -> Path:
         root = tmp_path / "ds"
         start_dataset(root)
         for scan in scans or ("sub-01",):
@@ -126,7 +124,7 @@ def write_map(
 @pytest.fixture
 def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
     """The command line with the oracle, into ``out``: returns the exit code."""
-    from bids_dgmseg.cli import main
+    from bids_dgmseg.cli.bids_app import main
 
     def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
         given = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]

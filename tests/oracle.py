@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.images.resample import Grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import Localizer, Model, ModelInput
+from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Localizer, Model, ModelInput
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 
 
 class Oracle:
@@ -76,7 +76,11 @@ class Interrupted(Oracle):
 def oracle_model(name: str = "oracle", predictor: str = "Oracle") -> Model:
     """A registry entry for one of the predictors above."""
     return Model(
-        name=name, title="The phantom's own labels", labels=tuple(structure.abbreviation for structure in STRUCTURES),
+        name=name,
+        title="The phantom's own labels",
+        labels=tuple(structure.abbreviation for structure in STRUCTURES),
         input=ModelInput(spacing_mm=(2.0, 2.0, 2.0), patch_mm=(110.0, 150.0, 130.0)),
-        localizer=Localizer(kind="centre"), predictor=f"tests.oracle:{predictor}", memory_gb=0.5,
-    )  # fmt: skip
+        localizer=Localizer(kind="centre"),
+        predictor=f"tests.oracle:{predictor}",
+        memory_gb=0.5,
+    )

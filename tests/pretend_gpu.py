@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bids_dgmseg.segment.forward import SafeGradients
+from bids_dgmseg.segment.inference import SafeGradients
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -63,10 +63,17 @@ def place_of(tensor: Tensor) -> torch.device:
 
 
 _CUDA = {
-    "is_available": True, "is_bf16_supported": True, "device_count": 1, "current_device": 0, "set_device": None,
-    "empty_cache": None, "synchronize": None, "get_device_name": "Pretended", "get_device_capability": (9, 0),
+    "is_available": True,
+    "is_bf16_supported": True,
+    "device_count": 1,
+    "current_device": 0,
+    "set_device": None,
+    "empty_cache": None,
+    "synchronize": None,
+    "get_device_name": "Pretended",
+    "get_device_capability": (9, 0),
     "is_current_stream_capturing": False,
-}  # fmt: skip
+}
 
 
 class _Generator(torch.Generator):
@@ -176,8 +183,10 @@ def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor
 
 def _refuse(tensor: Tensor, *args: Any, original: Callable[..., Any], **kwargs: Any) -> Any:
     if place_of(tensor) == GPU:
-        raise TypeError(f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
-                        "host memory first.")  # fmt: skip
+        raise TypeError(
+            f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+            "host memory first."
+        )
     return original(tensor, *args, **kwargs)
 
 
@@ -210,8 +219,9 @@ class _Calls(TorchFunctionMode):
         place = (GPU if on_gpu else CPU) if wanted is None else _full(torch.device(wanted))
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type != place.type:
-            raise RuntimeError(f"Expected a '{place.type}' device type for generator but found "
-                               f"'{generator.device.type}'")  # fmt: skip
+            raise RuntimeError(
+                f"Expected a '{place.type}' device type for generator but found '{generator.device.type}'"
+            )
         before, _local.place = getattr(_local, "place", None), place
         try:
             result = func(*args, **kwargs)
@@ -257,17 +267,24 @@ def _check(func: Any, args: Any, kwargs: Any) -> None:
     if name in _CROSSING:
         return
     values = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-    written = {argument.name for argument in func._schema.arguments
-               if argument.alias_info is not None and argument.alias_info.is_write}  # fmt: skip
+    written = {
+        argument.name
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    }
     indices = list(_tensors(values.pop("indices", None))) if name in _INDEXING else []
     strangers = [
-        tensor for key, value in values.items() for tensor in _tensors(value)
+        tensor
+        for key, value in values.items()
+        for tensor in _tensors(value)
         if not _is_marked(tensor) and (tensor.ndim or key in written or not _takes_numbers(func, name))
     ]
     at_home = [tensor for tensor in _tensors(values) if _is_marked(tensor)]
     if strangers and (at_home or any(map(_is_marked, indices))):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {GPU} and "
-                           f"{CPU}! (in {func}, of shape {tuple(strangers[0].shape)} on {CPU})")  # fmt: skip
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {GPU} and "
+            f"{CPU}! (in {func}, of shape {tuple(strangers[0].shape)} on {CPU})"
+        )
 
 
 def _takes_numbers(func: Any, name: str) -> bool:

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bids_dgmseg.cli import main
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 from tests.conftest import HEAD, coarse_chi, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
@@ -73,7 +73,8 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "zeros": (lambda path: write(path, 0 * chi()), r"all voxels are 0; "),
     "nothingfinite": (lambda path: write(path, np.nan * chi()), r"no voxel is finite; "),
     "cutshort": (
-        lambda path: path.write_bytes(path.read_bytes()[:20000]), r"the data are damaged or cut short \(.*\); "
+        lambda path: path.write_bytes(path.read_bytes()[:20000]),
+        r"the data are damaged or cut short \(.*\); ",
     ),
     "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
@@ -124,7 +125,8 @@ def test_a_broken_sidecar_fails_its_own_scan(bids_dataset, run, capsys, tmp_path
     break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     assert run(dataset, "--dry-run") == 0
     assert "sub-01: would fail: sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file\n" in (
-        capsys.readouterr().out)  # fmt: skip
+        capsys.readouterr().out
+    )
     assert run(dataset) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file"
@@ -244,16 +246,19 @@ def broken_filter(root: Path) -> list[str]:
     return ["--bids-filter-file", str(root.parent / "filter.json")]
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (no_map, r"ds: no _Chimap and no _MEGRE in it; "),
-    (no_dataset, r"ds: no dataset_description\.json; give the root folder of the BIDS dataset"),
-    (unknown_participant, r"ds: no sub-07; check --participant-label \(there are sub-01\)"),
-    (unknown_session, r"ds: no ses-9; check --session-label "),
-    (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
-    (no_weights, r".*gone: no such folder; check --weights"),
-    (mirrored_nnunet, r"--quality: nnunet2step tells left from right and is not mirrored; leave it out"),
-    (broken_filter, r"filter\.json: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_map, r"ds: no _Chimap and no _MEGRE in it; "),
+        (no_dataset, r"ds: no dataset_description\.json; give the root folder of the BIDS dataset"),
+        (unknown_participant, r"ds: no sub-07; check --participant-label \(there are sub-01\)"),
+        (unknown_session, r"ds: no ses-9; check --session-label "),
+        (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
+        (no_weights, r".*gone: no such folder; check --weights"),
+        (mirrored_nnunet, r"--quality: nnunet2step tells left from right and is not mirrored; leave it out"),
+        (broken_filter, r"filter\.json: "),
+    ],
+)
 def test_a_run_that_cannot_begin_ends_with_2_and_one_line(bids_dataset, run, tmp_path, capsys, spoil, message):
     dataset = bids_dataset("sub-01")
     options = spoil(dataset)
@@ -341,10 +346,13 @@ def test_holes_in_the_brain_are_counted_said_and_left_out(bids_dataset, run, tmp
     assert mass / mean_ppm / voxel_mm3 == pytest.approx(int(putamen["n_voxels"]) - 1)  # the hole is in the volume only
 
 
-@pytest.mark.parametrize(("sidecar", "said"), [
-    ({"Units": "ppb"}, "ppb (from sidecar), reference not stated"),
-    (None, "ppb (from magnitude of the values), reference not stated"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sidecar", "said"),
+    [
+        ({"Units": "ppb"}, "ppb (from sidecar), reference not stated"),
+        (None, "ppb (from magnitude of the values), reference not stated"),
+    ],
+)
 def test_ppb_becomes_ppm_and_is_said(run, tmp_path, capsys, sidecar, said):
     start_dataset(tmp_path / "ds")
     write_map(tmp_path / "ds", "sub-01", coarse_chi().with_array(1000 * chi()), sidecar=sidecar)
@@ -386,7 +394,7 @@ def test_nuclei_outside_the_image_are_missing_and_the_others_are_done(without_ce
 @pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 sum to many voxels, and nothing is labelled
 def test_a_map_of_nothing_the_model_knows_is_done_with_a_warning_a_nucleus(
     bids_dataset, run, tmp_path, monkeypatch, capsys, doubt
-):  # fmt: skip
+):
     monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume, doubt))
     assert run(bids_dataset("sub-01")) == 0
     err = capsys.readouterr().err.splitlines()

@@ -16,12 +16,18 @@ def fail_with(error: BaseException):
     return work
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [
-    (InputError("ds: wrong;\n  mend it"), 2, "prog: error: ds: wrong; mend it\n"),
-    (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2,
-     "prog: error: /data/x: Permission denied; check the path, its permissions and the room on its disk\n"),
-    (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("ds: wrong;\n  mend it"), 2, "prog: error: ds: wrong; mend it\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/data/x"),
+            2,
+            "prog: error: /data/x: Permission denied; check the path, its permissions and the room on its disk\n",
+        ),
+        (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
+    ],
+)
 def test_what_users_can_mend_is_one_line_and_a_code(capsys, error, code, said):
     assert end_well("prog", fail_with(error), after_interrupt="; go on later") == code
     assert capsys.readouterr().err == said

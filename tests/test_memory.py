@@ -10,7 +10,7 @@ _TAKE_AND_FREE = """
 import resource
 import sys
 import numpy as np
-from bids_dgmseg.machine import keep_freed_memory
+from bids_dgmseg.resources import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

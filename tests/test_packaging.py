@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 
 from bids_dgmseg import __version__
-from bids_dgmseg.cli import build_parser
+from bids_dgmseg.cli.bids_app import build_parser
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.models import MODELS
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
-from bids_dgmseg.simulate.bodies import ShapeRanges
-from bids_dgmseg.simulate.details import DetailRanges
-from bids_dgmseg.simulate.disease import DiseaseRanges
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
+from bids_dgmseg.simulate.shapes import ShapeRanges
 from bids_dgmseg.simulate.susceptibility import ValueRanges
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.simulate.tissue_details import DetailRanges, DiseaseRanges
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -102,7 +101,7 @@ def test_every_option_is_documented():
 @pytest.mark.parametrize("verb", re.findall(r"^### dgmseg (\w+)$", read("docs/options.md"), flags=re.MULTILINE))
 def test_every_option_of_a_verb_is_documented(verb):
     section = read("docs/options.md").partition(f"### dgmseg {verb}\n")[2].partition("\n### ")[0]
-    module = importlib.import_module(f"bids_dgmseg.commands.{verb}")
+    module = importlib.import_module(f"bids_dgmseg.cli.{verb}")
     parser = argparse.ArgumentParser(add_help=False)
     module.add_arguments(parser)
     options = {word for action in parser._actions for word in action.option_strings}
@@ -125,8 +124,15 @@ def test_every_nucleus_is_documented_with_its_number():
     assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
 
 
-RANGES = [HeadRanges(), ShapeRanges(), ValueRanges(), DiseaseRanges(), DetailRanges(), ArtefactRanges(),
-          ReconstructionRanges()]  # fmt: skip
+RANGES = [
+    HeadRanges(),
+    ShapeRanges(),
+    ValueRanges(),
+    DiseaseRanges(),
+    DetailRanges(),
+    ArtefactRanges(),
+    ReconstructionRanges(),
+]
 
 
 @pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.cli import main
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import load_image
-from bids_dgmseg.models import MODELS
-from bids_dgmseg.segment.folder import describe_folder
-from bids_dgmseg.segment.weights import save_weights, segmenter_network
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import load_image
+from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, read_stats
 
@@ -82,9 +82,11 @@ def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_datas
 
 @pytest.mark.parametrize("name", list(SMALL))
 def test_without_weights_one_line_says_what_to_do(name, bids_dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bids_dgmseg.models.files", lambda package: tmp_path)  # a package without weights
+    monkeypatch.setattr("bids_dgmseg.models.registry.files", lambda package: tmp_path)  # a package without weights
     arguments = ["--model", name, "--skip-bids-validation", "-w", str(tmp_path / "work")]
     assert main([str(bids_dataset("sub-01")), str(tmp_path / "out"), "participant", *arguments]) == 2
     err = capsys.readouterr().err.strip().splitlines()
-    assert err == [f"bids_dgmseg: error: {name}: no weights in the package; train it (dgmseg train {name}) and "
-                   "pass --weights FOLDER, or choose another --model"]  # fmt: skip
+    assert err == [
+        f"bids_dgmseg: error: {name}: no weights in the package; train it (dgmseg train {name}) and "
+        "pass --weights FOLDER, or choose another --model"
+    ]

@@ -15,12 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.cli import main
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume, load_image
-from bids_dgmseg.models import MODELS
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 from tests.conftest import HEAD, coarse_chi, contents, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
@@ -151,15 +151,33 @@ def test_one_command_gives_every_file(bids_dataset, run, tmp_path):
     out = tmp_path / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     stem = "sub-01/ses-1/anat/sub-01_ses-1_acq-x"
-    results = {f"{stem}_seg-oracle_{end}" for end in (
-        "dseg.nii.gz", "dseg.json", "dseg.tsv", "probseg.nii.gz", "probseg.json", "stats.tsv", "stats.json",
-        "quality.json",
-    )}  # fmt: skip
+    results = {
+        f"{stem}_seg-oracle_{end}"
+        for end in (
+            "dseg.nii.gz",
+            "dseg.json",
+            "dseg.tsv",
+            "probseg.nii.gz",
+            "probseg.json",
+            "stats.tsv",
+            "stats.json",
+            "quality.json",
+        )
+    }
     masks = {f"{stem}_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}
-    pictures = {f"figures/sub-01_ses-1_acq-x_seg-oracle_desc-{plane}_dseg.png"
-                for plane in ("axial", "coronal", "sagittal")}  # fmt: skip
-    top = {"dataset_description.json", "dseg.tsv", "descriptions.tsv", ".bidsignore", "README", "sub-01.html",
-           "logs/CITATION.md", "logs/CITATION.bib"}  # fmt: skip
+    pictures = {
+        f"figures/sub-01_ses-1_acq-x_seg-oracle_desc-{plane}_dseg.png" for plane in ("axial", "coronal", "sagittal")
+    }
+    top = {
+        "dataset_description.json",
+        "dseg.tsv",
+        "descriptions.tsv",
+        ".bidsignore",
+        "README",
+        "sub-01.html",
+        "logs/CITATION.md",
+        "logs/CITATION.bib",
+    }
     assert results | masks | pictures | top <= names
     assert not [name for name in names if Path(name).name.startswith(".") and name != ".bidsignore"]
     assert "weights were given by the user" not in (out / "sub-01.html").read_text()
@@ -298,17 +316,26 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     script.write_text(SCRIPT)
     home = tmp_path / "home"
     home.mkdir()
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([
-        str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+    }
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
         environment.pop(name, None)
 
     def call(bids_dir: Path, *options: str, level: str = "participant") -> subprocess.Popen[str]:
         given = [sys.executable, str(script), bids_dir.name, "out", level, "-w", "work", "--model", "oracle"]
         return subprocess.Popen(
-            [*given, "--skip-bids-validation", *options], cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [*given, "--skip-bids-validation", *options],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     return call
 

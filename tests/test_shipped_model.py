@@ -11,18 +11,18 @@ import pytest
 from nibabel import orientations
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.overlap import dice
-from bids_dgmseg.models import MODELS, get_model
-from bids_dgmseg.segment.clean import label_grid
-from bids_dgmseg.segment.found import Block
-from bids_dgmseg.segment.label_map import choose_labels
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.registry import MODELS, get_model
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segment.postprocess import label_grid
 from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segment.results import Block
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.stats.overlap import dice
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +66,15 @@ def _store(path: Path, axes: str, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("axes", "kind", "extension"), [
-    ("LAS", "float32", ".nii.gz"), ("LPS", "float32", ".nii"), ("PIR", "float32", ".nii.gz"),
-    ("RAS", "float64", ".nii"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("axes", "kind", "extension"),
+    [
+        ("LAS", "float32", ".nii.gz"),
+        ("LPS", "float32", ".nii"),
+        ("PIR", "float32", ".nii.gz"),
+        ("RAS", "float64", ".nii"),
+    ],
+)
 def test_axes_and_files_do_not_change_a_voxel(tmp_path, axes, kind, extension):
     chi = Volume.read(_store(tmp_path / f"map{extension}", axes, kind))
     np.testing.assert_array_equal(_segment(chi).array, _upright_dseg().array)
@@ -149,8 +154,10 @@ def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
     probseg, here = _upright_block().probabilities[1:], found[_upright_block().slices]
     total = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
     volume = np.bincount(found.ravel(), minlength=17)[1:17]
-    within = [probability[here == structure.index].sum(dtype=np.float64)
-              for structure, probability in zip(STRUCTURES, probseg, strict=True)]  # fmt: skip
+    within = [
+        probability[here == structure.index].sum(dtype=np.float64)
+        for structure, probability in zip(STRUCTURES, probseg, strict=True)
+    ]
     # A tenth of a voxel all over the surface is a sixth of the volume of the smallest nucleus.
     np.testing.assert_allclose(total, volume, rtol=0.15)
     np.testing.assert_allclose(2 * np.array(within) / (total + volume), overlap, atol=0.1)

@@ -29,10 +29,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.commands._values import absolute, count, entity
+from bids_dgmseg.cli.options import absolute, count, entity
 from bids_dgmseg.errors import InputError, end_well
-from bids_dgmseg.pipeline.compare import Contender, Field, check_contenders, compare, find_field, name_contenders
-from bids_dgmseg.pipeline.compare import segment_scan as segment_alone
+from bids_dgmseg.evaluate.benchmark import Contender, Field, check_contenders, compare, find_field, name_contenders
+from bids_dgmseg.evaluate.benchmark import segment_scan as segment_alone
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):
@@ -93,9 +93,14 @@ class Compare(SimpleInterface):
 
 
 def init_compare_models_wf(
-    *, contenders: Sequence[Contender], ground: Field, out: Path, device: str = "cpu", threads: int = 1,
+    *,
+    contenders: Sequence[Contender],
+    ground: Field,
+    out: Path,
+    device: str = "cpu",
+    threads: int = 1,
     name: str = "compare_models_wf",
-) -> Workflow:  # fmt: skip
+) -> Workflow:
     """Connect the segmentation of each scan by each model with the comparison of all.
 
     Parameters
@@ -136,20 +141,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=absolute)
     parser.add_argument("out", type=absolute)
-    parser.add_argument("--models", nargs="+", default=["dgm16"], metavar="KEY[=FOLDER]",
-                        help="keys of the registry, with the weights that ship or with those of a folder; a key may "
-                             "come again with another folder (default: dgm16)")  # fmt: skip
-    parser.add_argument("--atlases", type=absolute, metavar="LABELLED_DATASET",
-                        help="atlases of the multi-atlas baseline; maps of the target's own participant are left out")
-    parser.add_argument("--label-map", type=absolute, metavar="FILE",
-                        help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it")
-    parser.add_argument("--choose", nargs="+", action="extend", default=[], metavar="ENTITY", type=entity,
-                        help="where a scan or an atlas has several segmentations, its labels are those with one of "
-                             "these entities")  # fmt: skip
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["dgm16"],
+        metavar="KEY[=FOLDER]",
+        help="keys of the registry, with the weights that ship or with those of a folder; a key may "
+        "come again with another folder (default: dgm16)",
+    )
+    parser.add_argument(
+        "--atlases",
+        type=absolute,
+        metavar="LABELLED_DATASET",
+        help="atlases of the multi-atlas baseline; maps of the target's own participant are left out",
+    )
+    parser.add_argument(
+        "--label-map",
+        type=absolute,
+        metavar="FILE",
+        help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it",
+    )
+    parser.add_argument(
+        "--choose",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ENTITY",
+        type=entity,
+        help="where a scan or an atlas has several segmentations, its labels are those with one of these entities",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
     parser.add_argument("--threads", type=count, default=1, help="of each process (default: %(default)s)")
-    parser.add_argument("--nprocs", type=count, default=1,
-                        help="processes at a time; take 1 for times that mean something (default: %(default)s)")
+    parser.add_argument(
+        "--nprocs",
+        type=count,
+        default=1,
+        help="processes at a time; take 1 for times that mean something (default: %(default)s)",
+    )
     parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     args = parser.parse_args(argv)
     return end_well("compare_models", lambda: _run(args))

@@ -33,7 +33,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.commands._values import absolute, count
+from bids_dgmseg.cli.options import absolute, count
 from bids_dgmseg.errors import InputError, end_well
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
@@ -58,9 +58,7 @@ class Part:
 def list_parts(model: str, *, folds: int, plan: str) -> list[Part]:
     """List the folds of a model, or its steps: the second learns in the given cerebella, not in those of the first."""
     if model == STEPPED:
-        return [
-            Part(step, ("--step", step, "--plan", plan), f"{step}_curve.tsv") for step in ("cerebellum", "dentate")
-        ]
+        return [Part(step, ("--step", step, "--plan", plan), f"{step}_curve.tsv") for step in ("cerebellum", "dentate")]
     return [
         Part(f"fold_{fold}", ("--folds", str(folds), "--fold", str(fold)), f"fold_{fold}/curve.tsv")
         for fold in range(folds)
@@ -90,9 +88,16 @@ class Train(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         given = self.inputs
         command = [
-            sys.executable, "-m", "bids_dgmseg.commands", "train", given.model, given.in_dataset, given.out_folder,
-            *given.part.options, *(given.options or []),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "bids_dgmseg.cli",
+            "train",
+            given.model,
+            given.in_dataset,
+            given.out_folder,
+            *given.part.options,
+            *(given.options or []),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log = Path(runtime.cwd) / "train.log"
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -141,17 +146,24 @@ def summarize(curve: Path) -> Mapping[str, object]:
     dice = [float(value) for name, value in best.items() if name not in NO_CLASSES and value not in ("n/a", "nan")]
     return {
         "model": (curve.parent if of_step else curve.parents[1]).name,
-        "fold": "n/a" if of_step else curve.parent.name.removeprefix("fold_"), "epochs": len(rows),
-        "best_epoch": best["epoch"], "validation_loss": best["loss_tune" if of_step else "validation_loss"],
+        "fold": "n/a" if of_step else curve.parent.name.removeprefix("fold_"),
+        "epochs": len(rows),
+        "best_epoch": best["epoch"],
+        "validation_loss": best["loss_tune" if of_step else "validation_loss"],
         "mean_dice": f"{sum(dice) / len(dice):.4f}" if dice else "n/a",
         "step": curve.name.removesuffix("_curve.tsv") if of_step else "n/a",
-    }  # fmt: skip
+    }
 
 
 def init_train_models_wf(
-    *, out: Path, models: Sequence[str] = MODELS, folds: int = 5, plan: str = "paper", options: Sequence[str] = (),
+    *,
+    out: Path,
+    models: Sequence[str] = MODELS,
+    folds: int = 5,
+    plan: str = "paper",
+    options: Sequence[str] = (),
     name: str = "train_models_wf",
-) -> Workflow:  # fmt: skip
+) -> Workflow:
     """Connect a training for each model and fold or step with the table that compares them.
 
     Parameters
@@ -188,14 +200,18 @@ def init_train_models_wf(
     for place, (model, part) in enumerate(parts, start=1):
         interface = Train(model=model, part=part, out_folder=str(out / model), options=list(options))
         train = Node(interface, name=f"train_{model}_{part.name}")
-        workflow.connect([
-            (inputs, train, [("in_dataset", "in_dataset")]),
-            (train, gather, [("out_curve", f"in{place}")]),
-        ])  # fmt: skip
-    workflow.connect([
-        (gather, compare, [("out", "in_curves")]),
-        (compare, outputs, [("out_table", "out_table")]),
-    ])  # fmt: skip
+        workflow.connect(
+            [
+                (inputs, train, [("in_dataset", "in_dataset")]),
+                (train, gather, [("out_curve", f"in{place}")]),
+            ]
+        )
+    workflow.connect(
+        [
+            (gather, compare, [("out", "in_curves")]),
+            (compare, outputs, [("out_table", "out_table")]),
+        ]
+    )
     return workflow
 
 
@@ -206,8 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=absolute)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--folds", type=count, default=5, help="of each model but nnunet2step (default: %(default)s)")
-    parser.add_argument("--plan", choices=("paper", "small"), default="paper",
-                        help="size of the nnU-Nets of nnunet2step (default: %(default)s)")
+    parser.add_argument(
+        "--plan",
+        choices=("paper", "small"),
+        default="paper",
+        help="size of the nnU-Nets of nnunet2step (default: %(default)s)",
+    )
     parser.add_argument("--nprocs", type=count, default=1, help="trainings at a time (default: %(default)s)")
     parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)

@@ -1,1 +1,1 @@
-"""Find scans in BIDS datasets, name and write derivatives."""
+"""BIDS datasets: find scans, name and write derivatives."""

@@ -9,26 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
-from bids_dgmseg.bids.dataset import Scan
-from bids_dgmseg.bids.files import place, write_json, write_text
-from bids_dgmseg.bids.made_map import check_map, drop_map, is_made_from, map_fingerprint, map_uri, note_map, place_map
 from bids_dgmseg.bids.paths import output_path, output_stem
-from bids_dgmseg.bids.toplevel import check_output, label_table, write_dataset_files
-from bids_dgmseg.checksum import sha256, sha256_if_there, sha256_of
+from bids_dgmseg.bids.reconstructed import (
+    check_map,
+    drop_map,
+    is_made_from,
+    map_fingerprint,
+    map_uri,
+    note_map,
+    place_map,
+)
+from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.top_level import check_output, label_table, write_dataset_files
+from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_json
+from bids_dgmseg.io.files import place, read_json, sha256, sha256_if_there, sha256_of, write_json, write_text
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.models import Model
-from bids_dgmseg.settings import Settings
+from bids_dgmseg.models.registry import Model
 
 __all__ = [
-    "check_output", "fingerprint", "is_done", "label_table", "map_fingerprint", "output_path", "place", "save_scan",
-    "write_dataset_files", "write_json", "write_text",
-]  # fmt: skip
+    "check_output",
+    "fingerprint",
+    "is_done",
+    "label_table",
+    "map_fingerprint",
+    "output_path",
+    "place",
+    "save_scan",
+    "write_dataset_files",
+    "write_json",
+    "write_text",
+]
 
 REGIONS: Mapping[str, str] = {
-    "brain": "Brain, as far as the map shows it", "cerebellum": "Cerebellum", "ventricles": "Lateral ventricles",
-}  # fmt: skip
+    "brain": "Brain, as far as the map shows it",
+    "cerebellum": "Cerebellum",
+    "ventricles": "Lateral ventricles",
+}
 """Region of the head → what its mask holds."""
 
 
@@ -50,8 +67,16 @@ def fingerprint(
         "chi": reconstruction or sha256_if_there(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
-        "model": [model.name, model.labels, str(model.input), str(model.localizer), str(model.arch),
-                  str(model.cleaning), model.mirrored, model.quality],
+        "model": [
+            model.name,
+            model.labels,
+            str(model.input),
+            str(model.localizer),
+            str(model.arch),
+            str(model.cleaning),
+            model.mirrored,
+            model.quality,
+        ],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
@@ -90,10 +115,22 @@ def _is_whole(file: Path) -> bool:
 
 
 def save_scan(
-    output_dir: Path, scan: Scan, model: Model, *, out_dseg: Path, out_probseg: Path, stats: Path,
-    quality: Mapping[str, Any], box_mm: Mapping[str, Any], masks: bool, fingerprint: str,
-    figures: Mapping[str, Path], regions: Mapping[str, Path], chi: Path | None = None, reconstruction: str = "",
-) -> list[Path]:  # fmt: skip
+    output_dir: Path,
+    scan: Scan,
+    model: Model,
+    *,
+    out_dseg: Path,
+    out_probseg: Path,
+    stats: Path,
+    quality: Mapping[str, Any],
+    box_mm: Mapping[str, Any],
+    masks: bool,
+    fingerprint: str,
+    figures: Mapping[str, Path],
+    regions: Mapping[str, Path],
+    chi: Path | None = None,
+    reconstruction: str = "",
+) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
 
     The sidecar of the dseg is written last and names the others: where it lies, the scan is complete.
@@ -198,9 +235,13 @@ def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[
 
 
 def _write_texts(
-    output_dir: Path, scan: Scan, model: Model, dictionary: Mapping[str, Any], quality: Mapping[str, Any],
+    output_dir: Path,
+    scan: Scan,
+    model: Model,
+    dictionary: Mapping[str, Any],
+    quality: Mapping[str, Any],
     common: Mapping[str, Any],
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write the label table, the data dictionary, the quality record and the sidecar of the probabilities."""
     about = {"Description": f"Probability of each nucleus, one volume a nucleus, by model {model.name}"}
     table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
@@ -221,13 +262,11 @@ def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension
     return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
 
 
-def _write_masks(
-    output_dir: Path, scan: Scan, model: Model, out_dseg: Path, common: Mapping[str, Any]
-) -> list[Path]:
+def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, common: Mapping[str, Any]) -> list[Path]:
     """Write one binary mask a nucleus and side on the grid of the dseg."""
     import numpy as np
 
-    from bids_dgmseg.images.volume import load_image  # nibabel: slow to import
+    from bids_dgmseg.image.volume import load_image
 
     dseg = load_image(out_dseg)
     labels = np.asanyarray(dseg.dataobj)

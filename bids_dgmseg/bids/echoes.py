@@ -9,14 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.folders import ECHO_NAME, Source
+from bids_dgmseg.bids.datasets import ECHO_NAME, Source
 from bids_dgmseg.bids.names import join_entities, split_entities
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
 
 _SHORTEST_S, _LONGEST_S = 1e-4, 0.5
 """Echo times beyond are in other units."""
+
 _LEAST_APART_S = 1e-4
+
 _WEAKEST_T, _STRONGEST_T = 0.01, 20.0
 
 
@@ -106,10 +108,14 @@ def _gather(source: Source, name: str, files: _Files, sidecars: Sidecars) -> Ech
         Echo(files.phase[echo], files.magnitude[echo], times[echo], str(read[files.phase[echo]][0].get("Units", "")))
         for echo in order
     )
-    problem = next((
-        f"{after.phase.name}: has the EchoTime of {before.phase.name}, {after.time_s:g} s; correct one of them"
-        for before, after in pairwise(echoes) if after.time_s - before.time_s < _LEAST_APART_S
-    ), None)  # fmt: skip
+    problem = next(
+        (
+            f"{after.phase.name}: has the EchoTime of {before.phase.name}, {after.time_s:g} s; correct one of them"
+            for before, after in pairwise(echoes)
+            if after.time_s - before.time_s < _LEAST_APART_S
+        ),
+        None,
+    )
     return EchoSet(entities, echoes[0].phase, echoes, *read[echoes[0].phase], problem)
 
 

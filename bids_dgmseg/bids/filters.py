@@ -7,15 +7,23 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bids_dgmseg.bids.names import list_some
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_json
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.io.files import read_json
 
 _LONG = {
-    "sub": "subject", "ses": "session", "acq": "acquisition", "rec": "reconstruction", "ce": "ceagent",
-    "dir": "direction", "description": "desc", "resolution": "res", "seg": "segmentation",
-}  # fmt: skip
+    "sub": "subject",
+    "ses": "session",
+    "acq": "acquisition",
+    "rec": "reconstruction",
+    "ce": "ceagent",
+    "dir": "direction",
+    "description": "desc",
+    "resolution": "res",
+    "seg": "segmentation",
+}
+
 _BLOCKS = ("chimap", "megre")
+
 _NOT_TOTAL = ("paramagnetic", "diamagnetic")
 
 

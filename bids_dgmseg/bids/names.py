@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 ORDER = (
-    "sub", "tpl", "ses", "cohort", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec",
-    "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
-    "atlas", "seg", "scale", "res", "den", "label", "desc",
-)  # fmt: skip
+    "sub",
+    "tpl",
+    "ses",
+    "cohort",
+    "sample",
+    "task",
+    "tracksys",
+    "acq",
+    "nuc",
+    "voi",
+    "ce",
+    "trc",
+    "stain",
+    "rec",
+    "dir",
+    "run",
+    "mod",
+    "echo",
+    "flip",
+    "inv",
+    "mt",
+    "part",
+    "proc",
+    "hemi",
+    "space",
+    "split",
+    "recording",
+    "chunk",
+    "atlas",
+    "seg",
+    "scale",
+    "res",
+    "den",
+    "label",
+    "desc",
+)
 """Entities as BIDS orders them in a file name."""
 
 _PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")
@@ -43,13 +75,3 @@ def join_entities(entities: Mapping[str, str]) -> str:
     unknown = ORDER.index("atlas")
     ranked = sorted(entities, key=lambda key: ORDER.index(key) if key in ORDER else unknown - 0.5)
     return "_".join(f"{key}-{entities[key]}" for key in ranked)
-
-
-def list_some(names: Iterable[str], *, most: int = 5) -> str:
-    """Name a few of many.
-
-    >>> list_some(["a", "b", "c"], most=2)
-    'a, b, … (3 in all)'
-    """
-    known = sorted(names)
-    return ", ".join(known) if len(known) <= most else f"{', '.join(known[:most])}, … ({len(known)} in all)"

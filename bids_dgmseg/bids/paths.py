@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bids_dgmseg.bids.dataset import Scan
 from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.bids.scans import Scan
 
 
 def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **entities: str) -> Path:

@@ -9,14 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_dgmseg.bids.names import join_entities, list_some, split_entities
-from bids_dgmseg.description import DATASET_DESCRIPTION
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.bids.description import DATASET_DESCRIPTION
+from bids_dgmseg.bids.names import join_entities, split_entities
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.models.structures import STRUCTURES
 
 _NOT_SCAN = ("seg", "atlas", "label", "scale")
+
 _NOT_SHARED = ("desc", "space", "res", "den")
+
 _NUMBERS = ("run", "echo")
+
 _PART = re.compile(r"_desc-(para|dia)magnetic_Chimap\.")
 
 
@@ -61,9 +64,7 @@ def name_scan(path: Path) -> str:
     return join_entities(_entities(path, _NOT_SCAN)) or _stem(path)
 
 
-def match_scans(
-    reference: Sequence[Path], other: Sequence[Path], *, choose: Sequence[str] = ()
-) -> dict[Path, Path]:
+def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Sequence[str] = ()) -> dict[Path, Path]:
     """Find the partner of each image of one dataset in another.
 
     Partners have the same entities but for ``seg`` and its like; where no such partner is found, ``desc``, ``space``,

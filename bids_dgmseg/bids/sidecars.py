@@ -10,7 +10,7 @@ from typing import Any
 
 from bids_dgmseg.bids.names import join_entities, split_entities
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.jsonfile import read_json
+from bids_dgmseg.io.files import read_json
 
 
 def _read_text(path: Path) -> dict[str, Any]:

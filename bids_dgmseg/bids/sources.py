@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bids_dgmseg.description import DATASET_DESCRIPTION, linked_datasets
-from bids_dgmseg.jsonfile import read_optional_json
-from bids_dgmseg.links import follow_link
+from bids_dgmseg.bids.description import DATASET_DESCRIPTION, linked_datasets
+from bids_dgmseg.io.annex import follow_link
+from bids_dgmseg.io.files import read_optional_json
 
 
 def find_source(path: Path, suffix: str) -> Path | None:

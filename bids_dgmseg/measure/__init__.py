@@ -1,1 +1,1 @@
-"""Pure functions from arrays and a voxel size to tables."""
+"""Measures per scan: ROI statistics, reference region, map quality, segmentation quality."""

@@ -46,7 +46,7 @@ def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     stats : DataFrame
-        Rows and columns of `bids_dgmseg.measure.regions.measure_regions`; columns that it lacks are left out.
+        Rows and columns of `bids_dgmseg.measure.nuclei.measure_regions`; columns that it lacks are left out.
 
     Returns
     -------

@@ -46,7 +46,7 @@ REGION_COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "mean_probability": {"Description": "Mean probability of the nucleus over its voxels in the segmentation"},
 }
-"""Of `bids_dgmseg.measure.regions`: column → BIDS data dictionary entry, in the order of the table."""
+"""Of `bids_dgmseg.measure.nuclei`: column → BIDS data dictionary entry, in the order of the table."""
 
 _PART = "voxels more than one standard deviation above the mean of the nucleus"
 
@@ -56,14 +56,15 @@ HIGH_IRON_COLUMNS: Mapping[str, Mapping[str, str]] = {
         "Units": "ppm",
     },
     "high_iron_threshold_ppm": {
-        "Description": "Mean plus one standard deviation of the measured voxels of the nucleus", "Units": "ppm",
+        "Description": "Mean plus one standard deviation of the measured voxels of the nucleus",
+        "Units": "ppm",
     },
     "high_iron_mean_ppm": {"Description": f"Mean susceptibility of the {_PART}", "Units": "ppm"},
     "high_iron_sem_ppm": {"Description": f"Standard error of the mean over the {_PART}", "Units": "ppm"},
     "high_iron_volume_mm3": {"Description": f"Number of the {_PART}, times the volume of a voxel", "Units": "mm^3"},
     "high_iron_fraction": {"Description": f"Share of the {_PART} among its measured voxels"},
-}  # fmt: skip
-"""Of `bids_dgmseg.measure.high_iron`."""
+}
+"""Of `bids_dgmseg.measure.nuclei`."""
 
 COMPARED: Mapping[str, str] = {
     "volume_mm3": "volume_asymmetry",
@@ -83,10 +84,16 @@ ASYMMETRY_COLUMNS: Mapping[str, Mapping[str, str]] = {
 """Of `bids_dgmseg.measure.asymmetry`."""
 
 REFERENCED: Mapping[str, str] = {
-    "mean_ppm": "mean_ref_ppm", "median_ppm": "median_ref_ppm", "p05_ppm": "p05_ref_ppm", "p25_ppm": "p25_ref_ppm",
-    "p75_ppm": "p75_ref_ppm", "p95_ppm": "p95_ref_ppm", "mean_pv_ppm": "mean_pv_ref_ppm",
-    "core_mean_ppm": "core_mean_ref_ppm", "high_iron_mean_ppm": "high_iron_mean_ref_ppm",
-}  # fmt: skip
+    "mean_ppm": "mean_ref_ppm",
+    "median_ppm": "median_ref_ppm",
+    "p05_ppm": "p05_ref_ppm",
+    "p25_ppm": "p25_ref_ppm",
+    "p75_ppm": "p75_ref_ppm",
+    "p95_ppm": "p95_ref_ppm",
+    "mean_pv_ppm": "mean_pv_ref_ppm",
+    "core_mean_ppm": "core_mean_ref_ppm",
+    "high_iron_mean_ppm": "high_iron_mean_ref_ppm",
+}
 """Susceptibility → the same minus that of the reference region."""
 
 REFERENCE_COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -130,7 +137,7 @@ QUALITY_COLUMNS: Mapping[str, Mapping[str, str]] = {
         "Units": "mm",
     },
 }
-"""Of `bids_dgmseg.measure.quality`."""
+"""Of `bids_dgmseg.measure.confidence`."""
 
 Z_COLUMNS: Mapping[str, str] = {"volume_mm3": "volume_z", "mean_ppm": "mean_ppm_z"}
 """Column of the measures → column of its z-score."""
@@ -152,7 +159,12 @@ _LIGHT_COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 
 STATS_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    **REGION_COLUMNS, **HIGH_IRON_COLUMNS, **REFERENCE_COLUMNS, **ASYMMETRY_COLUMNS, **QUALITY_COLUMNS,
-    **_NORM_COLUMNS, **_LIGHT_COLUMNS,
-}  # fmt: skip
+    **REGION_COLUMNS,
+    **HIGH_IRON_COLUMNS,
+    **REFERENCE_COLUMNS,
+    **ASYMMETRY_COLUMNS,
+    **QUALITY_COLUMNS,
+    **_NORM_COLUMNS,
+    **_LIGHT_COLUMNS,
+}
 """Column → BIDS data dictionary entry, in the order of the table."""

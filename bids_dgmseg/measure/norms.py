@@ -42,12 +42,15 @@ def read_norms(text: str) -> dict[tuple[str, str], Norm]:
     """
     return {
         (row["nucleus"], row["measure"]): Norm(
-            mean=float(row["mean"]), sd=float(row["sd"]), reference=_known(row["reference"]), source=row["source"],
+            mean=float(row["mean"]),
+            sd=float(row["sd"]),
+            reference=_known(row["reference"]),
+            source=row["source"],
             doi=_known(row["doi"]),
         )
         for row in csv.DictReader(text.splitlines(), delimiter="\t")
         if row["mean"] != "n/a" and row["sd"] != "n/a"
-    }  # fmt: skip
+    }
 
 
 def _known(word: str) -> str | None:
@@ -55,7 +58,6 @@ def _known(word: str) -> str | None:
 
 
 NORMS = read_norms(files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8"))
-
 
 _EXCLUDED = re.compile(
     r"\b(without|excluding|excludes|except|minus|outside|no)\b.*"
@@ -88,7 +90,7 @@ def compare_with_norms(
     Parameters
     ----------
     stats : DataFrame
-        Rows and columns of `bids_dgmseg.measure.regions.measure_regions`.
+        Rows and columns of `bids_dgmseg.measure.nuclei.measure_regions`.
     reference : str, optional
         Region whose susceptibility is 0 in the map, such as ``csf`` or ``whole-brain``; None if it is not known.
     norms : mapping

@@ -13,6 +13,7 @@ from bids_dgmseg.measure.columns import REFERENCED
 
 FEWEST_VOXELS = 20
 """The mean of fewer is no reference: one vessel or the noise of a few voxels would move every nucleus."""
+
 SMALLEST_MM3 = 50.0
 """Two thirds of the smallest nucleus; at 0.5 mm, twenty voxels are less than the error of any label."""
 
@@ -42,9 +43,13 @@ class Reference:
 
 
 def measure_reference(
-    chi: NDArray[np.floating], region: NDArray[np.bool_], *, name: str, source: str,
+    chi: NDArray[np.floating],
+    region: NDArray[np.bool_],
+    *,
+    name: str,
+    source: str,
     voxel_size_mm: tuple[float, float, float],
-) -> Reference:  # fmt: skip
+) -> Reference:
     """Measure the susceptibility of a reference region.
 
     Parameters
@@ -77,7 +82,9 @@ def measure_reference(
 
 
 def find_ventricle_core(
-    ventricles: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float],
+    ventricles: NDArray[np.bool_],
+    *,
+    voxel_size_mm: tuple[float, float, float],
     label_size_mm: tuple[float, float, float],
 ) -> NDArray[np.bool_]:
     """Keep the voxels deep inside the lateral ventricles.
@@ -108,9 +115,7 @@ def find_ventricle_core(
     return core
 
 
-def describe_core(
-    *, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]
-) -> str:
+def describe_core(*, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]) -> str:
     """Say by how much `find_ventricle_core` erodes.
 
     >>> describe_core(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
@@ -127,7 +132,7 @@ def refer(stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[flo
     Parameters
     ----------
     stats : DataFrame
-        Columns of `bids_dgmseg.measure.regions.measure_regions`, and more.
+        Columns of `bids_dgmseg.measure.nuclei.measure_regions`, and more.
     reference : Reference
         Its mean becomes 0.
     voxel_size_mm : tuple of 3 float

@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measure.asymmetry import measure_asymmetry
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.measure.flags import Light, judge_nuclei, judge_scan
-from bids_dgmseg.measure.high_iron import measure_high_iron
+from bids_dgmseg.measure.confidence import measure_quality
+from bids_dgmseg.measure.field_of_view import View
+from bids_dgmseg.measure.map_quality import measure_box_margin, measure_scan
 from bids_dgmseg.measure.norms import compare_with_norms, name_region
-from bids_dgmseg.measure.quality import measure_quality
+from bids_dgmseg.measure.nuclei import measure_high_iron, measure_regions
+from bids_dgmseg.measure.rating import Light, judge_nuclei, judge_scan
 from bids_dgmseg.measure.reference import Reference, refer
-from bids_dgmseg.measure.regions import measure_regions
-from bids_dgmseg.measure.scan_quality import measure_box_margin, measure_scan
-from bids_dgmseg.measure.view import View
-from bids_dgmseg.structures import Structure
+from bids_dgmseg.models.structures import Structure
 
 _NUCLEUS = ["index", "abbreviation"]
+
 _KEPT = (*_NUCLEUS, "name", "hemisphere", "light", "reasons")
 
 
@@ -102,9 +102,7 @@ def _measure_nuclei(scan: Segmented, missing: Sequence[str]) -> pd.DataFrame:
     """Measure regions, high-iron parts, signs of a bad segmentation and the difference of the sides."""
     chi, dseg = scan.chi.array[scan.block], scan.dseg.array[scan.block]
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
-    stats = measure_regions(
-        chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, missing=missing
-    )  # fmt: skip
+    stats = measure_regions(chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, missing=missing)
     stats = stats.merge(measure_high_iron(chi, dseg, structures=structures, voxel_size_mm=size_mm), on=_NUCLEUS)
     view = scan.view.cut(scan.block)
     stats = stats.merge(

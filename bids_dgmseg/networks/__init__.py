@@ -1,1 +1,1 @@
-"""Networks as plain torch modules: one file a paper."""
+"""Network architectures as plain ``torch.nn`` modules, one module per paper."""

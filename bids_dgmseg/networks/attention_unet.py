@@ -15,9 +15,13 @@ from bids_dgmseg.networks.blocks import crop_like, max_pool
 
 def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
-        nn.Conv2d(outputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
-    )  # fmt: skip
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 class _AttentionGate(nn.Module):
@@ -105,10 +109,17 @@ class AttentionUNet25D(nn.Module):
     """
 
     def __init__(
-        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *, slices: int = 3,
-        features: Sequence[int] = (16, 32, 64, 128, 256), scales: int = 3, attention: bool = True,
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        slices: int = 3,
+        features: Sequence[int] = (16, 32, 64, 128, 256),
+        scales: int = 3,
+        attention: bool = True,
         gate_convolutions: Literal[1, 2] = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         *upper, bottom = features
         if any(low != 2 * high for high, low in pairwise(features)):
@@ -219,9 +230,15 @@ class ResNet50AttentionUNet25D(nn.Module):
     """
 
     def __init__(
-        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *, slices: int = 3,
-        features: Sequence[int] = (16, 32, 64, 128, 256), gate_convolutions: Literal[1, 2] = 1,
-    ) -> None:  # fmt: skip
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        slices: int = 3,
+        features: Sequence[int] = (16, 32, 64, 128, 256),
+        gate_convolutions: Literal[1, 2] = 1,
+    ) -> None:
         super().__init__()
         if len(features) != len(_ResNet50.widths):
             raise ValueError(f"features has {len(features)} stages, expected {len(_ResNet50.widths)}")

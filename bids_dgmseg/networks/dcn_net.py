@@ -158,11 +158,18 @@ class DCNNet(nn.Module):
     """
 
     def __init__(
-        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *,
-        initial_features: int = 16, growth: int = 8,
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        initial_features: int = 16,
+        growth: int = 8,
         dilations: Sequence[Sequence[int]] = ((1, 1, 2), (1, 1, 2, 4), (1, 1, 2, 4, 8)),
-        bottleneck_layers: int = 6, dropout: float = 0.2, independent: bool = True,
-    ) -> None:  # fmt: skip
+        bottleneck_layers: int = 6,
+        dropout: float = 0.2,
+        independent: bool = True,
+    ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         self.first = nn.Conv3d(input_channels, initial_features, 3, padding=1, bias=False)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from bids_dgmseg.networks.blocks import crop_like
 
 Normalization = Literal["batch", "group", "none"]
+
 Activation = Literal["prelu", "relu", "elu"]
 
 _NORMALIZATIONS: Mapping[str, Callable[[int], nn.Module]] = {
@@ -20,6 +21,7 @@ _NORMALIZATIONS: Mapping[str, Callable[[int], nn.Module]] = {
     "group": lambda features: nn.GroupNorm(max(features // 8, 1), features),
     "none": lambda features: nn.Identity(),
 }
+
 _ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
     "prelu": nn.PReLU,
     "relu": lambda features: nn.ReLU(),
@@ -149,11 +151,18 @@ class DeepQSMSeg(nn.Module):
     """
 
     def __init__(
-        self, input_channels: int, num_classes: int, deep_supervision: bool = False, *,
-        features: Sequence[int] = (16, 32, 64, 128, 256), blocks: Sequence[int] = (1, 2, 3, 3, 3),
-        attended: int = 2, reduction: int = 16, normalization: Normalization = "batch",
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        features: Sequence[int] = (16, 32, 64, 128, 256),
+        blocks: Sequence[int] = (1, 2, 3, 3, 3),
+        attended: int = 2,
+        reduction: int = 16,
+        normalization: Normalization = "batch",
         activation: Activation = "prelu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if len(features) != len(blocks):
             raise ValueError(f"features has {len(features)} stages and blocks {len(blocks)}; give one each a stage")

@@ -49,9 +49,13 @@ class PlainUNet(nn.Module):
     """
 
     def __init__(
-        self, input_channels: int, num_classes: int, deep_supervision: bool = False,
-        *, features: Sequence[int] = (12, 24, 48, 96, 128),
-    ) -> None:  # fmt: skip
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        features: Sequence[int] = (12, 24, 48, 96, 128),
+    ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         self.down = nn.ModuleList(

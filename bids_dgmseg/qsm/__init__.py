@@ -1,1 +1,1 @@
-"""The dipole physics: from susceptibility to the field, from a field of several echoes back to susceptibility."""
+"""QSM reconstruction: unwrapping, background field removal, dipole inversion."""

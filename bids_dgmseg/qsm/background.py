@@ -12,9 +12,14 @@ from bids_dgmseg.qsm.field import apply_kernel, enlarge, fast_size
 
 
 def v_sharp(
-    field: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float],
-    radii_mm: Sequence[float] = (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2), threshold: float = 0.05, periodic: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    field: Tensor,
+    mask: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    radii_mm: Sequence[float] = (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2),
+    threshold: float = 0.05,
+    periodic: bool = False,
+) -> tuple[Tensor, Tensor]:
     r"""Remove the background field by spherical means whose radius shrinks towards the rim (V-SHARP).
 
     Parameters

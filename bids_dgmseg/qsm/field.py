@@ -17,9 +17,12 @@ _DEPHASING_HZ_PER_PPM_T = 137.0 / 3.0
 
 
 def dipole_kernel(
-    shape: Sequence[int], voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1),
-    *, device: torch.device | None = None,
-) -> Tensor:  # fmt: skip
+    shape: Sequence[int],
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
     r"""Compute the Fourier transform of the unit dipole's field.
 
     .. math:: D(k) = 1/3 - (k \cdot b)^2 / |k|^2, \qquad D(0) = 0.
@@ -181,9 +184,7 @@ def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[f
     return turn / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla)
 
 
-def field_noise_sd(
-    r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequence[float], b0_tesla: float
-) -> Tensor:
+def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequence[float], b0_tesla: float) -> Tensor:
     r"""Compute how noisy the field is that `combine_echoes` gives.
 
     Parameters

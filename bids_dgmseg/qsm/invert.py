@@ -46,9 +46,7 @@ def least_squares(
     return apply_kernel(field, kernel / (kernel**2 + strength * penalty + ridge).clamp(min=1e-12))
 
 
-def conjugate_gradients(
-    field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int
-) -> Tensor:
+def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int) -> Tensor:
     r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients, stopped early.
 
     Parameters
@@ -81,9 +79,14 @@ def conjugate_gradients(
 
 
 def total_variation(
-    field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float], ridge: float = 0.0,
+    field: Tensor,
+    kernel: Tensor,
+    *,
+    strength: float,
+    voxel_size_mm: Sequence[float],
+    ridge: float = 0.0,
     iterations: int = 8,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     r"""Invert with little total variation, by alternating directions (ADMM).
 
     .. math:: \min_\chi \tfrac12|D\chi - f|^2 + \lambda|\nabla\chi|_1 + \tfrac12\rho|\chi|^2

@@ -12,6 +12,7 @@ from bids_dgmseg.qsm.unwrap import wrap
 
 _EVEN = 0.01
 """Part of the mean distance of echoes by which distances may differ."""
+
 _LEAST_RAD = 0.1
 """Range over the tissue below which phase is left as it is: noise makes less."""
 

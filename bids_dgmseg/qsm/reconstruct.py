@@ -22,16 +22,23 @@ from bids_dgmseg.qsm.unwrap import unwrap_echoes
 
 RADII_MM = (12.0, 8.0, 5.0, 3.0)
 """Of V-SHARP's spheres; nearer to the mask's border than the smallest are no deep nuclei, but artefacts."""
+
 STRENGTH = 2e-4
 """Of the total variation."""
+
 _RIDGE, _ITERATIONS = 0.0005, 30
+
 _TINY_PPM = 1e-6
+
 _MARGIN_MM = 20.0
 """Zeros about the field of view, so that its opposite faces hardly feel one another."""
+
 _DEEP = 0.4
 """Depth below the mask's border, as part of the largest, from which on the sign is judged: residual fields are less."""
+
 _BLUR_MM = 1.5
 """SD of the smoothing of the map whose sign is judged."""
+
 _TAIL = 0.5
 """Percent of the voxels that are extreme on either side: nuclei and veins on one, calcium on the other."""
 
@@ -57,19 +64,27 @@ def describe_steps(n_echoes: int) -> dict[str, str]:
     several = n_echoes > 1
     return {
         "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed"
-        if several else "in space; the coil's offset is left",
+        if several
+        else "in space; the coil's offset is left",
         "FieldFit": f"weighted least squares, voxels where the echoes disagree by more than {WORST_RAD:g} rad left out"
-        if several else "the echo's phase over its time",
+        if several
+        else "the echo's phase over its time",
         "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
         "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
-    }  # fmt: skip
+    }
 
 
 def reconstruct_chi(
-    phase: NDArray[np.float32], magnitude: NDArray[np.float32], *, echo_times_s: Sequence[float], b0_tesla: float,
-    voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1), mask: NDArray[np.bool_] | None = None,
+    phase: NDArray[np.float32],
+    magnitude: NDArray[np.float32],
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    mask: NDArray[np.bool_] | None = None,
     phase_sign: int | None = None,
-) -> Reconstructed:  # fmt: skip
+) -> Reconstructed:
     """Reconstruct susceptibility: unwrap, fit the field where echoes agree, remove the background, invert.
 
     Parameters
@@ -124,9 +139,15 @@ def reconstruct_chi(
 
 
 def _agreed(
-    field: Tensor, unwrapped: Tensor, signal: Tensor, brain: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float,
+    field: Tensor,
+    unwrapped: Tensor,
+    signal: Tensor,
+    brain: Tensor,
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
     voxel_size_mm: Sequence[float],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Leave out of the field and the brain where the echoes do not agree."""
     misfit = misfit_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
     total = signal.square().sum(dim=0).sqrt()
@@ -159,9 +180,13 @@ def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequenc
     shape = _padded(local.shape, voxel_size_mm)
     kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device)
     inverted = total_variation(
-        enlarge(local, shape), kernel, strength=STRENGTH, voxel_size_mm=voxel_size_mm, ridge=_RIDGE,
+        enlarge(local, shape),
+        kernel,
+        strength=STRENGTH,
+        voxel_size_mm=voxel_size_mm,
+        ridge=_RIDGE,
         iterations=_ITERATIONS,
-    )  # fmt: skip
+    )
     x, y, z = local.shape
     return inverted[:x, :y, :z]
 

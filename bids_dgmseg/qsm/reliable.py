@@ -11,24 +11,29 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from bids_dgmseg.images.masks import sum_nearby
+from bids_dgmseg.image.masks import sum_nearby
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
 
 WORST_RAD = 0.3
+
 _WORST_OF_TYPICAL = 5.0
 """Of the median misfit: in a noisy scan as many voxels are above 0.3 rad as below."""
+
 _SMALL_MM3 = 10.0
+
 _DARK = 0.1
 """Of the tissue's median signal: less is air, bone or a bleeding."""
+
 _REACH_MM = 2.0
 """SD of the smoothing that fills what is interpolated."""
+
 _TOUCHING = np.ones((3, 3, 3))
 """Voxels are neighbours over faces, edges or corners."""
 
 
 def misfit_rad(
     phase: Tensor, magnitude: Tensor, field: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float, mask: Tensor
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     r"""Measure how far the phases of the echoes lie from the line that their field makes them.
 
     Parameters
@@ -67,9 +72,13 @@ def misfit_rad(
 
 
 def leave_out(
-    field: NDArray[np.float32], misfit: NDArray[np.float32], signal: NDArray[np.float32], mask: NDArray[np.bool_], *,
+    field: NDArray[np.float32],
+    misfit: NDArray[np.float32],
+    signal: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    *,
     voxel_size_mm: Sequence[float],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Take voxels whose echoes do not agree out of a mask; what tissue encloses gets its neighbours' field instead.
 
     Parameters

@@ -11,8 +11,10 @@ from skimage.filters import threshold_otsu
 
 _BRIDGE_MM = 3.0
 """Half of the width of what joins brain and scalp: vessels, nerves, noise in the skull."""
+
 _REGROWN_MM = 1.0
 """How much more is grown back than was taken away, within the tissue."""
+
 _LEVEL = 0.6
 """Part of the threshold between signal and none: tissue far from the coils is dark."""
 

@@ -18,7 +18,7 @@ _OFFSET_WIDTH_MM = 5.0
 
 def unwrap_echoes(
     phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     r"""Unwrap the phases of the echoes of one scan, and take the phase at echo time 0 away.
 
     Parameters

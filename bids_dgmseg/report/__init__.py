@@ -1,1 +1,1 @@
-"""Figures and pages to judge a scan by."""
+"""Figures and HTML pages."""

@@ -13,13 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
 
 DPI = 140
+
 WIDTH_IN = 11.0
+
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
+
 TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
 """The font comes with matplotlib; a name with "$" is no formula."""
+
 _COLOURS = {structure.abbreviation: structure.color for structure in STRUCTURES}
 
 

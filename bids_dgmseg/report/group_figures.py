@@ -12,23 +12,32 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from bids_dgmseg.measure.comparison import agree
-from bids_dgmseg.report.agreement_plots import draw_agreement
-from bids_dgmseg.report.group_cells import PageTable, make_table, medians_table
+from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.report.evaluation import draw_agreement
+from bids_dgmseg.report.formatting import say_short
+from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
 from bids_dgmseg.report.group_plots import LABELS, N_LEVELS, N_POINTS, draw_ageing, draw_asymmetry, draw_violins
-from bids_dgmseg.report.group_read import MEASURES, Cohort, GroupTable
 from bids_dgmseg.report.group_statistics import UNTOLD
+from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
 from bids_dgmseg.report.level_names import in_order, name_levels
-from bids_dgmseg.report.numbers import say_short
-from bids_dgmseg.report.page import write_atomically
+from bids_dgmseg.stats.agreement import agree
 
 N_PAIRS = 3
 """Most pairs of models that are compared."""
+
 _ENOUGH = 3
+
 _AGREEMENT = {
-    "abbreviation": "Nucleus", "n": "Scans", "bias": "Bias", "bias_low": "Bias: low", "bias_high": "Bias: high",
-    "loa_lower": "Lower limit", "loa_upper": "Upper limit", "icc21": "ICC(2,1)", "pearson_r": "r",
-}  # fmt: skip
+    "abbreviation": "Nucleus",
+    "n": "Scans",
+    "bias": "Bias",
+    "bias_low": "Bias: low",
+    "bias_high": "Bias: high",
+    "loa_lower": "Lower limit",
+    "loa_upper": "Upper limit",
+    "icc21": "ICC(2,1)",
+    "pearson_r": "r",
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,15 @@ def violin_figures(cohort: Cohort, output_dir: Path, *, factor: str) -> Iterator
             yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=_of(cohort, model))
     if factor == "site":
         for model, rows in _harmonized(cohort):
-            yield _violins(rows, output_dir, measure="mean_ppm", factor=factor, levels=levels, model=_of(cohort, model),
-                           what="harmonized ")  # fmt: skip
+            yield _violins(
+                rows,
+                output_dir,
+                measure="mean_ppm",
+                factor=factor,
+                levels=levels,
+                model=_of(cohort, model),
+                what="harmonized ",
+            )
 
 
 def _harmonized(cohort: Cohort) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -82,9 +98,15 @@ def overall_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
 
 
 def _violins(
-    rows: pd.DataFrame, output_dir: Path, *, measure: str, factor: str, levels: Sequence[str], model: str,
+    rows: pd.DataFrame,
+    output_dir: Path,
+    *,
+    measure: str,
+    factor: str,
+    levels: Sequence[str],
+    model: str,
     what: str = "",
-) -> PageFigure:  # fmt: skip
+) -> PageFigure:
     """Draw the most frequent levels, in the order of their names."""
     shown = in_order(levels[:N_LEVELS])
     name = what + LABELS[measure].partition(" (")[0]
@@ -93,14 +115,16 @@ def _violins(
     png = draw_violins(rows, measure=measure, levels=shown, factor=factor)
     left_out = f" The {N_LEVELS} most frequent of {len(levels)} are drawn." if len(levels) > len(shown) else ""
     return _keep(
-        output_dir, png, file,
+        output_dir,
+        png,
+        file,
         title=f"{name.capitalize()} by {factor}{_in(model)}",
         alt=f"Violins of the {name} of each nucleus by {factor}{_in(model)}, the left half of a violin for the "
-            f"patient's left. {_say_spread(rows, measure=measure, factor=factor, levels=shown)}",
+        f"patient's left. {_say_spread(rows, measure=measure, factor=factor, levels=shown)}",
         caption=f"Left half: the patient's left; right half: right. The bars are medians, a point is a scan.{left_out}"
-                f"{_say_names(shown)}{_say_points(rows, [measure], ['abbreviation', factor])}",
+        f"{_say_names(shown)}{_say_points(rows, [measure], ['abbreviation', factor])}",
         table=medians,
-    )  # fmt: skip
+    )
 
 
 def _say_names(levels: Sequence[str]) -> str:
@@ -154,14 +178,16 @@ def _ageing(
     file = f"{measure}_age{'_harmonized' if what else ''}{_suffix(cohort, model)}"
     untold = ", of those whose parameters the ages tell apart" if curves["not_best"].any() else ""
     return _keep(
-        output_dir, draw_ageing(points, curves, measure=measure, label=f"{what}\n{LABELS[measure]}".strip()), file,
+        output_dir,
+        draw_ageing(points, curves, measure=measure, label=f"{what}\n{LABELS[measure]}".strip()),
+        file,
         title=f"{name.capitalize()} over age{_in(_of(cohort, model))}",
         alt=f"Scatter of the {name} of each nucleus over age, with a curve and its 95 % band for each side. "
-            f"{_say_trend(curves)}",
+        f"{_say_trend(curves)}",
         caption=f"A point is a scan.{_say_pooled(cohort, is_harmonized=is_harmonized)} The curve is the one of the "
-                f"lowest AICc{untold}; the band holds its 95 % confidence."
-                f"{_say_points(points, [measure], ['abbreviation'])}",
-    )  # fmt: skip
+        f"lowest AICc{untold}; the band holds its 95 % confidence."
+        f"{_say_points(points, [measure], ['abbreviation'])}",
+    )
 
 
 def _harmonized_points(cohort: Cohort, measure: str) -> pd.DataFrame:
@@ -225,13 +251,15 @@ def asymmetry_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
         if not measures:
             continue
         yield _keep(
-            output_dir, draw_asymmetry(rows, measures=measures), f"asymmetry{_suffix(cohort, str(model))}",
+            output_dir,
+            draw_asymmetry(rows, measures=measures),
+            f"asymmetry{_suffix(cohort, str(model))}",
             title=f"Asymmetry{_in(_of(cohort, str(model)))}",
             alt="Violins of the asymmetry index of each nucleus. "
-                + " ".join(_say_medians(rows[rows["measure"] == measure], measure) for measure in measures),
+            + " ".join(_say_medians(rows[rows["measure"] == measure], measure) for measure in measures),
             caption="(left − right) / mean of both, where left is the patient's left: 0 is equal, 0.2 is a left side "
-                    f"a fifth of the mean larger.{_say_points(rows, ['asymmetry'], ['measure', 'nucleus'])}",
-        )  # fmt: skip
+            f"a fifth of the mean larger.{_say_points(rows, ['asymmetry'], ['measure', 'nucleus'])}",
+        )
 
 
 def _say_medians(rows: pd.DataFrame, measure: str) -> str:
@@ -245,11 +273,18 @@ def model_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
     for first, second in list(combinations(cohort.models, 2))[:N_PAIRS]:
         for measure in MEASURES:
             values = _side_by_side(cohort, measure, (first, second))
-            rows = pd.DataFrame([
-                {"abbreviation": name, "reference": first, "prediction": second,
-                 **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
-                for name, group in values.groupby("abbreviation", sort=False) if len(group) >= _ENOUGH
-            ])  # fmt: skip
+            rows = pd.DataFrame(
+                [
+                    {
+                        "abbreviation": name,
+                        "reference": first,
+                        "prediction": second,
+                        **agree(group[first].to_numpy(float), group[second].to_numpy(float)),
+                    }
+                    for name, group in values.groupby("abbreviation", sort=False)
+                    if len(group) >= _ENOUGH
+                ]
+            )
             if len(rows):
                 yield _agreement(values, rows, output_dir, measure=measure, pair=(first, second))
 
@@ -282,13 +317,16 @@ def _agreement(
     table = make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT)
     largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
     return _keep(
-        output_dir, draw_agreement(values, rows, title=title, unit=unit), f"{measure}_{first}_{second}", title=title,
+        output_dir,
+        draw_agreement(values, rows, title=title, unit=unit),
+        f"{measure}_{first}_{second}",
+        title=title,
         alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {second} against {first}. The largest bias is "
-            f"{say_short(largest['bias'])} {unit}, in {largest['abbreviation']}; the numbers are in the table below.",
+        f"{say_short(largest['bias'])} {unit}, in {largest['abbreviation']}; the numbers are in the table below.",
         caption=f"Left of each pair: both models with the line of equality. Right: the difference ({second} minus "
-                f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
+        f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
         table=table,
-    )  # fmt: skip
+    )
 
 
 def _of(cohort: Cohort, model: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from bids_dgmseg import __version__
-from bids_dgmseg.report.group_cells import PageTable, linked, nuclei_table
-from bids_dgmseg.report.group_facts import name_studies, say_facts
+from bids_dgmseg.bids.description import linked_datasets, makers, read_description, source_datasets
+from bids_dgmseg.io.annex import follow_link
+from bids_dgmseg.report.formatting import open_templates, say
+from bids_dgmseg.report.group_data import Cohort, read_cohort
 from bids_dgmseg.report.group_figures import (
     PageFigure,
     ageing_figures,
@@ -20,22 +24,33 @@ from bids_dgmseg.report.group_figures import (
     say_not_compared,
     violin_figures,
 )
-from bids_dgmseg.report.group_read import Cohort, read_cohort
-from bids_dgmseg.report.group_scans import has_lights, links_of, scans_table
 from bids_dgmseg.report.group_statistics import STATISTICS, chosen, statistic_tables
+from bids_dgmseg.report.group_tables import PageTable, has_lights, linked, links_of, nuclei_table, scans_table
 from bids_dgmseg.report.page import write_html
-from bids_dgmseg.report.templating import open_templates
 
 N_WARNINGS = 100
 """Most warnings on the page."""
+
 _DRAWN = {
-    "group_quality": "scans", "group_asymmetry": "sides", "group_ageing_curves": "age", "group_harmonized": "sites",
-}  # fmt: skip
+    "group_quality": "scans",
+    "group_asymmetry": "sides",
+    "group_ageing_curves": "age",
+    "group_harmonized": "sites",
+}
 """Tables that are drawn, and in which section."""
+
 _TITLES = {
-    "scans": "Scans", "nuclei": "Nuclei", "sites": "Sites", "groups": "Groups", "age": "Age", "sides": "Left and right",
-    "change": "Change", "models": "Models", "outliers": "Outliers",
-}  # fmt: skip
+    "scans": "Scans",
+    "nuclei": "Nuclei",
+    "sites": "Sites",
+    "groups": "Groups",
+    "age": "Age",
+    "sides": "Left and right",
+    "change": "Change",
+    "models": "Models",
+    "outliers": "Outliers",
+}
+
 _AT = {"site": "at site", "group": "in group"}
 
 
@@ -75,21 +90,25 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     cohort = read_cohort(output_dir, names=names)
     sections = [section for section in _sections(cohort, output_dir) if section.figures or section.tables]
     _remove_old_figures(output_dir, sections)
-    html = open_templates().get_template("group.html.j2").render(
-        studies=name_studies(output_dir),
-        n_scans=cohort.scans["scan"].nunique(),
-        n_participants=len(cohort.scans[[key for key in _PERSON if key in cohort.scans]].drop_duplicates()),
-        sites=cohort.levels("site"),
-        groups=cohort.levels("group"),
-        models=cohort.models,
-        warnings=warnings,
-        n_warnings=N_WARNINGS,
-        left_out=list(_left_out(cohort)),
-        facts=say_facts(cohort, output_dir),
-        files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
-        sections=sections,
-        has_lights=has_lights(cohort),
-        version=__version__,
+    html = (
+        open_templates()
+        .get_template("group.html.j2")
+        .render(
+            studies=name_studies(output_dir),
+            n_scans=cohort.scans["scan"].nunique(),
+            n_participants=len(cohort.scans[[key for key in _PERSON if key in cohort.scans]].drop_duplicates()),
+            sites=cohort.levels("site"),
+            groups=cohort.levels("group"),
+            models=cohort.models,
+            warnings=warnings,
+            n_warnings=N_WARNINGS,
+            left_out=list(_left_out(cohort)),
+            facts=say_facts(cohort, output_dir),
+            files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
+            sections=sections,
+            has_lights=has_lights(cohort),
+            version=__version__,
+        )
     )
     return write_html(html, output_dir / "group.html")
 
@@ -99,17 +118,19 @@ def _sections(cohort: Cohort, output_dir: Path) -> Iterator[_Section]:
     by_group = list(violin_figures(cohort, output_dir, factor="group"))
     figures = {
         "nuclei": [] if by_site or by_group else list(overall_figures(cohort, output_dir)),
-        "sites": by_site, "groups": by_group,
+        "sites": by_site,
+        "groups": by_group,
         "age": list(ageing_figures(cohort, output_dir)),
         "sides": list(asymmetry_figures(cohort, output_dir)),
         "models": list(model_figures(cohort, output_dir)),
-    }  # fmt: skip
+    }
     tables: dict[str, list[PageTable]] = {"scans": [scans_table(cohort, output_dir)], "nuclei": [nuclei_table(cohort)]}
     for statistic in STATISTICS:
         table = cohort.tables.get(statistic.name)
         if table and len(rows := chosen(table)):
-            shown = [_linked(page_table, rows, cohort, output_dir) for page_table in
-                     statistic_tables(statistic, table, rows)]  # fmt: skip
+            shown = [
+                _linked(page_table, rows, cohort, output_dir) for page_table in statistic_tables(statistic, table, rows)
+            ]
             tables.setdefault(statistic.section, []).extend(shown)
     for anchor, title in _TITLES.items():
         yield _Section(anchor, title, figures.get(anchor, []), tables.get(anchor, []))
@@ -186,8 +207,9 @@ def _say_no_curves(cohort: Cohort, model: str) -> str:
 
 
 _REASONS: Mapping[str, Callable[[Cohort, str], str]] = {
-    "group_outliers": _say_no_outliers, "group_ageing_curves": _say_no_curves,
-}  # fmt: skip
+    "group_outliers": _say_no_outliers,
+    "group_ageing_curves": _say_no_curves,
+}
 """Tables that may lack what is shown of one of several models."""
 
 
@@ -213,3 +235,77 @@ def _remove_old_figures(output_dir: Path, sections: Sequence[_Section]) -> None:
     for path in (output_dir / "figures").glob("group_*.png"):
         if f"figures/{path.name}" not in shown:
             path.unlink(missing_ok=True)
+
+
+_INPUT = {
+    "input_units": "Units of the maps",
+    "input_reference": "Reference of the maps",
+    "input_made_of": "Made here of",
+}
+
+_SHOWN = 5
+
+
+def name_studies(output_dir: Path) -> Sequence[str]:
+    """Name the datasets that the output was made from, or its own folder where none is known.
+
+    Their names are those of their ``dataset_description.json``, or of their folders where that cannot be read.
+    """
+    return _name_sources(output_dir, frozenset()) or [output_dir.resolve().name]
+
+
+def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
+    """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
+    names = []
+    for link in linked_datasets(output_dir).values():
+        folder = follow_link(link, output_dir).resolve()
+        names.append(str(read_description(folder).get("Name") or folder.name))
+    if not names:  # merged from other outputs, which know theirs
+        known = seen | {output_dir.resolve()}
+        trees = [follow_link(link, output_dir).resolve() for link in source_datasets(output_dir)]
+        names = [
+            name
+            for tree in trees
+            if tree.is_dir() and tree not in known
+            for name in _name_sources(tree, known) or [tree.name]
+        ]
+    return list(dict.fromkeys(names))
+
+
+def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
+    """Gather headings, then names and values: the maps, settings of the group level, versions."""
+    quality = cohort.tables.get("group_quality")
+    rows = quality.rows if quality else pd.DataFrame()
+    settings: dict[str, Any] = {}
+    for table in cohort.tables.values():
+        settings |= table.dictionary.get("Settings") or {}
+    return {
+        "Maps": {title: _say_values(rows[column]) for column, title in _INPUT.items() if column in rows},
+        "Settings of the group level": {_spell(key): say(value) for key, value in settings.items()},
+        "Versions": {
+            **{f"{maker['Name']}, scans": say(maker.get("Version")) for maker in makers(output_dir)},
+            "bids_dgmseg, this page": __version__,
+        },
+    }
+
+
+def _spell(key: str) -> str:
+    """Write a name of the data dictionaries as words.
+
+    >>> _spell("GroupColumn")
+    'Group column'
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize()
+
+
+def _say_values(values: pd.Series) -> str:
+    """Say the values of a column, with their number of scans where they differ.
+
+    >>> _say_values(pd.Series(["ppm", "ppb", "ppm", None]))
+    'ppm (2), ppb (1), n/a (1)'
+    """
+    counts = values.astype(object).where(values.notna(), None).map(say).value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(_SHOWN).items())
+    return shown if len(counts) <= _SHOWN else f"{shown} and {len(counts) - _SHOWN} more values"

@@ -15,21 +15,28 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
 from bids_dgmseg.report.level_names import LevelNames, name_levels
-from bids_dgmseg.structures import STRUCTURES
 
 Floats = NDArray[np.float64]
+
 LineStyle = Literal["-", "--"]
+
 N_POINTS = 150
 """Most points drawn of one half of a violin, or of one side in a panel over age."""
+
 N_LEVELS = 12
 """Most sites or groups side by side."""
+
 LABELS = {"volume_mm3": "volume (mm³)", "mean_ppm": "mean susceptibility (ppm)"}
 
 _COLUMNS = 2
+
 _HALF = 0.4
+
 _N_DENSITY = 5
+
 _WORDS = 0.12
 """Share of a panel's height for a word at its end, with the space about it."""
 
@@ -47,8 +54,10 @@ class _Side:
 
 
 _SIDES = (
-    _Side("L", "o", "-", "left (the patient's left)", "#808890"), _Side("R", "^", "--", "right", "#d5dae0"),
-)  # fmt: skip
+    _Side("L", "o", "-", "left (the patient's left)", "#808890"),
+    _Side("R", "^", "--", "right", "#d5dae0"),
+)
+
 _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
 
 
@@ -119,8 +128,9 @@ def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: s
     """Draw one side of a nucleus; points are (n, 2)."""
     ordered = points[np.argsort(points[:, 0], kind="stable")]
     age, value = ordered[_thin(len(ordered))].T
-    axes.scatter(age, value, s=15, marker=style.marker, color=colour, linewidths=0.4, edgecolors=INK, alpha=0.75,
-                 zorder=2)  # fmt: skip
+    axes.scatter(
+        age, value, s=15, marker=style.marker, color=colour, linewidths=0.4, edgecolors=INK, alpha=0.75, zorder=2
+    )
     axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
     axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
 
@@ -147,8 +157,15 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
             _draw_points(axes, place, numbers, colour=colour_of(f"{nucleus}_L"))
         _finish(axes, title="", label=f"asymmetry of\n{LABELS[measure].partition(' (')[0]}")
         for height, side in ((0.98, "left larger ↑"), (0.02, "right larger ↓")):
-            axes.annotate(side, (0.004, height), xycoords="axes fraction", va="top" if height > 0.5 else "bottom",
-                          fontsize=9, color=SOFT, **TEXT)  # fmt: skip
+            axes.annotate(
+                side,
+                (0.004, height),
+                xycoords="axes fraction",
+                va="top" if height > 0.5 else "bottom",
+                fontsize=9,
+                color=SOFT,
+                **TEXT,
+            )
         _keep_clear(axes)
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
         axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two words
@@ -196,18 +213,28 @@ def _draw_half(axes: Axes, place: float, values: Floats, *, side: str, colour: s
     if len(values) >= _N_DENSITY and np.ptp(values) > 0:
         heights = np.linspace(values.min(), values.max(), 80)
         width = gaussian_kde(values)(heights)
-        axes.fill_betweenx(heights, place, place + reach * width / width.max(), color=colour, alpha=0.45,
-                           linewidth=0, zorder=2)  # fmt: skip
+        axes.fill_betweenx(
+            heights, place, place + reach * width / width.max(), color=colour, alpha=0.45, linewidth=0, zorder=2
+        )
     if len(values):
         median = float(np.median(values))
-        axes.plot([place, place + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4,
-                  solid_capstyle="butt")  # fmt: skip
+        axes.plot(
+            [place, place + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4, solid_capstyle="butt"
+        )
 
 
 def _draw_points(axes: Axes, place: float, values: Floats, *, colour: str) -> None:
     shown = np.sort(values)[_thin(len(values))]
-    axes.scatter(place + 0.14 * spread(len(shown)), shown, s=9, color=colour, alpha=0.9, linewidths=0.35,
-                 edgecolors=INK, zorder=3)  # fmt: skip
+    axes.scatter(
+        place + 0.14 * spread(len(shown)),
+        shown,
+        s=9,
+        color=colour,
+        alpha=0.9,
+        linewidths=0.35,
+        edgecolors=INK,
+        zorder=3,
+    )
 
 
 def _thin(n: int) -> NDArray[np.intp]:
@@ -234,8 +261,16 @@ def _finish(axes: Axes, *, title: str, label: str) -> None:
 
 def _add_legend(figure: Figure) -> None:
     handles = [
-        Line2D([], [], color=INK, linestyle=style.line, marker=style.marker, markersize=5, markerfacecolor=style.colour,
-               label=style.label)
+        Line2D(
+            [],
+            [],
+            color=INK,
+            linestyle=style.line,
+            marker=style.marker,
+            markersize=5,
+            markerfacecolor=style.colour,
+            label=style.label,
+        )
         for style in _SIDES
-    ]  # fmt: skip
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)

@@ -10,16 +10,18 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.report.group_cells import N_ROWS, Cell, Heading, PageTable, to_cell
+from bids_dgmseg.report.formatting import say_number, say_short
+from bids_dgmseg.report.group_data import GroupTable
 from bids_dgmseg.report.group_plots import LABELS
-from bids_dgmseg.report.group_read import GroupTable
-from bids_dgmseg.report.numbers import say_number, say_short
+from bids_dgmseg.report.group_tables import N_ROWS, Cell, Heading, PageTable, to_cell
 
 UNTOLD = "not told apart"
 """In the note of a curve whose parameters the ages do not tell."""
 
 _DIGITS = {"ppm": 3, "mm³": 1}
+
 _MADE = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
+
 _IF_SEVERAL = ("model", "labels", "scans", "reference")
 
 
@@ -55,41 +57,102 @@ def _between(key: str, title: str, *, more: int | None = None, digits: int | Non
 
 
 _NUCLEUS = (_Column("abbreviation", "Nucleus"), _Column("model", "Model"))
+
 STATISTICS = (
-    Statistic("group_ageing", "age", "Curves over age, the best of each nucleus", (
-        *_NUCLEUS, _Column("labels", "Labels"), _Column("scans", "Scans"), _Column("curve", "Curve"), _Column("n", "n"),
-        _between("alpha", "α"), _between("beta_per_year", "β (1/year)"), _between("gamma", "γ"),
-        _Column("r2", "R²", digits=2), _Column("note", "Note"),
-    ), "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
-       "the measure, or per year of it; in brackets limits of 95 %."),
-    Statistic("group_site_variance", "sites", "Variance between sites before and after harmonization", (
-        *_NUCLEUS, _Column("n", "n"), _Column("site_variance_before", "Before"),
-        _Column("site_variance_after", "After"), _Column("reduction", "Reduction", digits=2),
-        _Column("p_site_before", "p before"), _Column("p_site_after", "p after"),
-    ), "Variance of the sites' means at equal covariates, in squares of the measure's unit; reduction is "
-       "1 − after / before."),
-    Statistic("group_differences", "groups", "Differences between groups", (
-        *_NUCLEUS, _Column("reference", "Reference"), _Column("group", "Group"),
-        _between("difference", "Difference", more=0), _between("hedges_g", "Hedges' g", digits=2),
-        _Column("q_t", "q (t)"), _Column("q_mannwhitney", "q (Mann-Whitney)"),
-        _Column("ancova_difference", "At equal {covariates}", ("ancova_difference_low", "ancova_difference_high"), 0),
-        _Column("ancova_q", "q (ANCOVA)"), _Column("mean_reference", "Mean reference", more=0),
-        _Column("mean_group", "Mean group", more=0), _Column("n_reference", "n reference"),
-        _Column("n_group", "n group"), _Column("note", "Note"),
-    ), "The difference is group minus reference, in brackets limits of 95 %; q is the false discovery rate over the "
-       "nuclei."),
-    Statistic("group_longitudinal", "change", "Change per year over the participants", (
-        *_NUCLEUS, _Column("change_per_year", "Change per year", ("change_low", "change_high"), 1), _Column("q", "q"),
-        _Column("p", "p"), _Column("n", "Participants"), _Column("n_scans", "Scans"),
-        _Column("years_median", "Years, median", digits=1), _Column("note", "Note"),
-    ), "Mean of the participants' slopes, in brackets limits of 95 %."),
-    Statistic("group_outliers", "outliers", "Values that stand out from their site", (
-        _Column("scan", "Scan"), *_NUCLEUS, _Column("measure", "Measure"), _Column("site", "Site"),
-        _Column("value", "Value", more=0), _Column("median", "Median of the site", more=0),
-        _Column("robust_z", "Robust z", digits=1), _Column("n_site", "n of the site"),
-    ), "Robust z: distance from the median of the site in units of 1.4826 times the median absolute deviation.",
-        split=False),
-)  # fmt: skip
+    Statistic(
+        "group_ageing",
+        "age",
+        "Curves over age, the best of each nucleus",
+        (
+            *_NUCLEUS,
+            _Column("labels", "Labels"),
+            _Column("scans", "Scans"),
+            _Column("curve", "Curve"),
+            _Column("n", "n"),
+            _between("alpha", "α"),
+            _between("beta_per_year", "β (1/year)"),
+            _between("gamma", "γ"),
+            _Column("r2", "R²", digits=2),
+            _Column("note", "Note"),
+        ),
+        "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
+        "the measure, or per year of it; in brackets limits of 95 %.",
+    ),
+    Statistic(
+        "group_site_variance",
+        "sites",
+        "Variance between sites before and after harmonization",
+        (
+            *_NUCLEUS,
+            _Column("n", "n"),
+            _Column("site_variance_before", "Before"),
+            _Column("site_variance_after", "After"),
+            _Column("reduction", "Reduction", digits=2),
+            _Column("p_site_before", "p before"),
+            _Column("p_site_after", "p after"),
+        ),
+        "Variance of the sites' means at equal covariates, in squares of the measure's unit; reduction is "
+        "1 − after / before.",
+    ),
+    Statistic(
+        "group_differences",
+        "groups",
+        "Differences between groups",
+        (
+            *_NUCLEUS,
+            _Column("reference", "Reference"),
+            _Column("group", "Group"),
+            _between("difference", "Difference", more=0),
+            _between("hedges_g", "Hedges' g", digits=2),
+            _Column("q_t", "q (t)"),
+            _Column("q_mannwhitney", "q (Mann-Whitney)"),
+            _Column(
+                "ancova_difference", "At equal {covariates}", ("ancova_difference_low", "ancova_difference_high"), 0
+            ),
+            _Column("ancova_q", "q (ANCOVA)"),
+            _Column("mean_reference", "Mean reference", more=0),
+            _Column("mean_group", "Mean group", more=0),
+            _Column("n_reference", "n reference"),
+            _Column("n_group", "n group"),
+            _Column("note", "Note"),
+        ),
+        "The difference is group minus reference, in brackets limits of 95 %; q is the false discovery rate over the "
+        "nuclei.",
+    ),
+    Statistic(
+        "group_longitudinal",
+        "change",
+        "Change per year over the participants",
+        (
+            *_NUCLEUS,
+            _Column("change_per_year", "Change per year", ("change_low", "change_high"), 1),
+            _Column("q", "q"),
+            _Column("p", "p"),
+            _Column("n", "Participants"),
+            _Column("n_scans", "Scans"),
+            _Column("years_median", "Years, median", digits=1),
+            _Column("note", "Note"),
+        ),
+        "Mean of the participants' slopes, in brackets limits of 95 %.",
+    ),
+    Statistic(
+        "group_outliers",
+        "outliers",
+        "Values that stand out from their site",
+        (
+            _Column("scan", "Scan"),
+            *_NUCLEUS,
+            _Column("measure", "Measure"),
+            _Column("site", "Site"),
+            _Column("value", "Value", more=0),
+            _Column("median", "Median of the site", more=0),
+            _Column("robust_z", "Robust z", digits=1),
+            _Column("n_site", "n of the site"),
+        ),
+        "Robust z: distance from the median of the site in units of 1.4826 times the median absolute deviation.",
+        split=False,
+    ),
+)
 """In the order of the page."""
 
 
@@ -124,8 +187,9 @@ def statistic_tables(statistic: Statistic, table: GroupTable, rows: pd.DataFrame
         yield _show(statistic, table, rows, columns, anchor="table", caption=caption)
         return
     for place, (measure, part) in enumerate(rows.groupby("measure", sort=False)):
-        shown = _show(statistic, table, part, columns, anchor=str(measure),
-                      caption=f"{caption}: {name_measure(str(measure))}")  # fmt: skip
+        shown = _show(
+            statistic, table, part, columns, anchor=str(measure), caption=f"{caption}: {name_measure(str(measure))}"
+        )
         yield shown if place == 0 else replace(shown, note=shown.note.removeprefix(statistic.note).strip())
 
 
@@ -154,15 +218,21 @@ def _unit(measure: str) -> str:
 
 
 def _show(
-    statistic: Statistic, table: GroupTable, rows: pd.DataFrame, columns: Sequence[_Column], *, anchor: str,
+    statistic: Statistic,
+    table: GroupTable,
+    rows: pd.DataFrame,
+    columns: Sequence[_Column],
+    *,
+    anchor: str,
     caption: str,
-) -> PageTable:  # fmt: skip
+) -> PageTable:
     rows, common = _without_common_notes(rows)
     columns = [column for column in columns if column.key in rows and rows[column.key].notna().any()]
     headings = [_heading(column, table, rows) for column in columns]
     cells = [[_cell(record, column) for column in columns] for record in rows.head(N_ROWS).to_dict("records")]
-    return PageTable(f"{statistic.name}-{anchor}", caption, headings, cells, len(rows), file=table.file,
-                     note=statistic.note + common)  # fmt: skip
+    return PageTable(
+        f"{statistic.name}-{anchor}", caption, headings, cells, len(rows), file=table.file, note=statistic.note + common
+    )
 
 
 def _without_common_notes(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:

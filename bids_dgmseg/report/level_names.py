@@ -9,9 +9,12 @@ from itertools import takewhile
 
 _UPRIGHT = 60
 """Characters that fit side by side below a panel."""
+
 _TURNED = 22
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Characters that no font draws."""
+
 _BREAK = re.compile(r"[\s_/.,:;-]")
 
 
@@ -68,6 +71,7 @@ def in_order(levels: Iterable[str]) -> list[str]:
     >>> in_order(["Site 10", "Site 9", "2", "10"])
     ['2', '10', 'Site 9', 'Site 10']
     """
+
     def key(level: str) -> list[tuple[bool, int, str]]:
         parts = re.findall(r"\d+|\D+", level)
         return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

@@ -7,14 +7,16 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bids_dgmseg.boilerplate import read_boilerplate, say_reconstruction
-from bids_dgmseg.models import MODELS, Model
-from bids_dgmseg.report.numbers import say_size
+from bids_dgmseg.bids.citation import read_boilerplate, say_reconstruction
+from bids_dgmseg.config import SHIPPED_WEIGHTS
+from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.report.formatting import say_size
 from bids_dgmseg.report.results import Result
-from bids_dgmseg.settings import SHIPPED_WEIGHTS
 
 _MOST_AUTHORS = 6
+
 _SPELLED = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": "SciPy", "nibabel": "NiBabel"}
+
 _ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303"}  # combining
 
 

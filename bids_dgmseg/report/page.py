@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,24 +10,40 @@ from typing import Any
 from jinja2 import Environment
 
 from bids_dgmseg import __version__
-from bids_dgmseg.report.figures import WINDOW_PPM
+from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.formatting import (
+    CHECKS,
+    COLUMNS,
+    NO_VALUE,
+    Column,
+    open_templates,
+    round_text,
+    say,
+    say_box,
+    say_size,
+)
 from bids_dgmseg.report.methods import write_methods
-from bids_dgmseg.report.numbers import CHECKS, COLUMNS, NO_VALUE, Column, round_text, say, say_box, say_size
+from bids_dgmseg.report.mosaic import WINDOW_PPM
 from bids_dgmseg.report.results import Result, is_found, is_unfilled, read_results
-from bids_dgmseg.report.templating import open_templates
-from bids_dgmseg.structures import STRUCTURES
 
 _MAP = {
-    "noise_sd_ppm": ("Noise SD", "ppm"), "streaking_index": ("Streaking index", ""),
-    "rim_residual_ppm": ("Residual at the rim", "ppm"), "box_margin_mm": ("Margin of the box", "mm"),
-}  # fmt: skip
+    "noise_sd_ppm": ("Noise SD", "ppm"),
+    "streaking_index": ("Streaking index", ""),
+    "rim_residual_ppm": ("Residual at the rim", "ppm"),
+    "box_margin_mm": ("Margin of the box", "mm"),
+}
 """Measures of the map in ``_quality.json``: their names and units."""
 
 
 def write_page(
-    output_dir: Path, participant: str, *, model_names: Sequence[str] | None = None, problems: Sequence[str] = (),
+    output_dir: Path,
+    participant: str,
+    *,
+    model_names: Sequence[str] | None = None,
+    problems: Sequence[str] = (),
     earlier: Collection[tuple[str, str]] = (),
-) -> Path:  # fmt: skip
+) -> Path:
     """Write ``sub-X.html`` from the tables and pictures in the output tree.
 
     Parameters
@@ -55,16 +70,20 @@ def write_page(
         If a table or picture of the tree is damaged.
     """
     results = read_results(output_dir, participant, model_names=model_names)
-    html = _environment().get_template("participant.html.j2").render(
-        participant=f"sub-{participant}",
-        results=results,
-        sessions=sorted({result.session for result in results if result.session}),
-        models=sorted({result.model for result in results}),
-        problems=problems,
-        earlier=earlier,
-        methods=write_methods(results),
-        window=WINDOW_PPM,
-        version=__version__,
+    html = (
+        _environment()
+        .get_template("participant.html.j2")
+        .render(
+            participant=f"sub-{participant}",
+            results=results,
+            sessions=sorted({result.session for result in results if result.session}),
+            models=sorted({result.model for result in results}),
+            problems=problems,
+            earlier=earlier,
+            methods=write_methods(results),
+            window=WINDOW_PPM,
+            version=__version__,
+        )
     )
     return write_html(html, output_dir / f"sub-{participant}.html")
 
@@ -72,9 +91,14 @@ def write_page(
 def _environment() -> Environment:
     environment = open_templates(say=say, round_text=round_text)
     environment.globals.update(
-        measurements=COLUMNS, checks=CHECKS, column_groups=_column_groups, nuclei=_nuclei, facts=_facts,
-        is_found=is_found, is_unfilled=is_unfilled,
-    )  # fmt: skip
+        measurements=COLUMNS,
+        checks=CHECKS,
+        column_groups=_column_groups,
+        nuclei=_nuclei,
+        facts=_facts,
+        is_found=is_found,
+        is_unfilled=is_unfilled,
+    )
     return environment
 
 
@@ -168,15 +192,3 @@ def _say_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
 def write_html(html: str, final: Path) -> Path:
     """Write a page atomically; of a path that is not UTF-8 it shows question marks."""
     return write_atomically(html.encode(errors="replace"), final)
-
-
-def write_atomically(content: bytes, final: Path) -> Path:
-    """Write beside the target and rename, so that no half file is ever seen; its folder is made."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return final

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.links import make_link
-from bids_dgmseg.measure.flags import LIGHTS, Light
+from bids_dgmseg.io.annex import make_link
+from bids_dgmseg.measure.rating import LIGHTS, Light
 from bids_dgmseg.report.slices import PLANES
 
 _STATS, _QUALITY = "_stats.tsv", "_quality.json"
@@ -126,9 +126,7 @@ def _is_positive(row: Mapping[str, str], column: str) -> bool:
     return False
 
 
-def read_results(
-    output_dir: Path, participant: str, *, model_names: Sequence[str] | None = None
-) -> tuple[Result, ...]:
+def read_results(output_dir: Path, participant: str, *, model_names: Sequence[str] | None = None) -> tuple[Result, ...]:
     """Read the tables and pictures of a participant, in the order of sessions and runs.
 
     Parameters

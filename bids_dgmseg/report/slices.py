@@ -11,20 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass
 
-from bids_dgmseg.images.similarity import fit_similarity
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.report.numbers import say_number
-from bids_dgmseg.structures import Structure
+from bids_dgmseg.image.similarity import fit_similarity
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.report.formatting import say_number
 
 Plane = Literal["axial", "coronal", "sagittal"]
+
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
 _SHOWN = 0.25  # a nucleus can be judged where its section has this share of its largest section
+
 _TIMES = 3
+
 _TRIES = 20
+
 _MARGIN_MM = 12.0
+
 _REACH_MM = 8.0  # a nucleus's radius and what heads differ by
+
 _APART_MM = 0.999  # rounding of the header left aside, whole mm tell slices apart from here on
+
 _WIDE_MM = (20.0, 45.0, 45.0)  # x, y, z; from the nuclei of the midbrain to the dentate nuclei, and some
 
 

@@ -1,1 +1,1 @@
-"""From a Model and a Volume to probabilities and labels."""
+"""Segmentation: localize, predict, postprocess."""

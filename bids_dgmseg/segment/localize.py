@@ -11,26 +11,18 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.resample import (
-    LARGEST_TURN_DEG,
-    Grid,
-    directions,
-    farthest_axis_deg,
-    meet,
-    resample,
-    world_grid,
-)
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, Model
-from bids_dgmseg.segment.atlas import find_by_atlas, read_references
-from bids_dgmseg.segment.folder import as_trained
-from bids_dgmseg.segment.forward import forward
-from bids_dgmseg.segment.found import Location
-from bids_dgmseg.segment.measured import find_measured, measured_box, tame
-from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.weights import load_weights, localizer_network
+from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.resample import LARGEST_TURN_DEG, Grid, directions, farthest_axis_deg, meet, resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import as_trained
+from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.models.weights import load_weights, localizer_network
+from bids_dgmseg.segment.foreground import find_measured, measured_box, tame
+from bids_dgmseg.segment.inference import forward
+from bids_dgmseg.segment.registration import find_by_atlas, read_references
+from bids_dgmseg.segment.results import Location
 
 _LEAST_PITCH_DEG = 12.0
 """Networks are at ease below; beyond, upright grids help more than turning the map harms."""
@@ -85,7 +77,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         If there is no head in the map.
     """
     if model.localizer.kind == "nnunet":
-        from bids_dgmseg.segment.nnunet import localize_cerebellum  # loads nnunetv2
+        from bids_dgmseg.segment.nnunet import localize_cerebellum
 
         _check_size(find_measured(chi).array, chi)
         return localize_cerebellum(tame(chi), model, weights=weights, device=device)

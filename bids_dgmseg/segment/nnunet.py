@@ -15,18 +15,18 @@ import torch
 from nibabel import orientations
 from numpy.typing import NDArray
 
-from bids_dgmseg.checksum import sha256
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box, box_of_mask
-from bids_dgmseg.images.resample import Grid, block_affine, covering_block
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import Model, weights_folder
-from bids_dgmseg.segment.found import Block, Location
-from bids_dgmseg.segment.label_map import CEREBELLUM, STEPS, step_folder
-from bids_dgmseg.segment.measured import find_measured
-from bids_dgmseg.segment.nnunet_folder import Trained, mirror_axes, read_folder
+from bids_dgmseg.image.boxes import Box, box_of_mask
+from bids_dgmseg.image.resample import Grid, block_affine, covering_block
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import sha256
+from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, step_folder
+from bids_dgmseg.models.nnunet_folder import Trained, mirror_axes, read_folder
+from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.weights import pick_device
+from bids_dgmseg.segment.foreground import find_measured
 from bids_dgmseg.segment.regions import largest_part
-from bids_dgmseg.segment.weights import pick_device
+from bids_dgmseg.segment.results import Block, Location
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -55,9 +55,14 @@ class Network:
             network = _build(trained, self._plans, self._configuration)
             self._predictor = nnUNetPredictor(device=pick_device(device), allow_tqdm=False)
             self._predictor.manual_initialization(
-                network, self._plans, self._configuration, list(trained.parameters), dict(trained.dataset),
-                trained.trainer, None,
-            )  # fmt: skip
+                network,
+                self._plans,
+                self._configuration,
+                list(trained.parameters),
+                dict(trained.dataset),
+                trained.trainer,
+                None,
+            )
 
     def __call__(self, chi: Volume) -> NDArray[np.float32]:
         """Compute fractions (N, X, Y, Z) of the labels 0, 1, … N - 1 on the map's own grid, as stock nnU-Net would.
@@ -79,13 +84,17 @@ class Network:
 
             labels = self._plans.get_label_manager(dict(self.trained.dataset))
             dseg, fractions = convert(
-                logits, self._plans, self._configuration, labels, properties, return_probabilities=True,
+                logits,
+                self._plans,
+                self._configuration,
+                labels,
+                properties,
+                return_probabilities=True,
                 num_threads_torch=torch.get_num_threads(),
-            )  # fmt: skip
+            )
         if labels.has_regions:  # regions overlap: only the labels made from them exclude each other
             fractions = np.stack([dseg == number for number in range(int(max(labels.regions_class_order)) + 1)])
         return _from_sitk_order(np.asarray(fractions, np.float32), axes)
-
 
 
 def _build(trained: Trained, plans: Any, configuration: Any) -> torch.nn.Module:
@@ -208,8 +217,10 @@ def _check_registered(model: Model) -> None:
     """Compare the package's own weights with their checksums."""
     root = weights_folder(model)
     if model.weights is None or not root.is_dir():
-        raise InputError(f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
-                         "--weights FOLDER, or choose another --model")  # fmt: skip
+        raise InputError(
+            f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
+            "--weights FOLDER, or choose another --model"
+        )
     for name, expected in model.weights.files.items():
         if sha256(root / name) != expected:
             raise InputError(f"{name}: its checksum differs from the registry's; install the package again")

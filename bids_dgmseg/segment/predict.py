@@ -10,27 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.measured import find_outside, is_measured
-from bids_dgmseg.images.resample import Grid, covering_block, covering_shape, meeting_grid, resample
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import Model
-from bids_dgmseg.segment.carry import carry
-from bids_dgmseg.segment.clean import name_labelled
-from bids_dgmseg.segment.folder import as_trained
-from bids_dgmseg.segment.forward import forward_batch
-from bids_dgmseg.segment.found import Block
-from bids_dgmseg.segment.heads import merge_heads, mirrored_channels, softmax_heads
-from bids_dgmseg.segment.measured import tame
-from bids_dgmseg.segment.normalize import NORMALIZATIONS
-from bids_dgmseg.segment.sides import divide, find_midplane
-from bids_dgmseg.segment.weights import load_object, load_segmenters, pick_device
-from bids_dgmseg.segment.windows import coronal_stacks, cover, middle_weight
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import find_outside, is_measured
+from bids_dgmseg.image.resample import Grid, covering_block, covering_shape, meeting_grid, resample
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import as_trained
+from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.weights import load_object, load_segmenters, pick_device
+from bids_dgmseg.segment.foreground import tame
+from bids_dgmseg.segment.hemispheres import divide, find_midplane
+from bids_dgmseg.segment.inference import coronal_stacks, cover, forward_batch, middle_weight
+from bids_dgmseg.segment.postprocess import name_labelled
+from bids_dgmseg.segment.probabilities import carry, merge_heads, mirrored_channels, softmax_heads
+from bids_dgmseg.segment.results import Block
 
 Item = TypeVar("Item")
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
 """At once on each kind of device: a second one does not fit into the caches of a CPU, which is then slower."""
+
 _SLICES = 8
 """At once."""
 
@@ -68,7 +67,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     """
     chi = tame(chi)
     if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
-        from bids_dgmseg.segment.nnunet import NnunetPredictor  # loads nnunetv2
+        from bids_dgmseg.segment.nnunet import NnunetPredictor
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
     grid = network_grid(chi, box, as_trained(model, weights))

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.images.boxes import box_of_mask
-from bids_dgmseg.images.resample import Grid, covering_block, resample
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import box_of_mask
+from bids_dgmseg.image.resample import Grid, covering_block, resample
+from bids_dgmseg.image.volume import Volume
 
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "brain": ("brain", "cerebellum", "ventricles", "nuclei", "cerebellar_nuclei"),

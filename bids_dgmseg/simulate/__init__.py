@@ -1,1 +1,1 @@
-"""Labelled susceptibility maps made from anatomy and physics."""
+"""Simulated susceptibility maps with known labels."""

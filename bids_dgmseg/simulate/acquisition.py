@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.simulate.filters import along
+from bids_dgmseg.simulate.smoothing import along
 
 
 @dataclass(frozen=True)

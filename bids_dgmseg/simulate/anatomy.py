@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.volume import Volume
 
 FIRST_TISSUE = 20
 """Labels up to here are nuclei (structures.tsv), above are tissues of `susceptibility.TISSUES`."""
@@ -134,9 +134,13 @@ def smooth_noise(
 
 
 def draw_head_points(
-    shape: tuple[int, int, int], spacing_mm: float, *, centre_mm: Sequence[float], ranges: HeadRanges,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    *,
+    centre_mm: Sequence[float],
+    ranges: HeadRanges,
     generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Draw where each voxel of a scan lies in template space.
 
     Parameters
@@ -187,6 +191,7 @@ def fill_places(labels: NDArray[np.uint8], bodies: Sequence[int]) -> NDArray[np.
     for place in ndimage.find_objects(ndimage.label(inside)[0]):
         block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
         nearest = ndimage.distance_transform_edt(
-            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True)  # fmt: skip
+            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True
+        )
         filled[block][inside[block]] = labels[block][tuple(nearest)][inside[block]]
     return filled

@@ -12,8 +12,8 @@ from torch import Tensor
 from bids_dgmseg.qsm.field import dipole_kernel
 from bids_dgmseg.simulate.acquisition import ScanGrid
 from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
-from bids_dgmseg.simulate.filters import blur, flatten, truncate_frequencies
 from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_field, reconstruct
+from bids_dgmseg.simulate.smoothing import blur, flatten, truncate_frequencies
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,13 @@ def degrade(
     if chance(generator, ranges.physics):
         brain = grid.average((chi != 0 if mask is None else mask).float()) > 0.5
         scan = reconstruct(
-            scan, brain, voxel_size_mm=voxel_size_mm, ranges=ranges.reconstruction, generator=generator,
+            scan,
+            brain,
+            voxel_size_mm=voxel_size_mm,
+            ranges=ranges.reconstruction,
+            generator=generator,
             rotation=grid.rotation,
-        )  # fmt: skip
+        )
     else:
         scan = _degrade_at_random(scan, voxel_size_mm, ranges, generator, grid.rotation)
     if chance(generator, 0.1):
@@ -118,9 +122,12 @@ def _draw_point_spread(
 
 
 def _degrade_at_random(
-    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator,
+    chi: Tensor,
+    voxel_size_mm: Sequence[float],
+    ranges: ArtefactRanges,
+    generator: torch.Generator,
     rotation: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Lose slow variation and the frequencies near the magic angle; add noise."""
     if chance(generator, 0.5):
         width_mm = uniform(generator, 8, 25)
@@ -131,9 +138,12 @@ def _degrade_at_random(
 
 
 def _invert_with_streaks(
-    chi: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator,
+    chi: Tensor,
+    voxel_size_mm: Sequence[float],
+    ranges: ArtefactRanges,
+    generator: torch.Generator,
     rotation: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Lose what truncated division loses near the magic angle, and gain the field noise that it amplifies."""
     b0 = draw_main_field(ranges.tilt, generator, rotation)
     kernel = dipole_kernel(chi.shape, voxel_size_mm, b0, device=chi.device).abs()

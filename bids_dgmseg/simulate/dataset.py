@@ -13,10 +13,12 @@ from torch import Tensor
 
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.bids_writer import Image, LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.simulate.echoes import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.simulate.sample import (
     WHOLE_HEAD_VIEW,
@@ -29,10 +31,9 @@ from bids_dgmseg.simulate.sample import (
     template_head,
 )
 from bids_dgmseg.simulate.susceptibility import TISSUES
-from bids_dgmseg.simulate.tree import Image, LabelledScan, add_scan, start_dataset, write_participants
-from bids_dgmseg.structures import STRUCTURES
 
 _SEEDS_A_DATASET = 100_000
+
 _FIRST_SEED = 10**13
 """Modulo 2**32, which is what torch takes of a seed, beyond those of trainings whose seed is below 131."""
 
@@ -50,6 +51,7 @@ susceptibilities as they vary between people, then degraded as acquisition and r
 or have noise outside the brain. The true labels, and masks of the cerebellum, are in derivatives/truth. Left is the
 patient's left.
 """
+
 _README_OF_ECHOES = """\
 Simulated gradient echoes
 =========================
@@ -59,6 +61,7 @@ susceptibilities as they vary between people, then put into a skull with a sinus
 phase of several gradient echoes with noise. Where the field is higher, the phase grows faster from echo to echo. The
 true labels, and masks of the cerebellum, are in derivatives/truth. Left is the patient's left.
 """
+
 _COLUMNS = {
     "brain_volume_ml": {"Description": "Volume of the head that the scan shows", "Units": "mL"},
     "n_nuclei": {"Description": "Number of nuclei, left and right apart, of which the scan shows a part"},
@@ -109,14 +112,24 @@ def simulate_dataset(
         chi, labels, images = (_draw_echoes if echoes else _draw_map)(head, view, sample_seed)
         dseg = nuclei_labels(labels).numpy()
         scan = LabelledScan(
-            f"{number + 1:0{len(str(n_scans))}d}".zfill(2), chi.numpy(), dseg, scanner_grid(view).affine,
+            f"{number + 1:0{len(str(n_scans))}d}".zfill(2),
+            chi.numpy(),
+            dseg,
+            scanner_grid(view).affine,
             {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
-            masks={"cerebellum": cerebellum_mask(labels.numpy())}, echoes=images,
-        )  # fmt: skip
+            masks={"cerebellum": cerebellum_mask(labels.numpy())},
+            echoes=images,
+        )
         add_scan(root, scan)
         volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
-        rows.append({"participant_id": scan.name, "brain_volume_ml": f"{volume_ml:.1f}",
-                     "n_nuclei": np.count_nonzero(np.unique(dseg)), "sample_seed": sample_seed})  # fmt: skip
+        rows.append(
+            {
+                "participant_id": scan.name,
+                "brain_volume_ml": f"{volume_ml:.1f}",
+                "n_nuclei": np.count_nonzero(np.unique(dseg)),
+                "sample_seed": sample_seed,
+            }
+        )
         yield scan.name
     write_participants(root, rows, _COLUMNS)
 
@@ -172,8 +185,10 @@ def read_template(path: Path) -> Volume:
     known = {0, *(structure.index for structure in STRUCTURES), *TISSUES}
     found = set(np.unique(labels.array).tolist())
     if unknown := sorted(found - known):
-        raise InputError(f"{path.name}: has the value {unknown[0]:g}, which is no label of a template; make it with "
-                         "`dgmseg template`")  # fmt: skip
+        raise InputError(
+            f"{path.name}: has the value {unknown[0]:g}, which is no label of a template; make it with "
+            "`dgmseg template`"
+        )
     if not found & {structure.index for structure in STRUCTURES}:
         raise InputError(f"{path.name}: shows no nucleus (labels 1 to 16); make it with `dgmseg template`")
     return labels.with_array(labels.array.astype(np.uint8))

@@ -12,12 +12,14 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.resample import Grid
+from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.simulate.bids_writer import LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.simulate.tree import LabelledScan, add_scan, start_dataset, write_participants
 
 _MARGIN_MM = 4.0
+
 _NOISE_PPM = 0.005
+
 _PPB_STEP = 0.02
 """``scl_slope`` of the map that is stored as whole numbers, in ppb."""
 
@@ -37,10 +39,12 @@ Left is the patient's left. The true labels are in derivatives/truth; on paper t
 nucleus  volume (mm3)  susceptibility (ppm)
 {table}
 """
+
 _COLUMNS: Mapping[str, Mapping[str, object]] = {
     "age": {"Description": "Invented age", "Units": "year"},
     "sex": {"Description": "Invented sex", "Levels": {"F": "female", "M": "male"}},
 }
+
 _PARTICIPANTS = (
     {"participant_id": "sub-01", "age": 34, "sex": "F"},
     {"participant_id": "sub-02", "age": 67, "sex": "M"},
@@ -103,14 +107,20 @@ def scan_phantom(scan: DemoScan, *, seed: int) -> LabelledScan:
     grid = head_grid(scan)
     chi, dseg = PHANTOM.scan(grid, seed=seed, noise_ppm=_NOISE_PPM)
     sidecar = {
-        "Units": "ppb" if scan.ppb else "ppm", "MagneticFieldStrength": 3, "SkullStripped": True,
+        "Units": "ppb" if scan.ppb else "ppm",
+        "MagneticFieldStrength": 3,
+        "SkullStripped": True,
         "Description": "Susceptibility of an analytic phantom, with noise",
-    }  # fmt: skip
+    }
     return LabelledScan(
-        participant=scan.participant, session=scan.session, affine=grid.affine, sidecar=sidecar,
+        participant=scan.participant,
+        session=scan.session,
+        affine=grid.affine,
+        sidecar=sidecar,
         chi=np.rint(chi.array * (1000 / _PPB_STEP)).astype(np.int16) if scan.ppb else chi.array,
-        dseg=dseg.array, scale=_PPB_STEP if scan.ppb else None,
-    )  # fmt: skip
+        dseg=dseg.array,
+        scale=_PPB_STEP if scan.ppb else None,
+    )
 
 
 def head_grid(scan: DemoScan) -> Grid:

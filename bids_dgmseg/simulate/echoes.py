@@ -13,11 +13,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.images.masks import close_with_ball
+from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_hz
 from bids_dgmseg.simulate.anatomy import normal, uniform
 
 ECHO_TIMES_S = (0.005, 0.010, 0.015, 0.020)
+
 B0_TESLA = 3.0
 
 AIR, FLUID, BONE, SCALP, FLESH = 0, 26, 51, 52, 53
@@ -25,21 +26,37 @@ AIR, FLUID, BONE, SCALP, FLESH = 0, 26, 51, 52, 53
 
 _AIR_PPM = 9.2
 """Relative to soft tissue [Buch 2015]."""
+
 _FLUID_PPM = 0.015
+
 _GREY, _WHITE, _WATER = (0.82, 12.0), (0.70, 14.0), (1.0, 2.0)
 """Proton density relative to water, and R2 in 1/s at 3 T."""
+
 _SIGNALS = {
-    AIR: (0.0, 0.0), 22: _WHITE, 23: _WATER, 24: _WATER, 25: _WATER, FLUID: _WATER, 28: _WHITE, 30: _WHITE, 33: _WHITE,
-    BONE: (0.05, 30.0), SCALP: (1.1, 20.0), FLESH: (0.7, 30.0),
-}  # fmt: skip
+    AIR: (0.0, 0.0),
+    22: _WHITE,
+    23: _WATER,
+    24: _WATER,
+    25: _WATER,
+    FLUID: _WATER,
+    28: _WHITE,
+    30: _WHITE,
+    33: _WHITE,
+    BONE: (0.05, 30.0),
+    SCALP: (1.1, 20.0),
+    FLESH: (0.7, 30.0),
+}
 """Of each label; the others are grey."""
 
 _MARGIN_MM = 25.0
 """Room about the field of view for what of the head it does not show."""
+
 _CISTERN_MM = 8.0
 """Radius of a ball that does not fit between the parts of the brain: what lies there is fluid, no bone."""
+
 _FACE_MM = 6.0
 """Flesh about the sinus."""
+
 _NECK_MM = 12.0
 """How far neck and face stay behind the sides of the brain."""
 
@@ -83,10 +100,16 @@ class Echoes:
 
 
 def draw_echoes(
-    chi: Tensor, labels: Tensor, *, voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1),
-    echo_times_s: Sequence[float] = ECHO_TIMES_S, b0_tesla: float = B0_TESLA, generator: torch.Generator,
+    chi: Tensor,
+    labels: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    echo_times_s: Sequence[float] = ECHO_TIMES_S,
+    b0_tesla: float = B0_TESLA,
+    generator: torch.Generator,
     ranges: EchoRanges = _RANGES,
-) -> Echoes:  # fmt: skip
+) -> Echoes:
     r"""Put a head about a brain and draw the echoes that a scanner measures of it.
 
     Parameters
@@ -151,9 +174,13 @@ def draw_echoes(
 
 
 def _magnetize(
-    chi: Tensor, labels: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float],
-    generator: torch.Generator, ranges: EchoRanges,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    chi: Tensor,
+    labels: Tensor,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float],
+    generator: torch.Generator,
+    ranges: EchoRanges,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the head about a brain: its susceptibility, its labels and its field, on the brain's grid."""
     margin = [math.ceil(_MARGIN_MM / step) for step in voxel_size_mm]
     inner = tuple(slice(spare, spare + size) for spare, size in zip(margin, chi.shape, strict=True))
@@ -174,9 +201,12 @@ def _magnetize(
 
 
 def surround(
-    brain: NDArray[np.uint8], *, voxel_size_mm: Sequence[float], generator: torch.Generator,
+    brain: NDArray[np.uint8],
+    *,
+    voxel_size_mm: Sequence[float],
+    generator: torch.Generator,
     ranges: EchoRanges = _RANGES,
-) -> NDArray[np.uint8]:  # fmt: skip
+) -> NDArray[np.uint8]:
     """Put fluid, bone and scalp about a brain, flesh below it, and a sinus below its front.
 
     Parameters

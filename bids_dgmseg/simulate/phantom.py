@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, covering_block
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, covering_block
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,12 @@ class Ellipsoid:
 
 
 def _both_sides(
-    nucleus: str, centre_mm: tuple[float, float, float], semi_axes_mm: tuple[float, float, float],
-    chi_ppm: tuple[float, float], rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> Iterator[Ellipsoid]:  # fmt: skip
+    nucleus: str,
+    centre_mm: tuple[float, float, float],
+    semi_axes_mm: tuple[float, float, float],
+    chi_ppm: tuple[float, float],
+    rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Iterator[Ellipsoid]:
     """Mirror a nucleus described on the right; the sides differ in susceptibility, so that a swap is seen."""
     x, y, z = centre_mm
     pitch, roll, yaw = rotation_deg
@@ -228,6 +231,6 @@ PHANTOM = Phantom(
         *_both_sides("PUT", (27.4, 2.0, 1.0), (4.6, 16.0, 13.0), (0.042, 0.038), (0, -8, 12)),
         *_both_sides("GP", (17.0, -3.0, -1.0), (3.8, 10.5, 8.5), (0.132, 0.124), (0, -12, 18)),
     ),
-)  # fmt: skip
+)
 """Volumes a side lie within the literature's ranges:
 DN 712, IN 81, RN 265, SN 413, STN 123, CN 3483, PUT 4008, GP 1421 mm³."""

@@ -15,7 +15,7 @@ from bids_dgmseg.qsm.background import ball_mean, v_sharp
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, field_noise_sd, r2star_hz
 from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_variation, truncated_division
 from bids_dgmseg.simulate.anatomy import chance, pick, smooth_noise, uniform
-from bids_dgmseg.simulate.filters import blur
+from bids_dgmseg.simulate.smoothing import blur
 
 _MARGIN_MM = 5.0
 """Continued values about the field of view, so that its opposite faces hardly feel one another."""
@@ -57,9 +57,14 @@ class ReconstructionRanges:
 
 
 def reconstruct(
-    chi: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
-    generator: torch.Generator, rotation: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    chi: Tensor,
+    mask: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    ranges: ReconstructionRanges,
+    generator: torch.Generator,
+    rotation: Tensor | None = None,
+) -> Tensor:
     """Draw a reconstruction: field, noise of several echoes, background removal, dipole inversion.
 
     Parameters
@@ -130,15 +135,20 @@ def _draw_noise_sd(chi: Tensor, ranges: ReconstructionRanges, generator: torch.G
     echo_times_s = [last_s * (echo + 1) / 4 for echo in range(4)]
     decay = r2star_hz(chi, b0_tesla=b0_tesla, r2_hz=uniform(generator, *ranges.r2_hz) * b0_tesla / 3)
     return field_noise_sd(
-        decay.clamp(max=2 / last_s), snr=_log_uniform(generator, *ranges.snr), echo_times_s=echo_times_s,
+        decay.clamp(max=2 / last_s),
+        snr=_log_uniform(generator, *ranges.snr),
+        echo_times_s=echo_times_s,
         b0_tesla=b0_tesla,
-    )  # fmt: skip
+    )
 
 
 def _remove_background(
-    field: Tensor, mask: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
+    field: Tensor,
+    mask: Tensor,
+    voxel_size_mm: Sequence[float],
+    ranges: ReconstructionRanges,
     generator: torch.Generator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Remove the background as V-SHARP does, with what that takes from the field inside; leave some at the rim."""
     largest, smallest = uniform(generator, *ranges.largest_radius_mm), uniform(generator, *ranges.smallest_radius_mm)
     within = apply_kernel(mask.float(), ball_mean(mask.shape, voxel_size_mm, smallest, device=mask.device)) > 1e-4
@@ -156,9 +166,12 @@ def _remove_background(
 
 
 def _draw_inversion(
-    kernel: Tensor, weight: Tensor, voxel_size_mm: Sequence[float], ranges: ReconstructionRanges,
+    kernel: Tensor,
+    weight: Tensor,
+    voxel_size_mm: Sequence[float],
+    ranges: ReconstructionRanges,
     generator: torch.Generator,
-) -> Callable[[Tensor], Tensor]:  # fmt: skip
+) -> Callable[[Tensor], Tensor]:
     method, ridge = pick(generator, ranges.methods), uniform(generator, *ranges.ridge)
     if method == 0:
         threshold = uniform(generator, *ranges.threshold)
@@ -167,9 +180,7 @@ def _draw_inversion(
         strength = _log_uniform(generator, *ranges.least_squares)
         if chance(generator, 0.5):
             return lambda field: least_squares(field, kernel, strength=strength)
-        return lambda field: least_squares(
-            field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, ridge=ridge
-        )
+        return lambda field: least_squares(field, kernel, strength=strength, voxel_size_mm=voxel_size_mm, ridge=ridge)
     if method == 2:
         strength = _log_uniform(generator, *ranges.conjugate_gradients)
         steps = round(uniform(generator, *ranges.iterations))

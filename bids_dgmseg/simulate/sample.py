@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import (
     FIRST_TISSUE,
     HeadRanges,
@@ -23,9 +23,9 @@ from bids_dgmseg.simulate.anatomy import (
     uniform,
 )
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_view
-from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, shape_head
-from bids_dgmseg.simulate.filters import blur
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.shapes import ShapedHead, ShapeRanges, shape_head
+from bids_dgmseg.simulate.smoothing import blur
 from bids_dgmseg.simulate.susceptibility import ValueRanges, fill, split_dentate
 
 
@@ -50,12 +50,14 @@ SEGMENTER_VIEW = View(shape=(80, 104, 80), spacing_mm=1.0, centre_mm=(0.0, -20.0
 """The nuclei of the largest head, with room for an error of the localizer."""
 
 LOCALIZER_VIEW = View(
-    shape=(80, 80, 80), spacing_mm=3.0, centre_mm=(0.0, -18.0, 5.0),
-    head=HeadRanges(
-        rotation_deg=(35.0, 30.0, 30.0), shift_mm=(15.0, 22.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))
-    ),
-    artefacts=ArtefactRanges(blur_mm=(0.6, 1.4)), cut_mm=(110.0, 90.0), outside_noise=0.3,
-)  # fmt: skip
+    shape=(80, 80, 80),
+    spacing_mm=3.0,
+    centre_mm=(0.0, -18.0, 5.0),
+    head=HeadRanges(rotation_deg=(35.0, 30.0, 30.0), shift_mm=(15.0, 22.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))),
+    artefacts=ArtefactRanges(blur_mm=(0.6, 1.4)),
+    cut_mm=(110.0, 90.0),
+    outside_noise=0.3,
+)
 
 WHOLE_HEAD_VIEW = View(
     shape=(176, 208, 176), spacing_mm=1.0, centre_mm=(0.0, -18.0, 5.0), head=HeadRanges(shift_mm=(3.0, 3.0, 3.0))
@@ -65,8 +67,22 @@ WHOLE_HEAD_VIEW = View(
 _PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))
 
 _REGION_OF_TISSUE = {
-    21: 1, 22: 1, 23: 3, 24: 1, 25: 2, 26: 1, 27: 1, 28: 1, 29: 2, 30: 2, 31: 1, 32: 1, 33: 1, 34: 5, 35: 1
-}  # fmt: skip
+    21: 1,
+    22: 1,
+    23: 3,
+    24: 1,
+    25: 2,
+    26: 1,
+    27: 1,
+    28: 1,
+    29: 2,
+    30: 2,
+    31: 1,
+    32: 1,
+    33: 1,
+    34: 5,
+    35: 1,
+}
 
 
 def template_head(template: Volume) -> ShapedHead:
@@ -116,8 +132,7 @@ def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: to
     points = draw_head_points(
         view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=view.head, generator=generator
     )
-    return fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator,
-                shapes=view.shapes)  # fmt: skip
+    return fill(head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator, shapes=view.shapes)
 
 
 def mirror_half(chi: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

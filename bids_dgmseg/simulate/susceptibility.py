@@ -10,35 +10,73 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, look_up, normal, uniform
-from bids_dgmseg.simulate.bodies import ShapedHead, ShapeRanges, draw_bodies
-from bids_dgmseg.simulate.details import DetailRanges, add_details
-from bids_dgmseg.simulate.disease import HEALTHY, Disease, DiseaseRanges, calcify, draw_disease
-from bids_dgmseg.simulate.looks import Canvas, draw_look
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.simulate.patterns import Canvas, draw_look
+from bids_dgmseg.simulate.shapes import ShapedHead, ShapeRanges, draw_bodies
+from bids_dgmseg.simulate.tissue_details import (
+    HEALTHY,
+    DetailRanges,
+    Disease,
+    DiseaseRanges,
+    add_details,
+    calcify,
+    draw_disease,
+)
 
 TISSUES = {
-    21: "cortex", 22: "white matter", 23: "lateral ventricle", 24: "third ventricle", 25: "fourth ventricle",
-    26: "cerebrospinal fluid", 27: "thalamus", 28: "brainstem", 29: "cerebellar cortex", 30: "cerebellar white matter",
-    31: "hippocampus and amygdala", 32: "accumbens, basal forebrain, hypothalamus, claustrum", 33: "corpus callosum",
-    34: "fastigial nucleus", 35: "caudate tail",
-}  # fmt: skip
+    21: "cortex",
+    22: "white matter",
+    23: "lateral ventricle",
+    24: "third ventricle",
+    25: "fourth ventricle",
+    26: "cerebrospinal fluid",
+    27: "thalamus",
+    28: "brainstem",
+    29: "cerebellar cortex",
+    30: "cerebellar white matter",
+    31: "hippocampus and amygdala",
+    32: "accumbens, basal forebrain, hypothalamus, claustrum",
+    33: "corpus callosum",
+    34: "fastigial nucleus",
+    35: "caudate tail",
+}
 
 _IRON = {
-    "DN": (18.5, 0.06, 0.4), "IN": (11.5, 0.06, 0.4), "RN": (19.5, 0.06, 0.4), "SN": (18.5, 0.08, 0.4),
-    "STN": (15.0, 0.07, 0.4), "CN": (9.66, 0.05, 0.33), "PUT": (14.62, 0.04, 0.46), "GP": (21.41, 0.09, 0.37),
-}  # fmt: skip
+    "DN": (18.5, 0.06, 0.4),
+    "IN": (11.5, 0.06, 0.4),
+    "RN": (19.5, 0.06, 0.4),
+    "SN": (18.5, 0.08, 0.4),
+    "STN": (15.0, 0.07, 0.4),
+    "CN": (9.66, 0.05, 0.33),
+    "PUT": (14.62, 0.04, 0.46),
+    "GP": (21.41, 0.09, 0.37),
+}
 """Iron in mg/100 g is a·(1 − exp(−b·age)) + c. Caudate, putamen and pallidum: Hallgren and Sourander (1958); the others
 rise as on maps of the young, to the literature's susceptibility of adults."""
+
 _PPM_OF_IRON, _PPM_WITHOUT_IRON = 0.0072, -0.020
 
 _TISSUE_PPM = {
-    21: (0.018, 0.012), 22: (-0.030, 0.012), 23: (0.015, 0.015), 24: (0.015, 0.015), 25: (0.015, 0.020),
-    26: (0.015, 0.020), 27: (0.012, 0.015), 28: (-0.025, 0.015), 29: (0.008, 0.014), 30: (-0.020, 0.014),
-    31: (0.008, 0.014), 32: (0.010, 0.020), 33: (-0.040, 0.015), 34: (0.050, 0.030), 35: (0.040, 0.018),
-}  # fmt: skip
+    21: (0.018, 0.012),
+    22: (-0.030, 0.012),
+    23: (0.015, 0.015),
+    24: (0.015, 0.015),
+    25: (0.015, 0.020),
+    26: (0.015, 0.020),
+    27: (0.012, 0.015),
+    28: (-0.025, 0.015),
+    29: (0.008, 0.014),
+    30: (-0.020, 0.014),
+    31: (0.008, 0.014),
+    32: (0.010, 0.020),
+    33: (-0.040, 0.015),
+    34: (0.050, 0.030),
+    35: (0.040, 0.018),
+}
 
 _MIDDLE_AGE_YEARS = 45.0
+
 _HILUM = 40
 """Added to the dentate's label for its inside, which is darker than its wall on most maps."""
 
@@ -86,9 +124,7 @@ def drop_hilum(labels: Tensor) -> Tensor:
     return torch.where(labels > _HILUM, labels - _HILUM, labels)
 
 
-def draw_values(
-    ranges: ValueRanges, generator: torch.Generator, disease: Disease = HEALTHY
-) -> tuple[Tensor, float]:
+def draw_values(ranges: ValueRanges, generator: torch.Generator, disease: Disease = HEALTHY) -> tuple[Tensor, float]:
     """Draw a susceptibility in ppm for each label, a vector indexed by it on the CPU, and the age in years."""
     values = torch.zeros(64)
     age_years = uniform(generator, *ranges.age_years)
@@ -96,8 +132,9 @@ def draw_values(
     nuclei_gain, tissue_gain = uniform(generator, *ranges.nuclei_gain), uniform(generator, *ranges.tissue_gain)
     for nucleus in _IRON:
         filled = disease.iron.get(nucleus, 1.0)
-        value = (uniform(generator, 0.0, 0.2) if lawless
-                 else _draw_nucleus(nucleus, age_years, ranges, generator, filled))  # fmt: skip
+        value = (
+            uniform(generator, 0.0, 0.2) if lawless else _draw_nucleus(nucleus, age_years, ranges, generator, filled)
+        )
         for structure in STRUCTURES.sides([nucleus]):
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
     if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
@@ -124,9 +161,14 @@ def _draw_nucleus(
 
 
 def fill(
-    head: LabelMap, points_mm: Tensor, *, spacing_mm: float, ranges: ValueRanges, generator: torch.Generator,
+    head: LabelMap,
+    points_mm: Tensor,
+    *,
+    spacing_mm: float,
+    ranges: ValueRanges,
+    generator: torch.Generator,
     shapes: ShapeRanges = _SHAPES,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Fill a drawn head with susceptibilities.
 
     Parameters
@@ -158,22 +200,18 @@ def fill(
         ground, chi = _mix(head.ground, head, indices, here, spacing_mm)
         canvas = Canvas(ground, chi, width_mm=_width_mm(points_mm))
         ageing = (age_years - _MIDDLE_AGE_YEARS) / 30
-        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator,
-                                   disease=disease):  # fmt: skip
+        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator, disease=disease):
             canvas.paint(painted, draw_look(painted.body, values, ageing, generator))
         chi, labels = canvas.finish()
     else:
         labels, chi = _mix(head.labels, head, indices, here, spacing_mm)
         labels = drop_hilum(labels)
     chi = calcify(chi, labels, disease, spacing_mm=spacing_mm, generator=generator)
-    chi = add_details(
-        chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)  # fmt: skip
+    chi = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
     return chi, labels
 
 
-def _mix(
-    labels: Tensor, head: LabelMap, indices: Tensor, values: Tensor, spacing_mm: float
-) -> tuple[Tensor, Tensor]:
+def _mix(labels: Tensor, head: LabelMap, indices: Tensor, values: Tensor, spacing_mm: float) -> tuple[Tensor, Tensor]:
     """Look up labels at voxel centres, and the mean value of four points around each."""
     half = 0.28 * spacing_mm * head.world_to_index[:3, :3].norm(dim=0)
     corners = torch.tensor([[-1.0, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], device=half.device) * half

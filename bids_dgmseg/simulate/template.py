@@ -25,16 +25,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.masks import close_with_ball
-from bids_dgmseg.images.resample import Grid, resample
-from bids_dgmseg.images.volume import Volume, load_image
+from bids_dgmseg.image.masks import close_with_ball
+from bids_dgmseg.image.resample import Grid, resample
+from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.bids_writer import write_tsv
 from bids_dgmseg.simulate.susceptibility import TISSUES
-from bids_dgmseg.simulate.tree import write_tsv
-from bids_dgmseg.structures import STRUCTURES
 
 _NUCLEI = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
 """Nucleus → symbols of the Allen atlas; DN and IN are cut out of CbDN."""
+
 _CEREBELLAR_NUCLEI = "CbDN"
+
 _TISSUES = {
     "white matter": "FWM ac fx mtt ot olt or",
     "lateral ventricle": "aLV bLV pLV iLV xLV",
@@ -50,23 +52,33 @@ _TISSUES = {
     "caudate tail": "CaT",
 }
 """Tissue → symbols; what is named nowhere is cortex."""
+
 _AIR = "Air"
+
 _TISSUE = {name: number for number, name in TISSUES.items()}
 
 _LAMINA_MM = 2.0
 """Radius of the ball that closes the laminae between putamen and pallidum."""
+
 _NIGRA_PROBABILITY = 0.4
+
 _LIVING = 1.3
 """The template's head is this much larger than a living one, in volume."""
+
 LITERATURE_MM3 = {"GP": 1700.0, "SN": 500.0}
 """Volumes a side in living heads, for nuclei that the atlas draws smaller than raters of susceptibility maps do."""
+
 _EDGE_MM = 0.5
 """SD of the blur whose level sets a nucleus grows along."""
+
 _BRAIN_LEVEL = 20 / 255
 """Of the brightest voxel: what is above it in the T1w image, or in the mask, is brain."""
+
 _FASTIGIAL_PERCENT, _INTERPOSED_PERCENT = 3, 15
+
 _SLOPE = 0.55
 """Height against distance from the middle, by which the cerebellar nuclei are told apart."""
+
 _LATERAL_MM, _DOWN_AND_BACK_MM = 1.5, (-3.5, -2.5)
 """Shift of dentate and fastigial away from the middle, and of all three in y and z: the atlas has them too high."""
 
@@ -107,9 +119,13 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
 
 
 def build_template(
-    atlas: Volume, symbols: Sequence[str], nigra: Volume, head: Volume, *,
+    atlas: Volume,
+    symbols: Sequence[str],
+    nigra: Volume,
+    head: Volume,
+    *,
     living_mm3: Mapping[str, float] = LITERATURE_MM3,
-) -> Volume:  # fmt: skip
+) -> Volume:
     """Build the label template.
 
     Nuclei are those of the Allen atlas, with these differences: the laminae between putamen and pallidum are given to
@@ -145,8 +161,9 @@ def build_template(
     left = _left_of_the_middle(atlas)
     labels = _translate(atlas, symbols, left)
     grid = Grid(atlas.shape, atlas.affine)
-    labels[(labels == 0) & (resample(head, grid).array > _BRAIN_LEVEL * head.array.max())] = (
-        _TISSUE["cerebrospinal fluid"])  # fmt: skip
+    labels[(labels == 0) & (resample(head, grid).array > _BRAIN_LEVEL * head.array.max())] = _TISSUE[
+        "cerebrospinal fluid"
+    ]
     _close_laminae(labels, left, step_mm=atlas.voxel_size_mm[0])
     likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
     _paint(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
@@ -216,11 +233,14 @@ def _translate(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -
     groups = {**_NUCLEI, **_TISSUES}
     missing = {symbol for group in (_AIR, *groups.values()) for symbol in group.split()} - set(symbols)
     if missing:
-        raise InputError(f"Allen atlas: no structure {', '.join(sorted(missing))} among its labels; give the 3D "
-                         "atlas of 2020")  # fmt: skip
+        raise InputError(
+            f"Allen atlas: no structure {', '.join(sorted(missing))} among its labels; give the 3D atlas of 2020"
+        )
     if atlas.array.min() < 0 or atlas.array.max() >= len(symbols):
-        raise InputError(f"Allen atlas: has values up to {atlas.array.max():g} for {len(symbols)} labels; give the "
-                         "image whose values number the labels")  # fmt: skip
+        raise InputError(
+            f"Allen atlas: has values up to {atlas.array.max():g} for {len(symbols)} labels; give the "
+            "image whose values number the labels"
+        )
     table = np.full((2, len(symbols)), _TISSUE["cortex"], np.uint8)
     table[:, symbols.index(_AIR)] = 0
     for name, group in groups.items():
@@ -304,5 +324,7 @@ def _count(labels: Volume) -> list[dict[str, object]]:
     names = {**{row.index: row.name for row in STRUCTURES}, **TISSUES}
     counts = np.bincount(labels.array.ravel(), minlength=max(names) + 1)
     voxel_mm3 = float(np.prod(labels.voxel_size_mm))
-    return [{"index": number, "name": name, "volume_mm3": f"{counts[number] * voxel_mm3:.0f}"}
-            for number, name in names.items()]  # fmt: skip
+    return [
+        {"index": number, "name": name, "volume_mm3": f"{counts[number] * voxel_mm3:.0f}"}
+        for number, name in names.items()
+    ]

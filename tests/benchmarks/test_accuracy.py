@@ -7,10 +7,16 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
 
 
-@pytest.mark.parametrize("options", [
-    ["--simulated", "nowhere"], ["--real", "nowhere"], ["--maps", "1", "--template", "nowhere"],
-    ["--template", "nowhere"], ["--model", "nowhere"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--simulated", "nowhere"],
+        ["--real", "nowhere"],
+        ["--maps", "1", "--template", "nowhere"],
+        ["--template", "nowhere"],
+        ["--model", "nowhere"],
+    ],
+)
 def test_what_is_not_there_is_said_in_one_line_before_anything_is_segmented(main, options, capsys):
     assert main(options) == 2
     said = capsys.readouterr()

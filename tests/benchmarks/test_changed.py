@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from nibabel.affines import apply_affine
 
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.volume import Volume
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
@@ -61,8 +61,10 @@ def test_labels_come_back_from_a_turned_grid_of_small_voxels(changed, spot):
 def test_every_change_has_a_row_and_missed_nuclei_are_counted(changed, spot):
     names = [name for name, _ in changed.changes(spot, spot.with_array((spot.array > 0.5).astype(np.uint8)))]
     assert len(names) == len(set(names)) == 17
-    scores = pd.DataFrame({"abbreviation": ["RN_L", "RN_R"] * 2, "dice": [0.8, 0.6, 0.5, 0.0],
-                           "change": ["as it is"] * 2 + ["cut"] * 2})  # fmt: skip
+    scores = pd.DataFrame(
+        {"abbreviation": ["RN_L", "RN_R"] * 2, "dice": [0.8, 0.6, 0.5, 0.0], "change": ["as it is"] * 2 + ["cut"] * 2}
+    )
     assert changed.as_markdown(scores).splitlines()[2:] == [
-        "| as it is | 0.700 | 0.700 | 0 |", "| cut | 0.250 | 0.250 | 1 |",
-    ]  # fmt: skip
+        "| as it is | 0.700 | 0.700 | 0 |",
+        "| cut | 0.250 | 0.250 | 1 |",
+    ]

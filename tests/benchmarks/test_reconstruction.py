@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.volume import Volume
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CAUDATE, WHITE = 11, 22
@@ -50,8 +50,18 @@ def test_one_way_takes_the_last_echo_alone_and_one_the_true_mask(reconstruction)
 
 
 def test_the_table_has_means_of_the_heads(reconstruction):
-    rows = [{"head": n, "way": "x", "correlation": 0.8 + 0.2 * n, "slope": 0.7 + 0.2 * n, "largest_error_ppm": 0.01,
-             "dice": 0.9, "seconds": 3.0 + n} for n in (0, 1)]  # fmt: skip
+    rows = [
+        {
+            "head": n,
+            "way": "x",
+            "correlation": 0.8 + 0.2 * n,
+            "slope": 0.7 + 0.2 * n,
+            "largest_error_ppm": 0.01,
+            "dice": 0.9,
+            "seconds": 3.0 + n,
+        }
+        for n in (0, 1)
+    ]
     assert reconstruction.as_markdown(pd.DataFrame(rows)).splitlines()[-1] == (
         "| x | 0.900 | 0.80 | 0.010 | 0.900 | 4 |"
     )

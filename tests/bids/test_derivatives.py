@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.dataset import find_scans
 from bids_dgmseg.bids.derivatives import (
     REGIONS,
     check_output,
@@ -26,12 +25,13 @@ from bids_dgmseg.bids.derivatives import (
     write_dataset_files,
     write_json,
     write_text,
-)  # fmt: skip
+)
+from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measure.columns import STATS_COLUMNS
-from bids_dgmseg.models import MODELS
-from bids_dgmseg.settings import Settings
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
 
 MODEL = MODELS["dgm16"]
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
@@ -43,8 +43,11 @@ AFFINE = np.array([[-1.0, 0, 0, 4], [0, 2, 0, -5], [0, 0, 3, -6], [0, 0, 0, 1]])
 @pytest.fixture
 def settings(dataset, tmp_path) -> Settings:
     """A dataset with sessions, runs and acquisitions, and a derivative with a ``desc`` of its own."""
-    root = dataset("ds", "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz",
-                   "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2_Chimap.nii.gz")  # fmt: skip
+    root = dataset(
+        "ds",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2_Chimap.nii.gz",
+    )
     given = dataset("qsmxt", "sub-02/anat/sub-02_desc-rts_Chimap.nii", kind="derivative")
     for path in [*root.rglob("*Chimap.nii*"), *given.rglob("*Chimap.nii*")]:
         nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), AFFINE), path)
@@ -65,12 +68,16 @@ def results(tmp_path):
     (folder / "stats.tsv").write_text("\n".join(rows) + "\n")
     (folder / "axial.png").write_bytes(b"\x89PNG")
     return {
-        "out_dseg": folder / "dseg.nii.gz", "out_probseg": folder / "probseg.nii", "stats": folder / "stats.tsv",
+        "out_dseg": folder / "dseg.nii.gz",
+        "out_probseg": folder / "probseg.nii",
+        "stats": folder / "stats.tsv",
         "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
         "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "turn_deg": [-17.5, 0, 2]},
-        "masks": True, "fingerprint": "f" * 64,
-        "figures": {"axial": folder / "axial.png"}, "regions": {},
-    }  # fmt: skip
+        "masks": True,
+        "fingerprint": "f" * 64,
+        "figures": {"axial": folder / "axial.png"},
+        "regions": {},
+    }
 
 
 def files_below(folder: Path) -> set[str]:
@@ -81,21 +88,35 @@ def test_names_follow_bids(settings):
     one, _, two = find_scans(settings)
     out = Path("out")
     assert output_path(out, one, "dseg", ".nii.gz", seg="dgm16") == Path(
-        "out/sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_seg-dgm16_dseg.nii.gz")  # fmt: skip
+        "out/sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_seg-dgm16_dseg.nii.gz"
+    )
     assert output_path(out, two, "dseg", ".json", seg="dgm16") == Path(
-        "out/sub-02/anat/sub-02_seg-dgm16_desc-rts_dseg.json")  # fmt: skip
+        "out/sub-02/anat/sub-02_seg-dgm16_desc-rts_dseg.json"
+    )
     assert output_path(out, two, "mask", ".nii.gz", label="DNleft", desc="dgm16") == Path(
-        "out/sub-02/anat/sub-02_label-DNleft_desc-rtsDgm16_mask.nii.gz")  # fmt: skip
+        "out/sub-02/anat/sub-02_label-DNleft_desc-rtsDgm16_mask.nii.gz"
+    )
 
 
 def test_a_scan_gets_all_its_files_and_no_other(settings, results):
     scan = find_scans(settings)[2]
     written = save_scan(settings.output_dir, scan, MODEL, **results)
     stem = "sub-02/anat/sub-02_seg-dgm16_desc-rts_"
-    masks = {f"sub-02/anat/sub-02_label-{s.bids_label}_desc-rtsDgm16_mask{extension}"
-             for s in STRUCTURES for extension in (".nii.gz", ".json")}  # fmt: skip
-    others = ("dseg.nii.gz", "dseg.json", "dseg.tsv", "probseg.nii.gz", "probseg.json", "stats.tsv", "stats.json",
-              "quality.json")  # fmt: skip
+    masks = {
+        f"sub-02/anat/sub-02_label-{s.bids_label}_desc-rtsDgm16_mask{extension}"
+        for s in STRUCTURES
+        for extension in (".nii.gz", ".json")
+    }
+    others = (
+        "dseg.nii.gz",
+        "dseg.json",
+        "dseg.tsv",
+        "probseg.nii.gz",
+        "probseg.json",
+        "stats.tsv",
+        "stats.json",
+        "quality.json",
+    )
     expected = {stem + other for other in others} | masks | {"figures/sub-02_seg-dgm16_desc-rtsAxial_dseg.png"}
     assert files_below(settings.output_dir) == expected
     assert {path.relative_to(settings.output_dir).as_posix() for path in written} == expected
@@ -131,7 +152,9 @@ def test_masks_split_the_labels_on_the_same_grid(settings, results):
         np.testing.assert_array_equal(np.asanyarray(mask.dataobj), np.asanyarray(labels.dataobj) == structure.index)
         np.testing.assert_array_equal(mask.affine, labels.affine)
         assert (mask.header["qform_code"], mask.header["sform_code"]) == (
-            labels.header["qform_code"], labels.header["sform_code"])  # fmt: skip
+            labels.header["qform_code"],
+            labels.header["sform_code"],
+        )
 
 
 def test_doing_it_again_without_masks_removes_them(settings, results):
@@ -168,9 +191,14 @@ def test_a_scan_is_done_only_when_complete_and_unchanged(settings, results):
     assert not is_done(settings.output_dir, scan, "dgm16", "f" * 64)
 
 
-@pytest.mark.parametrize(("suffix", "extension", "left"), [
-    ("stats", ".tsv", ""), ("dseg", ".nii.gz", ""), ("quality", ".json", "{"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("suffix", "extension", "left"),
+    [
+        ("stats", ".tsv", ""),
+        ("dseg", ".nii.gz", ""),
+        ("quality", ".json", "{"),
+    ],
+)
 def test_a_scan_whose_files_were_emptied_or_cut_is_not_done(settings, results, suffix, extension, left):
     scan = find_scans(settings)[0]
     save_scan(settings.output_dir, scan, MODEL, **results)
@@ -287,12 +315,18 @@ def test_every_reference_of_the_citation_is_in_the_bibliography(settings):
     assert all(f"{{{key}," in bib for key in cited)
 
 
-@pytest.mark.parametrize(("chosen", "said"), [
-    ({}, "relative to the reference of each map. In deep"),
-    ({"reference": "csf"}, "; referenced values are relative to the mean of a region of the same map (cerebrospinal "
-                           "fluid). In deep"),
-    ({"reference": "structure", "reference_structure": "CN_L"}, "a region of the same map (CN_L). In deep"),
-], ids=["no region", "CSF", "structure"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({}, "relative to the reference of each map. In deep"),
+        (
+            {"reference": "csf"},
+            "; referenced values are relative to the mean of a region of the same map (cerebrospinal fluid). In deep",
+        ),
+        ({"reference": "structure", "reference_structure": "CN_L"}, "a region of the same map (CN_L). In deep"),
+    ],
+    ids=["no region", "CSF", "structure"],
+)
 def test_the_citation_says_what_referenced_values_are_relative_to(settings, chosen, said):
     write_dataset_files(dataclasses.replace(settings, **chosen), find_scans(settings), MODEL)
     assert said in " ".join((settings.output_dir / "logs" / "CITATION.md").read_text().split())
@@ -310,19 +344,24 @@ def test_the_output_is_valid_bids(settings, results):
     assert VALIDATOR
     run = subprocess.run(
         [VALIDATOR, settings.output_dir, "--ignoreWarnings", "--format", "json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     issues = json.loads(run.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
     assert run.returncode == 0
 
 
-@pytest.mark.parametrize(("folder", "message"), [
-    (".", r"^ds: is the input dataset; give another output folder, such as ds/derivatives/bids_dgmseg$"),
-    ("sub-01", r"^sub-01: lies in sub-01 of the input"),
-    ("sub-01/ses-1/out", r"^out: lies in sub-01 of the input"),
-    ("sourcedata/out", r"^out: lies in sourcedata of the input"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (".", r"^ds: is the input dataset; give another output folder, such as ds/derivatives/bids_dgmseg$"),
+        ("sub-01", r"^sub-01: lies in sub-01 of the input"),
+        ("sub-01/ses-1/out", r"^out: lies in sub-01 of the input"),
+        ("sourcedata/out", r"^out: lies in sourcedata of the input"),
+    ],
+)
 def test_an_output_inside_the_raw_data_is_refused(settings, folder, message):
     with pytest.raises(InputError, match=message):
         check_output(dataclasses.replace(settings, output_dir=settings.bids_dir / folder))

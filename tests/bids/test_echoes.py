@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.dataset import find_scans
-from bids_dgmseg.bids.left_out import find_left_out
+from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.bids.skipped import find_left_out
+from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.settings import Settings
 
 TIMES_S = {"1": 0.004, "2": 0.012, "3": 0.02}
 
@@ -72,10 +72,16 @@ def test_echoes_are_in_the_order_of_their_times(measured):
 
 
 def test_a_map_takes_the_place_of_the_echoes_of_its_session(measured):
-    root = measured(*echoes("sub-01", "ses-1"), *echoes("sub-01", "ses-2"), *echoes("sub-02"),
-                    "sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz")  # fmt: skip
+    root = measured(
+        *echoes("sub-01", "ses-1"),
+        *echoes("sub-01", "ses-2"),
+        *echoes("sub-02"),
+        "sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz",
+    )
     assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [
-        ("sub-01_ses-1", False), ("sub-01_ses-2", True), ("sub-02", True)
+        ("sub-01_ses-1", False),
+        ("sub-01_ses-2", True),
+        ("sub-02", True),
     ]
 
 
@@ -110,11 +116,14 @@ def test_a_filter_for_one_part_leaves_the_other(measured, tmp_path):
     assert [one.magnitude.name for one in scan.echoes] == [f"sub-01_echo-{n}_part-mag_MEGRE.nii.gz" for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("key", "value", "said"), [
-    ("EchoTime", 1e-9, "EchoTime is 1e-09, expected seconds"),
-    ("EchoTime", 5.0, "EchoTime is 5, expected seconds"),
-    ("MagneticFieldStrength", 1e-4, "MagneticFieldStrength is 0.0001, expected tesla"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("EchoTime", 1e-9, "EchoTime is 1e-09, expected seconds"),
+        ("EchoTime", 5.0, "EchoTime is 5, expected seconds"),
+        ("MagneticFieldStrength", 1e-4, "MagneticFieldStrength is 0.0001, expected tesla"),
+    ],
+)
 def test_what_is_in_another_unit_is_the_scans_problem(measured, key, value, said):
     root = measured(*echoes("sub-01"))
     (root / "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.json").write_text(json.dumps({key: value}))
@@ -148,14 +157,23 @@ def test_magnitudes_alone_are_no_scan(measured):
         scans_of(root, participant_label=("01",))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"times": {"2": None}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is missing; add it in seconds"),
-    ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
-    ({"times": {"2": "0.01"}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is '0.01', expected a number above 0"),
-    ({"times": {"2": 0.004}}, r"sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part-phase"),
-    ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
-    ({"field": -3}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a number above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": {"2": None}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is missing; add it in seconds"),
+        ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
+        (
+            {"times": {"2": "0.01"}},
+            r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is '0.01', expected a number above 0",
+        ),
+        (
+            {"times": {"2": 0.004}},
+            r"sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part-phase",
+        ),
+        ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
+        ({"field": -3}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a number above 0"),
+    ],
+)
 def test_wrong_metadata_is_the_problem_of_one_scan(measured, changes, message):
     root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_Chimap.nii.gz", **changes)
     scan, other = scans_of(root)
@@ -171,10 +189,13 @@ def test_a_missing_field_strength_is_the_problem(dataset):
     )
 
 
-@pytest.mark.parametrize(("lost", "problem"), [
-    (echo("2", "mag", "sub-01"), "sub-01_echo-2_part-phase_MEGRE.nii.gz: no part-mag of this echo beside it; "),
-    (echo("2", "phase", "sub-01"), "sub-01_echo-2_part-mag_MEGRE.nii.gz: no part-phase of this echo beside it; "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lost", "problem"),
+    [
+        (echo("2", "mag", "sub-01"), "sub-01_echo-2_part-phase_MEGRE.nii.gz: no part-mag of this echo beside it; "),
+        (echo("2", "phase", "sub-01"), "sub-01_echo-2_part-mag_MEGRE.nii.gz: no part-phase of this echo beside it; "),
+    ],
+)
 def test_half_an_echo_is_the_problem_of_one_scan(measured, lost, problem):
     root = measured(*(file for file in echoes("sub-01") if file != lost), "sub-02/anat/sub-02_Chimap.nii.gz")
     assert scans_of(root)[0].problem == problem + "add it, or remove this echo"

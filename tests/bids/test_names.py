@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bids_dgmseg.bids.names import ORDER, join_entities, list_some
+from bids_dgmseg.bids.names import ORDER, join_entities
+from bids_dgmseg.errors import list_some
 
 
 def test_the_order_of_entities_is_that_of_bids():

@@ -4,7 +4,7 @@ import pytest
 
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan, read_label_table
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
 
 
 def paths(*names: str) -> list[Path]:
@@ -37,8 +37,11 @@ def test_desc_does_not_count_where_only_one_has_it():
 
 
 def test_several_segmentations_of_a_scan_must_be_chosen_from():
-    with pytest.raises(InputError, match=r"sub-01_seg-a_dseg.nii.gz, sub-01_seg-b_dseg.nii.gz are of the same scan; "
-                                         r"say which with --choose, such as --choose seg-a"):  # fmt: skip
+    with pytest.raises(
+        InputError,
+        match=r"sub-01_seg-a_dseg.nii.gz, sub-01_seg-b_dseg.nii.gz are of the same scan; "
+        r"say which with --choose, such as --choose seg-a",
+    ):
         matched(["sub-01"], ["sub-01_seg-a", "sub-01_seg-b"])
 
 
@@ -97,11 +100,14 @@ def test_a_table_without_abbreviations_goes_by_name(tmp_path):
     assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {11: "left caudate"}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("number\tlabel\n1\tx\n", "has no columns index and abbreviation; write a BIDS label table"),
-    ("index\tabbreviation\none\tDN_L\n", "index 'one' with abbreviation 'DN_L'; give each label both"),
-    ("index\tabbreviation\n1\tDN_L\n2\tDN_L\n", "2 or DN_L is there twice; give each label one row"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("number\tlabel\n1\tx\n", "has no columns index and abbreviation; write a BIDS label table"),
+        ("index\tabbreviation\none\tDN_L\n", "index 'one' with abbreviation 'DN_L'; give each label both"),
+        ("index\tabbreviation\n1\tDN_L\n2\tDN_L\n", "2 or DN_L is there twice; give each label one row"),
+    ],
+)
 def test_what_is_no_label_table_is_refused(tmp_path, text, message):
     table(tmp_path / "dseg.tsv", text)
     with pytest.raises(InputError, match=f"dseg.tsv: {message}"):

@@ -6,26 +6,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.coverage import Coverage, find_gaps
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measure.field_of_view import Coverage, find_gaps
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 
 NUCLEI = Box((-40.5, -75, -51), (40.5, 40.5, 34.5))
 """Holds all nuclei of the phantom with room around; whole voxels of 1.5 mm."""
 
 
 def gaps_of(
-    dseg: Volume, voxels_pv: NDArray[np.float64] | None = None, measured: NDArray[np.bool_] | None = None,
+    dseg: Volume,
+    voxels_pv: NDArray[np.float64] | None = None,
+    measured: NDArray[np.bool_] | None = None,
     seen: Collection[str] = (),
-) -> Coverage:  # fmt: skip
+) -> Coverage:
     return find_gaps(
-        dseg, structures=STRUCTURES, voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv,
-        measured=np.ones(dseg.shape, bool) if measured is None else measured, seen=seen,
-    )  # fmt: skip
+        dseg,
+        structures=STRUCTURES,
+        voxels_pv=np.zeros(16) if voxels_pv is None else voxels_pv,
+        measured=np.ones(dseg.shape, bool) if measured is None else measured,
+        seen=seen,
+    )
 
 
 def centres_z_mm(dseg: Volume) -> NDArray[np.float64]:
@@ -43,9 +48,10 @@ def masked_below(z_mm: float) -> tuple[Volume, NDArray[np.bool_]]:
 
 
 def phantom_in(
-    low_mm: tuple[float, float, float] = NUCLEI.low_mm, high_mm: tuple[float, float, float] = NUCLEI.high_mm,
+    low_mm: tuple[float, float, float] = NUCLEI.low_mm,
+    high_mm: tuple[float, float, float] = NUCLEI.high_mm,
     turn: NDArray[np.float64] | None = None,
-) -> Volume:  # fmt: skip
+) -> Volume:
     """The phantom's nuclei in a field of view at 1.5 mm, the head turned if asked."""
     upright = world_grid(Box(low_mm, high_mm), (1.5, 1.5, 1.5))
     dseg = PHANTOM.dseg(upright)
@@ -63,11 +69,14 @@ def test_sides_that_are_exchanged_are_named():
     assert warning.startswith("DN_L lies to the right of DN_R: left and right are exchanged; check the map's header")
 
 
-@pytest.mark.parametrize(("low_mm", "high_mm", "face", "missing"), [
-    # the first voxel's centre lies 0.75 mm inside the box
-    ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
-    ((-40.5, -36, -51), NUCLEI.high_mm, "hindmost slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low_mm", "high_mm", "face", "missing"),
+    [
+        # the first voxel's centre lies 0.75 mm inside the box
+        ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+        ((-40.5, -36, -51), NUCLEI.high_mm, "hindmost slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+    ],
+)
 def test_what_lies_beyond_the_image_is_missing_and_the_side_is_named(low_mm, high_mm, face, missing):
     gaps = gaps_of(phantom_in(low_mm, high_mm))
     assert set(gaps.missing) == missing
@@ -79,14 +88,18 @@ def test_slices_without_a_measurement_are_outside_too():
     gaps = gaps_of(dseg, measured=measured)
     assert set(gaps.missing) == {"DN_L", "DN_R", "IN_L", "IN_R"}
     # Slices lie at -50.25 + 1.5 n mm: the first that is not below -24 is the 18th, at -23.25.
-    assert ("DN_L lies outside the measured part of the image (lowest slice at z = -23 mm); its values are n/a"
-            in gaps.warnings)  # fmt: skip
+    assert (
+        "DN_L lies outside the measured part of the image (lowest slice at z = -23 mm); its values are n/a"
+        in gaps.warnings
+    )
 
 
 def test_a_nucleus_at_the_edge_of_what_was_measured_may_be_cut():
     dseg, measured = masked_below(-36)
-    assert ("DN_L touches the edge of the measured part of the image; its volume may be too small"
-            in gaps_of(dseg, measured=measured).warnings)  # fmt: skip
+    assert (
+        "DN_L touches the edge of the measured part of the image; its volume may be too small"
+        in gaps_of(dseg, measured=measured).warnings
+    )
 
 
 def test_a_nucleus_in_a_hole_of_the_brain_mask_was_not_measured():
@@ -117,12 +130,19 @@ def test_a_nucleus_that_should_be_in_the_image_was_not_found():
     assert gaps.warnings == ("STN_R was not found; its values are n/a",)
 
 
-@pytest.mark.parametrize(("seen", "fills", "missing", "warning"), [
-    (["STN_R"], 0.5, (),
-     "STN_R was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3"),
-    (["STN_R"], 0.4, ("STN_R",), "STN_R was not found; its values are n/a"),
-    (["STN_L"], 9.0, ("STN_R",), "STN_R was not found; its values are n/a"),  # a doubt everywhere
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seen", "fills", "missing", "warning"),
+    [
+        (
+            ["STN_R"],
+            0.5,
+            (),
+            "STN_R was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3",
+        ),
+        (["STN_R"], 0.4, ("STN_R",), "STN_R was not found; its values are n/a"),
+        (["STN_L"], 9.0, ("STN_R",), "STN_R was not found; its values are n/a"),  # a doubt everywhere
+    ],
+)
 def test_only_a_nucleus_that_was_seen_and_fills_half_a_voxel_was_lost_between_grids(seen, fills, missing, warning):
     dseg = phantom_in()
     dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measure.columns import HIGH_IRON_COLUMNS
-from bids_dgmseg.measure.high_iron import measure_high_iron
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.measure.nuclei import measure_high_iron
+from bids_dgmseg.models.structures import STRUCTURES
 
 DN_L, DN_R = STRUCTURES.sides(["DN"])
 
@@ -54,18 +54,22 @@ def test_equal_voxels_have_no_high_part():
     assert np.isnan(row["high_iron_mean_ppm"])
 
 
-@pytest.mark.parametrize(("chi", "labels"), [
-    pytest.param([0.1, 0.2], [0, 0], id="absent"),
-    pytest.param([0.1, 0.2], [1, 0], id="one voxel"),
-    pytest.param([np.nan, 0.2], [1, 1], id="one measured voxel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chi", "labels"),
+    [
+        pytest.param([0.1, 0.2], [0, 0], id="absent"),
+        pytest.param([0.1, 0.2], [1, 0], id="one voxel"),
+        pytest.param([np.nan, 0.2], [1, 1], id="one measured voxel"),
+    ],
+)
 def test_fewer_than_two_measured_voxels_have_no_value(chi, labels):
     assert measure_line(chi, labels)[list(HIGH_IRON_COLUMNS)].isna().all()
 
 
 def test_rows_are_the_structures_in_their_order():
-    table = measure_high_iron(np.zeros((2, 2, 2)), np.ones((2, 2, 2), np.uint8), structures=[DN_R, DN_L],
-                              voxel_size_mm=(1.0, 1.0, 1.0))  # fmt: skip
+    table = measure_high_iron(
+        np.zeros((2, 2, 2)), np.ones((2, 2, 2), np.uint8), structures=[DN_R, DN_L], voxel_size_mm=(1.0, 1.0, 1.0)
+    )
     assert table["abbreviation"].tolist() == ["DN_R", "DN_L"]
     assert list(table.columns) == ["index", "abbreviation", *HIGH_IRON_COLUMNS]
 

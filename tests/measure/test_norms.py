@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measure.norms import NORMS, Norm, compare_with_norms, name_region, read_norms
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")
 
@@ -19,10 +19,12 @@ def table_rows() -> list[dict[str, str]]:
 
 def stats(**rows: tuple[float, float]) -> pd.DataFrame:
     """One row a nucleus: volume and mean."""
-    return pd.DataFrame([
-        {"index": STRUCTURES.named(name).index, "abbreviation": name, "volume_mm3": volume, "mean_ppm": mean}
-        for name, (volume, mean) in rows.items()
-    ])
+    return pd.DataFrame(
+        [
+            {"index": STRUCTURES.named(name).index, "abbreviation": name, "volume_mm3": volume, "mean_ppm": mean}
+            for name, (volume, mean) in rows.items()
+        ]
+    )
 
 
 OWN = {
@@ -56,18 +58,21 @@ def test_susceptibilities_of_another_reference_are_not_compared(reference, score
     assert math.isfinite(row["volume_z"])  # a volume has no reference
 
 
-@pytest.mark.parametrize(("words", "region"), [
-    ("whole brain without CSF", "whole-brain"),
-    ("Brain mask, excluding ventricles", "whole-brain"),
-    ("whole brain (CSF excluded)", "whole-brain"),
-    ("CSF-excluded whole brain", "whole-brain"),
-    ("brain without CSF", "whole-brain"),
-    ("ventricular CSF", "csf"),
-    ("CSF without choroid plexus", "csf"),
-    ("cerebrospinal fluid, vessels excluded", "csf"),
-    ("white matter without CSF", "white matter without csf"),
-    ("not stated", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "region"),
+    [
+        ("whole brain without CSF", "whole-brain"),
+        ("Brain mask, excluding ventricles", "whole-brain"),
+        ("whole brain (CSF excluded)", "whole-brain"),
+        ("CSF-excluded whole brain", "whole-brain"),
+        ("brain without CSF", "whole-brain"),
+        ("ventricular CSF", "csf"),
+        ("CSF without choroid plexus", "csf"),
+        ("cerebrospinal fluid, vessels excluded", "csf"),
+        ("white matter without CSF", "white matter without csf"),
+        ("not stated", None),
+    ],
+)
 def test_what_a_region_is_without_does_not_name_it(words, region):
     assert name_region(words) == region
 
@@ -90,9 +95,16 @@ def test_a_value_has_a_source_and_a_gap_a_reason(row):
     assert not known or (row["reference"] != "n/a") == (row["measure"] == "mean_ppm")
 
 
-@pytest.mark.parametrize(("nucleus", "mean", "sd"), [
-    ("RN", 459.0, 71.2), ("SN", 984.5, 210.8), ("STN", 230.9, 63.1), ("CN", 8420, 880), ("PUT", 8900, 890),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nucleus", "mean", "sd"),
+    [
+        ("RN", 459.0, 71.2),
+        ("SN", 984.5, 210.8),
+        ("STN", 230.9, 63.1),
+        ("CN", 8420, 880),
+        ("PUT", 8900, 890),
+    ],
+)
 def test_volumes_published_for_both_sides_are_halved(nucleus, mean, sd):
     # Independent sides of SD s add up to one of √2 s.
     norm = NORMS[nucleus, "volume_mm3"]

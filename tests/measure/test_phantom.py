@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.measure.regions import measure_regions
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.measure.nuclei import measure_regions
+from bids_dgmseg.models.structures import STRUCTURES
 
 NUCLEI = Box((-40, -75, -50), (40, 40, 32))
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measure.columns import REFERENCE_COLUMNS
+from bids_dgmseg.measure.nuclei import measure_regions
 from bids_dgmseg.measure.reference import Reference, describe_core, find_ventricle_core, measure_reference, refer
-from bids_dgmseg.measure.regions import measure_regions
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES
 
 UNIT = (1.0, 1.0, 1.0)
 
@@ -27,13 +27,16 @@ def test_mean_and_spread_are_those_of_the_measured_voxels():
     assert found.sem_ppm == pytest.approx(found.std_ppm / 10)
 
 
-@pytest.mark.parametrize(("n_voxels", "size_mm", "enough"), [
-    pytest.param(19, (2.0, 2.0, 2.0), False, id="152 mm3, but 19 voxels"),
-    pytest.param(20, (2.0, 2.0, 2.0), True, id="20 voxels, 160 mm3"),
-    pytest.param(49, UNIT, False, id="49 mm3"),
-    pytest.param(50, UNIT, True, id="50 mm3"),
-    pytest.param(0, UNIT, False, id="none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n_voxels", "size_mm", "enough"),
+    [
+        pytest.param(19, (2.0, 2.0, 2.0), False, id="152 mm3, but 19 voxels"),
+        pytest.param(20, (2.0, 2.0, 2.0), True, id="20 voxels, 160 mm3"),
+        pytest.param(49, UNIT, False, id="49 mm3"),
+        pytest.param(50, UNIT, True, id="50 mm3"),
+        pytest.param(0, UNIT, False, id="none"),
+    ],
+)
 def test_too_small_a_region_is_no_reference(n_voxels, size_mm, enough):
     found = measure(np.full((n_voxels, 1, 1), 0.02), size_mm)
     assert np.isfinite(found.mean_ppm) == enough
@@ -59,12 +62,17 @@ def test_ventricles_are_eroded_at_the_images_end_too_and_may_be_absent():
     assert not find_ventricle_core(~whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).any()
 
 
-@pytest.mark.parametrize(("size_mm", "expected"), [
-    pytest.param((2.0, 2.0, 2.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="each border voxel goes"),
-    pytest.param((1.0, 1.0, 3.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1 mm in the slice, a slice beyond"),
-    pytest.param((1.5, 1.5, 1.5), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1.5 mm are one voxel"),
-    pytest.param((0.7, 0.7, 0.7), (slice(4, 7), slice(4, 7), slice(4, 7)), id="1.5 mm are more than two voxels of 0.7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size_mm", "expected"),
+    [
+        pytest.param((2.0, 2.0, 2.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="each border voxel goes"),
+        pytest.param((1.0, 1.0, 3.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1 mm in the slice, a slice beyond"),
+        pytest.param((1.5, 1.5, 1.5), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1.5 mm are one voxel"),
+        pytest.param(
+            (0.7, 0.7, 0.7), (slice(4, 7), slice(4, 7), slice(4, 7)), id="1.5 mm are more than two voxels of 0.7"
+        ),
+    ],
+)
 def test_ventricles_lose_a_layer_of_voxels_at_least(size_mm, expected):
     # 7 voxels wide, labels of 3 mm: 1.5 mm reach over one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
     ventricles, core = np.zeros((2, 11, 11, 11), bool)
@@ -74,9 +82,14 @@ def test_ventricles_lose_a_layer_of_voxels_at_least(size_mm, expected):
     np.testing.assert_array_equal(found, core)
 
 
-@pytest.mark.parametrize(("edge_mm", "words"), [
-    (1.0, "eroded by 1.5 mm"), (1.5 + 1e-8, "eroded by 1.5 mm"), (2.0, "eroded by 1.5 mm, at least by one voxel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edge_mm", "words"),
+    [
+        (1.0, "eroded by 1.5 mm"),
+        (1.5 + 1e-8, "eroded by 1.5 mm"),
+        (2.0, "eroded by 1.5 mm, at least by one voxel"),
+    ],
+)
 def test_how_ventricles_were_eroded_is_said(edge_mm, words):
     assert describe_core(voxel_size_mm=(1.0, 1.0, edge_mm), label_size_mm=(3.0, 3.0, 3.0)) == words
 
@@ -102,10 +115,24 @@ def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():
 
 
 def test_without_a_value_all_referenced_ones_are_missing():
-    stats = pd.DataFrame({name: [0.1] for name in (
-        "mean_ppm", "median_ppm", "p05_ppm", "p25_ppm", "p75_ppm", "p95_ppm", "mean_pv_ppm", "core_mean_ppm",
-        "high_iron_mean_ppm", "mass_ppm_mm3", "n_measured",
-    )})  # fmt: skip
+    stats = pd.DataFrame(
+        {
+            name: [0.1]
+            for name in (
+                "mean_ppm",
+                "median_ppm",
+                "p05_ppm",
+                "p25_ppm",
+                "p75_ppm",
+                "p95_ppm",
+                "mean_pv_ppm",
+                "core_mean_ppm",
+                "high_iron_mean_ppm",
+                "mass_ppm_mm3",
+                "n_measured",
+            )
+        }
+    )
     table = refer(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
     assert table[list(REFERENCE_COLUMNS)].isna().all(axis=None)
     assert table["mean_ppm"].tolist() == [0.1]

@@ -5,16 +5,16 @@ from functools import cache
 import numpy as np
 import pytest
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.measured import is_measured
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measure.columns import REFERENCE_COLUMNS, STATS_COLUMNS
+from bids_dgmseg.measure.field_of_view import View
+from bids_dgmseg.measure.map_quality import SCAN_COLUMNS
 from bids_dgmseg.measure.reference import Reference
 from bids_dgmseg.measure.scan import Findings, Segmented, measure_segmentation
-from bids_dgmseg.measure.scan_quality import SCAN_COLUMNS
-from bids_dgmseg.measure.view import View
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 from tests.conftest import make_grid
 
 BOX = Box((-50, -90, -60), (50, 45, 40))
@@ -26,8 +26,14 @@ def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(chi: Volume, dseg: Volume, *, missing: tuple[str, ...] = (), reference: Reference | None = None,
-         map_reference: str = "not stated") -> Findings:  # fmt: skip
+def find(
+    chi: Volume,
+    dseg: Volume,
+    *,
+    missing: tuple[str, ...] = (),
+    reference: Reference | None = None,
+    map_reference: str = "not stated",
+) -> Findings:
     """Measure the phantom with labels that are certain."""
     view = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
@@ -71,16 +77,18 @@ def test_a_missing_nucleus_is_red_and_has_no_value():
     assert found.stats.set_index("abbreviation").loc["STN_L", "light"] == "green"  # nothing to compare it with
 
 
-@pytest.mark.parametrize(("reference", "map_reference", "shift"), [
-    pytest.param(CSF, "whole brain", 0.012, id="referenced by us to what the norms are"),
-    pytest.param(None, "CSF", 0.0, id="the map is"),
-    pytest.param(None, "not stated", 0.0, id="not known: compared all the same"),
-    pytest.param(None, "whole brain", None, id="known to be another"),
-    pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reference", "map_reference", "shift"),
+    [
+        pytest.param(CSF, "whole brain", 0.012, id="referenced by us to what the norms are"),
+        pytest.param(None, "CSF", 0.0, id="the map is"),
+        pytest.param(None, "not stated", 0.0, id="not known: compared all the same"),
+        pytest.param(None, "whole brain", None, id="known to be another"),
+        pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another"),
+    ],
+)
 def test_norms_are_compared_with_means_of_the_same_reference(reference, map_reference, shift):
     row = find(*upright(), reference=reference, map_reference=map_reference).stats.set_index("abbreviation").loc["RN_L"]
     # norms.tsv: RN 0.082 ± 0.036 ppm, CSF-referenced.
     expected = np.nan if shift is None else (row["mean_ppm"] - shift - 0.082) / 0.036
     assert row["mean_ppm_z"] == pytest.approx(expected, nan_ok=True)
-

@@ -32,8 +32,10 @@ def test_the_number_of_parameters_by_hand():
 def test_three_scales_are_supervised():
     network = AttentionUNet25D(1, 4, True, features=(2, 4, 8, 16, 32)).eval()
     assert [part.shape for part in network(torch.zeros(1, 3, 96, 48))] == [
-        (1, 4, 96, 48), (1, 4, 48, 24), (1, 4, 24, 12),
-    ]  # fmt: skip
+        (1, 4, 96, 48),
+        (1, 4, 48, 24),
+        (1, 4, 24, 12),
+    ]
 
 
 def test_the_first_of_the_list_is_the_answer_without_deep_supervision():
@@ -53,18 +55,25 @@ def test_the_image_enters_at_four_scales():
     assert sizes == [(3, 16, 32), (3, 8, 16), (3, 4, 8), (3, 2, 4)]
 
 
-@pytest.mark.parametrize(("convolutions", "logit"), [
-    pytest.param(1, 0.5 + 0.25 * 5, id="sum, ReLU, 1×1"),
-    pytest.param(2, 0.5 + 0.25 * 10, id="sum, 1×1, ReLU, 1×1"),
-])
+@pytest.mark.parametrize(
+    ("convolutions", "logit"),
+    [
+        pytest.param(1, 0.5 + 0.25 * 5, id="sum, ReLU, 1×1"),
+        pytest.param(2, 0.5 + 0.25 * 10, id="sum, 1×1, ReLU, 1×1"),
+    ],
+)
 def test_a_gate_scales_the_skip_by_hand(convolutions, logit):
     gate = _AttentionGate(1, 2, convolutions)
     hidden = {"hidden.weight": 2 * torch.eye(2)[:, :, None, None], "hidden.bias": torch.zeros(2)}
-    gate.load_state_dict({
-        "to_gate.weight": torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1), "to_gate.bias": torch.zeros(2),
-        "score.weight": torch.full((1, 2, 1, 1), 0.25), "score.bias": torch.tensor([0.5]),
-        **(hidden if convolutions == 2 else {}),
-    })  # fmt: skip
+    gate.load_state_dict(
+        {
+            "to_gate.weight": torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1),
+            "to_gate.bias": torch.zeros(2),
+            "score.weight": torch.full((1, 2, 1, 1), 0.25),
+            "score.bias": torch.tensor([0.5]),
+            **(hidden if convolutions == 2 else {}),
+        }
+    )
     # Stride 2 takes the skip's corner, 3, alone: (3, -3) + (2, 1) = (5, -2), after ReLU (5, 0).
     skip = torch.tensor([[[[3.0, 7.0], [8.0, 9.0]]]])
     scaled = gate(skip, torch.tensor([2.0, 1.0]).reshape(1, 2, 1, 1))
@@ -90,10 +99,13 @@ def test_all_but_the_heads_transfers_from_two_classes_to_three():
     assert sorted({name.split(".")[0] for name in missing}) == ["heads"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"features": (16, 32, 48)}, r"features are \(16, 32, 48\); each must be twice"),
-    ({"features": (2, 4, 8), "scales": 3}, "scales is 3; it must be from 1 to 2"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": (16, 32, 48)}, r"features are \(16, 32, 48\); each must be twice"),
+        ({"features": (2, 4, 8), "scales": 3}, "scales is 3; it must be from 1 to 2"),
+    ],
+)
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         AttentionUNet25D(1, 4, **arguments)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bids_dgmseg.models import MODELS, Model
+from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.models.weights import localizer_network, segmenter_network
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segment.weights import localizer_network, segmenter_network
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,25 @@ def _registered(model: Model, part: str) -> Case:
     # Instance normalization wants more than one value on the smallest grid.
     sizes = ((32, 32, 32), (32, 33, 40), (17, 21, 35)) if dotted.endswith(":PlainUNet") else Case.sizes
     return Case(
-        build, sum(1 + len(group) for group in groups), channels=shown.channels * max(shown.slices, 1),
-        axes=2 if shown.slices else 3, sizes=sizes,
-    )  # fmt: skip
+        build,
+        sum(1 + len(group) for group in groups),
+        channels=shown.channels * max(shown.slices, 1),
+        axes=2 if shown.slices else 3,
+        sizes=sizes,
+    )
 
 
 CASES = {
-    **{f"{name}-{part}": _registered(model, part) for name, model in MODELS.items() if model.network
-       for part in ("segmenter", "localizer") if part == "segmenter" or model.localizer.network},
+    **{
+        f"{name}-{part}": _registered(model, part)
+        for name, model in MODELS.items()
+        if model.network
+        for part in ("segmenter", "localizer")
+        if part == "segmenter" or model.localizer.network
+    },
     "attention_unet_resnet50": Case(lambda deep: ResNet50AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
     "deepqsmseg_paper_size": Case(lambda deep: DeepQSMSeg(1, 11, deep), 11),
-}  # fmt: skip
+}
 """Registered networks, and what the papers have besides."""
 
 

@@ -76,8 +76,12 @@ def test_joint_estimation_has_one_softmax_over_all_classes():
 
 def test_attention_weighs_the_skip_by_mean_maximum_and_squeeze():
     attention = _SkipAttention(skip=1, gate=1, features=2)
-    weights = {"skip.weight": [[1], [-1]], "gate.weight": [[1], [2]], "squeeze.weight": [[1, 1]],
-               "score.weight": [[1, 2, 3]]}  # fmt: skip
+    weights = {
+        "skip.weight": [[1], [-1]],
+        "gate.weight": [[1], [2]],
+        "squeeze.weight": [[1, 1]],
+        "score.weight": [[1, 2, 3]],
+    }
     state = {name: torch.tensor(values)[:, :, None, None, None] for name, values in weights.items()}
     attention.load_state_dict({**state, "score.bias": torch.tensor([-20.0])})
     scaled, score = attention(torch.full((1, 1, 1, 1, 1), 4.0), torch.full((1, 1, 1, 1, 1), 1.0))
@@ -90,16 +94,22 @@ def test_attention_weighs_the_skip_by_mean_maximum_and_squeeze():
 def test_initial_weights_are_he_s(network):
     weight = network.bottleneck.layers[-1].conv.weight  # fan-in 27 * 264; 57,024 weights: the SD is known to 0.3 %
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (27 * 264)), rel=0.02)
-    assert not any(module.bias.any() for module in network.modules()
-                   if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is not None)  # fmt: skip
+    assert not any(
+        module.bias.any()
+        for module in network.modules()
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.bias is not None
+    )
 
 
 def test_the_decayed_weights_are_those_of_the_published_program(network):
     names = {id(weight): name for name, weight in network.named_parameters()}
-    assert sorted(names[id(weight)] for weight in network.decayed_weights()) == sorted([
-        "first.weight",
-        *(f"pyramid.{place}.conv.weight" for place in range(3)),
-        *(f"enlarge.{place}.weight" for place in range(3)),
-        *(f"attend.{place}.{part}.weight" for place in range(3)
-          for part in ("skip", "gate", "squeeze", "score")),  # all four are of 1³
-    ])  # fmt: skip
+    assert sorted(names[id(weight)] for weight in network.decayed_weights()) == sorted(
+        [
+            "first.weight",
+            *(f"pyramid.{place}.conv.weight" for place in range(3)),
+            *(f"enlarge.{place}.weight" for place in range(3)),
+            *(
+                f"attend.{place}.{part}.weight" for place in range(3) for part in ("skip", "gate", "squeeze", "score")
+            ),  # all four are of 1³
+        ]
+    )

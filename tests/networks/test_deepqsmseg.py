@@ -35,8 +35,11 @@ def test_each_module_has_one_to_three_blocks_and_the_decoder_mirrors_the_encoder
 
 def test_channels_double_where_the_size_is_halved(network):
     assert [(part.in_channels, part.out_channels) for part in network.shrink] == [
-        (16, 32), (32, 64), (64, 128), (128, 256),
-    ]  # fmt: skip
+        (16, 32),
+        (32, 64),
+        (64, 128),
+        (128, 256),
+    ]
     assert [part.out_channels for part in network.enlarge] == [128, 64, 32, 16]
 
 
@@ -50,10 +53,14 @@ def test_attention_is_in_the_last_two_encoder_and_the_first_two_decoder_stages(n
 
 def test_channel_attention_by_hand():
     attention = _ChannelAttention(2, reduction=2)
-    attention.load_state_dict({
-        "mlp.0.weight": torch.tensor([[1.0, 1.0]]), "mlp.0.bias": torch.zeros(1),
-        "mlp.2.weight": torch.tensor([[1.0], [-1.0]]), "mlp.2.bias": torch.zeros(2),
-    })  # fmt: skip
+    attention.load_state_dict(
+        {
+            "mlp.0.weight": torch.tensor([[1.0, 1.0]]),
+            "mlp.0.bias": torch.zeros(1),
+            "mlp.2.weight": torch.tensor([[1.0], [-1.0]]),
+            "mlp.2.bias": torch.zeros(2),
+        }
+    )
     x = torch.tensor([[0.0, 0.2], [0.4, 0.4]]).reshape(1, 2, 1, 1, 2)
     # Means 0.1 and 0.4 give 0.5, maxima 0.2 and 0.4 give 0.6: the channels get +1.1 and -1.1.
     up, down = (1 / (1 + math.exp(-logit)) for logit in (1.1, -1.1))
@@ -78,15 +85,19 @@ def test_an_odd_size_is_prolonged_by_its_last_value():
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
 @pytest.mark.parametrize("activation", ["prelu", "relu", "elu"])
 def test_every_open_choice_works_down_to_one_voxel(normalization, activation):
-    network = DeepQSMSeg(1, 3, features=(2, 4), blocks=(1, 2), attended=1, normalization=normalization,
-                         activation=activation).eval()  # fmt: skip
+    network = DeepQSMSeg(
+        1, 3, features=(2, 4), blocks=(1, 2), attended=1, normalization=normalization, activation=activation
+    ).eval()
     assert network(torch.randn(1, 1, 1, 1, 1)).isfinite().all()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"features": (8, 16)}, "features has 2 stages and blocks 5"),
-    ({"attended": 5}, "attended is 5; it must be from 0 to 4"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": (8, 16)}, "features has 2 stages and blocks 5"),
+        ({"attended": 5}, "attended is 5; it must be from 0 to 4"),
+    ],
+)
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         DeepQSMSeg(1, 11, **arguments)

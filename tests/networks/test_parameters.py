@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.models import MODELS, weights_folder
+from bids_dgmseg.models.registry import MODELS, weights_folder
+from bids_dgmseg.models.weights import segmenter_network
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
-from bids_dgmseg.segment.weights import segmenter_network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "papers.md").read_text("utf-8")
 
@@ -23,9 +23,13 @@ def shipped_nnunet(step):
     plans, dataset = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("plans", "dataset"))
     built = plans["configurations"]["3d_fullres"]["architecture"]
     return get_network_from_plans(
-        built["network_class_name"], built["arch_kwargs"], built["_kw_requires_import"],
-        len(dataset["channel_names"]), len(dataset["labels"]), deep_supervision=False,
-    )  # fmt: skip
+        built["network_class_name"],
+        built["arch_kwargs"],
+        built["_kw_requires_import"],
+        len(dataset["channel_names"]),
+        len(dataset["labels"]),
+        deep_supervision=False,
+    )
 
 
 NETWORKS = {

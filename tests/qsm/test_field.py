@@ -17,14 +17,17 @@ from bids_dgmseg.qsm.field import (
 SHAPE = (8, 8, 8)
 
 
-@pytest.mark.parametrize(("k", "value"), [
-    pytest.param((0, 0, 2), -2 / 3, id="along the field: 1/3 - 1"),
-    pytest.param((2, 0, 0), 1 / 3, id="across the field: 1/3 - 0"),
-    pytest.param((0, -3, 0), 1 / 3, id="across the field, other axis and sign"),
-    pytest.param((1, 1, 1), 0.0, id="magic angle: cos2 = 1/3"),
-    pytest.param((1, 0, 1), -1 / 6, id="45 degrees: 1/3 - 1/2"),
-    pytest.param((0, 0, 0), 0.0, id="the mean has no field"),
-])
+@pytest.mark.parametrize(
+    ("k", "value"),
+    [
+        pytest.param((0, 0, 2), -2 / 3, id="along the field: 1/3 - 1"),
+        pytest.param((2, 0, 0), 1 / 3, id="across the field: 1/3 - 0"),
+        pytest.param((0, -3, 0), 1 / 3, id="across the field, other axis and sign"),
+        pytest.param((1, 1, 1), 0.0, id="magic angle: cos2 = 1/3"),
+        pytest.param((1, 0, 1), -1 / 6, id="45 degrees: 1/3 - 1/2"),
+        pytest.param((0, 0, 0), 0.0, id="the mean has no field"),
+    ],
+)
 def test_kernel_by_hand(k, value):
     assert dipole_kernel(SHAPE, (1, 1, 1))[k].item() == pytest.approx(value, abs=1e-6)
 

@@ -53,9 +53,14 @@ def test_phase_without_a_ramp_is_left_to_the_bit():
     assert ramp_rad == 0
 
 
-@pytest.mark.parametrize(("n_echoes", "times_s"), [
-    (2, TIMES_S[:2]), (1, TIMES_S[:1]), (4, (0.004, 0.009, 0.015, 0.02)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n_echoes", "times_s"),
+    [
+        (2, TIMES_S[:2]),
+        (1, TIMES_S[:1]),
+        (4, (0.004, 0.009, 0.015, 0.02)),
+    ],
+)
 def test_too_few_echoes_and_uneven_times_tell_nothing(n_echoes, times_s):
     bent, _ = measure((0.3, 0, 0), n_echoes=n_echoes)
     found, ramp_rad = remove_alternation(bent, torch.ones_like(bent), INSIDE, echo_times_s=times_s)

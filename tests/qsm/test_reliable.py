@@ -59,9 +59,13 @@ def test_the_misfit_is_the_root_of_the_mean_square_weighted_by_the_squared_signa
 def test_what_all_tissue_shares_in_an_echo_is_no_misfit():
     phase = torch.stack([torch.full((4, 4, 4), 0.7), torch.full((4, 4, 4), -2.0)])
     found = misfit_rad(
-        phase, torch.ones_like(phase), torch.zeros((4, 4, 4)), echo_times_s=TIMES_S, b0_tesla=3.0,
+        phase,
+        torch.ones_like(phase),
+        torch.zeros((4, 4, 4)),
+        echo_times_s=TIMES_S,
+        b0_tesla=3.0,
         mask=torch.ones((4, 4, 4), dtype=torch.bool),
-    )  # fmt: skip
+    )
     assert found.abs().max().item() < 1e-6
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DENTATES = STRUCTURES.sides(["DN"])
@@ -57,25 +57,41 @@ def two_sides(request, tmp_path) -> tuple[Volume, Volume]:
 
 
 ROW = {
-    "index": "1", "name": "left dentate nucleus", "abbreviation": "DN_L", "hemisphere": "L", "n_voxels": "80",
-    "volume_mm3": "640.04", "volume_pv_mm3": "651.26", "mean_ppm": "0.110499", "mean_pv_ppm": "-0.0004",
+    "index": "1",
+    "name": "left dentate nucleus",
+    "abbreviation": "DN_L",
+    "hemisphere": "L",
+    "n_voxels": "80",
+    "volume_mm3": "640.04",
+    "volume_pv_mm3": "651.26",
+    "mean_ppm": "0.110499",
+    "mean_pv_ppm": "-0.0004",
     "mean_probability": "0.957",
-}  # fmt: skip
+}
 LOST = {
-    **dict.fromkeys(ROW, "n/a"), "index": "2", "name": "right dentate nucleus", "abbreviation": "DN_R",
-    "hemisphere": "R", "n_voxels": "0",
-}  # fmt: skip
+    **dict.fromkeys(ROW, "n/a"),
+    "index": "2",
+    "name": "right dentate nucleus",
+    "abbreviation": "DN_R",
+    "hemisphere": "R",
+    "n_voxels": "0",
+}
 QUALITY = {
     "input": {
-        "file": "bids::sub-01/anat/sub-01_Chimap.nii.gz", "units": "ppb", "units_from": "magnitude of the values",
-        "reference": "whole-brain", "n_replaced": 12, "shape": [48, 48, 5], "voxel_size_mm": [1.0, 1.0, 3.0],
+        "file": "bids::sub-01/anat/sub-01_Chimap.nii.gz",
+        "units": "ppb",
+        "units_from": "magnitude of the values",
+        "reference": "whole-brain",
+        "n_replaced": 12,
+        "shape": [48, 48, 5],
+        "voxel_size_mm": [1.0, 1.0, 3.0],
         "orientation": "LPS",
     },
     "box_mm": {"low": [-50, -80, -60], "high": [50, 40, 50]},
     "warnings": [],
     "settings": {"device": "cpu", "weights": "shipped with the program"},
     "versions": {"bids_dgmseg": "0.1.0", "python": "3.11.9", "torch": "2.6.0"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture

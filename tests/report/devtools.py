@@ -55,14 +55,22 @@ class Tab:
         """Press a key as a person does."""
         code, text = _KEYS[key]
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-                      **({"text": text} if text and kind == "keyDown" else {}))  # fmt: skip
+            self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
 
     def click(self, selector: str) -> None:
         """Click in the middle of the first element that a CSS selector finds."""
         found = f"document.querySelector({json.dumps(selector)})"
-        x, y = self.run(f"{found}.scrollIntoView({{block: 'center', inline: 'center'}}), "
-                        f"(r => [r.x + r.width / 2, r.y + r.height / 2])({found}.getBoundingClientRect())")  # fmt: skip
+        x, y = self.run(
+            f"{found}.scrollIntoView({{block: 'center', inline: 'center'}}), "
+            f"(r => [r.x + r.width / 2, r.y + r.height / 2])({found}.getBoundingClientRect())"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -89,13 +97,26 @@ def open_tab(browser: str, profile: Path, *, width: int = 1280) -> Iterator[Tab]
     # Clear of 3 and 4, where the browser expects its ends.
     high_in, high_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out))
     command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--remote-debugging-pipe", f"--user-data-dir={profile}", f"--window-size={width},900",
-    ]  # fmt: skip
-    process = os.posix_spawn(browser, command, os.environ, file_actions=[
-        (os.POSIX_SPAWN_DUP2, high_in, 3), (os.POSIX_SPAWN_DUP2, high_out, 4),
-        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-    ])  # fmt: skip
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--remote-debugging-pipe",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},900",
+    ]
+    process = os.posix_spawn(
+        browser,
+        command,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, high_in, 3),
+            (os.POSIX_SPAWN_DUP2, high_out, 4),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+    )
     for end in (theirs_in, theirs_out, high_in, high_out):
         os.close(end)
     try:

@@ -21,9 +21,13 @@ KEYS = ("participant_id", "session_id", "acquisition", "run", "model", "site")
 
 
 def write_tables(
-    out: Path, *, models: Sequence[str] = ("dgm16",), descriptions: Sequence[str] = (), lights: bool = True,
+    out: Path,
+    *,
+    models: Sequence[str] = ("dgm16",),
+    descriptions: Sequence[str] = (),
+    lights: bool = True,
     sites: bool = True,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write group_stats.tsv, group_quality.tsv and pages of all participants but the last."""
     out.mkdir(parents=True, exist_ok=True)
     rows, quality = [], []
@@ -32,8 +36,16 @@ def write_tables(
             keys = {"description": description} if description else {}
             keys |= dict(zip(KEYS, (participant, "ses-1", "n/a", "n/a", model, site if sites else "n/a"), strict=True))
             for side, volume, mean in zip("LR", values[:2], values[2:], strict=True):
-                rows.append({**keys, "age_years": age, "abbreviation": f"DN_{side}", "volume_mm3": volume,
-                             "mean_ppm": mean, "diagnosis": group})  # fmt: skip
+                rows.append(
+                    {
+                        **keys,
+                        "age_years": age,
+                        "abbreviation": f"DN_{side}",
+                        "volume_mm3": volume,
+                        "mean_ppm": mean,
+                        "diagnosis": group,
+                    }
+                )
                 if lights:
                     red = (participant, side) == ("sub-03", "L")
                     rows[-1] |= {"light": "red" if red else "green", "reasons": "in many parts" if red else "n/a"}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.report.figures import draw_mosaic
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.page import write_page
-from bids_dgmseg.structures import STRUCTURES
 from tests.report.devtools import open_tab
 
 COUNT = """<script>
@@ -37,9 +37,17 @@ def page(add_scan, tmp_path) -> Path:
 
 def run_browser(browser: str, profile: Path, *arguments: str) -> str:
     command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={profile}", "--hide-scrollbars", "--virtual-time-budget=10000", *arguments,
-    ]  # fmt: skip
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        f"--user-data-dir={profile}",
+        "--hide-scrollbars",
+        "--virtual-time-budget=10000",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 

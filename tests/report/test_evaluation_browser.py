@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.commands import main
+from bids_dgmseg.cli.main import main
 from tests.report.devtools import Tab, open_tab
 
 
@@ -48,8 +48,10 @@ def test_the_page_does_not_run_over(tab):
 
 
 def test_tables_are_named_and_their_heads_tell_of_what(tab):
-    tables = tab.run("[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
-                     "[...table.querySelectorAll('th')].every(head => head.scope)])")  # fmt: skip
+    tables = tab.run(
+        "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
+        "[...table.querySelectorAll('th')].every(head => head.scope)])"
+    )
     assert len(tables) == 7
     assert all(caption and scoped for caption, scoped in tables)
 
@@ -64,4 +66,3 @@ def test_wide_tables_can_be_scrolled_by_keyboard(tab):
     script = """[...document.querySelectorAll('table')].map(table => table.parentElement)
       .filter(place => place.scrollWidth > place.clientWidth).every(place => place.tabIndex >= 0)"""
     assert tab.run(script)
-

@@ -119,8 +119,10 @@ def test_links_lead_to_what_is_there(tab, page):
 def test_everything_has_a_name_and_enough_contrast(tab):
     assert tab.run(NO_NAME) == []
     assert tab.run(PALE) == []
-    assert tab.run("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === "
-                   "document.querySelectorAll('[id]').length")  # fmt: skip
+    assert tab.run(
+        "new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === "
+        "document.querySelectorAll('[id]').length"
+    )
 
 
 def test_the_heading_row_stays_in_sight_while_a_table_scrolls(tab):

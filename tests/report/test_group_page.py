@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.report import group_scans
-from bids_dgmseg.report.group_facts import name_studies
-from bids_dgmseg.report.group_page import write_group_page
+from bids_dgmseg.report import group_tables as group_scans
+from bids_dgmseg.report.group_page import name_studies, write_group_page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
 
 
@@ -80,15 +79,24 @@ def test_the_worst_scans_come_first(plain):
 
 
 def test_nuclei_that_fill_no_voxel_stand_apart_from_those_not_found(tmp_path):
-    rows = [{**dict(zip(KEYS, (name, "n/a", "n/a", "n/a", "dgm16", "A"), strict=True)), "abbreviation": "STN_L",
-             "volume_mm3": volume, "volume_pv_mm3": weighted, "mean_ppm": "n/a"}
-            for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))]
+    rows = [
+        {
+            **dict(zip(KEYS, (name, "n/a", "n/a", "n/a", "dgm16", "A"), strict=True)),
+            "abbreviation": "STN_L",
+            "volume_mm3": volume,
+            "volume_pv_mm3": weighted,
+            "mean_ppm": "n/a",
+        }
+        for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))
+    ]
     write_table(tmp_path, "group_stats", rows)
     table = Page(write_group_page(tmp_path)).tables["scans-table"]
     assert table[0][2:4] == ["Not found", "Fills no voxel"]
     assert {row[0]: row[2:4] for row in table[1:]} == {
-        "sub-01": ["none", "STN_L"], "sub-02": ["STN_L", "none"], "sub-03": ["none", "none"],
-    }  # fmt: skip
+        "sub-01": ["none", "STN_L"],
+        "sub-02": ["STN_L", "none"],
+        "sub-03": ["none", "none"],
+    }
 
 
 def test_scans_lead_to_their_pages_where_there_are_any(plain):
@@ -120,8 +128,10 @@ def test_the_numbers_of_a_nucleus_are_those_of_the_table(plain):
 def test_violins_have_their_medians_in_words_and_as_a_table(plain):
     page = Page(plain)
     assert page.tables["medians-volume_mm3_by-site"] == [
-        ["Nucleus", "A (n 3)", "B (n 3)"], ["DN_L", "610.0", "710.0"], ["DN_R", "510.0", "505.0"],
-    ]  # fmt: skip
+        ["Nucleus", "A (n 3)", "B (n 3)"],
+        ["DN_L", "610.0", "710.0"],
+        ["DN_R", "510.0", "505.0"],
+    ]
     alts = {image["src"]: image["alt"] or "" for image in page.images}
     said = alts["figures/group_mean_ppm_by-site.png"]
     assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in said
@@ -145,9 +155,22 @@ def test_pictures_of_an_earlier_page_go(out):
 
 
 def test_maps_that_differ_in_any_entity_are_scans_of_their_own_with_links(tmp_path):
-    rows = [{"participant_id": "sub-01", "session_id": "n/a", "run": "1", "model": "dgm16", "space": space,
-             "echo": echo, "site": "A", "abbreviation": "DN_L", "volume_mm3": 600, "mean_ppm": 0.1, "cohort": "old"}
-            for space, echo in (("n/a", "n/a"), ("T1w", "n/a"), ("T1w", "2"))]  # fmt: skip
+    rows = [
+        {
+            "participant_id": "sub-01",
+            "session_id": "n/a",
+            "run": "1",
+            "model": "dgm16",
+            "space": space,
+            "echo": echo,
+            "site": "A",
+            "abbreviation": "DN_L",
+            "volume_mm3": 600,
+            "mean_ppm": 0.1,
+            "cohort": "old",
+        }
+        for space, echo in (("n/a", "n/a"), ("T1w", "n/a"), ("T1w", "2"))
+    ]
     write_table(tmp_path, "group_stats", rows)
     (tmp_path / "sub-01.html").write_text("")
     page = Page(write_group_page(tmp_path))
@@ -159,24 +182,40 @@ def test_maps_that_differ_in_any_entity_are_scans_of_their_own_with_links(tmp_pa
 
 def test_sites_of_numbers_keep_their_spelling_and_are_drawn_harmonized(tmp_path):
     sites = {"sub-01": "01", "sub-02": "01", "sub-03": "1", "sub-04": "n/a"}
-    keys = [{"participant_id": name, "session_id": "n/a", "model": "dgm16", "site": site, "abbreviation": "DN_L"}
-            for name, site in sites.items()]  # fmt: skip
+    keys = [
+        {"participant_id": name, "session_id": "n/a", "model": "dgm16", "site": site, "abbreviation": "DN_L"}
+        for name, site in sites.items()
+    ]
     write_table(tmp_path, "group_stats", [key | {"volume_mm3": 600, "mean_ppm": 0.1} for key in keys])
-    write_table(tmp_path, "group_harmonized", [
-        key | {"measure": "mean_ppm", "harmonized": "n/a" if key["site"] == "n/a" else value}
-        for key, value in zip(keys, (0.1, 0.2, 0.4, 0.8), strict=True)
-    ])  # fmt: skip
+    write_table(
+        tmp_path,
+        "group_harmonized",
+        [
+            key | {"measure": "mean_ppm", "harmonized": "n/a" if key["site"] == "n/a" else value}
+            for key, value in zip(keys, (0.1, 0.2, 0.4, 0.8), strict=True)
+        ],
+    )
     tables = Page(write_group_page(tmp_path)).tables
     # the median of 0.1 and 0.2 at 01, the one value at 1
     assert tables["medians-mean_ppm_by-site_harmonized"] == [
-        ["Nucleus", "01 (n 2)", "1 (n 1)"], ["DN_L", "0.1500", "0.4000"],
-    ]  # fmt: skip
+        ["Nucleus", "01 (n 2)", "1 (n 1)"],
+        ["DN_L", "0.1500", "0.4000"],
+    ]
 
 
 def test_scans_without_a_site_are_not_said_to_be_of_the_one_site(tmp_path):
-    rows = [{"participant_id": f"sub-0{number}", "session_id": "n/a", "model": "dgm16", "site": site,
-             "abbreviation": "DN_L", "volume_mm3": 600, "mean_ppm": 0.1}
-            for number, site in enumerate(("n/a", "3T", "n/a", "n/a"))]  # fmt: skip
+    rows = [
+        {
+            "participant_id": f"sub-0{number}",
+            "session_id": "n/a",
+            "model": "dgm16",
+            "site": site,
+            "abbreviation": "DN_L",
+            "volume_mm3": 600,
+            "mean_ppm": 0.1,
+        }
+        for number, site in enumerate(("n/a", "3T", "n/a", "n/a"))
+    ]
     write_table(tmp_path, "group_stats", rows)
     items = Page(write_group_page(tmp_path)).items
     assert "Plots by site: 1 scan at site 3T, 3 without a site" in items
@@ -239,11 +278,18 @@ def test_outputs_that_name_themselves_and_each_other_end_somewhere(tmp_path):
 
 def test_outliers_lead_to_their_scans_the_farthest_first(out):
     rows = [
-        {**dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
-         "abbreviation": "DN_L", "measure": "mean_ppm", "value": 0.1, "n_site": 9, "median": 0.2, "robust_z": z,
-         "outlier": str(abs(z) > 3.5).lower()}
+        {
+            **dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
+            "abbreviation": "DN_L",
+            "measure": "mean_ppm",
+            "value": 0.1,
+            "n_site": 9,
+            "median": 0.2,
+            "robust_z": z,
+            "outlier": str(abs(z) > 3.5).lower(),
+        }
         for number, z in ((1, 4.0), (2, 1.0), (3, -6.0))
-    ]  # fmt: skip
+    ]
     write_table(out, "group_outliers", rows)
     page = Page(write_group_page(out))
     assert [row[0] for row in page.tables["group_outliers-table"]] == ["Scan", "sub-03_ses-1", "sub-01_ses-1"]
@@ -255,23 +301,40 @@ def outliers(model: str, z: float | str, note: str) -> list[dict[str, object]]:
     """Rows of group_outliers.tsv: four of a site with this z, if any, and this note, and one without a value."""
     keys = [dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", model, "A"), strict=True)) for number in range(5)]
     return [
-        {**key, "abbreviation": "DN_L", "measure": "mean_ppm", "value": 0.1, "robust_z": z if number else "n/a",
-         "outlier": "false", "note": note if number else "missing"} for number, key in enumerate(keys)
-    ]  # fmt: skip
+        {
+            **key,
+            "abbreviation": "DN_L",
+            "measure": "mean_ppm",
+            "value": 0.1,
+            "robust_z": z if number else "n/a",
+            "outlier": "false",
+            "note": note if number else "missing",
+        }
+        for number, key in enumerate(keys)
+    ]
 
 
 FEW = "no z: 4 values, a site needs 5"
 
 
-@pytest.mark.parametrize(("rows", "said"), [
-    pytest.param(outliers("dgm16", 1.0, "n/a") + outliers("other", 1.0, "n/a"), ["no value stands out"], id="compared"),
-    pytest.param(outliers("dgm16", "n/a", FEW) + outliers("other", "n/a", FEW),
-                 ["no value was compared with its site (4 values, a site needs 5)"], id="not compared"),
-    pytest.param(outliers("dgm16", 1.0, "n/a") + outliers("other", "n/a", FEW),
-                 ["dgm16: no value stands out",
-                  "other: no value was compared with its site (4 values, a site needs 5)"],
-                 id="each model for itself"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        pytest.param(
+            outliers("dgm16", 1.0, "n/a") + outliers("other", 1.0, "n/a"), ["no value stands out"], id="compared"
+        ),
+        pytest.param(
+            outliers("dgm16", "n/a", FEW) + outliers("other", "n/a", FEW),
+            ["no value was compared with its site (4 values, a site needs 5)"],
+            id="not compared",
+        ),
+        pytest.param(
+            outliers("dgm16", 1.0, "n/a") + outliers("other", "n/a", FEW),
+            ["dgm16: no value stands out", "other: no value was compared with its site (4 values, a site needs 5)"],
+            id="each model for itself",
+        ),
+    ],
+)
 def test_values_that_nobody_compared_are_not_said_to_stand_in_line(tmp_path, rows, said):
     out = write_tables(tmp_path / "out", models=("dgm16", "other"))
     write_table(out, "group_outliers", rows)
@@ -287,15 +350,35 @@ SLOPES = {"exponential": -0.002, "linear": 0.002}
 def write_curves(out: Path, notes: dict[str, str], *, measures: tuple[str, ...] = ("mean_ppm",)) -> None:
     """Write two curves of DN_L: one that falls, of the lower criterion, and one that rises, with their notes."""
     keys = [KEY | {"measure": measure} for measure in measures]
-    write_table(out, "group_ageing", [
-        {**key, "curve": curve, "n": 6, "alpha": 12050130, "alpha_low": -70009350, "alpha_high": 70009350, "aicc": aicc,
-         "best": str(curve == "exponential").lower(), "note": notes.get(curve, "n/a")}
-        for key in keys for curve, aicc in (("exponential", -9), ("linear", -8))
-    ])  # fmt: skip
-    write_table(out, "group_ageing_curves", [
-        {**key, "curve": curve, "age": age, "fit": slope * age, "low": slope * age - 1, "high": slope * age + 1}
-        for key in keys for curve, slope in SLOPES.items() for age in (20, 70)
-    ])  # fmt: skip
+    write_table(
+        out,
+        "group_ageing",
+        [
+            {
+                **key,
+                "curve": curve,
+                "n": 6,
+                "alpha": 12050130,
+                "alpha_low": -70009350,
+                "alpha_high": 70009350,
+                "aicc": aicc,
+                "best": str(curve == "exponential").lower(),
+                "note": notes.get(curve, "n/a"),
+            }
+            for key in keys
+            for curve, aicc in (("exponential", -9), ("linear", -8))
+        ],
+    )
+    write_table(
+        out,
+        "group_ageing_curves",
+        [
+            {**key, "curve": curve, "age": age, "fit": slope * age, "low": slope * age - 1, "high": slope * age + 1}
+            for key in keys
+            for curve, slope in SLOPES.items()
+            for age in (20, 70)
+        ],
+    )
 
 
 def pictures(page: Page) -> dict[str, str]:
@@ -307,8 +390,9 @@ def test_the_curve_that_fits_best_is_drawn_and_told(out):
     write_curves(out, {})
     page = Page(write_group_page(out))
     assert page.tables["group_ageing-mean_ppm"] == [
-        ["Nucleus", "Curve", "n", "α"], ["DN_L", "exponential", "6", "1.21 × 10⁷ [−7 × 10⁷, 7 × 10⁷]"],
-    ]  # fmt: skip
+        ["Nucleus", "Curve", "n", "α"],
+        ["DN_L", "exponential", "6", "1.21 × 10⁷ [−7 × 10⁷, 7 × 10⁷]"],
+    ]
     assert "From 20 to 70 years the curve falls in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
 
 
@@ -323,10 +407,19 @@ def test_a_curve_whose_parameters_are_not_told_apart_has_no_limits_and_gives_way
 
 def test_harmonized_values_are_drawn_over_age_where_there_are_any(out):
     write_curves(out, {}, measures=("mean_ppm", "mean_ppm_harmonized"))
-    write_table(out, "group_harmonized", [
-        {**dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)), "abbreviation": "DN_L",
-         "measure": "mean_ppm", "harmonized": 0.1} for scan in SCANS
-    ])  # fmt: skip
+    write_table(
+        out,
+        "group_harmonized",
+        [
+            {
+                **dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)),
+                "abbreviation": "DN_L",
+                "measure": "mean_ppm",
+                "harmonized": 0.1,
+            }
+            for scan in SCANS
+        ],
+    )
     html = write_group_page(out)
     drawn = [name for name in pictures(Page(html)) if "_age" in name]
     assert drawn == ["figures/group_mean_ppm_age_harmonized.png"]
@@ -342,36 +435,79 @@ def test_curves_that_could_not_be_fitted_say_why(out):
 
 def test_each_models_curves_that_could_not_be_fitted_say_why(tmp_path):
     out = write_tables(tmp_path / "out", models=("dgm16", "other", "third"))
-    notes = {"dgm16": "n/a", "other": "not fitted: 3 scans, the linear curve needs 6",
-             "third": "not fitted: 5 scans, the linear curve needs 6"}  # fmt: skip
-    write_table(out, "group_ageing", [
-        {**KEY, "model": model, "curve": "linear", "n": 6, "aicc": -8 if note == "n/a" else "n/a", "best": "false",
-         "note": note} for model, note in notes.items()
-    ])  # fmt: skip
-    write_table(out, "group_ageing_curves", [
-        {**KEY, "curve": "linear", "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)
-    ])  # fmt: skip
+    notes = {
+        "dgm16": "n/a",
+        "other": "not fitted: 3 scans, the linear curve needs 6",
+        "third": "not fitted: 5 scans, the linear curve needs 6",
+    }
+    write_table(
+        out,
+        "group_ageing",
+        [
+            {
+                **KEY,
+                "model": model,
+                "curve": "linear",
+                "n": 6,
+                "aicc": -8 if note == "n/a" else "n/a",
+                "best": "false",
+                "note": note,
+            }
+            for model, note in notes.items()
+        ],
+    )
+    write_table(
+        out,
+        "group_ageing_curves",
+        [{**KEY, "curve": "linear", "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)],
+    )
     items = [item for item in Page(write_group_page(out)).items if item.startswith("group_ageing_curves.tsv: ")]
-    assert items == [f"group_ageing_curves.tsv: {model}: no curve could be fitted ({notes[model]})"
-                     for model in ("other", "third")]  # fmt: skip
+    assert items == [
+        f"group_ageing_curves.tsv: {model}: no curve could be fitted ({notes[model]})" for model in ("other", "third")
+    ]
 
 
 def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
-    rows = [{"measure": measure, "model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS",
-             "n_reference": 3, "n_group": 3, "mean_reference": mean, "difference": difference,
-             "difference_low": -2 * difference, "difference_high": 4 * difference, "q_t": 0.3, "hedges_g": 0.5,
-             "hedges_g_low": -1, "hedges_g_high": 2,
-             "ancova_difference": difference, "ancova_difference_low": "n/a", "ancova_difference_high": "n/a"}
-            for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))]  # fmt: skip
+    rows = [
+        {
+            "measure": measure,
+            "model": "dgm16",
+            "abbreviation": "DN_L",
+            "reference": "HC",
+            "group": "MS",
+            "n_reference": 3,
+            "n_group": 3,
+            "mean_reference": mean,
+            "difference": difference,
+            "difference_low": -2 * difference,
+            "difference_high": 4 * difference,
+            "q_t": 0.3,
+            "hedges_g": 0.5,
+            "hedges_g_low": -1,
+            "hedges_g_high": 2,
+            "ancova_difference": difference,
+            "ancova_difference_low": "n/a",
+            "ancova_difference_high": "n/a",
+        }
+        for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))
+    ]
     write_table(out, "group_differences", rows, {"AncovaCovariates": ["age", "sex", "education"]})
     html = write_group_page(out)
     tables = Page(html).tables
     assert tables["group_differences-mean_ppm"] == [
-        ["Nucleus", "Group", "Difference", "Hedges' g", "q (t)", "At equal age, sex and education", "Mean reference",
-         "n reference", "n group"],
-        ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012", "0.050", "3",
-         "3"],
-    ]  # fmt: skip
+        [
+            "Nucleus",
+            "Group",
+            "Difference",
+            "Hedges' g",
+            "q (t)",
+            "At equal age, sex and education",
+            "Mean reference",
+            "n reference",
+            "n group",
+        ],
+        ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012", "0.050", "3", "3"],
+    ]
     assert tables["group_differences-volume_mm3"][1][2] == "8.2 [−16.5, 33.0]"
     text = html.read_text(encoding="utf-8")
     assert "Differences between groups, each minus HC: mean susceptibility (ppm)<" in text
@@ -380,8 +516,18 @@ def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
 
 def test_points_are_said_to_be_left_out_only_where_they_are(tmp_path):
     for n, is_said in ((150, False), (151, True)):
-        rows = [{"participant_id": f"sub-{number:03}", "session_id": "n/a", "model": "dgm16", "site": "A",
-                 "abbreviation": "DN_L", "volume_mm3": number, "mean_ppm": 0.1} for number in range(n)]  # fmt: skip
+        rows = [
+            {
+                "participant_id": f"sub-{number:03}",
+                "session_id": "n/a",
+                "model": "dgm16",
+                "site": "A",
+                "abbreviation": "DN_L",
+                "volume_mm3": number,
+                "mean_ppm": 0.1,
+            }
+            for number in range(n)
+        ]
         write_table(tmp_path, "group_stats", rows)
         assert ("Of more than 150 scans" in write_group_page(tmp_path).read_text(encoding="utf-8")) == is_said
 
@@ -394,9 +540,16 @@ def test_models_on_the_same_scans_are_compared(tmp_path):
 
 
 def test_models_that_share_too_few_scans_are_said_not_to_be_compared(tmp_path):
-    rows = [{**dict(zip(KEYS, (f"sub-0{number}", "n/a", "n/a", "n/a", model, "A"), strict=True)),
-             "abbreviation": "DN_L", "volume_mm3": 600 + number, "mean_ppm": 0.1}
-            for model, numbers in {"dgm16": range(4), "other": range(2, 6)}.items() for number in numbers]  # fmt: skip
+    rows = [
+        {
+            **dict(zip(KEYS, (f"sub-0{number}", "n/a", "n/a", "n/a", model, "A"), strict=True)),
+            "abbreviation": "DN_L",
+            "volume_mm3": 600 + number,
+            "mean_ppm": 0.1,
+        }
+        for model, numbers in {"dgm16": range(4), "other": range(2, 6)}.items()
+        for number in numbers
+    ]
     write_table(tmp_path, "group_stats", rows)
     page = Page(write_group_page(tmp_path))
     assert "Comparison of models: dgm16 and other share the values of 2 scans, 3 are needed" in page.items
@@ -414,7 +567,7 @@ def test_reconstructions_are_never_pooled(tmp_path):
     page = Page(html)
     assert [row[:3] for row in page.tables["nuclei-table"]][1:] == [
         [f"DN_{side}", f"dgm16 desc-{description}", "6"] for description in ("rts", "tkd") for side in "LR"
-    ]  # fmt: skip
+    ]
     assert "sub-01.html#sub-01_ses-1_desc-rts_dgm16" in page.links
     identifiers = re.findall(r' id="([^"]+)"', html.read_text(encoding="utf-8"))
     assert len(identifiers) == len(set(identifiers))
@@ -428,9 +581,17 @@ def test_long_tables_are_cut_and_lead_to_the_file(out, monkeypatch):
 
 
 def test_asymmetry_is_told_by_its_median(out):
-    rows = [{**dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)), "nucleus": "DN",
-             "measure": "volume_mm3", "left": 1, "right": 1, "asymmetry": index}
-            for scan, index in zip(SCANS, (0.1, 0.2, 0.3, 0.4, 0.5, "n/a"), strict=True)]  # fmt: skip
+    rows = [
+        {
+            **dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)),
+            "nucleus": "DN",
+            "measure": "volume_mm3",
+            "left": 1,
+            "right": 1,
+            "asymmetry": index,
+        }
+        for scan, index in zip(SCANS, (0.1, 0.2, 0.3, 0.4, 0.5, "n/a"), strict=True)
+    ]
     write_table(out, "group_asymmetry", rows)
     alts = [image["alt"] for image in Page(write_group_page(out)).images]
     assert any("Median asymmetry of volume: DN 0.3." in str(alt) for alt in alts)

@@ -70,10 +70,16 @@ def test_every_citation_has_its_reference():
     assert {"bids_dgmseg", "nipype", "torch"} <= {reference.key for reference in methods.references}
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [
-    ({"mirrored": True, "quality": False}, "averaged over each map and its mirror image."),
-    ({"mirrored": True, "quality": True}, "its mirror image, and over two checkpoints where the weights have them."),
-])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mirrored": True, "quality": False}, "averaged over each map and its mirror image."),
+        (
+            {"mirrored": True, "quality": True},
+            "its mirror image, and over two checkpoints where the weights have them.",
+        ),
+    ],
+)
 def test_what_is_averaged_is_said(settings, sentence):
     (methods,) = write_methods([result(settings=settings)])
     assert sentence in methods.text

@@ -108,15 +108,30 @@ def test_results_that_a_failed_run_did_not_make_are_said_to_be_of_an_earlier_one
     assert page.text.count("of an earlier run") == 1
 
 
-@pytest.mark.parametrize(("scan", "masks", "said"), [
-    pytest.param("sub-01", ("label-DNleft_desc-dgm16", "label-brain_desc-dgm16"), ", and 2 masks beside them",
-                 id="of nuclei and regions"),
-    pytest.param("sub-01", ("label-DNleft_desc-dgm16", "label-DNleft_desc-other"), ", and 1 mask beside them",
-                 id="not of another model"),
-    pytest.param("sub-01", ("acq-x_label-DNleft_desc-dgm16",), "", id="not of another scan"),
-    pytest.param("sub-01_desc-rts", ("label-DNleft_desc-rtsDgm16", "label-DNleft_desc-dgm16"),
-                 ", and 1 mask beside them", id="of a map with a desc of its own"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scan", "masks", "said"),
+    [
+        pytest.param(
+            "sub-01",
+            ("label-DNleft_desc-dgm16", "label-brain_desc-dgm16"),
+            ", and 2 masks beside them",
+            id="of nuclei and regions",
+        ),
+        pytest.param(
+            "sub-01",
+            ("label-DNleft_desc-dgm16", "label-DNleft_desc-other"),
+            ", and 1 mask beside them",
+            id="not of another model",
+        ),
+        pytest.param("sub-01", ("acq-x_label-DNleft_desc-dgm16",), "", id="not of another scan"),
+        pytest.param(
+            "sub-01_desc-rts",
+            ("label-DNleft_desc-rtsDgm16", "label-DNleft_desc-dgm16"),
+            ", and 1 mask beside them",
+            id="of a map with a desc of its own",
+        ),
+    ],
+)
 def test_masks_are_counted_beside_the_files(add_scan, scan, masks, said):
     out = add_scan(scan)
     for mask in masks:
@@ -134,10 +149,16 @@ def test_warnings_come_before_pictures(add_scan):
 def test_the_input_is_told(add_scan):
     text = Page(write_page(add_scan(), "01")).text
     for fact in (
-        "ppb (from the magnitude of the values)", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS",
-        "Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0",
+        "ppb (from the magnitude of the values)",
+        "whole-brain",
+        "1 × 1 × 3 mm",
+        "48 × 48 × 5",
+        "LPS",
+        "Replaced voxels12",
+        "x −50 to 50, y −80 to 40, z −60 to 50 mm",
+        "torch2.6.0",
         "weightsshipped with the program",
-    ):  # fmt: skip
+    ):
         assert fact in text
 
 
@@ -196,11 +217,26 @@ def test_the_page_is_replaced_whole_and_alike(add_scan):
     assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("sub-01/anat/sub-01_seg-dgm16_quality.json", "{", r"sub-01_seg-dgm16_quality.json: not valid JSON \(.*; delete"),
-    ("sub-01/anat/sub-01_seg-dgm16_stats.tsv", "a\tb\n", r"sub-01_seg-dgm16_stats.tsv: has no column abbreviation; "),
-    ("figures/sub-01_seg-dgm16_desc-axial_dseg.png", "", r"sub-01_seg-dgm16_desc-axial_dseg.png: not a PNG picture; "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "sub-01/anat/sub-01_seg-dgm16_quality.json",
+            "{",
+            r"sub-01_seg-dgm16_quality.json: not valid JSON \(.*; delete",
+        ),
+        (
+            "sub-01/anat/sub-01_seg-dgm16_stats.tsv",
+            "a\tb\n",
+            r"sub-01_seg-dgm16_stats.tsv: has no column abbreviation; ",
+        ),
+        (
+            "figures/sub-01_seg-dgm16_desc-axial_dseg.png",
+            "",
+            r"sub-01_seg-dgm16_desc-axial_dseg.png: not a PNG picture; ",
+        ),
+    ],
+)
 def test_a_damaged_file_is_named(add_scan, name, content, message):
     out = add_scan()
     (out / name).write_text(content)

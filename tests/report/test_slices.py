@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, choose_cut, choose_slices, say_place
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 
 HEAD = Box((-75, -105, -65), (75, 75, 75))
 
@@ -61,11 +61,16 @@ def test_a_nucleus_that_was_not_found_is_looked_for_where_the_others_tell(phanto
     assert max(cut.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
 
 
-@pytest.mark.parametrize(("step_mm", "tilt_deg", "names"), [
-    pytest.param(1.0, 0, ["z = −1 mm", "z = 0 mm", "z = 1 mm"], id="whole mm"),
-    pytest.param(0.5, 0, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="half mm"),
-    pytest.param(1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique: cos 60° is half a step along z"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step_mm", "tilt_deg", "names"),
+    [
+        pytest.param(1.0, 0, ["z = −1 mm", "z = 0 mm", "z = 1 mm"], id="whole mm"),
+        pytest.param(0.5, 0, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="half mm"),
+        pytest.param(
+            1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique: cos 60° is half a step along z"
+        ),
+    ],
+)
 def test_slices_have_names_of_their_own(step_mm, tilt_deg, names):
     affine = np.diag([1, 1, step_mm, 1])
     turn = np.deg2rad(tilt_deg)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.segment.fusion import Warped, join_labels, vote_locally
+from bids_dgmseg.segment.multi_atlas import Warped, join_labels, vote_locally
 
 SHAPE = (7, 7, 7)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, get_model
-from bids_dgmseg.segment.folder import describe_folder
-from bids_dgmseg.segment.forward import forward_batch
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.models.registry import MODELS, get_model
+from bids_dgmseg.models.weights import save_weights, segmenter_network
+from bids_dgmseg.segment.inference import forward_batch
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.nnunet import Network
-from bids_dgmseg.segment.nnunet_folder import read_folder
 from bids_dgmseg.segment.predict import NetworkPredictor
-from bids_dgmseg.segment.weights import save_weights, segmenter_network
 from tests.conftest import coarse_chi
 from tests.pretend_gpu import GPU, place_of, pretend_gpu
 from tests.segment.nnunet_folders import write_folder
@@ -32,7 +32,7 @@ def gpu():
 @pytest.fixture(autouse=True)
 def quick_bfloat16(monkeypatch):
     """Both devices compute alike, and sum up one window or four in the same order."""
-    monkeypatch.setattr("bids_dgmseg.segment.forward._has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("bids_dgmseg.segment.inference._has_fast_bfloat16", lambda device: True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,8 +58,14 @@ ARCHES: dict[str, dict[str, Any]] = {
 def test_a_prediction_is_the_cpus(name, tmp_path):
     x, y, z = (8 * step for step in MODELS[name].input.spacing_mm)
     shown, shipped = replace(MODELS[name].input, patch_mm=(x, y, z)), name == "dgm16"
-    model = replace(MODELS[name], arch=ARCHES[name], weights=None, input=shown, quality=shipped,
-                    temperatures=(1.5,) * 17 if shipped else ())  # fmt: skip
+    model = replace(
+        MODELS[name],
+        arch=ARCHES[name],
+        weights=None,
+        input=shown,
+        quality=shipped,
+        temperatures=(1.5,) * 17 if shipped else (),
+    )
     torch.manual_seed(0)
     part = "segmenter" if shipped else "fold_0"
     save_weights(segmenter_network(model).state_dict(), tmp_path / f"{part}.safetensors")

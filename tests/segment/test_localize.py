@@ -8,19 +8,21 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, get_model
-from bids_dgmseg.segment.folder import describe_folder
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.segment.localize import localize
 from bids_dgmseg.segment.predict import network_grid
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi
 
 UPPER = [body.box for body in PHANTOM.nuclei if body.label > 4]
-NUCLEI = Box(tuple(np.min([box.low_mm for box in UPPER], axis=0).tolist()),
-             tuple(np.max([box.high_mm for box in UPPER], axis=0).tolist()))  # fmt: skip
+NUCLEI = Box(
+    tuple(np.min([box.low_mm for box in UPPER], axis=0).tolist()),
+    tuple(np.max([box.high_mm for box in UPPER], axis=0).tolist()),
+)
 """The phantom's nuclei above the cerebellum."""
 UNSHIPPED = {name: replace(model, name="unshipped") for name, model in MODELS.items()}
 """Without weights in the package, whose crop would go before the registry's."""

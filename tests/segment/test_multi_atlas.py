@@ -9,16 +9,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.resample import resample, world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.measure.overlap import dice
-from bids_dgmseg.segment.atlas import Reference
-from bids_dgmseg.segment.clean import label_grid
-from bids_dgmseg.segment.deform import deform
-from bids_dgmseg.segment.fusion import vote_locally
-from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS, segment_by_atlases
+from bids_dgmseg.image.resample import resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS, segment_by_atlases, vote_locally
+from bids_dgmseg.segment.postprocess import label_grid
+from bids_dgmseg.segment.registration import Reference, deform
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
+from bids_dgmseg.stats.overlap import dice
 from tests.conftest import HEAD
 
 pytest.importorskip("SimpleITK", reason="registration is SimpleITK's")

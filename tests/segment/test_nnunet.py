@@ -10,9 +10,9 @@ import torch
 from nibabel import orientations
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
 from bids_dgmseg.segment.nnunet import Network
-from bids_dgmseg.segment.nnunet_folder import mirror_axes, read_checkpoint, read_folder
 from bids_dgmseg.segment.regions import largest_part
 from tests.segment.nnunet_folders import plans, predict_with_stock, write_folder
 
@@ -58,13 +58,16 @@ def test_a_folder_that_names_its_axes_answers_alike_however_a_file_is_stored(tmp
     np.testing.assert_array_equal(as_ras, as_lpi)
 
 
-@pytest.mark.parametrize(("axes", "transpose", "patch", "kept"), [
-    pytest.param("RAS", [0, 1, 2], (8, 8, 8), (0, 1), id="z y x: x is last"),
-    pytest.param("PIR", [0, 1, 2], (8, 8, 8), (1, 2), id="R I P: left and right come first"),
-    pytest.param("RAS", [2, 0, 1], (8, 8, 8), (1, 2), id="x z y: nnU-Net puts x first"),
-    pytest.param("RAS", [0, 1, 2], (8, 8), (0,), id="slices (y, x): x is the second"),
-    pytest.param("RAS", [2, 0, 1], (8, 8), (0, 1), id="sagittal slices hold no left and right"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("axes", "transpose", "patch", "kept"),
+    [
+        pytest.param("RAS", [0, 1, 2], (8, 8, 8), (0, 1), id="z y x: x is last"),
+        pytest.param("PIR", [0, 1, 2], (8, 8, 8), (1, 2), id="R I P: left and right come first"),
+        pytest.param("RAS", [2, 0, 1], (8, 8, 8), (1, 2), id="x z y: nnU-Net puts x first"),
+        pytest.param("RAS", [0, 1, 2], (8, 8), (0,), id="slices (y, x): x is the second"),
+        pytest.param("RAS", [2, 0, 1], (8, 8), (0, 1), id="sagittal slices hold no left and right"),
+    ],
+)
 def test_only_the_axis_of_left_and_right_is_not_mirrored(tmp_path, axes, transpose, patch, kept):
     allowed = tuple(range(len(patch)))
     trained = read_folder(
@@ -162,13 +165,16 @@ def spoil(folder: Path, how: str) -> None:
         path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    ("no fold", r"model: no fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth; copy it whole$"),
-    ("cut short", r"^fold_0/checkpoint_final.pth: is damaged"),
-    ("no plans", r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
-    ("no axes", r"^model/dataset.json: orientation 'RAX' is no order of axes; write one such as RAS$"),
-    ("two channels", r"^model: its network needs 2 images a scan, and there is one map"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no fold", r"model: no fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth; copy it whole$"),
+        ("cut short", r"^fold_0/checkpoint_final.pth: is damaged"),
+        ("no plans", r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
+        ("no axes", r"^model/dataset.json: orientation 'RAX' is no order of axes; write one such as RAS$"),
+        ("two channels", r"^model: its network needs 2 images a scan, and there is one map"),
+    ],
+)
 def test_a_folder_that_cannot_be_run_says_why(tmp_path, how, message):
     folder = write_folder(tmp_path / "model")
     spoil(folder, how)

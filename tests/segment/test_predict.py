@@ -6,16 +6,16 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import MODELS, ModelInput
-from bids_dgmseg.segment.clean import clean, label_grid
-from bids_dgmseg.segment.forward import forward
-from bids_dgmseg.segment.found import Block
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import MODELS, ModelInput
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segment.inference import forward
+from bids_dgmseg.segment.postprocess import clean, label_grid
 from bids_dgmseg.segment.predict import NetworkPredictor, predict
+from bids_dgmseg.segment.results import Block
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.structures import STRUCTURES
 from tests.oracle import oracle_model
 
 NUCLEI_BOX = Box((-45, -76, -52), (45, 34, 36))
@@ -125,8 +125,7 @@ def predictor_of(monkeypatch, *networks, labels=("DN_L",), heads=(), **shown):
     """The predictor of a model of 1 mm whose networks are given."""
     monkeypatch.setattr("bids_dgmseg.segment.predict.load_segmenters", lambda model, weights: list(networks))
     given = ModelInput(**{"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), "normalization": "ppm", **shown})
-    model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=heads, input=given,
-                    mirrored=False)  # fmt: skip
+    model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=heads, input=given, mirrored=False)
     return NetworkPredictor(model, weights=None, device="cpu")
 
 
@@ -146,12 +145,15 @@ def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_m
     np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "seen"), [
-    ((20, 20, 20), [(20, 20, 20)]),
-    ((22, 20, 21), [(22, 20, 21)]),  # a tenth longer
-    ((23, 22, 20), [(20, 22, 20)] * 2),
-    ((18, 20, 20), [(18, 20, 20)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [
+        ((20, 20, 20), [(20, 20, 20)]),
+        ((22, 20, 21), [(22, 20, 21)]),  # a tenth longer
+        ((23, 22, 20), [(20, 22, 20)] * 2),
+        ((18, 20, 20), [(18, 20, 20)]),
+    ],
+)
 def test_a_box_that_is_little_longer_than_the_patch_is_seen_at_once(monkeypatch, shape, seen):
     shapes = []
 
@@ -193,8 +195,9 @@ class _Threshold(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv3d(1, 2, 1)
-        self.conv.load_state_dict({"weight": torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1, 1),
-                                   "bias": torch.tensor([0.0, -100.0])})  # fmt: skip
+        self.conv.load_state_dict(
+            {"weight": torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1, 1), "bias": torch.tensor([0.0, -100.0])}
+        )
 
     def forward(self, x):
         return self.conv(x)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.images.resample import Grid, resample
-from bids_dgmseg.images.volume import Volume
+from bids_dgmseg.image.resample import Grid, resample
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.acquisition import ScanGrid
 
 

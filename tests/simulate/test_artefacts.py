@@ -75,8 +75,17 @@ def test_half_of_the_scans_have_thick_slices_mostly_along_z():
 def test_thick_slices_level_what_is_thinner_than_they(chi):
     stripes = torch.zeros(SHAPE)
     stripes[:, :, ::2] = 0.1
-    levelled = draw(stripes, 0, spacing_mm=1.0, physics=0.0, slice_mm=(4.0, 4.0), noise_ppm=(1e-5, 1e-4),
-                    field_noise_ppm=(0.0, 0.0), oblique_deg=0.0, in_plane_mm=(4.0, 4.0))  # fmt: skip
+    levelled = draw(
+        stripes,
+        0,
+        spacing_mm=1.0,
+        physics=0.0,
+        slice_mm=(4.0, 4.0),
+        noise_ppm=(1e-5, 1e-4),
+        field_noise_ppm=(0.0, 0.0),
+        oblique_deg=0.0,
+        in_plane_mm=(4.0, 4.0),
+    )
     assert levelled[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before
 
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import load_image
 from bids_dgmseg.simulate.dataset import cerebellum_mask, read_template, simulate_dataset, whole_head_view
 from bids_dgmseg.simulate.phantom import PHANTOM
 
-VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
-    "bids-validator-deno") or ""  # fmt: skip
+VALIDATOR = (
+    shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    or shutil.which("bids-validator-deno")
+    or ""
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +92,13 @@ def test_the_field_of_view_does_not_change_with_the_voxel_size():
         assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (60, "has the value 60, which is no label of a template"),
-    (21, "shows no nucleus"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (60, "has the value 60, which is no label of a template"),
+        (21, "shows no nucleus"),
+    ],
+)
 def test_what_is_no_template_is_refused(tmp_path, value, message):
     path = tmp_path / "labels.nii.gz"
     nib.Nifti1Image(np.full((4, 4, 4), value, np.uint8), np.eye(4)).to_filename(path)

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.resample import Grid
-from bids_dgmseg.images.units import check_chi
-from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.volume import load_image
 from bids_dgmseg.simulate.demo import SCANS, head_grid, scan_phantom, write_demo
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 COARSE = tuple(dataclasses.replace(scan, spacing_mm=(3.0, 3.0, 4.0)) for scan in SCANS)
-VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
-    "bids-validator-deno") or ""  # fmt: skip
+VALIDATOR = (
+    shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    or shutil.which("bids-validator-deno")
+    or ""
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,24 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bids_dgmseg.commands import main
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import load_image
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import load_image
 from bids_dgmseg.simulate import dataset
 from bids_dgmseg.simulate.dataset import echo_images, read_template, whole_head_view
 from bids_dgmseg.simulate.echoes import AIR, BONE, FLESH, FLUID, SCALP, EchoRanges, _angle, draw_echoes, surround
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import template_head
 
-VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which(
-    "bids-validator-deno") or ""  # fmt: skip
+VALIDATOR = (
+    shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
+    or shutil.which("bids-validator-deno")
+    or ""
+)
 
 GREY, VENTRICLE = 21, 23
-QUIET = EchoRanges(
-    fluid_mm=(3.0, 3.0), bone_mm=(6.0, 6.0), scalp_mm=(5.0, 5.0), sinus_mm=(9.0, 9.0), snr=(1e6, 1e6)
-)  # fmt: skip
+QUIET = EchoRanges(fluid_mm=(3.0, 3.0), bone_mm=(6.0, 6.0), scalp_mm=(5.0, 5.0), sinus_mm=(9.0, 9.0), snr=(1e6, 1e6))
 SHAPE = (40, 40, 40)
 STEP_S = 0.005
 
@@ -51,9 +52,14 @@ def turned(angle):
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
-@pytest.mark.parametrize(("voxel_size_mm", "b0_direction"), [
-    ((1.0, 1.0, 1.0), (0.0, 0.0, 1.0)), ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 1.5), (1.0, 0.0, 0.0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("voxel_size_mm", "b0_direction"),
+    [
+        ((1.0, 1.0, 1.0), (0.0, 0.0, 1.0)),
+        ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0)),
+        ((1.0, 1.0, 1.5), (1.0, 0.0, 0.0)),
+    ],
+)
 def test_a_body_turns_the_phase_as_a_dipole_does(voxel_size_mm, b0_direction):
     axes = [(torch.arange(n) - n // 2) * step for n, step in zip(SHAPE, voxel_size_mm, strict=True)]
     offset_mm = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -195,10 +201,13 @@ def test_the_truth_ends_with_the_brain():
     assert (echoes.echo_times_s, echoes.b0_tesla) == ((0.005, 0.01, 0.015, 0.02), 3.0)
 
 
-@pytest.mark.parametrize(("labels", "message"), [
-    (torch.ones((2, 2, 3), dtype=torch.uint8), r"shape \(2, 2, 3\), expected that of chi, \(2, 2, 2\)"),
-    (torch.zeros((2, 2, 2), dtype=torch.uint8), "labels show no brain"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.ones((2, 2, 3), dtype=torch.uint8), r"shape \(2, 2, 3\), expected that of chi, \(2, 2, 2\)"),
+        (torch.zeros((2, 2, 2), dtype=torch.uint8), "labels show no brain"),
+    ],
+)
 def test_impossible_heads_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         draw(torch.zeros((2, 2, 2)), labels)
@@ -239,8 +248,10 @@ def test_a_scan_has_its_echoes_in_the_place_of_a_map(simulated):
     names = {path.name for path in (simulated / "sub-02" / "anat").iterdir()}
     assert names == {
         f"sub-02_echo-{echo}_part-{part}_MEGRE.{end}"
-        for echo in (1, 2, 3, 4) for part in ("mag", "phase") for end in ("nii.gz", "json")
-    }  # fmt: skip
+        for echo in (1, 2, 3, 4)
+        for part in ("mag", "phase")
+        for end in ("nii.gz", "json")
+    }
     truth = {path.name for path in (simulated / "derivatives" / "truth" / "sub-02" / "anat").glob("*.nii.gz")}
     assert truth == {"sub-02_seg-truth_dseg.nii.gz", "sub-02_label-cerebellum_mask.nii.gz"}
     assert not list(simulated.rglob("*Chimap*"))
@@ -251,9 +262,11 @@ def test_sidecars_tell_what_the_files_hold(simulated, part, units, dtype):
     for echo, time_s in enumerate((0.005, 0.01, 0.015, 0.02), 1):
         path = simulated / "sub-01" / "anat" / f"sub-01_echo-{echo}_part-{part}_MEGRE.json"
         assert json.loads(path.read_text(encoding="utf-8")) == {
-            "MagneticFieldStrength": 3, "Description": "Simulated by bids_dgmseg from labels.nii.gz",
-            "EchoTime": time_s, "Units": units,
-        }  # fmt: skip
+            "MagneticFieldStrength": 3,
+            "Description": "Simulated by bids_dgmseg from labels.nii.gz",
+            "EchoTime": time_s,
+            "Units": units,
+        }
         assert load_image(path.with_suffix(".nii.gz")).get_data_dtype() == dtype
 
 
@@ -272,8 +285,9 @@ def test_left_is_at_low_x_on_every_scan(simulated):
     for path in sorted((simulated / "derivatives" / "truth").rglob("*_seg-truth_dseg.nii.gz")):
         image = load_image(path)
         dseg = np.asarray(image.dataobj)
-        left, right = (nib.affines.apply_affine(image.affine, np.argwhere(dseg == index)).mean(axis=0)
-                       for index in (11, 12))  # fmt: skip
+        left, right = (
+            nib.affines.apply_affine(image.affine, np.argwhere(dseg == index)).mean(axis=0) for index in (11, 12)
+        )
         assert left[0] < right[0]
 
 

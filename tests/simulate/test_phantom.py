@@ -3,10 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import Grid, world_grid
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM, Ellipsoid, Phantom
-from bids_dgmseg.structures import STRUCTURES
 
 
 def test_every_nucleus_is_there_once():
@@ -69,8 +69,11 @@ def test_partial_volumes_keep_the_mass():
 
 def test_the_map_is_the_same_whichever_way_its_axes_run():
     grid = world_grid(Box((-30, -70, -45), (30, -40, -20)), (2.0, 2.0, 2.0))
-    flipped = Grid(grid.shape, grid.affine @ np.array(
-        [[-1, 0, 0, grid.shape[0] - 1], [0, -1, 0, grid.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    flipped = Grid(
+        grid.shape,
+        grid.affine
+        @ np.array([[-1, 0, 0, grid.shape[0] - 1], [0, -1, 0, grid.shape[1] - 1], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    )
     np.testing.assert_allclose(PHANTOM.chi(flipped).array[::-1, ::-1], PHANTOM.chi(grid).array, atol=1e-7)
     np.testing.assert_array_equal(PHANTOM.dseg(flipped).array[::-1, ::-1], PHANTOM.dseg(grid).array)
 

@@ -8,9 +8,15 @@ from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_
 
 SHAPE = (40, 40, 32)
 CLEAN = dataclasses.replace(
-    ReconstructionRanges(), snr=(1e5, 1e5), rim_ppm=(0.0, 0.0), slow_ppm=(0.0, 0.0), tilt=0.0,
-    largest_radius_mm=(12.0, 12.0), threshold=(0.08, 0.08), least_squares=(0.002, 0.002),
-)  # fmt: skip
+    ReconstructionRanges(),
+    snr=(1e5, 1e5),
+    rim_ppm=(0.0, 0.0),
+    slow_ppm=(0.0, 0.0),
+    tilt=0.0,
+    largest_radius_mm=(12.0, 12.0),
+    threshold=(0.08, 0.08),
+    least_squares=(0.002, 0.002),
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +84,12 @@ def test_the_main_field_does_not_turn_with_oblique_slices():
 def test_residual_fields_are_as_long_in_mm_through_thick_slices_as_along_them():
     """Of white noise between points 12 mm apart, neighbours 12 mm away are hardly alike, those 3 mm away are."""
     shape, voxel_size_mm = (48, 48, 16), (1.0, 1.0, 3.0)
-    noise = torch.stack([
-        smooth_noise(shape, [12 / step for step in voxel_size_mm], torch.Generator().manual_seed(seed))[0]
-        for seed in range(30)
-    ])  # fmt: skip
+    noise = torch.stack(
+        [
+            smooth_noise(shape, [12 / step for step in voxel_size_mm], torch.Generator().manual_seed(seed))[0]
+            for seed in range(30)
+        ]
+    )
 
     def likeness(axis, distance_mm):
         step = round(distance_mm / voxel_size_mm[axis])

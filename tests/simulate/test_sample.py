@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.images.boxes import Box
-from bids_dgmseg.images.resample import world_grid
-from bids_dgmseg.images.volume import Volume
-from bids_dgmseg.models import get_model
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.filters import blur
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import (
     LOCALIZER_VIEW,
@@ -22,8 +22,8 @@ from bids_dgmseg.simulate.sample import (
     swap_sides,
     template_head,
 )
+from bids_dgmseg.simulate.smoothing import blur
 from bids_dgmseg.simulate.susceptibility import TISSUES, drop_hilum, split_dentate
-from bids_dgmseg.structures import STRUCTURES
 
 VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), outside_noise=0.0)
 

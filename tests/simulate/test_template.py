@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.images.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume, load_image
 from bids_dgmseg.simulate.susceptibility import TISSUES
 from bids_dgmseg.simulate.template import _NUCLEI, _TISSUES, build_template, read_nigra, read_symbols, write_template
 
@@ -18,18 +18,27 @@ TISSUE = {name: number for number, name in TISSUES.items()}
 SHAPE = (81, 40, 40)
 AFFINE = np.array([[0.5, 0, 0, -20], [0, 0.5, 0, -10], [0, 0, 0.5, -10], [0, 0, 0, 1]])
 BOXES = {  # symbol → where it begins and ends in voxels: x from the middle, on both sides, then y, then z
-    "FWM": (0, 40, 0, 40, 16, 40), "HWM": (0, 40, 0, 40, 0, 14), "MTg": (0, 8, 10, 20, 16, 20),
-    "CaH": (4, 8, 4, 10, 34, 38), "CaT": (4, 8, 12, 14, 34, 38), "Pu": (24, 30, 10, 30, 24, 32),
-    "GPe": (14, 20, 10, 30, 24, 32), "STH": (10, 12, 10, 14, 18, 20), "SN": (4, 6, 12, 16, 17, 19),
-    "CbDN": (4, 24, 16, 26, 8, 13), "CBL": (0, 40, 0, 40, 14, 16),
-}  # fmt: skip
+    "FWM": (0, 40, 0, 40, 16, 40),
+    "HWM": (0, 40, 0, 40, 0, 14),
+    "MTg": (0, 8, 10, 20, 16, 20),
+    "CaH": (4, 8, 4, 10, 34, 38),
+    "CaT": (4, 8, 12, 14, 34, 38),
+    "Pu": (24, 30, 10, 30, 24, 32),
+    "GPe": (14, 20, 10, 30, 24, 32),
+    "STH": (10, 12, 10, 14, 18, 20),
+    "SN": (4, 6, 12, 16, 17, 19),
+    "CbDN": (4, 24, 16, 26, 8, 13),
+    "CBL": (0, 40, 0, 40, 14, 16),
+}
 """Pu and GPe are 4 voxels, 2 mm, apart: a lamina."""
 
 
 def both_sides(x0, x1, y0, y1, z0, z1):
     """Slices of a box and of its mirror image; the middle is voxel 40."""
-    return [(slice(40 + x0, 40 + x1), slice(y0, y1), slice(z0, z1)),
-            (slice(41 - x1, 41 - x0), slice(y0, y1), slice(z0, z1))]  # fmt: skip
+    return [
+        (slice(40 + x0, 40 + x1), slice(y0, y1), slice(z0, z1)),
+        (slice(41 - x1, 41 - x0), slice(y0, y1), slice(z0, z1)),
+    ]
 
 
 @pytest.fixture
@@ -120,8 +129,10 @@ def test_brain_outside_the_atlas_is_fluid(atlas, head, labels):
 
 
 def test_the_cerebellar_nuclei_are_divided_by_place(labels):
-    right = {name: np.argwhere(labels[40:] == number).mean(axis=0) for name, number in (
-        ("dentate", 2), ("interposed", 4), ("fastigial", TISSUE["fastigial nucleus"]))}
+    right = {
+        name: np.argwhere(labels[40:] == number).mean(axis=0)
+        for name, number in (("dentate", 2), ("interposed", 4), ("fastigial", TISSUE["fastigial nucleus"]))
+    }
     moved = 3  # voxels to the side, which the interposed nucleus does not go
     assert right["fastigial"][0] - moved < right["interposed"][0] < right["dentate"][0] - moved
     assert right["fastigial"][2] > right["dentate"][2]
@@ -200,7 +211,8 @@ def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
     volumes_mm3 = np.bincount(written.ravel()) * 0.125
     assert volumes_mm3[[7, 8, 15, 16]].tolist() == [650, 650, 2210, 2210]
     built = build_template(
-        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), living_mm3={}).array
+        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), living_mm3={}
+    ).array
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
     expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
     differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.files import write_json
-from bids_dgmseg.models import MODELS
-from bids_dgmseg.pipeline import alone
-from bids_dgmseg.pipeline.alone import Segmentation
-from bids_dgmseg.segment.found import Block
+from bids_dgmseg.evaluate import isolated_run as alone
+from bids_dgmseg.evaluate.isolated_run import Segmentation
+from bids_dgmseg.io.files import write_json
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.segment.results import Block
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
@@ -62,9 +62,13 @@ def test_each_model_and_scan_is_a_node(script, dataset, models, tmp_path):
     ground = script.find_field(dataset, say=print)
     workflow = script.init_compare_models_wf(contenders=contenders, ground=ground, out=tmp_path)
     assert sorted(workflow.list_node_names()) == [
-        "compare", "gather", "segment_blind_sub01", "segment_blind_sub02", "segment_oracle_sub01",
+        "compare",
+        "gather",
+        "segment_blind_sub01",
+        "segment_blind_sub02",
+        "segment_oracle_sub01",
         "segment_oracle_sub02",
-    ]  # fmt: skip
+    ]
 
 
 def test_models_are_compared_to_a_page(script, dataset, models, tmp_path, capsys):

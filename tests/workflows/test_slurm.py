@@ -41,8 +41,12 @@ echo "$*" >>"$FAKE/app.log"
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     root = tmp_path / "my data"
-    for scan in ("sub-01/ses-1/anat/sub-01_ses-1", "sub-01/ses-2/anat/sub-01_ses-2", "sub-02/anat/sub-02",
-                 "sub-10/anat/sub-10"):  # fmt: skip
+    for scan in (
+        "sub-01/ses-1/anat/sub-01_ses-1",
+        "sub-01/ses-2/anat/sub-01_ses-2",
+        "sub-02/anat/sub-02",
+        "sub-10/anat/sub-10",
+    ):
         chi = root / f"{scan}_Chimap.nii.gz"
         chi.parent.mkdir(parents=True)
         chi.touch()
@@ -63,9 +67,13 @@ def submit(tmp_path, dataset):
         variables = {**os.environ, "PATH": f"{fake}:{os.environ['PATH']}", "FAKE": str(fake), "PYTHON": sys.executable}
         command = [str(SCRIPT), str(dataset), str(tmp_path / "out"), *options]
         run = subprocess.run(
-            command, env={**variables, "SCRATCH_DIR": str(tmp_path), **environment}, capture_output=True, text=True,
-            check=False, cwd=tmp_path,
-        )  # fmt: skip
+            command,
+            env={**variables, "SCRATCH_DIR": str(tmp_path), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
         logs = [fake / "app.log", fake / "sbatch.log"]
         app, sbatch = (log.read_text().splitlines() if log.is_file() else [] for log in logs)
         return run, app, sbatch

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_dgmseg.commands import build_parser
-from bids_dgmseg.models import MODELS
-from bids_dgmseg.segment.weights import load_segmenters
-from tests.pipeline.test_training import SMALL, make_dataset
+from bids_dgmseg.cli.main import build_parser
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.weights import load_segmenters
+from tests.train.test_folds import SMALL, make_dataset
 
 SCRIPT = Path(__file__).parents[2] / "workflows" / "train_models.py"
 
@@ -35,8 +35,9 @@ def test_each_model_and_fold_is_a_node_and_every_curve_is_compared(script, tmp_p
     nodes = [name for name in workflow.list_node_names() if name.startswith("train_")]
     assert nodes == [
         *(f"train_{model}_fold_{fold}" for model in ("dcnnet", "deepqsmseg") for fold in range(3)),
-        "train_nnunet2step_cerebellum", "train_nnunet2step_dentate",
-    ]  # fmt: skip
+        "train_nnunet2step_cerebellum",
+        "train_nnunet2step_dentate",
+    ]
     gather = workflow.get_node("gather")
     assert len([edge for edge in workflow._graph.in_edges(gather)]) == 8
     for name in nodes:  # none waits for another
@@ -55,11 +56,29 @@ def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, mon
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=take))  # Nipype has its own
-    given = [str(tmp_path), str(tmp_path / "out"), "--models", "attunet25d", "nnunet2step", "--folds", "2", "--plan",
-             "small", "--work-dir", str(tmp_path / "work"), "--", "--minutes", "30"]  # fmt: skip
+    given = [
+        str(tmp_path),
+        str(tmp_path / "out"),
+        "--models",
+        "attunet25d",
+        "nnunet2step",
+        "--folds",
+        "2",
+        "--plan",
+        "small",
+        "--work-dir",
+        str(tmp_path / "work"),
+        "--",
+        "--minutes",
+        "30",
+    ]
     assert script.main(given) == 0
-    assert set(asked) == {("attunet25d", 0, None), ("attunet25d", 1, None), ("nnunet2step", "cerebellum"),
-                          ("nnunet2step", "dentate")}  # fmt: skip
+    assert set(asked) == {
+        ("attunet25d", 0, None),
+        ("attunet25d", 1, None),
+        ("nnunet2step", "cerebellum"),
+        ("nnunet2step", "dentate"),
+    }
     assert {args.minutes for args in asked.values()} == {30}
     assert {args.dataset for args in asked.values()} == {tmp_path}
     assert asked["attunet25d", 1, None].folds == 2
@@ -76,9 +95,14 @@ def test_the_best_epoch_is_the_one_with_the_least_validation_loss(script, tmp_pa
         "1\t3\t0.1\t9\t0.5\t0.8\t0.6\n2\t3\t0.1\t8\t0.4\t0.9\tn/a\n3\t3\t0.1\t7\t0.6\t0.1\t0.1\n"
     )
     assert script.summarize(curve) == {
-        "model": "dcnnet", "fold": "1", "epochs": 3, "best_epoch": "2", "validation_loss": "0.4", "mean_dice": "0.9000",
+        "model": "dcnnet",
+        "fold": "1",
+        "epochs": 3,
+        "best_epoch": "2",
+        "validation_loss": "0.4",
+        "mean_dice": "0.9000",
         "step": "n/a",
-    }  # fmt: skip
+    }
 
 
 def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path):
@@ -88,9 +112,14 @@ def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path
         "epoch\tloss\tloss_tune\tlearning_rate\tDN_L\tDN_R\n1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tnan\n"
     )
     assert script.summarize(curve) == {
-        "model": "nnunet2step", "fold": "n/a", "epochs": 2, "best_epoch": "2", "validation_loss": "-0.6",
-        "mean_dice": "0.8000", "step": "dentate",
-    }  # fmt: skip
+        "model": "nnunet2step",
+        "fold": "n/a",
+        "epochs": 2,
+        "best_epoch": "2",
+        "validation_loss": "-0.6",
+        "mean_dice": "0.8000",
+        "step": "dentate",
+    }
 
 
 def test_a_dataset_that_is_not_there_is_said_in_one_line(script, tmp_path, capsys):

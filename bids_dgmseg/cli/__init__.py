@@ -1,0 +1,1 @@
+"""Command lines: ``bids_dgmseg`` (BIDS App) and ``dgmseg`` (tools)."""

@@ -1,0 +1,57 @@
+"""The verbs of `dgmseg`, one small file each.
+
+A verb is a module here with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns the exit
+code; where an interrupted one is worth a word more, ``AFTER_INTERRUPT``. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from bids_dgmseg import __version__
+from bids_dgmseg.errors import end_well
+from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.workflow.environment import terminate_as_interrupt
+
+VERBS = ("demo", "evaluate", "models", "simulate", "template", "train")
+"""Modules of this package, each with ``HELP``, ``add_arguments`` and ``run``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dgmseg VERB``.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
+    """
+    args = build_parser().parse_args(argv)
+    keep_freed_memory()
+    with terminate_as_interrupt():
+        return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Gather the verbs' options."""
+    parser = argparse.ArgumentParser(
+        prog="dgmseg",
+        description="What belongs to bids_dgmseg beside the BIDS App. Left is always the patient's left.",
+        epilog="`dgmseg VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        verb = importlib.import_module(f"bids_dgmseg.cli.{name}")
+        own = verbs.add_parser(
+            name, help=verb.HELP, description=verb.HELP[0].upper() + verb.HELP[1:] + ".", allow_abbrev=False
+        )
+        verb.add_arguments(own)
+        own.set_defaults(run=verb.run, after_interrupt=getattr(verb, "AFTER_INTERRUPT", ""))
+    return parser

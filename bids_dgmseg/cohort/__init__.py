@@ -1,1 +1,0 @@
-"""From many scans' tables to a study's."""

@@ -1,0 +1,1 @@
+"""Comparison of segmentations with references, between raters and between models."""

@@ -1,0 +1,1 @@
+"""Images as arrays with an affine (RAS+, mm): grids, resampling, boxes, masks, units."""

@@ -1,1 +1,0 @@
-"""Images as arrays with an affine; pure numpy, scipy and nibabel."""

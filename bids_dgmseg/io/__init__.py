@@ -1,0 +1,1 @@
+"""Files: atomic writing, JSON, checksums, links, unfetched annex and LFS content."""

@@ -1,0 +1,1 @@
+"""Model registry, weights, label maps and model folders."""

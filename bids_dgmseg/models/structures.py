@@ -1,0 +1,154 @@
+"""The one table of nuclei: where a number meets a name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Literal, cast, overload
+
+_RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
+    "DN": (15.0, -58.0, -35.0),
+    "IN": (7.0, -55.0, -31.0),
+    "RN": (5.3, -19.5, -9.5),
+    "SN": (10.0, -17.0, -13.8),
+    "STN": (10.3, -11.5, -7.5),
+    "CN": (14.3, 9.5, 10.0),
+    "PUT": (26.5, 2.0, 1.0),
+    "GP": (18.5, -3.0, -1.0),
+}
+
+_RIGHT_COURSE_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
+    "CN": ((13.6, 18.9, 2.7), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
+    "PUT": ((22.3, 14.8, -3.3), (30.1, -16.5, 2.0)),
+}
+"""Of nuclei so long that a piece of them may lie far from their centre: middles of slabs of the label template."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One nucleus of one hemisphere, a row of ``data/structures.tsv``."""
+
+    index: int
+    """Value in every dseg of every model; 0 is background."""
+    name: str
+    """Such as ``left dentate nucleus``; left is the patient's left."""
+    abbreviation: str
+    """Nucleus and side, such as ``DN_L``: channels, rows and columns carry it."""
+    hemisphere: Literal["L", "R"]
+    color: str
+    """``#rrggbb``."""
+    mapping: int
+    """Index of the tissue in the BIDS standard label table."""
+
+    @property
+    def nucleus(self) -> str:
+        """The nucleus without its side.
+
+        >>> STRUCTURES.named("DN_L").nucleus
+        'DN'
+        """
+        return self.abbreviation.split("_")[0]
+
+    @property
+    def typical_mm(self) -> tuple[float, float, float]:
+        """The centre in the MNI152 brain, RAS+.
+
+        >>> STRUCTURES.named("DN_L").typical_mm
+        (-15.0, -58.0, -35.0)
+        """
+        return self._on_its_side(_RIGHT_MM[self.nucleus])
+
+    @property
+    def typical_course_mm(self) -> tuple[tuple[float, float, float], ...]:
+        """Places in the MNI152 brain, RAS+, near which its pieces lie: the centre, and more along a long nucleus.
+
+        >>> STRUCTURES.named("DN_L").typical_course_mm
+        ((-15.0, -58.0, -35.0),)
+        """
+        return (self.typical_mm, *map(self._on_its_side, _RIGHT_COURSE_MM.get(self.nucleus, ())))
+
+    def _on_its_side(self, right_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        x, y, z = right_mm
+        return (-x if self.hemisphere == "L" else x), y, z
+
+    @property
+    def bids_label(self) -> str:
+        """The value of the ``label-`` entity.
+
+        >>> STRUCTURES.named("DN_L").bids_label
+        'DNleft'
+        """
+        return self.nucleus + ("left" if self.hemisphere == "L" else "right")
+
+
+class Structures(Sequence[Structure]):
+    """Structures in the order of their numbers."""
+
+    def __init__(self, rows: Sequence[Structure]) -> None:
+        self._rows = tuple(sorted(rows, key=lambda structure: structure.index))
+        self._by_name = {structure.abbreviation: structure for structure in self._rows}
+        self._by_index = {structure.index: structure for structure in self._rows}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Structure]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, position: int) -> Structure: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Structure, ...]: ...
+    def __getitem__(self, position: int | slice) -> Structure | tuple[Structure, ...]:
+        return self._rows[position]
+
+    def named(self, abbreviation: str) -> Structure:
+        """Find a structure by its abbreviation, such as ``DN_L``.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if abbreviation not in self._by_name:
+            raise ValueError(f"no structure {abbreviation!r}; there are {', '.join(self._by_name)}")
+        return self._by_name[abbreviation]
+
+    def numbered(self, index: int) -> Structure:
+        """Find a structure by its dseg value.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        if index not in self._by_index:
+            raise ValueError(f"no structure has the number {index}")
+        return self._by_index[index]
+
+    def sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
+        """Both sides of each nucleus, such as ``("DN",)`` → DN_L, DN_R, in the order given."""
+        return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
+
+
+def _read_structures() -> Structures:
+    text = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    return Structures(
+        [
+            Structure(
+                index=int(row["index"]),
+                name=row["name"],
+                abbreviation=row["abbreviation"],
+                hemisphere=cast(Literal["L", "R"], row["hemisphere"]),
+                color=row["color"],
+                mapping=int(row["mapping"]),
+            )
+            for row in rows
+        ]
+    )
+
+
+STRUCTURES = _read_structures()

@@ -1,1 +1,0 @@
-"""Nipype interfaces and workflow builders."""

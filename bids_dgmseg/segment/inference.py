@@ -1,0 +1,167 @@
+"""Networks over batches: layout, precision, device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from bids_dgmseg.models.weights import pick_device, to_channels_last
+
+
+def forward(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
+    """Run a network over one patch.
+
+    Parameters
+    ----------
+    network : Module
+        Ready to predict.
+    values : ndarray of shape (channels, X, Y, Z)
+        Normalized input.
+    device : {"cpu", "cuda", "auto"}
+        Where to run.
+
+    Returns
+    -------
+    Tensor of shape (classes, X, Y, Z)
+        Probabilities of a network with one softmax, float32.
+    """
+    return forward_batch(network, values[None], device)[0].softmax(dim=0)
+
+
+def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
+    """Run a network over patches (B, channels, ...) of the same size; logits (B, classes, ...), else as `forward`."""
+    where = pick_device(device)
+    network = to_channels_last(network, where)
+    batch = lay_out(torch.from_numpy(np.ascontiguousarray(values)), where)
+    with torch.inference_mode(), mixed_precision(where):
+        logits: Tensor = network(batch)
+    return logits.float()
+
+
+def lay_out(batch: Tensor, device: torch.device) -> Tensor:
+    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`."""
+    return batch.to(device, memory_format=torch.channels_last if batch.ndim == 4 else torch.channels_last_3d)
+
+
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 where a device gains by it, in float32 on others, inside this context.
+
+    On CPUs, convolutions that `SafeGradients` knows for wrong gradients learn in float32.
+    """
+    quick = _has_fast_bfloat16(device)
+    with (
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=quick),
+        SafeGradients() if quick and device.type == "cpu" else nullcontext(),
+    ):
+        yield
+
+
+class SafeGradients(TorchFunctionMode):
+    """Convolutions of images smaller than their kernel learn in float32.
+
+    Of these oneDNN 3.13 computes the gradient of bfloat16 weights from memory that nobody wrote (x86, torch 2.15): any
+    number or NaN, another one each time. Right are float32, and bfloat16 wherever no side is shorter than the kernel's.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS and torch.is_grad_enabled() and _is_small(*args, **kwargs):
+            with torch.autocast("cpu", enabled=False):
+                return func(*map(_as_float, args), **{name: _as_float(value) for name, value in kwargs.items()})
+        return func(*args, **kwargs)
+
+
+_CONVOLUTIONS = {
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+}
+
+
+def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Tell whether a side of what a convolution sees is shorter than that of its kernel."""
+    axes = weight.ndim - 2
+    return any(side < reach for side, reach in zip(input.shape[-axes:], weight.shape[-axes:], strict=True))
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether bfloat16 is computed in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
+
+
+def cover(shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0) -> Iterator[tuple[slice, ...]]:
+    """Cover a grid with patches.
+
+    Parameters
+    ----------
+    shape, patch : sequence of int
+        Voxels along each axis.
+    step : int
+        Voxels from one patch to the next, the last one shifted back to end with the grid; 0: as few as overlap by
+        half or more.
+    slack : float
+        Part of the patch by which a window may be longer where one is then enough along an axis.
+    """
+    starts = []
+    patch = [size if width < size <= (1 + slack) * width else width for size, width in zip(shape, patch, strict=True)]
+    for size, width in zip(shape, patch, strict=True):
+        room = max(size - width, 0)
+        if step:
+            starts.append([*range(0, room, step), room])
+        else:
+            count = int(np.ceil(room / (width / 2))) + 1
+            starts.append(np.unique(np.linspace(0, room, count).round().astype(int)).tolist())
+    for corner in product(*starts):
+        yield tuple(slice(start, start + width) for start, width in zip(corner, patch, strict=True))
+
+
+def middle_weight(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Gaussian with an SD of an eighth of the window: predictions near its edge have seen little."""
+    profiles = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in shape]
+    weight = np.einsum("i,j,k->ijk", *profiles).astype(np.float32)
+    floored: NDArray[np.float32] = np.maximum(weight, np.float32(1e-4))
+    return floored
+
+
+def coronal_stacks(array: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
+    """Set each coronal slice among its neighbours; beyond the ends the last slice is repeated.
+
+    Parameters
+    ----------
+    array : ndarray of shape (X, Y, Z)
+        RAS+ axes.
+    slices : int
+        Odd; slices of a stack.
+
+    Returns
+    -------
+    ndarray of shape (Y, slices, X, Z)
+        The stack of slice y, from back to front.
+    """
+    half = slices // 2
+    padded = np.pad(array, ((0, 0), (half, half), (0, 0)), mode="edge")
+    stacks = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=1)  # (X, Y, Z, slices)
+    return np.ascontiguousarray(stacks.transpose(1, 3, 0, 2))

@@ -1,0 +1,1 @@
+"""Statistics on arrays and tables: agreement, overlap, age curves, ComBat, group tests, longitudinal change."""

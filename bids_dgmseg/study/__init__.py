@@ -1,0 +1,1 @@
+"""Group level: participants, joining of scans, analyses, tables."""

@@ -1,0 +1,1 @@
+"""Training of nnU-Net v2 models."""

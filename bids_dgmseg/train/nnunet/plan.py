@@ -1,0 +1,165 @@
+"""Plan and preprocess an nnU-Net dataset in this process, as large as nnU-Net would or small enough for a package."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from bids_dgmseg.train.nnunet.data import PlanName
+
+CONFIGURATION = "3d_fullres"
+
+PLANS = "nnUNetPlans"
+
+_INTENSITIES = 1_000_000
+"""Voxels of the labels, all scans together, whose values describe the dataset; nnU-Net takes a hundred times more."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the plan of a step is made for; by default DentateSeg's voxels and nnU-Net's own network."""
+
+    spacing_mm: float = 0.86
+    memory_gb: float = 8.0
+    """What nnU-Net's planner sizes patches by."""
+    features: int = 32
+    """Filters of the first stage, doubled from stage to stage."""
+    parameters: float = math.inf
+    """At most so many: the filters of the last stages are limited until it fits."""
+
+
+SIZES: Mapping[PlanName, Mapping[str, Size]] = {
+    "paper": {"cerebellum": Size(), "dentate": Size()},
+    "small": {
+        "cerebellum": Size(spacing_mm=2.58, memory_gb=0.3, features=8, parameters=1_100_000),
+        "dentate": Size(memory_gb=0.6, features=16, parameters=3_800_000),
+    },
+}
+"""Half precision needs two bytes a parameter: both small steps together stay below 10 MB. Step one only lays a box, so
+there it sees the map at three times 0.86 mm."""
+
+
+class SizedPlanner(ExperimentPlanner):
+    """nnU-Net's default planner for one 3D network of a certain size."""
+
+    def __init__(self, dataset: str, size: Size) -> None:
+        super().__init__(
+            dataset,
+            gpu_memory_target_in_gb=size.memory_gb,
+            plans_name=PLANS,
+            overwrite_target_spacing=[size.spacing_mm] * 3,
+        )
+        self.size = size
+        self.UNet_base_num_features = size.features
+        self.lowres_creation_threshold = 0.0
+
+    def get_plans_for_configuration(
+        self, spacing: Any, median_shape: Any, data_identifier: str, approximate_n_voxels_dataset: float, _cache: Any
+    ) -> dict[str, Any]:
+        """Plan the 3D network, with as many filters as its limit allows; the 2D one is not wanted."""
+        if len(spacing) == 2:
+            return {}
+        plan: dict[str, Any] = {}
+        for most in (320, 256, 192, 128, 96, 64, 48, 32):
+            self.UNet_max_features_3d = most
+            plan = super().get_plans_for_configuration(
+                spacing, median_shape, data_identifier, approximate_n_voxels_dataset, {}
+            )
+            counted = count_parameters(plan["architecture"], classes=len(self.dataset_json["labels"]))
+            if counted <= self.size.parameters:
+                break
+        return plan
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Keep the one configuration."""
+        plans["configurations"] = {CONFIGURATION: plans["configurations"][CONFIGURATION]}
+        super().save_plans(plans)
+
+
+def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
+    """Count the parameters of a network of plans.json."""
+    network = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        1,
+        classes,
+        allow_init=False,
+        deep_supervision=True,
+    )
+    return sum(values.numel() for values in network.parameters())
+
+
+def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
+    """Do what ``nnUNetv2_plan_and_preprocess`` does, without its worker processes.
+
+    Parameters
+    ----------
+    raw, preprocessed : path
+        The dataset's folders; nnU-Net's environment variables name their parents.
+    size : Size
+        Of the voxels, the patches and the network.
+    """
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
+    files = {
+        name: ([str(raw / "imagesTr" / f"{name}_0000.nii.gz")], str(raw / "labelsTr" / f"{name}.nii.gz"))
+        for name in names
+    }
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    _write(_fingerprint(list(files.values())), preprocessed / "dataset_fingerprint.json")
+    planner = SizedPlanner(raw.name, size)
+    manager = PlansManager(planner.plan_experiment())
+    configuration = manager.get_configuration(CONFIGURATION)
+    folder = preprocessed / configuration.data_identifier
+    folder.mkdir(exist_ok=True)
+    preprocessor = DefaultPreprocessor(verbose=False)
+    for name, (images, labels) in files.items():
+        preprocessor.run_case_save(str(folder / name), images, labels, manager, configuration, planner.dataset_json)
+
+
+def _fingerprint(files: Sequence[tuple[list[str], str]]) -> dict[str, Any]:
+    """Describe a dataset as nnU-Net's extractor does."""
+    found = [
+        DatasetFingerprintExtractor.analyze_case(images, labels, SimpleITKIO, _INTENSITIES // len(files))
+        for images, labels in files
+    ]
+    values = np.concatenate([case[2][0] for case in found])
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+    intensities = {
+        "mean": values.mean(),
+        "median": median,
+        "std": values.std(),
+        "min": values.min(),
+        "max": values.max(),
+        "percentile_99_5": high,
+        "percentile_00_5": low,
+    }
+    return {
+        "spacings": [case[1] for case in found],
+        "shapes_after_crop": [case[0] for case in found],
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "median_relative_size_after_cropping": np.median([case[4] for case in found]),
+    }
+
+
+def write_splits(preprocessed: Path, learned: Sequence[str], watched: Sequence[str]) -> None:
+    """Tell nnU-Net's trainer which cases fold 0 learns from and which it watches."""
+    _write([{"train": list(learned), "val": list(watched)}], preprocessed / "splits_final.json")
+
+
+def _write(content: Any, path: Path) -> None:
+    recursive_fix_for_json_export(content) if isinstance(content, dict) else None
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,1 +1,0 @@
-"""How networks learn from simulated or labelled maps."""

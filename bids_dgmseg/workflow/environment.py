@@ -1,0 +1,125 @@
+"""Where Nipype writes, and that it writes nowhere else: not to the terminal, not to HOME, not to the network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bids_dgmseg.config import Settings
+
+LOG_NAME = "nipype.log"
+
+_LOGGERS = ("nipype", "nibabel.global", "py.warnings")
+
+_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what libraries and worker processes read from the environment; call before Nipype, NumPy or torch load."""
+    threads = str(settings.omp_nthreads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = threads
+    os.environ["NIPYPE_NO_ET"] = "1"  # no look-up of new versions
+    os.environ["NIPYPE_CONFIG_DIR"] = str(settings.work_dir / "nipype")  # a user's own file must not change results
+    os.environ.setdefault("MPLCONFIGDIR", str(settings.work_dir / "matplotlib"))
+
+
+def configure_nipype(settings: Settings) -> None:
+    """Set Nipype's options; call before a Workflow is built."""
+    from nipype import config
+
+    config.update_config(
+        {
+            "execution": {
+                "crashfile_format": "txt",
+                "create_report": "false",
+                "poll_sleep_duration": "0.05",  # 2 s by default
+                "remove_unnecessary_outputs": "false",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+            },
+        }
+    )
+
+
+@contextlib.contextmanager
+def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
+    """Send the logs of Nipype and nibabel and the warnings of all libraries to a file.
+
+    Parameters
+    ----------
+    folder : path
+        Gets `LOG_NAME` once there is something to write; processes may share it.
+    verbose : bool
+        Also show the log on standard error.
+    """
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / LOG_NAME, encoding="utf-8", delay=True)]
+    if verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+    with contextlib.ExitStack() as stack:
+        for name in _LOGGERS:
+            stack.enter_context(_handled_by(name, handlers))
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            for handler in handlers:
+                handler.close()
+
+
+@contextlib.contextmanager
+def _handled_by(name: str, handlers: Sequence[logging.Handler]) -> Iterator[None]:
+    import nibabel
+    import nipype  # both add handlers of their own when they are loaded
+
+    del nibabel, nipype
+    logger: Any = logging.getLogger(name)
+    before = (logger.handlers, logger.propagate)
+    logger.handlers, logger.propagate = list(handlers), False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM (``docker stop``, ``scancel``) end the block as Ctrl-C does: workers stop, intermediate files go."""
+    with _handled(signal.SIGTERM, _interrupt):
+        yield
+
+
+@contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Make Ctrl-C do nothing in the block, nor in processes that are started in it."""
+    with _handled(signal.SIGINT, signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(
+    number: signal.Signals, handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

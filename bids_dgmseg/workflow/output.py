@@ -1,0 +1,86 @@
+"""Where a run may write."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from bids_dgmseg.bids.description import DATASET_DESCRIPTION, is_own, makers
+from bids_dgmseg.config import Settings
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.annex import describe_missing, describe_pointer, is_pointer, leads_nowhere
+from bids_dgmseg.io.files import read_json
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse an output or working directory that would harm the input or another program's dataset.
+
+    Nothing is written, except that the output directory is created unless this is a dry run.
+
+    Raises
+    ------
+    InputError
+        If one lies inside the raw data, or the output directory is read-only or another program's dataset.
+    """
+    from bids_dgmseg.bids.derivatives import check_output
+
+    root = settings.bids_dir.resolve()
+    for folder, option in ((settings.output_dir, "output directory"), (settings.work_dir, "--work-dir")):
+        inside = folder.resolve()
+        if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
+            raise InputError(
+                f"{folder.name}: {option} inside the input's raw data ({root.name}); "
+                f"choose a folder outside it or below {root.name}/derivatives"
+            )
+    if settings.work_dir.resolve().is_relative_to(settings.output_dir.resolve()):
+        raise InputError(
+            f"{settings.work_dir.name}: --work-dir inside the output directory, whose dataset would not be valid; "
+            "choose a folder outside it"
+        )
+    maker = _foreign_maker(settings.output_dir)
+    if not maker and settings.analysis_level == "participant":
+        maker = _unknown_maker(settings.output_dir)
+    if maker:
+        raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
+    check_output(settings)
+
+
+def make_run_folder(work_dir: Path) -> Path:
+    """Create a folder in the working directory that no other run uses.
+
+    Raises
+    ------
+    InputError
+        If that fails.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="run-", dir=work_dir))
+    except OSError as error:
+        raise InputError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir") from error
+
+
+def _foreign_maker(folder: Path) -> str | None:
+    """Name who made the dataset in a folder, if there is one and it is not ours."""
+    path = folder / DATASET_DESCRIPTION
+    if leads_nowhere(path):
+        raise InputError(f"{folder.name}: {describe_missing(path)}")
+    if is_pointer(path):
+        raise InputError(f"{folder.name}: {describe_pointer(path)}")
+    if not path.is_file():
+        return None
+    try:
+        read_json(path)
+    except InputError as error:
+        raise InputError(f"{folder.name}/{error}") from error
+    if is_own(folder):
+        return None
+    return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"
+
+
+def _unknown_maker(folder: Path) -> str | None:
+    """Say so where a folder holds participants, but nothing tells whose they are: SEPIA's maps have no description."""
+    if (folder / DATASET_DESCRIPTION).exists():
+        return None
+    held = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
+    return f"another program ({held}, but no {DATASET_DESCRIPTION})" if held else None

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import bids_dgmseg
+from bids_dgmseg import resources as machine
+from bids_dgmseg.cli import bids_app as cli
+from bids_dgmseg.cli.bids_app import main, read_settings
+from bids_dgmseg.errors import InputError
+
+BASE = ("ds", "out", "participant")
+
+
+def fails_with(code: int, *argv: str) -> bool:
+    with pytest.raises(SystemExit) as stop:
+        read_settings([*BASE, *argv])
+    return stop.value.code == code
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings([*BASE, "--derivatives", "a", "../b", "-w", "work", "--bids-filter-file", "f.json"])
+    assert settings.bids_dir == tmp_path / "ds"
+    assert settings.output_dir == tmp_path / "out"
+    assert settings.derivatives == (tmp_path / "a", tmp_path.parent / "b")
+    assert settings.work_dir == tmp_path / "work"
+    assert settings.bids_filter_file == tmp_path / "f.json"
+
+
+def test_labels_lose_their_prefix_and_come_once():
+    settings = read_settings(
+        [*BASE, "--participant-label", "sub-01", "01", "02", "--session-label", "ses-a", "--participant-label", "03"]
+    )
+    assert settings.participant_label == ("01", "02", "03")
+    assert settings.session_label == ("a",)
+
+
+def test_underscores_in_options_are_understood():
+    settings = read_settings([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
+    assert (settings.participant_label, settings.mem_gb, settings.work_dir) == (("01",), 3.0, Path("/a_b"))
+
+
+def test_each_flag_is_a_setting():
+    plain = read_settings(BASE)
+    assert (plain.masks, plain.force, plain.dry_run, plain.skip_bids_validation, plain.stop_on_first_crash) == (
+        True,
+        False,
+        False,
+        False,
+        False,
+    )
+    flags = "--no-masks --force --dry-run --skip-bids-validation --stop-on-first-crash -vv --device cuda".split()
+    given = read_settings([*BASE, *flags])
+    assert (given.masks, given.force, given.dry_run, given.skip_bids_validation, given.stop_on_first_crash) == (
+        False,
+        True,
+        True,
+        True,
+        True,
+    )
+    assert (given.verbose, given.device) == (2, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--merge", "sites"),
+        ("--site-column", "scanner"),
+        ("--group-column", "arm"),
+        ("--control-filter", "age > 40"),
+        ("--covariates", "sex"),
+        ("--measures", "mean_ppm"),
+        ("--evaluation", "evaluated"),
+        ("--bootstrap", "100"),
+    ],
+)
+def test_what_only_the_group_level_does_is_refused_before(option, value, capsys):
+    assert main([*BASE, option, value]) == 2
+    assert capsys.readouterr().err == (
+        f"bids_dgmseg: error: {option}: is an option of the group level, which comes afterwards; leave it out\n"
+    )
+
+
+def test_the_alias_of_a_model_is_resolved():
+    assert read_settings(BASE).model == "dgm16"
+    assert read_settings([*BASE, "--model", "default"]).model == "dgm16"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--nprocs", "0"),
+        ("--nprocs", "two"),
+        ("--omp-nthreads", "-1"),
+        ("--mem-gb", "0"),
+        ("--mem-gb", "inf"),
+        ("--mem-gb", "nan"),
+        ("--device", "tpu"),
+        ("--participant-label", "sub-"),
+        ("--participant-label", "sub_01"),
+        ("--work-dir", ""),
+        ("--particpant-label", "01"),
+    ],
+)
+def test_a_wrong_option_ends_with_2(argv, capsys):
+    assert fails_with(2, *argv)
+    assert "bids_dgmseg: error: " in capsys.readouterr().err
+
+
+def test_a_wrong_number_is_shown(capsys):
+    assert fails_with(2, "--mem-gb", "lots")
+    assert "argument --mem-gb: 'lots' is not a positive number of gigabytes" in capsys.readouterr().err
+
+
+def test_unknown_model_and_missing_weights_end_with_2_and_one_line(capsys, tmp_path):
+    assert main([*BASE, "--model", "unet"]) == 2
+    assert main([*BASE, "--weights", str(tmp_path / "gone")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("bids_dgmseg: error: --model unet: no such model; choose from default, dgm16")
+    assert lines[1] == f"bids_dgmseg: error: {tmp_path / 'gone'}: no such folder; check --weights"
+
+
+def test_version(capsys):
+    assert fails_with(0, "--version")
+    assert capsys.readouterr().out == f"bids_dgmseg {bids_dgmseg.__version__}\n"
+
+
+def test_threads_and_memory_come_from_the_machine(monkeypatch):
+    monkeypatch.setattr(cli, "count_cpus", lambda: 12)
+    monkeypatch.setattr(cli, "available_memory_gb", lambda: 10.0)
+    settings = read_settings(BASE)
+    assert (settings.nprocs, settings.omp_nthreads, settings.mem_gb) == (12, 8, 9.0)
+
+
+def test_threads_of_a_step_never_exceed_the_processors():
+    settings = read_settings([*BASE, "--nprocs", "3", "--omp-nthreads", "8"])
+    assert (settings.nprocs, settings.omp_nthreads) == (3, 3)
+
+
+def test_affinity_and_quota_limit_the_processors(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(machine, "_own_cgroups", lambda: [tmp_path])
+    assert machine.count_cpus() == 16
+    (tmp_path / "cpu.max").write_text("350000 100000\n")
+    assert machine.count_cpus() == 3
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine.count_cpus() == 16
+
+
+def test_a_containers_limit_counts_for_the_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_free_bytes", lambda: 50_000_000_000)
+    monkeypatch.setattr(machine, "_own_cgroups", lambda: [tmp_path])
+    assert machine.available_memory_gb() == 50
+    (tmp_path / "memory.max").write_text("4000000000\n")
+    (tmp_path / "memory.current").write_text("1000000000\n")
+    assert machine.available_memory_gb() == 3
+
+
+def test_intermediate_files_go_to_the_temporary_folder():
+    assert read_settings(BASE).work_dir.is_relative_to(Path(tempfile.gettempdir()))
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_exit_code_is_that_of_the_level(monkeypatch, code):
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", lambda settings: code)
+    monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", lambda settings: code)
+    assert main(["ds", "out", "participant", "--skip-bids-validation"]) == code
+    assert main(["ds", "out", "group"]) == code
+
+
+def test_an_input_error_is_one_line_and_2(monkeypatch, capsys):
+    def refuse(settings):
+        raise InputError("ds: wrong\n  and more")
+
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", refuse)
+    assert main(BASE) == 2
+    assert capsys.readouterr().err == "bids_dgmseg: error: ds: wrong and more\n"
+
+
+def test_an_interruption_is_130(monkeypatch, capsys):
+    def interrupt(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", interrupt)
+    assert main(["ds", "out", "group"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_help_loads_nothing_heavy():
+    run = run_python(
+        "import sys; from bids_dgmseg.cli.bids_app import build_parser; build_parser().format_help(); "
+        "print(*sys.modules)"
+    )
+    heavy = {"torch", "nipype", "pandas", "bids", "matplotlib", "numpy", "nibabel", "scipy", "rich"}
+    assert heavy & set(run.stdout.split()) == set()
+
+
+def test_a_dry_run_lists_the_scans_writes_nothing_and_loads_no_torch(tmp_path):
+    chi = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    chi.parent.mkdir(parents=True)
+    chi.touch()
+    (tmp_path / "ds" / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))
+    argv = [str(tmp_path / "ds"), str(tmp_path / "out"), "participant", "--dry-run", "-w", str(tmp_path / "work")]
+    run = run_python(
+        f"import sys; from bids_dgmseg.cli.bids_app import main; code = main({argv!r}); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    assert run.stdout.splitlines()[-1] == "0 False"
+    assert "sub-01: " in run.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_module_runs_as_a_program():
+    run = subprocess.run([sys.executable, "-m", "bids_dgmseg", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"bids_dgmseg {bids_dgmseg.__version__}\n"

@@ -1,0 +1,188 @@
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import bids_dgmseg
+from bids_dgmseg.cli import models, train
+from bids_dgmseg.cli.main import VERBS, main
+from bids_dgmseg.cli.options import _KINDS
+from bids_dgmseg.models.registry import MODELS, Weights, get_model
+
+
+def exits_with(*argv: str) -> object:
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    return stop.value.code
+
+
+def test_every_verb_is_in_the_help(capsys):
+    assert exits_with("--help") == 0
+    shown = capsys.readouterr().out
+    assert {"demo", "models", "simulate", "template", "train"} <= set(VERBS)
+    assert all(f"\n    {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert exits_with(verb, "--help") == 0
+    assert f"usage: dgmseg {verb}" in capsys.readouterr().out
+
+
+def test_help_is_quick():
+    def seconds():
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bids_dgmseg.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_the_version_is_said(capsys):
+    assert exits_with("--version") == 0
+    assert capsys.readouterr().out == f"dgmseg {bids_dgmseg.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [(), ("sing",), ("demo",), ("simulate", "out"), ("train", "dgm16")])
+def test_wrong_usage_exits_with_2(argv):
+    assert exits_with(*argv) == 2
+
+
+def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", "default", "phantom", "out"]) == 130
+    told = "dgmseg train: interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--scans", "0"),
+        ("--scans", "many"),
+        ("--seed", "-1"),
+        ("--spacing-mm", "nan"),
+        ("--spacing-mm", "9"),
+    ],
+)
+def test_impossible_simulations_are_refused(option, value, capsys):
+    assert exits_with("simulate", "out", "--scans", "1", option, value) == 2
+    assert f"argument {option}: {value!r} is not a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "wanted"),
+    [
+        ("--seed", ("-1", "1.5", "1000000"), "a whole number from 0 to 999999"),
+        ("--workers", ("-1", "many"), "a whole number from 0"),
+        ("--validation-maps", ("-1", "some"), "a whole number from 0"),
+        ("--fold", ("-1",), "a whole number from 0"),
+        ("--steps", ("0", "2.5"), "a whole number from 1"),
+        ("--epochs", ("0",), "a whole number from 1"),
+        ("--folds", ("0",), "a whole number from 1"),
+        ("--scans", ("0",), "a whole number from 1"),
+        ("--minutes", ("0", "-1", "nan", "inf", "long"), "a number above 0"),
+        ("--learning-rate", ("0", "nan", "inf"), "a number above 0"),
+        ("--checkpoint-minutes", ("-1", "nan", "inf"), "a number from 0"),
+    ],
+)
+def test_impossible_trainings_are_refused(option, values, wanted, capsys):
+    for value in values:
+        assert exits_with("train", "dcnnet", "ds", "out", option, value) == 2
+        assert f"argument {option}: {value!r} is not {wanted}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["demo", "."], "demo: error: {name}: exists and is not an empty folder; give a new one"),
+        (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
+        (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: the template is NIfTI"),
+        (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; make it first"),
+        (["template", "a.nii.gz", "b", "c", "out.nii.gz"], "template: error: a.nii.gz: "),
+        (["models", "show"], "models: error: show: which model? choose from default, "),
+        (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
+        (["train", "default", "none.nii.gz", "out"], "train: error: none.nii.gz: no such label template"),
+        (
+            ["train", "default", "phantom", "out", "--part", "localizer", "--watch", "ds"],
+            "train: error: --watch: labels ",
+        ),
+        (
+            ["train", "attunet25d", "ds", "out", "--watch", "ds"],
+            "train: error: --watch: is for default on simulated maps",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(argv, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dgmseg {message.format(name=tmp_path.name)}")
+    assert error.count("\n") == 1
+
+
+def test_simulate_writes_a_dataset(tmp_path, capsys):
+    labels = np.zeros((60, 70, 60), np.uint8)
+    labels[10:50, 10:60, 10:50] = 22
+    labels[20:25, 30:40, 20:30], labels[35:40, 30:40, 20:30] = 11, 12
+    affine = np.array([[3.0, 0, 0, -88], [0, 3, 0, -120], [0, 0, 3, -85], [0, 0, 0, 1]])
+    nib.Nifti1Image(labels, affine).to_filename(tmp_path / "labels.nii.gz")
+    argv = ["simulate", str(tmp_path / "ds"), "--scans", "2", "--labels", str(tmp_path / "labels.nii.gz")]
+    assert main([*argv, "--spacing-mm", "4"]) == 0
+    assert capsys.readouterr().out == "sub-01\nsub-02\n"
+    assert len(list((tmp_path / "ds").glob("sub-*/anat/*_Chimap.nii.gz"))) == 2
+
+
+@pytest.fixture
+def weighty(tmp_path, monkeypatch):
+    """A model with one file of weights, whose checksum was made with sha256sum."""
+    sha256_of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    weights = Weights(files={"segmenter.safetensors": sha256_of_abc}, licence="CC0", trained_on="nothing")
+    monkeypatch.setitem(MODELS, "weighty", replace(get_model("default"), name="weighty", weights=weights))
+    monkeypatch.setattr(models, "weights_folder", lambda model: tmp_path)
+    return tmp_path / "segmenter.safetensors"
+
+
+def test_models_are_listed(weighty, capsys):
+    weighty.write_bytes(b"abc" * 1_000_000)
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", *MODELS]
+    assert lines[-1].split()[:6] == ["weighty", "DN,IN,RN,SN,STN,CN,PUT,GP", "3.0", "MB", "CC0", "nothing"]
+
+
+def test_a_model_is_shown(weighty, capsys):
+    assert main(["models", "show", "weighty"]) == 0
+    shown = capsys.readouterr().out
+    assert "licence:" in shown
+    assert "sha256 ba7816bf" in shown
+    assert "DN_L DN_R" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        pytest.param(b"abc", 0, "ok", id="whole"),
+        pytest.param(b"abd", 1, "expected ba7816bf", id="damaged"),
+        pytest.param(None, 1, "missing, expected ba7816bf", id="missing"),
+    ],
+)
+def test_weights_are_checked(weighty, capsys, content, code, said):
+    if content is not None:
+        weighty.write_bytes(content)
+    assert main(["models", "check", "weighty"]) == code
+    assert said in capsys.readouterr().out
+
+
+def test_every_option_of_a_training_is_for_some_kinds_or_for_all():
+    parser = argparse.ArgumentParser(add_help=False)
+    train.add_arguments(parser)
+    for_all = {"model", "dataset", "out", "minutes", "seed", "device", "workers"}
+    assert {action.dest for action in parser._actions} == for_all | set(_KINDS)

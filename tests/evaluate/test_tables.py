@@ -1,0 +1,95 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dgmseg.evaluate.columns import AGREEMENT_COLUMNS, METHODS_COLUMNS, RATERS_COLUMNS, SUMMARY_COLUMNS
+from bids_dgmseg.evaluate.tables import agreement_table, methods_table, raters_table, summarize
+
+RATERS = ["A", "B", "C", "D"]
+SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+
+
+@pytest.fixture
+def values():
+    """The same ratings for two nuclei, of which the second lacks one."""
+    frames = []
+    for abbreviation in ("DN_L", "DN_R"):
+        frame = pd.DataFrame(SHROUT_FLEISS, columns=RATERS, dtype=float)
+        frame.insert(0, "abbreviation", abbreviation)
+        frames.append(frame)
+    frames[1].loc[0, "A"] = np.nan
+    table = pd.concat(frames, ignore_index=True)
+    table.insert(0, "quantity", "volume_mm3")
+    return table
+
+
+def test_every_column_has_its_entry_in_the_dictionary(values):
+    agreement = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
+    assert list(agreement) == list(AGREEMENT_COLUMNS)
+    assert list(raters_table(values, raters=RATERS)) == list(RATERS_COLUMNS)
+    assert list(methods_table(values, raters=RATERS)) == list(METHODS_COLUMNS)
+    overlap = values.rename(columns={"A": "dice"}).assign(reference="R", prediction="P")
+    assert list(summarize(overlap, measures=["dice"])) == list(SUMMARY_COLUMNS)
+
+
+def test_missing_values_are_counted(values):
+    rows = agreement_table(values, raters=RATERS, pairs=[("A", "B")]).set_index("abbreviation")
+    assert rows["n"].tolist() == [6, 5]
+    assert rows["n_missing"].tolist() == [0, 1]
+    # The means of the second are over the five scans that both have.
+    assert rows.loc["DN_R", "mean_reference"] == pytest.approx((6 + 8 + 7 + 10 + 6) / 5)
+
+
+def test_p_values_are_corrected_over_nuclei_and_pairs(values):
+    rows = agreement_table(values, raters=RATERS, pairs=[("A", "B"), ("A", "C")])
+    assert rows["t_p_bonferroni"].tolist() == pytest.approx((4 * rows["t_p"]).tolist())
+    assert (rows["t_p_holm"] <= rows["t_p_bonferroni"]).all()
+
+
+def test_each_quantity_is_a_family_of_its_own(values):
+    both = pd.concat([values, values.assign(quantity="mean_ppm")], ignore_index=True)
+    alone = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
+    rows = agreement_table(both, raters=RATERS, pairs=[("A", "B")])
+    assert rows["t_p_bonferroni"].tolist() == pytest.approx(2 * alone["t_p_bonferroni"].tolist())
+
+
+def test_all_raters_have_the_correlations_of_shrout_and_fleiss(values):
+    row = raters_table(values, raters=RATERS).iloc[0]
+    assert (row["k"], row["n"]) == (4, 6)
+    assert [round(row[name], 2) for name in ("icc11", "icc21", "icc31")] == [0.17, 0.29, 0.71]
+
+
+def test_two_raters_have_no_tukey(values):
+    assert agreement_table(values, raters=["A", "B"], pairs=[("A", "B")])["tukey_p"].isna().all()
+
+
+def test_every_two_predictions_are_compared(values):
+    rows = methods_table(values, raters=RATERS)
+    assert len(rows) == 2 * 6
+    first = rows.iloc[0]
+    assert (first["first"], first["second"]) == ("A", "B")
+    assert first["mean_difference"] == pytest.approx((15 - 46) / 6)
+
+
+def test_a_summary_leaves_out_what_is_missing():
+    overlap = pd.DataFrame({"reference": "R", "prediction": "P", "abbreviation": "DN_L", "hd95_mm": [1.0, 3.0, np.nan]})
+    row = summarize(overlap, measures=["hd95_mm"]).iloc[0]
+    assert (row["n"], row["n_missing"]) == (2, 1)
+    assert [row[name] for name in ("mean", "median", "minimum", "maximum")] == [2, 2, 1, 3]
+    assert row["sd"] == pytest.approx(np.sqrt(2))
+
+
+def test_a_prediction_that_does_not_know_a_nucleus_leaves_the_others_their_tests():
+    known = {"first": [0.8, 0.82, 0.84, 0.9], "second": [0.7, 0.75, 0.72, 0.8], "third": [0.6, 0.64, 0.61, 0.7]}
+    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", **known, "other": np.nan})
+    alone = methods_table(values.drop(columns="other"), raters=list(known))
+    among = methods_table(values, raters=[*known, "other"])
+    pd.testing.assert_frame_equal(among, alone)
+    assert len(among) == 3
+    assert among["tukey_p"].notna().all()
+
+
+def test_two_predictions_without_a_common_nucleus_are_not_compared():
+    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", "first": [0.8, 0.9, 0.7], "second": np.nan})
+    assert methods_table(values, raters=["first", "second"]).empty
+    assert raters_table(values, raters=["first", "second"]).empty

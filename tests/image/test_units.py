@@ -1,0 +1,285 @@
+import gzip
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.volume import load_image
+
+REAL = sorted(Path(__file__).parents[3].glob("shared/data/real/sub-*/anat/*_Chimap.nii.gz"))
+SHAPE = (40, 48, 32)
+
+
+def head() -> np.ndarray:
+    """An ellipsoid that fills half of the image."""
+    x, y, z = (np.linspace(-1, 1, size).reshape(np.roll((-1, 1, 1), axis)) for axis, size in enumerate(SHAPE))
+    return x**2 + y**2 + z**2 < 1
+
+
+def brain(*, seed: int = 0, noise_ppm: float = 0.01) -> np.ndarray:
+    """White matter at -0.03 ppm, grey at 0.02, iron at 0.13 in 2 % of the voxels, noise; 0 outside."""
+    rng = np.random.default_rng(seed)
+    chi = rng.choice([-0.03, 0.02, 0.13], p=[0.5, 0.48, 0.02], size=SHAPE) + noise_ppm * rng.standard_normal(SHAPE)
+    return np.where(head(), chi, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    def write(array: np.ndarray, dtype=np.float32) -> Path:
+        nib.Nifti1Image(array.astype(dtype), np.eye(4)).to_filename(tmp_path / "sub-07_Chimap.nii.gz")
+        return tmp_path / "sub-07_Chimap.nii.gz"
+
+    return write
+
+
+def test_doubts_about_the_header_are_among_the_warnings(store):
+    path = store(brain())
+    image = load_image(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.to_filename(path)
+    (warning,) = check_chi(path, {"Units": "ppm"}).warnings
+    assert warning.startswith("sub-07_Chimap.nii.gz: its header says no orientation")
+
+
+def test_a_compressed_file_with_a_wrong_byte_is_refused(store):
+    path = store(brain())
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # in the checksum, which nothing but a reader of the whole file looks at
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"^sub-07_Chimap.nii.gz: the data are damaged or cut short \(CRC "):
+        check_chi(path, {"Units": "ppm"})
+
+
+@pytest.mark.parametrize("spelling", ["ppm", "PPM", " parts per million ", "parts_per_million"])
+def test_ppm_is_taken_from_the_sidecar(store, spelling):
+    checked = check_chi(store(brain()), {"Units": spelling})
+    assert (checked.units, checked.units_from, checked.warnings) == ("ppm", "sidecar", ())
+    np.testing.assert_array_equal(checked.chi_ppm.array, brain().astype(np.float32))
+
+
+@pytest.mark.parametrize("spelling", ["ppb", "parts per billion"])
+def test_ppb_becomes_ppm(store, spelling):
+    checked = check_chi(store(brain() * 1000), {"Units": spelling})
+    assert (checked.units, checked.units_from, checked.warnings) == ("ppb", "sidecar", ())
+    np.testing.assert_allclose(checked.chi_ppm.array, brain(), atol=1e-7)  # float32
+
+
+@pytest.mark.parametrize("sidecar", [{}, {"Units": ""}, {"Units": "arbitrary"}, {"EchoTime": 0.02}])
+def test_a_silent_sidecar_leaves_the_magnitude(store, sidecar):
+    assert check_chi(store(brain()), sidecar).units_from == "magnitude of the values"
+    assert check_chi(store(brain()), sidecar).units == "ppm"
+
+
+def test_ppb_that_nobody_stated_is_said(store):
+    checked = check_chi(store(brain() * 1000), {})
+    assert (checked.units, checked.units_from) == ("ppb", "magnitude of the values")
+    assert len(checked.warnings) == 1
+    assert 'no "Units" in its sidecar; read as ppb, since its values reach 1' in checked.warnings[0]
+
+
+def test_ppb_stored_as_integers_is_ppb(store):
+    assert check_chi(store(np.rint(brain() * 1000), np.int16), {}).units == "ppb"
+
+
+@pytest.mark.parametrize("key", ["ReferenceRegion", "SusceptibilityReference", "QSMReference", "reference_tissue"])
+def test_the_reference_is_reported(store, key):
+    assert check_chi(store(brain()), {key: "CSF"}).reference == "CSF"
+
+
+def test_a_missing_reference_is_reported_as_missing(store):
+    assert check_chi(store(brain()), {}).reference == "not stated"
+
+
+@pytest.mark.skipif(not REAL, reason="the real maps lie beside the project and are not here")
+@pytest.mark.parametrize("sidecar", [{}, {"Units": "ppm"}], ids=["silent", "stated"])
+def test_real_maps_pass_without_a_warning(sidecar):
+    for path in REAL:
+        checked = check_chi(path, sidecar)
+        assert (checked.units, checked.n_replaced, checked.warnings) == ("ppm", 0, ())
+
+
+@pytest.mark.parametrize("outside", ["noise", "uniform noise", "NaN", "streaks"])
+def test_any_background_passes(store, outside):
+    rng = np.random.default_rng(1)
+    background = {
+        "noise": rng.normal(scale=0.4, size=SHAPE),
+        "uniform noise": rng.uniform(-1, 1, SHAPE),
+        "NaN": np.full(SHAPE, np.nan),
+        "streaks": np.where(rng.random(SHAPE) < 0.05, rng.choice([-1, 1], SHAPE), 0),
+    }[outside]
+    checked = check_chi(store(np.where(head(), brain(), background)), {})
+    assert (checked.units, checked.n_replaced, checked.warnings) == ("ppm", 0, ())
+
+
+def test_strong_veins_and_a_calcification_pass(store):
+    chi = brain(noise_ppm=0.05)
+    chi[20, 10:40, 16] = 0.8
+    chi[25:27, 20:22, 16:18] = -2.5
+    assert check_chi(store(chi), {"Units": "ppm"}).units == "ppm"
+
+
+def test_a_tight_crop_passes(store):
+    checked = check_chi(store(brain()[14:26, 18:30, 10:22]), {})
+    assert (checked.units, checked.warnings) == ("ppm", ())
+
+
+def test_a_map_without_noise_passes(store):
+    assert check_chi(store(brain(noise_ppm=0)), {}).units == "ppm"
+
+
+def test_a_phase_sidecar_inherited_by_a_map_does_not_matter(store):
+    assert check_chi(store(brain()), {"ImageType": ["ORIGINAL", "PRIMARY", "P", "PHASE"]}).units == "ppm"
+
+
+@pytest.mark.parametrize("image_type", [None, 3, True])
+def test_an_image_type_that_is_no_list_says_nothing(store, image_type):
+    assert check_chi(store(brain()), {"ImageType": image_type}).units == "ppm"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("outside", [0, np.nan])
+def test_holes_in_the_brain_are_counted_and_said(store, value, outside):
+    chi = np.where(head(), brain(), outside)
+    chi[18:20, 22:25, 15] = value
+    checked = check_chi(store(chi), {"Units": "ppm"})
+    assert checked.n_replaced == 6
+    assert checked.warnings == (
+        "sub-07_Chimap.nii.gz: 6 voxels inside the brain are NaN or infinite; "
+        "they are filled for the network and missing in the measures",
+    )
+    assert np.isnan(checked.chi_ppm.array[18:20, 22:25, 15]).all()
+    assert np.isfinite(checked.chi_ppm.array[head()]).sum() == head().sum() - 6
+
+
+def test_a_hole_at_the_edge_of_a_tight_crop_is_counted(store):
+    chi = brain()[8:32, 10:38, 7:25]
+    chi[0, 10, 8] = np.nan
+    assert check_chi(store(chi), {}).n_replaced == 1
+
+
+def test_holes_scattered_over_the_whole_brain_are_all_counted(store):
+    chi = brain(noise_ppm=0.02)[:, :, 12:]  # the brain reaches the lowest slice
+    inside = np.flatnonzero(head()[:, :, 12:])
+    chi.flat[np.random.default_rng(5).choice(inside, 150, replace=False)] = np.nan
+    assert check_chi(store(chi), {}).n_replaced == 150
+
+
+def test_a_group_of_empty_voxels_outside_the_brain_is_background(store):
+    chi = brain()
+    chi[2:4, 2:4, 2:4] = np.nan
+    assert check_chi(store(chi), {}).n_replaced == 0
+
+
+def test_corners_left_empty_by_a_rotation_are_background(store):
+    chi = brain()
+    chi[:2, :2, :2] = np.nan
+    assert check_chi(store(chi), {}).n_replaced == 0
+
+
+def test_zero_stays_zero(store):
+    assert check_chi(store(brain()), {}).chi_ppm.array[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "sidecar", "message"),
+    [
+        pytest.param(np.zeros(SHAPE), {}, "all voxels are 0; reconstruct the map again", id="zeros"),
+        pytest.param(np.full(SHAPE, np.nan), {}, "no voxel is finite; reconstruct the map again", id="NaN"),
+        pytest.param(np.full(SHAPE, np.inf), {}, "no voxel is finite; reconstruct the map again", id="Inf"),
+        pytest.param(np.where(head(), 0, np.nan), {}, "all voxels are 0", id="zeros and NaN"),
+        pytest.param(brain() * 1e-6, {}, "values spread over 1.*e-07 only, expected ppm", id="fractions of one"),
+        pytest.param(np.full(SHAPE, 0.05), {}, "values spread over 0 only", id="constant"),
+        pytest.param(
+            brain() * 1000,
+            {"Units": "ppm"},
+            r'values reach 1\d\d, expected ppm \(about -1 to 1\); set "Units" in its sidecar to "ppb" or rescale',
+            id="ppb called ppm",
+        ),
+        pytest.param(
+            brain(),
+            {"Units": "ppb"},
+            r'values reach 0.1\d*, expected ppb \(about -1000 to 1000\); set "Units" in its sidecar to "ppm"',
+            id="ppm called ppb",
+        ),
+        pytest.param(
+            brain() * 127.7, {}, "too large for ppm and too small for ppb, as a field map in Hz", id="Hz, silent"
+        ),
+        pytest.param(
+            brain() * 127.7, {"Units": "ppm"}, "as a field map in Hz or an unwrapped phase", id="Hz called ppm"
+        ),
+        pytest.param(brain() * 127.7, {"Units": "Hz"}, "its sidecar says Hz, so it is a field map", id="Hz"),
+        pytest.param(brain() * 1e6, {}, "too large for ppm and for ppb", id="out of all range"),
+        pytest.param(brain(), {"Units": "mm"}, '"Units" in its sidecar is \'mm\', expected "ppm" or', id="other unit"),
+        pytest.param(brain(), {"Units": ["ppm"]}, r'"Units" in its sidecar is \[\'ppm\'\]', id="unit is no text"),
+    ],
+)
+def test_what_is_no_map_in_ppm_or_ppb_is_refused(store, array, sidecar, message):
+    with pytest.raises(InputError, match=f"^sub-07_Chimap.nii.gz: .*{message}"):
+        check_chi(store(array), sidecar)
+
+
+PHASE = np.random.default_rng(2).uniform(-math.pi, math.pi, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("array", "sidecar"),
+    [
+        pytest.param(PHASE, {}, id="radians"),
+        pytest.param(PHASE, {"Units": "ppm"}, id="radians called ppm"),
+        pytest.param(np.where(head(), PHASE, 0), {}, id="radians, skull-stripped"),
+        pytest.param(PHASE % (2 * math.pi), {}, id="0 to 2 pi"),
+        pytest.param(np.rint((PHASE / math.pi + 1) / 2 * 4095), {}, id="12 bits"),
+        pytest.param(np.rint((PHASE / math.pi + 1) / 2 * 8191) - 4096, {}, id="12 bits and sign"),
+        pytest.param(np.rint(PHASE * 1000), {}, id="thousandths of radians"),
+        pytest.param(PHASE / 4, {"Units": "rad"}, id="radians by its sidecar"),
+        pytest.param(PHASE / 4, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}, id="image type"),
+        pytest.param(PHASE / 4, {"ImageType": "ORIGINAL\\PRIMARY\\PHASE"}, id="image type as text"),
+    ],
+)
+def test_a_phase_image_is_recognised(store, array, sidecar):
+    with pytest.raises(InputError, match=r"looks like a phase image .*; reconstruct the susceptibility map"):
+        check_chi(store(array), sidecar)
+
+
+MAGNITUDE = np.abs(np.random.default_rng(3).normal(300, 120, SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("array", "sidecar"),
+    [
+        pytest.param(MAGNITUDE, {}, id="silent"),
+        pytest.param(MAGNITUDE, {"Units": "ppm"}, id="called ppm"),
+        pytest.param(MAGNITUDE, {"Units": "ppb"}, id="called ppb"),
+        pytest.param(np.where(head(), MAGNITUDE, 0), {}, id="skull-stripped"),
+        pytest.param(np.where(head(), MAGNITUDE, MAGNITUDE / 50), {}, id="with air"),
+        pytest.param(MAGNITUDE / MAGNITUDE.max(), {}, id="scaled to 1"),
+        pytest.param(np.random.default_rng(4).integers(1, 17, SHAPE), {}, id="labels"),
+    ],
+)
+def test_a_magnitude_image_is_recognised(store, array, sidecar):
+    with pytest.raises(InputError, match=r"looks like a magnitude image or labels .* which has both signs; give the"):
+        check_chi(store(array), sidecar)
+
+
+def test_a_map_of_paramagnetic_sources_passes_with_a_warning(store):
+    (warning,) = check_chi(store(np.abs(brain())), {"Units": "ppm"}).warnings
+    assert "no value is negative, as in a map of paramagnetic sources alone" in warning
+
+
+def test_a_truncated_map_is_refused(store):
+    path = store(brain())
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: the data are damaged or cut short"):
+        check_chi(path, {})
+
+
+def test_a_file_that_is_no_image_is_refused(tmp_path):
+    path = tmp_path / "sub-07_Chimap.nii.gz"
+    path.write_bytes(gzip.compress(b"no image"))
+    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: cannot be read as NIfTI"):
+        check_chi(path, {})

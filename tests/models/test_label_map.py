@@ -1,0 +1,123 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.label_map import choose_labels, read_label_map, read_labels
+from bids_dgmseg.models.registry import Weights, get_model
+from bids_dgmseg.segment.checks import check_ready
+
+MODEL = get_model("nnunet2step")
+
+
+def write_labels(folder: Path, labels: dict[str, Any], **more: object) -> Path:
+    """Write what is read of a single model folder to match its labels."""
+    folder.mkdir(parents=True)
+    (folder / "plans.json").write_text("{}")
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **more}))
+    return folder
+
+
+def test_labels_match_by_abbreviation_or_name_whatever_the_case_and_in_our_order(tmp_path):
+    folder = write_labels(tmp_path / "m", {"background": 0, "Right_Red-Nucleus": 1, "dn_l": 2, "ignore": 3})
+    model, notes = choose_labels(MODEL, folder, None)
+    assert model.labels == ("DN_L", "RN_R")
+    assert model.arch == {"numbers": {"DN_L": [2], "RN_R": [1]}}
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("label\tabbreviation\nsinister\tDN_L\n2\tDN_R\nputamen rostral\tPUT_L\n4\tPUT_L\n", id="tsv"),
+        pytest.param('{"sinister": "DN_L", "2": "DN_R", "putamen rostral": "PUT_L", "4": "PUT_L"}', id="json"),
+    ],
+)
+def test_a_table_gives_foreign_names_and_numbers_a_meaning(tmp_path, text):
+    path = tmp_path / ("map.json" if text.startswith("{") else "map.tsv")
+    path.write_text(text)
+    labels = {"background": 0, "sinister": 1, "dexter": 2, "putamen rostral": 3, "putamen caudal": 4, "lesion": 5}
+    model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels), path)
+    assert model.arch["numbers"] == {"DN_L": [1], "DN_R": [2], "PUT_L": [3, 4]}
+    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background; see --label-map"]
+
+
+def test_a_row_for_a_label_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "map.json").write_text('{"links": "DN_L"}')
+    _, notes = choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "DN_R": 1}), tmp_path / "map.json")
+    assert notes == ["--label-map: links not among the labels of m; ignored"]
+
+
+def test_two_folders_say_which_label_is_the_cerebellum(tmp_path):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "cerebrum": 1, "Cerebellum": 2})
+    assert choose_labels(MODEL, tmp_path / "w", None)[0].arch["cerebellum"] == [2]
+
+
+def test_regions_have_the_numbers_of_their_order(tmp_path):
+    folder = write_labels(tmp_path / "m", {"background": 0, "both": [1, 2], "DN_R": [2]}, regions_class_order=[1, 2])
+    assert read_labels(folder) == {"both": 1, "DN_R": 2}
+
+
+def refuse_nothing_known(tmp_path: Path) -> None:
+    choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "left": 1, "right": 2}), None)
+
+
+def refuse_unknown_cerebellum(tmp_path: Path) -> None:
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1})
+    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "a": 1, "b": 2})
+    choose_labels(MODEL, tmp_path / "w", None)
+
+
+def refuse_other_folder(tmp_path: Path) -> None:
+    choose_labels(MODEL, tmp_path, None)
+
+
+def refuse_abbreviation(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text('{"left": "Dentate"}')
+    read_label_map(tmp_path / "map.json")
+
+
+def refuse_columns(tmp_path: Path) -> None:
+    (tmp_path / "map.tsv").write_text("number\tname\n1\tDN_L\n")
+    read_label_map(tmp_path / "map.tsv")
+
+
+def refuse_other_model(tmp_path: Path) -> None:
+    choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (refuse_nothing_known, r"^m: none of its labels \(1 \(left\), 2 \(right\)\) is a nucleus of this program; say"),
+        (refuse_unknown_cerebellum, r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; say which with"),
+        (refuse_other_folder, r"dentate: no nnU-Net model folder \(no dataset.json\); give --weights the folder with"),
+        (refuse_abbreviation, r"^map.json: Dentate is no nucleus; use an abbreviation such as DN_L, or cerebellum$"),
+        (
+            refuse_columns,
+            r"^map.tsv: no label map; write a TSV with the columns label and abbreviation, or a JSON object$",
+        ),
+        (refuse_other_model, r"^--label-map: dgm16 has its own labels; leave it out or use --model nnunet2step$"),
+    ],
+)
+def test_what_cannot_be_matched_is_said(tmp_path, attempt, message):
+    with pytest.raises(InputError, match=message):
+        attempt(tmp_path)
+
+
+def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "w")
+    model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
+    with pytest.raises(InputError, match=r"^dentate/plans.json: its checksum differs from the registry's; install the"):
+        check_ready(model, weights=None, device="cpu")
+
+
+def test_missing_weights_are_said_with_the_way_to_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "none")
+    with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train nnunet2st"):
+        check_ready(MODEL, weights=None, device="cpu")

@@ -1,0 +1,220 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.stats.combat import harmonize
+
+NUCLEI = ["DN_L", "GP_L", "PUT_L", "RN_L", "SN_L"]
+RAW = [
+    [0.133, 0.148, 0.064, 0.111, 0.136],
+    [0.126, 0.139, 0.062, 0.101, 0.119],
+    [0.135, 0.144, 0.057, 0.109, 0.131],
+    [0.129, 0.150, 0.065, 0.107, 0.136],
+    [0.132, 0.132, 0.057, 0.105, 0.118],
+    [0.115, 0.157, 0.061, 0.141, 0.137],
+    [0.111, 0.153, 0.056, 0.124, 0.136],
+    [0.094, 0.146, 0.047, 0.108, 0.120],
+    [0.095, 0.125, 0.034, 0.111, 0.128],
+    [0.122, 0.120, 0.050, 0.116, 0.142],
+    [0.109, 0.117, 0.052, 0.113, 0.124],
+    [0.121, 0.137, 0.063, 0.141, 0.148],
+    [0.128, 0.140, 0.061, 0.138, 0.141],
+    [0.111, 0.102, 0.046, 0.093, 0.102],
+    [0.118, 0.120, 0.059, 0.141, 0.127],
+]
+SITE = list("AAAAABBBBCCCCCC")
+AGE = [76.0, 57, 61, 73, 54, 66, 70, 33, 23, 38, 37, 72, 74, 20, 49]
+SEX = list("MFMFFMFFFMFMFFM")
+THEIRS = [
+    [0.1235243014, 0.1466996429, 0.0622630284, 0.1259214610, 0.1418798395],
+    [0.1167654712, 0.1383339651, 0.0611364924, 0.1174431188, 0.1245758298],
+    [0.1263122872, 0.1436491629, 0.0550126718, 0.1249568853, 0.1372747008],
+    [0.1195842704, 0.1496216378, 0.0636989501, 0.1229414739, 0.1437786743],
+    [0.1236423237, 0.1303263845, 0.0555185432, 0.1223361572, 0.1236548021],
+    [0.1265434157, 0.1441737740, 0.0635208892, 0.1324978431, 0.1344216238],
+    [0.1228230845, 0.1418361830, 0.0601585945, 0.1175003758, 0.1325128679],
+    [0.1071231505, 0.1302095332, 0.0499218188, 0.1004855369, 0.1163722506],
+    [0.1074049152, 0.1138555324, 0.0395908432, 0.1018130446, 0.1217234344],
+    [0.1208724737, 0.1290178697, 0.0487224228, 0.1089731616, 0.1377907582],
+    [0.1088872947, 0.1260001736, 0.0507272046, 0.1051460082, 0.1213000178],
+    [0.1210312333, 0.1459777307, 0.0617235716, 0.1332726369, 0.1451346813],
+    [0.1269042453, 0.1490127633, 0.0597203634, 0.1296691870, 0.1382514979],
+    [0.1101403502, 0.1109389637, 0.0447274162, 0.0864670198, 0.1013699712],
+    [0.1176580643, 0.1289361086, 0.0577303310, 0.1315575768, 0.1256703603],
+]
+"""neuroCombat 0.2.12 (numpy 1.26) on RAW with SITE, AGE and SEX, its iteration's tolerance set from 1e-4 to 1e-12."""
+
+
+@pytest.fixture
+def raw() -> pd.DataFrame:
+    return pd.DataFrame(RAW, columns=NUCLEI, index=[f"sub-{number:02d}" for number in range(15)])
+
+
+@pytest.fixture
+def site(raw: pd.DataFrame) -> Any:
+    return pd.Series(SITE, index=raw.index)
+
+
+@pytest.fixture
+def covariates(raw: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"age": AGE, "sex": SEX}, index=raw.index)
+
+
+@pytest.fixture
+def cohort() -> Any:
+    """Three sites of 40 with their own shift, spread and ages, 16 nuclei that rise with age."""
+    rng = np.random.default_rng(11)
+    number = np.repeat([0, 1, 2], 40)
+    age = rng.uniform(20, 75, 120) + 5 * number
+    slope = rng.uniform(0.0004, 0.001, 16)
+    shift, spread = rng.normal(0, 0.012, (3, 16)), rng.uniform(0.7, 1.5, (3, 16))
+    noise = rng.normal(0, 0.008, (120, 16)) * spread[number]
+    values = pd.DataFrame(0.05 + slope * age[:, None] + shift[number] + noise)
+    return values, pd.Series(np.array(["A", "B", "C"])[number]), pd.DataFrame({"age": age}), slope
+
+
+def test_the_numbers_are_those_of_an_independent_implementation(raw, site, covariates):
+    harmonized = harmonize(raw, site=site, covariates=covariates)
+    assert np.abs(harmonized.values.to_numpy() - THEIRS).max() < 1e-9  # printed to 1e-10
+
+
+def test_raw_and_harmonized_are_both_kept(raw, site, covariates):
+    before = raw.copy()
+    harmonized = harmonize(raw, site=site, covariates=covariates)
+    pd.testing.assert_frame_equal(harmonized.raw, before)
+    row: Any = harmonized.long().set_index(["scan", "nucleus"]).loc[("sub-05", "RN_L")]
+    assert row.tolist() == pytest.approx([0.141, 0.1324978431])
+
+
+def test_simulated_sites_lose_their_effect_and_keep_the_age(cohort):
+    values, site, covariates, slope = cohort
+    harmonized = harmonize(values, site=site, covariates=covariates)
+    after = np.polyfit(covariates["age"], harmonized.values.to_numpy(), 1)[0]
+    assert harmonized.variance["reduction"].min() > 0.9
+    assert after.mean() == pytest.approx(slope.mean(), rel=0.1)
+    assert harmonized.variance["p_site_before"].max() < 0.05
+    assert harmonized.variance["p_site_after"].min() > 0.05
+
+
+def test_without_covariates_the_age_of_the_sites_would_go_too(cohort):
+    """Why covariates are kept: the older sites lose a part of their iron."""
+    values, site, _, slope = cohort
+    harmonized = harmonize(values, site=site)
+    age = cohort[2]["age"]
+    assert np.polyfit(age, harmonized.values.to_numpy(), 1)[0].mean() < 0.97 * slope.mean()
+
+
+def test_site_variance_by_hand(raw, site):
+    """Without covariates it is the variance of the sites' means, weighted by scans."""
+    row = harmonize(raw, site=site).variance.set_index("nucleus").loc["DN_L"]
+    means, share = np.array([0.131, 0.10375, 709 / 6000]), np.array([5, 4, 6]) / 15
+    assert row["site_variance_before"] == pytest.approx((share * (means - (share * means).sum()) ** 2).sum())
+
+
+def test_the_p_value_of_sites_is_that_of_an_analysis_of_variance(raw, site):
+    from scipy.stats import f_oneway
+
+    row = harmonize(raw, site=site).variance.set_index("nucleus").loc["RN_L"]
+    groups = [raw.loc[site == name, "RN_L"] for name in "ABC"]
+    assert row["p_site_before"] == pytest.approx(f_oneway(*groups).pvalue)
+
+
+def test_a_missing_value_stays_missing_and_changes_no_other_scan_much(raw, site, covariates):
+    holed = raw.copy()
+    holed.loc["sub-11", "GP_L"] = np.nan
+    harmonized = harmonize(holed, site=site, covariates=covariates)
+    missing = harmonized.values.isna()
+    assert missing.to_numpy().sum() == 1
+    assert missing.loc["sub-11", "GP_L"]
+    row: Any = harmonized.sites.set_index(["site", "nucleus"]).loc[("C", "GP_L")]
+    assert (row["n"], row["n_unused"]) == (5, 1)
+    assert np.nanmax(np.abs(harmonized.values.to_numpy() - THEIRS)) < 0.01
+
+
+def test_a_scan_without_a_covariate_is_left_out_and_counted(raw, site, covariates):
+    covariates.loc["sub-00", "sex"] = None
+    covariates.loc["sub-14", "age"] = np.nan
+    harmonized = harmonize(raw, site=site, covariates=covariates)
+    lost = harmonized.values.isna().all(axis=1)
+    assert lost[lost].index.tolist() == ["sub-00", "sub-14"]
+    kept = ~lost
+    alone = harmonize(raw[kept], site=site[kept], covariates=covariates[kept])
+    pd.testing.assert_frame_equal(alone.values, harmonized.values[kept])
+
+
+def test_a_nucleus_outside_a_sites_images_is_harmonized_between_the_others(raw, site):
+    raw.loc[site == "B", "DN_L"] = np.nan
+    harmonized = harmonize(raw, site=site)
+    assert harmonized.values["DN_L"].isna().tolist() == (site == "B").tolist()
+    row: Any = harmonized.sites.set_index(["site", "nucleus"]).loc[("B", "DN_L")]
+    assert (row["n"], row["note"]) == (0, "not harmonized: a site needs 3 values")
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        pytest.param(
+            lambda raw, site: raw["DN_L"].where(site == "A"), "no second site with enough values", id="one site"
+        ),
+        pytest.param(lambda raw, site: 0 * raw["DN_L"] + 0.1, "values do not vary within sites", id="constant"),
+    ],
+)
+def test_a_nucleus_that_cannot_be_harmonized_is_missing_with_a_note(raw, site, change, note):
+    harmonized = harmonize(raw.assign(DN_L=change(raw, site)), site=site)
+    assert harmonized.values["DN_L"].isna().all()
+    notes = harmonized.sites.loc[harmonized.sites["nucleus"] == "DN_L", "note"]
+    assert f"not harmonized: {note}" in notes.tolist()
+    without = harmonize(raw.drop(columns="DN_L"), site=site)
+    pd.testing.assert_frame_equal(harmonized.values.drop(columns="DN_L"), without.values)
+
+
+def test_the_unit_does_not_matter(raw, site, covariates):
+    ppm, ppb = (harmonize(scale * raw, site=site, covariates=covariates) for scale in (1, 1000))
+    pd.testing.assert_frame_equal(1000 * ppm.values, ppb.values)
+
+
+def test_the_order_of_scans_does_not_matter(raw, site, covariates):
+    order = np.random.default_rng(0).permutation(15)
+    mixed = harmonize(raw.iloc[order], site=site.iloc[order], covariates=covariates.iloc[order])
+    straight = harmonize(raw, site=site, covariates=covariates)
+    pd.testing.assert_frame_equal(mixed.values.sort_index(), straight.values)
+
+
+def test_sites_with_fewer_than_three_scans_are_refused(raw, site):
+    site.iloc[5:7] = "A"
+    with pytest.raises(InputError, match=r"^participants.tsv: site B has 2 scans, harmonizing needs 3; join it"):
+        harmonize(raw, site=site)
+
+
+def test_scans_without_a_covariate_do_not_count_for_the_site(raw, site, covariates):
+    covariates.loc[["sub-05", "sub-06"], "age"] = np.nan
+    with pytest.raises(InputError, match=r"site B has 2 scans \(2 more lack a covariate\), harmonizing needs 3"):
+        harmonize(raw, site=site, covariates=covariates)
+
+
+def test_one_site_is_refused(raw, site):
+    with pytest.raises(InputError, match=r"scans of one site only \(A\); harmonizing needs two"):
+        harmonize(raw, site=site.where(site == "A", "A"))
+
+
+def test_a_group_that_is_a_site_is_refused(raw, site):
+    with pytest.raises(InputError, match="sites and covariates cannot be told apart"):
+        harmonize(raw, site=site, covariates=pd.DataFrame({"group": np.where(site == "A", "PD", "HC")}))
+
+
+def test_a_covariate_said_twice_does_no_harm(raw, site, covariates):
+    twice = harmonize(raw, site=site, covariates=covariates.assign(months=12 * covariates["age"]))
+    assert np.abs(twice.values.to_numpy() - THEIRS).max() < 1e-9
+
+
+def test_one_nucleus_is_refused(raw, site):
+    with pytest.raises(InputError, match=r"1 nuclei can be harmonized \(no more columns\), ComBat needs 2"):
+        harmonize(raw[["DN_L"]], site=site)
+
+
+def test_other_lengths_are_refused(raw, site):
+    with pytest.raises(ValueError, match="15 scans, 14 sites and 15 rows of covariates"):
+        harmonize(raw, site=site.iloc[1:])

@@ -1,0 +1,254 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import nct, ttest_ind
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.stats.frames import false_discovery
+from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups, hedges_g
+
+CONTROLS = [0.10, 0.11, 0.12, 0.13]
+PATIENTS = [0.14, 0.15, 0.16]
+OPTIONS = GroupOptions(reference="HC")
+
+
+def cohort(values: Any, groups: Any, abbreviation: str = "SN_L", **columns: Any) -> pd.DataFrame:
+    ids = [f"sub-{number:02d}" for number in range(len(values))]
+    return pd.DataFrame(
+        {"participant_id": ids, "abbreviation": abbreviation, "mean_ppm": values, "group": groups} | columns
+    )
+
+
+@pytest.fixture
+def small() -> pd.DataFrame:
+    return cohort(CONTROLS + PATIENTS, ["HC"] * 4 + ["PD"] * 3)
+
+
+@pytest.fixture
+def big() -> pd.DataFrame:
+    """Thirty controls, twenty patients, twelve others with ages, sexes and three nuclei."""
+    rng = np.random.default_rng(4)
+    groups = ["HC"] * 30 + ["PD"] * 20 + ["PSP"] * 12
+    age, sex = rng.uniform(40, 80, 62), rng.choice(["F", "M"], 62)
+    shift = pd.Series(groups).map({"HC": 0, "PD": 0.02, "PSP": 0.05}).to_numpy()
+    tables = [
+        cohort(0.05 + 0.001 * age + share * shift + rng.normal(0, 0.01, 62), groups, name, age=age, sex=sex)
+        for name, share in (("SN_L", 1), ("RN_L", 0.2), ("DN_L", 0))
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def first(table: pd.DataFrame) -> Any:
+    return table.iloc[0]
+
+
+def test_numbers_by_hand(small):
+    """Means 0.115, 0.15; variances 5e-4/3, 1e-4; U counts all 12 pairs; J(5) = gamma(2.5) / sqrt(2.5) gamma(2)."""
+    row = first(compare_groups(small, options=OPTIONS))
+    assert row["difference"] == pytest.approx(0.035)
+    error = np.sqrt(5e-4 / 12 + 1e-4 / 3)
+    assert row["t"] == pytest.approx(0.035 / error)
+    assert row["df"] == pytest.approx(error**4 / ((5e-4 / 12) ** 2 / 3 + (1e-4 / 3) ** 2 / 2))
+    assert (row["u"], row["p_mannwhitney"]) == pytest.approx((12, 2 / 35))  # 7 over 3 orders
+    pooled = np.sqrt((5e-4 + 2e-4) / 5)
+    assert row["hedges_g"] == pytest.approx(0.035 / pooled * (0.75 * np.sqrt(np.pi)) / np.sqrt(2.5))
+    assert (row["n_reference"], row["n_group"], row["n_scans"], row["n_missing"]) == (4, 3, 7, 0)
+
+
+def test_t_and_its_limits_are_those_of_scipy(big):
+    row = first(compare_groups(big, options=OPTIONS))
+    values = big[big["abbreviation"] == "SN_L"].groupby("group")["mean_ppm"]
+    theirs = ttest_ind(values.get_group("PD"), values.get_group("HC"), equal_var=False)
+    assert (row["t"], row["df"], row["p_t"]) == pytest.approx((theirs.statistic, theirs.df, theirs.pvalue))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(tuple(theirs.confidence_interval()))
+
+
+def test_hedges_g_is_that_of_another_implementation(big):
+    from statsmodels.stats.meta_analysis import effectsize_smd
+
+    values = [big.loc[(big["abbreviation"] == "SN_L") & (big["group"] == name), "mean_ppm"] for name in ("HC", "PD")]
+    x, y = (value.to_numpy() for value in values)
+    theirs, variance = effectsize_smd(y.mean(), y.std(ddof=1), y.size, x.mean(), x.std(ddof=1), x.size)
+    g, low, high = hedges_g(x, y)
+    assert g == pytest.approx(theirs, rel=1e-3)  # theirs takes 1 - 3 / (4 m - 1) for J
+    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=0.05)  # theirs is of large samples
+
+
+def test_limits_of_g_put_what_was_seen_at_their_edge():
+    x, y = np.array(CONTROLS), np.array(PATIENTS)
+    g, low, high = hedges_g(x, y, level=0.9)
+    student = ttest_ind(y, x).statistic
+    for limit, quantile in ((low, 0.95), (high, 0.05)):
+        assert nct.cdf(student, 5, limit * student / g) == pytest.approx(quantile)
+
+
+def test_groups_are_compared_with_the_reference_only(big):
+    table = compare_groups(big, options=OPTIONS)
+    assert table[["abbreviation", "group"]].to_numpy().tolist() == [
+        [nucleus, group] for nucleus in ("SN_L", "RN_L", "DN_L") for group in ("PD", "PSP")
+    ]
+    assert (table["reference"] == "HC").all()
+
+
+def test_p_values_are_adjusted_over_the_nuclei_of_one_comparison(big):
+    table = compare_groups(big, options=OPTIONS)
+    rows = table[table["group"] == "PD"].sort_values("p_t")
+    p = rows["p_t"].to_numpy()
+    assert rows["q_t"].to_numpy() == pytest.approx(np.minimum.accumulate((p * 3 / [1, 2, 3])[::-1])[::-1])
+
+
+def test_missing_p_values_do_not_count_in_the_adjustment():
+    assert false_discovery([0.04, np.nan, 0.01]).tolist() == pytest.approx([0.04, np.nan, 0.02], nan_ok=True)
+    assert np.isnan(false_discovery([np.nan])).all()
+
+
+def test_repeated_scans_of_a_participant_count_once(small):
+    again = small[small["participant_id"] == "sub-06"].assign(mean_ppm=0.18)
+    row = first(compare_groups(pd.concat([small, again]), options=OPTIONS))
+    assert row["mean_group"] == pytest.approx((0.14 + 0.15 + 0.17) / 3)
+    assert (row["n_group"], row["n_scans"]) == (3, 8)
+
+
+def test_missing_values_are_counted(small):
+    small.loc[0, "mean_ppm"] = np.nan
+    small.loc[4, "group"] = None
+    row = first(compare_groups(small, options=OPTIONS))
+    assert (row["n_reference"], row["n_group"], row["n_missing"], row["n_no_group"]) == (3, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        pytest.param(
+            [0.1, 0.2, np.nan, np.nan, 0.3, np.nan, np.nan],
+            "not compared: 2 and 1 participants, a group needs 2",
+            id="few",
+        ),
+        pytest.param([0.1] * 4 + [0.2] * 3, "not tested: the values do not vary within the groups", id="no spread"),
+    ],
+)
+def test_without_a_test_there_is_a_note(values, note):
+    row = first(compare_groups(cohort(values, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS))
+    assert row["note"] == note
+    assert np.isnan([row["p_t"], row["q_t"], row["p_mannwhitney"], row["hedges_g"]]).all()
+
+
+def test_one_group_without_spread_is_still_tested():
+    row = first(compare_groups(cohort([0.1] * 4 + PATIENTS, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS))
+    assert row["df"] == pytest.approx(2)
+    assert row["t"] == pytest.approx(0.05 / np.sqrt(1e-4 / 3))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        pytest.param(["PD"] * 7, r"^participants.tsv: nobody has group HC \(there are: PD\)", id="no reference"),
+        pytest.param(["HC"] * 7, "everybody has group HC; nothing to compare", id="one group"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused(small, groups, message):
+    with pytest.raises(InputError, match=message):
+        compare_groups(small.assign(group=groups), options=OPTIONS)
+
+
+def test_a_participant_in_two_groups_is_refused(small):
+    again = small[small["participant_id"] == "sub-06"].assign(group="HC")
+    with pytest.raises(InputError, match=r"^sub-06: several values of group \(PD, HC\); give a participant one"):
+        compare_groups(pd.concat([small, again]), options=OPTIONS)
+
+
+def test_a_missing_column_is_refused(small):
+    with pytest.raises(InputError, match="no column diagnosis"):
+        compare_groups(small, options=GroupOptions(reference="HC", group="diagnosis"))
+
+
+def test_ancova_is_that_of_another_implementation(big):
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    sn = big[big["abbreviation"] == "SN_L"].astype({"group": object, "sex": object, "abbreviation": object})
+    theirs = ols("mean_ppm ~ C(group, Treatment('HC')) + age + C(sex)", sn).fit()
+    table = anova_lm(theirs, typ=2)
+    for row, name in zip(ancova(big, options=OPTIONS).head(2).to_dict("records"), ("PD", "PSP"), strict=True):
+        term = f"C(group, Treatment('HC'))[T.{name}]"
+        ours = [row[key] for key in ("difference", "difference_low", "difference_high", "t", "p", "df")]
+        assert ours == pytest.approx(
+            [
+                theirs.params[term],
+                *theirs.conf_int().loc[term],
+                theirs.tvalues[term],
+                theirs.pvalues[term],
+                theirs.df_resid,
+            ]
+        )
+        whole = table.loc["C(group, Treatment('HC'))"]
+        ours = [row["f_groups"], row["df_groups"], row["p_groups"]]
+        assert ours == pytest.approx([whole.F, whole.df, whole["PR(>F)"]])
+        assert row["partial_eta2"] == pytest.approx(whole.sum_sq / (whole.sum_sq + theirs.ssr))
+        assert row["std"] == pytest.approx(np.sqrt(theirs.mse_resid))
+
+
+def test_ancova_takes_the_age_out():
+    """Patients are ten years older and nothing else; the value is age / 1000 but for a cosine."""
+    age = np.array([*np.linspace(40, 60, 12), *np.linspace(50, 70, 12)])
+    table = cohort(age / 1000 + 1e-4 * np.cos(5 * age), ["HC"] * 12 + ["PD"] * 12, age=age)
+    options = GroupOptions(reference="HC", covariates=("age",))
+    assert first(compare_groups(table, options=options))["difference"] == pytest.approx(0.01, rel=0.02)
+    assert abs(first(ancova(table, options=options))["difference"]) < 1e-4
+
+
+def test_ancova_counts_who_lacks_a_covariate(big):
+    big.loc[[0, 40], "age"] = np.nan
+    big.loc[1, "sex"] = None
+    row = first(ancova(big, options=OPTIONS))
+    assert (row["n_reference"], row["n_group"], row["n_missing"], row["n_scans"]) == (28, 19, 3, 59)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        pytest.param(
+            {"age": [50.0] * 4 + [60.0] * 3}, "groups and covariates cannot be told apart", id="age is the group"
+        ),
+        pytest.param({"mean_ppm": CONTROLS + [np.nan] * 3}, "participants of one group only", id="one group measured"),
+        pytest.param(
+            {"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "3 participants for 3 terms", id="few"
+        ),
+    ],
+)
+def test_an_ancova_that_cannot_be_fitted_says_why(small, change, note):
+    table = small.assign(age=[50.0, 61, 55, 43, 58, 49, 66]).assign(**change)
+    row = first(ancova(table, options=GroupOptions(reference="HC", covariates=("age",))))
+    assert row["note"] == f"not fitted: {note}"
+    assert np.isnan([row["difference"], row["p"], row["q"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        pytest.param(lambda age: np.full(14, 0.1), "within the groups", id="one value"),
+        pytest.param(lambda age: np.repeat([0.1 + 0.2, 0.4], 7), "within the groups", id="one value a group"),
+        pytest.param(lambda age: age / 1000, "beyond groups and covariates", id="the age"),
+    ],
+)
+def test_rounding_is_not_tested_at_equal_age(values, note):
+    age = np.linspace(30, 70, 14) ** 1.01
+    table = cohort(values(age), ["HC"] * 7 + ["PD"] * 7, age=age, sex=["F", "M"] * 7)
+    row = first(ancova(table, options=OPTIONS))
+    assert row["note"] == f"not tested: the values do not vary {note}"
+    assert row[["difference", "t", "p", "q", "f_groups", "p_groups", "q_groups", "partial_eta2"]].isna().all()
+
+
+def test_means_of_one_value_over_scans_do_not_vary():
+    """(0.1 + 0.1 + 0.1) / 3 is 0.1 but for the last digit."""
+    table = cohort([0.1] * 6, ["HC"] * 3 + ["PD"] * 3)
+    again = pd.concat([table, table.query("participant_id in ['sub-00', 'sub-03']"), table.iloc[:1]])
+    assert "do not vary" in first(compare_groups(again, options=OPTIONS))["note"]
+
+
+def test_a_sex_that_changes_is_refused(big):
+    second = big.head(1).assign(sex="?")
+    with pytest.raises(InputError, match=r"^sub-00: several values of sex"):
+        ancova(pd.concat([big, second]), options=OPTIONS)

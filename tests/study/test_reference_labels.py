@@ -1,0 +1,120 @@
+"""Which scans of a cohort the labels of an evaluation are of."""
+
+import json
+
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.load import Tree, load_cohort
+from bids_dgmseg.study.model_tables import ageing_tables
+from bids_dgmseg.study.reference_labels import read_reference
+from bids_dgmseg.study.study import StudyOptions, begin_study
+
+HEADER = "participant_id\tsession_id\tscan\treference\tabbreviation\tvolume_reference_mm3\tmean_reference_ppm"
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Write what `dgmseg evaluate` leaves of DN_L: scans with their means."""
+
+    def write(scans, *, choose=()):
+        folder = tmp_path / "compared"
+        folder.mkdir()
+        rows = []
+        for scan, mean in scans.items():
+            ids = [next((part for part in scan.split("_") if part.startswith(key)), "n/a") for key in ("sub-", "ses-")]
+            rows.append("\t".join([*ids, scan, "manual", "DN_L", "700", str(mean)]))
+        (folder / "overlap.tsv").write_text("\n".join([HEADER, *rows]) + "\n")
+        (folder / "evaluation.json").write_text(json.dumps({"choose": choose}))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("labels", "choose", "found"),
+    [
+        pytest.param("sub-01_desc-rts", [], "sub-01_seg-dgm16_desc-rts", id="its own desc"),
+        pytest.param("sub-02_desc-manual", [], "sub-02_seg-dgm16", id="a desc of the labels"),
+        pytest.param("sub-03_run-1", [], "sub-03_run-01_seg-dgm16", id="a run"),
+        pytest.param("sub-02_space-T1w", [], "sub-02_seg-dgm16", id="an entity that the scan has not"),
+        pytest.param("sub-01", ["desc-l1"], "sub-01_seg-dgm16_desc-l1", id="of several, what was chosen"),
+        pytest.param("sub-01_desc-manual", [], None, id="of several, none chosen"),
+        pytest.param("sub-03_run-3", [], None, id="a run that was not measured"),
+        pytest.param("sub-04", [], None, id="somebody else"),
+    ],
+)
+def test_labels_are_those_of_their_scan(output, add_scan, compared, labels, choose, found):
+    for name in (
+        "sub-01_seg-dgm16_desc-l1",
+        "sub-01_seg-dgm16_desc-rts",
+        "sub-02_seg-dgm16",
+        "sub-03_run-01_seg-dgm16",
+        "sub-05_seg-dgm16",
+    ):
+        add_scan(name)
+    cohort = load_cohort([Tree(output, "out", None)])
+    names = ["_".join(f"{key}-{value}" for key, value in scan.entities.items()) for scan in cohort.scans]
+    table, warnings = read_reference(compared({labels: 0.1, "sub-05": 0.1}, choose=choose), cohort)
+    others = [names[place] for place in table["scan"] if names[place] != "sub-05_seg-dgm16"]
+    assert others == ([found] if found else [])
+    assert warnings == (
+        []
+        if found
+        else [f"--evaluation compared: 1 scans are not certainly among the measured ones, such as {labels}; left out"]
+    )
+
+
+def test_an_evaluation_of_other_scans_is_refused(output, add_scan, compared):
+    add_scan("sub-01_seg-dgm16")
+    with pytest.raises(InputError, match=r"^--evaluation compared: none of its scans is certainly among the measured"):
+        read_reference(compared({"sub-02": 0.1}), load_cohort([Tree(output, "out", None)]))
+
+
+@pytest.fixture
+def lines(output, add_scan, compared, tmp_path):
+    """Straight curves of DN_L, of those labelled: alpha is 0.002 in ``first`` and -0.001 ppm a year in ``second``."""
+
+    def fit(first, second, labelled):
+        (tmp_path / "participants.tsv").write_text(
+            "participant_id\tage\n" + "".join(f"sub-{n}\t{30 + 5 * n}\n" for n in range(1, 8))
+        )
+        truth: dict[str, float] = {}
+        for n in range(1, 8):
+            noise = 1e-4 * (-1) ** n
+            for end, slope in ((first, 0.002), (second, -0.001)):
+                mean = 0.1 + slope * 5 * n + noise
+                add_scan(
+                    f"sub-{n}_seg-dgm16_{end}" if "desc" in end else f"sub-{n}_{end}_seg-dgm16",
+                    means=(str(mean), "0.1"),
+                )
+                truth |= {f"sub-{n}_{end}": mean} if end in labelled else {}
+        study = begin_study(load_cohort([Tree(output, "out", tmp_path)]), StudyOptions(evaluation=compared(truth)))
+        table = ageing_tables(study)[0].rows
+        chosen = table.query("measure == 'mean_ppm' and curve == 'linear' and scans == 'with_reference'")
+        return chosen[chosen["abbreviation"] == "DN_L"]
+
+    return fit
+
+
+def test_runs_without_labels_do_not_stand_beside_those_with(lines):
+    table = lines("run-1", "run-2", ("run-1",))
+    assert table[["labels", "n"]].to_numpy().tolist() == [["reference", 7], ["predicted", 7]]
+    assert table["alpha"].to_numpy() == pytest.approx(0.002, rel=0.05)  # the noise turns the line a little
+
+
+def test_reconstructions_are_not_pooled_where_both_have_labels(lines):
+    table = lines("desc-l1", "desc-rts", ("desc-l1", "desc-rts"))
+    assert table[["labels", "description", "n"]].to_numpy().tolist() == [
+        [labels, desc, 7] for labels in ("reference", "predicted") for desc in ("l1", "rts")
+    ]
+    assert table["alpha"].to_numpy() == pytest.approx([0.002, -0.001] * 2, rel=0.05)
+
+
+def test_labels_of_the_second_reconstruction_are_its_own(lines):
+    table = lines("desc-l1", "desc-rts", ("desc-rts",))
+    assert table[["labels", "description", "n"]].to_numpy().tolist() == [
+        ["reference", "rts", 7],
+        ["predicted", "rts", 7],
+    ]
+    assert table["alpha"].to_numpy() == pytest.approx(-0.001, rel=0.05)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.train import checkpoints
+from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "segmenter_checkpoint.pt"
+
+
+@pytest.fixture
+def state():
+    return {"network": {"w": torch.arange(20_000.0)}, "step": 7}
+
+
+def names(path):
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+def test_a_small_checkpoint_is_one_file(path, state):
+    write_checkpoint(state, path)
+    assert names(path) == ["segmenter_checkpoint.pt"]
+    assert read_checkpoint(path)["step"] == 7
+
+
+def test_a_large_checkpoint_goes_into_files_of_limited_size(path, state, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
+    write_checkpoint(state, path)
+    assert len(names(path)) == 4
+    assert all(file.stat().st_size <= 30_000 for file in path.parent.iterdir())
+    assert torch.equal(read_checkpoint(path)["network"]["w"], state["network"]["w"])
+
+
+def test_the_parts_of_the_checkpoint_before_are_removed(path, state, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    write_checkpoint(state, path)
+    before = names(path)
+    write_checkpoint({**state, "step": 8}, path)
+    assert set(names(path)) & set(before) == {"segmenter_checkpoint.pt"}
+    assert read_checkpoint(path)["step"] == 8
+
+
+def test_a_checkpoint_without_one_of_its_parts_is_refused(path, state, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    write_checkpoint(state, path)
+    (part,) = path.parent.glob("*.2of3")
+    part.unlink()
+    with pytest.raises(InputError, match=r"^segmenter_checkpoint\.pt: its part .*2of3 is missing; copy the whole"):
+        read_checkpoint(path)
+
+
+def test_a_damaged_part_is_refused(path, state, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    write_checkpoint(state, path)
+    (part,) = path.parent.glob("*.2of3")
+    part.write_bytes(part.read_bytes()[::-1])
+    with pytest.raises(InputError, match=r"its parts are damaged; copy the whole folder again"):
+        read_checkpoint(path)
+
+
+def test_a_file_of_torch_is_read_as_it_is(path, state):
+    torch.save(state, path)
+    assert read_checkpoint(path)["step"] == 7

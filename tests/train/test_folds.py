@@ -1,0 +1,547 @@
+"""Trainings by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bids_dgmseg.cli.bids_app import main as app
+from bids_dgmseg.cli.main import build_parser, main
+from bids_dgmseg.cli.train_recipes import make_plan
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import as_trained, reference_files
+from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder
+from bids_dgmseg.models.weights import load_segmenters
+from bids_dgmseg.networks.dcn_net import DCNNet
+from bids_dgmseg.networks.plain_unet import PlainUNet
+from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import start_dataset, write_map
+from tests.terminal import Terminal
+
+GRID = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
+SMALL = {
+    "dcnnet": [
+        "--arch",
+        "dilations=[[1], [1, 2]]",
+        "growth=2",
+        "initial_features=2",
+        "bottleneck_layers=1",
+        "--recipe",
+        "sampling.size=[16, 16, 16]",
+        "sampling.step=[20, 20, 20]",
+        "pace.batch=4",
+    ],
+    "attunet25d": [
+        "--arch",
+        "features=[2, 4, 8, 16]",
+        "scales=3",
+        "--recipe",
+        "sampling.size=[32, 3, 32]",
+        "sampling.step=[0, 8, 0]",
+        "pace.batch=4",
+    ],
+    "deepqsmseg": [
+        "--arch",
+        "features=[2, 4]",
+        "blocks=[1, 1]",
+        "attended=1",
+        "--recipe",
+        "sampling.size=[64, 64, 32]",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """One thread, and boxes in the middle of the phantom instead of where a large network sees it."""
+    monkeypatch.setattr("bids_dgmseg.train.folds.use_cores", lambda: torch.set_num_threads(1))
+    for name in SMALL:
+        if MODELS[name].localizer.kind == "centre":
+            monkeypatch.setitem(MODELS, name, replace(MODELS[name], localizer=Localizer(kind="centre")))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four phantoms of two sites, three of them labelled."""
+    return make_dataset(tmp_path_factory.mktemp("training") / "ds")
+
+
+def make_dataset(root):
+    start_dataset(root)
+    rows = ["participant_id\tsite"]
+    for number in range(1, 5):
+        scan = f"sub-{number:02d}"
+        rows.append(f"{scan}\t{'AB'[number % 2]}")
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+        if number < 4:
+            label(root / "derivatives" / "manual", scan, seg="manual")
+    (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def label(derivative, scan, *, seg, moved_mm=0.0):
+    """Write the phantom's truth, moved, as labels of a scan."""
+    shift = np.eye(4)
+    shift[1, 3] = moved_mm
+    start_dataset(derivative, DatasetType="derivative")
+    folder = derivative / scan / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    dseg = PHANTOM.dseg(Grid(GRID.shape, shift @ GRID.affine)).array
+    nib.Nifti1Image(dseg, GRID.affine).to_filename(folder / f"{scan}_seg-{seg}_dseg.nii.gz")
+
+
+def train(model, dataset, out, *options, epochs=2, folds=1):
+    return main(
+        [
+            "train",
+            model,
+            str(dataset),
+            str(out),
+            "--epochs",
+            str(epochs),
+            "--folds",
+            str(folds),
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            *SMALL[model],
+            *options,
+        ]
+    )
+
+
+def curve(folder):
+    lines = (folder / "curve.tsv").read_text(encoding="utf-8").splitlines()
+    return [dict(zip(lines[0].split("\t"), line.split("\t"), strict=True)) for line in lines[1:]]
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(model, dataset, out) == 0
+    (network,) = load_segmenters(MODELS[model], out)
+    assert all(torch.isfinite(value).all() for value in network.parameters())
+    block = predict(PHANTOM.chi(GRID), Box((-20, -40, -40), (20, 0, 0)), MODELS[model], weights=out)
+    assert len(block.probabilities) == len(MODELS[model].labels) + 1
+    assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
+    trained = as_trained(MODELS[model], out)
+    side = 2 if model == "deepqsmseg" else 0
+    assert trained.input.patch_mm[side] == pytest.approx(
+        {"dcnnet": 16 * 1.25, "attunet25d": 32 * 0.83, "deepqsmseg": 32 * 2.0}[model]
+    )
+    rows = curve(out / "fold_0")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0])[5:] == list(MODELS[model].classes)
+    assert (out / "fold_0" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"use it with bids_dgmseg --model {model} --weights {out}" in capsys.readouterr().out
+    if model == "dcnnet":
+        assert [chi.name for chi, _ in reference_files(MODELS[model], out)] == [
+            f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)
+        ]
+
+
+def test_a_terminal_shows_which_scan_is_prepared(dataset, tmp_path, monkeypatch):
+    terminal = Terminal.connected(monkeypatch)
+    assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
+    watched, *learned = (line.split()[1].rstrip(",") for line in terminal.shown[:3])
+    assert terminal.shown[:3] == [
+        f"prepares {watched}, 1 of 1",
+        f"prepares {learned[0]}, 1 of 2",
+        f"prepares {learned[1]}, 2 of 2",
+    ]
+    assert {watched, *learned} == {"sub-01", "sub-02", "sub-03"}
+
+
+def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", "--minutes", "0.001") == 0
+    for number, (chi, labels) in enumerate(reference_files(MODELS["dcnnet"], tmp_path / "out"), start=1):
+        reference, drawn = Volume.read(chi), Volume.read(labels, np.uint8)
+        assert reference.voxel_size_mm == pytest.approx((2, 2, 2))
+        whole = Volume.read(dataset / f"sub-0{number}" / "anat" / f"sub-0{number}_Chimap.nii.gz")
+        same_places = resample(whole, Grid(reference.shape, reference.affine)).array  # 2.5 mm: nothing to average
+        np.testing.assert_allclose(reference.array, same_places, atol=1e-4)
+        assert set(np.unique(drawn.array)) == {0, 1, 2, 3, 4}
+        assert (drawn.array == 1).sum() == (PHANTOM.dseg(GRID).array == 1).sum()
+
+
+def test_no_scan_that_a_fold_keeps_aside_is_a_reference(dataset, tmp_path):
+    out = tmp_path / "out"
+    for fold in (0, 1):
+        assert train("dcnnet", dataset, out, "--fold", str(fold), epochs=1, folds=3) == 0
+        splits = json.loads((out / "training.json").read_text())["folds"][: fold + 1]
+        learned = {one for split in splits for one in (*split["training"], *split["validation"])}
+        references = {chi.name.split("_")[0] for chi, _ in reference_files(MODELS["dcnnet"], out)}
+        assert references == {f"sub-{participant}" for participant in learned}
+        assert len(references) == 2 + fold
+
+
+def test_references_that_were_chosen_among_other_scans_are_removed(dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1) == 0
+    stale = tmp_path / "out" / "references" / "sub-09_Chimap.nii.gz"
+    stale.touch()
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1) == 0
+    assert not stale.exists()
+
+
+def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path):
+    out = tmp_path / "out"
+    for fold in ("1", "0"):
+        assert train("deepqsmseg", dataset, out, "--fold", fold, epochs=1, folds=3) == 0
+    assert len(load_segmenters(MODELS["deepqsmseg"], out)) == 2
+    record = json.loads((out / "training.json").read_text())
+    assert sorted(one for fold in record["folds"] for one in fold["validation"]) == ["01", "02", "03"]
+    assert all(len(fold["training"]) == 2 and fold["test"] == [] for fold in record["folds"])
+
+
+def test_a_killed_training_goes_on_to_the_very_same_curve(dataset, tmp_path):
+    epochs = 12
+    assert train("dcnnet", dataset, tmp_path / "whole", epochs=epochs) == 0
+    out = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "bids_dgmseg.cli",
+        "train",
+        "dcnnet",
+        str(dataset),
+        str(out),
+        "--epochs",
+        str(epochs),
+        "--folds",
+        "1",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--checkpoint-minutes",
+        "0",
+        *SMALL["dcnnet"],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    table = out / "fold_0" / "curve.tsv"
+    while process.poll() is None and not (table.is_file() and len(table.read_text().splitlines()) > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "fold_0.safetensors").exists()
+    assert train("dcnnet", dataset, out, epochs=epochs) == 0
+    assert len(curve(out / "fold_0")) == epochs
+    assert table.read_bytes() == (tmp_path / "whole" / "fold_0" / "curve.tsv").read_bytes()
+    one, other = (load_file(folder / "fold_0.safetensors") for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "target"
+    small = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
+    assert train("attunet25d", dataset, source, "--variant", "source", *small, epochs=1) == 0
+    assert f"train on from it with dgmseg train attunet25d DATASET OUT --from {source}\n" in capsys.readouterr().out
+    assert train("attunet25d", dataset, target, "--from", str(source), epochs=1) == 0
+    assert "begins with source, output layers new" in capsys.readouterr().out
+    assert load_file(source / "fold_0.safetensors")["heads.0.weight"].shape[0] == 3
+    assert load_file(target / "fold_0.safetensors")["heads.0.weight"].shape[0] == 4
+    assert train("dcnnet", dataset, tmp_path / "other", "--from", str(source)) == 2
+    assert "--from source: weights of another network" in capsys.readouterr().err
+    segment = [str(dataset), str(tmp_path / "results"), "participant", "--model", "attunet25d", "--weights"]
+    assert app([*segment, str(source)]) == 2
+    assert "source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN" in capsys.readouterr().err
+
+
+def test_a_folder_is_used_at_the_voxels_and_with_the_values_that_it_was_trained_on(dataset, tmp_path):
+    changed = ["spacing_mm=[2.5, 2.5, 2.5]", "sampling.normalization=zscore"]
+    assert train("dcnnet", dataset, tmp_path / "out", *changed, epochs=1) == 0  # --recipe is the last of SMALL
+    shown = as_trained(MODELS["dcnnet"], tmp_path / "out").input
+    assert (shown.spacing_mm, shown.normalization, shown.patch_mm) == ((2.5,) * 3, "zscore", (16 * 2.5,) * 3)
+    seen = []
+
+    class Oracle:
+        def __init__(self, model, *, weights, device):
+            pass
+
+        def __call__(self, volume):
+            seen.append(volume.voxel_size_mm)
+            return np.full((3, *volume.shape), 1 / 3, np.float32)
+
+    box = Box((-20, -40, -40), (20, 0, 0))
+    predict(PHANTOM.chi(GRID), box, replace(MODELS["dcnnet"], predictor=Oracle), weights=tmp_path / "out")
+    assert seen == [(2.5, 2.5, 2.5)]
+
+
+def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
+    assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
+    assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
+    assert "begins with one\n" in capsys.readouterr().out
+
+
+def test_a_training_may_go_on_from_the_weights_of_the_package(dataset, tmp_path):
+    assert train("deepqsmseg", dataset, tmp_path / "small", "--from", "default", epochs=1) == 2  # other arguments
+    options = ["train", "deepqsmseg", str(dataset), str(tmp_path / "out"), "--from", "default", "--epochs", "1"]
+    small = ["--fold", "0", "--workers", "0", "--folds", "3", "--learning-rate", "1e-9", "--recipe"]
+    assert main([*options, *small, "pace.batch=1", "sampling.size=[64, 64, 32]"]) == 0
+    shipped, learned = (
+        load_file(folder / "fold_0.safetensors") for folder in (weights_folder(MODELS["deepqsmseg"]), tmp_path / "out")
+    )
+    # A rate of a billionth moves no weight beyond what float16 keeps.
+    assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
+
+
+def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
+    label(tmp_path / "results", "sub-04", seg="dcnnet")
+    label(tmp_path / "results", "sub-01", seg="dcnnet")  # has manual labels, which count
+    out = tmp_path / "out"
+    assert train("dcnnet", dataset, out, "--pretrain-on", str(tmp_path / "results"), epochs=1) == 0
+    record = json.loads((out / "training.json").read_text())
+    assert (list(record["pseudo_labels"]), record["pseudo_labels_for"]) == (["sub-04"], "pretrain")
+    early, late = curve(out / "fold_0" / "pretraining"), curve(out / "fold_0")
+    assert [len(rows) for rows in (early, late)] == [1, 1]
+    assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
+
+
+def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_path):
+    from bids_dgmseg.train.data import read_pseudo_labels
+
+    folders = [tmp_path / f"model-{number}" for number in range(3)]
+    for folder, moved_mm in zip(folders, (0.0, 0.0, 10.0), strict=True):
+        label(folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
+    (one,) = read_pseudo_labels(
+        dataset,
+        MODELS["dcnnet"],
+        folders,
+        besides={"sub-01", "sub-02", "sub-03"},
+        option="--distill",
+        say=lambda line: None,
+    )
+    truth = PHANTOM.dseg(GRID).array
+    assert np.array_equal(one.map.labels.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert train("dcnnet", dataset, alone, epochs=1) == 0
+    assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0
+    assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
+
+
+def test_other_pseudo_labels_make_another_training(dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    for folder, moved_mm in (("one", 0.0), ("two", 10.0)):
+        label(tmp_path / folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
+    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "one"), epochs=1) == 0
+    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "two"), epochs=1) == 2
+    assert "out: holds another training (other pseudo_labels)" in capsys.readouterr().err
+
+
+def test_nothing_is_learned_from_another_map_of_a_participant_that_is_kept_aside(tmp_path, capsys):
+    root, results = make_dataset(tmp_path / "ds"), tmp_path / "results"
+    write_map(root, "sub-03_acq-other", PHANTOM.chi(GRID, seed=9))
+    label(results, "sub-03", seg="dcnnet")  # manual ones count
+    dseg = results / "sub-03" / "anat" / "sub-03_seg-dcnnet_dseg.nii.gz"
+    dseg.rename(dseg.with_name("sub-03_acq-other_seg-dcnnet_dseg.nii.gz"))
+    options = ["--pretrain-on", str(results), "--recipe", "sampling.step=[20, 20, 20]"]
+    assert train("dcnnet", root, tmp_path / "out", *options, "--holdout", "03", epochs=1) == 2
+    assert "has no labels of a map of ds without manual ones" in capsys.readouterr().err
+    folds = json.loads((tmp_path / "out" / "training.json").read_text())["folds"] if (tmp_path / "out").exists() else []
+    assert not folds
+    ended = {}
+    for fold in range(3):
+        ended[fold] = train("dcnnet", root, tmp_path / "folds", *options, "--fold", str(fold), epochs=1, folds=3)
+    folds = json.loads((tmp_path / "folds" / "training.json").read_text())["folds"]
+    assert ended == {fold: 0 if "03" in split["training"] else 2 for fold, split in enumerate(folds)}
+    assert set(ended.values()) == {0, 2}
+    assert "--pretrain-on: all its maps are of participants that fold " in capsys.readouterr().err
+
+
+def test_maps_for_pseudo_labels_are_found_where_they_are_said_to_be(tmp_path):
+    root, results, elsewhere = make_dataset(tmp_path / "ds"), tmp_path / "results", tmp_path / "qsm"
+    start_dataset(elsewhere, DatasetType="derivative")
+    (root / "sub-04" / "anat").rename(tmp_path / "moved")
+    (elsewhere / "sub-04").mkdir()
+    (tmp_path / "moved").rename(elsewhere / "sub-04" / "anat")
+    label(results, "sub-04", seg="dcnnet")
+    options = ["--pretrain-on", str(results), "--derivatives", str(elsewhere), str(root / "derivatives" / "manual")]
+    assert train("dcnnet", root, tmp_path / "out", *options, epochs=1) == 0
+    assert list(json.loads((tmp_path / "out" / "training.json").read_text())["pseudo_labels"]) == ["sub-04"]
+
+
+def test_a_stack_of_more_slices_is_what_the_folder_is_shown_in_use(dataset, tmp_path):
+    options = ["--arch", "slices=5", "--recipe", "sampling.size=[32, 5, 32]"]
+    assert train("attunet25d", dataset, tmp_path / "out", *options, epochs=1) == 0
+    assert as_trained(MODELS["attunet25d"], tmp_path / "out").input.slices == 5
+    box = Box((-20, -40, -40), (20, 0, 0))
+    block = predict(PHANTOM.chi(GRID), box, MODELS["attunet25d"], weights=tmp_path / "out")
+    assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("model", "classes"), [("deepqsmseg", 10), ("dcnnet", 2)])
+def test_another_network_of_this_program_is_used_as_it_was_trained(model, classes, dataset, tmp_path):
+    small = SMALL[model][SMALL[model].index("--recipe") :]
+    options = [*small, "network=bids_dgmseg.networks.plain_unet:PlainUNet", "--arch", "features=[4, 8]"]
+    if model == "dcnnet":
+        options += ["--recipe", "loss.terms.attention=0"]
+    done = main(
+        [
+            "train",
+            model,
+            str(dataset),
+            str(tmp_path / "out"),
+            "--epochs",
+            "1",
+            "--folds",
+            "1",
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            *options,
+        ]
+    )
+    assert done == 0
+    (network,) = load_segmenters(MODELS[model], tmp_path / "out")
+    assert isinstance(network, PlainUNet)
+    assert network.get_parameter(f"heads.{len(network.heads) - 1}.bias").shape == (classes + 1,)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("dcnnet", ["--scans", "1"]),
+        ("dcnnet", ["--arch", "independent=false"]),
+        ("attunet25d", ["--arch", "attention=false"]),
+        ("attunet25d", ["--arch", "scales=2", "--recipe", "loss.scale_weights=[0.7, 0.3]"]),
+    ],
+    ids=["fewer scans", "joint classes", "no attention", "two scales"],
+)
+def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
+    assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    if "--scans" in options:
+        assert len(record["folds"][0]["training"]) == 1
+    if "independent=false" in options:
+        assert as_trained(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
+    names = load_file(tmp_path / "out" / "fold_0.safetensors")
+    if "attention=false" in options:
+        assert not [name for name in names if "gates" in name]
+    if "scales=2" in options:
+        assert {name for name in names if "heads" in name and "bias" in name} == {"heads.0.bias", "heads.1.bias"}
+
+
+def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
+    seen, forward = set(), DCNNet.forward
+
+    def look(network, x):
+        seen.add((network.training, tuple(x.shape[1:])))
+        return forward(network, x)
+
+    monkeypatch.setattr(DCNNet, "forward", look)
+    assert train("dcnnet", dataset, tmp_path / "out", "--recipe", "sampling.size=[24, 24, 24]", epochs=1) == 0
+    assert seen == {(True, (1, 24, 24, 24)), (False, (1, 24, 24, 24))}
+    assert as_trained(MODELS["dcnnet"], tmp_path / "out").input.patch_mm == (30, 30, 30)  # 24 · 1.25 mm
+
+
+@pytest.mark.parametrize(("options", "learns"), [([], True), (["--recipe", "loss.terms.attention=0"], False)])
+def test_without_its_term_the_attention_map_learns_nothing(options, learns, dataset, tmp_path):
+    assert train("dcnnet", dataset, tmp_path / "out", *options, epochs=1) == 0
+    bias = load_file(tmp_path / "out" / "fold_0.safetensors")["attention.bias"]
+    assert bool(bias.any()) is learns  # 0 at first
+
+
+def test_a_nucleus_that_a_scan_lacks_is_named(tmp_path, capsys):
+    root = tmp_path / "ds"
+    start_dataset(root)
+    for number in (1, 2):
+        write_map(root, f"sub-0{number}", PHANTOM.chi(GRID, seed=number))
+        label(root / "derivatives" / "manual", f"sub-0{number}", seg="manual")
+    path = next(root.rglob("sub-02_seg-manual_dseg.nii.gz"))
+    truth = PHANTOM.dseg(GRID).array
+    nib.Nifti1Image(np.where(np.isin(truth, (3, 4)), 0, truth), GRID.affine).to_filename(path)  # without IN_L, IN_R
+    assert train("dcnnet", root, tmp_path / "out", epochs=1) == 0
+    assert "no IN in the labels of sub-02: learned as background there; hold them out" in capsys.readouterr().out
+
+
+def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train("deepqsmseg", dataset, out, epochs=1) == 0
+    assert train("deepqsmseg", dataset, out, epochs=3) == 0
+    assert [row["epoch"] for row in curve(out / "fold_0")] == ["1", "2", "3"]
+    assert train("deepqsmseg", dataset, out, "--seed", "5") == 2
+    assert "out: holds another training (other seed); give a new folder for OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (
+            "dcnnet",
+            ["--folds", "4"],
+            "--folds 4: there are 3 labelled participants; give --folds 3 or less, or 1 for no",
+        ),
+        ("dcnnet", ["--fold", "3"], "--fold 3: there are folds 0 to 0"),
+        ("dcnnet", ["--steps", "3"], "--steps: is for default on simulated maps; default on labelled maps; not for"),
+        ("dcnnet", ["--arch", "depth=3"], "--arch: DCNNet.__init__() got an unexpected keyword argument 'depth'"),
+        ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
+        ("dcnnet", ["--distill", "a", "--pretrain-on", "b"], "--distill: --pretrain-on is given too"),
+        ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
+        ("deepqsmseg", ["--arch", "normalization=instance"], "--arch: normalization: 'instance' is not one of batch"),
+        (
+            "deepqsmseg",
+            ["--recipe", "sampling.empty=0", "sampling.size=[1, 1, 1]"],
+            "fold_0: no sample to learn from; see",
+        ),
+        (
+            "attunet25d",
+            ["--arch", "scales=2"],
+            "--recipe loss: scale_weights has 3 values for 2 scales of the network; gi",
+        ),
+        ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
+        (
+            "attunet25d",
+            ["--recipe", "sampling.stack_axis=2"],
+            "--recipe sampling.stack_axis: attunet25d is shown 1 in use",
+        ),
+        (
+            "dcnnet",
+            ["--recipe", "sampling.normalized=sample"],
+            "--recipe sampling.normalized: dcnnet is shown region in",
+        ),
+        (
+            "attunet25d",
+            ["--arch", "slices=5"],
+            "--arch slices=5: samples have 3 slices; change --recipe sampling.size too",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):
+    assert train(model, dataset, tmp_path / "out", *options) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_command_that_failed_before_it_learned_may_be_mended(dataset, tmp_path):
+    assert train("deepqsmseg", dataset, tmp_path / "out", "--arch", "depth=3", epochs=1) == 2
+    assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
+
+
+def test_a_variant_has_its_own_network_without_the_registry_s_arguments():
+    given = ["train", "attunet25d", "ds", "out", "--variant", "resnet50", "--arch", "slices=3"]
+    args = build_parser().parse_args(given)
+    plan = make_plan(MODELS["attunet25d"], args)
+    assert plan.recipe.network.endswith(":ResNet50AttentionUNet25D")
+    assert plan.model.arch == {"slices": 3}
+
+
+def test_options_of_recipes_are_not_for_other_models(dataset, tmp_path, capsys):
+    assert main(["train", "default", str(dataset), str(tmp_path / "out"), "--epochs", "3"]) == 2
+    said = "--epochs: is for dcnnet, attunet25d, deepqsmseg; nnunet2step; not for default on labelled maps, so leave"
+    assert said in capsys.readouterr().err

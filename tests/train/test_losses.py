@@ -1,0 +1,278 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
+from bids_dgmseg.train.loop import hard_dice
+from bids_dgmseg.train.losses import (
+    DCNNetTerms,
+    attention_unet_loss,
+    dcn_net_loss,
+    deepqsmseg_loss,
+    hybrid_loss,
+    inverse_frequency,
+    l2_penalty,
+    overlap_penalty,
+    squared_error_focal_loss,
+    tversky_loss,
+)
+
+
+def _logits(probabilities: list[list[float]]) -> Tensor:
+    """Logits (1, C, 1, 1, N) whose softmax is the given (N, C)."""
+    return torch.tensor(probabilities).log().T[None, :, None, None, :]
+
+
+def _labels(*values: int) -> Tensor:
+    return torch.tensor([[[list(values)]]], dtype=torch.uint8)
+
+
+def test_the_loss_of_two_voxels_by_hand():
+    # Class 1 is true in the second voxel only: overlap (2 * 0.8 + 1) / (0.4 + 0.8 + 1 + 1) = 2.6 / 3.2.
+    # Cross-entropy with weights 1 and 3: -(1 ln 0.6 + 3 ln 0.8) / 4.
+    loss = dice_and_cross_entropy(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
+    expected = (1 - 2.6 / 3.2) - (math.log(0.6) + 3 * math.log(0.8)) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_class_that_is_absent_does_not_count_for_dice():
+    # Class 2 is nowhere; its false probability shows in the cross-entropy alone.
+    loss = dice_and_cross_entropy(_logits([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]]), _labels(0, 1))
+    expected = 1 - (2 * 0.7 + 1) / (0.2 + 0.7 + 1 + 1) - (math.log(0.5) + 3 * math.log(0.7)) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_empty_patch_has_cross_entropy_alone():
+    loss = dice_and_cross_entropy(_logits([[0.5, 0.5], [0.25, 0.75]]), _labels(0, 0))
+    assert float(loss) == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("classes_there", [1, 2, 3])
+def test_the_gradient_is_that_of_the_formula(classes_there, layout):
+    # 9,600 voxels are more than are gone over at once. The formula's gradient comes from torch.
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 10, 20, 24, generator=generator, dtype=torch.float64).to(memory_format=layout)
+    labels = torch.randint(0, classes_there, (2, 10, 20, 24), generator=generator)
+    logits.requires_grad_(True)
+
+    probability, truth = logits.softmax(dim=1), torch.nn.functional.one_hot(labels, 4).movedim(-1, 1)
+    axes, weights = (0, 2, 3, 4), torch.tensor([1.0, 3.0, 3.0, 3.0], dtype=torch.float64)
+    overlap = (2 * (probability * truth).sum(axes) + 1) / (probability.sum(axes) + truth.sum(axes) + 1)
+    dice = sum(1 - overlap[c] for c in range(1, classes_there)) / max(classes_there - 1, 1)
+    expected = dice + torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+
+    found = dice_and_cross_entropy(logits, labels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    (wanted,), (gradient,) = torch.autograd.grad(2 * expected, logits), torch.autograd.grad(2 * found, logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_dice_with_a_focal_loss_of_two_voxels_by_hand():
+    # The overlap of the first test; focal: 0.5 of the mean over 2 voxels and 2 classes.
+    loss = dice_and_focal(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
+    expected = (1 - 2.6 / 3.2) - 0.5 * (0.4**2 * math.log(0.6) + 0.2**2 * math.log(0.8)) / 4
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_with_a_focal_loss_is_that_of_deepqsmseg_without_the_background():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 10, 20, 24, generator=generator, dtype=torch.float64).requires_grad_(True)
+    labels = torch.randint(0, 4, (1, 10, 20, 24), generator=generator)
+    probability, background = logits.softmax(dim=1)[:, 0], (labels == 0).double()
+    of_background = 1 - 2 * (probability * background).sum() / (probability + background).sum()
+    expected = (4 * deepqsmseg_loss(logits, labels, focal_weight=0.0) - of_background) / 3
+    expected = expected + deepqsmseg_loss(logits, labels) - deepqsmseg_loss(logits, labels, focal_weight=0.0)
+
+    found = dice_and_focal(logits, labels, smooth=1e-9)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=0)
+    (wanted,), (gradient,) = torch.autograd.grad(expected, logits), torch.autograd.grad(found, logits)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_hard_dice_counts_voxels():
+    # Predicted 1, 1, 0, 2 for 1, 0, 1, 0: class 1 has 2 * 1 / (2 + 2); class 2 is absent in truth.
+    predicted = torch.nn.functional.one_hot(torch.tensor([1, 1, 0, 2]), 3).T[None, :, None, None, :].float()
+    dice = hard_dice(predicted, _labels(1, 0, 1, 0))
+    assert dice[0] == 0.5
+    assert dice[1].isnan()
+
+
+# The papers' losses. Two voxels of a two-class head: background .8 and .4, nucleus .2 and .6; the second is nucleus.
+HEAD = [[0.8, 0.2], [0.4, 0.6]]
+TVERSKY = [1 - 0.8 / (0.8 + 0.3 * 0.2 + 0.7 * 0.4), 1 - 0.6 / (0.6 + 0.3 * 0.2 + 0.7 * 0.4)]
+FOCAL = [-(0.2**2 * math.log(0.8) + 0.4**2 * math.log(0.4)) / 2, -(0.2**2 * math.log(0.2) + 0.4**2 * math.log(0.6)) / 2]
+
+
+def _truth(*values: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor([[[values]]]), 2).movedim(-1, 1).float()
+
+
+def test_tversky_weighs_missed_nucleus_more_than_false_nucleus_in_both_classes():
+    # Nucleus: 0.6 hit, 0.2 too much (times 0.3), 0.4 missed (times 0.7). Background has the same two errors.
+    loss = tversky_loss(_logits(HEAD).softmax(1), _truth(0, 1))
+    assert loss.tolist() == pytest.approx(TVERSKY, rel=1e-5)
+
+
+def test_missing_a_voxel_costs_more_than_inventing_one():
+    # Of two voxels of nucleus one is missed: 1 - 1 / (1 + 0.7). One too many beside one: 1 - 1 / (1 + 0.3).
+    missed, invented = _truth(1, 0, 0), _truth(1, 1, 0)
+    assert tversky_loss(missed, _truth(1, 1, 0))[1].item() == pytest.approx(1 - 1 / 1.7)
+    assert tversky_loss(invented, _truth(1, 0, 0))[1].item() == pytest.approx(1 - 1 / 1.3)
+
+
+def test_tversky_is_the_mean_over_samples_not_over_their_sum():
+    # One sample right (0), one without any hit (1); their pooled voxels would give another value.
+    probabilities = torch.cat((_truth(1, 1, 1), _truth(0, 1, 0)))
+    truth = torch.cat((_truth(1, 1, 1), _truth(1, 0, 1)))
+    assert tversky_loss(probabilities, truth)[1].item() == pytest.approx(0.5)
+
+
+def test_dcn_net_s_focal_term_counts_every_class_of_every_voxel():
+    # (g - p)^2 log p: nucleus sees (0 - .2)^2 ln .2 and (1 - .6)^2 ln .6.
+    assert squared_error_focal_loss(_logits(HEAD), _truth(0, 1)).tolist() == pytest.approx(FOCAL, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights"),
+    [
+        pytest.param((0, 0, 0, 1), [0.25, 0.75], id="three to one: 1/3 and 1 over their sum"),
+        pytest.param((0, 0, 0, 0), [1.0, 0.0], id="a class that is absent has no frequency"),
+    ],
+)
+def test_classes_weigh_by_inverse_frequency(labels, weights):
+    assert inverse_frequency(_truth(*labels)).tolist() == pytest.approx(weights)
+
+
+def test_class_weights_are_of_the_whole_batch():
+    truth = torch.cat((_truth(0, 0), _truth(0, 1)))
+    assert inverse_frequency(truth).tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_the_hybrid_loss_halves_tversky_and_focal():
+    # One voxel each: both classes weigh 1/2.
+    expected = sum(0.5 * (0.5 * tversky + 0.5 * focal) for tversky, focal in zip(TVERSKY, FOCAL, strict=True))
+    assert hybrid_loss(_logits(HEAD), _labels(0, 1)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_overlap_is_the_soft_dice_of_two_nuclei():
+    # 2 (.5 * .5 + .2 * .4) / (.5 + .2 + .5 + .4) = .66 / 1.6.
+    one, other = (torch.tensor(values)[None, None, None] for values in ([0.5, 0.2], [0.5, 0.4]))
+    assert overlap_penalty(one, other).item() == pytest.approx(0.66 / 1.6)
+
+
+@pytest.mark.parametrize("with_attention", [True, False])
+def test_dcn_net_s_total_weighs_its_parts_as_the_paper(with_attention):
+    # Voxel 1 is interposed, voxel 2 dentate. Interposed's head is dentate's with the voxels exchanged, so that
+    # both have the same loss; nuclei .2, .6 and .6, .2 overlap by 2 (.12 + .12) / 1.6.
+    logits = torch.cat((_logits(HEAD), _logits(HEAD[::-1])), dim=1)
+    head = hybrid_loss(_logits(HEAD), _labels(0, 1)).item()
+    attention = _logits([[0.1, 0.9], [0.3, 0.7]]) if with_attention else None
+    expected = 2 * 1.0 * head + 0.1 * (0.48 / 1.6)
+    if with_attention:
+        expected += 0.5 * -(math.log(0.9) + math.log(0.7)) / 2
+    assert dcn_net_loss(logits, _labels(2, 1), attention=attention).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dcn_net_s_weights_are_parameters():
+    logits, terms = torch.cat((_logits(HEAD), _logits(HEAD)), dim=1), DCNNetTerms(heads=(0, 0), overlap=1)
+    # Both heads alike: 2 (.04 + .36) / 1.6.
+    assert dcn_net_loss(logits, _labels(0, 1), terms=terms).item() == pytest.approx(0.5)
+
+
+def test_dcn_net_s_loss_refuses_logits_of_another_number_of_heads():
+    with pytest.raises(ValueError, match="logits have 3 channels, expected 4, two a head"):
+        dcn_net_loss(torch.zeros(1, 3, 1, 1, 2), _labels(0, 1))
+
+
+def test_the_penalty_on_weights_is_their_sum_of_squares():
+    assert l2_penalty([torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]).item() == pytest.approx(14e-4)
+
+
+def _flat(probabilities: list[list[float]]) -> Tensor:
+    """Logits (1, C, 1, N) whose softmax is the given (N, C)."""
+    return _logits(probabilities)[:, :, 0]
+
+
+def test_the_attention_unet_s_loss_of_two_pixels_by_hand():
+    # Nucleus .2 and .6, the second is true, pixel sums .6, .8, 1 with 0.01 added.
+    dice = 1 - (2 * 0.6 + 0.01) / (0.8 + 1 + 0.01)
+    cross_entropy = -(math.log(0.8) + math.log(0.6)) / 2
+    loss = attention_unet_loss(_flat(HEAD), _labels(0, 1)[0], class_weights=[1.0])
+    assert loss.item() == pytest.approx(dice + cross_entropy, rel=1e-5)
+
+
+def test_each_nucleus_counts_by_its_weight():
+    # One pixel of class 2, all four classes probable alike: p = 1/4.
+    absent = 1 - 0.01 / (0.25 + 0.01) - math.log(0.75)
+    there = 1 - (0.5 + 0.01) / (0.25 + 1 + 0.01) - math.log(0.25)
+    loss = attention_unet_loss(torch.zeros(1, 4, 1, 1), torch.tensor([[[2]]]))
+    assert loss.item() == pytest.approx((0.4 + 0.4) * absent + 0.2 * there, rel=1e-5)
+
+
+def test_each_scale_counts_by_its_weight_and_sees_labels_of_its_own_grid():
+    # All p = 1/2. Four pixels with one of nucleus; the half scale keeps the corner, which is nucleus.
+    labels = torch.tensor([[[1, 0], [0, 0]]])
+    full = 1 - (2 * 0.5 + 0.01) / (2 + 1 + 0.01) + math.log(2)
+    half = 1 - (2 * 0.5 + 0.01) / (0.5 + 1 + 0.01) + math.log(2)
+    scales = [torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 1, 1)]
+    loss = attention_unet_loss(scales, labels, class_weights=[1.0], scale_weights=(0.6, 0.3))
+    assert loss.item() == pytest.approx(0.6 * full + 0.3 * half, rel=1e-5)
+
+
+def test_the_attention_unet_s_loss_refuses_another_number_of_nuclei():
+    with pytest.raises(ValueError, match="logits have 3 channels, expected 4"):
+        attention_unet_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2))
+
+
+def test_the_deepqsmseg_loss_of_two_voxels_by_hand():
+    # Dice: background 2 * .8 / (1.2 + 1), nucleus 2 * .6 / (.8 + 1). Focal: true classes only, mean of four values.
+    dice = 1 - (1.6 / 2.2 + 1.2 / 1.8) / 2
+    focal = -(0.2**2 * math.log(0.8) + 0.4**2 * math.log(0.6)) / 4
+    loss = deepqsmseg_loss(_logits(HEAD), _labels(0, 1), epsilon=1e-9)
+    assert loss.item() == pytest.approx(dice + 0.5 * focal, rel=1e-5)
+    assert deepqsmseg_loss(_logits(HEAD), _labels(0, 1), focal_weight=0, epsilon=1e-9).item() == pytest.approx(dice)
+
+
+def test_the_deepqsmseg_loss_does_not_give_a_nucleus_up():
+    # p of the nucleus is e^-25 at its one voxel. Dice has no slope there; focal -0.5 (1 - p)^2 log(p) / 4 has -1/8.
+    logits = torch.tensor([[0.0, 0.0], [-25.0, -25.0]])[None, :, None, None].requires_grad_()
+    (gradient,) = torch.autograd.grad(deepqsmseg_loss(logits, _labels(0, 1)), logits)
+    assert gradient[0, 1, 0, 0, 1].item() == pytest.approx(-1 / 8, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(lambda logits: dcn_net_loss(logits, _labels(0, 1), attention=logits[:, :2]), id="dcn_net"),
+        pytest.param(lambda logits: attention_unet_loss(logits[:, :, 0], _labels(0, 1)[0]), id="attention_unet"),
+        pytest.param(lambda logits: deepqsmseg_loss(logits, _labels(0, 1)), id="deepqsmseg"),
+    ],
+)
+@pytest.mark.parametrize("size", [0.0, 300.0])
+def test_losses_and_their_gradients_stay_finite(loss, size):
+    logits = (size * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [0.0, 1.0]]))[None, :, None, None]
+    logits.requires_grad_()
+    value = loss(logits)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(lambda logits, labels: dcn_net_loss(logits, labels), id="dcn_net"),
+        pytest.param(
+            lambda logits, labels: attention_unet_loss(logits[:, :3, 0], labels[:, 0], class_weights=(1, 1)),
+            id="attention_unet",
+        ),
+        pytest.param(lambda logits, labels: deepqsmseg_loss(logits[:, :3], labels), id="deepqsmseg"),
+    ],
+)
+def test_a_patch_without_nuclei_pushes_their_probability_down(loss):
+    logits = torch.zeros(1, 4, 1, 1, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(logits, _labels(0, 0, 0)), logits)
+    assert (gradient[:, 1] > 0).all()

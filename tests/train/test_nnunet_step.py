@@ -1,0 +1,254 @@
+"""Real trainings of a step or two on balls of 32 voxels; the network learns nothing, the way is what is tested."""
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.segment.nnunet import Network, quiet
+from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, Part
+from bids_dgmseg.train.nnunet.step import environment, halve, train_step
+from tests.segment.nnunet_folders import predict_with_stock
+
+SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu", plan="small")
+NAMES = ("DN_L", "DN_R")
+FOREVER = """
+from bids_dgmseg.train.nnunet.data import NnunetTraining
+from bids_dgmseg.train.nnunet.step import train_step
+from tests.train.test_nnunet_step import NAMES, make_cases
+this = NnunetTraining(epochs=100000, iterations=1, watched=1, device="cpu", checkpoint_minutes=0.0, plan="small")
+train_step("dentate", make_cases, NAMES, __import__("pathlib").Path("OUT"), this, say=print)
+"""
+
+
+def make_cases() -> list[Case]:
+    """Two bright balls in noise, left the brighter."""
+    random, cases = np.random.default_rng(0), []
+    x, y, z = np.meshgrid(np.arange(32), np.arange(28), np.arange(26), indexing="ij")
+    parts: tuple[Part, ...] = ("train", "train", "tune")
+    for number, part in enumerate(parts):
+        labels = np.zeros(x.shape, np.uint8)
+        for label, place in ((1, 9), (2, 22)):
+            labels[(x - place) ** 2 + (y - 14) ** 2 + (z - 13) ** 2 < 30] = label
+        chi = np.array([0, 0.2, 0.1])[labels] + 0.02 * random.normal(size=labels.shape)
+        grid = np.diag([0.9, 1.0, 1.1, 1.0])
+        cases.append(Case(f"sub-{number}", Volume(chi.astype(np.float32), grid), labels, part))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """OUT after one step of gradient descent."""
+    out: Path = tmp_path_factory.mktemp("trained")
+    lines: list[str] = []
+    shown: list[str] = []
+    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, say=lines.append, show=shown.append)
+    assert outcome.folder == out / "dentate"
+    assert lines[0] == "dentate: 2 scans to learn from, 1 to watch; planning and preprocessing"
+    assert lines[1].startswith("dentate: epoch 1, ")
+    assert len(shown) == 1
+    assert re.fullmatch(r"dentate: epoch 1/1, step 1/1, \d+\.\d min, 0\.0 left, loss -?\d\.\d{3}, Dice n/a", shown[0])
+    return out
+
+
+def test_a_training_with_workers_leaves_none_behind(trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    train_step("dentate", make_cases, NAMES, out, replace(SHORT, epochs=2, workers=2), say=lambda line: None)
+    assert not multiprocessing.active_children()
+    assert [thread.name for thread in threading.enumerate() if "results_loop" in thread.name] == []
+
+
+def write_chi(path: Path) -> Path:
+    chi = make_cases()[0].chi
+    nib.Nifti1Image(chi.array, chi.affine).to_filename(path)
+    return path
+
+
+def test_our_folder_opens_in_stock_nnunet_and_gives_the_same_labels(trained, tmp_path):
+    image = write_chi(tmp_path / "c_0000.nii.gz")
+    stock = predict_with_stock(trained / "dentate", image, tmp_path)
+    ours = Network(read_folder(trained / "dentate"), device="cpu", sided=True)(Volume.read(image))
+    np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
+
+
+def test_a_shipped_checkpoint_is_half_precision_without_the_optimizer_and_never_mirrors(trained):
+    path = trained / "dentate" / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    assert {values.dtype for values in content["network_weights"].values()} == {torch.float16}
+    assert set(content) == {
+        "network_weights",
+        "trainer_name",
+        "init_args",
+        "inference_allowed_mirroring_axes",
+        "current_epoch",
+    }
+    assert content["trainer_name"] == "nnUNetTrainerNoMirroring"
+    assert content["inference_allowed_mirroring_axes"] is None
+    distinct = {values.data_ptr(): values.numel() for values in content["network_weights"].values()}
+    assert path.stat().st_size < 2.2 * sum(distinct.values()) + 200_000  # each parameter once, whatever its names
+
+
+def test_the_plan_is_as_the_paper_says(trained):
+    plan = json.loads((trained / "dentate" / "plans.json").read_text())["configurations"]
+    assert list(plan) == ["3d_fullres"]
+    assert plan["3d_fullres"]["spacing"] == [0.86, 0.86, 0.86]
+    assert plan["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
+
+
+def test_a_finished_training_is_not_repeated(trained):
+    def cases() -> list[Case]:
+        raise AssertionError("preprocessed before")
+
+    before = (trained / "dentate_curve.tsv").read_text()
+    assert train_step("dentate", cases, NAMES, trained, SHORT, say=print).epochs == 1
+    assert (trained / "dentate_curve.tsv").read_text() == before
+
+
+def test_a_longer_training_goes_on_from_there(trained):
+    rows = read_curve(trained / "dentate_curve.tsv")
+    longer = NnunetTraining(epochs=2, iterations=1, watched=1, device="cpu")
+    shown: list[str] = []
+    assert train_step("dentate", make_cases, NAMES, trained, longer, say=print, show=shown.append).epochs == 2
+    assert [re.sub(r"\d+\.\d+|n/a", "#", line) for line in shown] == [
+        "dentate: epoch 2/2, step 1/1, # min, # left, loss #, Dice #"
+    ]
+    assert not shown[0].endswith("n/a")  # that of the first epoch
+    later = read_curve(trained / "dentate_curve.tsv")
+    assert [row["epoch"] for row in later] == ["1", "2"]
+    assert later[0] == rows[0]
+    assert float(later[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9, abs=1e-6)
+
+
+def test_a_training_by_time_ends_with_its_minutes(trained):
+    epochs = len(read_curve(trained / "dentate_curve.tsv"))
+    over = NnunetTraining(epochs=1000, minutes=1e-4, iterations=1, watched=1, device="cpu")
+    assert train_step("dentate", make_cases, NAMES, trained, over, say=print).epochs == epochs
+    assert len(read_curve(trained / "dentate_curve.tsv")) == epochs
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def wait_for(path: Path, *, rows: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(5000):
+        if path.is_file() and len(read_curve(path)) >= rows:
+            return
+        assert process.poll() is None, "the training ended by itself"
+        time.sleep(0.1)
+    raise AssertionError(f"no {rows} rows in {path}")
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_where_it_was(tmp_path):
+    root = Path(__file__).parents[2]
+    code = FOREVER.replace("OUT", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL)
+    curve = (
+        tmp_path
+        / "training"
+        / "dentate"
+        / "results"
+        / "Dataset001_Dentate"
+        / "DentateTrainer__nnUNetPlans__3d_fullres"
+        / "fold_0"
+        / "curve.tsv"
+    )
+    try:
+        wait_for(curve, rows=3, process=process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = read_curve(curve)
+    resumed = NnunetTraining(epochs=len(before) + 2, iterations=1, watched=1, device="cpu")
+    outcome = train_step("dentate", make_cases, NAMES, tmp_path, resumed, say=print)
+    after = read_curve(tmp_path / "dentate_curve.tsv")
+    assert outcome.epochs == len(after) == len(before) + 2
+    kept = len(before) - 1  # the last epoch may have been told before its checkpoint was written
+    assert after[:kept] == before[:kept]
+
+
+def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
+    """Stock trainer on preprocessed data: its checkpoint has optimizer, logs of NumPy numbers and mirroring."""
+    train_step("dentate", make_cases, NAMES, tmp_path, SHORT, say=print)
+    work = tmp_path / "training" / "dentate"
+    with quiet(), environment(work, workers=0):
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+        folder = work / "preprocessed" / "Dataset001_Dentate"
+        plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
+        del dataset["orientation"]
+        trainer = nnUNetTrainer({**plans, "continue_training": False}, "3d_fullres", 0, dataset, torch.device("cpu"))
+        trainer.num_epochs = trainer.num_iterations_per_epoch = trainer.num_val_iterations_per_epoch = 1
+        trainer.run_training()
+        made = Path(trainer.output_folder_base)
+    image = write_chi(tmp_path / "c_0000.nii.gz")
+    stock = predict_with_stock(made, image, tmp_path, mirrored=(0, 1))
+    found = read_folder(made)
+    assert found.mirror_axes == (0, 1, 2)
+    ours = Network(found, device="cpu", sided=True)(Volume.read(image))
+    np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
+
+
+def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
+    work = trained / "training" / "dentate"
+    losses: list[float] = []
+    folder = work / "preprocessed" / "Dataset001_Dentate"
+    plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
+    for quick in (False, True):
+        monkeypatch.setattr("bids_dgmseg.segment.inference._has_fast_bfloat16", lambda device, quick=quick: quick)
+        with quiet(), environment(work, workers=0):
+            from bids_dgmseg.train.nnunet.trainer import DentateTrainer
+
+            torch.manual_seed(1)
+            ours = {**plans, "continue_training": True}
+            trainer = DentateTrainer(ours, "3d_fullres", 0, dataset, torch.device("cpu"))
+            trainer.use(SHORT, say=print, step="dentate")
+            trainer.on_train_start()
+            if not losses:
+                batch = next(trainer.dataloader_train)
+            losses.append(float(trainer.train_step(dict(batch))["loss"]))
+        assert {values.dtype for values in trainer.network.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)  # of about 1.5; bfloat16 has three digits
+
+
+def test_nothing_to_learn_from_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"^dentate: no scan to learn from; give more labelled scans$"):
+        train_step("dentate", list, NAMES, tmp_path, SHORT, say=print)
+
+
+def test_names_that_share_a_tensor_share_its_half():
+    values = torch.ones(3)
+    halves = halve({"encoder.weight": values, "decoder.encoder.weight": values, "bias": torch.zeros(3)})
+    assert halves["encoder.weight"] is halves["decoder.encoder.weight"]
+    assert halves["bias"].dtype == torch.float16
+
+
+def test_the_environment_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", "/somewhere")
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    before = dict(os.environ)
+    with environment(tmp_path, workers=1):
+        assert os.environ["nnUNet_raw"] == str(tmp_path / "raw")
+        assert os.environ["nnUNet_results"] == str(tmp_path / "results")
+    assert dict(os.environ) == before

@@ -1,0 +1,197 @@
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.cli.options import PAPER_MODELS
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.segment.results import Location
+from bids_dgmseg.simulate.bids_writer import LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.train.nnunet import run as nnunet_train
+from bids_dgmseg.train.nnunet.data import Case, NnunetTraining
+from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+from bids_dgmseg.train.nnunet.step import StepOutcome
+from tests.segment.nnunet_folders import write_folder
+from tests.terminal import Terminal
+
+MODEL = get_model("nnunet2step")
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+SHAPE = (20, 20, 20)
+LENGTHS: list[NnunetTraining] = []
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Ten scans of two sites; a cerebellum of 8 x 6 x 6 voxels around two dentates of one."""
+    root = tmp_path / "ds"
+    start_dataset(root, name="Balls", readme="For a test.\n")
+    random, rows = np.random.default_rng(0), []
+    for number in range(10):
+        dseg, cerebellum = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+        dseg[8, 6, 6], dseg[12, 6, 6] = 1, 2
+        cerebellum[6:14, 3:9, 3:9] = 1
+        chi = 0.05 * random.normal(size=SHAPE).astype(np.float32)
+        masks = {"cerebellum": cerebellum}
+        add_scan(root, LabelledScan(f"{number:02d}", chi, dseg, AFFINE, {"Units": "ppm"}, masks=masks))
+        rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
+    write_participants(root, rows, {})
+    return root
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], list[Case]]]:
+    """What the trainings are given, in place of trainings; the folders that they leave have random weights."""
+    seen: dict[str, tuple[Sequence[str], list[Case]]] = {}
+
+    LENGTHS.clear()
+
+    def train_step(step, cases, names, out, this, *, say, show):
+        show(f"{step}: step 1")
+        seen[step] = names, list(cases())
+        LENGTHS.append(this)
+        folder = out / step
+        if not folder.exists():
+            write_folder(folder, labels={"background": 0, **{name: n for n, name in enumerate(names, start=1)}})
+        return StepOutcome(this.epochs, folder, "00ff")
+
+    monkeypatch.setattr(nnunet_train, "train_step", train_step)
+    return seen
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_both_steps_learn_from_the_same_scans_and_the_others_are_scored(dataset, steps, tmp_path):
+    outcomes, table = run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+    assert [outcome.folder.name for outcome in outcomes] == ["cerebellum", "dentate"]
+    assert steps["cerebellum"][0] == ("cerebellum",)
+    assert steps["dentate"][0] == ("DN_L", "DN_R")
+    split = {row["participant_id"]: row for row in read_table(tmp_path / "out" / "split.tsv")}
+    assert sorted(row["part"] for row in split.values()) == ["test"] * 2 + ["train"] * 7 + ["tune"]
+    assert {row["site"] for row in split.values()} == {"A", "B"}
+    for step in ("cerebellum", "dentate"):
+        parts = {case.name: case.part for case in steps[step][1]}
+        assert parts == {name: row["part"] for name, row in split.items() if row["part"] != "test"}
+    kept_aside = {name for name, row in split.items() if row["part"] == "test"}
+    assert set(table["scan"]) == kept_aside
+    assert len(table) == 4  # two scans, two sides
+    assert {row["scan"] for row in read_table(tmp_path / "out" / "dice.tsv")} == kept_aside
+
+
+def test_step_one_sees_whole_maps_and_step_two_the_box_with_its_margin(dataset, steps, tmp_path):
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+    whole, crop = steps["cerebellum"][1][0], steps["dentate"][1][0]
+    assert whole.chi.shape == SHAPE
+    assert whole.labels.sum() == 8 * 6 * 6
+    assert crop.chi.shape == (12, 10, 10)  # 8 mm are two voxels on every side
+    assert np.argwhere(crop.labels).tolist() == [[4, 5, 5], [8, 5, 5]]
+
+
+def test_without_masks_the_default_model_says_where_the_cerebellum_is(dataset, steps, tmp_path, monkeypatch):
+    for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
+        path.unlink()
+    grid = world_grid(Box((-2.0, -2.0, -2.0), (78.0, 78.0, 78.0)), (8.0, 8.0, 8.0))
+    regions = np.zeros(grid.shape, np.uint8)
+    regions[3:7, 2:5, 2:5] = 2  # cerebellum: x from 22 to 54 mm, y and z from 14 to 38 mm
+    regions[4, 3, 3] = 5  # cerebellar nuclei
+    found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
+    monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
+    lines: list[str] = []
+    request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",))
+    run_nnunet_training(request, say=lines.append)
+    assert lines[-1].startswith("no label-cerebellum mask of sub-00, sub-01")
+    inside = np.argwhere(steps["cerebellum"][1][0].labels)
+    assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([6, 4, 4], [13, 9, 9])
+
+
+@pytest.mark.parametrize("step", ["cerebellum", "dentate"])
+@pytest.mark.parametrize("found", [None, "no deep nuclei found in the brain"])
+def test_a_scan_in_which_no_cerebellum_is_seen_is_named(dataset, steps, tmp_path, monkeypatch, step, found):
+    for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
+        path.unlink()
+
+    def localize(*args, **options):
+        if found:
+            raise InputError(found)
+        return Location(Box((0, 0, 0), (1, 1, 1)), Volume(np.zeros((4, 4, 4), np.uint8), np.diag([20.0] * 3 + [1])))
+
+    monkeypatch.setattr(nnunet_train, "localize", localize)
+    request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=(step,))
+    with pytest.raises(InputError, match=rf"^sub-\d\d: {found or 'the whole-head network sees no cerebellum; add a '}"):
+        run_nnunet_training(request, say=lambda line: None)
+
+
+def test_of_what_the_default_model_sees_the_largest_part_is_the_cerebellum(dataset, steps, tmp_path, monkeypatch):
+    for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
+        path.unlink()
+    grid = world_grid(Box((-2.0, -2.0, -2.0), (78.0, 78.0, 78.0)), (8.0, 8.0, 8.0))
+    regions = np.zeros(grid.shape, np.uint8)
+    regions[1:4, 2:5, 2:5] = 2  # x from 6 to 30 mm
+    regions[8, 8, 8] = 2  # a crumb
+    found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
+    monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",)), say=lambda line: None)
+    inside = np.argwhere(steps["cerebellum"][1][0].labels)
+    assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([2, 4, 4], [7, 9, 9])
+
+
+def test_a_folder_with_another_training_is_refused(dataset, steps, tmp_path):
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+    other = NnunetRequest(MODEL, dataset, tmp_path / "out", training=NnunetTraining(seed=2))
+    with pytest.raises(InputError, match=r"^out: holds another training \(other seed\); give a new folder for OUT$"):
+        run_nnunet_training(other, say=print)
+
+
+def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_path, capsys):
+    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), "--minutes", "4", "--epochs", "9"]) == 0
+    assert [(this.minutes, this.epochs) for this in LENGTHS] == [(2.0, 9), (2.0, 9)]
+    assert [this.plan for this in LENGTHS] == ["paper", "paper"]
+    assert "on 2 scans kept aside" in (said := capsys.readouterr().out)
+    assert "step 1" not in said
+
+
+def test_on_a_terminal_the_verb_shows_the_steps_of_both(dataset, steps, tmp_path, monkeypatch):
+    terminal = Terminal.connected(monkeypatch)
+    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
+    assert terminal.shown == ["cerebellum: step 1", "dentate: step 1"]
+    assert "step 1" not in "\n".join(terminal.lines)
+
+
+def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):
+    command = ["train", "nnunet2step", str(dataset), str(tmp_path / "out")]
+    assert main([*command, "--plan", "small"]) == 0
+    assert [this.plan for this in LENGTHS] == ["small", "small"]
+    assert main(command) == 2
+    assert "out: holds another training (other plan); give a new folder for OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "5"], "--steps: is for default on simulated maps; default on labelled maps"),
+        (
+            ["--from", "x"],
+            "--from: is for default on simulated maps; default on labelled maps; " + ", ".join(PAPER_MODELS),
+        ),
+        (["--folds", "3"], "--folds: is for dcnnet, attunet25d, deepqsmseg"),
+    ],
+)
+def test_options_of_other_trainings_are_refused(dataset, tmp_path, capsys, options, message):
+    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), *options]) == 2
+    assert capsys.readouterr().err == f"dgmseg train: error: {message}; not for nnunet2step, so leave it out\n"
+
+
+@pytest.mark.parametrize("option", [("--step", "dentate"), ("--plan", "small")])
+def test_its_own_options_are_refused_for_other_models(tmp_path, capsys, option):
+    assert main(["train", "default", "phantom", str(tmp_path / "out"), *option]) == 2
+    said = f"{option[0]}: is for nnunet2step; not for default on simulated maps, so leave it out"
+    assert said in capsys.readouterr().err

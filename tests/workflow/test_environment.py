@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import logging
+import warnings
+
+from bids_dgmseg.workflow.environment import LOG_NAME, log_to
+
+
+def test_nipype_and_warnings_go_to_the_file_and_nowhere_else(tmp_path, capfd):
+    with log_to(tmp_path):
+        logging.getLogger("nipype.workflow").warning("a node is slow")
+        logging.getLogger("nibabel.global").warning("sizeof_hdr should be 348")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("mean of empty slice", RuntimeWarning, stacklevel=1)
+    text = (tmp_path / LOG_NAME).read_text()
+    assert "nipype.workflow WARNING: a node is slow" in text
+    assert "nibabel.global WARNING: sizeof_hdr should be 348" in text
+    assert "RuntimeWarning: mean of empty slice" in text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_there_is_no_file_where_nothing_was_said(tmp_path):
+    with log_to(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_runs_show_the_log(tmp_path, capsys):
+    with log_to(tmp_path, verbose=True):
+        logging.getLogger("nipype.workflow").warning("a node is slow")
+    assert "a node is slow" in capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""A simulated study whose truth is known, from participant-level tables to the statistics of the group level.
+
+Three sites of 60, four nuclei; the values are recomputed from group_stats.tsv by other programs where there are any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bids_dgmseg.cli.bids_app import main
+from tests.workflow.test_group import NUCLEI, add_scan, sidecar
+
+ALPHA, BETA, GAMMA = 0.10, 0.05, 0.02
+SHIFT_PPM = {"A": -0.02, "B": 0.0, "C": 0.02}
+PATIENTS_PPM = 0.01
+"""What patients have more than controls."""
+YEARLY_PPM = 0.002
+"""What everyone gains from the first to the second session, a year."""
+NOISE_PPM = 0.003
+
+
+@dataclass(frozen=True)
+class Study:
+    out: Path
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.out / f"group_{name}.tsv", sep="\t", keep_default_na=False, na_values=["n/a"])
+
+    def rows(self, name: str, **values: Any) -> pd.DataFrame:
+        table = self[name]
+        for column, value in values.items():
+            table = table[table[column] == value]
+        return table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    """People of three sites; the last six have a second session two years later."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(20)
+    people, overlap = ["participant_id\tage\tsex\tgroup\tsite"], []
+    for place in range(180):
+        site, group = "ABC"[place % 3], ("HC", "PD")[place // 3 % 2]
+        age, late = rng.uniform(8, 85), place >= 174
+        people.append(f"sub-{place:03d}\t{age!r}\t{rng.choice(['F', 'M'])}\t{group}\t{site}")
+        noise = rng.normal(0, NOISE_PPM, 4)
+        for session in ("1", "2") if late else ("1",):
+            truth = ALPHA * (1 - np.exp(-BETA * age)) + GAMMA + PATIENTS_PPM * (group == "PD")
+            means = truth + SHIFT_PPM[site] + noise + 2 * YEARLY_PPM * (session == "2")
+            values = {name: (float(rng.normal(700, 30)), float(mean)) for name, mean in zip(NUCLEI, means, strict=True)}
+            add_scan(folder / "out", f"sub-{place:03d}_ses-{session}", values)
+            if session == "1" and place < 60:
+                scan = f"sub-{place:03d}\tses-1\tsub-{place:03d}_ses-1_desc-manual"
+                overlap += [
+                    f"{scan}\tmanual\tdgm16\t{name}\t{volume!r}\t{mean!r}" for name, (volume, mean) in values.items()
+                ]
+        if late:
+            (folder / "ds" / f"sub-{place:03d}").mkdir(parents=True)
+            (folder / "ds" / f"sub-{place:03d}" / f"sub-{place:03d}_sessions.tsv").write_text(
+                f"session_id\tage\nses-1\t{age!r}\nses-2\t{age + 2!r}\n"
+            )
+    (folder / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
+    (folder / "compared").mkdir()
+    header = (
+        "participant_id\tsession_id\tscan\treference\tprediction\tabbreviation\tvolume_reference_mm3\t"
+        "mean_reference_ppm"
+    )
+    (folder / "compared" / "overlap.tsv").write_text("\n".join([header, *overlap]) + "\n")
+    assert (
+        main(
+            [
+                str(folder / "ds"),
+                str(folder / "out"),
+                "group",
+                "--control-filter",
+                'group == "HC"',
+                "--evaluation",
+                str(folder / "compared"),
+            ]
+        )
+        == 0
+    )
+    return Study(folder / "out")
+
+
+def test_harmonizing_takes_the_sites_out_and_keeps_the_age(study):
+    variance = study.rows("site_variance", measure="mean_ppm")
+    assert (variance["reduction"] > 0.9).all()
+    both = study.rows("harmonized", measure="mean_ppm").merge(
+        study["stats"][["participant_id", "session_id", "abbreviation", "age_years"]]
+    )
+    truth = ALPHA * (1 - np.exp(-BETA * both["age_years"]))
+    slope = np.polyfit(truth, both["harmonized"], 1)[0]  # 1 where age keeps all of its effect
+    assert slope == pytest.approx(1, abs=0.1)
+
+
+def test_the_curve_is_found_again_and_chosen(study):
+    fits = study.rows("ageing", measure="mean_ppm_harmonized", labels="predicted", scans="all")
+    best = fits[fits["best"]]
+    assert set(best["curve"]) == {"exponential"}
+    for name, truth in (("alpha", ALPHA), ("beta_per_year", BETA), ("gamma", GAMMA + PATIENTS_PPM / 2)):
+        # groups and what is left of sites widen the limits; 5 % of them may miss
+        assert (best[f"{name}_low"] < truth).all(), name
+        assert (best[f"{name}_high"] > truth).all(), name
+        assert best[name].mean() == pytest.approx(truth, rel=0.25)
+
+
+def test_reference_labels_stand_beside_the_model_on_the_same_scans(study):
+    fits = study.rows("ageing", measure="mean_ppm", scans="with_reference")
+    reference, predicted = (
+        fits[fits["labels"] == labels].reset_index(drop=True) for labels in ("reference", "predicted")
+    )
+    assert set(reference["model"]) == {"manual"}
+    assert set(reference["n"]) == set(predicted["n"]) == {60}
+    # the reference's values were made equal, so are its fits
+    columns = ["abbreviation", "curve", "alpha", "gamma", "aicc"]
+    pd.testing.assert_frame_equal(reference[columns], predicted[columns])
+
+
+def test_differences_are_those_of_other_programs(study):
+    table = study["stats"]
+    mean = table.groupby(["participant_id", "group", "abbreviation"])["mean_ppm"].mean().reset_index()
+    found = study.rows("differences", measure="mean_ppm").set_index("abbreviation")
+    p_values = []
+    for name in NUCLEI:
+        healthy, patients = (
+            mean[(mean["abbreviation"] == name) & (mean["group"] == group)]["mean_ppm"] for group in ("HC", "PD")
+        )
+        welch = stats.ttest_ind(patients, healthy, equal_var=False)
+        assert found.loc[name, "p_t"] == pytest.approx(welch.pvalue, rel=1e-5)
+        assert found.loc[name, "p_mannwhitney"] == pytest.approx(stats.mannwhitneyu(patients, healthy).pvalue, rel=1e-5)
+        pooled = np.sqrt(
+            (healthy.var() * (len(healthy) - 1) + patients.var() * (len(patients) - 1))
+            / (len(healthy) + len(patients) - 2)
+        )
+        correction = 1 - 3 / (4 * (len(healthy) + len(patients) - 2) - 1)  # Hedges' approximation, to 1e-4 here
+        expected = correction * (patients.mean() - healthy.mean()) / pooled
+        assert found.loc[name, "hedges_g"] == pytest.approx(expected, rel=1e-4)
+        p_values.append(welch.pvalue)
+    assert found.loc[list(NUCLEI), "q_t"].to_numpy() == pytest.approx(stats.false_discovery_control(p_values), rel=1e-5)
+
+
+def test_what_patients_have_more_is_found_at_equal_age_once_sites_are_out(study):
+    found = study.rows("differences", measure="mean_ppm_harmonized")
+    assert set(found["reference"]) == {"HC"}
+    # about 0.001 ppm of error: 0.02 ppm of spread left by a line through the curve, over 180 people
+    assert found["ancova_difference"].to_numpy() == pytest.approx(PATIENTS_PPM, abs=0.004)
+    assert (found["ancova_q"] < 0.001).all()
+
+
+def test_the_yearly_change_is_found_again(study):
+    found = study.rows("longitudinal", measure="mean_ppm")
+    assert set(found["n"]) == {6}
+    assert set(found["n_single"]) == {174}
+    assert found["change_per_year"].to_numpy() == pytest.approx(YEARLY_PPM)  # the noise is the same in both
+    assert len(study.rows("changes", measure="mean_ppm")) == 6 * 4
+
+
+def test_robust_z_is_that_of_the_formula(study):
+    found = study.rows("outliers", measure="volume_mm3", site="B", abbreviation="GP_L")
+    values = found["value"]
+    away = (values - values.median()) / stats.median_abs_deviation(values, scale="normal")
+    assert found["robust_z"].to_numpy() == pytest.approx(away.to_numpy(), abs=1e-5)  # tables have seven digits
+    assert (found["outlier"] == (away.abs() > 3.5)).all()
+
+
+def test_asymmetry_is_that_of_the_sides(study):
+    wide = study["volumes"].iloc[0]
+    found = study.rows("asymmetry", participant_id=wide["participant_id"], nucleus="DN", measure="volume_mm3").iloc[0]
+    left, right = wide["DN_L_volume_mm3"], wide["DN_R_volume_mm3"]
+    assert (found["left"], found["right"]) == pytest.approx((left, right))
+    assert found["asymmetry"] == pytest.approx((left - right) / ((left + right) / 2), rel=1e-5)
+
+
+def test_the_adjustment_is_the_controls_regression(study):
+    table = study.rows("stats", abbreviation="DN_R")
+    healthy = table[table["group"] == "HC"]
+    line = stats.linregress(healthy["volume_mm3"], healthy["mean_ppm"])
+    found = next(
+        record
+        for record in sidecar(study.out / "group_adjusted.tsv")["Coefficients"]
+        if record["abbreviation"] == "DN_R"
+    )
+    assert (found["slope"], found["n_controls"]) == pytest.approx((line.slope, len(healthy)))
+    expected = table["mean_ppm"] - line.slope * (table["volume_mm3"] - healthy["volume_mm3"].mean())
+    adjusted = study.rows("adjusted", abbreviation="DN_R")["adjusted"]
+    assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
+
+
+def test_a_measure_that_is_not_adjusted_is_not_analysed(tmp_path):
+    """Three controls, two sessions each: six scans would do for a slope, three people do not."""
+    people = ["participant_id\tage\tgroup"]
+    for place in range(9):
+        people.append(f"sub-{place}\t{50 + place}\t{'HC' if place < 3 else 'PD'}")
+        for session in (1, 2):
+            values = {"DN_L": (800.0 + 20 * place + 5 * session, 0.1 + 0.002 * place + 0.0001 * (place * session % 5))}
+            add_scan(tmp_path / "out", f"sub-{place}_ses-{session}", values)
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
+    assert main([str(tmp_path / "ds"), str(tmp_path / "out"), "group", "--control-filter", 'group == "HC"']) == 0
+    study = Study(tmp_path / "out")
+    assert "matches 3 participants" in sidecar(study.out / "group_adjusted.tsv")["NotComputed"]
+    for name in ("ageing", "differences"):
+        assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
+
+
+def test_every_dictionary_says_what_was_asked_and_found(study):
+    for path in study.out.glob("group_*.tsv"):
+        settings = sidecar(path)["Settings"]
+        assert settings["ControlFilter"] == 'group == "HC"'
+        assert (settings["ReferenceGroup"], settings["SiteFrom"]) == ("HC", "column site")
+    about = sidecar(study.out / "group_harmonized.tsv")
+    assert about["CovariatesKept"] == ["age", "sex", "group"]
+    assert about["Sites"] == {"A": 62, "B": 62, "C": 62}

@@ -1,0 +1,82 @@
+"""The app with nnU-Net folders of random weights: what they see is noise, but all of it must arrive."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.bids.validation import summarize_validation
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.config import Settings
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.segment.nnunet import Network
+from bids_dgmseg.segment.regions import largest_part
+from tests.segment.nnunet_folders import write_folder
+
+WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
+
+
+def run(dataset: Path, out: Path, *options: str) -> int:
+    return main(
+        [
+            str(dataset),
+            str(out),
+            "participant",
+            "--model",
+            "nnunet2step",
+            "-w",
+            str(out.parent / "work"),
+            "--nprocs",
+            "1",
+            "--device",
+            "cpu",
+            "--skip-bids-validation",
+            *options,
+        ]
+    )
+
+
+def test_two_folders_give_labels_in_the_box_of_the_cerebellum_and_its_mask(bids_dataset, tmp_path):
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    write_folder(weights / "cerebellum", labels={"background": 0, "cerebellum": 1}, seed=3, **WIDE)
+    write_folder(weights / "dentate", seed=4, **WIDE)
+    dataset = bids_dataset("sub-01")
+    assert run(dataset, out, "--weights", str(weights)) == 0
+    chi = Volume.read(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+    seen = Network(read_folder(weights / "cerebellum"), device="cpu", sided=False)(chi).argmax(axis=0) == 1
+    seen &= np.abs(chi.array) > 1e-4  # no region reaches beyond what was measured
+    anat = out / "sub-01" / "anat"
+    mask = Volume.read(anat / "sub-01_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
+    np.testing.assert_array_equal(mask, largest_part(seen))
+    sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
+    corner = chi.affine @ [*(np.argwhere(mask).min(axis=0) - 0.5), 1]
+    assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)
+    labels = nib.nifti1.load(anat / "sub-01_seg-nnunet2step_dseg.nii.gz")
+    assert set(np.unique(np.asarray(labels.dataobj))) <= {0, 1, 2}
+    assert summarize_validation(Settings(bids_dir=out, output_dir=out)) in (None, "")
+
+
+def test_a_foreign_folder_runs_with_a_label_map_and_a_warning_about_its_mirroring(bids_dataset, tmp_path, capsys):
+    labels = {"background": 0, "sinister": 1, "dexter": 2, "lesion": 3}
+    folder = write_folder(tmp_path / "foreign", labels=labels, mirror_axes=(0, 1, 2), **WIDE)
+    table = tmp_path / "map.tsv"
+    table.write_text("label\tabbreviation\nsinister\tRN_L\n2\tRN_R\n")
+    out = tmp_path / "out"
+    assert run(bids_dataset("sub-01"), out, "--weights", str(folder), "--label-map", str(table)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "foreign: label 3 (lesion) matches no nucleus and becomes background; see --label-map" in said
+    assert "foreign: its trainer (nnUNetTrainer) mirrors left and right" in said
+    rows = (out / "sub-01" / "anat" / "sub-01_seg-nnunet2step_stats.tsv").read_text().splitlines()
+    assert [row.split("\t")[2] for row in rows] == ["abbreviation", "RN_L", "RN_R"]
+    assert not list(out.rglob("*label-cerebellum*"))
+
+
+def test_missing_weights_end_the_run_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.models.label_map.weights_folder", lambda model: tmp_path / "none")
+    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "none")
+    assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
+    assert "nnunet2step: no weights in the package; train it (dgmseg train nnunet2step)" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bids_dgmseg.config import Settings
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.workflow.output import check_folders, make_run_folder
+
+
+@pytest.fixture
+def raw(tmp_path):
+    (tmp_path / "ds").mkdir()
+    return tmp_path / "ds"
+
+
+@pytest.mark.parametrize("place", ["derivatives/dgmseg", "../out"])
+def test_results_go_beside_the_dataset_or_below_its_derivatives(raw, place):
+    check_folders(Settings(raw, (raw / place).resolve(), work_dir=raw.parent / "work"))
+
+
+@pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
+def test_results_do_not_go_into_the_raw_data(raw, place):
+    with pytest.raises(InputError, match="input"):
+        check_folders(Settings(raw, (raw / place).resolve(), work_dir=raw.parent / "work"))
+
+
+def test_the_working_directory_is_not_in_the_raw_data(raw):
+    message = r"^work: --work-dir inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
+    with pytest.raises(InputError, match=message):
+        check_folders(Settings(raw, raw.parent / "out", work_dir=raw / "work"))
+
+
+@pytest.mark.parametrize("place", ["out", "out/work"])
+def test_the_working_directory_is_not_in_the_output(raw, place):
+    name = place.rpartition("/")[2]
+    with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, whose dataset"):
+        check_folders(Settings(raw, raw.parent / "out", work_dir=raw.parent / place))
+
+
+def test_an_output_whose_description_is_broken_is_told(raw):
+    out = raw.parent / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text('"broken"')
+    with pytest.raises(InputError, match=r"^out/dataset_description.json: holds a str, expected an object"):
+        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
+@pytest.mark.parametrize(
+    ("description", "maker"),
+    [
+        ({"GeneratedBy": [{"Name": "QSMxT"}]}, "QSMxT"),
+        ({"Name": "a raw dataset"}, "another program"),
+    ],
+)
+def test_another_programs_dataset_is_not_written_into(raw, description, maker):
+    out = raw.parent / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=f"^out: holds a dataset of {maker}; choose a folder of its own"):
+        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        pytest.param(lambda path: path.symlink_to(".git/annex/objects/nowhere"), id="link"),
+        pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
+    ],
+)
+def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, leave):
+    out = raw.parent / "out"
+    out.mkdir()
+    leave(out / "dataset_description.json")
+    with pytest.raises(InputError, match=r"^out: dataset_description\.json: its content is not here.*; fetch it first"):
+        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
+def test_an_earlier_output_is_written_into_again(raw):
+    out = raw.parent / "out"
+    out.mkdir()
+    (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
+    check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+
+
+def test_two_runs_get_two_folders(tmp_path):
+    assert make_run_folder(tmp_path / "work") != make_run_folder(tmp_path / "work")
+
+
+def test_a_working_directory_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"work: cannot be written \(Not a directory\); choose another --work-dir"):
+        make_run_folder(tmp_path / "file" / "work")

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import errno
+import html
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.config import Settings
+from bids_dgmseg.console import Progress
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.workflow.runner import Run
+from tests.conftest import coarse_chi, contents
+from tests.oracle import oracle_model
+
+
+def spoil(dataset: Path, scan: str) -> None:
+    """Turn a map into zeros."""
+    (path,) = dataset.rglob(f"{scan}_Chimap.nii.gz")
+    nib.Nifti1Image(np.zeros_like(coarse_chi().array), coarse_chi().affine).to_filename(path)
+
+
+@pytest.fixture
+def greedy(monkeypatch):
+    model = oracle_model("greedy", "Greedy")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_parallel_and_serial_runs_write_the_same(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
+    assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
+    assert run(dataset, "--nprocs", "2", out=tmp_path / "parallel") == 0
+    assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_one_broken_scan_leaves_the_others(bids_dataset, run, tmp_path, capsys, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03")
+    spoil(dataset, "sub-02")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    err = capsys.readouterr().err
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
+    assert "1 of 3 scans failed: sub-02; see " in err
+    assert "Traceback" not in err
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html", "sub-03.html"}
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in (tmp_path / "out" / "sub-02.html").read_text()
+    assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
+
+
+def test_a_broken_scan_that_is_mended_is_all_that_the_next_run_does(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    spoil(dataset, "sub-02")
+    assert run(dataset) == 1
+    bids_dataset("sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 0
+    assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_worker_fails_its_scan_and_never_hangs(bids_dataset, run, greedy, capsys, tmp_path):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", greedy, "--nprocs", "2", "--mem-gb", "3") == 1
+    err = capsys.readouterr().err
+    assert "sub-01: segment was killed, probably for memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
+    assert "2 of 2 scans failed: sub-01, sub-02; see " in err
+    assert not (tmp_path / "out" / "sub-01").exists()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    model = oracle_model("interrupted", "Interrupted")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_an_interrupt_inside_a_step_ends_the_run(bids_dataset, run, interrupted, capsys):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", interrupted) == 130
+    out, err = capsys.readouterr()
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert "sub-02" not in out
+
+
+def test_workers_leave_an_interrupt_to_the_run(bids_dataset, run, interrupted):
+    assert run(bids_dataset("sub-01"), "--model", interrupted, "--nprocs", "2") == 0
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
+    spoil(dataset, "sub-01")
+    assert run(dataset, "--stop-on-first-crash", "--nprocs", nprocs) == 1
+    assert not (tmp_path / "out" / "sub-04").exists()
+
+
+def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
+    def burst(*args, **kwargs):
+        raise RuntimeError("the pen broke")
+
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", burst)
+    assert run(bids_dataset("sub-01")) == 1
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: figures crashed"))
+    assert line.startswith("sub-01: figures crashed (RuntimeError: the pen broke); see ")
+    assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
+
+
+def test_scans_that_nipype_leaves_behind_have_failed(bids_dataset, run, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr("bids_dgmseg.workflow.runner.Workflow.run", stop)
+    assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
+    err = capsys.readouterr().err
+    assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
+    assert "3 of 3 scans failed: sub-01, sub-02, sub-03; see " in err
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, tmp_path, nprocs):
+    dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
+    spoil(dataset, "sub-c+d")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    out, err = capsys.readouterr()
+    assert "sub-a+b: done" in out
+    assert "sub-e: done" in out
+    assert "1 of 3 scans failed: sub-c+d; see " in err
+    assert list((tmp_path / "out" / "sub-a+b").rglob("sub-a+b_*_stats.tsv"))
+    (folder,) = (tmp_path / "work").glob("run-*")
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_run_like_others(bids_dataset, run, tmp_path):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9trie"))
+    try:
+        bids_dataset("sub-01").rename(strange)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    out = strange / "derivatives" / "dgm"
+    assert run(strange, out=out) == 0
+    assert run(strange, out=out, level="group") == 0
+    assert (out / "group.html").is_file()
+
+
+def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys):
+    def fill(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz")
+
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", fill)
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(
+        "sub-01: figures: No space left on device: 'dseg.nii.gz'; check the path, its permissions and the room on "
+        "its disk\n"
+    )
+
+
+def test_a_full_disk_is_told_though_the_crash_file_is_cut(bids_dataset, run, monkeypatch, capsys, tmp_path):
+    def burst(*args, **kwargs):
+        raise RuntimeError
+
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", burst)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(
+        f"sub-01: figures: no space left on the disk of {tmp_path / 'out'}; make room there\n"
+    )
+
+
+def test_what_nipype_adds_to_a_crash_file_is_not_the_reason(tmp_path):
+    crash = tmp_path / "crash.txt"
+    crash.write_text(
+        "Traceback:\n  x\nOSError: [Errno 28] No space left on device: 'a.nii'\n\nWhen creating this "
+        "crashfile, the results file corresponding\nto the node could not be found.\n"
+    )
+    settings = Settings(tmp_path, tmp_path / "out")
+    one = Run(settings=settings, model=oracle_model(), work=tmp_path, logs=tmp_path, progress=Progress(1))
+    assert one._explain("check", crash).startswith("check: No space left on device: 'a.nii'; check the path")
+    crash.write_text(crash.read_text().replace("OSError: [Errno 28] No", "ValueError: no"))
+    assert one._explain("check", crash).startswith("check crashed (ValueError: no space left on device: 'a.nii'); see")
+
+
+def test_a_failure_names_the_results_of_an_earlier_map(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset) == 0
+    spoil(dataset, "sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 1
+    warning = "sub-02: sub-02_seg-oracle_stats.tsv and what lies beside it are of an earlier run; remove them\n"
+    assert warning in capsys.readouterr().err
+
+
+def test_the_validator_is_asked_once_the_folders_are_known_to_be_right(
+    bids_dataset, oracle, monkeypatch, capsys, tmp_path
+):
+    asked = []
+
+    def summarize(settings: Settings) -> str:
+        asked.append(settings)
+        return "ds: 1 error"
+
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.summarize_validation", summarize)
+    dataset = bids_dataset("sub-01")
+    call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
+    assert main([*call, str(dataset / "work")]) == 2
+    assert main([*call, str(tmp_path / "work"), "--dry-run"]) == 0
+    assert main([*call, str(tmp_path / "work"), "--skip-bids-validation"]) == 0
+    assert not asked
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
+
+
+def test_what_runs_leave_in_the_working_directory(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    spoil(dataset, "sub-02")
+    run(dataset)
+    (folder,) = (tmp_path / "work").glob("run-*")
+    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for whoever looks into the failure
+    bids_dataset("sub-02")
+    run(dataset)
+    assert list((tmp_path / "work").glob("run-*")) == [folder]
+
+
+def test_a_page_that_an_earlier_run_did_not_reach_is_written(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01")
+    run(dataset)
+    page = tmp_path / "out" / "sub-01.html"
+    page.unlink()
+    assert run(dataset) == 0
+    assert page.is_file()
+
+
+def test_a_page_that_cannot_be_written_ends_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
+    def burst(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("bids_dgmseg.report.page.write_page", burst)
+    assert run(bids_dataset("sub-01")) == 1
+    assert "sub-01: the page could not be written (disk full)" in capsys.readouterr().err
+    assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))
+
+
+def test_participants_without_a_map_are_named(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01")
+    (dataset / "sub-02" / "anat").mkdir(parents=True)
+    assert run(dataset) == 0
+    assert "sub-02: no _Chimap; left out" in capsys.readouterr().err
+
+
+def test_standard_output_has_one_line_a_step_and_nothing_else(bids_dataset, run, capsys, tmp_path):
+    run(bids_dataset("sub-01_ses-1"))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "sub-01_ses-1: check",
+        "sub-01_ses-1: ppm (from sidecar), reference whole brain",
+        "sub-01_ses-1: localize",
+        "sub-01_ses-1: segment",
+        "sub-01_ses-1: measure",
+        "sub-01_ses-1: figures",
+        "sub-01_ses-1: save",
+        "sub-01_ses-1: done (1 of 1)",
+        f"1 of 1 scans done; see {tmp_path / 'out'}/sub-*.html",
+    ]
+    assert err == ""
+
+
+def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
+    run(bids_dataset("sub-01"))
+    (path,) = (tmp_path / "out").rglob("*_quality.json")
+    quality = json.loads(path.read_text())
+    assert quality["scan"] == "sub-01"
+    assert quality["input"] == {
+        "file": "sub-01_Chimap.nii.gz",
+        "units": "ppm",
+        "units_from": "sidecar",
+        "reference": "whole brain",
+        "n_replaced": 0,
+        "shape": [60, 74, 64],
+        "voxel_size_mm": [2.5, 2.5, 2.5],
+        "orientation": "RAS",
+    }
+    assert quality["warnings"] == []
+    assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])
+
+
+def test_a_map_that_cannot_be_opened_fails_alone_and_its_page_says_why(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    chi = dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz"
+    chi.unlink()
+    chi.symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
+    assert run(dataset) == 1
+    err = capsys.readouterr().err
+    assert "1 of 2 scans failed: sub-02" in err
+    page = html.unescape((tmp_path / "out" / "sub-02.html").read_text())
+    assert "1 scan failed" in page
+    (reason,) = re.findall(r"<li>(sub-02.*)</li>", page)
+    assert reason in err
+    assert "1 scan failed" not in (tmp_path / "out" / "sub-01.html").read_text()

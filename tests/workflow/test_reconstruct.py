@@ -1,0 +1,341 @@
+"""Scans that have echoes in the place of a map, from the command line to the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel import orientations
+from scipy import ndimage
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import HEAD, contents, make_grid, read_stats, start_dataset, write_map
+from tests.oracle import oracle_model
+from tests.test_promise import VALIDATOR, validate
+
+SHRINKS = 0.4
+"""Largest part of a contrast that regularized inversion may take from a nucleus; the smallest has 15 voxels here."""
+
+
+def grid_of(name: str) -> Grid:
+    return world_grid(HEAD, (3.0, 3.0, 3.0)) if name == "coarse" else make_grid(name)
+
+
+@cache
+def scanned(name: str) -> tuple[Echoes, np.ndarray]:
+    """The phantom's echoes, whose main field is z of the world, and its labels."""
+    grid = grid_of(name)
+    chi, labels = PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm()).astype(np.uint8)
+    x, y, z = (chi.affine[2, :3] / chi.voxel_size_mm).tolist()
+    echoes = draw_echoes(
+        torch.from_numpy(chi.array),
+        torch.from_numpy(labels),
+        voxel_size_mm=chi.voxel_size_mm,
+        b0_direction=(x, y, z),
+        generator=torch.Generator().manual_seed(1),
+    )
+    return echoes, labels
+
+
+def write_echoes(
+    root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1, ramp_rad: float = 0
+) -> Path:
+    """Write the phantom's echoes.
+
+    Stored along other axes, with a phase that falls with the field, or with a ramp across the field of view whose sign
+    alternates.
+    """
+    echoes, _ = scanned(name)
+    folder = root / scan / "anat"
+    folder.mkdir(parents=True)
+    affine = grid_of(name).affine
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
+    for number, time_s in enumerate(echoes.echo_times_s, 1):
+        for part, images, scale in (("phase", echoes.phase, sign), ("mag", echoes.magnitude, 1)):
+            image = scale * images[number - 1].numpy()
+            if part == "phase" and ramp_rad:
+                ramp = np.linspace(0, ramp_rad, image.shape[1], dtype=np.float32)[:, None]
+                image = np.angle(np.exp(1j * (image + (-1) ** number * ramp))).astype(np.float32)
+            stored = orientations.apply_orientation(image, turn)
+            stem = folder / f"{scan}_echo-{number}_part-{part}_MEGRE"
+            turned = affine @ orientations.inv_ornt_aff(turn, images.shape[1:])
+            nib.Nifti1Image(stored, turned).to_filename(f"{stem}.nii.gz")
+            units = {"Units": "rad" if part == "phase" else "arbitrary"}
+            about = {"EchoTime": time_s, "MagneticFieldStrength": echoes.b0_tesla, **units}
+            Path(f"{stem}.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture
+def ds(tmp_path) -> Path:
+    start_dataset(tmp_path / "ds")
+    return Path(tmp_path / "ds")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Iterator[Path]:
+    """Four scans of one head, and in ``out`` what a run of the oracle made of them, in ``said`` what it told."""
+    root = tmp_path_factory.mktemp("echoes")
+    start_dataset(root / "ds")
+    write_echoes(root / "ds", "sub-01", "RAS")
+    write_echoes(root / "ds", "sub-02", "RAS", axes="PIL")
+    write_echoes(root / "ds", "sub-03", "RAS", sign=-1)
+    write_echoes(root / "ds", "sub-04", "oblique")
+    model = oracle_model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, model.name, model)
+        given = [str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), "--model", model.name]
+        assert main([*given, "--nprocs", "1", "--skip-bids-validation"]) == 0
+        yield root
+
+
+def chi_of(out: Path, scan: str = "sub-01") -> Volume:
+    return Volume.read(out / scan / "anat" / f"{scan}_Chimap.nii.gz")
+
+
+def quality_of(out: Path, scan: str = "sub-01") -> dict[str, Any]:
+    (path,) = out.rglob(f"{scan}_*_quality.json")
+    said: dict[str, Any] = json.loads(path.read_text())
+    return said
+
+
+def means_of(out: Path, scan: str) -> dict[str, float]:
+    return {name: float(row["mean_ppm"]) for name, row in read_stats(out, scan).items()}
+
+
+@pytest.mark.parametrize(("scan", "name"), [("sub-01", "RAS"), ("sub-04", "oblique")])
+def test_nuclei_stand_out_by_about_their_true_susceptibility(done, scan, name):
+    found, (echoes, labels) = chi_of(done / "out", scan).array, scanned(name)
+    for structure in STRUCTURES:
+        # Background removal takes slow variation away: what is left of the truth is the contrast to what lies around.
+        near = ndimage.binary_dilation(labels == structure.index, iterations=3)
+        nucleus, around = labels == structure.index, near & (labels > len(STRUCTURES))
+        contrast, true = (float(chi[nucleus].mean() - chi[around].mean()) for chi in (found, echoes.chi.numpy()))
+        assert (1 - SHRINKS) * true < contrast < 1.1 * true, structure.abbreviation
+
+
+def test_how_the_echoes_are_stored_changes_nothing(done):
+    one, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
+    assert other.stored == "PIL"
+    np.testing.assert_array_equal(other.array, one.array)
+    stored = load_image(done / "out" / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
+    original = load_image(done / "ds" / "sub-02" / "anat" / "sub-02_echo-1_part-phase_MEGRE.nii.gz")
+    np.testing.assert_array_equal(stored.affine, original.affine)
+    assert means_of(done / "out", "sub-02") == pytest.approx(means_of(done / "out", "sub-01"), abs=1e-6)
+
+
+def test_a_phase_that_falls_with_the_field_is_noticed(done):
+    np.testing.assert_allclose(chi_of(done / "out", "sub-03").array, chi_of(done / "out").array, atol=2e-3)
+    for scan, sign, warned in (("sub-01", 1, False), ("sub-03", -1, True)):
+        quality = quality_of(done / "out", scan)
+        assert quality["reconstruction"]["PhaseSign"] == sign
+        assert any("phase was taken to fall with the field" in line for line in quality["warnings"]) == warned
+
+
+def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
+    anat = done / "out" / "sub-01" / "anat"
+    sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
+    assert sidecar["Units"] == "ppm"
+    assert sidecar["EchoTime"] == [0.005, 0.01, 0.015, 0.02]
+    assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
+    assert len(sidecar["Sources"]) == 8
+    (dseg,) = anat.glob("*_dseg.json")
+    assert json.loads(dseg.read_text())["Sources"] == ["bids::sub-01/anat/sub-01_Chimap.nii.gz"]
+    assert quality_of(done / "out")["input"]["reference"] == "whole brain"
+    for text in ((done / "out" / "sub-01.html").read_text(), (done / "out" / "logs" / "CITATION.md").read_text()):
+        assert "fitted by weighted least squares" in text
+    page = (done / "out" / "sub-01.html").read_text()
+    assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
+    assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
+
+
+def test_bipolar_readouts_change_the_map_by_nothing_to_speak_of(ds, run):
+    write_echoes(ds, "sub-01")
+    write_echoes(ds, "sub-02", ramp_rad=5.0)
+    assert run(ds) == 0
+    plain, bipolar = (chi_of(ds.parent / "out", f"sub-0{number}").array for number in (1, 2))
+    np.testing.assert_allclose(bipolar, plain, atol=0.002)
+    said = [quality_of(ds.parent / "out", f"sub-0{number}")["reconstruction"]["ReadoutCorrection"] for number in (1, 2)]
+    assert said[0].startswith("none needed")
+    assert said[1].startswith("a ramp of ")
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_the_validator_passes_input_and_output(done, tmp_path):
+    for folder in (done / "ds", done / "out"):
+        validate(folder, tmp_path / "deno")
+
+
+def test_a_scan_is_done_again_only_where_an_option_or_an_echo_changed(ds, run, capsys):
+    folder = write_echoes(ds)
+    assert run(ds) == 0
+    upright = chi_of(ds.parent / "out").array
+    assert run(ds) == 0
+    assert "done and unchanged" in capsys.readouterr().out
+    assert run(ds, "--phase-sign", "negative") == 0
+    np.testing.assert_array_equal(chi_of(ds.parent / "out").array, -upright)
+    before = contents(ds.parent / "out")
+    assert run(ds, "--phase-sign", "negative", "--force") == 0
+    assert contents(ds.parent / "out") == before
+    sidecar = folder / "sub-01_echo-3_part-phase_MEGRE.json"
+    sidecar.write_text(sidecar.read_text().replace("0.015", "0.0151"))
+    capsys.readouterr()
+    assert run(ds, "--dry-run", "--phase-sign", "negative") == 0
+    assert "sub-01: would segment a map of its echoes, bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
+
+
+def test_the_users_mask_of_the_brain_is_taken(ds, run, tmp_path):
+    write_echoes(ds)
+    _, labels = scanned("coarse")
+    mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    nib.Nifti1Image((labels > 0).astype(np.uint8), grid_of("coarse").affine).to_filename(mask)
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 0
+    assert not (chi_of(tmp_path / "out").array[labels == 0] != 0).any()
+    assert quality_of(tmp_path / "out")["reconstruction"]["BrainMask"] == mask.name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sub-01_label-CSF_mask", "masks: no _desc-brain_mask.nii[.gz] and no _label-brain_mask.nii[.gz] in it; "),
+        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or leave --brain-mask out"),
+        ("sub-01_T1w", "masks: no _mask.nii[.gz] in sub-X folders; give the root folder of a dataset with them to --"),
+    ],
+)
+def test_masks_that_are_not_there_are_told_before_the_run(ds, run, tmp_path, capsys, name, message):
+    write_echoes(ds)
+    mask = tmp_path / "masks" / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
+    mask.parent.mkdir(parents=True)
+    mask.touch()
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mask_on_another_grid_is_told(ds, run, tmp_path, capsys):
+    write_echoes(ds)
+    mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)).to_filename(mask)
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 1
+    assert "sub-01_desc-brain_mask.nii.gz: does not lie on the grid of sub-01_echo-1_" in capsys.readouterr().err
+
+
+@pytest.fixture
+def second(monkeypatch) -> str:
+    """The name of another model."""
+    model = oracle_model("second")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, second, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    assert run(ds) == 0
+    out, err = capsys.readouterr()
+    assert "all 1 scans are done and unchanged" in out
+    assert "another map" not in err
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert (
+        "sub-01: results of oracle were made from another map of the echoes, which this run replaces; run --model "
+        "oracle again, with the same --phase-sign and --brain-mask\n"
+    ) in capsys.readouterr().err
+    assert run(ds, level="group") == 0
+    assert "sub-01: results of oracle were made from another map of the echoes than the one beside them; run the" in (
+        capsys.readouterr().err
+    )
+    assert run(ds, "--dry-run") == 0
+    assert "1 of 1 scans would be segmented" in capsys.readouterr().out
+    assert run(ds, "--phase-sign", "negative") == 0
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert "all 1 scans are done and unchanged" in capsys.readouterr().out
+    assert run(ds, level="group") == 0
+    assert "another map" not in capsys.readouterr().err
+
+
+def test_a_reconstructed_map_stays_while_results_name_it(ds, run, second):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    assert run(ds) == 0
+    assert made.is_file()
+    assert run(ds, "--model", second) == 0
+    assert not list(made.parent.glob("*Chimap*"))
+
+
+@pytest.mark.parametrize("with_echoes", [True, False])
+def test_a_map_of_the_users_in_the_output_is_never_touched(ds, run, capsys, with_echoes):
+    first = write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
+    assert run(ds) == 0
+    own = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(first.read_bytes())
+    if with_echoes:
+        write_echoes(ds)
+    else:
+        write_map(ds, "sub-01", PHANTOM.chi(grid_of("coarse"), seed=2))
+    capsys.readouterr()
+    assert run(ds) == (1 if with_echoes else 0)
+    assert own.read_bytes() == first.read_bytes()
+    assert ("sub-01_Chimap.nii.gz: lies in out, but was not made by this program" in capsys.readouterr().err) is (
+        with_echoes
+    )
+
+
+def test_a_map_that_is_given_later_takes_the_place_of_the_one_made_here(ds, run, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    capsys.readouterr()
+    assert run(ds, "--phase-sign", "positive") == 0
+    assert "--phase-sign: is for maps that are made of echoes; here all are given" in capsys.readouterr().err
+    assert not list(made.parent.glob("*Chimap*"))
+    assert "reconstruction" not in quality_of(ds.parent / "out")
+
+
+def test_the_group_level_says_whose_maps_were_made_here(ds, run, tmp_path, capsys):
+    write_echoes(ds)
+    write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
+    assert run(ds) == 0
+    capsys.readouterr()
+    assert run(ds, level="group") == 0
+    assert "1 of 2 maps were made here of echoes, the others given; reconstruct all in" in capsys.readouterr().err
+    lines = (tmp_path / "out" / "group_quality.tsv").read_text().splitlines()
+    place = lines[0].split("\t").index("input_made_of")
+    assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
+
+
+def test_what_is_wrong_with_echoes_is_told_and_other_scans_go_on(ds, run, capsys):
+    cut, dark, empty = (write_echoes(ds, f"sub-0{number}") for number in (1, 2, 3))
+    write_echoes(ds, "sub-04")
+    path = cut / "sub-01_echo-2_part-mag_MEGRE.nii.gz"
+    image = load_image(path)
+    nib.Nifti1Image(image.get_fdata(dtype=np.float32)[:-1], image.affine).to_filename(path)
+    nothing = nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine)
+    nothing.to_filename(dark / "sub-02_echo-1_part-mag_MEGRE.nii.gz")
+    (empty / "sub-03_echo-1_part-phase_MEGRE.json").write_text('{"MagneticFieldStrength": 3}')
+    assert run(ds) == 1
+    said = capsys.readouterr().err
+    assert "sub-01_echo-2_part-mag_MEGRE.nii.gz: does not lie on the grid of sub-01_echo-1_part-mag_MEGRE" in said
+    assert "sub-02_echo-1_part-mag_MEGRE.nii.gz: values from 0 to 0, expected a magnitude" in said
+    assert "sub-03_echo-1_part-phase_MEGRE.json: EchoTime is missing; add it in seconds" in said
+    written = sorted(path.name for path in (ds.parent / "out").iterdir() if path.name.startswith("sub-"))
+    assert [name for name in written if not name.endswith(".html")] == ["sub-04"]

@@ -1,0 +1,300 @@
+"""A reference region from the command line to the tables; the phantom's truth stands in for a network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
+from bids_dgmseg.segment.results import Location
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, write_map
+from tests.oracle import oracle_model
+
+CSF_PPM = 0.012
+"""Of the phantom's lateral ventricles; the maps here have no noise."""
+VENTRICLE = 23
+
+
+@cache
+def head(name: str) -> tuple[Volume, np.ndarray]:
+    """The phantom's map and labels on a grid of 2 mm."""
+    grid = make_grid(name)
+    return PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm())
+
+
+def whole_voxels() -> np.ndarray:
+    """Voxels of the lateral ventricles without partial volume."""
+    chi, labels = head("RAS")
+    whole: np.ndarray = (labels == VENTRICLE) & (chi.array == np.float32(CSF_PPM))
+    return whole
+
+
+def write_mask(folder: Path, scan: str, mask: np.ndarray, affine: np.ndarray, label: str = "CSF") -> Path:
+    path = folder / scan / "anat" / f"{scan}_label-{label}_mask.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
+    return path
+
+
+def read_quality(out: Path, scan: str = "sub-01") -> dict[str, Any]:
+    (path,) = out.rglob(f"{scan}_*_quality.json")
+    quality: dict[str, Any] = json.loads(path.read_text())
+    return quality
+
+
+@pytest.fixture
+def heads(tmp_path) -> Path:
+    """The phantom without noise, stored RAS (sub-01) and LPS (sub-02), with a mask of CSF of each, both stored RAS."""
+    start_dataset(tmp_path / "ds")
+    ras = make_grid("RAS")
+    for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
+        write_map(tmp_path / "ds", scan, head(name)[0])
+        write_mask(tmp_path / "masks", scan, whole_voxels(), ras.affine)
+    return Path(tmp_path)
+
+
+def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    n_voxels = int(whole_voxels().sum())
+    for scan in ("sub-01", "sub-02"):
+        reference = read_quality(heads / "out", scan)["reference"]
+        assert reference["n_voxels"] == n_voxels > 50
+        assert reference["mean_ppm"] == pytest.approx(CSF_PPM, rel=1e-6)  # float32
+        assert reference["std_ppm"] == pytest.approx(0, abs=1e-7)
+        assert reference["source"] == f"mask {scan}_label-CSF_mask.nii.gz"
+        for name, row in read_stats(heads / "out", scan).items():
+            for measure in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv"):
+                shift = float(row[f"{measure}_ppm"]) - float(row[f"{measure}_ref_ppm"])
+                assert shift == pytest.approx(CSF_PPM, rel=1e-5), (name, measure)
+            mass = float(row["mass_ppm_mm3"]) - float(row["mass_ref_ppm_mm3"])
+            assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels were measured
+    (dictionary,) = (heads / "out").rglob("sub-01_*_stats.json")
+    assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(heads / "out")["reference"]
+
+
+def test_the_group_level_takes_the_reference_along(heads, run):
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    assert run(heads / "ds", level="group") == 0
+    with (heads / "out" / "group_quality.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["reference_region"] for row in rows] == ["csf", "csf"]
+    assert [float(row["reference_mean_ppm"]) for row in rows] == pytest.approx([CSF_PPM] * 2, rel=1e-5)
+    with (heads / "out" / "group_stats.tsv").open(newline="") as file:
+        assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
+
+
+def test_lights_and_reference_are_the_same_however_the_head_is_stored(heads, run):
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    one, other = (read_quality(heads / "out", scan) for scan in ("sub-01", "sub-02"))
+    assert one["light"] == other["light"] == "green"
+    for name in ("noise_sd_ppm", "streaking_index", "rim_residual_ppm", "box_margin_mm"):
+        assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-9), name
+    left, right = (read_stats(heads / "out", scan) for scan in ("sub-01", "sub-02"))
+    large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others have much of their probability in voxels cut by their edge
+    assert {left[nucleus]["light"] for nucleus in large} == {"green"}
+    for nucleus, row in left.items():
+        assert (row["light"], row["reasons"]) == (right[nucleus]["light"], right[nucleus]["reasons"]), nucleus
+        for column in ("mean_ref_ppm", "volume_asymmetry", "edge_distance_mm", "rim_contrast_ppm", "n_components"):
+            assert float(row[column]) == pytest.approx(float(right[nucleus][column]), abs=1e-6), (nucleus, column)
+
+
+def test_a_mask_on_another_grid_fails_its_scan_alone_in_one_line(heads, run, capsys):
+    ras = make_grid("RAS")
+    write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], ras.affine)
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == (
+        "sub-02_label-CSF_mask.nii.gz: does not lie on the grid of the map (other shape); resample the mask first"
+    )
+    assert err[1].startswith("1 of 2 scans failed: sub-02; see ")
+    assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
+
+
+def test_the_page_of_a_failed_scan_says_that_its_results_are_of_an_earlier_run(heads, run):
+    options = ("--reference", "csf", "--reference-mask", str(heads / "masks"))
+    assert run(heads / "ds", *options) == 0
+    write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
+    assert run(heads / "ds", *options) == 1
+    said = ["Of an earlier run." in (heads / "out" / f"sub-0{number}.html").read_text("utf-8") for number in (1, 2)]
+    assert said == [False, True]
+
+
+def test_a_mask_whose_checksum_is_wrong_fails_its_scan_alone(heads, run, capsys):
+    (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
+    assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or cut short (CRC")
+    assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
+
+
+@pytest.mark.parametrize("problem", ["no mask", "too small"])
+def test_a_scan_without_a_usable_reference_is_na_and_named(heads, run, capsys, problem):
+    path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))
+    if problem == "no mask":
+        path.unlink()
+        said = "sub-02: reference csf: no mask of this scan; its referenced values are n/a"
+    else:
+        mask = np.zeros(make_grid("RAS").shape)
+        mask[tuple(np.argwhere(whole_voxels())[:5].T)] = 1
+        write_mask(heads / "masks", "sub-02", mask, make_grid("RAS").affine)
+        said = (
+            "sub-02: reference csf: 5 voxels (40 mm3) in mask sub-02_label-CSF_mask.nii.gz, expected 20 and 50 mm3 "
+            "or more; its referenced values are n/a"
+        )
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    assert capsys.readouterr().err.splitlines() == [said]
+    assert read_quality(heads / "out", "sub-02")["warnings"] == [said]
+    assert read_quality(heads / "out", "sub-02")["reference"]["mean_ppm"] == "n/a"
+    row = read_stats(heads / "out", "sub-02")["RN_L"]
+    assert row["mean_ref_ppm"] == row["mass_ref_ppm_mm3"] == "n/a"
+    assert float(row["mean_ppm"]) > 0
+
+
+def test_a_nucleus_is_its_own_zero(heads, run):
+    options = ["--participant-label", "01", "--reference", "structure", "--reference-structure", "CN"]
+    assert run(heads / "ds", *options) == 0
+    stats, reference = read_stats(heads / "out"), read_quality(heads / "out")["reference"]
+    counts, means = ([float(stats[f"CN_{side}"][name]) for side in "LR"] for name in ("n_voxels", "mean_ref_ppm"))
+    assert np.dot(counts, means) == pytest.approx(0, abs=1e-6)
+    assert reference["n_voxels"] == sum(counts)
+    assert (reference["region"], reference["source"]) == ("CN", "CN labelled by oracle")
+
+
+def test_whole_brain_is_what_was_measured_where_the_model_has_no_brain(heads, run):
+    assert run(heads / "ds", "--participant-label", "02", "--reference", "whole-brain") == 0
+    reference = read_quality(heads / "out", "sub-02")["reference"]
+    chi = head("RAS")[0].array
+    # Small gaps of 0 count as measured, where the map crosses 0 or the head's edge has a nook.
+    assert reference["mean_ppm"] == pytest.approx(chi[chi != 0].mean(dtype=float), abs=1e-4)
+    assert reference["source"] == "measured part of the map"
+
+
+NAMES = ("brain", "cerebellum", "ventricles", "nuclei", "cerebellar_nuclei")
+COARSE = world_grid(HEAD, (4.0, 4.0, 4.0))
+
+
+def label_head(*args: object, **kwargs: object) -> Location:
+    """Answer as a perfect whole-head step of 4 mm."""
+    truth = PHANTOM.labels(COARSE.centres_mm())
+    labels = (truth > 0).astype(np.uint8)
+    labels[np.isin(truth, [25, 29, 30])] = 2
+    labels[truth == VENTRICLE] = 3
+    labels[(truth > 4) & (truth < 17)] = 4
+    labels[(truth > 0) & (truth < 5)] = 5
+    return Location(Box((-55, -95, -60), (55, 55, 50)), Volume(labels, COARSE.affine))
+
+
+@pytest.fixture
+def seeing(monkeypatch) -> str:
+    """A model with a whole-head step."""
+    whole_head = Localizer(kind="centre", labels=NAMES, input=ModelInput((4.0, 4.0, 4.0), (150.0, 184.0, 160.0)))
+    model = replace(oracle_model("seeing"), localizer=whole_head)
+    monkeypatch.setitem(MODELS, model.name, model)
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.localize", label_head)
+    return model.name
+
+
+def test_the_models_own_ventricles_give_the_phantoms_csf(heads, run, seeing):
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--reference", "csf") == 0
+    reference = read_quality(heads / "out", "sub-02")["reference"]
+    assert reference["source"] == "lateral ventricles labelled by seeing, eroded by 2 mm"
+    # White matter (-0.03) and caudate (0.045) beside them: a rim of a quarter of the voxels would shift it by 0.008.
+    assert reference["mean_ppm"] == pytest.approx(CSF_PPM, abs=0.002)
+    assert reference["n_voxels"] > 50
+    row = read_stats(heads / "out", "sub-02")["DN_L"]
+    assert float(row["mean_ppm"]) - float(row["mean_ref_ppm"]) == pytest.approx(reference["mean_ppm"])
+
+
+def test_regions_of_the_head_lie_on_the_maps_grid_and_have_their_volumes(heads, run, seeing):
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing) == 0
+    (chi,) = (heads / "ds" / "sub-02").rglob("*_Chimap.nii.gz")
+    anat = heads / "out" / "sub-02" / "anat"
+    truth = head("LPS")[1]
+    for name, labels, least in (
+        ("brain", range(1, 64), 0.95),
+        ("cerebellum", (1, 2, 3, 4, 25, 29, 30), 0.85),
+        ("ventricles", (VENTRICLE,), 0.6),  # 8 mm wide, from voxels of 4 mm
+    ):
+        image = load_image(anat / f"sub-02_label-{name}_desc-seeing_mask.nii.gz")
+        np.testing.assert_array_equal(image.affine, load_image(chi).affine)
+        found, expected = np.asanyarray(image.dataobj) > 0, np.isin(truth, labels)
+        dice = 2 * np.count_nonzero(found & expected) / (np.count_nonzero(found) + np.count_nonzero(expected))
+        assert dice > least, name
+        assert json.loads((anat / f"sub-02_label-{name}_desc-seeing_mask.json").read_text())["Type"] in ("Brain", "ROI")
+    brain = np.asanyarray(load_image(anat / "sub-02_label-brain_desc-seeing_mask.nii.gz").dataobj)
+    assert brain[(head("LPS")[0].array == 0) & (truth == 0)].mean() < 1e-3  # nooks of the head's edge only
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--no-masks") == 0
+    assert list(anat.glob("*_mask.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reference", "csf"], "--reference csf: oracle labels no ventricles; give masks with --reference-mask"),
+        (
+            ["--reference", "structure"],
+            "--reference structure: goes with --reference-structure only where it is structure",
+        ),
+        (
+            ["--reference-structure", "CN"],
+            "--reference none: goes with --reference-structure only where it is structure",
+        ),
+        (
+            ["--reference", "structure", "--reference-structure", "XX"],
+            "--reference-structure XX: not labelled by oracle; choose from DN, IN, RN, SN, STN, CN, PUT, GP, DN_L, ",
+        ),
+        (
+            ["--reference", "whole-brain", "--reference-mask", "."],
+            "--reference-mask: is for --reference csf, not whole-brain",
+        ),
+        (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] in sub-X folders"),
+    ],
+)
+def test_options_that_cannot_work_end_the_run_before_it_begins(heads, run, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(heads)
+    assert run(heads / "ds", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list((heads / "out").rglob("*_stats.tsv"))
+
+
+def test_masks_without_the_label_are_no_csf(heads, run, capsys):
+    for path in (heads / "masks").rglob("*.nii.gz"):
+        path.rename(path.with_name(path.name.replace("CSF", "GM")))
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
+    assert "masks: no _label-CSF_mask.nii[.gz] and no _label-ventricles_mask.nii[.gz] in it" in capsys.readouterr().err
+
+
+def test_another_reference_or_mask_does_the_scan_again(heads, run, capsys):
+    options = ["--participant-label", "01", "--reference", "csf", "--reference-mask", str(heads / "masks")]
+    run(heads / "ds", "--participant-label", "01")
+    capsys.readouterr()
+    assert run(heads / "ds", *options) == 0
+    assert "done (1 of 1)" in capsys.readouterr().out
+    run(heads / "ds", *options)
+    assert "all 1 scans are done and unchanged" in capsys.readouterr().out
+    mask = whole_voxels()
+    mask[:, :, : make_grid("RAS").shape[2] // 2 + 10] = False
+    write_mask(heads / "masks", "sub-01", mask, make_grid("RAS").affine)
+    run(heads / "ds", *options)
+    assert "done (1 of 1)" in capsys.readouterr().out
+
+
+def test_the_sidecars_reference_is_not_the_runs(heads, run):
+    write_map(heads / "ds", "sub-01", head("RAS")[0], sidecar={**SIDECAR, "ReferenceRegion": "CSF"})
+    run(heads / "ds", "--participant-label", "01")
+    quality = read_quality(heads / "out")
+    assert quality["input"]["reference"] == "CSF"
+    assert "reference" not in quality
+    assert "mean_ref_ppm" not in read_stats(heads / "out")["RN_L"]
