@@ -31,7 +31,7 @@ from bids_dgmseg.errors import end_well
 from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network, to_channels_last
-from bids_dgmseg.segment.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.simulate.tissue_details import DetailRanges

@@ -26,10 +26,10 @@ from bids_dgmseg.cli import demo
 from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.stats.calibration import overestimate

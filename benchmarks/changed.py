@@ -27,9 +27,9 @@ from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.image.resample import Grid, block_affine, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.run_finetuning import given_labels

@@ -28,13 +28,13 @@ from scipy import stats
 from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measure.field_of_view import View, find_gaps
-from bids_dgmseg.measure.rating import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
-from bids_dgmseg.measure.scan import Findings, Segmented, measure_segmentation
+from bids_dgmseg.measurement.field_of_view import View, find_gaps
+from bids_dgmseg.measurement.rating import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
+from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
 from bids_dgmseg.stats.overlap import dice

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 
 _PEER = """

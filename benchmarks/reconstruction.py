@@ -35,9 +35,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
 from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head

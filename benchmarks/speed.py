@@ -33,9 +33,9 @@ from pathlib import Path
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.predict import predict
 import nibabel, numpy, scipy.ndimage, torch
 keep_freed_memory()
 if sys.argv[1] != "imports":

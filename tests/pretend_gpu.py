@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bids_dgmseg.segment.inference import SafeGradients
+from bids_dgmseg.segmentation.inference import SafeGradients
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"networks"},
     {"models"},
     {"stats"},
-    {"segment", "qsm", "measure"},
+    {"segmentation", "qsm", "measurement"},
     {"simulate"},
     {"bids"},
     {"study"},
@@ -35,8 +35,8 @@ LAYERS = (
 OWNERS = {
     "nipype": {"workflow"},
     "bids": {"bids"},
-    "nnunetv2": {"segment/nnunet.py", "train/nnunet"},
-    "torch": {"networks", "models", "segment", "train", "simulate", "qsm"},
+    "nnunetv2": {"segmentation/nnunet.py", "train/nnunet"},
+    "torch": {"networks", "models", "segmentation", "train", "simulate", "qsm"},
     "matplotlib": {"report"},
 }
 """Third-party package → rooms or files that alone may import it."""

@@ -14,7 +14,7 @@ import pytest
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import HeadRanges

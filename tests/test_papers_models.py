@@ -69,7 +69,7 @@ def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_datas
         probabilities[:, 1] = probabilities[:, 2] = 1  # dentate, no interposed
         return probabilities
 
-    monkeypatch.setattr("bids_dgmseg.segment.predict.softmax_heads", everywhere_dentate)
+    monkeypatch.setattr("bids_dgmseg.segmentation.predict.softmax_heads", everywhere_dentate)
     arguments = ["--model", "dcnnet", "--weights", str(folder), "--nprocs", "1", "--skip-bids-validation"]
     assert main([str(dataset), str(out), "participant", "-w", str(tmp_path / "work"), *arguments]) == 0
     image = load_image(next(out.rglob("*_dseg.nii.gz")))

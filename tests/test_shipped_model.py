@@ -17,10 +17,10 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
 

@@ -24,7 +24,7 @@ from bids_dgmseg.bids.top_level import check_output, label_table, write_dataset_
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import place, read_json, sha256, sha256_if_there, sha256_of, write_json, write_text
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import Model
 
 __all__ = [

@@ -53,7 +53,7 @@ class Contender:
     def registered(self) -> Model:
         """The registry's entry with the nuclei of its weights, or the baseline's."""
         if self.model in _BASELINES:
-            from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS
+            from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS
 
             return MULTI_ATLAS
         return choose_labels(get_model(self.model), self.weights, self.label_map)[0]
@@ -158,8 +158,8 @@ def check_contenders(
     InputError
         If weights, labels of atlases or ANTsPy are missing, or no atlas has a nucleus that the scans have.
     """
-    from bids_dgmseg.segment.checks import check_ready
-    from bids_dgmseg.segment.multi_atlas import import_ants
+    from bids_dgmseg.segmentation.checks import check_ready
+    from bids_dgmseg.segmentation.multi_atlas import import_ants
 
     for one in contenders:
         if one.model == JOINT:
@@ -173,7 +173,7 @@ def check_contenders(
 
 
 def _check_atlases(atlases: Path, choose: Sequence[str], ground: Field, say: Callable[[str], None]) -> None:
-    from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS
+    from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS
 
     labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, say=lambda line: say(f"atlases: {line}"))
     names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]

@@ -1,4 +1,4 @@
-"""What the columns of the tables of `measure.comparison` mean: their BIDS data dictionaries."""
+"""What the columns of the tables of `measurement.comparison` mean: their BIDS data dictionaries."""
 
 from __future__ import annotations
 

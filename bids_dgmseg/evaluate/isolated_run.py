@@ -30,7 +30,7 @@ from bids_dgmseg.io.files import write_json, write_text
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.segment.checks import limit_threads
+from bids_dgmseg.segmentation.checks import limit_threads
 
 VOTES, JOINT = "multiatlas", "multiatlasjoint"
 """Keys of the baselines, whose weights are a labelled dataset."""
@@ -128,9 +128,9 @@ def _segment(request: Segmentation) -> dict[str, Any]:
 
 
 def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
-    from bids_dgmseg.segment.localize import localize
-    from bids_dgmseg.segment.postprocess import label_grid
-    from bids_dgmseg.segment.predict import predict
+    from bids_dgmseg.segmentation.localize import localize
+    from bids_dgmseg.segmentation.postprocess import label_grid
+    from bids_dgmseg.segmentation.predict import predict
 
     weights, label_map = (Path(name) if name else None for name in (request.weights, request.label_map))
     model, _ = choose_labels(get_model(request.model), weights, label_map)
@@ -140,9 +140,9 @@ def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
 
 
 def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
-    from bids_dgmseg.segment.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
-    from bids_dgmseg.segment.postprocess import label_grid
-    from bids_dgmseg.segment.registration import Reference
+    from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
+    from bids_dgmseg.segmentation.postprocess import label_grid
+    from bids_dgmseg.segmentation.registration import Reference
     from bids_dgmseg.train.data import drawn_structures, read_labelled_maps
 
     dataset, person = Path(str(request.weights)), split_entities(Path(request.chi).name.partition(".")[0]).get("sub")

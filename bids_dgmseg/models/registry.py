@@ -105,7 +105,7 @@ class Model:
     quality: bool = False
     """Average over mirror images and over all checkpoints of the weights: slower, a little better."""
     cleaning: Cleaning = Cleaning()
-    predictor: str | Callable[..., Any] = "bids_dgmseg.segment.predict:NetworkPredictor"
+    predictor: str | Callable[..., Any] = "bids_dgmseg.segmentation.predict:NetworkPredictor"
     weights: Weights | None = None
     memory_gb: float = 2.0
     citation: tuple[str, ...] = ()

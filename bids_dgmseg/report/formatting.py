@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 
 NO_VALUE = "n/a"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.report.formatting import say_number, say_short
 from bids_dgmseg.report.group_data import GroupTable
 from bids_dgmseg.report.group_plots import LABELS

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bids_dgmseg.io.annex import make_link
-from bids_dgmseg.measure.rating import LIGHTS
+from bids_dgmseg.measurement.rating import LIGHTS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.formatting import NO_VALUE, say_number, say_p, say_short
 from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable

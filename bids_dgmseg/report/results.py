@@ -15,7 +15,7 @@ from typing import Any, cast
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.annex import make_link
-from bids_dgmseg.measure.rating import LIGHTS, Light
+from bids_dgmseg.measurement.rating import LIGHTS, Light
 from bids_dgmseg.report.slices import PLANES
 
 _STATS, _QUALITY = "_stats.tsv", "_quality.json"

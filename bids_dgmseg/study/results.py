@@ -13,7 +13,7 @@ from typing import Any
 
 from bids_dgmseg.io.annex import leads_nowhere, points_elsewhere
 from bids_dgmseg.io.files import read_optional_json
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.sites import name_scanner
 

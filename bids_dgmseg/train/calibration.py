@@ -21,10 +21,10 @@ from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segment.inference import forward_batch
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.predict import network_grid, predict
-from bids_dgmseg.segment.probabilities import mirrored_channels
+from bids_dgmseg.segmentation.inference import forward_batch
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.predict import network_grid, predict
+from bids_dgmseg.segmentation.probabilities import mirrored_channels
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels

@@ -14,7 +14,7 @@ from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segment.localize import locate
+from bids_dgmseg.segmentation.localize import locate
 from bids_dgmseg.train.labelled_patches import LabelledMap, most_probable, soft_masks
 from bids_dgmseg.train.recipe import Recipe
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from bids_dgmseg.segment.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
 from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.train.data_workers import in_workers
 from bids_dgmseg.train.loop import class_counts, dice_of_counts

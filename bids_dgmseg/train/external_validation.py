@@ -10,7 +10,7 @@ import pandas as pd
 
 from bids_dgmseg.io.files import write_text
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segment.localize import localize
+from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.run_finetuning import given_labels, segment

@@ -19,9 +19,9 @@ from bids_dgmseg.image.resample import Grid, antialiased, block_affine, covering
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segment.postprocess import clean
-from bids_dgmseg.segment.predict import network_grid, predict_on_grid
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.postprocess import clean
+from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
 from bids_dgmseg.simulate.smoothing import blur
 

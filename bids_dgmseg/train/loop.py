@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bids_dgmseg.segment.inference import lay_out, mixed_precision
-from bids_dgmseg.segment.probabilities import temper
+from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.probabilities import temper
 from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.train.data_workers import in_workers
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy

@@ -15,14 +15,14 @@ from bids_dgmseg.image.resample import resample, world_grid
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.models.model_folder import describe_folder
 from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.segment.foreground import measured_box
+from bids_dgmseg.segmentation.foreground import measured_box
 from bids_dgmseg.train.data import Labelled
 from bids_dgmseg.train.recipe import Recipe
 from bids_dgmseg.train.run_finetuning import given_labels
 from bids_dgmseg.train.schemes import choose_some
 
 _REFERENCE_MM = 2.0
-"""Voxels of reference maps: registration looks at 2.5 mm at the finest (`bids_dgmseg.segment.registration`)."""
+"""Voxels of reference maps: registration looks at 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""
 
 _STEP_PPM = 1e-4
 """Of stored values; whole numbers are packed into a third of the space."""

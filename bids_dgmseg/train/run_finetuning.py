@@ -18,9 +18,9 @@ from bids_dgmseg.io.files import place, read_json, sha256, write_json, write_tex
 from bids_dgmseg.models.model_folder import as_trained, describe_folder
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.postprocess import label_grid
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import predict
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, read_labelled_maps

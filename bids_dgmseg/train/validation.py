@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from bids_dgmseg.segment.inference import forward_batch
+from bids_dgmseg.segmentation.inference import forward_batch
 from bids_dgmseg.train.curve import go_on_with_table
 from bids_dgmseg.train.loop import Reached, hard_dice
 

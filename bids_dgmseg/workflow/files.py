@@ -22,13 +22,13 @@ from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.resample import Grid
 from bids_dgmseg.image.units import Checked
 from bids_dgmseg.image.volume import Volume, load_image, write_like
-from bids_dgmseg.measure.field_of_view import View
-from bids_dgmseg.measure.reference import Reference
-from bids_dgmseg.measure.scan import Findings
+from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.measurement.reference import Reference
+from bids_dgmseg.measurement.scan import Findings
 from bids_dgmseg.models.model_folder import as_trained
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segment.regions import carry_regions
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.regions import carry_regions
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.study.sites import SCANNER_FIELDS
 
 Slices = tuple[slice, slice, slice]

@@ -73,7 +73,7 @@ def run_participant(settings: Settings) -> int:
 
 def _run_scans(settings: Settings, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]) -> int:
     from bids_dgmseg.bids.derivatives import write_dataset_files
-    from bids_dgmseg.segment.checks import check_ready
+    from bids_dgmseg.segmentation.checks import check_ready
     from bids_dgmseg.workflow.builder import workflow_name
     from bids_dgmseg.workflow.runner import Run
 
@@ -140,7 +140,7 @@ def _find_stale(settings: Settings, model: Model, jobs: Sequence[Job]) -> list[s
 
 def _tell_plan(settings: Settings, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
     """Say what would be done; what ends a run before its first scan ends this too."""
-    from bids_dgmseg.segment.checks import check_ready
+    from bids_dgmseg.segmentation.checks import check_ready
 
     jobs = _plan(settings, model, scans)
     todo = {job.scan.name for job in jobs}

@@ -16,7 +16,7 @@ from bids_dgmseg.image.phase import read_phase
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume, check_whole, load_image, write_like
 from bids_dgmseg.qsm.reconstruct import Reconstructed, describe_steps, estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.segment.checks import limit_threads
+from bids_dgmseg.segmentation.checks import limit_threads
 from bids_dgmseg.workflow import files
 
 _CERTAIN = 1.3

@@ -14,8 +14,8 @@ from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume, check_whole
-from bids_dgmseg.measure.reference import Reference, describe_core, find_ventricle_core, measure_reference
-from bids_dgmseg.measure.scan import Segmented
+from bids_dgmseg.measurement.reference import Reference, describe_core, find_ventricle_core, measure_reference
+from bids_dgmseg.measurement.scan import Segmented
 from bids_dgmseg.models.registry import Model
 
 

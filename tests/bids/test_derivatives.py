@@ -29,7 +29,7 @@ from bids_dgmseg.bids.derivatives import (
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.measure.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 

@@ -26,7 +26,7 @@ from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.conftest import start_dataset, write_map
-from tests.segment.nnunet_folders import write_folder
+from tests.segmentation.nnunet_folders import write_folder
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 TABLE = ["index\tname\tabbreviation", *(f"{row.index}\t{row.name}\t{row.abbreviation}" for row in STRUCTURES)]
@@ -387,7 +387,7 @@ def test_atlases_of_the_targets_own_dataset_leave_the_target_out(bids_dataset, t
         seen.extend(atlas.name for atlas in atlases)
         raise InputError("enough")
 
-    monkeypatch.setattr("bids_dgmseg.segment.multi_atlas.segment_by_atlases", remember)
+    monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", remember)
     request = {
         "chi": str(root / "sub-02/anat/sub-02_Chimap.nii.gz"),
         "sidecar": {"Units": "ppm"},

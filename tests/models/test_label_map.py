@@ -8,7 +8,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.label_map import choose_labels, read_label_map, read_labels
 from bids_dgmseg.models.registry import Weights, get_model
-from bids_dgmseg.segment.checks import check_ready
+from bids_dgmseg.segmentation.checks import check_ready
 
 MODEL = get_model("nnunet2step")
 
@@ -111,13 +111,13 @@ def test_what_cannot_be_matched_is_said(tmp_path, attempt, message):
 
 def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
-    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "w")
+    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "w")
     model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
     with pytest.raises(InputError, match=r"^dentate/plans.json: its checksum differs from the registry's; install the"):
         check_ready(model, weights=None, device="cpu")
 
 
 def test_missing_weights_are_said_with_the_way_to_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "none")
+    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
     with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train nnunet2st"):
         check_ready(MODEL, weights=None, device="cpu")

@@ -25,7 +25,7 @@ from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder
 from bids_dgmseg.models.weights import load_segmenters
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segment.predict import predict
+from bids_dgmseg.segmentation.predict import predict
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import start_dataset, write_map
 from tests.terminal import Terminal

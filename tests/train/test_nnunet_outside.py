@@ -14,7 +14,7 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.conftest import start_dataset, write_map
-from tests.segment.nnunet_folders import predict_with_stock
+from tests.segmentation.nnunet_folders import predict_with_stock
 
 SHAPE = (16, 12, 20)
 AFFINE = np.array([[5.0, 0, 0, -40], [0, 5, 0, -30], [0, 0, 5, -50], [0, 0, 0, 1]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.segment.nnunet import quiet
+from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.nnunet.data import NnunetTraining
 from bids_dgmseg.train.nnunet.step import environment
 

@@ -22,10 +22,10 @@ import torch
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.segment.nnunet import Network, quiet
+from bids_dgmseg.segmentation.nnunet import Network, quiet
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, Part
 from bids_dgmseg.train.nnunet.step import environment, halve, train_step
-from tests.segment.nnunet_folders import predict_with_stock
+from tests.segmentation.nnunet_folders import predict_with_stock
 
 SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
@@ -215,7 +215,7 @@ def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
     folder = work / "preprocessed" / "Dataset001_Dentate"
     plans, dataset = (json.loads((folder / f"{name}.json").read_text()) for name in ("nnUNetPlans", "dataset"))
     for quick in (False, True):
-        monkeypatch.setattr("bids_dgmseg.segment.inference._has_fast_bfloat16", lambda device, quick=quick: quick)
+        monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device, quick=quick: quick)
         with quiet(), environment(work, workers=0):
             from bids_dgmseg.train.nnunet.trainer import DentateTrainer
 

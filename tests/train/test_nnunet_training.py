@@ -12,13 +12,13 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.segment.results import Location
+from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.bids_writer import LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.train.nnunet import run as nnunet_train
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining
 from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.train.nnunet.step import StepOutcome
-from tests.segment.nnunet_folders import write_folder
+from tests.segmentation.nnunet_folders import write_folder
 from tests.terminal import Terminal
 
 MODEL = get_model("nnunet2step")

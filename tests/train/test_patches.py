@@ -8,7 +8,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Localizer
-from bids_dgmseg.segment.results import Location
+from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.train.cases import Case, prepare_case
 from bids_dgmseg.train.labelled_patches import LabelledMap

@@ -11,8 +11,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import as_trained, describe_folder
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
-from bids_dgmseg.segment.inference import lay_out, mixed_precision
-from bids_dgmseg.segment.predict import network_grid, predict
+from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.predict import network_grid, predict
 from bids_dgmseg.simulate.dataset import scanner_grid
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head
 from bids_dgmseg.train import calibration, sampling, simulated

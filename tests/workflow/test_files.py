@@ -10,7 +10,7 @@ import pytest
 from bids_dgmseg.config import Settings
 from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.volume import Volume, write_like
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.workflow.files import (
     describe_block,
     describe_box,

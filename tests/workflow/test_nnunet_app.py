@@ -13,9 +13,9 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.config import Settings
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.segment.nnunet import Network
-from bids_dgmseg.segment.regions import largest_part
-from tests.segment.nnunet_folders import write_folder
+from bids_dgmseg.segmentation.nnunet import Network
+from bids_dgmseg.segmentation.regions import largest_part
+from tests.segmentation.nnunet_folders import write_folder
 
 WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
 
@@ -77,6 +77,6 @@ def test_a_foreign_folder_runs_with_a_label_map_and_a_warning_about_its_mirrorin
 
 def test_missing_weights_end_the_run_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.models.label_map.weights_folder", lambda model: tmp_path / "none")
-    monkeypatch.setattr("bids_dgmseg.segment.nnunet.weights_folder", lambda model: tmp_path / "none")
+    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
     assert "nnunet2step: no weights in the package; train it (dgmseg train nnunet2step)" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.image.volume import Volume, load_image
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
-from bids_dgmseg.segment.results import Location
+from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model

@@ -15,7 +15,7 @@ from bids_dgmseg.evaluate import isolated_run as alone
 from bids_dgmseg.evaluate.isolated_run import Segmentation
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segment.results import Block
+from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
@@ -113,7 +113,7 @@ def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monk
         shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
         return Block(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
 
-    monkeypatch.setattr("bids_dgmseg.segment.multi_atlas.segment_by_atlases", copy_labels)
+    monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
     assert script.main(given) == 2
     assert "are of the same scan; say which with --choose, such as --choose seg-" in capsys.readouterr().err

@@ -21,9 +21,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_json, write_text
 from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, get_model
-from bids_dgmseg.segment.foreground import find_measured
-from bids_dgmseg.segment.localize import localize
-from bids_dgmseg.segment.regions import carry_regions, largest_part
+from bids_dgmseg.segmentation.foreground import find_measured
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.regions import carry_regions, largest_part
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, own_derivatives, read_labelled_maps
 from bids_dgmseg.train.folds import read_sites

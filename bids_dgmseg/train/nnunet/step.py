@@ -19,7 +19,7 @@ from torch import Tensor
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.weights import pick_device
-from bids_dgmseg.segment.nnunet import quiet
+from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, PlanName, write_raw
 from bids_dgmseg.train.status_line import unseen
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.weights import to_channels_last
-from bids_dgmseg.segment.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
 from bids_dgmseg.train.nnunet.data import NnunetTraining
 from bids_dgmseg.train.status_line import live_line, part_over, seconds_left, unseen
 

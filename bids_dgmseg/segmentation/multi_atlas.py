@@ -1,0 +1,232 @@
+"""Segment a map by labelled atlases that are registered to it: the class of tool that networks are compared with."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.boxes import Box, box_of_mask
+from bids_dgmseg.image.resample import Grid, covering_block, resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Localizer, Model, ModelInput
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.foreground import find_measured, measured_box
+from bids_dgmseg.segmentation.probabilities import carry
+from bids_dgmseg.segmentation.registration import Head, Reference, align_affinely, align_rigidly, deform
+from bids_dgmseg.segmentation.results import Block
+
+Fuse = Callable[..., NDArray[np.float32]]
+"""As `bids_dgmseg.segmentation.multi_atlas.vote_locally`."""
+
+MULTI_ATLAS = Model(
+    name="multiatlas",
+    title="Registered atlases, fused by locally weighted voting",
+    labels=tuple(structure.abbreviation for structure in STRUCTURES),
+    input=ModelInput(spacing_mm=(1.0, 1.0, 1.0), patch_mm=(1.0, 1.0, 1.0)),
+    localizer=Localizer(kind="atlas", margin_mm=12.0),
+)
+"""The registry does not have it: without atlases there is nothing to ship."""
+
+
+def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, *, fuse: Fuse) -> Block:
+    """Register each atlas to a map (rigid, affine, bent) and fuse their labels.
+
+    Parameters
+    ----------
+    chi : Volume
+        Map in ppm, finite, 0 (or noise) outside the brain.
+    atlases : sequence of Reference
+        Their labels are the channels of `model`.
+    model : Model
+        Spacing, margin about the nuclei, and channels.
+    fuse : callable
+        `vote_locally` or `join_labels` of `bids_dgmseg.segmentation.multi_atlas`.
+
+    Returns
+    -------
+    Block
+        Shares of the votes on the map's own grid.
+
+    Raises
+    ------
+    InputError
+        If the map is 0 everywhere, no atlas has a nucleus, or a package is not installed.
+    """
+    aligned = _align(chi, atlases)
+    box = _nuclei_box(chi, aligned, model.localizer.margin_mm)
+    grid = world_grid(box, model.input.spacing_mm)
+    warped = [_warp(chi, atlas, box, grid) for atlas in aligned]
+    probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
+    own = Grid(chi.shape, chi.affine)
+    slices = covering_block(own, box)
+    return Block(carry(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
+
+
+def _align(chi: Volume, atlases: Sequence[Reference]) -> list[Reference]:
+    """Move each atlas onto the map by an affine transform of its world; no voxel is resampled."""
+    head = Head(chi)
+    aligned = []
+    for atlas in atlases:
+        to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
+        moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
+        aligned.append(Reference(atlas.name, *moved))
+    return aligned
+
+
+def _nuclei_box(chi: Volume, aligned: Sequence[Reference], margin_mm: float) -> Box:
+    """Enclose the nuclei of all atlases and a margin, inside what the map shows."""
+    boxes = [box_of_mask(atlas.labels) for atlas in aligned if atlas.labels.array.any()]
+    if not boxes:
+        raise InputError("atlases: no nucleus in any; check their labels")
+    view = measured_box(chi)
+    low = np.maximum(np.min([box.low_mm for box in boxes], axis=0) - margin_mm, view.low_mm)
+    high = np.minimum(np.max([box.high_mm for box in boxes], axis=0) + margin_mm, view.high_mm)
+    x, y, z = (high - low).tolist()
+    return Box.centred((low + high) / 2, (x, y, z))
+
+
+def _warp(chi: Volume, atlas: Reference, box: Box, grid: Grid) -> Warped:
+    """Bend an aligned atlas onto the map and sample it on a grid."""
+    points_mm = deform(chi, atlas.chi, box).on_grid(grid).points_mm()
+    measured = find_measured(atlas.chi)
+    return Warped(
+        chi=_sample(atlas.chi, points_mm, order=1),
+        labels=_sample(atlas.labels, points_mm, order=0),
+        measured=_sample(measured.with_array(measured.array.astype(np.uint8)), points_mm, order=0) > 0,
+    )
+
+
+def _sample(volume: Volume, points_mm: NDArray[np.float64], *, order: int) -> NDArray[Any]:
+    """Sample a volume at points (3, X, Y, Z) of its world; 0 outside."""
+    to_index = np.linalg.inv(volume.affine)
+    indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
+    sampled: NDArray[Any] = ndimage.map_coordinates(volume.array, indices, order=order, mode="constant", cval=0)
+    return sampled
+
+
+_RADIUS = 2
+"""Of the neighbourhood in which maps are compared, in voxels."""
+
+_LEAST_PPM = 0.002
+"""Maps of one head differ by this much."""
+
+_SEARCH = 1
+"""Voxels by which joint label fusion may move an atlas's neighbourhood."""
+
+
+@dataclass(frozen=True)
+class Warped:
+    """An atlas on the grid of the map that is segmented.
+
+    Parameters
+    ----------
+    chi : ndarray of shape (X, Y, Z)
+        Its map in ppm.
+    labels : ndarray of shape (X, Y, Z)
+        Channels, 0 for background.
+    measured : ndarray of shape (X, Y, Z)
+        Whether the atlas shows anything there: beyond it has no vote.
+    """
+
+    chi: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    measured: NDArray[np.bool_]
+
+
+def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_channels: int) -> NDArray[np.float32]:
+    r"""Let atlases vote in each voxel, those that look like the map there with more weight.
+
+    Parameters
+    ----------
+    chi : ndarray of shape (X, Y, Z)
+        The map in ppm.
+    atlases : sequence of Warped
+        On its grid.
+    n_channels : int
+        Channels of the result, background included.
+
+    Returns
+    -------
+    ndarray of shape (n_channels, X, Y, Z)
+        Shares of the votes; they sum to 1. Where no atlas has a vote it is background.
+
+    Notes
+    -----
+    The weight of an atlas is :math:`1 / (d + \epsilon^2)`, with the mean :math:`d` of the squared differences of the
+    maps over :math:`5^3` voxels [1]_ and :math:`\epsilon` = 0.002 ppm.
+
+    References
+    ----------
+    .. [1] Artaechevarria X, et al. Combination strategies in multi-atlas image segmentation: application to brain MR
+       data. IEEE Trans Med Imaging 28 (2009) 1266-1277. doi:10.1109/TMI.2009.2014372
+    """
+    votes = np.zeros((n_channels, chi.size), np.float32)
+    voxels = np.arange(chi.size)
+    for atlas in atlases:
+        apart = ndimage.uniform_filter(np.square(chi - atlas.chi), 2 * _RADIUS + 1, mode="nearest")
+        weight = 1 / (np.maximum(apart, 0) / _LEAST_PPM**2 + 1)  # the filter's running sums may end just below 0
+        votes[atlas.labels.ravel(), voxels] += np.where(atlas.measured, weight, 0).ravel()
+    total = votes.sum(axis=0)
+    votes[0, total == 0] = 1
+    shares: NDArray[np.float32] = votes / votes.sum(axis=0)
+    return shares.reshape(n_channels, *chi.shape)
+
+
+def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_channels: int) -> NDArray[np.float32]:
+    """Fuse labels by ANTs' joint label fusion, which counts atlases that err alike less; else as `vote_locally`.
+
+    Raises
+    ------
+    InputError
+        If ANTsPy is not installed.
+
+    Notes
+    -----
+    Wang H, et al. Multi-atlas segmentation with joint label fusion. IEEE Trans Pattern Anal Mach Intell 35 (2013)
+    611-623. doi:10.1109/TPAMI.2012.143. ANTs' own settings, but for a search of one voxel.
+    """
+    ants = import_ants()
+    near = ndimage.binary_dilation(np.any([atlas.labels > 0 for atlas in atlases], axis=0), iterations=2)
+    probabilities = np.zeros((n_channels, *chi.shape), np.float32)
+    if near.any():
+        with tempfile.TemporaryDirectory(prefix="joint_label_fusion_") as folder:
+            joined = ants.joint_label_fusion(
+                _to_ants(chi),
+                _to_ants(near),
+                [_to_ants(atlas.chi) for atlas in atlases],
+                rad=[_RADIUS] * 3,
+                label_list=[_to_ants(atlas.labels) for atlas in atlases],
+                r_search=_SEARCH,
+                output_prefix=str(Path(folder) / "joined"),
+            )
+            for number, image in zip(joined["segmentation_numbers"], joined["probabilityimages"], strict=True):
+                probabilities[int(number)] = image.numpy() * near
+    probabilities[0] = 1 - probabilities[1:].sum(axis=0)
+    return probabilities
+
+
+def import_ants() -> Any:
+    """Import ANTsPy.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    try:
+        return importlib.import_module("ants")
+    except ImportError as error:
+        raise InputError("ANTsPy: not installed; run `pip install antspyx` or take multiatlas") from error
+
+
+def _to_ants(array: NDArray[Any]) -> Any:
+    return import_ants().from_numpy(array.astype(np.float32))

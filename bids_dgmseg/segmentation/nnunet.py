@@ -1,0 +1,238 @@
+"""Run nnU-Net v2 model folders, anyone's, without unpickling and without environment variables."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel import orientations
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.boxes import Box, box_of_mask
+from bids_dgmseg.image.resample import Grid, block_affine, covering_block
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import sha256
+from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, step_folder
+from bids_dgmseg.models.nnunet_folder import Trained, mirror_axes, read_folder
+from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.weights import pick_device
+from bids_dgmseg.segmentation.foreground import find_measured
+from bids_dgmseg.segmentation.regions import largest_part
+from bids_dgmseg.segmentation.results import Block, Location
+
+_RAS = orientations.axcodes2ornt("RAS")
+
+
+class Network:
+    """A trained nnU-Net, ready to see maps.
+
+    Parameters
+    ----------
+    trained : Trained
+        What `read_folder` gave.
+    device : {"cpu", "cuda", "auto"}
+        Where it runs.
+    sided : bool
+        Whether its labels have a left and a right: then left and right are never mirrored.
+    """
+
+    def __init__(self, trained: Trained, *, device: str, sided: bool) -> None:
+        self.trained, self.sided = trained, sided
+        with quiet():
+            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+            self._plans = PlansManager(dict(trained.plans))
+            self._configuration = self._plans.get_configuration(trained.configuration)
+            network = _build(trained, self._plans, self._configuration)
+            self._predictor = nnUNetPredictor(device=pick_device(device), allow_tqdm=False)
+            self._predictor.manual_initialization(
+                network,
+                self._plans,
+                self._configuration,
+                list(trained.parameters),
+                dict(trained.dataset),
+                trained.trainer,
+                None,
+            )
+
+    def __call__(self, chi: Volume) -> NDArray[np.float32]:
+        """Compute fractions (N, X, Y, Z) of the labels 0, 1, … N - 1 on the map's own grid, as stock nnU-Net would.
+
+        The network sees the axes of its training images; where the folder does not name them, those of the file.
+        """
+        axes = self.trained.orientation or chi.stored
+        array, spacing_mm = _to_sitk_order(chi, axes)
+        mirrored = mirror_axes(self.trained, axes, sided=self.sided)
+        self._predictor.allowed_mirroring_axes = mirrored or None
+        with quiet():
+            data, _, properties = self._configuration.preprocessor_class(verbose=False).run_case_npy(
+                array[None], None, {"spacing": spacing_mm}, self._plans, self._configuration, dict(self.trained.dataset)
+            )
+            logits = self._predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+            from nnunetv2.inference.export_prediction import (
+                convert_predicted_logits_to_segmentation_with_correct_shape as convert,
+            )
+
+            labels = self._plans.get_label_manager(dict(self.trained.dataset))
+            dseg, fractions = convert(
+                logits,
+                self._plans,
+                self._configuration,
+                labels,
+                properties,
+                return_probabilities=True,
+                num_threads_torch=torch.get_num_threads(),
+            )
+        if labels.has_regions:  # regions overlap: only the labels made from them exclude each other
+            fractions = np.stack([dseg == number for number in range(int(max(labels.regions_class_order)) + 1)])
+        return _from_sitk_order(np.asarray(fractions, np.float32), axes)
+
+
+def _build(trained: Trained, plans: Any, configuration: Any) -> torch.nn.Module:
+    """Build the network that plans.json describes, by the trainer's own builder where nnU-Net knows the trainer."""
+    import nnunetv2
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    room = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+    name = trained.trainer if trained.trainer.isidentifier() else "nnUNetTrainer"
+    found = recursive_find_python_class(str(room), name, "nnunetv2.training.nnUNetTrainer")
+    heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
+    try:
+        network: torch.nn.Module = (found or nnUNetTrainer).build_network_architecture(
+            plans, configuration, 1, heads, enable_deep_supervision=False
+        )
+        network.load_state_dict(trained.parameters[0])
+    except (RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{trained.folder.name}: the weights do not fit the network of plans.json ({reason}); "
+            "copy the whole model folder"
+        ) from error
+    return network
+
+
+def _to_sitk_order(chi: Volume, axes: str) -> tuple[NDArray[np.float32], list[float]]:
+    """Turn a map to the axes of a file and list them backwards, as SimpleITK does; give the spacing in that order."""
+    turn = orientations.ornt_transform(_RAS, orientations.axcodes2ornt(tuple(axes)))
+    stored = orientations.apply_orientation(chi.array, turn)
+    spacing = [0.0] * 3
+    for size_mm, axis in zip(chi.voxel_size_mm, turn[:, 0].astype(int), strict=True):
+        spacing[axis] = size_mm
+    return np.ascontiguousarray(stored.T, np.float32), spacing[::-1]
+
+
+def _from_sitk_order(fractions: NDArray[np.float32], axes: str) -> NDArray[np.float32]:
+    """Turn channels (C, z, y, x) of the axes of a file back to RAS+."""
+    back = orientations.ornt_transform(orientations.axcodes2ornt(tuple(axes)), _RAS)
+    turned = [orientations.apply_orientation(channel.T, back) for channel in fractions]
+    return np.stack(turned)
+
+
+class NnunetPredictor:
+    """Step two: the nuclei inside the box, on the map's own grid."""
+
+    def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
+        self.model = model
+        trained = _read_step(model, weights, STEPS[1])
+        self._network = Network(trained, device=device, sided=True)
+
+    def predict_block(self, chi: Volume, box: Box) -> Block:
+        """Compute the probability of each nucleus in the part of a map that lies in a box."""
+        slices = covering_block(Grid(chi.shape, chi.affine), box)
+        found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.stored))
+        numbers = self.model.arch["numbers"]
+        nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
+        probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+        return Block(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
+
+
+def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
+    """Step one: the box about the cerebellum, in the whole map.
+
+    Returns
+    -------
+    Location
+        With the cerebellum as labels of the map's own grid; for a single model folder the whole map and None.
+
+    Raises
+    ------
+    InputError
+        If no cerebellum is found.
+    """
+    if step_folder(weights or weights_folder(model), CEREBELLUM) is None:
+        return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
+    found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
+    seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
+    part = largest_part(seen & (find_measured(chi).array > 0))
+    if not part.any():
+        raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
+    mask = chi.with_array(part.astype(np.uint8))
+    return Location(box_of_mask(mask).grown(model.localizer.margin_mm), mask)
+
+
+def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
+    """Read both steps once, and tell what a user should know of them.
+
+    Returns
+    -------
+    list of str
+        A warning of a folder whose trainer mirrors left and right.
+
+    Raises
+    ------
+    InputError
+        If a folder is missing or damaged.
+    """
+    if step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
+        _read_step(model, weights, CEREBELLUM)
+    trained = _read_step(model, weights, STEPS[1])
+    if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
+        return []
+    return [
+        f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which sided labels do not "
+        "bear; run without that axis"
+    ]
+
+
+def _read_step(model: Model, weights: Path | None, step: str) -> Trained:
+    folder = step_folder(weights or weights_folder(model), step)
+    if folder is None:
+        raise ValueError(f"{step}: a single model folder has no such step")
+    if weights is None:
+        _check_registered(model)
+    return read_folder(folder)
+
+
+def _check_registered(model: Model) -> None:
+    """Compare the package's own weights with their checksums."""
+    root = weights_folder(model)
+    if model.weights is None or not root.is_dir():
+        raise InputError(
+            f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
+            "--weights FOLDER, or choose another --model"
+        )
+    for name, expected in model.weights.files.items():
+        if sha256(root / name) != expected:
+            raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what nnU-Net prints and warns of from users: it speaks to its developers."""
+    hidden = {name: os.environ.pop(name) for name in ("nnUNet_compile", "nnUNet_extTrainer") if name in os.environ}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.update(hidden)

@@ -1,0 +1,209 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bids_dgmseg.measurement.columns import QUALITY_COLUMNS
+from bids_dgmseg.measurement.confidence import measure_quality
+from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.models.structures import STRUCTURES
+
+DN_L, DN_R = STRUCTURES.sides(["DN"])
+UNIT = (1.0, 1.0, 1.0)
+
+
+def measure(
+    chi: np.ndarray,
+    dseg: np.ndarray,
+    probability: np.ndarray | None = None,
+    *,
+    size_mm: tuple[float, float, float] = UNIT,
+    view: View | None = None,
+) -> pd.Series:
+    """Measure DN_L; all of the image was measured, and it is certain, unless told."""
+    certain = (dseg == 1).astype(float) if probability is None else probability
+    seen = view or View.of(np.ones(chi.shape, bool), voxel_size_mm=size_mm)
+    return measure_quality(chi, dseg, certain[None], structures=[DN_L], voxel_size_mm=size_mm, view=seen).iloc[0]
+
+
+def cube(shape: tuple[int, int, int] = (11, 11, 11), low: int = 4, high: int = 7) -> np.ndarray:
+    dseg = np.zeros(shape, np.uint8)
+    dseg[low:high, low:high, low:high] = 1
+    return dseg
+
+
+def line(values: Any) -> np.ndarray:
+    return np.asarray(values).reshape(-1, 1, 1)
+
+
+def test_columns_are_those_of_the_dictionary():
+    dseg, probseg = np.zeros((4, 4, 4), np.uint8), np.zeros((16, 4, 4, 4))
+    view = View.of(dseg == 0, voxel_size_mm=UNIT)
+    table = measure_quality(np.zeros((4, 4, 4)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=UNIT, view=view)
+    assert list(table.columns) == ["index", "abbreviation", *QUALITY_COLUMNS]
+    assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "bits"),
+    [
+        pytest.param([1.0, 1.0], 0.0, id="certain"),
+        pytest.param([0.5, 0.5], 1.0, id="a coin"),
+        pytest.param([0.5, 1.0], 0.5, id="the mean over voxels"),
+        # H(1/4) = 1/4 log2 4 + 3/4 log2 (4/3) = 1/2 + 3/4 (2 - log2 3)
+        pytest.param([0.25, 0.75], 0.5 + 0.75 * (2 - np.log2(3)), id="a quarter is as uncertain as three"),
+    ],
+)
+def test_entropy_is_that_of_the_nucleus_against_the_rest(probabilities, bits):
+    row = measure(line([0.1, 0.1, 0]), line([1, 1, 0]), line([*probabilities, 0.5]))
+    assert row["mean_entropy_bits"] == pytest.approx(bits)
+
+
+def test_probability_outside_is_a_share_of_all():
+    # 0.8 + 0.7 inside, 0.4 + 0.1 outside: 0.5 of 2.
+    row = measure(line([0.1] * 4), line([0, 1, 1, 0]), line([0.4, 0.8, 0.7, 0.1]))
+    assert row["mass_outside_fraction"] == pytest.approx(0.25)
+
+
+def test_expected_dice_counts_what_is_shared_twice_over_all():
+    # 0.8 + 0.7 shared, 2 voxels outlined, 2 expected in truth: 2 * 1.5 / 4.
+    row = measure(line([0.1] * 4), line([0, 1, 1, 0]), line([0.4, 0.8, 0.7, 0.1]))
+    assert row["expected_dice"] == pytest.approx(0.75)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_expected_dice_is_that_of_labels_drawn_by_their_probabilities(seed):
+    rng = np.random.default_rng(seed)
+    probability = rng.random((8, 8, 8))
+    dseg = (probability > 0.5).astype(np.uint8)
+    drawn = rng.random((100, *probability.shape)) < probability
+    dice = 2 * (drawn & (dseg == 1)).sum(axis=(1, 2, 3)) / (dseg.sum() + drawn.sum(axis=(1, 2, 3)))
+    found = measure(np.zeros(dseg.shape), dseg, probability)["expected_dice"]
+    # Dice of one draw varies by 0.02, the mean of a hundred by 0.002; the mean of a ratio differs by less.
+    assert found == pytest.approx(dice.mean(), abs=0.015)
+
+
+def test_contrast_is_taken_with_the_rim_in_mm():
+    # Voxels of 1 mm at 3: the rim holds those 2 and 3 mm away (0.03, 0.05 on both sides), not the neighbours (9).
+    chi = line([7, 0.05, 0.03, 9, 0.24, 9, 0.03, 0.05, 7])
+    row = measure(chi, line([0, 0, 0, 0, 1, 0, 0, 0, 0]))
+    assert row["rim_contrast_ppm"] == pytest.approx(0.24 - 0.04)
+
+
+def test_the_rim_reaches_as_far_on_thick_slices():
+    # Along z the next slice is 3 mm away and within the rim; the one behind, at 6 mm, is not.
+    chi = np.array([[[5, 0.04, 0.24, 0.04, 5]]], float)
+    row = measure(chi, np.array([[[0, 0, 1, 0, 0]]]), size_mm=(1.0, 1.0, 3.0))
+    assert row["rim_contrast_ppm"] == pytest.approx(0.2)
+
+
+def test_the_rim_leaves_other_nuclei_and_holes_out():
+    # At 2 and 3 mm on the left lies DN_R, on the right one voxel without a measurement and 0.04.
+    chi = line([0.9, 0.9, 0.0, 0.24, 0.0, np.nan, 0.04])
+    row = measure(chi, line([2, 2, 0, 1, 0, 0, 0]))
+    assert row["rim_contrast_ppm"] == pytest.approx(0.2)
+
+
+def test_the_gradient_is_a_step_over_the_distance_of_centres():
+    # Every face of the cube steps by 0.12 ppm over 2 mm.
+    dseg = cube()
+    row = measure(0.12 * (dseg == 1), dseg, size_mm=(2.0, 2.0, 2.0))
+    assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.06)
+
+
+def test_the_gradient_weighs_faces_by_area():
+    # One voxel of 1 x 1 x 3 mm: 4 sides of 3 mm2 step over 1 mm, 2 ends of 1 mm2 over 3 mm.
+    dseg = cube((3, 3, 3), 1, 2)
+    row = measure(0.1 * (dseg == 1), dseg, size_mm=(1.0, 1.0, 3.0))
+    assert row["boundary_gradient_ppm_per_mm"] == pytest.approx((12 * 0.1 + 2 * 0.1 / 3) / 14)
+
+
+def test_faces_to_another_nucleus_have_no_gradient():
+    row = measure(line([0.5, 0.3, 0.1]), line([2, 1, 0]))
+    assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.2)
+
+
+def test_parts_that_touch_at_a_corner_are_one():
+    dseg = np.zeros((6, 6, 1), np.uint8)
+    dseg[0, 0] = dseg[1, 1] = dseg[4, 4] = 1
+    assert measure(np.zeros(dseg.shape), dseg)["n_components"] == 2
+
+
+def test_distance_to_the_edge_is_that_of_the_nearest_voxel():
+    # The cube begins at 4: four voxels of 1.5 mm lie before it.
+    dseg = cube()
+    view = View.of(np.ones(dseg.shape, bool), voxel_size_mm=(1.5, 1.5, 1.5))
+    assert measure(np.zeros(dseg.shape), dseg, size_mm=(1.5, 1.5, 1.5), view=view)["edge_distance_mm"] == 6
+
+
+def test_what_lies_outside_the_view_is_not_compared_with():
+    # The right half was not measured and holds 0: without the view the rim's median would be 0.
+    chi = line([0.1] * 8 + [0.3] + [0.1] * 4 + [0.0] * 12).repeat(9, 1).repeat(9, 2)
+    dseg = np.zeros(chi.shape, np.uint8)
+    dseg[8:12, 4, 4] = 1
+    view = View.of(chi != 0, voxel_size_mm=UNIT)
+    row = measure(chi, dseg, view=view)
+    assert row["rim_contrast_ppm"] == pytest.approx(0.0)  # median of 0.3, 0.1, 0.1, 0.1
+    assert row["edge_distance_mm"] == 1
+
+
+def test_an_absent_nucleus_has_only_what_exists():
+    row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.full((3, 3, 3), 0.1))
+    assert row["n_components"] == 0
+    assert (row["mass_outside_fraction"], row["expected_dice"]) == (1, 0)
+    names = ["mean_entropy_bits", "rim_contrast_ppm", "boundary_gradient_ppm_per_mm", "edge_distance_mm"]
+    assert row[names].isna().all()
+
+
+def test_no_probability_has_no_share():
+    row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3, 3)))
+    assert np.isnan(row["mass_outside_fraction"])
+    assert np.isnan(row["expected_dice"])
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_turning_the_image_changes_nothing(seed):
+    rng = np.random.default_rng(seed)
+    shape, size_mm = (8, 9, 10), (0.7, 1.0, 2.5)
+    dseg = (rng.random(shape) < 0.2).astype(np.uint8) * rng.integers(0, 3, shape, dtype=np.uint8)
+    dseg[4, 4, 4] = 1
+    chi = np.where(rng.random(shape) < 0.1, np.nan, rng.normal(size=shape))
+    probability = rng.random(shape)
+    order = tuple(rng.permutation(3).tolist())
+    flips = tuple(np.flatnonzero(rng.random(3) < 0.5).tolist())
+    x, y, z = (size_mm[axis] for axis in order)
+    turned = [np.flip(array.transpose(order), flips) for array in (chi, dseg, probability)]
+    first, second = measure(chi, dseg, probability, size_mm=size_mm), measure(*turned, size_mm=(x, y, z))
+    np.testing.assert_allclose(first[2:].astype(float), second[2:].astype(float), rtol=1e-9, atol=1e-12)
+
+
+def test_the_arrays_are_left_as_they_were():
+    dseg = cube()
+    chi, probability = np.random.default_rng(0).normal(size=dseg.shape), (dseg == 1).astype(float)
+    before = [array.copy() for array in (chi, dseg, probability)]
+    measure(chi, dseg, probability)
+    for array, copy in zip((chi, dseg, probability), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize(
+    ("dseg", "probseg", "view", "message"),
+    [
+        pytest.param((3, 3, 3), (1, 3, 3, 2), (3, 3, 3), r"probseg has shape \(1, 3, 3, 2\)", id="probabilities"),
+        pytest.param((3, 3, 2), (1, 3, 3, 3), (3, 3, 3), r"dseg has shape \(3, 3, 2\), expected", id="labels"),
+        pytest.param((3, 3, 3), (1, 3, 3, 3), (3, 2, 3), r"view has shape \(3, 2, 3\), expected", id="view"),
+    ],
+)
+def test_arrays_on_another_grid_are_refused(dseg, probseg, view, message):
+    with pytest.raises(ValueError, match=message):
+        measure_quality(
+            np.zeros((3, 3, 3)),
+            np.zeros(dseg, int),
+            np.zeros(probseg),
+            structures=[DN_L],
+            voxel_size_mm=UNIT,
+            view=View.of(np.ones(view, bool), voxel_size_mm=UNIT),
+        )

@@ -1,0 +1,94 @@
+"""Everything of one scan at once, on the phantom."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
+from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.measurement.map_quality import SCAN_COLUMNS
+from bids_dgmseg.measurement.reference import Reference
+from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import make_grid
+
+BOX = Box((-50, -90, -60), (50, 45, 40))
+CSF = Reference("csf", "mask", 0.012, 0.001, 500)
+
+
+@cache
+def upright() -> tuple[Volume, Volume]:
+    return PHANTOM.scan(make_grid("RAS"), seed=3)
+
+
+def find(
+    chi: Volume,
+    dseg: Volume,
+    *,
+    missing: tuple[str, ...] = (),
+    reference: Reference | None = None,
+    map_reference: str = "not stated",
+) -> Findings:
+    """Measure the phantom with labels that are certain."""
+    view = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
+    x, y, z = (slice(0, size) for size in chi.shape)
+    scan = Segmented(chi, dseg, probseg, (x, y, z), STRUCTURES, view)
+    return measure_segmentation(scan, box=BOX, missing=missing, reference=reference, map_reference=map_reference)
+
+
+def test_a_good_scan_has_every_column_and_green_lights():
+    found = find(*upright(), reference=CSF)
+    assert list(found.stats.columns) == list(STATS_COLUMNS)
+    assert found.stats["light"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
+    assert (found.light, found.reasons) == ("green", ())
+    assert list(found.quality) == [*SCAN_COLUMNS, "box_margin_mm", "red_nuclei_fraction"]
+
+
+def test_without_a_reference_there_are_no_referenced_columns():
+    assert list(find(*upright()).stats.columns) == [name for name in STATS_COLUMNS if name not in REFERENCE_COLUMNS]
+
+
+def test_sides_are_compared_on_both_rows():
+    stats = find(*upright()).stats.set_index("abbreviation")
+    left, right = stats["mean_ppm"].astype(float)[["DN_L", "DN_R"]].tolist()
+    # The phantom's dentates have 0.116 and 0.108 ppm: 0.008 / 0.112; the edges' partial volumes take part of both.
+    there, here = stats["mean_ppm_asymmetry"].astype(float)[["DN_L", "DN_R"]].tolist()
+    assert there == pytest.approx(2 * (left - right) / (left + right))
+    assert there == pytest.approx(0.008 / 0.112, abs=0.03)
+    assert there == here
+
+
+def test_a_missing_nucleus_is_red_and_has_no_value():
+    chi, dseg = upright()
+    gone = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
+    found = find(chi, gone, missing=("STN_R",), reference=CSF)
+    row = found.stats.set_index("abbreviation").loc["STN_R"]
+    assert row["light"] == "red"
+    assert str(row["reasons"]).startswith("not found")
+    assert row.drop(["index", "name", "hemisphere", "light", "reasons"]).isna().all()
+    assert found.quality["red_nuclei_fraction"] == 1 / 16
+    assert found.light == "amber"  # whoever sees the scan alone must hear of it
+    assert found.stats.set_index("abbreviation").loc["STN_L", "light"] == "green"  # nothing to compare it with
+
+
+@pytest.mark.parametrize(
+    ("reference", "map_reference", "shift"),
+    [
+        pytest.param(CSF, "whole brain", 0.012, id="referenced by us to what the norms are"),
+        pytest.param(None, "CSF", 0.0, id="the map is"),
+        pytest.param(None, "not stated", 0.0, id="not known: compared all the same"),
+        pytest.param(None, "whole brain", None, id="known to be another"),
+        pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another"),
+    ],
+)
+def test_norms_are_compared_with_means_of_the_same_reference(reference, map_reference, shift):
+    row = find(*upright(), reference=reference, map_reference=map_reference).stats.set_index("abbreviation").loc["RN_L"]
+    # norms.tsv: RN 0.082 ± 0.036 ppm, CSF-referenced.
+    expected = np.nan if shift is None else (row["mean_ppm"] - shift - 0.082) / 0.036
+    assert row["mean_ppm_z"] == pytest.approx(expected, nan_ok=True)

@@ -1,0 +1,105 @@
+"""Atlases that are bent versions of the phantom."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.resample import resample, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, segment_by_atlases, vote_locally
+from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.registration import Reference, deform
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.stats.overlap import dice
+from tests.conftest import HEAD
+
+pytest.importorskip("SimpleITK", reason="registration is SimpleITK's")
+
+GRID = world_grid(HEAD, (2.5, 2.5, 2.5))
+COARSE = replace(MULTI_ATLAS, input=replace(MULTI_ATLAS.input, spacing_mm=(2.0, 2.0, 2.0)))
+LARGE = [STRUCTURES.named(f"{name}_{side}") for name in ("DN", "CN", "PUT", "GP") for side in "LR"]
+"""Nuclei of more than a few voxels of 2.5 mm."""
+
+
+def bump_mm(points_mm):
+    """Move the middle of the head by up to 4 mm to the left, front and top: smooth, and 0 at its edge."""
+    near = np.exp(-((points_mm / [45, 55, 45]) ** 2).sum(axis=-1, keepdims=True))
+    return near * [-4.0, 3.0, 3.0]
+
+
+def bent_phantom(*, seed=1):
+    """The phantom after its points have moved by `bump_mm`, whose inverse is good to a fraction of a mm."""
+    points = GRID.centres_mm()
+    back = points - bump_mm(points - bump_mm(points))
+    fine = world_grid(HEAD.grown(5), (1.25, 1.25, 1.25))
+    chi, labels = PHANTOM.chi(fine, seed=seed, supersampling=1), PHANTOM.dseg(fine)
+    indices = np.moveaxis(back - fine.affine[:3, 3], -1, 0) / 1.25
+    return (
+        Volume(ndimage.map_coordinates(chi.array, indices, order=1), GRID.affine),
+        Volume(ndimage.map_coordinates(labels.array, indices, order=0), GRID.affine),
+    )
+
+
+def straight(name, *, seed, pitch_deg=0.0):
+    """The phantom itself, turned in its own world."""
+    turn = nib.affines.from_matvec(Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix(), [10, -6, 4])
+    chi, labels = PHANTOM.chi(GRID, seed=seed, supersampling=1), PHANTOM.dseg(GRID)
+    return Reference(name, Volume(chi.array, turn @ chi.affine), Volume(labels.array, turn @ labels.affine))
+
+
+@pytest.fixture(scope="module")
+def bent():
+    return bent_phantom()
+
+
+@pytest.fixture(scope="module")
+def segmented(bent):
+    chi, _ = bent
+    atlases = [straight("a", seed=5), straight("b", seed=6, pitch_deg=6.0)]
+    block = segment_by_atlases(chi, atlases, COARSE, fuse=vote_locally)
+    return label_grid(block, COARSE, chi.shape), block
+
+
+def test_two_atlases_find_the_nuclei_of_a_bent_phantom(bent, segmented):
+    scores = dice(bent[1].array.astype(int), segmented[0].astype(int), structures=LARGE)["dice"]
+    assert scores.min() > 0.8
+
+
+def test_left_stays_left(bent, segmented):
+    dseg, _ = segmented
+    for structure in STRUCTURES:
+        x = (bent[0].affine @ [*np.argwhere(dseg == structure.index).mean(axis=0), 1])[0]
+        assert (x < 0) == (structure.hemisphere == "L")
+
+
+def test_shares_of_votes_sum_to_one(segmented):
+    np.testing.assert_allclose(segmented[1].probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_the_same_input_gives_the_same_displacements(bent):
+    moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
+    first, second = (deform(bent[0], moving, HEAD.grown(-30)).displacement_mm for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_displacement_leads_from_the_fixed_map_to_the_moving_one(bent):
+    # What moved to the left lies further right in the map that did not move: PUT_L's centre.
+    moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
+    found = deform(bent[0], moving, HEAD.grown(-20))
+    labels = bent[1].array == STRUCTURES.named("PUT_L").index
+    nearby = resample(bent[1].with_array(labels.astype(np.uint8)), found.grid, order=0).array > 0
+    wanted = -bump_mm(found.grid.centres_mm()[nearby] - bump_mm(found.grid.centres_mm()[nearby])).mean(axis=0)
+    np.testing.assert_allclose(found.displacement_mm[:, nearby].mean(axis=1), wanted, atol=1.0)
+
+
+def test_atlases_without_a_nucleus_are_refused(bent):
+    bare = straight("a", seed=5)
+    bare = replace(bare, labels=bare.labels.with_array(np.zeros_like(bare.labels.array)))
+    with pytest.raises(InputError, match="atlases: no nucleus in any; check their labels"):
+        segment_by_atlases(bent[0], [bare], COARSE, fuse=vote_locally)

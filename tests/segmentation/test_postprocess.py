@@ -1,0 +1,131 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.models.registry import MODELS, Cleaning
+from bids_dgmseg.segmentation.postprocess import clean
+from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.simulate.phantom import PHANTOM
+
+DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14
+VOXEL_MM = (2.0, 2.0, 4.0)
+
+
+def cleaned(labels, **how):
+    """Clean one-hot probabilities of DN_L (1) and DN_R (2)."""
+    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(**how))
+    one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0)
+    return clean(Block(one_hot, (slice(None),) * 3), model)
+
+
+def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
+    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(threshold=0.5, smallest_part=0.0))
+    #                         background, left, right: most probable nucleus below, at and above one half
+    voxels = np.array([[0.2, 0.45, 0.35], [0.25, 0.5, 0.25], [0.1, 0.3, 0.6], [0.6, 0.2, 0.2]], np.float32)
+    labels = clean(Block(voxels.T[:, :, None, None], (slice(None),) * 3), model)
+    assert labels.ravel().tolist() == [0, 0, DN_R, 0]
+
+
+def test_only_the_largest_part_is_kept_even_of_two_alike():
+    labels = np.zeros((12, 5, 5), int)
+    labels[1:3, 1:3, 1:3] = labels[6:8, 1:3, 1:3] = DN_L  # 8 voxels each
+    labels[10, 4, 4] = DN_R
+    kept = cleaned(labels, smallest_part=1.0)
+    assert (kept == DN_L).sum() == 8
+    assert (kept == DN_R).sum() == 1
+
+
+def test_nnunet_s_labels_stay_as_they_are():
+    labels = np.zeros((9, 5, 5), int)
+    labels[1:4, 1:4, 1:4] = labels[7, 4, 4] = DN_L  # a body of 27 voxels and a single one
+    block = Block(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
+    np.testing.assert_array_equal(clean(block, MODELS["nnunet2step"]), labels)
+    assert clean(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
+
+
+def test_holes_are_filled_unless_another_nucleus_is_there():
+    labels = np.zeros((9, 7, 7), int)
+    labels[1:8, 1:6, 1:6] = DN_L
+    labels[2, 3, 3] = 0
+    labels[5, 3, 3] = DN_R
+    filled = cleaned(labels, fill_holes=True)
+    assert filled[2, 3, 3] == DN_L
+    assert filled[5, 3, 3] == DN_R
+    assert cleaned(labels)[2, 3, 3] == 0
+
+
+def test_smoothing_takes_thorns_and_fills_notches():
+    labels = np.zeros((9, 9, 9), int)
+    labels[2:7, 2:7, 2:7] = DN_L
+    labels[7, 4, 4] = DN_L  # a thorn: itself and one neighbour of seven
+    labels[2, 4, 4] = 0  # a notch: five of six neighbours
+    smooth = cleaned(labels, smooth=True)
+    assert smooth[7, 4, 4] == 0
+    assert smooth[2, 4, 4] == DN_L
+    assert smooth[2, 2, 2] == DN_L  # a corner: itself and three neighbours, the least majority
+
+
+def test_a_nucleus_too_thin_to_be_smoothed_stays():
+    labels = np.zeros((5, 5, 5), int)
+    labels[2, 1:4, 2] = DN_L
+    np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
+
+
+def test_smoothing_reaches_beyond_the_block_of_the_nucleus_but_never_into_another():
+    labels = np.full((4, 4, 4), DN_L)
+    labels[2, 2, 2] = DN_R
+    np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
+
+
+@pytest.fixture
+def nuclei():
+    """The phantom's nuclei in thick slices, numbered as structures.tsv."""
+    return PHANTOM.dseg(world_grid(Box((-60, -80, -60), (60, 40, 60)), VOXEL_MM)).array.astype(int)
+
+
+def placed(labels, *, axes=(0, 1, 2), place_sd_mm=6.0):
+    """Clean one-hot probabilities of all sixteen nuclei, the array stored with its axes in that order."""
+    model = replace(MODELS["dgm16"], cleaning=Cleaning(place_sd_mm=place_sd_mm))
+    one_hot = np.moveaxis(np.eye(17, dtype=np.float32)[labels.transpose(axes)], -1, 0)
+    x, y, z = (VOXEL_MM[axis] for axis in axes)
+    return clean(Block(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(np.argsort(axes))
+
+
+def with_patch(nuclei):
+    """Add a patch of putamen outside the head, larger than the putamen itself."""
+    labels = nuclei.copy()
+    labels[50:60, 40:54, 20:26] = PUT_R
+    assert (labels == PUT_R).sum() - (nuclei == PUT_R).sum() == 840
+    assert 100 < (nuclei == PUT_R).sum() < 840
+    return labels
+
+
+def test_nuclei_in_their_places_stay_as_they_are(nuclei):
+    np.testing.assert_array_equal(placed(nuclei), nuclei)
+
+
+def test_a_patch_far_from_its_place_goes_though_it_is_larger_than_the_nucleus(nuclei):
+    np.testing.assert_array_equal(placed(with_patch(nuclei)), nuclei)
+    np.testing.assert_array_equal(placed(with_patch(nuclei), place_sd_mm=0.0), with_patch(nuclei))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_places_are_told_in_arrays_stored_in_any_order(nuclei, axis):
+    labels = np.flip(with_patch(nuclei), axis)
+    np.testing.assert_array_equal(placed(labels, axes=(2, 0, 1)), np.flip(nuclei, axis))
+
+
+def test_an_island_in_its_place_is_kept(nuclei):
+    labels = nuclei.copy()
+    labels[:, 13, :][labels[:, 13, :] == IN_L] = 0  # a gap of 2 mm across
+    before, behind = (labels[:, 14:] == IN_L).sum(), (labels[:, :13] == IN_L).sum()
+    assert min(before, behind) > 0.25 * max(before, behind)
+    np.testing.assert_array_equal(placed(labels), labels)
+
+
+def test_a_nucleus_that_lies_elsewhere_altogether_is_left_to_the_user(nuclei):
+    labels = np.where(nuclei == PUT_R, 0, with_patch(nuclei))
+    np.testing.assert_array_equal(placed(labels), labels)

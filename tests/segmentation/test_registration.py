@@ -1,0 +1,91 @@
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.boxes import box_of_mask
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.registration import Reference, find_by_atlas, read_references
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import HEAD, coarse_chi
+
+pytest.importorskip("SimpleITK", reason="registration is SimpleITK's")
+
+MODEL = replace(MODELS["dcnnet"], input=replace(MODELS["dcnnet"].input, patch_mm=(20.0, 10.0, 10.0)))
+GRID = world_grid(HEAD, (3.0, 3.0, 3.0))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """The phantom, stored at another place in the world than the maps."""
+    shift = nib.affines.from_matvec(np.eye(3), [30, -20, 10])
+    chi, labels = PHANTOM.chi(GRID, seed=5, supersampling=1), PHANTOM.dseg(GRID)
+    return Reference("phantom", Volume(chi.array, shift @ chi.affine), Volume(labels.array, shift @ labels.affine))
+
+
+def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
+    """A map of the phantom, turned, scaled and shifted in the world, and the true box of its DN and IN."""
+    turn = nib.affines.from_matvec(
+        scale * Rotation.from_euler("xzy", [pitch, yaw, roll], degrees=True).as_matrix(), shift_mm
+    )
+    chi = coarse_chi()
+    wanted = PHANTOM.dseg(GRID)
+    wanted = Volume(np.isin(wanted.array, [1, 2, 3, 4]), turn @ wanted.affine)
+    return Volume(chi.array, turn @ chi.affine), box_of_mask(wanted)
+
+
+@pytest.mark.parametrize(("pose", "scale"), [((0, 0, 0), 1.0), ((14, -9, 8), 1.0), ((-14, 12, -6), 0.9)])
+def test_the_box_lies_about_the_reference_s_nuclei_however_the_head_lies(reference, pose, scale):
+    chi, truth = turned(*pose, scale=scale)
+    box = find_by_atlas(chi, [reference], MODEL)
+    # Half a voxel of the map (1.25 mm) and of the affine's grid, with its corners turned.
+    np.testing.assert_allclose(box.grown(-6.25).low_mm, truth.low_mm, atol=2.0)
+    np.testing.assert_allclose(box.grown(-6.25).high_mm, truth.high_mm, atol=2.0)
+
+
+def test_the_same_map_gives_the_same_bits(reference):
+    chi, _ = turned(5, 3, -4)
+    assert find_by_atlas(chi, [reference], MODEL) == find_by_atlas(chi, [reference], MODEL)
+
+
+def test_the_most_similar_reference_is_taken(reference):
+    chi, truth = turned(0, 0, 0)
+    # Same head, other tissue: noise in the place of all contrast inside the brain. Its labels are elsewhere.
+    noise = np.random.default_rng(0).normal(0, 0.05, reference.chi.shape).astype(np.float32)
+    blank = np.where(reference.chi.array == 0, 0, noise)
+    wrong = Reference(
+        "noise",
+        reference.chi.with_array(blank),
+        reference.labels.with_array(np.roll(reference.labels.array, 20, axis=2)),
+    )
+    box = find_by_atlas(chi, [wrong, reference], MODEL)
+    np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
+
+
+def test_the_box_holds_a_patch_at_least(reference):
+    chi, truth = turned(0, 0, 0)
+    box = find_by_atlas(chi, [reference], replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0))))
+    np.testing.assert_allclose(box.size_mm, (90, 80, 70))
+    np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
+
+
+def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
+    folder = tmp_path / "references"
+    folder.mkdir()
+    nib.Nifti1Image(PHANTOM.chi(GRID, supersampling=1).array, GRID.affine).to_filename(folder / "a_Chimap.nii.gz")
+    nib.Nifti1Image(PHANTOM.dseg(GRID).array, GRID.affine).to_filename(folder / "a_dseg.nii.gz")
+    chi, truth = turned(0, 0, 0)
+    np.testing.assert_allclose(localize(chi, MODEL, weights=tmp_path).box.centre_mm, truth.centre_mm, atol=2.5)
+    assert [one.name for one in read_references(MODEL, tmp_path)] == ["a"]
+
+
+def test_a_reference_without_the_model_s_nuclei_is_refused(reference):
+    empty = replace(reference, labels=reference.labels.with_array(np.zeros_like(reference.labels.array)))
+    with pytest.raises(InputError, match=r"^phantom_dseg.nii.gz: has no DN_L; correct the reference's labels$"):
+        find_by_atlas(turned(0, 0, 0)[0], [empty], MODEL)
