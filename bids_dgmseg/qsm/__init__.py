@@ -1,1 +1,1 @@
-"""QSM reconstruction: unwrapping, background field removal, dipole inversion."""
+"""Quantitative susceptibility mapping: from the echoes of a GRE acquisition to a chi map."""

@@ -1,4 +1,4 @@
-"""Remove the field of sources outside the brain."""
+"""Background field removal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bids_dgmseg.qsm.field import apply_kernel, enlarge, fast_size
+from bids_dgmseg.qsm.field import apply_kernel, fast_size, zero_pad
+
+_INSIDE = 1 - 1e-5
+"""Mask average above which a sphere counts as inside: one voxel of the largest sphere weighs more than the rest."""
 
 
 def v_sharp(
@@ -20,87 +23,72 @@ def v_sharp(
     threshold: float = 0.05,
     periodic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""Remove the background field by spherical means whose radius shrinks towards the rim (V-SHARP).
+    r"""Remove the background field by spherical mean values of variable radius (V-SHARP).
 
     Parameters
     ----------
     field : Tensor of shape (X, Y, Z)
-        Field, in any unit.
+        Total field in any unit.
     mask : Tensor of shape (X, Y, Z), bool
-        The brain; only values inside are used.
+        Brain; values outside are ignored.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     radii_mm : sequence of float
         Radii of the spheres.
     threshold : float
-        Frequencies that the largest sphere changes less than by this part are set to 0.
+        Truncation of the deconvolution: frequencies with a smaller response of the largest sphere are set to 0.
     periodic : bool
-        Whether the grid repeats itself; else nothing lies beyond it.
+        Treat the grid as periodic; by default it is padded with zeros.
 
     Returns
     -------
     local : Tensor of shape (X, Y, Z)
-        Field of sources inside, 0 outside the eroded mask.
+        Local field, 0 outside the eroded mask.
     eroded : Tensor of shape (X, Y, Z), bool
         Voxels whose smallest sphere lies inside the mask.
 
     Notes
     -----
-    A field whose sources lie outside a sphere equals, at its centre, its mean over it. With :math:`S_r` the mean over
-    a sphere of radius r, what is left is :math:`(1 - S_{r(x)}) f`, :math:`r(x)` the largest radius whose sphere
-    about x fits into the mask. Dividing by :math:`1 - \hat S_R`, R the largest radius, recovers the field [1]_, [2]_.
+    A field whose sources lie outside a sphere is harmonic in it, so its value at the centre equals its mean over the
+    sphere. With :math:`S_r` the mean over a sphere of radius r, what remains is :math:`(1 - S_{r(x)}) f`, where
+    :math:`r(x)` is the largest radius whose sphere about x fits into the mask. Deconvolution with
+    :math:`1 - \hat S_R`, R the largest radius, recovers the local field [1]_, [2]_.
 
     References
     ----------
     .. [1] Schweser F, et al. NeuroImage 54 (2011) 2789-2807. doi:10.1016/j.neuroimage.2010.10.070
     .. [2] Wu B, et al. Magn Reson Med 67 (2012) 137-147. doi:10.1002/mrm.23000
     """
-    if periodic:
-        return _v_sharp(field, mask, voxel_size_mm, sorted(radii_mm, reverse=True), threshold)
-    # One margin is enough: the opposite side lies beyond it.
-    sizes = zip(field.shape, voxel_size_mm, strict=True)
-    shape = [fast_size(size + math.ceil(max(radii_mm) / step)) for size, step in sizes]
-    padded = enlarge(field, shape), enlarge(mask, shape)
-    local, eroded = _v_sharp(*padded, voxel_size_mm, sorted(radii_mm, reverse=True), threshold)
-    inner = tuple(slice(size) for size in field.shape)
-    return local[inner], eroded[inner]
-
-
-def _v_sharp(
-    field: Tensor, mask: Tensor, voxel_size_mm: Sequence[float], radii_mm: Sequence[float], threshold: float
-) -> tuple[Tensor, Tensor]:
-    shape = tuple(field.shape)
+    radii_mm = sorted(radii_mm, reverse=True)
+    shape, inner = list(field.shape), tuple(slice(size) for size in field.shape)
+    if not periodic:  # a margin on one side is enough: the opposite side borders on it as well
+        shape = [fast_size(n + math.ceil(radii_mm[0] / step)) for n, step in zip(shape, voxel_size_mm, strict=True)]
+        field, mask = zero_pad(field, shape), zero_pad(mask, shape)
     field = torch.where(mask, field, 0.0)
     spectrum, mask_spectrum = torch.fft.rfftn(field), torch.fft.rfftn(mask.to(field.dtype))
-    remainder, done = torch.zeros_like(field), torch.zeros_like(mask)
+    remainder, eroded = torch.zeros_like(field), torch.zeros_like(mask)
     for radius_mm in radii_mm:
-        mean = ball_mean(shape, voxel_size_mm, radius_mm, device=field.device)
-        fits = torch.fft.irfftn(mask_spectrum * mean, s=shape) > _ALL
-        new = fits & ~done
-        remainder = torch.where(new, field - torch.fft.irfftn(spectrum * mean, s=shape), remainder)
-        done |= fits
-    sharp = 1 - ball_mean(shape, voxel_size_mm, radii_mm[0], device=field.device)
+        mean = spherical_mean_kernel(shape, voxel_size_mm, radius_mm, device=field.device)
+        fits = torch.fft.irfftn(mask_spectrum * mean, s=shape) > _INSIDE
+        remainder = torch.where(fits & ~eroded, field - torch.fft.irfftn(spectrum * mean, s=shape), remainder)
+        eroded |= fits
+    sharp = 1 - spherical_mean_kernel(shape, voxel_size_mm, radii_mm[0], device=field.device)
     inverse = torch.where(sharp.abs() > threshold, 1 / sharp, 0.0)
-    return torch.where(done, apply_kernel(remainder, inverse), 0.0), done
+    return torch.where(eroded, apply_kernel(remainder, inverse), 0.0)[inner], eroded[inner]
 
 
-_ALL = 1 - 1e-5
-"""Part of a ball inside the mask that counts as the whole: one voxel of the largest ball weighs more than the rest."""
-
-
-def ball_mean(
+def spherical_mean_kernel(
     shape: Sequence[int], voxel_size_mm: Sequence[float], radius_mm: float, *, device: torch.device | None = None
 ) -> Tensor:
-    """Compute the Fourier transform (X, Y, Z // 2 + 1) of averaging over a ball about each voxel.
+    """Compute the Fourier transform (X, Y, Z // 2 + 1) of the mean over a sphere about each voxel.
 
-    The radius is at least 1.01 of a voxel's shortest edge: a ball of one voxel would leave nothing.
+    The radius is at least 1.01 times the shortest voxel edge: with a sphere of one voxel nothing would remain.
     """
     radius_mm = max(radius_mm, 1.01 * min(voxel_size_mm))
-    distances = [
+    x, y, z = (
         torch.fft.fftfreq(int(size), 1 / (size * step), device=device)
         for size, step in zip(shape, voxel_size_mm, strict=True)
-    ]
-    x, y, z = distances
+    )
     ball = (x.view(-1, 1, 1) ** 2 + y.view(1, -1, 1) ** 2 + z.view(1, 1, -1) ** 2 <= radius_mm**2).float()
     mean: Tensor = torch.fft.rfftn(ball / ball.sum()).real
     return mean

@@ -1,4 +1,4 @@
-"""The field of magnetized tissue, and how noisily several echoes measure it."""
+"""The field perturbation of a susceptibility distribution, and the field fit over echoes with its noise."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 GYROMAGNETIC_MHZ_PER_T = 42.577478518
-"""Of the proton, over 2 pi; a field of 1 ppm turns protons by this many hertz a tesla of the main field."""
+"""Proton gyromagnetic ratio over 2 pi; a field of 1 ppm shifts the frequency by this many Hz per tesla of B0."""
 
-_DEPHASING_HZ_PER_PPM_T = 137.0 / 3.0
-"""R2' a ppm of either sign and a tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
+_R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
+"""R2' per ppm of either sign and per tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
 
 
 def dipole_kernel(
@@ -23,7 +23,7 @@ def dipole_kernel(
     *,
     device: torch.device | None = None,
 ) -> Tensor:
-    r"""Compute the Fourier transform of the unit dipole's field.
+    r"""Compute the unit dipole kernel in Fourier space.
 
     .. math:: D(k) = 1/3 - (k \cdot b)^2 / |k|^2, \qquad D(0) = 0.
 
@@ -32,30 +32,30 @@ def dipole_kernel(
     shape : sequence of 3 int
         Grid (X, Y, Z).
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     b0_direction : sequence of 3 float
-        Direction of the main field along the grid's axes; need not have length 1.
+        Direction of B0 along the grid's axes, of any length.
     device : torch.device, optional
-        Where the kernel is made.
+        Device of the kernel.
 
     Returns
     -------
     Tensor of shape (X, Y, Z // 2 + 1)
-        For `torch.fft.rfftn`; without unit.
+        Dimensionless, for `torch.fft.rfftn`.
 
     References
     ----------
     Marques JP, Bowtell R. Concepts Magn Reson B 25 (2005) 65-78. doi:10.1002/cmr.b.20034
     """
     frequencies = frequencies_per_mm(shape, voxel_size_mm, device=device)
-    squared = along = spare = torch.zeros((), device=device)
+    squared = along = rest = torch.zeros((), device=device)
     for k, component, size, step in zip(frequencies, b0_direction, shape, voxel_size_mm, strict=True):
         part = component / math.hypot(*b0_direction)
-        # The highest frequency of an even size has no sign: its mixed products average to 0.
+        # The Nyquist frequency of an even size stands for both signs, so its mixed products average to 0.
         signed = torch.where(k.abs() * step < 0.5 - 0.1 / size, k, 0.0)
-        squared, along, spare = squared + k**2, along + signed * part, spare + (k**2 - signed**2) * part**2
+        squared, along, rest = squared + k**2, along + signed * part, rest + (k**2 - signed**2) * part**2
     squared[0, 0, 0] = 1.0
-    kernel: Tensor = 1 / 3 - (along**2 + spare) / squared
+    kernel: Tensor = 1 / 3 - (along**2 + rest) / squared
     kernel[0, 0, 0] = 0.0
     return kernel
 
@@ -63,7 +63,7 @@ def dipole_kernel(
 def frequencies_per_mm(
     shape: Sequence[int], voxel_size_mm: Sequence[float], *, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spatial frequencies along x, y and z, of shapes (X, 1, 1), (1, Y, 1) and (1, 1, Z // 2 + 1)."""
+    """Return the spatial frequencies along x, y and z, of shapes (X, 1, 1), (1, Y, 1) and (1, 1, Z // 2 + 1)."""
     x, y, z = (int(size) for size in shape)
     step_x, step_y, step_z = voxel_size_mm
     return (
@@ -82,62 +82,55 @@ def apply_kernel(array: Tensor, kernel: Tensor) -> Tensor:
 def dipole_field(
     chi: Tensor, *, voxel_size_mm: Sequence[float], b0_direction: Sequence[float] = (0, 0, 1), padding: float = 1.5
 ) -> Tensor:
-    """Compute the field that susceptibility makes, relative to the main field.
+    """Compute the field perturbation caused by a susceptibility distribution (forward model).
 
     Parameters
     ----------
     chi : Tensor of shape (X, Y, Z)
         Susceptibility in ppm.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     b0_direction : sequence of 3 float
-        Direction of the main field along the grid's axes.
+        Direction of B0 along the grid's axes.
     padding : float
-        How many times larger the grid is made with zeros, so that neighbours are far; with 1 the array repeats itself.
+        Factor by which the grid is zero-padded against aliasing; 1 treats the array as periodic.
 
     Returns
     -------
     Tensor of shape (X, Y, Z)
-        Field in ppm of the main field.
+        Field in ppm of B0.
     """
     shape = [fast_size(math.ceil(size * padding)) if padding > 1 else size for size in chi.shape]
-    field = apply_kernel(enlarge(chi, shape), dipole_kernel(shape, voxel_size_mm, b0_direction, device=chi.device))
+    field = apply_kernel(zero_pad(chi, shape), dipole_kernel(shape, voxel_size_mm, b0_direction, device=chi.device))
     x, y, z = chi.shape
     return field[:x, :y, :z]
 
 
-def enlarge(array: Tensor, shape: Sequence[int]) -> Tensor:
-    """Put zeros behind the end of each axis (X, Y, Z)."""
-    spare = [n for size, old in zip(shape[::-1], array.shape[::-1], strict=True) for n in (0, size - old)]
-    return functional.pad(array, spare)
+def zero_pad(array: Tensor, shape: Sequence[int]) -> Tensor:
+    """Pad an array (X, Y, Z) with zeros at the end of each axis."""
+    padding = [n for size, old in zip(shape[::-1], array.shape[::-1], strict=True) for n in (0, size - old)]
+    return functional.pad(array, padding)
 
 
 def fast_size(size: int) -> int:
-    """Find the smallest even size from `size` on whose prime factors are 2, 3 and 5."""
+    """Return the smallest even size, at least `size`, whose prime factors are 2, 3 and 5 (for the FFT)."""
     size += size % 2
-    while not _is_smooth(size):
+    while (30**20) % size:  # a divisor of a high power of 2·3·5 has no other prime factor
         size += 2
     return size
 
 
-def _is_smooth(size: int) -> bool:
-    for factor in (2, 3, 5):
-        while size % factor == 0:
-            size //= factor
-    return size == 1
-
-
 def r2star_hz(chi: Tensor, *, b0_tesla: float, r2_hz: float) -> Tensor:
-    """Estimate the decay of the signal: R2 and a dephasing that grows with susceptibility of either sign.
+    """Estimate R2* as R2 plus a static dephasing proportional to the absolute susceptibility.
 
     Parameters
     ----------
     chi : Tensor
         Susceptibility in ppm.
     b0_tesla : float
-        Strength of the main field.
+        Field strength in T.
     r2_hz : float
-        Decay where susceptibility is 0.
+        R2 in 1/s, the decay rate where the susceptibility is 0.
 
     Returns
     -------
@@ -149,54 +142,54 @@ def r2star_hz(chi: Tensor, *, b0_tesla: float, r2_hz: float) -> Tensor:
     Shin HG, et al. chi-separation: magnetic susceptibility source separation toward iron and myelin mapping in the
     brain. NeuroImage 240 (2021) 118371. doi:10.1016/j.neuroimage.2021.118371
     """
-    return r2_hz + _DEPHASING_HZ_PER_PPM_T * b0_tesla * chi.abs()
+    return r2_hz + _R2PRIME_HZ_PER_PPM_T * b0_tesla * chi.abs()
 
 
 def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float) -> Tensor:
-    r"""Combine the phases of several echoes to a field, each weighted by how well it measures it.
+    r"""Fit the field to the phase of all echoes by weighted least squares.
 
     Parameters
     ----------
     phase : Tensor of shape (E, ...)
-        Phase in rad, without wraps and without offset at echo time 0.
+        Unwrapped phase in rad, without offset at echo time 0.
     magnitude : Tensor of shape (E, ...)
-        Signal, in any unit.
+        Signal in any unit.
     echo_times_s : sequence of E float
         Echo times in s.
     b0_tesla : float
-        Strength of the main field.
+        Field strength in T.
 
     Returns
     -------
     Tensor of shape (...)
-        Field in ppm of the main field; 0 where there is no signal.
+        Field in ppm of B0; 0 without signal.
 
     Notes
     -----
-    Weighted least squares through the origin, with the inverse variances :math:`M_j^2` of the phases:
+    A line through the origin, weighted by the inverse variances :math:`M_j^2` of the phase:
 
     .. math:: \hat f = \frac{\sum_j M_j^2 T_j \varphi_j}{2\pi\gamma B_0 \sum_j M_j^2 T_j^2}.
     """
     times = torch.tensor(echo_times_s, device=phase.device).view(-1, *[1] * (phase.ndim - 1))
-    weights = magnitude.to(phase.dtype) ** 2 * times  # squares of integers overflow
-    measured = (weights * times).sum(dim=0)
-    turn = torch.where(measured > 0, (weights * phase).sum(dim=0) / measured, 0.0)
-    return turn / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla)
+    weights = magnitude.to(phase.dtype) ** 2 * times  # convert first: squares of integers overflow
+    total = (weights * times).sum(dim=0)
+    rate = torch.where(total > 0, (weights * phase).sum(dim=0) / total, 0.0)
+    return rate / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla)
 
 
 def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequence[float], b0_tesla: float) -> Tensor:
-    r"""Compute how noisy the field is that `combine_echoes` gives.
+    r"""Compute the standard deviation of the field fitted by `combine_echoes`.
 
     Parameters
     ----------
     r2star : Tensor
-        Decay of the signal in 1/s.
+        R2* in 1/s.
     snr : float or Tensor
         Signal at echo time 0 over the SD of the noise in the real part.
     echo_times_s : sequence of float
         Echo times in s.
     b0_tesla : float
-        Strength of the main field.
+        Field strength in T.
 
     Returns
     -------
@@ -205,12 +198,13 @@ def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequenc
 
     Notes
     -----
-    While an echo's signal :math:`M_j = M_0 e^{-T_j R_2^*}` is well above the noise, its phase has a Gaussian error of
-    SD :math:`\sigma / M_j` [1]_. A weighted sum of Gaussian errors is Gaussian, so that drawing the field's error from
+    As long as the signal :math:`M_j = M_0 e^{-T_j R_2^*}` of an echo is well above the noise, its phase has a Gaussian
+    error of SD :math:`\sigma / M_j` [1]_. A weighted sum of Gaussian errors is Gaussian, so drawing the field error
+    from
 
     .. math:: \sigma_f = \frac{1}{2\pi\gamma B_0\,\mathrm{SNR}\,\sqrt{\sum_j T_j^2 e^{-2 T_j R_2^*}}}
 
-    is as good as simulating every echo.
+    is equivalent to simulating every echo.
 
     References
     ----------

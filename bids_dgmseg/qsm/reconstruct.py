@@ -1,4 +1,4 @@
-"""From the phase and magnitude of echoes to a susceptibility map."""
+"""Reconstruct a chi map from the phase and magnitude of GRE echoes."""
 
 from __future__ import annotations
 
@@ -13,64 +13,63 @@ from scipy import ndimage
 from torch import Tensor
 
 from bids_dgmseg.qsm.background import v_sharp
-from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, enlarge, fast_size
-from bids_dgmseg.qsm.invert import total_variation
-from bids_dgmseg.qsm.readout import remove_alternation
-from bids_dgmseg.qsm.reliable import WORST_RAD, leave_out, misfit_rad
-from bids_dgmseg.qsm.tissue import find_tissue
-from bids_dgmseg.qsm.unwrap import unwrap_echoes
+from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, zero_pad
+from bids_dgmseg.qsm.inversion import total_variation
+from bids_dgmseg.qsm.masking import MAX_RESIDUAL_RAD, exclude_unreliable, find_brain, phase_residual_rad
+from bids_dgmseg.qsm.unwrap import correct_bipolar_readout, unwrap_echoes
 
 RADII_MM = (12.0, 8.0, 5.0, 3.0)
-"""Of V-SHARP's spheres; nearer to the mask's border than the smallest are no deep nuclei, but artefacts."""
+"""Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
 
 STRENGTH = 2e-4
-"""Of the total variation."""
+"""Regularization of the total variation."""
 
 _RIDGE, _ITERATIONS = 0.0005, 30
 
-_TINY_PPM = 1e-6
+_EPSILON_PPM = 1e-6
 
 _MARGIN_MM = 20.0
-"""Zeros about the field of view, so that its opposite faces hardly feel one another."""
+"""Zero padding around the field of view, against aliasing between its opposite faces."""
 
 _DEEP = 0.4
-"""Depth below the mask's border, as part of the largest, from which on the sign is judged: residual fields are less."""
+"""Fraction of the largest depth below the mask's border from which the sign is judged: residual fields are weaker."""
 
 _BLUR_MM = 1.5
-"""SD of the smoothing of the map whose sign is judged."""
+"""SD of the Gaussian applied to the map before its sign is judged."""
 
-_TAIL = 0.5
-"""Percent of the voxels that are extreme on either side: nuclei and veins on one, calcium on the other."""
+_TAIL_PERCENT = 0.5
+"""Of the voxels in either tail: nuclei and veins in the positive one, calcifications in the negative one."""
 
 
 @dataclass(frozen=True)
-class Reconstructed:
-    """A susceptibility map and how it came about."""
+class Reconstruction:
+    """A chi map with the choices made on the way."""
 
     chi_ppm: NDArray[np.float32]
-    """Shape (X, Y, Z), its mean over the tissue 0; 0 outside."""
+    """Shape (X, Y, Z), with mean 0 over the mask; 0 outside."""
     mask: NDArray[np.bool_]
-    """Shape (X, Y, Z): tissue without the rim that background removal takes."""
+    """Shape (X, Y, Z): tissue, eroded by background removal."""
     phase_sign: int
-    """1 where phase grows with the field, -1 where it falls."""
-    sign_ratio: float
-    """How many times farther from the median the positive extreme is than the negative one, in the deep brain."""
-    alternation_rad: float | None
-    """Range of the ramp that alternated from echo to echo and was removed; 0 if there was none, None if unknown."""
+    """1 if phase increases with the field, -1 if it decreases."""
+    tail_ratio: float
+    """Distance of the positive tail of the deep brain from its median, over that of the negative tail."""
+    readout_ramp_rad: float | None
+    """Range of the bipolar readout ramp that was removed; 0 if there was none, None if unknown."""
 
 
 def describe_steps(n_echoes: int) -> dict[str, str]:
-    """Tell the steps in words, as they are taken with that many echoes: for the sidecar of a map."""
+    """Describe the reconstruction steps for a number of echoes, for the sidecar of the map."""
     several = n_echoes > 1
     return {
-        "Unwrapping": "turn between the first two echoes in space, all echoes in time, smooth offset removed"
+        "Unwrapping": "spatial for the phase difference of the first two echoes, temporal for all; smooth coil phase "
+        "offset removed"
         if several
-        else "in space; the coil's offset is left",
-        "FieldFit": f"weighted least squares, voxels where the echoes disagree by more than {WORST_RAD:g} rad left out"
+        else "spatial; coil phase offset not removed",
+        "FieldFit": f"weighted least squares; voxels with a residual above {MAX_RESIDUAL_RAD:g} rad excluded"
         if several
-        else "the echo's phase over its time",
+        else "phase divided by echo time",
         "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
-        "DipoleInversion": f"least total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
+        "DipoleInversion": f"total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
     }
 
 
@@ -84,28 +83,28 @@ def reconstruct_chi(
     b0_direction: Sequence[float] = (0, 0, 1),
     mask: NDArray[np.bool_] | None = None,
     phase_sign: int | None = None,
-) -> Reconstructed:
-    """Reconstruct susceptibility: unwrap, fit the field where echoes agree, remove the background, invert.
+) -> Reconstruction:
+    """Reconstruct a chi map: unwrapping, field fit, background field removal, dipole inversion.
 
     Parameters
     ----------
     phase : ndarray of shape (E, X, Y, Z)
-        Wrapped phase in rad; voxels where it is not finite are left out.
+        Wrapped phase in rad; voxels with a non-finite value are excluded.
     magnitude : ndarray of shape (E, X, Y, Z)
-        Signal, in any unit.
+        Signal in any unit.
     echo_times_s : sequence of E float
-        Echo times in s, rising.
+        Echo times in s, in ascending order.
     b0_tesla : float
-        Strength of the main field.
+        Field strength in T.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     b0_direction : sequence of 3 float
-        Direction of the main field along the grid's axes.
+        Direction of B0 along the grid's axes.
     mask : ndarray of bool, shape (X, Y, Z), optional
-        The brain; by default what `find_tissue` finds in all echoes together.
+        Brain; by default `find_brain` of the combined magnitude.
     phase_sign : {1, -1}, optional
-        Whether phase grows or falls with the field; by default what makes the extreme values of the map positive, as
-        those of veins and iron are.
+        Whether phase increases or decreases with the field; by default the sign that makes the larger tail of the map
+        positive, as iron and veins are.
 
     Raises
     ------
@@ -114,73 +113,63 @@ def reconstruct_chi(
 
     See Also
     --------
-    remove_alternation, unwrap_echoes, combine_echoes, leave_out, v_sharp, total_variation : The steps, with sources.
+    correct_bipolar_readout, unwrap_echoes, combine_echoes, exclude_unreliable, v_sharp, total_variation : The steps,
+        with references.
     """
-    seen = np.isfinite(phase).all(axis=0)
-    phase, magnitude = np.where(seen, phase, np.float32(0)), np.where(seen, magnitude, np.float32(0))
+    finite = np.isfinite(phase).all(axis=0)
+    phase, magnitude = np.where(finite, phase, np.float32(0)), np.where(finite, magnitude, np.float32(0))
     if mask is None:
-        mask = find_tissue(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
-    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & seen)
-    phases, ramp_rad = remove_alternation(phases, signal, brain, echo_times_s=echo_times_s)
+        mask = find_brain(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
+    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
+    phases, ramp_rad = correct_bipolar_readout(phases, signal, brain, echo_times_s=echo_times_s)
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
-    field, brain = _agreed(
-        field, unwrapped, signal, brain, echo_times_s=echo_times_s, b0_tesla=b0_tesla, voxel_size_mm=voxel_size_mm
+    residual = phase_residual_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
+    total = signal.square().sum(dim=0).sqrt()
+    reliable_field, reliable = exclude_unreliable(
+        field.numpy(), residual.numpy(), total.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm
     )
-    local, inside = v_sharp(field, brain, voxel_size_mm=voxel_size_mm, radii_mm=RADII_MM)
-    if not inside.any():
+    local, eroded = v_sharp(
+        torch.from_numpy(reliable_field),
+        torch.from_numpy(reliable),
+        voxel_size_mm=voxel_size_mm,
+        radii_mm=RADII_MM,
+    )
+    if not eroded.any():
         raise ValueError("no voxel is far enough from the border of the mask")
     chi = _invert(local, voxel_size_mm, b0_direction)
-    chi = torch.where(inside, chi - chi[inside].mean(), 0.0)
-    kept = inside.numpy()
-    ratio = _tail_ratio(chi.numpy(), kept, voxel_size_mm)
+    chi = torch.where(eroded, chi - chi[eroded].mean(), 0.0)
+    ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
-    return Reconstructed(sign * chi.numpy(), kept, sign, ratio if sign > 0 else 1 / ratio, ramp_rad)
-
-
-def _agreed(
-    field: Tensor,
-    unwrapped: Tensor,
-    signal: Tensor,
-    brain: Tensor,
-    *,
-    echo_times_s: Sequence[float],
-    b0_tesla: float,
-    voxel_size_mm: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """Leave out of the field and the brain where the echoes do not agree."""
-    misfit = misfit_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
-    total = signal.square().sum(dim=0).sqrt()
-    agreed, kept = leave_out(field.numpy(), misfit.numpy(), total.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm)
-    return torch.from_numpy(agreed), torch.from_numpy(kept)
+    return Reconstruction(sign * chi.numpy(), eroded.numpy(), sign, ratio if sign > 0 else 1 / ratio, ramp_rad)
 
 
 def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:
-    """Estimate the memory that `reconstruct_chi` needs at most, its arguments included.
+    """Estimate the peak memory of `reconstruct_chi`, its arguments included.
 
     Parameters
     ----------
     shape : sequence of 3 int
-        Voxels of an echo.
+        Voxels of one echo.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     n_echoes : int
         Number of echoes.
 
     Notes
     -----
-    Five arrays of all echoes, 140 bytes a voxel of the grid that the inversion works on, and what imports take;
-    `benchmarks/reconstruction.py --memory` holds it against what processes took.
+    Five arrays of all echoes, 140 bytes per voxel of the padded grid of the inversion, and the imported libraries;
+    `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
     """
-    padded = math.prod(_padded(shape, voxel_size_mm))
+    padded = math.prod(_padded_shape(shape, voxel_size_mm))
     return (600e6 + 4 * 5 * n_echoes * math.prod(shape) + 140 * padded) / 1e9
 
 
 def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float]) -> Tensor:
-    shape = _padded(local.shape, voxel_size_mm)
+    shape = _padded_shape(local.shape, voxel_size_mm)
     kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device)
     inverted = total_variation(
-        enlarge(local, shape),
+        zero_pad(local, shape),
         kernel,
         strength=STRENGTH,
         voxel_size_mm=voxel_size_mm,
@@ -191,15 +180,15 @@ def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequenc
     return inverted[:x, :y, :z]
 
 
-def _padded(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:
+def _padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:
     sizes = zip(shape, voxel_size_mm, strict=True)
     return [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]
 
 
 def _tail_ratio(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:
-    """Compare how far the highest and the lowest values of the deep brain lie from its median."""
-    distance_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
-    deep = distance_mm > _DEEP * distance_mm.max()
+    """Compare the distances of the highest and the lowest values of the deep brain from its median."""
+    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
+    deep = depth_mm > _DEEP * depth_mm.max()
     smooth = ndimage.gaussian_filter(chi, [_BLUR_MM / step for step in voxel_size_mm])
-    low, middle, high = np.percentile(smooth[deep], (_TAIL, 50, 100 - _TAIL))
-    return float(max(high - middle, _TINY_PPM) / max(middle - low, _TINY_PPM))
+    low, median, high = np.percentile(smooth[deep], (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
+    return float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))

@@ -1,51 +1,63 @@
-"""Take the wraps and the coil's offset out of the phases of several echoes."""
+"""Phase unwrapping, and the corrections that precede it: coil phase offset and bipolar readout."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from skimage.restoration import unwrap_phase
 from torch import Tensor
 
-from bids_dgmseg.qsm.field import apply_kernel, enlarge, fast_size, frequencies_per_mm
+from bids_dgmseg.qsm.field import apply_kernel, fast_size, frequencies_per_mm, zero_pad
 
-_OFFSET_WIDTH_MM = 5.0
-"""SD of the smoothing of the offset: coils' phases vary over centimetres, noise from voxel to voxel."""
+_OFFSET_SIGMA_MM = 5.0
+"""SD of the Gaussian that smooths the phase offset: coil phase varies over centimetres, noise from voxel to voxel."""
+
+_SPACING_TOLERANCE = 0.01
+"""Echo spacings may differ by this fraction of their mean."""
+
+_MIN_RAMP_RAD = 0.1
+"""Ramps with a smaller range over the tissue are within the noise."""
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """Wrap angles in rad to [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 def unwrap_echoes(
     phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
 ) -> Tensor:
-    r"""Unwrap the phases of the echoes of one scan, and take the phase at echo time 0 away.
+    r"""Unwrap the phase of all echoes and remove the phase offset at echo time 0.
 
     Parameters
     ----------
     phase : Tensor of shape (E, X, Y, Z)
         Wrapped phase in rad.
     magnitude : Tensor of shape (E, X, Y, Z)
-        Signal, in any unit.
+        Signal in any unit.
     mask : Tensor of shape (X, Y, Z), bool
-        Where there is tissue.
+        Tissue.
     echo_times_s : sequence of E float
-        Echo times in s, rising.
+        Echo times in s, in ascending order.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
 
     Returns
     -------
     Tensor of shape (E, X, Y, Z)
-        Phase in rad as `combine_echoes` wants it, 0 outside the mask. A constant field may be left in it.
+        Unwrapped phase in rad for `combine_echoes`, 0 outside the mask. A constant field may remain in it.
 
     Notes
     -----
-    What turns between the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it is
-    unwrapped in space, in the order of the voxels' reliability [1]_. The offset is
-    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped in time: but for a constant,
-    it lies within half a turn of what the echoes before it, weighted as in `combine_echoes`, let expect. A single
-    echo is unwrapped in space and keeps its offset.
+    The phase difference of the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it
+    is unwrapped spatially, most reliable voxels first [1]_. The offset is
+    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped temporally: up to a
+    constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
+    `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
 
     References
     ----------
@@ -53,58 +65,105 @@ def unwrap_echoes(
     .. [2] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
     """
     if len(echo_times_s) == 1:
-        return unwrap_in_space(phase[0], mask)[None]
+        return unwrap_spatially(phase[0], mask)[None]
     times = list(echo_times_s)
-    turn = unwrap_in_space(wrap(phase[1] - phase[0]), mask) / (times[1] - times[0])
-    offset = _smooth_angle(phase[0] - turn * times[0], magnitude[0] * mask, voxel_size_mm)
+    rate = unwrap_spatially(wrap(phase[1] - phase[0]), mask) / (times[1] - times[0])  # rad/s
+    offset = _smooth_angle(phase[0] - rate * times[0], magnitude[0] * mask, voxel_size_mm)
     unwrapped = torch.zeros_like(phase)
-    weighted, weights = torch.zeros_like(turn), torch.zeros_like(turn)
+    weighted, weights = torch.zeros_like(rate), torch.zeros_like(rate)
     for echo, time_s in enumerate(times):
-        expected = turn * time_s
+        expected = rate * time_s
         rest = phase[echo] - offset - expected
-        # Whole turns that the first difference does not tell are the same everywhere, but not whole at uneven times.
-        rest = rest - _mean_angle(rest, magnitude[echo] * mask)
+        # Full turns that the first phase difference misses are the same in all voxels, but for unevenly spaced echoes
+        # they are not full turns in the later ones: remove the mean angle before wrapping.
+        power = (magnitude[echo] * mask).square()
+        rest = rest - torch.atan2((power * rest.sin()).sum(), (power * rest.cos()).sum())
         unwrapped[echo] = torch.where(mask, expected + wrap(rest), 0.0)
         weight = magnitude[echo].square() * time_s
         weighted, weights = weighted + weight * unwrapped[echo], weights + weight * time_s
-        if echo:  # the first echo alone is noisier than what turns between the first two
-            turn = torch.where(weights > 0, weighted / weights, turn)
+        if echo:  # the first echo alone is noisier than the phase difference of the first two
+            rate = torch.where(weights > 0, weighted / weights, rate)
     return unwrapped
 
 
-def unwrap_in_space(phase: Tensor, mask: Tensor) -> Tensor:
-    """Unwrap one phase (X, Y, Z) within a mask; its median there is within half a turn of 0.
-
-    Notes
-    -----
-    scikit-image breaks ties by random numbers; their seed is fixed.
-    """
-    hidden = np.ma.masked_array(phase.cpu().double().numpy(), ~mask.cpu().numpy())
-    smooth = torch.from_numpy(np.asarray(np.ma.filled(unwrap_phase(hidden, rng=0), 0.0))).to(phase)
-    inside = smooth[mask]
+def unwrap_spatially(phase: Tensor, mask: Tensor) -> Tensor:
+    """Unwrap one phase image (X, Y, Z) within a mask; its median in the mask lies within half a turn of 0."""
+    masked = np.ma.masked_array(phase.cpu().double().numpy(), ~mask.cpu().numpy())
+    # scikit-image breaks ties between equally reliable voxels at random: fix the seed.
+    unwrapped = torch.from_numpy(np.asarray(np.ma.filled(unwrap_phase(masked, rng=0), 0.0))).to(phase)
+    inside = unwrapped[mask]
     turns = torch.round(inside.median() / (2 * math.pi)) if len(inside) else 0.0
-    return torch.where(mask, smooth - 2 * math.pi * turns, 0.0)
-
-
-def wrap(angle: Tensor) -> Tensor:
-    """Bring angles in rad within half a turn of 0."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-
-
-def _mean_angle(angle: Tensor, weight: Tensor) -> Tensor:
-    """Direction of the weighted sum of unit vectors; weights count by their squares."""
-    power = weight.square()
-    return torch.atan2((power * angle.sin()).sum(), (power * angle.cos()).sum())
+    return torch.where(mask, unwrapped - 2 * math.pi * turns, 0.0)
 
 
 def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    """Smooth an angle as the direction of weighted unit vectors; beyond the grid is nothing."""
+    """Smooth an angle: the argument of weighted phasors after a Gaussian filter, zero beyond the grid."""
     steps = zip(angle.shape, voxel_size_mm, strict=True)
-    shape = [fast_size(size + math.ceil(4 * _OFFSET_WIDTH_MM / step)) for size, step in steps]
+    shape = [fast_size(size + math.ceil(4 * _OFFSET_SIGMA_MM / step)) for size, step in steps]
     squared = torch.zeros((), device=angle.device)
     for k in frequencies_per_mm(shape, voxel_size_mm, device=angle.device):
         squared = squared + k**2
-    kernel = torch.exp(-2 * (math.pi * _OFFSET_WIDTH_MM) ** 2 * squared)
-    x, y = (apply_kernel(enlarge(weight * part, shape), kernel) for part in (angle.cos(), angle.sin()))
+    gaussian = torch.exp(-2 * (math.pi * _OFFSET_SIGMA_MM) ** 2 * squared)
+    x, y = (apply_kernel(zero_pad(weight * part, shape), gaussian) for part in (angle.cos(), angle.sin()))
     inner = tuple(slice(size) for size in angle.shape)
     return torch.atan2(y[inner], x[inner])
+
+
+def correct_bipolar_readout(
+    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float]
+) -> tuple[Tensor, float | None]:
+    r"""Remove the linear phase that alternates in sign between echoes acquired with a bipolar readout.
+
+    Parameters
+    ----------
+    phase : Tensor of shape (E, X, Y, Z)
+        Wrapped phase in rad.
+    magnitude : Tensor of shape (E, X, Y, Z)
+        Signal in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Tissue.
+    echo_times_s : sequence of E float
+        Echo times in s, in ascending order.
+
+    Returns
+    -------
+    phase : Tensor of shape (E, X, Y, Z)
+        Corrected and wrapped phase; the input itself if no ramp was found.
+    ramp_rad : float or None
+        Range of the ramp r over the tissue; 0 if none was found, None if it cannot be determined (fewer than three
+        echoes, or uneven echo spacing).
+
+    Notes
+    -----
+    If the phase of echo j is :math:`\varphi_0 + \omega T_j + (-1)^j r`, offset and field cancel in the second
+    difference of three evenly spaced echoes:
+
+    .. math:: \varphi_j - 2 \varphi_{j+1} + \varphi_{j+2} = (-1)^j\, 4 r \pmod{2\pi}.
+
+    The gradient of 4r along each axis is the angle of the mean product of neighbouring voxels. Only the linear part
+    is removed, as in [1]_.
+
+    References
+    ----------
+    .. [1] Li J, et al. Phase-corrected bipolar gradients in multi-echo gradient-echo sequences for quantitative
+       susceptibility mapping. Magn Reson Mater Phys 28 (2015) 347-355. doi:10.1007/s10334-014-0470-3
+    """
+    spacing_s = [after - before for before, after in pairwise(echo_times_s)]
+    even = len(spacing_s) > 1 and max(spacing_s) - min(spacing_s) < _SPACING_TOLERANCE * sum(spacing_s) / len(spacing_s)
+    if not mask.any() or not even:
+        return phase, None
+    fourfold = torch.zeros(mask.shape, dtype=torch.complex64, device=phase.device)
+    for echo in range(len(phase) - 2):
+        angle = (-1) ** echo * (phase[echo] - 2 * phase[echo + 1] + phase[echo + 2])
+        fourfold += torch.polar(magnitude[echo + 2] * mask, angle)
+    ramp = torch.zeros((), device=phase.device)
+    for axis, size in enumerate(mask.shape):
+        index = torch.arange(size, device=phase.device).view([-1 if other == axis else 1 for other in range(3)])
+        before, after = fourfold.narrow(axis, 0, size - 1), fourfold.narrow(axis, 1, size - 1)
+        ramp = ramp + (after * before.conj()).sum().angle() / 4 * index
+    inside = ramp[mask]
+    range_rad = float(inside.max() - inside.min())
+    if range_rad < _MIN_RAMP_RAD:
+        return phase, 0.0
+    signs = torch.tensor([(-1.0) ** echo for echo in range(len(phase))], device=phase.device)
+    return wrap(phase - signs.view(-1, 1, 1, 1) * ramp), range_rad

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.qsm.background import ball_mean, v_sharp
+from bids_dgmseg.qsm.background import spherical_mean_kernel, v_sharp
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, field_noise_sd, r2star_hz
-from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_variation, truncated_division
+from bids_dgmseg.qsm.inversion import conjugate_gradients, least_squares, total_variation, truncated_division
 from bids_dgmseg.simulate.anatomy import chance, pick, smooth_noise, uniform
 from bids_dgmseg.simulate.smoothing import blur
 
@@ -151,7 +151,10 @@ def _remove_background(
 ) -> Tensor:
     """Remove the background as V-SHARP does, with what that takes from the field inside; leave some at the rim."""
     largest, smallest = uniform(generator, *ranges.largest_radius_mm), uniform(generator, *ranges.smallest_radius_mm)
-    within = apply_kernel(mask.float(), ball_mean(mask.shape, voxel_size_mm, smallest, device=mask.device)) > 1e-4
+    within = (
+        apply_kernel(mask.float(), spherical_mean_kernel(mask.shape, voxel_size_mm, smallest, device=mask.device))
+        > 1e-4
+    )
     radii = (largest, math.sqrt(largest * smallest), smallest)
     local, _ = v_sharp(field, within, voxel_size_mm=voxel_size_mm, radii_mm=radii, periodic=True)
 

@@ -15,7 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.phase import read_phase
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume, check_whole, load_image, write_like
-from bids_dgmseg.qsm.reconstruct import Reconstructed, describe_steps, estimate_memory_gb, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.checks import limit_threads
 from bids_dgmseg.workflow import files
 
@@ -72,7 +72,7 @@ def plan_memory_gb(scan: Scan) -> float:
     return estimate_memory_gb(image.shape[:3], edges_mm, n_echoes=len(scan.echoes))
 
 
-def reconstruct_scan(scan: Scan, *, mask: Path | None, phase_sign: str) -> Reconstructed:
+def reconstruct_scan(scan: Scan, *, mask: Path | None, phase_sign: str) -> Reconstruction:
     """Read the echoes of a scan, all on one grid, and reconstruct its map.
 
     Raises
@@ -103,7 +103,7 @@ def reconstruct_scan(scan: Scan, *, mask: Path | None, phase_sign: str) -> Recon
         raise InputError(f"{culprit.name}: {error}; give a mask of the brain with --brain-mask") from error
 
 
-def describe_reconstruction(scan: Scan, done: Reconstructed, *, mask: Path | None, phase_sign: str) -> dict[str, Any]:
+def describe_reconstruction(scan: Scan, done: Reconstruction, *, mask: Path | None, phase_sign: str) -> dict[str, Any]:
     """Say how a map came about: for its sidecar, the quality record and the pages."""
     warnings = []
     if done.phase_sign < 0 and phase_sign == "auto":
@@ -111,7 +111,7 @@ def describe_reconstruction(scan: Scan, done: Reconstructed, *, mask: Path | Non
             "phase was taken to fall with the field, since else veins and iron would be negative; "
             "--phase-sign says it for certain"
         )
-    if phase_sign == "auto" and done.sign_ratio < _CERTAIN:
+    if phase_sign == "auto" and done.tail_ratio < _CERTAIN:
         warnings.append(
             "which way phase follows the field is a guess, since the map's extremes on either side are alike: look at "
             "the pictures (pallidum and dentate must be bright) and say it with --phase-sign"
@@ -124,7 +124,7 @@ def describe_reconstruction(scan: Scan, done: Reconstructed, *, mask: Path | Non
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": done.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
-        "ReadoutCorrection": _say_alternation(done.alternation_rad),
+        "ReadoutCorrection": _say_alternation(done.readout_ramp_rad),
         **describe_steps(len(scan.echoes)),
         "warnings": warnings,
     }

@@ -25,7 +25,7 @@ SHAPE = (8, 8, 8)
         pytest.param((0, -3, 0), 1 / 3, id="across the field, other axis and sign"),
         pytest.param((1, 1, 1), 0.0, id="magic angle: cos2 = 1/3"),
         pytest.param((1, 0, 1), -1 / 6, id="45 degrees: 1/3 - 1/2"),
-        pytest.param((0, 0, 0), 0.0, id="the mean has no field"),
+        pytest.param((0, 0, 0), 0.0, id="no field at frequency 0"),
     ],
 )
 def test_kernel_by_hand(k, value):
@@ -37,14 +37,14 @@ def test_frequencies_are_per_mm():
     assert dipole_kernel(SHAPE, (1, 1, 2))[1, 0, 1].item() == pytest.approx(1 / 3 - 1 / 5, abs=1e-6)
 
 
-def test_the_field_may_lie_anywhere():
+def test_any_b0_direction():
     kernel = dipole_kernel(SHAPE, (1, 1, 1), b0_direction=(3, 0, 0))
     assert kernel[2, 0, 0].item() == pytest.approx(-2 / 3, abs=1e-6)
     assert kernel[0, 0, 2].item() == pytest.approx(1 / 3, abs=1e-6)
 
 
-def test_the_field_of_a_tilted_head_is_symmetric():
-    # The field of a at b is that of b at a, which needs care with the highest frequency of even sizes.
+def test_kernel_of_tilted_head_is_symmetric():
+    # Reciprocity, which depends on the Nyquist frequency of even sizes.
     kernel = dipole_kernel(SHAPE, (1, 1, 2), b0_direction=(0.3, -0.2, 1))
     a, b = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0))
     forth, back = (apply_kernel(a, kernel) * b).sum(), (apply_kernel(b, kernel) * a).sum()
@@ -54,7 +54,7 @@ def test_the_field_of_a_tilted_head_is_symmetric():
 @pytest.mark.parametrize("voxel_size_mm", [(1.0, 1.0, 1.0), (0.8, 1.0, 2.0)])
 @pytest.mark.parametrize("tilt_deg", [0, 20])
 def test_field_of_a_sphere(voxel_size_mm, tilt_deg):
-    # A ball with a soft edge, as resolved by its voxels; outside, it acts as a point does: m / 4 pi (3 cos2 - 1) / r^3.
+    # A sphere with a soft edge; outside, its field is that of a point dipole: m / 4 pi (3 cos2 - 1) / r^3.
     shape, radius_mm = [round(60 / step) for step in voxel_size_mm], 8.0
     axes = [(torch.arange(n) - n // 2) * step for n, step in zip(shape, voxel_size_mm, strict=True)]
     x, y, z = torch.meshgrid(*axes, indexing="ij")
@@ -72,8 +72,8 @@ def test_field_of_a_sphere(voxel_size_mm, tilt_deg):
     assert field[r < 0.5 * radius_mm].abs().max().item() < 0.003
 
 
-def test_padding_keeps_neighbours_away():
-    # A dipole on the left face: periodically, it would act on the right face from one voxel away.
+def test_padding_prevents_aliasing():
+    # A dipole on the left face: on a periodic grid it is one voxel away from the right face.
     chi = torch.zeros(16, 16, 16)
     chi[0, 8, 8] = 1.0
     near, far = (dipole_field(chi, voxel_size_mm=(1, 1, 1), padding=p)[15, 8, 8].item() for p in (1, 2))
@@ -81,31 +81,31 @@ def test_padding_keeps_neighbours_away():
     assert far == pytest.approx(0, abs=0.002)
 
 
-def test_sizes_are_even_products_of_small_primes():
+def test_fast_sizes_are_even_with_small_prime_factors():
     assert [fast_size(n) for n in (1, 7, 11, 16, 49, 61)] == [2, 8, 12, 16, 50, 64]
 
 
-def test_iron_and_calcium_speed_up_the_decay():
-    # 137 / 3 Hz a ppm and a tesla: 0.1 ppm at 3 T adds 13.7 Hz, of either sign.
+def test_iron_and_calcium_increase_r2star():
+    # 137 / 3 Hz per ppm and tesla: 0.1 ppm at 3 T adds 13.7 Hz, of either sign.
     decay = r2star_hz(torch.tensor([0.0, 0.1, -0.1]), b0_tesla=3.0, r2_hz=15.0)
     assert decay.tolist() == pytest.approx([15.0, 28.7, 28.7])
 
 
-def test_noise_of_one_echo_by_hand():
+def test_field_noise_of_one_echo_by_hand():
     # One echo at 20 ms, R2* 25 Hz: signal e^-0.5; phase SD e^0.5 / 50; over 2 pi * 127.7 Hz/ppm * 0.02 s.
     sd = field_noise_sd(torch.tensor(25.0), snr=50.0, echo_times_s=[0.02], b0_tesla=3.0)
     assert sd.item() == pytest.approx(math.exp(0.5) / 50 / (2 * math.pi * 3 * 42.577478518 * 0.02), rel=1e-5)
 
 
-def test_echoes_combine_to_the_field():
-    # 0.05 ppm at 3 T turns by 2 pi * 42.58 * 3 * 0.05 * T.
+def test_echoes_are_combined_to_field():
+    # The phase of 0.05 ppm at 3 T is 2 pi * 42.58 * 3 * 0.05 * T.
     times_s = [0.005, 0.015]
     phase = torch.tensor([2 * math.pi * 42.577478518 * 3 * 0.05 * t for t in times_s])
     field = combine_echoes(phase, torch.tensor([1.0, 0.3]), echo_times_s=times_s, b0_tesla=3.0)
     assert field.item() == pytest.approx(0.05, rel=1e-5)
 
 
-def test_magnitudes_may_be_integers_and_0_in_air():
+def test_integer_magnitude_with_zeros_in_air():
     phase = torch.tensor([[0.1, 0.0], [0.3, 0.0]])  # 0.3 rad at three times the echo time: the same field
     magnitude = torch.tensor([[1000, 0], [700, 0]], dtype=torch.int16)
     field = combine_echoes(phase, magnitude, echo_times_s=[0.005, 0.015], b0_tesla=3.0)
@@ -113,8 +113,8 @@ def test_magnitudes_may_be_integers_and_0_in_air():
 
 
 @pytest.mark.parametrize(("chi_ppm", "b0_tesla"), [(0.0, 3.0), (0.15, 3.0), (0.3, 7.0)])
-def test_known_noise_is_that_of_simulated_echoes(chi_ppm, b0_tesla):
-    """Complex signals with noise in both parts, in NumPy, combined: mean and SD are those foretold."""
+def test_field_noise_matches_simulated_echoes(chi_ppm, b0_tesla):
+    """Mean and SD of the field from complex signals with noise, simulated in NumPy, are as predicted."""
     times_s, snr, n = np.array([0.004, 0.010, 0.016, 0.022]) * 3 / b0_tesla, 60.0, 40_000
     decay = r2star_hz(torch.tensor(chi_ppm), b0_tesla=b0_tesla, r2_hz=15.0)
     rng, true_ppm = np.random.default_rng(1), 0.03
@@ -124,5 +124,5 @@ def test_known_noise_is_that_of_simulated_echoes(chi_ppm, b0_tesla):
     field = combine_echoes(phase, weight, echo_times_s=times_s.tolist(), b0_tesla=b0_tesla)
     sd = field_noise_sd(decay, snr=snr, echo_times_s=times_s.tolist(), b0_tesla=b0_tesla)
     assert field.mean().item() == pytest.approx(true_ppm, abs=4 * sd.item() / math.sqrt(n))
-    # The SD of 40,000 draws is known to 0.35 %; phases err slightly more than SNR says where the signal is 1/3 of it.
+    # The SD of 40,000 draws is known to 0.35 %; phase noise exceeds its approximation slightly at a third of the SNR.
     assert field.std().item() == pytest.approx(sd.item(), rel=0.02)

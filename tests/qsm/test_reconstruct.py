@@ -15,14 +15,14 @@ CONTRAST_PPM = 0.1
 
 
 def ball(radius_mm, centre_mm=(0.0, 0.0, 0.0)):
-    """Voxels within a ball on a grid of 36 x 38 x 34 voxels about its middle."""
+    """Voxels inside a ball on a grid of 36 x 38 x 34 voxels, relative to its centre."""
     axes = [2 * (np.arange(n) - (n - 1) / 2) - c for n, c in zip((36, 38, 34), centre_mm, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     return x**2 + y**2 + z**2 < radius_mm**2
 
 
 def measure(chi_ppm, b0_direction, sign=1, dark=False):
-    """Phase and magnitude of a brain of 30 mm with noise, by the dipole's formula; no signal where it is dark."""
+    """Noisy phase and magnitude of a brain of 30 mm, from the forward model; no signal where dark."""
     field = dipole_field(torch.from_numpy(chi_ppm), voxel_size_mm=VOXEL_MM, b0_direction=b0_direction).numpy()
     turns = np.multiply.outer(TIMES_S, field * GYROMAGNETIC_MHZ_PER_T * 3.0)
     signal = np.where(ball(30) & ~np.asarray(dark), 1.0, 0.01) * np.exp(2j * math.pi * sign * turns)
@@ -40,7 +40,7 @@ def contrast_ppm(chi_ppm, nucleus):
 
 
 @pytest.mark.parametrize("b0_direction", [(0, 0, 1), (0, 1, 0), (0.6, 0, 0.8)])
-def test_a_ball_of_iron_has_its_susceptibility_whatever_the_direction_of_the_field(b0_direction):
+def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
     nucleus = ball(7, (4.0, 0.0, -6.0))
     phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), b0_direction)
     done = reconstruct(phase, magnitude, b0_direction=b0_direction)
@@ -51,13 +51,13 @@ def test_a_ball_of_iron_has_its_susceptibility_whatever_the_direction_of_the_fie
     assert float(done.chi_ppm[done.mask].mean()) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_wrong_direction_of_the_field_spoils_the_map():
+def test_wrong_field_direction_loses_contrast():
     nucleus = ball(7, (4.0, 0.0, -6.0))
     phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 1, 0))
     assert contrast_ppm(reconstruct(phase, magnitude, phase_sign=1).chi_ppm, nucleus) < 0.5 * CONTRAST_PPM
 
 
-def test_the_sign_of_the_phase_is_told_from_the_map_or_given():
+def test_phase_sign_is_estimated_or_given():
     nucleus = ball(7)
     phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1), sign=-1)
     found, given = reconstruct(phase, magnitude), reconstruct(phase, magnitude, phase_sign=1)
@@ -66,17 +66,17 @@ def test_the_sign_of_the_phase_is_told_from_the_map_or_given():
     np.testing.assert_array_equal(given.chi_ppm, -found.chi_ppm)
 
 
-def test_the_sign_is_told_with_how_sure_it_is():
-    # A nucleus of iron alone, and the same beside one of calcium that is as far from the rest.
+def test_tail_ratio_tells_ambiguous_sign():
+    # An iron-rich nucleus alone, and beside a calcification of equal and opposite contrast.
     iron, calcium = ball(7, (10.0, 0.0, 0.0)), ball(7, (-10.0, 0.0, 0.0))
     alone = np.where(iron, np.float32(CONTRAST_PPM), np.float32(0))
     both = np.where(calcium, np.float32(-CONTRAST_PPM), alone)
-    sure, unsure = (reconstruct(*measure(chi, (0, 0, 1))).sign_ratio for chi in (alone, both))
-    assert sure > 2
-    assert 0.8 < unsure < 1.25
+    clear, ambiguous = (reconstruct(*measure(chi, (0, 0, 1))).tail_ratio for chi in (alone, both))
+    assert clear > 2
+    assert 0.8 < ambiguous < 1.25
 
 
-def test_voxels_without_a_phase_are_left_out():
+def test_voxels_without_phase_are_excluded():
     nucleus, hole = ball(7, (8.0, 0.0, 0.0)), ball(4, (-12.0, 0.0, 0.0))
     phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1))
     phase[1, hole] = np.nan
@@ -86,8 +86,8 @@ def test_voxels_without_a_phase_are_left_out():
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
 
 
-def test_sources_outside_the_mask_leave_little():
-    # A ball of air 12 mm beyond the brain, 9 ppm above it, makes fields ten times those of the nucleus.
+def test_sources_outside_mask_are_removed():
+    # An air cavity next to the brain, 9 ppm above it, makes a field ten times that of the nucleus.
     nucleus, air = ball(7), ball(6, (0.0, 0.0, -32.0))
     chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)) + np.where(air, np.float32(9.0), np.float32(0))
     phase, magnitude = measure(chi, (0, 0, 1))
@@ -95,8 +95,8 @@ def test_sources_outside_the_mask_leave_little():
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
 
 
-def test_a_cavity_within_the_mask_changes_nothing_14_mm_away():
-    # 2 ppm without signal, as where a mask of the brain takes in a part of a sinus.
+def test_cavity_in_mask_has_only_local_effects():
+    # 2 ppm without signal, as if the brain mask included part of a sinus.
     nucleus, cavity = ball(7, (12.0, 0.0, 0.0)), ball(6, (-12.0, 0.0, 0.0))
     chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0))
     whole = reconstruct(*measure(chi, (0, 0, 1)), mask=ball(27), phase_sign=1)
@@ -108,15 +108,15 @@ def test_a_cavity_within_the_mask_changes_nothing_14_mm_away():
     assert float((done.chi_ppm - whole.chi_ppm)[far].std()) < 0.05 * CONTRAST_PPM
 
 
-def test_a_mask_too_small_for_the_smallest_sphere_is_refused():
+def test_mask_smaller_than_smallest_sphere_is_rejected():
     phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
     with pytest.raises(ValueError, match="no voxel is far enough from the border of the mask"):
         reconstruct(phase, magnitude, mask=ball(2))
 
 
-def test_the_steps_of_a_single_echo_are_not_those_of_several():
+def test_steps_depend_on_number_of_echoes():
     one, several = describe_steps(1), describe_steps(4)
     assert one.keys() == several.keys()
-    assert "offset is left" in one["Unwrapping"]
+    assert "offset not removed" in one["Unwrapping"]
     assert "offset removed" in several["Unwrapping"]
-    assert "disagree" not in one["FieldFit"]
+    assert "residual" not in one["FieldFit"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel
-from bids_dgmseg.qsm.invert import conjugate_gradients, least_squares, total_variation, truncated_division
+from bids_dgmseg.qsm.inversion import conjugate_gradients, least_squares, total_variation, truncated_division
 
 SHAPE, VOXEL_MM, B0 = (13, 11, 9), (1.0, 1.2, 2.0), (0.2, -0.1, 1.0)
 
@@ -18,8 +18,8 @@ def field():
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
 
 
-def in_numpy(field, transfer):
-    """Apply a transfer function of the dipole kernel and of the frequencies per mm, on the full complex spectrum."""
+def with_numpy(field, transfer):
+    """Apply a transfer function of dipole kernel and frequencies (per mm) on the full complex spectrum."""
     k = np.meshgrid(*(np.fft.fftfreq(n, step) for n, step in zip(SHAPE, VOXEL_MM, strict=True)), indexing="ij")
     unit = np.array(B0) / np.linalg.norm(B0)
     with np.errstate(invalid="ignore"):
@@ -33,12 +33,12 @@ def test_truncated_division(field, kernel):
         return np.where(np.abs(d) > 0.15, 1 / np.where(d == 0, 1, d), np.sign(d) / 0.15)
 
     chi = truncated_division(field, kernel, threshold=0.15)
-    np.testing.assert_allclose(chi.numpy(), in_numpy(field, transfer), atol=1e-4)
+    np.testing.assert_allclose(chi.numpy(), with_numpy(field, transfer), atol=1e-4)
 
 
 def test_least_squares(field, kernel):
     chi = least_squares(field, kernel, strength=0.02)
-    np.testing.assert_allclose(chi.numpy(), in_numpy(field, lambda d, _: d / (d**2 + 0.02)), atol=1e-4)
+    np.testing.assert_allclose(chi.numpy(), with_numpy(field, lambda d, _: d / (d**2 + 0.02)), atol=1e-4)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01])
@@ -48,10 +48,10 @@ def test_least_squares_of_the_gradient(field, kernel, ridge):
         return d / np.maximum(d**2 + 0.02 * gradient + ridge, 1e-12)
 
     chi = least_squares(field, kernel, strength=0.02, voxel_size_mm=VOXEL_MM, ridge=ridge)
-    np.testing.assert_allclose(chi.numpy(), in_numpy(field, transfer), atol=1e-4)
+    np.testing.assert_allclose(chi.numpy(), with_numpy(field, transfer), atol=1e-4)
 
 
-def test_division_restores_what_the_kernel_leaves(kernel):
+def test_division_recovers_frequencies_above_threshold(kernel):
     # A wave along x, across the main field (B0 along z): D = 1/3, above the threshold.
     wave = torch.cos(2 * torch.pi * 2 * torch.arange(13) / 13).view(-1, 1, 1).expand(SHAPE).contiguous()
     upright = dipole_kernel(SHAPE, VOXEL_MM)
@@ -60,7 +60,7 @@ def test_division_restores_what_the_kernel_leaves(kernel):
     assert torch.allclose(truncated_division(field, upright, threshold=0.2), wave, atol=1e-5)
 
 
-def test_conjugate_gradients_go_to_the_closed_form(field, kernel):
+def test_conjugate_gradients_converge_to_closed_form(field, kernel):
     # With weight 1 everywhere the normal equations are diagonal in Fourier space.
     chi = conjugate_gradients(field, kernel, weight=torch.ones(SHAPE), strength=0.02, iterations=60)
     assert torch.allclose(chi, least_squares(field, kernel, strength=0.02), atol=1e-4)
@@ -73,7 +73,7 @@ def test_conjugate_gradients_solve_the_weighted_normal_equations(field, kernel):
     assert gradient.abs().max().item() < 1e-5
 
 
-def test_a_step_of_conjugate_gradients_is_steepest_descent(field, kernel):
+def test_first_conjugate_gradient_step_is_steepest_descent(field, kernel):
     chi = conjugate_gradients(field, kernel, weight=torch.ones(SHAPE), strength=0.0, iterations=1)
     downhill = apply_kernel(field, kernel)
     step = downhill.square().sum() / apply_kernel(downhill, kernel).square().sum()
@@ -82,7 +82,7 @@ def test_a_step_of_conjugate_gradients_is_steepest_descent(field, kernel):
 
 @pytest.mark.parametrize("ridge", [0.0, 0.005])
 def test_total_variation_minimizes_its_cost(ridge):
-    """On a noisy box it costs less than the closed forms, and cannot be bettered by small changes."""
+    """Its cost on a noisy box is lower than that of closed forms and of small perturbations."""
     shape, generator = (16, 16, 16), torch.Generator().manual_seed(5)
     box = torch.zeros(shape)
     box[5:11, 5:11, 5:11] = 0.1
@@ -101,7 +101,7 @@ def test_total_variation_minimizes_its_cost(ridge):
         assert cost(chi + 1e-3 * torch.randn(shape, generator=generator)) > cost(chi)
 
 
-def test_total_variation_is_flatter_than_least_squares_where_the_truth_is_flat():
+def test_total_variation_is_flatter_than_truncated_division():
     shape, generator = (16, 16, 16), torch.Generator().manual_seed(5)
     box = torch.zeros(shape)
     box[5:11, 5:11, 5:11] = 0.1

@@ -1,7 +1,7 @@
-"""From the field of the tissue back to its susceptibility.
+"""Dipole inversion: from the local field to susceptibility.
 
-All functions take a field (X, Y, Z) on a grid that repeats itself (pad it first) and the `dipole_kernel` of that grid.
-They answer in the unit of the field. The kernel is 0 at frequency 0, so the mean is not known and 0 in the answer.
+All methods take a field (X, Y, Z) on a periodic grid (pad it first) and the `dipole_kernel` of that grid, and return
+susceptibility in the unit of the field. The kernel is 0 at frequency 0, so the mean is undetermined and returned as 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
 
 
 def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:
-    r"""Divide by the kernel, not letting it fall below a threshold (TKD).
+    r"""Thresholded k-space division (TKD).
 
     .. math:: \hat\chi = \hat f / D \ \text{where}\ |D| > t, \qquad \hat f\,\mathrm{sign}(D) / t \ \text{elsewhere}.
 
@@ -31,12 +31,12 @@ def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Te
 def least_squares(
     field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float] | None = None, ridge: float = 0.0
 ) -> Tensor:
-    r"""Solve the regularized least-squares problem in closed form (L2).
+    r"""Closed-form L2-regularized inversion.
 
     .. math:: \hat\chi = \frac{D}{D^2 + \lambda E^2 + \rho} \hat f
 
     minimizes :math:`|D\chi - f|^2 + \lambda |E\chi|^2 + \rho |\chi|^2`, where E is 1 or, given `voxel_size_mm`, the
-    gradient a mm, which alone leaves slow streaks free; the ridge ρ holds them.
+    gradient per mm, which alone does not suppress slow streaks; the ridge ρ does.
 
     References
     ----------
@@ -47,7 +47,7 @@ def least_squares(
 
 
 def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int) -> Tensor:
-    r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients, stopped early.
+    r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients with early stopping.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, streng
     strength : float
         Regularization λ.
     iterations : int
-        Number of steps; few steps regularize further.
+        Number of iterations; fewer iterations regularize more.
 
     References
     ----------
@@ -73,8 +73,8 @@ def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, streng
         step = power / (direction * image).sum().clamp(min=1e-30)
         chi = chi + step * direction
         residual = residual - step * image
-        power, before = residual.square().sum(), power
-        direction = residual + power / before.clamp(min=1e-30) * direction
+        power, previous = residual.square().sum(), power
+        direction = residual + power / previous.clamp(min=1e-30) * direction
     return chi
 
 
@@ -87,11 +87,11 @@ def total_variation(
     ridge: float = 0.0,
     iterations: int = 8,
 ) -> Tensor:
-    r"""Invert with little total variation, by alternating directions (ADMM).
+    r"""Total-variation inversion by the alternating direction method of multipliers (ADMM).
 
     .. math:: \min_\chi \tfrac12|D\chi - f|^2 + \lambda|\nabla\chi|_1 + \tfrac12\rho|\chi|^2
 
-    makes maps piecewise flat; few iterations leave them between this and `least_squares`.
+    yields piecewise constant maps; with few iterations they lie between this and `least_squares`.
 
     References
     ----------
@@ -106,7 +106,7 @@ def total_variation(
     for _ in range(iterations):
         gradient = _gradient(chi, voxel_size_mm) + dual
         dual = gradient.clamp(min=-strength / coupling, max=strength / coupling)
-        pull = _gradient_transposed(gradient - 2 * dual, voxel_size_mm)
+        pull = _gradient_adjoint(gradient - 2 * dual, voxel_size_mm)
         chi = torch.fft.irfftn((data + coupling * torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
 
@@ -115,7 +115,7 @@ def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
     return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
 
 
-def _gradient_transposed(vectors: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+def _gradient_adjoint(vectors: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
     parts = zip(vectors, voxel_size_mm, strict=True)
     backward = [(vector.roll(1, axis) - vector) / step for axis, (vector, step) in enumerate(parts)]
     total: Tensor = torch.stack(backward).sum(dim=0)
@@ -123,7 +123,7 @@ def _gradient_transposed(vectors: Tensor, voxel_size_mm: Sequence[float]) -> Ten
 
 
 def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    """Square of the forward difference a mm, in Fourier space."""
+    """Squared modulus of the forward difference per mm, in Fourier space."""
     frequencies = frequencies_per_mm(field.shape, voxel_size_mm, device=field.device)
     squared = torch.zeros((), device=field.device)
     for k, step in zip(frequencies, voxel_size_mm, strict=True):
