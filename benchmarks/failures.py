@@ -1,4 +1,4 @@
-"""What goes wrong with maps, one kind each: the failures on which `flags.py` tries the lights."""
+"""What goes wrong with maps, one kind each: the failures on which `flags.py` tries the ratings."""
 
 from __future__ import annotations
 

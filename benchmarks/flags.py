@@ -1,4 +1,4 @@
-"""How well lights and quality measures find bad segmentations, from simulated maps with simulated failures.
+"""How well ratings and quality measures find bad segmentations, from simulated maps with simulated failures.
 
     python benchmarks/flags.py [--heads N] [--seed S] [--template FILE] [--model MODEL] [--out FILE.tsv]
                                [--again FILE.tsv]
@@ -29,7 +29,7 @@ from bids_dgmseg.errors import InputError, end_well
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import View, find_gaps
-from bids_dgmseg.measurement.rating import LIGHTS, NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge_nuclei, judge_scan
+from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, Rating, Rule, rate_nuclei, rate_scan
 from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.localize import localize
@@ -101,7 +101,7 @@ def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Ite
 
 
 def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, Any]]:
-    """Segment a map and measure it as the app does; truth, measures and lights, a row a nucleus."""
+    """Segment a map and measure it as the app does; truth, measures and ratings, a row a nucleus."""
     box = localize(case.chi, model).box
     block = predict(case.chi, box, model)
     dseg = case.chi.with_array(label_grid(block, model, case.chi.shape))
@@ -124,38 +124,38 @@ def _rows(found: Findings, truth: pd.DataFrame) -> list[dict[str, Any]]:
     table = found.stats.merge(truth[["abbreviation", "dice", "true_ppm"]], on="abbreviation")
     table["bad"] = table["dice"] < BAD_DICE
     table["wrong"] = table["bad"] | ((table["mean_ppm"] - table["true_ppm"]).abs() > WRONG_PPM)
-    table = _with_lights(table.assign(**found.quality, refused=False), table["light"], found.light)
+    table = _with_ratings(table.assign(**found.quality, refused=False), table["rating"], found.rating)
     table["absent"] = table["n_voxels"].fillna(0).eq(0)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def judge_again(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Give nuclei and maps of an earlier run their lights by the rules as they are now."""
+    """Give nuclei and maps of an earlier run their ratings by the rules as they are now."""
     parts = [nuclei[nuclei["refused"]]]
     for _, rows in nuclei[~nuclei["refused"]].groupby(["failure", "head"], sort=False):
         absent = rows["absent"].astype(bool)
         table = rows.assign(n_components=rows["n_components"].mask(absent, 0)).reset_index(drop=True)
-        lights = judge_nuclei(table)["light"]
-        scan, _ = judge_scan({str(key): value for key, value in table.iloc[0].items()}, lights.tolist())
-        table["red_nuclei_fraction"] = (lights == "red").mean()
-        parts.append(_with_lights(table, lights, scan))
+        ratings = rate_nuclei(table)["rating"]
+        scan, _ = rate_scan({str(key): value for key, value in table.iloc[0].items()}, ratings.tolist())
+        table["red_nuclei_fraction"] = (ratings == "red").mean()
+        parts.append(_with_ratings(table, ratings, scan))
     return pd.concat(parts, ignore_index=True)
 
 
-def _with_lights(table: pd.DataFrame, lights: pd.Series, scan: Light) -> pd.DataFrame:
-    """Add lights as numbers: 0 green, 1 amber, 2 red."""
-    nucleus = lights.map(LIGHTS.index)
-    level = LIGHTS.index(scan)
-    return table.assign(nucleus_light=nucleus, scan_light=level, worse_light=nucleus.clip(lower=level))
+def _with_ratings(table: pd.DataFrame, ratings: pd.Series, scan: Rating) -> pd.DataFrame:
+    """Add ratings as numbers: 0 green, 1 amber, 2 red."""
+    nucleus = ratings.map(RATINGS.index)
+    level = RATINGS.index(scan)
+    return table.assign(nucleus_rating=nucleus, scan_rating=level, worse_rating=nucleus.clip(lower=level))
 
 
 def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Count, a row a failure, what became of its maps, and how often lights were not green."""
+    """Count, a row a failure, what became of its maps, and how often ratings were not green."""
     rows = []
     for failure, every in nuclei.groupby("failure", sort=False):
         found = every[every["dice"].notna()].astype({"bad": bool, "wrong": bool, "absent": bool})
-        wrong, light = found["wrong"], found["nucleus_light"]
-        maps = found.groupby("head").agg(wrong=("wrong", "mean"), light=("scan_light", "first"))
+        wrong, rating = found["wrong"], found["nucleus_rating"]
+        maps = found.groupby("head").agg(wrong=("wrong", "mean"), rating=("scan_rating", "first"))
         half = maps["wrong"] >= 0.5
         rows.append(
             {
@@ -165,13 +165,13 @@ def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
                 "bad": found["bad"].sum(),
                 "wrong": wrong.sum(),
                 "absent": found["absent"].sum(),
-                "wrong: red %": _percent(light[wrong] > 1),
-                "wrong: not green %": _percent(light[wrong] > 0),
-                "right: red %": _percent(light[~wrong] > 1),
-                "right: not green %": _percent(light[~wrong] > 0),
+                "wrong: red %": _percent(rating[wrong] > 1),
+                "wrong: not green %": _percent(rating[wrong] > 0),
+                "right: red %": _percent(rating[~wrong] > 1),
+                "right: not green %": _percent(rating[~wrong] > 0),
                 "maps wrong": half.sum(),
-                "of these not green %": _percent(maps["light"][half] > 0),
-                "right maps not green %": _percent(maps["light"][~half] > 0),
+                "of these not green %": _percent(maps["rating"][half] > 0),
+                "right maps not green %": _percent(maps["rating"][~half] > 0),
             }
         )
     return pd.DataFrame(rows)
@@ -185,8 +185,8 @@ def _flags() -> Iterator[tuple[str, str, Rule | None]]:
     """Name all that is judged: a rule by its measure and the side that is worse."""
     for rule in (*NUCLEUS_RULES, *SCAN_RULES):
         yield f"{rule.column} {rule.side}", rule.column, rule
-    for light in ("nucleus_light", "scan_light", "worse_light"):
-        yield light, light, None
+    for rating in ("nucleus_rating", "scan_rating", "worse_rating"):
+        yield rating, rating, None
 
 
 def _suspicion(values: pd.Series, rule: Rule | None) -> pd.Series:
@@ -202,7 +202,7 @@ def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, column, rule in _flags():
         values, suspicion = found[column].astype(float), _suspicion(found[column], rule)
-        flagged = values.map(rule.judge) != "green" if rule else values > 0
+        flagged = values.map(rule.rate) != "green" if rule else values > 0
         rows.append(
             {
                 "flag": name,

@@ -91,7 +91,7 @@ def write_tree(folder: Path, n_scans: int, rng: np.random.Generator) -> None:
             anat = folder / "out" / f"sub-{label}" / f"ses-{session}" / "anat"
             anat.mkdir(parents=True)
             (anat / f"{scan}_stats.tsv").write_text("\n".join([header, *draw_rows(age + 2 * session, rng)]) + "\n")
-            (anat / f"{scan}_quality.json").write_text(json.dumps(QUALITY))
+            (anat / f"{scan}_qc.json").write_text(json.dumps(QUALITY))
     (folder / "ds" / "participants.tsv").write_text("\n".join(lines) + "\n")
 
 

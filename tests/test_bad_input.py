@@ -321,7 +321,7 @@ def test_an_output_directory_that_cannot_be_written_is_refused(bids_dataset, run
 
 
 def read_quality(out: Path) -> dict[str, object]:
-    (path,) = out.rglob("*_quality.json")
+    (path,) = out.rglob("*_qc.json")
     quality: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return quality
 

@@ -161,7 +161,7 @@ def test_one_command_gives_every_file(bids_dataset, run, tmp_path):
             "probseg.json",
             "stats.tsv",
             "stats.json",
-            "quality.json",
+            "qc.json",
         )
     }
     masks = {f"{stem}_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}

@@ -146,7 +146,7 @@ def save_scan(
     stats : Path
         Table of ``measure_regions``.
     quality : mapping
-        Content of ``_quality.json``; ``quality["input"]`` says how the map was understood.
+        Content of ``_qc.json``; ``quality["input"]`` says how the map was understood.
     box_mm : mapping
         Opposite corners ``low`` and ``high`` of the localizer's box, RAS+ mm.
     masks : bool
@@ -249,7 +249,7 @@ def _write_texts(
     written = [table]
     for suffix, content in {
         "stats": dictionary,
-        "quality": quality,
+        "qc": quality,
         "probseg": {**about, **common, "LabelMap": list(model.labels)},
     }.items():
         written.append(output_path(output_dir, scan, suffix, ".json", seg=model.name))
@@ -317,7 +317,7 @@ def _describe(quality: Mapping[str, Any], box_mm: Mapping[str, Any], model: Mode
         "BoxLow": list(box_mm["low"]),
         "BoxHigh": list(box_mm["high"]),
         "BoxUnits": "mm, RAS+",
-        "BoxTurn": list(box_mm.get("turn_deg", (0.0, 0.0, 0.0))),
+        "BoxRotation": list(box_mm.get("rotation_deg", (0.0, 0.0, 0.0))),
         "InputUnits": given.get("units", "n/a"),
         "InputUnitsFrom": given.get("units_from", "n/a"),
         "InputReference": given.get("reference", "n/a"),

@@ -29,7 +29,7 @@ IGNORED = (
     "*_xfm.*",
     "*_stats.tsv",
     "*_stats.json",
-    "*_quality.json",
+    "*_qc.json",
     "group_*",
     "figures",
     "figures/**",
@@ -52,7 +52,7 @@ sub-X/[ses-Y/]anat/
     *_seg-MODEL_probseg.nii.gz     probabilities, one volume a nucleus (LabelMap in the .json)
     *_label-*_desc-MODEL_mask.*    one binary mask a nucleus and side; brain, cerebellum, ventricles
     *_seg-MODEL_stats.tsv          volumes (mm3) and susceptibilities (ppm); columns explained in the .json
-    *_seg-MODEL_quality.json       how the map was understood, warnings, settings, versions
+    *_seg-MODEL_qc.json            how the map was understood, warnings, settings, versions
 group.html, group_*.tsv            page and tables of all scans, once the group level was run
 logs/CITATION.md                   text and references for a paper
 """

@@ -12,7 +12,7 @@ REGION_COLUMNS: Mapping[str, Mapping[str, str]] = {
     "abbreviation": {"Description": "Nucleus and side, such as DN_L"},
     "hemisphere": {"Description": "Side: L is the patient's left, R the right"},
     "n_voxels": {"Description": "Number of voxels of the nucleus in the segmentation"},
-    "n_measured": {"Description": f"Number of the {_LABEL}"},
+    "n_valid": {"Description": f"Number of the {_LABEL}"},
     "volume_mm3": {"Description": "n_voxels times the volume of a voxel", "Units": "mm^3"},
     "volume_pv_mm3": {
         "Description": "Sum of the probabilities of the nucleus over the image times the volume of a voxel, "
@@ -153,9 +153,9 @@ _NORM_COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
-_LIGHT_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "light": {"Description": "Traffic light of the nucleus: green, amber or red, the worst of all rules"},
-    "reasons": {"Description": "Why the light is not green, the worst first, separated by semicolons"},
+_RATING_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "rating": {"Description": "QC rating of the nucleus: green, amber or red, the worst of all rules"},
+    "reasons": {"Description": "Why the rating is not green, the worst first, separated by semicolons"},
 }
 
 STATS_COLUMNS: Mapping[str, Mapping[str, str]] = {
@@ -165,6 +165,6 @@ STATS_COLUMNS: Mapping[str, Mapping[str, str]] = {
     **ASYMMETRY_COLUMNS,
     **QUALITY_COLUMNS,
     **_NORM_COLUMNS,
-    **_LIGHT_COLUMNS,
+    **_RATING_COLUMNS,
 }
 """Column → BIDS data dictionary entry, in the order of the table."""

@@ -49,7 +49,7 @@ def measure_regions(
     -------
     DataFrame
         One row a nucleus, the columns of `REGION_COLUMNS`. A nucleus without a voxel has volume 0 and NaN for its
-        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_measured`` are
+        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_valid`` are
         ``Int64``, so that they can be missing.
 
     Raises
@@ -95,7 +95,7 @@ def measure_regions(
             row |= _label_measures(chi[box], region, probability[box], voxel_size_mm)
             row |= _weighted_measures(chi, probability, voxel_size_mm)
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(REGION_COLUMNS)).astype({"n_voxels": "Int64", "n_measured": "Int64"})
+    return pd.DataFrame(rows, columns=list(REGION_COLUMNS)).astype({"n_voxels": "Int64", "n_valid": "Int64"})
 
 
 def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
@@ -130,7 +130,7 @@ def _label_measures(
     n_voxels = int(np.count_nonzero(region))
     measured = np.isfinite(chi)
     values = chi[region & measured].astype(np.float64)
-    row = {"n_voxels": n_voxels, "n_measured": len(values), "volume_mm3": n_voxels * voxel_mm3}
+    row = {"n_voxels": n_voxels, "n_valid": len(values), "volume_mm3": n_voxels * voxel_mm3}
     if n_voxels:
         row["mean_probability"] = float(probability[region].mean(dtype=np.float64))
     if not len(values):

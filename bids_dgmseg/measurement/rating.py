@@ -1,4 +1,4 @@
-"""One traffic light a nucleus and a scan, by rules that are data."""
+"""One rating a nucleus and a scan, by rules that are data."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import pandas as pd
 
-Light = Literal["green", "amber", "red"]
+Rating = Literal["green", "amber", "red"]
 
-LIGHTS: tuple[Light, ...] = ("green", "amber", "red")
+RATINGS: tuple[Rating, ...] = ("green", "amber", "red")
 """From best to worst."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a measure turns a light to amber or red."""
+    """When a measure turns a rating to amber or red."""
 
     column: str
     side: Literal["above", "below", "away"]
@@ -33,8 +33,8 @@ class Rule:
     why: str
     """Where the limits come from."""
 
-    def judge(self, value: float) -> Light:
-        """Give the light of one value; a missing value is green, for it tells nothing."""
+    def rate(self, value: float) -> Rating:
+        """Give the rating of one value; a missing value is green, for it tells nothing."""
         if math.isnan(value):
             return "green"
         size = {"above": value, "below": -value, "away": abs(value)}[self.side]
@@ -45,7 +45,7 @@ class Rule:
 
     def explain(self, value: float) -> str:
         """Say in words what is wrong, with the value and the limit that it passed."""
-        limit = self.red if self.judge(value) == "red" and self.red is not None else self.amber
+        limit = self.red if self.rate(value) == "red" and self.red is not None else self.amber
         if self.unit == "%":
             limit, value = 100 * limit, 100 * value
         unit = f" {self.unit}" if self.unit else ""
@@ -209,15 +209,15 @@ SCAN_RULES: tuple[Rule, ...] = (
         "above",
         0.0,
         0.25,
-        "nuclei with a red light",
+        "nuclei with a red rating",
         "%",
-        "whoever sees the scan's light alone must hear of them; a quarter means that the scan is not usable",
+        "whoever sees the scan's rating alone must hear of them; a quarter means that the scan is not usable",
     ),
 )
 """Rules for a scan; names of `scan_quality`, ``box_margin_mm`` and ``red_nuclei_fraction``."""
 
 
-def judge(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Light, tuple[str, ...]]:
+def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tuple[str, ...]]:
     """Apply rules to measures.
 
     Parameters
@@ -229,7 +229,7 @@ def judge(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Light, tupl
 
     Returns
     -------
-    light : {"green", "amber", "red"}
+    rating : {"green", "amber", "red"}
         The worst of all rules.
     reasons : tuple of str
         One for each rule that is not green, the worst first.
@@ -238,15 +238,15 @@ def judge(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Light, tupl
     for rule in rules:
         raw = values.get(rule.column)
         value = math.nan if raw is None or pd.isna(raw) else float(raw)
-        if (light := rule.judge(value)) != "green":
-            found.append((LIGHTS.index(light), rule.explain(value)))
+        if (rating := rule.rate(value)) != "green":
+            found.append((RATINGS.index(rating), rule.explain(value)))
     found.sort(key=lambda pair: -pair[0])
     worst = max((level for level, _ in found), default=0)
-    return LIGHTS[worst], tuple(words for _, words in found)
+    return RATINGS[worst], tuple(words for _, words in found)
 
 
-def judge_nuclei(table: pd.DataFrame) -> pd.DataFrame:
-    """Give every nucleus of a scan its light.
+def rate_nuclei(table: pd.DataFrame) -> pd.DataFrame:
+    """Give every nucleus of a scan its rating.
 
     Parameters
     ----------
@@ -256,11 +256,11 @@ def judge_nuclei(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``index``, ``abbreviation``, ``light`` and ``reasons`` (separated by semicolons, empty where green).
+        ``index``, ``abbreviation``, ``rating`` and ``reasons`` (separated by semicolons, empty where green).
     """
-    verdicts = [judge(_judged(row), NUCLEUS_RULES) for _, row in table.iterrows()]
+    verdicts = [rate(_judged(row), NUCLEUS_RULES) for _, row in table.iterrows()]
     result = table[["index", "abbreviation"]].reset_index(drop=True)
-    result["light"] = [light for light, _ in verdicts]
+    result["rating"] = [rating for rating, _ in verdicts]
     result["reasons"] = ["; ".join(reasons) for _, reasons in verdicts]
     return result
 
@@ -275,22 +275,22 @@ def _judged(row: pd.Series) -> dict[str, Any]:
     return {"n_voxels": 0} if is_found else {"n_components": 0}
 
 
-def judge_scan(values: Mapping[str, Any], lights: Sequence[Light]) -> tuple[Light, tuple[str, ...]]:
-    """Give a scan its light.
+def rate_scan(values: Mapping[str, Any], ratings: Sequence[Rating]) -> tuple[Rating, tuple[str, ...]]:
+    """Give a scan its rating.
 
     Parameters
     ----------
     values : mapping
         Measures of the map, and ``box_margin_mm``.
-    lights : sequence of str
+    ratings : sequence of str
         Of its nuclei.
 
     Returns
     -------
-    light : {"green", "amber", "red"}
+    rating : {"green", "amber", "red"}
         The worst of all rules.
     reasons : tuple of str
         One for each rule that is not green, the worst first.
     """
-    share = lights.count("red") / len(lights) if lights else math.nan
-    return judge({**values, "red_nuclei_fraction": share}, SCAN_RULES)
+    share = ratings.count("red") / len(ratings) if ratings else math.nan
+    return rate({**values, "red_nuclei_fraction": share}, SCAN_RULES)

@@ -153,6 +153,6 @@ def refer(stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[flo
     table = stats.copy()
     for column, name in REFERENCED.items():
         table[name] = table[column] - reference.mean_ppm
-    measured_mm3 = table["n_measured"].astype(np.float64) * np.prod(voxel_size_mm)
+    measured_mm3 = table["n_valid"].astype(np.float64) * np.prod(voxel_size_mm)
     table["mass_ref_ppm_mm3"] = table["mass_ppm_mm3"] - reference.mean_ppm * measured_mm3
     return table

@@ -1,4 +1,4 @@
-"""All that is measured of one scan: the table of its nuclei, the quality of its map, and the lights."""
+"""All that is measured of one scan: the table of its nuclei, the quality of its map, and the ratings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.measurement.map_quality import measure_box_margin, measure_scan
 from bids_dgmseg.measurement.norms import compare_with_norms, name_region
 from bids_dgmseg.measurement.nuclei import measure_high_iron, measure_regions
-from bids_dgmseg.measurement.rating import Light, judge_nuclei, judge_scan
+from bids_dgmseg.measurement.rating import Rating, rate_nuclei, rate_scan
 from bids_dgmseg.measurement.reference import Reference, refer
 from bids_dgmseg.models.structures import Structure
 
 _NUCLEUS = ["index", "abbreviation"]
 
-_KEPT = (*_NUCLEUS, "name", "hemisphere", "light", "reasons")
+_KEPT = (*_NUCLEUS, "name", "hemisphere", "rating", "reasons")
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Findings:
     """One row a nucleus, columns of `STATS_COLUMNS` in their order."""
     quality: Mapping[str, float]
     """Measures of the map as a whole."""
-    light: Light
+    rating: Rating
     reasons: tuple[str, ...]
-    """Why the scan's light is not green, the worst first."""
+    """Why the scan's rating is not green, the worst first."""
 
 
 def measure_segmentation(
     scan: Segmented, *, box: Box, missing: Sequence[str], reference: Reference | None, map_reference: str
 ) -> Findings:
-    """Measure nuclei and map, and give each its light.
+    """Measure nuclei and map, and give each its rating.
 
     Parameters
     ----------
@@ -78,24 +78,24 @@ def measure_segmentation(
     Returns
     -------
     Findings
-        Missing nuclei have NaN in every measure and a red light.
+        Missing nuclei have NaN in every measure and a red rating.
     """
     stats = _measure_nuclei(scan, missing)
     if reference is not None:
         stats = refer(stats, reference, voxel_size_mm=scan.chi.voxel_size_mm)
     stats = stats.merge(_compare_with_norms(stats, reference, map_reference), on=_NUCLEUS)
-    stats = stats.merge(judge_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
+    stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
     quality = {
         **measure_scan(
             scan.chi.array, view=scan.view, voxel_size_mm=scan.chi.voxel_size_mm, b0_direction=_b0_direction(scan.chi)
         ),
         "box_margin_mm": measure_box_margin(scan.dseg, box),
-        "red_nuclei_fraction": float((stats["light"] == "red").mean()),
+        "red_nuclei_fraction": float((stats["rating"] == "red").mean()),
     }
-    light, reasons = judge_scan(quality, stats["light"].tolist())
+    rating, reasons = rate_scan(quality, stats["rating"].tolist())
     absent = stats["abbreviation"].isin(list(missing))
     stats.loc[absent, [column for column in stats if column not in _KEPT]] = np.nan
-    return Findings(stats[[column for column in STATS_COLUMNS if column in stats]], quality, light, reasons)
+    return Findings(stats[[column for column in STATS_COLUMNS if column in stats]], quality, rating, reasons)
 
 
 def _measure_nuclei(scan: Segmented, missing: Sequence[str]) -> pd.DataFrame:

@@ -64,7 +64,7 @@ CHECKS = (
     Column("volume_asymmetry", "volume", "Left − right, of the mean", 2),
     Column("mean_ppm_asymmetry", "susceptibility", "Left − right, of the mean", 2),
 )
-"""Of the table of what the lights are given by."""
+"""Of the table of what the ratings are given by."""
 
 
 def round_text(text: str | None, *, digits: int) -> str:
@@ -122,14 +122,16 @@ def say_box(box: Mapping[str, Any] | None) -> str:
 
     >>> say_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
     'x −50 to 50, y −80 to 40, z −60 to 50 mm'
-    >>> say_box({"low": [0, 0, 0], "high": [1, 2, 3], "turn_deg": [-17.6, 0, 5]})
+    >>> say_box({"low": [0, 0, 0], "high": [1, 2, 3], "rotation_deg": [-17.6, 0, 5]})
     'x 0 to 1, y 0 to 2, z 0 to 3 mm, turned by 18° as head or slices are'
     """
     if not box or not box.get("low") or not box.get("high"):
         return NO_VALUE
     sides = zip("xyz", box["low"], box["high"], strict=True)
     text = ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in sides) + " mm"
-    turned = f", turned by {math.hypot(*box['turn_deg']):.0f}° as head or slices are" if box.get("turn_deg") else ""
+    turned = (
+        f", turned by {math.hypot(*box['rotation_deg']):.0f}° as head or slices are" if box.get("rotation_deg") else ""
+    )
     return (text + turned).replace("-", "−")
 
 

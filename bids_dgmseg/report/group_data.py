@@ -120,7 +120,7 @@ def read_cohort(output_dir: Path, *, names: Sequence[str]) -> Cohort:
     tables = {name: _with_scans(table) for name in names if (table := read_table(output_dir, name))}
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
-    wanted = {*KEYS, _SITE, "age_years", "light", "reasons", *MEASURES, _WEIGHTED, group}
+    wanted = {*KEYS, _SITE, "age_years", "rating", "reasons", *MEASURES, _WEIGHTED, group}
     stats = read_table(output_dir, "group_stats", columns=wanted, text=(group,))
     if stats is None:
         raise InputError(f"{output_dir.name}: no group_stats.tsv; run the group level first")

@@ -25,14 +25,14 @@ from bids_dgmseg.report.group_figures import (
     violin_figures,
 )
 from bids_dgmseg.report.group_statistics import STATISTICS, chosen, statistic_tables
-from bids_dgmseg.report.group_tables import PageTable, has_lights, linked, links_of, nuclei_table, scans_table
+from bids_dgmseg.report.group_tables import PageTable, has_ratings, linked, links_of, nuclei_table, scans_table
 from bids_dgmseg.report.page import write_html
 
 N_WARNINGS = 100
 """Most warnings on the page."""
 
 _DRAWN = {
-    "group_quality": "scans",
+    "group_qc": "scans",
     "group_asymmetry": "sides",
     "group_ageing_curves": "age",
     "group_harmonized": "sites",
@@ -106,7 +106,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
             facts=say_facts(cohort, output_dir),
             files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
             sections=sections,
-            has_lights=has_lights(cohort),
+            has_ratings=has_ratings(cohort),
             version=__version__,
         )
     )
@@ -151,8 +151,8 @@ def _left_out(cohort: Cohort) -> Iterator[str]:
     if len(cohort.models) < 2:
         yield f"Comparison of models: all scans were segmented by one, {cohort.models[0]}"
     yield from (f"Comparison of models: {why}" for why in say_not_compared(cohort))
-    if not has_lights(cohort):
-        yield "Lights of the scans: group_stats.tsv and group_quality.tsv hold none"
+    if not has_ratings(cohort):
+        yield "Ratings of the scans: group_stats.tsv and group_qc.tsv hold none"
     for name in [*_DRAWN, *(statistic.name for statistic in STATISTICS)]:
         yield from (f"{name}.tsv: {why}" for why in _say_empty(cohort, name))
 
@@ -240,7 +240,7 @@ def _remove_old_figures(output_dir: Path, sections: Sequence[_Section]) -> None:
 _INPUT = {
     "input_units": "Units of the maps",
     "input_reference": "Reference of the maps",
-    "input_made_of": "Made here of",
+    "input_reconstructed_from": "Made here of",
 }
 
 _SHOWN = 5
@@ -274,7 +274,7 @@ def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
 
 def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
     """Gather headings, then names and values: the maps, settings of the group level, versions."""
-    quality = cohort.tables.get("group_quality")
+    quality = cohort.tables.get("group_qc")
     rows = quality.rows if quality else pd.DataFrame()
     settings: dict[str, Any] = {}
     for table in cohort.tables.values():

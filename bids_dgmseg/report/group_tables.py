@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bids_dgmseg.io.annex import make_link
-from bids_dgmseg.measurement.rating import LIGHTS
+from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.formatting import NO_VALUE, say_number, say_p, say_short
 from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
@@ -33,7 +33,7 @@ class Cell:
     sort: float | None = None
     """Number to sort by; None: by the text, missing ones last."""
     href: str = ""
-    light: str = ""
+    rating: str = ""
     """``green``, ``amber``, ``red`` or empty."""
     title: str = ""
 
@@ -45,7 +45,7 @@ class Heading:
     text: str
     meaning: str = ""
     kind: Literal["", "text", "lit"] = ""
-    """Numbers, text or lights."""
+    """Numbers, text or ratings."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ _IF_SEVERAL = ("tree", "model")
 _TITLES = {"tree": "Output", "model": "Model", "site": "Site", "group": "Group"}
 
 
-def has_lights(cohort: Cohort) -> bool:
-    """Whether any nucleus or scan was given a light."""
-    lights, overall = _nucleus_lights(cohort), _scan_lights(cohort)
-    return bool(lights.notna().any(axis=None)) or bool(overall.notna().any())
+def has_ratings(cohort: Cohort) -> bool:
+    """Whether any nucleus or scan was given a rating."""
+    ratings, overall = _nucleus_ratings(cohort), _scan_ratings(cohort)
+    return bool(ratings.notna().any(axis=None)) or bool(overall.notna().any())
 
 
 def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
-    """Rank the scans by their lights, nuclei not found, outliers and warnings.
+    """Rank the scans by their ratings, nuclei not found, outliers and warnings.
 
     Parameters
     ----------
@@ -185,10 +185,10 @@ def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
         Where the page will lie; scans are linked to pages that exist there.
     """
     scans = _judged(cohort)
-    lights, reasons = _nucleus_lights(cohort), _wide(cohort, "reasons")
-    nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in lights]
+    ratings, reasons = _nucleus_ratings(cohort), _wide(cohort, "reasons")
+    nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in ratings]
     keys = [key for key in _TITLES if key in scans and (key not in _IF_SEVERAL or scans[key].nunique() > 1)]
-    overall = "light" if scans["light"].notna().any() else ""
+    overall = "rating" if scans["rating"].notna().any() else ""
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
     headings += [Heading("Whole scan", kind="lit")] if overall else []
     headings += [Heading(nucleus, STRUCTURES.named(nucleus).name, kind="lit") for nucleus in nuclei]
@@ -199,10 +199,10 @@ def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
     for scan in scans.head(N_SCANS).to_dict("records"):
         row = (scan["scan"], scan["model"])
         cells = [Cell(scan["scan"], href=_link(scan, output_dir)), *(Cell(str(scan[key])) for key in keys)]
-        cells += [_light(scan["light"], "whole scan", scan["reasons"])] if overall else []
+        cells += [_rating(scan["rating"], "whole scan", scan["reasons"])] if overall else []
         cells += [
-            _light(
-                lights.at[row, nucleus],
+            _rating(
+                ratings.at[row, nucleus],
                 STRUCTURES.named(nucleus).name,
                 reasons.at[row, nucleus] if nucleus in reasons else None,
             )
@@ -210,7 +210,7 @@ def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
         ]
         cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in blank]
         rows.append([*cells, to_cell(scan["n_outliers"]), to_cell(scan["n_warnings"])])
-    file = "group_quality.tsv" if "group_quality" in cohort.tables else "group_stats.tsv"
+    file = "group_qc.tsv" if "group_qc" in cohort.tables else "group_stats.tsv"
     return PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file=file)
 
 
@@ -218,22 +218,22 @@ def _judged(cohort: Cohort) -> pd.DataFrame:
     """Gather what speaks against each scan, the worst first."""
     scans = cohort.scans.set_index(_KEYS, drop=False)
     scans.index.names = [None, None]
-    lights = _nucleus_lights(cohort).reindex(scans.index)
+    ratings = _nucleus_ratings(cohort).reindex(scans.index)
     blank = cohort.stats[~(cohort.stats["volume_mm3"] > 0)]
     is_unfilled = blank["volume_pv_mm3"] > 0
     absent, unfilled = blank[~is_unfilled], blank[is_unfilled]
-    scans["light"] = _scan_lights(cohort).reindex(scans.index)
+    scans["rating"] = _scan_ratings(cohort).reindex(scans.index)
     scans["missing"] = absent.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
     scans["unfilled"] = unfilled.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
     scans["n_missing"] = absent.groupby(_KEYS).size().reindex(scans.index, fill_value=0)
     scans["n_outliers"] = _count_outliers(cohort).reindex(scans.index)
     for column in ("n_warnings", "page", "reasons"):
         scans[column] = _of_quality(cohort, column).reindex(scans.index)
-    level = scans["light"].map({light: place for place, light in enumerate(LIGHTS)}).fillna(-1)
+    level = scans["rating"].map({rating: place for place, rating in enumerate(RATINGS)}).fillna(-1)
     ranks = {
         "level": level,
-        "red": (lights == "red").sum(axis=1),
-        "amber": (lights == "amber").sum(axis=1),
+        "red": (ratings == "red").sum(axis=1),
+        "amber": (ratings == "amber").sum(axis=1),
         "n_missing": scans["n_missing"],
         "outliers": scans["n_outliers"].fillna(0),
         "warnings": pd.to_numeric(scans["n_warnings"]).fillna(0),
@@ -242,10 +242,10 @@ def _judged(cohort: Cohort) -> pd.DataFrame:
     return scans.loc[order]
 
 
-def _nucleus_lights(cohort: Cohort) -> pd.DataFrame:
-    """Light of each nucleus by scan and model, a column a nucleus; no column where nobody gave one."""
-    lights = _wide(cohort, "light")
-    return lights.where(lights.isin(LIGHTS)).dropna(axis=1, how="all")
+def _nucleus_ratings(cohort: Cohort) -> pd.DataFrame:
+    """Rating of each nucleus by scan and model, a column a nucleus; no column where nobody gave one."""
+    ratings = _wide(cohort, "rating")
+    return ratings.where(ratings.isin(RATINGS)).dropna(axis=1, how="all")
 
 
 def _wide(cohort: Cohort, column: str) -> pd.DataFrame:
@@ -255,13 +255,13 @@ def _wide(cohort: Cohort, column: str) -> pd.DataFrame:
     return cohort.stats.drop_duplicates(keys).set_index(keys)[column].unstack("abbreviation")
 
 
-def _scan_lights(cohort: Cohort) -> pd.Series:
-    lights = _of_quality(cohort, "light")
-    return lights.where(lights.isin(LIGHTS))
+def _scan_ratings(cohort: Cohort) -> pd.Series:
+    ratings = _of_quality(cohort, "rating")
+    return ratings.where(ratings.isin(RATINGS))
 
 
 def _of_quality(cohort: Cohort, column: str) -> pd.Series:
-    table = cohort.tables.get("group_quality")
+    table = cohort.tables.get("group_qc")
     if table is None or column not in table.rows:
         return pd.Series(index=_NO_SCANS, dtype=object)
     return table.rows.drop_duplicates(_KEYS).set_index(_KEYS)[column]
@@ -276,12 +276,12 @@ def _count_outliers(cohort: Cohort) -> pd.Series:
     return is_outlier.groupby([table.rows[key] for key in _KEYS]).sum()
 
 
-def _light(light: Any, where: str, reasons: Any) -> Cell:
-    """Show a light; why it is not green stands in the cell's title."""
-    if light not in LIGHTS:
+def _rating(rating: Any, where: str, reasons: Any) -> Cell:
+    """Show a rating; why it is not green stands in the cell's title."""
+    if rating not in RATINGS:
         return Cell(NO_VALUE)
-    why = f", {reasons}" if isinstance(reasons, str) and light != "green" else ""
-    return Cell(light, float(LIGHTS.index(light)), light=light, title=f"{where}: {light}{why}")
+    why = f", {reasons}" if isinstance(reasons, str) and rating != "green" else ""
+    return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{where}: {rating}{why}")
 
 
 def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:

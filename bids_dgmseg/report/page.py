@@ -33,7 +33,7 @@ _MAP = {
     "rim_residual_ppm": ("Residual at the rim", "ppm"),
     "box_margin_mm": ("Margin of the box", "mm"),
 }
-"""Measures of the map in ``_quality.json``: their names and units."""
+"""Measures of the map in ``_qc.json``: their names and units."""
 
 
 def write_page(

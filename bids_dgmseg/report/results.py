@@ -15,10 +15,10 @@ from typing import Any, cast
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.annex import make_link
-from bids_dgmseg.measurement.rating import LIGHTS, Light
+from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.report.slices import PLANES
 
-_STATS, _QUALITY = "_stats.tsv", "_quality.json"
+_STATS, _QUALITY = "_stats.tsv", "_qc.json"
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Result:
         return tuple(row["abbreviation"] for row in self.rows if not is_found(row))
 
     @property
-    def light(self) -> str:
-        """Light of the scan: ``green``, ``amber`` or ``red``; empty where nobody gave one."""
-        light = str(self.quality.get("light") or "")
-        return light if light in LIGHTS else ""
+    def rating(self) -> str:
+        """Rating of the scan: ``green``, ``amber`` or ``red``; empty where nobody gave one."""
+        rating = str(self.quality.get("rating") or "")
+        return rating if rating in RATINGS else ""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -94,15 +94,15 @@ class Result:
 
     @property
     def doubtful(self) -> tuple[Mapping[str, str], ...]:
-        """Rows of the nuclei whose light is not green, the red ones first."""
-        rows = [row for row in self.rows if row.get("light") in LIGHTS[1:]]
-        return tuple(sorted(rows, key=lambda row: -LIGHTS.index(cast(Light, row["light"]))))
+        """Rows of the nuclei whose rating is not green, the red ones first."""
+        rows = [row for row in self.rows if row.get("rating") in RATINGS[1:]]
+        return tuple(sorted(rows, key=lambda row: -RATINGS.index(cast(Rating, row["rating"]))))
 
     @property
     def doubts(self) -> str:
-        """How many nuclei have which light but green, such as ``1 red, 3 amber``; empty where none."""
-        counts = {light: sum(row["light"] == light for row in self.doubtful) for light in reversed(LIGHTS[1:])}
-        return ", ".join(f"{count} {light}" for light, count in counts.items() if count)
+        """How many nuclei have which rating but green, such as ``1 red, 3 amber``; empty where none."""
+        counts = {rating: sum(row["rating"] == rating for row in self.doubtful) for rating in reversed(RATINGS[1:])}
+        return ", ".join(f"{count} {rating}" for rating, count in counts.items() if count)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ _TEXTS: Mapping[str, str] = {
     "years": "Time between first and last scan; years",
     "first": f"Value at the first scan; {_UNIT}",
     "n_warnings": "Number of warnings of the scan",
-    "input_made_of": "What the program made the map of; n/a where the map was given",
+    "input_reconstructed_from": "What the program made the map of; n/a where the map was given",
     "reconstruction_n_echoes": "Number of echoes that the map was made of here; n/a where the map was given",
     "reconstruction_PhaseSign": "1 where phase grows with the field, -1 where it falls; n/a where the map was given",
     "reconstruction_PhaseSignFrom": "Where that was taken from",

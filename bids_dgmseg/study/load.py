@@ -398,7 +398,7 @@ def _mixed_references(scans: Sequence[ScanStats]) -> list[str]:
 
 def _mixed_sources(scans: Sequence[ScanStats]) -> list[str]:
     """Warn where some maps were made here of echoes: reconstructions shrink susceptibilities, each in its way."""
-    made = sum(scan.quality.get("input_made_of", "n/a") != "n/a" for scan in scans)
+    made = sum(scan.quality.get("input_reconstructed_from", "n/a") != "n/a" for scan in scans)
     if made in (0, len(scans)):
         return []
     return [

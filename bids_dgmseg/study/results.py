@@ -21,7 +21,7 @@ STATS = "_stats.tsv"
 
 _ABBREVIATION = "abbreviation"
 
-_TEXTS = ("name", _ABBREVIATION, "hemisphere", "light", "reasons")
+_TEXTS = ("name", _ABBREVIATION, "hemisphere", "rating", "reasons")
 """Columns of words; the program's others are numbers."""
 
 _NO_NUMBER = ("n/a", "", "nan")
@@ -146,7 +146,7 @@ _NUCLEI = tuple(structure.abbreviation for structure in STRUCTURES)
 _NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei")
 
 _RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
-"""What may differ between the maps of one study; the steps, in long words, stand in ``_quality.json`` alone."""
+"""What may differ between the maps of one study; the steps, in long words, stand in ``_qc.json`` alone."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ScanStats:
     text: str
     """The table as it was read; rows are parsed when asked for, so that ten thousand tables stay small."""
     quality: Mapping[str, str]
-    """Values of ``_quality.json`` by their names joined with underscores, such as ``input_units``."""
+    """Values of ``_qc.json`` by their names joined with underscores, such as ``input_units``."""
     scanner: str | None
     """What the map's sidecar said of the scanner."""
     page: str
@@ -166,7 +166,7 @@ class ScanStats:
 
     @property
     def reference(self) -> str | None:
-        """Reference region that ``_quality.json`` reports."""
+        """Reference region that ``_qc.json`` reports."""
         reference = self.quality.get("input_reference", "n/a")
         return None if reference == "n/a" else reference
 
@@ -253,7 +253,7 @@ def _read(path: Path, page: str) -> ScanStats:
     if "seg" not in entities:
         raise DamagedTableError("without a model (seg-) in the name", "rename the file")
     text = read_stats(path, numbers=STATS_COLUMNS, needed=_NEEDED, known=_NUCLEI)
-    record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_quality.json"))
+    record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_qc.json"))
     scanner = record.pop("scanner", None)
     return ScanStats(
         entities,

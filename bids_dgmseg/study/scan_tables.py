@@ -27,8 +27,8 @@ def write_scan_tables(folder: Path, cohort: Cohort, *, settings: Mapping[str, An
     """Write the measures of all scans with the participants' columns behind.
 
     These are ``group_stats.tsv`` (a row a nucleus), ``group_volumes.tsv``, ``group_susceptibility.tsv`` and
-    ``group_quality.tsv`` (a row a scan and model), each with a data dictionary of the same name and each renamed into
-    place when complete. Columns of ``_stats.tsv`` and ``_quality.json`` that are new pass through.
+    ``group_qc.tsv`` (a row a scan and model), each with a data dictionary of the same name and each renamed into
+    place when complete. Columns of ``_stats.tsv`` and ``_qc.json`` that are new pass through.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def write_scan_tables(folder: Path, cohort: Cohort, *, settings: Mapping[str, An
     )
     names = [*dict.fromkeys(name for scan in scans for name in scan.quality)]
     paths += writer.write(
-        "group_quality",
+        "group_qc",
         ["page", *names],
         (
             [[page, *(scan.quality.get(name, MISSING) for name in names)]]

@@ -12,7 +12,7 @@ _GENERIC = ("bids_dgmseg", "derivatives")
 _FIELD = "MagneticFieldStrength"
 
 SCANNER_FIELDS = ("InstitutionName", "Manufacturer", "ManufacturersModelName", "DeviceSerialNumber", _FIELD)
-"""Metadata of a map that tell its scanner; the participant level keeps them in quality.json."""
+"""Metadata of a map that tell its scanner; the participant level keeps them in qc.json."""
 
 
 def name_trees(paths: Sequence[Path]) -> list[str]:

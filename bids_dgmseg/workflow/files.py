@@ -84,14 +84,14 @@ def read_block(path: str | Path) -> tuple[Slices, tuple[str, ...]]:
 
 def describe_box(box: Box) -> dict[str, Any]:
     """Say where the localizer's box lies, for `read_box` and the sidecars; mm, RAS+."""
-    tilt = {"turn_deg": list(box.tilt.turn_deg), "tilted_size": list(box.tilt.size_mm)} if box.tilt else {}
+    tilt = {"rotation_deg": list(box.tilt.turn_deg), "rotated_size": list(box.tilt.size_mm)} if box.tilt else {}
     return {"low": list(box.low_mm), "high": list(box.high_mm), **tilt}
 
 
 def read_box(path: str | Path) -> Box:
     """Read the localizer's box."""
     said = read_json(path)
-    tilt = Tilt(tuple(said["turn_deg"]), tuple(said["tilted_size"])) if "turn_deg" in said else None
+    tilt = Tilt(tuple(said["rotation_deg"]), tuple(said["rotated_size"])) if "rotation_deg" in said else None
     return Box(tuple(said["low"]), tuple(said["high"]), tilt)
 
 
@@ -152,7 +152,7 @@ def describe_findings(found: Findings, reference: Reference | None, warnings: Se
     )
     problems = [reference.problem] if reference and reference.problem else []
     return {
-        "light": found.light,
+        "rating": found.rating,
         "reasons": list(found.reasons),
         **found.quality,
         **said,
@@ -174,7 +174,7 @@ def describe_quality(
     record, measured, reconstruction = dict(check), dict(found), dict(made or {})
     warnings = [*reconstruction.pop("warnings", []), *record.pop("warnings"), *measured.pop("warnings")]
     if reconstruction:
-        record["made_of"] = f"{len(reconstruction['EchoTime'])} echoes"
+        record["reconstructed_from"] = f"{len(reconstruction['EchoTime'])} echoes"
     return {
         "scan": scan.name,
         "model": model.name,

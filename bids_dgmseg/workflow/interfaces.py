@@ -127,7 +127,7 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
 
 class _MeasureOutputSpec(TraitedSpec):
     out_stats = File(exists=True, desc="tab-separated table, one row a nucleus")
-    out_report = File(exists=True, desc="JSON: light, quality of the map, reference, warnings about nuclei")
+    out_report = File(exists=True, desc="JSON: rating, quality of the map, reference, warnings about nuclei")
 
 
 class Measure(SimpleInterface):
@@ -202,7 +202,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
     in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
     in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
-    in_found = File(exists=True, mandatory=True, desc="JSON: light, quality of the map, reference, warnings")
+    in_found = File(exists=True, mandatory=True, desc="JSON: rating, quality of the map, reference, warnings")
     in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG")
     in_chi = File(exists=True, desc="map that was reconstructed here")
     in_reconstruction = File(exists=True, desc="JSON: how it came about")

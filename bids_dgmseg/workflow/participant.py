@@ -196,7 +196,7 @@ def _write_pages(settings: Settings, model: Model, scans: Sequence[Scan], run: R
 
 def _is_page_old(output_dir: Path, participant: str) -> bool:
     page = output_dir / f"sub-{participant}.html"
-    results = [path.stat().st_mtime for path in (output_dir / f"sub-{participant}").rglob("*_quality.json")]
+    results = [path.stat().st_mtime for path in (output_dir / f"sub-{participant}").rglob("*_qc.json")]
     return bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
 
 

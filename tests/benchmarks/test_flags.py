@@ -1,4 +1,4 @@
-"""The benchmark of the lights, as far as it goes without a network."""
+"""The benchmark of the ratings, as far as it goes without a network."""
 
 from pathlib import Path
 

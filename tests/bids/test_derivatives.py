@@ -72,7 +72,7 @@ def results(tmp_path):
         "out_probseg": folder / "probseg.nii",
         "stats": folder / "stats.tsv",
         "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
-        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "turn_deg": [-17.5, 0, 2]},
+        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "rotation_deg": [-17.5, 0, 2]},
         "masks": True,
         "fingerprint": "f" * 64,
         "figures": {"axial": folder / "axial.png"},
@@ -115,7 +115,7 @@ def test_a_scan_gets_all_its_files_and_no_other(settings, results):
         "probseg.json",
         "stats.tsv",
         "stats.json",
-        "quality.json",
+        "qc.json",
     )
     expected = {stem + other for other in others} | masks | {"figures/sub-02_seg-dgm16_desc-rtsAxial_dseg.png"}
     assert files_below(settings.output_dir) == expected
@@ -130,7 +130,7 @@ def test_the_sidecar_says_where_the_labels_come_from(settings, results):
     assert sidecar["Sources"] == ["bids:qsmxt:sub-02/anat/sub-02_desc-rts_Chimap.nii"]
     assert sidecar["SpatialReference"] == sidecar["Sources"][0]
     assert (sidecar["BoxLow"], sidecar["BoxHigh"]) == ([-50, -70, -60.5], [50, 30, 40])
-    assert sidecar["BoxTurn"] == [-17.5, 0, 2]
+    assert sidecar["BoxRotation"] == [-17.5, 0, 2]
     assert (sidecar["InputUnits"], sidecar["InputReference"], sidecar["Model"]) == ("ppb", "CSF", "dgm16")
 
 
@@ -196,7 +196,7 @@ def test_a_scan_is_done_only_when_complete_and_unchanged(settings, results):
     [
         ("stats", ".tsv", ""),
         ("dseg", ".nii.gz", ""),
-        ("quality", ".json", "{"),
+        ("qc", ".json", "{"),
     ],
 )
 def test_a_scan_whose_files_were_emptied_or_cut_is_not_done(settings, results, suffix, extension, left):

@@ -6,7 +6,7 @@ import pytest
 
 from bids_dgmseg.measurement.columns import COMPARED, QUALITY_COLUMNS, REGION_COLUMNS, Z_COLUMNS
 from bids_dgmseg.measurement.map_quality import SCAN_COLUMNS
-from bids_dgmseg.measurement.rating import NUCLEUS_RULES, SCAN_RULES, Light, Rule, judge, judge_nuclei, judge_scan
+from bids_dgmseg.measurement.rating import NUCLEUS_RULES, SCAN_RULES, Rating, Rule, rate, rate_nuclei, rate_scan
 
 GOOD = {
     "n_components": 1,
@@ -27,7 +27,7 @@ def rule(side: str, amber: float, red: float | None) -> Rule:
 
 
 @pytest.mark.parametrize(
-    ("side", "amber", "red", "value", "light"),
+    ("side", "amber", "red", "value", "rating"),
     [
         ("above", 1, 2, 1.0, "green"),
         ("above", 1, 2, 1.5, "amber"),
@@ -44,8 +44,8 @@ def rule(side: str, amber: float, red: float | None) -> Rule:
         ("above", 1, 2, math.nan, "green"),
     ],
 )
-def test_a_rule_turns_beyond_its_limits(side, amber, red, value, light):
-    assert rule(side, amber, red).judge(value) == light
+def test_a_rule_turns_beyond_its_limits(side, amber, red, value, rating):
+    assert rule(side, amber, red).rate(value) == rating
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_a_reason_tells_the_value_and_the_limit_it_passed(side, value, words):
 
 
 def test_the_share_of_red_nuclei_is_told_in_percent():
-    lights: list[Light] = ["red" if number < 2 else "green" for number in range(16)]
-    assert judge_scan(GOOD_SCAN, lights)[1] == ("nuclei with a red light (12.5 %, above 0)",)
+    ratings: list[Rating] = ["red" if number < 2 else "green" for number in range(16)]
+    assert rate_scan(GOOD_SCAN, ratings)[1] == ("nuclei with a red rating (12.5 %, above 0)",)
 
 
 def test_a_good_nucleus_and_a_good_scan_are_green():
-    assert judge(GOOD, NUCLEUS_RULES) == ("green", ())
-    assert judge_scan(GOOD_SCAN, ["green"] * 16) == ("green", ())
+    assert rate(GOOD, NUCLEUS_RULES) == ("green", ())
+    assert rate_scan(GOOD_SCAN, ["green"] * 16) == ("green", ())
 
 
 @pytest.mark.parametrize(
-    ("change", "light", "words"),
+    ("change", "rating", "words"),
     [
         ({"n_components": 0}, "red", "not found"),
         ({"n_components": 3}, "amber", "many parts"),
@@ -87,23 +87,23 @@ def test_a_good_nucleus_and_a_good_scan_are_green():
         ({"volume_asymmetry": -1.3}, "red", "differs between the sides"),
     ],
 )
-def test_a_bad_nucleus_is_told_why(change, light, words):
-    found, reasons = judge({**GOOD, **change}, NUCLEUS_RULES)
-    assert found == light
+def test_a_bad_nucleus_is_told_why(change, rating, words):
+    found, reasons = rate({**GOOD, **change}, NUCLEUS_RULES)
+    assert found == rating
     assert len(reasons) == 1
     assert words in reasons[0]
 
 
 def test_the_worst_reason_comes_first():
-    light, reasons = judge({**GOOD, "expected_dice": 0.4, "n_components": 0}, NUCLEUS_RULES)
-    assert light == "red"
+    rating, reasons = rate({**GOOD, "expected_dice": 0.4, "n_components": 0}, NUCLEUS_RULES)
+    assert rating == "red"
     assert [words.split(" (")[0] for words in reasons] == ["not found", "the model is not certain of its outline"]
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
 def test_what_is_missing_is_not_judged(missing):
-    assert judge({**GOOD, "volume_z": missing}, NUCLEUS_RULES) == ("green", ())
-    assert judge({}, NUCLEUS_RULES) == ("green", ())
+    assert rate({**GOOD, "volume_z": missing}, NUCLEUS_RULES) == ("green", ())
+    assert rate({}, NUCLEUS_RULES) == ("green", ())
 
 
 def test_a_table_is_judged_row_by_row():
@@ -113,27 +113,27 @@ def test_a_table_is_judged_row_by_row():
             {"index": 2, "abbreviation": "DN_R", **GOOD, "n_components": 3, "volume_asymmetry": 2.0},
         ]
     ).astype({"n_components": "Int64"})
-    found = judge_nuclei(table)
-    assert found["light"].tolist() == ["green", "red"]
+    found = rate_nuclei(table)
+    assert found["rating"].tolist() == ["green", "red"]
     assert found["reasons"].tolist()[0] == ""
     assert found["reasons"].tolist()[1].count("; ") == 1
 
 
 def test_of_a_nucleus_that_was_not_found_nothing_else_is_said():
     lost = {"index": 1, "abbreviation": "DN_L", **GOOD, "n_components": 0, "volume_asymmetry": 2.0}
-    (reasons,) = judge_nuclei(pd.DataFrame([lost]))["reasons"]
+    (reasons,) = rate_nuclei(pd.DataFrame([lost]))["reasons"]
     assert reasons == "not found (0 parts, below 1)"
 
 
 @pytest.mark.parametrize(
-    ("weighted_mm3", "light", "reason"),
+    ("weighted_mm3", "rating", "reason"),
     [
         pytest.param(12.5, "amber", "found, but fills no voxel (0 voxels, below 1)", id="smaller than the voxels"),
         pytest.param(0.0, "red", "not found (0 parts, below 1)", id="no probability"),
         pytest.param(np.nan, "red", "not found (0 parts, below 1)", id="missing"),
     ],
 )
-def test_a_nucleus_that_fills_no_voxel_is_told_from_one_that_was_not_found(weighted_mm3, light, reason):
+def test_a_nucleus_that_fills_no_voxel_is_told_from_one_that_was_not_found(weighted_mm3, rating, reason):
     small = {
         "index": 1,
         "abbreviation": "DN_L",
@@ -143,18 +143,18 @@ def test_a_nucleus_that_fills_no_voxel_is_told_from_one_that_was_not_found(weigh
         "expected_dice": 0.0,
         "volume_asymmetry": 2.0,
     }
-    found = judge_nuclei(pd.DataFrame([small]))
-    assert (found["light"].tolist(), found["reasons"].tolist()) == ([light], [reason])
+    found = rate_nuclei(pd.DataFrame([small]))
+    assert (found["rating"].tolist(), found["reasons"].tolist()) == ([rating], [reason])
 
 
-@pytest.mark.parametrize(("n_red", "light"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
-def test_a_scan_is_amber_when_a_nucleus_is_red_and_red_when_more_than_a_quarter_are(n_red, light):
-    lights: list[Light] = ["red" if number < n_red else "amber" for number in range(16)]
-    assert judge_scan(GOOD_SCAN, lights)[0] == light
+@pytest.mark.parametrize(("n_red", "rating"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
+def test_a_scan_is_amber_when_a_nucleus_is_red_and_red_when_more_than_a_quarter_are(n_red, rating):
+    ratings: list[Rating] = ["red" if number < n_red else "amber" for number in range(16)]
+    assert rate_scan(GOOD_SCAN, ratings)[0] == rating
 
 
 def test_a_scan_without_nuclei_is_judged_by_its_map():
-    assert judge_scan({"noise_sd_ppm": 0.1}, [])[0] == "red"
+    assert rate_scan({"noise_sd_ppm": 0.1}, [])[0] == "red"
 
 
 def test_every_rule_reads_a_measure_that_exists():

@@ -1,4 +1,4 @@
-"""The lights on the phantom: green where all is well, and why not where something is wrong."""
+"""The ratings on the phantom: green where all is well, and why not where something is wrong."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.measurement.map_quality import measure_scan
 from bids_dgmseg.measurement.norms import compare_with_norms
 from bids_dgmseg.measurement.nuclei import measure_regions
-from bids_dgmseg.measurement.rating import judge_nuclei, judge_scan
+from bids_dgmseg.measurement.rating import rate_nuclei, rate_scan
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid
@@ -44,18 +44,18 @@ def upright() -> tuple[np.ndarray, np.ndarray]:
     return chi.array, dseg.array
 
 
-def lights_of(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
+def ratings_of(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
     size_mm = size_of(make_grid("RAS"))
     table = describe(chi, dseg, size_mm, View.of(is_measured(chi), voxel_size_mm=size_mm))
-    return judge_nuclei(table).set_index("abbreviation")
+    return rate_nuclei(table).set_index("abbreviation")
 
 
 def test_every_nucleus_is_green_however_the_head_is_stored(grid):
     chi, dseg = PHANTOM.chi(grid).array, PHANTOM.dseg(grid).array
     view = View.of(is_measured(chi), voxel_size_mm=size_of(grid))
     table = describe(chi, dseg, size_of(grid), view)
-    lights = judge_nuclei(table)
-    assert lights["light"].tolist() == ["green"] * 16, lights["reasons"].tolist()
+    ratings = rate_nuclei(table)
+    assert ratings["rating"].tolist() == ["green"] * 16, ratings["reasons"].tolist()
     # Nuclei are 0.03 ppm (white matter) to 0.1 ppm brighter than what is around; the nearest, DN, lies 18 mm deep.
     assert table["rim_contrast_ppm"].between(0.03, 0.2).all()
     assert table["edge_distance_mm"].min() > 15
@@ -65,26 +65,26 @@ def test_a_good_map_is_green():
     chi, _ = upright()
     view = View.of(is_measured(chi), voxel_size_mm=(2.0, 2.0, 2.0))
     found = measure_scan(chi, view=view, voxel_size_mm=(2.0, 2.0, 2.0))
-    assert judge_scan(found, ["green"] * 16) == ("green", ())
+    assert rate_scan(found, ["green"] * 16) == ("green", ())
     assert found["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
 
 
 def test_parts_per_billion_taken_for_ppm_are_red():
     chi, dseg = upright()
-    assert (lights_of(1000 * chi, dseg)["light"] == "red").all()
+    assert (ratings_of(1000 * chi, dseg)["rating"] == "red").all()
 
 
 def test_an_inverted_map_is_red():
     chi, dseg = upright()
-    found = lights_of(-chi, dseg)
-    assert (found["light"] == "red").all()
+    found = ratings_of(-chi, dseg)
+    assert (found["rating"] == "red").all()
     assert found["reasons"].str.contains("hardly brighter").all()
 
 
 def test_labels_on_another_place_are_not_green():
     chi, dseg = upright()
-    found = lights_of(chi, np.roll(dseg, 10, axis=1))  # 20 mm towards the front
-    assert (found["light"] != "green").mean() > 0.5
+    found = ratings_of(chi, np.roll(dseg, 10, axis=1))  # 20 mm towards the front
+    assert (found["rating"] != "green").mean() > 0.5
 
 
 def test_a_cut_field_of_view_is_red_where_it_cuts():
@@ -93,14 +93,14 @@ def test_a_cut_field_of_view_is_red_where_it_cuts():
     empty = chi.copy()
     empty[:, :, :first] = 0
     labels = np.where(empty != 0, dseg, 0)
-    found = lights_of(empty, labels)
-    assert found.loc["DN_L", "light"] == "red"
+    found = ratings_of(empty, labels)
+    assert found.loc["DN_L", "rating"] == "red"
     assert "end of what was measured" in str(found.loc["DN_L", "reasons"])
-    assert found.loc["GP_L", "light"] == "green"
+    assert found.loc["GP_L", "rating"] == "green"
 
 
 def test_a_lost_side_is_red_and_the_other_side_too():
     chi, dseg = upright()
-    found = lights_of(chi, np.where(dseg == STRUCTURES.named("RN_R").index, 0, dseg))
+    found = ratings_of(chi, np.where(dseg == STRUCTURES.named("RN_R").index, 0, dseg))
     assert str(found.loc["RN_R", "reasons"]).startswith("not found")
-    assert found.loc[["RN_L", "RN_R"], "light"].tolist() == ["red", "red"]
+    assert found.loc[["RN_L", "RN_R"], "rating"].tolist() == ["red", "red"]

@@ -129,7 +129,7 @@ def test_without_a_value_all_referenced_ones_are_missing():
                 "core_mean_ppm",
                 "high_iron_mean_ppm",
                 "mass_ppm_mm3",
-                "n_measured",
+                "n_valid",
             )
         }
     )

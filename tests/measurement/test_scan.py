@@ -42,11 +42,11 @@ def find(
     return measure_segmentation(scan, box=BOX, missing=missing, reference=reference, map_reference=map_reference)
 
 
-def test_a_good_scan_has_every_column_and_green_lights():
+def test_a_good_scan_has_every_column_and_green_ratings():
     found = find(*upright(), reference=CSF)
     assert list(found.stats.columns) == list(STATS_COLUMNS)
-    assert found.stats["light"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
-    assert (found.light, found.reasons) == ("green", ())
+    assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
+    assert (found.rating, found.reasons) == ("green", ())
     assert list(found.quality) == [*SCAN_COLUMNS, "box_margin_mm", "red_nuclei_fraction"]
 
 
@@ -69,12 +69,12 @@ def test_a_missing_nucleus_is_red_and_has_no_value():
     gone = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
     found = find(chi, gone, missing=("STN_R",), reference=CSF)
     row = found.stats.set_index("abbreviation").loc["STN_R"]
-    assert row["light"] == "red"
+    assert row["rating"] == "red"
     assert str(row["reasons"]).startswith("not found")
-    assert row.drop(["index", "name", "hemisphere", "light", "reasons"]).isna().all()
+    assert row.drop(["index", "name", "hemisphere", "rating", "reasons"]).isna().all()
     assert found.quality["red_nuclei_fraction"] == 1 / 16
-    assert found.light == "amber"  # whoever sees the scan alone must hear of it
-    assert found.stats.set_index("abbreviation").loc["STN_L", "light"] == "green"  # nothing to compare it with
+    assert found.rating == "amber"  # whoever sees the scan alone must hear of it
+    assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # nothing to compare it with
 
 
 @pytest.mark.parametrize(

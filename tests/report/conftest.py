@@ -111,7 +111,7 @@ def add_scan(tmp_path) -> Callable[..., Path]:
             table.writeheader()
             table.writerows(rows)
         content = {"scan": name, "model": model, **QUALITY, **quality}
-        (folder / f"{stem}_quality.json").write_text(json.dumps(content))
+        (folder / f"{stem}_qc.json").write_text(json.dumps(content))
         for plane in ("axial", "coronal", "sagittal"):
             Image.new("RGB", (60, 40), "navy").save(out / "figures" / f"{stem}_desc-{plane}_dseg.png")
         return out

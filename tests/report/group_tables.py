@@ -25,10 +25,10 @@ def write_tables(
     *,
     models: Sequence[str] = ("dgm16",),
     descriptions: Sequence[str] = (),
-    lights: bool = True,
+    ratings: bool = True,
     sites: bool = True,
 ) -> Path:
-    """Write group_stats.tsv, group_quality.tsv and pages of all participants but the last."""
+    """Write group_stats.tsv, group_qc.tsv and pages of all participants but the last."""
     out.mkdir(parents=True, exist_ok=True)
     rows, quality = [], []
     for model, description in product(models, descriptions or [""]):
@@ -46,16 +46,16 @@ def write_tables(
                         "diagnosis": group,
                     }
                 )
-                if lights:
+                if ratings:
                     red = (participant, side) == ("sub-03", "L")
-                    rows[-1] |= {"light": "red" if red else "green", "reasons": "in many parts" if red else "n/a"}
+                    rows[-1] |= {"rating": "red" if red else "green", "reasons": "in many parts" if red else "n/a"}
             quality.append({**keys, "page": f"{participant}.html", "n_warnings": place, "input_units": "ppm"})
-            if lights:
-                quality[-1] |= {"light": "amber" if participant == "sub-05" else "green"}
+            if ratings:
+                quality[-1] |= {"rating": "amber" if participant == "sub-05" else "green"}
             if participant != "sub-06":
                 (out / f"{participant}.html").write_text(f'<p id="{participant}_ses-1_{model}">a scan</p>')
     write_table(out, "group_stats", rows, {"Settings": {"GroupColumn": "diagnosis"}})
-    write_table(out, "group_quality", quality)
+    write_table(out, "group_qc", quality)
     return out
 
 

@@ -65,7 +65,7 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """Write a page that is only read: six scans, one model, lights."""
+    """Write a page that is only read: six scans, one model, ratings."""
     return write_group_page(write_tables(tmp_path_factory.mktemp("plain")))
 
 
@@ -105,16 +105,16 @@ def test_scans_lead_to_their_pages_where_there_are_any(plain):
     assert sorted(to_scans) == [f"sub-0{number}.html#sub-0{number}_ses-1_dgm16" for number in range(1, 6)]
 
 
-def test_a_light_is_a_word_a_sign_and_a_reason(plain):
+def test_a_rating_is_a_word_a_sign_and_a_reason(plain):
     html = plain.read_text(encoding="utf-8")
     assert 'title="left dentate nucleus: red, in many parts"' in html
-    assert '<span class="light red" aria-hidden="true">✕</span><span class="unseen">red</span>' in html
+    assert '<span class="rating red" aria-hidden="true">✕</span><span class="unseen">red</span>' in html
 
 
-def test_without_lights_the_page_says_so(tmp_path):
-    page = Page(write_group_page(write_tables(tmp_path / "out", lights=False)))
+def test_without_ratings_the_page_says_so(tmp_path):
+    page = Page(write_group_page(write_tables(tmp_path / "out", ratings=False)))
     assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
-    assert "Lights of the scans: group_stats.tsv and group_quality.tsv hold none" in page.items
+    assert "Ratings of the scans: group_stats.tsv and group_qc.tsv hold none" in page.items
 
 
 def test_the_numbers_of_a_nucleus_are_those_of_the_table(plain):
@@ -577,7 +577,7 @@ def test_long_tables_are_cut_and_lead_to_the_file(out, monkeypatch):
     monkeypatch.setattr(group_scans, "N_SCANS", 2)
     page = write_group_page(out)
     assert len(Page(page).tables["scans-table"]) == 1 + 2
-    assert '2 of 6 rows, all are in <a href="group_quality.tsv">' in page.read_text(encoding="utf-8")
+    assert '2 of 6 rows, all are in <a href="group_qc.tsv">' in page.read_text(encoding="utf-8")
 
 
 def test_asymmetry_is_told_by_its_median(out):

@@ -198,7 +198,7 @@ def test_missing_parts_are_said(add_scan):
     out = add_scan()
     for path in (out / "figures").iterdir():
         path.unlink()
-    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_quality.json").unlink()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_qc.json").unlink()
     text = Page(write_page(out, "01")).text
     assert "no pictures of this scan" in text
     assert "left dentate nucleus" in text
@@ -221,9 +221,9 @@ def test_the_page_is_replaced_whole_and_alike(add_scan):
     ("name", "content", "message"),
     [
         (
-            "sub-01/anat/sub-01_seg-dgm16_quality.json",
+            "sub-01/anat/sub-01_seg-dgm16_qc.json",
             "{",
-            r"sub-01_seg-dgm16_quality.json: not valid JSON \(.*; delete",
+            r"sub-01_seg-dgm16_qc.json: not valid JSON \(.*; delete",
         ),
         (
             "sub-01/anat/sub-01_seg-dgm16_stats.tsv",
@@ -244,23 +244,23 @@ def test_a_damaged_file_is_named(add_scan, name, content, message):
         write_page(out, "01")
 
 
-def test_lights_are_words_with_their_reasons(add_scan):
+def test_ratings_are_words_with_their_reasons(add_scan):
     rows = [
-        {**ROW, "light": "amber", "reasons": "its volume is unusual (5 SD, beyond ±4)"},
-        {**ROW, "abbreviation": "DN_R", "name": "right dentate nucleus", "light": "green", "reasons": ""},
-        {**ROW, "abbreviation": "RN_L", "name": "left red nucleus", "light": "red", "reasons": "not found <0>"},
+        {**ROW, "rating": "amber", "reasons": "its volume is unusual (5 SD, beyond ±4)"},
+        {**ROW, "abbreviation": "DN_R", "name": "right dentate nucleus", "rating": "green", "reasons": ""},
+        {**ROW, "abbreviation": "RN_L", "name": "left red nucleus", "rating": "red", "reasons": "not found <0>"},
     ]
-    out = add_scan(rows=rows, light="amber", reasons=["noisy map (0.04 ppm, above 0.03)"])
+    out = add_scan(rows=rows, rating="amber", reasons=["noisy map (0.04 ppm, above 0.03)"])
     page = Page(write_page(out, "01"))
     assert "Scan ! amber noisy map (0.04 ppm, above 0.03); nuclei: 1 red, 1 amber" in page.text
     assert "left dentate nucleus DN_L ! amber 80" in page.text  # the word stands in the cell, not only the colour
     assert "right dentate nucleus DN_R ✓ green 80" in page.text
-    why = page.text.partition("Why lights are not green")[2]
+    why = page.text.partition("Why ratings are not green")[2]
     assert why.startswith(" ✕ red left red nucleus: not found <0> ! amber left dentate nucleus: its volume is unusual")
-    assert {"light amber", "light green", "light red"} <= {tag.get("class") for tag in page.all("span")}
+    assert {"rating amber", "rating green", "rating red"} <= {tag.get("class") for tag in page.all("span")}
 
 
-def test_what_lights_are_given_by_is_a_table_of_its_own(add_scan):
+def test_what_ratings_are_given_by_is_a_table_of_its_own(add_scan):
     page = Page(write_page(add_scan(rows=[{**ROW, "mean_entropy_bits": "0.2514", "edge_distance_mm": "n/a"}]), "01"))
     assert "entropy (bit) to the edge (mm) left dentate nucleus DN_L 0.25 n/a" in page.text
     assert len(page.all("caption")) == len(page.all("table")) == 3

@@ -40,7 +40,7 @@ def add_scan(output: Path) -> Callable[..., Path]:
         path = folder / f"{stem}_stats.tsv"
         path.write_text(HEADER + "".join(rows) if text is None else text, encoding="utf-8")
         if reference is not None:
-            (folder / f"{stem}_quality.json").write_text(json.dumps({"input": {"reference": reference}}))
+            (folder / f"{stem}_qc.json").write_text(json.dumps({"input": {"reference": reference}}))
         return path
 
     return add

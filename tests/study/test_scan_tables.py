@@ -125,7 +125,7 @@ def test_the_reference_is_told_and_mixing_is_warned_of(output, add_scan):
 
 
 def test_how_maps_were_made_stands_in_columns_where_some_were(output, add_scan):
-    made = add_scan("sub-01_seg-dgm16").with_name("sub-01_seg-dgm16_quality.json")
+    made = add_scan("sub-01_seg-dgm16").with_name("sub-01_seg-dgm16_qc.json")
     made.write_text(
         json.dumps(
             {
@@ -145,7 +145,7 @@ def test_how_maps_were_made_stands_in_columns_where_some_were(output, add_scan):
     name = "reconstruction_"
     rows = [
         {column.removeprefix(name): value for column, value in row.items() if column.startswith(name)}
-        for row in rows_of(output / "group_quality.tsv")
+        for row in rows_of(output / "group_qc.tsv")
     ]
     first = {
         "n_echoes": "2",
@@ -155,11 +155,11 @@ def test_how_maps_were_made_stands_in_columns_where_some_were(output, add_scan):
         "MagneticFieldStrength": "3",
     }
     assert rows == [first, dict.fromkeys(first, "n/a")]
-    dictionary = json.loads((output / "group_quality.json").read_text(encoding="utf-8"))
+    dictionary = json.loads((output / "group_qc.json").read_text(encoding="utf-8"))
     assert all("the scan's files" not in dictionary[name + column]["Description"] for column in first)
     made.write_text("{}")
     write_tables(output)
-    assert "reconstruction" not in (output / "group_quality.tsv").read_text()
+    assert "reconstruction" not in (output / "group_qc.tsv").read_text()
 
 
 @pytest.mark.parametrize("column", ["reference_mean_ppm", "mean_ppm", "my_volume_mm3"])
@@ -178,7 +178,7 @@ def test_every_column_has_an_entry_in_its_dictionary(output, add_scan, tmp_path)
         columns = tsv.read_text(encoding="utf-8").partition("\n")[0].split("\t")
         assert list(dictionary)[: len(columns)] == columns
         assert all(dictionary[column]["Description"] for column in columns)
-        if tsv.stem != "group_quality":  # whose columns are those of quality.json
+        if tsv.stem != "group_qc":  # whose columns are those of qc.json
             assert [column for column in columns if "the scan's files" in dictionary[column]["Description"]] == []
     assert json.loads((output / "group_stats.json").read_text())["age"] == {
         "Description": "Age at scan",

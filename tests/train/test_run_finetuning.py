@@ -206,7 +206,7 @@ def test_the_app_labels_with_the_folder_as_the_command_scored_it(dataset, calibr
         given, labelled = truth == number, found == STRUCTURES.named(name).index
         dice = 2 * np.count_nonzero(given & labelled) / (given.sum() + labelled.sum())
         assert table.set_index("abbreviation").loc[name, "dice_after"] == pytest.approx(dice)
-    quality = json.loads(next(tmp_path.rglob("*_seg-dgm16_quality.json")).read_text(encoding="utf-8"))
+    quality = json.loads(next(tmp_path.rglob("*_seg-dgm16_qc.json")).read_text(encoding="utf-8"))
     assert quality["settings"]["mirrored"]  # mirror images are averaged, without being asked for
     (tmp_path / "out" / "model.toml").rename(tmp_path / "model.toml")
     assert not np.array_equal(found, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))

@@ -26,7 +26,7 @@ def add_scan(tree: Path, stem: str, values: dict[str, tuple[float, float]], scan
     ]
     (folder / f"{stem}_seg-dgm16_stats.tsv").write_text("\n".join([HEADER, *rows]) + "\n")
     record = {"input": {"reference": "whole-brain"}, "warnings": [], **({"scanner": scanner} if scanner else {})}
-    (folder / f"{stem}_seg-dgm16_quality.json").write_text(json.dumps(record))
+    (folder / f"{stem}_seg-dgm16_qc.json").write_text(json.dumps(record))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

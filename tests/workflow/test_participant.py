@@ -272,7 +272,7 @@ def test_standard_output_has_one_line_a_step_and_nothing_else(bids_dataset, run,
 
 def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
     run(bids_dataset("sub-01"))
-    (path,) = (tmp_path / "out").rglob("*_quality.json")
+    (path,) = (tmp_path / "out").rglob("*_qc.json")
     quality = json.loads(path.read_text())
     assert quality["scan"] == "sub-01"
     assert quality["input"] == {

@@ -107,7 +107,7 @@ def chi_of(out: Path, scan: str = "sub-01") -> Volume:
 
 
 def quality_of(out: Path, scan: str = "sub-01") -> dict[str, Any]:
-    (path,) = out.rglob(f"{scan}_*_quality.json")
+    (path,) = out.rglob(f"{scan}_*_qc.json")
     said: dict[str, Any] = json.loads(path.read_text())
     return said
 
@@ -318,8 +318,8 @@ def test_the_group_level_says_whose_maps_were_made_here(ds, run, tmp_path, capsy
     capsys.readouterr()
     assert run(ds, level="group") == 0
     assert "1 of 2 maps were made here of echoes, the others given; reconstruct all in" in capsys.readouterr().err
-    lines = (tmp_path / "out" / "group_quality.tsv").read_text().splitlines()
-    place = lines[0].split("\t").index("input_made_of")
+    lines = (tmp_path / "out" / "group_qc.tsv").read_text().splitlines()
+    place = lines[0].split("\t").index("input_reconstructed_from")
     assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
 
 

@@ -49,7 +49,7 @@ def write_mask(folder: Path, scan: str, mask: np.ndarray, affine: np.ndarray, la
 
 
 def read_quality(out: Path, scan: str = "sub-01") -> dict[str, Any]:
-    (path,) = out.rglob(f"{scan}_*_quality.json")
+    (path,) = out.rglob(f"{scan}_*_qc.json")
     quality: dict[str, Any] = json.loads(path.read_text())
     return quality
 
@@ -87,7 +87,7 @@ def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):
 def test_the_group_level_takes_the_reference_along(heads, run):
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
     assert run(heads / "ds", level="group") == 0
-    with (heads / "out" / "group_quality.tsv").open(newline="") as file:
+    with (heads / "out" / "group_qc.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["reference_region"] for row in rows] == ["csf", "csf"]
     assert [float(row["reference_mean_ppm"]) for row in rows] == pytest.approx([CSF_PPM] * 2, rel=1e-5)
@@ -95,17 +95,17 @@ def test_the_group_level_takes_the_reference_along(heads, run):
         assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
 
 
-def test_lights_and_reference_are_the_same_however_the_head_is_stored(heads, run):
+def test_ratings_and_reference_are_the_same_however_the_head_is_stored(heads, run):
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
     one, other = (read_quality(heads / "out", scan) for scan in ("sub-01", "sub-02"))
-    assert one["light"] == other["light"] == "green"
+    assert one["rating"] == other["rating"] == "green"
     for name in ("noise_sd_ppm", "streaking_index", "rim_residual_ppm", "box_margin_mm"):
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-9), name
     left, right = (read_stats(heads / "out", scan) for scan in ("sub-01", "sub-02"))
     large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others have much of their probability in voxels cut by their edge
-    assert {left[nucleus]["light"] for nucleus in large} == {"green"}
+    assert {left[nucleus]["rating"] for nucleus in large} == {"green"}
     for nucleus, row in left.items():
-        assert (row["light"], row["reasons"]) == (right[nucleus]["light"], right[nucleus]["reasons"]), nucleus
+        assert (row["rating"], row["reasons"]) == (right[nucleus]["rating"], right[nucleus]["reasons"]), nucleus
         for column in ("mean_ref_ppm", "volume_asymmetry", "edge_distance_mm", "rim_contrast_ppm", "n_components"):
             assert float(row[column]) == pytest.approx(float(right[nucleus][column]), abs=1e-6), (nucleus, column)
 
