@@ -26,8 +26,8 @@ from accuracy import score
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.cli.options import count, positive, seed
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.cli.options import positive_float, positive_int, seed
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network, to_channels_last
@@ -124,9 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("template", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--settings", nargs="+", default=names, choices=names, help="settings to try (default: all)")
-    parser.add_argument("--steps", type=count, default=2000, help="of each training (default: %(default)s)")
-    parser.add_argument("--spacing", type=positive, default=1.5, help="edge of the voxels in mm (default: %(default)s)")
-    parser.add_argument("--maps", type=count, default=60, help="drawn to try each on (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=2000, help="of each training (default: %(default)s)")
+    parser.add_argument(
+        "--spacing", type=positive_float, default=1.5, help="edge of the voxels in mm (default: %(default)s)"
+    )
+    parser.add_argument("--maps", type=positive_int, default=60, help="drawn to try each on (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--real", type=Path, help="dataset with labels")
     args = parser.parse_args(argv)
@@ -231,4 +233,4 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(end_well("ablation", main))
+    raise SystemExit(run_command("ablation", main))

@@ -1,6 +1,6 @@
 """How well a model finds the nuclei: on the demo, on simulated maps never trained on, and on real maps.
 
-    python benchmarks/accuracy.py [--weights FOLDER] [--quality] [--maps N] [--each N] [--template FILE] [--seed S]
+    python benchmarks/accuracy.py [--weights FOLDER] [--ensemble] [--maps N] [--each N] [--template FILE] [--seed S]
                                   [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
 With ``--maps`` it draws that many heads, each with all settings in the middle of their ranges and once more with ages
@@ -23,7 +23,7 @@ import pandas as pd
 from conditions import conditions
 
 from bids_dgmseg.cli import demo
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.localize import localize
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
-    parser.add_argument("--quality", action="store_true", help="average as `bids_dgmseg --quality` does")
+    parser.add_argument("--ensemble", action="store_true", help="average as `bids_dgmseg --ensemble` does")
     parser.add_argument("--maps", type=int, default=0, help="heads to draw, each of them twice")
     parser.add_argument("--each", type=int, default=0, help="heads to draw in every other condition")
     parser.add_argument("--template", type=Path, help="label template to draw them from (default: the phantom)")
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, help="dataset with silver labels")
     parser.add_argument("--out", type=Path, help="all scores as TSV")
     args = parser.parse_args(argv)
-    return end_well("accuracy", lambda: _run(args))
+    return run_command("accuracy", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
-    model = dataclasses.replace(get_model(args.model), quality=args.quality)
+    model = dataclasses.replace(get_model(args.model), ensemble=args.ensemble)
     template = read_template(args.template) if args.template else None
     datasets = {name: root for name in ("simulated", "real") if (root := getattr(args, name)) is not None}
     for name, root in datasets.items():

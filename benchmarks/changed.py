@@ -22,7 +22,7 @@ from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.image.resample import Grid, block_affine, resample, world_grid
 from bids_dgmseg.image.volume import Volume
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
     parser.add_argument("--out", type=Path, help="all scores as TSV")
     args = parser.parse_args(argv)
-    return end_well("changed", lambda: _run(args))
+    return run_command("changed", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

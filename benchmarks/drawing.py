@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bids_dgmseg.cli.options import count, seed
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.cli.options import positive_int, seed
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.weights import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.resources import keep_freed_memory
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Time both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, help="label template (default: the phantom alone)")
-    parser.add_argument("--maps", type=count, default=30, help="to time (default: %(default)s)")
+    parser.add_argument("--maps", type=positive_int, default=30, help="to time (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
     parser.add_argument("--seed", type=seed, default=1)
     args = parser.parse_args(argv)
-    return end_well("drawing", lambda: _run(args))
+    return run_command("drawing", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

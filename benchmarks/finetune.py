@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bids_dgmseg.cli.options import count, positive
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.cli.options import positive_float, positive_int
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.finetune import FineTuning
@@ -29,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Leave participants out, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--minutes", type=positive, default=10.0, help="of learning, each fold")
-    parser.add_argument("--steps", type=count, help="in place of minutes")
-    parser.add_argument("--folds", type=count, help="only the first so many")
+    parser.add_argument("--minutes", type=positive_float, default=10.0, help="of learning, each fold")
+    parser.add_argument("--steps", type=positive_int, help="in place of minutes")
+    parser.add_argument("--folds", type=positive_int, help="only the first so many")
     parser.add_argument("--from", dest="start", type=Path, help="folder of the starting weights")
-    parser.add_argument("--learning-rate", type=positive, default=FineTuning.learning_rate)
+    parser.add_argument("--learning-rate", type=positive_float, default=FineTuning.learning_rate)
     parser.add_argument("--out", type=Path, help="all scores as TSV")
     args = parser.parse_args(argv)
-    return end_well("finetune", lambda: _run(args))
+    return run_command("finetune", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ import pandas as pd
 from failures import FAILURES, Case
 from scipy import stats
 
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import View, find_gaps
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="all nuclei as TSV")
     parser.add_argument("--again", type=Path, help="TSV of an earlier run, to judge in place of new maps")
     args = parser.parse_args(argv)
-    return end_well("flags", lambda: _run(args))
+    return run_command("flags", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

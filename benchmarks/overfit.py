@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bids_dgmseg.cli.options import positive
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.cli.options import positive_float
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.dataset import simulate_dataset
 from bids_dgmseg.train.cases import prepare_case
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES, NNUNET])
-    parser.add_argument("--minutes", type=positive, default=60.0, help="of learning, each model (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive_float, default=60.0, help="per model (default: %(default)s)")
     parser.add_argument("--dataset", type=Path)
-    parser.add_argument("--learning-rate", type=positive, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=positive_float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for dgmseg train")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
@@ -154,4 +154,4 @@ def _dice(state: State) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(end_well("overfit", main))
+    raise SystemExit(run_command("overfit", main))

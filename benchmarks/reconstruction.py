@@ -29,8 +29,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.cli.options import count, positive, seed
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.cli.options import positive_float, positive_int, seed
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
@@ -68,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--template", type=Path, help="label template, as `dgmseg template` writes it")
     what.add_argument("--memory", action="store_true", help="print the memory of some sizes instead")
-    parser.add_argument("--heads", type=count, default=4, help="how many (default: %(default)s)")
+    parser.add_argument("--heads", type=positive_int, default=4, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=1)
-    parser.add_argument("--spacing", type=positive, default=1.0, help="edge of the voxels in mm (default: %(default)s)")
+    parser.add_argument(
+        "--spacing", type=positive_float, default=1.0, help="edge of the voxels in mm (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="all figures as TSV")
     args = parser.parse_args(argv)
-    return end_well("reconstruction", lambda: _compare_memory() if args.memory else _run(args))
+    return run_command("reconstruction", lambda: _compare_memory() if args.memory else _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -1,73 +1,161 @@
-"""What the user asked for, built once and passed down."""
+"""Configuration of a run: small records, built once from the command line and passed down by part.
+
+Every path is absolute.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 SHIPPED_WEIGHTS = "shipped with the program"
-"""How the record of a scan names weights that the user did not give."""
+"""Name of the model's own weights in the QC record of a scan."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+PhaseSign = Literal["auto", "positive", "negative"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of one run; every path is absolute.
+class Selection:
+    """Scans of a dataset to process; labels have no ``sub-`` or ``ses-``, and empty means all."""
 
-    Each field is the command-line option of that name; `model_given` tells whether there was one.
-    """
-
-    bids_dir: Path
-    output_dir: Path
-    analysis_level: Literal["participant", "group"] = "participant"
-    participant_label: tuple[str, ...] = ()
-    """Without ``sub-``; empty means all."""
-    session_label: tuple[str, ...] = ()
-    """Without ``ses-``; empty means all."""
-    bids_filter_file: Path | None = None
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    filter_file: Path | None = None
     derivatives: tuple[Path, ...] = ()
-    model: str = "dgm16"
-    """Key of the registry; aliases are resolved where the option is read."""
-    model_given: bool = False
-    """Whether the user named the model: then the group level takes results of no other."""
+    """Derivative datasets with chi maps; empty means all below ``derivatives/`` of the dataset."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Reconstruction of chi maps from multi-echo GRE."""
+
+    phase_sign: PhaseSign = "auto"
+    """Whether phase increases or decreases with the field; ``auto`` decides by the map's extreme values."""
+    brain_masks: Path | None = None
+    """Folder with the user's brain masks."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Model and what it writes."""
+
+    model: str | None = None
+    """Key of the registry (aliases are resolved); None for the default, or for all models at the group level."""
     weights: Path | None = None
-    """Folder that takes the place of the model's own weights."""
-    quality: bool = False
-    """Average over mirrored maps and two checkpoints."""
+    """Folder with other weights than the model's own."""
+    ensemble: bool = False
+    """Average over mirror images and all checkpoints."""
     label_map: Path | None = None
-    """Table that says which labels of an nnU-Net folder are which nuclei."""
-    reference: Literal["none", "whole-brain", "csf", "structure"] = "none"
-    """Region that the referenced susceptibilities are relative to."""
-    reference_structure: str | None = None
-    """Nucleus that ``structure`` means, such as ``CN``, or one side of it, ``CN_L``."""
-    reference_mask: Path | None = None
-    """Folder with the user's masks of cerebrospinal fluid, for ``csf``."""
-    brain_mask: Path | None = None
-    """Folder with the user's masks of the brain, for maps that are reconstructed from echoes."""
-    phase_sign: Literal["auto", "positive", "negative"] = "auto"
-    """Whether phase grows or falls with the field; ``auto`` tells it from the map."""
+    """Table that maps the labels of an nnU-Net folder to nuclei."""
+    masks: bool = True
+    """Write one binary mask per nucleus and hemisphere, and per region."""
+
+
+@dataclass(frozen=True)
+class ReferenceRegion:
+    """Region whose mean susceptibility is subtracted."""
+
+    kind: Literal["none", "whole-brain", "csf", "structure"] = "none"
+    structure: str | None = None
+    """For ``structure``: a nucleus such as ``CN``, or one hemisphere of it, ``CN_L``."""
+    masks: Path | None = None
+    """For ``csf``: folder with the user's masks of cerebrospinal fluid."""
+
+
+@dataclass(frozen=True)
+class GroupAnalysis:
+    """Options of the group level."""
+
+    merge: tuple[Path, ...] = ()
+    """Output folders of other sites."""
+    site_column: str | None = None
+    group_column: str | None = None
+    control_filter: str | None = None
+    covariates: tuple[str, ...] = ()
+    """Empty means age and sex, and for harmonization the group too; ``none`` means none."""
+    measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
+    """Columns of ``_stats.tsv``."""
+    evaluation: Path | None = None
+    """Output folder of ``dgmseg evaluate``."""
+    bootstrap: int = 0
+    """Number of bootstrap refits for the limits of age curves; 0 for profile likelihood limits."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs, memory in GB and device."""
+
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class RunControl:
+    """How a run proceeds."""
+
     work_dir: Path = Path("/tmp/bids_dgmseg")
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
     force: bool = False
-    masks: bool = True
-    """Write one binary mask a nucleus and side (``--no-masks`` does not)."""
-    merge: tuple[Path, ...] = ()
-    """Output folders of other sites whose scans join the group level."""
-    site_column: str | None = None
-    group_column: str | None = None
-    control_filter: str | None = None
-    covariates: tuple[str, ...] = ()
-    """Empty means age and sex, and the group where sites are harmonized; ``none`` means none."""
-    measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
-    """Columns of ``_stats.tsv`` that the group level's statistics are made of."""
-    evaluation: Path | None = None
-    """Folder of ``dgmseg evaluate`` with the reference labels' measures."""
-    bootstrap: int = 0
-    """Refits for the limits of ageing curves; 0: limits by profile."""
     verbose: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Configuration of one run of the BIDS App."""
+
+    bids_dir: Path
+    output_dir: Path
+    level: Literal["participant", "group"] = "participant"
+    selection: Selection = field(default_factory=Selection)
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    segmentation: Segmentation = field(default_factory=Segmentation)
+    reference: ReferenceRegion = field(default_factory=ReferenceRegion)
+    group: GroupAnalysis = field(default_factory=GroupAnalysis)
+    resources: Resources = field(default_factory=Resources)
+    control: RunControl = field(default_factory=RunControl)
+
+    def flat(self) -> Settings:
+        """Return the options that functions of `bids` take as one record."""
+        return Settings(
+            bids_dir=self.bids_dir,
+            output_dir=self.output_dir,
+            participant_label=self.selection.participants,
+            session_label=self.selection.sessions,
+            bids_filter_file=self.selection.filter_file,
+            derivatives=self.selection.derivatives,
+            weights=self.segmentation.weights,
+            masks=self.segmentation.masks,
+            reference=self.reference.kind,
+            reference_structure=self.reference.structure,
+            reference_mask=self.reference.masks,
+            brain_mask=self.reconstruction.brain_masks,
+            dry_run=self.control.dry_run,
+            work_dir=self.control.work_dir,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options that functions of `bids` take; being replaced by the records above."""
+
+    bids_dir: Path
+    output_dir: Path
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filter_file: Path | None = None
+    derivatives: tuple[Path, ...] = ()
+    weights: Path | None = None
+    masks: bool = True
+    reference: Literal["none", "whole-brain", "csf", "structure"] = "none"
+    reference_structure: str | None = None
+    reference_mask: Path | None = None
+    brain_mask: Path | None = None
+    dry_run: bool = False
+    work_dir: Path = Path("/tmp/bids_dgmseg")

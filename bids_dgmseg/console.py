@@ -1,42 +1,44 @@
-"""What a run tells while it goes: a live display on a terminal, plain lines elsewhere."""
+"""Terminal output: the progress of a run, the status line of a training, warnings.
+
+A terminal gets a live display (rich), anything else plain lines.
+"""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
 @dataclass
-class _Running:
+class _RunningScan:
     step: str
-    since: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
 
-class Progress:
-    """Scans that are done, failed and running, with their current step; a context manager.
+class RunProgress:
+    """Progress of a run: scans that are done, failed or running, with their current step; a context manager.
 
-    Progress goes to standard output, warnings and failures to standard error.
+    Progress goes to standard output, warnings and failures to standard error. On a terminal all of it goes to standard
+    output, above the live display.
 
     Parameters
     ----------
     total : int
-        Number of scans to do.
+        Number of scans to process; 0 for messages alone.
     """
 
     def __init__(self, total: int) -> None:
-        from rich.console import Console
         from rich.live import Live
 
-        self._total, self._done, self._failed = total, 0, 0
-        self._running: dict[str, _Running] = {}
-        plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
-        self._out, self._error = Console(**plain), Console(stderr=True, **plain)
+        self._total, self._n_done, self._n_failed = total, 0, 0
+        self._running: dict[str, _RunningScan] = {}
+        self._out, self._error = _console(), _console(stderr=True)
         live = self._out.is_terminal and total > 0
         self._live = Live(get_renderable=self._draw, console=self._out, transient=True) if live else None
 
@@ -50,73 +52,84 @@ class Progress:
             self._live.stop()
 
     def start(self, scan: str, step: str) -> None:
-        """Show that a scan begins a step."""
-        running = self._running.setdefault(scan, _Running(step))
-        running.step = step
+        """Show that a scan has reached a step."""
+        self._running.setdefault(scan, _RunningScan(step)).step = step
         if not self._live:
-            self.say(f"{scan}: {step}")
+            self.info(f"{scan}: {step}")
 
     def finish(self, scan: str) -> None:
-        """Count a scan that is done."""
+        """Count a scan as done."""
         self._running.pop(scan, None)
-        self._done += 1
-        failed = f", {self._failed} failed" if self._failed else ""
-        self.say(f"{scan}: done ({self._done} of {self._total}{failed})")
+        self._n_done += 1
+        failed = f", {self._n_failed} failed" if self._n_failed else ""
+        self.info(f"{scan}: done ({self._n_done} of {self._total}{failed})")
 
-    def fail(self, scan: str, line: str) -> None:
-        """Count a scan that failed, and say why."""
+    def fail(self, scan: str, reason: str) -> None:
+        """Count a scan as failed and print the reason."""
         self._running.pop(scan, None)
-        self._failed += 1
-        self.warn(line)
+        self._n_failed += 1
+        self.warn(reason)
 
-    def say(self, line: str) -> None:
-        """Write a line for the reader of standard output."""
-        self._out.print(_on_one_line(line))
+    def info(self, text: str) -> None:
+        """Print a line to standard output."""
+        self._out.print(_on_one_line(text))
 
-    def warn(self, line: str) -> None:
-        """Write a line that deserves attention; on a terminal above the live display."""
-        (self._out if self._live else self._error).print(_on_one_line(line))
+    def warn(self, text: str) -> None:
+        """Print a warning or an error."""
+        (self._out if self._live else self._error).print(_on_one_line(text))
 
     def _draw(self) -> Table:
         from rich.table import Table
 
-        counts = f"{self._done} of {self._total} scans done, {self._failed} failed, {len(self._running)} running"
         table = Table.grid(padding=(0, 2))
+        counts = f"{self._n_done} of {self._total} scans done, {self._n_failed} failed, {len(self._running)} running"
         table.add_row(counts)
         for scan, running in list(self._running.items()):
-            table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.since:.0f} s")
+            table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.started:.0f} s")
         return table
 
 
-def _on_one_line(text: str) -> str:
-    """Show line breaks, and what cannot be encoded, by their codes: users' files hold anything."""
-    shown = text.replace("\r", "\\r").replace("\n", "\\n")
-    return shown.encode(errors="backslashreplace").decode()
-
-
-_ERASE = "\r\x1b[2K"
-
-
-class Line:
-    """Prints lines; on a terminal a line that is shown gives way to the next. A context manager that leaves none."""
+class StatusLine:
+    """Log of a training: lines that stay, and on a terminal one status line below them; a context manager."""
 
     def __init__(self) -> None:
-        self._stream = sys.stdout
-        self._live = self._stream.isatty()
+        self._console = _console()
+        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._live:
-            print(_ERASE, end="", file=self._stream, flush=True)
+        self._erase()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line that stays."""
-        print(f"{_ERASE}{text}" if self._live else text, file=self._stream, flush=True)
+        self._erase()
+        self._console.print(text)
 
-    def show(self, text: str) -> None:
-        """Show a line until the next; nothing where the output is no terminal."""
+    def update(self, text: str) -> None:
+        """Replace the status line; does nothing if the output is not a terminal."""
         if self._live:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
-            print(f"{_ERASE}{text[:width]}", end="", file=self._stream, flush=True)
+            self._erase()
+            width = self._console.width - 1  # a line that wraps could not be erased
+            self._console.print(text[:width], end="")
+
+    def _erase(self) -> None:
+        if self._live:
+            from rich.control import Control
+            from rich.segment import ControlType
+
+            self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return a console that writes text as it is, to the stream that is current now."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _on_one_line(text: str) -> str:
+    """Escape line breaks and characters that cannot be encoded, which file names and sidecars may hold."""
+    return text.replace("\r", "\\r").replace("\n", "\\n").encode(errors="backslashreplace").decode()

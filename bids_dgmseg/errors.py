@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, and how commands end."""
+"""User-facing errors and exit codes."""
 
 from __future__ import annotations
 
@@ -6,50 +6,55 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 
+OK, FAILED, INVALID, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: all done; some scans failed; options or files do not allow the command; interrupted."""
+
+DISK_ADVICE = "check the path, its permissions and the free disk space"
+
 
 class InputError(Exception):
-    """Something in the user's files or options is wrong: one line, ``where: what is wrong; what to do``."""
+    """A problem in the user's files or options, in one line: ``where: what is wrong; what to do``."""
 
 
-def end_well(program: str, work: Callable[[], int], *, after_interrupt: str = "") -> int:
-    """Run a command; whatever the user can mend becomes one line on standard error.
+def run_command(program: str, command: Callable[[], int], *, after_interrupt: str = "") -> int:
+    """Run a command and print errors that the user can correct as one line on standard error.
 
     Parameters
     ----------
     program : str
-        What the line begins with.
-    work : callable
+        Name that the line begins with.
+    command : callable
         Returns the exit code.
     after_interrupt : str
-        What to tell of an interrupted command.
+        Text appended to "interrupted".
 
     Returns
     -------
     int
-        That of `work`; 2 where files or options do not allow it, 130 where it was interrupted.
+        The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, or `INTERRUPTED`.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale that lacks a letter must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        return work()
+        return command()
     except InputError as error:
-        line = " ".join(str(error).split())
+        message = " ".join(str(error).split())
     except BrokenPipeError:
-        raise  # a reader such as `head` has left: nobody is there to be told
+        raise  # the reader, such as `head`, has ended: nobody would see a message
     except OSError as error:
         if error.filename is None:
-            raise  # not about a file: an error of the program, whose traceback is worth having
-        line = f"{error.filename}: {error.strerror}; check the path, its permissions and the room on its disk"
+            raise  # not about a file, so a bug: keep the traceback
+        message = f"{error.filename}: {error.strerror}; {DISK_ADVICE}"
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
-        return 130
-    sys.stderr.write(f"{program}: error: {line}\n")
-    return 2
+        return INTERRUPTED
+    sys.stderr.write(f"{program}: error: {message}\n")
+    return INVALID
 
 
 def list_some(names: Iterable[str], *, most: int = 5) -> str:
-    """Name a few of many.
+    """Return names as a comma-separated list, shortened if there are many.
 
     >>> list_some(["a", "b", "c"], most=2)
     'a, b, … (3 in all)'

@@ -1,4 +1,4 @@
-"""How many processors and how much memory this process may use, and how it keeps what it has."""
+"""CPUs and memory available to this process, and how it keeps freed memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 
+# Parameters of glibc's mallopt, and the largest block that it can keep
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-"""Parameters of glibc's mallopt."""
-
 _LARGEST_KEPT = 2**25
-"""Bytes of the largest block that glibc can keep."""
 
 
 def count_cpus() -> int:
-    """Count the processors that affinity (Slurm, taskset) and the container's quota leave."""
+    """Return the number of CPUs within the process's affinity (Slurm, taskset) and the container's quota."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _own_cgroups():
         quota, _, period = _read(folder / "cpu.max").partition(" ")
@@ -26,7 +24,7 @@ def count_cpus() -> int:
 
 
 def available_memory_gb() -> float:
-    """Tell the memory in GB that is free now, or less where the container has a limit."""
+    """Return the memory in GB that is free now, or less if the container has a limit."""
     free = _free_bytes()
     for folder in _own_cgroups():
         limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
@@ -36,11 +34,11 @@ def available_memory_gb() -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of arrays that it frees; the system clears each page that it gives anew.
+    """Make glibc keep the memory of freed arrays in this process; does nothing with another C library.
 
-    Networks free and take tens of MB all the time. Nothing happens where the C library is not glibc.
+    Networks allocate and free tens of MB all the time, and the system clears each page that it hands out again.
     """
-    import ctypes  # --help need not wait for it
+    import ctypes  # not needed for --help
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -57,7 +55,7 @@ def _free_bytes() -> int:
 
 
 def _own_cgroups() -> list[Path]:
-    """List the folders of this process's control group (version 2) and of those above it."""
+    """Return the folders of this process's control group (version 2) and its parents."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         if line.startswith("0::"):
             own = _CGROUP / line.removeprefix("0::").lstrip("/")

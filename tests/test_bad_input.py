@@ -238,7 +238,7 @@ def no_weights(root: Path) -> list[str]:
 
 
 def mirrored_nnunet(root: Path) -> list[str]:
-    return ["--model", "nnunet2step", "--quality"]
+    return ["--model", "nnunet2step", "--ensemble"]
 
 
 def broken_filter(root: Path) -> list[str]:
@@ -255,7 +255,7 @@ def broken_filter(root: Path) -> list[str]:
         (unknown_session, r"ds: no ses-9; check --session-label "),
         (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
         (no_weights, r".*gone: no such folder; check --weights"),
-        (mirrored_nnunet, r"--quality: nnunet2step tells left from right and is not mirrored; leave it out"),
+        (mirrored_nnunet, r"--ensemble: nnunet2step tells left from right and is not mirrored; leave it out"),
         (broken_filter, r"filter\.json: "),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.errors import InputError, run_command
 
 
 def fail_with(error: BaseException):
@@ -23,30 +23,30 @@ def fail_with(error: BaseException):
         (
             PermissionError(errno.EACCES, "Permission denied", "/data/x"),
             2,
-            "prog: error: /data/x: Permission denied; check the path, its permissions and the room on its disk\n",
+            "prog: error: /data/x: Permission denied; check the path, its permissions and the free disk space\n",
         ),
         (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
     ],
 )
 def test_what_users_can_mend_is_one_line_and_a_code(capsys, error, code, said):
-    assert end_well("prog", fail_with(error), after_interrupt="; go on later") == code
+    assert run_command("prog", fail_with(error), after_interrupt="; go on later") == code
     assert capsys.readouterr().err == said
 
 
 def test_letters_that_a_locale_lacks_are_shown_by_their_codes(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
-    assert end_well("prog", lambda: 0 * sys.stdout.write("sub-01: … \ud800\n")) == 0
+    assert run_command("prog", lambda: 0 * sys.stdout.write("sub-01: … \ud800\n")) == 0
     sys.stdout.flush()
     assert written.getvalue() == b"sub-01: \\u2026 \\ud800\n"
 
 
 def test_a_command_that_ends_well_says_nothing(capsys):
-    assert end_well("prog", lambda: 1) == 1
+    assert run_command("prog", lambda: 1) == 1
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [OSError("no file"), BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("bug")])
 def test_an_error_of_the_program_keeps_its_traceback(error):
     with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
-        end_well("prog", fail_with(error))
+        run_command("prog", fail_with(error))

@@ -73,7 +73,7 @@ def test_boutiques_takes_what_an_option_takes(boutiques, name):
     assert given["optional"] is bool(action.option_strings)
     assert given.get("list", False) is (action.nargs == "+")
     assert (given["type"] == "Flag") is (action.nargs == 0)
-    assert (given["type"] == "Number") is (getattr(action.type, "__name__", "") in ("positive_count", "positive_gb"))
+    assert (given["type"] == "Number") is (getattr(action.type, "__name__", "") in ("positive_int", "positive_float"))
     assert given.get("value-choices") == (list(action.choices) if action.choices else None)
     assert given["description"]
 

@@ -29,8 +29,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.cli.options import absolute, count, entity
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.cli.options import absolute_path, entity, positive_int
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.evaluate.benchmark import Contender, Field, check_contenders, compare, find_field, name_contenders
 from bids_dgmseg.evaluate.benchmark import segment_scan as segment_alone
 
@@ -139,8 +139,8 @@ def init_compare_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; the exit code is 1 where a scan could not be segmented or compared, 2 where nothing can be begun."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=absolute)
-    parser.add_argument("out", type=absolute)
+    parser.add_argument("dataset", type=absolute_path)
+    parser.add_argument("out", type=absolute_path)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -151,13 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--atlases",
-        type=absolute,
+        type=absolute_path,
         metavar="LABELLED_DATASET",
         help="atlases of the multi-atlas baseline; maps of the target's own participant are left out",
     )
     parser.add_argument(
         "--label-map",
-        type=absolute,
+        type=absolute_path,
         metavar="FILE",
         help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it",
     )
@@ -171,16 +171,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where a scan or an atlas has several segmentations, its labels are those with one of these entities",
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
-    parser.add_argument("--threads", type=count, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=1, help="of each process (default: %(default)s)")
     parser.add_argument(
         "--nprocs",
-        type=count,
+        type=positive_int,
         default=1,
         help="processes at a time; take 1 for times that mean something (default: %(default)s)",
     )
-    parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
+    parser.add_argument("--work-dir", type=absolute_path, help="for logs (default: a temporary folder)")
     args = parser.parse_args(argv)
-    return end_well("compare_models", lambda: _run(args))
+    return run_command("compare_models", lambda: _run(args))
 
 
 def _say(line: str) -> None:

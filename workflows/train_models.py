@@ -33,8 +33,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.cli.options import absolute, count
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.cli.options import absolute_path, positive_int
+from bids_dgmseg.errors import InputError, run_command
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
 STEPPED = "nnunet2step"
@@ -218,22 +218,22 @@ def init_train_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all folds and steps of all models; the exit code is 2 where one of them fails, after the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=absolute)
-    parser.add_argument("out", type=absolute)
+    parser.add_argument("dataset", type=absolute_path)
+    parser.add_argument("out", type=absolute_path)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--folds", type=count, default=5, help="of each model but nnunet2step (default: %(default)s)")
+    parser.add_argument("--folds", type=positive_int, default=5, help="not for nnunet2step (default: %(default)s)")
     parser.add_argument(
         "--plan",
         choices=("paper", "small"),
         default="paper",
         help="size of the nnU-Nets of nnunet2step (default: %(default)s)",
     )
-    parser.add_argument("--nprocs", type=count, default=1, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--work-dir", type=absolute, help="for logs (default: a temporary folder)")
+    parser.add_argument("--nprocs", type=positive_int, default=1, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--work-dir", type=absolute_path, help="for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
-    return end_well("train_models", lambda: _run(args, options))
+    return run_command("train_models", lambda: _run(args, options))
 
 
 def _run(args: argparse.Namespace, options: Sequence[str]) -> int:

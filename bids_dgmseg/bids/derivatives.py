@@ -75,7 +75,7 @@ def fingerprint(
             str(model.arch),
             str(model.cleaning),
             model.mirrored,
-            model.quality,
+            model.ensemble,
         ],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_dgmseg.cli.options import absolute, entity
+from bids_dgmseg.cli.options import absolute_path, entity
 
 HELP = "compare segmentations: overlap, distances and agreement, as tables, plots and a page"
 
@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "reference",
         metavar="REFERENCE",
-        type=absolute,
+        type=absolute_path,
         help="label image, or a dataset with _dseg files in its sub-X folders",
     )
     parser.add_argument(
         "predictions",
         metavar="PREDICTION",
-        type=absolute,
+        type=absolute_path,
         nargs="+",
         help="what is compared with it, of the same kind; scans are matched by the entities in their "
         "names, nuclei by the abbreviations in each one's dseg.tsv",
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=absolute,
+        type=absolute_path,
         required=True,
         help="folder for overlap.tsv, agreement.tsv, evaluate.html and the others",
     )
     parser.add_argument(
         "--chi",
         metavar="PATH",
-        type=absolute,
+        type=absolute_path,
         help="susceptibility map, or a dataset with _Chimap files, to compare mean values under the "
         "labels (default: the _stats.tsv beside each dseg; where one has none, the maps that "
         "their Sources name)",

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
-from bids_dgmseg.errors import end_well
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.workflow.environment import terminate_as_interrupt
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     keep_freed_memory()
     with terminate_as_interrupt():
-        return end_well(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
+        return run_command(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,15 +15,15 @@ from bids_dgmseg.cli.options import (
     PAPER_MODELS,
     RECIPES,
     SIMULATED,
-    absolute,
-    count,
+    absolute_path,
     entity,
-    positive,
+    non_negative_int,
+    positive_float,
+    positive_int,
     refuse_foreign,
     seed,
-    whole_number,
 )
-from bids_dgmseg.console import Line
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
 
@@ -63,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=positive,
+        type=positive_float,
         help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
         f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})",
     )
     parser.add_argument(
         "--steps",
-        type=count,
+        type=positive_int,
         help=f"length of the whole training (default: {_SIMULATED_STEPS} on simulated maps, --minutes "
         f"on labelled ones); number of maps to calibrate on (default: {_CALIBRATION_MAPS})",
     )
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
     )
     parser.add_argument(
-        "--workers", type=whole_number, default=1, help="processes that make samples (default: %(default)s)"
+        "--workers", type=non_negative_int, default=1, help="processes that make samples (default: %(default)s)"
     )
     parser.add_argument(
         "--from",
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning-rate",
         metavar="RATE",
-        type=positive,
+        type=positive_float,
         help=f"highest learning rate (default: {_LABELLED_RATE:g} on labelled maps, 0.002 on simulated "
         "ones, or the paper's)",
     )
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulated.add_argument(
         "--validation-maps",
         metavar="N",
-        type=whole_number,
+        type=non_negative_int,
         help="how many simulated maps, always the same, the averaged weights are tried on every ten "
         f"minutes and at the end (default: {_VALIDATION_MAPS})",
     )
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulated.add_argument(
         "--watch",
         metavar="DATASET",
-        type=absolute,
+        type=absolute_path,
         help="labelled BIDS dataset to score after each slice; nothing is learned from it",
     )
     labelled = parser.add_argument_group("on labelled maps")
@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=absolute,
+        type=absolute_path,
         help="derivative datasets with maps or labels (default: all below DATASET/derivatives)",
     )
     labelled.add_argument(
@@ -196,7 +196,7 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
             n_maps=args.steps or _CALIBRATION_MAPS,
             seed=args.seed,
             device=args.device,
-            say=Line().say,
+            say=StatusLine().log,
         )
         print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
@@ -217,12 +217,12 @@ def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
         start,
         args.loss,
     )
-    with Line() as line:
-        outcome = train_on_simulations(model, template, args.out, this, say=line.say, show=line.show)
+    with StatusLine() as line:
+        outcome = train_on_simulations(model, template, args.out, this, say=line.log, show=line.update)
         if args.watch:
             from bids_dgmseg.train.external_validation import watch
 
-            watch(model, args.watch, args.out, step=outcome.step, device=args.device, say=line.say)
+            watch(model, args.watch, args.out, step=outcome.step, device=args.device, say=line.log)
     _draw_curve(args)
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
@@ -254,8 +254,8 @@ def _fine_tune(model: Model, args: argparse.Namespace) -> int:
         tuple(args.derivatives),
         tuple(args.choose),
     )
-    with Line() as line:
-        outcome, table = run_fine_tuning(request, say=line.say, show=line.show)
+    with StatusLine() as line:
+        outcome, table = run_fine_tuning(request, say=line.log, show=line.update)
     _draw_curve(args)
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; scores of each scan in {args.out.name}/dice.tsv")
@@ -270,7 +270,7 @@ def _start(model: Model, name: str | None) -> Path | None:
         return None
     if name in MODELS:
         raise InputError(f"--from {name}: its network is not that of {model.name}; give {model.name} or a folder")
-    folder = absolute(name)
+    folder = absolute_path(name)
     if not folder.is_dir():
         raise InputError(f"--from {name}: no such folder or model; give {model.name} or a folder of its weights")
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bids_dgmseg.cli.options import NNUNET
-from bids_dgmseg.console import Line
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.models.label_map import STEPS
 from bids_dgmseg.models.registry import Model
 
@@ -57,8 +57,8 @@ def run(model: Model, args: argparse.Namespace) -> int:
         tuple(args.derivatives),
         tuple(args.choose),
     )
-    with Line() as line:
-        outcomes, table = run_nnunet_training(request, say=line.say, show=line.show)
+    with StatusLine() as line:
+        outcomes, table = run_nnunet_training(request, say=line.log, show=line.update)
     for outcome in outcomes:
         print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
     for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.cli.options import PAPER_MODELS, absolute, count, not_negative, whole_number
-from bids_dgmseg.console import Line
+from bids_dgmseg.cli.options import PAPER_MODELS, absolute_path, non_negative_float, non_negative_int, positive_int
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import Model, weights_folder
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--fold",
         metavar="N",
-        type=whole_number,
+        type=non_negative_int,
         nargs="+",
         action="extend",
         default=[],
@@ -28,13 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--folds",
         metavar="K",
-        type=count,
+        type=positive_int,
         help="how many folds the participants are dealt out to, stratified by the column site of "
         "participants.tsv; 1 for none (default: the paper's, 5)",
     )
-    recipe.add_argument("--epochs", metavar="N", type=count, help="at most so many (default: the paper's)")
+    recipe.add_argument("--epochs", metavar="N", type=positive_int, help="at most so many (default: the paper's)")
     recipe.add_argument(
-        "--scans", metavar="N", type=count, help="learn from so many participants of each fold only (default: all)"
+        "--scans",
+        metavar="N",
+        type=positive_int,
+        help="learn from so many participants of each fold only (default: all)",
     )
     recipe.add_argument(
         "--variant",
@@ -65,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=absolute,
+        type=absolute_path,
         help="results of bids_dgmseg on maps without manual labels: learned before the manual ones; of "
         "several folders the majority counts",
     )
@@ -75,13 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        type=absolute,
+        type=absolute_path,
         help="the same, one folder a model, learned together with the manual labels",
     )
     recipe.add_argument(
         "--checkpoint-minutes",
         metavar="M",
-        type=not_negative,
+        type=non_negative_float,
         default=2.0,
         help="time between checkpoints (default: %(default)s)",
     )
@@ -95,12 +98,12 @@ def run(model: Model, args: argparse.Namespace) -> int:
     folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
     if wrong := [fold for fold in folds if fold >= plan.recipe.folds]:
         raise InputError(f"--fold {wrong[0]}: there are folds 0 to {plan.recipe.folds - 1}; see --folds")
-    with Line() as line:
-        train_folds(plan, folds, say=line.say, show=line.show)
+    with StatusLine() as line:
+        train_folds(plan, folds, say=line.log, show=line.update)
     if tuple(plan.recipe.classes) == model.classes:
-        line.say(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+        line.log(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
     else:
-        line.say(f"train on from it with dgmseg train {model.name} DATASET OUT --from {args.out}")
+        line.log(f"train on from it with dgmseg train {model.name} DATASET OUT --from {args.out}")
     return 0
 
 
@@ -145,7 +148,7 @@ def _of_network(arch: dict[str, Any], network: str, given: list[str]) -> dict[st
 def _start(model: Model, name: str | None) -> Path | None:
     if name is None:
         return None
-    path = absolute(name)
+    path = absolute_path(name)
     if name == "default" or (name == model.name and not path.exists()):  # OUT of an own training may be called so
         path = weights_folder(model)
     if not path.exists():

@@ -8,7 +8,7 @@
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     The networks of the folds, averaged; a model without folds has one ``segmenter.safetensors``.
 ``segmenter_2.safetensors``
-    Another checkpoint of the same network, averaged with it where the best is wanted (``--quality``).
+    Another checkpoint of the same network, averaged with it where the best is wanted (``--ensemble``).
 ``localizer.safetensors``
     The whole-head network, for models that find their box with one.
 ``references/NAME_Chimap.nii.gz``, ``references/NAME_dseg.nii.gz``
@@ -32,7 +32,7 @@ from bids_dgmseg.models.registry import Model, weights_folder
 DESCRIPTION = "model.toml"
 
 SECOND = "segmenter_2"
-"""Another checkpoint of the same network, for ``--quality``."""
+"""Another checkpoint of the same network, for ``--ensemble``."""
 
 _INPUT = ("spacing_mm", "patch_mm", "normalization", "slices")
 """What a training may show a network otherwise than the registry says."""
@@ -189,7 +189,7 @@ def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
     """
     place = own_folder(model, folder)
     folds = sorted((path.stem for path in place.glob("fold_*.safetensors")), key=lambda name: (len(name), name))
-    second = [SECOND] if model.quality and (place / f"{SECOND}.safetensors").is_file() else []
+    second = [SECOND] if model.ensemble and (place / f"{SECOND}.safetensors").is_file() else []
     return folds or ["segmenter", *second]
 
 

@@ -102,7 +102,7 @@ class Model:
     """What the logits are divided by, a number a channel, so that probabilities hold; empty for nothing."""
     mirrored: bool = False
     """Average over the map and its mirror image."""
-    quality: bool = False
+    ensemble: bool = False
     """Average over mirror images and over all checkpoints of the weights: slower, a little better."""
     cleaning: Cleaning = Cleaning()
     predictor: str | Callable[..., Any] = "bids_dgmseg.segmentation.predict:NetworkPredictor"
@@ -114,7 +114,7 @@ class Model:
     @property
     def sees_mirror_images(self) -> bool:
         """Whether the map and its mirror image are averaged."""
-        return self.mirrored or self.quality
+        return self.mirrored or self.ensemble
 
     @property
     def structures(self) -> tuple[Structure, ...]:

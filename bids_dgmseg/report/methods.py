@@ -60,7 +60,7 @@ def _describe(results: Sequence[Result]) -> Methods:
     sentences += _say_model(model, own_weights=_own_weights(first)) if model else [f"The model was {first.model}."]
     settings = first.quality.get("settings") or {}
     if settings.get("mirrored"):
-        more = ", and over two checkpoints where the weights have them" if settings.get("quality") else ""
+        more = ", and over two checkpoints where the weights have them" if settings.get("ensemble") else ""
         sentences.append(f"Probabilities were averaged over each map and its mirror image{more}.")
     sentences += [
         "Labels and probabilities were carried back to the grid of each map.",

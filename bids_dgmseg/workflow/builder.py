@@ -10,7 +10,7 @@ from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.bids.reconstructed import MAP_SIDECAR
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.workflow.interfaces import Check, Figures, Localize, Measure, Save, Segment
 from bids_dgmseg.workflow.reconstruct import Reconstruct, plan_memory_gb
@@ -31,7 +31,7 @@ def workflow_name(scan: str) -> str:
 
 def init_scan_wf(
     *,
-    settings: Settings,
+    config: RunConfig,
     model: Model,
     scan: Scan,
     fingerprint: str,
@@ -44,7 +44,7 @@ def init_scan_wf(
 
     Parameters
     ----------
-    settings : Settings
+    config : RunConfig
         Output directory, device and threads of this run.
     model : Model
         The registry entry that segments.
@@ -82,23 +82,27 @@ def init_scan_wf(
     if not scan.from_echoes:
         inputs.inputs.in_chi = str(scan.chi)
     outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
-    network: dict[str, Any] = {"model": model, "device": settings.device, "n_threads": settings.omp_nthreads}
-    if settings.weights:
-        network["weights"] = str(settings.weights)
-    threads = min(settings.omp_nthreads, settings.nprocs)
+    network: dict[str, Any] = {
+        "model": model,
+        "device": config.resources.device,
+        "n_threads": config.resources.omp_nthreads,
+    }
+    if config.segmentation.weights:
+        network["weights"] = str(config.segmentation.weights)
+    threads = min(config.resources.omp_nthreads, config.resources.nprocs)
     sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
     check = Node(Check(sidecar=sidecar, problem=scan.problem or ""), name="check", mem_gb=1.0)
     localize = Node(Localize(**network), name="localize", n_procs=threads, mem_gb=model.memory_gb)
     segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
-    choice = ReferenceChoice.of(settings, reference_mask)
+    choice = ReferenceChoice.of(config, reference_mask)
     measure = Node(Measure(model=model, reference=choice), name="measure", mem_gb=1.5)
     figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
     marks = {"fingerprint": fingerprint, "reconstruction": reconstruction}
-    save = Node(Save(scan=scan, model=model, settings=settings, **marks), name="save", mem_gb=1.0)
+    save = Node(Save(scan=scan, model=model, config=config, **marks), name="save", mem_gb=1.0)
     workflow = Workflow(name=name or workflow_name(scan.name))
     if scan.from_echoes:
         reconstruct = Node(
-            Reconstruct(scan=scan, phase_sign=settings.phase_sign, n_threads=threads),
+            Reconstruct(scan=scan, phase_sign=config.reconstruction.phase_sign, n_threads=threads),
             name="reconstruct",
             n_procs=threads,
             mem_gb=plan_memory_gb(scan),

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bids_dgmseg.config import Settings
-
 LOG_NAME = "nipype.log"
 
 _LOGGERS = ("nipype", "nibabel.global", "py.warnings")
@@ -23,18 +21,17 @@ _LOGGERS = ("nipype", "nibabel.global", "py.warnings")
 _FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
-def prepare_environment(settings: Settings) -> None:
-    """Set what libraries and worker processes read from the environment; call before Nipype, NumPy or torch load."""
-    threads = str(settings.omp_nthreads)
+def prepare_environment(work_dir: Path, *, n_threads: int) -> None:
+    """Set environment variables for libraries and workers; call before importing Nipype, NumPy or torch."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = threads
+        os.environ[name] = str(n_threads)
     os.environ["NIPYPE_NO_ET"] = "1"  # no look-up of new versions
-    os.environ["NIPYPE_CONFIG_DIR"] = str(settings.work_dir / "nipype")  # a user's own file must not change results
-    os.environ.setdefault("MPLCONFIGDIR", str(settings.work_dir / "matplotlib"))
+    os.environ["NIPYPE_CONFIG_DIR"] = str(work_dir / "nipype")  # the user's own configuration must not change results
+    os.environ.setdefault("MPLCONFIGDIR", str(work_dir / "matplotlib"))
 
 
-def configure_nipype(settings: Settings) -> None:
-    """Set Nipype's options; call before a Workflow is built."""
+def configure_nipype(*, stop_on_first_crash: bool) -> None:
+    """Set Nipype's options; call before building a Workflow."""
     from nipype import config
 
     config.update_config(
@@ -44,7 +41,7 @@ def configure_nipype(settings: Settings) -> None:
                 "create_report": "false",
                 "poll_sleep_duration": "0.05",  # 2 s by default
                 "remove_unnecessary_outputs": "false",
-                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "stop_on_first_crash": str(stop_on_first_crash).lower(),
             },
         }
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import bids_dgmseg
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import SHIPPED_WEIGHTS, Settings
+from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.resample import Grid
@@ -163,7 +163,7 @@ def describe_findings(found: Findings, reference: Reference | None, warnings: Se
 def describe_quality(
     scan: Scan,
     model: Model,
-    settings: Settings,
+    config: RunConfig,
     *,
     check: Mapping[str, Any],
     box_mm: Mapping[str, Any],
@@ -186,15 +186,15 @@ def describe_quality(
         "warnings": [about(scan.name, warning) for warning in warnings],
         "settings": {
             "model": model.name,
-            "weights": settings.weights.name if settings.weights else SHIPPED_WEIGHTS,
-            "device": settings.device,
-            "mirrored": as_trained(model, settings.weights).sees_mirror_images,
-            "quality": model.quality,
-            "masks": settings.masks,
-            "reference": settings.reference,
-            **({"reference_structure": settings.reference_structure} if settings.reference_structure else {}),
-            **({"reference_mask": settings.reference_mask.name} if settings.reference_mask else {}),
-            **({"phase_sign": settings.phase_sign} if made else {}),
+            "weights": config.segmentation.weights.name if config.segmentation.weights else SHIPPED_WEIGHTS,
+            "device": config.resources.device,
+            "mirrored": as_trained(model, config.segmentation.weights).sees_mirror_images,
+            "ensemble": model.ensemble,
+            "masks": config.segmentation.masks,
+            "reference": config.reference.kind,
+            **({"reference_structure": config.reference.structure} if config.reference.structure else {}),
+            **({"reference_mask": config.reference.masks.name} if config.reference.masks else {}),
+            **({"phase_sign": config.reconstruction.phase_sign} if made else {}),
         },
         "versions": {
             "bids_dgmseg": bids_dgmseg.__version__,

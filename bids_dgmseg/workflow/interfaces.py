@@ -208,7 +208,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_reconstruction = File(exists=True, desc="JSON: how it came about")
     scan = traits.Any(mandatory=True, nohash=True, desc="whose derivatives these are")
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
-    settings = traits.Any(mandatory=True, nohash=True, desc="the run's options")
+    config = traits.Any(mandatory=True, nohash=True, desc="configuration of the run")
     fingerprint = traits.Str(mandatory=True, desc="what the results depend on")
     reconstruction = traits.Str(usedefault=True, desc="what a map that was reconstructed here depends on")
 
@@ -224,20 +224,20 @@ class Save(SimpleInterface):
     output_spec = _SaveOutputSpec
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        scan, model, settings = self.inputs.scan, self.inputs.model, self.inputs.settings
+        scan, model, config = self.inputs.scan, self.inputs.model, self.inputs.config
         box_mm = files.read_json(self.inputs.in_box)
         made = files.read_json(self.inputs.in_reconstruction) if self.inputs.in_reconstruction else {}
         quality = files.describe_quality(
             scan,
             model,
-            settings,
+            config,
             check=files.read_json(self.inputs.in_check),
             box_mm=box_mm,
             found=files.read_json(self.inputs.in_found),
             made=made,
         )
         written = save_scan(
-            settings.output_dir,
+            config.output_dir,
             scan,
             model,
             out_dseg=Path(self.inputs.in_dseg),
@@ -245,7 +245,7 @@ class Save(SimpleInterface):
             stats=Path(self.inputs.in_stats),
             quality=quality,
             box_mm=box_mm,
-            masks=settings.masks,
+            masks=config.segmentation.masks,
             fingerprint=self.inputs.fingerprint,
             figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
             regions={region: Path(path) for region, path in self.inputs.in_regions.items()},

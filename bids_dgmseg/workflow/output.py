@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 from bids_dgmseg.bids.description import DATASET_DESCRIPTION, is_own, makers
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.annex import describe_missing, describe_pointer, is_pointer, leads_nowhere
 from bids_dgmseg.io.files import read_json
 
 
-def check_folders(settings: Settings) -> None:
+def check_folders(config: RunConfig) -> None:
     """Refuse an output or working directory that would harm the input or another program's dataset.
 
     Nothing is written, except that the output directory is created unless this is a dry run.
@@ -24,25 +24,25 @@ def check_folders(settings: Settings) -> None:
     """
     from bids_dgmseg.bids.derivatives import check_output
 
-    root = settings.bids_dir.resolve()
-    for folder, option in ((settings.output_dir, "output directory"), (settings.work_dir, "--work-dir")):
+    root = config.bids_dir.resolve()
+    for folder, option in ((config.output_dir, "output directory"), (config.control.work_dir, "--work-dir")):
         inside = folder.resolve()
         if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
             raise InputError(
                 f"{folder.name}: {option} inside the input's raw data ({root.name}); "
                 f"choose a folder outside it or below {root.name}/derivatives"
             )
-    if settings.work_dir.resolve().is_relative_to(settings.output_dir.resolve()):
+    if config.control.work_dir.resolve().is_relative_to(config.output_dir.resolve()):
         raise InputError(
-            f"{settings.work_dir.name}: --work-dir inside the output directory, whose dataset would not be valid; "
+            f"{config.control.work_dir.name}: --work-dir inside the output directory, which would invalidate it; "
             "choose a folder outside it"
         )
-    maker = _foreign_maker(settings.output_dir)
-    if not maker and settings.analysis_level == "participant":
-        maker = _unknown_maker(settings.output_dir)
+    maker = _foreign_maker(config.output_dir)
+    if not maker and config.level == "participant":
+        maker = _unknown_maker(config.output_dir)
     if maker:
-        raise InputError(f"{settings.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
-    check_output(settings)
+        raise InputError(f"{config.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
+    check_output(config.flat())
 
 
 def make_run_folder(work_dir: Path) -> Path:

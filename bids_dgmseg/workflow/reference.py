@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume, check_whole
@@ -33,10 +33,10 @@ class ReferenceChoice:
     """Whether the user gave masks at all; a scan without one has no reference then."""
 
     @classmethod
-    def of(cls, settings: Settings, mask: Path | None) -> ReferenceChoice:
+    def of(cls, config: RunConfig, mask: Path | None) -> ReferenceChoice:
         """Gather the options of a run and the mask of a scan."""
-        wants_mask = settings.reference_mask is not None
-        return cls(settings.reference, settings.reference_structure or "", mask, wants_mask)
+        wants_mask = config.reference.masks is not None
+        return cls(config.reference.kind, config.reference.structure or "", mask, wants_mask)
 
 
 def take_reference(

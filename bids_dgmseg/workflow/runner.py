@@ -13,8 +13,8 @@ from nipype import Node, Workflow
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import output_path
-from bids_dgmseg.config import Settings
-from bids_dgmseg.console import Progress
+from bids_dgmseg.config import RunConfig
+from bids_dgmseg.console import RunProgress
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf, workflow_name
 from bids_dgmseg.workflow.environment import LOG_NAME
@@ -42,7 +42,7 @@ class Run:
 
     Parameters
     ----------
-    settings : Settings
+    config : RunConfig
         The run's options.
     model : Model
         The registry entry that segments.
@@ -50,12 +50,12 @@ class Run:
         Folder of this run alone; a scan's part of it is removed when the scan is done.
     logs : path
         Folder of this run alone for the log and, by scan, crash files.
-    progress : Progress
+    progress : RunProgress
         What the user sees.
     """
 
-    def __init__(self, *, settings: Settings, model: Model, work: Path, logs: Path, progress: Progress) -> None:
-        self._settings, self._model = settings, model
+    def __init__(self, *, config: RunConfig, model: Model, work: Path, logs: Path, progress: RunProgress) -> None:
+        self._config, self._model = config, model
         self._work, self._logs, self._progress = work, logs, progress
         self.done: set[str] = set()
         """Names of scans."""
@@ -65,9 +65,9 @@ class Run:
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Segment scans, and tell which are done and which failed."""
-        size = 1 if self._settings.nprocs == 1 else _BATCH
+        size = 1 if self._config.resources.nprocs == 1 else _BATCH
         for first in range(0, len(jobs), size):
-            if self.failed and self._settings.stop_on_first_crash:
+            if self.failed and self._config.control.stop_on_first_crash:
                 return
             self._execute_batch(jobs[first : first + size])
 
@@ -76,7 +76,7 @@ class Run:
         self.failed[scan] = about(scan, message)
         self._progress.fail(scan, self.failed[scan])
         earlier = output_path(
-            self._settings.output_dir, self._jobs[workflow_name(scan)].scan, "stats", ".tsv", seg=self._model.name
+            self._config.output_dir, self._jobs[workflow_name(scan)].scan, "stats", ".tsv", seg=self._model.name
         )
         if earlier.is_file():
             self._progress.warn(f"{scan}: {earlier.name} and what lies beside it are of an earlier run; remove them")
@@ -86,7 +86,7 @@ class Run:
         workflows = [self._build(job) for job in jobs]
         error: Exception | None = None
         try:
-            if self._settings.nprocs == 1:
+            if self._config.resources.nprocs == 1:
                 (workflow,) = workflows
                 workflow.run(plugin=LinearPlugin({"status_callback": self._watch}))
             else:
@@ -96,22 +96,22 @@ class Run:
                     plugin=WorkersPlugin(
                         {
                             "status_callback": self._watch,
-                            "n_procs": self._settings.nprocs,
-                            "memory_gb": self._settings.mem_gb,
+                            "n_procs": self._config.resources.nprocs,
+                            "memory_gb": self._config.resources.mem_gb,
                             "logs": self._logs,
                         }
                     )
                 )
         except Exception as caught:  # noqa: BLE001 - Nipype raises what any node raised, after running the others
             error = caught
-        stopped = bool(self.failed) and self._settings.stop_on_first_crash
+        stopped = bool(self.failed) and self._config.control.stop_on_first_crash
         for job in jobs:
             if job.scan.name not in self.done | self.failed.keys() and not stopped:
                 self.fail(job.scan.name, f"Nipype stopped ({error}); see {self._logs / LOG_NAME}")
 
     def _build(self, job: Job) -> Workflow:
         workflow = init_scan_wf(
-            settings=self._settings,
+            config=self._config,
             model=self._model,
             scan=job.scan,
             fingerprint=job.fingerprint,
@@ -151,7 +151,7 @@ class Run:
         report: dict[str, Any] = read_json(folder / "report.json")
         if "units" in report:
             understood = f"{report['units']} (from {report['units_from']}), reference {report['reference']}"
-            self._progress.say(f"{scan}: {understood}")
+            self._progress.info(f"{scan}: {understood}")
         for warning in report["warnings"]:
             self._progress.warn(about(scan, warning))
 
@@ -169,7 +169,7 @@ class Run:
             return str(refusals[-1])
         if refused := _REFUSED_BY_DISK.findall(text):
             return f"{step}: {refused[-1]}; check the path, its permissions and the room on its disk"
-        if full := [folder for folder in (self._settings.output_dir, self._work) if _is_full(folder)]:
+        if full := [folder for folder in (self._config.output_dir, self._work) if _is_full(folder)]:
             return f"{step}: no space left on the disk of {full[0]}; make room there"
         reasons = _REASON.findall(text) or [line.strip() for line in text.splitlines() if line.strip()]
         return f"{step} crashed ({reasons[-1] if reasons else 'no reason given'}); see {crash}"

@@ -11,7 +11,7 @@ import pytest
 import bids_dgmseg
 from bids_dgmseg import resources as machine
 from bids_dgmseg.cli import bids_app as cli
-from bids_dgmseg.cli.bids_app import main, read_settings
+from bids_dgmseg.cli.bids_app import main, read_config
 from bids_dgmseg.errors import InputError
 
 BASE = ("ds", "out", "participant")
@@ -19,36 +19,46 @@ BASE = ("ds", "out", "participant")
 
 def fails_with(code: int, *argv: str) -> bool:
     with pytest.raises(SystemExit) as stop:
-        read_settings([*BASE, *argv])
+        read_config([*BASE, *argv])
     return stop.value.code == code
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = read_settings([*BASE, "--derivatives", "a", "../b", "-w", "work", "--bids-filter-file", "f.json"])
-    assert settings.bids_dir == tmp_path / "ds"
-    assert settings.output_dir == tmp_path / "out"
-    assert settings.derivatives == (tmp_path / "a", tmp_path.parent / "b")
-    assert settings.work_dir == tmp_path / "work"
-    assert settings.bids_filter_file == tmp_path / "f.json"
+    config = read_config([*BASE, "--derivatives", "a", "../b", "-w", "work", "--bids-filter-file", "f.json"])
+    assert config.bids_dir == tmp_path / "ds"
+    assert config.output_dir == tmp_path / "out"
+    assert config.selection.derivatives == (tmp_path / "a", tmp_path.parent / "b")
+    assert config.control.work_dir == tmp_path / "work"
+    assert config.selection.filter_file == tmp_path / "f.json"
 
 
 def test_labels_lose_their_prefix_and_come_once():
-    settings = read_settings(
+    config = read_config(
         [*BASE, "--participant-label", "sub-01", "01", "02", "--session-label", "ses-a", "--participant-label", "03"]
     )
-    assert settings.participant_label == ("01", "02", "03")
-    assert settings.session_label == ("a",)
+    assert config.selection.participants == ("01", "02", "03")
+    assert config.selection.sessions == ("a",)
 
 
 def test_underscores_in_options_are_understood():
-    settings = read_settings([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
-    assert (settings.participant_label, settings.mem_gb, settings.work_dir) == (("01",), 3.0, Path("/a_b"))
+    config = read_config([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
+    assert (config.selection.participants, config.resources.mem_gb, config.control.work_dir) == (
+        ("01",),
+        3.0,
+        Path("/a_b"),
+    )
 
 
 def test_each_flag_is_a_setting():
-    plain = read_settings(BASE)
-    assert (plain.masks, plain.force, plain.dry_run, plain.skip_bids_validation, plain.stop_on_first_crash) == (
+    plain = read_config(BASE)
+    assert (
+        plain.segmentation.masks,
+        plain.control.force,
+        plain.control.dry_run,
+        plain.control.skip_bids_validation,
+        plain.control.stop_on_first_crash,
+    ) == (
         True,
         False,
         False,
@@ -56,15 +66,21 @@ def test_each_flag_is_a_setting():
         False,
     )
     flags = "--no-masks --force --dry-run --skip-bids-validation --stop-on-first-crash -vv --device cuda".split()
-    given = read_settings([*BASE, *flags])
-    assert (given.masks, given.force, given.dry_run, given.skip_bids_validation, given.stop_on_first_crash) == (
+    given = read_config([*BASE, *flags])
+    assert (
+        given.segmentation.masks,
+        given.control.force,
+        given.control.dry_run,
+        given.control.skip_bids_validation,
+        given.control.stop_on_first_crash,
+    ) == (
         False,
         True,
         True,
         True,
         True,
     )
-    assert (given.verbose, given.device) == (2, "cuda")
+    assert (given.control.verbose, given.resources.device) == (2, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -83,13 +99,13 @@ def test_each_flag_is_a_setting():
 def test_what_only_the_group_level_does_is_refused_before(option, value, capsys):
     assert main([*BASE, option, value]) == 2
     assert capsys.readouterr().err == (
-        f"bids_dgmseg: error: {option}: is an option of the group level, which comes afterwards; leave it out\n"
+        f"bids_dgmseg: error: {option} is only valid at the group level; omit it at the participant level\n"
     )
 
 
 def test_the_alias_of_a_model_is_resolved():
-    assert read_settings(BASE).model == "dgm16"
-    assert read_settings([*BASE, "--model", "default"]).model == "dgm16"
+    assert read_config(BASE).segmentation.model is None
+    assert read_config([*BASE, "--model", "default"]).segmentation.model == "dgm16"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +131,7 @@ def test_a_wrong_option_ends_with_2(argv, capsys):
 
 def test_a_wrong_number_is_shown(capsys):
     assert fails_with(2, "--mem-gb", "lots")
-    assert "argument --mem-gb: 'lots' is not a positive number of gigabytes" in capsys.readouterr().err
+    assert "argument --mem-gb: 'lots' is not a positive number" in capsys.readouterr().err
 
 
 def test_unknown_model_and_missing_weights_end_with_2_and_one_line(capsys, tmp_path):
@@ -135,13 +151,13 @@ def test_version(capsys):
 def test_threads_and_memory_come_from_the_machine(monkeypatch):
     monkeypatch.setattr(cli, "count_cpus", lambda: 12)
     monkeypatch.setattr(cli, "available_memory_gb", lambda: 10.0)
-    settings = read_settings(BASE)
-    assert (settings.nprocs, settings.omp_nthreads, settings.mem_gb) == (12, 8, 9.0)
+    config = read_config(BASE)
+    assert (config.resources.nprocs, config.resources.omp_nthreads, config.resources.mem_gb) == (12, 8, 9.0)
 
 
 def test_threads_of_a_step_never_exceed_the_processors():
-    settings = read_settings([*BASE, "--nprocs", "3", "--omp-nthreads", "8"])
-    assert (settings.nprocs, settings.omp_nthreads) == (3, 3)
+    config = read_config([*BASE, "--nprocs", "3", "--omp-nthreads", "8"])
+    assert (config.resources.nprocs, config.resources.omp_nthreads) == (3, 3)
 
 
 def test_affinity_and_quota_limit_the_processors(monkeypatch, tmp_path):
@@ -164,19 +180,19 @@ def test_a_containers_limit_counts_for_the_memory(monkeypatch, tmp_path):
 
 
 def test_intermediate_files_go_to_the_temporary_folder():
-    assert read_settings(BASE).work_dir.is_relative_to(Path(tempfile.gettempdir()))
+    assert read_config(BASE).control.work_dir.is_relative_to(Path(tempfile.gettempdir()))
 
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_exit_code_is_that_of_the_level(monkeypatch, code):
-    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", lambda settings: code)
-    monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", lambda settings: code)
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", lambda config: code)
+    monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", lambda config: code)
     assert main(["ds", "out", "participant", "--skip-bids-validation"]) == code
     assert main(["ds", "out", "group"]) == code
 
 
 def test_an_input_error_is_one_line_and_2(monkeypatch, capsys):
-    def refuse(settings):
+    def refuse(config):
         raise InputError("ds: wrong\n  and more")
 
     monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", refuse)
@@ -185,7 +201,7 @@ def test_an_input_error_is_one_line_and_2(monkeypatch, capsys):
 
 
 def test_an_interruption_is_130(monkeypatch, capsys):
-    def interrupt(settings):
+    def interrupt(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", interrupt)

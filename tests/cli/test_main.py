@@ -79,17 +79,17 @@ def test_impossible_simulations_are_refused(option, value, capsys):
 @pytest.mark.parametrize(
     ("option", "values", "wanted"),
     [
-        ("--seed", ("-1", "1.5", "1000000"), "a whole number from 0 to 999999"),
-        ("--workers", ("-1", "many"), "a whole number from 0"),
-        ("--validation-maps", ("-1", "some"), "a whole number from 0"),
-        ("--fold", ("-1",), "a whole number from 0"),
-        ("--steps", ("0", "2.5"), "a whole number from 1"),
-        ("--epochs", ("0",), "a whole number from 1"),
-        ("--folds", ("0",), "a whole number from 1"),
-        ("--scans", ("0",), "a whole number from 1"),
-        ("--minutes", ("0", "-1", "nan", "inf", "long"), "a number above 0"),
-        ("--learning-rate", ("0", "nan", "inf"), "a number above 0"),
-        ("--checkpoint-minutes", ("-1", "nan", "inf"), "a number from 0"),
+        ("--seed", ("-1", "1.5", "1000000"), "an integer from 0 to 999999"),
+        ("--workers", ("-1", "many"), "a non-negative integer"),
+        ("--validation-maps", ("-1", "some"), "a non-negative integer"),
+        ("--fold", ("-1",), "a non-negative integer"),
+        ("--steps", ("0", "2.5"), "a positive integer"),
+        ("--epochs", ("0",), "a positive integer"),
+        ("--folds", ("0",), "a positive integer"),
+        ("--scans", ("0",), "a positive integer"),
+        ("--minutes", ("0", "-1", "nan", "inf", "long"), "a positive number"),
+        ("--learning-rate", ("0", "nan", "inf"), "a positive number"),
+        ("--checkpoint-minutes", ("-1", "nan", "inf"), "a non-negative number"),
     ],
 )
 def test_impossible_trainings_are_refused(option, values, wanted, capsys):

@@ -133,7 +133,7 @@ def test_a_second_checkpoint_is_for_the_best_quality_alone(tmp_path):
     for name in ("segmenter", "segmenter_2"):
         (tmp_path / f"{name}.safetensors").touch()
     assert segmenter_parts(SMALL, tmp_path) == ["segmenter"]
-    assert segmenter_parts(replace(SMALL, quality=True), tmp_path) == ["segmenter", "segmenter_2"]
+    assert segmenter_parts(replace(SMALL, ensemble=True), tmp_path) == ["segmenter", "segmenter_2"]
 
 
 @pytest.mark.parametrize(

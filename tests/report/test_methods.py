@@ -73,9 +73,9 @@ def test_every_citation_has_its_reference():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"mirrored": True, "quality": False}, "averaged over each map and its mirror image."),
+        ({"mirrored": True, "ensemble": False}, "averaged over each map and its mirror image."),
         (
-            {"mirrored": True, "quality": True},
+            {"mirrored": True, "ensemble": True},
             "its mirror image, and over two checkpoints where the weights have them.",
         ),
     ],
@@ -86,5 +86,5 @@ def test_what_is_averaged_is_said(settings, sentence):
 
 
 def test_nothing_is_said_of_averages_where_there_are_none():
-    (methods,) = write_methods([result(settings={"mirrored": False, "quality": False})])
+    (methods,) = write_methods([result(settings={"mirrored": False, "ensemble": False})])
     assert "mirror image" not in methods.text

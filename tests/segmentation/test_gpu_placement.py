@@ -63,7 +63,7 @@ def test_a_prediction_is_the_cpus(name, tmp_path):
         arch=ARCHES[name],
         weights=None,
         input=shown,
-        quality=shipped,
+        ensemble=shipped,
         temperatures=(1.5,) * 17 if shipped else (),
     )
     torch.manual_seed(0)

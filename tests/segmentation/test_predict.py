@@ -313,7 +313,7 @@ class _Sides(nn.Module):
         return torch.cat((torch.zeros_like(x), x, 2 * x), dim=1)
 
 
-@pytest.mark.parametrize("wanted", ["mirrored", "quality"])
+@pytest.mark.parametrize("wanted", ["mirrored", "ensemble"])
 def test_the_map_and_its_mirror_image_are_averaged(wanted, monkeypatch):
     chi = some_map((6, 5, 4))
     predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))

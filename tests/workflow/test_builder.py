@@ -11,7 +11,7 @@ from nipype import Workflow
 
 from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf
 from tests.oracle import oracle_model
 
@@ -21,15 +21,20 @@ def workflow(tmp_path) -> Workflow:
     chi = tmp_path / "sub-01_Chimap.nii.gz"
     chi.touch()
     scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm"}, None, tmp_path, "raw")
-    settings = Settings(tmp_path, tmp_path / "out", weights=Path("/weights"), omp_nthreads=4, nprocs=3)
-    return init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+    config = RunConfig(
+        tmp_path,
+        tmp_path / "out",
+        segmentation=Segmentation(weights=Path("/weights")),
+        resources=Resources(omp_nthreads=4, nprocs=3),
+    )
+    return init_scan_wf(config=config, model=oracle_model(), scan=scan, fingerprint="f")
 
 
 def workflow_of(folder: Path, echoes: Sequence[Echo]) -> Workflow:
     """The workflow of a scan with echoes, whose phase falls with the field."""
     scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=tuple(echoes))
-    settings = Settings(folder, folder / "out", phase_sign="negative")
-    return init_scan_wf(settings=settings, model=oracle_model(), scan=scan, fingerprint="f")
+    config = RunConfig(folder, folder / "out", reconstruction=Reconstruction(phase_sign="negative"))
+    return init_scan_wf(config=config, model=oracle_model(), scan=scan, fingerprint="f")
 
 
 def documented(part: str) -> set[str]:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.volume import Volume, write_like
 from bids_dgmseg.segmentation.results import Block
@@ -62,7 +62,7 @@ def test_the_quality_record_keeps_the_scanner_and_nothing_else_of_the_sidecar():
     record = describe_quality(
         SimpleNamespace(name="sub-01", sidecar=sidecar),  # type: ignore[arg-type]
         oracle_model(),
-        Settings(bids_dir=Path("/ds"), output_dir=Path("/out")),
+        RunConfig(bids_dir=Path("/ds"), output_dir=Path("/out")),
         check={"warnings": []},
         box_mm={},
         found={"warnings": []},

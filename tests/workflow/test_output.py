@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.workflow.output import check_folders, make_run_folder
 
@@ -17,26 +17,26 @@ def raw(tmp_path):
 
 @pytest.mark.parametrize("place", ["derivatives/dgmseg", "../out"])
 def test_results_go_beside_the_dataset_or_below_its_derivatives(raw, place):
-    check_folders(Settings(raw, (raw / place).resolve(), work_dir=raw.parent / "work"))
+    check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
 
 
 @pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
 def test_results_do_not_go_into_the_raw_data(raw, place):
     with pytest.raises(InputError, match="input"):
-        check_folders(Settings(raw, (raw / place).resolve(), work_dir=raw.parent / "work"))
+        check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
 
 
 def test_the_working_directory_is_not_in_the_raw_data(raw):
     message = r"^work: --work-dir inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
     with pytest.raises(InputError, match=message):
-        check_folders(Settings(raw, raw.parent / "out", work_dir=raw / "work"))
+        check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw / "work")))
 
 
 @pytest.mark.parametrize("place", ["out", "out/work"])
 def test_the_working_directory_is_not_in_the_output(raw, place):
     name = place.rpartition("/")[2]
-    with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, whose dataset"):
-        check_folders(Settings(raw, raw.parent / "out", work_dir=raw.parent / place))
+    with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, which would"):
+        check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw.parent / place)))
 
 
 def test_an_output_whose_description_is_broken_is_told(raw):
@@ -44,7 +44,7 @@ def test_an_output_whose_description_is_broken_is_told(raw):
     out.mkdir()
     (out / "dataset_description.json").write_text('"broken"')
     with pytest.raises(InputError, match=r"^out/dataset_description.json: holds a str, expected an object"):
-        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_another_programs_dataset_is_not_written_into(raw, description, maker):
     out.mkdir()
     (out / "dataset_description.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match=f"^out: holds a dataset of {maker}; choose a folder of its own"):
-        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, le
     out.mkdir()
     leave(out / "dataset_description.json")
     with pytest.raises(InputError, match=r"^out: dataset_description\.json: its content is not here.*; fetch it first"):
-        check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
 def test_an_earlier_output_is_written_into_again(raw):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
-    check_folders(Settings(raw, out, work_dir=raw.parent / "work"))
+    check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
 def test_two_runs_get_two_folders(tmp_path):

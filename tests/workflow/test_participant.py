@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.config import Settings
-from bids_dgmseg.console import Progress
+from bids_dgmseg.config import RunConfig, Settings
+from bids_dgmseg.console import RunProgress
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.workflow.runner import Run
 from tests.conftest import coarse_chi, contents
@@ -178,8 +178,8 @@ def test_what_nipype_adds_to_a_crash_file_is_not_the_reason(tmp_path):
         "Traceback:\n  x\nOSError: [Errno 28] No space left on device: 'a.nii'\n\nWhen creating this "
         "crashfile, the results file corresponding\nto the node could not be found.\n"
     )
-    settings = Settings(tmp_path, tmp_path / "out")
-    one = Run(settings=settings, model=oracle_model(), work=tmp_path, logs=tmp_path, progress=Progress(1))
+    config = RunConfig(tmp_path, tmp_path / "out")
+    one = Run(config=config, model=oracle_model(), work=tmp_path, logs=tmp_path, progress=RunProgress(1))
     assert one._explain("check", crash).startswith("check: No space left on device: 'a.nii'; check the path")
     crash.write_text(crash.read_text().replace("OSError: [Errno 28] No", "ValueError: no"))
     assert one._explain("check", crash).startswith("check crashed (ValueError: no space left on device: 'a.nii'); see")

@@ -5,12 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
-from bids_dgmseg.console import Progress
+from bids_dgmseg.console import RunProgress
 
 
 def test_lines_are_plain_and_whole_when_there_is_no_terminal(capsys):
     long = "sub-02: " + "word " * 60 + "[not markup]"
-    with Progress(2) as progress:
+    with RunProgress(2) as progress:
         progress.start("sub-01", "check")
         progress.start("sub-01", "save")
         progress.finish("sub-01")
@@ -21,21 +21,21 @@ def test_lines_are_plain_and_whole_when_there_is_no_terminal(capsys):
 
 
 def test_done_and_failed_scans_are_counted_apart(capsys):
-    with Progress(3) as progress:
+    with RunProgress(3) as progress:
         progress.fail("sub-01", "sub-01: all voxels are 0")
         progress.finish("sub-02")
     assert capsys.readouterr().out == "sub-02: done (1 of 3, 1 failed)\n"
 
 
 def test_whatever_users_wrote_is_shown_on_one_line(capsys):
-    progress = Progress(2)
-    progress.say("sub-01: CSF \ud800")
-    progress.say("sub-02: two\nlines")
+    progress = RunProgress(2)
+    progress.info("sub-01: CSF \ud800")
+    progress.info("sub-02: two\nlines")
     assert capsys.readouterr().out == "sub-01: CSF \\ud800\nsub-02: two\\nlines\n"
 
 
 def test_the_display_counts_scans_and_names_steps():
-    progress = Progress(3)
+    progress = RunProgress(3)
     progress.start("sub-01", "check")
     progress.start("sub-01", "segment")
     progress.finish("sub-02")
@@ -50,7 +50,7 @@ def test_the_display_counts_scans_and_names_steps():
 def test_a_terminal_gets_the_live_display(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
     monkeypatch.setenv("TERM", "xterm")
-    with Progress(1) as progress:
+    with RunProgress(1) as progress:
         progress.start("sub-01", "segment")
         progress.warn("sub-01: DN_L was not found")
     out, err = capsys.readouterr()
@@ -61,6 +61,6 @@ def test_a_terminal_gets_the_live_display(monkeypatch, capsys):
 
 @pytest.mark.parametrize("total", [0, 1])
 def test_no_scan_is_no_trouble(total, capsys):
-    with Progress(total):
+    with RunProgress(total):
         pass
     assert capsys.readouterr().out == ""
