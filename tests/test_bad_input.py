@@ -74,11 +74,11 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "nothingfinite": (lambda path: write(path, np.nan * chi()), r"no voxel is finite; "),
     "cutshort": (
         lambda path: path.write_bytes(path.read_bytes()[:20000]),
-        r"the data are damaged or cut short \(.*\); ",
+        r"the data are damaged or truncated \(.*\); ",
     ),
     "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
-    "link": (link_to_nowhere, r"its content is not here \(a link that leads nowhere\); fetch it first \(datalad get"),
+    "link": (link_to_nowhere, r"content not fetched \(broken symlink\); fetch it first \(datalad get"),
     "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"its sidecar says Hz, so it is a field map, "),
     "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
@@ -91,7 +91,7 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
         r"looks like a magnitude image or labels \(values from .* to .*, none negative\), ",
     ),
     "complex": (lambda path: write(path, chi().astype(np.complex64)), r"holds complex64 values, expected one real "),
-    "noplace": (write_without_place, r"its affine is not invertible, "),
+    "noplace": (write_without_place, r"the affine is not invertible, "),
 }
 """Label of the participant → how its map is spoiled, and what is said."""
 
@@ -124,12 +124,12 @@ def test_a_broken_sidecar_fails_its_own_scan(bids_dataset, run, capsys, tmp_path
     dataset = bids_dataset("sub-01", "sub-02")
     break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     assert run(dataset, "--dry-run") == 0
-    assert "sub-01: would fail: sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file\n" in (
+    assert "sub-01: would fail: sub-01_Chimap.json: invalid JSON (line 3, column 1); fix the file\n" in (
         capsys.readouterr().out
     )
     assert run(dataset) == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "sub-01_Chimap.json: not valid JSON (line 3, column 1); correct the file"
+    assert err[0] == "sub-01_Chimap.json: invalid JSON (line 3, column 1); fix the file"
     assert err[1].startswith("1 of 2 scans failed: sub-01; see ")
     assert err[0] in (tmp_path / "out" / "sub-01.html").read_text()
     assert (tmp_path / "out" / "sub-02.html").is_file()
@@ -140,7 +140,7 @@ def test_the_only_scan_fails_as_others_do_with_its_page(bids_dataset, run, capsy
     break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     assert run(dataset, "--participant-label", "01") == 1
     assert "1 of 1 scans failed: sub-01; see " in capsys.readouterr().err
-    assert "not valid JSON" in (tmp_path / "out" / "sub-01.html").read_text()
+    assert "invalid JSON" in (tmp_path / "out" / "sub-01.html").read_text()
 
 
 def test_a_file_in_the_wrong_folder_leaves_the_others(bids_dataset, run, capsys, tmp_path):
@@ -284,7 +284,7 @@ def test_an_output_whose_description_is_damaged_is_told(bids_dataset, run, tmp_p
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset_description.json").write_text("{")
     assert run(bids_dataset("sub-01")) == 2
-    assert "error: out/dataset_description.json: not valid JSON (line 1, column 2); correct" in capsys.readouterr().err
+    assert "error: out/dataset_description.json: invalid JSON (line 1, column 2); correct" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [".", "results", "sub-01", "sub-01/anat/results", "sourcedata/results"])

@@ -12,7 +12,7 @@ import torch
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.resample import world_grid
-from bids_dgmseg.image.volume import load_image
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.model_folder import describe_folder
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.weights import save_weights, segmenter_network

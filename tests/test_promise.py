@@ -17,7 +17,8 @@ import pytest
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.resample import Grid, world_grid
-from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -298,12 +299,12 @@ models.MODELS["oracle"] = oracle_model()
 if "--die" in sys.argv:
     sys.argv.remove("--die")
     from bids_dgmseg.bids import derivatives
-    place, count = derivatives.place, iter(range(9))
+    copy_file, count = derivatives.copy_file, iter(range(9))
     def die_at_the_third(temporary, final):
         if next(count) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        place(temporary, final)
-    derivatives.place = die_at_the_third
+        copy_file(temporary, final)
+    derivatives.copy_file = die_at_the_third
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """

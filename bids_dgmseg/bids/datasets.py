@@ -11,7 +11,7 @@ from bids_dgmseg.bids.description import DATASET_DESCRIPTION, is_own
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import is_there
+from bids_dgmseg.io.annex import is_file_or_unfetched
 from bids_dgmseg.io.files import read_json
 
 MAP_NAME = re.compile(r"(.*?)_?Chimap\.nii(\.gz)?")
@@ -87,7 +87,7 @@ def find_sources(settings: Settings) -> list[Source]:
     root = settings.bids_dir
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the root folder of the BIDS dataset")
-    if not is_there(root / DATASET_DESCRIPTION):
+    if not is_file_or_unfetched(root / DATASET_DESCRIPTION):
         raise InputError(f"{root.name}: no {DATASET_DESCRIPTION}; give the root folder of the BIDS dataset")
     raw = read_json(root / DATASET_DESCRIPTION).get("DatasetType") != "derivative"
     sources = [Source(root, "raw" if raw else _link_name(root, []), raw)]

@@ -23,7 +23,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.top_level import check_output, label_table, write_dataset_files
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import place, read_json, sha256, sha256_if_there, sha256_of, write_json, write_text
+from bids_dgmseg.io.files import copy_file, read_json, sha256, sha256_of, sha256_or_error, write_json, write_text
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import Model
 
@@ -34,7 +34,6 @@ __all__ = [
     "label_table",
     "map_fingerprint",
     "output_path",
-    "place",
     "save_scan",
     "write_dataset_files",
     "write_json",
@@ -64,7 +63,7 @@ def fingerprint(
         If ``settings.weights`` cannot be read.
     """
     parts = {
-        "chi": reconstruction or sha256_if_there(scan.chi),
+        "chi": reconstruction or sha256_or_error(scan.chi),
         "sidecar": scan.problem or scan.sidecar,
         "uri": scan.uri,
         "model": [
@@ -80,7 +79,7 @@ def fingerprint(
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
-        "reference_mask": sha256_if_there(reference_mask) if reference_mask else None,
+        "reference_mask": sha256_or_error(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
     }
     return sha256_of(parts)
@@ -217,12 +216,12 @@ def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[st
         extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
         written.append(output_path(output_dir, scan, suffix, extension, seg=model.name))
         if source.suffix != ".nii":
-            place(source, written[-1])
+            copy_file(source, written[-1])
             continue
         with tempfile.TemporaryDirectory() as folder:
             compressed = Path(folder) / written[-1].name
             compressed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
-            place(compressed, written[-1])
+            copy_file(compressed, written[-1])
     return written
 
 
@@ -230,7 +229,7 @@ def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[
     written = []
     for plane, figure in figures.items():
         written.append(output_dir / "figures" / f"{output_stem(scan, seg=model.name, desc=plane)}_dseg.png")
-        place(figure, written[-1])
+        copy_file(figure, written[-1])
     return written
 
 
@@ -266,7 +265,7 @@ def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, com
     """Write one binary mask a nucleus and side on the grid of the dseg."""
     import numpy as np
 
-    from bids_dgmseg.image.volume import load_image
+    from bids_dgmseg.io.nifti import load_image
 
     dseg = load_image(out_dseg)
     labels = np.asanyarray(dseg.dataobj)
@@ -277,7 +276,7 @@ def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, com
             image = type(dseg)((labels == structure.index).astype(np.uint8), None, dseg.header)
             image.set_data_dtype(np.uint8)
             image.to_filename(Path(folder) / final.name)
-            place(Path(folder) / final.name, final)
+            copy_file(Path(folder) / final.name, final)
             sidecar = _mask_path(output_dir, scan, model, structure.bids_label, ".json")
             about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
             write_json({**about, **common}, sidecar)
@@ -292,7 +291,7 @@ def _place_regions(
     written = []
     for region, source in regions.items():
         final, sidecar = (_mask_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
-        place(source, final)
+        copy_file(source, final)
         about = {"Description": f"{REGIONS[region]} by the whole-head step of model {model.name}"}
         write_json({**about, "Type": "Brain" if region == "brain" else "ROI", **common}, sidecar)
         written += [final, sidecar]

@@ -10,7 +10,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.paths import output_path
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import place, read_optional_json, sha256_if_there, sha256_of, write_json
+from bids_dgmseg.io.files import copy_file, read_optional_json, sha256_of, sha256_or_error, write_json
 
 MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "SusceptibilityReference": "whole brain"}
 """What is true of every map that is reconstructed here."""
@@ -30,11 +30,11 @@ def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str
         return ""
     return sha256_of(
         {
-            "echoes": [(uri, sha256_if_there(path)) for uri, path in zip(scan.uris, scan.files, strict=True)],
+            "echoes": [(uri, sha256_or_error(path)) for uri, path in zip(scan.uris, scan.files, strict=True)],
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
             "phase_sign": phase_sign,
-            "brain_mask": brain_mask and sha256_if_there(brain_mask),
+            "brain_mask": brain_mask and sha256_or_error(brain_mask),
             "version": bids_dgmseg.__version__,
         }
     )
@@ -85,7 +85,7 @@ def check_map(output_dir: Path, scan: Scan) -> None:
 def place_map(chi: Path, output_dir: Path, scan: Scan, *, about: Mapping[str, Any], fingerprint: str) -> list[Path]:
     """Place a reconstructed map with its sidecar, and give their paths."""
     made = map_path(output_dir, scan)
-    place(chi, made)
+    copy_file(chi, made)
     said = {"Description": _DESCRIPTION, **MAP_SIDECAR, "Sources": scan.uris, **about, **note_map(fingerprint)}
     write_json(said, _sidecar(made))
     return [made, _sidecar(made)]

@@ -9,8 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bids_dgmseg.bids.description import DATASET_DESCRIPTION, linked_datasets
-from bids_dgmseg.io.annex import follow_link
-from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.files import read_optional_json, url_to_path
 
 
 def find_source(path: Path, suffix: str) -> Path | None:
@@ -53,4 +52,4 @@ def _resolve(root: Path, sources: Iterator[Any]) -> Iterator[Path]:
         elif dataset in links:
             link = urlsplit(links[dataset])
             if link.scheme in ("", "file"):
-                yield Path(os.path.normpath(follow_link(link.path, root))) / relative
+                yield Path(os.path.normpath(url_to_path(link.path, root))) / relative

@@ -17,8 +17,7 @@ from bids_dgmseg.bids.description import DATASET_DESCRIPTION, linked_datasets, r
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import make_link
-from bids_dgmseg.io.files import write_json, write_text
+from bids_dgmseg.io.files import path_to_url, write_json, write_text
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 
@@ -144,7 +143,7 @@ def write_merged_dataset_files(output: Path, trees: Sequence[Path]) -> None:
     _ignore(output)
     if (output / DATASET_DESCRIPTION).exists():
         return
-    links = [make_link(os.path.relpath(tree, output)) for tree in trees]
+    links = [path_to_url(os.path.relpath(tree, output)) for tree in trees]
     write_json(
         {
             "Name": "bids_dgmseg: deep nuclei of the brain, tables of several datasets",
@@ -187,7 +186,7 @@ def _description(settings: Settings, scans: Sequence[Scan]) -> dict[str, Any]:
     output = settings.output_dir
     roots = {source.name: source.root for source in find_sources(settings)}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
-    links = {name: make_link(os.path.relpath(root, output)) for name, root in roots.items()}
+    links = {name: path_to_url(os.path.relpath(root, output)) for name, root in roots.items()}
     licences = {str(licence) for root in roots.values() if (licence := read_description(root).get("License"))}
     return {
         "Name": "bids_dgmseg: deep nuclei of the brain on susceptibility maps",

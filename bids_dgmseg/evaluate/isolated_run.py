@@ -25,8 +25,9 @@ from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.bids.top_level import label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.image.volume import Volume, write_like
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_json, write_text
+from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
@@ -123,7 +124,7 @@ def _segment(request: Segmentation) -> dict[str, Any]:
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     peak_mb, out = _peak_mb(), Path(request.out)
     write_text(label_table(structures), out.with_name(out.name.replace(".nii.gz", ".tsv")))
-    write_like(dseg, source, out.with_name(f".{out.name}")).replace(out)
+    write_like(dseg, source, out)
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb}
 
 

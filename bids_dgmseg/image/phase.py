@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.header import check_header
-from bids_dgmseg.image.volume import Volume, check_whole, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
 _TURN = 2 * math.pi
 
@@ -52,7 +52,7 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     """
     name = Path(path).name
     volume = Volume.read(path)
-    check_whole(path)
+    check_intact(path)
     check_header(load_image(path), name)
     finite = np.isfinite(volume.array)
     stored = np.where(finite, volume.array, 0.0)

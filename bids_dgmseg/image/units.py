@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.header import check_header
-from bids_dgmseg.image.volume import Volume, check_whole, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
 PPM_PER_UNIT = {"ppm": 1.0, "ppb": 1e-3}
 
@@ -131,7 +131,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> Checked:
     """
     name = Path(path).name
     volume = Volume.read(path)
-    check_whole(path)
+    check_intact(path)
     doubts = check_header(load_image(path), name)
     array = volume.array
     finite = np.isfinite(array)

@@ -1,1 +1,1 @@
-"""Files: atomic writing, JSON, checksums, links, unfetched annex and LFS content."""
+"""Reading and writing files: atomic writes, JSON, TSV, NIfTI, checksums, unfetched annex and LFS content."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_text
 from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model, weights_folder
 
@@ -170,10 +171,7 @@ def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int
     }
     lines = [f"{key} = {_toml(value)}" for key, value in {**named, **about}.items()]
     lines += ["", "[arch]", *(f"{key} = {_toml(value)}" for key, value in model.arch.items())]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{DESCRIPTION}.part"
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return temporary.replace(folder / DESCRIPTION)
+    return write_text("\n".join(lines), folder / DESCRIPTION)
 
 
 def _toml(value: Any) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import sha256
+from bids_dgmseg.io.files import sha256, write_bytes
 from bids_dgmseg.models.model_folder import DESCRIPTION, as_trained, own_folder, segmenter_parts
 from bids_dgmseg.models.registry import Model
 
@@ -106,12 +106,9 @@ def load_segmenters(model: Model, folder: Path | None = None) -> list[nn.Module]
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
     """Write parameters as float16 safetensors, atomically; return the file's sha256."""
-    temporary = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {name: values.detach().cpu().contiguous() for name, values in state.items()}
     # Not save_file, whose files nobody but their owner may read.
-    temporary.write_bytes(save({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}))
-    temporary.replace(path)
+    write_bytes(save({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}), path)
     return sha256(path)
 
 

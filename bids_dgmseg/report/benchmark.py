@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bids_dgmseg import __version__
-from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.drawing import DPI, INK, TEXT, WIDTH_IN, plain, spread, to_png
 from bids_dgmseg.report.formatting import open_templates, say_number, say_p
@@ -96,7 +96,7 @@ def _tests(methods: pd.DataFrame) -> Sequence[Mapping[Any, Any]]:
 def _keep(out: Path, png: bytes, name: str) -> dict[str, str]:
     """Write a plot beside the page and hold it for the page."""
     file = f"figures/{name}.png"
-    write_atomically(png, out / file)
+    write_bytes(png, out / file)
     return {"href": file, "data": "data:image/png;base64," + base64.b64encode(png).decode()}
 
 

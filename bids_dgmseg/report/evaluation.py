@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bids_dgmseg import __version__
-from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.drawing import DPI, INK, LINE, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
 from bids_dgmseg.report.formatting import open_templates, say_number, say_p, say_short
@@ -158,7 +158,7 @@ def _records(table: pd.DataFrame | None) -> Sequence[Mapping[Any, Any]]:
 def _keep(out: Path, png: bytes, name: str, alt: str, caption: str) -> _Plot:
     """Write a plot beside the page and hold it for the page."""
     file = f"figures/{_slug(name)}.png"
-    write_atomically(png, out / file)
+    write_bytes(png, out / file)
     return _Plot(file, "data:image/png;base64," + base64.b64encode(png).decode(), alt, caption)
 
 

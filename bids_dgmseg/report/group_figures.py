@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.report.evaluation import draw_agreement
 from bids_dgmseg.report.formatting import say_short
 from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
@@ -350,5 +350,5 @@ def _slug(text: str) -> str:
 def _keep(
     output_dir: Path, png: bytes, name: str, *, title: str, alt: str, caption: str, table: PageTable | None = None
 ) -> PageFigure:
-    path = write_atomically(png, output_dir / "figures" / f"group_{_slug(name)}.png")
+    path = write_bytes(png, output_dir / "figures" / f"group_{_slug(name)}.png")
     return PageFigure(f"figures/{path.name}", *Image.open(io.BytesIO(png)).size, alt, title, caption, table)

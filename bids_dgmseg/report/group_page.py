@@ -12,7 +12,7 @@ import pandas as pd
 
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.description import linked_datasets, makers, read_description, source_datasets
-from bids_dgmseg.io.annex import follow_link
+from bids_dgmseg.io.files import url_to_path
 from bids_dgmseg.report.formatting import open_templates, say
 from bids_dgmseg.report.group_data import Cohort, read_cohort
 from bids_dgmseg.report.group_figures import (
@@ -258,11 +258,11 @@ def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
     """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
     names = []
     for link in linked_datasets(output_dir).values():
-        folder = follow_link(link, output_dir).resolve()
+        folder = url_to_path(link, output_dir).resolve()
         names.append(str(read_description(folder).get("Name") or folder.name))
     if not names:  # merged from other outputs, which know theirs
         known = seen | {output_dir.resolve()}
-        trees = [follow_link(link, output_dir).resolve() for link in source_datasets(output_dir)]
+        trees = [url_to_path(link, output_dir).resolve() for link in source_datasets(output_dir)]
         names = [
             name
             for tree in trees

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bids_dgmseg.io.annex import make_link
+from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.formatting import NO_VALUE, say_number, say_p, say_short
@@ -288,7 +288,7 @@ def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
     """Link to the scan on its participant's page, from the folder of this page; empty where there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
     anchor = re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan['name']}_{scan['seg']}")
-    return f"{make_link(page)}#{anchor}" if (output_dir / page).is_file() else ""
+    return f"{path_to_url(page)}#{anchor}" if (output_dir / page).is_file() else ""
 
 
 def links_of(rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> Sequence[str]:

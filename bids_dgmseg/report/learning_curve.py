@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, to_png
 
 
@@ -39,7 +39,7 @@ def draw_curve(table: Path) -> Path | None:
         checked=checked,
         samples="the maps learned from" + (" (dots: fixed maps)" if checked else ""),
     )
-    return write_atomically(picture, table.with_suffix(".png"))
+    return write_bytes(picture, table.with_suffix(".png"))
 
 
 def _read(table: Path) -> tuple[list[int], dict[str, list[float]]]:

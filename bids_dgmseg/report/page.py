@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 
 from bids_dgmseg import __version__
-from bids_dgmseg.io.files import write_atomically
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.formatting import (
     CHECKS,
@@ -191,4 +191,4 @@ def _say_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
 
 def write_html(html: str, final: Path) -> Path:
     """Write a page atomically; of a path that is not UTF-8 it shows question marks."""
-    return write_atomically(html.encode(errors="replace"), final)
+    return write_bytes(html.encode(errors="replace"), final)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import make_link
+from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.report.slices import PLANES
 
@@ -200,7 +200,7 @@ def _find_pictures(stem: str, output_dir: Path) -> tuple[Picture, ...]:
 
 def link(path: Path, output_dir: Path) -> str:
     """Write a path as a link from the page, which lies at the top of the output."""
-    return make_link(path.relative_to(output_dir))
+    return path_to_url(path.relative_to(output_dir))
 
 
 def _read_png_size(path: Path) -> tuple[int, int]:

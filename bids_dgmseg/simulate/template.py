@@ -27,7 +27,8 @@ from scipy import ndimage
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.image.resample import Grid, resample
-from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.bids_writer import write_tsv
 from bids_dgmseg.simulate.susceptibility import TISSUES

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_missing, is_there, leads_nowhere
+from bids_dgmseg.io.annex import describe_missing, is_broken_symlink, is_file_or_unfetched
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.stats.frames import DICOM_AGE, PER_YEAR, name_some, to_numbers
 from bids_dgmseg.study.participants import MISSING, Participants, read_keyed, read_participants
@@ -176,7 +176,7 @@ def _read_dictionaries(paths: Sequence[Path]) -> tuple[dict[str, Descriptions], 
     """Read the data dictionaries that are there, and say which are broken."""
     found: dict[str, Descriptions] = {}
     warnings = []
-    for path in filter(is_there, paths):
+    for path in filter(is_file_or_unfetched, paths):
         try:
             entries = read_json(path)
         except InputError as error:
@@ -199,7 +199,7 @@ def _read_sessions(
     lost, absent = [], []
     for participant, sessions in labels.items():
         path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
-        if leads_nowhere(path):
+        if is_broken_symlink(path):
             absent.append(path)
         if not path.is_file():
             continue

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_pointer, points_elsewhere
+from bids_dgmseg.io.annex import describe_unfetched, is_pointer_content
 
 MISSING = "n/a"
 
@@ -182,8 +182,8 @@ def _decode(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    if points_elsewhere(data):
-        raise InputError(describe_pointer(path))
+    if is_pointer_content(data):
+        raise InputError(describe_unfetched(path))
     marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # a spreadsheet's "Unicode text"
     for encoding in ("utf-16" if marked else "utf-8-sig", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):

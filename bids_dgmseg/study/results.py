@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.io.annex import leads_nowhere, points_elsewhere
+from bids_dgmseg.io.annex import is_broken_symlink, is_pointer_content
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -87,13 +87,13 @@ def read_stats(path: Path, *, numbers: Collection[str], needed: Sequence[str], k
 
 
 def _read_text(path: Path) -> str:
-    if leads_nowhere(path):
+    if is_broken_symlink(path):
         raise DamagedTableError("not here (a link that leads nowhere)", "fetch it (datalad get or git annex get)")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
-    if points_elsewhere(content):
+    if is_pointer_content(content):
         raise DamagedTableError("not here (a pointer only)", "fetch it (datalad get or git lfs pull)")
     return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
 

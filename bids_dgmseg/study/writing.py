@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import atomic_write
 from bids_dgmseg.study.columns import describe
 from bids_dgmseg.study.participants import MISSING
 
@@ -98,16 +98,15 @@ def write_table(
 
 
 def _write_whole(final: Path, write: Callable[[TextIO], object]) -> None:
-    """Write under a hidden temporary name beside the target and rename, so that nobody reads half a file."""
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    """Write a text file atomically; undecodable bytes of file names are replaced."""
     try:
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:  # of paths
+        with (
+            atomic_write(final) as temporary,
+            temporary.open("w", encoding="utf-8", errors="replace", newline="") as file,
+        ):
             write(file)
-        temporary.replace(final)
     except OSError as error:
         raise InputError(f"{final.name}: cannot be written ({error.strerror}); check the output folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_bytes
 
 LARGEST_BYTES = 16 * 1024 * 1024
 """What file hosts and version control take without complaint."""
@@ -36,9 +37,9 @@ def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
         starts = range(0, len(content), LARGEST_BYTES)
         for number, start in enumerate(starts, 1):
             parts.append(f"{path.name}.{digest[:8]}.{number}of{len(starts)}")
-            _place(content[start : start + LARGEST_BYTES], path.with_name(parts[-1]))
+            write_bytes(content[start : start + LARGEST_BYTES], path.with_name(parts[-1]))
         content = json.dumps({"sha256": digest, "parts": parts}).encode()
-    _place(content, path)
+    write_bytes(content, path)
     for earlier in path.parent.glob(f"{path.name}.*of*"):
         if earlier.name not in parts:
             earlier.unlink()
@@ -63,9 +64,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise InputError(f"{path.name}: its parts are damaged; copy the whole folder again")
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
-
-
-def _place(content: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import resample, world_grid
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.files import atomic_write, read_json
 from bids_dgmseg.models.model_folder import describe_folder
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.segmentation.foreground import measured_box
@@ -92,9 +92,8 @@ def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
 def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path, *, slope: float = 1.0) -> None:
     image = nib.Nifti1Image(array, affine)
     image.header.set_slope_inter(slope, 0)
-    temporary = final.with_name(f".part.{final.name}")
-    image.to_filename(temporary)
-    temporary.replace(final)
+    with atomic_write(final) as temporary:
+        image.to_filename(temporary)
 
 
 def find_start(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:

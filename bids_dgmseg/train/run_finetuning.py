@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.io.files import place, read_json, sha256, write_json, write_text
+from bids_dgmseg.io.files import copy_file, read_json, sha256, write_json, write_text
 from bids_dgmseg.models.model_folder import as_trained, describe_folder
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.report.mosaic import draw_mosaic
@@ -144,7 +144,7 @@ def _claim(request: Request, maps: Sequence[Labelled]) -> None:
     else:
         write_json({**record, "version": __version__}, path)
     if request.model.localizer.network:
-        place(source / "localizer.safetensors", request.out / "localizer.safetensors")
+        copy_file(source / "localizer.safetensors", request.out / "localizer.safetensors")
 
 
 def _describe(request: Request, *, n_learned: int) -> None:

@@ -21,7 +21,8 @@ from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.resample import Grid
 from bids_dgmseg.image.units import Checked
-from bids_dgmseg.image.volume import Volume, load_image, write_like
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.measurement.reference import Reference
 from bids_dgmseg.measurement.scan import Findings

@@ -15,7 +15,8 @@ from bids_dgmseg.bids.top_level import write_merged_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.annex import describe_missing, follow_link, is_there, leads_nowhere
+from bids_dgmseg.io.annex import describe_missing, is_broken_symlink, is_file_or_unfetched
+from bids_dgmseg.io.files import url_to_path
 from bids_dgmseg.workflow.environment import prepare_environment
 from bids_dgmseg.workflow.output import check_folders
 
@@ -98,9 +99,9 @@ def run_group(config: RunConfig) -> int:
 def _without_people(tree: Tree, where: str) -> str:
     """Say why a folder's participants are not known; empty if they are."""
     table = tree.people / "participants.tsv" if tree.people else None
-    if table is None or not is_there(table):
+    if table is None or not is_file_or_unfetched(table):
         return f"{where}: no participants.tsv; the tables have no columns from it"
-    if leads_nowhere(table):
+    if is_broken_symlink(table):
         return f"{where}: {describe_missing(table)}; until then the tables have no columns from it"
     return ""
 
@@ -196,9 +197,9 @@ def _people(tree: Path, otherwise: Path) -> Path:
         *_linked(tree),
         *([tree.parent.parent] if tree.parent.name == "derivatives" else []),
     ]
-    return next((root for root in candidates if is_there(root / "participants.tsv")), otherwise)
+    return next((root for root in candidates if is_file_or_unfetched(root / "participants.tsv")), otherwise)
 
 
 def _linked(tree: Path) -> list[Path]:
     """List the datasets that a tree says it was made from."""
-    return [Path(os.path.normpath(follow_link(link, tree))) for link in linked_datasets(tree).values()]
+    return [Path(os.path.normpath(url_to_path(link, tree))) for link in linked_datasets(tree).values()]

@@ -12,7 +12,8 @@ from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.image.volume import Volume, write_like
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.measurement.field_of_view import View, find_gaps
 from bids_dgmseg.measurement.scan import Segmented, measure_segmentation
 from bids_dgmseg.report.mosaic import draw_mosaic

@@ -8,7 +8,7 @@ from pathlib import Path
 from bids_dgmseg.bids.description import DATASET_DESCRIPTION, is_own, makers
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_missing, describe_pointer, is_pointer, leads_nowhere
+from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
 from bids_dgmseg.io.files import read_json
 
 
@@ -63,10 +63,10 @@ def make_run_folder(work_dir: Path) -> Path:
 def _foreign_maker(folder: Path) -> str | None:
     """Name who made the dataset in a folder, if there is one and it is not ours."""
     path = folder / DATASET_DESCRIPTION
-    if leads_nowhere(path):
+    if is_broken_symlink(path):
         raise InputError(f"{folder.name}: {describe_missing(path)}")
-    if is_pointer(path):
-        raise InputError(f"{folder.name}: {describe_pointer(path)}")
+    if is_pointer_file(path):
+        raise InputError(f"{folder.name}: {describe_unfetched(path)}")
     if not path.is_file():
         return None
     try:

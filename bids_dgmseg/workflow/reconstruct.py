@@ -14,7 +14,8 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.phase import read_phase
 from bids_dgmseg.image.resample import grids_differ
-from bids_dgmseg.image.volume import Volume, check_whole, load_image, write_like
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_intact, load_image, write_like
 from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.checks import limit_threads
 from bids_dgmseg.workflow import files
@@ -140,7 +141,7 @@ def _say_alternation(ramp_rad: float | None) -> str:
 
 def _read_magnitude(path: Path, grid: Volume, scan: Scan) -> NDArray[np.float32]:
     found = np.nan_to_num(_on_grid(Volume.read(path), path, grid, scan), nan=0.0, posinf=0.0, neginf=0.0)
-    check_whole(path)
+    check_intact(path)
     if found.min() < 0 or found.max() == found.min():
         raise InputError(
             f"{path.name}: values from {found.min():.4g} to {found.max():.4g}, expected a magnitude, "
@@ -151,7 +152,7 @@ def _read_magnitude(path: Path, grid: Volume, scan: Scan) -> NDArray[np.float32]
 
 def _read_mask(path: Path, grid: Volume, scan: Scan) -> NDArray[np.bool_]:
     mask = Volume.read(path)
-    check_whole(path)
+    check_intact(path)
     if apart := grids_differ(grid, mask):
         first = scan.echoes[0].magnitude.name
         raise InputError(f"{path.name}: does not lie on the grid of {first} ({apart}); resample the mask first")

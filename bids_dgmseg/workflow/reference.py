@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import grids_differ
-from bids_dgmseg.image.volume import Volume, check_whole
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.reference import Reference, describe_core, find_ventricle_core, measure_reference
 from bids_dgmseg.measurement.scan import Segmented
 from bids_dgmseg.models.registry import Model
@@ -97,13 +98,13 @@ def _find_region(
 
 def _read_region(path: str) -> NDArray[np.bool_]:
     region: NDArray[np.bool_] = Volume.read(path, np.uint8).array > 0
-    check_whole(path)
+    check_intact(path)
     return region
 
 
 def _read_mask(path: Path, chi: Volume) -> NDArray[np.bool_]:
     mask = Volume.read(path)
-    check_whole(path)
+    check_intact(path)
     if apart := grids_differ(chi, mask):
         raise InputError(f"{path.name}: does not lie on the grid of the map ({apart}); resample the mask first")
     inside: NDArray[np.bool_] = mask.array > 0.5

@@ -20,15 +20,13 @@ from bids_dgmseg.bids.derivatives import (
     fingerprint,
     is_done,
     output_path,
-    place,
     save_scan,
     write_dataset_files,
-    write_json,
-    write_text,
 )
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import copy_file, write_json, write_text
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -250,7 +248,7 @@ def test_a_failed_copy_leaves_the_earlier_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space left"):
-        place(tmp_path / "new", tmp_path / "final")
+        copy_file(tmp_path / "new", tmp_path / "final")
     assert (tmp_path / "final").read_text() == "old"
     assert files_below(tmp_path) == {"new", "final"}
 

@@ -241,7 +241,7 @@ def test_a_description_that_was_not_fetched_is_said(dataset):
     root = dataset("ds", chi("sub-01"))
     (root / "dataset_description.json").unlink()
     (root / "dataset_description.json").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"^dataset_description.json: its content is not here \(a link"):
+    with pytest.raises(InputError, match=r"^dataset_description.json: content not fetched \(broken symlink"):
         scans_of(root)
 
 
@@ -275,10 +275,10 @@ def test_a_wrong_selection_is_refused(dataset, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"chimap": {"acquisition": "x",}}', r"^filter.json: not valid JSON \(line 1, column 32\)"),
+        ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 32\)"),
         ('{"t1w": {}}', r'^filter.json: has no "chimap" block'),
         ('{"chimap": {"acqisition": "x"}}', r"^filter.json: no entity is called acqisition"),
-        ("[1]", r"^filter.json: holds a list, expected an object"),
+        ("[1]", r"^filter.json: contains a list, expected a JSON object"),
         ('{"chimap": {"acquisition": "nosuch"}}', r"^ds: no _Chimap that filter.json selects"),
     ],
 )
@@ -309,14 +309,14 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
 def test_a_broken_sidecar_is_a_problem_of_its_own_scan(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
     (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{\n "Units": ppm\n}')
-    problem = "sub-01_Chimap.json: not valid JSON (line 2, column 11); correct the file"
+    problem = "sub-01_Chimap.json: invalid JSON (line 2, column 11); fix the file"
     assert [(scan.name, scan.problem) for scan in scans_of(root)] == [("sub-01", problem), ("sub-02", None)]
 
 
 def test_a_sidecar_that_breaks_all_scans_is_refused_with_its_place(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
     (root / "Chimap.json").write_text('{\n "Units": ppm\n}')
-    with pytest.raises(InputError, match=r"^Chimap.json: not valid JSON \(line 2, column 11\); correct the file$"):
+    with pytest.raises(InputError, match=r"^Chimap.json: invalid JSON \(line 2, column 11\); fix the file$"):
         scans_of(root)
 
 

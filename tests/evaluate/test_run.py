@@ -257,7 +257,7 @@ def test_labels_whose_checksum_is_wrong_fail_alone(evaluate, tmp_path):
     image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
     code, out, _ = evaluate(*roots)
     assert code == 1
-    assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or cut short (CRC" in out
+    assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or truncated (CRC" in out
     assert set(read(tmp_path, "overlap")["scan"]) == {"sub-02"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.image.volume import load_image
+from bids_dgmseg.io.nifti import load_image
 
 REAL = sorted(Path(__file__).parents[3].glob("shared/data/real/sub-*/anat/*_Chimap.nii.gz"))
 SHAPE = (40, 48, 32)
@@ -43,7 +43,7 @@ def test_doubts_about_the_header_are_among_the_warnings(store):
     image.set_qform(None, 0)
     image.to_filename(path)
     (warning,) = check_chi(path, {"Units": "ppm"}).warnings
-    assert warning.startswith("sub-07_Chimap.nii.gz: its header says no orientation")
+    assert warning.startswith("sub-07_Chimap.nii.gz: no orientation in the header")
 
 
 def test_a_compressed_file_with_a_wrong_byte_is_refused(store):
@@ -51,7 +51,7 @@ def test_a_compressed_file_with_a_wrong_byte_is_refused(store):
     data = bytearray(path.read_bytes())
     data[-8] ^= 1  # in the checksum, which nothing but a reader of the whole file looks at
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"^sub-07_Chimap.nii.gz: the data are damaged or cut short \(CRC "):
+    with pytest.raises(InputError, match=r"^sub-07_Chimap.nii.gz: the data are damaged or truncated \(CRC "):
         check_chi(path, {"Units": "ppm"})
 
 
@@ -274,7 +274,7 @@ def test_a_map_of_paramagnetic_sources_passes_with_a_warning(store):
 def test_a_truncated_map_is_refused(store):
     path = store(brain())
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: the data are damaged or cut short"):
+    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: the data are damaged or truncated"):
         check_chi(path, {})
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.volume import Volume, load_image, write_like
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image, write_like
 
 opened = nib.Nifti1Image.from_filename
 
@@ -148,13 +149,15 @@ def test_a_missing_file_is_named(tmp_path):
 )
 def test_content_that_was_not_fetched_is_recognised(tmp_path, pointer):
     (tmp_path / "map.nii.gz").write_text(pointer)
-    with pytest.raises(InputError, match=r"^map.nii.gz: its content is not here, only a pointer to it; fetch it first"):
+    with pytest.raises(
+        InputError, match=r"^map.nii.gz: content not fetched \(the file is only a pointer\); fetch it first"
+    ):
         Volume.read(tmp_path / "map.nii.gz")
 
 
 def test_a_link_that_leads_nowhere_is_recognised(tmp_path):
     (tmp_path / "map.nii.gz").symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
-    with pytest.raises(InputError, match=r"^map.nii.gz: its content is not here \(a link that leads nowhere\); fetch"):
+    with pytest.raises(InputError, match=r"^map.nii.gz: content not fetched \(broken symlink\); fetch"):
         Volume.read(tmp_path / "map.nii.gz")
 
 
@@ -174,17 +177,17 @@ def test_a_reason_of_nibabel_names_the_file_without_its_folders(tmp_path):
 def test_a_reason_of_nibabel_is_one_line(store, affine):
     path = store(affine, name="map.nii")
     path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(InputError, match=r"^map.nii: the data are damaged or cut short \([^\n/]*\); copy "):
+    with pytest.raises(InputError, match=r"^map.nii: the data are damaged or truncated \([^\n/]*\); copy "):
         Volume.read(path)
 
 
 def test_several_volumes_are_refused(store, affine):
-    with pytest.raises(InputError, match=r"map.nii.gz: has 4 dimensions \(6, 7, 8, 2\), expected 3; give one 3D map"):
+    with pytest.raises(InputError, match=r"map.nii.gz: has 4 dimensions \(6, 7, 8, 2\), expected 3; provide one"):
         Volume.read(store(affine, np.ones((6, 7, 8, 2))))
 
 
 def test_complex_values_are_refused(store, affine):
-    with pytest.raises(InputError, match=r"map.nii.gz: holds complex64 values, expected one real number a voxel"):
+    with pytest.raises(InputError, match=r"map.nii.gz: contains complex64 values, expected one real number per voxel"):
         Volume.read(store(affine, dtype=np.complex64))
 
 
@@ -192,7 +195,7 @@ def test_complex_values_are_refused(store, affine):
 def test_a_truncated_file_is_refused(store, affine, kept):
     path = store(affine)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match=r"^map.nii.gz: (cannot be read as NIfTI|the data are damaged or cut short)"):
+    with pytest.raises(InputError, match=r"^map.nii.gz: (cannot be read as NIfTI|the data are damaged or truncated)"):
         Volume.read(path)
 
 
@@ -223,7 +226,7 @@ def test_voxels_that_begin_at_the_files_first_byte_are_refused(tmp_path, kind, f
     where = {352: slice(108, 112), 544: slice(168, 176)}[first]
     data[where] = bytes(where.stop - where.start)
     path.write_bytes(data)
-    said = rf"^map.nii: its voxels begin within the header \(vox_offset 0, expected {first} or more\); correct"
+    said = rf"^map.nii: the data start inside the header \(vox_offset 0, expected at least {first}\); correct"
     with pytest.raises(InputError, match=said):
         Volume.read(path)
 
@@ -234,7 +237,7 @@ def test_an_affine_without_sizes_is_refused(store, row):
     data = bytearray(path.read_bytes())
     data[312:328] = np.array(row, "<f4").tobytes()  # srow_z
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"map.nii: its affine is not invertible"):
+    with pytest.raises(InputError, match=r"map.nii: the affine is not invertible"):
         load_image(path)
 
 

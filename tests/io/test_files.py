@@ -8,14 +8,7 @@ from bids_dgmseg.io.files import read_json
 
 def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
     (tmp_path / "a.json").write_bytes('{"Name": "Jürg"}'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"^a.json: is not UTF-8 text \(byte 11\); save it as UTF-8$"):
-        read_json(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
-def test_what_pythons_parser_gives_up_is_refused_as_any_other(tmp_path, value):
-    (tmp_path / "a.json").write_text('{"Name": ' + value)
-    with pytest.raises(InputError, match=r"^a.json: a number is too long or lists lie too deep; correct the file$"):
+    with pytest.raises(InputError, match=r"^a.json: not UTF-8 text \(byte 11\); save it as UTF-8$"):
         read_json(tmp_path / "a.json")
 
 
@@ -27,9 +20,9 @@ def test_what_is_no_file_is_refused_without_its_folders(tmp_path):
 def test_a_file_that_was_not_fetched_is_no_missing_file(tmp_path):
     link = tmp_path / "sub-01_Chimap.json"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0.json")
-    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: its content is not here \(a link"):
+    with pytest.raises(InputError, match=r"^sub-01_Chimap.json: content not fetched \(broken symlink"):
         read_json(link)
     pointer = tmp_path / "sub-02_Chimap.json"
     pointer.write_text("/annex/objects/MD5E-s12--0.json\n")
-    with pytest.raises(InputError, match=r"^sub-02_Chimap.json: its content is not here, only a pointer to it"):
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.json: content not fetched \(the file is only a pointer\)"):
         read_json(pointer)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate.susceptibility import TISSUES
 from bids_dgmseg.simulate.template import _NUCLEI, _TISSUES, build_template, read_nigra, read_symbols, write_template
 

@@ -38,10 +38,10 @@ def test_a_dictionary_beside_the_table_of_one_participant_is_read(root):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "not valid JSON (line 1, column 2); correct the file"),
+        ("{", "invalid JSON (line 1, column 2); fix the file"),
         (
             "/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.json",
-            "its content is not here, only a pointer to it; fetch it first "
+            "content not fetched (the file is only a pointer); fetch it first "
             "(datalad get, git annex get or git lfs pull)",
         ),
     ],

@@ -124,7 +124,9 @@ def test_what_windows_has_no_letter_for_is_read_all_the_same(tmp_path):
 
 def test_a_pointer_in_the_place_of_the_table_is_told(tmp_path):
     path = write(tmp_path, "/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
-    with pytest.raises(InputError, match=r"^participants.tsv: its content is not here, only a pointer to it; fetch it"):
+    with pytest.raises(
+        InputError, match=r"^participants.tsv: content not fetched \(the file is only a pointer\); fetch it"
+    ):
         read_participants(path, ["01"])
 
 

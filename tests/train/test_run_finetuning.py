@@ -22,7 +22,7 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, world_grid
-from bids_dgmseg.image.volume import load_image
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.model_folder import as_trained, describe_folder
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
@@ -329,7 +329,7 @@ def use_small_default(patch):
         "bids_dgmseg.cli.train.get_model",
         lambda name, option: replace(MODEL, localizer=replace(MODEL.localizer, network="unused")),
     )
-    patch.setattr("bids_dgmseg.train.run_finetuning.place", lambda temporary, final: None)
+    patch.setattr("bids_dgmseg.train.run_finetuning.copy_file", lambda temporary, final: None)
 
 
 @pytest.fixture

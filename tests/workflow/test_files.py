@@ -9,7 +9,8 @@ import pytest
 
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.image.boxes import Box, Tilt
-from bids_dgmseg.image.volume import Volume, write_like
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.segmentation.results import Block
 from bids_dgmseg.workflow.files import (
     describe_block,

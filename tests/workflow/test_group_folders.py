@@ -180,7 +180,7 @@ def test_participants_that_were_not_fetched_are_not_taken_for_none(tmp_path, dat
     (dataset / "participants.tsv").symlink_to("../.git/annex/objects/gone")
     assert run() == 0
     assert capsys.readouterr().err.splitlines() == [
-        "ds: participants.tsv: its content is not here (a link that leads nowhere); fetch it first (datalad get, git "
+        "ds: participants.tsv: content not fetched (broken symlink); fetch it first (datalad get, git "
         "annex get or git lfs pull); until then the tables have no columns from it"
     ]
 
@@ -189,7 +189,7 @@ def test_a_merged_folders_own_participants_are_not_replaced_by_others(tmp_path, 
     (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\n")
     (out / "participants.tsv").symlink_to("nowhere")
     assert run("--merge", out, to=tmp_path / "pooled") == 0
-    assert "participants.tsv: its content is not here" in capsys.readouterr().err
+    assert "participants.tsv: content not fetched" in capsys.readouterr().err
     assert "age" not in rows_of(tmp_path / "pooled" / "group_volumes.tsv")[0]
 
 
@@ -197,7 +197,7 @@ def test_sessions_that_were_not_fetched_are_said(study, dataset, run, capsys):
     (dataset / "sub-03").mkdir()
     (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
     assert run() == 0
-    assert "sub-03_sessions.tsv: its content is not here" in capsys.readouterr().err
+    assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err
 
 
 def test_folders_whose_names_are_not_utf8_are_merged(dataset, tmp_path, run):

@@ -43,7 +43,7 @@ def test_an_output_whose_description_is_broken_is_told(raw):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text('"broken"')
-    with pytest.raises(InputError, match=r"^out/dataset_description.json: holds a str, expected an object"):
+    with pytest.raises(InputError, match=r"^out/dataset_description.json: contains a str, expected a JSON object"):
         check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
@@ -73,7 +73,7 @@ def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, le
     out = raw.parent / "out"
     out.mkdir()
     leave(out / "dataset_description.json")
-    with pytest.raises(InputError, match=r"^out: dataset_description\.json: its content is not here.*; fetch it first"):
+    with pytest.raises(InputError, match=r"^out: dataset_description\.json: content not fetched.*; fetch it first"):
         check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 

@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.resample import Grid, world_grid
-from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.echoes import Echoes, draw_echoes

@@ -15,7 +15,8 @@ import pytest
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
-from bids_dgmseg.image.volume import Volume, load_image
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -135,7 +136,7 @@ def test_a_mask_whose_checksum_is_wrong_fails_its_scan_alone(heads, run, capsys)
     (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
-    assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or cut short (CRC")
+    assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or truncated (CRC")
     assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
 
 

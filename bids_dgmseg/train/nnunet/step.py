@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import sha256
+from bids_dgmseg.io.files import sha256, write_bytes, write_text
 from bids_dgmseg.models.weights import pick_device
 from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, PlanName, write_raw
@@ -166,8 +167,7 @@ def ship(trainer: Any, folder: Path) -> Path:
     from bids_dgmseg.train.nnunet.plan import CONFIGURATION
     from bids_dgmseg.train.nnunet.trainer import STOCK_TRAINER
 
-    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
-    temporary = folder / "fold_0" / f".{_CHECKPOINT}.part"
+    content = io.BytesIO()  # saved to a file, the archive would contain the random name that it is written under
     torch.save(
         {
             "network_weights": halve(trainer.network.state_dict()),
@@ -176,13 +176,12 @@ def ship(trainer: Any, folder: Path) -> Path:
             "inference_allowed_mirroring_axes": None,
             "current_epoch": trainer.current_epoch,
         },
-        temporary,
+        content,
     )
-    temporary.replace(folder / "fold_0" / _CHECKPOINT)
-    for name, content in (("dataset", trainer.dataset_json), ("plans", trainer.plans_manager.plans)):
-        temporary = folder / f".{name}.json.part"
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / f"{name}.json")
+    write_bytes(content.getvalue(), folder / "fold_0" / _CHECKPOINT)
+    for name, description in (("dataset", trainer.dataset_json), ("plans", trainer.plans_manager.plans)):
+        # Not write_json: nnU-Net's plans may contain values, such as NaN, that must stay as they are.
+        write_text(json.dumps(description, indent=2), folder / f"{name}.json")
     return folder
 
 

@@ -19,6 +19,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from torch import Tensor
 
+from bids_dgmseg.io.files import atomic_write, write_text
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.weights import to_channels_last
 from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
@@ -232,9 +233,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         for epoch, row in enumerate(zip(train, watched, rates, dice, strict=False), start=1):
             cells = [f"{row[0]:.4f}", f"{row[1]:.4f}", f"{row[2]:.6f}", *(f"{value:.3f}" for value in row[3])]
             lines.append("\t".join([str(epoch), *cells]))
-        temporary = Path(self.output_folder) / ".curve.tsv.part"
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(temporary.with_name("curve.tsv"))
+        write_text("\n".join(lines), Path(self.output_folder) / "curve.tsv")
         scores = " ".join(f"{name} {value:.2f}" for name, value in zip(names, dice[-1], strict=True))
         self.say(
             f"{self.step_name}: epoch {self.current_epoch}, {self.seconds():.0f} s, loss {train[-1]:.3f}, "
@@ -243,9 +242,8 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically."""
-        temporary = Path(f"{filename}.part")
-        super().save_checkpoint(str(temporary))
-        temporary.replace(filename)
+        with atomic_write(Path(filename)) as temporary:
+            super().save_checkpoint(str(temporary))
 
     def resume(self) -> None:
         """Go on from the latest checkpoint, where there is one."""

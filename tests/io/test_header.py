@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.header import check_header
+from bids_dgmseg.io.nifti import check_header
 
 UPRIGHT = np.diag([2.0, 2.0, 2.0, 1.0])
 MIRRORED = np.diag([-2.0, 2.0, 2.0, 1.0])
@@ -26,7 +26,7 @@ def test_one_place_or_twice_the_same_is_no_doubt(codes):
 
 def test_a_header_without_orientation_is_doubted():
     (warning,) = check_header(image(qform=(None, 0), sform=(None, 0)), "a.nii")
-    assert warning.startswith("a.nii: its header says no orientation (qform and sform codes are 0); the first axis is")
+    assert warning.startswith("a.nii: no orientation in the header (qform and sform codes are 0); the first axis is")
 
 
 def test_without_orientation_the_first_axis_runs_to_the_left():
@@ -36,7 +36,7 @@ def test_without_orientation_the_first_axis_runs_to_the_left():
 def test_two_places_that_differ_are_doubted():
     (warning,) = check_header(image(sform=(MIRRORED, 1)), "a.nii")
     # Voxel 9 of the first axis lies at 18 mm in one and at -18 mm in the other.
-    assert warning == "a.nii: its qform and sform differ by up to 36 mm; the sform is used, make sure of the sides"
+    assert warning == "a.nii: qform and sform differ by up to 36 mm; the sform is used, check left and right"
 
 
 def test_two_sizes_of_a_voxel_are_doubted():
@@ -44,15 +44,15 @@ def test_two_sizes_of_a_voxel_are_doubted():
     strange.header["pixdim"][1:4] = [2.0, 2.0, 3.0]
     (warning,) = check_header(strange, "a.nii")
     assert warning == (
-        "a.nii: voxels of 2 x 2 x 3 mm by its pixdim, of 2 x 2 x 2 mm by its affine; the affine is used, "
-        "make sure of the sizes"
+        "a.nii: voxel size is 2 x 2 x 3 mm in pixdim but 2 x 2 x 2 mm in the affine; the affine is used, "
+        "check the voxel size"
     )
 
 
 @pytest.mark.parametrize(("edge", "said"), [(2500, "2.5e.03"), (0.0025, "0.0025")])  # in micrometres, in metres
 def test_voxels_in_another_unit_of_length_are_refused(edge, said):
     strange = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.diag([1, edge, edge, 1]))
-    with pytest.raises(InputError, match=rf"^a.nii: voxels of 1 x {said} x {said} mm, expected 0.05 to 20; correct"):
+    with pytest.raises(InputError, match=rf"^a.nii: voxel size 1 x {said} x {said} mm, expected 0.05 to 20 mm"):
         check_header(strange, "a.nii")
 
 
@@ -65,5 +65,5 @@ def test_voxels_that_are_no_boxes_are_refused(shear, refused):
     if not refused:
         check_header(slanted, "a.nii")
         return
-    with pytest.raises(InputError, match=r"^a.nii: its axes miss the right angle by 5.7 degrees \(.*; resample it"):
+    with pytest.raises(InputError, match=r"^a.nii: the axes deviate from right angles by 5.7 degrees \(.*; resample"):
         check_header(slanted, "a.nii")

@@ -1,0 +1,261 @@
+"""NIfTI files: read with clear errors, check the header, write on the exact grid of another file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from numpy.typing import DTypeLike, NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_pointer_file
+from bids_dgmseg.io.files import atomic_write
+
+SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
+"""Sizes beyond these come from headers in metres or micrometres."""
+
+LARGEST_SIZE_DIFFERENCE = 0.01
+"""Relative difference between the voxel sizes of pixdim and affine; rounding causes less."""
+
+LARGEST_SHEAR_DEG = 3.0
+"""Deviation of two axes from a right angle; at this limit volumes are 0.1 % too large and distances 5 % off."""
+
+LARGEST_FORM_DIFFERENCE_MM = 1.0
+"""Distance between the corners of the image by qform and by sform; rounding of a quaternion causes less."""
+
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
+"""What nibabel raises for damaged headers and data; a damaged shape can ask for any amount of memory."""
+
+_GEOMETRY = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
+"""Header fields that define the grid, besides the first four of pixdim."""
+
+
+def load_image(path: str | Path) -> nib.Nifti1Image:
+    """Open a NIfTI file without reading its data.
+
+    Raises
+    ------
+    InputError
+        If it is missing, unfetched, unreadable or not NIfTI, or its affine is not invertible.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise InputError(describe_missing(path)) from None
+    except _UNREADABLE as error:
+        if is_pointer_file(path):
+            raise InputError(describe_unfetched(path)) from error
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{path.name}: cannot be read (Permission denied); correct its permissions") from error
+        raise InputError(f"{path.name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+        raise InputError(f"{path.name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
+    proxy: Any = image.dataobj
+    if image.header.is_single and proxy.offset < image.header.single_vox_offset:
+        raise InputError(
+            f"{path.name}: the data start inside the header (vox_offset {proxy.offset}, expected at least "
+            f"{image.header.single_vox_offset}); correct the header"
+        )
+    if not np.isfinite(image.affine).all() or np.isnan(orientations.io_orientation(image.affine)).any():
+        raise InputError(
+            f"{path.name}: the affine is not invertible, so voxel size and orientation are unknown; correct the header"
+        )
+    return image
+
+
+def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Read the voxels of a 3D image in the file's own axes, with its scaling applied.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        From `load_image`; trailing axes of length one are dropped.
+    path : path
+        Its file, for error messages.
+    dtype : dtype
+        Type of the result.
+
+    Raises
+    ------
+    InputError
+        If the data are damaged, complex, structured or not three-dimensional.
+    """
+    name = Path(path).name
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise InputError(f"{name}: has {len(shape)} dimensions {shape}, expected 3; provide one 3D map per file")
+    try:
+        data = np.asanyarray(image.dataobj)
+    except _UNREADABLE as error:
+        raise InputError(_describe_damage(error, path)) from error
+    if np.iscomplexobj(data) or data.dtype.fields:
+        raise InputError(
+            f"{name}: contains {data.dtype} values, expected one real number per voxel; save it as float32"
+        )
+    return data.reshape(shape).astype(dtype)
+
+
+def check_intact(path: str | Path) -> None:
+    """Read a compressed file to its end, so that its checksum is verified; nibabel stops at the last voxel.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated or a byte of it is wrong.
+    """
+    if Path(path).suffix != ".gz":
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except _UNREADABLE as error:
+        raise InputError(_describe_damage(error, path)) from error
+
+
+def _describe_damage(error: Exception, path: str | Path) -> str:
+    return f"{Path(path).name}: the data are damaged or truncated ({_reason(error, path)}); copy the file again"
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    """Format an error on one line that names the file without its folders."""
+    return " ".join(str(error).replace(str(path), Path(path).name).split()) or type(error).__name__
+
+
+def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
+    """Check voxel size and orientation in a NIfTI header.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3D image.
+    name : str
+        Name for messages.
+
+    Returns
+    -------
+    tuple of str
+        Warnings: no orientation, two different orientations, or two different voxel sizes.
+
+    Raises
+    ------
+    InputError
+        If the voxel size is implausible, or the axes are not orthogonal.
+    """
+    sizes_mm = nib.affines.voxel_sizes(image.affine)
+    if sizes_mm.min() < SMALLEST_VOXEL_MM or sizes_mm.max() > LARGEST_VOXEL_MM:
+        raise InputError(
+            f"{name}: voxel size {_format_sizes(sizes_mm)} mm, expected {SMALLEST_VOXEL_MM:g} to {LARGEST_VOXEL_MM:g} "
+            "mm; correct the header"
+        )
+    axes = image.affine[:3, :3] / sizes_mm
+    shear_deg = np.rad2deg(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max().clip(max=1)))
+    if shear_deg > LARGEST_SHEAR_DEG:
+        raise InputError(
+            f"{name}: the axes deviate from right angles by {shear_deg:.1f} degrees (sheared affine); resample the "
+            "image to an orthogonal grid"
+        )
+    return (*_size_warnings(image, sizes_mm, name), *_orientation_warnings(image, name))
+
+
+def _size_warnings(image: nib.Nifti1Image, sizes_mm: NDArray[np.float64], name: str) -> tuple[str, ...]:
+    pixdim_mm = np.array(image.header.get_zooms()[:3], float)
+    if np.allclose(pixdim_mm, sizes_mm, rtol=LARGEST_SIZE_DIFFERENCE, atol=0):
+        return ()
+    return (
+        f"{name}: voxel size is {_format_sizes(pixdim_mm)} mm in pixdim but {_format_sizes(sizes_mm)} mm in the "
+        "affine; the affine is used, check the voxel size",
+    )
+
+
+def _format_sizes(sizes_mm: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.3g}" for size in sizes_mm)
+
+
+def _orientation_warnings(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
+    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        return (
+            f"{name}: no orientation in the header (qform and sform codes are 0); the first axis is assumed to run "
+            "from right to left, check left and right",
+        )
+    if qform is None or sform is None:
+        return ()
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, size - 1) for size in image.shape[:3]))])
+    apart_mm = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+    if apart_mm <= LARGEST_FORM_DIFFERENCE_MM:
+        return ()
+    return (f"{name}: qform and sform differ by up to {apart_mm:.0f} mm; the sform is used, check left and right",)
+
+
+def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, scale: float | None = None) -> Path:
+    """Write an RAS+ array atomically on the exact grid of a file: shape, axes, affine, qform and sform.
+
+    Parameters
+    ----------
+    array : ndarray of shape (X, Y, Z) or (X, Y, Z, C)
+        In the axes that `Volume.read` returns for `reference`; the file gets its dtype.
+    reference : path
+        File whose grid and header geometry are copied.
+    out : path
+        File to write.
+    scale : float, optional
+        ``scl_slope`` of the file, by which readers multiply the stored integers.
+
+    Raises
+    ------
+    ValueError
+        If the array is not on the reference's grid.
+    """
+    image = load_image(reference)
+    to_stored = orientations.ornt_transform(_RAS, orientations.io_orientation(image.affine))
+    stored = orientations.apply_orientation(array, to_stored)
+    if stored.shape[:3] != image.shape[:3]:
+        raise ValueError(f"array has shape {stored.shape[:3]} in the axes of {reference}, expected {image.shape[:3]}")
+    header = type(image).header_class()
+    header.set_data_dtype(stored.dtype)
+    for field in _GEOMETRY:
+        header[field] = image.header[field]
+    header["pixdim"][:4] = image.header["pixdim"][:4]
+    header.set_xyzt_units("mm")
+    # No affine here: setting one would recompute, and round, the quaternion and the rows just copied.
+    written = type(image)(stored, None, header)
+    if scale is not None:
+        written.header.set_slope_inter(scale, 0)  # nibabel drops the slope of the header an image is created with
+    with atomic_write(Path(out)) as temporary:
+        written.to_filename(temporary)
+    return Path(out)

@@ -1,0 +1,55 @@
+"""Tab-separated tables as BIDS stores them: a header line, and ``n/a`` for missing values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
+from bids_dgmseg.io.files import write_text
+
+MISSING = "n/a"
+
+
+def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a tab-separated table; ``n/a`` and empty cells are NaN, and no other text is.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8 text, with or without byte order mark.
+    **options
+        Passed to `pandas.read_csv`, for example ``dtype=str`` or ``usecols``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unfetched or not a table.
+    """
+    try:
+        return pd.read_csv(
+            path, sep="\t", **{"na_values": [MISSING], "keep_default_na": False, "encoding": "utf-8-sig"} | options
+        )
+    except FileNotFoundError:
+        raise InputError(describe_missing(path)) from None
+    except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
+        if is_broken_symlink(path):
+            raise InputError(describe_missing(path)) from None
+        if is_pointer_file(path):
+            raise InputError(describe_unfetched(path)) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.name}: not a tab-separated table ({reason}); fix the file") from error
+
+
+def format_tsv(table: pd.DataFrame, float_format: str | None = None) -> str:
+    """Format a table as tab-separated text without its index; NaN becomes ``n/a``."""
+    text: str = table.to_csv(sep="\t", index=False, na_rep=MISSING, float_format=float_format, lineterminator="\n")
+    return text
+
+
+def write_tsv(table: pd.DataFrame, path: Path, float_format: str | None = None) -> Path:
+    """Write a table atomically, as `format_tsv` formats it."""
+    return write_text(format_tsv(table, float_format), path)
