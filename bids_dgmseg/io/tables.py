@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
+from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_pointer_file
 from bids_dgmseg.io.files import write_text
 
 MISSING = "n/a"
@@ -29,15 +29,14 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     InputError
         If the file is missing, unfetched or not a table.
     """
+    defaults = {"na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
+    settings: dict[str, Any] = defaults | options
     try:
-        return pd.read_csv(
-            path, sep="\t", **{"na_values": [MISSING], "keep_default_na": False, "encoding": "utf-8-sig"} | options
-        )
+        table: pd.DataFrame = pd.read_csv(path, sep="\t", **settings)
+        return table
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        if is_broken_symlink(path):
-            raise InputError(describe_missing(path)) from None
         if is_pointer_file(path):
             raise InputError(describe_unfetched(path)) from error
         reason = " ".join(str(error).split())
