@@ -2,7 +2,7 @@
 
     python benchmarks/drawing.py [--template LABELS] [--maps N] [--device cpu|cuda] [--seed S]
 
-Draws samples as ``dgmseg train default --part segmenter`` does, voxels of 1 mm: on a CPU with one thread, as a worker
+Draws samples as ``dgmseg train-simulated`` (segmenter) does, voxels of 1 mm: on a CPU with one thread, as a worker
 of the training; on a GPU on it. The peer, in the same run: steps of that training on these samples, which wait in
 memory, with all cores or on the GPU. Prints Markdown: samples and steps a second, and their ratio. On a CPU the
 network waits for no map where it is above 1, if the worker has a core of its own; a GPU draws and learns in turn.

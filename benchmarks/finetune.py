@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py DATASET [--minutes M | --steps N] [--folds K] [--from FOLDER] [--out FILE.tsv]
 
-DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg train default DATASET OUT`. Prints the Dice before
-and after of the held-out scans. The weights are thrown away.
+DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg finetune`. Prints the Dice of the held-out
+scans before and after. The weights are thrown away.
 """
 
 from __future__ import annotations

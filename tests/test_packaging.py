@@ -98,10 +98,10 @@ def test_every_option_is_documented():
     assert documented == {*ACTIONS, "--help", "--version"} - {"bids_dir", "output_dir", "analysis_level"}
 
 
-@pytest.mark.parametrize("verb", re.findall(r"^### dgmseg (\w+)$", read("docs/options.md"), flags=re.MULTILINE))
+@pytest.mark.parametrize("verb", re.findall(r"^### dgmseg ([\w-]+)$", read("docs/options.md"), flags=re.MULTILINE))
 def test_every_option_of_a_verb_is_documented(verb):
     section = read("docs/options.md").partition(f"### dgmseg {verb}\n")[2].partition("\n### ")[0]
-    module = importlib.import_module(f"bids_dgmseg.cli.{verb}")
+    module = importlib.import_module(f"bids_dgmseg.cli.{verb.replace('-', '_')}")
     parser = argparse.ArgumentParser(add_help=False)
     module.add_arguments(parser)
     options = {word for action in parser._actions for word in action.option_strings}

@@ -2,11 +2,12 @@
 
     python workflows/train_models.py DATASET OUT [--models dcnnet attunet25d deepqsmseg nnunet2step] [--folds K]
                                      [--plan {paper,small}] [--nprocs N] [--work-dir FOLDER]
-                                     [-- OPTIONS OF dgmseg train]
+                                     [-- TRAINING OPTIONS]
 
 Each model gets a folder OUT/MODEL for `bids_dgmseg --model MODEL --weights OUT/MODEL`; OUT/training.tsv compares the
-folds. nnunet2step has no folds: its two steps learn side by side from one split, by nnU-Nets as large as --plan says. A
-training that was interrupted goes on with the same command. Copy this file to add models, options or steps.
+folds. nnunet2step has no folds; its two nets share one split and the size given by --plan. The same command
+resumes an interrupted training. Options after -- go to `dgmseg train` or `dgmseg train-nnunet`. Copy this file to add
+models, options or steps.
 """
 
 from __future__ import annotations
@@ -34,29 +35,29 @@ from nipype.interfaces.base import (
 )
 
 from bids_dgmseg.cli.options import absolute_path, positive_int
-from bids_dgmseg.errors import InputError, run_command
+from bids_dgmseg.errors import InputError, end_well
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
 STEPPED = "nnunet2step"
 MODELS = (*FOLDED, STEPPED)
 COLUMNS = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice", "step")
 NO_CLASSES = ("epoch", "steps", "learning_rate", "loss", "validation_loss", "loss_tune")
-"""Columns of the learning curves that are no Dice; ``loss_tune`` is nnunet2step's validation."""
+"""Columns of the learning curves that do not hold Dice; ``loss_tune`` is the validation loss of nnunet2step."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What of a model is trained by itself, whatever happens to the others."""
+    """One fold or step of a model, trained independently of the others."""
 
     name: str
     options: tuple[str, ...]
-    """Of ``dgmseg train``."""
+    """Of the training verb."""
     curve: str
     """Its learning curve in the model folder."""
 
 
 def list_parts(model: str, *, folds: int, plan: str) -> list[Part]:
-    """List the folds of a model, or its steps: the second learns in the given cerebella, not in those of the first."""
+    """List the folds or steps of a model; steps are independent, since the second uses the given cerebellum masks."""
     if model == STEPPED:
         return [Part(step, ("--step", step, "--plan", plan), f"{step}_curve.tsv") for step in ("cerebellum", "dentate")]
     return [
@@ -70,20 +71,20 @@ class _TrainInputSpec(BaseInterfaceInputSpec):
     part = traits.Any(mandatory=True, nohash=True, desc="its fold or step")
     in_dataset = Directory(exists=True, mandatory=True, desc="labelled BIDS dataset")
     out_folder = traits.Str(mandatory=True, desc="model folder, shared by the parts")
-    options = traits.List(traits.Str, desc="further options of dgmseg train")
+    options = traits.List(traits.Str, desc="further options of the training verb")
 
 
 class _TrainOutputSpec(TraitedSpec):
-    out_curve = File(exists=True, desc="learning curve, a row an epoch")
+    out_curve = File(exists=True, desc="learning curve, one row per epoch")
 
 
 class Train(SimpleInterface):
-    """Train one fold or step of a model in a process of its own, or go on where it stopped."""
+    """Train one fold or step of a model in a separate process; resume it if it was interrupted."""
 
     input_spec = _TrainInputSpec
     output_spec = _TrainOutputSpec
     always_run = True
-    """The folder knows what is done; a cache of ours would not see a longer training."""
+    """The model folder records what is finished; Nipype's cache would not notice a longer training."""
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         given = self.inputs
@@ -91,7 +92,7 @@ class Train(SimpleInterface):
             sys.executable,
             "-m",
             "bids_dgmseg.cli",
-            "train",
+            "train-nnunet" if given.model == STEPPED else "train",
             given.model,
             given.in_dataset,
             given.out_folder,
@@ -114,11 +115,11 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
 
 
 class _CompareOutputSpec(TraitedSpec):
-    out_table = File(exists=True, desc="a row a fold or step")
+    out_table = File(exists=True, desc="one row per fold or step")
 
 
 class Compare(SimpleInterface):
-    """Lay the epochs whose weights are kept side by side, a row a fold or step."""
+    """Tabulate the epochs whose weights are kept, one row per fold or step."""
 
     input_spec = _CompareInputSpec
     output_spec = _CompareOutputSpec
@@ -134,9 +135,9 @@ class Compare(SimpleInterface):
 
 
 def summarize(curve: Path) -> Mapping[str, object]:
-    """Find the epoch whose weights are kept: that with the least validation loss.
+    """Summarize the epoch whose weights are kept: the one with the lowest validation loss.
 
-    Without validation it is the last one, and in nnU-Net's way too.
+    Without validation, and for nnU-Nets, it is the last one.
     """
     with curve.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -164,22 +165,22 @@ def init_train_models_wf(
     options: Sequence[str] = (),
     name: str = "train_models_wf",
 ) -> Workflow:
-    """Connect a training for each model and fold or step with the table that compares them.
+    """Build a workflow with one node per model and fold (or step), and a node that compares them.
 
     Parameters
     ----------
     out : path
-        Gets a model folder a model, and ``training.tsv``.
+        Folder for one model folder per model and ``training.tsv``.
     models : sequence of str
-        Keys of the registry.
+        Names of models.
     folds : int
-        How many each model has that has folds.
+        Number of folds of the models that have folds.
     plan : {"paper", "small"}
         Size of the nnU-Nets of nnunet2step.
     options : sequence of str
-        Further options of ``dgmseg train``.
+        Further options of ``dgmseg train`` or ``dgmseg train-nnunet``.
     name : str
-        What the logs and the working directory call it.
+        Name of the workflow and of its working directory.
 
     Inputs
     ------
@@ -189,7 +190,7 @@ def init_train_models_wf(
     Outputs
     -------
     out_table
-        A row a fold or step.
+        Table with one row per fold or step.
     """
     parts = [(model, part) for model in models for part in list_parts(model, folds=folds, plan=plan)]
     inputs = Node(IdentityInterface(fields=["in_dataset"]), name="inputs")
@@ -216,30 +217,32 @@ def init_train_models_wf(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train all folds and steps of all models; the exit code is 2 where one of them fails, after the others."""
+    """Train all folds and steps of all models; return 2 if any of them failed (the others are finished first)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=absolute_path)
     parser.add_argument("out", type=absolute_path)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--folds", type=positive_int, default=5, help="not for nnunet2step (default: %(default)s)")
+    parser.add_argument(
+        "--folds", type=positive_int, default=5, help="number of folds, not for nnunet2step (default: %(default)s)"
+    )
     parser.add_argument(
         "--plan",
         choices=("paper", "small"),
         default="paper",
         help="size of the nnU-Nets of nnunet2step (default: %(default)s)",
     )
-    parser.add_argument("--nprocs", type=positive_int, default=1, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--work-dir", type=absolute_path, help="for logs (default: a temporary folder)")
+    parser.add_argument("--nprocs", type=positive_int, default=1, help="parallel trainings (default: %(default)s)")
+    parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: temporary)")
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
-    return run_command("train_models", lambda: _run(args, options))
+    return end_well("train_models", lambda: _run(args, options))
 
 
 def _run(args: argparse.Namespace, options: Sequence[str]) -> int:
     out = args.out
     if not args.dataset.is_dir():
-        raise InputError(f"{args.dataset}: no such folder; give a labelled BIDS dataset")
+        raise InputError(f"{args.dataset}: no such folder; pass the root directory of a labelled BIDS dataset")
     out.mkdir(parents=True, exist_ok=True)
     workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, plan=args.plan, options=options)
     workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="train_models_"))

@@ -15,8 +15,18 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.workflow.environment import terminate_as_interrupt
 
-VERBS = ("demo", "evaluate", "models", "simulate", "template", "train")
-"""Modules of this package, each with ``HELP``, ``add_arguments`` and ``run``."""
+VERBS = (
+    "demo",
+    "evaluate",
+    "finetune",
+    "models",
+    "simulate",
+    "template",
+    "train",
+    "train-nnunet",
+    "train-simulated",
+)
+"""Modules of this package (with underscores), each with ``HELP``, ``add_arguments`` and ``run``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
-        verb = importlib.import_module(f"bids_dgmseg.cli.{name}")
+        verb = importlib.import_module(f"bids_dgmseg.cli.{name.replace('-', '_')}")
         own = verbs.add_parser(
             name, help=verb.HELP, description=verb.HELP[0].upper() + verb.HELP[1:] + ".", allow_abbrev=False
         )

@@ -1,294 +1,147 @@
-"""``dgmseg train``: train, resume or fine-tune a model."""
+"""``dgmseg train``: train a published network on labelled maps, as its paper describes."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg.cli import train_nnunet as _nnunet
-from bids_dgmseg.cli import train_recipes as _recipes
-from bids_dgmseg.cli.options import (
-    LABELLED,
-    NNUNET,
-    PAPER_MODELS,
-    RECIPES,
-    SIMULATED,
-    absolute_path,
-    entity,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    refuse_foreign,
-    seed,
-)
+from bids_dgmseg.cli import training_options as shared
+from bids_dgmseg.cli.options import absolute_path, non_negative_int, positive_float, positive_int
+from bids_dgmseg.cli.training_options import AFTER_INTERRUPT as AFTER_INTERRUPT
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
+from bids_dgmseg.models.registry import Model, weights_folder
 
-HELP = "train, resume or fine-tune a model; OUT becomes a folder for --weights"
+if TYPE_CHECKING:
+    from bids_dgmseg.train.folds import Plan
 
-AFTER_INTERRUPT = "; run the same command again to go on"
-
-_SIMULATED_MINUTES, _SIMULATED_STEPS = 60.0, 4500
-
-_CALIBRATION_MAPS = 40
-
-_VALIDATION_MAPS = 10
-
-_LABELLED_MINUTES, _LABELLED_RATE = 10.0, 5e-4
+HELP = "train a published network (dcnnet, attunet25d, deepqsmseg) on labelled maps; OUT is a folder for --weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument(
-        "model", metavar="MODEL", help=f"which model to train: default, {', '.join([*PAPER_MODELS, NNUNET])}"
+    shared.add_positionals(
+        parser, models=", ".join(shared.PAPER_MODELS), source="BIDS dataset of maps with labels (_dseg)"
     )
     parser.add_argument(
-        "dataset",
-        metavar="DATASET",
-        type=Path,
-        help="BIDS dataset of maps with manual labels (_dseg, in it or its derivatives) to fine-tune "
-        "on; or a label template (.nii.gz, as `dgmseg template` writes it) from which maps are "
-        "simulated while training; `phantom` takes the analytic phantom alone",
-    )
-    parser.add_argument("out", metavar="OUT", type=Path, help="model folder; an unfinished training in it is resumed")
-    parser.add_argument(
-        "--part",
-        choices=("localizer", "segmenter", "calibration"),
-        default="segmenter",
-        help="which of the two networks, or the temperatures and biases of the trained segmenter in "
-        "OUT; labelled maps train the segmenter (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=positive_float,
-        help="on labelled maps the whole length, unless --steps is given; on simulated maps that of "
-        f"this slice (default: {_LABELLED_MINUTES:g} and {_SIMULATED_MINUTES:g})",
-    )
-    parser.add_argument(
-        "--steps",
+        "--folds",
+        metavar="K",
         type=positive_int,
-        help=f"length of the whole training (default: {_SIMULATED_STEPS} on simulated maps, --minutes "
-        f"on labelled ones); number of maps to calibrate on (default: {_CALIBRATION_MAPS})",
-    )
-    parser.add_argument("--seed", type=seed, default=1, help="of weights and samples (default: %(default)s)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
+        help="number of folds, stratified by the column site of participants.tsv; 1 trains on all participants "
+        "(default: the paper's, 5)",
     )
     parser.add_argument(
-        "--workers", type=non_negative_int, default=1, help="processes that make samples (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--from",
-        metavar="FOLDER",
-        dest="start",
-        help="weights to start from: a folder, or `default`, the model's own (default: those on "
-        "labelled maps, random ones on simulated maps)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        metavar="RATE",
-        type=positive_float,
-        help=f"highest learning rate (default: {_LABELLED_RATE:g} on labelled maps, 0.002 on simulated "
-        "ones, or the paper's)",
-    )
-    simulated = parser.add_argument_group("on simulated maps")
-    simulated.add_argument(
-        "--validation-maps",
+        "--fold",
         metavar="N",
         type=non_negative_int,
-        help="how many simulated maps, always the same, the averaged weights are tried on every ten "
-        f"minutes and at the end (default: {_VALIDATION_MAPS})",
-    )
-    simulated.add_argument(
-        "--loss",
-        choices=("cross-entropy", "focal"),
-        default="cross-entropy",
-        help="what is added to Dice (default: %(default)s)",
-    )
-    simulated.add_argument(
-        "--watch",
-        metavar="DATASET",
-        type=absolute_path,
-        help="labelled BIDS dataset to score after each slice; nothing is learned from it",
-    )
-    labelled = parser.add_argument_group("on labelled maps")
-    labelled.add_argument(
-        "--holdout",
-        metavar="LABEL",
         nargs="+",
         action="extend",
         default=[],
-        type=_label,
-        help="participants not to learn from; fine-tuning scores them",
+        help="train only these folds, counted from 0 (default: all, one after the other)",
     )
-    labelled.add_argument(
-        "--derivatives",
-        metavar="FOLDER",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=absolute_path,
-        help="derivative datasets with maps or labels (default: all below DATASET/derivatives)",
+    parser.add_argument("--epochs", metavar="N", type=positive_int, help="maximum epochs (default: the paper's)")
+    parser.add_argument("--minutes", metavar="M", type=positive_float, help="time limit per fold (default: none)")
+    parser.add_argument("--learning-rate", metavar="RATE", type=positive_float, help="default: the paper's")
+    parser.add_argument(
+        "--from", metavar="FOLDER", dest="start", help="initialize with these weights (default: random initialization)"
     )
-    labelled.add_argument(
-        "--choose",
-        metavar="ENTITY",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=entity,
-        help="where a scan has several segmentations, take those with one of these entities, such as desc-manual",
+    parser.add_argument(
+        "--scans", metavar="N", type=positive_int, help="use only N training participants per fold (default: all)"
     )
-    _recipes.add_arguments(parser)
-    _nnunet.add_arguments(parser)
+    shared.add_holdout_option(parser, purpose="participants to leave out entirely")
+    shared.add_label_options(parser)
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        default="paper",
+        help="another training described in the paper: attunet25d has source (two classes on axial slices, for --from) "
+        "and resnet50 (default: %(default)s)",
+    )
+    for option, what in (
+        ("--arch", "arguments of the network, such as attention=false"),
+        ("--recipe", "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0"),
+    ):
+        parser.add_argument(option, metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=what)
+    pseudo_labels = parser.add_mutually_exclusive_group()
+    for option, what in (
+        ("--pretrain-on", "train on them before the manual labels; several folders are fused by majority vote"),
+        ("--distill", "train on them together with the manual labels; one folder per model"),
+    ):
+        pseudo_labels.add_argument(
+            option,
+            metavar="FOLDER",
+            nargs="+",
+            action="extend",
+            default=[],
+            type=absolute_path,
+            help=f"output of bids_dgmseg for maps without manual labels: {what}",
+        )
+    shared.add_checkpoint_option(parser)
+    shared.add_runtime_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one part of a model for a slice of time, or fine-tune it on labelled maps."""
-    model = get_model(args.model, option="")
-    kind = _kind(model, args.dataset)
-    if kind == SIMULATED:
-        _check_template(args.dataset)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    refuse_foreign(args, kind, parser)
-    if kind in (RECIPES, NNUNET) and not args.dataset.is_dir():
-        raise InputError(
-            f"{args.dataset}: no such folder; {model.name} learns from a labelled BIDS dataset (make one "
-            "with `dgmseg simulate`)"
-        )
-    return _TRAININGS[kind](model, args)
+    """Train folds of a model."""
+    model = shared.find_model(args.model, "train")
+    shared.check_dataset(args.dataset)
+    from bids_dgmseg.train.folds import train_folds
+
+    plan = make_plan(model, args)
+    folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
+    if wrong := [fold for fold in folds if fold >= plan.recipe.folds]:
+        raise InputError(f"--fold {wrong[0]}: choose from 0 to {plan.recipe.folds - 1}, or change --folds")
+    with StatusLine() as line:
+        train_folds(plan, folds, say=line.log, show=line.update)
+    if tuple(plan.recipe.classes) == model.classes:
+        line.log(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    else:
+        line.log(f"continue with dgmseg train {model.name} DATASET OUT --from {args.out}")
+    return 0
 
 
-def _kind(model: Model, dataset: Path) -> str:
-    """Choose the training by the model and what it is to learn from."""
-    if model.name == NNUNET:
-        return NNUNET
-    if model.name in PAPER_MODELS:
-        return RECIPES
-    if not model.network or not model.localizer.network:
-        raise InputError(f"{model.name}: has no networks of its own to train; choose default")
-    return LABELLED if str(dataset) != "phantom" and dataset.is_dir() else SIMULATED
+def make_plan(model: Model, args: argparse.Namespace) -> Plan:
+    """Turn the options into a `bids_dgmseg.train.folds.Plan`."""
+    from bids_dgmseg.train.folds import Plan
+    from bids_dgmseg.train.recipe import changed, read_setting
+    from bids_dgmseg.train.recipes import get_recipe
 
-
-def _check_template(path: Path) -> None:
-    if str(path) != "phantom" and not path.is_file():
-        raise InputError(
-            f"{path}: no such label template or dataset; give a labelled BIDS dataset, make a template with "
-            "`dgmseg template`, or say phantom"
-        )
-
-
-def _train_on_simulations(model: Model, args: argparse.Namespace) -> int:
-    if args.watch and args.part != "segmenter":
-        raise InputError(f"--watch: labels of nuclei cannot score the {args.part}; leave it out")
-    template = None if str(args.dataset) == "phantom" else args.dataset
-    if args.part == "calibration":
-        from bids_dgmseg.train.calibration import calibrate
-
-        calibrate(
-            model,
-            template,
-            args.out,
-            n_maps=args.steps or _CALIBRATION_MAPS,
-            seed=args.seed,
-            device=args.device,
-            say=StatusLine().log,
-        )
-        print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
-        return 0
-    from bids_dgmseg.train.simulated import Slice, train_on_simulations
-
-    steps = args.steps or _SIMULATED_STEPS
-    start = None if args.start is None else _start(model, args.start) or weights_folder(model)
-    validation_maps = _VALIDATION_MAPS if args.validation_maps is None else args.validation_maps
-    this = Slice(
-        args.part,
-        steps,
-        args.minutes or _SIMULATED_MINUTES,
+    recipe = get_recipe(model.name, args.variant)
+    pace = recipe.pace.shortened(args.epochs) if args.epochs else recipe.pace
+    pace = replace(pace, minutes=args.minutes, learning_rate=args.learning_rate or pace.learning_rate)
+    recipe = changed(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
+    given = dict(read_setting(text, option="--arch") for text in args.arch)
+    # The registry's arguments belong to the model's own network, not to that of another variant.
+    arch: dict[str, Any] = given if recipe.network else {**model.arch, **given}
+    return Plan(
+        replace(model, arch=arch),
+        recipe,
+        args.dataset.absolute(),
+        args.out.absolute(),
         args.seed,
         args.device,
         args.workers,
-        args.learning_rate or Slice.learning_rate,
-        validation_maps,
-        start,
-        args.loss,
-    )
-    with StatusLine() as line:
-        outcome = train_on_simulations(model, template, args.out, this, say=line.log, show=line.update)
-        if args.watch:
-            from bids_dgmseg.train.external_validation import watch
-
-            watch(model, args.watch, args.out, step=outcome.step, device=args.device, say=line.log)
-    _draw_curve(args)
-    print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
-    if not outcome.done:
-        print("run the same command again to go on")
-    return 0
-
-
-def _fine_tune(model: Model, args: argparse.Namespace) -> int:
-    if args.part != "segmenter":
-        raise InputError(f"--part {args.part}: labels of nuclei cannot train it; leave --part out")
-    from bids_dgmseg.train.finetune import FineTuning
-    from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
-
-    training = FineTuning(
-        minutes=args.minutes or (math.inf if args.steps else _LABELLED_MINUTES),
-        steps=args.steps,
-        seed=args.seed,
-        learning_rate=args.learning_rate or _LABELLED_RATE,
-        device=args.device,
-        workers=args.workers,
-    )
-    request = Request(
-        model,
-        args.dataset.absolute(),
-        args.out.absolute(),
-        _start(model, args.start),
-        training,
+        args.scans,
+        _find_start(model, args.start),
+        tuple(args.pretrain_on),
+        tuple(args.distill),
         tuple(args.holdout),
         tuple(args.derivatives),
         tuple(args.choose),
+        args.checkpoint_minutes,
     )
-    with StatusLine() as line:
-        outcome, table = run_fine_tuning(request, say=line.log, show=line.update)
-    _draw_curve(args)
-    print(summarize(table))
-    print(f"step {outcome.step}, sha256 {outcome.sha256}; scores of each scan in {args.out.name}/dice.tsv")
-    again = "run the same command again to go on"
-    print(f"use them with bids_dgmseg --weights {args.out}" if outcome.done else again)
-    return 0
 
 
-def _start(model: Model, name: str | None) -> Path | None:
-    """Give the folder of the starting weights, None for the model's own."""
-    if name is None or ALIASES.get(name, name) == model.name:
+def _find_start(model: Model, name: str | None) -> Path | None:
+    if name is None:
         return None
-    if name in MODELS:
-        raise InputError(f"--from {name}: its network is not that of {model.name}; give {model.name} or a folder")
-    folder = absolute_path(name)
-    if not folder.is_dir():
-        raise InputError(f"--from {name}: no such folder or model; give {model.name} or a folder of its weights")
-    return folder
-
-
-def _draw_curve(args: argparse.Namespace) -> None:
-    from bids_dgmseg.report.learning_curve import draw_curve
-
-    draw_curve(args.out / f"{args.part}_curve.tsv")
-
-
-def _label(text: str) -> str:
-    return text.removeprefix("sub-")
-
-
-_TRAININGS: Mapping[str, Callable[[Model, argparse.Namespace], int]] = {
-    SIMULATED: _train_on_simulations,
-    LABELLED: _fine_tune,
-    RECIPES: _recipes.run,
-    NNUNET: _nnunet.run,
-}
+    path = absolute_path(name)
+    if name == "default" or (name == model.name and not path.exists()):  # an OUT folder may have the model's name
+        path = weights_folder(model)
+    if not path.exists():
+        raise InputError(
+            f"--from {name}: no such folder or file; pass a model folder, default for the shipped weights, or weights "
+            "of ResNet-50"
+        )
+    return path

@@ -218,7 +218,7 @@ def _check_registered(model: Model) -> None:
     root = weights_folder(model)
     if model.weights is None or not root.is_dir():
         raise InputError(
-            f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
+            f"{model.name}: no weights in the package; train it (dgmseg train-nnunet {model.name}) and pass "
             "--weights FOLDER, or choose another --model"
         )
     for name, expected in model.weights.files.items():

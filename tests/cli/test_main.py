@@ -1,4 +1,4 @@
-import argparse
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +12,6 @@ import pytest
 import bids_dgmseg
 from bids_dgmseg.cli import models, train
 from bids_dgmseg.cli.main import VERBS, main
-from bids_dgmseg.cli.options import _KINDS
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
 
 
@@ -25,8 +24,7 @@ def exits_with(*argv: str) -> object:
 def test_every_verb_is_in_the_help(capsys):
     assert exits_with("--help") == 0
     shown = capsys.readouterr().out
-    assert {"demo", "models", "simulate", "template", "train"} <= set(VERBS)
-    assert all(f"\n    {verb} " in shown for verb in VERBS)
+    assert all(re.search(rf"\n    {verb}\s", shown) for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -49,15 +47,15 @@ def test_the_version_is_said(capsys):
     assert capsys.readouterr().out == f"dgmseg {bids_dgmseg.__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [(), ("sing",), ("demo",), ("simulate", "out"), ("train", "dgm16")])
+@pytest.mark.parametrize("argv", [(), ("sing",), ("demo",), ("simulate", "out"), ("train", "dcnnet")])
 def test_wrong_usage_exits_with_2(argv):
     assert exits_with(*argv) == 2
 
 
 def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
-    assert main(["train", "default", "phantom", "out"]) == 130
-    told = "dgmseg train: interrupted; run the same command again to go on\n"
+    assert main(["train", "dcnnet", "ds", "out"]) == 130
+    told = "dgmseg train: interrupted; run the same command again to resume\n"
     assert capsys.readouterr().err == told
 
 
@@ -81,10 +79,8 @@ def test_impossible_simulations_are_refused(option, value, capsys):
     [
         ("--seed", ("-1", "1.5", "1000000"), "an integer from 0 to 999999"),
         ("--workers", ("-1", "many"), "a non-negative integer"),
-        ("--validation-maps", ("-1", "some"), "a non-negative integer"),
         ("--fold", ("-1",), "a non-negative integer"),
-        ("--steps", ("0", "2.5"), "a positive integer"),
-        ("--epochs", ("0",), "a positive integer"),
+        ("--epochs", ("0", "2.5"), "a positive integer"),
         ("--folds", ("0",), "a positive integer"),
         ("--scans", ("0",), "a positive integer"),
         ("--minutes", ("0", "-1", "nan", "inf", "long"), "a positive number"),
@@ -108,14 +104,22 @@ def test_impossible_trainings_are_refused(option, values, wanted, capsys):
         (["template", "a.nii.gz", "b", "c", "out.nii.gz"], "template: error: a.nii.gz: "),
         (["models", "show"], "models: error: show: which model? choose from default, "),
         (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
-        (["train", "default", "none.nii.gz", "out"], "train: error: none.nii.gz: no such label template"),
         (
-            ["train", "default", "phantom", "out", "--part", "localizer", "--watch", "ds"],
-            "train: error: --watch: labels ",
+            ["train-simulated", "default", "none.nii.gz", "out"],
+            "train-simulated: error: none.nii.gz: no such label",
         ),
         (
-            ["train", "attunet25d", "ds", "out", "--watch", "ds"],
-            "train: error: --watch: is for default on simulated maps",
+            ["train-simulated", "default", "phantom", "out", "--part", "localizer", "--external-validation", "ds"],
+            "train-simulated: error: --external-validation: only evaluates the segmenter",
+        ),
+        (
+            ["train", "default", "ds", "out"],
+            "train: error: dgm16: not trained by dgmseg train; use dgmseg finetune or dgmseg train-simulated\n",
+        ),
+        (["train", "dcnnet", "ds", "out"], "train: error: ds: no such folder; pass the root directory of"),
+        (
+            ["finetune", "attunet25d", "ds", "out"],
+            "finetune: error: attunet25d: not trained by dgmseg finetune; use dgmseg train\n",
         ),
     ],
 )
@@ -179,10 +183,3 @@ def test_weights_are_checked(weighty, capsys, content, code, said):
         weighty.write_bytes(content)
     assert main(["models", "check", "weighty"]) == code
     assert said in capsys.readouterr().out
-
-
-def test_every_option_of_a_training_is_for_some_kinds_or_for_all():
-    parser = argparse.ArgumentParser(add_help=False)
-    train.add_arguments(parser)
-    for_all = {"model", "dataset", "out", "minutes", "seed", "device", "workers"}
-    assert {action.dest for action in parser._actions} == for_all | set(_KINDS)

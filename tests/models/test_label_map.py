@@ -119,5 +119,5 @@ def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
 
 def test_missing_weights_are_said_with_the_way_to_them(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
-    with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train nnunet2st"):
+    with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train-nnunet "):
         check_ready(MODEL, weights=None, device="cpu")

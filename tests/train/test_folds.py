@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import build_parser, main
-from bids_dgmseg.cli.train_recipes import make_plan
+from bids_dgmseg.cli.train import make_plan
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
@@ -490,7 +490,6 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
         ("dcnnet", ["--steps", "3"], "--steps: is for default on simulated maps; default on labelled maps; not for"),
         ("dcnnet", ["--arch", "depth=3"], "--arch: DCNNet.__init__() got an unexpected keyword argument 'depth'"),
         ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
-        ("dcnnet", ["--distill", "a", "--pretrain-on", "b"], "--distill: --pretrain-on is given too"),
         ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
         ("deepqsmseg", ["--arch", "normalization=instance"], "--arch: normalization: 'instance' is not one of batch"),
         (
@@ -539,9 +538,3 @@ def test_a_variant_has_its_own_network_without_the_registry_s_arguments():
     plan = make_plan(MODELS["attunet25d"], args)
     assert plan.recipe.network.endswith(":ResNet50AttentionUNet25D")
     assert plan.model.arch == {"slices": 3}
-
-
-def test_options_of_recipes_are_not_for_other_models(dataset, tmp_path, capsys):
-    assert main(["train", "default", str(dataset), str(tmp_path / "out"), "--epochs", "3"]) == 2
-    said = "--epochs: is for dcnnet, attunet25d, deepqsmseg; nnunet2step; not for default on labelled maps, so leave"
-    assert said in capsys.readouterr().err

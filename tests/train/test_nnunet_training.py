@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.main import main
-from bids_dgmseg.cli.options import PAPER_MODELS
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
@@ -152,46 +151,24 @@ def test_a_folder_with_another_training_is_refused(dataset, steps, tmp_path):
 
 
 def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_path, capsys):
-    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), "--minutes", "4", "--epochs", "9"]) == 0
+    command = ["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]
+    assert main([*command, "--minutes", "4", "--epochs", "9"]) == 0
     assert [(this.minutes, this.epochs) for this in LENGTHS] == [(2.0, 9), (2.0, 9)]
     assert [this.plan for this in LENGTHS] == ["paper", "paper"]
-    assert "on 2 scans kept aside" in (said := capsys.readouterr().out)
+    assert "on 2 test scans" in (said := capsys.readouterr().out)
     assert "step 1" not in said
 
 
 def test_on_a_terminal_the_verb_shows_the_steps_of_both(dataset, steps, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
-    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
+    assert main(["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
     assert terminal.shown == ["cerebellum: step 1", "dentate: step 1"]
     assert "step 1" not in "\n".join(terminal.lines)
 
 
 def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):
-    command = ["train", "nnunet2step", str(dataset), str(tmp_path / "out")]
+    command = ["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]
     assert main([*command, "--plan", "small"]) == 0
     assert [this.plan for this in LENGTHS] == ["small", "small"]
     assert main(command) == 2
     assert "out: holds another training (other plan); give a new folder for OUT" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--steps", "5"], "--steps: is for default on simulated maps; default on labelled maps"),
-        (
-            ["--from", "x"],
-            "--from: is for default on simulated maps; default on labelled maps; " + ", ".join(PAPER_MODELS),
-        ),
-        (["--folds", "3"], "--folds: is for dcnnet, attunet25d, deepqsmseg"),
-    ],
-)
-def test_options_of_other_trainings_are_refused(dataset, tmp_path, capsys, options, message):
-    assert main(["train", "nnunet2step", str(dataset), str(tmp_path / "out"), *options]) == 2
-    assert capsys.readouterr().err == f"dgmseg train: error: {message}; not for nnunet2step, so leave it out\n"
-
-
-@pytest.mark.parametrize("option", [("--step", "dentate"), ("--plan", "small")])
-def test_its_own_options_are_refused_for_other_models(tmp_path, capsys, option):
-    assert main(["train", "default", "phantom", str(tmp_path / "out"), *option]) == 2
-    said = f"{option[0]}: is for nnunet2step; not for default on simulated maps, so leave it out"
-    assert said in capsys.readouterr().err

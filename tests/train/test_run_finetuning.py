@@ -304,29 +304,16 @@ def test_a_wrong_holdout_is_said(dataset, untrained, tmp_path):
         tune(dataset, tmp_path / "out", untrained, holdout=("01",))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--part", "localizer"], "--part localizer: labels of nuclei cannot train it"),
-        (["--from", "nowhere"], "--from nowhere: no such folder or model"),
-        (
-            ["--watch", "ds"],
-            "--watch: is for default on simulated maps; not for default on labelled maps, so leave it out",
-        ),
-        (["--loss", "focal"], "--loss: is for default on simulated maps; not for default on labelled maps"),
-        (["--validation-maps", "3"], "--validation-maps: is for default on simulated maps; not for default on"),
-    ],
-)
-def test_the_command_refuses_in_one_line(dataset, tmp_path, options, message, capsys):
-    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 2
-    assert message in capsys.readouterr().err
+def test_missing_starting_weights_are_refused(dataset, tmp_path, capsys):
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), "--from", "nowhere"]) == 2
+    assert "--from nowhere: no such folder or model" in capsys.readouterr().err
 
 
 def use_small_default(patch):
     """Let the command's default model be the small one."""
     patch.setitem(MODELS, "dgm16", MODEL)
     patch.setattr(
-        "bids_dgmseg.cli.train.get_model",
+        "bids_dgmseg.cli.training_options.get_model",
         lambda name, option: replace(MODEL, localizer=replace(MODEL.localizer, network="unused")),
     )
     patch.setattr("bids_dgmseg.train.run_finetuning.copy_file", lambda temporary, final: None)
@@ -340,17 +327,19 @@ def small_default(monkeypatch):
 def test_the_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
-    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
     said = capsys.readouterr().out
     assert "before   after  between" in said
-    assert "use them with bids_dgmseg --weights" in said
+    assert "use it with bids_dgmseg --weights" in said
     assert "step 1" not in said
 
 
 def test_a_killed_training_goes_on_to_the_very_same_weights(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "100", "--workers", "0", "--device", "cpu"]
-    whole, killed = (["train", "default", str(dataset), str(tmp_path / name), *options] for name in ("whole", "killed"))
+    whole, killed = (
+        ["finetune", "default", str(dataset), str(tmp_path / name), *options] for name in ("whole", "killed")
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", WITH_SMALL_DEFAULT, *killed],
         cwd=Path(__file__).parents[2],
@@ -395,6 +384,6 @@ def test_on_a_terminal_the_command_shows_each_step(dataset, untrained, small_def
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
     terminal = Terminal.connected(monkeypatch)
-    assert main(["train", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
     assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in terminal.shown] == ["step 1/2", "step 2/2"]
     assert not any(line.startswith("step 2/2") for line in terminal.lines)

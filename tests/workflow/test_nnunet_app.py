@@ -79,4 +79,4 @@ def test_missing_weights_end_the_run_before_the_first_scan(bids_dataset, tmp_pat
     monkeypatch.setattr("bids_dgmseg.models.label_map.weights_folder", lambda model: tmp_path / "none")
     monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
-    assert "nnunet2step: no weights in the package; train it (dgmseg train nnunet2step)" in capsys.readouterr().err
+    assert "nnunet2step: no weights in the package; train it (dgmseg train-nnunet " in capsys.readouterr().err

@@ -49,8 +49,9 @@ def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, mon
 
     def take(command, **how):
         args = build_parser().parse_args(command[3:])
-        asked[args.model, *args.fold, args.step] = args
-        curve = args.out / (f"{args.step}_curve.tsv" if args.step else f"fold_{args.fold[0]}/curve.tsv")
+        name = args.step if args.verb == "train-nnunet" else f"fold_{args.fold[0]}"
+        asked[args.model, name] = args
+        curve = args.out / (f"{name}_curve.tsv" if args.verb == "train-nnunet" else f"{name}/curve.tsv")
         curve.parent.mkdir(parents=True, exist_ok=True)
         curve.write_text("epoch\tvalidation_loss\tloss_tune\n1\t0.5\t0.5\n")
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -74,15 +75,14 @@ def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, mon
     ]
     assert script.main(given) == 0
     assert set(asked) == {
-        ("attunet25d", 0, None),
-        ("attunet25d", 1, None),
+        ("attunet25d", "fold_0"),
+        ("attunet25d", "fold_1"),
         ("nnunet2step", "cerebellum"),
         ("nnunet2step", "dentate"),
     }
     assert {args.minutes for args in asked.values()} == {30}
     assert {args.dataset for args in asked.values()} == {tmp_path}
-    assert asked["attunet25d", 1, None].folds == 2
-    assert asked["attunet25d", 1, None].plan == "paper"  # not given: others do not take it
+    assert asked["attunet25d", "fold_1"].folds == 2
     assert asked["nnunet2step", "dentate"].plan == "small"
     assert asked["nnunet2step", "dentate"].out == tmp_path / "out" / "nnunet2step"
 
@@ -125,7 +125,7 @@ def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path
 def test_a_dataset_that_is_not_there_is_said_in_one_line(script, tmp_path, capsys):
     assert script.main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said == f"train_models: error: {tmp_path / 'nowhere'}: no such folder; give a labelled BIDS dataset\n"
+    assert said.startswith(f"train_models: error: {tmp_path / 'nowhere'}: no such folder; pass the root directory ")
     assert not (tmp_path / "out").exists()
 
 
