@@ -26,10 +26,8 @@ from bids_dgmseg.cli import demo
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.stats.calibration import overestimate
@@ -104,8 +102,9 @@ def try_conditions(
 
 def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment one map and measure each of its true nuclei."""
-    block = predict(chi, localize(chi, model, weights=weights).box, model, weights=weights)
-    found, known = label_grid(block, model, chi.shape), truth[block.slices]
+    segmented = segment_map(chi, model, weights=weights)
+    found, block = segmented.labels, segmented.block
+    known = truth[block.slices]
     voxel_mm3, rows = float(np.prod(chi.voxel_size_mm)), []
     numbers = [structure.index for structure in model.structures]
     for channel, structure in enumerate(model.structures, start=1):
@@ -132,7 +131,7 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
     return pd.DataFrame(rows)
 
 
-def _calibration(block: Block, channel: int, truth: np.ndarray) -> dict[str, float]:
+def _calibration(block: ProbabilityBlock, channel: int, truth: np.ndarray) -> dict[str, float]:
     """Measure a nucleus' calibration where there is a doubt: neither surely it nor surely not."""
     probability = block.probabilities[channel]
     doubtful = (probability > 0.01) | truth

@@ -27,9 +27,7 @@ from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.image.resample import Grid, block_affine, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.run_finetuning import given_labels
@@ -115,8 +113,7 @@ def cut(chi: Volume, kept: NDArray[np.bool_]) -> Volume:
 
 def find(chi: Volume, model: Model, weights: Path | None) -> Volume:
     """Label a map as in use."""
-    block = predict(chi, localize(chi, model, weights=weights).box, model, weights=weights)
-    return chi.with_array(label_grid(block, model, chi.shape))
+    return chi.with_array(segment_map(chi, model, weights=weights).labels)
 
 
 def carry_back(found: Volume, own: Volume) -> Volume:

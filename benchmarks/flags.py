@@ -32,9 +32,7 @@ from bids_dgmseg.measurement.field_of_view import View, find_gaps
 from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, Rating, Rule, rate_nuclei, rate_scan
 from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
 from bids_dgmseg.stats.overlap import dice
@@ -102,9 +100,9 @@ def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Ite
 
 def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, Any]]:
     """Segment a map and measure it as the app does; truth, measures and ratings, a row a nucleus."""
-    box = localize(case.chi, model).box
-    block = predict(case.chi, box, model)
-    dseg = case.chi.with_array(label_grid(block, model, case.chi.shape))
+    segmented = segment_map(case.chi, model)
+    block, box = segmented.block, segmented.location.box
+    dseg = case.chi.with_array(segmented.labels)
     measured, probseg = is_measured(case.chi.array), block.probabilities[1:]
     view = View.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
     scan = Segmented(case.chi, dseg, probseg, block.slices, model.structures, view)

@@ -35,9 +35,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
 from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
 from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
@@ -158,9 +156,8 @@ WAYS: Mapping[str, Way] = {
 def judge(found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume) -> dict[str, float]:
     """Compare a map with the truth, and the model's labels on it with the true ones."""
     inside, model = mask & (truth.array > 0), get_model("default")
-    block = predict(found, localize(found, model).box, model)
     nuclei = found.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
-    overlap = dice(nuclei.array, label_grid(block, model, found.shape), structures=model.structures)
+    overlap = dice(nuclei.array, segment_map(found, model).labels, structures=model.structures)
     contrasts = np.array(list(contrasts_ppm(truth, (chi, found.array))))
     slope, _ = np.polyfit(contrasts[:, 0], contrasts[:, 1], 1)
     return {

@@ -33,16 +33,13 @@ from pathlib import Path
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 import nibabel, numpy, scipy.ndimage, torch
 keep_freed_memory()
 if sys.argv[1] != "imports":
     weights = Path(sys.argv[3]) if sys.argv[3] else None
     chi, model = Volume.read(Path(sys.argv[1])), get_model("default")
-    block = predict(chi, localize(chi, model, weights=weights).box, model, weights=weights)
-    nibabel.Nifti1Image(label_grid(block, model, chi.shape), chi.affine).to_filename(sys.argv[2])
+    nibabel.Nifti1Image(segment_map(chi, model, weights=weights).labels, chi.affine).to_filename(sys.argv[2])
 """
 _PEER = """
 import sys

@@ -26,9 +26,7 @@ from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES, VIEWS, Plane
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 
@@ -53,12 +51,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for row in worst_rows(pd.read_csv(args.scores, sep="\t"), n=args.pictures):
         chi, truth = kinds[row["condition"]].draw(head, int(row["seed"]))
-        block = predict(chi, localize(chi, model, weights=args.weights).box, model, weights=args.weights)
         side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
         draw_both(
             chi,
             truth,
-            label_grid(block, model, chi.shape),
+            segment_map(chi, model, weights=args.weights).labels,
             args.out / f"{side}.png",
             side=side,
             model=model,

@@ -18,9 +18,8 @@ from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import Segmentation
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
 
@@ -32,8 +31,7 @@ UPRIGHT = world_grid(HEAD, (1.0, 1.0, 1.0))
 
 
 def _segment(chi: Volume) -> Volume:
-    block = predict(chi, localize(chi, MODEL).box, MODEL)
-    return Volume(label_grid(block, MODEL, chi.shape), chi.affine)
+    return Volume(segment_map(chi, MODEL).labels, chi.affine)
 
 
 @cache
@@ -42,13 +40,12 @@ def _upright_map() -> Volume:
 
 
 @cache
-def _upright_block() -> Block:
-    return predict(_upright_map(), localize(_upright_map(), MODEL).box, MODEL)
+def _upright() -> Segmentation:
+    return segment_map(_upright_map(), MODEL)
 
 
-@cache
 def _upright_dseg() -> Volume:
-    return Volume(label_grid(_upright_block(), MODEL, UPRIGHT.shape), UPRIGHT.affine)
+    return Volume(_upright().labels, UPRIGHT.affine)
 
 
 def _volumes_mm3(dseg: Volume) -> np.ndarray:
@@ -151,7 +148,8 @@ def test_the_phantom_is_segmented_well():
 def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
     truth, found = PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array
     overlap = dice(truth, found, structures=STRUCTURES)["dice"].to_numpy()
-    probseg, here = _upright_block().probabilities[1:], found[_upright_block().slices]
+    block = _upright().block
+    probseg, here = block.probabilities[1:], found[block.slices]
     total = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
     volume = np.bincount(found.ravel(), minlength=17)[1:17]
     within = [
@@ -166,8 +164,7 @@ def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])
 def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
     model, _ = choose_labels(MODELS[name], None, None)
-    block = predict(_upright_map(), localize(_upright_map(), model).box, model)
-    labels = label_grid(block, model, UPRIGHT.shape)
+    labels = segment_map(_upright_map(), model).labels
     table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)
     nuclei = [structure.nucleus for structure in model.structures]
     assert table["dice"].groupby(nuclei).mean().min() > 0.5

@@ -158,8 +158,8 @@ def check_contenders(
     InputError
         If weights, labels of atlases or ANTsPy are missing, or no atlas has a nucleus that the scans have.
     """
-    from bids_dgmseg.segmentation.checks import check_ready
     from bids_dgmseg.segmentation.multi_atlas import import_ants
+    from bids_dgmseg.segmentation.segment import check_ready
 
     for one in contenders:
         if one.model == JOINT:

@@ -31,7 +31,7 @@ from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.segmentation.checks import limit_threads
+from bids_dgmseg.segmentation.segment import limit_threads
 
 VOTES, JOINT = "multiatlas", "multiatlasjoint"
 """Keys of the baselines, whose weights are a labelled dataset."""
@@ -129,20 +129,15 @@ def _segment(request: Segmentation) -> dict[str, Any]:
 
 
 def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
-    from bids_dgmseg.segmentation.localize import localize
-    from bids_dgmseg.segmentation.postprocess import label_grid
-    from bids_dgmseg.segmentation.predict import predict
+    from bids_dgmseg.segmentation.segment import segment_map
 
     weights, label_map = (Path(name) if name else None for name in (request.weights, request.label_map))
     model, _ = choose_labels(get_model(request.model), weights, label_map)
-    box = localize(chi, model, weights=weights, device=request.device).box
-    block = predict(chi, box, model, weights=weights, device=request.device)
-    return label_grid(block, model, chi.shape), model.structures
+    return segment_map(chi, model, weights=weights, device=request.device).labels, model.structures
 
 
 def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
-    from bids_dgmseg.segmentation.postprocess import label_grid
     from bids_dgmseg.segmentation.registration import Reference
     from bids_dgmseg.train.data import drawn_structures, read_labelled_maps
 
@@ -157,8 +152,8 @@ def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
         raise InputError(f"{dataset.name}: no labelled map of another participant; give more atlases")
     atlases = [Reference(one.map.name, one.map.chi, one.map.labels) for one in labelled]
     fuse = join_labels if request.model == JOINT else vote_locally
-    block = segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse)
-    return label_grid(block, MULTI_ATLAS, chi.shape), drawn_structures(labelled, MULTI_ATLAS)
+    found = segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse)
+    return found.labels, drawn_structures(labelled, MULTI_ATLAS)
 
 
 def _peak_mb() -> float:

@@ -20,9 +20,10 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.foreground import find_measured, measured_box
+from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.probabilities import carry
 from bids_dgmseg.segmentation.registration import Head, Reference, align_affinely, align_rigidly, deform
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import Location, ProbabilityBlock, Segmentation
 
 Fuse = Callable[..., NDArray[np.float32]]
 """As `bids_dgmseg.segmentation.multi_atlas.vote_locally`."""
@@ -37,7 +38,7 @@ MULTI_ATLAS = Model(
 """The registry does not have it: without atlases there is nothing to ship."""
 
 
-def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, *, fuse: Fuse) -> Block:
+def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, *, fuse: Fuse) -> Segmentation:
     """Register each atlas to a map (rigid, affine, bent) and fuse their labels.
 
     Parameters
@@ -53,8 +54,8 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, 
 
     Returns
     -------
-    Block
-        Shares of the votes on the map's own grid.
+    Segmentation
+        Its probabilities are the shares of the votes.
 
     Raises
     ------
@@ -68,7 +69,8 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, 
     probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    return Block(carry(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
+    block = ProbabilityBlock(carry(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
+    return Segmentation(label_grid(block, model, chi.shape), block, Location(box, None), model)
 
 
 def _align(chi: Volume, atlases: Sequence[Reference]) -> list[Reference]:

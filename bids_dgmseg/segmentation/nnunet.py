@@ -26,7 +26,7 @@ from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.models.weights import pick_device
 from bids_dgmseg.segmentation.foreground import find_measured
 from bids_dgmseg.segmentation.regions import largest_part
-from bids_dgmseg.segmentation.results import Block, Location
+from bids_dgmseg.segmentation.results import Location, ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -146,14 +146,14 @@ class NnunetPredictor:
         trained = _read_step(model, weights, STEPS[1])
         self._network = Network(trained, device=device, sided=True)
 
-    def predict_block(self, chi: Volume, box: Box) -> Block:
+    def predict_block(self, chi: Volume, box: Box) -> ProbabilityBlock:
         """Compute the probability of each nucleus in the part of a map that lies in a box."""
         slices = covering_block(Grid(chi.shape, chi.affine), box)
         found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.stored))
         numbers = self.model.arch["numbers"]
         nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
         probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
-        return Block(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
+        return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
 
 
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:

@@ -12,18 +12,18 @@ from scipy import ndimage
 from bids_dgmseg.image.similarity import Similarity, fit_similarity
 from bids_dgmseg.models.registry import Cleaning, Model
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 
 _TOUCHING = np.ones((3, 3, 3))
 """Parts are connected over faces, edges or corners."""
 
 
-def clean(block: Block, model: Model) -> NDArray[np.uint8]:
+def clean(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
     """Label each voxel, then mend each nucleus as the model's ``cleaning`` says.
 
     Parameters
     ----------
-    block : Block
+    block : ProbabilityBlock
         Probabilities, background first.
     model : Model
         Gives the channels' nuclei.
@@ -47,7 +47,7 @@ def clean(block: Block, model: Model) -> NDArray[np.uint8]:
     return dseg
 
 
-def label_grid(block: Block, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def label_grid(block: ProbabilityBlock, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Label a map's whole grid of that shape: `clean` inside the block, background elsewhere."""
     dseg = np.zeros(shape, np.uint8)
     dseg[block.slices] = clean(block, model)

@@ -23,7 +23,7 @@ from bids_dgmseg.segmentation.hemispheres import divide, find_midplane
 from bids_dgmseg.segmentation.inference import coronal_stacks, cover, forward_batch, middle_weight
 from bids_dgmseg.segmentation.postprocess import name_labelled
 from bids_dgmseg.segmentation.probabilities import carry, merge_heads, mirrored_channels, softmax_heads
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 
 Item = TypeVar("Item")
 
@@ -44,7 +44,9 @@ class Predictor(Protocol):
         """Predict one crop."""
 
 
-def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Block:
+def predict(
+    chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu"
+) -> ProbabilityBlock:
     """Compute the probability of each nucleus.
 
     Parameters
@@ -62,7 +64,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
 
     Returns
     -------
-    Block
+    ProbabilityBlock
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
     chi = tame(chi)
@@ -79,7 +81,7 @@ def predict(chi: Volume, box: Box, model: Model, *, weights: Path | None = None,
     if model.cleaning.measured_only:
         gone = _clear(probabilities, find_outside(is_measured(chi.array))[slices], model)
         seen = tuple(name for name in seen if name not in gone)
-    return Block(probabilities, slices, seen, chi.voxel_size_mm)
+    return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
 
 
 def _clear(probabilities: NDArray[np.float32], outside: NDArray[np.bool_], model: Model) -> set[str]:

@@ -1,4 +1,4 @@
-"""What the two steps hand on: a place in the head, and probabilities there."""
+"""Results of a segmentation: location of the nuclei, probabilities, labels."""
 
 from __future__ import annotations
 
@@ -9,35 +9,71 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.structures import Structure
 
 
 @dataclass(frozen=True)
 class Location:
-    """What the whole-head step found."""
+    """Result of the localizer.
+
+    Parameters
+    ----------
+    box : Box
+        Region in which the nuclei are segmented.
+    labels : Volume or None
+        Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
+    """
 
     box: Box
     labels: Volume | None
-    """Regions, numbered from 1 in the order of ``localizer.labels``; None where no network looked."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """Probabilities on a part of a map's grid; all else is background.
+class ProbabilityBlock:
+    """Probabilities on a block of a map's grid; every voxel outside is background.
 
     Parameters
     ----------
     probabilities : ndarray of shape (C + 1, x, y, z)
         float32, channel 0 background, then the model's labels; the channels sum to 1.
     slices : tuple of 3 slice
-        Where the part lies in the map's array.
+        Position of the block in the map's array.
     seen : tuple of str
-        Nuclei that had a voxel on the network's own grid, before they were carried to the map's; empty where it is not
-        known.
+        Nuclei with at least one voxel on the network's own grid, before resampling to the map's grid; empty if
+        unknown.
     voxel_size_mm : tuple of 3 float
-        Edges of a voxel.
+        Voxel size of the map.
     """
 
     probabilities: NDArray[np.float32]
     slices: tuple[slice, slice, slice]
     seen: tuple[str, ...] = ()
     voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Labels and probabilities of one map.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (X, Y, Z)
+        uint8, indices of structures.tsv on the map's grid; 0 is background.
+    block : ProbabilityBlock
+        Probabilities inside the box.
+    location : Location
+        Box and head regions.
+    model : Model
+        The model that was used.
+    """
+
+    labels: NDArray[np.uint8]
+    block: ProbabilityBlock
+    location: Location
+    model: Model
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """Nuclei of the model, in the order of ``block.probabilities[1:]``."""
+        return self.model.structures

@@ -11,9 +11,10 @@ import pandas as pd
 from bids_dgmseg.io.files import write_text
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import read_labelled_maps
-from bids_dgmseg.train.run_finetuning import given_labels, segment
+from bids_dgmseg.train.run_finetuning import given_labels
 
 
 def watch(model: Model, dataset: Path, out: Path, *, step: int, device: str, say: Callable[[str], None]) -> Path:
@@ -96,8 +97,8 @@ def score_labelled(
     tables = []
     for one in read_labelled_maps(dataset, model, say=say):
         started = time.perf_counter()
-        box = localize(one.map.chi, model, weights=located_by, device=device).box
-        found = segment(one.map, box, model, weights=weights, device=device)
+        location = localize(one.map.chi, model, weights=located_by, device=device)
+        found = segment_map(one.map.chi, model, weights=weights, device=device, location=location).labels
         seconds = time.perf_counter() - started
         known = [model.structures[channel - 1] for channel in one.map.channels]
         table = dice(given_labels(one.map, model), found, structures=known)

@@ -21,7 +21,7 @@ from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.postprocess import clean
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
 from bids_dgmseg.simulate.smoothing import blur
 
@@ -142,7 +142,7 @@ def _known_before(
     """Label a grid as the starting weights do, stray parts dropped."""
     grid = network_grid(chi, box, model)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
-    block = Block(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm)
+    block = ProbabilityBlock(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm)
     labels = clean(block, model)
     probabilities[1:, (labels == 0) & (probabilities.argmax(axis=0) > 0)] = 0
     return most_probable(

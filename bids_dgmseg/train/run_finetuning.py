@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.io.files import copy_file, read_json, sha256, write_json, write_text
 from bids_dgmseg.models.model_folder import as_trained, describe_folder
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, read_labelled_maps
@@ -86,17 +83,17 @@ def run_fine_tuning(request: Request, *, say: Say, show: Say = unseen) -> tuple[
     _claim(request, maps)
     _describe(request, n_learned=len(learned))
     _say_what(learned, model, say)
-    boxes = {one.map.name: localize(one.map.chi, model, weights=request.start, device=device).box for one in maps}
-    before = {
-        one.map.name: segment(one.map, boxes[one.map.name], model, weights=request.start, device=device) for one in maps
-    }
-    prepared = [prepare(one, boxes[one.name], model, weights=request.start, device=device) for one in learned]
+    before, locations = {}, {}
+    for one in maps:
+        found = segment_map(one.map.chi, model, weights=request.start, device=device)
+        before[one.map.name], locations[one.map.name] = found.labels, found.location
+    prepared = [prepare(one, locations[one.name].box, model, weights=request.start, device=device) for one in learned]
     samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=_sample_size_mm(model))
     outcome = fine_tune(model, samples, request.out, request.training, start=request.start, say=say, show=show)
     tables = []
     for one in maps:
         name, part = one.map.name, "held-out" if one.participant in request.holdout else "training"
-        after = segment(one.map, boxes[name], model, weights=request.out, device=device)
+        after = segment_map(one.map.chi, model, weights=request.out, device=device, location=locations[name]).labels
         tables.append(score(one.map, before[name], after, model, part=part))
         _draw(one.map, model, request.out / "figures", before=before[name], after=after)
     table = pd.concat(tables, ignore_index=True)
@@ -169,12 +166,6 @@ def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:
     say(f"{len(learned)} scans to learn from, labelled {', '.join(names)}")
     if kept:
         say(f"kept as the starting weights see them: {', '.join(kept)}")
-
-
-def segment(labelled: LabelledMap, box: Box, model: Model, *, weights: Path | None, device: str) -> Array:
-    """Label a map as the app does: numbers of structures.tsv on its own grid."""
-    block = predict(labelled.chi, box, model, weights=weights, device=device)
-    return label_grid(block, model, labelled.chi.shape)
 
 
 def given_labels(labelled: LabelledMap, model: Model) -> Array:

@@ -29,7 +29,7 @@ from bids_dgmseg.measurement.scan import Findings
 from bids_dgmseg.models.model_folder import as_trained
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import carry_regions
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.study.sites import SCANNER_FIELDS
 
 Slices = tuple[slice, slice, slice]
@@ -71,7 +71,7 @@ def to_fractions(probabilities: NDArray[np.floating], block: Slices, shape: tupl
     return fractions
 
 
-def describe_block(block: Block) -> dict[str, Any]:
+def describe_block(block: ProbabilityBlock) -> dict[str, Any]:
     """Say what part was segmented (voxels, RAS+ axes) and which nuclei the network saw in it, for `read_block`."""
     return {"bounds": [[piece.start, piece.stop] for piece in block.slices], "seen": list(block.seen)}
 

@@ -73,7 +73,7 @@ def run_participant(config: RunConfig) -> int:
 
 def _run_scans(config: RunConfig, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]) -> int:
     from bids_dgmseg.bids.derivatives import write_dataset_files
-    from bids_dgmseg.segmentation.checks import check_ready
+    from bids_dgmseg.segmentation.segment import check_ready
     from bids_dgmseg.workflow.builder import workflow_name
     from bids_dgmseg.workflow.runner import Run
 
@@ -140,7 +140,7 @@ def _find_stale(config: RunConfig, model: Model, jobs: Sequence[Job]) -> list[st
 
 def _tell_plan(config: RunConfig, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
     """Say what would be done; what ends a run before its first scan ends this too."""
-    from bids_dgmseg.segmentation.checks import check_ready
+    from bids_dgmseg.segmentation.segment import check_ready
 
     jobs = _plan(config, model, scans)
     todo = {job.scan.name for job in jobs}

@@ -8,7 +8,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.label_map import choose_labels, read_label_map, read_labels
 from bids_dgmseg.models.registry import Weights, get_model
-from bids_dgmseg.segmentation.checks import check_ready
+from bids_dgmseg.segmentation.segment import check_ready
 
 MODEL = get_model("nnunet2step")
 

@@ -13,7 +13,6 @@ from bids_dgmseg.image.resample import resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, segment_by_atlases, vote_locally
-from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.registration import Reference, deform
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
@@ -62,24 +61,23 @@ def bent():
 def segmented(bent):
     chi, _ = bent
     atlases = [straight("a", seed=5), straight("b", seed=6, pitch_deg=6.0)]
-    block = segment_by_atlases(chi, atlases, COARSE, fuse=vote_locally)
-    return label_grid(block, COARSE, chi.shape), block
+    return segment_by_atlases(chi, atlases, COARSE, fuse=vote_locally)
 
 
 def test_two_atlases_find_the_nuclei_of_a_bent_phantom(bent, segmented):
-    scores = dice(bent[1].array.astype(int), segmented[0].astype(int), structures=LARGE)["dice"]
+    scores = dice(bent[1].array.astype(int), segmented.labels.astype(int), structures=LARGE)["dice"]
     assert scores.min() > 0.8
 
 
 def test_left_stays_left(bent, segmented):
-    dseg, _ = segmented
+    dseg = segmented.labels
     for structure in STRUCTURES:
         x = (bent[0].affine @ [*np.argwhere(dseg == structure.index).mean(axis=0), 1])[0]
         assert (x < 0) == (structure.hemisphere == "L")
 
 
 def test_shares_of_votes_sum_to_one(segmented):
-    np.testing.assert_allclose(segmented[1].probabilities.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(segmented.block.probabilities.sum(axis=0), 1, atol=1e-5)
 
 
 def test_the_same_input_gives_the_same_displacements(bent):

@@ -7,7 +7,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.models.registry import MODELS, Cleaning
 from bids_dgmseg.segmentation.postprocess import clean
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14
@@ -18,14 +18,14 @@ def cleaned(labels, **how):
     """Clean one-hot probabilities of DN_L (1) and DN_R (2)."""
     model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(**how))
     one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0)
-    return clean(Block(one_hot, (slice(None),) * 3), model)
+    return clean(ProbabilityBlock(one_hot, (slice(None),) * 3), model)
 
 
 def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
     model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(threshold=0.5, smallest_part=0.0))
     #                         background, left, right: most probable nucleus below, at and above one half
     voxels = np.array([[0.2, 0.45, 0.35], [0.25, 0.5, 0.25], [0.1, 0.3, 0.6], [0.6, 0.2, 0.2]], np.float32)
-    labels = clean(Block(voxels.T[:, :, None, None], (slice(None),) * 3), model)
+    labels = clean(ProbabilityBlock(voxels.T[:, :, None, None], (slice(None),) * 3), model)
     assert labels.ravel().tolist() == [0, 0, DN_R, 0]
 
 
@@ -41,7 +41,7 @@ def test_only_the_largest_part_is_kept_even_of_two_alike():
 def test_nnunet_s_labels_stay_as_they_are():
     labels = np.zeros((9, 5, 5), int)
     labels[1:4, 1:4, 1:4] = labels[7, 4, 4] = DN_L  # a body of 27 voxels and a single one
-    block = Block(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
+    block = ProbabilityBlock(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
     np.testing.assert_array_equal(clean(block, MODELS["nnunet2step"]), labels)
     assert clean(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
 
@@ -91,7 +91,9 @@ def placed(labels, *, axes=(0, 1, 2), place_sd_mm=6.0):
     model = replace(MODELS["dgm16"], cleaning=Cleaning(place_sd_mm=place_sd_mm))
     one_hot = np.moveaxis(np.eye(17, dtype=np.float32)[labels.transpose(axes)], -1, 0)
     x, y, z = (VOXEL_MM[axis] for axis in axes)
-    return clean(Block(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(np.argsort(axes))
+    return clean(ProbabilityBlock(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(
+        np.argsort(axes)
+    )
 
 
 def with_patch(nuclei):

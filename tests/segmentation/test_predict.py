@@ -14,7 +14,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.inference import forward
 from bids_dgmseg.segmentation.postprocess import clean, label_grid
 from bids_dgmseg.segmentation.predict import NetworkPredictor, predict
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
 
@@ -270,7 +270,7 @@ def test_the_same_input_gives_the_same_bits():
 
 def _block_of(labels, classes=17):
     one_hot = np.moveaxis(np.eye(classes, dtype=np.float32)[labels], -1, 0)
-    return Block(one_hot, (slice(0, labels.shape[0]), slice(0, labels.shape[1]), slice(0, labels.shape[2])))
+    return ProbabilityBlock(one_hot, (slice(0, labels.shape[0]), slice(0, labels.shape[1]), slice(0, labels.shape[2])))
 
 
 def test_a_stray_part_of_a_nucleus_is_dropped():
@@ -299,7 +299,7 @@ def test_labels_are_numbered_as_structures_whatever_the_channel():
 
 def test_outside_the_block_the_whole_grid_is_background():
     labels = np.ones((2, 3, 4), int)
-    block = Block(_block_of(labels).probabilities, (slice(1, 3), slice(0, 3), slice(5, 9)))
+    block = ProbabilityBlock(_block_of(labels).probabilities, (slice(1, 3), slice(0, 3), slice(5, 9)))
     dseg = label_grid(block, MODELS["dgm16"], (6, 4, 10))
     assert dseg.shape == (6, 4, 10)
     assert (dseg[1:3, 0:3, 5:9] == 1).all()

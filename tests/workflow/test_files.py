@@ -11,7 +11,7 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.workflow.files import (
     describe_block,
     describe_box,
@@ -46,7 +46,7 @@ def test_fractions_come_back_from_a_file_of_another_orientation(tmp_path):
 
 def test_a_block_comes_back_from_its_file(tmp_path):
     slices = (slice(0, 2), slice(1, 3), slice(4, 9))
-    block = Block(np.zeros((3, 2, 2, 5), np.float32), slices, ("DN_R",))
+    block = ProbabilityBlock(np.zeros((3, 2, 2, 5), np.float32), slices, ("DN_R",))
     write_json(describe_block(block), tmp_path / "block.json")
     assert read_block(tmp_path / "block.json") == (slices, ("DN_R",))
 

@@ -13,9 +13,11 @@ import pytest
 
 from bids_dgmseg.evaluate import isolated_run as alone
 from bids_dgmseg.evaluate.isolated_run import Segmentation
+from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation.results import Block
+from bids_dgmseg.segmentation import results
+from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
@@ -111,7 +113,9 @@ def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monk
         (own,) = (one for one in atlases if np.array_equal(one.chi.array, chi.array))
         used.append(set(np.unique(own.labels.array).tolist()))
         shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
-        return Block(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
+        block = results.ProbabilityBlock(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
+        location = results.Location(Box((0, 0, 0), (1, 1, 1)), None)
+        return results.Segmentation(label_grid(block, model, chi.shape), block, location, model)
 
     monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]

@@ -24,12 +24,13 @@ from bids_dgmseg.models.registry import MODELS, Model, get_model
 from bids_dgmseg.segmentation.foreground import find_measured
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.regions import carry_regions, largest_part
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, own_derivatives, read_labelled_maps
 from bids_dgmseg.train.folds import read_sites
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, Part, crop_to_cerebellum, split_by_site
 from bids_dgmseg.train.nnunet.step import StepOutcome, train_step
-from bids_dgmseg.train.run_finetuning import given_labels, segment
+from bids_dgmseg.train.run_finetuning import given_labels
 from bids_dgmseg.train.status_line import unseen
 
 Say = Callable[[str], None]
@@ -197,8 +198,7 @@ def _score(maps: Sequence[Labelled], request: NnunetRequest) -> pd.DataFrame:
         device = request.training.device
         for one in maps:
             try:
-                box = localize(one.map.chi, model, weights=request.out, device=device).box
-                found = segment(one.map, box, model, weights=request.out, device=device)
+                found = segment_map(one.map.chi, model, weights=request.out, device=device).labels
             except InputError:  # no cerebellum found: nothing is
                 found = np.zeros(one.map.chi.shape, np.uint8)
             table = dice(given_labels(one.map, model), found, structures=model.structures)
