@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
@@ -101,8 +100,3 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
     if model.localizer.kind == "atlas":
         read_references(model, weights)
     return []
-
-
-def limit_threads(count: int) -> None:
-    """Limit the number of threads that networks use in this process."""
-    torch.set_num_threads(count)

@@ -7,7 +7,8 @@ import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS, Localizer
-from bids_dgmseg.segmentation.segment import check_ready, limit_threads
+from bids_dgmseg.resources import limit_threads
+from bids_dgmseg.segmentation.segment import check_ready
 
 
 @pytest.mark.parametrize("model", [MODELS["dgm16"], replace(MODELS["dgm16"], localizer=Localizer(kind="centre"))])
