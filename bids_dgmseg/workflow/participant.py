@@ -140,13 +140,12 @@ def _find_stale(config: RunConfig, model: Model, jobs: Sequence[Job]) -> list[st
 
 def _tell_plan(config: RunConfig, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
     """Say what would be done; what ends a run before its first scan ends this too."""
-    from bids_dgmseg.segmentation.segment import check_ready
-
     jobs = _plan(config, model, scans)
     todo = {job.scan.name for job in jobs}
-    if jobs and (
-        config.segmentation.weights or config.resources.device == "cuda"
-    ):  # else all is well, and torch slow to import
+    # Otherwise nothing can be wrong, and importing torch is slow.
+    if jobs and (config.segmentation.weights or config.resources.device == "cuda"):
+        from bids_dgmseg.segmentation.segment import check_ready
+
         notes = [*notes, *check_ready(model, weights=config.segmentation.weights, device=config.resources.device)]
     progress = RunProgress(0)
     for scan in scans:
