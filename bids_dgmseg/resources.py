@@ -68,10 +68,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def limit_threads(count: int) -> None:
-    """Limit the number of threads that PyTorch uses in this process."""
-    import torch
-
-    torch.set_num_threads(count)

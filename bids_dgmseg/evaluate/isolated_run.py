@@ -31,7 +31,7 @@ from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.resources import limit_threads
+from bids_dgmseg.models.weights import limit_threads
 
 VOTES, JOINT = "multiatlas", "multiatlasjoint"
 """Keys of the baselines, whose weights are a labelled dataset."""

@@ -129,3 +129,8 @@ def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device in the memory layout that is fastest for small convolutions."""
     flat = any(parameter.ndim == 4 for parameter in network.parameters())
     return network.to(device).to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
+
+
+def limit_threads(count: int) -> None:
+    """Limit the number of threads that PyTorch uses in this process."""
+    torch.set_num_threads(count)

@@ -16,9 +16,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.measurement.field_of_view import View, find_gaps
 from bids_dgmseg.measurement.scan import Segmented, measure_segmentation
+from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
-from bids_dgmseg.resources import limit_threads
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import predict

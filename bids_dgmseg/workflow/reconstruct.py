@@ -16,8 +16,8 @@ from bids_dgmseg.image.phase import read_phase
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact, load_image, write_like
+from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps, estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.resources import limit_threads
 from bids_dgmseg.workflow import files
 
 _CERTAIN = 1.3

@@ -7,7 +7,7 @@ import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS, Localizer
-from bids_dgmseg.resources import limit_threads
+from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.segmentation.segment import check_ready
 
 
