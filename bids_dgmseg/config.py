@@ -52,6 +52,8 @@ class Segmentation:
     """Table that maps the labels of an nnU-Net folder to nuclei."""
     masks: bool = True
     """Write one binary mask per nucleus and hemisphere, and per region."""
+    viewer: bool = True
+    """Write an interactive viewer per scan."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class RunConfig:
             derivatives=self.selection.derivatives,
             weights=self.segmentation.weights,
             masks=self.segmentation.masks,
+            viewer=self.segmentation.viewer,
             reference=self.reference.kind,
             reference_structure=self.reference.structure,
             reference_mask=self.reference.masks,
@@ -153,6 +156,7 @@ class Settings:
     derivatives: tuple[Path, ...] = ()
     weights: Path | None = None
     masks: bool = True
+    viewer: bool = True
     reference: Literal["none", "whole-brain", "csf", "structure"] = "none"
     reference_structure: str | None = None
     reference_mask: Path | None = None

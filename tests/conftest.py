@@ -128,6 +128,7 @@ def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
 
     def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
         given = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]
+        given += ["--no-viewer"] if level == "participant" else []  # importing nilearn takes seconds per scan
         return main([*given, "--model", oracle.name, "--nprocs", "1", "--skip-bids-validation", *options])
 
     return call

@@ -78,7 +78,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         store(folder / "ds", name, how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "oracle", oracle_model())
-        arguments = ["--model", "oracle", "--nprocs", "1", "-w", str(folder / "work"), "--no-masks"]
+        arguments = ["--model", "oracle", "--nprocs", "1", "-w", str(folder / "work"), "--no-masks", "--no-viewer"]
         assert main([str(folder / "ds"), str(folder / "out"), "participant", *arguments]) == 0
     yield folder
     shutil.rmtree(folder)

@@ -78,6 +78,7 @@ def fingerprint(
         ],
         "weights": _hash_weights(settings, model),
         "masks": settings.masks,
+        "viewer": settings.viewer,
         "reference": [settings.reference, settings.reference_structure, settings.reference_mask is not None],
         "reference_mask": sha256_or_error(reference_mask) if reference_mask else None,
         "version": bids_dgmseg.__version__,
@@ -153,7 +154,7 @@ def save_scan(
     fingerprint : str
         From `fingerprint`.
     figures : mapping of str to Path
-        Plane → PNG.
+        Plane → PNG, and ``viewer`` → HTML unless it is omitted.
     regions : mapping of str to Path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     chi : Path, optional
@@ -199,8 +200,9 @@ def save_scan(
 
 
 def _remove_earlier(output_dir: Path, mark: Path, scan: Scan, model: Model) -> None:
-    """Remove the mark of completeness first, then masks, which this run may not write."""
+    """Remove the mark of completeness first, then masks and viewer, which this run may not write."""
     mark.unlink(missing_ok=True)
+    _figure_path(output_dir, scan, model, "viewer", ".html").unlink(missing_ok=True)
     for structure in model.structures:
         for extension in (".json", ".nii.gz"):
             _mask_path(output_dir, scan, model, structure.bids_label, extension).unlink(missing_ok=True)
@@ -227,10 +229,14 @@ def _place_files(output_dir: Path, scan: Scan, model: Model, sources: Mapping[st
 
 def _place_figures(output_dir: Path, scan: Scan, model: Model, figures: Mapping[str, Path]) -> list[Path]:
     written = []
-    for plane, figure in figures.items():
-        written.append(output_dir / "figures" / f"{output_stem(scan, seg=model.name, desc=plane)}_dseg.png")
+    for name, figure in figures.items():
+        written.append(_figure_path(output_dir, scan, model, name, figure.suffix))
         copy_file(figure, written[-1])
     return written
+
+
+def _figure_path(output_dir: Path, scan: Scan, model: Model, name: str, extension: str) -> Path:
+    return output_dir / "figures" / f"{output_stem(scan, seg=model.name, desc=name)}_dseg{extension}"
 
 
 def _write_texts(

@@ -33,7 +33,7 @@ MAX_THREADS = 8
 
 MEMORY_SHARE = 0.9
 
-# --no-masks, --force and the resources have no effect at the group level, and are accepted there.
+# --no-masks, --no-viewer, --force and the resources have no effect at the group level, and are accepted there.
 PARTICIPANT_ONLY = (
     "--bids-filter-file",
     "--derivatives",
@@ -105,7 +105,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             tuple(options.derivatives),
         ),
         Reconstruction(options.phase_sign, options.brain_mask),
-        Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks),
+        Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks, options.viewer),
         ReferenceRegion(options.reference, options.reference_structure, options.reference_mask),
         GroupAnalysis(
             merge=tuple(options.merge),
@@ -265,6 +265,12 @@ def _add_segmentation(group: argparse._ArgumentGroup) -> None:
         dest="masks",
         action="store_false",
         help="do not write one binary mask per nucleus and hemisphere, and per region",
+    )
+    group.add_argument(
+        "--no-viewer",
+        dest="viewer",
+        action="store_false",
+        help="do not write the interactive viewer of each scan (1 to 3 MB per scan)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,6 +170,15 @@ def say_short(value: float) -> str:
     mantissa, _, exponent = text.partition("e")
     power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
     return mantissa.replace("-", "−") + power
+
+
+def anchor_of(scan: str, model: str) -> str:
+    """Return the identifier of a scan's section on the page of its participant.
+
+    >>> anchor_of("sub-a+b_ses-1", "dgm16")
+    'sub-a-b_ses-1_dgm16'
+    """
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan}_{model}")
 
 
 def open_templates(**filters: Callable[..., object]) -> Environment:

@@ -14,7 +14,7 @@ import pandas as pd
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.formatting import NO_VALUE, say_number, say_p, say_short
+from bids_dgmseg.report.formatting import NO_VALUE, anchor_of, say_number, say_p, say_short
 from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
 
 N_ROWS = 200
@@ -287,8 +287,7 @@ def _rating(rating: Any, where: str, reasons: Any) -> Cell:
 def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
     """Link to the scan on its participant's page, from the folder of this page; empty where there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
-    anchor = re.sub(r"[^A-Za-z0-9_-]", "-", f"{scan['name']}_{scan['seg']}")
-    return f"{path_to_url(page)}#{anchor}" if (output_dir / page).is_file() else ""
+    return f"{path_to_url(page)}#{anchor_of(scan['name'], scan['seg'])}" if (output_dir / page).is_file() else ""
 
 
 def links_of(rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> Sequence[str]:

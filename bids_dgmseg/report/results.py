@@ -16,6 +16,7 @@ from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.report.formatting import anchor_of
 from bids_dgmseg.report.slices import PLANES
 
 _STATS, _QUALITY = "_stats.tsv", "_qc.json"
@@ -44,6 +45,8 @@ class Result:
     rows: tuple[Mapping[str, str], ...] = ()
     """Rows of ``_stats.tsv`` as they are written."""
     pictures: tuple[Picture, ...] = ()
+    viewer: str = ""
+    """Link to the interactive viewer; empty if there is none."""
     files: tuple[tuple[str, str], ...] = ()
     """Name and link of each file written but the masks."""
     n_masks: int = 0
@@ -52,7 +55,7 @@ class Result:
     @property
     def anchor(self) -> str:
         """Identifier on the page."""
-        return re.sub(r"[^A-Za-z0-9_-]", "-", f"{self.name}_{self.model}")
+        return anchor_of(self.name, self.model)
 
     @property
     def title(self) -> str:
@@ -170,6 +173,7 @@ def _read_result(stem: Path, *, output_dir: Path, participant: str) -> Result:
         quality=quality,
         rows=rows,
         pictures=_find_pictures(stem.name, output_dir),
+        viewer=_find_viewer(stem.name, output_dir),
         files=tuple((path.name, link(path, output_dir)) for path in paths if path.is_file()),
         n_masks=_count_masks(stem.parent, bare, model),
     )
@@ -196,6 +200,14 @@ def _find_pictures(stem: str, output_dir: Path) -> tuple[Picture, ...]:
                 pictures.append(Picture(plane, link(path, output_dir), *_read_png_size(path)))
                 break
     return tuple(pictures)
+
+
+def _find_viewer(stem: str, output_dir: Path) -> str:
+    """Find the interactive viewer, which is named as the mosaics are."""
+    bare, own = re.sub(r"_desc-[^_]+", "", stem), re.search(r"_desc-([^_]+)", stem)
+    label = f"{own[1]}Viewer" if own else "viewer"
+    path = output_dir / "figures" / f"{bare}_desc-{label}_dseg.html"
+    return link(path, output_dir) if path.exists() else ""
 
 
 def link(path: Path, output_dir: Path) -> str:

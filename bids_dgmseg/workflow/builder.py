@@ -96,7 +96,7 @@ def init_scan_wf(
     segment = Node(Segment(**network), name="segment", n_procs=threads, mem_gb=model.memory_gb)
     choice = ReferenceChoice.of(config, reference_mask)
     measure = Node(Measure(model=model, reference=choice), name="measure", mem_gb=1.5)
-    figures = Node(Figures(model=model, title=scan.name), name="figures", mem_gb=1.0)
+    figures = Node(Figures(model=model, title=scan.name, viewer=config.segmentation.viewer), name="figures", mem_gb=1.0)
     marks = {"fingerprint": fingerprint, "reconstruction": reconstruction}
     save = Node(Save(scan=scan, model=model, config=config, **marks), name="save", mem_gb=1.0)
     workflow = Workflow(name=name or workflow_name(scan.name))

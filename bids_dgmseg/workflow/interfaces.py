@@ -19,6 +19,7 @@ from bids_dgmseg.measurement.scan import Segmented, measure_segmentation
 from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.viewer import write_viewer
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import predict
@@ -166,14 +167,15 @@ class _FiguresInputSpec(BaseInterfaceInputSpec):
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
     model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
     title = traits.Str(usedefault=True, desc="the scan's name")
+    viewer = traits.Bool(True, usedefault=True, desc="whether to write the interactive viewer")
 
 
 class _FiguresOutputSpec(TraitedSpec):
-    out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG")
+    out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG, viewer to HTML")
 
 
 class Figures(SimpleInterface):
-    """Draw the map with the nuclei's outlines in three planes."""
+    """Draw the map with the nuclei's outlines in three planes, and write the interactive viewer."""
 
     input_spec = _FiguresInputSpec
     output_spec = _FiguresOutputSpec
@@ -193,6 +195,17 @@ class Figures(SimpleInterface):
             )
             for plane in PLANES
         }
+        if self.inputs.viewer:
+            self._results["out_figures"]["viewer"] = str(
+                write_viewer(
+                    chi,
+                    dseg,
+                    Path(runtime.cwd) / "viewer.html",
+                    structures=self.inputs.model.structures,
+                    scan=self.inputs.title,
+                    model=self.inputs.model.name,
+                )
+            )
         return runtime
 
 
@@ -204,7 +217,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
     in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
     in_found = File(exists=True, mandatory=True, desc="JSON: rating, quality of the map, reference, warnings")
-    in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG")
+    in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG, viewer to HTML")
     in_chi = File(exists=True, desc="map that was reconstructed here")
     in_reconstruction = File(exists=True, desc="JSON: how it came about")
     scan = traits.Any(mandatory=True, nohash=True, desc="whose derivatives these are")

@@ -162,6 +162,17 @@ def test_doing_it_again_without_masks_removes_them(settings, results):
     assert not list(settings.output_dir.rglob("*_mask.*"))
 
 
+def test_rerun_without_viewer_removes_it(settings, results, tmp_path):
+    scan = find_scans(settings)[2]
+    (tmp_path / "viewer.html").write_text("<html>")
+    figures = {**results["figures"], "viewer": tmp_path / "viewer.html"}
+    written = save_scan(settings.output_dir, scan, MODEL, **{**results, "figures": figures})
+    viewer = settings.output_dir / "figures" / "sub-02_seg-dgm16_desc-rtsViewer_dseg.html"
+    assert viewer in written
+    save_scan(settings.output_dir, scan, MODEL, **results)
+    assert not viewer.exists()
+
+
 def test_two_models_in_one_folder_keep_their_own_masks_of_the_head(settings, results, tmp_path):
     scan = find_scans(settings)[0]
     for number, model in enumerate((MODEL, dataclasses.replace(MODEL, name="other")), start=1):
@@ -217,7 +228,8 @@ def test_the_fingerprint_follows_what_changes_results(settings, tmp_path):
     scan = find_scans(settings)[0]
     first = fingerprint(scan, settings, MODEL)
     assert fingerprint(scan, dataclasses.replace(settings, nprocs=7, verbose=2, force=True), MODEL) == first
-    assert fingerprint(scan, dataclasses.replace(settings, masks=False), MODEL) != first
+    for option in ("masks", "viewer"):
+        assert fingerprint(scan, dataclasses.replace(settings, **{option: False}), MODEL) != first
     assert fingerprint(dataclasses.replace(scan, sidecar={"Units": "ppb"}), settings, MODEL) != first
     assert fingerprint(scan, settings, dataclasses.replace(MODEL, name="other")) != first
     cleaned = dataclasses.replace(MODEL, cleaning=dataclasses.replace(MODEL.cleaning, smallest_part=0.5))

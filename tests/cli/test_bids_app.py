@@ -54,26 +54,30 @@ def test_each_flag_is_a_setting():
     plain = read_config(BASE)
     assert (
         plain.segmentation.masks,
+        plain.segmentation.viewer,
         plain.control.force,
         plain.control.dry_run,
         plain.control.skip_bids_validation,
         plain.control.stop_on_first_crash,
     ) == (
         True,
+        True,
         False,
         False,
         False,
         False,
     )
-    flags = "--no-masks --force --dry-run --skip-bids-validation --stop-on-first-crash -vv --device cuda".split()
-    given = read_config([*BASE, *flags])
+    flags = "--no-masks --no-viewer --force --dry-run --skip-bids-validation --stop-on-first-crash -vv --device cuda"
+    given = read_config([*BASE, *flags.split()])
     assert (
         given.segmentation.masks,
+        given.segmentation.viewer,
         given.control.force,
         given.control.dry_run,
         given.control.skip_bids_validation,
         given.control.stop_on_first_crash,
     ) == (
+        False,
         False,
         True,
         True,

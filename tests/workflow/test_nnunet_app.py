@@ -35,6 +35,7 @@ def run(dataset: Path, out: Path, *options: str) -> int:
             "--device",
             "cpu",
             "--skip-bids-validation",
+            "--no-viewer",
             *options,
         ]
     )

@@ -1,0 +1,126 @@
+"""The interactive viewer: sides, colours, size, no network."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from nibabel.affines import apply_affine
+from PIL import Image
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.viewer import MAX_BYTES, write_viewer
+from tests.report.conftest import DENTATES
+from tests.report.devtools import open_tab
+
+
+@pytest.fixture
+def viewer(two_sides, tmp_path):
+    chi, dseg = two_sides
+    return write_viewer(chi, dseg, tmp_path / "viewer.html", structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
+
+
+def read_sprite(html, name):
+    """Unpack an image of the viewer to (X, Y, Z, 4); slices x follow each other by rows, with z upwards."""
+    (data,) = re.findall(rf'id="{name}"[^>]*base64,([^"]+)"', html)
+    sprite = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+    shape = read_parameters(html)["nbSlice"]
+    columns, slices = sprite.shape[1] // shape["Y"], []
+    for x in range(shape["X"]):
+        row, column = divmod(x, columns)
+        tile = sprite[row * shape["Z"] : (row + 1) * shape["Z"], column * shape["Y"] : (column + 1) * shape["Y"]]
+        slices.append(tile[::-1].swapaxes(0, 1))
+    return np.array(slices)
+
+
+def read_parameters(html):
+    (parameters,) = re.findall(r"brainsprite\((\{.*?\})\);", html)
+    return json.loads(parameters)
+
+
+def test_left_is_left(viewer):
+    """Colours of dseg.tsv lie on their sides whatever the orientation of the file."""
+    html = viewer.read_text()
+    overlay, parameters = read_sprite(html, "overlayImg"), read_parameters(html)
+    assert parameters["radiological"] is False
+    assert parameters["showLR"]
+    for structure, x_mm in zip(DENTATES, (-20, 20), strict=True):
+        colour = np.array([round(255 * part) for part in to_rgb(structure.color)])
+        is_structure = (overlay[..., 3] > 0) & (np.abs(overlay[..., :3].astype(int) - colour).max(axis=-1) <= 1)
+        # The viewer reads coordinates at the index plus 1.
+        centre = apply_affine(np.array(parameters["affine"]), np.argwhere(is_structure).mean(axis=0) + 1)
+        assert centre == pytest.approx([x_mm, 0, 0], abs=2)  # one voxel
+
+
+def test_nuclei_are_bright_on_the_map(viewer):
+    html = viewer.read_text()
+    is_nucleus = read_sprite(html, "overlayImg")[..., 3] > 0
+    grey = read_sprite(html, "spriteImg")[..., 0]
+    # 0.11 and 0.01 ppm between -0.1 (black) and 0.2 ppm (white); less at edges, where the map is interpolated.
+    assert 255 * 0.15 / 0.3 < np.median(grey[is_nucleus]) <= np.ceil(255 * 0.21 / 0.3)
+    assert np.median(grey[~is_nucleus]) <= np.ceil(255 * 0.11 / 0.3)
+
+
+def test_page_loads_nothing(viewer):
+    html = re.sub(r'"data:[^"]*"', '""', viewer.read_text())
+    without_scripts = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.findall(r"https?:|<link|<script|@import|url\(|\ssrc=\"[^\"]", without_scripts)
+
+
+def test_same_input_gives_same_bytes(two_sides, viewer, tmp_path):
+    chi, dseg = two_sides
+    again = write_viewer(chi, dseg, tmp_path / "again.html", structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
+    assert again.read_bytes() == viewer.read_bytes()
+
+
+def test_noisy_large_map_stays_small(tmp_path):
+    noise = np.random.default_rng(0).normal(0.05, 0.06, (170, 170, 130)).astype(np.float32)
+    labels = np.zeros(noise.shape, np.uint8)
+    labels[3:-3, 3:-3, 3:-3] = 1
+    affine = np.diag([0.9, 0.9, 0.9, 1])
+    path = write_viewer(
+        Volume(noise, affine),
+        Volume(labels, affine),
+        tmp_path / "viewer.html",
+        structures=DENTATES,
+        scan="sub-01",
+        model="dgm16",
+    )
+    assert path.stat().st_size <= MAX_BYTES
+
+
+def test_missing_nuclei_are_named(two_sides, tmp_path):
+    chi, dseg = two_sides
+    empty = dseg.with_array(np.zeros_like(dseg.array))
+    path = write_viewer(
+        chi, empty, tmp_path / "viewer.html", structures=tuple(STRUCTURES), scan="sub-01", model="dgm16"
+    )
+    assert path.read_text().count("not found</span>") == 16
+
+
+def test_app_writes_and_links_viewer(bids_dataset, oracle, tmp_path):
+    arguments = [str(bids_dataset()), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1"]
+    assert main([*arguments, "-w", str(tmp_path / "work"), "--skip-bids-validation"]) == 0
+    name = "figures/sub-01_seg-oracle_desc-viewer_dseg.html"
+    assert (tmp_path / "out" / name).stat().st_size <= MAX_BYTES
+    assert f'href="{name}"' in (tmp_path / "out" / "sub-01.html").read_text()
+
+
+def test_button_moves_to_nucleus(browser, viewer, tmp_path):
+    with open_tab(browser, tmp_path / "profile") as tab:
+        tab.open(viewer.as_uri())
+        places = {}
+        for structure in DENTATES:
+            tab.click(f"button[title='{structure.name}']")
+            places[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")
+        link = tab.run("document.querySelector('a').getAttribute('href')")
+        requests = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
+    assert places["L"]["X"] == pytest.approx(-20, abs=2)
+    assert places["R"]["X"] == pytest.approx(20, abs=2)
+    assert link == "../sub-01.html#sub-01_ses-1_dgm16"
+    assert all(url.startswith(("file:", "data:")) for url in requests)
