@@ -28,10 +28,9 @@ from torch.nn import functional
 
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network, to_channels_last
-from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, batch_to_device, mixed_precision
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.simulate.tissue_details import DetailRanges
@@ -214,7 +213,7 @@ def try_on_simulated(model: Model, samples: SimulatedMaps, folder: Path, *, n_ma
     for index in range(n_maps):
         values, labels = samples[index]
         with torch.inference_mode(), mixed_precision(_CPU):
-            found = network(lay_out(values[None], _CPU)).argmax(dim=1)
+            found = network(batch_to_device(values[None], _CPU)).argmax(dim=1)
         counts += class_counts(found, labels[None], len(model.labels) + 1)
     return pd.DataFrame({"abbreviation": model.labels, "dice": dice_of_counts(counts).tolist()})
 

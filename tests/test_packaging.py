@@ -156,7 +156,7 @@ def test_the_methods_have_the_sizes_of_the_shipped_model():
     model = MODELS["dgm16"]
     text = " ".join(read("docs/methods.md").split())
     assert f"averaged or interpolated to {model.input.spacing_mm[0]:g} mm" in text
-    assert model.input.own_voxels == 0.1
+    assert model.input.native_voxel_tolerance == 0.1
     assert f"differ from {model.input.spacing_mm[0]:g} mm by no more than a tenth" in text
     assert f"({' × '.join(f'{edge:g}' for edge in model.input.patch_mm)} mm)" in text
     assert model.localizer.input is not None

@@ -13,7 +13,7 @@ import torch
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -36,7 +36,7 @@ def untrained(name: str, folder: Path, *, folds: int = 2) -> Path:
     for fold in range(folds):
         torch.manual_seed(fold)
         save_weights(segmenter_network(model).state_dict(), folder / f"fold_{fold}.safetensors")
-    describe_folder(model, folder, about={"licence": "CC0-1.0", "trained_on": "nothing"})
+    write_model_toml(model, folder, about={"licence": "CC0-1.0", "trained_on": "nothing"})
     if model.localizer.kind == "atlas":
         (folder / "references").mkdir()
         grid = world_grid(HEAD, (3.0, 3.0, 3.0))

@@ -72,7 +72,7 @@ def fingerprint(
             str(model.input),
             str(model.localizer),
             str(model.arch),
-            str(model.cleaning),
+            str(model.postprocessing),
             model.mirrored,
             model.ensemble,
         ],

@@ -138,7 +138,7 @@ def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
 
 def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
-    from bids_dgmseg.segmentation.registration import Reference
+    from bids_dgmseg.segmentation.registration import Atlas
     from bids_dgmseg.train.data import drawn_structures, read_labelled_maps
 
     dataset, person = Path(str(request.weights)), split_entities(Path(request.chi).name.partition(".")[0]).get("sub")
@@ -150,7 +150,7 @@ def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], 
     ]
     if not labelled:
         raise InputError(f"{dataset.name}: no labelled map of another participant; give more atlases")
-    atlases = [Reference(one.map.name, one.map.chi, one.map.labels) for one in labelled]
+    atlases = [Atlas(one.map.name, one.map.chi, one.map.labels) for one in labelled]
     fuse = join_labels if request.model == JOINT else vote_locally
     found = segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse)
     return found.labels, drawn_structures(labelled, MULTI_ATLAS)

@@ -232,5 +232,5 @@ def _expect_centre(dseg: Volume, structure: Structure, found: Sequence[Structure
         return None  # a plane or a line of nuclei does not tell where the head lies
     indices = np.array([np.argwhere(dseg.array == other.index).mean(axis=0) for other in found])
     centres_mm = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    carry = fit_similarity(np.array([other.typical_mm for other in found]), centres_mm)
-    return carry(np.array(structure.typical_mm))
+    carry = fit_similarity(np.array([other.mni_mm for other in found]), centres_mm)
+    return carry(np.array(structure.mni_mm))

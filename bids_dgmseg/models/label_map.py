@@ -19,7 +19,7 @@ STEPS = (CEREBELLUM, "dentate")
 """The two model folders of ``--weights DIR``, in the order in which they run."""
 
 
-def step_folder(folder: Path, step: str) -> Path | None:
+def nnunet_step_folder(folder: Path, step: str) -> Path | None:
     """Find the model folder of a step.
 
     Returns
@@ -66,7 +66,7 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
     if weights is None and not folder.is_dir():
         return model, []  # what says that weights are missing comes later, with the way out
     notes: list[str] = []
-    cerebellum, dentate = step_folder(folder, CEREBELLUM), step_folder(folder, STEPS[1])
+    cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, STEPS[1])
     arch: dict[str, Any] = {"numbers": _match_nuclei(read_labels(dentate or folder), given, folder.name, notes)}
     if cerebellum is not None:
         arch[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)

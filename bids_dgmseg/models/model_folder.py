@@ -27,8 +27,7 @@ from typing import Any
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_text
-from bids_dgmseg.models.normalize import NORMALIZATIONS
-from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.registry import NORMALIZATIONS, Model, weights_folder
 
 DESCRIPTION = "model.toml"
 
@@ -58,7 +57,7 @@ def own_folder(model: Model, folder: Path | None) -> Path:
     return folder or weights_folder(model)
 
 
-def as_trained(model: Model, folder: Path | None = None) -> Model:
+def read_model_folder(model: Model, folder: Path | None = None) -> Model:
     """Give a model the network, heads and input that its folder names; without ``model.toml`` it stays as registered.
 
     Parameters
@@ -150,7 +149,7 @@ def _is_ours(network: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module
 
 
-def describe_folder(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:
+def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:
     """Write a folder's ``model.toml``.
 
     Parameters
@@ -191,7 +190,7 @@ def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
     return folds or ["segmenter", *second]
 
 
-def reference_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:
+def atlas_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:
     """List the reference maps with their labels, by name.
 
     Raises

@@ -26,7 +26,7 @@ _TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
 
 
 @dataclass(frozen=True)
-class Trained:
+class NnunetModel:
     """A model folder as read from disk."""
 
     folder: Path
@@ -73,7 +73,7 @@ def _numpy_scalars() -> list[Any]:
     return [*((scalar, name) for name in names), np.dtype, *kinds]
 
 
-def read_folder(folder: Path) -> Trained:
+def read_folder(folder: Path) -> NnunetModel:
     """Read a model folder: dataset.json, plans.json and the checkpoint of every fold.
 
     Raises
@@ -87,7 +87,7 @@ def read_folder(folder: Path) -> Trained:
     first = checkpoints[0]
     try:
         configuration = str(first["init_args"]["configuration"])
-        trained = Trained(
+        trained = NnunetModel(
             folder,
             plans,
             dataset,
@@ -164,12 +164,12 @@ def _class_names(node: Any) -> Iterator[str]:
                 yield from _class_names(value)
 
 
-def mirror_axes(trained: Trained, axes: str, *, sided: bool) -> tuple[int, ...]:
+def mirror_axes(trained: NnunetModel, axes: str, *, sided: bool) -> tuple[int, ...]:
     """Axes of a network's patches along which it may look at mirrored maps.
 
     Parameters
     ----------
-    trained : Trained
+    trained : NnunetModel
         Allows some.
     axes : str
         Of the map as the network sees it, such as ``RAS``.
@@ -184,7 +184,7 @@ def mirror_axes(trained: Trained, axes: str, *, sided: bool) -> tuple[int, ...]:
     return tuple(sorted(allowed))
 
 
-def _setting(trained: Trained, name: str) -> Any:
+def _setting(trained: NnunetModel, name: str) -> Any:
     """Look a setting of the configuration up, in the one that it inherits from where it has none of its own."""
     known = trained.plans["configurations"][trained.configuration]
     while name not in known:

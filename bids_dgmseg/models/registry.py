@@ -14,6 +14,8 @@ from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 ALIASES = {"default": "dgm16"}
 
+NORMALIZATIONS = ("ppm", "zscore", "minmax")
+
 
 @dataclass(frozen=True)
 class ModelInput:
@@ -25,11 +27,11 @@ class ModelInput:
     channels: int = 1
     slices: int = 0
     """Neighbouring coronal slices that a 2D network sees to label the middle one; 0 for a 3D network."""
-    step: int = 0
+    window_step: int = 0
     """Voxels from one window to the next, all windows counting alike; 0: they overlap by half, their middles count."""
-    slack: float = 0.0
+    window_slack: float = 0.0
     """Part of the patch by which a grid may be longer along an axis and still is seen in one window along it."""
-    own_voxels: float = 0.0
+    native_voxel_tolerance: float = 0.0
     """Largest difference of a map's voxels to ``spacing_mm``, relative to it, at which they are shown as they are."""
 
 
@@ -53,17 +55,17 @@ class Localizer:
 
 
 @dataclass(frozen=True)
-class Cleaning:
+class Postprocessing:
     """What is done to each nucleus of one side between probabilities and labels."""
 
     threshold: float = 0.0
     """Probability that a voxel must exceed; 0: it goes to the most probable class, background included."""
-    smallest_part: float = 0.25
+    min_component_fraction: float = 0.25
     """Connected parts smaller than this share of the largest are dropped; 1 keeps the largest alone."""
-    place_sd_mm: float = 0.0
+    position_sd_mm: float = 0.0
     """By which nuclei vary about their places relative to one another: first of all, parts are compared by their sizes
     times a Gaussian of this SD of how far they lie from there; 0: wherever they lie."""
-    measured_only: bool = False
+    valid_voxels_only: bool = False
     """Before all else, make every nucleus' probability 0 where the map shows nothing; not for nnU-Net folders."""
     fill_holes: bool = False
     smooth: bool = False
@@ -104,7 +106,7 @@ class Model:
     """Average over the map and its mirror image."""
     ensemble: bool = False
     """Average over mirror images and over all checkpoints of the weights: slower, a little better."""
-    cleaning: Cleaning = Cleaning()
+    postprocessing: Postprocessing = Postprocessing()
     predictor: str | Callable[..., Any] = "bids_dgmseg.segmentation.predict:NetworkPredictor"
     weights: Weights | None = None
     memory_gb: float = 2.0
@@ -112,7 +114,7 @@ class Model:
     """Keys of ``data/boilerplate/references.bib``."""
 
     @property
-    def sees_mirror_images(self) -> bool:
+    def uses_mirroring(self) -> bool:
         """Whether the map and its mirror image are averaged."""
         return self.mirrored or self.ensemble
 
@@ -166,7 +168,7 @@ def read_models(text: str) -> dict[str, Model]:
         known["labels"] = tuple(known["labels"])
         known["citation"] = tuple(known.get("citation", ()))
         known["heads"] = tuple(tuple(group) for group in known.get("heads", ()))
-        known["cleaning"] = Cleaning(**known.get("cleaning", {}))
+        known["postprocessing"] = Postprocessing(**known.get("postprocessing", {}))
         if "weights" in known:
             known["weights"] = Weights(**known["weights"])
         models[name] = Model(name=name, **known)

@@ -52,22 +52,22 @@ class Structure:
         return self.abbreviation.split("_")[0]
 
     @property
-    def typical_mm(self) -> tuple[float, float, float]:
+    def mni_mm(self) -> tuple[float, float, float]:
         """The centre in the MNI152 brain, RAS+.
 
-        >>> STRUCTURES.named("DN_L").typical_mm
+        >>> STRUCTURES.named("DN_L").mni_mm
         (-15.0, -58.0, -35.0)
         """
         return self._on_its_side(_RIGHT_MM[self.nucleus])
 
     @property
-    def typical_course_mm(self) -> tuple[tuple[float, float, float], ...]:
+    def mni_course_mm(self) -> tuple[tuple[float, float, float], ...]:
         """Places in the MNI152 brain, RAS+, near which its pieces lie: the centre, and more along a long nucleus.
 
-        >>> STRUCTURES.named("DN_L").typical_course_mm
+        >>> STRUCTURES.named("DN_L").mni_course_mm
         ((-15.0, -58.0, -35.0),)
         """
-        return (self.typical_mm, *map(self._on_its_side, _RIGHT_COURSE_MM.get(self.nucleus, ())))
+        return (self.mni_mm, *map(self._on_its_side, _RIGHT_COURSE_MM.get(self.nucleus, ())))
 
     def _on_its_side(self, right_mm: tuple[float, float, float]) -> tuple[float, float, float]:
         x, y, z = right_mm
@@ -128,7 +128,7 @@ class Structures(Sequence[Structure]):
             raise ValueError(f"no structure has the number {index}")
         return self._by_index[index]
 
-    def sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
+    def both_sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
         """Both sides of each nucleus, such as ``("DN",)`` → DN_L, DN_R, in the order given."""
         return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256, write_bytes
-from bids_dgmseg.models.model_folder import DESCRIPTION, as_trained, own_folder, segmenter_parts
+from bids_dgmseg.models.model_folder import DESCRIPTION, own_folder, read_model_folder, segmenter_parts
 from bids_dgmseg.models.registry import Model
 
 
@@ -92,7 +92,7 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
 
 def load_segmenters(model: Model, folder: Path | None = None) -> list[nn.Module]:
     """Build the networks of a model's second step, one a fold, ready to predict; else as `load_weights`."""
-    trained = as_trained(model, folder)
+    trained = read_model_folder(model, folder)
     parts = segmenter_parts(model, folder)
     try:
         networks = [segmenter_network(trained) for _ in parts]

@@ -127,7 +127,7 @@ def _say_model(model: Model, *, own_weights: bool) -> list[str]:
 
 
 def _say_own_voxels(model: Model) -> str:
-    share = model.input.own_voxels
+    share = model.input.native_voxel_tolerance
     return f" or on the map's own voxels where these differ from it by at most {share:.0%}" if share else ""
 
 

@@ -182,12 +182,12 @@ def _expect_places(
         return {}
     indices = center_of_mass(np.ones(dseg.shape, np.uint8), dseg.array, [structure.index for structure in found])
     centres_mm = np.array(indices) @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    carry = fit_similarity(np.array([structure.typical_mm for structure in found]), centres_mm)
+    carry = fit_similarity(np.array([structure.mni_mm for structure in found]), centres_mm)
     ends = [np.flatnonzero(_profile(within, axis))[[0, -1]] for axis in range(3)]
     reach = _REACH_MM / np.array(dseg.voxel_size_mm)
     places: dict[int, tuple[slice, ...]] = {}
     for number in np.flatnonzero(absent).tolist():
-        centre = np.linalg.inv(dseg.affine) @ [*carry(np.array(structures[number].typical_mm)), 1]
+        centre = np.linalg.inv(dseg.affine) @ [*carry(np.array(structures[number].mni_mm)), 1]
         places[number] = tuple(
             slice(int(np.clip(round(at - more), low, high)), int(np.clip(round(at + more), low, high)) + 1)
             for at, more, (low, high) in zip(centre[:3], reach, ends, strict=True)

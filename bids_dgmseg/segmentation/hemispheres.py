@@ -15,7 +15,7 @@ from bids_dgmseg.image.boxes import box_of_mask
 from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.foreground import find_measured
+from bids_dgmseg.segmentation.regions import valid_mask
 
 _SPACINGS_MM = (6.0, 3.0)
 
@@ -65,7 +65,7 @@ def find_midplane(chi: Volume) -> Midplane:
     Midplane
         Where the correlation of the map with its mirror image, over voxels measured on both sides, is largest.
     """
-    measured = find_measured(chi)
+    measured = valid_mask(chi)
     box = box_of_mask(measured)
     start: NDArray[np.float64] = np.zeros(3)
     for spacing_mm in _SPACINGS_MM:
@@ -131,7 +131,9 @@ class _Mirror:
         return sampled
 
 
-def divide(probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane) -> NDArray[np.float32]:
+def split_hemispheres(
+    probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
+) -> NDArray[np.float32]:
     """Divide nuclei without a side at the midplane.
 
     Parameters

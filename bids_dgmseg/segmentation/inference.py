@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any
@@ -15,6 +15,28 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from bids_dgmseg.models.weights import pick_device, to_channels_last
+
+FloatArray = NDArray[np.float32]
+
+
+def in_ppm(chi: FloatArray) -> FloatArray:
+    """Keep the physical scale: tenths of a ppm, clipped at ±0.5 ppm, where only veins and streaks lie beyond."""
+    return np.clip(chi, -0.5, 0.5) * np.float32(10)
+
+
+def zscore(chi: FloatArray) -> FloatArray:
+    """Mean 0, SD 1 over the whole patch; a constant patch becomes 0."""
+    spread = chi.std()
+    return (chi - chi.mean()) / spread if spread > 0 else np.zeros_like(chi)
+
+
+def minmax(chi: FloatArray) -> FloatArray:
+    """Scale the patch to 0 … 1; a constant patch becomes 0."""
+    low, high = chi.min(), chi.max()
+    return (chi - low) / (high - low) if high > low else np.zeros_like(chi)
+
+
+NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {"ppm": in_ppm, "zscore": zscore, "minmax": minmax}
 
 
 def forward(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
@@ -41,13 +63,13 @@ def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) 
     """Run a network over patches (B, channels, ...) of the same size; logits (B, classes, ...), else as `forward`."""
     where = pick_device(device)
     network = to_channels_last(network, where)
-    batch = lay_out(torch.from_numpy(np.ascontiguousarray(values)), where)
+    batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), where)
     with torch.inference_mode(), mixed_precision(where):
         logits: Tensor = network(batch)
     return logits.float()
 
 
-def lay_out(batch: Tensor, device: torch.device) -> Tensor:
+def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
     """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`."""
     return batch.to(device, memory_format=torch.channels_last if batch.ndim == 4 else torch.channels_last_3d)
 
@@ -112,7 +134,9 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
 
 
-def cover(shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0) -> Iterator[tuple[slice, ...]]:
+def sliding_windows(
+    shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0
+) -> Iterator[tuple[slice, ...]]:
     """Cover a grid with patches.
 
     Parameters
@@ -138,7 +162,7 @@ def cover(shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: floa
         yield tuple(slice(start, start + width) for start, width in zip(corner, patch, strict=True))
 
 
-def middle_weight(shape: Sequence[int]) -> NDArray[np.float32]:
+def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
     """Gaussian with an SD of an eighth of the window: predictions near its edge have seen little."""
     profiles = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in shape]
     weight = np.einsum("i,j,k->ijk", *profiles).astype(np.float32)

@@ -15,13 +15,12 @@ from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.resample import LARGEST_TURN_DEG, Grid, directions, farthest_axis_deg, meet, resample, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import as_trained
-from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.weights import load_weights, localizer_network
-from bids_dgmseg.segmentation.foreground import find_measured, measured_box, tame
-from bids_dgmseg.segmentation.inference import forward
-from bids_dgmseg.segmentation.registration import find_by_atlas, read_references
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box, valid_mask
+from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.results import Location
 
 _LEAST_PITCH_DEG = 12.0
@@ -79,37 +78,39 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     if model.localizer.kind == "nnunet":
         from bids_dgmseg.segmentation.nnunet import localize_cerebellum
 
-        _check_size(find_measured(chi).array, chi)
-        return localize_cerebellum(tame(chi), model, weights=weights, device=device)
-    return locate(tame(chi), as_trained(model, weights), weights=weights, device=device)
+        _check_size(valid_mask(chi).array, chi)
+        return localize_cerebellum(clip_and_remove_small_components(chi), model, weights=weights, device=device)
+    return run_localizer(
+        clip_and_remove_small_components(chi), read_model_folder(model, weights), weights=weights, device=device
+    )
 
 
-def locate(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
+def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
     """Find the box of a model whose input is as given, whatever its folder says; else as `localize`."""
     if model.localizer.kind == "centre":
-        box = Box.centred(np.array(measured_box(chi).centre_mm), model.input.patch_mm)
+        box = Box.centred(np.array(valid_box(chi).centre_mm), model.input.patch_mm)
         if not model.localizer.guard:
             return Location(box, None)
     # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.
-    _check_size(find_measured(chi).array, chi)
+    _check_size(valid_mask(chi).array, chi)
     if model.localizer.kind == "network":
         labels = _label_head(chi, model, weights, device)
         return Location(_nuclei_box(labels, model, _slice_axes(chi, model)), labels)
     if model.localizer.kind == "atlas":
-        box = find_by_atlas(chi, read_references(model, weights), model)
-    return Location(_guarded(box, chi, model, device), None)
+        box = find_by_atlas(chi, read_atlases(model, weights), model)
+    return Location(_shift_box_to_cover(box, chi, model, device), None)
 
 
-def _guarded(box: Box, chi: Volume, model: Model, device: str) -> Box:
+def _shift_box_to_cover(box: Box, chi: Volume, model: Model, device: str) -> Box:
     """Move a box as little as it takes to cut none of the model's nuclei that a whole-head network sees."""
     if not model.localizer.guard:
         return box
     guard = MODELS[model.localizer.guard]
-    seen = _mark_seen(_label_head(chi, guard, None, device), guard, model)
+    seen = _nuclei_mask(_label_head(chi, guard, None, device), guard, model)
     return box.moved_over(box_of_mask(seen).grown(model.localizer.margin_mm)) if seen.array.any() else box
 
 
-def _mark_seen(labels: Volume, guard: Model, model: Model) -> Volume:
+def _nuclei_mask(labels: Volume, guard: Model, model: Model) -> Volume:
     """Mark where a whole-head network sees nuclei of a model."""
     lower = {structure.nucleus for structure in model.structures} <= _LOWER
     return labels.with_array(_region(labels, guard, "cerebellar_nuclei") if lower else _upper_nuclei(labels, guard))
@@ -126,14 +127,14 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
     shown = model.localizer.input
     if shown is None:
         raise ValueError(f"{model.name}: its localizer {model.localizer.kind!r} has no network")
-    view = Box.centred(np.array(measured_box(chi).centre_mm), shown.patch_mm)
-    coarse = _surround(resample(chi, world_grid(view, shown.spacing_mm), antialias=True), chi)
+    view = Box.centred(np.array(valid_box(chi).centre_mm), shown.patch_mm)
+    coarse = _extend_noise(resample(chi, world_grid(view, shown.spacing_mm), antialias=True), chi)
     network = load_weights(localizer_network(model), model, "localizer", weights)
     probabilities = forward(network, NORMALIZATIONS[shown.normalization](coarse.array)[None], device)
     return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
 
 
-def _surround(coarse: Volume, chi: Volume) -> Volume:
+def _extend_noise(coarse: Volume, chi: Volume) -> Volume:
     """Let the noise about a head go on beyond the map; a network takes what ends somewhere for a head."""
     corners = _mark_corners(chi)
     if is_measured(chi.array[corners.array > 0]).mean() < 0.9:
@@ -160,7 +161,10 @@ def _slice_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
     right_angled = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
     oblique = LARGEST_TURN_DEG < farthest_axis_deg(axes) < _LARGEST_OBLIQUITY_DEG
     shown = model.input
-    seen = shown.own_voxels and meet(shown.spacing_mm, chi.voxel_size_mm, shown.own_voxels)[1].any()
+    seen = (
+        shown.native_voxel_tolerance
+        and meet(shown.spacing_mm, chi.voxel_size_mm, shown.native_voxel_tolerance)[1].any()
+    )
     return axes if right_angled and oblique and seen else np.eye(3)
 
 

@@ -19,10 +19,10 @@ from bids_dgmseg.image.resample import Grid, covering_block, resample, world_gri
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.foreground import find_measured, measured_box
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.probabilities import carry
-from bids_dgmseg.segmentation.registration import Head, Reference, align_affinely, align_rigidly, deform
+from bids_dgmseg.segmentation.probabilities import resample_back
+from bids_dgmseg.segmentation.regions import valid_box, valid_mask
+from bids_dgmseg.segmentation.registration import Atlas, Head, align_affinely, align_rigidly, deform
 from bids_dgmseg.segmentation.results import Location, ProbabilityBlock, Segmentation
 
 Fuse = Callable[..., NDArray[np.float32]]
@@ -38,14 +38,14 @@ MULTI_ATLAS = Model(
 """The registry does not have it: without atlases there is nothing to ship."""
 
 
-def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, *, fuse: Fuse) -> Segmentation:
+def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, fuse: Fuse) -> Segmentation:
     """Register each atlas to a map (rigid, affine, bent) and fuse their labels.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 (or noise) outside the brain.
-    atlases : sequence of Reference
+    atlases : sequence of Atlas
         Their labels are the channels of `model`.
     model : Model
         Spacing, margin about the nuclei, and channels.
@@ -69,37 +69,37 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Reference], model: Model, 
     probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    block = ProbabilityBlock(carry(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
+    block = ProbabilityBlock(resample_back(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
     return Segmentation(label_grid(block, model, chi.shape), block, Location(box, None), model)
 
 
-def _align(chi: Volume, atlases: Sequence[Reference]) -> list[Reference]:
+def _align(chi: Volume, atlases: Sequence[Atlas]) -> list[Atlas]:
     """Move each atlas onto the map by an affine transform of its world; no voxel is resampled."""
     head = Head(chi)
     aligned = []
     for atlas in atlases:
         to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
         moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
-        aligned.append(Reference(atlas.name, *moved))
+        aligned.append(Atlas(atlas.name, *moved))
     return aligned
 
 
-def _nuclei_box(chi: Volume, aligned: Sequence[Reference], margin_mm: float) -> Box:
+def _nuclei_box(chi: Volume, aligned: Sequence[Atlas], margin_mm: float) -> Box:
     """Enclose the nuclei of all atlases and a margin, inside what the map shows."""
     boxes = [box_of_mask(atlas.labels) for atlas in aligned if atlas.labels.array.any()]
     if not boxes:
         raise InputError("atlases: no nucleus in any; check their labels")
-    view = measured_box(chi)
+    view = valid_box(chi)
     low = np.maximum(np.min([box.low_mm for box in boxes], axis=0) - margin_mm, view.low_mm)
     high = np.minimum(np.max([box.high_mm for box in boxes], axis=0) + margin_mm, view.high_mm)
     x, y, z = (high - low).tolist()
     return Box.centred((low + high) / 2, (x, y, z))
 
 
-def _warp(chi: Volume, atlas: Reference, box: Box, grid: Grid) -> Warped:
+def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
     """Bend an aligned atlas onto the map and sample it on a grid."""
     points_mm = deform(chi, atlas.chi, box).on_grid(grid).points_mm()
-    measured = find_measured(atlas.chi)
+    measured = valid_mask(atlas.chi)
     return Warped(
         chi=_sample(atlas.chi, points_mm, order=1),
         labels=_sample(atlas.labels, points_mm, order=0),

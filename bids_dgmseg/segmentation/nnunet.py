@@ -20,12 +20,11 @@ from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.resample import Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, step_folder
-from bids_dgmseg.models.nnunet_folder import Trained, mirror_axes, read_folder
+from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, nnunet_step_folder
+from bids_dgmseg.models.nnunet_folder import NnunetModel, mirror_axes, read_folder
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.models.weights import pick_device
-from bids_dgmseg.segmentation.foreground import find_measured
-from bids_dgmseg.segmentation.regions import largest_part
+from bids_dgmseg.segmentation.regions import largest_component, valid_mask
 from bids_dgmseg.segmentation.results import Location, ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
@@ -36,7 +35,7 @@ class Network:
 
     Parameters
     ----------
-    trained : Trained
+    trained : NnunetModel
         What `read_folder` gave.
     device : {"cpu", "cuda", "auto"}
         Where it runs.
@@ -44,7 +43,7 @@ class Network:
         Whether its labels have a left and a right: then left and right are never mirrored.
     """
 
-    def __init__(self, trained: Trained, *, device: str, sided: bool) -> None:
+    def __init__(self, trained: NnunetModel, *, device: str, sided: bool) -> None:
         self.trained, self.sided = trained, sided
         with quiet():
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -97,7 +96,7 @@ class Network:
         return _from_sitk_order(np.asarray(fractions, np.float32), axes)
 
 
-def _build(trained: Trained, plans: Any, configuration: Any) -> torch.nn.Module:
+def _build(trained: NnunetModel, plans: Any, configuration: Any) -> torch.nn.Module:
     """Build the network that plans.json describes, by the trainer's own builder where nnU-Net knows the trainer."""
     import nnunetv2
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -169,11 +168,11 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
     InputError
         If no cerebellum is found.
     """
-    if step_folder(weights or weights_folder(model), CEREBELLUM) is None:
+    if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is None:
         return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
     found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
     seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
-    part = largest_part(seen & (find_measured(chi).array > 0))
+    part = largest_component(seen & (valid_mask(chi).array > 0))
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))
@@ -193,7 +192,7 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
     InputError
         If a folder is missing or damaged.
     """
-    if step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
+    if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
         _read_step(model, weights, CEREBELLUM)
     trained = _read_step(model, weights, STEPS[1])
     if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
@@ -204,8 +203,8 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
     ]
 
 
-def _read_step(model: Model, weights: Path | None, step: str) -> Trained:
-    folder = step_folder(weights or weights_folder(model), step)
+def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
+    folder = nnunet_step_folder(weights or weights_folder(model), step)
     if folder is None:
         raise ValueError(f"{step}: a single model folder has no such step")
     if weights is None:

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.image.similarity import Similarity, fit_similarity
-from bids_dgmseg.models.registry import Cleaning, Model
+from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 
 _TOUCHING = np.ones((3, 3, 3))
-"""Parts are connected over faces, edges or corners."""
+"""Components are connected over faces, edges or corners."""
 
 
-def clean(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
-    """Label each voxel, then mend each nucleus as the model's ``cleaning`` says.
+def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
+    """Label each voxel, then mend each nucleus as the model's ``postprocessing`` says.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def clean(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
         Numbers of structures.tsv, 0 for background.
     """
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
-    dseg: NDArray[np.uint8] = numbers[_choose(block.probabilities, model.cleaning.threshold)]
-    if model.cleaning.place_sd_mm:
+    dseg: NDArray[np.uint8] = numbers[_choose(block.probabilities, model.postprocessing.threshold)]
+    if model.postprocessing.position_sd_mm:
         _drop_misplaced(dseg, model, block.voxel_size_mm)
     for number, place in zip(numbers[1:], _places(dseg, numbers[1:]), strict=True):
         if place is not None:
             part = dseg[place]
             mask = part == number
-            mended = _mend(mask, model.cleaning)
+            mended = _mend(mask, model.postprocessing)
             part[mask & ~mended] = 0
             part[mended & (part == 0)] = number
     return dseg
@@ -50,13 +50,13 @@ def clean(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
 def label_grid(block: ProbabilityBlock, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Label a map's whole grid of that shape: `clean` inside the block, background elsewhere."""
     dseg = np.zeros(shape, np.uint8)
-    dseg[block.slices] = clean(block, model)
+    dseg[block.slices] = postprocess(block, model)
     return dseg
 
 
-def name_labelled(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
+def labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
     """Name the nuclei that some voxel goes to."""
-    channels = np.unique(_choose(probabilities, model.cleaning.threshold))
+    channels = np.unique(_choose(probabilities, model.postprocessing.threshold))
     return tuple(model.labels[channel - 1] for channel in channels if channel)
 
 
@@ -88,31 +88,31 @@ def _drop_misplaced(dseg: NDArray[np.uint8], model: Model, voxel_size_mm: tuple[
             parts[structure], count = ndimage.label(dseg[place] == structure.index, _TOUCHING)
             centres = ndimage.center_of_mass(parts[structure] > 0, parts[structure], np.arange(1, count + 1))
             centres_mm = (np.array(centres) + [piece.start for piece in place]) * voxel_size_mm
-            found[structure] = Parts(np.bincount(parts[structure].ravel())[1:], centres_mm)
-    for structure, missed_mm in find_misplacement(found).items():
-        nearness = np.exp(-((missed_mm / model.cleaning.place_sd_mm) ** 2) / 2)
-        small = _small(found[structure].sizes * nearness, model.cleaning.smallest_part)
+            found[structure] = Components(np.bincount(parts[structure].ravel())[1:], centres_mm)
+    for structure, missed_mm in distances_from_typical_positions(found).items():
+        nearness = np.exp(-((missed_mm / model.postprocessing.position_sd_mm) ** 2) / 2)
+        small = _small(found[structure].sizes * nearness, model.postprocessing.min_component_fraction)
         dseg[places[structure]][np.append(False, small)[parts[structure]]] = 0
 
 
-def _mend(mask: NDArray[np.bool_], cleaning: Cleaning) -> NDArray[np.bool_]:
-    if cleaning.fill_holes:
+def _mend(mask: NDArray[np.bool_], postprocessing: Postprocessing) -> NDArray[np.bool_]:
+    if postprocessing.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
-    mask = mask & ~_strays(mask, cleaning.smallest_part)
-    return _smoothed(mask) if cleaning.smooth else mask
+    mask = mask & ~_strays(mask, postprocessing.min_component_fraction)
+    return _smoothed(mask) if postprocessing.smooth else mask
 
 
-def _strays(mask: NDArray[np.bool_], smallest_part: float) -> NDArray[np.bool_]:
+def _strays(mask: NDArray[np.bool_], min_component_fraction: float) -> NDArray[np.bool_]:
     """Find the parts that are too small beside the largest."""
     parts, _ = ndimage.label(mask, _TOUCHING)
-    small = _small(np.bincount(parts.ravel())[1:], smallest_part)
+    small = _small(np.bincount(parts.ravel())[1:], min_component_fraction)
     strays: NDArray[np.bool_] = np.append(False, small)[parts]
     return strays
 
 
-def _small(sizes: NDArray[np.number], smallest_part: float) -> NDArray[np.bool_]:
-    small: NDArray[np.bool_] = sizes < smallest_part * sizes.max()
-    if smallest_part >= 1:
+def _small(sizes: NDArray[np.number], min_component_fraction: float) -> NDArray[np.bool_]:
+    small: NDArray[np.bool_] = sizes < min_component_fraction * sizes.max()
+    if min_component_fraction >= 1:
         small = np.arange(len(sizes)) != sizes.argmax()  # one even of two that are as large
     return small
 
@@ -134,7 +134,7 @@ _TYPICAL_MM = 4.0
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Connected parts that one nucleus was found in.
 
     Parameters
@@ -149,7 +149,7 @@ class Parts:
     centres_mm: NDArray[np.float64]
 
 
-def find_misplacement(found: Mapping[Structure, Parts]) -> dict[Structure, NDArray[np.float64]]:
+def distances_from_typical_positions(found: Mapping[Structure, Components]) -> dict[Structure, NDArray[np.float64]]:
     """Measure how far parts lie from where the nuclei, taken together, make each expected.
 
     The centres of the largest parts are turned, mirrored, scaled and shifted until they meet the typical ones; parts
@@ -157,7 +157,7 @@ def find_misplacement(found: Mapping[Structure, Parts]) -> dict[Structure, NDArr
 
     Parameters
     ----------
-    found : mapping of Structure to Parts
+    found : mapping of Structure to Components
         Nuclei with one part or more.
 
     Returns
@@ -169,9 +169,9 @@ def find_misplacement(found: Mapping[Structure, Parts]) -> dict[Structure, NDArr
     if len(found) < _FEWEST:
         return {structure: np.zeros(len(parts.sizes)) for structure, parts in found.items()}
     largest_mm = np.array([parts.centres_mm[parts.sizes.argmax()] for parts in found.values()])
-    carry = _fit_robustly(largest_mm, np.array([structure.typical_mm for structure in found]))
+    carry = _fit_robustly(largest_mm, np.array([structure.mni_mm for structure in found]))
     return {
-        structure: _lengths(carry(parts.centres_mm)[:, None] - structure.typical_course_mm).min(axis=1)
+        structure: _lengths(carry(parts.centres_mm)[:, None] - structure.mni_course_mm).min(axis=1)
         for structure, parts in found.items()
     }
 

@@ -14,15 +14,20 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.masks import find_outside, is_measured
 from bids_dgmseg.image.resample import Grid, covering_block, covering_shape, meeting_grid, resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import as_trained
-from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import load_object, load_segmenters, pick_device
-from bids_dgmseg.segmentation.foreground import tame
-from bids_dgmseg.segmentation.hemispheres import divide, find_midplane
-from bids_dgmseg.segmentation.inference import coronal_stacks, cover, forward_batch, middle_weight
-from bids_dgmseg.segmentation.postprocess import name_labelled
-from bids_dgmseg.segmentation.probabilities import carry, merge_heads, mirrored_channels, softmax_heads
+from bids_dgmseg.segmentation.hemispheres import find_midplane, split_hemispheres
+from bids_dgmseg.segmentation.inference import (
+    NORMALIZATIONS,
+    coronal_stacks,
+    forward_batch,
+    gaussian_weight,
+    sliding_windows,
+)
+from bids_dgmseg.segmentation.postprocess import labelled_nuclei
+from bids_dgmseg.segmentation.probabilities import merge_heads, mirrored_channels, resample_back, softmax_heads
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 
 Item = TypeVar("Item")
@@ -67,18 +72,18 @@ def predict(
     ProbabilityBlock
         On the map's own grid; a voxel larger than the network's holds the mean over it.
     """
-    chi = tame(chi)
+    chi = clip_and_remove_small_components(chi)
     if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
         from bids_dgmseg.segmentation.nnunet import NnunetPredictor
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
-    grid = network_grid(chi, box, as_trained(model, weights))
+    grid = network_grid(chi, box, read_model_folder(model, weights))
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    seen = name_labelled(probabilities, model)
-    probabilities = carry(probabilities, grid, own, slices)
-    if model.cleaning.measured_only:
+    seen = labelled_nuclei(probabilities, model)
+    probabilities = resample_back(probabilities, grid, own, slices)
+    if model.postprocessing.valid_voxels_only:
         gone = _clear(probabilities, find_outside(is_measured(chi.array))[slices], model)
         seen = tuple(name for name in seen if name not in gone)
     return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
@@ -86,16 +91,16 @@ def predict(
 
 def _clear(probabilities: NDArray[np.float32], outside: NDArray[np.bool_], model: Model) -> set[str]:
     """Make the marked voxels background, in place; returns the nuclei that had all their voxels there."""
-    hidden = set(name_labelled(probabilities[:, outside], model))
+    hidden = set(labelled_nuclei(probabilities[:, outside], model))
     probabilities[0, outside] = 1
     probabilities[1:, outside] = 0
     # Most maps hide nothing, and looking at every voxel takes a tenth of a second.
-    return hidden - set(name_labelled(probabilities, model)) if hidden else hidden
+    return hidden - set(labelled_nuclei(probabilities, model)) if hidden else hidden
 
 
 def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
     """Lay the grid on which a model's network sees a box of a map."""
-    return meeting_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.own_voxels)
+    return meeting_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
 
 
 def predict_on_grid(
@@ -107,14 +112,14 @@ def predict_on_grid(
     probabilities = predictor(resample(chi, grid, antialias=True))
     if model.classes == model.labels:
         return probabilities
-    return divide(probabilities, grid, model, find_midplane(chi))
+    return split_hemispheres(probabilities, grid, model, find_midplane(chi))
 
 
 class NetworkPredictor:
     """Torch networks, one a fold, run over windows of their own patch size and averaged."""
 
     def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
-        self.model, self.device = as_trained(model, weights), device
+        self.model, self.device = read_model_folder(model, weights), device
         self.networks = load_segmenters(model, weights)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
@@ -124,7 +129,7 @@ class NetworkPredictor:
         for network in self.networks:
             total += predict_one(network, volume)
             count += 1
-            if self.model.sees_mirror_images:
+            if self.model.uses_mirroring:
                 image = volume.with_array(volume.array[::-1])
                 total += predict_one(network, image)[mirrored_channels(self.model.groups), ::-1]
                 count += 1
@@ -135,13 +140,13 @@ class NetworkPredictor:
         shown = self.model.input
         values = self._normalize(chi.array)[None]
         patch = covering_shape(shown.patch_mm, chi.voxel_size_mm)
-        windows = list(cover(chi.shape, patch, shown.step, shown.slack))
+        windows = list(sliding_windows(chi.shape, patch, shown.window_step, shown.window_slack))
         total = np.zeros((self._channels, *chi.shape), np.float32)
         votes = np.zeros(chi.shape, np.float32)
         for some in _in_batches(windows, _WINDOWS[pick_device(self.device).type]):
             answers = self._probabilities(network, np.stack([values[:, *window] for window in some]))
             for window, answer in zip(some, answers, strict=True):
-                weight = np.float32(1) if shown.step or len(windows) == 1 else middle_weight(answer.shape[1:])
+                weight = np.float32(1) if shown.window_step or len(windows) == 1 else gaussian_weight(answer.shape[1:])
                 total[:, *window] += answer * weight
                 votes[window] += weight
         total /= votes

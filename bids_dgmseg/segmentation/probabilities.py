@@ -34,7 +34,7 @@ def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatur
         One a channel, by which the logits are divided before; what is then less than 0.01 goes to the background. None
         for neither.
     """
-    logits = temper(logits, temperatures)
+    logits = apply_temperature(logits, temperatures)
     probabilities = logits.clone()
     for part in _parts(groups):
         head = logits[:, part].softmax(dim=1)
@@ -50,7 +50,7 @@ def _drop_haze(head: Tensor) -> None:
     head[:, 0] = 1 - classes.sum(dim=1)
 
 
-def temper(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+def apply_temperature(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
     """Divide logits (B, channels, ...) by a temperature a channel; none leave them as they are."""
     if not temperatures:
         return logits
@@ -111,7 +111,7 @@ def _parts(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
         yield slice(start, start := start + 1 + len(group))
 
 
-def carry(
+def resample_back(
     probabilities: NDArray[np.float32], grid: Grid, own: Grid, slices: tuple[slice, slice, slice]
 ) -> NDArray[np.float32]:
     """Carry probabilities to a block of the map's grid, trilinear, averaged over voxels larger than the network's."""

@@ -17,10 +17,10 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import reference_files
+from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.foreground import find_measured, measured_box
 from bids_dgmseg.segmentation.hemispheres import find_midplane
+from bids_dgmseg.segmentation.regions import valid_box, valid_mask
 
 Matrix = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ _SEED = 1
 
 
 @dataclass(frozen=True)
-class Reference:
+class Atlas:
     """A map whose nuclei are known."""
 
     name: str
@@ -72,7 +72,7 @@ class Head:
     @cached_property
     def middle_mm(self) -> NDArray[np.float64]:
         """Centre of mass of what was measured."""
-        measured = find_measured(self.chi).array
+        measured = valid_mask(self.chi).array
         counts = [np.count_nonzero(measured, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
         index = [np.average(np.arange(len(count)), weights=count) for count in counts]
         middle: NDArray[np.float64] = self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
@@ -89,7 +89,7 @@ class Head:
     def mask(self, spacing_mm: float) -> Any:
         """Mark the voxels of `image` that were measured for the most part."""
         if spacing_mm not in self._masks:
-            grid, measured = self._grid(spacing_mm), find_measured(self.chi)
+            grid, measured = self._grid(spacing_mm), valid_mask(self.chi)
             share = resample(measured.with_array(measured.array.astype(np.float32)), grid, antialias=True).array
             self._masks[spacing_mm] = to_itk((share > 0.5).astype(np.uint8), grid)
         return self._masks[spacing_mm]
@@ -99,7 +99,7 @@ class Head:
 
     @cached_property
     def _box(self) -> Box:
-        return measured_box(self.chi)
+        return valid_box(self.chi)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Registration:
     Parameters
     ----------
     to_map : ndarray of shape (4, 4)
-        Reference's world to the map's, RAS+ mm.
+        Atlas's world to the map's, RAS+ mm.
     similarity : float
         Mutual information in nats.
     """
@@ -118,22 +118,22 @@ class Registration:
     similarity: float
 
 
-def read_references(model: Model, weights: Path | None = None) -> list[Reference]:
-    """Read the reference maps of a model's folder; else as `bids_dgmseg.models.model_folder.reference_files`."""
+def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
+    """Read the reference maps of a model's folder; else as `bids_dgmseg.models.model_folder.atlas_files`."""
     return [
-        Reference(chi.name.removesuffix("_Chimap.nii.gz"), _finite(Volume.read(chi)), Volume.read(labels, np.uint8))
-        for chi, labels in reference_files(model, weights)
+        Atlas(chi.name.removesuffix("_Chimap.nii.gz"), _finite(Volume.read(chi)), Volume.read(labels, np.uint8))
+        for chi, labels in atlas_files(model, weights)
     ]
 
 
-def find_by_atlas(chi: Volume, references: list[Reference], model: Model) -> Box:
+def find_by_atlas(chi: Volume, references: list[Atlas], model: Model) -> Box:
     """Lay a box about the nuclei of the most similar reference, carried to the map.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 outside the brain.
-    references : list of Reference
+    references : list of Atlas
         Each is aligned rigidly; the one with the largest mutual information is then aligned by an affine map.
     model : Model
         Whose nuclei, and with which margin.
@@ -158,14 +158,14 @@ def find_by_atlas(chi: Volume, references: list[Reference], model: Model) -> Box
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
-def _mark_nuclei(reference: Reference, model: Model) -> Volume:
+def _mark_nuclei(reference: Atlas, model: Model) -> Volume:
     wanted = np.isin(reference.labels.array, [structure.index for structure in model.structures])
     if not wanted.any():
         raise InputError(f"{reference.name}_dseg.nii.gz: has no {model.labels[0]}; correct the reference's labels")
     return reference.labels.with_array(wanted)
 
 
-def align_rigidly(head: Head, reference: Reference) -> Registration:
+def align_rigidly(head: Head, reference: Atlas) -> Registration:
     """Register a reference to a map at 8 and 4 mm.
 
     The midplanes of both heads leave one angle open, the pitch: the best of several beginnings is taken.
@@ -178,7 +178,7 @@ def align_rigidly(head: Head, reference: Reference) -> Registration:
     return max(found, key=lambda one: one.similarity)
 
 
-def align_affinely(head: Head, reference: Reference, start: Registration) -> Registration:
+def align_affinely(head: Head, reference: Atlas, start: Registration) -> Registration:
     """Register a reference to a map at 5 and 2.5 mm, from where it lies already."""
     transform = import_sitk().AffineTransform(3)
     return _register(head, Head(reference.chi), transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)

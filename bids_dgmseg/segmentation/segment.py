@@ -13,7 +13,7 @@ from bids_dgmseg.models.weights import load_segmenters, load_weights, localizer_
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import predict
-from bids_dgmseg.segmentation.registration import read_references
+from bids_dgmseg.segmentation.registration import read_atlases
 from bids_dgmseg.segmentation.results import Location, Segmentation
 
 
@@ -98,5 +98,5 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         guard = MODELS[model.localizer.guard]
         load_weights(localizer_network(guard), guard, "localizer")
     if model.localizer.kind == "atlas":
-        read_references(model, weights)
+        read_atlases(model, weights)
     return []

@@ -72,7 +72,7 @@ def _both_sides(
     """Mirror a nucleus described on the right; the sides differ in susceptibility, so that a swap is seen."""
     x, y, z = centre_mm
     pitch, roll, yaw = rotation_deg
-    left, right = STRUCTURES.sides([nucleus])
+    left, right = STRUCTURES.both_sides([nucleus])
     yield Ellipsoid(left.index, (-x, y, z), semi_axes_mm, chi_ppm[0], (pitch, -roll, -yaw))
     yield Ellipsoid(right.index, (x, y, z), semi_axes_mm, chi_ppm[1], (pitch, roll, yaw))
 

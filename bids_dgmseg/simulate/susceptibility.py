@@ -110,7 +110,7 @@ def split_dentate(labels: LabelMap, wall_mm: float = 1.6) -> LabelMap:
     array = labels.labels.numpy().copy()
     step_mm = (1 / labels.world_to_index[:3, :3].norm(dim=0)).tolist()
     places = ndimage.find_objects(array, max_label=FIRST_TISSUE)
-    for structure in STRUCTURES.sides(["DN"]):
+    for structure in STRUCTURES.both_sides(["DN"]):
         place = places[structure.index - 1]
         if place is not None:
             inside = np.pad(array[place] == structure.index, 1)
@@ -135,7 +135,7 @@ def draw_values(ranges: ValueRanges, generator: torch.Generator, disease: Diseas
         value = (
             uniform(generator, 0.0, 0.2) if lawless else _draw_nucleus(nucleus, age_years, ranges, generator, filled)
         )
-        for structure in STRUCTURES.sides([nucleus]):
+        for structure in STRUCTURES.both_sides([nucleus]):
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
     if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
         values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)

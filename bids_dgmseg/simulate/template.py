@@ -169,7 +169,7 @@ def build_template(
     likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
     _paint(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
     for nucleus, volume_mm3 in living_mm3.items():
-        for structure in STRUCTURES.sides([nucleus]):
+        for structure in STRUCTURES.both_sides([nucleus]):
             _grow(atlas.with_array(labels), structure.index, _LIVING * volume_mm3)
     _place_cerebellar_nuclei(labels, atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI)))
     return atlas.with_array(labels)
@@ -245,7 +245,7 @@ def _translate(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -
     table = np.full((2, len(symbols)), _TISSUE["cortex"], np.uint8)
     table[:, symbols.index(_AIR)] = 0
     for name, group in groups.items():
-        numbers = [row.index for row in STRUCTURES.sides([name])] if name in _NUCLEI else [_TISSUE[name]] * 2
+        numbers = [row.index for row in STRUCTURES.both_sides([name])] if name in _NUCLEI else [_TISSUE[name]] * 2
         for symbol in group.split():
             table[:, symbols.index(symbol)] = numbers
     values = atlas.array.astype(np.uint16)
@@ -255,13 +255,13 @@ def _translate(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -
 
 def _paint(labels: NDArray[np.uint8], mask: NDArray[np.bool_], nucleus: str, left: NDArray[np.bool_]) -> None:
     """Give a mask to a nucleus, each side its own, in place."""
-    for structure, side in zip(STRUCTURES.sides([nucleus]), (left, ~left), strict=True):
+    for structure, side in zip(STRUCTURES.both_sides([nucleus]), (left, ~left), strict=True):
         labels[mask & side] = structure.index
 
 
 def _close_laminae(labels: NDArray[np.uint8], left: NDArray[np.bool_], *, step_mm: float) -> None:
     """Give the thin white layers in the pallidum, and between it and the putamen, to the pallidum; in place."""
-    putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.sides([n])]) for n in ("PUT", "GP"))
+    putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.both_sides([n])]) for n in ("PUT", "GP"))
     place = _around(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
     if place is None:
         return
@@ -306,7 +306,9 @@ def _place_cerebellar_nuclei(labels: NDArray[np.uint8], nuclei: Volume) -> None:
     height_mm = points_mm[:, 2] - points_mm[:, 2].mean()
     order = np.abs(points_mm[:, 0]) - _SLOPE * height_mm
     free = labels == _TISSUE["cerebellar white matter"]
-    for sign, dentate, interposed in zip((-1, 1), STRUCTURES.sides(["DN"]), STRUCTURES.sides(["IN"]), strict=True):
+    for sign, dentate, interposed in zip(
+        (-1, 1), STRUCTURES.both_sides(["DN"]), STRUCTURES.both_sides(["IN"]), strict=True
+    ):
         side = points_mm[:, 0] < 0 if sign < 0 else points_mm[:, 0] >= 0
         low, high = np.percentile(order[side], [_FASTIGIAL_PERCENT, _INTERPOSED_PERCENT])
         parts: Mapping[int, tuple[NDArray[np.bool_], float]] = {

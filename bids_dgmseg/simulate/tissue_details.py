@@ -346,7 +346,7 @@ def calcify(chi: Tensor, labels: Tensor, disease: Disease, *, spacing_mm: float,
     """
     if disease.mineral_ppm == 0:
         return chi
-    left, right = (structure.index for structure in STRUCTURES.sides(["GP"]))
+    left, right = (structure.index for structure in STRUCTURES.both_sides(["GP"]))
     waves = smooth_noise(tuple(chi.shape), uniform(generator, *_LUMPS_MM) / spacing_mm, generator)[0]
     share = (2 * waves - uniform(generator, -0.5, 1.5) + 0.5).clamp(0, 1) * ((labels == left) | (labels == right))
     return chi + share * (disease.mineral_ppm - chi)

@@ -16,12 +16,11 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import block_affine, covering_block, resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import as_trained, describe_folder
-from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segmentation.inference import forward_batch
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.predict import network_grid, predict
 from bids_dgmseg.segmentation.probabilities import mirrored_channels
@@ -108,7 +107,7 @@ def calibrate(
     InputError
         If the folder has no weights of this model, or those of another network.
     """
-    model = as_trained(model, out)
+    model = read_model_folder(model, out)
     network = segmenter_network(model)
     if not isinstance(network, PlainUNet):
         raise InputError(f"{out.name}: {model.network} is not trained on simulated maps; give a folder of {model.name}")
@@ -144,7 +143,7 @@ def _fit_in_turn(
             save_weights(network.state_dict(), tried / "segmenter.safetensors")
             temperatures = fit_temperatures(logits, labels, sides)
             _describe(model, tried, temperatures, {})
-            doubtful = [_doubt(head, as_trained(model, tried), tried, device) for head in heads]
+            doubtful = [_doubt(head, read_model_folder(model, tried), tried, device) for head in heads]
             shifts = (moved + fit_shifts(doubtful, sides)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - moved
             first, moved = first or volume_errors(doubtful, sides, torch.zeros_like(shifts)), moved + shifts
             network.shift_logits(shifts * temperatures)
@@ -168,7 +167,7 @@ def _sides(model: Model) -> dict[str, list[int]]:
 
 
 def _describe(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
-    describe_folder(model, folder, about={"temperatures": [round(float(one), 4) for one in temperatures], **about})
+    write_model_toml(model, folder, about={"temperatures": [round(float(one), 4) for one in temperatures], **about})
 
 
 def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed: int, device: str) -> list[_Head]:
@@ -197,7 +196,7 @@ def _show(head: _Head, model: Model) -> tuple[Tensor, Tensor]:
 def _see(network: nn.Module, values: Tensor, model: Model, device: str) -> Tensor:
     """Compute the logits (passes, classes, X, Y, Z) of a map (1, X, Y, Z) and, as in use, of its mirror image."""
     passes = [forward_batch(network, values[None].numpy(), device)[0].cpu()]
-    if model.sees_mirror_images:
+    if model.uses_mirroring:
         image = forward_batch(network, values.flip(1)[None].numpy(), device)[0].cpu()
         passes.append(image[mirrored_channels(model.groups)].flip(1))
     return torch.stack(passes)

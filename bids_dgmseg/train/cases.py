@@ -12,9 +12,9 @@ from torch import Tensor
 from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.localize import locate
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
+from bids_dgmseg.segmentation.localize import run_localizer
 from bids_dgmseg.train.labelled_patches import LabelledMap, most_probable, soft_masks
 from bids_dgmseg.train.recipe import Recipe
 
@@ -88,7 +88,7 @@ def _region(
     if sampling.region == "localizer":
         # As in use of what is being trained, not of what is in the package.
         own = replace(model, input=replace(model.input, patch_mm=recipe.patch_mm(model)))
-        box = locate(labelled.chi, own, device=device).box
+        box = run_localizer(labelled.chi, own, device=device).box
     else:
         box = box_of_mask(classes.with_array(classes.array > 0)).grown(sampling.margin * max(spacing_mm))
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()

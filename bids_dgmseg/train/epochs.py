@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.train.data_workers import in_workers
 from bids_dgmseg.train.loop import class_counts, dice_of_counts
@@ -211,7 +211,7 @@ def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -
 def _loss(network: nn.Module, inputs: Tensor, labels: Tensor, run: Run) -> tuple[Tensor, Any]:
     device = torch.device(run.device)
     with mixed_precision(device):
-        answer = network(lay_out(inputs, device))
+        answer = network(batch_to_device(inputs, device))
     return run.loss(network, answer, labels.to(device)), answer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bids_dgmseg.models.model_folder import as_trained
+from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import load_weights, pick_device, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.train.curve import Curve
@@ -76,7 +76,7 @@ def fine_tune(
     say, show : callable
         Get lines to keep, and lines that the next one may replace.
     """
-    model = as_trained(model, out)
+    model = read_model_folder(model, out)
     use_cores()
     torch.manual_seed(this.seed)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, get_worker_info
 from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
 from bids_dgmseg.image.resample import Grid, antialiased, block_affine, covering_block, resample, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.postprocess import clean
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
 from bids_dgmseg.segmentation.results import ProbabilityBlock

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
-from bids_dgmseg.segmentation.probabilities import temper
+from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
+from bids_dgmseg.segmentation.probabilities import apply_temperature
 from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.train.data_workers import in_workers
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
@@ -208,7 +208,7 @@ def _step(
         group["lr"] = schedule.rate(progress.step, progress.seconds)
     labels = labels.to(device)
     with mixed_precision(device):
-        logits = temper(progress.network(lay_out(inputs, device)), temperatures)
+        logits = apply_temperature(progress.network(batch_to_device(inputs, device)), temperatures)
     loss_value = loss(logits, labels)
     progress.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss_value)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import resample, world_grid
 from bids_dgmseg.io.files import atomic_write, read_json
-from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.segmentation.foreground import measured_box
+from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.train.data import Labelled
 from bids_dgmseg.train.recipe import Recipe
 from bids_dgmseg.train.run_finetuning import given_labels
@@ -47,7 +47,7 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
         Chooses them.
     """
     about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
-    describe_folder(_as_learned(model, recipe), folder, about=about)
+    write_model_toml(_as_learned(model, recipe), folder, about=about)
     names = choose_some([one.map.name for one in labelled], recipe.references, seed=seed)
     for path in (folder / "references").glob("*.nii.gz"):
         if path.name.rpartition("_")[0] not in names:
@@ -81,7 +81,7 @@ def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{one.map.name}_Chimap.nii.gz"
     if not final.is_file():
-        grid = world_grid(measured_box(one.map.chi), (_REFERENCE_MM,) * 3)
+        grid = world_grid(valid_box(one.map.chi), (_REFERENCE_MM,) * 3)
         coarse = np.clip(resample(one.map.chi, grid, antialias=True).array, -1, 1)
         _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, final, slope=_STEP_PPM)
     final = folder / f"{one.map.name}_dseg.nii.gz"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.models.normalize import NORMALIZATIONS
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.anatomy import chance, uniform
 from bids_dgmseg.train.cases import Case
 from bids_dgmseg.train.labelled_patches import sample_linear

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import copy_file, read_json, sha256, write_json, write_text
-from bids_dgmseg.models.model_folder import as_trained, describe_folder
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.segmentation.segment import segment_map
@@ -151,12 +151,12 @@ def _describe(request: Request, *, n_learned: int) -> None:
     """
     if (request.out / "segmenter_checkpoint.pt").is_file():
         return
-    model = as_trained(request.model, request.start)
+    model = read_model_folder(request.model, request.start)
     about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_learned} labelled maps"}
     if model.temperatures:
         about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
     # What is learned from a few scans wavers more than what the starting weights know: mirror images steady it.
-    describe_folder(replace(model, mirrored=True), request.out, about=about)
+    write_model_toml(replace(model, mirrored=True), request.out, about=about)
 
 
 def _say_what(learned: Sequence[LabelledMap], model: Model, say: Say) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from bids_dgmseg.image.resample import covering_shape
-from bids_dgmseg.models.normalize import NORMALIZATIONS
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import (
     load_weights,
@@ -21,6 +20,7 @@ from bids_dgmseg.models.weights import (
     segmenter_network,
     to_channels_last,
 )
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
 from bids_dgmseg.simulate.typical import ordinary_view

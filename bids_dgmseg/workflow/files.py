@@ -26,9 +26,9 @@ from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.measurement.reference import Reference
 from bids_dgmseg.measurement.scan import Findings
-from bids_dgmseg.models.model_folder import as_trained
+from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.regions import carry_regions
+from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.study.sites import SCANNER_FIELDS
 
@@ -113,7 +113,7 @@ def write_regions(
     if labels is None:
         return {}
     shown = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
-    regions = carry_regions(labels, Grid(chi.shape, chi.affine), names=names, measured=shown.inside)
+    regions = resample_regions(labels, Grid(chi.shape, chi.affine), names=names, valid=shown.inside)
     return {
         name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz")) for name, mask in regions.items()
     }
@@ -189,7 +189,7 @@ def describe_quality(
             "model": model.name,
             "weights": config.segmentation.weights.name if config.segmentation.weights else SHIPPED_WEIGHTS,
             "device": config.resources.device,
-            "mirrored": as_trained(model, config.segmentation.weights).sees_mirror_images,
+            "mirrored": read_model_folder(model, config.segmentation.weights).uses_mirroring,
             "ensemble": model.ensemble,
             "masks": config.segmentation.masks,
             "reference": config.reference.kind,

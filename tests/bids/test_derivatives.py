@@ -232,7 +232,9 @@ def test_the_fingerprint_follows_what_changes_results(settings, tmp_path):
         assert fingerprint(scan, dataclasses.replace(settings, **{option: False}), MODEL) != first
     assert fingerprint(dataclasses.replace(scan, sidecar={"Units": "ppb"}), settings, MODEL) != first
     assert fingerprint(scan, settings, dataclasses.replace(MODEL, name="other")) != first
-    cleaned = dataclasses.replace(MODEL, cleaning=dataclasses.replace(MODEL.cleaning, smallest_part=0.5))
+    cleaned = dataclasses.replace(
+        MODEL, postprocessing=dataclasses.replace(MODEL.postprocessing, min_component_fraction=0.5)
+    )
     assert fingerprint(scan, settings, cleaned) != first
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "w").write_text("1")

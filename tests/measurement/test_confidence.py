@@ -11,7 +11,7 @@ from bids_dgmseg.measurement.confidence import measure_quality
 from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.models.structures import STRUCTURES
 
-DN_L, DN_R = STRUCTURES.sides(["DN"])
+DN_L, DN_R = STRUCTURES.both_sides(["DN"])
 UNIT = (1.0, 1.0, 1.0)
 
 

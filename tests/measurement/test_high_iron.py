@@ -6,7 +6,7 @@ from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS
 from bids_dgmseg.measurement.nuclei import measure_high_iron
 from bids_dgmseg.models.structures import STRUCTURES
 
-DN_L, DN_R = STRUCTURES.sides(["DN"])
+DN_L, DN_R = STRUCTURES.both_sides(["DN"])
 
 
 def measure_line(chi: list[float], labels: list[int] | None = None) -> pd.Series:

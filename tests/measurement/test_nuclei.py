@@ -11,7 +11,7 @@ from bids_dgmseg.measurement.columns import REGION_COLUMNS
 from bids_dgmseg.measurement.nuclei import core_mask, measure_regions
 from bids_dgmseg.models.structures import STRUCTURES
 
-DN_L, DN_R = STRUCTURES.sides(["DN"])
+DN_L, DN_R = STRUCTURES.both_sides(["DN"])
 VOXEL_MM = (1.0, 1.0, 2.0)  # 2 mm³
 
 

@@ -100,7 +100,7 @@ def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():
     chi, dseg = rng.normal(0.1, 0.03, (9, 9, 9)), np.zeros((9, 9, 9), np.uint8)
     dseg[2:7, 2:7, 2:7] = 1
     chi[4, 4, 4] = np.nan
-    measure_dentates = partial(measure_regions, structures=STRUCTURES.sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
+    measure_dentates = partial(measure_regions, structures=STRUCTURES.both_sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
     probseg = np.stack([0.8 * (dseg == 1), 0 * dseg]).astype(np.float32)
     raw = measure_dentates(chi, dseg, probseg).assign(high_iron_mean_ppm=[0.15, np.nan])
     shifted = measure_dentates(chi - 0.02, dseg, probseg)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.model_folder import as_trained, describe_folder, reference_files, segmenter_parts
+from bids_dgmseg.models.model_folder import atlas_files, read_model_folder, segmenter_parts, write_model_toml
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.weights import load_segmenters, save_weights, segmenter_network
 
@@ -18,15 +18,15 @@ SMALL = replace(
 def test_a_folder_s_own_arguments_build_its_network(tmp_path):
     network = segmenter_network(SMALL)
     save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
-    describe_folder(SMALL, tmp_path, about={"licence": "CC0", "seed": 3})
+    write_model_toml(SMALL, tmp_path, about={"licence": "CC0", "seed": 3})
     (loaded,) = load_segmenters(MODELS["dcnnet"], tmp_path)
     torch.testing.assert_close(loaded.state_dict(), network.half().float().state_dict())
 
 
 def test_what_a_folder_does_not_say_is_the_registry_s(tmp_path):
-    assert as_trained(MODELS["attunet25d"], tmp_path) is MODELS["attunet25d"]
+    assert read_model_folder(MODELS["attunet25d"], tmp_path) is MODELS["attunet25d"]
     (tmp_path / "model.toml").write_text('model = "attunet25d"\n[arch]\nattention = false\n')
-    assert as_trained(MODELS["attunet25d"], tmp_path).arch == {**MODELS["attunet25d"].arch, "attention": False}
+    assert read_model_folder(MODELS["attunet25d"], tmp_path).arch == {**MODELS["attunet25d"].arch, "attention": False}
 
 
 def test_a_folder_names_network_heads_and_input_and_no_foreign_code(tmp_path):
@@ -35,14 +35,14 @@ def test_a_folder_names_network_heads_and_input_and_no_foreign_code(tmp_path):
         heads=(("DN", "IN"),),
         input=replace(SMALL.input, spacing_mm=(1.0, 1.0, 2.0), patch_mm=(20.0, 20.0, 20.0), normalization="zscore"),
     )
-    describe_folder(joint, tmp_path, about={})
-    assert as_trained(MODELS["dcnnet"], tmp_path) == replace(joint, arch={**MODELS["dcnnet"].arch, **joint.arch})
+    write_model_toml(joint, tmp_path, about={})
+    assert read_model_folder(MODELS["dcnnet"], tmp_path) == replace(joint, arch={**MODELS["dcnnet"].arch, **joint.arch})
     (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = "os:system"\n')
     with pytest.raises(InputError, match=r"model.toml: network os:system is none of this program's"):
-        as_trained(MODELS["dcnnet"], tmp_path)
+        read_model_folder(MODELS["dcnnet"], tmp_path)
     (tmp_path / "model.toml").write_text('model = "dcnnet"\nnormalization = "robust"\n')
     with pytest.raises(InputError, match=r"model.toml: normalization robust is none of ppm, zscore, minmax; choose an"):
-        as_trained(MODELS["dcnnet"], tmp_path)
+        read_model_folder(MODELS["dcnnet"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_network_that_is_not_there_is_said_with_its_file(network, tmp_path):
 def test_a_network_is_named_by_a_text(tmp_path):
     (tmp_path / "model.toml").write_text('model = "dcnnet"\nnetwork = 3\n')
     with pytest.raises(InputError, match=r"model.toml: network 3 is none of this program's; choose another folder"):
-        as_trained(MODELS["dcnnet"], tmp_path)
+        read_model_folder(MODELS["dcnnet"], tmp_path)
 
 
 def test_a_foreign_module_is_not_even_imported(tmp_path, monkeypatch):
@@ -94,26 +94,26 @@ def test_arguments_that_a_network_does_not_take_are_said_with_their_file(arch, t
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    describe_folder(SMALL, tmp_path, about={})
+    write_model_toml(SMALL, tmp_path, about={})
     with pytest.raises(InputError, match=r"model.toml: holds weights of dcnnet, not of deepqsmseg; choose --model dcn"):
-        as_trained(MODELS["deepqsmseg"], tmp_path)
+        read_model_folder(MODELS["deepqsmseg"], tmp_path)
 
 
 def test_a_folder_of_other_classes_is_to_be_trained_on_from(tmp_path):
     model, source = MODELS["attunet25d"], tmp_path / "source"
-    describe_folder(replace(model, heads=(("RN", "SN-STN"),)), source, about={})
+    write_model_toml(replace(model, heads=(("RN", "SN-STN"),)), source, about={})
     with pytest.raises(
         InputError,
         match=r"^source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN; "
         r"train on from it \(dgmseg train attunet25d DATASET OUT --from FOLDER\)",
     ):
-        as_trained(model, source)
+        read_model_folder(model, source)
 
 
 def test_a_damaged_description_is_refused(tmp_path):
     (tmp_path / "model.toml").write_text("model = ")
     with pytest.raises(InputError, match=r"model.toml: not valid TOML \(.*\); copy the folder again"):
-        as_trained(SMALL, tmp_path)
+        read_model_folder(SMALL, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,30 +153,30 @@ def test_a_second_checkpoint_is_for_the_best_quality_alone(tmp_path):
 def test_a_value_of_another_kind_is_said(line, message, tmp_path):
     (tmp_path / "model.toml").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/model.toml: {message}; copy the folder again$"):
-        as_trained(SMALL, tmp_path)
+        read_model_folder(SMALL, tmp_path)
 
 
 def test_a_folder_s_temperatures_are_taken(tmp_path):
     # Two heads of one nucleus and a background each.
-    describe_folder(SMALL, tmp_path, about={"temperatures": [1.0, 1.5, 1.0, 2.0]})
-    assert as_trained(SMALL, tmp_path).temperatures == (1.0, 1.5, 1.0, 2.0)
+    write_model_toml(SMALL, tmp_path, about={"temperatures": [1.0, 1.5, 1.0, 2.0]})
+    assert read_model_folder(SMALL, tmp_path).temperatures == (1.0, 1.5, 1.0, 2.0)
 
 
 def test_a_folder_says_whether_it_wants_mirror_images(tmp_path):
     for mirrored in (True, False):
-        describe_folder(replace(SMALL, mirrored=mirrored), tmp_path, about={})
-        assert as_trained(replace(SMALL, mirrored=not mirrored), tmp_path).mirrored is mirrored
+        write_model_toml(replace(SMALL, mirrored=mirrored), tmp_path, about={})
+        assert read_model_folder(replace(SMALL, mirrored=not mirrored), tmp_path).mirrored is mirrored
 
 
 def test_each_reference_map_needs_its_labels(tmp_path):
     with pytest.raises(InputError, match=r"^dcnnet: no reference maps in .*references; add NAME_Chimap.nii.gz with"):
-        reference_files(SMALL, tmp_path)
+        atlas_files(SMALL, tmp_path)
     (tmp_path / "references").mkdir()
     (tmp_path / "references" / "a_Chimap.nii.gz").touch()
     with pytest.raises(InputError, match=r"references has no a_dseg.nii.gz; add the labels of that map$"):
-        reference_files(SMALL, tmp_path)
+        atlas_files(SMALL, tmp_path)
     (tmp_path / "references" / "a_dseg.nii.gz").touch()
-    assert [[path.name for path in pair] for pair in reference_files(SMALL, tmp_path)] == [
+    assert [[path.name for path in pair] for pair in atlas_files(SMALL, tmp_path)] == [
         ["a_Chimap.nii.gz", "a_dseg.nii.gz"],
     ]
 

@@ -39,7 +39,12 @@ def test_a_structure_is_found_by_name_and_number():
 
 
 def test_sides_come_in_the_order_given():
-    assert [structure.abbreviation for structure in STRUCTURES.sides(["GP", "DN"])] == ["GP_L", "GP_R", "DN_L", "DN_R"]
+    assert [structure.abbreviation for structure in STRUCTURES.both_sides(["GP", "DN"])] == [
+        "GP_L",
+        "GP_R",
+        "DN_L",
+        "DN_R",
+    ]
 
 
 def test_rows_are_ordered_by_number():

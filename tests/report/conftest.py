@@ -17,7 +17,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-DENTATES = STRUCTURES.sides(["DN"])
+DENTATES = STRUCTURES.both_sides(["DN"])
 GRIDS = {
     "RAS": np.diag([2.0, 2, 2, 1]),
     "LAS": np.diag([-2.0, 2, 2, 1]),

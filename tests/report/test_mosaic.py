@@ -11,7 +11,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
 
-DENTATES = STRUCTURES.sides(["DN"])
+DENTATES = STRUCTURES.both_sides(["DN"])
 DICHROMATS = {
     "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
     "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],

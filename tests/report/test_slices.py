@@ -55,8 +55,8 @@ def test_a_nucleus_that_was_not_found_is_looked_for_where_the_others_tell(phanto
     cut_off = dseg.with_array(np.where(np.isin(dseg.array, [nucleus.index for nucleus in dentates]), 0, dseg.array))
     cut = choose_cut(chi, cut_off, view=VIEWS["axial"], structures=STRUCTURES)
     shown_mm = chi.affine[2, 2] * np.array(cut.slices) + chi.affine[2, 3]
-    typical_mm = np.array([nucleus.typical_mm[2] for nucleus in dentates])
-    assert (np.abs(shown_mm - typical_mm.mean()) < 8).any()
+    mni_mm = np.array([nucleus.mni_mm[2] for nucleus in dentates])
+    assert (np.abs(shown_mm - mni_mm.mean()) < 8).any()
     others = np.flatnonzero((cut_off.array > 0).any(axis=(0, 1)))
     assert max(cut.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.weights import save_weights, segmenter_network
@@ -69,7 +69,7 @@ def test_a_prediction_is_the_cpus(name, tmp_path):
     torch.manual_seed(0)
     part = "segmenter" if shipped else "fold_0"
     save_weights(segmenter_network(model).state_dict(), tmp_path / f"{part}.safetensors")
-    describe_folder(model, tmp_path, about={"temperatures": list(model.temperatures)} if shipped else {})
+    write_model_toml(model, tmp_path, about={"temperatures": list(model.temperatures)} if shipped else {})
     chi = Volume(np.random.default_rng(0).normal(0, 0.1, (10, 11, 9)).astype(np.float32), np.eye(4))
     expected = NetworkPredictor(model, weights=tmp_path, device="cpu")(chi)
     with pretend_gpu():

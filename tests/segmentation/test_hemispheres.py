@@ -8,7 +8,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation.hemispheres import Midplane, divide, find_midplane
+from bids_dgmseg.segmentation.hemispheres import Midplane, find_midplane, split_hemispheres
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import coarse_chi, make_grid
 
@@ -55,7 +55,7 @@ def test_noise_outside_the_brain_does_not_shift_the_midplane():
 def test_nuclei_without_a_side_are_divided_by_hand():
     grid = Grid((4, 1, 1), np.diag([2.0, 1.0, 1.0, 1.0]) + np.outer([1, 0, 0, 0], [0, 0, 0, -3.0]))  # x = -3, -1, 1, 3
     probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.0], [0.0, 0.0, 0.0, 0.6]], np.float32)
-    divided = divide(probabilities[:, :, None, None], grid, MODELS["dcnnet"], UPRIGHT)[:, :, 0, 0]
+    divided = split_hemispheres(probabilities[:, :, None, None], grid, MODELS["dcnnet"], UPRIGHT)[:, :, 0, 0]
     np.testing.assert_array_equal(
         divided,
         np.array(
@@ -75,7 +75,7 @@ def test_classes_with_a_side_stay_where_they_are():
     model = replace(MODELS["dcnnet"], labels=("DN_L", "DN_R", "IN_L"), heads=(("DN", "IN_L"),))
     grid = Grid((2, 1, 1), np.diag([2.0, 1.0, 1.0, 1.0]) + np.outer([1, 0, 0, 0], [0, 0, 0, -1.0]))
     probabilities = np.array([[0.2, 0.2], [0.5, 0.5], [0.3, 0.3]], np.float32)[:, :, None, None]
-    divided = divide(probabilities, grid, model, UPRIGHT)[:, :, 0, 0]
+    divided = split_hemispheres(probabilities, grid, model, UPRIGHT)[:, :, 0, 0]
     np.testing.assert_array_equal(divided[1:], np.array([[0.5, 0], [0, 0.5], [0.3, 0.3]], np.float32))
 
 

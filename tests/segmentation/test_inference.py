@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bids_dgmseg.segmentation.inference import forward_batch, lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import batch_to_device, forward_batch, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_logits_are_float32_whatever_computed_them(hardware):
 )
 def test_a_batch_is_laid_out_with_its_channels_last(shape, layout):
     batch = torch.randn(shape)
-    laid = lay_out(batch, CPU)
+    laid = batch_to_device(batch, CPU)
     assert laid.is_contiguous(memory_format=layout)
     assert torch.equal(laid, batch)
 
@@ -62,7 +62,7 @@ def test_gradients_are_right_for_images_of_any_size(convolve, sides, kernel, how
     exact = convolve(image.double(), same := weight.detach().double().requires_grad_(), **how)
     along = torch.randn(exact.shape, generator=generator).bfloat16().float()
     expected = torch.autograd.grad(exact, same, along.double())[0]
-    image = lay_out(image.float(), CPU)
+    image = batch_to_device(image.float(), CPU)
     for _ in range(5):  # a fault shows where memory holds what was there before
         leave_nan_behind()
         with mixed_precision(CPU):

@@ -11,7 +11,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.predict import network_grid
@@ -45,7 +45,7 @@ def test_without_a_guard_the_crop_lies_about_the_middle_of_the_brain():
 
 def test_the_crop_is_as_large_as_in_the_training_of_the_weights(tmp_path):
     model = replace(MODELS["attunet25d"], localizer=replace(MODELS["attunet25d"].localizer, guard=""))
-    describe_folder(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
+    write_model_toml(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
     np.testing.assert_allclose(localize(coarse_chi(), model, weights=tmp_path).box.size_mm, (53.0, 89.6, 51.0))
 
 
@@ -66,7 +66,7 @@ def test_a_centre_crop_moves_where_it_would_cut_a_nucleus(name):
 
 def test_a_registered_box_moves_where_it_would_cut_a_cerebellar_nucleus(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_references", lambda *args: [])
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_atlases", lambda *args: [])
     monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_by_atlas", lambda *args: wrong)
     model = UNSHIPPED["dcnnet"]
     box = localize(coarse_chi(), model).box

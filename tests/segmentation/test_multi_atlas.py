@@ -13,7 +13,7 @@ from bids_dgmseg.image.resample import resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, segment_by_atlases, vote_locally
-from bids_dgmseg.segmentation.registration import Reference, deform
+from bids_dgmseg.segmentation.registration import Atlas, deform
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
 from tests.conftest import HEAD
@@ -49,7 +49,7 @@ def straight(name, *, seed, pitch_deg=0.0):
     """The phantom itself, turned in its own world."""
     turn = nib.affines.from_matvec(Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix(), [10, -6, 4])
     chi, labels = PHANTOM.chi(GRID, seed=seed, supersampling=1), PHANTOM.dseg(GRID)
-    return Reference(name, Volume(chi.array, turn @ chi.affine), Volume(labels.array, turn @ labels.affine))
+    return Atlas(name, Volume(chi.array, turn @ chi.affine), Volume(labels.array, turn @ labels.affine))
 
 
 @pytest.fixture(scope="module")

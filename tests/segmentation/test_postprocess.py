@@ -5,8 +5,8 @@ import pytest
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
-from bids_dgmseg.models.registry import MODELS, Cleaning
-from bids_dgmseg.segmentation.postprocess import clean
+from bids_dgmseg.models.registry import MODELS, Postprocessing
+from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.phantom import PHANTOM
 
@@ -16,16 +16,20 @@ VOXEL_MM = (2.0, 2.0, 4.0)
 
 def cleaned(labels, **how):
     """Clean one-hot probabilities of DN_L (1) and DN_R (2)."""
-    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(**how))
+    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), postprocessing=Postprocessing(**how))
     one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0)
-    return clean(ProbabilityBlock(one_hot, (slice(None),) * 3), model)
+    return postprocess(ProbabilityBlock(one_hot, (slice(None),) * 3), model)
 
 
 def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
-    model = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"), cleaning=Cleaning(threshold=0.5, smallest_part=0.0))
+    model = replace(
+        MODELS["dgm16"],
+        labels=("DN_L", "DN_R"),
+        postprocessing=Postprocessing(threshold=0.5, min_component_fraction=0.0),
+    )
     #                         background, left, right: most probable nucleus below, at and above one half
     voxels = np.array([[0.2, 0.45, 0.35], [0.25, 0.5, 0.25], [0.1, 0.3, 0.6], [0.6, 0.2, 0.2]], np.float32)
-    labels = clean(ProbabilityBlock(voxels.T[:, :, None, None], (slice(None),) * 3), model)
+    labels = postprocess(ProbabilityBlock(voxels.T[:, :, None, None], (slice(None),) * 3), model)
     assert labels.ravel().tolist() == [0, 0, DN_R, 0]
 
 
@@ -33,7 +37,7 @@ def test_only_the_largest_part_is_kept_even_of_two_alike():
     labels = np.zeros((12, 5, 5), int)
     labels[1:3, 1:3, 1:3] = labels[6:8, 1:3, 1:3] = DN_L  # 8 voxels each
     labels[10, 4, 4] = DN_R
-    kept = cleaned(labels, smallest_part=1.0)
+    kept = cleaned(labels, min_component_fraction=1.0)
     assert (kept == DN_L).sum() == 8
     assert (kept == DN_R).sum() == 1
 
@@ -42,8 +46,8 @@ def test_nnunet_s_labels_stay_as_they_are():
     labels = np.zeros((9, 5, 5), int)
     labels[1:4, 1:4, 1:4] = labels[7, 4, 4] = DN_L  # a body of 27 voxels and a single one
     block = ProbabilityBlock(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
-    np.testing.assert_array_equal(clean(block, MODELS["nnunet2step"]), labels)
-    assert clean(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
+    np.testing.assert_array_equal(postprocess(block, MODELS["nnunet2step"]), labels)
+    assert postprocess(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
 
 
 def test_holes_are_filled_unless_another_nucleus_is_there():
@@ -86,12 +90,12 @@ def nuclei():
     return PHANTOM.dseg(world_grid(Box((-60, -80, -60), (60, 40, 60)), VOXEL_MM)).array.astype(int)
 
 
-def placed(labels, *, axes=(0, 1, 2), place_sd_mm=6.0):
+def placed(labels, *, axes=(0, 1, 2), position_sd_mm=6.0):
     """Clean one-hot probabilities of all sixteen nuclei, the array stored with its axes in that order."""
-    model = replace(MODELS["dgm16"], cleaning=Cleaning(place_sd_mm=place_sd_mm))
+    model = replace(MODELS["dgm16"], postprocessing=Postprocessing(position_sd_mm=position_sd_mm))
     one_hot = np.moveaxis(np.eye(17, dtype=np.float32)[labels.transpose(axes)], -1, 0)
     x, y, z = (VOXEL_MM[axis] for axis in axes)
-    return clean(ProbabilityBlock(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(
+    return postprocess(ProbabilityBlock(one_hot, (slice(None),) * 3, voxel_size_mm=(x, y, z)), model).transpose(
         np.argsort(axes)
     )
 
@@ -111,7 +115,7 @@ def test_nuclei_in_their_places_stay_as_they_are(nuclei):
 
 def test_a_patch_far_from_its_place_goes_though_it_is_larger_than_the_nucleus(nuclei):
     np.testing.assert_array_equal(placed(with_patch(nuclei)), nuclei)
-    np.testing.assert_array_equal(placed(with_patch(nuclei), place_sd_mm=0.0), with_patch(nuclei))
+    np.testing.assert_array_equal(placed(with_patch(nuclei), position_sd_mm=0.0), with_patch(nuclei))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

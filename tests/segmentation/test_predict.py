@@ -12,7 +12,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.inference import forward
-from bids_dgmseg.segmentation.postprocess import clean, label_grid
+from bids_dgmseg.segmentation.postprocess import label_grid, postprocess
 from bids_dgmseg.segmentation.predict import NetworkPredictor, predict
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.phantom import PHANTOM
@@ -55,11 +55,11 @@ def test_a_box_beyond_the_map_is_background_there():
     assert block.probabilities[1:3].max() == 0  # the dentates lie below
 
 
-@pytest.mark.parametrize("measured_only", [True, False])
-def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(measured_only):
+@pytest.mark.parametrize("valid_voxels_only", [True, False])
+def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(valid_voxels_only):
     # The oracle sees every nucleus, whatever is measured: a hole of 3 voxels and a zero in the left putamen.
     oracle = oracle_model()
-    model = replace(oracle, cleaning=replace(oracle.cleaning, measured_only=measured_only))
+    model = replace(oracle, postprocessing=replace(oracle.postprocessing, valid_voxels_only=valid_voxels_only))
     chi = PHANTOM.chi(world_grid(NUCLEI_BOX, (1, 1, 1)))
     putamen = PHANTOM.dseg(world_grid(NUCLEI_BOX, (1, 1, 1))).array == 13
     x, y, z = np.argwhere(putamen).mean(axis=0).astype(int)
@@ -69,13 +69,13 @@ def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(
     probabilities = predict(chi, NUCLEI_BOX, model).probabilities
     place = 1 + list(model.labels).index("PUT_L")
     assert probabilities[place][holes["voxel"]] > 0.9
-    assert (probabilities[place][holes["hole"]] == 0).all() == measured_only
+    assert (probabilities[place][holes["hole"]] == 0).all() == valid_voxels_only
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
 
 
 def test_a_nucleus_whose_place_shows_nothing_was_not_seen():
     oracle = oracle_model()
-    model = replace(oracle, cleaning=replace(oracle.cleaning, measured_only=True))
+    model = replace(oracle, postprocessing=replace(oracle.postprocessing, valid_voxels_only=True))
     chi, labels = (phantom(world_grid(NUCLEI_BOX, (1, 1, 1))) for phantom in (PHANTOM.chi, PHANTOM.dseg))
     chi.array[ndimage.binary_dilation(labels.array == STRUCTURES.named("RN_L").index, iterations=2)] = 0
     block = predict(chi, NUCLEI_BOX, model)
@@ -110,7 +110,7 @@ def test_a_block_names_what_was_labelled_before_it_was_carried_to_thicker_slices
     for slice_mm, n_voxels in ((1.0, 2), (5.0, 0)):
         block = predict(PHANTOM.chi(world_grid(box, (1, 1, slice_mm))), box, model)
         assert block.seen == ("DN_R",)
-        assert np.count_nonzero(clean(block, model)) == n_voxels  # one of five thin slices is no majority
+        assert np.count_nonzero(postprocess(block, model)) == n_voxels  # one of five thin slices is no majority
         assert block.probabilities[1].sum() > 39  # a fifth of 10 x 10 x 2 voxels or more
 
 
@@ -140,7 +140,7 @@ def some_map(shape, seed=0):
 def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_mm, step):
     values = np.random.default_rng(0).normal(0, 0.05, (20, 24, 28)).astype(np.float32)
     whole = 1 / (1 + np.exp(-2 * 10 * values.astype(np.float64)))  # softmax of (v, -v), v in tenths of a ppm
-    answer = predictor_of(monkeypatch, _Position(), patch_mm=patch_mm, step=step)(Volume(values, np.eye(4)))
+    answer = predictor_of(monkeypatch, _Position(), patch_mm=patch_mm, window_step=step)(Volume(values, np.eye(4)))
     np.testing.assert_allclose(answer[0], whole, atol=1e-5)  # float32
     np.testing.assert_allclose(answer.sum(axis=0), 1, atol=1e-5)
 
@@ -162,7 +162,7 @@ def test_a_box_that_is_little_longer_than_the_patch_is_seen_at_once(monkeypatch,
             shapes.extend([tuple(x.shape[2:])] * len(x))
             return super().forward(x)
 
-    answer = predictor_of(monkeypatch, Seen(), patch_mm=(20.0, 20.0, 20.0), slack=0.1)(some_map(shape))
+    answer = predictor_of(monkeypatch, Seen(), patch_mm=(20.0, 20.0, 20.0), window_slack=0.1)(some_map(shape))
     assert shapes == seen
     assert answer.shape == (2, *shape)
 
@@ -179,8 +179,8 @@ def test_a_map_of_about_the_network_s_voxels_is_seen_whole_and_labelled_as_it_is
     affine[:3, 3] = (-5.55, 3.21, 0.4)
     chi = Volume(np.random.default_rng(0).normal(0, 0.05, (20, 20, 20)).astype(np.float32), affine)
     box = Box.centred((affine @ [9.9, 9.2, 10.4, 1])[:3], (8.0, 8.0, 8.0))
-    model = predictor_of(monkeypatch, Once(), own_voxels=0.1).model
-    monkeypatch.setattr("bids_dgmseg.segmentation.predict.as_trained", lambda model, weights: model)
+    model = predictor_of(monkeypatch, Once(), native_voxel_tolerance=0.1).model
+    monkeypatch.setattr("bids_dgmseg.segmentation.predict.read_model_folder", lambda model, weights: model)
     block = predict(chi, box, model)
     assert shapes == [(9, 8, 8)]  # 8 mm in voxels of 0.94, 1 and 1.06 mm, rounded up
     # softmax of (v, -v), v in tenths of a ppm; background is the first
@@ -207,7 +207,7 @@ def test_votes_of_windows_at_every_step_give_a_known_volume_exactly(monkeypatch)
     truth = np.zeros((23, 14, 17), bool)
     truth[3:12, 2:9, 5:16] = truth[22, 13, 16] = truth[0, 0, 0] = True
     chi = np.where(truth, 0.1, 0.0).astype(np.float32)
-    predict_crop = predictor_of(monkeypatch, _Threshold(), step=5)
+    predict_crop = predictor_of(monkeypatch, _Threshold(), window_step=5)
     answer = predict_crop(Volume(chi, np.eye(4)))
     np.testing.assert_array_equal(answer.argmax(axis=0).astype(bool), truth)
 
@@ -278,7 +278,7 @@ def test_a_stray_part_of_a_nucleus_is_dropped():
     labels[1:5, 1:5, 1:5] = 5  # 64 voxels
     labels[15, 1:7, 5] = 5  # 6 voxels, less than a tenth
     labels[15, 1:8, 9] = 5  # 7 voxels, more than a tenth
-    cleaned = clean(_block_of(labels), MODELS["dgm16"])
+    cleaned = postprocess(_block_of(labels), MODELS["dgm16"])
     assert (cleaned == 5).sum() == 64 + 7
     assert cleaned[15, :, 5].max() == 0
 
@@ -286,14 +286,14 @@ def test_a_stray_part_of_a_nucleus_is_dropped():
 def test_two_parts_of_like_size_are_both_kept():
     labels = np.zeros((20, 10, 10), int)
     labels[1:3, 1:3, 1:3] = labels[10:12, 1:3, 1] = 3  # 8 and 4 voxels of the interposed nucleus
-    assert (clean(_block_of(labels), MODELS["dgm16"]) == 3).sum() == 12
+    assert (postprocess(_block_of(labels), MODELS["dgm16"]) == 3).sum() == 12
 
 
 def test_labels_are_numbered_as_structures_whatever_the_channel():
     model = replace(MODELS["dgm16"], labels=("GP_R", "RN_L"))
     labels = np.zeros((4, 4, 4), int)
     labels[0], labels[2] = 1, 2
-    cleaned = clean(_block_of(labels, classes=3), model)
+    cleaned = postprocess(_block_of(labels, classes=3), model)
     assert [int(cleaned[0, 0, 0]), int(cleaned[2, 0, 0]), int(cleaned[1, 0, 0])] == [16, 5, 0]
 
 

@@ -11,7 +11,7 @@ from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.registration import Reference, find_by_atlas, read_references
+from bids_dgmseg.segmentation.registration import Atlas, find_by_atlas, read_atlases
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi
 
@@ -22,11 +22,11 @@ GRID = world_grid(HEAD, (3.0, 3.0, 3.0))
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
+def reference() -> Atlas:
     """The phantom, stored at another place in the world than the maps."""
     shift = nib.affines.from_matvec(np.eye(3), [30, -20, 10])
     chi, labels = PHANTOM.chi(GRID, seed=5, supersampling=1), PHANTOM.dseg(GRID)
-    return Reference("phantom", Volume(chi.array, shift @ chi.affine), Volume(labels.array, shift @ labels.affine))
+    return Atlas("phantom", Volume(chi.array, shift @ chi.affine), Volume(labels.array, shift @ labels.affine))
 
 
 def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
@@ -59,7 +59,7 @@ def test_the_most_similar_reference_is_taken(reference):
     # Same head, other tissue: noise in the place of all contrast inside the brain. Its labels are elsewhere.
     noise = np.random.default_rng(0).normal(0, 0.05, reference.chi.shape).astype(np.float32)
     blank = np.where(reference.chi.array == 0, 0, noise)
-    wrong = Reference(
+    wrong = Atlas(
         "noise",
         reference.chi.with_array(blank),
         reference.labels.with_array(np.roll(reference.labels.array, 20, axis=2)),
@@ -82,7 +82,7 @@ def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
     nib.Nifti1Image(PHANTOM.dseg(GRID).array, GRID.affine).to_filename(folder / "a_dseg.nii.gz")
     chi, truth = turned(0, 0, 0)
     np.testing.assert_allclose(localize(chi, MODEL, weights=tmp_path).box.centre_mm, truth.centre_mm, atol=2.5)
-    assert [one.name for one in read_references(MODEL, tmp_path)] == ["a"]
+    assert [one.name for one in read_atlases(MODEL, tmp_path)] == ["a"]
 
 
 def test_a_reference_without_the_model_s_nuclei_is_refused(reference):

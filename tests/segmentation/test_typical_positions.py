@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.postprocess import Parts, find_misplacement
+from bids_dgmseg.segmentation.postprocess import Components, distances_from_typical_positions
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 CENTRES_MM = {
@@ -16,11 +16,11 @@ CN_R, PUT_R, RN_L = (STRUCTURES.named(name) for name in ("CN_R", "PUT_R", "RN_L"
 
 def whole(centres_mm):
     """Let each nucleus have one part."""
-    return {structure: Parts(np.array([100]), centre[None]) for structure, centre in centres_mm.items()}
+    return {structure: Components(np.array([100]), centre[None]) for structure, centre in centres_mm.items()}
 
 
 def test_nuclei_in_their_places_are_near_them():
-    missed_mm = find_misplacement(whole(CENTRES_MM))
+    missed_mm = distances_from_typical_positions(whole(CENTRES_MM))
     assert list(missed_mm) == list(STRUCTURES)
     assert max(float(missed[0]) for missed in missed_mm.values()) < 4
 
@@ -28,16 +28,19 @@ def test_nuclei_in_their_places_are_near_them():
 @pytest.mark.parametrize("flips", list(product([1, -1], repeat=3)))
 def test_it_does_not_matter_how_head_and_array_are_turned_mirrored_and_scaled(flips):
     turned = {name: 1.3 * np.array(flips) * centre[[2, 0, 1]] + 50 for name, centre in CENTRES_MM.items()}
-    expected, missed_mm = find_misplacement(whole(CENTRES_MM)), find_misplacement(whole(turned))
+    expected, missed_mm = (
+        distances_from_typical_positions(whole(CENTRES_MM)),
+        distances_from_typical_positions(whole(turned)),
+    )
     for structure, missed in missed_mm.items():
         assert_allclose(missed, expected[structure], atol=1e-6)
 
 
 def test_a_part_elsewhere_is_as_far_off_as_it_was_moved_even_if_it_is_the_largest():
     found = whole(CENTRES_MM)
-    before = find_misplacement(found)
-    found[PUT_R] = Parts(np.array([200, 100]), CENTRES_MM[PUT_R] + [[30.0, 0.0, 40.0], [0.0, 0.0, 0.0]])
-    after = find_misplacement(found)
+    before = distances_from_typical_positions(found)
+    found[PUT_R] = Components(np.array([200, 100]), CENTRES_MM[PUT_R] + [[30.0, 0.0, 40.0], [0.0, 0.0, 0.0]])
+    after = distances_from_typical_positions(found)
     assert after[PUT_R][0] == pytest.approx(50, abs=7)  # 3-4-5, give or take what phantom and template differ by
     assert after[PUT_R][1] < 4
     assert_allclose(after[RN_L], before[RN_L], atol=1)
@@ -45,8 +48,8 @@ def test_a_part_elsewhere_is_as_far_off_as_it_was_moved_even_if_it_is_the_larges
 
 def test_a_putamen_on_the_other_side_is_out_of_place():
     found = whole(CENTRES_MM)
-    found[PUT_R] = Parts(np.array([100]), CENTRES_MM[PUT_R][None] * [[-1, 1, 1]])
-    assert find_misplacement(found)[PUT_R][0] == pytest.approx(2 * 27.4, abs=7)
+    found[PUT_R] = Components(np.array([100]), CENTRES_MM[PUT_R][None] * [[-1, 1, 1]])
+    assert distances_from_typical_positions(found)[PUT_R][0] == pytest.approx(2 * 27.4, abs=7)
 
 
 def test_a_piece_of_the_caudate_far_from_its_middle_is_in_place_on_its_course_only():
@@ -55,14 +58,14 @@ def test_a_piece_of_the_caudate_far_from_its_middle_is_in_place_on_its_course_on
     body, across = np.array([17.0, -16.0, 21.0]), np.array([-17.0, -16.0, 21.0])
     middle = CENTRES_MM[CN_R]
     assert np.linalg.norm(body - middle) > 25
-    found[CN_R] = Parts(np.array([100, 20, 20]), np.array([middle, body, across]))
-    missed = find_misplacement(found)[CN_R]
+    found[CN_R] = Components(np.array([100, 20, 20]), np.array([middle, body, across]))
+    missed = distances_from_typical_positions(found)[CN_R]
     assert missed[1] < 7
     assert missed[2] > 25
 
 
 def test_few_nuclei_tell_no_place():
     five = {name: parts for name, parts in whole(CENTRES_MM).items() if name.nucleus in ("RN", "SN")}
-    five[PUT_R] = Parts(np.array([9, 1]), np.array([[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]]))
-    assert [missed.tolist() for missed in find_misplacement(five).values()] == [[0]] * 4 + [[0, 0]]
-    assert find_misplacement({}) == {}
+    five[PUT_R] = Components(np.array([9, 1]), np.array([[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]]))
+    assert [missed.tolist() for missed in distances_from_typical_positions(five).values()] == [[0]] * 4 + [[0, 0]]
+    assert distances_from_typical_positions({}) == {}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS, dice, overlap
 
-DN = STRUCTURES.sides(["DN"])
+DN = STRUCTURES.both_sides(["DN"])
 
 
 def test_dice_is_twice_the_overlap_over_the_sum():

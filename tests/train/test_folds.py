@@ -20,7 +20,7 @@ from bids_dgmseg.cli.train import make_plan
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import as_trained, reference_files
+from bids_dgmseg.models.model_folder import atlas_files, read_model_folder
 from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder
 from bids_dgmseg.models.weights import load_segmenters
 from bids_dgmseg.networks.dcn_net import DCNNet
@@ -137,7 +137,7 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
     block = predict(PHANTOM.chi(GRID), Box((-20, -40, -40), (20, 0, 0)), MODELS[model], weights=out)
     assert len(block.probabilities) == len(MODELS[model].labels) + 1
     assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
-    trained = as_trained(MODELS[model], out)
+    trained = read_model_folder(MODELS[model], out)
     side = 2 if model == "deepqsmseg" else 0
     assert trained.input.patch_mm[side] == pytest.approx(
         {"dcnnet": 16 * 1.25, "attunet25d": 32 * 0.83, "deepqsmseg": 32 * 2.0}[model]
@@ -148,7 +148,7 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
     assert (out / "fold_0" / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert f"use it with bids_dgmseg --model {model} --weights {out}" in capsys.readouterr().out
     if model == "dcnnet":
-        assert [chi.name for chi, _ in reference_files(MODELS[model], out)] == [
+        assert [chi.name for chi, _ in atlas_files(MODELS[model], out)] == [
             f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)
         ]
 
@@ -167,7 +167,7 @@ def test_a_terminal_shows_which_scan_is_prepared(dataset, tmp_path, monkeypatch)
 
 def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
     assert train("dcnnet", dataset, tmp_path / "out", "--minutes", "0.001") == 0
-    for number, (chi, labels) in enumerate(reference_files(MODELS["dcnnet"], tmp_path / "out"), start=1):
+    for number, (chi, labels) in enumerate(atlas_files(MODELS["dcnnet"], tmp_path / "out"), start=1):
         reference, drawn = Volume.read(chi), Volume.read(labels, np.uint8)
         assert reference.voxel_size_mm == pytest.approx((2, 2, 2))
         whole = Volume.read(dataset / f"sub-0{number}" / "anat" / f"sub-0{number}_Chimap.nii.gz")
@@ -183,7 +183,7 @@ def test_no_scan_that_a_fold_keeps_aside_is_a_reference(dataset, tmp_path):
         assert train("dcnnet", dataset, out, "--fold", str(fold), epochs=1, folds=3) == 0
         splits = json.loads((out / "training.json").read_text())["folds"][: fold + 1]
         learned = {one for split in splits for one in (*split["training"], *split["validation"])}
-        references = {chi.name.split("_")[0] for chi, _ in reference_files(MODELS["dcnnet"], out)}
+        references = {chi.name.split("_")[0] for chi, _ in atlas_files(MODELS["dcnnet"], out)}
         assert references == {f"sub-{participant}" for participant in learned}
         assert len(references) == 2 + fold
 
@@ -264,7 +264,7 @@ def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
 def test_a_folder_is_used_at_the_voxels_and_with_the_values_that_it_was_trained_on(dataset, tmp_path):
     changed = ["spacing_mm=[2.5, 2.5, 2.5]", "sampling.normalization=zscore"]
     assert train("dcnnet", dataset, tmp_path / "out", *changed, epochs=1) == 0  # --recipe is the last of SMALL
-    shown = as_trained(MODELS["dcnnet"], tmp_path / "out").input
+    shown = read_model_folder(MODELS["dcnnet"], tmp_path / "out").input
     assert (shown.spacing_mm, shown.normalization, shown.patch_mm) == ((2.5,) * 3, "zscore", (16 * 2.5,) * 3)
     seen = []
 
@@ -377,7 +377,7 @@ def test_maps_for_pseudo_labels_are_found_where_they_are_said_to_be(tmp_path):
 def test_a_stack_of_more_slices_is_what_the_folder_is_shown_in_use(dataset, tmp_path):
     options = ["--arch", "slices=5", "--recipe", "sampling.size=[32, 5, 32]"]
     assert train("attunet25d", dataset, tmp_path / "out", *options, epochs=1) == 0
-    assert as_trained(MODELS["attunet25d"], tmp_path / "out").input.slices == 5
+    assert read_model_folder(MODELS["attunet25d"], tmp_path / "out").input.slices == 5
     box = Box((-20, -40, -40), (20, 0, 0))
     block = predict(PHANTOM.chi(GRID), box, MODELS["attunet25d"], weights=tmp_path / "out")
     assert block.probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
@@ -428,7 +428,7 @@ def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
     if "--scans" in options:
         assert len(record["folds"][0]["training"]) == 1
     if "independent=false" in options:
-        assert as_trained(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
+        assert read_model_folder(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
     names = load_file(tmp_path / "out" / "fold_0.safetensors")
     if "attention=false" in options:
         assert not [name for name in names if "gates" in name]
@@ -446,7 +446,7 @@ def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(DCNNet, "forward", look)
     assert train("dcnnet", dataset, tmp_path / "out", "--recipe", "sampling.size=[24, 24, 24]", epochs=1) == 0
     assert seen == {(True, (1, 24, 24, 24)), (False, (1, 24, 24, 24))}
-    assert as_trained(MODELS["dcnnet"], tmp_path / "out").input.patch_mm == (30, 30, 30)  # 24 · 1.25 mm
+    assert read_model_folder(MODELS["dcnnet"], tmp_path / "out").input.patch_mm == (30, 30, 30)  # 24 · 1.25 mm
 
 
 @pytest.mark.parametrize(("options", "learns"), [([], True), (["--recipe", "loss.terms.attention=0"], False)])

@@ -11,7 +11,7 @@ from torch import nn
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import describe_folder
+from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
 from bids_dgmseg.models.weights import save_weights, segmenter_network
@@ -188,7 +188,7 @@ def test_a_training_on_simulations_stays_on_the_gpu(small_maps, watched, gpu, tm
 
 def test_a_calibration_sees_a_network_on_the_gpu(small_maps, gpu, tmp_path):
     save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "segmenter.safetensors")
-    describe_folder(SMALL, tmp_path, about={})
+    write_model_toml(SMALL, tmp_path, about={})
     assert calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cuda", say=lambda line: None).shape == (17,)
 
 
@@ -255,7 +255,7 @@ def test_a_fine_tuning_stays_on_the_gpu(watched, gpu, tmp_path):
     model = replace(SMALL, input=shown, temperatures=(1.5,) * 17)
     start, box = tmp_path / "start", Box((-48, -78, -52), (48, 42, 44))
     save_weights(segmenter_network(model).state_dict(), start / "segmenter.safetensors")
-    describe_folder(model, start, about={})
+    write_model_toml(model, start, about={})
     grid = world_grid(HEAD, (6.0, 6.0, 6.0))
     labels = PHANTOM.dseg(grid)
     one = LabelledMap("sub-01", PHANTOM.chi(grid), labels.with_array(labels.array * (labels.array < 5)))

@@ -172,10 +172,10 @@ def test_the_box_of_a_training_has_the_size_of_its_own_samples_not_of_the_packag
     asked, model = [], MODELS["deepqsmseg"]
     box = Box((-60.0, -60.0, -60.0), (60.0, 60.0, 60.0))
 
-    def locate(chi, model, **options):
+    def run_localizer(chi, model, **options):
         asked.append(model.input.patch_mm)
         return Location(box, None)
 
-    monkeypatch.setattr("bids_dgmseg.train.cases.locate", locate)
+    monkeypatch.setattr("bids_dgmseg.train.cases.run_localizer", run_localizer)
     prepare_case(labelled_phantom(model), model, get_recipe("deepqsmseg"))
     assert asked == [(120.0, 120.0, 128.0)]  # 128 · 0.9375 mm, 64 · 2 mm

@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.resample import Grid, world_grid
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.models.model_folder import as_trained, describe_folder
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.models.weights import save_weights, segmenter_network
@@ -185,7 +185,7 @@ def test_the_folder_is_one_for_weights(dataset, untrained, tmp_path):
 def calibrated(teacher, tmp_path):
     """The teacher with temperatures, which make its nuclei smaller."""
     shutil.copytree(teacher, tmp_path / "calibrated")
-    describe_folder(MODEL, tmp_path / "calibrated", about={"temperatures": list(TEMPERATURES)})
+    write_model_toml(MODEL, tmp_path / "calibrated", about={"temperatures": list(TEMPERATURES)})
     return tmp_path / "calibrated"
 
 
@@ -216,7 +216,7 @@ def test_temperatures_are_handed_on_from_folder_to_folder(dataset, calibrated, t
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "first", calibrated)
     tune(dataset, tmp_path / "second", tmp_path / "first")
-    assert as_trained(MODEL, tmp_path / "second").temperatures == TEMPERATURES
+    assert read_model_folder(MODEL, tmp_path / "second").temperatures == TEMPERATURES
 
 
 def test_the_network_learns_to_be_right_with_its_temperatures(dataset, calibrated, tmp_path):
@@ -241,9 +241,9 @@ def test_a_folder_that_was_begun_without_temperatures_goes_on_without(dataset, c
 def test_temperatures_fitted_since_are_kept(dataset, calibrated, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "out", calibrated)
-    describe_folder(MODEL, tmp_path / "out", about={"temperatures": [1.5] * 5})
+    write_model_toml(MODEL, tmp_path / "out", about={"temperatures": [1.5] * 5})
     tune(dataset, tmp_path / "out", calibrated)
-    assert as_trained(MODEL, tmp_path / "out").temperatures == (1.5,) * 5
+    assert read_model_folder(MODEL, tmp_path / "out").temperatures == (1.5,) * 5
 
 
 def test_numbers_are_matched_by_name_and_the_rest_is_said(dataset, untrained, tmp_path):

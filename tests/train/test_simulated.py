@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import as_trained, describe_folder
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
-from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.segmentation.predict import network_grid, predict
 from bids_dgmseg.simulate.dataset import scanner_grid
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head
@@ -71,7 +71,7 @@ def test_the_loss_that_is_asked_for_is_made_small(start, tmp_path, monkeypatch, 
     values, labels = among_ordinary(simulated_maps(SMALL, None, "segmenter", seed=3), SMALL)[0]
     network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
     with torch.no_grad(), mixed_precision(torch.device("cpu")):
-        expected = float(formula(network(lay_out(values[None], torch.device("cpu"))), labels[None]))
+        expected = float(formula(network(batch_to_device(values[None], torch.device("cpu"))), labels[None]))
     assert losses == pytest.approx([expected], rel=1e-3)
 
 
@@ -126,12 +126,12 @@ def test_a_training_that_goes_on_takes_its_checkpoint_not_the_starting_weights(s
 def test_calibration_is_noted_in_the_folder_and_read_from_it(start):
     lines: list[str] = []
     own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
-    describe_folder(own, start, about={"temperatures": [9.0] * 17})
+    write_model_toml(own, start, about={"temperatures": [9.0] * 17})
     temperatures = calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", say=lines.append)
     assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
     assert lines[16].startswith("DN ")
-    trained = as_trained(SMALL, start)
+    trained = read_model_folder(SMALL, start)
     assert trained.temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
     assert trained.input == own.input
 
@@ -142,13 +142,13 @@ def test_calibration_changes_nothing_of_the_weights_but_the_last_biases(start):
     after = load_file(start / "segmenter.safetensors")
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.0.bias"]
     moved = (after["heads.0.bias"] - before["heads.0.bias"]).float()
-    shifts = moved / torch.tensor(as_trained(SMALL, start).temperatures)
+    shifts = moved / torch.tensor(read_model_folder(SMALL, start).temperatures)
     torch.testing.assert_close(shifts[1::2], shifts[2::2], atol=0.02, rtol=0)  # left and right; float16
     assert abs(float(shifts[0])) < 1e-6
 
 
 def test_a_calibration_that_is_stopped_leaves_the_folder_as_it_was(start, monkeypatch):
-    describe_folder(SMALL, start, about={"temperatures": [9.0] * 17})
+    write_model_toml(SMALL, start, about={"temperatures": [9.0] * 17})
     before = {path.name: path.read_bytes() for path in start.iterdir()}
     rounds: list[int] = []
 

@@ -21,9 +21,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_json, write_text
 from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, get_model
-from bids_dgmseg.segmentation.foreground import find_measured
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.regions import carry_regions, largest_part
+from bids_dgmseg.segmentation.regions import largest_component, resample_regions, valid_mask
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, own_derivatives, read_labelled_maps
@@ -140,10 +139,10 @@ class _Cerebella:
             raise InputError(f"{one.map.name}: {error}") from error
         if labels is None:
             raise ValueError(f"{default.name}: has no whole-head network")
-        regions = carry_regions(
-            labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, measured=find_measured(chi).array
+        regions = resample_regions(
+            labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, valid=valid_mask(chi).array
         )
-        seen = largest_part(regions[CEREBELLUM])  # as in use
+        seen = largest_component(regions[CEREBELLUM])  # as in use
         if not seen.any():
             raise InputError(
                 f"{one.map.name}: the whole-head network sees no cerebellum; add a label-cerebellum mask, "

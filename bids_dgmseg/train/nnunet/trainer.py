@@ -22,7 +22,7 @@ from torch import Tensor
 from bids_dgmseg.io.files import atomic_write, write_text
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.weights import to_channels_last
-from bids_dgmseg.segmentation.inference import lay_out, mixed_precision
+from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.train.nnunet.data import NnunetTraining
 from bids_dgmseg.train.status_line import live_line, part_over, seconds_left, unseen
 
@@ -161,7 +161,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         if self.device.type != "cpu":
             yield
             return
-        batch["data"] = lay_out(batch["data"], self.device)
+        batch["data"] = batch_to_device(batch["data"], self.device)
         hook = self.network.register_forward_hook(lambda network, inputs, outputs: _as_floats(outputs))
         try:
             with mixed_precision(self.device):

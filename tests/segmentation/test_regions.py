@@ -5,7 +5,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.segmentation.foreground import measured_box, tame
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box
 
 
 def head(*specks):
@@ -19,33 +19,33 @@ def head(*specks):
 
 @pytest.mark.parametrize("specks", [(), ((0, 0, 0),), ((39, 20, 20),), ((0, 0, 0), (39, 39, 39), (20, 3, 20))])
 def test_the_box_is_that_of_the_head_however_specks_lie(specks):
-    box = measured_box(head(*specks))
+    box = valid_box(head(*specks))
     np.testing.assert_allclose(box.low_mm, (9.5, 9.5, 9.5))
     np.testing.assert_allclose(box.high_mm, (29.5, 29.5, 29.5))
 
 
 def test_what_touches_the_head_belongs_to_it():
-    box = measured_box(head((9, 20, 20)))
+    box = valid_box(head((9, 20, 20)))
     np.testing.assert_allclose(box.low_mm, (8.5, 9.5, 9.5))
 
 
 def test_what_is_no_speck_counts_though_it_lies_apart():
     chi = head().array
     chi[10:30, 10:30, 0:3] = 0.1  # a seventh of the brain
-    np.testing.assert_allclose(measured_box(Volume(chi, np.eye(4))).low_mm, (9.5, 9.5, -0.5))
+    np.testing.assert_allclose(valid_box(Volume(chi, np.eye(4))).low_mm, (9.5, 9.5, -0.5))
 
 
 def test_a_map_of_nothing_has_no_box():
     with pytest.raises(InputError, match=r"^the map is 0 everywhere"):
-        measured_box(Volume(np.zeros((4, 4, 4), np.float32), np.eye(4)))
+        valid_box(Volume(np.zeros((4, 4, 4), np.float32), np.eye(4)))
 
 
 def test_values_that_no_tissue_has_are_clipped_and_others_are_left():
     chi = head().array
-    assert tame(Volume(chi, np.eye(4))).array is chi
+    assert clip_and_remove_small_components(Volume(chi, np.eye(4))).array is chi
     wild = chi.copy()
     wild[10, 10, 10:13] = (1e6, -300, 4.9)
-    found = tame(Volume(wild, np.eye(4))).array
+    found = clip_and_remove_small_components(Volume(wild, np.eye(4))).array
     np.testing.assert_allclose(found[10, 10, 10:13], (5, -5, 4.9))
     np.testing.assert_array_equal(found[11:], chi[11:])
 
@@ -53,8 +53,8 @@ def test_values_that_no_tissue_has_are_clipped_and_others_are_left():
 def test_networks_see_no_specks():
     wild = head((0, 0, 0), (39, 20, 20))
     wild.array[0, 0, 0] = 1e6
-    np.testing.assert_array_equal(tame(wild).array, head().array)
+    np.testing.assert_array_equal(clip_and_remove_small_components(wild).array, head().array)
 
 
 def test_a_map_of_nothing_is_tame():
-    assert not tame(Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))).array.any()
+    assert not clip_and_remove_small_components(Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))).array.any()
