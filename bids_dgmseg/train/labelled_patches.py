@@ -19,7 +19,7 @@ from bids_dgmseg.image.resample import Grid, antialiased, block_affine, covering
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
-from bids_dgmseg.segmentation.postprocess import clean
+from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
@@ -143,7 +143,7 @@ def _known_before(
     grid = network_grid(chi, box, model)
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     block = ProbabilityBlock(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm)
-    labels = clean(block, model)
+    labels = postprocess(block, model)
     probabilities[1:, (labels == 0) & (probabilities.argmax(axis=0) > 0)] = 0
     return most_probable(
         ((channel, Volume(part, grid.affine)) for channel, part in enumerate(probabilities[1:], start=1)), fine
