@@ -28,9 +28,9 @@ from scipy import stats
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.field_of_view import View, find_gaps
+from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, Rating, Rule, rate_nuclei, rate_scan
-from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
+from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template, scanner_grid, whole_head_view
@@ -104,11 +104,11 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     block, box = segmented.block, segmented.location.box
     dseg = case.chi.with_array(segmented.labels)
     measured, probseg = is_measured(case.chi.array), block.probabilities[1:]
-    view = View.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
-    scan = Segmented(case.chi, dseg, probseg, block.slices, model.structures, view)
+    fov = FieldOfView.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
+    scan = SegmentedScan(case.chi, dseg, probseg, block.slices, model.structures, fov)
     voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-    gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured, seen=block.seen)
-    found = measure_segmentation(scan, box=box, missing=gaps.missing, reference=None, map_reference="not stated")
+    gaps = check_coverage(dseg, structures=model.structures, voxels_pv=voxels_pv, valid=measured, labelled=block.seen)
+    found = measure_scan(scan, box=box, missing=gaps.missing, reference=None, map_reference="not stated")
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
         float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan
@@ -117,7 +117,7 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     return _rows(found, overlap.assign(true_ppm=true_ppm))
 
 
-def _rows(found: Findings, truth: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(found: ScanMeasures, truth: pd.DataFrame) -> list[dict[str, Any]]:
     """Join what was measured with what is true of it."""
     table = found.stats.merge(truth[["abbreviation", "dice", "true_ppm"]], on="abbreviation")
     table["bad"] = table["dice"] < BAD_DICE

@@ -385,10 +385,10 @@ def test_nuclei_outside_the_image_are_missing_and_the_others_are_done(without_ce
         assert all(value == "n/a" for value in values) == name.startswith(("DN", "IN")), name
     assert float(stats["RN_L"]["volume_pv_mm3"]) == pytest.approx(PHANTOM.volumes_mm3["RN_L"], rel=0.1)
     err = capsys.readouterr().err.splitlines()
-    assert "sub-01: DN_L lies outside the image (lowest slice at z = -23 mm); its values are n/a" in err
+    assert "sub-01: DN_L lies outside the field of view (lowest slice at z = -23 mm); its values are n/a" in err
     assert len(err) == 4
     assert read_quality(without_cerebellum)["warnings"] == err
-    assert "DN_L lies outside the image" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
+    assert "DN_L lies outside the field of view" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 sum to many voxels, and nothing is labelled

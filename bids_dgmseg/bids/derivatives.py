@@ -144,7 +144,7 @@ def save_scan(
     out_dseg, out_probseg : Path
         NIfTI files on the scan's own grid: numbers of ``structures.tsv``, and one volume a nucleus of the model.
     stats : Path
-        Table of ``measure_regions``.
+        Table of ``measure_nuclei``.
     quality : mapping
         Content of ``_qc.json``; ``quality["input"]`` says how the map was understood.
     box_mm : mapping

@@ -1,1 +1,1 @@
-"""Measures per scan: ROI statistics, reference region, map quality, segmentation quality."""
+"""Measures of one scan: nuclei, field of view, confidence, map quality, norms and QC ratings."""

@@ -1,4 +1,4 @@
-"""How far the segmentation of a nucleus can be trusted, told from the map and the probabilities."""
+"""Confidence in the segmentation of each nucleus, from the map and the probabilities."""
 
 from __future__ import annotations
 
@@ -10,53 +10,54 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, special
 
-from bids_dgmseg.measurement.columns import QUALITY_COLUMNS
-from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.measurement.columns import CONFIDENCE_COLUMNS
+from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.models.structures import Structure
 
-RIM_START_MM, RIM_END_MM = 1.0, 3.0
-"""The rim lies between these distances from the nucleus: partial volumes end before it, other tissue begins behind."""
+RIM_MM = (1.0, 3.0)
+"""Distances from the nucleus between which the rim lies: beyond partial volume, before other tissue."""
 
-_EVERY_NEIGHBOUR = np.ones((3, 3, 3))
+_ROUNDING_MM = 1e-6
+"""Rounding error of affines in float32."""
 
 
-def measure_quality(
+def measure_confidence(
     chi: NDArray[np.floating],
     dseg: NDArray[np.integer],
     probseg: NDArray[np.floating],
     *,
     structures: Sequence[Structure],
     voxel_size_mm: tuple[float, float, float],
-    view: View,
+    fov: FieldOfView,
 ) -> pd.DataFrame:
-    r"""Measure signs of a good or a bad segmentation, nucleus by nucleus.
+    r"""Compute indicators of a good or bad segmentation per nucleus.
 
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
-        Magnetic susceptibility in ppm; NaN means not measured.
+        Susceptibility in ppm, NaN where not valid.
     dseg : ndarray of int, shape (X, Y, Z)
-        Numbers of ``structures.tsv``; 0 is background.
+        Integers of ``structures.tsv``; 0 is background.
     probseg : ndarray of shape (C, X, Y, Z)
         Probability of nucleus ``structures[c]``, from 0 to 1.
     structures : sequence of C Structure
-        In the order of the channels, which is also the order of the rows.
+        In the order of the channels and of the rows.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
-    view : View
-        What was measured; of the whole map, cut to the block that the arrays cover.
+    fov : FieldOfView
+        Field of view of the whole map, cropped to the block that the arrays cover.
 
     Returns
     -------
     DataFrame
-        One row a nucleus: ``index``, ``abbreviation`` and the columns of `QUALITY_COLUMNS`. A nucleus without a voxel
-        has 0 components and NaN for the rest, except that all of its probability lies outside and its expected Dice is
-        0.
+        One row per nucleus: ``index``, ``abbreviation`` and the columns of `CONFIDENCE_COLUMNS`. A nucleus without
+        voxels has 0 components and NaN otherwise, except that all of its probability lies outside and its expected
+        Dice is 0.
 
     Raises
     ------
     ValueError
-        If the arrays do not lie on one grid, or `probseg` has not one channel a structure.
+        If the arrays differ in shape, or `probseg` does not have one channel per structure.
 
     Notes
     -----
@@ -69,64 +70,56 @@ def measure_quality(
        \text{mass\_outside} = \sum_{i \notin R} p_i \Big/ \sum_i p_i, \qquad
        \text{expected\_dice} = 2 \sum_R p_i \Big/ \Big(|R| + \sum_i p_i\Big).
 
-    The last is the Dice with a truth of which each voxel is a part with its probability, expectations taken of both
-    sides of the fraction. Unlike the other two it needs no other limit for small nuclei, which are mostly border.
+    The expected Dice is the ratio of expectations for a truth that contains each voxel with its probability. Unlike
+    the other two it needs no separate limit for small nuclei, which are mostly boundary.
 
-    The entropy is that of one nucleus against all else, not of the whole distribution, so that models with several
-    heads, whose probabilities do not add up to 1, compare. Lower is better for the first two; contrast and gradient are
-    positive where the nucleus is more paramagnetic than its surroundings, as iron makes it.
-
-    The rim holds measured voxels of no nucleus between 1 and 3 mm from the nucleus, centre to centre. The gradient is
+    The entropy is that of one nucleus against everything else, so that models with several heads, whose probabilities
+    do not sum to 1, are comparable. Contrast and gradient are positive if the nucleus is more paramagnetic than its
+    surroundings, as iron makes it. The rim holds valid voxels of no nucleus between 1 and 3 mm from the nucleus,
+    centre to centre. The gradient is
     :math:`\sum_f a_f (\chi_\text{in} - \chi_\text{out}) / d_f \big/ \sum_f a_f` over the faces :math:`f` between a
     voxel of the nucleus and one of no nucleus, with area :math:`a_f` and distance of centres :math:`d_f`.
     """
     expected = (len(structures), *chi.shape)
     if probseg.shape != expected:
         raise ValueError(f"probseg has shape {probseg.shape}, expected {expected}")
-    for name, shape in (("dseg", dseg.shape), ("view", view.inside.shape)):
+    for name, shape in (("dseg", dseg.shape), ("fov", fov.inside.shape)):
         if shape != chi.shape:
             raise ValueError(f"{name} has shape {shape}, expected {chi.shape}")
     boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
-    values = np.where(view.inside, chi, np.nan)
+    values = np.where(fov.inside, chi, np.nan)
     rows = []
     for structure, probability in zip(structures, probseg, strict=True):
         row: dict[str, Any] = {"index": structure.index, "abbreviation": structure.abbreviation, "n_components": 0}
         total = probability.sum(dtype=np.float64)
         within, n_voxels = 0.0, 0
-        if (place := boxes[structure.index - 1]) is not None:
-            box = _grow(place, chi.shape, voxel_size_mm)
+        if (tight := boxes[structure.index - 1]) is not None:
+            box = _add_margin(tight, chi.shape, voxel_size_mm)
             region = dseg[box] == structure.index
             n_voxels = int(np.count_nonzero(region))
             within = float(probability[box][region].sum(dtype=np.float64))
-            row |= _certainty(region, probability[box])
+            p = np.clip(probability[box][region].astype(np.float64), 0, 1)
+            row["n_components"] = ndimage.label(region, np.ones((3, 3, 3)))[1]
+            row["mean_entropy_bits"] = float((special.entr(p) + special.entr(1 - p)).mean() / np.log(2))
             row |= _contrast(values[box], region, dseg[box] == 0, voxel_size_mm)
-            row["edge_distance_mm"] = view.cut(box).measure_gap(region)
+            row["edge_distance_mm"] = fov.crop(box).distance_to_edge(region)
         if total > 0:
             row["mass_outside_fraction"] = max(0.0, 1 - within / total)
             row["expected_dice"] = 2 * within / (n_voxels + total)
         rows.append(row)
-    return pd.DataFrame(rows, columns=["index", "abbreviation", *QUALITY_COLUMNS]).astype({"n_components": "Int64"})
+    return pd.DataFrame(rows, columns=["index", "abbreviation", *CONFIDENCE_COLUMNS]).astype({"n_components": "Int64"})
 
 
-def _grow(
+def _add_margin(
     box: tuple[slice, ...], shape: tuple[int, ...], voxel_size_mm: tuple[float, float, float]
 ) -> tuple[slice, slice, slice]:
-    """Add room for the rim."""
-    steps = [int(np.ceil(RIM_END_MM / edge)) for edge in voxel_size_mm]
+    """Extend a box by the width of the rim."""
+    steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
     x, y, z = (
         slice(max(piece.start - step, 0), min(piece.stop + step, size))
         for piece, step, size in zip(box, steps, shape, strict=True)
     )
     return x, y, z
-
-
-def _certainty(region: NDArray[np.bool_], probability: NDArray[np.floating]) -> dict[str, float]:
-    p = np.clip(probability[region].astype(np.float64), 0, 1)
-    nats = special.entr(p) + special.entr(1 - p)
-    return {
-        "n_components": ndimage.label(region, _EVERY_NEIGHBOUR)[1],
-        "mean_entropy_bits": float(nats.mean() / np.log(2)),
-    }
 
 
 def _contrast(
@@ -135,13 +128,13 @@ def _contrast(
     free: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
 ) -> dict[str, float]:
-    """Compare a nucleus with what is around it; `free` are the voxels of no nucleus."""
-    measured = np.isfinite(chi)
+    """Compare a nucleus with its surroundings; `free` are the voxels of no nucleus."""
+    valid = np.isfinite(chi)
     distance_mm = ndimage.distance_transform_edt(~region, sampling=voxel_size_mm)
-    around = (distance_mm > RIM_START_MM + 1e-6) & (distance_mm <= RIM_END_MM + 1e-6)  # affines round in float32
-    inner, outer = chi[region & measured], chi[around & free & measured]
+    rim = (distance_mm > RIM_MM[0] + _ROUNDING_MM) & (distance_mm <= RIM_MM[1] + _ROUNDING_MM)
+    inner, outer = chi[region & valid], chi[rim & free & valid]
     contrast = float(np.median(inner) - np.median(outer)) if len(inner) and len(outer) else np.nan
-    gradient = _boundary_gradient(chi, region & measured, free & measured, voxel_size_mm)
+    gradient = _boundary_gradient(chi, region & valid, free & valid, voxel_size_mm)
     return {"rim_contrast_ppm": contrast, "boundary_gradient_ppm_per_mm": gradient}
 
 
@@ -151,6 +144,7 @@ def _boundary_gradient(
     free: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
 ) -> float:
+    """Mean inward gradient over the faces between `region` and `free`, weighted by area."""
     flux = area = 0.0
     for axis, edge in enumerate(voxel_size_mm):
         face_mm2 = float(np.prod(voxel_size_mm)) / edge

@@ -1,4 +1,4 @@
-"""How good a map is as a whole: noise, streaks, what background fields left, room around the nuclei."""
+"""Image quality of a susceptibility map: noise, streaking, residual background field, box margin."""
 
 from __future__ import annotations
 
@@ -11,73 +11,75 @@ from scipy import fft, ndimage, special
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.masks import sum_nearby
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.field_of_view import View
 
 SD_PER_MAD = 1.482602218505602
-"""1 / Φ⁻¹(3/4): turns the median absolute deviation of Gaussian values into their standard deviation."""
+"""1 / Φ⁻¹(3/4): standard deviation of a Gaussian per median absolute deviation."""
 
 CONE_WIDTH = 0.1
-"""Streaks come from where the dipole kernel is smaller than this; truncated division works with 0.1 to 0.2."""
+"""Frequencies with a smaller dipole kernel are on the cone; truncated division uses thresholds of 0.1 to 0.2."""
 
 COARSEST_MM = 20.0
-"""Streaks are finer than this; coarser patterns are the head's own shape."""
+"""Streaks have shorter wavelengths; longer ones describe the shape of the head."""
 
 TAPER_MM = 5.0
-"""Over about this depth the map fades in, so that the edge of the mask leaves no cross in k-space."""
+"""Approximate depth over which the map is faded in, so that the edge of the mask leaves no cross in k-space."""
 
 N_SHELLS = 16
-"""Of equal width; within one, anatomy has about the same power in every direction."""
+"""Of equal width; within a shell, anatomy has about the same power in every direction."""
 
 RIM_DEPTH_MM = 5.0
-"""Background fields are largest, and their removal worst, within about the smallest radius of spherical means."""
+"""Background fields, and the errors of their removal, are largest within about the radius of the smallest sphere
+of spherical-mean-value filtering."""
 
 SMOOTH_MM = 3.0
-"""SD of the Gaussian that leaves background fields and takes cortex, veins and noise away."""
+"""Standard deviation of the Gaussian that retains background fields and suppresses cortex, veins and noise."""
 
-SCAN_COLUMNS: Mapping[str, Mapping[str, str]] = {
+MAP_QUALITY: Mapping[str, Mapping[str, str]] = {
     "noise_sd_ppm": {
         "Description": "Standard deviation of the noise, from second differences along all three axes",
         "Units": "ppm",
     },
-    "streaking_index": {"Description": "Power near the magic-angle cone in k-space over that elsewhere; 1 is none"},
+    "streaking_index": {
+        "Description": "Power near the magic-angle cone of k-space divided by that elsewhere; 1 without streaks"
+    },
     "rim_residual_ppm": {
-        "Description": "Typical deviation of the smoothed map within 5 mm of the mask's edge from the map's median",
+        "Description": "Typical deviation of the smoothed map from its median within 5 mm of the edge of the mask",
         "Units": "ppm",
     },
 }
-"""Name → data dictionary entry."""
+"""Name → description and units."""
 
 
-def measure_scan(
+def measure_map_quality(
     chi: NDArray[np.floating],
     *,
-    view: View,
+    inside: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
     b0_direction: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> dict[str, float]:
-    """Measure the quality of a map.
+    """Compute the measures of `MAP_QUALITY`.
 
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
-        Magnetic susceptibility in ppm, the whole image; NaN means not measured.
-    view : View
-        What was measured.
+        Susceptibility in ppm, the whole image, NaN where not valid.
+    inside : ndarray of bool, shape (X, Y, Z)
+        Field of view of the map.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
     b0_direction : tuple of 3 float
-        Direction of the main field along the grid's axes; need not have length 1.
+        Direction of the main field along the axes of the grid, of any length.
 
     Returns
     -------
     dict
-        The entries of `SCAN_COLUMNS`; NaN where the image is too small or has no edge to judge.
+        NaN if the image is too small or has no edge inside.
     """
-    inside = view.inside & np.isfinite(chi)
+    finite = inside & np.isfinite(chi)
     return {
-        "noise_sd_ppm": estimate_noise(chi, inside),
-        "streaking_index": measure_streaks(chi, inside, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction),
-        "rim_residual_ppm": measure_rim(chi, inside, voxel_size_mm=voxel_size_mm),
+        "noise_sd_ppm": estimate_noise(chi, finite),
+        "streaking_index": streaking_index(chi, finite, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction),
+        "rim_residual_ppm": rim_residual(chi, finite, voxel_size_mm=voxel_size_mm),
     }
 
 
@@ -94,14 +96,14 @@ def estimate_noise(chi: NDArray[np.floating], inside: NDArray[np.bool_]) -> floa
     Returns
     -------
     float
-        NaN where no cube of 3 voxels is inside.
+        NaN if no cube of 3 voxels is inside.
 
     Notes
     -----
-    The second difference :math:`[1, -2, 1]` along all three axes takes away everything that is linear along any axis,
-    as Immerkær's mask does in a plane [1]_. White noise of variance :math:`\sigma^2` comes out with
-    :math:`6^3 \sigma^2`; :math:`\sigma` is read from the median of the absolute values, which the few voxels on edges
-    and veins do not move [2]_. Maps that were smoothed or interpolated have less of this fine noise than of all noise.
+    The second difference :math:`[1, -2, 1]` along all three axes removes everything that is linear along any axis, as
+    Immerkær's mask does in a plane [1]_. It turns white noise of variance :math:`\sigma^2` into
+    :math:`6^3 \sigma^2`; :math:`\sigma` follows from the median of the absolute values, which is robust against the
+    few voxels on edges and veins [2]_. Smoothed or interpolated maps have less of this fine noise than of total noise.
 
     References
     ----------
@@ -117,14 +119,14 @@ def estimate_noise(chi: NDArray[np.floating], inside: NDArray[np.bool_]) -> floa
     return float(np.median(sizes)) * SD_PER_MAD / 6**1.5 if len(sizes) else np.nan
 
 
-def measure_streaks(
+def streaking_index(
     chi: NDArray[np.floating],
     inside: NDArray[np.bool_],
     *,
     voxel_size_mm: tuple[float, float, float],
     b0_direction: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> float:
-    r"""Compare the power near the magic-angle cone with the power elsewhere.
+    r"""Compute the power near the magic-angle cone relative to that elsewhere.
 
     Parameters
     ----------
@@ -135,21 +137,22 @@ def measure_streaks(
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
     b0_direction : tuple of 3 float
-        Direction of the main field along the grid's axes.
+        Direction of the main field along the axes of the grid.
 
     Returns
     -------
     float
-        1 for a map without preferred directions, more where streaks add power near the cone, less where
-        regularization took power away there. NaN where the image is too small to tell.
+        1 for a map without preferred directions, more if streaks add power near the cone, less if regularization
+        removed power there. NaN if the image is too small.
 
     Notes
     -----
     The dipole kernel :math:`D(k) = 1/3 - (k \cdot b)^2 / k^2` is 0 on a cone at the magic angle; dividing by it
-    amplifies noise and errors near the cone, which are seen as streaks [1]_ [2]_. Power :math:`P = |F[\chi]|^2` of the
-    map (minus its mean, faded in over 5 mm from the mask's edge) is averaged where :math:`|D| < 0.1` and where not, in
-    shells of :math:`|k|` from 1/20 per mm to the smallest Nyquist frequency; the index is the exponential of the mean
-    over shells of :math:`\log (\bar P_\text{cone} / \bar P_\text{rest})`, each weighted by its samples on the cone.
+    amplifies noise and errors near the cone, which appear as streaks [1]_ [2]_. The power :math:`P = |F[\chi]|^2` of
+    the map (minus its mean, faded in over 5 mm from the edge of the mask) is averaged where :math:`|D| < 0.1` and
+    elsewhere, in shells of :math:`|k|` from 1/20 per mm to the smallest Nyquist frequency; the index is the
+    exponential of the mean over shells of :math:`\log (\bar P_\text{cone} / \bar P_\text{rest})`, weighted by the
+    samples on the cone.
 
     References
     ----------
@@ -162,13 +165,13 @@ def measure_streaks(
     if not found or found[0] is None:
         return np.nan
     box = found[0]
-    middle = chi[inside].mean(dtype=np.float64)
-    faded = np.where(inside[box], chi[box] - middle, 0).astype(np.float32) * _taper(inside[box], voxel_size_mm)
+    mean = chi[inside].mean(dtype=np.float64)
+    faded = np.where(inside[box], chi[box] - mean, 0).astype(np.float32) * _taper(inside[box], voxel_size_mm)
     power = np.abs(fft.rfftn(faded)) ** 2
     shell, cone = _shells(faded.shape, voxel_size_mm, b0_direction)
-    times = _count_mirrored(faded.shape)
-    on_cone, n_on_cone = _sum_shells(power, times, shell, cone)
-    elsewhere, n_elsewhere = _sum_shells(power, times, shell, ~cone)
+    multiplicity = _multiplicity(faded.shape)
+    on_cone, n_on_cone = _sum_shells(power, multiplicity, shell, cone)
+    elsewhere, n_elsewhere = _sum_shells(power, multiplicity, shell, ~cone)
     usable = (on_cone > 0) & (elsewhere > 0)
     if not usable.any():
         return np.nan
@@ -177,36 +180,36 @@ def measure_streaks(
 
 
 def _taper(inside: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Rise from 0 at a flat edge to 1 at `TAPER_MM`, by the share of a box about each voxel that is inside."""
+    """Weights from 0 at a flat edge to 1 at `TAPER_MM`: the fraction inside of a box around each voxel, rescaled."""
     reach = [2 * max(1, round(TAPER_MM / edge)) + 1 for edge in voxel_size_mm]
-    share = ndimage.uniform_filter(inside.astype(np.float32), reach, mode="constant")
-    weight: NDArray[np.float32] = np.clip(2 * share - 1, 0, 1)
+    fraction = ndimage.uniform_filter(inside.astype(np.float32), reach, mode="constant")
+    weight: NDArray[np.float32] = np.clip(2 * fraction - 1, 0, 1)
     return weight
 
 
 def _sum_shells(
-    power: NDArray[np.floating], times: NDArray[np.floating], shell: NDArray[np.int16], part: NDArray[np.bool_]
+    power: NDArray[np.floating], multiplicity: NDArray[np.floating], shell: NDArray[np.int16], part: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum the power over a part of each shell, and count its samples; each stands for so many `times`."""
+    """Sum the power over a part of each shell, and count its samples, each weighted by its multiplicity."""
     chosen = part & (shell >= 0)
-    numbers, weights = shell[chosen], times[chosen]
+    numbers, weights = shell[chosen], multiplicity[chosen]
     sums = np.bincount(numbers, power[chosen] * weights, N_SHELLS).astype(np.float64)
     return sums, np.bincount(numbers, weights, N_SHELLS).astype(np.float64)
 
 
-def _count_mirrored(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Tell how many frequencies each of `rfftn` stands for: 2, but 1 where the half meets its mirror."""
-    times = np.full(shape[2] // 2 + 1, 2, np.float32)
-    times[0] = 1
+def _multiplicity(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Count the frequencies that each of `rfftn` represents: 2, but 1 in planes that are their own mirror image."""
+    counts = np.full(shape[2] // 2 + 1, 2, np.float32)
+    counts[0] = 1
     if shape[2] % 2 == 0:
-        times[-1] = 1
-    return np.broadcast_to(times, (*shape[:2], len(times)))
+        counts[-1] = 1
+    return np.broadcast_to(counts, (*shape[:2], len(counts)))
 
 
 def _shells(
     shape: tuple[int, ...], voxel_size_mm: tuple[float, float, float], b0_direction: tuple[float, float, float]
 ) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-    """Assign each frequency to its shell, -1 for those not used, and tell which lie near the cone."""
+    """Shell of each frequency, -1 for those not used, and whether it lies near the cone."""
     *across, last = zip(shape, voxel_size_mm, strict=True)
     axes = [*(fft.fftfreq(size, step) for size, step in across), fft.rfftfreq(*last)]
     kx, ky, kz = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij", sparse=True))
@@ -220,10 +223,10 @@ def _shells(
     return shell, cone
 
 
-def measure_rim(
+def rim_residual(
     chi: NDArray[np.floating], inside: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]
 ) -> float:
-    r"""Measure what background fields left near the mask's edge, in ppm.
+    r"""Estimate the residual background field near the edge of the mask, in ppm.
 
     Parameters
     ----------
@@ -237,40 +240,39 @@ def measure_rim(
     Returns
     -------
     float
-        NaN where the whole image is inside, or nothing is. Where the image ends, there is no rim.
+        NaN if the whole image is inside, or nothing is. The edge of the image itself is not a rim.
 
     Notes
     -----
     The map is smoothed by a Gaussian of 3 mm (standard deviation) over the voxels inside. The result is
     :math:`1.4826 \operatorname{median}_\text{rim} |\tilde\chi - \operatorname{median}_\text{inside} \chi|` over the
-    voxels about which the Gaussian has less inside than 5 mm below a flat edge, so that the image's own end is no rim.
-    Cortex and fluid differ from the median too: without any background
-    field the phantom has 0.05 ppm.
+    voxels around which less of the Gaussian is inside than 5 mm below a flat edge. Cortex and CSF differ from the
+    median too: the phantom has 0.05 ppm without any background field.
     """
     if inside.all() or not inside.any():
         return np.nan
     sigma = [SMOOTH_MM / edge for edge in voxel_size_mm]
-    sums, share = sum_nearby(chi, inside, sigma)
-    rim = inside & (share < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # so much of the kernel is inside at that depth
-    middle = np.median(chi[inside])
-    return float(np.median(np.abs(sums[rim] / share[rim] - middle)) * SD_PER_MAD)
+    sums, weights = sum_nearby(chi, inside, sigma)
+    rim = inside & (weights < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # weight inside at that depth of a flat edge
+    median = np.median(chi[inside])
+    return float(np.median(np.abs(sums[rim] / weights[rim] - median)) * SD_PER_MAD)
 
 
-def measure_box_margin(dseg: Volume, box: Box) -> float:
-    """Measure the room between the nuclei and the box that was segmented, in mm.
+def box_margin(dseg: Volume, box: Box) -> float:
+    """Compute the smallest distance in mm between the nuclei and the faces of the segmented box.
 
     Parameters
     ----------
     dseg : Volume
-        Numbers of ``structures.tsv``.
+        Integers of ``structures.tsv``.
     box : Box
-        What the localizer found.
+        Box that the localizer found.
 
     Returns
     -------
     float
-        Smallest distance from a face of the box to the voxels of the nuclei, corners included; below 0 where they
-        reach beyond. NaN where there is no nucleus.
+        From a face of the box to the nearest corner of a labelled voxel; negative if the nuclei reach beyond the box.
+        NaN without nuclei.
     """
     indices = np.argwhere(dseg.array)
     if not len(indices):

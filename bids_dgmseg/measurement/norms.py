@@ -1,9 +1,8 @@
-"""Where a scan's numbers lie among those in the literature."""
+"""z-scores of a scan's measures relative to literature norms (``norms.tsv``)."""
 
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.measurement.columns import Z_COLUMNS
+from bids_dgmseg.measurement.columns import Z_SCORE_OF
 
 
 @dataclass(frozen=True)
 class Norm:
-    """What adults have: mean and standard deviation of a measure of one nucleus, a side."""
+    """Mean and standard deviation of a measure of one nucleus and hemisphere in adults."""
 
     mean: float
     sd: float
     reference: str | None
-    """Region whose susceptibility is 0; None for volumes and where it is not known."""
+    """Region whose susceptibility is 0; None for volumes and if it is not known."""
     source: str
     doi: str | None
 
@@ -33,28 +32,24 @@ def read_norms(text: str) -> dict[tuple[str, str], Norm]:
     Parameters
     ----------
     text : str
-        Tab-separated, one row a nucleus and measure; ``n/a`` where nothing could be found.
+        Tab-separated, one row per nucleus and measure; ``n/a`` if no published value was found.
 
     Returns
     -------
     dict
-        (nucleus, measure) → norm, without the rows that have none.
+        (nucleus, measure) → norm, without the rows that have no value.
     """
+    rows = [
+        {key: None if value == "n/a" else value for key, value in row.items()}
+        for row in csv.DictReader(text.splitlines(), delimiter="\t")
+    ]
     return {
         (row["nucleus"], row["measure"]): Norm(
-            mean=float(row["mean"]),
-            sd=float(row["sd"]),
-            reference=_known(row["reference"]),
-            source=row["source"],
-            doi=_known(row["doi"]),
+            float(row["mean"]), float(row["sd"]), row["reference"], row["source"] or "", row["doi"]
         )
-        for row in csv.DictReader(text.splitlines(), delimiter="\t")
-        if row["mean"] != "n/a" and row["sd"] != "n/a"
+        for row in rows
+        if row["nucleus"] and row["measure"] and row["mean"] and row["sd"]
     }
-
-
-def _known(word: str) -> str | None:
-    return None if word == "n/a" else word
 
 
 NORMS = read_norms(files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8"))
@@ -64,33 +59,33 @@ _EXCLUDED = re.compile(
     r"|\bnon\W?csf\b"
     r"|\b(csf|cerebrospinal fluid|ventric\w*)\W+((is|was|are|were)\s+)?(excluded|removed|masked out)\b"
 )
-"""What a region is said not to hold."""
+"""What the description of a region excludes."""
 
 
-def name_region(words: str) -> str | None:
-    """Name the reference region that a sidecar describes, as ``norms.tsv`` does; None where it states none.
+def parse_reference_region(description: str) -> str | None:
+    """Parse the reference region that a sidecar describes into the terms of ``norms.tsv``; None if it states none.
 
-    >>> name_region("CSF (lateral ventricles)"), name_region("whole brain without CSF"), name_region("not stated")
-    ('csf', 'whole-brain', None)
+    >>> [parse_reference_region(text) for text in ("CSF (lateral ventricles)", "whole brain without CSF", "not stated")]
+    ['csf', 'whole-brain', None]
     """
-    said = words.casefold()
-    taken = _EXCLUDED.sub(" ", said).strip(" ,;()")
-    if any(word in taken for word in ("csf", "cerebrospinal", "ventric")):
+    text = description.casefold()
+    included = _EXCLUDED.sub(" ", text).strip(" ,;()")
+    if any(word in included for word in ("csf", "cerebrospinal", "ventric")):
         return "csf"
-    if "whole" in taken or taken in ("brain", "brain mask"):
+    if "whole" in included or included in ("brain", "brain mask"):
         return "whole-brain"
-    return None if said in ("", "n/a", "none", "unknown", "not stated") else said
+    return None if text in ("", "n/a", "none", "unknown", "not stated") else text
 
 
 def compare_with_norms(
     stats: pd.DataFrame, *, reference: str | None = None, norms: Mapping[tuple[str, str], Norm] = NORMS
 ) -> pd.DataFrame:
-    r"""Compute z-scores against the literature.
+    r"""Compute z-scores relative to the norms.
 
     Parameters
     ----------
     stats : DataFrame
-        Rows and columns of `bids_dgmseg.measurement.nuclei.measure_regions`.
+        Table of `bids_dgmseg.measurement.nuclei.measure_nuclei`.
     reference : str, optional
         Region whose susceptibility is 0 in the map, such as ``csf`` or ``whole-brain``; None if it is not known.
     norms : mapping
@@ -99,28 +94,23 @@ def compare_with_norms(
     Returns
     -------
     DataFrame
-        One row a nucleus and side: ``index``, ``abbreviation``, and the columns of `Z_COLUMNS`. NaN where the measure
-        is missing, there is no norm, or norm and map are known to have different references.
+        One row per nucleus and hemisphere: ``index``, ``abbreviation`` and the columns of `Z_SCORE_OF`. NaN if the
+        measure is missing, there is no norm, or norm and map are known to have different references.
 
     Notes
     -----
-    :math:`z = (x - \mu) / \sigma`. Outlining protocols, field strengths, reconstructions and ages differ between
-    studies by more than people do within one: a z-score of 3 is no finding, one of 30 is a wrong unit.
+    :math:`z = (x - \mu) / \sigma`. Segmentation protocols, field strengths, reconstructions and ages differ more
+    between studies than subjects do within one: a z-score of 3 is no finding, one of 30 is a wrong unit.
     """
     nuclei = [abbreviation.split("_")[0] for abbreviation in stats["abbreviation"]]
     table = stats[["index", "abbreviation"]].reset_index(drop=True)
-    for measure, name in Z_COLUMNS.items():
+    for measure, name in Z_SCORE_OF.items():
         values = stats[measure].to_numpy(np.float64, na_value=np.nan)
-        table[name] = [
-            _score(value, norms.get((nucleus, measure)), reference)
-            for nucleus, value in zip(nuclei, values, strict=True)
-        ]
+        scores = np.full(len(values), np.nan)
+        for row, nucleus in enumerate(nuclei):
+            norm = norms.get((nucleus, measure))
+            if norm is None or not norm.sd > 0 or (norm.reference and reference and norm.reference != reference):
+                continue
+            scores[row] = (values[row] - norm.mean) / norm.sd
+        table[name] = scores
     return table
-
-
-def _score(value: float, norm: Norm | None, reference: str | None) -> float:
-    if norm is None or not norm.sd > 0:
-        return math.nan
-    if norm.reference is not None and reference is not None and norm.reference != reference:
-        return math.nan
-    return (float(value) - norm.mean) / norm.sd

@@ -1,4 +1,4 @@
-"""Volume and susceptibility of each nucleus."""
+"""Volume, susceptibility, high-iron region and asymmetry of each nucleus."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, REGION_COLUMNS
+from bids_dgmseg.measurement.columns import ASYMMETRY_OF, HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.models.structures import Structure
 
 CORE_DEPTH_MM = 1.0
-"""Partial volume and blur reach about this far into a nucleus."""
+"""Approximate depth to which partial volume and blurring reach."""
 
 CORE_DEPTH_EDGES = 1.2
-"""At least one layer is removed along the short edges of a voxel, and none along edges 1.2 times longer."""
+"""Erodes at least one layer along the short edges of a voxel, and none along edges that are 1.2 times longer."""
+
+HIGH_IRON_SDS = 1.0
+"""The high-iron region lies this many standard deviations above the mean of the nucleus."""
 
 
-def measure_regions(
+def measure_nuclei(
     chi: NDArray[np.floating],
     dseg: NDArray[np.integer],
     probseg: NDArray[np.floating],
@@ -28,40 +31,40 @@ def measure_regions(
     voxel_size_mm: tuple[float, float, float],
     missing: Collection[str] = (),
 ) -> pd.DataFrame:
-    r"""Measure each nucleus on the map's own grid.
+    r"""Measure volume and susceptibility of each nucleus on the grid of the map.
 
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
-        Magnetic susceptibility in ppm. NaN means not measured; 0 is a value like any other.
+        Susceptibility in ppm, NaN where not valid; 0 is a valid value.
     dseg : ndarray of int, shape (X, Y, Z)
-        Numbers of ``structures.tsv``; 0 is background.
+        Integers of ``structures.tsv``; 0 is background.
     probseg : ndarray of shape (C, X, Y, Z)
         Probability of nucleus ``structures[c]``, from 0 to 1.
     structures : sequence of C Structure
-        In the order of the channels, which is also the order of the rows.
+        In the order of the channels and of the rows.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
     missing : collection of str
-        Abbreviations of nuclei outside the field of view: every measure of theirs is missing.
+        Abbreviations of nuclei that were not found; all their measures are missing.
 
     Returns
     -------
     DataFrame
-        One row a nucleus, the columns of `REGION_COLUMNS`. A nucleus without a voxel has volume 0 and NaN for its
-        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_valid`` are
-        ``Int64``, so that they can be missing.
+        One row per nucleus, the columns of `NUCLEUS_COLUMNS`. A nucleus without voxels has volume 0 and NaN for its
+        susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_valid`` are ``Int64``, so that they
+        can be missing.
 
     Raises
     ------
     ValueError
-        If the arrays do not lie on one grid, `probseg` has not one channel a structure, or `missing` holds a nucleus
-        that is not in `structures`.
+        If the arrays differ in shape, `probseg` does not have one channel per structure, or `missing` contains a
+        nucleus that is not in `structures`.
 
     Notes
     -----
     With voxel volume :math:`v`, susceptibility :math:`\chi_i`, probabilities :math:`p_{ci}`, the voxels
-    :math:`R_c` of the nucleus in `dseg`, and :math:`M` the voxels where :math:`\chi` is not NaN:
+    :math:`R_c` of the nucleus in `dseg`, and the valid voxels :math:`M`:
 
     .. math::
 
@@ -71,7 +74,7 @@ def measure_regions(
        \text{mass} &= v \sum_{R_c \cap M} \chi_i & \text{mean\_probability} &= \sum_{R_c} p_{ci} / |R_c|
 
     ``std`` is the sample standard deviation (:math:`n - 1`), percentiles interpolate linearly between order
-    statistics, and ``core_mean`` is the mean over `core_mask`. Volumes count voxels without a measurement too.
+    statistics, and ``core_mean`` is the mean over `core_mask`. Volumes include voxels that are not valid.
     """
     expected = (len(structures), *chi.shape)
     if probseg.shape != expected:
@@ -79,7 +82,7 @@ def measure_regions(
     if dseg.shape != chi.shape:
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
     if unknown := set(missing) - {structure.abbreviation for structure in structures}:
-        raise ValueError(f"missing holds {sorted(unknown)}, not among the structures")
+        raise ValueError(f"missing contains {sorted(unknown)}, not among the structures")
     boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
     rows = []
     for structure, probability in zip(structures, probseg, strict=True):
@@ -95,15 +98,15 @@ def measure_regions(
             row |= _label_measures(chi[box], region, probability[box], voxel_size_mm)
             row |= _weighted_measures(chi, probability, voxel_size_mm)
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(REGION_COLUMNS)).astype({"n_voxels": "Int64", "n_valid": "Int64"})
+    return pd.DataFrame(rows, columns=list(NUCLEUS_COLUMNS)).astype({"n_voxels": "Int64", "n_valid": "Int64"})
 
 
 def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
-    """Keep the voxels deep inside a region.
+    """Erode a nucleus to its core, free of partial volume.
 
-    A voxel stays if every voxel outside the region (and every place outside the array) is farther from it, centre to
-    centre, than 1 mm and than 1.2 times the shortest edge. On isotropic voxels of 0.85 mm and more that is an erosion
-    by one layer of face neighbours; thick slices are eroded within the slice only.
+    A voxel remains if every voxel outside the region (and outside the array) is farther from it, centre to centre, than
+    1 mm and than 1.2 times the shortest edge. On isotropic voxels of 0.85 mm and more this is an erosion by one layer
+    of face neighbours; thick slices are eroded in-plane only.
 
     Parameters
     ----------
@@ -125,18 +128,18 @@ def _label_measures(
     probability: NDArray[np.floating],
     voxel_size_mm: tuple[float, float, float],
 ) -> Mapping[str, float]:
-    """Measure the voxels of one label; all arrays are cut to its box."""
+    """Measures over the voxels of one label; all arrays are cropped to its bounding box."""
     voxel_mm3 = float(np.prod(voxel_size_mm))
     n_voxels = int(np.count_nonzero(region))
-    measured = np.isfinite(chi)
-    values = chi[region & measured].astype(np.float64)
+    valid = np.isfinite(chi)
+    values = chi[region & valid].astype(np.float64)
     row = {"n_voxels": n_voxels, "n_valid": len(values), "volume_mm3": n_voxels * voxel_mm3}
     if n_voxels:
         row["mean_probability"] = float(probability[region].mean(dtype=np.float64))
     if not len(values):
         return row
     p05, p25, median, p75, p95 = np.percentile(values, (5, 25, 50, 75, 95))
-    core = chi[core_mask(region, voxel_size_mm=voxel_size_mm) & measured].astype(np.float64)
+    core = chi[core_mask(region, voxel_size_mm=voxel_size_mm) & valid].astype(np.float64)
     return row | {
         "mean_ppm": values.mean(),
         "median_ppm": median,
@@ -153,20 +156,16 @@ def _label_measures(
 def _weighted_measures(
     chi: NDArray[np.floating], probability: NDArray[np.floating], voxel_size_mm: tuple[float, float, float]
 ) -> Mapping[str, float]:
-    """Measure one nucleus, counting a voxel as far as it belongs to it."""
+    """Measures of one nucleus over all voxels, weighted by probability."""
     inside = probability > 0
-    fractions = probability[inside].astype(np.float64)
+    weights = probability[inside].astype(np.float64)
     values = chi[inside].astype(np.float64)
-    measured = np.isfinite(values)
-    weight = fractions[measured].sum()
+    valid = np.isfinite(values)
+    total = weights[valid].sum()
     return {
-        "volume_pv_mm3": float(fractions.sum() * np.prod(voxel_size_mm)),
-        "mean_pv_ppm": float(fractions[measured] @ values[measured] / weight) if weight > 0 else np.nan,
+        "volume_pv_mm3": float(weights.sum() * np.prod(voxel_size_mm)),
+        "mean_pv_ppm": float(weights[valid] @ values[valid] / total) if total > 0 else np.nan,
     }
-
-
-THRESHOLD_SDS = 1.0
-"""The high-iron part lies this many standard deviations above the mean of the nucleus."""
 
 
 def measure_high_iron(
@@ -176,42 +175,43 @@ def measure_high_iron(
     structures: Sequence[Structure],
     voxel_size_mm: tuple[float, float, float],
 ) -> pd.DataFrame:
-    r"""Measure the high-iron part of each nucleus and the standard errors of the means.
+    r"""Measure the high-iron region of each nucleus and the standard errors of the means.
 
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
-        Magnetic susceptibility in ppm; NaN means not measured.
+        Susceptibility in ppm, NaN where not valid.
     dseg : ndarray of int, shape (X, Y, Z)
-        Numbers of ``structures.tsv``.
+        Integers of ``structures.tsv``.
     structures : sequence of Structure
-        The nuclei, in the order of the rows.
+        Nuclei, in the order of the rows.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
 
     Returns
     -------
     DataFrame
-        One row a nucleus: ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`. A standard error needs
-        two voxels, the threshold too; where no voxel lies above it (all are equal), the part has volume 0 and no mean.
+        One row per nucleus: ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`. Standard error and
+        threshold need two voxels; if no voxel exceeds the threshold (all are equal), the region has volume 0 and no
+        mean.
 
     Raises
     ------
     ValueError
-        If the arrays do not lie on one grid.
+        If the arrays differ in shape.
 
     Notes
     -----
-    Two-region analyses [1]_ split a nucleus into a part of low (RI) and one of high iron content (RII) by a threshold
-    that depends on age and is learned from healthy controls. One scan has no controls, so the threshold here is the
-    nucleus's own: with mean :math:`m` and standard deviation :math:`s` (:math:`n - 1`) of its measured voxels, the
-    part is :math:`\{i : \chi_i > m + s\}`. It describes the upper end of the distribution inside the nucleus. It does
-    not say whether a nucleus holds more iron than others of its age: adding a constant to the map moves threshold and
-    mean alike, and its volume says nothing about iron. Voxels of pure Gaussian noise have
-    :math:`\bar\chi_\text{high} = m + 1.525 s`; only what exceeds this is a part of its own.
+    Two-region analyses [1]_ divide a nucleus into a region of low (RI) and one of high iron content (RII) by a
+    threshold that depends on age and is estimated from healthy controls. A single scan has no controls, so the
+    threshold here is that of the nucleus itself: with mean :math:`m` and standard deviation :math:`s`
+    (:math:`n - 1`) of its valid voxels, the region is :math:`\{i : \chi_i > m + s\}`. It describes the upper end of
+    the distribution inside the nucleus, not whether the nucleus contains more iron than others of its age: adding a
+    constant to the map shifts threshold and mean alike, and the volume of the region says nothing about iron. In pure
+    Gaussian noise :math:`\bar\chi_\text{high} = m + 1.525 s`; only what exceeds this is a separate region.
 
-    Standard errors are :math:`s / \sqrt{n}` and take voxels for independent. Neighbouring voxels of a map are not, so
-    the true errors are larger; that of the high-iron part takes its voxels as given.
+    Standard errors are :math:`s / \sqrt{n}`, with voxels counted as independent. Neighbouring voxels of a map are not,
+    so the true errors are larger; that of the high-iron region takes its voxels as given.
 
     References
     ----------
@@ -224,28 +224,78 @@ def measure_high_iron(
     voxel_mm3 = float(np.prod(voxel_size_mm))
     rows = []
     for structure in structures:
+        row: dict[str, object] = {"index": structure.index, "abbreviation": structure.abbreviation}
         box = boxes[structure.index - 1] or (slice(0, 0),) * 3
         values = chi[box][(dseg[box] == structure.index) & np.isfinite(chi[box])].astype(np.float64)
-        rows.append({"index": structure.index, "abbreviation": structure.abbreviation, **_split(values, voxel_mm3)})
+        if len(values) > 1:
+            sd = float(values.std(ddof=1))
+            threshold = float(values.mean()) + HIGH_IRON_SDS * sd
+            high = values[values > threshold] if sd > 1e-12 else values[:0]  # equal values differ by rounding alone
+            row |= {
+                "sem_ppm": _standard_error(values),
+                "high_iron_threshold_ppm": threshold,
+                "high_iron_mean_ppm": float(high.mean()) if len(high) else np.nan,
+                "high_iron_sem_ppm": _standard_error(high),
+                "high_iron_volume_mm3": len(high) * voxel_mm3,
+                "high_iron_fraction": len(high) / len(values),
+            }
+        rows.append(row)
     return pd.DataFrame(rows, columns=["index", "abbreviation", *HIGH_IRON_COLUMNS])
-
-
-def _split(values: NDArray[np.float64], voxel_mm3: float) -> dict[str, float]:
-    if len(values) < 2:
-        return {}
-    spread = float(values.std(ddof=1))
-    threshold = float(values.mean()) + THRESHOLD_SDS * spread
-    # A spread of rounding errors would make a part of equal values.
-    high = values[values > threshold] if spread > 1e-12 else values[:0]
-    return {
-        "sem_ppm": _standard_error(values),
-        "high_iron_threshold_ppm": threshold,
-        "high_iron_mean_ppm": float(high.mean()) if len(high) else np.nan,
-        "high_iron_sem_ppm": _standard_error(high),
-        "high_iron_volume_mm3": len(high) * voxel_mm3,
-        "high_iron_fraction": len(high) / len(values),
-    }
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
+def asymmetry_index(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
+    r"""Compute the asymmetry index of a measure.
+
+    Parameters
+    ----------
+    left, right : array_like
+        The same measure on both sides, in the same unit; left is the patient's left.
+
+    Returns
+    -------
+    ndarray
+        From -2 (0 on the left) over 0 (equal) to 2 (0 on the right). NaN if a value is missing or below 0, or both are
+        0, since the mean of the sides is then no scale for their difference.
+
+    Notes
+    -----
+    :math:`A = (L - R) / ((L + R) / 2)`. The index of a susceptibility depends on the reference of the map, which is
+    a constant added to both sides.
+
+    Examples
+    --------
+    >>> asymmetry_index([110.0], [90.0])
+    array([0.2])
+    """
+    first, second = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    mean = (first + second) / 2
+    defined = (first >= 0) & (second >= 0) & (mean > 0)
+    index: NDArray[np.float64] = np.divide(first - second, mean, out=np.full(mean.shape, np.nan), where=defined)
+    return index
+
+
+def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
+    """Compute the asymmetry of each nucleus of one scan.
+
+    Parameters
+    ----------
+    stats : DataFrame
+        Table of `measure_nuclei`; the measures that it lacks are omitted.
+
+    Returns
+    -------
+    DataFrame
+        One row per nucleus, in the order of its first hemisphere: ``nucleus`` and the columns of `ASYMMETRY_OF`.
+    """
+    nuclei = stats["abbreviation"].str.removesuffix("_L").str.removesuffix("_R")
+    sides = {side: stats[stats["hemisphere"] == side].set_index(nuclei[stats["hemisphere"] == side]) for side in "LR"}
+    table = pd.DataFrame({"nucleus": pd.unique(nuclei)})
+    for measure, name in ASYMMETRY_OF.items():
+        if measure in stats:
+            left, right = (sides[side][measure].reindex(table["nucleus"]).to_numpy(np.float64) for side in "LR")
+            table[name] = asymmetry_index(left, right)
+    return table

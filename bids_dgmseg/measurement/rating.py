@@ -1,4 +1,4 @@
-"""One rating a nucleus and a scan, by rules that are data."""
+"""Rule-based QC rating (green, amber or red) per nucleus and per scan."""
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ RATINGS: tuple[Rating, ...] = ("green", "amber", "red")
 
 @dataclass(frozen=True)
 class Rule:
-    """When a measure turns a rating to amber or red."""
+    """Limits beyond which a measure is rated amber or red."""
 
     column: str
     side: Literal["above", "below", "away"]
     """Which values are worse; ``away`` from 0 in both directions."""
     amber: float
-    """Values beyond it are amber."""
     red: float | None
-    """Values beyond it are red; None where the measure alone never tells that a result is wrong."""
-    words: str
-    """What the user reads."""
-    unit: str
-    """What the user reads; ``%`` where the measure is a share of 1."""
-    why: str
-    """Where the limits come from."""
+    """None if the measure alone never shows that a result is wrong."""
+    reason: str
+    """Shown to the user."""
+    unit: str = ""
+    """Shown to the user; ``%`` for fractions."""
 
     def rate(self, value: float) -> Rating:
-        """Give the rating of one value; a missing value is green, for it tells nothing."""
+        """Return the rating of one value; green if it is missing."""
         if math.isnan(value):
             return "green"
         size = {"above": value, "below": -value, "away": abs(value)}[self.side]
@@ -44,177 +41,61 @@ class Rule:
         return "amber" if amber is not None and size > amber else "green"
 
     def explain(self, value: float) -> str:
-        """Say in words what is wrong, with the value and the limit that it passed."""
+        """Format the reason with the value and the limit that it exceeds."""
         limit = self.red if self.rate(value) == "red" and self.red is not None else self.amber
         if self.unit == "%":
             limit, value = 100 * limit, 100 * value
+        # Three digits, or as many as distinguish the value from the limit.
+        rounded = (f"{value:.{digits}g}" for digits in range(3, 18))
+        shown = next(text for text in rounded if abs(float(text)) != abs(limit) or abs(value) == abs(limit))
         unit = f" {self.unit}" if self.unit else ""
-        where = {"above": "above ", "below": "below ", "away": "beyond ±"}[self.side]
-        said = f"{_round_away_from(limit, value)}{unit}, {where}{limit:g}".replace("-", "−")
-        return f"{self.words} ({said})"
-
-
-def _round_away_from(limit: float, value: float) -> str:
-    """Round to three digits, or as many as it takes to tell the value from a limit of either sign."""
-    rounded = (f"{value:.{digits}g}" for digits in range(3, 18))
-    return next(text for text in rounded if abs(float(text)) != abs(limit) or abs(value) == abs(limit))
+        beyond = {"above": "above ", "below": "below ", "away": "beyond ±"}[self.side]
+        return f"{self.reason} (" + f"{shown}{unit}, {beyond}{limit:g})".replace("-", "−")
 
 
 NUCLEUS_RULES: tuple[Rule, ...] = (
-    Rule("n_components", "below", 1, 1, "not found", "parts", "a nucleus has at least one part"),
-    Rule(
-        "n_voxels",
-        "below",
-        1,
-        None,
-        "found, but fills no voxel",
-        "voxels",
-        "its weighted volume stands; never red, since voxels are larger than it and nothing went wrong",
-    ),
-    Rule(
-        "n_components",
-        "above",
-        2,
-        4,
-        "in many parts",
-        "parts",
-        "nuclei are whole; the interposed nucleus has two parts a side",
-    ),
-    Rule(
-        "expected_dice",
-        "below",
-        0.65,
-        0.4,
-        "the model is not certain of its outline",
-        "expected Dice",
-        "in benchmarks/flags.py a twentieth of dgm16's nuclei of a Dice of 0.7 and more lie below 0.65, and seven "
-        "in ten of the others; below 0.4 hardly any, and half",
-    ),
-    Rule(
-        "rim_contrast_ppm",
-        "below",
-        0.01,
-        -0.02,
-        "hardly brighter than its surroundings",
-        "ppm",
-        "all eight nuclei hold more iron than what is around them; below 0 by more than noise, it is another place",
-    ),
-    Rule(
-        "rim_contrast_ppm",
-        "above",
-        0.35,
-        1.0,
-        "much brighter than its surroundings",
-        "ppm",
-        "adults' nuclei reach about 0.2 ppm, iron overload more; 1 ppm is a wrong unit or blood",
-    ),
-    Rule(
-        "boundary_gradient_ppm_per_mm",
-        "below",
-        0.0,
-        None,
-        "darker inside its outline than outside",
-        "ppm/mm",
-        "an outline on the wrong place crosses no edge; noise alone can do it to a small nucleus",
-    ),
-    Rule(
-        "edge_distance_mm",
-        "below",
-        2.0,
-        0.5,
-        "close to the end of what was measured",
-        "mm",
-        "maps are wrong for some mm at the edge of their mask; at 0 the nucleus may be cut",
-    ),
-    Rule(
-        "volume_z",
-        "away",
-        6.0,
-        None,
-        "its volume is unusual",
-        "SD",
-        "protocols differ by more than 2 SD, one in ten right nuclei of benchmarks/flags.py by 4; never red, since a "
-        "disease may well change a volume",
-    ),
-    Rule(
-        "mean_ppm_z",
-        "away",
-        4.0,
-        12.0,
-        "its susceptibility is unusual",
-        "SD",
-        "references and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue",
-    ),
-    Rule(
-        "volume_asymmetry",
-        "away",
-        0.5,
-        1.0,
-        "its volume differs between the sides",
-        "",
-        "0.5 is two thirds larger than the other side, 1 three times as large",
-    ),
-    Rule(
-        "mean_ppm_asymmetry",
-        "away",
-        0.67,
-        1.2,
-        "its susceptibility differs between the sides",
-        "",
-        "0.67 is twice the other side, 1.2 four times; a disease of one side may well do the first",
-    ),
+    Rule("n_components", "below", 1, 1, "not found", "components"),
+    # Never red: the nucleus is smaller than the voxels, and its probability-weighted volume is valid.
+    Rule("n_voxels", "below", 1, None, "found, but fills no voxel", "voxels"),
+    # Nuclei are connected; the interposed nucleus has two components per side.
+    Rule("n_components", "above", 2, 4, "in many components", "components"),
+    # In benchmarks/flags.py a twentieth of dgm16's nuclei with a Dice of 0.7 and more lie below 0.65, and seven in ten
+    # of the others; below 0.4 hardly any, and half.
+    Rule("expected_dice", "below", 0.65, 0.4, "the model is not certain of its outline", "expected Dice"),
+    # All eight nuclei hold more iron than their surroundings; if below 0 by more than noise, it is another place.
+    Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm"),
+    # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm is a wrong unit or blood.
+    Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm"),
+    # An outline in the wrong place crosses no edge; never red, since noise alone can do this to a small nucleus.
+    Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm"),
+    # Maps are unreliable within some mm of the edge of their mask; at 0 the nucleus may be cut.
+    Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),
+    # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/flags.py by 4; never red, since a
+    # disease may well change a volume.
+    Rule("volume_z", "away", 6.0, None, "its volume is unusual", "SD"),
+    # References and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue.
+    Rule("mean_ppm_z", "away", 4.0, 12.0, "its susceptibility is unusual", "SD"),
+    # 0.5: two thirds larger than the other side; 1: three times as large.
+    Rule("volume_asymmetry", "away", 0.5, 1.0, "its volume differs between the sides"),
+    # 0.67: twice the other side, as a unilateral disease may cause; 1.2: four times.
+    Rule("mean_ppm_asymmetry", "away", 0.67, 1.2, "its susceptibility differs between the sides"),
 )
-"""Rules for one nucleus; columns of the regions, the quality measures, `norms` and `asymmetry`."""
+"""Rules for one nucleus; columns of ``_stats.tsv``."""
 
 SCAN_RULES: tuple[Rule, ...] = (
-    Rule(
-        "noise_sd_ppm",
-        "above",
-        0.03,
-        0.08,
-        "noisy map",
-        "ppm",
-        "0.03 ppm is the contrast of the putamen, 0.08 that of the red nucleus",
-    ),
-    Rule(
-        "streaking_index",
-        "above",
-        6.0,
-        None,
-        "streaks",
-        "",
-        "1 has none; on the phantom, division truncated at 0.2 leaves 1, at 0.1 about 3, at 0.05 ten; never red: in "
-        "benchmarks/flags.py most outlines and means stood streaks of ten and more",
-    ),
-    Rule(
-        "rim_residual_ppm",
-        "above",
-        0.08,
-        0.15,
-        "residual background field at the brain's rim",
-        "ppm",
-        "cortex and fluid over white matter alone make 0.05 ppm in the phantom, less in a folded brain",
-    ),
-    Rule(
-        "box_margin_mm",
-        "below",
-        1.0,
-        None,
-        "nuclei close to the edge of the box that was segmented",
-        "mm",
-        "within a voxel of the edge a nucleus may be cut; in benchmarks/flags.py most were not, so never red",
-    ),
-    Rule(
-        "red_nuclei_fraction",
-        "above",
-        0.0,
-        0.25,
-        "nuclei with a red rating",
-        "%",
-        "whoever sees the scan's rating alone must hear of them; a quarter means that the scan is not usable",
-    ),
+    # 0.03 ppm is the contrast of the putamen, 0.08 ppm that of the red nucleus.
+    Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm"),
+    # On the phantom, division truncated at 0.2 yields 1, at 0.1 about 3, at 0.05 ten. Never red: in benchmarks/flags.py
+    # most outlines and means withstood streaks of ten and more.
+    Rule("streaking_index", "above", 6.0, None, "streaks"),
+    # Cortex and CSF over white matter alone cause 0.05 ppm in the phantom, less in a folded brain.
+    Rule("rim_residual_ppm", "above", 0.08, 0.15, "residual background field at the brain's rim", "ppm"),
+    # Within a voxel of the edge a nucleus may be cut; never red, since in benchmarks/flags.py most were not.
+    Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the box that was segmented", "mm"),
+    # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
+    Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),
 )
-"""Rules for a scan; names of `scan_quality`, ``box_margin_mm`` and ``red_nuclei_fraction``."""
+"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm`` and ``red_nuclei_fraction``."""
 
 
 def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tuple[str, ...]]:
@@ -223,7 +104,7 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
     Parameters
     ----------
     values : mapping
-        Measure → value; what is absent or missing is not judged.
+        Measure → value; rules of absent or missing measures do not apply.
     rules : sequence of Rule
         Rules to apply.
 
@@ -232,7 +113,7 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
     rating : {"green", "amber", "red"}
         The worst of all rules.
     reasons : tuple of str
-        One for each rule that is not green, the worst first.
+        One per rule that is not green, worst first.
     """
     found = []
     for rule in rules:
@@ -242,55 +123,46 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
             found.append((RATINGS.index(rating), rule.explain(value)))
     found.sort(key=lambda pair: -pair[0])
     worst = max((level for level, _ in found), default=0)
-    return RATINGS[worst], tuple(words for _, words in found)
+    return RATINGS[worst], tuple(reason for _, reason in found)
 
 
 def rate_nuclei(table: pd.DataFrame) -> pd.DataFrame:
-    """Give every nucleus of a scan its rating.
+    """Rate every nucleus of a scan.
 
     Parameters
     ----------
     table : DataFrame
-        One row a nucleus and side, with ``index``, ``abbreviation`` and any of the columns of `NUCLEUS_RULES`.
+        One row per nucleus and hemisphere, with ``index``, ``abbreviation`` and any of the columns of `NUCLEUS_RULES`.
 
     Returns
     -------
     DataFrame
-        ``index``, ``abbreviation``, ``rating`` and ``reasons`` (separated by semicolons, empty where green).
+        ``index``, ``abbreviation``, ``rating`` and ``reasons`` (separated by semicolons, empty if green). A nucleus
+        without voxels is rated only by whether it was found at all.
     """
-    verdicts = [rate(_judged(row), NUCLEUS_RULES) for _, row in table.iterrows()]
+    ratings = []
+    for _, row in table.iterrows():
+        values = {str(key): value for key, value in row.items()}
+        if values.get("n_components") == 0:
+            weighted_mm3 = values.get("volume_pv_mm3")
+            is_found = weighted_mm3 is not None and not pd.isna(weighted_mm3) and weighted_mm3 > 0
+            values = {"n_voxels": 0} if is_found else {"n_components": 0}
+        ratings.append(rate(values, NUCLEUS_RULES))
     result = table[["index", "abbreviation"]].reset_index(drop=True)
-    result["rating"] = [rating for rating, _ in verdicts]
-    result["reasons"] = ["; ".join(reasons) for _, reasons in verdicts]
+    result["rating"] = [rating for rating, _ in ratings]
+    result["reasons"] = ["; ".join(reasons) for _, reasons in ratings]
     return result
 
 
-def _judged(row: pd.Series) -> dict[str, Any]:
-    """Take the measures of a nucleus; of one without a voxel nothing but whether it was found all the same."""
-    values = {str(key): value for key, value in row.items()}
-    if values.get("n_components") != 0:
-        return values
-    weighted_mm3 = values.get("volume_pv_mm3")
-    is_found = weighted_mm3 is not None and not pd.isna(weighted_mm3) and weighted_mm3 > 0
-    return {"n_voxels": 0} if is_found else {"n_components": 0}
-
-
 def rate_scan(values: Mapping[str, Any], ratings: Sequence[Rating]) -> tuple[Rating, tuple[str, ...]]:
-    """Give a scan its rating.
+    """Rate a scan by its map and the ratings of its nuclei; returns as `rate`.
 
     Parameters
     ----------
     values : mapping
         Measures of the map, and ``box_margin_mm``.
     ratings : sequence of str
-        Of its nuclei.
-
-    Returns
-    -------
-    rating : {"green", "amber", "red"}
-        The worst of all rules.
-    reasons : tuple of str
-        One for each rule that is not green, the worst first.
+        Ratings of its nuclei.
     """
-    share = ratings.count("red") / len(ratings) if ratings else math.nan
-    return rate({**values, "red_nuclei_fraction": share}, SCAN_RULES)
+    fraction = ratings.count("red") / len(ratings) if ratings else math.nan
+    return rate({**values, "red_nuclei_fraction": fraction}, SCAN_RULES)

@@ -1,4 +1,4 @@
-"""A region of the map itself as the zero of its susceptibilities."""
+"""Susceptibility relative to a reference region of the map itself."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from scipy import ndimage
 
 from bids_dgmseg.measurement.columns import REFERENCED
 
-FEWEST_VOXELS = 20
-"""The mean of fewer is no reference: one vessel or the noise of a few voxels would move every nucleus."""
+MIN_VOXELS = 20
+"""With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
 
-SMALLEST_MM3 = 50.0
-"""Two thirds of the smallest nucleus; at 0.5 mm, twenty voxels are less than the error of any label."""
+MIN_VOLUME_MM3 = 50.0
+"""Two thirds of the smallest nucleus; at 0.5 mm, 20 voxels are less than the error of any label."""
 
 _ROUNDING_MM = 1e-6
-"""Of affines in float32."""
+"""Rounding error of affines in float32."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The susceptibility of a region, and where the region came from."""
+    """Susceptibility of a reference region, and how the region was obtained."""
 
     region: str
     """``csf``, ``whole-brain``, or a nucleus."""
     source: str
-    """In words."""
+    """Description of how the region was obtained."""
     mean_ppm: float = np.nan
-    """NaN where it cannot be had."""
+    """NaN if there is no value."""
     std_ppm: float = np.nan
     n_voxels: int = 0
     problem: str = ""
-    """Why there is no value, as a warning without the scan's name; empty where there is one."""
+    """Why there is no value, as a warning without the name of the scan; empty if there is one."""
 
     @property
     def sem_ppm(self) -> float:
-        """Standard error of the mean, voxels taken for independent; it is common to all nuclei of the scan."""
+        """Standard error of the mean, with voxels counted as independent; common to all nuclei of the scan."""
         return float(self.std_ppm / np.sqrt(self.n_voxels)) if self.n_voxels else np.nan
 
 
@@ -55,84 +55,86 @@ def measure_reference(
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
-        Magnetic susceptibility in ppm; NaN means not measured.
+        Susceptibility in ppm, NaN where not valid.
     region : ndarray of bool, shape (X, Y, Z)
-        Voxels to average, none of them outside the measured part of the map.
+        Voxels of the region, all inside the field of view.
     name : str
-        Which region it is.
+        Name of the region.
     source : str
-        Where the voxels came from, in words.
+        Description of how the region was obtained.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
 
     Returns
     -------
     Reference
-        Mean and sample standard deviation (n - 1); without them where fewer than 20 voxels or 50 mm³ were measured.
+        Mean and sample standard deviation (n - 1); NaN for fewer than 20 valid voxels or less than 50 mm³.
     """
     values = chi[region & np.isfinite(chi)].astype(np.float64)
     volume_mm3 = len(values) * float(np.prod(voxel_size_mm))
-    if len(values) < FEWEST_VOXELS or volume_mm3 < SMALLEST_MM3:
+    if len(values) < MIN_VOXELS or volume_mm3 < MIN_VOLUME_MM3:
         problem = (
-            f"reference {name}: {len(values)} voxels ({volume_mm3:.0f} mm3) in {source}, expected {FEWEST_VOXELS} and "
-            f"{SMALLEST_MM3:.0f} mm3 or more; its referenced values are n/a"
+            f"reference {name}: {len(values)} voxels ({volume_mm3:.0f} mm3) in {source}, expected {MIN_VOXELS} and "
+            f"{MIN_VOLUME_MM3:.0f} mm3 or more; its referenced values are n/a"
         )
         return Reference(name, source, n_voxels=len(values), problem=problem)
     return Reference(name, source, float(values.mean()), float(values.std(ddof=1)), len(values))
 
 
-def find_ventricle_core(
+def erode_ventricles(
     ventricles: NDArray[np.bool_],
     *,
     voxel_size_mm: tuple[float, float, float],
     label_size_mm: tuple[float, float, float],
 ) -> NDArray[np.bool_]:
-    """Keep the voxels deep inside the lateral ventricles.
+    """Erode the lateral ventricles to voxels that contain only CSF.
 
     Parameters
     ----------
     ventricles : ndarray of bool, shape (X, Y, Z)
-        On the map's grid, carried from coarser labels.
+        On the grid of the map, resampled from coarser labels.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel of the map in mm.
     label_size_mm : tuple of 3 float
-        Edge lengths of a voxel of the labels they were carried from.
+        Edge lengths of a voxel of the original labels in mm.
 
     Returns
     -------
     ndarray of bool
-        Voxels farther than half an edge of the label's voxels from every voxel outside, centre to centre, and that
-        share no face with one. By so much a border between coarse labels can be wrong, and what lies there is caudate
-        or white matter; voxels with edges longer than that hold some of it wherever they touch the border.
+        Voxels farther than half an edge of the original voxels from every voxel outside, centre to centre, that share
+        no face with one. The boundary of coarse labels can be wrong by this distance, and beyond it lies caudate or
+        white matter; voxels of the map with longer edges contain some of it wherever they touch the boundary.
     """
-    core = np.zeros(ventricles.shape, bool)
-    found = ndimage.find_objects(ventricles.astype(np.uint8))
-    if found:
-        whole = np.pad(ventricles[found[0]], 1)
-        distance_mm = ndimage.distance_transform_edt(whole, sampling=voxel_size_mm)
-        inner = ndimage.binary_erosion(whole) & (distance_mm > max(label_size_mm) / 2 + _ROUNDING_MM)
-        core[found[0]] = inner[1:-1, 1:-1, 1:-1]
-    return core
+    eroded = np.zeros(ventricles.shape, bool)
+    boxes = ndimage.find_objects(ventricles.astype(np.uint8))
+    if boxes:
+        padded = np.pad(ventricles[boxes[0]], 1)
+        distance_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)
+        inner = ndimage.binary_erosion(padded) & (distance_mm > max(label_size_mm) / 2 + _ROUNDING_MM)
+        eroded[boxes[0]] = inner[1:-1, 1:-1, 1:-1]
+    return eroded
 
 
-def describe_core(*, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]) -> str:
-    """Say by how much `find_ventricle_core` erodes.
+def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]) -> str:
+    """Describe the depth of `erode_ventricles`.
 
-    >>> describe_core(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
+    >>> describe_erosion(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
     'eroded by 1.5 mm, at least by one voxel'
     """
-    rim_mm = max(label_size_mm) / 2
-    at_least = ", at least by one voxel" if max(voxel_size_mm) > rim_mm + _ROUNDING_MM else ""
-    return f"eroded by {rim_mm:g} mm{at_least}"
+    depth_mm = max(label_size_mm) / 2
+    at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + _ROUNDING_MM else ""
+    return f"eroded by {depth_mm:g} mm{at_least}"
 
 
-def refer(stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[float, float, float]) -> pd.DataFrame:
-    r"""Put referenced susceptibilities beside the raw ones.
+def add_referenced_columns(
+    stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[float, float, float]
+) -> pd.DataFrame:
+    r"""Add susceptibilities relative to the reference region.
 
     Parameters
     ----------
     stats : DataFrame
-        Columns of `bids_dgmseg.measurement.nuclei.measure_regions`, and more.
+        Table of `bids_dgmseg.measurement.nuclei.measure_nuclei` and `measure_high_iron`.
     reference : Reference
         Its mean becomes 0.
     voxel_size_mm : tuple of 3 float
@@ -141,18 +143,17 @@ def refer(stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[flo
     Returns
     -------
     DataFrame
-        `stats` and the columns of `REFERENCE_COLUMNS` behind; NaN where value or reference is missing.
+        A copy of `stats` with the columns of `REFERENCE_COLUMNS` appended; NaN if value or reference is missing.
 
     Notes
     -----
-    With the reference's mean :math:`\chi_0`: :math:`\chi - \chi_0` for means, medians, percentiles and thresholds;
-    :math:`m - \chi_0 v n` for the mass :math:`m = v \sum \chi` of the :math:`n` measured voxels of volume :math:`v`.
-    Standard deviations and the standard errors of the nuclei stay: the error of :math:`\chi_0` is one number, common
-    to all of them.
+    With the mean :math:`\chi_0` of the reference region: :math:`\chi - \chi_0` for means, medians and percentiles,
+    :math:`m - \chi_0 v n` for the mass :math:`m = v \sum \chi` of :math:`n` valid voxels of volume :math:`v`.
+    Standard deviations and standard errors of the nuclei do not change: the error of :math:`\chi_0` is common to all.
     """
     table = stats.copy()
     for column, name in REFERENCED.items():
         table[name] = table[column] - reference.mean_ppm
-    measured_mm3 = table["n_valid"].astype(np.float64) * np.prod(voxel_size_mm)
-    table["mass_ref_ppm_mm3"] = table["mass_ppm_mm3"] - reference.mean_ppm * measured_mm3
+    valid_mm3 = table["n_valid"].astype(np.float64) * np.prod(voxel_size_mm)
+    table["mass_ref_ppm_mm3"] = table["mass_ppm_mm3"] - reference.mean_ppm * valid_mm3
     return table

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.measurement.asymmetry import asymmetry_index
+from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.outliers import robust_z
 from bids_dgmseg.stats.size_adjustment import N_CONTROLS, adjust_for_size

@@ -23,9 +23,9 @@ from bids_dgmseg.image.resample import Grid
 from bids_dgmseg.image.units import Checked
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image, write_like
-from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.reference import Reference
-from bids_dgmseg.measurement.scan import Findings
+from bids_dgmseg.measurement.scan import ScanMeasures
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import resample_regions
@@ -112,7 +112,7 @@ def write_regions(
     """Write the regions of the whole-head step as masks on the map's grid: region → path; none without labels."""
     if labels is None:
         return {}
-    shown = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    shown = FieldOfView.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
     regions = resample_regions(labels, Grid(chi.shape, chi.affine), names=names, valid=shown.inside)
     return {
         name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz")) for name, mask in regions.items()
@@ -135,7 +135,7 @@ def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
     }
 
 
-def describe_findings(found: Findings, reference: Reference | None, warnings: Sequence[str]) -> dict[str, Any]:
+def describe_findings(found: ScanMeasures, reference: Reference | None, warnings: Sequence[str]) -> dict[str, Any]:
     """Fill the measured part of the quality record."""
     said = (
         {}

@@ -14,8 +14,8 @@ from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
-from bids_dgmseg.measurement.field_of_view import View, find_gaps
-from bids_dgmseg.measurement.scan import Segmented, measure_segmentation
+from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
+from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
@@ -143,12 +143,12 @@ class Measure(SimpleInterface):
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
         (block, seen), measured = files.read_block(self.inputs.in_block), is_measured(chi.array)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
-        view = View.of(measured, voxel_size_mm=chi.voxel_size_mm)
-        scan = Segmented(chi, dseg, probseg, block, model.structures, view)
+        fov = FieldOfView.of(measured, voxel_size_mm=chi.voxel_size_mm)
+        scan = SegmentedScan(chi, dseg, probseg, block, model.structures, fov)
         voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-        gaps = find_gaps(dseg, structures=model.structures, voxels_pv=voxels_pv, measured=measured, seen=seen)
+        gaps = check_coverage(dseg, structures=model.structures, voxels_pv=voxels_pv, valid=measured, labelled=seen)
         reference = take_reference(self.inputs.reference, scan, regions=self.inputs.in_regions, model=model)
-        found = measure_segmentation(
+        found = measure_scan(
             scan,
             box=files.read_box(self.inputs.in_box),
             missing=gaps.missing,

@@ -15,8 +15,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.measurement.reference import Reference, describe_core, find_ventricle_core, measure_reference
-from bids_dgmseg.measurement.scan import Segmented
+from bids_dgmseg.measurement.reference import Reference, describe_erosion, erode_ventricles, measure_reference
+from bids_dgmseg.measurement.scan import SegmentedScan
 from bids_dgmseg.models.registry import Model
 
 
@@ -41,7 +41,7 @@ class ReferenceChoice:
 
 
 def take_reference(
-    choice: ReferenceChoice, scan: Segmented, *, regions: Mapping[str, str], model: Model
+    choice: ReferenceChoice, scan: SegmentedScan, *, regions: Mapping[str, str], model: Model
 ) -> Reference | None:
     """Measure the reference of a scan.
 
@@ -49,7 +49,7 @@ def take_reference(
     ----------
     choice : ReferenceChoice
         What was asked for.
-    scan : Segmented
+    scan : SegmentedScan
         Map and segmentation.
     regions : mapping
         Region → mask file of the whole-head step; empty where the model has none.
@@ -73,12 +73,12 @@ def take_reference(
         return Reference(name, "", problem=f"reference {name}: no mask of this scan; its referenced values are n/a")
     region, source = _find_region(choice, scan, regions, model)
     return measure_reference(
-        scan.chi.array, region & scan.view.inside, name=name, source=source, voxel_size_mm=scan.chi.voxel_size_mm
+        scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=scan.chi.voxel_size_mm
     )
 
 
 def _find_region(
-    choice: ReferenceChoice, scan: Segmented, regions: Mapping[str, str], model: Model
+    choice: ReferenceChoice, scan: SegmentedScan, regions: Mapping[str, str], model: Model
 ) -> tuple[NDArray[np.bool_], str]:
     """Find the voxels, and say in words what they are."""
     if choice.kind == "structure":
@@ -89,11 +89,11 @@ def _find_region(
     if choice.kind == "whole-brain":
         if "brain" in regions:
             return _read_region(regions["brain"]), f"brain labelled by {model.name}"
-        return scan.view.inside, "measured part of the map"
+        return scan.fov.inside, "field of view of the map"
     label_size_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
     size_mm: dict[str, Any] = {"voxel_size_mm": scan.chi.voxel_size_mm, "label_size_mm": label_size_mm}
-    core = find_ventricle_core(_read_region(regions["ventricles"]), **size_mm)
-    return core, f"lateral ventricles labelled by {model.name}, {describe_core(**size_mm)}"
+    core = erode_ventricles(_read_region(regions["ventricles"]), **size_mm)
+    return core, f"lateral ventricles labelled by {model.name}, {describe_erosion(**size_mm)}"
 
 
 def _read_region(path: str) -> NDArray[np.bool_]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.measurement.columns import QUALITY_COLUMNS
-from bids_dgmseg.measurement.confidence import measure_quality
-from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.measurement.columns import CONFIDENCE_COLUMNS
+from bids_dgmseg.measurement.confidence import measure_confidence
+from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.models.structures import STRUCTURES
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])
@@ -21,12 +21,12 @@ def measure(
     probability: np.ndarray | None = None,
     *,
     size_mm: tuple[float, float, float] = UNIT,
-    view: View | None = None,
+    fov: FieldOfView | None = None,
 ) -> pd.Series:
     """Measure DN_L; all of the image was measured, and it is certain, unless told."""
     certain = (dseg == 1).astype(float) if probability is None else probability
-    seen = view or View.of(np.ones(chi.shape, bool), voxel_size_mm=size_mm)
-    return measure_quality(chi, dseg, certain[None], structures=[DN_L], voxel_size_mm=size_mm, view=seen).iloc[0]
+    seen = fov or FieldOfView.of(np.ones(chi.shape, bool), voxel_size_mm=size_mm)
+    return measure_confidence(chi, dseg, certain[None], structures=[DN_L], voxel_size_mm=size_mm, fov=seen).iloc[0]
 
 
 def cube(shape: tuple[int, int, int] = (11, 11, 11), low: int = 4, high: int = 7) -> np.ndarray:
@@ -39,11 +39,11 @@ def line(values: Any) -> np.ndarray:
     return np.asarray(values).reshape(-1, 1, 1)
 
 
-def test_columns_are_those_of_the_dictionary():
+def test_columns_match_the_data_dictionary():
     dseg, probseg = np.zeros((4, 4, 4), np.uint8), np.zeros((16, 4, 4, 4))
-    view = View.of(dseg == 0, voxel_size_mm=UNIT)
-    table = measure_quality(np.zeros((4, 4, 4)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=UNIT, view=view)
-    assert list(table.columns) == ["index", "abbreviation", *QUALITY_COLUMNS]
+    fov = FieldOfView.of(dseg == 0, voxel_size_mm=UNIT)
+    table = measure_confidence(np.zeros((4, 4, 4)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=UNIT, fov=fov)
+    assert list(table.columns) == ["index", "abbreviation", *CONFIDENCE_COLUMNS]
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
 
@@ -57,25 +57,25 @@ def test_columns_are_those_of_the_dictionary():
         pytest.param([0.25, 0.75], 0.5 + 0.75 * (2 - np.log2(3)), id="a quarter is as uncertain as three"),
     ],
 )
-def test_entropy_is_that_of_the_nucleus_against_the_rest(probabilities, bits):
+def test_entropy_of_nucleus_against_the_rest(probabilities, bits):
     row = measure(line([0.1, 0.1, 0]), line([1, 1, 0]), line([*probabilities, 0.5]))
     assert row["mean_entropy_bits"] == pytest.approx(bits)
 
 
-def test_probability_outside_is_a_share_of_all():
+def test_mass_outside_is_a_fraction_of_all():
     # 0.8 + 0.7 inside, 0.4 + 0.1 outside: 0.5 of 2.
     row = measure(line([0.1] * 4), line([0, 1, 1, 0]), line([0.4, 0.8, 0.7, 0.1]))
     assert row["mass_outside_fraction"] == pytest.approx(0.25)
 
 
-def test_expected_dice_counts_what_is_shared_twice_over_all():
+def test_expected_dice_follows_its_formula():
     # 0.8 + 0.7 shared, 2 voxels outlined, 2 expected in truth: 2 * 1.5 / 4.
     row = measure(line([0.1] * 4), line([0, 1, 1, 0]), line([0.4, 0.8, 0.7, 0.1]))
     assert row["expected_dice"] == pytest.approx(0.75)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_expected_dice_is_that_of_labels_drawn_by_their_probabilities(seed):
+def test_expected_dice_is_mean_over_drawn_labels(seed):
     rng = np.random.default_rng(seed)
     probability = rng.random((8, 8, 8))
     dseg = (probability > 0.5).astype(np.uint8)
@@ -86,71 +86,71 @@ def test_expected_dice_is_that_of_labels_drawn_by_their_probabilities(seed):
     assert found == pytest.approx(dice.mean(), abs=0.015)
 
 
-def test_contrast_is_taken_with_the_rim_in_mm():
+def test_contrast_uses_rim_in_mm():
     # Voxels of 1 mm at 3: the rim holds those 2 and 3 mm away (0.03, 0.05 on both sides), not the neighbours (9).
     chi = line([7, 0.05, 0.03, 9, 0.24, 9, 0.03, 0.05, 7])
     row = measure(chi, line([0, 0, 0, 0, 1, 0, 0, 0, 0]))
     assert row["rim_contrast_ppm"] == pytest.approx(0.24 - 0.04)
 
 
-def test_the_rim_reaches_as_far_on_thick_slices():
+def test_rim_width_does_not_depend_on_slice_thickness():
     # Along z the next slice is 3 mm away and within the rim; the one behind, at 6 mm, is not.
     chi = np.array([[[5, 0.04, 0.24, 0.04, 5]]], float)
     row = measure(chi, np.array([[[0, 0, 1, 0, 0]]]), size_mm=(1.0, 1.0, 3.0))
     assert row["rim_contrast_ppm"] == pytest.approx(0.2)
 
 
-def test_the_rim_leaves_other_nuclei_and_holes_out():
+def test_rim_excludes_other_nuclei_and_holes():
     # At 2 and 3 mm on the left lies DN_R, on the right one voxel without a measurement and 0.04.
     chi = line([0.9, 0.9, 0.0, 0.24, 0.0, np.nan, 0.04])
     row = measure(chi, line([2, 2, 0, 1, 0, 0, 0]))
     assert row["rim_contrast_ppm"] == pytest.approx(0.2)
 
 
-def test_the_gradient_is_a_step_over_the_distance_of_centres():
+def test_gradient_is_step_over_distance_of_centres():
     # Every face of the cube steps by 0.12 ppm over 2 mm.
     dseg = cube()
     row = measure(0.12 * (dseg == 1), dseg, size_mm=(2.0, 2.0, 2.0))
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.06)
 
 
-def test_the_gradient_weighs_faces_by_area():
+def test_gradient_weights_faces_by_area():
     # One voxel of 1 x 1 x 3 mm: 4 sides of 3 mm2 step over 1 mm, 2 ends of 1 mm2 over 3 mm.
     dseg = cube((3, 3, 3), 1, 2)
     row = measure(0.1 * (dseg == 1), dseg, size_mm=(1.0, 1.0, 3.0))
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx((12 * 0.1 + 2 * 0.1 / 3) / 14)
 
 
-def test_faces_to_another_nucleus_have_no_gradient():
+def test_gradient_excludes_faces_to_other_nuclei():
     row = measure(line([0.5, 0.3, 0.1]), line([2, 1, 0]))
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.2)
 
 
-def test_parts_that_touch_at_a_corner_are_one():
+def test_components_touching_at_a_corner_are_one():
     dseg = np.zeros((6, 6, 1), np.uint8)
     dseg[0, 0] = dseg[1, 1] = dseg[4, 4] = 1
     assert measure(np.zeros(dseg.shape), dseg)["n_components"] == 2
 
 
-def test_distance_to_the_edge_is_that_of_the_nearest_voxel():
+def test_edge_distance_is_that_of_nearest_voxel():
     # The cube begins at 4: four voxels of 1.5 mm lie before it.
     dseg = cube()
-    view = View.of(np.ones(dseg.shape, bool), voxel_size_mm=(1.5, 1.5, 1.5))
-    assert measure(np.zeros(dseg.shape), dseg, size_mm=(1.5, 1.5, 1.5), view=view)["edge_distance_mm"] == 6
+    fov = FieldOfView.of(np.ones(dseg.shape, bool), voxel_size_mm=(1.5, 1.5, 1.5))
+    assert measure(np.zeros(dseg.shape), dseg, size_mm=(1.5, 1.5, 1.5), fov=fov)["edge_distance_mm"] == 6
 
 
-def test_what_lies_outside_the_view_is_not_compared_with():
-    # The right half was not measured and holds 0: without the view the rim's median would be 0.
+def test_rim_excludes_voxels_outside_field_of_view():
+    # The right half was not measured and holds 0: without the fov the rim's median would be 0.
     chi = line([0.1] * 8 + [0.3] + [0.1] * 4 + [0.0] * 12).repeat(9, 1).repeat(9, 2)
     dseg = np.zeros(chi.shape, np.uint8)
     dseg[8:12, 4, 4] = 1
-    view = View.of(chi != 0, voxel_size_mm=UNIT)
-    row = measure(chi, dseg, view=view)
+    fov = FieldOfView.of(chi != 0, voxel_size_mm=UNIT)
+    row = measure(chi, dseg, fov=fov)
     assert row["rim_contrast_ppm"] == pytest.approx(0.0)  # median of 0.3, 0.1, 0.1, 0.1
     assert row["edge_distance_mm"] == 1
 
 
-def test_an_absent_nucleus_has_only_what_exists():
+def test_absent_nucleus_has_only_defined_measures():
     row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.full((3, 3, 3), 0.1))
     assert row["n_components"] == 0
     assert (row["mass_outside_fraction"], row["expected_dice"]) == (1, 0)
@@ -158,14 +158,14 @@ def test_an_absent_nucleus_has_only_what_exists():
     assert row[names].isna().all()
 
 
-def test_no_probability_has_no_share():
+def test_zero_probability_has_no_fraction():
     row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3, 3)))
     assert np.isnan(row["mass_outside_fraction"])
     assert np.isnan(row["expected_dice"])
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_turning_the_image_changes_nothing(seed):
+def test_confidence_does_not_depend_on_orientation(seed):
     rng = np.random.default_rng(seed)
     shape, size_mm = (8, 9, 10), (0.7, 1.0, 2.5)
     dseg = (rng.random(shape) < 0.2).astype(np.uint8) * rng.integers(0, 3, shape, dtype=np.uint8)
@@ -180,7 +180,7 @@ def test_turning_the_image_changes_nothing(seed):
     np.testing.assert_allclose(first[2:].astype(float), second[2:].astype(float), rtol=1e-9, atol=1e-12)
 
 
-def test_the_arrays_are_left_as_they_were():
+def test_arguments_are_not_modified():
     dseg = cube()
     chi, probability = np.random.default_rng(0).normal(size=dseg.shape), (dseg == 1).astype(float)
     before = [array.copy() for array in (chi, dseg, probability)]
@@ -190,20 +190,20 @@ def test_the_arrays_are_left_as_they_were():
 
 
 @pytest.mark.parametrize(
-    ("dseg", "probseg", "view", "message"),
+    ("dseg", "probseg", "fov", "message"),
     [
         pytest.param((3, 3, 3), (1, 3, 3, 2), (3, 3, 3), r"probseg has shape \(1, 3, 3, 2\)", id="probabilities"),
         pytest.param((3, 3, 2), (1, 3, 3, 3), (3, 3, 3), r"dseg has shape \(3, 3, 2\), expected", id="labels"),
-        pytest.param((3, 3, 3), (1, 3, 3, 3), (3, 2, 3), r"view has shape \(3, 2, 3\), expected", id="view"),
+        pytest.param((3, 3, 3), (1, 3, 3, 3), (3, 2, 3), r"fov has shape \(3, 2, 3\), expected", id="fov"),
     ],
 )
-def test_arrays_on_another_grid_are_refused(dseg, probseg, view, message):
+def test_arrays_on_another_grid_are_rejected(dseg, probseg, fov, message):
     with pytest.raises(ValueError, match=message):
-        measure_quality(
+        measure_confidence(
             np.zeros((3, 3, 3)),
             np.zeros(dseg, int),
             np.zeros(probseg),
             structures=[DN_L],
             voxel_size_mm=UNIT,
-            view=View.of(np.ones(view, bool), voxel_size_mm=UNIT),
+            fov=FieldOfView.of(np.ones(fov, bool), voxel_size_mm=UNIT),
         )

@@ -1,90 +1,228 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.measurement.field_of_view import View
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.phantom import PHANTOM
 
 
-def gap(view: View, *place: int) -> float:
-    """The gap of one voxel."""
-    region = np.zeros(view.inside.shape, bool)
-    region[place] = True
-    return view.measure_gap(region)
+def gap(fov: FieldOfView, *voxel: int) -> float:
+    """Distance of one voxel to the edge."""
+    region = np.zeros(fov.inside.shape, bool)
+    region[voxel] = True
+    return fov.distance_to_edge(region)
 
 
-def slab(*measured: int, length: int = 20, width: int = 15) -> np.ndarray:
+def slab(*valid: int, length: int = 20, width: int = 15) -> np.ndarray:
     mask = np.zeros((width, width, length), bool)
-    mask[..., list(measured)] = True
+    mask[..., list(valid)] = True
     return mask
 
 
-def test_the_gap_to_the_edge_is_counted_in_mm_between_surfaces():
+def test_distance_to_edge_is_between_surfaces_in_mm():
     # 15 voxels across: the middle one has 7 on each side of 1 mm; along z the slab begins at slice 5.
-    view = View.of(slab(*range(5, 20)), voxel_size_mm=(1.0, 1.0, 3.0))
-    assert gap(view, 7, 7, 5) == 0  # touches the empty slice, however thick slices are
-    assert gap(view, 7, 7, 6) == 3
-    assert gap(view, 7, 7, 12) == 7  # x and y end before z, which is 21 mm away
-    assert gap(view, 7, 7, 19) == 0
+    fov = FieldOfView.of(slab(*range(5, 20)), voxel_size_mm=(1.0, 1.0, 3.0))
+    assert gap(fov, 7, 7, 5) == 0  # touches the empty slice, however thick slices are
+    assert gap(fov, 7, 7, 6) == 3
+    assert gap(fov, 7, 7, 12) == 7  # x and y end before z, which is 21 mm away
+    assert gap(fov, 7, 7, 19) == 0
 
 
-def test_diagonal_gaps_are_those_of_boxes():
+def test_diagonal_distance_is_between_voxel_corners():
     # Only a corner block is outside: from (8, 8, 8) 4 and 4 voxels of 0.5 mm lie between: the hypotenuse of 2 and 2.
-    measured = np.ones((40, 40, 3), bool)
-    measured[:16, :16] = False
-    view = View.of(np.tile(measured, (1, 1, 10)), voxel_size_mm=(0.5, 0.5, 5.0))
-    assert gap(view, 20, 20, 15) == pytest.approx(np.hypot(2, 2))
+    valid = np.ones((40, 40, 3), bool)
+    valid[:16, :16] = False
+    fov = FieldOfView.of(np.tile(valid, (1, 1, 10)), voxel_size_mm=(0.5, 0.5, 5.0))
+    assert gap(fov, 20, 20, 15) == pytest.approx(np.hypot(2, 2))
 
 
-def test_single_voxels_without_a_value_are_no_edge():
-    measured = np.ones((15, 15, 15), bool)
-    measured[7, 7, 7] = False
-    view = View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0))
-    assert view.inside.all()
-    assert gap(view, 7, 7, 7) == 7
+def test_single_invalid_voxel_is_no_edge():
+    valid = np.ones((15, 15, 15), bool)
+    valid[7, 7, 7] = False
+    fov = FieldOfView.of(valid, voxel_size_mm=(1.0, 1.0, 1.0))
+    assert fov.inside.all()
+    assert gap(fov, 7, 7, 7) == 7
 
 
-def test_a_hole_of_three_voxels_is_an_edge():
-    measured = np.ones((15, 15, 15), bool)
-    measured[6:9, 6:9, 6:9] = False
-    view = View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0))
-    assert not view.inside[7, 7, 7]
-    assert gap(view, 9, 7, 7) == 0
-    assert gap(view, 11, 7, 7) == 2
+def test_hole_of_three_voxels_is_an_edge():
+    valid = np.ones((15, 15, 15), bool)
+    valid[6:9, 6:9, 6:9] = False
+    fov = FieldOfView.of(valid, voxel_size_mm=(1.0, 1.0, 1.0))
+    assert not fov.inside[7, 7, 7]
+    assert gap(fov, 9, 7, 7) == 0
+    assert gap(fov, 11, 7, 7) == 2
 
 
-def test_nothing_measured_is_all_outside():
-    view = View.of(np.zeros((4, 4, 4), bool), voxel_size_mm=(1.0, 1.0, 1.0))
-    assert not view.inside.any()
-    assert gap(view, 1, 1, 1) == 0
+def test_map_without_valid_voxels_is_all_outside():
+    fov = FieldOfView.of(np.zeros((4, 4, 4), bool), voxel_size_mm=(1.0, 1.0, 1.0))
+    assert not fov.inside.any()
+    assert gap(fov, 1, 1, 1) == 0
 
 
-def test_a_block_keeps_the_distances_of_the_whole():
-    view = View.of(np.ones((9, 9, 9), bool), voxel_size_mm=(1.0, 1.0, 1.0))
-    assert gap(view.cut((slice(4, 5),) * 3), 0, 0, 0) == 4
+def test_cropping_keeps_the_distances():
+    fov = FieldOfView.of(np.ones((9, 9, 9), bool), voxel_size_mm=(1.0, 1.0, 1.0))
+    assert gap(fov.crop((slice(4, 5),) * 3), 0, 0, 0) == 4
 
 
-def test_the_nearest_voxel_of_a_region_counts():
+def test_nearest_voxel_of_region_counts():
     # From 12 voxels along z: the region's ends leave 3 below and 2 above; across, 5 on either side.
     region = np.zeros((11, 11, 12), bool)
     region[5, 5, 3:10] = True
-    assert View.of(np.ones(region.shape, bool), voxel_size_mm=(1.0, 1.0, 1.0)).measure_gap(region) == 2
+    assert FieldOfView.of(np.ones(region.shape, bool), voxel_size_mm=(1.0, 1.0, 1.0)).distance_to_edge(region) == 2
 
 
-def test_an_empty_region_has_no_gap():
-    measured = np.ones((4, 4, 4), bool)
-    assert np.isnan(View.of(measured, voxel_size_mm=(1.0, 1.0, 1.0)).measure_gap(~measured))
+def test_empty_region_has_no_distance():
+    valid = np.ones((4, 4, 4), bool)
+    assert np.isnan(FieldOfView.of(valid, voxel_size_mm=(1.0, 1.0, 1.0)).distance_to_edge(~valid))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_gaps_agree_with_all_pairs_of_voxels(seed):
+def test_distance_agrees_with_all_pairs_of_voxels(seed):
     rng = np.random.default_rng(seed)
-    measured = np.ones((7, 8, 9), bool)
+    valid = np.ones((7, 8, 9), bool)
     x, y, z = rng.integers(0, 5, 3)
-    measured[x : x + 3, y : y + 3, z : z + 3] = False
+    valid[x : x + 3, y : y + 3, z : z + 3] = False
     size_mm = np.array([0.7, 1.0, 3.0])
-    view = View.of(measured, voxel_size_mm=(0.7, 1.0, 3.0))
-    beyond = np.argwhere(np.pad(view.inside, 1, constant_values=False) == 0) - 1
-    place = np.array([rng.integers(0, size) for size in measured.shape])
-    gaps = np.linalg.norm(np.maximum(np.abs(beyond - place) - 1, 0) * size_mm, axis=1)
-    assert gap(view, *place) == pytest.approx(gaps.min(), abs=1e-5)
+    fov = FieldOfView.of(valid, voxel_size_mm=(0.7, 1.0, 3.0))
+    beyond = np.argwhere(np.pad(fov.inside, 1, constant_values=False) == 0) - 1
+    voxel = np.array([rng.integers(0, size) for size in valid.shape])
+    gaps = np.linalg.norm(np.maximum(np.abs(beyond - voxel) - 1, 0) * size_mm, axis=1)
+    assert gap(fov, *voxel) == pytest.approx(gaps.min(), abs=1e-5)
+
+
+NUCLEI = Box((-40.5, -75, -51), (40.5, 40.5, 34.5))
+"""Contains all nuclei of the phantom with a margin; an integer number of voxels of 1.5 mm."""
+
+
+def coverage(dseg: Volume, **options: Any) -> Coverage:
+    """Coverage of a segmentation; all voxels are valid and all probabilities 0 by default."""
+    defaults: dict[str, Any] = {"voxels_pv": np.zeros(16), "valid": np.ones(dseg.shape, bool), "labelled": ()}
+    return check_coverage(dseg, structures=STRUCTURES, **defaults | options)
+
+
+def masked_below(z_mm: float) -> tuple[Volume, np.ndarray]:
+    """The phantom in an image without valid voxels below a height, and its valid voxels."""
+    dseg = phantom_in()
+    valid = np.ones(dseg.shape, bool)
+    valid[:, :, dseg.affine[2, 2] * np.arange(dseg.shape[2]) + dseg.affine[2, 3] < z_mm] = False
+    return dseg.with_array(dseg.array * valid), valid
+
+
+def phantom_in(
+    low_mm: tuple[float, float, float] = NUCLEI.low_mm,
+    high_mm: tuple[float, float, float] = NUCLEI.high_mm,
+    rotation: np.ndarray | None = None,
+) -> Volume:
+    """The phantom's nuclei in a field of view at 1.5 mm, optionally with a rotated head."""
+    upright = world_grid(Box(low_mm, high_mm), (1.5, 1.5, 1.5))
+    dseg = PHANTOM.dseg(upright)
+    return dseg if rotation is None else Volume(dseg.array, rotation @ dseg.affine)
+
+
+def test_full_coverage_has_no_warnings():
+    assert coverage(phantom_in()) == Coverage(missing=(), warnings=())
+
+
+def test_exchanged_sides_are_reported():
+    dseg = phantom_in()
+    swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
+    (warning,) = coverage(dseg.with_array(swapped)).warnings
+    assert warning.startswith("DN_L lies to the right of DN_R: left and right are exchanged; check the map's header")
+
+
+@pytest.mark.parametrize(
+    ("low_mm", "high_mm", "face", "missing"),
+    [
+        # the first voxel's centre lies 0.75 mm inside the box
+        ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+        ((-40.5, -36, -51), NUCLEI.high_mm, "hindmost slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+    ],
+)
+def test_nucleus_beyond_the_image_is_missing(low_mm, high_mm, face, missing):
+    found = coverage(phantom_in(low_mm, high_mm))
+    assert set(found.missing) == missing
+    assert f"DN_L lies outside the field of view ({face}); its values are n/a" in found.warnings
+
+
+def test_empty_slices_are_outside_the_field_of_view():
+    dseg, valid = masked_below(-24)
+    found = coverage(dseg, valid=valid)
+    assert set(found.missing) == {"DN_L", "DN_R", "IN_L", "IN_R"}
+    # Slices lie at -50.25 + 1.5 n mm: the first that is not below -24 is the 18th, at -23.25.
+    assert "DN_L lies outside the field of view (lowest slice at z = -23 mm); its values are n/a" in found.warnings
+
+
+def test_nucleus_at_edge_of_mask_may_be_cut():
+    dseg, valid = masked_below(-36)
+    assert (
+        "DN_L touches the edge of the field of view; its volume may be too small"
+        in coverage(dseg, valid=valid).warnings
+    )
+
+
+def test_nucleus_in_hole_of_brain_mask_is_reported():
+    dseg, valid = masked_below(-24)
+    valid[0, 0, :] = True  # a line that is valid down to the lowest slice
+    assert "DN_L lies where the map has no valid voxels; its values are n/a" in coverage(dseg, valid=valid).warnings
+
+
+def test_zeros_and_nan_are_not_valid():
+    chi = np.array([0.0, np.nan, 1e-5, -0.002, 0.1])
+    assert is_measured(chi).tolist() == [False, False, False, True, True]
+
+
+def test_expected_position_follows_a_rotated_head():
+    about_x = np.deg2rad(25)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(about_x), -np.sin(about_x)], [np.sin(about_x), np.cos(about_x)]]
+    found = coverage(phantom_in((-40, -75, -24), rotation=rotation))
+    assert set(found.missing) == {"DN_L", "DN_R", "IN_L", "IN_R"}
+    assert all("lies outside the field of view (lowest slice at z = " in line for line in found.warnings)
+
+
+def test_missing_nucleus_inside_was_not_found():
+    dseg = phantom_in()
+    dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
+    found = coverage(dseg)
+    assert found.missing == ("STN_R",)
+    assert found.warnings == ("STN_R was not found; its values are n/a",)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "fills", "missing", "warning"),
+    [
+        (
+            ["STN_R"],
+            0.5,
+            (),
+            "STN_R was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3",
+        ),
+        (["STN_R"], 0.4, ("STN_R",), "STN_R was not found; its values are n/a"),
+        (["STN_L"], 9.0, ("STN_R",), "STN_R was not found; its values are n/a"),  # a doubt everywhere
+    ],
+)
+def test_labelled_nucleus_of_half_a_voxel_is_not_missing(labelled, fills, missing, warning):
+    dseg = phantom_in()
+    dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
+    voxels_pv = np.where([structure.abbreviation == "STN_R" for structure in STRUCTURES], fills, 0)
+    assert coverage(dseg, voxels_pv=voxels_pv, labelled=labelled) == Coverage(missing, (warning,))
+
+
+def test_nucleus_at_edge_of_image_may_be_cut():
+    found = coverage(phantom_in((-40, -75, -36)))  # through the middle of the dentate nuclei
+    assert "DN_L touches the edge of the field of view; its volume may be too small" in found.warnings
+    assert found.missing == ()
+
+
+def test_empty_segmentation_lists_every_nucleus():
+    found = coverage(Volume(np.zeros((10, 10, 10), np.uint8), np.eye(4)))
+    assert len(found.missing) == 16
+    assert found.warnings[0] == "DN_L was not found; its values are n/a"

@@ -5,14 +5,13 @@ from hypothesis import strategies as st
 
 from bids_dgmseg.image.boxes import Box, Tilt
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.field_of_view import View
 from bids_dgmseg.measurement.map_quality import (
-    SCAN_COLUMNS,
+    MAP_QUALITY,
+    box_margin,
     estimate_noise,
-    measure_box_margin,
-    measure_rim,
-    measure_scan,
-    measure_streaks,
+    measure_map_quality,
+    rim_residual,
+    streaking_index,
 )
 
 UNIT = (1.0, 1.0, 1.0)
@@ -41,14 +40,14 @@ def divide(field: np.ndarray, threshold: float, size_mm: Triple = UNIT, b0: Trip
     return np.fft.ifftn(np.fft.fftn(field) / safe).real
 
 
-def test_noise_is_found_under_a_ramp():
+def test_noise_estimate_ignores_a_ramp():
     # A trilinear ramp has no second differences along all axes; 18^3 values give the MAD to about 2 %, correlated.
     x, y, z = np.meshgrid(*[np.arange(20.0)] * 3, indexing="ij")
     chi = np.random.default_rng(0).normal(0, 0.02, x.shape) + 0.01 * x + 0.02 * y * z
     assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.02, rel=0.06)
 
 
-def test_noise_is_found_beside_veins_and_holes():
+def test_noise_estimate_ignores_veins_and_holes():
     rng = np.random.default_rng(1)
     chi = rng.normal(0, 0.02, (24, 24, 24))
     chi[5, 5, :] = 1.0
@@ -58,41 +57,41 @@ def test_noise_is_found_beside_veins_and_holes():
     assert estimate_noise(chi, inside) == pytest.approx(0.02, rel=0.08)  # the vein moves the median a little
 
 
-def test_one_cube_of_three_gives_its_difference():
+def test_noise_of_one_cube_of_three_voxels():
     # Only the centre is not 0: weight -8, over the root of 216, times 1.4826.
     chi = np.zeros((3, 3, 3))
     chi[1, 1, 1] = 0.1
     assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.8 * 1.4826 / np.sqrt(216), rel=1e-4)
 
 
-def test_two_slices_tell_nothing_of_noise():
+def test_noise_needs_three_slices():
     assert np.isnan(estimate_noise(np.zeros((9, 9, 2)), np.ones((9, 9, 2), bool)))
 
 
-def test_white_noise_has_no_streaks():
+def test_white_noise_has_streaking_index_one():
     # About 2,000 samples on the cone: the mean power of one is known to 2 %.
     chi = np.random.default_rng(2).normal(size=(32, 32, 32))
-    assert measure_streaks(chi, everywhere(chi), voxel_size_mm=UNIT) == pytest.approx(1, abs=0.15)
+    assert streaking_index(chi, everywhere(chi), voxel_size_mm=UNIT) == pytest.approx(1, abs=0.15)
 
 
-def test_field_noise_divided_by_the_dipole_streaks_more_the_less_it_is_truncated():
+def test_streaking_grows_with_less_truncation():
     field = np.random.default_rng(3).normal(size=(32, 32, 32))
-    indices = [measure_streaks(divide(field, t), everywhere(field), voxel_size_mm=UNIT) for t in (0.3, 0.15, 0.05)]
+    indices = [streaking_index(divide(field, t), everywhere(field), voxel_size_mm=UNIT) for t in (0.3, 0.15, 0.05)]
     # Truncation at 0.3 of a kernel between -2/3 and 1/3 leaves little to divide by.
     assert 1 < indices[0] < 1.5 < indices[1] < 3 < indices[2]
 
 
-def test_power_missing_on_the_cone_counts_below_one():
+def test_missing_power_on_cone_gives_index_below_one():
     spectrum = np.fft.fftn(np.random.default_rng(4).normal(size=(32, 32, 32)))
     chi = np.fft.ifftn(spectrum * (np.abs(kernel((32, 32, 32))) > 0.12)).real
-    assert measure_streaks(chi, everywhere(chi), voxel_size_mm=UNIT) < 0.5
+    assert streaking_index(chi, everywhere(chi), voxel_size_mm=UNIT) < 0.5
 
 
-def test_streaks_follow_the_main_field():
+def test_streaking_follows_the_main_field():
     field = np.random.default_rng(5).normal(size=(32, 32, 32))
     tilted = divide(field, 0.05, b0=(0.0, 1.0, 1.0))
     along, beside = (
-        measure_streaks(tilted, everywhere(tilted), voxel_size_mm=UNIT, b0_direction=b0)
+        streaking_index(tilted, everywhere(tilted), voxel_size_mm=UNIT, b0_direction=b0)
         for b0 in ((0.0, 2.0, 2.0), (1.0, 0.0, 0.0))
     )
     assert along > 2 * beside
@@ -100,7 +99,7 @@ def test_streaks_follow_the_main_field():
 
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_turning_the_image_and_the_field_changes_nothing(seed):
+def test_map_quality_does_not_depend_on_orientation(seed):
     rng = np.random.default_rng(seed)
     chi, size_mm, b0 = rng.normal(size=(14, 16, 18)), (1.0, 1.2, 2.0), rng.normal(size=3)
     order = tuple(rng.permutation(3).tolist())
@@ -109,15 +108,15 @@ def test_turning_the_image_and_the_field_changes_nothing(seed):
     signs = np.where(np.isin(np.arange(3), flips), -1, 1)
     x, y, z = (size_mm[axis] for axis in order)
     bx, by, bz = (b0[list(order)] * signs).tolist()
-    first = measure_streaks(chi, everywhere(chi), voxel_size_mm=size_mm, b0_direction=(b0[0], b0[1], b0[2]))
-    second = measure_streaks(turned, everywhere(turned), voxel_size_mm=(x, y, z), b0_direction=(bx, by, bz))
+    first = streaking_index(chi, everywhere(chi), voxel_size_mm=size_mm, b0_direction=(b0[0], b0[1], b0[2]))
+    second = streaking_index(turned, everywhere(turned), voxel_size_mm=(x, y, z), b0_direction=(bx, by, bz))
     assert second == pytest.approx(first, rel=1e-4)  # float32
     assert estimate_noise(turned, everywhere(turned)) == pytest.approx(estimate_noise(chi, everywhere(chi)))
 
 
-def test_an_empty_or_tiny_image_has_no_streaking_index():
-    assert np.isnan(measure_streaks(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), voxel_size_mm=UNIT))
-    assert np.isnan(measure_streaks(np.ones((1, 1, 1)), np.ones((1, 1, 1), bool), voxel_size_mm=UNIT))
+def test_empty_or_tiny_image_has_no_streaking_index():
+    assert np.isnan(streaking_index(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), voxel_size_mm=UNIT))
+    assert np.isnan(streaking_index(np.ones((1, 1, 1)), np.ones((1, 1, 1), bool), voxel_size_mm=UNIT))
 
 
 def ball(radius: float = 14, size: int = 35) -> np.ndarray:
@@ -126,31 +125,31 @@ def ball(radius: float = 14, size: int = 35) -> np.ndarray:
     return inside
 
 
-def test_a_constant_map_leaves_nothing_at_its_rim():
+def test_constant_map_has_no_rim_residual():
     inside = ball()
     chi = np.where(inside, 0.05, 0)
-    assert measure_rim(chi, inside, voxel_size_mm=UNIT) == pytest.approx(0, abs=1e-6)
+    assert rim_residual(chi, inside, voxel_size_mm=UNIT) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_layer_that_is_off_is_read_at_the_rim():
+def test_rim_residual_of_a_shifted_layer():
     # 50 mm inside, 0.1 ppm in the last 4 of them: the median is 0. The five voxels of the rim lie 0.5 to 4.5 mm deep;
     # smoothing by 3 mm over the inside leaves (Φ(1.5 / 3) - Φ(-2.5 / 3)) / Φ(2.5 / 3) = 0.613 at the middle one.
     inside, chi = np.zeros((60, 8, 8), bool), np.zeros((60, 8, 8))
     inside[:50] = True
     chi[46:50] = 0.1
-    found = measure_rim(chi, inside, voxel_size_mm=UNIT)
+    found = rim_residual(chi, inside, voxel_size_mm=UNIT)
     assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # voxels sum what the formula integrates
 
 
-def test_where_the_image_ends_is_no_rim():
-    assert np.isnan(measure_rim(np.zeros((5, 5, 5)), np.ones((5, 5, 5), bool), voxel_size_mm=UNIT))
+def test_edge_of_image_is_no_rim():
+    assert np.isnan(rim_residual(np.zeros((5, 5, 5)), np.ones((5, 5, 5), bool), voxel_size_mm=UNIT))
 
 
-def test_a_map_is_measured_in_one_call():
+def test_map_quality_returns_all_measures():
     inside = ball()
     chi = np.where(inside, np.random.default_rng(6).normal(0, 0.01, inside.shape), 0)
-    found = measure_scan(chi, view=View.of(inside, voxel_size_mm=UNIT), voxel_size_mm=UNIT)
-    assert list(found) == list(SCAN_COLUMNS)
+    found = measure_map_quality(chi, inside=inside, voxel_size_mm=UNIT)
+    assert list(found) == list(MAP_QUALITY)
     assert found["noise_sd_ppm"] == pytest.approx(0.01, rel=0.1)
     assert np.isfinite(list(found.values())).all()
 
@@ -163,25 +162,25 @@ def test_a_map_is_measured_in_one_call():
         pytest.param(7.0, -1.0, id="beyond the box"),
     ],
 )
-def test_the_margin_is_the_smallest_gap_to_a_face(high_x, margin):
+def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
     # Voxels 2 and 3 of 2 mm from 0 reach from 3 to 7 along x moved by 1: 4 to 8; y alike; z of 3 mm: 4.5 to 10.5.
     dseg = np.zeros((6, 6, 6), np.uint8)
     dseg[2:4, 2:4, 2:4] = 5
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = 1.0, 1.0, 0.0
     box = Box((-20.0, -20.0, 0.5), (high_x, 40.0, 40.0))
-    assert measure_box_margin(Volume(dseg, affine), box) == pytest.approx(margin)
+    assert box_margin(Volume(dseg, affine), box) == pytest.approx(margin)
 
 
-def test_the_margin_of_a_turned_box_is_to_its_own_faces():
+def test_margin_of_rotated_box_uses_its_faces():
     # A voxel of 1 mm, 10 mm along the axis of a box turned by 30 degrees whose face is 12 mm away: seen along that axis
     # it reaches (cos 30 + sin 30) / 2 from its centre.
     affine = np.eye(4)
     affine[:2, 3] = 10 * np.cos(np.pi / 6), 10 * np.sin(np.pi / 6)
     box = Box.tilted(np.zeros(3), Tilt((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
-    margin = measure_box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
+    margin = box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
     assert margin == pytest.approx(12 - 10 - (np.sqrt(3) / 2 + 0.5) / 2)
 
 
-def test_without_nuclei_there_is_no_margin():
-    assert np.isnan(measure_box_margin(Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), Box((0, 0, 0), (1, 1, 1))))
+def test_no_nuclei_no_margin():
+    assert np.isnan(box_margin(Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), Box((0, 0, 0), (1, 1, 1))))

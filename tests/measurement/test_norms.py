@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measurement.norms import NORMS, Norm, compare_with_norms, name_region, read_norms
+from bids_dgmseg.measurement.norms import NORMS, Norm, compare_with_norms, parse_reference_region, read_norms
 from bids_dgmseg.models.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")
@@ -33,26 +33,26 @@ OWN = {
 }
 
 
-def test_a_score_counts_standard_deviations_from_the_mean():
+def test_z_score_counts_standard_deviations():
     row = compare_with_norms(stats(RN_L=(300.0, 0.05)), norms=OWN).iloc[0]
     assert row["volume_z"] == pytest.approx(2)
     assert row["mean_ppm_z"] == pytest.approx(-2.5)
 
 
-def test_what_has_no_norm_has_no_score():
+def test_no_norm_no_z_score():
     row = compare_with_norms(stats(GP_R=(1500.0, 0.1)), norms=OWN).iloc[0]
     assert np.isnan(row["volume_z"])
     assert np.isnan(row["mean_ppm_z"])
 
 
-def test_what_was_not_measured_has_no_score():
+def test_missing_measure_has_no_z_score():
     table = stats(RN_L=(np.nan, np.nan)).astype({"volume_mm3": "Float64"})
     table["volume_mm3"] = table["volume_mm3"].mask(table["volume_mm3"].isna())
     assert compare_with_norms(table, norms=OWN)[["volume_z", "mean_ppm_z"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize(("reference", "scored"), [("csf", True), (None, True), ("whole-brain", False)])
-def test_susceptibilities_of_another_reference_are_not_compared(reference, scored):
+def test_other_reference_has_no_z_score(reference, scored):
     row = compare_with_norms(stats(RN_L=(300.0, 0.05)), reference=reference, norms=OWN).iloc[0]
     assert math.isfinite(row["mean_ppm_z"]) is scored
     assert math.isfinite(row["volume_z"])  # a volume has no reference
@@ -73,11 +73,11 @@ def test_susceptibilities_of_another_reference_are_not_compared(reference, score
         ("not stated", None),
     ],
 )
-def test_what_a_region_is_without_does_not_name_it(words, region):
-    assert name_region(words) == region
+def test_excluded_region_is_not_the_reference(words, region):
+    assert parse_reference_region(words) == region
 
 
-def test_every_nucleus_has_a_row_for_each_measure():
+def test_norms_have_a_row_per_nucleus_and_measure():
     nuclei = {structure.nucleus for structure in STRUCTURES}
     assert sorted((row["nucleus"], row["measure"]) for row in table_rows()) == sorted(
         (nucleus, measure) for nucleus in nuclei for measure in MEASURES
@@ -85,7 +85,7 @@ def test_every_nucleus_has_a_row_for_each_measure():
 
 
 @pytest.mark.parametrize("row", table_rows(), ids=lambda row: f"{row['nucleus']} {row['measure']}")
-def test_a_value_has_a_source_and_a_gap_a_reason(row):
+def test_norms_state_source_or_reason(row):
     assert len(row) == 11
     known = row["mean"] != "n/a"
     assert (row["sd"] != "n/a") == known
@@ -105,13 +105,13 @@ def test_a_value_has_a_source_and_a_gap_a_reason(row):
         ("PUT", 8900, 890),
     ],
 )
-def test_volumes_published_for_both_sides_are_halved(nucleus, mean, sd):
+def test_bilateral_volumes_are_halved(nucleus, mean, sd):
     # Independent sides of SD s add up to one of √2 s.
     norm = NORMS[nucleus, "volume_mm3"]
     assert norm.mean == pytest.approx(mean / 2, abs=0.06)
     assert norm.sd == pytest.approx(sd / math.sqrt(2), abs=0.06)
 
 
-def test_rows_without_a_value_are_left_out():
+def test_norms_without_value_are_omitted():
     text = "nucleus\tmeasure\tmean\tsd\treference\tsource\tdoi\nDN\tmean_ppm\tn/a\tn/a\tn/a\tn/a\tn/a\n"
     assert read_norms(text) == {}

@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from bids_dgmseg.measurement.columns import REGION_COLUMNS
-from bids_dgmseg.measurement.nuclei import core_mask, measure_regions
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
+from bids_dgmseg.measurement.nuclei import (
+    asymmetry_index,
+    core_mask,
+    measure_asymmetry,
+    measure_high_iron,
+    measure_nuclei,
+)
 from bids_dgmseg.models.structures import STRUCTURES
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])
@@ -19,27 +27,27 @@ def measure_line(chi: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, **
     """Measure DN_L on a row of voxels of 2 mm³."""
     arrays = [np.asarray(values).reshape(-1, 1, 1) for values in (chi, labels, probabilities)]
     options = {"structures": [DN_L], "voxel_size_mm": VOXEL_MM} | options
-    return measure_regions(arrays[0].astype(float), arrays[1], arrays[2][None].astype(float), **options).iloc[0]
+    return measure_nuclei(arrays[0].astype(float), arrays[1], arrays[2][None].astype(float), **options).iloc[0]
 
 
-def test_columns_are_those_of_the_dictionary():
-    table = measure_regions(
+def test_columns_match_the_data_dictionary():
+    table = measure_nuclei(
         np.zeros((2, 2, 2)),
         np.ones((2, 2, 2), np.uint8),
         np.ones((16, 2, 2, 2)),
         structures=STRUCTURES,
         voxel_size_mm=VOXEL_MM,
     )
-    assert list(table.columns) == list(REGION_COLUMNS)
+    assert list(table.columns) == list(NUCLEUS_COLUMNS)
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
 
-def test_a_row_names_its_nucleus():
+def test_row_names_its_nucleus():
     row = measure_line([0.1], [1], [1])
     assert (row["index"], row["name"], row["hemisphere"]) == (1, "left dentate nucleus", "L")
 
 
-def test_the_label_is_counted_and_averaged():
+def test_label_measures_follow_their_formulas():
     # Four voxels of 2 mm³ in the label: 0.1, 0.2, 0.3, 0.4; the fifth is outside.
     row = measure_line([0.1, 0.2, 0.3, 0.4, 9], [1, 1, 1, 1, 0], [1, 1, 1, 0.6, 0.4])
     assert row["n_voxels"] == 4
@@ -67,87 +75,87 @@ def test_percentiles_interpolate_between_ranks():
         pytest.param([0.1, 0.2], [0, 0], 0.0, np.nan, id="an absent nucleus has no mean"),
     ],
 )
-def test_a_voxel_counts_as_far_as_it_belongs(chi, fraction, volume_mm3, mean_ppm):
+def test_voxels_are_weighted_by_probability(chi, fraction, volume_mm3, mean_ppm):
     row = measure_line(chi, [0, 0], fraction)
     assert row["volume_pv_mm3"] == pytest.approx(volume_mm3)
     assert row["mean_pv_ppm"] == pytest.approx(mean_ppm, nan_ok=True)
 
 
-def test_what_was_not_measured_counts_for_the_volume_only():
+def test_invalid_voxels_count_only_for_volume():
     row = measure_line([np.nan, 0.2, 0.4], [1, 1, 1], [1, 1, 1])
     assert (row["n_voxels"], row["volume_mm3"]) == (3, 6)
     assert row["mean_ppm"] == pytest.approx(0.3)
     assert row["mass_ppm_mm3"] == pytest.approx(1.2)  # 0.6 ppm x 2 mm³
 
 
-def test_zero_is_a_value():
+def test_zero_is_a_valid_susceptibility():
     assert measure_line([0.0, 0.2], [1, 1], [1, 1])["mean_ppm"] == pytest.approx(0.1)
 
 
-def test_a_nucleus_without_a_voxel_has_volume_zero_and_no_susceptibility():
+def test_nucleus_without_voxels_has_volume_zero():
     row = measure_line([0.1, 0.2], [0, 0], [0, 0])
     assert (row["n_voxels"], row["volume_mm3"], row["volume_pv_mm3"]) == (0, 0, 0)
     assert row.filter(like="ppm").isna().all()
     assert np.isnan(row["mean_probability"])
 
 
-def test_a_nucleus_outside_the_image_has_no_value_at_all():
+def test_missing_nucleus_has_no_values():
     row = measure_line([0.1, 0.2], [1, 0], [1, 0], missing=["DN_L"])
     assert row.drop(["index", "name", "abbreviation", "hemisphere"]).isna().all()
 
 
-def test_missing_values_are_written_as_bids_has_them():
+def test_missing_values_are_written_as_na():
     arrays = np.zeros((1, 1, 1)), np.zeros((1, 1, 1), np.uint8), np.zeros((2, 1, 1, 1))
-    table = measure_regions(*arrays, structures=[DN_L, DN_R], voxel_size_mm=VOXEL_MM, missing={"DN_L"})
+    table = measure_nuclei(*arrays, structures=[DN_L, DN_R], voxel_size_mm=VOXEL_MM, missing={"DN_L"})
     text = table[["n_voxels", "volume_mm3", "mean_ppm"]].to_csv(sep="\t", index=False, na_rep="n/a")
     assert text.splitlines()[1:] == ["n/a\tn/a\tn/a", "0\t0.0\tn/a"]
 
 
-def test_a_single_voxel_has_no_spread():
+def test_single_voxel_has_no_standard_deviation():
     row = measure_line([0.1], [1], [1])
     assert np.isnan(row["std_ppm"])
     assert row["mean_ppm"] == pytest.approx(0.1)
 
 
-def test_only_the_nucleus_own_label_is_measured():
+def test_other_labels_in_the_box_are_ignored():
     # DN_R (2) lies inside the box of DN_L (1).
     row = measure_line([0.1, 9, 0.3], [1, 2, 1], [1, 0, 1])
     assert (row["n_voxels"], row["mean_ppm"]) == (2, pytest.approx(0.2))
 
 
-def test_channels_follow_the_order_of_the_structures():
+def test_channels_follow_the_structures():
     chi = np.array([0.1, 0.2]).reshape(2, 1, 1)
     dseg = np.array([1, 2]).reshape(2, 1, 1)
     probseg = np.stack([dseg == 2, dseg == 1]).astype(float)
-    table = measure_regions(chi, dseg, probseg, structures=[DN_R, DN_L], voxel_size_mm=VOXEL_MM)
+    table = measure_nuclei(chi, dseg, probseg, structures=[DN_R, DN_L], voxel_size_mm=VOXEL_MM)
     assert table["mean_ppm"].tolist() == table["mean_pv_ppm"].tolist() == [0.2, 0.1]
 
 
-def test_float32_maps_are_summed_in_double():
+def test_float32_maps_are_summed_in_float64():
     # 0.1 in float32 is 13421773 / 2^27; a sum kept in float32 would be off by up to 6e-8 of itself.
     ones = np.ones((100, 100, 100), np.uint8)
-    table = measure_regions(
+    table = measure_nuclei(
         (0.1 * ones).astype(np.float32), ones, ones[None].astype(np.float32), structures=[DN_L], voxel_size_mm=VOXEL_MM
     )
     assert table.loc[0, "mass_ppm_mm3"] == pytest.approx(2e6 * 13421773 / 2**27, rel=1e-12)
 
 
-def test_the_arguments_are_left_as_they_were():
+def test_arguments_are_not_modified():
     chi, dseg, probseg = np.array([[[np.nan, 0.1]]]), np.ones((1, 1, 2), int), np.full((1, 1, 1, 2), 0.5)
     before = [array.copy() for array in (chi, dseg, probseg)]
-    measure_regions(chi, dseg, probseg, structures=[DN_L], voxel_size_mm=VOXEL_MM)
+    measure_nuclei(chi, dseg, probseg, structures=[DN_L], voxel_size_mm=VOXEL_MM)
     for array, copy in zip((chi, dseg, probseg), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_measures_agree_with_a_slow_reading_of_their_formulas(seed):
+def test_measures_agree_with_plain_loops(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(2, 6, 3))
     dseg = rng.integers(0, 3, shape)
     chi = np.where(rng.random(shape) < 0.1, np.nan, rng.normal(size=shape))
     probseg = rng.random((2, *shape)) * (rng.random((2, *shape)) < 0.5)
-    table = measure_regions(chi, dseg, probseg, structures=[DN_L, DN_R], voxel_size_mm=(0.5, 1, 3))
+    table = measure_nuclei(chi, dseg, probseg, structures=[DN_L, DN_R], voxel_size_mm=(0.5, 1, 3))
     for number, p, (_, row) in zip((1, 2), probseg, table.iterrows(), strict=True):
         values = [c for c, d in zip(chi.flat, dseg.flat, strict=True) if d == number and not np.isnan(c)]
         pairs = [(c, w) for c, w in zip(chi.flat, p.flat, strict=True) if not np.isnan(c)]
@@ -169,7 +177,7 @@ def test_the_measures_agree_with_a_slow_reading_of_their_formulas(seed):
         pytest.param((3.0, 0.9, 0.9), (7, 5, 5), id="thick slices along another axis"),
     ],
 )
-def test_the_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
+def test_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
     region = np.zeros((9, 9, 9), bool)
     region[1:8, 1:8, 1:8] = True
     core = core_mask(region, voxel_size_mm=voxel_size_mm)
@@ -177,29 +185,29 @@ def test_the_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
     assert core.sum() == np.prod(kept)
 
 
-def test_the_core_is_eroded_at_the_image_border_too():
+def test_core_is_eroded_at_image_border():
     assert core_mask(np.ones((3, 3, 3), bool), voxel_size_mm=(1, 1, 1)).sum() == 1
 
 
-def test_nothing_has_no_core():
+def test_empty_region_has_no_core():
     assert not core_mask(np.zeros((3, 3, 3), bool), voxel_size_mm=(1, 1, 1)).any()
 
 
-def test_the_core_mean_leaves_the_rim_out():
+def test_core_mean_excludes_the_boundary():
     chi, dseg = np.full((5, 5, 5), 0.5), np.zeros((5, 5, 5), int)
     dseg[1:4, 1:4, 1:4] = 1
     chi[2, 2, 2] = 0.1
-    table = measure_regions(chi, dseg, (dseg == 1)[None].astype(float), structures=[DN_L], voxel_size_mm=(1, 1, 1))
+    table = measure_nuclei(chi, dseg, (dseg == 1)[None].astype(float), structures=[DN_L], voxel_size_mm=(1, 1, 1))
     assert table.loc[0, "core_mean_ppm"] == pytest.approx(0.1)
 
 
-def test_a_thin_nucleus_has_no_core_mean():
+def test_thin_nucleus_has_no_core_mean():
     assert np.isnan(measure_line([0.1, 0.2, 0.3], [1, 1, 1], [1, 1, 1])["core_mean_ppm"])
 
 
-def test_probabilities_on_another_grid_are_refused():
+def test_probabilities_on_another_grid_are_rejected():
     with pytest.raises(ValueError, match=r"probseg has shape \(1, 2, 2, 2\), expected \(1, 2, 2, 3\)"):
-        measure_regions(
+        measure_nuclei(
             np.zeros((2, 2, 3)),
             np.zeros((2, 2, 3), int),
             np.zeros((1, 2, 2, 2)),
@@ -208,9 +216,9 @@ def test_probabilities_on_another_grid_are_refused():
         )
 
 
-def test_labels_on_another_grid_are_refused():
+def test_labels_on_another_grid_are_rejected():
     with pytest.raises(ValueError, match=r"dseg has shape \(2, 2, 2\), expected \(2, 2, 3\)"):
-        measure_regions(
+        measure_nuclei(
             np.zeros((2, 2, 3)),
             np.zeros((2, 2, 2), int),
             np.zeros((1, 2, 2, 3)),
@@ -219,6 +227,163 @@ def test_labels_on_another_grid_are_refused():
         )
 
 
-def test_an_unknown_missing_nucleus_is_refused():
-    with pytest.raises(ValueError, match=r"missing holds \['DN'\], not among the structures"):
+def test_unknown_missing_nucleus_is_rejected():
+    with pytest.raises(ValueError, match=r"missing contains \['DN'\], not among the structures"):
         measure_line([0.1], [1], [1], missing=["DN"])
+
+
+NUCLEI = Box((-40, -75, -50), (40, 40, 32))
+
+
+def surface_mm2(semi_axes_mm: tuple[float, float, float]) -> float:
+    """Thomsen's formula, within 1.2 %."""
+    a, b, c = np.power(semi_axes_mm, 1.6075)
+    return float(4 * np.pi * ((a * b + a * c + b * c) / 3) ** (1 / 1.6075))
+
+
+def oblique_grid() -> Grid:
+    """0.8 x 0.8 x 2 mm, turned about the x axis by atan(0.28 / 0.96), 16 degrees."""
+    grid = world_grid(NUCLEI.grown(15), (0.8, 0.8, 2.0))
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.96, -0.28], [0.28, 0.96]]
+    return Grid(grid.shape, turn @ grid.affine)
+
+
+@pytest.mark.parametrize("grid", [world_grid(NUCLEI, (1, 1, 1)), oblique_grid()], ids=["1 mm", "oblique, thick slices"])
+def test_phantom_volumes_and_susceptibilities_from_labels(phantom, grid):
+    voxel_size_mm = tuple(np.linalg.norm(grid.affine[:3, :3], axis=0))
+    dseg = phantom.dseg(grid).array
+    probseg = np.stack([dseg == structure.index for structure in STRUCTURES]).astype(np.float32)
+    chi = np.zeros(grid.shape)
+    for structure in STRUCTURES:
+        chi[dseg == structure.index] = phantom.chi_ppm[structure.abbreviation]
+    table = measure_nuclei(chi, dseg, probseg, structures=STRUCTURES, voxel_size_mm=voxel_size_mm)
+    bodies = {body.label: body for body in phantom.nuclei}
+    for _, row in table.iterrows():
+        name = row["abbreviation"]
+        # Of the voxels that the surface cuts, each is wrong by a share that is uniform in ±1/2, SD 0.29 voxel.
+        voxel_mm3 = np.prod(voxel_size_mm)
+        cut = surface_mm2(bodies[row["index"]].semi_axes_mm) / voxel_mm3 ** (2 / 3)
+        assert row["volume_mm3"] == pytest.approx(phantom.volumes_mm3[name], abs=3 * 0.29 * np.sqrt(cut) * voxel_mm3)
+        assert row["mean_ppm"] == pytest.approx(phantom.chi_ppm[name])
+        assert row["core_mean_ppm"] == pytest.approx(phantom.chi_ppm[name])
+
+
+def test_phantom_volumes_from_partial_volumes(phantom):
+    fine = world_grid(NUCLEI, (0.5, 0.5, 0.5))
+    labels = phantom.dseg(fine).array
+    x, y, z = (size // 5 for size in fine.shape)  # 2.5 mm voxels of 125 points
+    blocks = labels[: 5 * x, : 5 * y, : 5 * z].reshape(x, 5, y, 5, z, 5)
+    probseg = np.stack([(blocks == structure.index).mean(axis=(1, 3, 5)) for structure in STRUCTURES])
+    dseg = np.where(probseg.sum(axis=0) > 0.5, probseg.argmax(axis=0) + 1, 0)
+    table = measure_nuclei(np.zeros((x, y, z)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=(2.5, 2.5, 2.5))
+    for _, row in table.iterrows():
+        # The error is that of counting points of 0.125 mm³: 1 % for the smallest nucleus, 80 mm³.
+        assert row["volume_pv_mm3"] == pytest.approx(phantom.volumes_mm3[row["abbreviation"]], rel=0.02)
+
+
+def high_iron_of(chi: list[float], labels: list[int] | None = None) -> pd.Series:
+    values = np.array(chi, float).reshape(-1, 1, 1)
+    dseg = np.array(labels or [1] * len(chi)).reshape(-1, 1, 1)
+    return measure_high_iron(values, dseg, structures=[DN_L], voxel_size_mm=(1.0, 1.0, 2.0)).iloc[0]
+
+
+def test_high_iron_lies_one_sd_above_mean():
+    # 0, 0, 0, 0.4, 0.1: mean 0.1; squares 0.03 + 0.09 = 0.12 over 4: SD 0.1732; only 0.4 lies above 0.2732.
+    row = high_iron_of([0, 0, 0, 0.4, 0.1])
+    assert row["high_iron_threshold_ppm"] == pytest.approx(0.1 + np.sqrt(0.03))
+    assert row["high_iron_mean_ppm"] == pytest.approx(0.4)
+    assert row["high_iron_volume_mm3"] == 2
+    assert row["high_iron_fraction"] == pytest.approx(0.2)
+    assert row["sem_ppm"] == pytest.approx(np.sqrt(0.03 / 5))
+    assert np.isnan(row["high_iron_sem_ppm"])  # one voxel has no spread
+
+
+def test_high_iron_error_uses_its_own_voxels():
+    # Ten voxels at 0 and two at 1 and 1.2: SD of the two 0.1414, over the root of 2.
+    row = high_iron_of([0.0] * 10 + [1.0, 1.2])
+    assert row["high_iron_mean_ppm"] == pytest.approx(1.1)
+    assert row["high_iron_sem_ppm"] == pytest.approx(0.1)
+
+
+def test_high_iron_mean_of_gaussian_noise():
+    values = np.random.default_rng(0).normal(0.1, 0.02, 20_000)
+    row = high_iron_of(values.tolist())
+    # Standard error of the tail's mean: 0.44 SD over the root of 16 % of 20000 voxels, 0.008 SD; five of them.
+    assert (row["high_iron_mean_ppm"] - 0.1) / 0.02 == pytest.approx(1.525, abs=0.04)
+
+
+def test_reference_shifts_threshold_and_mean_alike():
+    values = np.random.default_rng(1).random(30)
+    first, second = high_iron_of(values.tolist()), high_iron_of((values + 0.05).tolist())
+    for name in ("high_iron_threshold_ppm", "high_iron_mean_ppm"):
+        assert second[name] - first[name] == pytest.approx(0.05)
+    assert second["high_iron_volume_mm3"] == first["high_iron_volume_mm3"]
+
+
+def test_equal_voxels_have_no_high_iron_region():
+    row = high_iron_of([0.1, 0.1, 0.1])
+    assert row["high_iron_volume_mm3"] == 0
+    assert np.isnan(row["high_iron_mean_ppm"])
+
+
+@pytest.mark.parametrize(
+    ("chi", "labels"),
+    [
+        pytest.param([0.1, 0.2], [0, 0], id="absent"),
+        pytest.param([0.1, 0.2], [1, 0], id="one voxel"),
+        pytest.param([np.nan, 0.2], [1, 1], id="one measured voxel"),
+    ],
+)
+def test_high_iron_needs_two_valid_voxels(chi, labels):
+    assert high_iron_of(chi, labels)[list(HIGH_IRON_COLUMNS)].isna().all()
+
+
+def test_high_iron_rows_follow_the_structures():
+    table = measure_high_iron(
+        np.zeros((2, 2, 2)), np.ones((2, 2, 2), np.uint8), structures=[DN_R, DN_L], voxel_size_mm=(1.0, 1.0, 1.0)
+    )
+    assert table["abbreviation"].tolist() == ["DN_R", "DN_L"]
+    assert list(table.columns) == ["index", "abbreviation", *HIGH_IRON_COLUMNS]
+
+
+def test_high_iron_rejects_labels_on_another_grid():
+    with pytest.raises(ValueError, match=r"dseg has shape \(2, 2, 2\), expected \(2, 2, 3\)"):
+        measure_high_iron(np.zeros((2, 2, 3)), np.zeros((2, 2, 2), int), structures=[DN_L], voxel_size_mm=(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "index"),
+    [
+        pytest.param(110.0, 90.0, 0.2, id="20 of a mean of 100"),
+        pytest.param(90.0, 110.0, -0.2, id="the other way round"),
+        pytest.param(5.0, 5.0, 0.0, id="equal"),
+        pytest.param(0.0, 5.0, -2.0, id="nothing on the left"),
+        pytest.param(0.0, 0.0, np.nan, id="nothing on both sides"),
+        pytest.param(np.nan, 5.0, np.nan, id="one side was not measured"),
+        pytest.param(-0.01, 0.03, np.nan, id="signs differ"),
+    ],
+)
+def test_asymmetry_is_difference_over_mean(left, right, index):
+    assert asymmetry_index(left, right) == pytest.approx(index, nan_ok=True)
+
+
+def test_swapping_sides_changes_the_sign():
+    left, right = np.random.default_rng(0).random((2, 50))
+    np.testing.assert_allclose(asymmetry_index(left, right), -asymmetry_index(right, left))
+
+
+def test_sides_are_matched_by_nucleus():
+    stats = pd.DataFrame(
+        {
+            "abbreviation": ["GP_R", "RN_L", "GP_L"],
+            "hemisphere": ["R", "L", "L"],
+            "volume_mm3": [900.0, 300.0, 1100.0],
+            "mean_ppm": [0.1, 0.1, 0.3],
+        }
+    )
+    table = measure_asymmetry(stats).set_index("nucleus")
+    assert table.loc["GP", "volume_asymmetry"] == pytest.approx(0.2)
+    assert table.loc["GP", "mean_ppm_asymmetry"] == pytest.approx(1.0)  # 0.2 over 0.2
+    assert table["volume_asymmetry"].isna().tolist() == [False, True]
+    assert list(table.columns) == ["volume_asymmetry", "mean_ppm_asymmetry"]

@@ -5,8 +5,14 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS
-from bids_dgmseg.measurement.nuclei import measure_regions
-from bids_dgmseg.measurement.reference import Reference, describe_core, find_ventricle_core, measure_reference, refer
+from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.measurement.reference import (
+    Reference,
+    add_referenced_columns,
+    describe_erosion,
+    erode_ventricles,
+    measure_reference,
+)
 from bids_dgmseg.models.structures import STRUCTURES
 
 UNIT = (1.0, 1.0, 1.0)
@@ -17,7 +23,7 @@ def measure(chi: np.ndarray, size_mm: tuple[float, float, float] = UNIT) -> Refe
     return measure_reference(chi, np.ones(chi.shape, bool), name="csf", source="mask x", voxel_size_mm=size_mm)
 
 
-def test_mean_and_spread_are_those_of_the_measured_voxels():
+def test_reference_averages_the_valid_voxels():
     # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. One is not measured.
     chi = np.repeat([0.01, 0.03], 50).reshape(10, 10, 1)
     found = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
@@ -37,7 +43,7 @@ def test_mean_and_spread_are_those_of_the_measured_voxels():
         pytest.param(0, UNIT, False, id="none"),
     ],
 )
-def test_too_small_a_region_is_no_reference(n_voxels, size_mm, enough):
+def test_small_region_is_no_reference(n_voxels, size_mm, enough):
     found = measure(np.full((n_voxels, 1, 1), 0.02), size_mm)
     assert np.isfinite(found.mean_ppm) == enough
     assert found.n_voxels == n_voxels
@@ -46,20 +52,20 @@ def test_too_small_a_region_is_no_reference(n_voxels, size_mm, enough):
         assert found.problem.startswith(f"reference csf: {n_voxels} voxels")
 
 
-def test_ventricles_lose_half_a_voxel_of_the_labels():
+def test_ventricles_are_eroded_by_half_a_label_voxel():
     # 12 mm wide with labels of 4 mm: what is 2 mm or less from the outside, centre to centre, goes; 8 remain.
     ventricles = np.zeros((16, 16, 16), bool)
     ventricles[2:14, 2:14, 2:14] = True
-    core = find_ventricle_core(ventricles, voxel_size_mm=UNIT, label_size_mm=(4.0, 4.0, 4.0))
+    core = erode_ventricles(ventricles, voxel_size_mm=UNIT, label_size_mm=(4.0, 4.0, 4.0))
     expected = np.zeros_like(ventricles)
     expected[4:12, 4:12, 4:12] = True
     np.testing.assert_array_equal(core, expected)
 
 
-def test_ventricles_are_eroded_at_the_images_end_too_and_may_be_absent():
+def test_ventricles_are_eroded_at_image_border():
     whole = np.ones((6, 6, 6), bool)
-    assert find_ventricle_core(whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).sum() == 4**3
-    assert not find_ventricle_core(~whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).any()
+    assert erode_ventricles(whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).sum() == 4**3
+    assert not erode_ventricles(~whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).any()
 
 
 @pytest.mark.parametrize(
@@ -73,12 +79,12 @@ def test_ventricles_are_eroded_at_the_images_end_too_and_may_be_absent():
         ),
     ],
 )
-def test_ventricles_lose_a_layer_of_voxels_at_least(size_mm, expected):
+def test_ventricles_are_eroded_by_one_layer_at_least(size_mm, expected):
     # 7 voxels wide, labels of 3 mm: 1.5 mm reach over one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
     ventricles, core = np.zeros((2, 11, 11, 11), bool)
     ventricles[2:9, 2:9, 2:9] = True
     core[expected] = True
-    found = find_ventricle_core(ventricles, voxel_size_mm=size_mm, label_size_mm=(3.0, 3.0, 3.0))
+    found = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=(3.0, 3.0, 3.0))
     np.testing.assert_array_equal(found, core)
 
 
@@ -90,21 +96,21 @@ def test_ventricles_lose_a_layer_of_voxels_at_least(size_mm, expected):
         (2.0, "eroded by 1.5 mm, at least by one voxel"),
     ],
 )
-def test_how_ventricles_were_eroded_is_said(edge_mm, words):
-    assert describe_core(voxel_size_mm=(1.0, 1.0, edge_mm), label_size_mm=(3.0, 3.0, 3.0)) == words
+def test_erosion_is_described(edge_mm, words):
+    assert describe_erosion(voxel_size_mm=(1.0, 1.0, edge_mm), label_size_mm=(3.0, 3.0, 3.0)) == words
 
 
-def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():
-    # What refer() does to the table must equal measuring chi - 0.02.
+def test_referenced_columns_equal_a_shifted_map():
+    # What add_referenced_columns() does to the table must equal measuring chi - 0.02.
     rng = np.random.default_rng(0)
     chi, dseg = rng.normal(0.1, 0.03, (9, 9, 9)), np.zeros((9, 9, 9), np.uint8)
     dseg[2:7, 2:7, 2:7] = 1
     chi[4, 4, 4] = np.nan
-    measure_dentates = partial(measure_regions, structures=STRUCTURES.both_sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
+    measure_dentates = partial(measure_nuclei, structures=STRUCTURES.both_sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
     probseg = np.stack([0.8 * (dseg == 1), 0 * dseg]).astype(np.float32)
     raw = measure_dentates(chi, dseg, probseg).assign(high_iron_mean_ppm=[0.15, np.nan])
     shifted = measure_dentates(chi - 0.02, dseg, probseg)
-    table = refer(raw, Reference("csf", "", 0.02, 0.01, 99), voxel_size_mm=(1.0, 1.0, 2.0))
+    table = add_referenced_columns(raw, Reference("csf", "", 0.02, 0.01, 99), voxel_size_mm=(1.0, 1.0, 2.0))
     assert list(table.columns) == [*raw.columns, *REFERENCE_COLUMNS]
     for column in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv", "core_mean"):
         assert table[f"{column}_ref_ppm"][0] == pytest.approx(shifted[f"{column}_ppm"][0], abs=1e-9), column
@@ -114,7 +120,7 @@ def test_referenced_values_are_those_of_a_map_with_the_reference_taken_off():
     assert table.loc[1, list(REFERENCE_COLUMNS)].isna().all()  # DN_R has no voxel
 
 
-def test_without_a_value_all_referenced_ones_are_missing():
+def test_failed_reference_leaves_columns_missing():
     stats = pd.DataFrame(
         {
             name: [0.1]
@@ -133,6 +139,6 @@ def test_without_a_value_all_referenced_ones_are_missing():
             )
         }
     )
-    table = refer(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
+    table = add_referenced_columns(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
     assert table[list(REFERENCE_COLUMNS)].isna().all(axis=None)
     assert table["mean_ppm"].tolist() == [0.1]

@@ -9,10 +9,10 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.masks import is_measured
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
-from bids_dgmseg.measurement.field_of_view import View
-from bids_dgmseg.measurement.map_quality import SCAN_COLUMNS
+from bids_dgmseg.measurement.field_of_view import FieldOfView
+from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.reference import Reference
-from bids_dgmseg.measurement.scan import Findings, Segmented, measure_segmentation
+from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid
@@ -33,28 +33,28 @@ def find(
     missing: tuple[str, ...] = (),
     reference: Reference | None = None,
     map_reference: str = "not stated",
-) -> Findings:
+) -> ScanMeasures:
     """Measure the phantom with labels that are certain."""
-    view = View.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    fov = FieldOfView.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
-    scan = Segmented(chi, dseg, probseg, (x, y, z), STRUCTURES, view)
-    return measure_segmentation(scan, box=BOX, missing=missing, reference=reference, map_reference=map_reference)
+    scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, fov)
+    return measure_scan(scan, box=BOX, missing=missing, reference=reference, map_reference=map_reference)
 
 
-def test_a_good_scan_has_every_column_and_green_ratings():
+def test_good_scan_has_all_columns_and_is_green():
     found = find(*upright(), reference=CSF)
     assert list(found.stats.columns) == list(STATS_COLUMNS)
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
-    assert list(found.quality) == [*SCAN_COLUMNS, "box_margin_mm", "red_nuclei_fraction"]
+    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "red_nuclei_fraction"]
 
 
-def test_without_a_reference_there_are_no_referenced_columns():
+def test_no_reference_no_referenced_columns():
     assert list(find(*upright()).stats.columns) == [name for name in STATS_COLUMNS if name not in REFERENCE_COLUMNS]
 
 
-def test_sides_are_compared_on_both_rows():
+def test_asymmetry_is_in_both_rows():
     stats = find(*upright()).stats.set_index("abbreviation")
     left, right = stats["mean_ppm"].astype(float)[["DN_L", "DN_R"]].tolist()
     # The phantom's dentates have 0.116 and 0.108 ppm: 0.008 / 0.112; the edges' partial volumes take part of both.
@@ -64,7 +64,7 @@ def test_sides_are_compared_on_both_rows():
     assert there == here
 
 
-def test_a_missing_nucleus_is_red_and_has_no_value():
+def test_missing_nucleus_is_red_without_values():
     chi, dseg = upright()
     gone = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
     found = find(chi, gone, missing=("STN_R",), reference=CSF)
@@ -87,7 +87,7 @@ def test_a_missing_nucleus_is_red_and_has_no_value():
         pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another"),
     ],
 )
-def test_norms_are_compared_with_means_of_the_same_reference(reference, map_reference, shift):
+def test_z_scores_need_the_same_reference(reference, map_reference, shift):
     row = find(*upright(), reference=reference, map_reference=map_reference).stats.set_index("abbreviation").loc["RN_L"]
     # norms.tsv: RN 0.082 ± 0.036 ppm, CSF-referenced.
     expected = np.nan if shift is None else (row["mean_ppm"] - shift - 0.082) / 0.036

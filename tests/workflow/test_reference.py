@@ -179,7 +179,7 @@ def test_whole_brain_is_what_was_measured_where_the_model_has_no_brain(heads, ru
     chi = head("RAS")[0].array
     # Small gaps of 0 count as measured, where the map crosses 0 or the head's edge has a nook.
     assert reference["mean_ppm"] == pytest.approx(chi[chi != 0].mean(dtype=float), abs=1e-4)
-    assert reference["source"] == "measured part of the map"
+    assert reference["source"] == "field of view of the map"
 
 
 NAMES = ("brain", "cerebellum", "ventricles", "nuclei", "cerebellar_nuclei")
