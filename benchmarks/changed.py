@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.image.resample import Grid, block_affine, resample, world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
+from bids_dgmseg.image.grids import Grid, block_affine, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
@@ -100,7 +101,7 @@ def regrid(chi: Volume, spacing_mm: tuple[float, float, float], turn_deg: Sequen
     axes = Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
     everything = Volume(np.ones(chi.shape, bool), from_matvec(axes.T) @ chi.affine)
     inside = box_of_mask(everything)  # along the turned axes
-    box = Box.tilted(axes @ inside.centre_mm, Tilt.along(axes, inside.size_mm))
+    box = Box.around(axes @ inside.centre_mm, OrientedBox.from_axes(axes, inside.size_mm))
     return resample(chi, world_grid(box, spacing_mm), antialias=True)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels

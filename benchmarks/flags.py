@@ -26,7 +26,7 @@ from failures import FAILURES, Case
 from scipy import stats
 
 from bids_dgmseg.errors import InputError, run_command
-from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, Rating, Rule, rate_nuclei, rate_scan
@@ -103,7 +103,7 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     segmented = segment_map(case.chi, model)
     block, box = segmented.block, segmented.location.box
     dseg = case.chi.with_array(segmented.labels)
-    measured, probseg = is_measured(case.chi.array), block.probabilities[1:]
+    measured, probseg = is_valid(case.chi.array), block.probabilities[1:]
     fov = FieldOfView.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
     scan = SegmentedScan(case.chi, dseg, probseg, block.slices, model.structures, fov)
     voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)

@@ -20,7 +20,7 @@ import pandas as pd
 from conditions import conditions
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.resample import block_affine
+from bids_dgmseg.image.grids import block_affine
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES

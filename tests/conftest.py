@@ -17,7 +17,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom

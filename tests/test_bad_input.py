@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -79,7 +79,7 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
     "link": (link_to_nowhere, r"content not fetched \(broken symlink\); fetch it first \(datalad get"),
-    "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"its sidecar says Hz, so it is a field map, "),
+    "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"the sidecar states Hz \(a field map\), "),
     "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
     "phase": (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS

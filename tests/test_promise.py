@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS

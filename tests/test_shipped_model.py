@@ -12,7 +12,7 @@ from nibabel import orientations
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import MODELS, get_model
@@ -108,7 +108,7 @@ def test_noise_about_the_head_does_not_move_the_box(noise_ppm):
     chi = _upright_map()
     noise = np.random.default_rng(3).normal(0, noise_ppm, chi.shape).astype(np.float32)
     box = localize(chi.with_array(np.where(chi.array == 0, noise, chi.array)), MODEL).box
-    assert box.tilt is None
+    assert box.oriented is None
     np.testing.assert_allclose(box.centre_mm, localize(chi, MODEL).box.centre_mm, atol=8.0)  # its margin
 
 

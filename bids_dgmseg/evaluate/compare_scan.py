@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.segmentations import LabelTable, read_label_table
 from bids_dgmseg.bids.sources import find_source
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.resample import grids_differ
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
@@ -180,7 +180,7 @@ def _note_absent(notes: Notes, one: tuple[str, _Segmentation], other: tuple[str,
 def _other_grid(reference: _Segmentation, prediction: _Segmentation) -> str | None:
     """Say how two grids differ, their axes brought to RAS+."""
     first, second = reference.volume, prediction.volume
-    if apart := grids_differ(first, second):
+    if apart := describe_grid_mismatch(first, second):
         return (
             f"{prediction.path.name} ({_describe(second)}) does not lie on the grid of {reference.path.name} "
             f"({_describe(first)}; {apart}); resample one of them first"
@@ -212,7 +212,7 @@ def _measure(
     except InputError as error:
         failures.append(f"{task.scan}: {error}")
     for rater, one in segmentations.items():
-        problem = grids_differ(one.volume, chi) if chi else None
+        problem = describe_grid_mismatch(one.volume, chi) if chi else None
         if chi and problem:
             failures.append(
                 f"{task.scan}: {one.path.name} ({_describe(one.volume)}) does not lie on the grid of "
@@ -239,7 +239,7 @@ def _read_source(segmentations: Collection[_Segmentation]) -> Volume | None:
             chi = _read_chi(path)
         except InputError:  # nobody asked for this map: overlap and volumes stand without it
             continue
-        if not any(grids_differ(one.volume, chi) for one in segmentations):
+        if not any(describe_grid_mismatch(one.volume, chi) for one in segmentations):
             return chi
     return None
 

@@ -1,1 +1,1 @@
-"""Images as arrays with an affine (RAS+, mm): grids, resampling, boxes, masks, units."""
+"""3D images in RAS+ world space: volumes, grids, resampling, boxes, masks, units."""

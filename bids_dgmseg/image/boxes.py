@@ -1,4 +1,4 @@
-"""Boxes in mm: what a localizer hands to a predictor."""
+"""Bounding boxes in mm: the region of a map that a localizer passes to a predictor."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from bids_dgmseg.image.volume import Volume
 
 
 @dataclass(frozen=True)
-class Tilt:
-    """A box inside a `Box`, about the same centre, along axes of its own.
+class OrientedBox:
+    """A box inside a `Box`, with the same centre, along rotated axes.
 
     Parameters
     ----------
-    turn_deg : tuple of 3 float
-        Rotation vector that takes the world's axes to the box's; along x for a nod, positive with the chin up.
+    rotation_deg : tuple of 3 float
+        Rotation vector from the world's axes to the box's; along x it is the head's pitch, positive with the chin up.
     size_mm : tuple of 3 float
         Edge lengths along the box's axes: right, front, up.
     """
 
-    turn_deg: tuple[float, float, float]
+    rotation_deg: tuple[float, float, float]
     size_mm: tuple[float, float, float]
 
     @classmethod
-    def along(cls, axes: NDArray[np.float64], size_mm: tuple[float, float, float]) -> Tilt:
-        """Lay a box along axes, unit vectors of a right-handed system, one a column."""
+    def from_axes(cls, axes: NDArray[np.float64], size_mm: tuple[float, float, float]) -> OrientedBox:
+        """Create a box along the axes of a right-handed system, unit vectors in columns."""
         x, y, z = Rotation.from_matrix(axes).as_rotvec(degrees=True).tolist()
         return cls((x, y, z), size_mm)
 
     @property
     def axes(self) -> NDArray[np.float64]:
-        """Unit vectors of the box's axes in world space, one a column."""
-        axes: NDArray[np.float64] = Rotation.from_rotvec(self.turn_deg, degrees=True).as_matrix()
+        """Unit vectors of the box's axes in world space, in columns."""
+        axes: NDArray[np.float64] = Rotation.from_rotvec(self.rotation_deg, degrees=True).as_matrix()
         return axes
 
 
@@ -47,17 +47,34 @@ class Box:
     ----------
     low_mm, high_mm : tuple of 3 float
         Opposite corners (x, y, z) in mm, ``low_mm`` the smaller.
-    tilt : Tilt, optional
-        What of the box is meant where head or slices are turned: grids are laid along its axes.
+    oriented : OrientedBox, optional
+        The region of interest inside the box if head or slices are rotated; grids then follow its axes.
     """
 
     low_mm: tuple[float, float, float]
     high_mm: tuple[float, float, float]
-    tilt: Tilt | None = None
+    oriented: OrientedBox | None = None
 
     def __post_init__(self) -> None:
         if not all(low < high for low, high in zip(self.low_mm, self.high_mm, strict=True)):
             raise ValueError(f"box has no extent: {self.low_mm} to {self.high_mm}")
+
+    @classmethod
+    def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
+        """Create a box of a given size around a point."""
+        half = np.asarray(size_mm) / 2
+        return _box(centre_mm - half, centre_mm + half)
+
+    @classmethod
+    def around(cls, centre_mm: NDArray[np.floating], oriented: OrientedBox) -> Box:
+        """Enclose an oriented box at a point.
+
+        >>> Box.around(np.zeros(3), OrientedBox((90.0, 0.0, 0.0), (2.0, 4.0, 6.0))).high_mm
+        (1.0, 3.0, 2.0)
+        """
+        half = np.round(np.abs(oriented.axes) @ (np.asarray(oriented.size_mm) / 2), 9)
+        enclosing = _box(centre_mm - half, centre_mm + half)
+        return cls(enclosing.low_mm, enclosing.high_mm, oriented)
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
@@ -73,21 +90,21 @@ class Box:
 
     @property
     def frame(self) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
-        """Edge lengths in mm along its own axes, and these: unit vectors, one a column."""
-        return (self.tilt.size_mm, self.tilt.axes) if self.tilt else (self.size_mm, np.eye(3))
+        """Edge lengths in mm and axes (unit vectors in columns) of the region of interest."""
+        return (self.oriented.size_mm, self.oriented.axes) if self.oriented else (self.size_mm, np.eye(3))
 
-    def grown(self, margin_mm: float) -> Box:
-        """Add `margin_mm` on every side.
+    def expanded(self, margin_mm: float) -> Box:
+        """Add a margin on every side.
 
-        >>> Box((0, 0, 0), (1, 2, 3)).grown(1).size_mm
+        >>> Box((0, 0, 0), (1, 2, 3)).expanded(1).size_mm
         (3.0, 4.0, 5.0)
         """
         return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
 
-    def moved_over(self, inner: Box) -> Box:
-        """Move the box as little as it takes to hold another; along an axis where that is larger, about its middle.
+    def shifted_to_cover(self, inner: Box) -> Box:
+        """Shift the box as little as needed to cover another; centre it along axes where the other is larger.
 
-        >>> Box((0, 0, 0), (10, 10, 10)).moved_over(Box((-2, 3, -5), (3, 12, 15))).low_mm
+        >>> Box((0, 0, 0), (10, 10, 10)).shifted_to_cover(Box((-2, 3, -5), (3, 12, 15))).low_mm
         (-2.0, 2.0, 0.0)
         """
         low, high = np.array(self.low_mm, float), np.array(self.high_mm, float)
@@ -96,23 +113,6 @@ class Box:
         shift[larger] = (np.subtract(inner.centre_mm, self.centre_mm))[larger]
         return _box(low + shift, high + shift)
 
-    @classmethod
-    def tilted(cls, centre_mm: NDArray[np.floating], tilt: Tilt) -> Box:
-        """Enclose a tilted box around a centre.
-
-        >>> Box.tilted(np.zeros(3), Tilt((90.0, 0.0, 0.0), (2.0, 4.0, 6.0))).high_mm
-        (1.0, 3.0, 2.0)
-        """
-        half = np.round(np.abs(tilt.axes) @ (np.asarray(tilt.size_mm) / 2), 9)
-        enclosing = _box(centre_mm - half, centre_mm + half)
-        return cls(enclosing.low_mm, enclosing.high_mm, tilt)
-
-    @classmethod
-    def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
-        """Lay a box of a size around a centre."""
-        half = np.asarray(size_mm) / 2
-        return _box(centre_mm - half, centre_mm + half)
-
 
 def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
     (x0, y0, z0), (x1, y1, z1) = low_mm.tolist(), high_mm.tolist()
@@ -120,7 +120,7 @@ def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
 
 
 def box_of_mask(mask: Volume) -> Box:
-    """Enclose the voxels of a mask, edges included, whatever the obliquity of its grid.
+    """Enclose the voxels of a mask, outer edges included, on any oblique grid.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def box_of_mask(mask: Volume) -> Box:
     found = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
     if not len(found[0]):
         raise ValueError("the mask is empty")
-    low, high = (np.array([places[end] for places in found]) for end in (0, -1))
+    low, high = (np.array([indices[end] for indices in found]) for end in (0, -1))
     low, high = low - 0.5, high + 0.5
     corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)
     world = mask.affine[:3, :3] @ corners + mask.affine[:3, 3:]

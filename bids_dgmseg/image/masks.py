@@ -1,4 +1,4 @@
-"""Close masks, and smooth within them."""
+"""Binary masks: valid voxels, field of view, closing, connected components, smoothing within a mask."""
 
 from __future__ import annotations
 
@@ -10,30 +10,84 @@ from scipy import ndimage
 
 _ROUNDING_MM = 1e-6
 
+_ZERO_PPM = 1e-4
+"""A tenth of a ppb: below the noise of any map, above what 16-bit storage makes of zero."""
+
+_SMALLEST_GAP = 3
+"""Edge length of the smallest region outside the field of view; inside, single voxels are 0 where a map crosses 0."""
+
+
+def is_valid(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Find the valid voxels of a map in ppm: finite, and not 0 as outside of brain masks."""
+    valid: NDArray[np.bool_] = np.abs(chi) > _ZERO_PPM  # false for NaN; maps contain no infinity
+    return valid
+
+
+def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find the voxels that a map does not cover: invalid voxels in a cube of 3, which may extend beyond the image.
+
+    Parameters
+    ----------
+    valid : ndarray of bool, shape (X, Y, Z)
+        Valid voxels.
+
+    Returns
+    -------
+    ndarray of bool, shape (X, Y, Z)
+    """
+    invalid = np.pad(~valid, _SMALLEST_GAP, constant_values=True).view(np.uint8)
+    eroded = ndimage.minimum_filter(invalid, _SMALLEST_GAP, mode="constant", cval=1)
+    opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)
+    outside: NDArray[np.bool_] = opened[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
+    return outside
+
 
 def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Close a mask with a ball; it goes on beyond the image as it is at its edge.
+    """Close a mask with a ball; beyond the image it continues as at the edge.
 
     Parameters
     ----------
     mask : ndarray of bool, shape (X, Y, Z)
     radius_mm : float
-        Of the ball, in mm.
+        Radius of the ball.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
     """
     if not mask.any():
         return mask
-    grown = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + _ROUNDING_MM
-    distance = ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge"), sampling=voxel_size_mm)
+    dilated = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + _ROUNDING_MM
+    distance = ndimage.distance_transform_edt(np.pad(dilated, 1, mode="edge"), sampling=voxel_size_mm)
     closed: NDArray[np.bool_] = distance[1:-1, 1:-1, 1:-1] > radius_mm + _ROUNDING_MM
     return closed
 
 
-def sum_nearby(
+def large_components(
+    mask: NDArray[np.bool_], min_fraction: float = 1.0, *, over_corners: bool = False
+) -> NDArray[np.bool_]:
+    """Remove the small connected components of a mask.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (X, Y, Z)
+    min_fraction : float
+        Smallest size of a component, as a fraction of the largest; from 1, only the (first) largest is kept.
+    over_corners : bool
+        Whether voxels are connected over faces, edges and corners (26 neighbours) or faces only (6).
+    """
+    components, count = ndimage.label(mask, ndimage.generate_binary_structure(3, 3 if over_corners else 1))
+    if count < 2:
+        return mask
+    sizes = np.bincount(components.ravel())[1:]
+    kept = sizes >= min_fraction * sizes.max()
+    if min_fraction >= 1:
+        kept = np.arange(count) == sizes.argmax()
+    large: NDArray[np.bool_] = np.append(False, kept)[components]
+    return large
+
+
+def masked_gaussian(
     values: NDArray[np.float32], inside: NDArray[np.bool_], sigma: Sequence[float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smooth values inside a mask by a Gaussian.
+    """Filter values inside a mask with a Gaussian.
 
     Parameters
     ----------
@@ -46,41 +100,9 @@ def sum_nearby(
 
     Returns
     -------
-    sums, share : ndarray of float32, shape (X, Y, Z)
-        Weighted sums, and the part of the Gaussian that lies inside; the first over the second are weighted means.
+    sums, weights : ndarray of float32, shape (X, Y, Z)
+        Weighted sums, and the part of the Gaussian inside the mask; their quotient is the weighted mean.
     """
     sums = ndimage.gaussian_filter(np.where(inside, values, 0).astype(np.float32), sigma)
-    share = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
-    return sums, share
-
-
-_SMALLEST_GAP = 3
-"""Voxels along each edge of the smallest hole that counts as an edge: a map that crosses 0 leaves single voxels."""
-
-_ZERO_PPM = 1e-4
-"""A tenth of a ppb: below any map's noise, above what 16 bits make of a zero."""
-
-
-def is_measured(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Find the voxels of a map (ppm) with a measurement: finite, and not 0 as brain masks leave the rest."""
-    measured: NDArray[np.bool_] = np.abs(chi) > _ZERO_PPM  # NaN is not larger; infinity does not occur
-    return measured
-
-
-def find_outside(measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark what a map does not show: unmeasured voxels that lie in a cube of 3, which may reach beyond the image.
-
-    Parameters
-    ----------
-    measured : ndarray of bool, shape (X, Y, Z)
-        Voxels with a measurement.
-
-    Returns
-    -------
-    ndarray of bool, shape (X, Y, Z)
-    """
-    unmeasured = np.pad(~measured, _SMALLEST_GAP, constant_values=True).view(np.uint8)
-    deep = ndimage.minimum_filter(unmeasured, _SMALLEST_GAP, mode="constant", cval=1)
-    outside = ndimage.maximum_filter(deep, _SMALLEST_GAP, mode="constant", cval=1)
-    marked: NDArray[np.bool_] = outside[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
-    return marked
+    weights = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    return sums, weights

@@ -1,4 +1,4 @@
-"""Phase images as scanners and converters store them, in rad."""
+"""Read phase images in radians, as scanners and converters store them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
-_TURN = 2 * math.pi
-
-_STORED = (
+PHASE_RANGES = (
     (-math.pi, math.pi, 1.0, 0.0),
-    (0.0, _TURN, 1.0, 0.0),
+    (0.0, 2 * math.pi, 1.0, 0.0),
     (-4096.0, 4095.0, math.pi / 4096, 0.0),
-    (0.0, 4095.0, _TURN / 4096, -math.pi),
+    (0.0, 4095.0, 2 * math.pi / 4096, -math.pi),
     (-3142.0, 3142.0, 1e-3, 0.0),
 )
-"""Lowest and highest value, rad a step and at 0: radians, 12 bits with and without sign, thousandths of radians."""
+"""Lowest and highest value, scale to rad and offset in rad: radians, 12 bits with and without sign, milliradians."""
 
-_LARGEST_RAD = 200.0
-"""What an unwrapped phase spans at most; sidecars call larger numbers rad too, which are steps of a converter."""
+_LARGEST_SPAN_RAD = 200.0
+"""Largest span of an unwrapped phase; sidecars also state rad for larger values, which are integers of a converter."""
 
-_NEAR = 0.02
-"""Part of a range by which values may end before it, or beyond it by rounding."""
+_RANGE_TOLERANCE = 0.02
+"""Fraction of a range by which values may end before it, or beyond it by rounding."""
 
 
 def read_phase(path: str | Path, *, units: str = "") -> Volume:
@@ -37,18 +35,18 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     path : path
         NIfTI file.
     units : str
-        What its sidecar says of them: rad are taken as they are, other values for the range that they fill.
+        Unit in its sidecar. Values in rad are used as they are; otherwise the range of the values determines the scale.
 
     Returns
     -------
     Volume
-        Phase in rad, from -π to π; NaN where a value is not finite.
+        Phase in rad, wrapped to -π to π; NaN where a value is not finite.
 
     Raises
     ------
     InputError
-        If the file is damaged or no 3D image, its header cannot be right, all its values are the same, or they fill no
-        known range.
+        If the file is damaged or not a 3D image, its header is implausible, its values are constant, or their range is
+        unknown.
     """
     name = Path(path).name
     volume = Volume.read(path)
@@ -58,23 +56,23 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     stored = np.where(finite, volume.array, 0.0)
     low, high = float(stored.min()), float(stored.max())
     if low == high:
-        raise InputError(f"{name}: all values are {low:g}, expected a phase; export it again")
-    step, start = _scale(name, low, high, units)
-    wrapped = np.remainder(stored * step + start + math.pi, _TURN) - math.pi
+        raise InputError(f"{name}: all values are {low:g}, expected a phase image; export it again")
+    scale, offset = _find_scale(name, low, high, units)
+    wrapped = np.remainder(stored * scale + offset + math.pi, 2 * math.pi) - math.pi
     return volume.with_array(np.where(finite, wrapped, np.nan).astype(np.float32))
 
 
-def _scale(name: str, low: float, high: float, units: str) -> tuple[float, float]:
-    """Find the rad a step, and those of a stored 0."""
+def _find_scale(name: str, low: float, high: float, units: str) -> tuple[float, float]:
+    """Find the scale to rad, and the phase in rad of a stored 0."""
     stated = units.strip().casefold() in ("rad", "rads", "radian", "radians")
-    if stated and high - low <= _LARGEST_RAD:
+    if stated and high - low <= _LARGEST_SPAN_RAD:
         return 1.0, 0.0
-    for lowest, highest, step, start in _STORED:
-        near = _NEAR * (highest - lowest)
-        if abs(low - lowest) <= near and abs(high - highest) <= near:
-            return step, start
-    fill = "are no radians and fill" if stated else "fill"
+    for lowest, highest, scale, offset in PHASE_RANGES:
+        tolerance = _RANGE_TOLERANCE * (highest - lowest)
+        if abs(low - lowest) <= tolerance and abs(high - highest) <= tolerance:
+            return scale, offset
     raise InputError(
-        f"{name}: values from {low:.4g} to {high:.4g} {fill} no known range of a phase "
-        '(±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale it to radians and set "Units" in its sidecar to "rad"'
+        f"{name}: values from {low:.4g} to {high:.4g} are {'not radians and ' if stated else ''}not in a known range "
+        'of phase images (±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale to radians and set "Units" to "rad" in its '
+        "sidecar"
     )

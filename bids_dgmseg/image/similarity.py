@@ -1,4 +1,4 @@
-"""Transforms that keep shapes: turned, scaled, shifted."""
+"""Similarity transforms: rotation, scaling, translation."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Similarity:
-    """Turns, scales and shifts points (..., 3)."""
+    """Map points (..., 3) to ``(points - centre) @ matrix + target``."""
 
-    turn: NDArray[np.float64]
+    matrix: NDArray[np.float64]
     centre: NDArray[np.float64]
-    goal: NDArray[np.float64]
+    target: NDArray[np.float64]
 
     def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Carry points."""
-        carried: NDArray[np.float64] = (points - self.centre) @ self.turn + self.goal
-        return carried
+        """Transform points."""
+        transformed: NDArray[np.float64] = (points - self.centre) @ self.matrix + self.target
+        return transformed
 
 
 def fit_similarity(
     points: NDArray[np.float64],
-    goals: NDArray[np.float64],
+    targets: NDArray[np.float64],
     weights: NDArray[np.float64] | None = None,
     *,
     mirrored: bool = False,
 ) -> Similarity:
-    """Find the similarity that brings points nearest to their goals, by weighted least squares (Umeyama 1991).
+    """Fit the similarity from points to targets by weighted least squares (Umeyama 1991, doi:10.1109/34.88573).
 
     Parameters
     ----------
-    points, goals : ndarray of shape (n, 3)
-        Pairs that do not all lie on one line; on one plane only where nothing is mirrored.
+    points, targets : ndarray of shape (n, 3)
+        Corresponding points, not all on one line; with `mirrored` not all on one plane.
     weights : ndarray of shape (n,), optional
-        By default all alike.
+        Equal by default.
     mirrored : bool
-        Whether it may mirror too, as between arrays whose axes have different orders and directions.
+        Allow reflections, as between arrays with different axis orders and directions.
     """
     shares = np.full(len(points), 1 / len(points)) if weights is None else weights / weights.sum()
-    centre, goal = shares @ points, shares @ goals
-    spread = points - centre
-    left, stretches, right = np.linalg.svd((spread * shares[:, None]).T @ (goals - goal))
+    centre, target = shares @ points, shares @ targets
+    centred = points - centre
+    left, stretches, right = np.linalg.svd((centred * shares[:, None]).T @ (targets - target))
     signs = np.array([1.0, 1.0, 1.0 if mirrored else np.sign(np.linalg.det(left @ right))])
-    scale = (stretches * signs).sum() / (shares @ (spread**2).sum(axis=1))
-    return Similarity(scale * (left * signs) @ right, centre, goal)
+    scale = (stretches * signs).sum() / (shares @ (centred**2).sum(axis=1))
+    return Similarity(scale * (left * signs) @ right, centre, target)

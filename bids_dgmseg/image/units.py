@@ -1,8 +1,7 @@
-"""Is this file a susceptibility map, and in which unit? Judged from its sidecar and its values."""
+"""Read susceptibility maps: find their unit, and reject images of other kinds, from the sidecar and the values."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,41 +12,39 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.phase import PHASE_RANGES
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
 PPM_PER_UNIT = {"ppm": 1.0, "ppb": 1e-3}
 
-# The spread is the distance from the 1st to the 99th percentile of the voxels that are not 0.
+# The spread is the difference between the 99th and the 1st percentile of the voxels that are not 0.
 LARGEST_SPREAD_PPM = 3.0
-"""Brains spread over 0.05 to 0.4 ppm; streaks and noise around a head that was not stripped reach ±1 ppm."""
+"""Brains have a spread of 0.05 to 0.4 ppm; streaks and noise around a head without a brain mask reach ±1 ppm."""
 
 SMALLEST_SPREAD_PPM = 1e-3
-"""Below it lie masks, constants and maps in other units (tesla, fractions of one)."""
+"""Masks, constants and maps in other units (tesla, fractions of one) are below."""
 
 SMALLEST_SPREAD_PPB = 30.0
-"""A brain's 0.05 ppm, with some room; local fields at 3 T spread over 5 to 25 Hz, below it."""
+"""Below the 0.05 ppm of a brain, with a margin; above local fields at 3 T, whose spread is 5 to 25 Hz."""
 
 PHASE_HINT_SPREAD = 1.0
-"""A sidecar that calls the image a phase is believed above it; chi maps inherit phase sidecars, but stay below."""
-
-PHASE_RANGES = ((-math.pi, math.pi), (0.0, 2 * math.pi), (-4096.0, 4095.0), (0.0, 4095.0), (-3142.0, 3142.0))
-"""What scanners and converters store: radians, 12 bits with and without sign, thousandths of radians."""
+"""Only above this spread does an ImageType of phase count: tools copy it to chi maps, which stay below."""
 
 PHASE_EDGE, PHASE_EDGE_SHARE = 0.1, 0.005
-"""Wrapped phase fills both outer tenths of its range with a tenth of the voxels each; maps leave them nearly empty."""
+"""Wrapped phase fills each outer tenth of its range with a tenth of the voxels; chi maps leave them nearly empty."""
 
 NEGATIVE_SHARE = 1e-3
-"""Half of a chi map is below its reference; fewer than this is none (interpolation makes a few)."""
+"""Half of a chi map is below its reference; fewer negative voxels than this may come from interpolation."""
 
 LARGEST_POSITIVE_PPM = 0.2
-"""The 90th percentile of a map of paramagnetic sources alone is near 0.05 ppm, of a magnitude scaled to 1 near 0.5."""
+"""The 90th percentile is about 0.05 ppm in maps of paramagnetic sources, and 0.5 in magnitude images scaled to 1."""
 
 HOLES_SHARE = 0.01
-"""A background of NaN takes most of an image; fewer voxels that are not finite are holes in a map."""
+"""A larger fraction of voxels that are not finite is the background of the map, a smaller one consists of holes."""
 
 HOLES_RIM_SHARE = 1 / 6
-"""A voxel of the brain has at least one of its six neighbours in it; empty corners of an image have hardly any."""
+"""Smallest fraction of non-zero voxels around a hole in the brain; empty corners of an image have hardly any."""
 
 _UNITS = {
     "ppm": ("ppm", "parts per million", "part per million", "1e-6", "10^-6"),
@@ -69,25 +66,25 @@ _REFERENCE_KEYS = (
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A susceptibility map that was found usable."""
+class ChiMap:
+    """A usable susceptibility map."""
 
     chi_ppm: Volume
-    """In ppm; NaN where nothing was measured."""
+    """In ppm; NaN where a voxel is not finite."""
     units: str
     """Unit in the file: ``ppm`` or ``ppb``."""
     units_from: str
     """``sidecar`` or ``magnitude of the values``."""
     reference: str
-    """Region whose susceptibility is 0, as the sidecar has it, or ``not stated``."""
+    """Reference region in the sidecar, or ``not stated``."""
     n_replaced: int
     """Voxels inside the brain that were NaN or infinite."""
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Look:
-    """The values of an image in a few robust numbers."""
+class _Summary:
+    """Robust summary of an image's values."""
 
     low: float
     p01: float
@@ -103,71 +100,70 @@ class _Look:
 
     @property
     def reach(self) -> str:
-        """The value of largest size, leaving out the extreme hundredths."""
+        """The 1st or 99th percentile, whichever is larger in size."""
         return f"{max(self.p01, self.p99, key=abs):.3g}"
 
 
-def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> Checked:
-    """Read a susceptibility map, find its unit and refuse what is none.
+def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
+    """Read a susceptibility map, find its unit, and reject images that are not susceptibility maps.
 
     Parameters
     ----------
     path : path
         NIfTI file.
     sidecar : mapping
-        Its metadata; ``Units`` and the reference region are used where they are given. An ``ImageType`` of phase
-        counts only where the values support it, since tools copy it from the phase to the map.
+        Its metadata: ``Units``, the reference region, and ``ImageType``, which must agree with the values to count.
 
     Returns
     -------
-    Checked
-        The map in ppm, NaN at every voxel that was not finite. 0 stays 0.
+    ChiMap
+        In ppm, NaN at every voxel that is not finite; 0 stays 0.
 
     Raises
     ------
     InputError
-        If the file is damaged, is no 3D image of real numbers, has voxels of no usual size, has no finite or no
-        non-zero voxel, is a field map, a phase or a magnitude, or its values contradict the unit in its sidecar.
+        If the file is damaged, not a 3D image of real numbers, has an implausible voxel size or no finite or non-zero
+        voxel, is a field map, phase or magnitude image, or its values contradict the unit in its sidecar.
     """
     name = Path(path).name
     volume = Volume.read(path)
     check_intact(path)
-    doubts = check_header(load_image(path), name)
+    header_warnings = check_header(load_image(path), name)
     array = volume.array
     finite = np.isfinite(array)
     if not finite.any():
         raise InputError(f"{name}: no voxel is finite; reconstruct the map again")
-    measured = finite & (array != 0)
-    if not measured.any():
+    nonzero = finite & (array != 0)
+    if not nonzero.any():
         raise InputError(f"{name}: all voxels are 0; reconstruct the map again")
-    look = _look(array[measured])
+    summary = _summarize(array[nonzero])
     stated = _stated_units(name, sidecar)
-    _refuse_other_images(name, look, stated, sidecar)
-    units = _units(name, look, stated)
-    n_replaced = count_holes(finite, measured)
+    _refuse_other_images(name, summary, stated, sidecar)
+    units = _units(name, summary, stated)
+    n_replaced = count_holes(finite, nonzero)
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
-    return Checked(
+    return ChiMap(
         chi_ppm=volume.with_array(chi),
         units=units,
         units_from="sidecar" if stated else "magnitude of the values",
         reference=_reference(sidecar),
         n_replaced=n_replaced,
-        warnings=(*doubts, *_warnings(name, look, stated, units, n_replaced)),
+        warnings=(*header_warnings, *_warnings(name, summary, stated, units, n_replaced)),
     )
 
 
-def count_holes(finite: NDArray[np.bool_], measured: NDArray[np.bool_]) -> int:
+def count_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> int:
     """Count the voxels inside the brain that are not finite.
 
-    Where NaN is also the background, those count that finite voxels enclose. Else a group of them counts if enough of
-    the voxels around it were measured, so that one on the border of the brain or of the image counts too.
+    If the background is NaN, too, holes are the voxels enclosed by finite ones. Otherwise a group of voxels is a hole
+    if enough of the voxels around it are not 0, so that holes at the border of the brain or of the image are counted.
 
     Parameters
     ----------
     finite : ndarray of bool, shape (X, Y, Z)
-        Voxels with a finite value.
-    measured : ndarray of bool, shape (X, Y, Z)
-        Voxels with a finite value other than 0.
+        Finite voxels.
+    nonzero : ndarray of bool, shape (X, Y, Z)
+        Finite voxels other than 0.
     """
     if finite.all():
         return 0
@@ -176,21 +172,21 @@ def count_holes(finite: NDArray[np.bool_], measured: NDArray[np.bool_]) -> int:
     groups, n_groups = ndimage.label(~finite)
     around = np.where(finite, ndimage.grey_dilation(groups, footprint=ndimage.generate_binary_structure(3, 1)), 0)
     numbers = np.arange(1, n_groups + 1)
-    n_around, n_measured = (ndimage.sum_labels(mask, around, numbers) for mask in (finite, measured))
+    n_around, n_nonzero = (ndimage.sum_labels(mask, around, numbers) for mask in (finite, nonzero))
     sizes = np.bincount(groups.ravel())[1:]
-    return int(sizes[n_measured >= HOLES_RIM_SHARE * n_around].sum())
+    return int(sizes[n_nonzero >= HOLES_RIM_SHARE * n_around].sum())
 
 
-def _look(values: NDArray[np.float32]) -> _Look:
+def _summarize(values: NDArray[np.float32]) -> _Summary:
     p01, p90, p99 = (float(value) for value in np.percentile(values, (1, 90, 99)))
     low, high = float(values.min()), float(values.max())
     negative_share = float(np.mean(values < 0))
-    is_phase = any(_fills(values, low, high, *bounds) for bounds in PHASE_RANGES)
-    return _Look(low, p01, p90, p99, high, negative_share, is_phase)
+    is_phase = any(_fills(values, low, high, *limits[:2]) for limits in PHASE_RANGES)
+    return _Summary(low, p01, p90, p99, high, negative_share, is_phase)
 
 
 def _fills(values: NDArray[np.float32], low: float, high: float, range_low: float, range_high: float) -> bool:
-    """Whether values end where a range ends and crowd at both ends."""
+    """Return whether values end where a range ends, and fill both ends."""
     width = range_high - range_low
     if max(abs(low - range_low), abs(high - range_high)) > 0.01 * width:
         return False
@@ -200,7 +196,7 @@ def _fills(values: NDArray[np.float32], low: float, high: float, range_low: floa
 
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
-    """Read the unit that the sidecar names: ppm, ppb, Hz or rad; empty where it is silent."""
+    """Read the unit in the sidecar: ppm, ppb, Hz or rad; empty if not stated."""
     known = {key.casefold(): value for key, value in sidecar.items()}
     text = known.get("units", known.get("unit"))
     if text is None:
@@ -209,58 +205,60 @@ def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     for units, spellings in _UNITS.items():
         if spelled in spellings:
             return units
-    raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; correct the sidecar')
+    raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; fix the sidecar')
 
 
-def _refuse_other_images(name: str, look: _Look, stated: str, sidecar: Mapping[str, Any]) -> None:
+def _refuse_other_images(name: str, summary: _Summary, stated: str, sidecar: Mapping[str, Any]) -> None:
     if stated == "Hz":
         raise InputError(
-            f"{name}: its sidecar says Hz, so it is a field map, expected susceptibility in ppm or ppb; "
+            f"{name}: the sidecar states Hz (a field map), expected susceptibility in ppm or ppb; "
             'reconstruct the susceptibility map, or correct "Units"'
         )
-    hinted = not stated and _is_phase_type(sidecar) and look.spread >= PHASE_HINT_SPREAD
-    if stated == "rad" or look.is_phase or hinted:
+    hinted = not stated and _is_phase_type(sidecar) and summary.spread >= PHASE_HINT_SPREAD
+    if stated == "rad" or summary.is_phase or hinted:
         raise InputError(
-            f"{name}: looks like a phase image (values from {look.low:.4g} to {look.high:.4g}), expected susceptibility"
-            " in ppm or ppb; reconstruct the susceptibility map and give that"
+            f"{name}: looks like a phase image (values from {summary.low:.4g} to {summary.high:.4g}), expected "
+            "susceptibility in ppm or ppb; provide the reconstructed susceptibility map"
         )
-    positive_ppm = look.p90 * PPM_PER_UNIT.get(stated, 1.0)
-    if look.negative_share < NEGATIVE_SHARE and positive_ppm > LARGEST_POSITIVE_PPM:
+    positive_ppm = summary.p90 * PPM_PER_UNIT.get(stated, 1.0)
+    if summary.negative_share < NEGATIVE_SHARE and positive_ppm > LARGEST_POSITIVE_PPM:
         raise InputError(
-            f"{name}: looks like a magnitude image or labels (values from {look.low:.4g} to {look.high:.4g}, none "
-            "negative), expected susceptibility in ppm or ppb, which has both signs; give the susceptibility map"
+            f"{name}: looks like a magnitude image or labels (values from {summary.low:.4g} to {summary.high:.4g}, "
+            "none negative), expected susceptibility in ppm or ppb, which has both signs; provide the susceptibility "
+            "map"
         )
 
 
-def _units(name: str, look: _Look, stated: str) -> str:
-    """Settle the unit, from the sidecar if it speaks and the values agree, else from the spread."""
-    if look.spread < SMALLEST_SPREAD_PPM:
+def _units(name: str, summary: _Summary, stated: str) -> str:
+    """Find the unit: from the sidecar, if the values agree, else from their spread."""
+    if summary.spread < SMALLEST_SPREAD_PPM:
         raise InputError(
-            f"{name}: values spread over {look.spread:.2g} only, expected ppm (0.05 to 0.4 in a brain) or ppb; "
+            f"{name}: values have a spread of only {summary.spread:.2g}, expected ppm (0.05 to 0.4 in a brain) or ppb; "
             "check that it is a susceptibility map and rescale it"
         )
     largest_ppb = LARGEST_SPREAD_PPM / PPM_PER_UNIT["ppb"]
-    if look.spread > largest_ppb:
+    if summary.spread > largest_ppb:
         raise InputError(
-            f"{name}: values reach {look.reach}, too large for ppm and for ppb; check that it is a susceptibility map"
+            f"{name}: values reach {summary.reach}, too large for both ppm and ppb; check that it is a susceptibility "
+            "map"
         )
-    like_ppm = look.spread < LARGEST_SPREAD_PPM
+    like_ppm = summary.spread < LARGEST_SPREAD_PPM
     if stated == "ppb" and like_ppm:
         raise InputError(
-            f"{name}: values reach {look.reach}, expected ppb (about -1000 to 1000); "
-            'set "Units" in its sidecar to "ppm" or rescale'
+            f"{name}: values reach {summary.reach}, expected ppb (about -1000 to 1000); "
+            'set "Units" to "ppm" in its sidecar or rescale the map'
         )
     if stated == "ppb" or (stated == "ppm" and like_ppm):
         return stated
-    if stated == "ppm" and look.spread >= SMALLEST_SPREAD_PPB:
+    if stated == "ppm" and summary.spread >= SMALLEST_SPREAD_PPB:
         raise InputError(
-            f"{name}: values reach {look.reach}, expected ppm (about -1 to 1); "
-            'set "Units" in its sidecar to "ppb" or rescale'
+            f"{name}: values reach {summary.reach}, expected ppm (about -1 to 1); "
+            'set "Units" to "ppb" in its sidecar or rescale the map'
         )
-    if not like_ppm and look.spread < SMALLEST_SPREAD_PPB:
+    if not like_ppm and summary.spread < SMALLEST_SPREAD_PPB:
         raise InputError(
-            f"{name}: values reach {look.reach}, too large for ppm and too small for ppb, as a field map in Hz or an "
-            'unwrapped phase; give the susceptibility map (for a map in ppb set "Units" in its sidecar)'
+            f"{name}: values reach {summary.reach}, too large for ppm and too small for ppb, like a field map in Hz or "
+            'an unwrapped phase; provide the susceptibility map (if it is in ppb, set "Units" in its sidecar)'
         )
     return "ppm" if like_ppm else "ppb"
 
@@ -269,7 +267,7 @@ def _is_phase_type(sidecar: Mapping[str, Any]) -> bool:
     parts = sidecar.get("ImageType", ())
     if isinstance(parts, str):
         parts = parts.replace("/", "\\").split("\\")
-    if not isinstance(parts, Sequence):  # null, or a number
+    if not isinstance(parts, Sequence):  # null or a number
         return False
     return any(str(part).strip().casefold() in ("p", "phase", "phase map") for part in parts)
 
@@ -282,18 +280,18 @@ def _reference(sidecar: Mapping[str, Any]) -> str:
     return "not stated"
 
 
-def _warnings(name: str, look: _Look, stated: str, units: str, n_replaced: int) -> tuple[str, ...]:
+def _warnings(name: str, summary: _Summary, stated: str, units: str, n_replaced: int) -> tuple[str, ...]:
     warnings = []
     if n_replaced:
         warnings.append(
             f"{name}: {n_replaced} voxels inside the brain are NaN or infinite; "
-            "they are filled for the network and missing in the measures"
+            "they are filled in for the network and excluded from the measures"
         )
     if not stated and units == "ppb":
-        warnings.append(f'{name}: no "Units" in its sidecar; read as ppb, since its values reach {look.reach}')
-    if look.negative_share < NEGATIVE_SHARE:
+        warnings.append(f'{name}: no "Units" in its sidecar; read as ppb because values reach {summary.reach}')
+    if summary.negative_share < NEGATIVE_SHARE:
         warnings.append(
-            f"{name}: no value is negative, as in a map of paramagnetic sources alone; "
-            "the networks were trained on total susceptibility, so check the masks"
+            f"{name}: no negative values, as in maps of paramagnetic sources only; "
+            "the networks were trained on total susceptibility, so check the segmentation"
         )
     return tuple(warnings)

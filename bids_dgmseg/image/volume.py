@@ -14,10 +14,12 @@ from numpy.typing import DTypeLike, NDArray
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import check_intact, load_image, read_data
 
+_LARGEST_LABEL = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True)
 class Volume:
-    """An image whose axes run to the patient's right, front and top.
+    """A 3D image whose axes point to the patient's right, anterior and superior.
 
     Parameters
     ----------
@@ -25,13 +27,13 @@ class Volume:
         float32 for maps, an integer type for labels.
     affine : ndarray of shape (4, 4)
         Voxel indices to mm, RAS+; its columns are closest to x, y and z in this order and direction.
-    stored : str
-        Axes of the file that it was read from, such as ``LAS``.
+    file_orientation : str
+        Axis codes of the file that it was read from, such as ``LAS``.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
-    stored: str = "RAS"
+    file_orientation: str = "RAS"
 
     def __post_init__(self) -> None:
         if self.array.ndim != 3:
@@ -52,21 +54,21 @@ class Volume:
         return x, y, z
 
     def with_array(self, array: NDArray[Any]) -> Volume:
-        """Another image on the same grid; its first three axes must be the grid's."""
+        """Return another image on the same grid."""
         if array.shape != self.array.shape:
             raise ValueError(f"array has shape {array.shape}, expected {self.array.shape}")
-        return Volume(array, self.affine, self.stored)
+        return Volume(array, self.affine, self.file_orientation)
 
     @classmethod
     def read(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Volume:
-        """Read a 3D NIfTI file and turn its axes to RAS+ (no resampling).
+        """Read a 3D NIfTI file and reorient it to RAS+, without resampling.
 
         Parameters
         ----------
         path : path
-            ``.nii`` or ``.nii.gz``; a fourth axis of length one is dropped.
+            ``.nii`` or ``.nii.gz``; trailing axes of length one are dropped.
         dtype : dtype
-            Type of the array; scaling in the header is applied first.
+            Type of the array, after scaling.
 
         Raises
         ------
@@ -81,24 +83,23 @@ class Volume:
         return cls(ras, affine, "".join(orientations.ornt2axcodes(ornt)))
 
 
-_LARGEST = np.iinfo(np.int32).max
-
-
 def read_labels(path: Path) -> Volume:
     """Read a label image as int32.
 
     Raises
     ------
     InputError
-        If it cannot be read, is damaged anywhere, or holds fractions or numbers too large for a label.
+        If it cannot be read, is damaged, or contains fractions or values too large for a label.
     """
     volume = Volume.read(path, np.float64)
     check_intact(path)
-    if not np.array_equal(volume.array, np.rint(volume.array)):
-        part = volume.array[volume.array != np.rint(volume.array)][0]
-        raise InputError(f"{path.name}: holds {part:.3g}, expected whole numbers; give a label image (dseg)")
+    fractions = volume.array != np.rint(volume.array)
+    if fractions.any():
+        value = volume.array[fractions][0]
+        raise InputError(f"{path.name}: contains {value:.3g}, expected integers; provide a label image (dseg)")
     largest = float(np.abs(volume.array).max(initial=0))
-    if largest > _LARGEST:
-        what = f"holds {largest:.3g}, expected labels up to {_LARGEST}"
-        raise InputError(f"{path.name}: {what}; give a label image (dseg)")
+    if largest > _LARGEST_LABEL:
+        raise InputError(
+            f"{path.name}: contains {largest:.3g}, expected labels up to {_LARGEST_LABEL}; provide a label image (dseg)"
+        )
     return volume.with_array(volume.array.astype(np.int32))

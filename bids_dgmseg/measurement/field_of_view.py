@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from bids_dgmseg.image.masks import find_outside
+from bids_dgmseg.image.masks import outside_field_of_view
 from bids_dgmseg.image.similarity import fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
@@ -42,7 +42,7 @@ class FieldOfView:
         FieldOfView
             Everything beyond the image is outside, and so are holes that contain a cube of 3 voxels.
         """
-        outside = find_outside(valid)
+        outside = outside_field_of_view(valid)
         # The gap between two voxels is the distance of their centres once one of them is dilated by a layer.
         dilated = ndimage.maximum_filter(outside, 3, mode="constant", cval=True)
         return cls(~outside, np.argwhere(dilated & ~outside), voxel_size_mm)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.masks import sum_nearby
+from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.image.volume import Volume
 
 SD_PER_MAD = 1.482602218505602
@@ -252,7 +252,7 @@ def rim_residual(
     if inside.all() or not inside.any():
         return np.nan
     sigma = [SMOOTH_MM / edge for edge in voxel_size_mm]
-    sums, weights = sum_nearby(chi, inside, sigma)
+    sums, weights = masked_gaussian(chi, inside, sigma)
     rim = inside & (weights < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # weight inside at that depth of a flat edge
     median = np.median(chi[inside])
     return float(np.median(np.abs(sums[rim] / weights[rim] - median)) * SD_PER_MAD)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from bids_dgmseg.image.masks import sum_nearby
+from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
 
 _BRIDGE_MM = 3.0
@@ -173,6 +173,6 @@ def exclude_unreliable(
     dark = ndimage.median(signal[unreliable], components[unreliable], numbers) < _DARK * np.median(signal[mask])
     at_border = np.isin(numbers, components[ndimage.binary_dilation(~mask, _CONNECTIVITY)])
     kept = mask & ~np.append(False, (dark & large) | at_border)[components]
-    sums, share = sum_nearby(field, mask & ~unreliable, [_FILL_SIGMA_MM / step for step in voxel_size_mm])
+    sums, share = masked_gaussian(field, mask & ~unreliable, [_FILL_SIGMA_MM / step for step in voxel_size_mm])
     interpolated = sums / np.maximum(share, np.finfo(np.float32).tiny)
     return np.where(kept & unreliable & (share > 0), interpolated, field).astype(np.float32), kept

@@ -14,7 +14,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import Structure

@@ -12,7 +12,8 @@ from scipy import optimize
 from torch.nn import functional
 
 from bids_dgmseg.image.boxes import box_of_mask
-from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import valid_mask

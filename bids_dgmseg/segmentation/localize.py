@@ -11,9 +11,17 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.image.masks import is_measured
-from bids_dgmseg.image.resample import LARGEST_TURN_DEG, Grid, directions, farthest_axis_deg, meet, resample, world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
+from bids_dgmseg.image.grids import (
+    MAX_ROTATION_DEG,
+    Grid,
+    axis_directions,
+    integer_ratio,
+    max_axis_angle_deg,
+    world_grid,
+)
+from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import MODELS, Model
@@ -107,7 +115,7 @@ def _shift_box_to_cover(box: Box, chi: Volume, model: Model, device: str) -> Box
         return box
     guard = MODELS[model.localizer.guard]
     seen = _nuclei_mask(_label_head(chi, guard, None, device), guard, model)
-    return box.moved_over(box_of_mask(seen).grown(model.localizer.margin_mm)) if seen.array.any() else box
+    return box.shifted_to_cover(box_of_mask(seen).expanded(model.localizer.margin_mm)) if seen.array.any() else box
 
 
 def _nuclei_mask(labels: Volume, guard: Model, model: Model) -> Volume:
@@ -137,7 +145,7 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
 def _extend_noise(coarse: Volume, chi: Volume) -> Volume:
     """Let the noise about a head go on beyond the map; a network takes what ends somewhere for a head."""
     corners = _mark_corners(chi)
-    if is_measured(chi.array[corners.array > 0]).mean() < 0.9:
+    if is_valid(chi.array[corners.array > 0]).mean() < 0.9:
         return coarse
     grid = Grid(coarse.shape, coarse.affine)
     beyond = resample(chi.with_array(np.ones(chi.shape, np.float32)), grid).array < 0.5
@@ -157,13 +165,13 @@ def _slice_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
 
     Those of the world where there are no such slices.
     """
-    axes = directions(chi.affine)
+    axes = axis_directions(chi.affine)
     right_angled = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
-    oblique = LARGEST_TURN_DEG < farthest_axis_deg(axes) < _LARGEST_OBLIQUITY_DEG
+    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(axes) < _LARGEST_OBLIQUITY_DEG
     shown = model.input
     seen = (
         shown.native_voxel_tolerance
-        and meet(shown.spacing_mm, chi.voxel_size_mm, shown.native_voxel_tolerance)[1].any()
+        and integer_ratio(shown.spacing_mm, chi.voxel_size_mm, shown.native_voxel_tolerance)[1].any()
     )
     return axes if right_angled and oblique and seen else np.eye(3)
 
@@ -188,7 +196,7 @@ def _nuclei_box(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -
     centre_mm = axes @ ((low + high) / 2)
     if (axes == np.eye(3)).all():
         return Box.centred(centre_mm, (x, y, z))
-    return Box.tilted(centre_mm, Tilt.along(axes, (x, y, z)))
+    return Box.around(centre_mm, OrientedBox.from_axes(axes, (x, y, z)))
 
 
 def _find_axes(

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.resample import Grid, covering_block, resample, world_grid
+from bids_dgmseg.image.grids import Grid, covering_block, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES

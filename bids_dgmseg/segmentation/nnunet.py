@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.resample import Grid, block_affine, covering_block
+from bids_dgmseg.image.grids import Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, nnunet_step_folder
@@ -68,7 +68,7 @@ class Network:
 
         The network sees the axes of its training images; where the folder does not name them, those of the file.
         """
-        axes = self.trained.orientation or chi.stored
+        axes = self.trained.orientation or chi.file_orientation
         array, spacing_mm = _to_sitk_order(chi, axes)
         mirrored = mirror_axes(self.trained, axes, sided=self.sided)
         self._predictor.allowed_mirroring_axes = mirrored or None
@@ -148,7 +148,7 @@ class NnunetPredictor:
     def predict_block(self, chi: Volume, box: Box) -> ProbabilityBlock:
         """Compute the probability of each nucleus in the part of a map that lies in a box."""
         slices = covering_block(Grid(chi.shape, chi.affine), box)
-        found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.stored))
+        found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
         numbers = self.model.arch["numbers"]
         nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
         probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
@@ -176,7 +176,7 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))
-    return Location(box_of_mask(mask).grown(model.localizer.margin_mm), mask)
+    return Location(box_of_mask(mask).expanded(model.localizer.margin_mm), mask)
 
 
 def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:

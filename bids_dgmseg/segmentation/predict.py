@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.masks import find_outside, is_measured
-from bids_dgmseg.image.resample import Grid, covering_block, covering_shape, meeting_grid, resample
+from bids_dgmseg.image.grids import Grid, aligned_grid, covering_block, shape_to_cover
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
@@ -84,7 +85,7 @@ def predict(
     seen = labelled_nuclei(probabilities, model)
     probabilities = resample_back(probabilities, grid, own, slices)
     if model.postprocessing.valid_voxels_only:
-        gone = _clear(probabilities, find_outside(is_measured(chi.array))[slices], model)
+        gone = _clear(probabilities, outside_field_of_view(is_valid(chi.array))[slices], model)
         seen = tuple(name for name in seen if name not in gone)
     return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
 
@@ -100,7 +101,7 @@ def _clear(probabilities: NDArray[np.float32], outside: NDArray[np.bool_], model
 
 def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
     """Lay the grid on which a model's network sees a box of a map."""
-    return meeting_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
+    return aligned_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
 
 
 def predict_on_grid(
@@ -139,7 +140,7 @@ class NetworkPredictor:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
         shown = self.model.input
         values = self._normalize(chi.array)[None]
-        patch = covering_shape(shown.patch_mm, chi.voxel_size_mm)
+        patch = shape_to_cover(shown.patch_mm, chi.voxel_size_mm)
         windows = list(sliding_windows(chi.shape, patch, shown.window_step, shown.window_slack))
         total = np.zeros((self._channels, *chi.shape), np.float32)
         votes = np.zeros(chi.shape, np.float32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.grids import Grid
 
 _LEAST = 1e-7
 """Float32 cannot tell a background of less from none."""

@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.masks import is_measured
-from bids_dgmseg.image.resample import Grid, covering_block, resample
+from bids_dgmseg.image.grids import Grid, covering_block
+from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 
 LARGEST_PPM = 5.0
@@ -30,7 +31,7 @@ REGIONS: Mapping[str, tuple[str, ...]] = {
 
 def valid_mask(chi: Volume) -> Volume:
     """Return the mask of valid voxels of a finite map (ppm): those that are not 0, whatever the file's data type."""
-    return chi.with_array(is_measured(chi.array))
+    return chi.with_array(is_valid(chi.array))
 
 
 def valid_box(chi: Volume) -> Box:
@@ -117,7 +118,7 @@ def _resample_mask(mask: Volume, grid: Grid) -> NDArray[np.bool_]:
     resampled = np.zeros(grid.shape, bool)
     if not mask.array.any():
         return resampled
-    x, y, z = block = covering_block(grid, box_of_mask(mask).grown(max(mask.voxel_size_mm)))
+    x, y, z = block = covering_block(grid, box_of_mask(mask).expanded(max(mask.voxel_size_mm)))
     corner = np.eye(4)
     corner[:3, 3] = x.start, y.start, z.start
     shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)

@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
@@ -95,7 +96,7 @@ class Head:
         return self._masks[spacing_mm]
 
     def _grid(self, spacing_mm: float) -> Grid:
-        return world_grid(self._box.grown(2 * spacing_mm), (spacing_mm,) * 3)
+        return world_grid(self._box.expanded(2 * spacing_mm), (spacing_mm,) * 3)
 
     @cached_property
     def _box(self) -> Box:
@@ -153,7 +154,7 @@ def find_by_atlas(chi: Volume, references: list[Atlas], model: Model) -> Box:
     rigid = [align_rigidly(head, reference) for reference in references]
     best = max(range(len(references)), key=lambda place: rigid[place].similarity)
     to_map = align_affinely(head, references[best], rigid[best]).to_map
-    box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).grown(model.localizer.margin_mm)
+    box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import LabelMap

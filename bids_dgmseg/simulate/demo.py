@@ -12,7 +12,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.simulate.bids_writer import LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.simulate.phantom import PHANTOM
 

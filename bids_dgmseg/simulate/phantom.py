@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, covering_block
+from bids_dgmseg.image.grids import Grid, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -163,7 +163,7 @@ class Phantom:
         top = np.zeros((len(offsets_mm), len(points_mm)), np.uint8)
         reach_mm = float(np.linalg.norm(offsets_mm, axis=1).max())
         for number, body in enumerate(self._bodies, 1):
-            near = np.flatnonzero(_within(points_mm, body.box.grown(reach_mm)))
+            near = np.flatnonzero(_within(points_mm, body.box.expanded(reach_mm)))
             for moved, offset in zip(top, offsets_mm, strict=True):
                 moved[near[body.contains(points_mm[near] + offset)]] = number
         return top

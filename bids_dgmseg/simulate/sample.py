@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import (
     FIRST_TISSUE,

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import close_with_ball
-from bids_dgmseg.image.resample import Grid, resample
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.structures import STRUCTURES

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import block_affine, covering_block, resample
+from bids_dgmseg.image.grids import block_affine, covering_block
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import Model
@@ -179,7 +180,7 @@ def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed
         values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_A_SEED + number)
         grid = scanner_grid(view)
         box = localize(Volume(values.numpy(), grid.affine), model, weights=located_by, device=device).box
-        place = covering_block(grid, box.grown(_ROOM_MM))
+        place = covering_block(grid, box.expanded(_ROOM_MM))
         chi = Volume(values[place].clone().numpy(), block_affine(grid.affine, place))
         heads.append(_Head(chi, box, nuclei_labels(labels)[place].clone()))
     return heads

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
@@ -90,7 +91,7 @@ def _region(
         own = replace(model, input=replace(model.input, patch_mm=recipe.patch_mm(model)))
         box = run_localizer(labelled.chi, own, device=device).box
     else:
-        box = box_of_mask(classes.with_array(classes.array > 0)).grown(sampling.margin * max(spacing_mm))
+        box = box_of_mask(classes.with_array(classes.array > 0)).expanded(sampling.margin * max(spacing_mm))
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()
     return box if (x, y, z) == box.size_mm else Box.centred(np.array(box.centre_mm), (x, y, z))
 

@@ -14,7 +14,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.config import Settings
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.resample import grids_differ
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.registry import MODELS, Model
@@ -134,7 +134,7 @@ def read_labelled(scan: Scan, dseg: Path, model: Model, notes: dict[str, None]) 
     notes.update(dict.fromkeys(checked.warnings))
     chi = checked.chi_ppm.with_array(np.nan_to_num(checked.chi_ppm.array))
     labels = read_labels(dseg)
-    if apart := grids_differ(chi, labels):
+    if apart := describe_grid_mismatch(chi, labels):
         raise InputError(
             f"{dseg.name}: does not lie on the grid of {scan.chi.name} ({apart}); resample the labels first"
         )

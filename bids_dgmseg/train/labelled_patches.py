@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.image.resample import Grid, antialiased, block_affine, covering_block, resample, world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
+from bids_dgmseg.image.grids import Grid, block_affine, covering_block, world_grid
+from bids_dgmseg.image.resample import resample, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
@@ -64,7 +65,7 @@ class Prepared:
     """A labelled map ready to be seen in many ways."""
 
     chi: Tensor
-    """(X, Y, Z), in ppm, antialiased."""
+    """(X, Y, Z), in ppm, smoothed for the spacing."""
     world_to_index: Tensor
     """RAS+ mm to indices of `chi`, (4, 4)."""
     target: LabelMap
@@ -122,14 +123,14 @@ def prepare(labelled: LabelledMap, box: Box, model: Model, *, weights: Path | No
     """
     spacing_mm = model.input.spacing_mm
     centre_mm, (_, axes) = np.array(box.centre_mm), box.frame
-    wide = Box.tilted(centre_mm, Tilt.along(axes, model.input.patch_mm)).grown(_ROOM_MM)
+    wide = Box.around(centre_mm, OrientedBox.from_axes(axes, model.input.patch_mm)).expanded(_ROOM_MM)
     x, y, z = (_FINER * step for step in spacing_mm)
     fine = world_grid(wide, (x, y, z))
     known = _known_before(labelled.chi, box, model, fine, weights=weights, device=device)
     drawn = most_probable(soft_masks(labelled.labels), fine, at_least=0.5)
     target = np.where(np.isin(known, labelled.channels), 0, known)
     target[drawn > 0] = drawn[drawn > 0]
-    chi = antialiased(labelled.chi, Grid(fine.shape, np.diag([*spacing_mm, 1.0])))
+    chi = smooth_for_grid(labelled.chi, Grid(fine.shape, np.diag([*spacing_mm, 1.0])))
     block = covering_block(Grid(chi.shape, chi.affine), wide)
     to_index = torch.tensor(np.linalg.inv(block_affine(chi.affine, block)), dtype=torch.float32)
     values = torch.from_numpy(np.ascontiguousarray(chi.array[block], np.float32))
@@ -193,7 +194,7 @@ def most_probable(
         there = volume.array > 0.02
         if not there.any():
             continue
-        around = box_of_mask(volume.with_array(there)).grown(max(volume.voxel_size_mm))
+        around = box_of_mask(volume.with_array(there)).expanded(max(volume.voxel_size_mm))
         block = covering_block(grid, around)
         shape = tuple(piece.stop - piece.start for piece in block)
         if not all(shape):
@@ -264,9 +265,9 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
             ranges=self._ranges(prepared.box),
             generator=generator,
         )
-        if prepared.box.tilt:  # as the network will be shown it
+        if prepared.box.oriented:  # as the network will be shown it
             centre_mm = torch.tensor(prepared.box.centre_mm, dtype=torch.float32)
-            points = (points - centre_mm) @ torch.tensor(prepared.box.tilt.axes.T, dtype=torch.float32) + centre_mm
+            points = (points - centre_mm) @ torch.tensor(prepared.box.oriented.axes.T, dtype=torch.float32) + centre_mm
         chi = sample_linear(prepared.chi, points @ prepared.world_to_index[:3, :3].T + prepared.world_to_index[:3, 3])
         labels = prepared.target.at(prepared.target.indices(points))
         chi = self._disturb(chi, generator)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.resample import resample, world_grid
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, read_json
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import Model, weights_folder

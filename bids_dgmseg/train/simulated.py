@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bids_dgmseg.image.resample import covering_shape
+from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import (
     load_weights,
@@ -159,7 +159,7 @@ def simulated_maps(
 def among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
     """Let some samples be ordinary, and these as large as what the network is shown in use."""
     view = maps.view
-    shape = covering_shape(model.input.patch_mm, (view.spacing_mm,) * 3)
+    shape = shape_to_cover(model.input.patch_mm, (view.spacing_mm,) * 3)
     # As many nuclei are cut off as in a smaller view.
     beyond_mm = (shape[2] - view.shape[2]) * view.spacing_mm / 2
     below_mm, above_mm = (cut_mm + beyond_mm for cut_mm in view.cut_mm)

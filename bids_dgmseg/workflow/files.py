@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 import bids_dgmseg
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
-from bids_dgmseg.image.boxes import Box, Tilt
-from bids_dgmseg.image.masks import is_measured
-from bids_dgmseg.image.resample import Grid
-from bids_dgmseg.image.units import Checked
+from bids_dgmseg.image.boxes import Box, OrientedBox
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.units import ChiMap
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.measurement.field_of_view import FieldOfView
@@ -85,14 +85,16 @@ def read_block(path: str | Path) -> tuple[Slices, tuple[str, ...]]:
 
 def describe_box(box: Box) -> dict[str, Any]:
     """Say where the localizer's box lies, for `read_box` and the sidecars; mm, RAS+."""
-    tilt = {"rotation_deg": list(box.tilt.turn_deg), "rotated_size": list(box.tilt.size_mm)} if box.tilt else {}
-    return {"low": list(box.low_mm), "high": list(box.high_mm), **tilt}
+    corners = {"low": list(box.low_mm), "high": list(box.high_mm)}
+    if box.oriented is None:
+        return corners
+    return {**corners, "rotation_deg": list(box.oriented.rotation_deg), "rotated_size": list(box.oriented.size_mm)}
 
 
 def read_box(path: str | Path) -> Box:
     """Read the localizer's box."""
     said = read_json(path)
-    tilt = Tilt(tuple(said["rotation_deg"]), tuple(said["rotated_size"])) if "rotation_deg" in said else None
+    tilt = OrientedBox(tuple(said["rotation_deg"]), tuple(said["rotated_size"])) if "rotation_deg" in said else None
     return Box(tuple(said["low"]), tuple(said["high"]), tilt)
 
 
@@ -112,14 +114,14 @@ def write_regions(
     """Write the regions of the whole-head step as masks on the map's grid: region → path; none without labels."""
     if labels is None:
         return {}
-    shown = FieldOfView.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    shown = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm)
     regions = resample_regions(labels, Grid(chi.shape, chi.affine), names=names, valid=shown.inside)
     return {
         name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz")) for name, mask in regions.items()
     }
 
 
-def describe_input(path: Path, checked: Checked) -> dict[str, Any]:
+def describe_input(path: Path, checked: ChiMap) -> dict[str, Any]:
     """Fill the ``input`` part of the quality record, and the warnings."""
     image = load_image(path)
     return {

@@ -10,7 +10,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleIn
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
@@ -141,7 +141,7 @@ class Measure(SimpleInterface):
     def _run_interface(self, runtime: Bunch) -> Bunch:
         model, cwd = self.inputs.model, Path(runtime.cwd)
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        (block, seen), measured = files.read_block(self.inputs.in_block), is_measured(chi.array)
+        (block, seen), measured = files.read_block(self.inputs.in_block), is_valid(chi.array)
         probseg = files.read_fractions(self.inputs.in_probseg, block)
         fov = FieldOfView.of(measured, voxel_size_mm=chi.voxel_size_mm)
         scan = SegmentedScan(chi, dseg, probseg, block, model.structures, fov)

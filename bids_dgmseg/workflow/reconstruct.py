@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.phase import read_phase
-from bids_dgmseg.image.resample import grids_differ
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact, load_image, write_like
 from bids_dgmseg.models.weights import limit_threads
@@ -153,14 +153,14 @@ def _read_magnitude(path: Path, grid: Volume, scan: Scan) -> NDArray[np.float32]
 def _read_mask(path: Path, grid: Volume, scan: Scan) -> NDArray[np.bool_]:
     mask = Volume.read(path)
     check_intact(path)
-    if apart := grids_differ(grid, mask):
+    if apart := describe_grid_mismatch(grid, mask):
         first = scan.echoes[0].magnitude.name
         raise InputError(f"{path.name}: does not lie on the grid of {first} ({apart}); resample the mask first")
     return np.asarray(mask.array > 0)
 
 
 def _on_grid(volume: Volume, path: Path, grid: Volume, scan: Scan) -> NDArray[Any]:
-    if apart := grids_differ(grid, volume):
+    if apart := describe_grid_mismatch(grid, volume):
         first = scan.echoes[0].magnitude.name
         raise InputError(f"{path.name}: does not lie on the grid of {first} ({apart}); export both from one scan")
     return volume.array

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.resample import grids_differ
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.reference import Reference, describe_erosion, erode_ventricles, measure_reference
@@ -105,7 +105,7 @@ def _read_region(path: str) -> NDArray[np.bool_]:
 def _read_mask(path: Path, chi: Volume) -> NDArray[np.bool_]:
     mask = Volume.read(path)
     check_intact(path)
-    if apart := grids_differ(chi, mask):
+    if apart := describe_grid_mismatch(chi, mask):
         raise InputError(f"{path.name}: does not lie on the grid of the map ({apart}); resample the mask first")
     inside: NDArray[np.bool_] = mask.array > 0.5
     return inside

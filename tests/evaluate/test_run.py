@@ -132,7 +132,8 @@ def test_two_files_on_other_grids_are_refused_with_both_named(evaluate, tmp_path
     assert code == 2
     assert (
         "b.nii.gz (14 x 14 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+) does not lie on the grid of "
-        "a.nii.gz (12 x 12 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+; other shape); "
+        "a.nii.gz (12 x 12 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+; "
+        "shape (12, 12, 6) differs from (14, 14, 6)); "
         "resample one of them first"
     ) in err
     assert not (tmp_path / "out").exists()
@@ -148,7 +149,7 @@ def test_one_scan_on_another_grid_fails_alone(evaluate, tmp_path):
     code, out, _ = evaluate(first, second)
     assert code == 1
     assert "failed: sub-02: sub-02_seg-x_dseg.nii.gz" in out
-    assert "corners 3 mm apart" in out
+    assert "corners are 3 mm apart" in out
     assert set(read(tmp_path, "overlap")["scan"]) == {"sub-01"}
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["failures"]
 
@@ -265,7 +266,7 @@ def test_labels_whose_checksum_is_wrong_fail_alone(evaluate, tmp_path):
     ("index", "value", "what"),
     [
         ("9" * 5000, 1, "sub-01_seg-x_dseg.nii.gz: a number in its label table is too long; correct the table"),
-        ("1", 1e12, "sub-01_seg-x_dseg.nii.gz: holds 1e+12, expected labels up to 2147483647"),
+        ("1", 1e12, "sub-01_seg-x_dseg.nii.gz: contains 1e+12, expected labels up to 2147483647"),
     ],
 )
 def test_numbers_that_no_label_has_fail_their_scan_alone(evaluate, tmp_path, index, value, what):
@@ -391,7 +392,7 @@ def test_nothing_half_written_stays(evaluate, tmp_path):
             "first: no nucleus that thalami has too (first: has no THA_L, which thalami has; not compared); "
             "check the abbreviations in dseg.tsv",
         ),
-        ("halves", "holds 0.5, expected whole numbers; give a label image (dseg)"),
+        ("halves", "contains 0.5, expected integers; provide a label image (dseg)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(evaluate, tmp_path, other, message):

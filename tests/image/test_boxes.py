@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.boxes import Box, Tilt, box_of_mask
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 
 
@@ -13,7 +13,7 @@ def test_a_box_knows_its_size_and_centre():
 
 
 def test_a_margin_is_added_on_every_side():
-    assert Box((0, 0, 0), (1, 2, 3)).grown(0.5) == Box((-0.5, -0.5, -0.5), (1.5, 2.5, 3.5))
+    assert Box((0, 0, 0), (1, 2, 3)).expanded(0.5) == Box((-0.5, -0.5, -0.5), (1.5, 2.5, 3.5))
 
 
 def test_a_box_around_a_centre_has_the_size():
@@ -48,15 +48,15 @@ def test_an_empty_mask_has_no_box():
 
 def test_a_tilt_along_axes_has_these_axes():
     axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
-    tilt = Tilt.along(axes, (1.0, 2.0, 3.0))
+    tilt = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
     np.testing.assert_allclose(tilt.axes, axes, atol=1e-12)
-    assert tilt.turn_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
+    assert tilt.rotation_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
 
 
 @pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
 def test_a_grid_in_a_tilted_box_lies_along_the_heads_axes_and_inside_the_box(pitch_deg):
     centre = np.array([3.0, -7.0, 11.0])
-    box = Box.tilted(centre, Tilt((pitch_deg, 0.0, 0.0), (10.0, 20.0, 30.0)))
+    box = Box.around(centre, OrientedBox((pitch_deg, 0.0, 0.0), (10.0, 20.0, 30.0)))
     grid = world_grid(box, (1.0, 2.0, 3.0))
     assert grid.shape == (10, 10, 10)
     points = grid.centres_mm()

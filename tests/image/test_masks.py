@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.masks import close_with_ball, sum_nearby
+from bids_dgmseg.image.masks import close_with_ball, masked_gaussian
 
 
 def test_a_gap_that_is_narrower_than_the_ball_is_closed_and_a_wider_one_is_not():
@@ -29,7 +29,7 @@ def test_what_lies_outside_has_no_say_in_a_weighted_mean():
     inside = np.zeros((24, 24, 24), bool)
     inside[6:18, 6:18, 6:18] = True
     values = np.where(inside, np.float32(0.2), np.float32(np.nan))
-    sums, share = sum_nearby(values, inside, (2.0, 2.0, 2.0))
+    sums, share = masked_gaussian(values, inside, (2.0, 2.0, 2.0))
     assert sums[inside] / share[inside] == pytest.approx(0.2, rel=1e-4)
     assert share[12, 12, 12] > 0.95
     assert share[6, 12, 12] == pytest.approx(0.5 + 0.5 * 0.199, abs=0.02)  # half, and half a voxel's weight

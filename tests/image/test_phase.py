@@ -43,7 +43,7 @@ def test_stated_radians_are_taken_as_they_are(tmp_path):
 def test_steps_that_a_sidecar_calls_radians_are_read_as_steps_or_refused(tmp_path):
     read = read_phase(write(tmp_path, (-4096, 4094, 2048, 0), np.int16), units="rad").array.ravel()
     np.testing.assert_allclose(read[2:], (math.pi / 2, 0), atol=1e-3)
-    with pytest.raises(InputError, match=r"values from -2048 to 2047 are no radians and fill no known range"):
+    with pytest.raises(InputError, match=r"values from -2048 to 2047 are not radians and not in a known range"):
         read_phase(write(tmp_path, (-2048, 2047, 5, 0), np.int16), units="rad")
 
 
@@ -54,10 +54,12 @@ def test_values_that_are_not_finite_stay_so(tmp_path):
 
 
 def test_a_phase_of_no_known_range_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"part-phase_MEGRE.nii.gz: values from -1 to 1 fill no known range of a ph"):
+    with pytest.raises(
+        InputError, match=r"part-phase_MEGRE.nii.gz: values from -1 to 1 are not in a known range of ph"
+    ):
         read_phase(write(tmp_path, (-1, 1, 0.5, 0)), units="arbitrary")
 
 
 def test_a_constant_phase_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"part-phase_MEGRE.nii.gz: all values are 0, expected a phase"):
+    with pytest.raises(InputError, match=r"part-phase_MEGRE.nii.gz: all values are 0, expected a phase image"):
         read_phase(write(tmp_path, (0, 0, 0, 0)), units="rad")

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.image.boxes import Box, Tilt
-from bids_dgmseg.image.resample import Grid, covering_block, meeting_grid, resample, world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox
+from bids_dgmseg.image.grids import Grid, aligned_grid, covering_block, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 
 IDENTITY = np.eye(4)
@@ -133,7 +134,7 @@ def noise(shape: tuple[int, int, int], affine: np.ndarray) -> Volume:
 def test_a_meeting_grid_has_the_voxels_of_a_map_of_about_its_spacing(degrees, voxel_mm):
     chi = noise((20, 22, 24), turned(degrees, voxel_mm, (-3.3, 4.4, 5.55)))
     centre = (chi.affine @ [9.8, 11.1, 12.7, 1])[:3]
-    grid = meeting_grid(Box.centred(centre, (7.0, 8.0, 9.0)), (1.0, 1.0, 1.0), Grid(chi.shape, chi.affine), 0.1)
+    grid = aligned_grid(Box.centred(centre, (7.0, 8.0, 9.0)), (1.0, 1.0, 1.0), Grid(chi.shape, chi.affine), 0.1)
     # 7, 8 and 9 mm in voxels of 0.94, 1.06 and 1 mm, rounded up.
     assert grid.shape == ((8, 8, 9) if voxel_mm[0] < 1 else (7, 8, 9))
     place = np.linalg.inv(chi.affine) @ grid.affine
@@ -151,7 +152,7 @@ def test_a_meeting_grid_has_the_voxels_of_a_map_of_about_its_spacing(degrees, vo
 def test_a_meeting_grid_joins_whole_voxels_and_cuts_slices_into_equal_parts():
     chi = noise((20, 20, 10), turned(0.0, (0.5, 0.5, 3.0), (0.1, 0.2, 0.3)))
     box = Box.centred((chi.affine @ [9.7, 10.2, 5.1, 1])[:3], (4.0, 4.0, 9.0))
-    grid = meeting_grid(box, (1.0, 1.0, 1.0), Grid(chi.shape, chi.affine), 0.1)
+    grid = aligned_grid(box, (1.0, 1.0, 1.0), Grid(chi.shape, chi.affine), 0.1)
     assert grid.shape == (4, 4, 9)
     assert grid.voxel_size_mm == pytest.approx((1.0, 1.0, 1.0))
     seen = resample(chi, grid, antialias=True).array
@@ -164,21 +165,26 @@ def test_a_meeting_grid_joins_whole_voxels_and_cuts_slices_into_equal_parts():
 
 @pytest.mark.parametrize(
     ("degrees", "voxel_mm", "tilt", "tolerance"),
-    [(0, 1.0, None, 0.0), (0, 1.2, None, 0.1), (11, 1.0, None, 0.1), (0, 1.0, Tilt((20.0, 0, 0), (6, 7, 8)), 0.1)],
+    [
+        (0, 1.0, None, 0.0),
+        (0, 1.2, None, 0.1),
+        (11, 1.0, None, 0.1),
+        (0, 1.0, OrientedBox((20.0, 0, 0), (6, 7, 8)), 0.1),
+    ],
 )
 def test_a_grid_that_cannot_meet_the_map_lies_along_the_world_or_the_tilt(degrees, voxel_mm, tilt, tolerance):
     own = Grid((30, 30, 30), turned(degrees, (voxel_mm,) * 3, (-9.3, -9.1, -9.7)))
     size_mm = (6.0, 7.0, 8.0)
-    box = Box.tilted(np.zeros(3), tilt) if tilt else Box.centred(np.array((0.2, 0.1, 0.3)), size_mm)
-    grid, expected = meeting_grid(box, (1.0, 1.0, 1.0), own, tolerance), world_grid(box, (1.0, 1.0, 1.0))
+    box = Box.around(np.zeros(3), tilt) if tilt else Box.centred(np.array((0.2, 0.1, 0.3)), size_mm)
+    grid, expected = aligned_grid(box, (1.0, 1.0, 1.0), own, tolerance), world_grid(box, (1.0, 1.0, 1.0))
     assert grid.shape == expected.shape
     np.testing.assert_allclose(grid.affine, expected.affine, atol=1e-9)
 
 
 def test_a_meeting_grid_meets_a_map_that_is_about_as_tilted_as_the_box():
     own = Grid((30, 30, 30), turned(16.0, (1.0, 1.0, 1.0), (-15.3, -15.1, -15.7)))
-    box = Box.tilted(np.zeros(3), Tilt((20.0, 0, 0), (6.0, 7.0, 8.0)))
-    grid = meeting_grid(box, (1.0, 1.0, 1.0), own, 0.1)
+    box = Box.around(np.zeros(3), OrientedBox((20.0, 0, 0), (6.0, 7.0, 8.0)))
+    grid = aligned_grid(box, (1.0, 1.0, 1.0), own, 0.1)
     assert grid.shape == (6, 7, 8)  # of what is tilted, not of what encloses it
     place = np.linalg.inv(own.affine) @ grid.affine
     np.testing.assert_allclose(place, place.round(), atol=1e-9)

@@ -18,7 +18,7 @@ def test_points_that_are_turned_scaled_and_shifted_are_met():
 def test_mirror_images_are_met_only_where_they_are_allowed():
     goals = CORNERS * [-1, 1, 1]
     assert_allclose(fit_similarity(CORNERS, goals, mirrored=True)(CORNERS), goals, atol=1e-12)
-    assert np.linalg.det(fit_similarity(CORNERS, goals).turn) > 0
+    assert np.linalg.det(fit_similarity(CORNERS, goals).matrix) > 0
 
 
 def test_what_weighs_nothing_has_no_say():

@@ -79,7 +79,7 @@ def test_ppb_that_nobody_stated_is_said(store):
     checked = check_chi(store(brain() * 1000), {})
     assert (checked.units, checked.units_from) == ("ppb", "magnitude of the values")
     assert len(checked.warnings) == 1
-    assert 'no "Units" in its sidecar; read as ppb, since its values reach 1' in checked.warnings[0]
+    assert 'no "Units" in its sidecar; read as ppb because values reach 1' in checked.warnings[0]
 
 
 def test_ppb_stored_as_integers_is_ppb(store):
@@ -150,7 +150,7 @@ def test_holes_in_the_brain_are_counted_and_said(store, value, outside):
     assert checked.n_replaced == 6
     assert checked.warnings == (
         "sub-07_Chimap.nii.gz: 6 voxels inside the brain are NaN or infinite; "
-        "they are filled for the network and missing in the measures",
+        "they are filled in for the network and excluded from the measures",
     )
     assert np.isnan(checked.chi_ppm.array[18:20, 22:25, 15]).all()
     assert np.isfinite(checked.chi_ppm.array[head()]).sum() == head().sum() - 6
@@ -192,28 +192,28 @@ def test_zero_stays_zero(store):
         pytest.param(np.full(SHAPE, np.nan), {}, "no voxel is finite; reconstruct the map again", id="NaN"),
         pytest.param(np.full(SHAPE, np.inf), {}, "no voxel is finite; reconstruct the map again", id="Inf"),
         pytest.param(np.where(head(), 0, np.nan), {}, "all voxels are 0", id="zeros and NaN"),
-        pytest.param(brain() * 1e-6, {}, "values spread over 1.*e-07 only, expected ppm", id="fractions of one"),
-        pytest.param(np.full(SHAPE, 0.05), {}, "values spread over 0 only", id="constant"),
+        pytest.param(brain() * 1e-6, {}, "values have a spread of only 1.*e-07, expected ppm", id="fractions of one"),
+        pytest.param(np.full(SHAPE, 0.05), {}, "values have a spread of only 0", id="constant"),
         pytest.param(
             brain() * 1000,
             {"Units": "ppm"},
-            r'values reach 1\d\d, expected ppm \(about -1 to 1\); set "Units" in its sidecar to "ppb" or rescale',
+            r'values reach 1\d\d, expected ppm \(about -1 to 1\); set "Units" to "ppb" in its sidecar or rescale',
             id="ppb called ppm",
         ),
         pytest.param(
             brain(),
             {"Units": "ppb"},
-            r'values reach 0.1\d*, expected ppb \(about -1000 to 1000\); set "Units" in its sidecar to "ppm"',
+            r'values reach 0.1\d*, expected ppb \(about -1000 to 1000\); set "Units" to "ppm" in its sidecar',
             id="ppm called ppb",
         ),
         pytest.param(
-            brain() * 127.7, {}, "too large for ppm and too small for ppb, as a field map in Hz", id="Hz, silent"
+            brain() * 127.7, {}, "too large for ppm and too small for ppb, like a field map in Hz", id="Hz, silent"
         ),
         pytest.param(
-            brain() * 127.7, {"Units": "ppm"}, "as a field map in Hz or an unwrapped phase", id="Hz called ppm"
+            brain() * 127.7, {"Units": "ppm"}, "like a field map in Hz or an unwrapped phase", id="Hz called ppm"
         ),
-        pytest.param(brain() * 127.7, {"Units": "Hz"}, "its sidecar says Hz, so it is a field map", id="Hz"),
-        pytest.param(brain() * 1e6, {}, "too large for ppm and for ppb", id="out of all range"),
+        pytest.param(brain() * 127.7, {"Units": "Hz"}, r"the sidecar states Hz \(a field map\)", id="Hz"),
+        pytest.param(brain() * 1e6, {}, "too large for both ppm and ppb", id="out of all range"),
         pytest.param(brain(), {"Units": "mm"}, '"Units" in its sidecar is \'mm\', expected "ppm" or', id="other unit"),
         pytest.param(brain(), {"Units": ["ppm"]}, r'"Units" in its sidecar is \[\'ppm\'\]', id="unit is no text"),
     ],
@@ -242,7 +242,7 @@ PHASE = np.random.default_rng(2).uniform(-math.pi, math.pi, SHAPE)
     ],
 )
 def test_a_phase_image_is_recognised(store, array, sidecar):
-    with pytest.raises(InputError, match=r"looks like a phase image .*; reconstruct the susceptibility map"):
+    with pytest.raises(InputError, match=r"looks like a phase image .*; provide the reconstructed susceptibility map"):
         check_chi(store(array), sidecar)
 
 
@@ -262,13 +262,13 @@ MAGNITUDE = np.abs(np.random.default_rng(3).normal(300, 120, SHAPE))
     ],
 )
 def test_a_magnitude_image_is_recognised(store, array, sidecar):
-    with pytest.raises(InputError, match=r"looks like a magnitude image or labels .* which has both signs; give the"):
+    with pytest.raises(InputError, match=r"looks like a magnitude image or labels .* which has both signs; provide"):
         check_chi(store(array), sidecar)
 
 
 def test_a_map_of_paramagnetic_sources_passes_with_a_warning(store):
     (warning,) = check_chi(store(np.abs(brain())), {"Units": "ppm"}).warnings
-    assert "no value is negative, as in a map of paramagnetic sources alone" in warning
+    assert "no negative values, as in maps of paramagnetic sources only" in warning
 
 
 def test_a_truncated_map_is_refused(store):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.masks import is_measured
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.models.structures import STRUCTURES
@@ -176,7 +176,7 @@ def test_nucleus_in_hole_of_brain_mask_is_reported():
 
 def test_zeros_and_nan_are_not_valid():
     chi = np.array([0.0, np.nan, 1e-5, -0.002, 0.1])
-    assert is_measured(chi).tolist() == [False, False, False, True, True]
+    assert is_valid(chi).tolist() == [False, False, False, True, True]
 
 
 def test_expected_position_follows_a_rotated_head():

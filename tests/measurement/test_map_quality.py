@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bids_dgmseg.image.boxes import Box, Tilt
+from bids_dgmseg.image.boxes import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import (
     MAP_QUALITY,
@@ -177,7 +177,7 @@ def test_margin_of_rotated_box_uses_its_faces():
     # it reaches (cos 30 + sin 30) / 2 from its centre.
     affine = np.eye(4)
     affine[:2, 3] = 10 * np.cos(np.pi / 6), 10 * np.sin(np.pi / 6)
-    box = Box.tilted(np.zeros(3), Tilt((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
+    box = Box.around(np.zeros(3), OrientedBox((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
     margin = box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
     assert margin == pytest.approx(12 - 10 - (np.sqrt(3) / 2 + 0.5) / 2)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.measurement.nuclei import (
     asymmetry_index,
@@ -243,7 +243,7 @@ def surface_mm2(semi_axes_mm: tuple[float, float, float]) -> float:
 
 def oblique_grid() -> Grid:
     """0.8 x 0.8 x 2 mm, turned about the x axis by atan(0.28 / 0.96), 16 degrees."""
-    grid = world_grid(NUCLEI.grown(15), (0.8, 0.8, 2.0))
+    grid = world_grid(NUCLEI.expanded(15), (0.8, 0.8, 2.0))
     turn = np.eye(4)
     turn[1:3, 1:3] = [[0.96, -0.28], [0.28, 0.96]]
     return Grid(grid.shape, turn @ grid.affine)

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.image.masks import is_measured
-from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.measurement.columns import ASYMMETRY_OF, CONFIDENCE_COLUMNS, NUCLEUS_COLUMNS, Z_SCORE_OF
 from bids_dgmseg.measurement.confidence import measure_confidence
 from bids_dgmseg.measurement.field_of_view import FieldOfView
@@ -206,13 +206,13 @@ def upright() -> tuple[np.ndarray, np.ndarray]:
 
 def ratings_of(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
     size_mm = size_of(make_grid("RAS"))
-    table = describe(chi, dseg, size_mm, FieldOfView.of(is_measured(chi), voxel_size_mm=size_mm))
+    table = describe(chi, dseg, size_mm, FieldOfView.of(is_valid(chi), voxel_size_mm=size_mm))
     return rate_nuclei(table).set_index("abbreviation")
 
 
 def test_phantom_is_green_in_every_orientation(grid):
     chi, dseg = PHANTOM.chi(grid).array, PHANTOM.dseg(grid).array
-    fov = FieldOfView.of(is_measured(chi), voxel_size_mm=size_of(grid))
+    fov = FieldOfView.of(is_valid(chi), voxel_size_mm=size_of(grid))
     table = describe(chi, dseg, size_of(grid), fov)
     ratings = rate_nuclei(table)
     assert ratings["rating"].tolist() == ["green"] * 16, ratings["reasons"].tolist()
@@ -223,7 +223,7 @@ def test_phantom_is_green_in_every_orientation(grid):
 
 def test_phantom_map_is_green():
     chi, _ = upright()
-    fov = FieldOfView.of(is_measured(chi), voxel_size_mm=(2.0, 2.0, 2.0))
+    fov = FieldOfView.of(is_valid(chi), voxel_size_mm=(2.0, 2.0, 2.0))
     found = measure_map_quality(chi, inside=fov.inside, voxel_size_mm=(2.0, 2.0, 2.0))
     assert rate_scan(found, ["green"] * 16) == ("green", ())
     assert found["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
 from bids_dgmseg.measurement.field_of_view import FieldOfView
@@ -35,7 +35,7 @@ def find(
     map_reference: str = "not stated",
 ) -> ScanMeasures:
     """Measure the phantom with labels that are certain."""
-    fov = FieldOfView.of(is_measured(chi.array), voxel_size_mm=chi.voxel_size_mm)
+    fov = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
     scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, fov)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, choose_cut, choose_slices, say_place

@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.hemispheres import Midplane, find_midplane, split_hemispheres

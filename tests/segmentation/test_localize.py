@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS, get_model
@@ -107,15 +107,15 @@ def box_of(monkeypatch):
 
 @pytest.mark.parametrize("pitch_deg", [-30.0, -16.0, 16.0, 30.0])
 def test_the_box_follows_a_nodding_head(box_of, pitch_deg):
-    tilt = box_of(labelled_head(pitch_deg)).tilt
+    tilt = box_of(labelled_head(pitch_deg)).oriented
     assert tilt is not None
-    assert tilt.turn_deg == pytest.approx((pitch_deg, 0, 0), abs=1.5)  # voxels of 3 mm at 75 mm
+    assert tilt.rotation_deg == pytest.approx((pitch_deg, 0, 0), abs=1.5)  # voxels of 3 mm at 75 mm
     np.testing.assert_allclose(tilt.size_mm, get_model("default").input.patch_mm)
 
 
 @pytest.mark.parametrize("pitch_deg", [-9.0, 0.0, 9.0])
 def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
-    assert box_of(labelled_head(pitch_deg)).tilt is None
+    assert box_of(labelled_head(pitch_deg)).oriented is None
 
 
 def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0, voxel_mm: float = 2.0) -> Box:
@@ -127,9 +127,9 @@ def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0, voxel_mm: flo
 
 
 def test_the_box_lies_along_oblique_slices(box_of):
-    tilt = oblique_box(box_of, 20.0).tilt
+    tilt = oblique_box(box_of, 20.0).oriented
     assert tilt is not None
-    assert tilt.turn_deg == pytest.approx((0, 0, 20), abs=1e-4)
+    assert tilt.rotation_deg == pytest.approx((0, 0, 20), abs=1e-4)
 
 
 def test_in_oblique_slices_the_network_sees_whole_voxels_of_the_map(box_of):
@@ -144,25 +144,25 @@ def test_in_oblique_slices_the_network_sees_whole_voxels_of_the_map(box_of):
 
 
 def test_a_head_that_nods_in_oblique_slices_is_followed_in_the_world(box_of):
-    tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).tilt
+    tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).oriented
     assert tilt is not None
     # Seen from the side, what lies behind by cos 56.3 is cos 20 of that: atan(tan 56.3 / cos 20) - 31.3.
-    assert tilt.turn_deg == pytest.approx((26.6, 0, 0), abs=1.5)
+    assert tilt.rotation_deg == pytest.approx((26.6, 0, 0), abs=1.5)
 
 
 def test_along_slices_whose_voxels_would_be_interpolated_no_box_is_laid(box_of):
-    assert oblique_box(box_of, 20.0, voxel_mm=2.5).tilt is None  # neither halves nor thirds of it are about 1 mm
+    assert oblique_box(box_of, 20.0, voxel_mm=2.5).oriented is None  # neither halves nor thirds of it are about 1 mm
 
 
 @pytest.mark.parametrize("degrees", [9.0, 31.0])
 def test_along_slices_that_are_hardly_oblique_or_cannot_follow_a_head_no_box_is_laid(box_of, degrees):
-    assert oblique_box(box_of, degrees).tilt is None
+    assert oblique_box(box_of, degrees).oriented is None
 
 
 @pytest.mark.parametrize("pitch_deg", [-118.0, -60.0, 60.0])
 def test_a_cerebellum_where_none_can_be_does_not_turn_the_box(box_of, pitch_deg):
-    assert box_of(labelled_head(pitch_deg)).tilt is None
+    assert box_of(labelled_head(pitch_deg)).oriented is None
 
 
 def test_a_cut_cerebellum_does_not_tell_how_a_head_nods(box_of):
-    assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).tilt is None  # less than half as large again as the nuclei
+    assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).oriented is None  # under 1.5 times the nuclei's size

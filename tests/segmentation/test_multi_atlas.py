@@ -9,7 +9,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.resample import resample, world_grid
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, segment_by_atlases, vote_locally
@@ -36,7 +37,7 @@ def bent_phantom(*, seed=1):
     """The phantom after its points have moved by `bump_mm`, whose inverse is good to a fraction of a mm."""
     points = GRID.centres_mm()
     back = points - bump_mm(points - bump_mm(points))
-    fine = world_grid(HEAD.grown(5), (1.25, 1.25, 1.25))
+    fine = world_grid(HEAD.expanded(5), (1.25, 1.25, 1.25))
     chi, labels = PHANTOM.chi(fine, seed=seed, supersampling=1), PHANTOM.dseg(fine)
     indices = np.moveaxis(back - fine.affine[:3, 3], -1, 0) / 1.25
     return (
@@ -82,14 +83,14 @@ def test_shares_of_votes_sum_to_one(segmented):
 
 def test_the_same_input_gives_the_same_displacements(bent):
     moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
-    first, second = (deform(bent[0], moving, HEAD.grown(-30)).displacement_mm for _ in range(2))
+    first, second = (deform(bent[0], moving, HEAD.expanded(-30)).displacement_mm for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 def test_a_displacement_leads_from_the_fixed_map_to_the_moving_one(bent):
     # What moved to the left lies further right in the map that did not move: PUT_L's centre.
     moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
-    found = deform(bent[0], moving, HEAD.grown(-20))
+    found = deform(bent[0], moving, HEAD.expanded(-20))
     labels = bent[1].array == STRUCTURES.named("PUT_L").index
     nearby = resample(bent[1].with_array(labels.astype(np.uint8)), found.grid, order=0).array > 0
     wanted = -bump_mm(found.grid.centres_mm()[nearby] - bump_mm(found.grid.centres_mm()[nearby])).mean(axis=0)

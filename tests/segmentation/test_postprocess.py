@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.results import ProbabilityBlock

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import box_of_mask
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.localize import localize
@@ -45,8 +45,8 @@ def test_the_box_lies_about_the_reference_s_nuclei_however_the_head_lies(referen
     chi, truth = turned(*pose, scale=scale)
     box = find_by_atlas(chi, [reference], MODEL)
     # Half a voxel of the map (1.25 mm) and of the affine's grid, with its corners turned.
-    np.testing.assert_allclose(box.grown(-6.25).low_mm, truth.low_mm, atol=2.0)
-    np.testing.assert_allclose(box.grown(-6.25).high_mm, truth.high_mm, atol=2.0)
+    np.testing.assert_allclose(box.expanded(-6.25).low_mm, truth.low_mm, atol=2.0)
+    np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
 
 
 def test_the_same_map_gives_the_same_bits(reference):

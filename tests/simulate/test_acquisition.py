@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.resample import Grid, resample
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.acquisition import ScanGrid
 

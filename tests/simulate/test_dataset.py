@@ -10,7 +10,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate.dataset import cerebellum_mask, read_template, simulate_dataset, whole_head_view
 from bids_dgmseg.simulate.phantom import PHANTOM

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.resample import Grid
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate.demo import SCANS, head_grid, scan_phantom, write_demo

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate import dataset
 from bids_dgmseg.simulate.dataset import echo_images, read_template, whole_head_view

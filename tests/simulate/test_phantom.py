@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM, Ellipsoid, Phantom
 
@@ -15,7 +15,7 @@ def test_every_nucleus_is_there_once():
 
 @pytest.mark.parametrize("body", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
 def test_counted_volume_is_the_one_on_paper(body):
-    grid = world_grid(body.box.grown(1), (0.25, 0.25, 0.25))
+    grid = world_grid(body.box.expanded(1), (0.25, 0.25, 0.25))
     counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == body.label) * 0.25**3
     x, y, z = body.semi_axes_mm
     # 5,000 and more points in a smooth body: counting errs by N^(-2/3), a third of a percent. Nothing lies over it.

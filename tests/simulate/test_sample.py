@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES

@@ -18,7 +18,8 @@ from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import build_parser, main
 from bids_dgmseg.cli.train import make_plan
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import Grid, resample, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files, read_model_folder
 from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.resample import world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_checkpoint

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.image.boxes import Box, Tilt
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.boxes import Box, OrientedBox
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import ModelInput
 from bids_dgmseg.simulate.anatomy import HeadRanges
@@ -97,7 +97,7 @@ def test_a_still_sample_is_the_map_itself(grid):
 
 def test_samples_of_a_turned_box_lie_along_its_axes():
     centre_mm = np.array(BOX.centre_mm)
-    turned = Box.tilted(centre_mm, Tilt((10.0, -5.0, 20.0), MODEL.input.patch_mm))
+    turned = Box.around(centre_mm, OrientedBox((10.0, -5.0, 20.0), MODEL.input.patch_mm))
     prepared = prepare(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), turned, MODEL, weights=None)
     _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=STILL)[0]
     for box, low, high in ((turned, 0.75, 1.0), (Box.centred(centre_mm, MODEL.input.patch_mm), 0.0, 0.6)):

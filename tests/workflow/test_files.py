@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.config import RunConfig
-from bids_dgmseg.image.boxes import Box, Tilt
+from bids_dgmseg.image.boxes import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.segmentation.results import ProbabilityBlock
@@ -51,7 +51,7 @@ def test_a_block_comes_back_from_its_file(tmp_path):
     assert read_block(tmp_path / "block.json") == (slices, ("DN_R",))
 
 
-@pytest.mark.parametrize("tilt", [None, Tilt((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])
+@pytest.mark.parametrize("tilt", [None, OrientedBox((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])
 def test_a_box_comes_back_from_its_file_with_its_tilt(tmp_path, tilt):
     box = Box((-50.0, -80.0, -60.0), (50.0, 40.0, 50.0), tilt)
     write_json(describe_box(box), tmp_path / "box.json")

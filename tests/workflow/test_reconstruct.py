@@ -16,7 +16,7 @@ from nibabel import orientations
 from scipy import ndimage
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.resample import Grid, world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
@@ -130,7 +130,7 @@ def test_nuclei_stand_out_by_about_their_true_susceptibility(done, scan, name):
 
 def test_how_the_echoes_are_stored_changes_nothing(done):
     one, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
-    assert other.stored == "PIL"
+    assert other.file_orientation == "PIL"
     np.testing.assert_array_equal(other.array, one.array)
     stored = load_image(done / "out" / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
     original = load_image(done / "ds" / "sub-02" / "anat" / "sub-02_echo-1_part-phase_MEGRE.nii.gz")

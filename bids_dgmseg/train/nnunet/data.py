@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import box_of_mask
-from bids_dgmseg.image.resample import Grid, block_affine, covering_block
+from bids_dgmseg.image.grids import Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
 
 Part = Literal["train", "tune", "test"]
@@ -89,7 +89,7 @@ def split_by_site(sites: Mapping[str, str], *, seed: int) -> dict[str, Part]:
 
 def crop_to_cerebellum(case: Case, cerebellum: NDArray[np.bool_], *, margin_mm: float) -> Case:
     """Cut a case to the box that step one hands to step two."""
-    box = box_of_mask(case.chi.with_array(cerebellum)).grown(margin_mm)
+    box = box_of_mask(case.chi.with_array(cerebellum)).expanded(margin_mm)
     block = covering_block(Grid(case.chi.shape, case.chi.affine), box)
     chi = Volume(case.chi.array[block], block_affine(case.chi.affine, block))
     return Case(case.name, chi, case.labels[block], case.part)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.resample import Grid, grids_differ
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_json, write_text
 from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, choose_labels
@@ -124,7 +124,7 @@ class _Cerebella:
         if path is None:
             return self._seen(one)
         mask = Volume.read(path, np.uint8)
-        if apart := grids_differ(one.map.chi, mask):
+        if apart := describe_grid_mismatch(one.map.chi, mask):
             raise InputError(f"{path.name}: does not lie on the grid of {one.map.name} ({apart}); resample it first")
         inside: Mask = mask.array > 0
         if not inside.any():
