@@ -36,7 +36,7 @@ OWNERS = {
     "nipype": {"workflow"},
     "bids": {"bids"},
     "nnunetv2": {"segmentation/nnunet.py", "train/nnunet"},
-    "torch": {"networks", "models", "segmentation", "train", "simulate", "qsm"},
+    "torch": {"image/resample.py", "networks", "models", "segmentation", "train", "simulate", "qsm"},
     "matplotlib": {"report"},
 }
 """Third-party package → rooms or files that alone may import it."""
