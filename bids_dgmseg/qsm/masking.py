@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from bids_dgmseg.image.masks import masked_gaussian
+from bids_dgmseg.image.masks import large_components, masked_gaussian
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
 
 _BRIDGE_MM = 3.0
@@ -68,22 +68,17 @@ def find_brain(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float]
     tissue = finite > _OTSU_FRACTION * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
     if tissue.all():
         return tissue
-    core = _largest_component(_distance_mm(tissue, voxel_size_mm) > _BRIDGE_MM)
+    core = large_components(_distance_mm(tissue, voxel_size_mm) > _BRIDGE_MM)
     if not core.any():
         return core
     grown = tissue & (_distance_mm(~core, voxel_size_mm) <= _BRIDGE_MM + _REGROWTH_MM)
-    filled = ndimage.binary_fill_holes(_largest_component(grown))
+    filled = ndimage.binary_fill_holes(large_components(grown))
     return np.asarray(filled, bool)
 
 
 def _distance_mm(mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> NDArray[np.float64]:
     distance: NDArray[np.float64] = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
     return distance
-
-
-def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    components, count = ndimage.label(mask)
-    return np.asarray(components == 1 + np.argmax(np.bincount(components.ravel())[1:])) if count else mask
 
 
 def phase_residual_rad(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
@@ -20,7 +19,7 @@ from bids_dgmseg.image.grids import (
     max_axis_angle_deg,
     world_grid,
 )
-from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import read_model_folder
@@ -236,16 +235,5 @@ def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:
 
 
 def _region(labels: Volume, model: Model, name: str) -> NDArray[np.bool_]:
-    """Mark a region, crumbs left out."""
-    return _large_parts(labels.array == model.localizer.labels.index(name) + 1)
-
-
-def _large_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Drop connected parts smaller than a fifth of the largest."""
-    parts, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    if not count:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    kept: NDArray[np.bool_] = (sizes >= 0.2 * sizes.max())[parts]
-    return kept & mask
+    """Find a region without components smaller than a fifth of the largest."""
+    return large_components(labels.array == model.localizer.labels.index(name) + 1, 0.2, over_corners=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.similarity import Similarity, fit_similarity
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
@@ -98,16 +99,8 @@ def _drop_misplaced(dseg: NDArray[np.uint8], model: Model, voxel_size_mm: tuple[
 def _mend(mask: NDArray[np.bool_], postprocessing: Postprocessing) -> NDArray[np.bool_]:
     if postprocessing.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
-    mask = mask & ~_strays(mask, postprocessing.min_component_fraction)
+    mask = large_components(mask, postprocessing.min_component_fraction, over_corners=True)
     return _smoothed(mask) if postprocessing.smooth else mask
-
-
-def _strays(mask: NDArray[np.bool_], min_component_fraction: float) -> NDArray[np.bool_]:
-    """Find the parts that are too small beside the largest."""
-    parts, _ = ndimage.label(mask, _TOUCHING)
-    small = _small(np.bincount(parts.ravel())[1:], min_component_fraction)
-    strays: NDArray[np.bool_] = np.append(False, small)[parts]
-    return strays
 
 
 def _small(sizes: NDArray[np.number], min_component_fraction: float) -> NDArray[np.bool_]:

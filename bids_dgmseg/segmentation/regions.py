@@ -125,14 +125,3 @@ def _resample_mask(mask: Volume, grid: Grid) -> NDArray[np.bool_]:
     fraction = resample(mask.with_array(mask.array.astype(np.float32)), Grid(shape, grid.affine @ corner))
     resampled[block] = fraction.array > 0.5
     return resampled
-
-
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the largest connected component (over faces) of a mask."""
-    components, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    largest: NDArray[np.bool_] = components == sizes.argmax()
-    return largest

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from bids_dgmseg.image.resample import sample_points
 from bids_dgmseg.simulate.smoothing import along
 
 
@@ -42,7 +42,7 @@ class ScanGrid:
     def average(self, fine: Tensor) -> Tensor:
         """Average the array (X, Y, Z) over each voxel of the scan; values go on beyond its faces."""
         if self.rotation is not None:
-            fine = _sample(fine, self._turned(self.rotation))
+            fine = sample_points(fine[None], self._turned(self.rotation), extend=True)[0]
         for axis in range(3):
             if self.size[axis] != self.shape[axis] or self.steps[axis] > 1:
                 fine = along(fine, self._overlap(axis, fine.device), axis)
@@ -58,7 +58,7 @@ class ScanGrid:
         points = self._turned(self.rotation.T)
         for axis in range(3):
             points[..., axis] = (points[..., axis] - self._first(axis)) / self.steps[axis]
-        return _sample(scan, points)
+        return sample_points(scan[None], points, extend=True)[0]
 
     def _first(self, axis: int) -> float:
         """Find the centre of the scan's first voxel, in fine voxels."""
@@ -85,11 +85,3 @@ class ScanGrid:
         place = (torch.arange(self.shape[axis], device=device) - self._first(axis)) / self.steps[axis]
         place = place.clamp(0, self.size[axis] - 1)
         return (1 - (place[:, None] - torch.arange(self.size[axis], device=device)).abs()).clamp(min=0)
-
-
-def _sample(array: Tensor, indices: Tensor) -> Tensor:
-    """Interpolate linearly at voxel indices (X, Y, Z, 3); faces replicated."""
-    last = torch.tensor(array.shape, device=array.device) - 1
-    points = (indices / last.clamp(min=1) * 2 - 1).flip(-1)
-    sampled = functional.grid_sample(array[None, None], points[None], padding_mode="border", align_corners=True)
-    return sampled[0, 0]

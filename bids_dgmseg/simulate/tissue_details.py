@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bids_dgmseg.image.resample import sample_points
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, chance, host, smooth_noise, uniform
 
@@ -154,10 +155,7 @@ class _Places:
         """Voxel indices (N, 3), with fractions, of template places (N, 3): Newton's method with one slope for all."""
         indices = (self._size - 1).expand(len(template_mm), 3) / 2
         for _ in range(5):
-            places = (2 * indices / (self._size - 1) - 1).flip(-1)
-            here = functional.grid_sample(
-                self._points, places[None, None, None], padding_mode="border", align_corners=True
-            )[0, :, 0, 0].T
+            here = sample_points(self._points[0], indices[None, None], extend=True)[:, 0, 0].T
             # Beyond the scan the map goes on with the same slope.
             beyond = indices - indices.clamp(min=0).minimum(self._size - 1)
             indices = indices + (template_mm - here) @ self._back - beyond

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
 from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
 from bids_dgmseg.image.grids import Grid, block_affine, covering_block, world_grid
-from bids_dgmseg.image.resample import resample, smooth_for_grid
+from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
@@ -268,7 +267,8 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         if prepared.box.oriented:  # as the network will be shown it
             centre_mm = torch.tensor(prepared.box.centre_mm, dtype=torch.float32)
             points = (points - centre_mm) @ torch.tensor(prepared.box.oriented.axes.T, dtype=torch.float32) + centre_mm
-        chi = sample_linear(prepared.chi, points @ prepared.world_to_index[:3, :3].T + prepared.world_to_index[:3, 3])
+        indices = points @ prepared.world_to_index[:3, :3].T + prepared.world_to_index[:3, 3]
+        chi = sample_points(prepared.chi[None], indices)[0]
         labels = prepared.target.at(prepared.target.indices(points))
         chi = self._disturb(chi, generator)
         if chance(generator, self.variation.mirrored):
@@ -305,12 +305,3 @@ def mirrored_channels(model: Model) -> Tensor:
     names = [f"{structure.nucleus}_{other[structure.hemisphere]}" for structure in model.structures]
     channels = [model.labels.index(name) + 1 if name in model.labels else 0 for name in names]
     return torch.tensor([0, *channels], dtype=torch.uint8)
-
-
-def sample_linear(values: Tensor, indices: Tensor) -> Tensor:
-    """Values (X, Y, Z) at voxel indices (..., 3) with fractions; 0 outside."""
-    size = torch.tensor(values.shape)
-    # grid_sample wants coordinates from -1 to 1 over the outer edges, last axis first.
-    places = ((2 * indices + 1) / size - 1).flip(-1)
-    sampled: Tensor = functional.grid_sample(values[None, None], places[None], mode="bilinear", align_corners=False)
-    return sampled[0, 0]

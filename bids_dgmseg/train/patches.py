@@ -9,13 +9,12 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
+from bids_dgmseg.image.resample import sample_points
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.anatomy import chance, uniform
 from bids_dgmseg.train.cases import Case
-from bids_dgmseg.train.labelled_patches import sample_linear
 from bids_dgmseg.train.recipe import Augmentation, Recipe, Sampling
 
 
@@ -111,7 +110,8 @@ class WindowSamples(Dataset[tuple[Tensor, Tensor]]):
         if self.moved:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, number))
             points = move(window.start, sampling.size, case.spacing_mm, self.recipe.augmentation, generator)
-            chi, labels = sample_linear(case.chi, points), sample_nearest(case.labels, points)
+            chi = sample_points(case.chi[None], points)[0]
+            labels = sample_points(case.labels[None].float(), points, nearest=True)[0].to(torch.uint8)
         else:
             chi, labels = (_cut(values, window.start, sampling.size) for values in (case.chi, case.labels))
         if sampling.normalized == "sample":
@@ -184,11 +184,3 @@ def _rotation(angles: Tensor) -> Tensor:
         turn[one, other], turn[other, one] = -np.sin(angle), np.sin(angle)
         matrix = turn @ matrix
     return matrix
-
-
-def sample_nearest(labels: Tensor, indices: Tensor) -> Tensor:
-    """Labels (X, Y, Z) at voxel indices (..., 3) with fractions; 0 outside."""
-    size = torch.tensor(labels.shape)
-    places = ((2 * indices + 1) / size - 1).flip(-1)
-    sampled = functional.grid_sample(labels[None, None].float(), places[None], mode="nearest", align_corners=False)
-    return sampled[0, 0].to(torch.uint8)

@@ -10,10 +10,10 @@ import torch
 from nibabel import orientations
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
 from bids_dgmseg.segmentation.nnunet import Network
-from bids_dgmseg.segmentation.regions import largest_component
 from tests.segmentation.nnunet_folders import plans, predict_with_stock, write_folder
 
 
@@ -199,7 +199,7 @@ def test_each_fold_gives_the_checkpoint_that_it_has(tmp_path):
 def test_the_largest_of_two_blobs_is_kept():
     mask = np.zeros((6, 3, 3), bool)
     mask[0, 0, 0] = mask[3:5, 1, 1] = True
-    assert np.argwhere(largest_component(mask)).tolist() == [[3, 1, 1], [4, 1, 1]]
+    assert np.argwhere(large_components(mask)).tolist() == [[3, 1, 1], [4, 1, 1]]
 
 
 def test_the_environment_stays_as_it_was(tmp_path, monkeypatch, capsys):

@@ -11,10 +11,10 @@ import pytest
 from bids_dgmseg.bids.validation import summarize_validation
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.config import Settings
+from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.segmentation.nnunet import Network
-from bids_dgmseg.segmentation.regions import largest_component
 from tests.segmentation.nnunet_folders import write_folder
 
 WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
@@ -52,7 +52,7 @@ def test_two_folders_give_labels_in_the_box_of_the_cerebellum_and_its_mask(bids_
     seen &= np.abs(chi.array) > 1e-4  # no region reaches beyond what was measured
     anat = out / "sub-01" / "anat"
     mask = Volume.read(anat / "sub-01_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
-    np.testing.assert_array_equal(mask, largest_component(seen))
+    np.testing.assert_array_equal(mask, large_components(seen))
     sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
     corner = chi.affine @ [*(np.argwhere(mask).min(axis=0) - 0.5), 1]
     assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)

@@ -17,12 +17,13 @@ from bids_dgmseg.bids.names import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_json, write_text
 from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, get_model
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.regions import largest_component, resample_regions, valid_mask
+from bids_dgmseg.segmentation.regions import resample_regions, valid_mask
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.data import Labelled, own_derivatives, read_labelled_maps
@@ -142,7 +143,7 @@ class _Cerebella:
         regions = resample_regions(
             labels, Grid(chi.shape, chi.affine), names=default.localizer.labels, valid=valid_mask(chi).array
         )
-        seen = largest_component(regions[CEREBELLUM])  # as in use
+        seen = large_components(regions[CEREBELLUM])  # as in use
         if not seen.any():
             raise InputError(
                 f"{one.map.name}: the whole-head network sees no cerebellum; add a label-cerebellum mask, "
