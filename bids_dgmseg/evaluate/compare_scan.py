@@ -21,7 +21,7 @@ from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.stats.overlap import overlap
-from bids_dgmseg.study.results import STATS, DamagedTableError, read_stats
+from bids_dgmseg.study.results import STATS, read_stats
 
 Pair = tuple[str, str]
 
@@ -260,25 +260,22 @@ def _under_labels(chi: NDArray[np.floating], labels: NDArray[np.uint16]) -> dict
 def _read_tables(
     task: Task, segmentations: Mapping[str, _Segmentation]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Read each rater's table of measures, empty where there is none; one that is damaged is a failure."""
-    tables: dict[str, dict[str, float]] = {}
+    """Read mean susceptibilities from each rater's ``_stats.tsv``, if there is one; a damaged one is a failure."""
+    means: dict[str, dict[str, float]] = {}
     failures = []
     for rater, one in segmentations.items():
-        stats = one.path.with_name(f"{one.path.name.partition('.')[0].removesuffix('_dseg')}{STATS}")
-        try:
-            tables[rater] = _read_means(stats) if stats.exists() or stats.is_symlink() else {}
-        except DamagedTableError as error:
-            tables[rater] = {}
-            failures.append(f"{task.scan}: {rater}: {stats.name}: {error.what}; {error.remedy}")
-    return tables, failures
-
-
-def _read_means(stats: Path) -> dict[str, float]:
-    """Mean susceptibilities from the table that the participant level wrote beside a segmentation."""
-    header, *lines = read_stats(stats, numbers=("mean_ppm",), needed=("mean_ppm",)).splitlines()
-    name, mean = (header.split("\t").index(column) for column in ("abbreviation", "mean_ppm"))
-    rows = (line.split("\t") for line in lines)
-    return {row[name]: float(row[mean]) for row in rows if row[mean] not in ("n/a", "")}
+        path = one.path.with_name(f"{one.path.name.partition('.')[0].removesuffix('_dseg')}{STATS}")
+        means[rater] = {}
+        if not path.exists() and not path.is_symlink():
+            continue
+        stats, damaged = read_stats([path], numbers=("mean_ppm",), required=("mean_ppm",))
+        failures += [
+            f"{task.scan}: {rater}: {path.name}: {error.problem}; {error.remedy}" for error in damaged.values()
+        ]
+        if not damaged:
+            known = stats[~stats["mean_ppm"].isin(["n/a", ""])]
+            means[rater] = dict(zip(known["abbreviation"], known["mean_ppm"].map(float), strict=True))
+    return means, failures
 
 
 def _ordered(names: set[str]) -> list[str]:

@@ -20,7 +20,7 @@ MEASURES = ("volume_mm3", "mean_ppm")
 
 _WEIGHTED = "volume_pv_mm3"
 
-KEYS = ("tree", "model", "abbreviation")
+KEYS = ("dataset", "model", "abbreviation")
 
 _ENTITIES = {
     "participant_id": "sub",
@@ -34,7 +34,7 @@ _ENTITIES = {
 }
 """Column of the group tables → entity of the file names; the columns of others are called as they are."""
 
-_NO_ENTITIES = ("model", "tree")
+_NO_ENTITIES = ("model", "dataset")
 """Columns among those of the entities; of the model's entity, ``seg``, a scan's name knows nothing."""
 
 _SITE = "site"
@@ -77,7 +77,7 @@ class Cohort:
     @property
     def scans(self) -> pd.DataFrame:
         """A row a scan and model: the keys, site, group and age."""
-        behind = [name for name in ("tree", "site", "group", "age_years") if name in self.stats]
+        behind = [name for name in ("dataset", "site", "group", "age_years") if name in self.stats]
         keys = ["scan", "name", "participant_id", "model", "seg", *behind]
         return self.stats[keys].drop_duplicates(["scan", "model"]).reset_index(drop=True)
 
@@ -246,9 +246,9 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
 def _labels(rows: pd.DataFrame) -> pd.Series:
     """Name the scan of each row so that no two trees share a name."""
     names = rows["name"].astype(object)
-    if "tree" not in rows or rows["tree"].nunique() < 2:
+    if "dataset" not in rows or rows["dataset"].nunique() < 2:
         return names
-    return rows["tree"].astype(object).fillna(NO_VALUE) + ": " + names
+    return rows["dataset"].astype(object).fillna(NO_VALUE) + ": " + names
 
 
 def _with_scans(table: GroupTable) -> GroupTable:

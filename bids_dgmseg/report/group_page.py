@@ -62,7 +62,7 @@ class _Section:
     tables: Sequence[PageTable]
 
 
-_PERSON = ("tree", "participant_id")
+_PERSON = ("dataset", "participant_id")
 """Equal labels in two output folders are different people."""
 
 

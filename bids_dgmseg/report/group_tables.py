@@ -163,9 +163,9 @@ _KEYS = ["scan", "model"]
 
 _NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=_KEYS)
 
-_IF_SEVERAL = ("tree", "model")
+_IF_SEVERAL = ("dataset", "model")
 
-_TITLES = {"tree": "Output", "model": "Model", "site": "Site", "group": "Group"}
+_TITLES = {"dataset": "Dataset", "model": "Model", "site": "Site", "group": "Group"}
 
 
 def has_ratings(cohort: Cohort) -> bool:

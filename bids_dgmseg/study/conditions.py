@@ -1,6 +1,7 @@
-"""Conditions on participants' columns, such as ``group == "HC" and age > 50``, read as pandas' ``query`` spells them.
+"""Conditions on the participants' columns, such as ``group == "HC" and age > 50``, in the syntax of pandas queries.
 
-They are evaluated here and not by pandas, whose expressions may call any function.
+They are not evaluated by `pandas.DataFrame.query`, which may call functions, and which replaces ``!=`` with text by
+``not in`` (pandas 2 and 3), so that a missing group would satisfy ``group != "PD"``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,188 +20,175 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.frames import PLAIN_NUMBER, to_numbers
 
-_QUOTED = re.compile(r"`([^`]+)`")
+_BACKTICKS = re.compile(r"`([^`]+)`")
 
-_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
+_USAGE = 'write it like group == "HC" and age > 50, or site in ["A", "B"]'
+
+_MIRRORED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+}
+
+_ORDER = tuple(_MIRRORED)
+
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], pd.Series]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
 
-_USE = 'write it like group == "HC" and age > 50, or site in ["A", "B"]'
+_N_SHOWN = 8
 
 
-def match_filter(table: pd.DataFrame, condition: str, *, option: str) -> NDArray[np.bool_]:
-    """Tell which rows meet a condition.
+def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDArray[np.bool_]:
+    """Return which rows satisfy a condition.
 
     Parameters
     ----------
     table : DataFrame
-        Columns of text, ``n/a`` or NaN where missing, with ``participant_id``.
+        Columns of text, NaN where missing, with ``participant_id``.
     condition : str
         Comparisons (``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``) of columns with text, numbers or
-        lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; names with blanks in backticks. Quoted
-        numbers are numbers where the column has numbers.
+        lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; column names with spaces in backticks.
+        Quoted numbers are numbers if the column has numbers.
     option : str
-        Where the condition came from, for the messages.
+        Option that the condition was given to, for the messages.
 
     Returns
     -------
     ndarray of bool, shape (rows,)
-        A comparison with a missing value is neither true nor false; what is not true is not matched.
+        A comparison with a missing value is neither true nor false, and such rows do not match.
 
     Raises
     ------
     InputError
-        If the condition cannot be read, names a column that does not exist, orders numbers by a word, or is met by
-        nobody.
+        If the condition is not valid, names an unknown column, orders numbers relative to a word, or matches no row.
 
     Examples
     --------
-    >>> table = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "group": ["HC", "PD", "n/a"]})
-    >>> match_filter(table, 'group != "PD"', option="--control-filter").tolist()
+    >>> table = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "group": ["HC", "PD", None]})
+    >>> match_condition(table, 'group != "PD"', option="--control-filter").tolist()
     [True, False, False]
     """
-    names: dict[str, str] = {}
+    where = f"{option} {condition}"
+    quoted: list[str] = []
 
     def unquote(match: re.Match[str]) -> str:
-        names[f"quoted_{len(names)}"] = match[1]
-        return f"quoted_{len(names) - 1}"
+        quoted.append(match[1])
+        return f"quoted_{len(quoted) - 1}"
 
     try:
-        tree = ast.parse(_QUOTED.sub(unquote, condition).strip(), mode="eval")
+        tree = ast.parse(_BACKTICKS.sub(unquote, condition).strip(), mode="eval")
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"{option} {condition}: cannot be read; {_USE}") from error
-    reader = _Reader(table, names, f"{option} {condition}")
-    met: NDArray[np.bool_] = reader.truth(tree.body).fillna(False).to_numpy(bool)
-    if not met.any():
-        shown = "; ".join(f"{name} is {_values(table[name])}" for name in dict.fromkeys(reader.used))
-        raise InputError(f"{option} {condition}: nobody with measures meets it ({shown}); correct it")
-    return met
+        raise InputError(f"{where}: cannot be parsed; {_USAGE}") from error
+    evaluator = _Evaluator(table, {f"quoted_{place}": name for place, name in enumerate(quoted)}, where)
+    matched: NDArray[np.bool_] = evaluator.evaluate(tree.body).fillna(False).to_numpy(bool)
+    if not matched.any():
+        shown = "; ".join(f"{name} is {_list_values(table[name])}" for name in dict.fromkeys(evaluator.used))
+        raise InputError(f"{where}: matches no participant with results ({shown}); fix the condition")
+    return matched
 
 
-class _Reader:
-    """Evaluates one condition on one table, with three values: true, false, missing."""
+class _Evaluator:
+    """Evaluates a condition on a table; only comparisons of columns with constants are allowed."""
 
-    def __init__(self, table: pd.DataFrame, names: Mapping[str, str], where: str) -> None:
+    def __init__(self, table: pd.DataFrame, names: dict[str, str], where: str) -> None:
         self._table, self._names, self._where = table, names, where
         self.used: list[str] = []
 
-    def truth(self, node: ast.expr) -> pd.Series:
-        """Evaluate what is true or false."""
+    def evaluate(self, node: ast.expr) -> pd.Series:
+        """Evaluate an expression; the result is nullable, as in Kleene's three-valued logic."""
         match node:
-            case ast.BoolOp(op=op, values=values):
-                parts = [self.truth(value) for value in values]
-                joined = parts[0]
-                for part in parts[1:]:
-                    joined = joined & part if isinstance(op, ast.And) else joined | part
-                return joined
+            case ast.BoolOp(op=ast.And(), values=values):
+                return reduce(operator.and_, map(self.evaluate, values))
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return reduce(operator.or_, map(self.evaluate, values))
             case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
-                return self.truth(left) & self.truth(right)
+                return self.evaluate(left) & self.evaluate(right)
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-                return self.truth(left) | self.truth(right)
+                return self.evaluate(left) | self.evaluate(right)
             case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
-                return ~self.truth(operand)
+                return ~self.evaluate(operand)
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 operands = [left, *comparators]
-                results = [self._compare(a, op, b) for a, op, b in zip(operands, ops, operands[1:], strict=False)]
-                together = results[0]
-                for result in results[1:]:
-                    together = together & result
-                return together
-        raise self._refuse(node)
+                return reduce(operator.and_, map(self._compare, operands, ops, comparators))
+        raise self._invalid(node)
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
         if isinstance(left, ast.Constant | ast.UnaryOp) and isinstance(right, ast.Name):  # 50 < age
-            turned: dict[type[ast.cmpop], type[ast.cmpop]] = {
-                ast.Lt: ast.Gt,
-                ast.LtE: ast.GtE,
-                ast.Gt: ast.Lt,
-                ast.GtE: ast.LtE,
-            }
-            return self._compare(right, turned.get(type(op), type(op))(), left)
+            return self._compare(right, _MIRRORED.get(type(op), type(op))(), left)
         if not isinstance(left, ast.Name):
-            raise self._refuse(left)
+            raise self._invalid(left)
         try:
-            wanted = ast.literal_eval(right)
+            constant = ast.literal_eval(right)
         except (ValueError, TypeError, SyntaxError):
-            raise self._refuse(right) from None
-        several = isinstance(wanted, list | tuple | set)
-        choices = list(wanted) if several else [wanted]
-        if not choices or not all(isinstance(choice, str | int | float) for choice in choices):
-            raise self._refuse(right)
+            raise self._invalid(right) from None
+        is_list, is_order = isinstance(constant, list | tuple | set), isinstance(op, _ORDER)
+        values = list(constant) if is_list else [constant]
+        valid = values and all(isinstance(value, str | int | float) for value in values)
+        if isinstance(op, ast.Is | ast.IsNot) or (is_order if is_list else isinstance(op, ast.In | ast.NotIn)):
+            valid = False
+        if not valid:
+            raise self._invalid(right)
         name = self._find(left.id)
-        if isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE):
-            choices = self._order(name, choices)
+        values = self._order_values(name, values) if is_order else self._equal_values(name, values)
+        # nullable dtypes, in which a comparison with a missing value is missing
+        if isinstance(values[0], str):
+            column: pd.Series = self._table[name].map(str, na_action="ignore").astype("string")
         else:
-            choices = self._alike(name, choices)
-        values, there = self._column(name, numeric=not isinstance(choices[0], str))
-        if several or isinstance(op, ast.In | ast.NotIn):
-            if not several or not isinstance(op, ast.In | ast.NotIn | ast.Eq | ast.NotEq):
-                raise self._refuse(right)
-            found = values.isin(choices)
-            result = found if isinstance(op, ast.In | ast.Eq) else ~found
-        else:
-            result = _COMPARE[type(op)](values, choices[0])
-        return result.astype("boolean").where(there)
+            column = to_numbers(self._table, name)[0].astype("Float64")
+        if is_order:
+            return _COMPARE[type(op)](column, values[0])
+        equal = reduce(operator.or_, (column == value for value in values))
+        return equal if isinstance(op, ast.Eq | ast.In) else ~equal
 
-    def _order(self, column: str, choices: list[Any]) -> list[Any]:
-        """Read quoted numbers that a column with numbers is held against: as text, 9 comes after 50."""
-        if all(isinstance(choice, str) for choice in choices) and self._numbers(column).any():
-            read = [_number(choice) for choice in choices]
-            if None not in read:
-                return read
-            if self._numbers(column).all():
-                raise InputError(
-                    f"{self._where}: {column} has numbers, {choices[read.index(None)]!r} is none; "
-                    "compare it with a number"
-                )
-        return choices
+    def _order_values(self, name: str, values: list[str | float]) -> list[str | float]:
+        """Convert quoted numbers to order a column with numbers by: as text, 9 follows 50."""
+        is_number = self._is_number(name)
+        if any(isinstance(value, str) for value in values) and is_number.any():
+            numbers = [_number(value) for value in values]
+            if None not in numbers:
+                return [number for number in numbers if number is not None]
+            if is_number.all():
+                word = values[numbers.index(None)]
+                raise InputError(f"{self._where}: {name} has numbers, {word!r} is not one; compare it with a number")
+        return values
 
-    def _alike(self, column: str, choices: list[Any]) -> list[Any]:
-        """Read all choices as numbers where the whole column has numbers, else all as text if one is."""
-        if not any(isinstance(choice, str) for choice in choices):
-            return choices
-        read = [_number(choice) for choice in choices]
-        if None not in read and self._numbers(column).all():
-            return read
-        return [choice if isinstance(choice, str) else f"{choice:g}" for choice in choices]
+    def _equal_values(self, name: str, values: list[str | float]) -> list[str | float]:
+        """Convert all values to numbers if the whole column has numbers, otherwise all to text if one is."""
+        if not any(isinstance(value, str) for value in values):
+            return values
+        numbers = [_number(value) for value in values]
+        if None not in numbers and self._is_number(name).all():
+            return [number for number in numbers if number is not None]
+        return [value if isinstance(value, str) else f"{value:g}" for value in values]
 
-    def _numbers(self, column: str) -> pd.Series:
-        """Tell which of the values that are there are numbers."""
-        _, there = self._column(column, numeric=False)
-        return self._column(column, numeric=True)[1][there]
+    def _is_number(self, name: str) -> pd.Series:
+        """Return which of the values that are not missing are numbers."""
+        return to_numbers(self._table, name)[0].notna()[self._table[name].notna()]
 
     def _find(self, name: str) -> str:
-        """Find the column that a name in the condition means."""
         column = self._names.get(name, name)
         if column not in self._table.columns:
-            there = ", ".join(map(str, self._table.columns))
-            raise InputError(f"{self._where}: no column {column} (columns: {there}); correct the name")
+            raise InputError(
+                f"{self._where}: no column {column} (columns: {', '.join(map(str, self._table.columns))}); fix the name"
+            )
         self.used.append(column)
         return column
 
-    def _column(self, column: str, *, numeric: bool) -> tuple[pd.Series, pd.Series]:
-        """Values of a column, and where there are any."""
-        if numeric:
-            values, _ = to_numbers(self._table, column)
-            return values, values.notna()
-        texts = self._table[column].astype(object)
-        return texts.astype(str), texts.notna() & (texts != "n/a")
-
-    def _refuse(self, node: ast.AST) -> InputError:
-        return InputError(f"{self._where}: {ast.unparse(node)!r} cannot be used in it; {_USE}")
+    def _invalid(self, node: ast.AST) -> InputError:
+        return InputError(f"{self._where}: {ast.unparse(node)!r} is not allowed; {_USAGE}")
 
 
-def _number(choice: str | int | float) -> float | None:
-    """Read what is compared with as a number; None if it is none."""
-    return float(choice) if not isinstance(choice, str) or PLAIN_NUMBER.fullmatch(choice.strip()) else None
+def _number(value: str | float) -> float | None:
+    """Convert a value to a number; None if it is none."""
+    return float(value) if not isinstance(value, str) or PLAIN_NUMBER.fullmatch(value.strip()) else None
 
 
-def _values(column: pd.Series) -> str:
-    texts = sorted({str(value) for value in column.dropna().unique()} - {"n/a"})
-    shown = ", ".join(texts[:8]) or "nowhere given"
-    return f"{shown}, …" if len(texts) > 8 else shown
+def _list_values(column: pd.Series) -> str:
+    values: Sequence[str] = sorted({str(value) for value in column.dropna().unique()})
+    shown = ", ".join(values[:_N_SHOWN]) or "always missing"
+    return f"{shown}, …" if len(values) > _N_SHOWN else shown

@@ -1,4 +1,4 @@
-"""Read participants.tsv as people write it."""
+"""Participants and sessions: participants.tsv, sessions.tsv and the data dictionaries beside them."""
 
 from __future__ import annotations
 
@@ -6,49 +6,213 @@ import contextlib
 import csv
 import io
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_unfetched, is_pointer_content
+from bids_dgmseg.io.annex import (
+    describe_missing,
+    describe_unfetched,
+    is_broken_symlink,
+    is_file_or_unfetched,
+    is_pointer_file,
+)
+from bids_dgmseg.io.files import read_json
+from bids_dgmseg.stats.frames import name_some
 
-MISSING = "n/a"
+Visit = tuple[str, str | None]
+"""Labels of participant and session, without ``sub-`` and ``ses-``."""
 
-_MISSING_SPELLINGS = ("", "n/a", "na", "nan", "#n/a")
+Dictionary = Mapping[str, Mapping[str, Any]]
+"""Column → entry of a BIDS data dictionary."""
 
-_ID_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
+_PARTICIPANT_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
 
-_COMMA_NUMBER = re.compile(r"[-+]?\d+,\d+")
+_SESSION_COLUMNS = ("sessionid", "session", "ses", "visitid", "visit")
 
-_NUMBER = re.compile(r"(\d{1,255})(\.0+)?")
-"""As long as a file's name may be; Python reads no number of thousands of digits."""
+_MISSING = ("", "n/a", "na", "nan", "#n/a")
+
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+_INTEGER = re.compile(r"(\d{1,255})(\.0+)?")
 
 _BLANK = "\t;, "
 
-_MOST_LINES = 50
-"""Of one row: a quote that is not closed by then is none."""
+_MAX_LINES = 50
+"""Most lines of one row: a quote that is not closed by then is an ordinary character."""
+
+_DAYS_PER_YEAR = 365.25
 
 
 @dataclass(frozen=True)
-class Participants:
-    """The table of participants, without its column of ids."""
+class ParticipantTables:
+    """What a dataset says about its participants and their sessions; text, NaN where missing."""
 
-    columns: tuple[str, ...] = ()
-    rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Participant's label without ``sub-`` → values in the order of `columns`, ``n/a`` where missing."""
+    participants: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Columns of participants.tsv by participant label."""
+    sessions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Columns of sessions.tsv by the labels of participant and session."""
+    dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
+    """File name → data dictionary; participants.json first."""
 
-    def values(self, participant: str) -> tuple[str, ...]:
-        """Values of one participant by label, all ``n/a`` if not in the table."""
-        return self.rows.get(participant, (MISSING,) * len(self.columns))
+    @property
+    def columns(self) -> list[str]:
+        """Columns of participants.tsv, followed by those that only sessions.tsv has."""
+        return list(dict.fromkeys([*self.participants.columns, *self.sessions.columns]))
+
+    @property
+    def descriptions(self) -> Dictionary:
+        """Column → entry of participants.json, otherwise of the dictionaries of the sessions."""
+        return {
+            name: entry for entries in reversed(list(self.dictionaries.values())) for name, entry in entries.items()
+        }
+
+    def at_visits(self, visits: Sequence[Visit]) -> pd.DataFrame:
+        """Return one row of values per visit: those of the session, otherwise those of the participant."""
+        columns = self.columns
+        general = self.participants.reindex(index=[participant for participant, _ in visits], columns=columns)
+        own = self._at_sessions(visits)
+        return own.where(own.notna(), general.set_axis(own.index)).astype(object)
+
+    def is_session_value(self, visits: Sequence[Visit], column: str) -> pd.Series:
+        """Return whether the value of each visit is from sessions.tsv."""
+        return self._at_sessions(visits).reindex(columns=[column])[column].notna()
+
+    def dictionary_entry(self, visit: Visit, column: str, *, own: bool) -> tuple[Mapping[str, Any], str]:
+        """Return the entry that describes a value, and the name of the file that has it.
+
+        `own` says whether the value is that of the session; its dictionary lies beside sessions.tsv.
+        """
+        names = [f"sub-{visit[0]}_sessions.json", "sessions.json"] if own else ["participants.json"]
+        name = next((name for name in names if column in self.dictionaries.get(name, {})), names[-1])
+        return self.dictionaries.get(name, {}).get(column, {}), name
+
+    def is_first_sessions_value(self, visits: Sequence[Visit], column: str) -> pd.Series:
+        """Return whether a value holds for the participant's first session rather than for the visit itself.
+
+        It does if it is from participants.tsv, or if two or more sessions with a value all repeat the same one.
+        """
+        own = self.is_session_value(visits, column)
+        if column not in self.sessions:
+            return ~own
+        values = self.sessions[column].groupby(level=0)
+        repeated = (values.count() > 1) & (values.nunique() == 1)
+        return ~own | pd.Series([repeated.get(participant, False) for participant, _ in visits], own.index)
+
+    def years_since_first(self, visits: Sequence[Visit]) -> pd.Series:
+        """Return the time between a participant's first session and each visit by ``acq_time``; NaN where unknown."""
+        if "acq_time" not in self.sessions:
+            return pd.Series(float("nan"), index=range(len(visits)))
+        days = self.sessions["acq_time"].map(_day, na_action="ignore").astype(float)
+        years = (days - days.groupby(level=0).transform("min")) / _DAYS_PER_YEAR
+        return years.reindex(_index(visits)).set_axis(range(len(visits)))
+
+    def rename(self, columns: Mapping[str, str]) -> ParticipantTables:
+        """Rename columns in all tables and dictionaries: old name → new name."""
+        dictionaries = {
+            file: {columns.get(name, name): entry for name, entry in entries.items()}
+            for file, entries in self.dictionaries.items()
+        }
+        participants, sessions = (table.rename(columns=columns) for table in (self.participants, self.sessions))
+        return ParticipantTables(participants, sessions, dictionaries)
+
+    def _at_sessions(self, visits: Sequence[Visit]) -> pd.DataFrame:
+        sessions = self.sessions if len(self.sessions) else pd.DataFrame(index=_index([]), dtype=object)
+        return sessions.reindex(index=_index(visits), columns=self.columns).set_axis(range(len(visits)))
 
 
-def read_participants(path: Path, labels: Iterable[str]) -> Participants:
-    """Read the table and name its participants as the scans do.
+def read_participant_tables(
+    root: Path | None, scanned: Sequence[Visit], *, selected: Sequence[Visit] | None = None
+) -> tuple[ParticipantTables, list[str]]:
+    """Read participants.tsv and the sessions.tsv of every participant with sessions.
 
-    Tabs, semicolons, commas or blanks separate the columns; a byte order mark, blanks around values, ids without
-    ``sub-`` and ids that lost their leading zeros to a spreadsheet are taken as they come.
+    Parameters
+    ----------
+    root : Path or None
+        Dataset that holds the files.
+    scanned : sequence of (str, str or None)
+        Labels of participant and session of each scan.
+    selected : sequence of (str, str or None), optional
+        Part of `scanned` to warn about; by default all.
+
+    Returns
+    -------
+    tables : ParticipantTables
+        Empty if there are no such files.
+    warnings : list of str
+        Participants without a row or without a scan, unfetched files, broken dictionaries.
+
+    Raises
+    ------
+    InputError
+        If a table cannot be read or joined.
+    """
+    if root is None:
+        return ParticipantTables(), []
+    visits = scanned if selected is None else selected
+    labels = {participant for participant, _ in visits}
+    participants, warnings = pd.DataFrame(), []
+    if (root / "participants.tsv").is_file():
+        participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
+        if unknown := sorted(labels - set(participants.index)):
+            warnings.append(f"participants.tsv: no row for {name_some(unknown, 'sub-')}; their columns are n/a")
+        if selected is None and (unmeasured := sorted(set(participants.index) - labels)):
+            warnings.append(
+                f"participants.tsv: no results of {name_some(unmeasured, 'sub-')}; they are not in the tables"
+            )
+    sessions, session_warnings = _read_sessions(root, [visit for visit in scanned if visit[0] in labels], visits)
+    paths = [root / "participants.json"] if len(participants) else []
+    if len(sessions.columns):
+        own = (root / f"sub-{label}" / f"sub-{label}_sessions.json" for label in sorted(labels))
+        paths += [root / "sessions.json", *own]
+    dictionaries = {}
+    for path in filter(is_file_or_unfetched, paths):
+        try:
+            entries = read_json(path)
+        except InputError as error:
+            session_warnings.append(f"{error}; until then units and descriptions of its columns are unknown")
+            continue
+        dictionaries[path.name] = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
+    return ParticipantTables(participants, sessions, dictionaries), warnings + session_warnings
+
+
+def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]) -> tuple[pd.DataFrame, list[str]]:
+    """Read the sessions.tsv of each scanned participant; warnings are about `visits` only."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for participant, session in scanned:
+        if session is not None:
+            labels[participant].append(session)
+    tables, without_row, unfetched = {}, [], []
+    for participant, sessions in labels.items():
+        path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
+        if is_broken_symlink(path):
+            unfetched.append(path)
+        if not path.is_file():
+            continue
+        table = _read_table(path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS)
+        tables[participant] = table
+        missing = sorted(set(sessions) - set(table.index))
+        without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
+    warnings = []
+    if without_row:
+        warnings.append(f"sessions.tsv: no row for {name_some(without_row)}; using the participant's own columns")
+    if unfetched:
+        more = f" (and {len(unfetched) - 1} more such files)" if len(unfetched) > 1 else ""
+        warnings.append(f"{describe_missing(unfetched[0])}; until then the participant's own columns are used{more}")
+    return pd.concat(tables) if tables else pd.DataFrame(), warnings
+
+
+def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
+    """Read participants.tsv, tolerating how people and spreadsheets write it.
+
+    Tabs, semicolons, commas or spaces separate the columns. A byte order mark, spaces around values, ids without
+    ``sub-`` and ids that lost their leading zeros to a spreadsheet are accepted.
 
     Parameters
     ----------
@@ -59,140 +223,108 @@ def read_participants(path: Path, labels: Iterable[str]) -> Participants:
 
     Returns
     -------
-    Participants
-        All rows of the file; those of participants with scans under the scans' label.
+    DataFrame
+        Text by participant label, NaN where missing; participants with scans are named by the label of their scans.
 
     Raises
     ------
     InputError
-        If there is no column of ids, a row is longer than the header, or a participant has two rows.
+        If there is no id column, a row is longer than the header, or a participant has two rows.
     """
-    columns, rows = read_keyed(path, labels, prefix="sub-", name="participant_id", spellings=_ID_COLUMNS)
-    return Participants(columns, rows)
+    return _read_table(path, labels, prefix="sub-", id_column="participant_id", spellings=_PARTICIPANT_COLUMNS)
 
 
-def read_keyed(
-    path: Path, labels: Iterable[str], *, prefix: str, name: str, spellings: Sequence[str]
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Read a table whose rows are told apart by a column of labels.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    labels : iterable of str
-        Labels that have scans, without their prefix.
-    prefix : str
-        ``sub-`` or ``ses-``.
-    name : str
-        What BIDS calls the column of labels.
-    spellings : sequence of str
-        Names of the column that are taken for it, in small letters without blanks, hyphens and underscores.
-
-    Returns
-    -------
-    columns : tuple of str
-        Without the column of labels.
-    rows : dict
-        Label → values in the order of the columns, ``n/a`` where missing.
-
-    Raises
-    ------
-    InputError
-        As `read_participants`.
-    """
-    header, lines = read_rows(path)
-    ids = [index for index, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
+def _read_table(
+    path: Path, labels: Iterable[str], *, prefix: str, id_column: str, spellings: Sequence[str]
+) -> pd.DataFrame:
+    """Read a table whose rows are identified by labels; `spellings` are accepted names of the id column."""
+    header, lines = _read_rows(path)
+    ids = [place for place, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
     if not ids:
-        shown = ", ".join(header) or "none"
-        raise InputError(f"{path.name}: no column {name} (columns: {shown}); name the column of the labels so")
-    id_column = ids[0]
-    columns = [column for index, column in enumerate(header) if index != id_column]
-    if doubled := [column for column, count in Counter(columns).items() if count > 1]:
-        raise InputError(f"{path.name}: column {doubled[0]!r} appears twice; rename one")
-    rows: dict[str, tuple[str, ...]] = {}
-    first_line: dict[str, int] = {}
-    find = _Finder(labels, prefix)
+        raise InputError(
+            f"{path.name}: no column {id_column} (columns: {', '.join(header) or 'none'}); rename the column of labels"
+        )
+    columns = [column for place, column in enumerate(header) if place != ids[0]]
+    if repeated := [column for column, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"{path.name}: column {repeated[0]!r} appears twice; rename one")
+    match = _LabelMatcher(labels, prefix)
+    rows: dict[str, list[str | float]] = {}
+    line_of: dict[str, int] = {}
     for number, values in lines:
         if len(values) > len(header):
-            raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; correct it")
-        values = [*values, *[MISSING] * (len(header) - len(values))]
-        if values[id_column] == MISSING:
-            raise InputError(f"{path.name}: line {number} has no {name}; fill it in or remove the line")
-        label = find(values[id_column])
+            raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; fix it")
+        values = [*values, *[""] * (len(header) - len(values))]
+        label = match(values.pop(ids[0]))
+        if not label:
+            raise InputError(f"{path.name}: line {number} has no {id_column}; fill it in or remove the line")
         if label in rows:
             raise InputError(
-                f"{path.name}: {prefix}{label} appears twice (lines {first_line[label]} and {number}); "
-                f"keep one line a {name.removesuffix('_id')}"
+                f"{path.name}: {prefix}{label} appears twice (lines {line_of[label]} and {number}); "
+                f"keep one line per {id_column.removesuffix('_id')}"
             )
-        rows[label] = tuple(value for index, value in enumerate(values) if index != id_column)
-        first_line[label] = number
-    return tuple(columns), rows
+        rows[label] = [value or float("nan") for value in values]
+        line_of[label] = number
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, dtype=object), columns=columns, dtype=object)
 
 
-class _Finder:
-    """Finds the scans' label for an id; a number finds the one label of that value."""
+class _LabelMatcher:
+    """Finds the scans' label for an id; a number matches the only label of that value."""
 
     def __init__(self, labels: Iterable[str], prefix: str) -> None:
         self.labels, self.prefix = set(labels), prefix
-        by_number: dict[int, list[str]] = {}
+        by_number: dict[int, list[str]] = defaultdict(list)
         for label in sorted(self.labels):
             if label.isdecimal():
-                by_number.setdefault(int(label), []).append(label)
+                by_number[int(label)].append(label)
         self.by_number = {number: found[0] for number, found in by_number.items() if len(found) == 1}
 
     def __call__(self, text: str) -> str:
         label = text.removeprefix(self.prefix)
         if label in self.labels:
             return label
-        if number := _NUMBER.fullmatch(label):
+        if number := _INTEGER.fullmatch(label):
             return self.by_number.get(int(number[1]), label)
         return label
 
 
-def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Cut a table into its header and its rows, each with its line number, all values cleaned.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read, is empty, or a column has no name.
-    """
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Split a table into its header and its rows, each with its line number; missing values are empty."""
     lines = re.split("\r\n|\r|\n", _decode(path))
     first = next((line for line in lines if line.strip(_BLANK)), None)
     if first is None:
-        raise InputError(f"{path.name}: is empty; write at least the header participant_id")
+        raise InputError(f"{path.name}: the file is empty; write at least the header participant_id")
     separator = "\t" if "\t" in first else max(";,", key=first.count)
     if separator not in first:
         separator = " "
-    fields = [(number, _clean(values, separator)) for number, values in _cut(lines, separator)]
-    header = fields[0][1]
-    while header and header[-1] == MISSING:
+    rows = [(number, _clean(values, separator)) for number, values in _split_rows(lines, separator)]
+    header = rows[0][1]
+    while header and not header[-1]:
         header.pop()
-    if MISSING in header:
-        raise InputError(f"{path.name}: column {header.index(MISSING) + 1} has no name; name it")
-    for _, values in fields[1:]:
-        while len(values) > len(header) and values[-1] == MISSING:
+    if "" in header:
+        raise InputError(f"{path.name}: column {header.index('') + 1} has no name; name it")
+    for _, values in rows[1:]:
+        while len(values) > len(header) and not values[-1]:
             values.pop()
-    return header, fields[1:]
+    return header, rows[1:]
 
 
 def _decode(path: Path) -> str:
+    """Decode a text file of unknown encoding: UTF-8, UTF-16 (Excel's "Unicode text") or that of Western Windows."""
+    if is_pointer_file(path):
+        raise InputError(describe_unfetched(path))
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    if is_pointer_content(data):
-        raise InputError(describe_unfetched(path))
-    marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # a spreadsheet's "Unicode text"
-    for encoding in ("utf-16" if marked else "utf-8-sig", "cp1252"):
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    for encoding in ("utf-16" if is_utf16 else "utf-8-sig", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):
             return data.decode(encoding)
     return data.decode("latin-1")
 
 
-def _cut(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Cut lines into values, with the number of the first line of each row; a quoted value may have line breaks."""
+def _split_rows(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Split lines into values, with the number of each row's first line; a quoted value may span several lines."""
     place, width = 0, 0
     while place < len(lines):
         number, line = place + 1, lines[place]
@@ -201,29 +333,41 @@ def _cut(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]
             continue
         values = line.split() if separator == " " else line.split(separator)
         if separator != " " and '"' in line:
-            values, n_lines = _cut_quoted(lines[place - 1 : place - 1 + _MOST_LINES], separator, width=width)
+            values, n_lines = _split_quoted(lines[place - 1 : place - 1 + _MAX_LINES], separator, width=width)
             place += n_lines - 1
         width = width or len(values)
         yield number, values
 
 
-def _cut_quoted(lines: Sequence[str], separator: str, *, width: int) -> tuple[list[str], int]:
-    """Cut the first row of lines, and count its lines; a quote that nothing closes is a letter like any other."""
+def _split_quoted(lines: Sequence[str], separator: str, *, width: int) -> tuple[list[str], int]:
+    """Split the first row of some lines and count its lines; a quote that is never closed is an ordinary character."""
     for n_lines in range(1, len(lines) + 1):
         row = io.StringIO("\n".join(lines[:n_lines]), newline="")
         try:
             found = list(csv.reader(row, delimiter=separator, strict=True))
         except csv.Error:  # the quote is still open, or closes inside a value
             continue
-        # rows of more lines must be as wide as the table, or the quote opened none
+        # several lines are one row only if it is as wide as the table; otherwise the character was no quote
         if n_lines == 1 or (len(found) == 1 and len(found[0]) == (width or len(found[0]))):
             return found[0], n_lines
     return lines[0].split(separator), 1
 
 
 def _clean(values: Sequence[str], separator: str) -> list[str]:
-    """Tidy the values of a row; where semicolons separate, a comma inside a number is its decimal point."""
+    """Strip values, empty where missing; between semicolons, a comma inside a number is its decimal point."""
     cleaned = [" ".join(value.split()) for value in values]
     if separator == ";":
-        cleaned = [value.replace(",", ".") if _COMMA_NUMBER.fullmatch(value) else value for value in cleaned]
-    return [MISSING if value.casefold() in _MISSING_SPELLINGS else value for value in cleaned]
+        cleaned = [value.replace(",", ".") if _DECIMAL_COMMA.fullmatch(value) else value for value in cleaned]
+    return ["" if value.casefold() in _MISSING else value for value in cleaned]
+
+
+def _index(visits: Sequence[Visit]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays([[visit[0] for visit in visits], [visit[1] or "" for visit in visits]])
+
+
+def _day(text: str) -> float:
+    """Return the day of a date as a number; NaN if it is none."""
+    try:
+        return float(datetime.fromisoformat(text).toordinal())
+    except ValueError:
+        return float("nan")

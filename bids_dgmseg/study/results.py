@@ -1,223 +1,129 @@
-"""Read a table of measures, and tell one that is whole from one that is damaged."""
+"""Results of the participant level: the tables of all scans, whole or damaged."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import csv
+import io
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from bids_dgmseg.io.annex import is_broken_symlink, is_pointer_content
 from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.study.sites import name_scanner
 
 STATS = "_stats.tsv"
 
-_ABBREVIATION = "abbreviation"
-
-_TEXTS = ("name", _ABBREVIATION, "hemisphere", "rating", "reasons")
-"""Columns of words; the program's others are numbers."""
-
-_NO_NUMBER = ("n/a", "", "nan")
-
-_SHOWN = 20
-
 CUT_SHORT = "cut short"
 
-AGAIN = "run the participant level again"
+RERUN = "run the participant level again"
 
-_ANEW = f"{AGAIN} with --force"
+SCANNER_FIELDS = (
+    "InstitutionName",
+    "Manufacturer",
+    "ManufacturersModelName",
+    "DeviceSerialNumber",
+    "MagneticFieldStrength",
+)
+"""Sidecar fields that identify a scanner; the participant level keeps them in ``_qc.json``."""
+
+_STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
+
+_TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
+
+_NOT_A_NUMBER = (MISSING, "", "nan")
+
+_MAX_QUOTED = 20
+
+_NOT_IN_QC_TABLE = ("scan", "model", "settings", "versions", "seconds", "nuclei")
+
+_RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
+"""What may differ between the maps of a study; the steps of a reconstruction are in ``_qc.json`` only."""
 
 
 class DamagedTableError(Exception):
-    """A table of measures cannot be used: what it is, in words that stand behind its name, and what to do."""
+    """A table cannot be used: what is wrong with it, worded to follow its name, and what to do."""
 
-    def __init__(self, what: str, remedy: str = _ANEW) -> None:
-        super().__init__(what)
-        self.what, self.remedy = what, remedy
-
-
-def read_stats(path: Path, *, numbers: Collection[str], needed: Sequence[str], known: Collection[str] = ()) -> str:
-    """Read a ``_stats.tsv`` that is whole.
-
-    It is where every row is as long as the header, each nucleus of the label table beside it (``_dseg.tsv``) has one
-    row, and no number is anything else or infinite. Without a label table no nucleus is missed.
-
-    Parameters
-    ----------
-    path : Path
-        The table.
-    numbers : collection of str
-        Columns of numbers; those that the table lacks are not looked at.
-    needed : sequence of str
-        Columns that it must have beside ``abbreviation``.
-    known : collection of str
-        Abbreviations that there are, for a table without a label table; empty: any.
-
-    Returns
-    -------
-    str
-        The text of the file.
-
-    Raises
-    ------
-    DamagedTableError
-        If it is not whole.
-    """
-    text = _read_text(path)
-    header, *lines = text.splitlines() or [""]
-    columns, rows = header.split("\t"), [line.split("\t") for line in lines]
-    whole = rows and text.endswith("\n") and all(len(row) == len(columns) for row in rows)
-    if not whole or not {_ABBREVIATION, *needed} <= set(columns):
-        raise DamagedTableError(CUT_SHORT)
-    nuclei = [row[columns.index(_ABBREVIATION)] for row in rows]
-    _check_nuclei(nuclei, _read_labels(path), known)
-    places = [place for place, column in enumerate(columns) if column in numbers and column not in _TEXTS]
-    for nucleus, row in zip(nuclei, rows, strict=True):
-        for place in places:
-            if not _is_number(row[place]):
-                raise DamagedTableError(f"damaged ({columns[place]} of {nucleus} is {_quote(row[place])})")
-    return text
-
-
-def _read_text(path: Path) -> str:
-    if is_broken_symlink(path):
-        raise DamagedTableError("not here (a link that leads nowhere)", "fetch it (datalad get or git annex get)")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
-    if is_pointer_content(content):
-        raise DamagedTableError("not here (a pointer only)", "fetch it (datalad get or git lfs pull)")
-    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _check_nuclei(nuclei: Sequence[str], labels: Collection[str], known: Collection[str]) -> None:
-    """See that each nucleus is there once; `labels` are those that the model has, none where nobody knows."""
-    if doubled := [name for name, count in Counter(nuclei).items() if count > 1]:
-        raise DamagedTableError(f"damaged ({_quote(doubled[0])} is there twice)")
-    expected = labels or known
-    if unknown := [name for name in nuclei if expected and name not in expected]:
-        raise DamagedTableError(f"damaged ({_quote(unknown[0])} is none of its nuclei)")
-    if not set(labels) <= set(nuclei):
-        raise DamagedTableError(CUT_SHORT)
-
-
-def _read_labels(path: Path) -> list[str]:
-    """Read the abbreviations of the label table beside; none where there is no such table."""
-    try:
-        text = path.with_name(f"{path.name.removesuffix(STATS)}_dseg.tsv").read_text("utf-8-sig", errors="replace")
-    except OSError:
-        return []
-    header, *lines = text.splitlines() or [""]
-    columns = header.split("\t")
-    if _ABBREVIATION not in columns:
-        return []
-    rows = (line.split("\t") for line in lines)
-    return [row[columns.index(_ABBREVIATION)] for row in rows if len(row) == len(columns)]
-
-
-def _is_number(text: str) -> bool:
-    """Tell numbers and what stands for none from all else, infinity among it."""
-    if text in _NO_NUMBER:
-        return True
-    try:
-        return math.isfinite(float(text)) and text.isascii() and "_" not in text
-    except ValueError:
-        return False
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
-
-
-_STATS = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
-
-_NEEDED = ("volume_mm3", "mean_ppm")
-
-_NUCLEI = tuple(structure.abbreviation for structure in STRUCTURES)
-
-_NOT_QUALITY = ("scan", "model", "settings", "versions", "seconds", "nuclei")
-
-_RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
-"""What may differ between the maps of one study; the steps, in long words, stand in ``_qc.json`` alone."""
+    def __init__(self, problem: str, remedy: str = f"{RERUN} with --force") -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
 
 
 @dataclass(frozen=True)
-class ScanStats:
-    """The table of one scan and model."""
+class Results:
+    """Tables of a results folder, sorted by file name."""
 
-    entities: Mapping[str, str]
-    """As in the file name: ``sub``, ``ses``, ``acq``, …, ``seg`` is the model."""
-    text: str
-    """The table as it was read; rows are parsed when asked for, so that ten thousand tables stay small."""
-    quality: Mapping[str, str]
-    """Values of ``_qc.json`` by their names joined with underscores, such as ``input_units``."""
-    scanner: str | None
-    """What the map's sidecar said of the scanner."""
-    page: str
-    """The participant's page, from the output folder; empty if there is none."""
-
-    @property
-    def reference(self) -> str | None:
-        """Reference region that ``_qc.json`` reports."""
-        reference = self.quality.get("input_reference", "n/a")
-        return None if reference == "n/a" else reference
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The header."""
-        return tuple(self.text.partition("\n")[0].split("\t"))
-
-    def rows(self) -> list[list[str]]:
-        """Parse the table: values in the order of `columns`, a list a nucleus."""
-        return [line.split("\t") for line in self.text.splitlines()[1:]]
-
-    def values(self, column: str) -> dict[str, str]:
-        """One measure by abbreviation."""
-        name, value = self.columns.index("abbreviation"), self.columns.index(column)
-        return {row[name]: row[value] for row in self.rows()}
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What lies in an output folder, sorted by participant, session and the rest of the name."""
-
-    scans: tuple[ScanStats, ...]
-    broken: Mapping[str, DamagedTableError]
-    """Names of the tables that cannot be used, and why."""
+    scans: pd.DataFrame
+    """One row per scan and model, text: BIDS entities by their keys (``sub``, ``ses``, …, ``seg`` is the model), NaN if
+    the name lacks one; ``page``, file of the participant's page; ``scanner``, its name if known."""
+    stats: pd.DataFrame
+    """One row per scan and nucleus: ``scan``, a row of `scans`, and the columns of ``_stats.tsv`` as text."""
+    qc: pd.DataFrame
+    """Values of ``_qc.json`` as text, one row per scan; names are joined with underscores (``input_units``)."""
+    damaged: Mapping[str, DamagedTableError]
+    """File name of each table that cannot be used."""
     unfinished: tuple[str, ...]
-    """Names of the tables beside labels without the sidecar that is written last; they are not read."""
+    """File names of tables that lie beside labels without a sidecar, which is written last."""
 
 
-def read_scans(output_dir: Path) -> Tables:
-    """Read all ``_stats.tsv`` below the participants' folders.
+def read_results(folder: Path) -> Results:
+    """Read the ``_stats.tsv`` and ``_qc.json`` of all scans below the participants' folders.
 
-    Where the labels lie beside a table, their sidecar must too: it is the mark of a scan that is complete. Tables
-    without images, as they are sent to other sites, need none.
+    If labels lie beside a table, their sidecar must exist too: it marks a complete scan. Tables without images, as
+    sites share them, need none.
     """
-    scans, broken, unfinished = [], {}, []
-    pages = {name for name in os.listdir(output_dir) if name.endswith(".html")}  # noqa: PTH208 names only
-    for path, complete in sorted(_find(output_dir), key=lambda found: found[0].name):
+    pages = {name for name in os.listdir(folder) if name.endswith(".html")}  # noqa: PTH208 names only
+    found = sorted(_find_tables(folder), key=lambda item: item[0].name)
+    unfinished = tuple(path.name for path, complete in found if not complete)
+    complete = [path for path, is_complete in found if is_complete]
+    without_model = {path: _WITHOUT_MODEL for path in complete if "seg" not in read_entities(path.name)}
+    paths = [path for path in complete if path not in without_model]
+    stats, damaged = read_stats(
+        paths, numbers=STATS_COLUMNS, required=("volume_mm3", "mean_ppm"), known=[s.abbreviation for s in STRUCTURES]
+    )
+    whole = [path for path in paths if path not in damaged]
+    scans, qc = [], []
+    for path in whole:
+        record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_qc.json"))
+        scanner = record.pop("scanner", None)
         page = f"{path.name.partition('_')[0]}.html"
-        if not complete:
-            unfinished.append(path.name)
-            continue
-        try:
-            scans.append(_read(path, page if page in pages else ""))
-        except DamagedTableError as error:
-            broken[path.name] = error
-    return Tables(tuple(scans), broken, tuple(unfinished))
+        scans.append(
+            {
+                **read_entities(path.name),
+                "page": page if page in pages else None,
+                "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
+            }
+        )
+        qc.append(flatten_qc(record))
+    return Results(
+        pd.DataFrame(scans, dtype=object),
+        stats.rename(columns={"file": "scan"}),
+        pd.DataFrame(qc, index=range(len(qc)), dtype=object),
+        {path.name: error for path, error in sorted((without_model | damaged).items(), key=lambda item: item[0].name)},
+        unfinished,
+    )
+
+
+_WITHOUT_MODEL = DamagedTableError("without a model (seg-) in the name", "rename the file")
+
+
+def has_results(folder: Path) -> bool:
+    """Return whether there is any ``_stats.tsv`` below the participants' folders."""
+    return next(_find_tables(folder), None) is not None
 
 
 def read_entities(name: str) -> dict[str, str]:
-    """Read the entities in the name of a table.
+    """Split the name of a table into BIDS entities.
 
     >>> read_entities("sub-01_ses-1_seg-dgm16_stats.tsv")
     {'sub': '01', 'ses': '1', 'seg': 'dgm16'}
@@ -226,19 +132,136 @@ def read_entities(name: str) -> dict[str, str]:
     return {key: value for key, value in pairs}
 
 
-def has_scans(output_dir: Path) -> bool:
-    """Tell whether there is any ``_stats.tsv`` below the participants' folders."""
-    return next(_find(output_dir), None) is not None
+def read_stats(
+    paths: Sequence[Path], *, numbers: Collection[str], required: Sequence[str], known: Collection[str] = ()
+) -> tuple[pd.DataFrame, dict[Path, DamagedTableError]]:
+    """Read ``_stats.tsv`` files and separate the damaged ones.
+
+    A table is whole if every row is as long as the header, each nucleus of the label table beside it (``_dseg.tsv``)
+    has one row, and every number is finite or missing. Without a label table no nucleus can be missing.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The tables.
+    numbers : collection of str
+        Columns to check for numbers, if a table has them.
+    required : sequence of str
+        Columns that a table must have besides ``abbreviation``.
+    known : collection of str
+        Valid abbreviations for tables without a label table; empty: any.
+
+    Returns
+    -------
+    stats : DataFrame
+        ``file``, the place among the whole tables, and the columns of all tables as text, NaN if a table lacks one.
+    damaged : dict
+        Path → reason.
+    """
+    damaged: dict[Path, DamagedTableError] = {}
+    rows: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
+    for path in paths:
+        try:
+            header, lines = _read_lines(path, required, known)
+        except DamagedTableError as error:
+            damaged[path] = error
+            continue
+        rows[header].append((path, lines))
+    place_of = {path: place for place, path in enumerate(paths)}
+    tables = []
+    for header, files in rows.items():  # one frame per header: much faster than one per file
+        text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
+        table = pd.read_csv(
+            text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
+        )
+        file = np.repeat([place_of[path] for path, _ in files], [len(lines) for _, lines in files])
+        table.insert(0, "file", file)
+        damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame({"file": pd.Series(dtype=int)}), damaged
+    whole = [place for path, place in place_of.items() if path not in damaged]
+    stats = pd.concat(tables).sort_values("file", kind="stable", ignore_index=True)
+    stats = stats[stats["file"].isin(whole)].reset_index(drop=True)
+    return stats.assign(file=np.searchsorted(whole, stats["file"])), damaged
 
 
-def _find(output_dir: Path) -> Iterator[tuple[Path, bool]]:
+def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> tuple[str, list[str]]:
+    """Return the header and the lines of a table whose rows and nuclei are complete."""
+    text = _read_text(path)
+    header, *lines = text.splitlines() or [""]
+    columns = header.split("\t")
+    whole = lines and text.endswith("\n") and all(line.count("\t") == len(columns) - 1 for line in lines)
+    if not whole or not {"abbreviation", *required} <= set(columns):
+        raise DamagedTableError(CUT_SHORT)
+    place = columns.index("abbreviation")
+    nuclei = [line.split("\t", place + 1)[place] for line in lines]
+    labels = _read_label_names(path)
+    if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
+        raise DamagedTableError(f"damaged ({_quote(repeated[0])} appears twice)")
+    expected = labels or known
+    if unknown := [name for name in nuclei if expected and name not in expected]:
+        raise DamagedTableError(f"damaged ({_quote(unknown[0])} is not one of its nuclei)")
+    if not set(labels) <= set(nuclei):
+        raise DamagedTableError(CUT_SHORT)
+    return header, lines
+
+
+def _read_text(path: Path) -> str:
+    if is_broken_symlink(path):
+        raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
+    if is_pointer_content(content):
+        raise DamagedTableError("not fetched (only a pointer)", "fetch it (datalad get or git lfs pull)")
+    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_label_names(path: Path) -> list[str]:
+    """Return the abbreviations of the label table beside a table, if there is one."""
+    try:
+        text = path.with_name(f"{path.name.removesuffix(STATS)}_dseg.tsv").read_text("utf-8-sig", errors="replace")
+    except OSError:
+        return []
+    header, *lines = text.splitlines() or [""]
+    columns = header.split("\t")
+    if "abbreviation" not in columns:
+        return []
+    rows = (line.split("\t") for line in lines)
+    return [row[columns.index("abbreviation")] for row in rows if len(row) == len(columns)]
+
+
+def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
+    """Return the first value of each file that is neither a finite number nor missing: file → error."""
+    found: dict[int, tuple[int, str, Any]] = {}
+    for column in table.columns:
+        if column not in numbers or column in _TEXT_COLUMNS:
+            continue
+        cells = table[column]
+        bad = ~np.isfinite(pd.to_numeric(cells, errors="coerce")) & ~cells.isin(_NOT_A_NUMBER)
+        for row, file in table["file"][bad].drop_duplicates().items():
+            if int(file) not in found or row < found[int(file)][0]:
+                found[int(file)] = (int(str(row)), str(column), cells[row])
+    return {
+        file: DamagedTableError(f"damaged ({column} of {table['abbreviation'][row]} is {_quote(cell)})")
+        for file, (row, column, cell) in found.items()
+    }
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…")
+
+
+def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Find the tables, and whether each scan is complete."""
-    for participant in _folders(output_dir, "sub-"):
+    for participant in _folders(folder, "sub-"):
         for parent in (participant, *_folders(participant, "ses-")):
             anat = parent / "anat"
             if anat.is_dir():
                 names = set(os.listdir(anat))  # noqa: PTH208 3 x faster
-                for name in filter(_STATS.fullmatch, names):
+                for name in filter(_STATS_NAME.fullmatch, names):
                     labels = f"{name.removesuffix(STATS)}_dseg"
                     yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
 
@@ -248,40 +271,46 @@ def _folders(parent: Path, prefix: str) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
 
 
-def _read(path: Path, page: str) -> ScanStats:
-    entities = read_entities(path.name)
-    if "seg" not in entities:
-        raise DamagedTableError("without a model (seg-) in the name", "rename the file")
-    text = read_stats(path, numbers=STATS_COLUMNS, needed=_NEEDED, known=_NUCLEI)
-    record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_qc.json"))
-    scanner = record.pop("scanner", None)
-    return ScanStats(
-        entities,
-        text,
-        flatten(record),
-        name_scanner(scanner) if isinstance(scanner, dict) else None,
-        page,
-    )
+def name_scanner(fields: Mapping[str, Any]) -> str | None:
+    """Return the name of a scanner from sidecar fields; None if they do not identify one.
+
+    Values that are neither text nor integer are ignored. The field strength alone is not enough: scanners of many sites
+    share it.
+
+    >>> name_scanner({"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 2.89})
+    'Siemens Prisma 3T'
+    """
+    *texts, strength = (fields.get(name) for name in SCANNER_FIELDS)
+    # serial numbers may be written as numbers
+    usable = (text for text in texts if isinstance(text, str | int) and not isinstance(text, bool))
+    words = [word for text in usable if (word := " ".join(str(text).split()))]
+    if not words:
+        return None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        words.append(f"{round(2 * float(strength)) / 2:g}T")  # type: ignore[arg-type]  # 2.89 and 3 are the same strength
+    return " ".join(words)
 
 
-def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
-    """Write the values of a nested record as text, under their names joined with underscores.
+def flatten_qc(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
+    """Convert a nested record to text by names joined with underscores.
 
-    Lists of numbers and words are joined; ``warnings`` are counted too, and of echo times nothing but their number is
-    kept. Settings, versions, tables and the steps of a reconstruction are left out.
+    Lists of numbers or words are joined, ``warnings`` are also counted, and only the number of echo times is kept.
+    Settings, versions, tables and the steps of a reconstruction are left out.
 
-    >>> flatten({"input": {"units": "ppm", "shape": [64, 64]}, "warnings": ["a", "b"], "scan": "sub-01"})
+    >>> flatten_qc({"input": {"units": "ppm", "shape": [64, 64]}, "warnings": ["a", "b"], "scan": "sub-01"})
     {'input_units': 'ppm', 'input_shape': '64 x 64', 'n_warnings': '2', 'warnings': 'a; b'}
     """
     flat: dict[str, str] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
-        if name in _NOT_QUALITY:
+        if name in _NOT_IN_QC_TABLE:
             continue
         if name == "reconstruction" and isinstance(value, Mapping):
-            flat |= _flatten_reconstruction(value)
+            if isinstance(times := value.get("EchoTime"), list):
+                flat["reconstruction_n_echoes"] = str(len(times))
+            flat |= {f"reconstruction_{key}": _one_line(value[key]) for key in _RECONSTRUCTION if key in value}
         elif isinstance(value, Mapping):
-            flat |= flatten(value, prefix=f"{name}_")
+            flat |= flatten_qc(value, prefix=f"{name}_")
         elif isinstance(value, list):
             if any(isinstance(item, Mapping | list) for item in value):
                 continue
@@ -294,14 +323,8 @@ def flatten(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _flatten_reconstruction(made: Mapping[str, Any]) -> dict[str, str]:
-    times = made.get("EchoTime")
-    flat = {"reconstruction_n_echoes": str(len(times))} if isinstance(times, list) else {}
-    return flat | {f"reconstruction_{key}": _one_line(made[key]) for key in _RECONSTRUCTION if key in made}
-
-
 def _one_line(value: Any) -> str:
     if value is None or value == "":
-        return "n/a"
+        return MISSING
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return " ".join(text.split()) or "n/a"
+    return " ".join(text.split()) or MISSING

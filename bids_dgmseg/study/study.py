@@ -1,155 +1,188 @@
-"""What all statistics of a study share: the table of measures, controls, groups, covariates."""
+"""What all analyses of a study share: the table of measures, controls, reference group, covariates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.stats.frames import to_numbers
-from bids_dgmseg.study.conditions import match_filter
-from bids_dgmseg.study.load import Cohort
-from bids_dgmseg.study.long_table import long_table
-from bids_dgmseg.study.participants import MISSING
+from bids_dgmseg.study.cohort import Cohort
+from bids_dgmseg.study.conditions import match_condition
 
-MEASURES = ("mean_ppm", "volume_mm3")
-
-CONTROLS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
-"""Names that a reference group has, in small letters."""
+REFERENCE_GROUPS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
+"""Names of a reference group, in lower case."""
 
 NO_COVARIATES = "none"
 
 VOLUME = "volume_mm3"
-"""What susceptibilities are adjusted for."""
-
-_OPTION = "--control-filter"
+"""Measure that susceptibility is adjusted for."""
 
 
 @dataclass(frozen=True)
-class StudyOptions:
-    """What the user asked for."""
-
-    measures: tuple[str, ...] = MEASURES
-    """Columns of ``_stats.tsv``."""
-    control_filter: str | None = None
-    covariates: tuple[str, ...] | None = None
-    """By default age, sex and, where sites are harmonized, the group."""
-    evaluation: Path | None = None
-    """Output of ``dgmseg evaluate``."""
-    n_bootstrap: int = 0
-    """Refits for the limits of ageing curves; 0: limits by profile."""
-
-
-@dataclass
 class Study:
-    """The table that the statistics read; adjusting and harmonizing add measures to it."""
+    """A cohort with the measures to analyse. Analyses return new tables and leave it unchanged."""
 
     cohort: Cohort
-    options: StudyOptions
+    options: GroupAnalysis
     table: pd.DataFrame
-    """As `long_table`, with the covariates; all measures of `measures` and the volumes."""
-    measures: list[str]
+    """One row per scan and nucleus: ``scan`` (row of the cohort), ``abbreviation``, the measures and the volume,
+    demographics, strata and covariates."""
+    measures: tuple[str, ...]
+    """Columns of `table` that are analysed."""
     covariates: tuple[str, ...]
-    """Columns of `table` without the group."""
-    controls: np.ndarray | None
-    """Whether each scan is of a control; None without a filter."""
+    """Columns of `table`, without the group."""
+    controls: NDArray[np.bool_] | None
+    """Whether each scan of the cohort is of a control; None without a filter."""
     reference: str | None
-    """The group that others are compared with."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    """Group that the others are compared with."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def by(self) -> tuple[str, ...]:
-        """Columns whose values are never pooled."""
-        return (*self.cohort.apart, "abbreviation")
+        """Columns that are never pooled."""
+        return (*self.cohort.strata, "abbreviation")
 
-    def apart(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Rows of each model (and reconstruction), with its columns' values."""
-        columns = list(self.cohort.apart)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what the run was asked for and found, for the data dictionaries."""
+        return {
+            **self.cohort.settings,
+            "Measures": list(self.options.measures),
+            "ControlFilter": self.options.control_filter,
+            "ReferenceGroup": self.reference,
+            "Covariates": list(self.covariates),
+            "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
+            "Bootstrap": self.options.bootstrap,
+        }
+
+    def strata(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+        """Iterate over the rows of each model (and reconstruction), with the values of the cohort's strata."""
+        columns = list(self.cohort.strata)
         for key, rows in self.table.groupby(columns, sort=False, observed=True):
             yield dict(zip(columns, key, strict=True)), rows
 
-    def name_part(self, key: Mapping[str, Any]) -> str:
-        """Name one of several models or reconstructions as in `apart`; empty where there is one only."""
-        telling = [str(value) for column, value in key.items() if self.cohort.keys[column].nunique() > 1]
-        return " ".join(value for value in telling if value != MISSING) or " ".join(telling)
+    def stratum_name(self, key: Mapping[str, Any]) -> str:
+        """Return a name for one of several models or reconstructions; empty if there is only one."""
+        varying = [str(value) for column, value in key.items() if self.cohort.keys[column].nunique() > 1]
+        return " ".join(value for value in varying if value != MISSING) or " ".join(varying)
 
-    def attempt(self, name: str, work: Callable[[], Any], *, part: str = "") -> Any:
-        """Do what the data may not allow, for all or a part of the scans; then None, and why is a warning."""
-        try:
-            return work()
-        except InputError as error:
-            self.warnings.append(f"{name}.tsv: not computed{f' for {part}' if part else ''}: {error}")
-            return None
+    def with_measures(self, columns: pd.DataFrame) -> Study:
+        """Return the study with further measures to analyse, which have the index of `table`."""
+        table = self.table.assign(**{str(name): values for name, values in columns.items()})
+        return replace(self, table=table, measures=(*self.measures, *map(str, columns)))
 
 
-def begin_study(cohort: Cohort, options: StudyOptions) -> Study:
+def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     """Parse the measures and find controls, reference group and covariates.
 
     Raises
     ------
     InputError
-        If a measure or a covariate does not exist, or the filter of the controls cannot be used or nobody meets it.
+        If a measure or covariate does not exist, or the control filter is not valid or matches nobody.
     """
-    table = long_table(cohort, [*dict.fromkeys([*options.measures, VOLUME])])
-    people = cohort.people.assign(participant_id=cohort.keys["participant_id"], site=cohort.keys["site"])
-    controls = match_filter(people, options.control_filter, option=_OPTION) if options.control_filter else None
-    covariates, warnings = _covariates(cohort, options)
-    for column, values in covariates.items():
-        table[column] = values.to_numpy()[table["scan"].to_numpy()]
-    reference = _reference_group(cohort.facts["group"], controls)
-    settings = {
-        **cohort.settings,
-        "Measures": list(options.measures),
-        "ControlFilter": options.control_filter,
-        "ReferenceGroup": reference,
-        "Covariates": list(covariates),
-        "Evaluation": options.evaluation.name if options.evaluation else None,
-        "Bootstrap": options.n_bootstrap,
-    }
+    controls = None
+    if options.control_filter:
+        keys = cohort.keys[["participant_id", "site"]]
+        participants = cohort.participants.assign(**keys.where(keys != MISSING))
+        controls = match_condition(participants, options.control_filter, option="--control-filter")
+    covariates, warnings = _find_covariates(cohort, options.covariates)
+    table = measures_table(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
+    table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
-        cohort, options, table, list(options.measures), tuple(covariates), controls, reference, settings, warnings
+        cohort=cohort,
+        options=options,
+        table=table,
+        measures=options.measures,
+        covariates=tuple(covariates),
+        controls=controls,
+        reference=_find_reference_group(cohort.demographics["group"], controls),
+        warnings=tuple(warnings),
     )
 
 
-def _covariates(cohort: Cohort, options: StudyOptions) -> tuple[dict[str, pd.Series], list[str]]:
-    """Values of each covariate that differ between scans."""
-    wanted = options.covariates
+def measures_table(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
+    """Parse measures of all scans.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        All scans.
+    measures : sequence of str
+        Columns of ``_stats.tsv``; NaN where a scan lacks one.
+
+    Returns
+    -------
+    DataFrame
+        One row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata.
+
+    Raises
+    ------
+    InputError
+        If no scan has a measure, or a value of it is not a number.
+    """
+    if unknown := [measure for measure in measures if measure not in cohort.stats]:
+        shown = ", ".join(sorted(str(column) for column in cohort.stats if column != "scan"))
+        raise InputError(f"--measures {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
+    scan = cohort.stats["scan"].to_numpy()
+    table = cohort.stats[["scan", "abbreviation"]].copy()
+    for measure in measures:
+        cells = cohort.stats[measure]
+        missing = cells.isna() | cells.isin([MISSING, ""])
+        values = pd.to_numeric(cells.where(~missing), errors="coerce")
+        invalid = values.isna() & ~missing & (cells != "nan")
+        if invalid.any():
+            first = int(invalid.to_numpy().argmax())
+            participant = cohort.keys["participant_id"].iloc[scan[first]]
+            raise InputError(
+                f"{participant}: {measure} is {cells.iloc[first]!r}, expected a number; run the participant level "
+                "again, or choose other --measures"
+            )
+        table[measure] = values.astype(np.float64)
+    for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
+        for column in columns:
+            table[column] = columns[column].to_numpy()[scan]
+    return table
+
+
+def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
+    """Return the values of each covariate that varies, by default of age and sex."""
     if wanted == (NO_COVARIATES,):
         return {}, []
-    known, warnings = {}, []
+    covariates, warnings = {}, []
     for name in wanted or ("age", "sex"):
-        column = name.casefold()
-        if column in ("age", "sex"):
-            values = cohort.facts[column]
-        elif name in cohort.people:
-            values = _as_numbers(cohort.people[name])
+        demographic = name.casefold() if name.casefold() in ("age", "sex") else None
+        if demographic:
+            values = cohort.demographics[demographic]
+        elif name in cohort.participants:
+            values = _numbers_or_text(cohort.participants[name])
         else:
-            there = ", ".join(cohort.people.columns) or "none"
-            raise InputError(f"--covariates {name}: no such column in participants.tsv (columns: {there}); correct it")
+            shown = ", ".join(cohort.participants.columns) or "none"
+            raise InputError(f"--covariates {name}: no such column in participants.tsv (columns: {shown}); fix it")
         if values.nunique() > 1:
-            known[column if column in ("age", "sex") else name] = values
+            covariates[demographic or name] = values
         elif wanted:
-            warnings.append(f"--covariates {name}: the same for all, or missing; left out")
-    return known, warnings
+            warnings.append(f"--covariates {name}: constant or missing, so it is not used")
+    return covariates, warnings
 
 
-def _as_numbers(texts: pd.Series) -> pd.Series:
-    """Numbers where all values are; else text, NaN where missing."""
-    there = texts.where(texts != MISSING)
+def _numbers_or_text(texts: pd.Series) -> pd.Series:
+    """Convert a column to numbers if all its values are."""
     numbers, _ = to_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-    return numbers if (numbers.notna() == there.notna()).all() else there
+    return numbers if (numbers.notna() == texts.notna()).all() else texts
 
 
-def _reference_group(groups: pd.Series, controls: np.ndarray | None) -> str | None:
-    """Group of the controls, else one that is called so, else the largest."""
+def _find_reference_group(groups: pd.Series, controls: NDArray[np.bool_] | None) -> str | None:
+    """Return the group of the controls, otherwise one with a name of `REFERENCE_GROUPS`, otherwise the largest."""
     if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
         return str(matched.iloc[0])
     counts = groups.value_counts()
-    named = [str(group) for group in counts.index if str(group).casefold() in CONTROLS]
+    named = [str(group) for group in counts.index if str(group).casefold() in REFERENCE_GROUPS]
     return named[0] if named else str(counts.index[0]) if len(counts) else None

@@ -11,8 +11,9 @@ from typing import Any
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_json, sha256, write_json
+from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.study.participants import MISSING, read_participants
+from bids_dgmseg.study.participants import read_participants
 from bids_dgmseg.train.cases import Case, prepare_case
 from bids_dgmseg.train.data import Labelled, read_labelled_maps, read_pseudo_labels
 from bids_dgmseg.train.learner import CHECKPOINT, Learner, Means
@@ -177,8 +178,8 @@ def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
     columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
     if table is None or not columns:
         return dict.fromkeys(sorted(participants), MISSING)
-    place = table.columns.index(columns[0])
-    return {one: table.values(one)[place] for one in sorted(participants)}
+    sites = table[columns[0]].fillna(MISSING)
+    return {one: sites.get(one, MISSING) for one in sorted(participants)}
 
 
 def _split(plan: Plan, material: Material, fold: int) -> Split:

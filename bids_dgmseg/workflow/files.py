@@ -30,7 +30,7 @@ from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.results import ProbabilityBlock
-from bids_dgmseg.study.sites import SCANNER_FIELDS
+from bids_dgmseg.study.results import SCANNER_FIELDS
 
 Slices = tuple[slice, slice, slice]
 

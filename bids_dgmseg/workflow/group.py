@@ -1,9 +1,9 @@
-"""The group level: tables of all scans and their statistics, from this program's own outputs."""
+"""Group level: tables of all scans, their statistics and the page, from the outputs of the participant level."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,185 +21,163 @@ from bids_dgmseg.workflow.environment import prepare_environment
 from bids_dgmseg.workflow.output import check_folders
 
 if TYPE_CHECKING:
-    from bids_dgmseg.study.load import Cohort, Tree
+    from bids_dgmseg.study.cohort import ResultsFolder
 
 
 def run_group(config: RunConfig) -> int:
-    """Write the tables and the page of all scans in the output directory and in those that are merged with it.
+    """Write the tables and the page of all scans in the output directory and the folders merged with it.
 
-    The input dataset lends its participants.tsv and sessions.tsv, if it has them; its images are not needed. Nothing
-    is written before all is read, nor in a dry run.
+    Of the input dataset only participants.tsv and sessions.tsv are read, if it has them. Nothing is written before all
+    results are read, nor in a dry run.
 
     Parameters
     ----------
     config : RunConfig
-        The run's options.
+        Options of the run.
 
     Returns
     -------
     int
-        0 if all tables of the participant level were gathered, 1 if damaged ones were left out.
+        0 if all tables of the participant level were used, 1 if damaged ones were left out.
 
     Raises
     ------
     InputError
-        If no scan has been measured yet, a table of participants cannot be used, an option does not fit the data, or
-        the output directory is none of this program's.
+        If there are no results, a table of participants cannot be used, an option does not fit the data, or the output
+        directory belongs to another program.
     """
     prepare_environment(config.control.work_dir, n_threads=config.resources.omp_nthreads)
-    from bids_dgmseg.study.group_tables import write_group_tables
-    from bids_dgmseg.study.load import load_cohort
-    from bids_dgmseg.study.selection import Choice
-    from bids_dgmseg.study.study import StudyOptions, begin_study
+    from bids_dgmseg.study.analyses import run_analyses
+    from bids_dgmseg.study.cohort import ResultsSelection, load_cohort
+    from bids_dgmseg.study.study import build_study
+    from bids_dgmseg.study.tables import list_empty_tables, scan_tables, write_tables
 
     if not config.bids_dir.is_dir():
-        raise InputError(f"{config.bids_dir}: no such folder; give the root folder of the BIDS dataset")
-    trees = find_trees(config)
+        raise InputError(f"{config.bids_dir}: no such folder; pass the root directory of the BIDS dataset")
+    folders = find_folders(config)
     warnings = [
-        line
-        for tree in trees
-        if (line := _without_people(tree, config.bids_dir.name if len(trees) == 1 else tree.name))
+        f"{config.bids_dir.name if len(folders) == 1 else folder.name}: {problem}"
+        for folder in folders
+        if (problem := _participants_problem(folder))
     ]
-    options = StudyOptions(
-        measures=config.group.measures,
-        control_filter=config.group.control_filter,
-        covariates=config.group.covariates or None,
-        evaluation=config.group.evaluation,
-        n_bootstrap=config.group.bootstrap,
-    )
-    choice = Choice(
+    selection = ResultsSelection(
         config.selection.participants,
         config.selection.sessions,
         (config.segmentation.model,) if config.segmentation.model else (),
     )
     cohort = load_cohort(
-        trees, choice=choice, site_column=config.group.site_column, group_column=config.group.group_column
+        folders, selection=selection, site_column=config.group.site_column, group_column=config.group.group_column
     )
-    if trees[0].path == config.output_dir:
-        warnings += find_unlike_input(config, set(cohort.keys["model"]))
-    study = begin_study(cohort, options)
+    if folders[0].path == config.output_dir:
+        warnings += list_stale_scans(config, set(cohort.keys["model"]))
+    study = build_study(cohort, config.group)
     check_folders(config)
+    progress = RunProgress(0)
     if config.control.dry_run:
-        return _tell_plan(config, cohort, [*warnings, *cohort.warnings, *study.warnings])
+        for warning in (*warnings, *cohort.warnings, *study.warnings):
+            progress.warn(warning)
+        for name, n_scans in cohort.settings["Datasets"].items():
+            progress.info(f"{name}: {n_scans} scans would be used")
+        progress.info(f"group tables of {len(cohort.scans)} scans would be written to {config.output_dir}")
+        return 0
     from bids_dgmseg.report.group_page import write_group_page
 
-    progress = RunProgress(0)
-    tables = write_group_tables(config.output_dir, study)
+    tables, analysis_warnings = run_analyses(study)
+    paths = write_tables(config.output_dir, [*scan_tables(cohort), *tables], keys=cohort.keys, settings=study.settings)
     if config.group.merge:
-        write_merged_dataset_files(config.output_dir, [tree.path for tree in trees])
-    warnings += tables.warnings
+        write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
+    warnings += [*cohort.warnings, *analysis_warnings]
     page = write_group_page(config.output_dir, warnings=warnings)
     for warning in warnings:
         progress.warn(warning)
-    for line in (*map(str, tables.paths[::2]), *tables.notes, str(page)):
+    for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings), str(page)):
         progress.info(line)
     return 1 if cohort.n_damaged else 0
 
 
-def _without_people(tree: Tree, where: str) -> str:
-    """Say why a folder's participants are not known; empty if they are."""
-    table = tree.people / "participants.tsv" if tree.people else None
+def _participants_problem(folder: ResultsFolder) -> str:
+    """Return why the participants of a folder are unknown; empty if they are known."""
+    table = folder.dataset / "participants.tsv" if folder.dataset else None
     if table is None or not is_file_or_unfetched(table):
-        return f"{where}: no participants.tsv; the tables have no columns from it"
+        return "no participants.tsv; the tables have no columns from it"
     if is_broken_symlink(table):
-        return f"{where}: {describe_missing(table)}; until then the tables have no columns from it"
+        return f"{describe_missing(table)}; until then the tables have no columns from it"
     return ""
 
 
-def find_unlike_input(config: RunConfig, models: Iterable[str]) -> list[str]:
-    """Say which scans of the input dataset have no results by one of the models, and which have old ones.
+def list_stale_scans(config: RunConfig, models: Iterable[str]) -> list[str]:
+    """Return warnings about scans of the input dataset without results, or with results of an earlier reconstruction.
 
-    So that those that failed are missed, and reconstructed maps that another run replaced are seen. Empty where the
-    dataset has neither maps nor echoes: then maps came from derivatives that are not known here.
+    Without chi maps and echoes in the dataset there are none: its maps are then in derivatives that are unknown here.
     """
     try:
         scans = find_scans(config.flat(), echoes=True)
     except InputError:
         return []
+    models = sorted(models)
     missing = [
         scan.name
         for scan in scans
         if not any(output_path(config.output_dir, scan, "stats", ".tsv", seg=model).is_file() for model in models)
     ]
-    has = "1 has" if len(missing) == 1 else f"{len(missing)} have"
-    lines = (
-        [
-            f"{config.bids_dir.name}: of {len(scans)} scans {has} no results: {list_some(missing)}; run the "
-            "participant level for them, if they are wanted"
-        ]
-        if missing
-        else []
-    )
-    for model in sorted(models):
-        if old := [scan.name for scan in scans if is_outdated(config.output_dir, scan, model)]:
-            lines.append(
-                f"{list_some(old)}: results of {model} were made from another map of the echoes than the one "
-                f"beside them; run the participant level with --model {model} again"
+    warnings = []
+    if missing:
+        have = "1 has" if len(missing) == 1 else f"{len(missing)} have"
+        warnings.append(
+            f"{config.bids_dir.name}: of {len(scans)} scans {have} no results: {list_some(missing)}; run the "
+            "participant level to include them"
+        )
+    for model in models:
+        if outdated := [scan.name for scan in scans if is_outdated(config.output_dir, scan, model)]:
+            warnings.append(
+                f"{list_some(outdated)}: the results of {model} are from an earlier reconstruction of the map; run the "
+                f"participant level again with --model {model}"
             )
-    return lines
+    return warnings
 
 
-def _tell_plan(config: RunConfig, cohort: Cohort, warnings: Sequence[str]) -> int:
-    """Say what would be gathered, and write nothing."""
-    progress = RunProgress(0)
-    for warning in warnings:
-        progress.warn(warning)
-    for name, n_scans in cohort.settings["Trees"].items():
-        progress.info(f"{name}: would gather {n_scans} scans")
-    progress.info(f"{len(cohort.scans)} scans would be gathered in {config.output_dir}")
-    return 0
+def find_folders(config: RunConfig) -> list[ResultsFolder]:
+    """Find the output folders to read, each with the dataset that describes its participants.
 
-
-def find_trees(config: RunConfig) -> list[Tree]:
-    """Find the output folders to read, each with the dataset that tells who was scanned.
-
-    A merged folder's participants are those of a participants.tsv in it, else of a dataset that its
-    ``DatasetLinks`` name, else of the one around its ``derivatives``, else of the input dataset.
+    For a merged folder this is the folder itself if it has a participants.tsv, otherwise a dataset among its
+    ``DatasetLinks``, otherwise the one around its ``derivatives``, otherwise the input dataset.
 
     Raises
     ------
     InputError
-        If a folder does not exist or holds no measures.
+        If a folder does not exist or has no results.
     """
-    from bids_dgmseg.study.load import Tree
-    from bids_dgmseg.study.results import has_scans
-    from bids_dgmseg.study.sites import name_trees
+    from bids_dgmseg.study.cohort import ResultsFolder, name_folders
+    from bids_dgmseg.study.results import has_results
 
     output = config.output_dir
     if not config.group.merge:
         if not output.is_dir():
             raise InputError(f"{output}: no such folder; run the participant level first")
-        return [Tree(output, output.name, config.bids_dir)]
-    # a link is the folder that it leads to: its participants count once
-    by_place = {path.resolve(): path for path in (*reversed(config.group.merge), output)}
-    merged = [path for path in dict.fromkeys(config.group.merge) if by_place[path.resolve()] == path != output]
+        return [ResultsFolder(output, output.name, config.bids_dir)]
+    # a symbolic link is the folder that it points to, so that its participants count once
+    by_target = {path.resolve(): path for path in (*reversed(config.group.merge), output)}
+    merged = [path for path in dict.fromkeys(config.group.merge) if by_target[path.resolve()] == path != output]
     for path in merged:
-        if not path.is_dir() or not has_scans(path):
-            what = "no *_stats.tsv below" if path.is_dir() else "no such folder"
-            raise InputError(f"--merge {path}: {what}; give folders that the participant level wrote")
-    own = [output] if output.is_dir() and has_scans(output) else []
+        if not path.is_dir() or not has_results(path):
+            problem = "no *_stats.tsv found" if path.is_dir() else "no such folder"
+            raise InputError(f"--merge {path}: {problem}; pass output folders of the participant level")
+    own = [output] if output.is_dir() and has_results(output) else []
     paths = [*own, *merged]
     return [
-        Tree(
+        ResultsFolder(
             path,
             name,
-            config.bids_dir if path in own else _people(path, config.bids_dir),
+            config.bids_dir if path in own else _find_dataset(path, config.bids_dir),
             link=Path(os.path.relpath(path, output)).as_posix(),
         )
-        for path, name in zip(paths, name_trees(paths), strict=True)
+        for path, name in zip(paths, name_folders(paths), strict=True)
     ]
 
 
-def _people(tree: Path, otherwise: Path) -> Path:
-    """Find the dataset whose participants.tsv tells of a tree's participants."""
-    candidates: Sequence[Path] = [
-        tree,
-        *_linked(tree),
-        *([tree.parent.parent] if tree.parent.name == "derivatives" else []),
-    ]
-    return next((root for root in candidates if is_file_or_unfetched(root / "participants.tsv")), otherwise)
-
-
-def _linked(tree: Path) -> list[Path]:
-    """List the datasets that a tree says it was made from."""
-    return [Path(os.path.normpath(url_to_path(link, tree))) for link in linked_datasets(tree).values()]
+def _find_dataset(folder: Path, default: Path) -> Path:
+    """Find the dataset whose participants.tsv describes the participants of a results folder."""
+    linked = [Path(os.path.normpath(url_to_path(link, folder))) for link in linked_datasets(folder).values()]
+    around = [folder.parent.parent] if folder.parent.name == "derivatives" else []
+    candidates = [folder, *linked, *around]
+    return next((root for root in candidates if is_file_or_unfetched(root / "participants.tsv")), default)

@@ -1,4 +1,4 @@
-"""An output tree as the participant level leaves it, without images."""
+"""Results as the participant level writes them, without images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add_scan(output: Path) -> Callable[..., Path]:
-    """Write the table of one scan: DN_L and DN_R of the volumes and means given."""
+    """Write the table of one scan: DN_L and DN_R with the given volumes and means."""
 
     def add(
         stem: str,

@@ -1,71 +1,61 @@
-"""Data dictionaries beside participants.tsv and sessions.tsv."""
-
-import json
-
+import pandas as pd
 import pytest
 
-from bids_dgmseg.study.demographics import read_people
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A participant with two sessions, whose ages are in the table of sessions."""
-    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\n")
-    (tmp_path / "sub-01").mkdir()
-    (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\t378\n")
-    return tmp_path
-
-
-VISITS = (("01", "1"), ("01", "2"))
-
-
-def test_descriptions_are_taken_from_all_dictionaries(root):
-    (root / "participants.json").write_text('{"sex": {"Description": "Sex"}, "broken": 1}')
-    (root / "sessions.json").write_text('{"age": {"Units": "months"}, "sex": {"Description": "at that time"}}')
-    people, warnings = read_people(root, VISITS)
-    assert people.descriptions == {"sex": {"Description": "Sex"}, "age": {"Units": "months"}}
-    assert people.describe("01", "1", "sex") == ({"Description": "Sex"}, "participants.json")
-    assert people.describe("01", "1", "age") == ({"Units": "months"}, "sessions.json")
-    assert warnings == []
-
-
-def test_a_dictionary_beside_the_table_of_one_participant_is_read(root):
-    (root / "sub-01" / "sub-01_sessions.json").write_text('{"age": {"Units": "months"}}')
-    people, _ = read_people(root, VISITS)
-    assert people.descriptions == {"age": {"Units": "months"}}
+from bids_dgmseg.study.demographics import find_age_unit, read_ages
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("units", "unit"),
     [
-        ("{", "invalid JSON (line 1, column 2); fix the file"),
-        (
-            "/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.json",
-            "content not fetched (the file is only a pointer); fetch it first "
-            "(datalad get, git annex get or git lfs pull)",
-        ),
+        (None, "years"),
+        ("", "years"),
+        ("n/a", "years"),
+        ("year", "years"),
+        ("Years", "years"),
+        ("a", "years"),
+        ("age in years (at scan)", "years"),
+        ("months", "months"),
+        ("mo", "months"),
+        ("Weeks", "weeks"),
+        ("d", "days"),
+        ("age in days", "days"),
     ],
 )
-def test_a_dictionary_that_cannot_be_read_is_told(root, text, problem):
-    (root / "participants.json").write_text(text)
-    people, warnings = read_people(root, VISITS)
-    assert people.descriptions == {}
-    assert warnings == [f"participants.json: {problem}; until then units and descriptions of its columns are not known"]
+def test_age_units_are_read_as_people_write_them(units, unit):
+    found, line = find_age_unit({} if units is None else {"Units": units}, "age", source="participants.json")
+    assert found == unit
+    assert line == ("" if unit == "years" else f"participants.json: age is in {unit}; age_years has it in years")
 
 
-def test_a_dictionary_without_its_table_is_not_read(tmp_path):
-    (tmp_path / "participants.json").write_text(json.dumps({"age": {"Units": "months"}}))
-    assert read_people(tmp_path, VISITS)[0].descriptions == {}
+@pytest.mark.parametrize("units", ["Jahre", "months or years", 12, ["years", "months"]])
+def test_unknown_age_unit_is_a_warning(units):
+    unit, line = find_age_unit({"Units": units}, "Age", source="participants.json")
+    assert unit == "years"
+    assert line == (
+        f"participants.json: unknown Units {str(units)!r} of Age, assuming years; use one of years, months, weeks, days"
+    )
 
 
-def test_a_value_is_in_the_unit_of_the_table_that_it_is_from(root):
-    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
-    (root / "participants.json").write_text('{"age": {"Units": "years"}}')
-    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\tn/a\n")
-    (root / "sub-01" / "sub-01_sessions.json").write_text('{"age": {"Units": "months"}}')
-    (root / "sessions.json").write_text('{"age": {"Units": "weeks"}}')
-    people, _ = read_people(root, VISITS)
-    assert people.of("01", "1")["age"] == "366"
-    assert people.describe("01", "1", "age") == ({"Units": "months"}, "sub-01_sessions.json")
-    assert people.of("01", "2")["age"] == "30"
-    assert people.describe("01", "2", "age") == ({"Units": "years"}, "participants.json")
+@pytest.mark.parametrize(
+    ("text", "unit", "years"),
+    [
+        ("30", "years", 30.0),
+        ("366", "months", 30.5),
+        ("1461", "weeks", 1461 * 7 / 365.25),
+        ("1461", "days", 4.0),
+        ("018M", "months", 1.5),
+        ("018M", "years", 1.5),
+        ("030Y", "days", 30.0),
+    ],
+)
+def test_ages_are_converted_to_years(text, unit, years):
+    people = pd.DataFrame({"participant_id": ["sub-01"], "age": [text]})
+    ages, _ = read_ages(people, "age", pd.Series([unit]))
+    assert ages.tolist() == pytest.approx([years])
+
+
+def test_impossible_age_is_a_warning():
+    people = pd.DataFrame({"participant_id": ["sub-01", "sub-02"], "age": ["1600", "1200"]})
+    ages, lines = read_ages(people, "age", pd.Series(["months"] * 2))
+    assert ages.tolist() == pytest.approx([float("nan"), 100.0], nan_ok=True)
+    assert lines[0] == "participants.tsv: age of sub-01 is 1600 months, not an age in years; treated as missing"

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.participants import read_participants
+from bids_dgmseg.study.participants import read_participant_tables, read_participants
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -12,10 +13,16 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
+def read(path: Path, labels: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Columns, and values by label, ``n/a`` where missing."""
+    table = read_participants(path, labels)
+    return list(table.columns), dict(zip(table.index, table.fillna("n/a").to_numpy().tolist(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8", id="as BIDS has it"),
+        pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8", id="BIDS"),
         pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8-sig", id="byte order mark"),
         pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-16", id="UTF-16"),
         pytest.param(
@@ -25,8 +32,10 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
         pytest.param(
             "participant_id;age;site\nsub-01;30,5;A\nsub-02;;B\n", "utf-8", id="semicolons and decimal commas"
         ),
-        pytest.param("participant_id  age site\nsub-01  30.5  A\nsub-02 n/a B\n", "utf-8", id="blanks"),
-        pytest.param("participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n", "utf-8", id="blanks around"),
+        pytest.param("participant_id  age site\nsub-01  30.5  A\nsub-02 n/a B\n", "utf-8", id="spaces"),
+        pytest.param(
+            "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n", "utf-8", id="spaces around values"
+        ),
         pytest.param("participant_id\tage\tsite\n01\t30.5\tA\n02\tNA\tB\n", "utf-8", id="without sub-"),
         pytest.param("participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n", "utf-8", id="lost zeros"),
         pytest.param("participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n", "utf-8", id="ids as decimal numbers"),
@@ -42,14 +51,8 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     ],
 )
 def test_tables_are_read_as_people_write_them(tmp_path, text, encoding):
-    participants = read_participants(write(tmp_path, text, encoding), ["01", "02"])
-    assert participants.columns == ("age", "site")
-    assert participants.rows == {"01": ("30.5", "A"), "02": ("n/a", "B")}
-
-
-def test_quoted_separators_belong_to_the_value(tmp_path):
-    participants = read_participants(write(tmp_path, 'participant_id,note\nsub-01,"left, right"\n'), ["01"])
-    assert participants.values("01") == ("left, right",)
+    table = read(write(tmp_path, text, encoding), ["01", "02"])
+    assert table == (["age", "site"], {"01": ["30.5", "A"], "02": ["n/a", "B"]})
 
 
 @pytest.mark.parametrize(
@@ -57,112 +60,91 @@ def test_quoted_separators_belong_to_the_value(tmp_path):
     [
         pytest.param(
             'participant_id\tnote\tage\r\nsub-01\t"left\nside"\t30\r\nsub-02\t\t40\r\n',
-            ("note", "age"),
-            {"01": ("left side", "30"), "02": ("n/a", "40")},
+            ["note", "age"],
+            {"01": ["left side", "30"], "02": ["n/a", "40"]},
             id="a line break in a quoted cell",
         ),
         pytest.param(
             'participant_id,note,age\nsub-01,"left, ""then""\n\nright",30\nsub-02,,40\n',
-            ("note", "age"),
-            {"01": ('left, "then" right', "30"), "02": ("n/a", "40")},
+            ["note", "age"],
+            {"01": ['left, "then" right', "30"], "02": ["n/a", "40"]},
             id="commas, quotes, an empty line",
         ),
         pytest.param(
             'participant_id\t"note\n(free)"\tage\nsub-01\tx\t30\n',
-            ("note (free)", "age"),
-            {"01": ("x", "30")},
+            ["note (free)", "age"],
+            {"01": ["x", "30"]},
             id="a line break in the header",
         ),
         pytest.param(
             'participant_id\tnote\tage\nsub-01\t"left\t30\nsub-02\tx\t40\n',
-            ("note", "age"),
-            {"01": ('"left', "30"), "02": ("x", "40")},
+            ["note", "age"],
+            {"01": ['"left', "30"], "02": ["x", "40"]},
             id="a quote that nothing closes is a letter",
         ),
         pytest.param(
             'participant_id\tnote\tage\nsub-01\t"left\t30\nsub-02\t"right\t40\n',
-            ("note", "age"),
-            {"01": ('"left', "30"), "02": ('"right', "40")},
+            ["note", "age"],
+            {"01": ['"left', "30"], "02": ['"right', "40"]},
             id="two of them do not close one another",
         ),
         pytest.param(
             'participant_id\tnote\tage\nsub-01\t5" scar\t30\nsub-02\t"5" scar\t40\n',
-            ("note", "age"),
-            {"01": ('5" scar', "30"), "02": ('"5" scar', "40")},
+            ["note", "age"],
+            {"01": ['5" scar', "30"], "02": ['"5" scar', "40"]},
             id="inches",
         ),
         pytest.param(
             "participant_id\tscore (a, b, c, d)\tage\nsub-01\t1,5\t30\n",
-            ("score (a, b, c, d)", "age"),
-            {"01": ("1,5", "30")},
+            ["score (a, b, c, d)", "age"],
+            {"01": ["1,5", "30"]},
             id="more commas than tabs in the header",
         ),
     ],
 )
-def test_tables_are_cut_where_a_spreadsheet_would(tmp_path, text, columns, rows):
-    participants = read_participants(write(tmp_path, text), ["01", "02"])
-    assert (participants.columns, participants.rows) == (columns, rows)
+def test_quoted_cells_are_split_as_spreadsheets_do(tmp_path, text, columns, rows):
+    assert read(write(tmp_path, text), ["01", "02"]) == (columns, rows)
 
 
-def test_a_row_after_one_with_line_breaks_keeps_its_line_number(tmp_path):
+def test_line_numbers_count_line_breaks_in_cells(tmp_path):
     text = 'participant_id\tnote\nsub-01\t"a\nb"\nsub-02\tx\ty\n'
     with pytest.raises(InputError, match="line 4 has 3 values, expected 2"):
         read_participants(write(tmp_path, text), ["01", "02"])
 
 
-def test_windows_letters_cut_no_line(tmp_path):
-    """Byte 0x85 is an ellipsis to Windows, and the end of a line to latin-1."""
-    text = "participant_id\tnote\tage\nsub-01\tZürich \u2026 x\t30\n"
-    participants = read_participants(write(tmp_path, text, "cp1252"), ["01"])
-    assert participants.values("01") == ("Zürich \u2026 x", "30")
+@pytest.mark.parametrize(
+    ("data", "site"),
+    [
+        pytest.param("Zürich".encode("latin-1"), "Zürich", id="latin-1"),
+        # byte 0x85 is an ellipsis in cp1252, but the end of a line in latin-1
+        pytest.param("Zürich \u2026 x".encode("cp1252"), "Zürich \u2026 x", id="cp1252"),
+        pytest.param(b"Z\xfcrich\x81", "Zürich\x81", id="undefined in cp1252"),
+    ],
+)
+def test_old_encodings_are_read(tmp_path, data, site):
+    (tmp_path / "participants.tsv").write_bytes(b"participant_id\tsite\tage\nsub-01\t" + data + b"\t30\n")
+    assert read(tmp_path / "participants.tsv", ["01"])[1] == {"01": [site, "30"]}
 
 
-def test_what_windows_has_no_letter_for_is_read_all_the_same(tmp_path):
-    (tmp_path / "participants.tsv").write_bytes(b"participant_id\tsite\nsub-01\tZ\xfcrich\x81\n")
-    assert read_participants(tmp_path / "participants.tsv", ["01"]).values("01") == ("Zürich\x81",)
-
-
-def test_a_pointer_in_the_place_of_the_table_is_told(tmp_path):
+def test_unfetched_table_is_an_error(tmp_path):
     path = write(tmp_path, "/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
-    with pytest.raises(
-        InputError, match=r"^participants.tsv: content not fetched \(the file is only a pointer\); fetch it"
-    ):
+    with pytest.raises(InputError, match=r"^participants.tsv: .*fetch it"):
         read_participants(path, ["01"])
 
 
-def test_letters_of_other_languages_survive_an_old_encoding(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\tsite\nsub-01\tZürich\n", "latin-1"), ["01"])
-    assert participants.values("01") == ("Zürich",)
-
-
-def test_short_lines_end_in_missing_values(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\tage\tsite\nsub-01\t30\n"), ["01"])
-    assert participants.values("01") == ("30", "n/a")
-
-
-def test_a_table_of_ids_alone_has_no_columns(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\nsub-01\n"), ["01"])
-    assert (participants.columns, participants.rows) == ((), {"01": ()})
-
-
-def test_a_participant_that_is_not_in_the_table_has_missing_values(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\tage\nsub-01\t30\n"), ["01", "02"])
-    assert participants.values("02") == ("n/a",)
-
-
-def test_a_label_that_is_there_wins_over_its_number(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\tage\n1\t30\n01\t40\n"), ["1", "01"])
-    assert participants.rows == {"1": ("30",), "01": ("40",)}
-
-
-def test_a_number_that_fits_two_labels_fits_none(tmp_path):
-    participants = read_participants(write(tmp_path, "participant_id\tage\n1\t30\n"), ["01", "001"])
-    assert participants.rows == {"1": ("30",)}
-
-
-def test_an_id_of_thousands_of_digits_is_a_text(tmp_path):
-    participants = read_participants(write(tmp_path, f"participant_id\tage\n{'9' * 5000}\t30\n"), ["01"])
-    assert participants.rows == {"9" * 5000: ("30",)}
+@pytest.mark.parametrize(
+    ("text", "labels", "rows"),
+    [
+        pytest.param("participant_id\tage\tsite\nsub-01\t30\n", ["01"], {"01": ["30", "n/a"]}, id="short line"),
+        pytest.param("participant_id\nsub-01\n", ["01"], {"01": []}, id="ids only"),
+        pytest.param(
+            "participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}, id="exact label"
+        ),
+        pytest.param("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}, id="number of two labels"),
+    ],
+)
+def test_rows_are_matched_with_labels(tmp_path, text, labels, rows):
+    assert read(write(tmp_path, text), labels)[1] == rows
 
 
 @pytest.mark.parametrize(
@@ -170,7 +152,7 @@ def test_an_id_of_thousands_of_digits_is_a_text(tmp_path):
     [
         pytest.param(
             "participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n",
-            r"sub-01 appears twice \(lines 2 and 4\); keep one line a participant",
+            r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant",
             id="twice",
         ),
         pytest.param(
@@ -183,14 +165,69 @@ def test_an_id_of_thousands_of_digits_is_a_text(tmp_path):
         pytest.param("participant_id\tage\tage\nsub-01\t30\t31\n", "column 'age' appears twice", id="column twice"),
         pytest.param("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name", id="column without a name"),
         pytest.param("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id", id="no id"),
-        pytest.param("", "is empty; write at least the header participant_id", id="empty"),
+        pytest.param("", "the file is empty; write at least the header participant_id", id="empty"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(tmp_path, text, message):
+def test_tables_that_cannot_be_joined_are_errors(tmp_path, text, message):
     with pytest.raises(InputError, match=f"^participants.tsv: {message}"):
         read_participants(write(tmp_path, text), ["01", "02"])
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_missing_table_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"participants.tsv: cannot be read \(No such file or directory\)"):
         read_participants(tmp_path / "participants.tsv", ["01"])
+
+
+VISITS = [("01", "1"), ("01", "2")]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A participant with two sessions, whose ages are in sessions.tsv."""
+    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\n")
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\t378\n")
+    return tmp_path
+
+
+def test_entries_come_from_all_dictionaries(root):
+    (root / "participants.json").write_text('{"sex": {"Description": "Sex"}, "broken": 1}')
+    (root / "sessions.json").write_text('{"age": {"Units": "months"}, "sex": {"Description": "at that time"}}')
+    tables, warnings = read_participant_tables(root, VISITS)
+    assert tables.descriptions == {"sex": {"Description": "Sex"}, "age": {"Units": "months"}}
+    assert tables.dictionary_entry(VISITS[0], "sex", own=False) == ({"Description": "Sex"}, "participants.json")
+    assert tables.dictionary_entry(VISITS[0], "age", own=True) == ({"Units": "months"}, "sessions.json")
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "JSON"), ("/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.json", "fetch it")],
+)
+def test_unreadable_dictionary_is_a_warning(root, text, problem):
+    (root / "participants.json").write_text(text)
+    tables, (warning,) = read_participant_tables(root, VISITS)
+    assert tables.descriptions == {}
+    assert warning.startswith("participants.json: ")
+    assert problem in warning
+    assert warning.endswith("until then units and descriptions of its columns are unknown")
+
+
+def test_dictionary_without_its_table_is_ignored(tmp_path):
+    (tmp_path / "participants.json").write_text(json.dumps({"age": {"Units": "months"}}))
+    assert read_participant_tables(tmp_path, VISITS)[0].descriptions == {}
+
+
+def test_session_values_win_with_their_dictionary(root):
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    (root / "participants.json").write_text('{"age": {"Units": "years"}}')
+    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\tn/a\n")
+    (root / "sub-01" / "sub-01_sessions.json").write_text('{"age": {"Units": "months"}}')
+    (root / "sessions.json").write_text('{"age": {"Units": "weeks"}}')
+    tables, _ = read_participant_tables(root, VISITS)
+    assert tables.at_visits(VISITS)["age"].tolist() == ["366", "30"]
+    own = tables.is_session_value(VISITS, "age")
+    entries = [
+        tables.dictionary_entry(visit, "age", own=of_session) for visit, of_session in zip(VISITS, own, strict=True)
+    ]
+    assert entries == [({"Units": "months"}, "sub-01_sessions.json"), ({"Units": "years"}, "participants.json")]

@@ -1,6 +1,6 @@
-"""A simulated study whose truth is known, from participant-level tables to the statistics of the group level.
+"""Group statistics of a simulated study with known truth: three sites of 60 participants, four nuclei.
 
-Three sites of 60, four nuclei; the values are recomputed from group_stats.tsv by other programs where there are any.
+Expected values are recomputed from group_stats.tsv with scipy where it has the method.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tests.workflow.test_group import NUCLEI, add_scan, sidecar
 ALPHA, BETA, GAMMA = 0.10, 0.05, 0.02
 SHIFT_PPM = {"A": -0.02, "B": 0.0, "C": 0.02}
 PATIENTS_PPM = 0.01
-"""What patients have more than controls."""
+"""Excess of patients over controls."""
 YEARLY_PPM = 0.002
-"""What everyone gains from the first to the second session, a year."""
+"""Change per year of every participant."""
 NOISE_PPM = 0.003
 
 
@@ -42,7 +42,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
-    """People of three sites; the last six have a second session two years later."""
+    """Participants of three sites; the last six have a second session two years later."""
     folder = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(20)
     people, overlap = ["participant_id\tage\tsex\tgroup\tsite"], []
@@ -90,41 +90,41 @@ def study(tmp_path_factory) -> Study:
     return Study(folder / "out")
 
 
-def test_harmonizing_takes_the_sites_out_and_keeps_the_age(study):
+def test_harmonization_removes_sites_and_preserves_age(study):
     variance = study.rows("site_variance", measure="mean_ppm")
     assert (variance["reduction"] > 0.9).all()
     both = study.rows("harmonized", measure="mean_ppm").merge(
         study["stats"][["participant_id", "session_id", "abbreviation", "age_years"]]
     )
     truth = ALPHA * (1 - np.exp(-BETA * both["age_years"]))
-    slope = np.polyfit(truth, both["harmonized"], 1)[0]  # 1 where age keeps all of its effect
+    slope = np.polyfit(truth, both["harmonized"], 1)[0]  # 1 if the effect of age is fully preserved
     assert slope == pytest.approx(1, abs=0.1)
 
 
-def test_the_curve_is_found_again_and_chosen(study):
+def test_true_ageing_curve_is_recovered(study):
     fits = study.rows("ageing", measure="mean_ppm_harmonized", labels="predicted", scans="all")
     best = fits[fits["best"]]
     assert set(best["curve"]) == {"exponential"}
     for name, truth in (("alpha", ALPHA), ("beta_per_year", BETA), ("gamma", GAMMA + PATIENTS_PPM / 2)):
-        # groups and what is left of sites widen the limits; 5 % of them may miss
+        # groups and remaining site effects widen the limits, of which 5 % may miss
         assert (best[f"{name}_low"] < truth).all(), name
         assert (best[f"{name}_high"] > truth).all(), name
         assert best[name].mean() == pytest.approx(truth, rel=0.25)
 
 
-def test_reference_labels_stand_beside_the_model_on_the_same_scans(study):
+def test_reference_is_fitted_on_the_same_scans(study):
     fits = study.rows("ageing", measure="mean_ppm", scans="with_reference")
     reference, predicted = (
         fits[fits["labels"] == labels].reset_index(drop=True) for labels in ("reference", "predicted")
     )
     assert set(reference["model"]) == {"manual"}
     assert set(reference["n"]) == set(predicted["n"]) == {60}
-    # the reference's values were made equal, so are its fits
+    # the reference has the same values, so its fits are the same
     columns = ["abbreviation", "curve", "alpha", "gamma", "aicc"]
     pd.testing.assert_frame_equal(reference[columns], predicted[columns])
 
 
-def test_differences_are_those_of_other_programs(study):
+def test_group_differences_match_scipy(study):
     table = study["stats"]
     mean = table.groupby(["participant_id", "group", "abbreviation"])["mean_ppm"].mean().reset_index()
     found = study.rows("differences", measure="mean_ppm").set_index("abbreviation")
@@ -147,15 +147,15 @@ def test_differences_are_those_of_other_programs(study):
     assert found.loc[list(NUCLEI), "q_t"].to_numpy() == pytest.approx(stats.false_discovery_control(p_values), rel=1e-5)
 
 
-def test_what_patients_have_more_is_found_at_equal_age_once_sites_are_out(study):
+def test_patients_excess_is_recovered_after_harmonization(study):
     found = study.rows("differences", measure="mean_ppm_harmonized")
     assert set(found["reference"]) == {"HC"}
-    # about 0.001 ppm of error: 0.02 ppm of spread left by a line through the curve, over 180 people
+    # about 0.001 ppm of error: 0.02 ppm of spread left by a line through the curve, over 180 participants
     assert found["ancova_difference"].to_numpy() == pytest.approx(PATIENTS_PPM, abs=0.004)
     assert (found["ancova_q"] < 0.001).all()
 
 
-def test_the_yearly_change_is_found_again(study):
+def test_true_change_per_year_is_recovered(study):
     found = study.rows("longitudinal", measure="mean_ppm")
     assert set(found["n"]) == {6}
     assert set(found["n_single"]) == {174}
@@ -163,7 +163,7 @@ def test_the_yearly_change_is_found_again(study):
     assert len(study.rows("changes", measure="mean_ppm")) == 6 * 4
 
 
-def test_robust_z_is_that_of_the_formula(study):
+def test_robust_z_matches_its_formula(study):
     found = study.rows("outliers", measure="volume_mm3", site="B", abbreviation="GP_L")
     values = found["value"]
     away = (values - values.median()) / stats.median_abs_deviation(values, scale="normal")
@@ -171,7 +171,7 @@ def test_robust_z_is_that_of_the_formula(study):
     assert (found["outlier"] == (away.abs() > 3.5)).all()
 
 
-def test_asymmetry_is_that_of_the_sides(study):
+def test_asymmetry_matches_the_sides(study):
     wide = study["volumes"].iloc[0]
     found = study.rows("asymmetry", participant_id=wide["participant_id"], nucleus="DN", measure="volume_mm3").iloc[0]
     left, right = wide["DN_L_volume_mm3"], wide["DN_R_volume_mm3"]
@@ -179,7 +179,7 @@ def test_asymmetry_is_that_of_the_sides(study):
     assert found["asymmetry"] == pytest.approx((left - right) / ((left + right) / 2), rel=1e-5)
 
 
-def test_the_adjustment_is_the_controls_regression(study):
+def test_adjustment_matches_the_controls_regression(study):
     table = study.rows("stats", abbreviation="DN_R")
     healthy = table[table["group"] == "HC"]
     line = stats.linregress(healthy["volume_mm3"], healthy["mean_ppm"])
@@ -194,8 +194,8 @@ def test_the_adjustment_is_the_controls_regression(study):
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
 
 
-def test_a_measure_that_is_not_adjusted_is_not_analysed(tmp_path):
-    """Three controls, two sessions each: six scans would do for a slope, three people do not."""
+def test_measure_without_adjustment_is_not_analysed(tmp_path):
+    """Three controls with two sessions each: six scans, but too few participants for a slope."""
     people = ["participant_id\tage\tgroup"]
     for place in range(9):
         people.append(f"sub-{place}\t{50 + place}\t{'HC' if place < 3 else 'PD'}")
@@ -211,7 +211,7 @@ def test_a_measure_that_is_not_adjusted_is_not_analysed(tmp_path):
         assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
 
 
-def test_every_dictionary_says_what_was_asked_and_found(study):
+def test_every_dictionary_has_the_settings(study):
     for path in study.out.glob("group_*.tsv"):
         settings = sidecar(path)["Settings"]
         assert settings["ControlFilter"] == 'group == "HC"'

@@ -1,11 +1,11 @@
-"""Ages and times of a participant's sessions, from participants.tsv and sessions.tsv."""
+"""Ages and times of sessions, sites by scanner."""
 
 import math
 
 import pytest
 
-from bids_dgmseg.study.load import Tree, load_cohort
-from bids_dgmseg.study.selection import Choice
+from bids_dgmseg.study.cohort import ResultsFolder, ResultsSelection, load_cohort
+from bids_dgmseg.study.results import name_scanner
 
 DAYS = 365.25
 NAN = math.nan
@@ -15,15 +15,15 @@ NAN = math.nan
 def times(output, add_scan, tmp_path):
     """Ages and years of the scans of sub-01, by its rows of sessions.tsv (age, acq_time)."""
 
-    def load(*rows: tuple[str, str], age: str = "n/a", measured=None, chosen=()):
+    def load(*rows: tuple[str, str], age: str = "n/a", measured=None, selected=()):
         (tmp_path / "participants.tsv").write_text(f"participant_id\tage\nsub-01\t{age}\n")
         lines = [f"ses-{number}\t{own}\t{time}" for number, (own, time) in enumerate(rows, 1)]
         (tmp_path / "sub-01").mkdir()
         (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text("\n".join(["session_id\tage\tacq_time", *lines]))
         for number in measured or range(1, len(rows) + 1):
             add_scan(f"sub-01_ses-{number}_seg-dgm16")
-        facts = load_cohort([Tree(output, "out", tmp_path)], choice=Choice((), chosen, ())).facts
-        return facts["age"].tolist(), facts["years"].tolist()
+        cohort = load_cohort([ResultsFolder(output, "out", tmp_path)], selection=ResultsSelection(sessions=selected))
+        return cohort.demographics["age"].tolist(), cohort.demographics["years"].tolist()
 
     return load
 
@@ -35,11 +35,11 @@ OWN = ("63.5", "2023-05-02T10:12:00"), ("65.1", "2024-12-10T09:40:00")
     ("scans", "ages"),
     [
         pytest.param({}, [63.5, 65.1], id="all sessions"),
-        pytest.param({"chosen": ("2",)}, [65.1], id="one chosen"),
+        pytest.param({"selected": ("2",)}, [65.1], id="one selected"),
         pytest.param({"measured": (2,)}, [65.1], id="one measured"),
     ],
 )
-def test_a_sessions_own_age_is_taken_as_it_is_whatever_else_is_loaded(times, scans, ages):
+def test_session_age_does_not_depend_on_other_sessions(times, scans, ages):
     assert times(*OWN, **scans)[0] == pytest.approx(ages)
 
 
@@ -65,10 +65,10 @@ def test_a_sessions_own_age_is_taken_as_it_is_whatever_else_is_loaded(times, sca
             [63.5 + 731 / DAYS],
             id="repeated, one session measured",
         ),
-        pytest.param([("n/a", "2023-05-02"), ("65.5", "2025-05-02")], (2,), [65.5], id="told by one session alone"),
+        pytest.param([("n/a", "2023-05-02"), ("65.5", "2025-05-02")], (2,), [65.5], id="of one session only"),
     ],
 )
-def test_the_age_of_the_first_session_moves_with_time(times, sessions, measured, ages):
+def test_age_at_first_session_grows_with_time(times, sessions, measured, ages):
     assert times(*sessions, age="63.5", measured=measured)[0] == pytest.approx(ages)
 
 
@@ -88,15 +88,33 @@ def test_the_age_of_the_first_session_moves_with_time(times, sessions, measured,
         pytest.param(
             [("63.5", "1925-01-01T10:12:00"), ("65.1", "1925-01-01T09:40:00")],
             [63.5, 65.1],
-            id="age, where days were wiped out",
+            id="age, where dates were removed",
         ),
     ],
 )
-def test_times_of_a_person_are_on_one_axis(times, sessions, years):
+def test_times_of_a_participant_share_one_axis(times, sessions, years):
     assert times(*sessions)[1] == pytest.approx(years, nan_ok=True)
 
 
-def test_a_session_of_an_unknown_day_has_no_time(times):
+def test_session_without_a_date_has_no_time(times):
     ages, years = times(("n/a", "2023-01-01"), ("n/a", "2025-01-01"), ("n/a", "n/a"), age="60")
     assert ages == pytest.approx([60, 60 + 731 / DAYS, 60])
     assert years == pytest.approx([0, 731 / DAYS, NAN], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"InstitutionName": "Z\u00fcrich\n\tHospital ", "Manufacturer": "GE\t"}, "Z\u00fcrich Hospital GE"),
+        ({"Manufacturer": ["a"], "ManufacturersModelName": {"x": 1}, "InstitutionName": True}, None),
+        ({"Manufacturer": ["a"], "ManufacturersModelName": "Prisma"}, "Prisma"),
+        ({"Manufacturer": "Siemens", "DeviceSerialNumber": 45153}, "Siemens 45153"),
+        ({"Manufacturer": " \n"}, None),
+        ({"MagneticFieldStrength": "2.89"}, None),
+        ({"InstitutionName": "Bern", "MagneticFieldStrength": "2.89"}, "Bern 3T"),
+        ({"Manufacturer": "Siemens", "MagneticFieldStrength": float("inf")}, "Siemens"),
+        ({"Manufacturer": "Siemens", "MagneticFieldStrength": [3]}, "Siemens"),
+    ],
+)
+def test_scanner_name_uses_text_and_numbers_only(fields, name):
+    assert name_scanner(fields) == name

@@ -1,21 +1,23 @@
-"""Which scans of a cohort the labels of an evaluation are of."""
+"""Matching of reference segmentations with the scans of a study."""
 
 import json
 
 import pytest
 
+from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.load import Tree, load_cohort
-from bids_dgmseg.study.model_tables import ageing_tables
-from bids_dgmseg.study.reference_labels import read_reference
-from bids_dgmseg.study.study import StudyOptions, begin_study
+from bids_dgmseg.study.analyses import fit_ageing
+from bids_dgmseg.study.cohort import ResultsFolder, load_cohort
+from bids_dgmseg.study.reference_segmentations import read_reference_values
+from bids_dgmseg.study.study import build_study
 
 HEADER = "participant_id\tsession_id\tscan\treference\tabbreviation\tvolume_reference_mm3\tmean_reference_ppm"
 
 
 @pytest.fixture
 def compared(tmp_path):
-    """Write what `dgmseg evaluate` leaves of DN_L: scans with their means."""
+    """Write DN_L as `dgmseg evaluate` does: scans with their means."""
 
     def write(scans, *, choose=()):
         folder = tmp_path / "compared"
@@ -37,14 +39,14 @@ def compared(tmp_path):
         pytest.param("sub-01_desc-rts", [], "sub-01_seg-dgm16_desc-rts", id="its own desc"),
         pytest.param("sub-02_desc-manual", [], "sub-02_seg-dgm16", id="a desc of the labels"),
         pytest.param("sub-03_run-1", [], "sub-03_run-01_seg-dgm16", id="a run"),
-        pytest.param("sub-02_space-T1w", [], "sub-02_seg-dgm16", id="an entity that the scan has not"),
-        pytest.param("sub-01", ["desc-l1"], "sub-01_seg-dgm16_desc-l1", id="of several, what was chosen"),
-        pytest.param("sub-01_desc-manual", [], None, id="of several, none chosen"),
-        pytest.param("sub-03_run-3", [], None, id="a run that was not measured"),
-        pytest.param("sub-04", [], None, id="somebody else"),
+        pytest.param("sub-02_space-T1w", [], "sub-02_seg-dgm16", id="an entity that the scan lacks"),
+        pytest.param("sub-01", ["desc-l1"], "sub-01_seg-dgm16_desc-l1", id="several, one chosen"),
+        pytest.param("sub-01_desc-manual", [], None, id="several, none chosen"),
+        pytest.param("sub-03_run-3", [], None, id="a run without results"),
+        pytest.param("sub-04", [], None, id="another participant"),
     ],
 )
-def test_labels_are_those_of_their_scan(output, add_scan, compared, labels, choose, found):
+def test_labels_are_matched_by_entities(output, add_scan, compared, labels, choose, found):
     for name in (
         "sub-01_seg-dgm16_desc-l1",
         "sub-01_seg-dgm16_desc-rts",
@@ -53,27 +55,31 @@ def test_labels_are_those_of_their_scan(output, add_scan, compared, labels, choo
         "sub-05_seg-dgm16",
     ):
         add_scan(name)
-    cohort = load_cohort([Tree(output, "out", None)])
-    names = ["_".join(f"{key}-{value}" for key, value in scan.entities.items()) for scan in cohort.scans]
-    table, warnings = read_reference(compared({labels: 0.1, "sub-05": 0.1}, choose=choose), cohort)
+    cohort = load_cohort([ResultsFolder(output, "out", None)])
+    names = [
+        join_entities({str(key): value for key, value in scan.dropna().items()}) for _, scan in cohort.scans.iterrows()
+    ]
+    table, warnings = read_reference_values(compared({labels: 0.1, "sub-05": 0.1}, choose=choose), cohort)
     others = [names[place] for place in table["scan"] if names[place] != "sub-05_seg-dgm16"]
     assert others == ([found] if found else [])
     assert warnings == (
         []
         if found
-        else [f"--evaluation compared: 1 scans are not certainly among the measured ones, such as {labels}; left out"]
+        else [f"--evaluation compared: 1 scans, such as {labels}, do not match exactly one scan of the study; left out"]
     )
 
 
-def test_an_evaluation_of_other_scans_is_refused(output, add_scan, compared):
+def test_evaluation_of_other_scans_is_an_error(output, add_scan, compared):
     add_scan("sub-01_seg-dgm16")
-    with pytest.raises(InputError, match=r"^--evaluation compared: none of its scans is certainly among the measured"):
-        read_reference(compared({"sub-02": 0.1}), load_cohort([Tree(output, "out", None)]))
+    with pytest.raises(
+        InputError, match=r"^--evaluation compared: none of its scans, such as sub-02, matches exactly one"
+    ):
+        read_reference_values(compared({"sub-02": 0.1}), load_cohort([ResultsFolder(output, "out", None)]))
 
 
 @pytest.fixture
 def lines(output, add_scan, compared, tmp_path):
-    """Straight curves of DN_L, of those labelled: alpha is 0.002 in ``first`` and -0.001 ppm a year in ``second``."""
+    """Fit straight lines to the labelled DN_L; slopes are 0.002 (``first``) and -0.001 ppm per year (``second``)."""
 
     def fit(first, second, labelled):
         (tmp_path / "participants.tsv").write_text(
@@ -89,21 +95,23 @@ def lines(output, add_scan, compared, tmp_path):
                     means=(str(mean), "0.1"),
                 )
                 truth |= {f"sub-{n}_{end}": mean} if end in labelled else {}
-        study = begin_study(load_cohort([Tree(output, "out", tmp_path)]), StudyOptions(evaluation=compared(truth)))
-        table = ageing_tables(study)[0].rows
+        study = build_study(
+            load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupAnalysis(evaluation=compared(truth))
+        )
+        table = fit_ageing(study).tables[0].rows
         chosen = table.query("measure == 'mean_ppm' and curve == 'linear' and scans == 'with_reference'")
         return chosen[chosen["abbreviation"] == "DN_L"]
 
     return fit
 
 
-def test_runs_without_labels_do_not_stand_beside_those_with(lines):
+def test_only_scans_with_a_reference_are_compared(lines):
     table = lines("run-1", "run-2", ("run-1",))
     assert table[["labels", "n"]].to_numpy().tolist() == [["reference", 7], ["predicted", 7]]
     assert table["alpha"].to_numpy() == pytest.approx(0.002, rel=0.05)  # the noise turns the line a little
 
 
-def test_reconstructions_are_not_pooled_where_both_have_labels(lines):
+def test_reconstructions_are_not_pooled(lines):
     table = lines("desc-l1", "desc-rts", ("desc-l1", "desc-rts"))
     assert table[["labels", "description", "n"]].to_numpy().tolist() == [
         [labels, desc, 7] for labels in ("reference", "predicted") for desc in ("l1", "rts")
@@ -111,7 +119,7 @@ def test_reconstructions_are_not_pooled_where_both_have_labels(lines):
     assert table["alpha"].to_numpy() == pytest.approx([0.002, -0.001] * 2, rel=0.05)
 
 
-def test_labels_of_the_second_reconstruction_are_its_own(lines):
+def test_reference_belongs_to_its_reconstruction(lines):
     table = lines("desc-l1", "desc-rts", ("desc-rts",))
     assert table[["labels", "description", "n"]].to_numpy().tolist() == [
         ["reference", "rts", 7],

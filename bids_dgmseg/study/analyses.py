@@ -1,0 +1,366 @@
+"""Analyses of a study: side differences, outliers, volume adjustment, harmonization, age, groups, change over time.
+
+Each takes a `Study` and returns an `Analysis`; `run_analyses` states which measures feed which analysis.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.measurement.nuclei import asymmetry_index
+from bids_dgmseg.stats.ageing import AgeingOptions, fit_with_bands
+from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
+from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
+from bids_dgmseg.stats.longitudinal import change_per_year
+from bids_dgmseg.stats.outliers import robust_z
+from bids_dgmseg.stats.size_adjustment import N_CONTROLS, adjust_for_size
+from bids_dgmseg.study.reference_segmentations import COLUMNS, first_rows, read_reference_values
+from bids_dgmseg.study.study import VOLUME, Study
+from bids_dgmseg.study.tables import GroupTable
+
+_SEED = 1
+"""Of the bootstrap, so that the same tables give the same limits."""
+
+_ADJUSTED = ("scan", "abbreviation", "control", "measure", "volume_mm3", "value", "adjusted")
+
+_HARMONIZED = ("scan", "abbreviation", "measure", "raw", "harmonized")
+
+_SITE_VARIANCE = (
+    "abbreviation",
+    "n",
+    "site_variance_before",
+    "site_variance_after",
+    "reduction",
+    "p_site_before",
+    "p_site_after",
+)
+
+_SITE_EFFECTS = ("site", "abbreviation", "n", "n_unused", "shift", "scale", "shift_bayes", "scale_bayes", "note")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Results of one analysis."""
+
+    tables: tuple[GroupTable, ...]
+    warnings: tuple[str, ...] = ()
+    measures: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Measures for later analyses, with the index of the study's table."""
+
+
+def run_analyses(study: Study) -> tuple[list[GroupTable], list[str]]:
+    """Run all analyses.
+
+    Volume adjustment and harmonization start from the measures that were asked for; the analyses of age, groups and
+    change use these and also the adjusted and the harmonized ones.
+
+    Returns
+    -------
+    tables : list of GroupTable
+    warnings : list of str
+        Those of the study and of all analyses.
+
+    Raises
+    ------
+    InputError
+        If an option does not fit the data.
+    """
+    adjustment, harmonization = adjust_for_volume(study), harmonize_sites(study)
+    extended = study.with_measures(adjustment.measures).with_measures(harmonization.measures)
+    analyses = (
+        compare_sides(study),
+        find_outliers(study),
+        adjustment,
+        harmonization,
+        fit_ageing(extended),
+        compare_with_reference_group(extended),
+        estimate_changes(extended),
+    )
+    tables = [table for analysis in analyses for table in analysis.tables]
+    return tables, [*study.warnings, *(line for analysis in analyses for line in analysis.warnings)]
+
+
+def compare_sides(study: Study) -> Analysis:
+    """Compute the asymmetry index of each nucleus in each scan (``group_asymmetry``)."""
+    parts = []
+    side = study.table["abbreviation"].str[-2:]
+    names = study.table["abbreviation"].str[:-2]
+    nuclei = pd.Categorical(names, categories=list(names.unique()))  # the merge sorts them in this order
+    for measure in study.options.measures:
+        rows = pd.DataFrame({"scan": study.table["scan"], "nucleus": nuclei, "value": study.table[measure]})
+        left, right = (rows[side == f"_{name}"] for name in "LR")
+        both = left.merge(right, on=["scan", "nucleus"], suffixes=("_left", "_right"), how="outer")
+        both = both.rename(columns={"value_left": "left", "value_right": "right"})
+        asymmetry = asymmetry_index(both["left"], both["right"])
+        columns = ["scan", "nucleus", "measure", "left", "right", "asymmetry"]
+        parts.append(both.assign(measure=measure, asymmetry=asymmetry)[columns])
+    return Analysis((GroupTable("group_asymmetry", _sort_by_scan(parts)),))
+
+
+def find_outliers(study: Study) -> Analysis:
+    """Compute the robust z of each value within its site (``group_outliers``)."""
+    parts = []
+    for measure in study.options.measures:
+        found = robust_z(study.table, value=measure, by=(*study.by, "site"))
+        rows = study.table[["scan", "abbreviation"]].assign(measure=measure, value=study.table[measure])
+        parts.append(pd.concat([rows, found], axis=1))
+    rows = _sort_by_scan(parts)
+    return Analysis((GroupTable("group_outliers", rows, facts={"NumberOfOutliers": int(rows["outlier"].sum())}),))
+
+
+def adjust_for_volume(study: Study) -> Analysis:
+    """Adjust susceptibilities for volume by the controls' regression (``group_adjusted``)."""
+    name = "group_adjusted"
+    empty = pd.DataFrame(columns=list(_ADJUSTED))
+    if study.controls is None:
+        return Analysis((GroupTable(name, empty, not_computed="no --control-filter was given"),))
+    n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
+    facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
+    if n_controls < N_CONTROLS:
+        why = f"--control-filter matches {n_controls} participants, at least {N_CONTROLS} are needed for a slope"
+        table = GroupTable(name, empty, facts=facts, not_computed=why)
+        return Analysis((table,), (f"{name}.tsv: not computed: {why}",))
+    control = study.controls[study.table["scan"].to_numpy()]
+    parts, coefficients, measures = [], [], {}
+    for measure in study.options.measures:
+        if not measure.endswith("_ppm"):
+            continue
+        result = adjust_for_size(
+            study.table, controls=control, value=measure, volume=VOLUME, by=study.by, participant="participant_id"
+        )
+        coefficients += _prepend(result.coefficients, measure=measure).to_dict("records")
+        rows = study.table[["scan", "abbreviation"]].assign(
+            control=control,
+            measure=measure,
+            volume_mm3=study.table[VOLUME],
+            value=study.table[measure],
+            adjusted=result.values,
+        )
+        parts.append(rows)
+        if result.values.notna().any():
+            measures[f"{measure}_adjusted"] = result.values
+    if not parts:
+        return Analysis((GroupTable(name, empty, not_computed="no susceptibility among --measures"),))
+    notes = tuple(
+        f"{record['measure']} of {record['abbreviation']} by {record['model']}: {record['note']}"
+        for record in coefficients
+        if record["note"]
+    )
+    table = GroupTable(name, _sort_by_scan(parts), facts={**facts, "Coefficients": coefficients}, notes=notes)
+    return Analysis((table,), measures=pd.DataFrame(measures, index=study.table.index))
+
+
+def harmonize_sites(study: Study) -> Analysis:
+    """Harmonize each measure of each model across sites with ComBat.
+
+    The tables are ``group_harmonized``, ``group_site_variance`` and ``group_site_effects``; they are empty, with the
+    reason, if nothing can be harmonized.
+    """
+    strata = ("measure", *study.cohort.strata)
+    columns = {
+        "group_harmonized": list(_HARMONIZED),
+        "group_site_variance": [*strata, *_SITE_VARIANCE],
+        "group_site_effects": [*strata, *_SITE_EFFECTS],
+    }
+    sites = study.cohort.demographics["site"].value_counts().sort_index()
+    n_without = len(study.cohort.scans) - int(sites.sum())
+    facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
+    if len(sites) < 2:
+        why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
+        if len(sites) and n_without:
+            why += f"; {n_without} {'scan' if n_without == 1 else 'scans'} without a site"
+        empty = (pd.DataFrame(columns=names) for names in columns.values())
+        tables = (GroupTable(name, rows, facts, not_computed=why) for name, rows in zip(columns, empty, strict=True))
+        return Analysis(tuple(tables))
+    covariates = _covariates_to_preserve(study)
+    parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
+    measures: dict[str, list[pd.Series]] = defaultdict(list)
+    lines: list[str] = []
+    for measure, (key, rows) in product(study.options.measures, study.strata()):
+        result, warnings = _harmonize_stratum(rows, measure, covariates, stratum=study.stratum_name(key))
+        lines += warnings
+        if result is None:
+            continue
+        scan = result.values.index.get_indexer(rows["scan"])
+        nucleus = result.values.columns.get_indexer(rows["abbreviation"])
+        harmonized = pd.Series(result.values.to_numpy()[scan, nucleus], rows.index)
+        measures[f"{measure}_harmonized"].append(harmonized)
+        both = rows[["scan", "abbreviation"]].assign(raw=rows[measure], harmonized=harmonized)
+        for name, table in zip(columns, (both, result.variance, result.sites), strict=True):
+            named = table.rename(columns={"nucleus": "abbreviation"}).assign(measure=measure, **key)
+            parts[name].append(named[columns[name]])
+    lines = list(dict.fromkeys(lines))
+    spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
+    facts |= {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates}
+    why = "" if measures else "; ".join(line for line in lines if "not computed" in line)
+    tables = (
+        GroupTable(name, pd.concat(found[1:] or found, ignore_index=True), facts, (*spellings, *lines), why)
+        for name, found in parts.items()
+    )
+    harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
+    return Analysis(tuple(tables), tuple(lines), pd.DataFrame(harmonized_columns, index=study.table.index))
+
+
+def _covariates_to_preserve(study: Study) -> list[str]:
+    """Return the covariates of the study and, unless they were chosen by the user, the group."""
+    add_group = not study.options.covariates and study.cohort.demographics["group"].nunique() > 1
+    return [*study.covariates, *(["group"] if add_group and "group" not in study.covariates else [])]
+
+
+def _harmonize_stratum(
+    rows: pd.DataFrame, measure: str, covariates: Sequence[str], *, stratum: str
+) -> tuple[Harmonized | None, list[str]]:
+    """Harmonize one measure of one model across the sites that have enough scans; None if it cannot be done."""
+    wide = rows.pivot(index="scan", columns="abbreviation", values=measure)[rows["abbreviation"].unique()]
+    scans = rows.drop_duplicates("scan").set_index("scan").loc[wide.index]
+    varying = scans[[name for name in covariates if scans[name].nunique() > 1]]
+    usable = varying.notna().all(axis=1) & scans["site"].notna()
+    counts = scans["site"][usable].value_counts()
+    small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
+    where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
+    warnings = [
+        f"{where}site {site} has {counts.get(site, 0)} usable scans, harmonization needs {N_SITE}; its values are not "
+        "harmonized"
+        for site in sorted(small, key=str)
+    ]
+    if n_unusable := int((~usable).sum()):
+        lacking = " or ".join(["site", *varying.columns])
+        warnings.append(f"{where}{n_unusable} scans lack {lacking}; their values are not harmonized")
+    try:
+        if (counts >= N_SITE).sum() < 2:
+            raise InputError(f"fewer than two sites have {N_SITE} usable scans")
+        return harmonize(wide, site=scans["site"].where(~scans["site"].isin(small)), covariates=varying), warnings
+    except InputError as error:
+        return None, [*warnings, _not_computed("group_harmonized", error, stratum)]
+
+
+def fit_ageing(study: Study) -> Analysis:
+    """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
+
+    The curves are those of the predicted labels and, with ``--evaluation``, also of the reference segmentations and of
+    the predictions for the same scans and nuclei.
+    """
+    names = ("group_ageing", "group_ageing_curves")
+    if study.table["age"].isna().all():
+        why = "no ages; add a column age to participants.tsv or sessions.tsv"
+        return Analysis(tuple(_empty(name, study, why) for name in names))
+    sources = [("predicted", "all", study.table, study.measures)]
+    warnings: list[str] = []
+    if study.options.evaluation:
+        reference, warnings = read_reference_values(study.options.evaluation, study.cohort)
+        sources += _reference_sources(study, reference)
+    parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    for labels, scans, table, measures in sources:
+        for measure in measures:
+            options = AgeingOptions(value=measure, by=study.by, n_replicates=study.options.bootstrap)
+            fitted = fit_with_bands(table, options=options, rng=np.random.default_rng(_SEED))
+            for found, rows in zip(fitted, parts, strict=True):
+                rows.append(_prepend(found, measure=measure, labels=labels, scans=scans))
+    tables = (GroupTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
+    return Analysis(tuple(tables), tuple(warnings))
+
+
+def _reference_sources(study: Study, reference: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, tuple[str, ...]]]:
+    """Return the reference values, and the predictions for the same scans and nuclei."""
+    measures = tuple(measure for measure in study.options.measures if measure in COLUMNS)
+    scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
+    table = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
+    # a scan has one row per model, which are identified by the first of them
+    first = first_rows(study.cohort)[study.table["scan"].to_numpy()]
+    shared = table[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
+    predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
+    return [("reference", "with_reference", table, measures), ("predicted", "with_reference", predicted, measures)]
+
+
+def compare_with_reference_group(study: Study) -> Analysis:
+    """Compare each group with the reference group, unadjusted and by ANCOVA (``group_differences``)."""
+    name, column = "group_differences", study.cohort.settings["GroupColumn"]
+    groups = study.cohort.demographics["group"].dropna().unique()
+    if column is None:
+        why = "participants.tsv has no column group or diagnosis; name one with --group-column"
+        return Analysis((_empty(name, study, why),))
+    if len(groups) < 2 or study.reference is None:
+        why = f"{column} is {groups[0]} for all" if len(groups) else f"{column} is not known"
+        return Analysis((_empty(name, study, why),))
+    covariates = tuple(covariate for covariate in study.covariates if covariate != column)
+    parts, warnings = [], []
+    for measure in study.measures:
+        options = GroupOptions(reference=study.reference, value=measure, by=study.by, covariates=covariates)
+        try:
+            found = compare_groups(study.table, options=options)
+            if covariates:
+                keys = [*study.by, "reference", "group"]
+                adjusted = ancova(study.table, options=options)
+                renamed = {column: f"ancova_{column}" for column in adjusted.columns if column not in keys}
+                found = found.merge(adjusted.rename(columns=renamed), on=keys, how="left", validate="1:1")
+        except InputError as error:
+            warnings.append(_not_computed(name, error))
+            continue
+        parts.append(_prepend(found, measure=measure))
+    if not parts:
+        return Analysis((_empty(name, study, warnings[-1]),), tuple(warnings))
+    table = GroupTable(
+        name,
+        pd.concat(parts, ignore_index=True),
+        facts={"AncovaCovariates": list(covariates)},
+        notes=tuple(study.cohort.spellings["group"]),
+    )
+    return Analysis((table,), tuple(warnings))
+
+
+def estimate_changes(study: Study) -> Analysis:
+    """Estimate changes per year of participants with several sessions (``group_longitudinal``, ``group_changes``)."""
+    names = ("group_longitudinal", "group_changes")
+    demographics = study.cohort.demographics
+    if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
+        several = demographics["participant_id"].duplicated().any()
+        why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "nobody has two sessions"
+        why = f"no participant was scanned at two known times ({why})"
+        return Analysis(tuple(_empty(name, study, why) for name in names))
+    summaries, changes, warnings = [], [], []
+    for measure in study.measures:
+        try:
+            change = change_per_year(study.table, time="years", value=measure, by=study.by)
+        except InputError as error:
+            warnings.append(_not_computed(names[0], error))
+            continue
+        summaries.append(_prepend(change.summary, measure=measure))
+        repeated = change.participants[change.participants["n_scans"] + change.participants["n_missing"] > 1]
+        changes.append(_prepend(repeated, measure=measure))
+    if not summaries:
+        return Analysis(tuple(_empty(name, study, warnings[-1]) for name in names), tuple(warnings))
+    by_participant = pd.concat(changes, ignore_index=True)
+    keys = study.cohort.keys.filter(["participant_id", "dataset"]).set_index(demographics["participant_id"])
+    keys = keys[~keys.index.duplicated()]
+    person = by_participant["participant_id"]
+    if "dataset" in keys:
+        place = list(by_participant.columns).index("participant_id") + 1
+        by_participant.insert(place, "dataset", person.map(keys["dataset"]))
+    by_participant["participant_id"] = person.map(keys["participant_id"])
+    tables = (GroupTable(names[0], pd.concat(summaries, ignore_index=True)), GroupTable(names[1], by_participant))
+    return Analysis(tables, tuple(warnings))
+
+
+def _prepend(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """Add constant columns in front of a table."""
+    return table.assign(**values)[[*values, *table.columns]]
+
+
+def _sort_by_scan(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
+
+
+def _empty(name: str, study: Study, why: str) -> GroupTable:
+    return GroupTable(name, pd.DataFrame(columns=["measure", *study.by]), not_computed=why)
+
+
+def _not_computed(name: str, error: InputError, stratum: str = "") -> str:
+    return f"{name}.tsv: not computed{f' for {stratum}' if stratum else ''}: {error}"

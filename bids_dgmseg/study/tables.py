@@ -1,0 +1,139 @@
+"""Group tables: measures of all scans and results of the analyses, each with its data dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_json
+from bids_dgmseg.io.tables import MISSING, write_tsv
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.study.cohort import Cohort
+from bids_dgmseg.study.columns import WIDE, describe
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """A table of the group level."""
+
+    name: str
+    """File name without ``.tsv``."""
+    rows: pd.DataFrame
+    """If its first column is ``scan``, a row of the cohort, it is replaced by the keys of that scan."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further content of the data dictionary, such as coefficients."""
+    notes: tuple[str, ...] = ()
+    not_computed: str = ""
+    """Why the table is empty."""
+    descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Entries of columns that `describe` does not know."""
+
+
+def scan_tables(cohort: Cohort) -> list[GroupTable]:
+    """Return the measures of all scans, followed by the participants' columns.
+
+    These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility`` and ``group_qc`` (one
+    row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json`` are included.
+    """
+    scans = pd.Series(range(len(cohort.scans)), name="scan")
+    volumes, susceptibilities = (_wide(cohort, measure) for measure in WIDE)
+    reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
+    tables = {
+        "group_stats": cohort.stats,
+        "group_volumes": pd.concat([scans, volumes], axis=1),
+        "group_susceptibility": pd.concat([scans, reference, susceptibilities], axis=1),
+        "group_qc": pd.concat([scans, cohort.qc], axis=1),
+    }
+    return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
+
+
+def _wide(cohort: Cohort, measure: str) -> pd.DataFrame:
+    """Return one row per scan and one column per nucleus."""
+    wide = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
+    nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in wide]
+    return wide.reindex(index=range(len(cohort.scans)), columns=nuclei).add_suffix(f"_{measure}")
+
+
+def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> GroupTable:
+    """Add age and participants' columns; one with the name of another column is renamed."""
+    scan = rows["scan"].to_numpy()
+    front = pd.DataFrame({"scan": scan, "age_years": cohort.demographics["age"].to_numpy()[scan]})
+    taken = {*cohort.keys, *front, *rows}
+    columns = map(str, cohort.participants)
+    names = {column: f"participants_{column}" if column in taken else column for column in columns}
+    participants = cohort.participants.iloc[scan].rename(columns=names).reset_index(drop=True)
+    entries = {
+        shown: cohort.descriptions.get(column, {"Description": f"Column {column} of participants.tsv or sessions.tsv"})
+        for column, shown in names.items()
+    }
+    complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
+    return GroupTable(name, complete, descriptions=entries)
+
+
+def write_tables(
+    folder: Path, tables: Sequence[GroupTable], *, keys: pd.DataFrame, settings: Mapping[str, Any]
+) -> list[Path]:
+    """Write tables and their data dictionaries atomically.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to.
+    tables : sequence of GroupTable
+        Numbers are written to seven digits, missing values as ``n/a``.
+    keys : DataFrame
+        One row per scan of the cohort.
+    settings : mapping
+        What the run was asked for and found.
+
+    Returns
+    -------
+    list of Path
+        Each table, followed by its data dictionary.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be written.
+    """
+    paths: list[Path] = []
+    for table in tables:
+        rows = table.rows
+        if "scan" in rows:
+            front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
+            rows = pd.concat([front, rows.drop(columns="scan")], axis=1)
+        dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
+        about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
+        if table.not_computed:
+            about["NotComputed"] = table.not_computed
+        path = folder / f"{table.name}.json"
+        try:
+            sidecar = write_json(dictionary | about, path)
+            path = folder / f"{table.name}.tsv"
+            paths += [write_tsv(rows.apply(_format_column), path, float_format="%.7g"), sidecar]
+        except OSError as error:
+            raise InputError(f"{path.name}: cannot be written ({error.strerror}); check the output folder") from error
+    return paths
+
+
+def _format_column(values: pd.Series) -> pd.Series:
+    """Write Boolean values as BIDS does, and empty text as missing."""
+    if values.dtype == bool:
+        return values.map({True: "true", False: "false"})
+    if pd.api.types.is_numeric_dtype(values):
+        return values
+    return values.where(values != "", MISSING)
+
+
+def list_empty_tables(tables: Sequence[GroupTable], warnings: Sequence[str]) -> list[str]:
+    """Return one line per reason for empty tables, without those that are warnings already."""
+    reasons: dict[str, list[str]] = {}
+    for table in tables:
+        if table.not_computed and not any(table.not_computed in line for line in warnings):
+            reasons.setdefault(table.not_computed, []).append(f"{table.name}.tsv")
+    return [f"{', '.join(names)}: empty, {why}" for why, names in reasons.items()]
