@@ -147,7 +147,7 @@ def test_a_file_in_the_wrong_folder_leaves_the_others(bids_dataset, run, capsys,
     dataset = bids_dataset("sub-01", "sub-02")
     there = dataset / "sub-01" / "anat"
     shutil.copy(there / "sub-01_Chimap.nii.gz", there / "sub-03_Chimap.nii.gz")
-    said = "sub-03_Chimap.nii.gz: lies in sub-01; rename the file or move it; left out until then\n"
+    said = "sub-03_Chimap.nii.gz: lies in sub-01; rename the file or move it; ignored\n"
     assert run(dataset, "--dry-run") == 0
     assert said in capsys.readouterr().err
     assert run(dataset) == 1
@@ -255,7 +255,7 @@ def broken_filter(root: Path) -> list[str]:
         (unknown_session, r"ds: no ses-9; check --session-label "),
         (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
         (no_weights, r".*gone: no such folder; check --weights"),
-        (mirrored_nnunet, r"--ensemble: nnunet2step tells left from right and is not mirrored; leave it out"),
+        (mirrored_nnunet, r"--ensemble: not supported by nnunet2step, whose labels are side-specific"),
         (broken_filter, r"filter\.json: "),
     ],
 )
@@ -274,8 +274,8 @@ def test_participants_of_somebody_else_are_no_output(bids_dataset, run, tmp_path
     kept.write_bytes(b"a map")
     assert run(bids_dataset("sub-01")) == 2
     assert capsys.readouterr().err == (
-        "bids_dgmseg: error: out: holds a dataset of another program (sub-01, but no dataset_description.json); choose "
-        "a folder of its own\n"
+        "bids_dgmseg: error: out: contains a dataset of another program (sub-01, but no dataset_description.json); "
+        "choose another output directory\n"
     )
     assert kept.read_bytes() == b"a map"
 

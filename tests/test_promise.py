@@ -208,7 +208,7 @@ def test_running_again_does_nothing(bids_dataset, run, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")}
     capsys.readouterr()
     assert run(dataset) == 0
-    assert capsys.readouterr().out == "all 2 scans are done and unchanged; --force does them again\n"
+    assert capsys.readouterr().out == "all 2 scans are up to date; use --force to process them again\n"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
 
 

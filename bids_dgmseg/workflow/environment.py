@@ -1,4 +1,7 @@
-"""Where Nipype writes, and that it writes nowhere else: not to the terminal, not to HOME, not to the network."""
+"""Process environment of a run: threads, Nipype's options, log file, signals.
+
+Nipype writes to the log only, not to the terminal, HOME or the network.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,14 +51,14 @@ def configure_nipype(*, stop_on_first_crash: bool) -> None:
 
 @contextlib.contextmanager
 def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
-    """Send the logs of Nipype and nibabel and the warnings of all libraries to a file.
+    """Write the logs of Nipype and nibabel and the warnings of all libraries to a file.
 
     Parameters
     ----------
     folder : path
-        Gets `LOG_NAME` once there is something to write; processes may share it.
+        Folder of `LOG_NAME`, which is created with the first message; processes may share it.
     verbose : bool
-        Also show the log on standard error.
+        Also print the log to standard error.
     """
     handlers: list[logging.Handler] = [logging.FileHandler(folder / LOG_NAME, encoding="utf-8", delay=True)]
     if verbose:
@@ -78,7 +80,7 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def _handled_by(name: str, handlers: Sequence[logging.Handler]) -> Iterator[None]:
     import nibabel
-    import nipype  # both add handlers of their own when they are loaded
+    import nipype  # both add their own handlers when they are imported
 
     del nibabel, nipype
     logger: Any = logging.getLogger(name)
@@ -90,21 +92,21 @@ def _handled_by(name: str, handlers: Sequence[logging.Handler]) -> Iterator[None
         logger.handlers, logger.propagate = before
 
 
-@contextmanager
+@contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM (``docker stop``, ``scancel``) end the block as Ctrl-C does: workers stop, intermediate files go."""
+    """Treat SIGTERM (``docker stop``, ``scancel``) as Ctrl-C: workers stop, intermediate files are removed."""
     with _handled(signal.SIGTERM, _interrupt):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Make Ctrl-C do nothing in the block, nor in processes that are started in it."""
+    """Ignore Ctrl-C, also in processes that are started in the block."""
     with _handled(signal.SIGINT, signal.SIG_IGN):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _handled(
     number: signal.Signals, handler: Callable[[int, FrameType | None], None] | signal.Handlers
 ) -> Iterator[None]:

@@ -1,15 +1,19 @@
-"""The steps as Nipype interfaces: read, call one function, write."""
+"""The steps of one scan as Nipype interfaces: each reads files, calls one function and writes its result."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nipype import Node
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleInterface, TraitedSpec, traits
+from numpy.typing import NDArray
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
@@ -20,261 +24,289 @@ from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
-from bids_dgmseg.workflow import files
-from bids_dgmseg.workflow.reference import take_reference
+from bids_dgmseg.segmentation.regions import resample_regions
+from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.workflow.qc_record import build_qc_record, describe_box, report_input, report_measures
+from bids_dgmseg.workflow.reconstruct import describe_reconstruction, reconstruct_scan
+from bids_dgmseg.workflow.reference import find_reference
+
+FRACTION_SCALE = np.float32(1 / 255)
+"""Probabilities are stored as integers from 0 to 255, as in probseg files."""
 
 
-class _CheckInputSpec(BaseInterfaceInputSpec):
-    in_chi = File(mandatory=True, desc="susceptibility map as it lies in the dataset")
-    sidecar = traits.Dict(usedefault=True, desc="its metadata")
-    problem = traits.Str(usedefault=True, desc="why its metadata cannot be read; empty if they can")
+class StepNode(Node):
+    """Node that raises the exception of its interface; Nipype raises another one, which quotes the traceback."""
+
+    error: BaseException | None = None
+
+    def run(self, updatehash: bool = False) -> Any:
+        """Run the step, and keep the exception that it raises in `error`."""
+        try:
+            return super().run(updatehash=updatehash)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            self.error = self.interface.error or error
+            raise self.error from None
 
 
-class _CheckOutputSpec(TraitedSpec):
-    out_chi = File(exists=True, desc="float32 map in ppm on the input's own grid, NaN where not measured")
-    out_report = File(exists=True, desc="JSON: units, reference, geometry, warnings")
+class Step(SimpleInterface):
+    """Interface with one function, ``run_step(folder) -> outputs``, that remembers the exception it raised."""
 
-
-class Check(SimpleInterface):
-    """Refuse what is no susceptibility map, and bring the others to ppm."""
-
-    input_spec = _CheckInputSpec
-    output_spec = _CheckOutputSpec
+    error: BaseException | None = None
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        path, cwd = Path(self.inputs.in_chi), Path(runtime.cwd)
-        if self.inputs.problem:
-            raise InputError(self.inputs.problem)
-        checked = check_chi(path, self.inputs.sidecar)
-        out_chi = write_like(checked.chi_ppm.array, path, cwd / "chi.nii")
-        self._results["out_chi"] = str(out_chi)
-        self._results["out_report"] = str(files.write_json(files.describe_input(path, checked), cwd / "report.json"))
+        try:
+            self._results.update(self.run_step(Path(runtime.cwd)))
+        except BaseException as error:
+            self.error = error
+            raise
         return runtime
 
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Do the work in an empty folder and return the outputs."""
+        raise NotImplementedError
 
-class _NetworkInputSpec(BaseInterfaceInputSpec):
-    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not measured")
-    # Not hashed: Nipype cannot, and every run has a working directory of its own.
-    model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
-    weights = traits.Str(desc="folder that takes the place of the model's own weights")
-    device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="where the networks run")
+
+def _object(desc: str, **metadata: Any) -> Any:
+    """Trait for a Python object; not hashed, since Nipype cannot and each run has its own working directory."""
+    return traits.Any(nohash=True, desc=desc, **metadata)
+
+
+class _ReconstructInputSpec(BaseInterfaceInputSpec):
+    scan = _object("Scan with echoes", mandatory=True)
+    mask = File(exists=True, desc="the user's brain mask")
+    phase_sign = traits.Enum("auto", "positive", "negative", usedefault=True, desc="sign of the phase")
+    n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the Fourier transforms")
+
+
+class _ReconstructOutputSpec(TraitedSpec):
+    out_chi = File(exists=True, desc="float32 map in ppm on the grid of the echoes, 0 outside the brain")
+    out_report = _object("StepReport: how the map was reconstructed")
+
+
+class Reconstruct(Step):
+    """Reconstruct a susceptibility map from multi-echo GRE."""
+
+    input_spec = _ReconstructInputSpec
+    output_spec = _ReconstructOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Reconstruct the map."""
+        scan, sign = self.inputs.scan, self.inputs.phase_sign
+        if scan.problem:
+            raise InputError(scan.problem)
+        limit_threads(self.inputs.n_threads)
+        mask = Path(self.inputs.mask) if self.inputs.mask else None
+        result = reconstruct_scan(scan, mask=mask, phase_sign=sign)
+        return {
+            "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
+            "out_report": describe_reconstruction(scan, result, mask=mask, phase_sign=sign),
+        }
+
+
+class _PrepareInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(mandatory=True, desc="susceptibility map of the dataset")
+    sidecar = traits.Dict(usedefault=True, desc="its metadata")
+    problem = traits.Str(usedefault=True, desc="why the scan cannot be processed; empty if it can")
+
+
+class _PrepareOutputSpec(TraitedSpec):
+    out_chi = File(exists=True, desc="float32 map in ppm on the input's own grid, NaN where not valid")
+    out_report = _object("StepReport: units, reference and geometry")
+
+
+class Prepare(Step):
+    """Check that an image is a susceptibility map and convert it to ppm."""
+
+    input_spec = _PrepareInputSpec
+    output_spec = _PrepareOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Convert the map."""
+        if self.inputs.problem:
+            raise InputError(self.inputs.problem)
+        path = Path(self.inputs.in_chi)
+        checked = check_chi(path, self.inputs.sidecar)
+        out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
+        return {"out_chi": str(out_chi), "out_report": report_input(path, checked)}
+
+
+class _SegmentInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
+    model = _object("Model", mandatory=True)
+    weights = traits.Str(desc="folder with other weights than the model's own")
+    device = traits.Enum("auto", "cpu", "cuda", usedefault=True, desc="device of the networks")
     n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the networks")
 
 
-class _LocalizeOutputSpec(TraitedSpec):
-    out_box = File(exists=True, desc="JSON: opposite corners of the nuclei's box in mm, RAS+")
-    out_regions = traits.Dict(traits.Str, File(exists=True), desc="region of the head to mask on the map's own grid")
-
-
-class Localize(SimpleInterface):
-    """Find the box that holds the nuclei."""
-
-    input_spec = _NetworkInputSpec
-    output_spec = _LocalizeOutputSpec
-
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        limit_threads(self.inputs.n_threads)
-        chi = _read_finite(self.inputs.in_chi)
-        found, cwd = localize(chi, self.inputs.model, **_where(self.inputs)), Path(runtime.cwd)
-        self._results["out_box"] = str(files.write_json(files.describe_box(found.box), cwd / "box.json"))
-        self._results["out_regions"] = files.write_regions(
-            found.labels, self.inputs.in_chi, chi, names=self.inputs.model.localizer.labels, folder=cwd
-        )
-        return runtime
-
-
-class _SegmentInputSpec(_NetworkInputSpec):
-    in_box = File(exists=True, mandatory=True, desc="JSON: opposite corners of the nuclei's box in mm")
-
-
 class _SegmentOutputSpec(TraitedSpec):
-    out_dseg = File(exists=True, desc="labels on the map's own grid, numbered as in structures.tsv")
-    out_probseg = File(exists=True, desc="fractions on the same grid, one volume a nucleus in the model's order")
-    out_block = File(exists=True, desc="JSON: bounds of the part that was segmented, nuclei seen in it")
+    out_dseg = File(exists=True, desc="labels on the map's own grid, indices of structures.tsv")
+    out_probseg = File(exists=True, desc="probabilities on the same grid, one volume per nucleus in the model's order")
+    out_regions = traits.Dict(traits.Str, File(exists=True), desc="head region to mask on the same grid")
+    out_block = File(exists=True, desc="npz: the probabilities inside the box as uint8 (C, x, y, z), its bounds")
+    out_box = _object("Box of the localizer")
+    out_seen = traits.List(traits.Str, desc="nuclei on the network's own grid")
 
 
-class Segment(SimpleInterface):
-    """Label the nuclei inside the box."""
+class Segment(Step):
+    """Localize and label the nuclei."""
 
     input_spec = _SegmentInputSpec
     output_spec = _SegmentOutputSpec
 
-    def _run_interface(self, runtime: Bunch) -> Bunch:
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Segment the map."""
         limit_threads(self.inputs.n_threads)
-        model, in_chi, cwd = self.inputs.model, self.inputs.in_chi, Path(runtime.cwd)
-        chi = _read_finite(in_chi)
-        block = predict(chi, files.read_box(self.inputs.in_box), model, **_where(self.inputs))
-        dseg = label_grid(block, model, chi.shape)
-        self._results["out_dseg"] = str(write_like(dseg, in_chi, cwd / "dseg.nii.gz"))
-        fractions = files.to_fractions(block.probabilities[1:], block.slices, chi.shape)
-        self._results["out_probseg"] = str(write_like(fractions, in_chi, cwd / "probseg.nii.gz", scale=1 / 255))
-        self._results["out_block"] = str(files.write_json(files.describe_block(block), cwd / "block.json"))
-        return runtime
+        model, like, chi = self.inputs.model, self.inputs.in_chi, Volume.read(self.inputs.in_chi)
+        weights = Path(self.inputs.weights) if self.inputs.weights else None
+        result = segment_map(chi, model, weights=weights, device=self.inputs.device)
+        block = result.block
+        fractions = np.rint(np.clip(block.probabilities[1:], 0, 1) * 255).astype(np.uint8)
+        whole = np.zeros((*chi.shape, len(fractions)), np.uint8)
+        whole[block.slices] = np.moveaxis(fractions, 0, -1)
+        bounds = np.array([(piece.start, piece.stop) for piece in block.slices])
+        np.savez(folder / "block.npz", fractions=fractions, bounds=bounds)
+        regions: dict[str, NDArray[np.bool_]] = {}
+        if result.location.labels is not None:
+            covered = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm).inside
+            grid, names = Grid(chi.shape, chi.affine), model.localizer.labels
+            regions = resample_regions(result.location.labels, grid, names=names, valid=covered)
+        return {
+            "out_dseg": str(write_like(result.labels, like, folder / "dseg.nii.gz")),
+            "out_probseg": str(write_like(whole, like, folder / "probseg.nii.gz", scale=1 / 255)),
+            "out_regions": {
+                name: str(write_like(mask.astype(np.uint8), like, folder / f"{name}.nii.gz"))
+                for name, mask in regions.items()
+            },
+            "out_block": str(folder / "block.npz"),
+            "out_box": result.location.box,
+            "out_seen": list(block.seen),
+        }
 
 
 class _MeasureInputSpec(BaseInterfaceInputSpec):
-    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not measured")
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
+    in_report = _object("StepReport of the map", mandatory=True)
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
-    in_probseg = File(exists=True, mandatory=True, desc="fractions on the same grid, one volume a nucleus")
-    in_block = File(exists=True, mandatory=True, desc="JSON: bounds of the part that was segmented, nuclei seen in it")
-    in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
-    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
-    in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
-    model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
-    reference = traits.Any(mandatory=True, nohash=True, desc="the region that susceptibilities are referred to")
+    in_block = File(exists=True, mandatory=True, desc="npz: probabilities inside the box")
+    in_box = _object("Box of the localizer", mandatory=True)
+    in_seen = traits.List(traits.Str, usedefault=True, desc="nuclei on the network's own grid")
+    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="head region to mask")
+    model = _object("Model", mandatory=True)
+    reference = _object("ReferenceRegion", mandatory=True)
+    reference_mask = File(exists=True, desc="the user's mask of the reference region")
+    title = traits.Str(usedefault=True, desc="name of the scan in the figures")
+    viewer = traits.Bool(True, usedefault=True, desc="whether to write the interactive viewer")
 
 
 class _MeasureOutputSpec(TraitedSpec):
-    out_stats = File(exists=True, desc="tab-separated table, one row a nucleus")
-    out_report = File(exists=True, desc="JSON: rating, quality of the map, reference, warnings about nuclei")
+    out_stats = File(exists=True, desc="tab-separated table, one row per nucleus")
+    out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG, viewer to HTML")
+    out_report = _object("StepReport: rating, quality of the map, reference region")
 
 
-class Measure(SimpleInterface):
-    """Measure the nuclei of one scan, and how far map and segmentation can be trusted."""
+class Measure(Step):
+    """Measure and rate the nuclei and the map, and draw them."""
 
     input_spec = _MeasureInputSpec
     output_spec = _MeasureOutputSpec
 
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        model, cwd = self.inputs.model, Path(runtime.cwd)
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Measure the nuclei."""
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        (block, seen), measured = files.read_block(self.inputs.in_block), is_valid(chi.array)
-        probseg = files.read_fractions(self.inputs.in_probseg, block)
-        fov = FieldOfView.of(measured, voxel_size_mm=chi.voxel_size_mm)
-        scan = SegmentedScan(chi, dseg, probseg, block, model.structures, fov)
-        voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-        gaps = check_coverage(dseg, structures=model.structures, voxels_pv=voxels_pv, valid=measured, labelled=seen)
-        reference = take_reference(self.inputs.reference, scan, regions=self.inputs.in_regions, model=model)
+        model, structures = self.inputs.model, self.inputs.model.structures
+        valid = is_valid(chi.array)
+        with np.load(self.inputs.in_block) as stored:
+            x, y, z = (slice(int(start), int(stop)) for start, stop in stored["bounds"])
+            probabilities = stored["fractions"].astype(np.float32) * FRACTION_SCALE
+        fov = FieldOfView.of(valid, voxel_size_mm=chi.voxel_size_mm)
+        scan = SegmentedScan(chi, dseg, probabilities, (x, y, z), structures, fov)
+        voxels_pv = probabilities.sum(axis=(1, 2, 3), dtype=np.float64)
+        gaps = check_coverage(
+            dseg, structures=structures, voxels_pv=voxels_pv, valid=valid, labelled=self.inputs.in_seen
+        )
+        mask = Path(self.inputs.reference_mask) if self.inputs.reference_mask else None
+        reference = find_reference(self.inputs.reference, scan, mask=mask, regions=self.inputs.in_regions, model=model)
         found = measure_scan(
             scan,
-            box=files.read_box(self.inputs.in_box),
+            box=self.inputs.in_box,
             missing=gaps.missing,
             reference=reference,
-            map_reference=files.read_json(self.inputs.in_check)["reference"],
+            map_reference=self.inputs.in_report.values["reference"],
         )
-        found.stats.to_csv(cwd / "stats.tsv", sep="\t", index=False, na_rep="n/a")
-        self._results["out_stats"] = str(cwd / "stats.tsv")
-        report = files.describe_findings(found, reference, gaps.warnings)
-        self._results["out_report"] = str(files.write_json(report, cwd / "report.json"))
-        return runtime
+        found.stats.to_csv(folder / "stats.tsv", sep="\t", index=False, na_rep="n/a")
+        return {
+            "out_stats": str(folder / "stats.tsv"),
+            "out_figures": self._draw(chi, dseg, folder),
+            "out_report": report_measures(found, reference, gaps.warnings),
+        }
 
-
-class _FiguresInputSpec(BaseInterfaceInputSpec):
-    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not measured")
-    in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
-    model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
-    title = traits.Str(usedefault=True, desc="the scan's name")
-    viewer = traits.Bool(True, usedefault=True, desc="whether to write the interactive viewer")
-
-
-class _FiguresOutputSpec(TraitedSpec):
-    out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG, viewer to HTML")
-
-
-class Figures(SimpleInterface):
-    """Draw the map with the nuclei's outlines in three planes, and write the interactive viewer."""
-
-    input_spec = _FiguresInputSpec
-    output_spec = _FiguresOutputSpec
-
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        self._results["out_figures"] = {
-            plane: str(
-                draw_mosaic(
-                    chi,
-                    dseg,
-                    Path(runtime.cwd) / f"{plane}.png",
-                    plane=plane,
-                    structures=self.inputs.model.structures,
-                    title=self.inputs.title,
-                )
-            )
+    def _draw(self, chi: Volume, dseg: Volume, folder: Path) -> dict[str, str]:
+        """Draw the outlines in three planes, and write the interactive viewer."""
+        structures, scan = self.inputs.model.structures, self.inputs.title
+        figures: dict[str, Path] = {
+            plane: draw_mosaic(chi, dseg, folder / f"{plane}.png", plane=plane, structures=structures, title=scan)
             for plane in PLANES
         }
         if self.inputs.viewer:
-            self._results["out_figures"]["viewer"] = str(
-                write_viewer(
-                    chi,
-                    dseg,
-                    Path(runtime.cwd) / "viewer.html",
-                    structures=self.inputs.model.structures,
-                    scan=self.inputs.title,
-                    model=self.inputs.model.name,
-                )
-            )
-        return runtime
+            model, path = self.inputs.model.name, folder / "viewer.html"
+            figures["viewer"] = write_viewer(chi, dseg, path, structures=structures, scan=scan, model=model)
+        return {name: str(path) for name, path in figures.items()}
 
 
 class _SaveInputSpec(BaseInterfaceInputSpec):
     in_dseg = File(exists=True, mandatory=True, desc="labels")
-    in_probseg = File(exists=True, mandatory=True, desc="fractions")
+    in_probseg = File(exists=True, mandatory=True, desc="probabilities")
+    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="head region to mask")
+    in_box = _object("Box of the localizer", mandatory=True)
     in_stats = File(exists=True, mandatory=True, desc="table of the measures")
-    in_box = File(exists=True, mandatory=True, desc="JSON: the nuclei's box in mm")
-    in_check = File(exists=True, mandatory=True, desc="JSON: what was found out about the map")
-    in_regions = traits.Dict(traits.Str, File(exists=True), usedefault=True, desc="region of the head to mask")
-    in_found = File(exists=True, mandatory=True, desc="JSON: rating, quality of the map, reference, warnings")
     in_figures = traits.Dict(traits.Str, File(exists=True), mandatory=True, desc="plane to PNG, viewer to HTML")
+    in_prepared = _object("StepReport of the map", mandatory=True)
+    in_measured = _object("StepReport of the measures", mandatory=True)
     in_chi = File(exists=True, desc="map that was reconstructed here")
-    in_reconstruction = File(exists=True, desc="JSON: how it came about")
-    scan = traits.Any(mandatory=True, nohash=True, desc="whose derivatives these are")
-    model = traits.Any(mandatory=True, nohash=True, desc="the registry's entry")
-    config = traits.Any(mandatory=True, nohash=True, desc="configuration of the run")
-    fingerprint = traits.Str(mandatory=True, desc="what the results depend on")
-    reconstruction = traits.Str(usedefault=True, desc="what a map that was reconstructed here depends on")
+    in_reconstructed = _object("StepReport of its reconstruction")
+    scan = _object("Scan", mandatory=True)
+    model = _object("Model", mandatory=True)
+    config = _object("RunConfig", mandatory=True)
+    fingerprint = traits.Str(mandatory=True, desc="hash of everything that the results depend on")
+    reconstruction = traits.Str(usedefault=True, desc="hash of everything that a reconstructed map depends on")
 
 
 class _SaveOutputSpec(TraitedSpec):
     out_files = traits.List(traits.Str, desc="the derivatives that were written")
 
 
-class Save(SimpleInterface):
-    """Name the results and place them in the output directory."""
+class Save(Step):
+    """Write the derivatives into the output directory."""
 
     input_spec = _SaveInputSpec
     output_spec = _SaveOutputSpec
 
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        scan, model, config = self.inputs.scan, self.inputs.model, self.inputs.config
-        box_mm = files.read_json(self.inputs.in_box)
-        made = files.read_json(self.inputs.in_reconstruction) if self.inputs.in_reconstruction else {}
-        quality = files.describe_quality(
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Write the derivatives."""
+        given, scan, model, config = self.inputs, self.inputs.scan, self.inputs.model, self.inputs.config
+        quality = build_qc_record(
             scan,
             model,
             config,
-            check=files.read_json(self.inputs.in_check),
-            box_mm=box_mm,
-            found=files.read_json(self.inputs.in_found),
-            made=made,
+            prepared=given.in_prepared,
+            box=given.in_box,
+            measured=given.in_measured,
+            reconstructed=given.in_reconstructed or None,
         )
         written = save_scan(
             config.output_dir,
             scan,
             model,
-            out_dseg=Path(self.inputs.in_dseg),
-            out_probseg=Path(self.inputs.in_probseg),
-            stats=Path(self.inputs.in_stats),
+            out_dseg=Path(given.in_dseg),
+            out_probseg=Path(given.in_probseg),
+            stats=Path(given.in_stats),
             quality=quality,
-            box_mm=box_mm,
+            box_mm=describe_box(given.in_box),
             masks=config.segmentation.masks,
-            fingerprint=self.inputs.fingerprint,
-            figures={plane: Path(path) for plane, path in self.inputs.in_figures.items()},
-            regions={region: Path(path) for region, path in self.inputs.in_regions.items()},
-            chi=Path(self.inputs.in_chi) if self.inputs.in_chi else None,
-            reconstruction=self.inputs.reconstruction,
+            fingerprint=given.fingerprint,
+            figures={plane: Path(path) for plane, path in given.in_figures.items()},
+            regions={region: Path(path) for region, path in given.in_regions.items()},
+            chi=Path(given.in_chi) if given.in_chi else None,
+            reconstruction=given.reconstruction,
         )
-        self._results["out_files"] = [str(path) for path in written]
-        return runtime
-
-
-def _read_finite(path: str) -> Volume:
-    """Read the map as networks want it: 0 where it was not measured."""
-    chi = Volume.read(path)
-    return chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0))
-
-
-def _where(inputs: Any) -> dict[str, Any]:
-    return {"weights": Path(inputs.weights) if inputs.weights else None, "device": inputs.device}
+        return {"out_files": [str(path) for path in written]}

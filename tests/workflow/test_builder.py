@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +12,7 @@ from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf
+from bids_dgmseg.workflow.jobs import Job
 from tests.oracle import oracle_model
 
 
@@ -27,14 +27,14 @@ def workflow(tmp_path) -> Workflow:
         segmentation=Segmentation(weights=Path("/weights")),
         resources=Resources(omp_nthreads=4, nprocs=3),
     )
-    return init_scan_wf(config=config, model=oracle_model(), scan=scan, fingerprint="f")
+    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
 
 
-def workflow_of(folder: Path, echoes: Sequence[Echo]) -> Workflow:
-    """The workflow of a scan with echoes, whose phase falls with the field."""
-    scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=tuple(echoes))
+def workflow_of(folder: Path, *echoes: Echo) -> Workflow:
+    """Workflow of a scan with echoes whose phase decreases with the field."""
+    scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=echoes)
     config = RunConfig(folder, folder / "out", reconstruction=Reconstruction(phase_sign="negative"))
-    return init_scan_wf(config=config, model=oracle_model(), scan=scan, fingerprint="f")
+    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
 
 
 def documented(part: str) -> set[str]:
@@ -42,7 +42,7 @@ def documented(part: str) -> set[str]:
     return set(re.findall(r"^    (\w+)$", section, re.MULTILINE))
 
 
-def test_inputs_and_outputs_are_those_of_the_docstring(workflow):
+def test_docstring_names_inputs_and_outputs(workflow):
     assert set(workflow.get_node("inputs").interface._fields) == documented("Inputs")
     assert set(workflow.get_node("outputs").interface._fields) == documented("Outputs")
 
@@ -53,17 +53,17 @@ def test_every_output_is_connected(workflow):
     assert {field for connections in edges for _, field in connections} == documented("Outputs")
 
 
-def test_nodes_are_the_steps_in_the_order_of_the_data(workflow):
+def test_steps_are_in_the_order_of_the_data(workflow):
     assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS[1:]}
     for source, target in workflow._graph.edges():
         if {source.name, target.name} <= set(STEPS):
             assert STEPS.index(source.name) < STEPS.index(target.name)
 
 
-def test_a_scan_with_echoes_has_its_map_reconstructed_first(tmp_path):
+def test_scan_with_echoes_is_reconstructed_first(tmp_path):
     phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
     phase.touch()
-    workflow = workflow_of(tmp_path, [Echo(phase, phase, 0.005)])
+    workflow = workflow_of(tmp_path, Echo(phase, phase, 0.005))
     assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
     assert workflow.get_node("reconstruct").inputs.phase_sign == "negative"
     edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
@@ -71,31 +71,30 @@ def test_a_scan_with_echoes_has_its_map_reconstructed_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("voxels", "edge_mm", "n_echoes", "with_20_mm_about"),
+    ("voxels", "edge_mm", "n_echoes", "with_20_mm_margin"),
     [(40, 2.0, 1, 60), (40, 2.0, 5, 60), (40, 1.0, 1, 80), (200, 1.0, 8, 240)],
 )
-def test_more_memory_is_planned_for_larger_and_more_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_about):
+def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_margin):
     image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
     empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
     nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
-    workflow = workflow_of(tmp_path, [Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)])
-    planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_about**3
+    workflow = workflow_of(tmp_path, *(Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)))
+    planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_margin**3
     assert workflow.get_node("reconstruct").mem_gb == pytest.approx(planned / 1e9)
 
 
-def test_echoes_that_cannot_be_read_are_planned_for_all_the_same(tmp_path):
+def test_unreadable_echoes_are_planned_too(tmp_path):
     missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
-    assert 0 < workflow_of(tmp_path, [Echo(missing, missing, 0.005)]).get_node("reconstruct").mem_gb <= 1
+    assert 0 < workflow_of(tmp_path, Echo(missing, missing, 0.005)).get_node("reconstruct").mem_gb <= 1
 
 
-def test_the_workflow_is_named_after_the_scan(workflow):
+def test_workflow_is_named_after_the_scan(workflow):
     assert workflow.name == "sub-01_ses-a_run-2"
 
 
-def test_networks_get_no_more_threads_than_processors(workflow):
+def test_threads_do_not_exceed_the_cpus(workflow):
     assert workflow.get_node("segment").n_procs == 3
 
 
-def test_weights_of_the_user_reach_both_networks(workflow):
-    assert workflow.get_node("localize").inputs.weights == "/weights"
+def test_weights_reach_the_segmentation(workflow):
     assert workflow.get_node("segment").inputs.weights == "/weights"

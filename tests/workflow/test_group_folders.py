@@ -46,7 +46,7 @@ def test_dataset_of_another_program_is_not_an_output(tmp_path, out, run, capsys)
     (other / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "QSMxT"}]}')
     before = files_of(other)
     assert run("--merge", out, to=other) == 2
-    assert "qsmxt: holds a dataset of QSMxT; choose a folder of its own" in capsys.readouterr().err
+    assert "qsmxt: contains a dataset of QSMxT; choose another output directory" in capsys.readouterr().err
     assert files_of(other) == before
 
 

@@ -143,7 +143,7 @@ def test_a_phase_that_falls_with_the_field_is_noticed(done):
     for scan, sign, warned in (("sub-01", 1, False), ("sub-03", -1, True)):
         quality = quality_of(done / "out", scan)
         assert quality["reconstruction"]["PhaseSign"] == sign
-        assert any("phase was taken to fall with the field" in line for line in quality["warnings"]) == warned
+        assert any("assumed that phase decreases with the field" in line for line in quality["warnings"]) == warned
 
 
 def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
@@ -171,7 +171,7 @@ def test_bipolar_readouts_change_the_map_by_nothing_to_speak_of(ds, run):
     np.testing.assert_allclose(bipolar, plain, atol=0.002)
     said = [quality_of(ds.parent / "out", f"sub-0{number}")["reconstruction"]["ReadoutCorrection"] for number in (1, 2)]
     assert said[0].startswith("none needed")
-    assert said[1].startswith("a ramp of ")
+    assert said[1].startswith("phase ramp of ")
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
@@ -185,7 +185,7 @@ def test_a_scan_is_done_again_only_where_an_option_or_an_echo_changed(ds, run, c
     assert run(ds) == 0
     upright = chi_of(ds.parent / "out").array
     assert run(ds) == 0
-    assert "done and unchanged" in capsys.readouterr().out
+    assert "up to date" in capsys.readouterr().out
     assert run(ds, "--phase-sign", "negative") == 0
     np.testing.assert_array_equal(chi_of(ds.parent / "out").array, -upright)
     before = contents(ds.parent / "out")
@@ -195,7 +195,7 @@ def test_a_scan_is_done_again_only_where_an_option_or_an_echo_changed(ds, run, c
     sidecar.write_text(sidecar.read_text().replace("0.015", "0.0151"))
     capsys.readouterr()
     assert run(ds, "--dry-run", "--phase-sign", "negative") == 0
-    assert "sub-01: would segment a map of its echoes, bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
+    assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
 
 
 def test_the_users_mask_of_the_brain_is_taken(ds, run, tmp_path):
@@ -249,12 +249,12 @@ def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, s
     assert run(ds, "--model", second) == 0
     assert run(ds) == 0
     out, err = capsys.readouterr()
-    assert "all 1 scans are done and unchanged" in out
-    assert "another map" not in err
+    assert "all 1 scans are up to date" in out
+    assert "another" not in err
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
     assert (
-        "sub-01: results of oracle were made from another map of the echoes, which this run replaces; run --model "
-        "oracle again, with the same --phase-sign and --brain-mask\n"
+        "sub-01: results of oracle belong to another reconstruction, which this run replaces; run --model oracle again "
+        "with the same --phase-sign and --brain-mask\n"
     ) in capsys.readouterr().err
     assert run(ds, level="group") == 0
     assert "sub-01: results of oracle were made from another map of the echoes than the one beside them; run the" in (
@@ -264,7 +264,7 @@ def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, s
     assert "1 of 1 scans would be segmented" in capsys.readouterr().out
     assert run(ds, "--phase-sign", "negative") == 0
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
-    assert "all 1 scans are done and unchanged" in capsys.readouterr().out
+    assert "all 1 scans are up to date" in capsys.readouterr().out
     assert run(ds, level="group") == 0
     assert "another map" not in capsys.readouterr().err
 
@@ -307,7 +307,7 @@ def test_a_map_that_is_given_later_takes_the_place_of_the_one_made_here(ds, run,
     write_map(ds, "sub-01", Volume.read(made))
     capsys.readouterr()
     assert run(ds, "--phase-sign", "positive") == 0
-    assert "--phase-sign: is for maps that are made of echoes; here all are given" in capsys.readouterr().err
+    assert "--phase-sign has no effect: every selected scan already has a chi map" in capsys.readouterr().err
     assert not list(made.parent.glob("*Chimap*"))
     assert "reconstruction" not in quality_of(ds.parent / "out")
 

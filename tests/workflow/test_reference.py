@@ -144,7 +144,7 @@ def test_a_scan_without_a_usable_reference_is_na_and_named(heads, run, capsys, p
     path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))
     if problem == "no mask":
         path.unlink()
-        said = "sub-02: reference csf: no mask of this scan; its referenced values are n/a"
+        said = "sub-02: reference csf: no mask for this scan; its referenced values are n/a"
     else:
         mask = np.zeros(make_grid("RAS").shape)
         mask[tuple(np.argwhere(whole_voxels())[:5].T)] = 1
@@ -202,7 +202,7 @@ def seeing(monkeypatch) -> str:
     whole_head = Localizer(kind="centre", labels=NAMES, input=ModelInput((4.0, 4.0, 4.0), (150.0, 184.0, 160.0)))
     model = replace(oracle_model("seeing"), localizer=whole_head)
     monkeypatch.setitem(MODELS, model.name, model)
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.localize", label_head)
+    monkeypatch.setattr("bids_dgmseg.segmentation.segment.localize", label_head)
     return model.name
 
 
@@ -283,7 +283,7 @@ def test_another_reference_or_mask_does_the_scan_again(heads, run, capsys):
     assert run(heads / "ds", *options) == 0
     assert "done (1 of 1)" in capsys.readouterr().out
     run(heads / "ds", *options)
-    assert "all 1 scans are done and unchanged" in capsys.readouterr().out
+    assert "all 1 scans are up to date" in capsys.readouterr().out
     mask = whole_voxels()
     mask[:, :, : make_grid("RAS").shape[2] // 2 + 10] = False
     write_mask(heads / "masks", "sub-01", mask, make_grid("RAS").affine)

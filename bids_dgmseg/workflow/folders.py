@@ -1,4 +1,4 @@
-"""Where a run may write."""
+"""Checks of the output and working directories."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from bids_dgmseg.io.files import read_json
 
 
 def check_folders(config: RunConfig) -> None:
-    """Refuse an output or working directory that would harm the input or another program's dataset.
+    """Reject an output or working directory that would damage the input or another program's dataset.
 
-    Nothing is written, except that the output directory is created unless this is a dry run.
+    Writes nothing, except that the output directory is created unless this is a dry run.
 
     Raises
     ------
     InputError
-        If one lies inside the raw data, or the output directory is read-only or another program's dataset.
+        If a directory lies inside the raw data, or the output directory is read-only or another program's dataset.
     """
     from bids_dgmseg.bids.derivatives import check_output
 
-    root = config.bids_dir.resolve()
-    for folder, option in ((config.output_dir, "output directory"), (config.control.work_dir, "--work-dir")):
+    root, output_dir, work_dir = config.bids_dir.resolve(), config.output_dir, config.control.work_dir
+    for folder, option in ((output_dir, "output directory"), (work_dir, "--work-dir")):
         inside = folder.resolve()
         if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
             raise InputError(
                 f"{folder.name}: {option} inside the input's raw data ({root.name}); "
                 f"choose a folder outside it or below {root.name}/derivatives"
             )
-    if config.control.work_dir.resolve().is_relative_to(config.output_dir.resolve()):
+    if work_dir.resolve().is_relative_to(output_dir.resolve()):
         raise InputError(
-            f"{config.control.work_dir.name}: --work-dir inside the output directory, which would invalidate it; "
-            "choose a folder outside it"
+            f"{work_dir.name}: --work-dir inside the output directory, which would not be valid BIDS; choose a folder "
+            "outside it"
         )
-    maker = _foreign_maker(config.output_dir)
+    maker = _find_other_maker(output_dir)
     if not maker and config.level == "participant":
-        maker = _unknown_maker(config.output_dir)
+        maker = _find_unknown_maker(output_dir)
     if maker:
-        raise InputError(f"{config.output_dir.name}: holds a dataset of {maker}; choose a folder of its own")
+        raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
     check_output(config.flat())
 
 
@@ -60,8 +60,8 @@ def make_run_folder(work_dir: Path) -> Path:
         raise InputError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir") from error
 
 
-def _foreign_maker(folder: Path) -> str | None:
-    """Name who made the dataset in a folder, if there is one and it is not ours."""
+def _find_other_maker(folder: Path) -> str | None:
+    """Return the program that made the dataset in a folder, unless it is this one or there is no dataset."""
     path = folder / DATASET_DESCRIPTION
     if is_broken_symlink(path):
         raise InputError(f"{folder.name}: {describe_missing(path)}")
@@ -78,9 +78,9 @@ def _foreign_maker(folder: Path) -> str | None:
     return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"
 
 
-def _unknown_maker(folder: Path) -> str | None:
-    """Say so where a folder holds participants, but nothing tells whose they are: SEPIA's maps have no description."""
+def _find_unknown_maker(folder: Path) -> str | None:
+    """Return a description of a folder with participants but without dataset_description.json, as SEPIA writes it."""
     if (folder / DATASET_DESCRIPTION).exists():
         return None
-    held = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
-    return f"another program ({held}, but no {DATASET_DESCRIPTION})" if held else None
+    found = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
+    return f"another program ({found}, but no {DATASET_DESCRIPTION})" if found else None

@@ -6,7 +6,7 @@ import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.workflow.output import check_folders, make_run_folder
+from bids_dgmseg.workflow.folders import check_folders, make_run_folder
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_another_programs_dataset_is_not_written_into(raw, description, maker):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text(json.dumps(description))
-    with pytest.raises(InputError, match=f"^out: holds a dataset of {maker}; choose a folder of its own"):
+    with pytest.raises(InputError, match=f"^out: contains a dataset of {maker}; choose another output directory"):
         check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 

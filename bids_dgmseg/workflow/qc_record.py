@@ -1,0 +1,143 @@
+"""The QC record of a scan (``_qc.json``): the reports of its steps, the options and the versions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nibabel import orientations
+from nibabel.affines import voxel_sizes
+
+import bids_dgmseg
+from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.units import ChiMap
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.measurement.reference import Reference
+from bids_dgmseg.measurement.scan import ScanMeasures
+from bids_dgmseg.models.model_folder import read_model_folder
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.study.results import SCANNER_FIELDS
+
+_LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Part of the QC record that comes from one step, and its warnings (without the scan's name)."""
+
+    values: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+def report_input(path: Path, checked: ChiMap) -> StepReport:
+    """Return how a map was read: its units, reference and grid."""
+    image = load_image(path)
+    values = {
+        "file": path.name,
+        "units": checked.units,
+        "units_from": checked.units_from,
+        "reference": checked.reference,
+        "n_replaced": checked.n_replaced,
+        "shape": [int(size) for size in image.shape[:3]],
+        "voxel_size_mm": [round(float(edge), 4) for edge in voxel_sizes(image.affine)],
+        "orientation": "".join(orientations.aff2axcodes(image.affine)),
+    }
+    return StepReport(values, checked.warnings)
+
+
+def report_measures(found: ScanMeasures, reference: Reference | None, warnings: Sequence[str]) -> StepReport:
+    """Return the rating of a scan, the quality of its map and the reference region."""
+    values: dict[str, Any] = {"rating": found.rating, "reasons": list(found.reasons), **found.quality}
+    if reference is None:
+        return StepReport(values, tuple(warnings))
+    region = asdict(reference) | {"sem_ppm": reference.sem_ppm}
+    keys = ("region", "source", "mean_ppm", "std_ppm", "sem_ppm", "n_voxels")
+    values["reference"] = {key: region[key] for key in keys}
+    return StepReport(values, (*warnings, *([reference.problem] if reference.problem else [])))
+
+
+def describe_box(box: Box) -> dict[str, Any]:
+    """Return the localizer's box as it is written to sidecars; mm, RAS+."""
+    corners = {"low": list(box.low_mm), "high": list(box.high_mm)}
+    if box.oriented is None:
+        return corners
+    return corners | {"rotation_deg": list(box.oriented.rotation_deg), "rotated_size": list(box.oriented.size_mm)}
+
+
+def build_qc_record(
+    scan: Scan,
+    model: Model,
+    config: RunConfig,
+    *,
+    prepared: StepReport,
+    box: Box,
+    measured: StepReport,
+    reconstructed: StepReport | None = None,
+) -> dict[str, Any]:
+    """Combine the reports of the steps; the record depends only on the scan, the options and the versions.
+
+    Parameters
+    ----------
+    scan : Scan
+    model : Model
+    config : RunConfig
+    prepared, measured : StepReport
+        Reports of the steps of these names.
+    box : Box
+        Result of the localizer.
+    reconstructed : StepReport, optional
+        How the map was reconstructed from echoes.
+
+    Returns
+    -------
+    dict
+        Content of ``_qc.json``, see docs/outputs.md.
+    """
+    warnings = [*(reconstructed.warnings if reconstructed else ()), *prepared.warnings, *measured.warnings]
+    given, reference, weights = dict(prepared.values), config.reference, config.segmentation.weights
+    if reconstructed:
+        given["reconstructed_from"] = f"{len(reconstructed.values['EchoTime'])} echoes"
+    return {
+        "scan": scan.name,
+        "model": model.name,
+        "input": given,
+        **({"reconstruction": dict(reconstructed.values)} if reconstructed else {}),
+        "scanner": {name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
+        "box_mm": describe_box(box),
+        **measured.values,
+        "warnings": [with_scan(scan.name, warning) for warning in warnings],
+        "settings": {
+            "model": model.name,
+            "weights": weights.name if weights else SHIPPED_WEIGHTS,
+            "device": config.resources.device,
+            "mirrored": read_model_folder(model, weights).uses_mirroring,
+            "ensemble": model.ensemble,
+            "masks": config.segmentation.masks,
+            "reference": reference.kind,
+            **({"reference_structure": reference.structure} if reference.structure else {}),
+            **({"reference_mask": reference.masks.name} if reference.masks else {}),
+            **({"phase_sign": config.reconstruction.phase_sign} if reconstructed else {}),
+        },
+        "versions": {
+            "bids_dgmseg": bids_dgmseg.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def with_scan(name: str, message: str) -> str:
+    """Prefix a message with the name of the scan, unless it starts with it.
+
+    >>> with_scan("sub-01", "DN_L was not found")
+    'sub-01: DN_L was not found'
+    >>> with_scan("sub-01", "sub-01_Chimap.nii.gz: all voxels are 0")
+    'sub-01_Chimap.nii.gz: all voxels are 0'
+    """
+    return message if message.startswith(name) else f"{name}: {message}"
