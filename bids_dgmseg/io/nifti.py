@@ -222,8 +222,38 @@ def _orientation_warnings(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     return (f"{name}: qform and sform differ by up to {apart_mm:.0f} mm; the sform is used, check left and right",)
 
 
+def image_like(array: NDArray[Any], image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image of an RAS+ array on the exact grid of another image: shape, axes, affine, qform and sform.
+
+    Parameters
+    ----------
+    array : ndarray of shape (X, Y, Z) or (X, Y, Z, C)
+        In the axes that `Volume.read` returns for the file of `image`; the result has its dtype.
+    image : Nifti1Image
+        Image whose grid and header geometry are copied.
+
+    Raises
+    ------
+    ValueError
+        If the array is not on the grid of the image.
+    """
+    to_stored = orientations.ornt_transform(_RAS, orientations.io_orientation(image.affine))
+    stored = orientations.apply_orientation(array, to_stored)
+    if stored.shape[:3] != image.shape[:3]:
+        raise ValueError(f"array has shape {stored.shape[:3]} in the axes of the image, expected {image.shape[:3]}")
+    header = type(image).header_class()
+    header.set_data_dtype(stored.dtype)
+    for field in _GEOMETRY:
+        header[field] = image.header[field]
+    header["pixdim"][:4] = image.header["pixdim"][:4]
+    header.set_xyzt_units("mm")
+    header.set_data_shape(stored.shape)
+    # The header's own affine: any other would recompute, and round, the quaternion and the rows just copied.
+    return type(image)(stored, header.get_best_affine(), header)
+
+
 def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, scale: float | None = None) -> Path:
-    """Write an RAS+ array atomically on the exact grid of a file: shape, axes, affine, qform and sform.
+    """Write an RAS+ array atomically on the exact grid of a file; see `image_like`.
 
     Parameters
     ----------
@@ -241,19 +271,7 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, s
     ValueError
         If the array is not on the reference's grid.
     """
-    image = load_image(reference)
-    to_stored = orientations.ornt_transform(_RAS, orientations.io_orientation(image.affine))
-    stored = orientations.apply_orientation(array, to_stored)
-    if stored.shape[:3] != image.shape[:3]:
-        raise ValueError(f"array has shape {stored.shape[:3]} in the axes of {reference}, expected {image.shape[:3]}")
-    header = type(image).header_class()
-    header.set_data_dtype(stored.dtype)
-    for field in _GEOMETRY:
-        header[field] = image.header[field]
-    header["pixdim"][:4] = image.header["pixdim"][:4]
-    header.set_xyzt_units("mm")
-    # No affine here: setting one would recompute, and round, the quaternion and the rows just copied.
-    written = type(image)(stored, None, header)
+    written = image_like(array, load_image(reference))
     if scale is not None:
         written.header.set_slope_inter(scale, 0)  # nibabel drops the slope of the header an image is created with
     with atomic_write(Path(out)) as temporary:

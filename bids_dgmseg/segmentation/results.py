@@ -51,6 +51,10 @@ class ProbabilityBlock:
     seen: tuple[str, ...] = ()
     voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    def fractions(self) -> NDArray[np.uint8]:
+        """Return the probabilities (C, x, y, z) of the nuclei in steps of 1/255, as ``_probseg`` files store them."""
+        return np.rint(np.clip(self.probabilities[1:], 0, 1) * 255).astype(np.uint8)
+
 
 @dataclass(frozen=True)
 class Segmentation:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
 
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.phase import read_phase
-from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.nifti import check_intact, load_image
-from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps, estimate_memory_gb, reconstruct_chi
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.qsm.multi_echo import reconstruct_files
+from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps, estimate_memory_gb
 from bids_dgmseg.workflow.qc_record import StepReport
 
 MIN_SIGN_RATIO = 1.3
@@ -55,30 +50,15 @@ def reconstruct_scan(scan: Scan, *, mask: Path | None, phase_sign: str) -> Recon
     InputError
         If a file cannot be read or used, grids differ, or there is no tissue.
     """
-    grid = Volume.read(scan.echoes[0].magnitude)
-    phase, magnitude = (np.empty((len(scan.echoes), *grid.shape), np.float32) for _ in range(2))
-    for number, echo in enumerate(scan.echoes):
-        phase[number] = _on_grid(read_phase(echo.phase, units=echo.units), echo.phase, grid, scan)
-        magnitude[number] = _read_magnitude(echo.magnitude, grid, scan)
-    brain = None
-    if mask is not None:
-        brain = _on_grid(Volume.read(mask), mask, grid, scan, advice="resample the mask first") > 0
-        check_intact(mask)
-    x, y, z = (grid.affine[2, :3] / grid.voxel_size_mm).tolist()
-    try:
-        return reconstruct_chi(
-            phase,
-            magnitude,
-            echo_times_s=[echo.time_s for echo in scan.echoes],
-            b0_tesla=float(scan.sidecar["MagneticFieldStrength"]),
-            voxel_size_mm=grid.voxel_size_mm,
-            b0_direction=(x, y, z),
-            mask=brain,
-            phase_sign={"positive": 1, "negative": -1}.get(phase_sign),
-        )
-    except ValueError as error:
-        culprit = mask or scan.echoes[0].magnitude
-        raise InputError(f"{culprit.name}: {error}; give a brain mask with --brain-mask") from error
+    return reconstruct_files(
+        [echo.magnitude for echo in scan.echoes],
+        [echo.phase for echo in scan.echoes],
+        echo_times_s=[echo.time_s for echo in scan.echoes],
+        b0_tesla=float(scan.sidecar["MagneticFieldStrength"]),
+        phase_units=[echo.units for echo in scan.echoes],
+        mask=mask,
+        phase_sign=phase_sign,
+    )
 
 
 def describe_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | None, phase_sign: str) -> StepReport:
@@ -116,24 +96,3 @@ def _describe_readout(ramp_rad: float | None) -> str:
     if not ramp_rad:
         return "none needed: no phase ramp alternates between echoes"
     return f"phase ramp of {ramp_rad:.2g} rad across the brain, alternating between echoes, removed"
-
-
-def _read_magnitude(path: Path, grid: Volume, scan: Scan) -> NDArray[np.float32]:
-    magnitude = np.nan_to_num(_on_grid(Volume.read(path), path, grid, scan), nan=0.0, posinf=0.0, neginf=0.0)
-    check_intact(path)
-    if magnitude.min() < 0 or magnitude.max() == magnitude.min():
-        raise InputError(
-            f"{path.name}: values from {magnitude.min():.4g} to {magnitude.max():.4g}, expected a magnitude image "
-            "(non-negative and not constant); export it again"
-        )
-    return np.asarray(magnitude, np.float32)
-
-
-def _on_grid(
-    volume: Volume, path: Path, grid: Volume, scan: Scan, *, advice: str = "export both from the same scan"
-) -> NDArray[Any]:
-    """Return the array of a volume that lies on the grid of the first echo."""
-    if difference := describe_grid_mismatch(grid, volume):
-        first = scan.echoes[0].magnitude.name
-        raise InputError(f"{path.name}: does not lie on the grid of {first} ({difference}); {advice}")
-    return volume.array

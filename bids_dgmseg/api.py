@@ -1,0 +1,404 @@
+"""Public Python API: segment, measure and reconstruct images in memory or on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nilearn.image import load_img
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.volume import Volume, read_labels
+from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.nifti import image_like, load_image
+from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
+from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
+from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
+from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.qsm.multi_echo import PHASE_SIGNS, reconstruct_files
+from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.segment import segment_map
+
+Niimg: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage
+"""A path or an image in memory: whatever `nilearn.image.load_img` accepts."""
+
+_SUFFIX_UNITS = {
+    "Chimap": "ppm",
+    **dict.fromkeys(("T1map", "T2map", "T2starmap"), "s"),
+    **dict.fromkeys(("R1map", "R2map", "R2starmap"), "hz"),
+}
+"""BIDS suffix → unit of the map."""
+
+_UNIT_NAMES = {"hz": "hz", "1/s": "hz", "s^-1": "hz", "s-1": "hz", "arbitrary": "", "n/a": ""}
+
+_NO_PROBABILITIES = ["mean_probability", "volume_pv_mm3", "mean_pv_ppm", "mass_ppm_mm3"]
+"""Columns of `measure_nuclei` that need probabilities or only make sense for susceptibility."""
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """Result of `segment`.
+
+    Parameters
+    ----------
+    labels : Nifti1Image
+        uint8 labels on the grid of the input (shape, affine, qform and sform codes); values are the ``index`` of
+        `table`, 0 is background.
+    table : DataFrame
+        One row per nucleus, the columns of ``_stats.tsv``.
+    model : str
+        Name of the model.
+    rating : str
+        Quality rating of the scan: ``green``, ``amber`` or ``red``.
+    warnings : tuple of str
+        Remarks on the map and on nuclei that are cut off or were not found.
+    """
+
+    labels: nib.Nifti1Image
+    table: pd.DataFrame
+    model: str
+    rating: str
+    warnings: tuple[str, ...]
+    _block: ProbabilityBlock = field(repr=False)
+    _shape: tuple[int, int, int] = field(repr=False)
+
+    @cached_property
+    def probabilities(self) -> nib.Nifti1Image:
+        """4D float32 image on the grid of the input, one volume per row of `table`, from 0 to 1."""
+        fractions = self._block.fractions()
+        array = np.zeros((*self._shape, len(fractions)), np.float32)
+        array[self._block.slices] = np.moveaxis(fractions, 0, -1) * np.float32(1 / 255)
+        return image_like(array, self.labels)
+
+    def __repr__(self) -> str:
+        found = int((self.table["n_voxels"] > 0).sum())
+        return f"SegmentationResult(model={self.model!r}, {found} of {len(self.table)} nuclei, rating={self.rating!r})"
+
+
+def segment(
+    img: Niimg,
+    model: str = "dgm16",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    ensemble: bool = False,
+    units: str | None = None,
+) -> SegmentationResult:
+    """Segment the deep gray nuclei on a susceptibility map and measure them.
+
+    Parameters
+    ----------
+    img : Niimg-like
+        3D susceptibility map (total chi, one head): path, nibabel image or whatever `nilearn.image.load_img` accepts.
+    model : str
+        One of `list_models`.
+    weights : path, optional
+        Model folder to use instead of the weights in the package.
+    device : {"auto", "cpu", "cuda"}
+        Where the networks run; ``auto`` uses a GPU if there is one.
+    ensemble : bool
+        Average over mirror images and all checkpoints of the weights: slower, slightly more accurate.
+    units : {"ppm", "ppb"}, optional
+        Unit of the map. By default that of the JSON file beside it, or else judged from the values.
+
+    Returns
+    -------
+    SegmentationResult
+        ``labels`` and ``probabilities`` (nibabel images on the grid of `img`) and ``table`` (DataFrame), the same as
+        the files that ``bids_dgmseg`` writes.
+
+    Raises
+    ------
+    InputError
+        If the image is not a usable susceptibility map, the model does not exist, or its weights cannot be loaded.
+
+    Examples
+    --------
+    >>> result = segment("sub-01_Chimap.nii.gz")  # doctest: +SKIP
+    >>> result.labels.to_filename("sub-01_dseg.nii.gz")  # doctest: +SKIP
+    >>> result.table[["abbreviation", "volume_mm3", "mean_ppm"]]  # doctest: +SKIP
+    """
+    folder = None if weights is None else Path(weights)
+    chosen, notes = choose_labels(replace(get_model(model, option="model "), ensemble=ensemble), folder, None)
+    if ensemble and chosen.localizer.kind == "nnunet":
+        raise InputError(f"ensemble: {chosen.name} distinguishes left from right and is not mirrored; set it to False")
+    with _as_file(img, "map") as path:
+        checked = check_chi(path, _sidecar(path, units))
+        chi = checked.chi_ppm
+        found = segment_map(chi, chosen, weights=folder, device=device)
+        labels = image_like(found.labels, load_image(path))
+    block, valid = found.block, is_measured(chi.array)
+    probseg = block.fractions() * np.float32(1 / 255)
+    dseg = chi.with_array(found.labels)
+    scan = SegmentedScan(
+        chi, dseg, probseg, block.slices, found.structures, FieldOfView.of(valid, voxel_size_mm=chi.voxel_size_mm)
+    )
+    coverage = check_coverage(
+        dseg,
+        structures=found.structures,
+        voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64),
+        valid=valid,
+        labelled=block.seen,
+    )
+    measures = measure_scan(
+        scan, box=found.location.box, missing=coverage.missing, reference=None, map_reference=checked.reference
+    )
+    warnings = (*notes, *checked.warnings, *coverage.warnings)
+    return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
+
+
+def measure(
+    img: Niimg,
+    labels: Niimg,
+    *,
+    units: str | None = None,
+    lut: str | os.PathLike[str] | pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Measure any quantitative map in labelled regions.
+
+    Parameters
+    ----------
+    img : Niimg-like
+        3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts.
+    labels : Niimg-like
+        3D label image in the same space. If it has another grid, each voxel of `img` gets the label of the nearest
+        voxel of `labels`; no registration is done.
+    units : str, optional
+        Unit of the map, used in the names of the columns (``mean_hz``). By default that of the JSON file beside the
+        map, or of its BIDS suffix: ppm for ``Chimap``, s for ``T2starmap``, hz for ``R2starmap``; else the columns
+        have no unit (``mean``). Maps in ppm or ppb are checked and converted to ppm as in `segment`, other values are
+        used as they are.
+    lut : path or DataFrame, optional
+        Look-up table of the labels as in BIDS (TSV with ``index`` and ``name``, and ``abbreviation`` if present). By
+        default labels are numbered as in the result of `segment`.
+
+    Returns
+    -------
+    DataFrame
+        One row per label in `labels`: ``index``, ``name``, ``abbreviation``, ``hemisphere``, ``n_voxels``, ``n_valid``,
+        ``volume_mm3`` and the mean, median, percentiles, standard deviation and core mean of the map.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), or a
+        label is not in the look-up table.
+    """
+    with _as_file(img, "map") as path:
+        values, unit = _read_map(path, units)
+        name = path.name
+    with _as_file(labels, "labels") as path:
+        given = read_labels(path)
+        structures = _structures(given, lut, path.name)
+        dseg = _on_grid(given, values, path.name, name)
+    no_probabilities = np.broadcast_to(np.float32(0), (len(structures), *values.shape))
+    table = measure_nuclei(
+        values.array, dseg, no_probabilities, structures=structures, voxel_size_mm=values.voxel_size_mm
+    ).drop(columns=_NO_PROBABILITIES)
+    if not any(structure.hemisphere for structure in structures):
+        table = table.drop(columns="hemisphere")
+    suffix = f"_{unit}" if unit else ""
+    return table.rename(columns=lambda column: re.sub("_ppm$", suffix, column))
+
+
+def reconstruct(
+    magnitude: Niimg | Sequence[Niimg],
+    phase: Niimg | Sequence[Niimg],
+    *,
+    echo_times_s: Sequence[float],
+    field_strength_t: float,
+    mask: Niimg | None = None,
+    phase_sign: str = "auto",
+) -> nib.Nifti1Image:
+    """Reconstruct a susceptibility map from multi-echo GRE.
+
+    Parameters
+    ----------
+    magnitude, phase : sequence of Niimg-like
+        One 3D image per echo, or one 4D image. The phase is wrapped, in radians or in the integers of the scanner.
+    echo_times_s : sequence of float
+        Echo times in seconds, in ascending order.
+    field_strength_t : float
+        Field strength in T.
+    mask : Niimg-like, optional
+        Brain mask; by default the brain is found in the magnitude.
+    phase_sign : {"auto", "positive", "negative"}
+        Whether phase increases or decreases with the field; by default the sign that makes iron and veins positive.
+
+    Returns
+    -------
+    Nifti1Image
+        Susceptibility in ppm on the grid of the first magnitude, with mean 0 over the brain and 0 outside.
+
+    Raises
+    ------
+    ValueError
+        If numbers of echoes differ, or echo times are not ascending seconds.
+    InputError
+        If an image cannot be used, or the grids differ.
+
+    Notes
+    -----
+    Unwrapping, weighted field fit, V-SHARP and total variation; see `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        magnitudes = _echo_files(magnitude, Path(folder), "magnitude")
+        phases = _echo_files(phase, Path(folder), "phase")
+        times = [float(time_s) for time_s in echo_times_s]
+        if not len(magnitudes) == len(phases) == len(times):
+            raise ValueError(
+                f"{len(magnitudes)} magnitude images, {len(phases)} phase images and {len(times)} echo times; "
+                "expected one of each per echo"
+            )
+        if not times or min(times) <= 0 or max(times) > 1 or sorted(set(times)) != times:
+            raise ValueError(f"echo_times_s: {times}, expected ascending times in seconds, such as [0.005, 0.010]")
+        if phase_sign not in PHASE_SIGNS:
+            raise ValueError(f"phase_sign: {phase_sign!r}, expected one of {', '.join(PHASE_SIGNS)}")
+        given = None if mask is None else _write_niimg(mask, Path(folder), "mask")
+        done = reconstruct_files(
+            magnitudes,
+            phases,
+            echo_times_s=times,
+            b0_tesla=float(field_strength_t),
+            phase_units=[str(_sidecar(path).get("Units", "")) for path in phases],
+            mask=given,
+            phase_sign=phase_sign,
+        )
+        return image_like(done.chi_ppm, load_image(magnitudes[0]))
+
+
+def list_models() -> pd.DataFrame:
+    """List the models.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, indexed by the name that `segment` takes: ``nuclei`` (both sides of each), ``default``,
+        ``licence`` of the weights and ``title``.
+    """
+    rows = [
+        {
+            "model": name,
+            "nuclei": " ".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
+            "default": name == ALIASES["default"],
+            "licence": model.weights.licence if model.weights else "n/a",
+            "title": model.title,
+        }
+        for name, model in MODELS.items()
+    ]
+    return pd.DataFrame(rows).set_index("model")
+
+
+@contextmanager
+def _as_file(img: Niimg, name: str) -> Iterator[Path]:
+    """Yield the path of an image; images in memory are written to a temporary file."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield _write_niimg(img, Path(folder), name)
+
+
+def _write_niimg(img: Niimg, folder: Path, name: str) -> Path:
+    """Return the path of an image, written to `folder` without loss if it is in memory.
+
+    Everything is read from files, so that an image in memory gives the same bits and messages as its file.
+    """
+    if isinstance(img, str | os.PathLike):
+        return Path(img).expanduser()
+    image = load_img(img)
+    array = np.asanyarray(image.dataobj)
+    if array.dtype.kind in "bui" and array.dtype.itemsize != 2:
+        array = array.astype(np.int32)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if isinstance(image, nib.Nifti1Image):
+        header = image.header.copy()
+        header.set_data_dtype(array.dtype)
+        image = type(image)(array, None, header)
+    else:
+        image = nib.Nifti1Image(array, image.affine)
+    path = folder / f"{name}.nii"
+    image.to_filename(path)
+    return path
+
+
+def _echo_files(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> list[Path]:
+    """Return one path per echo."""
+    if isinstance(images, str | os.PathLike | nib.spatialimages.SpatialImage):
+        image = load_img(images)
+        if len(image.shape) == 3:
+            return [_write_niimg(images, folder, name)]
+        images = [image.slicer[..., echo] for echo in range(image.shape[3])]
+    return [_write_niimg(image, folder, f"{name}_echo-{echo}") for echo, image in enumerate(images, start=1)]
+
+
+def _sidecar(path: Path, units: str | None = None) -> Mapping[str, Any]:
+    """Read the JSON file beside an image if there is one; stated units take precedence."""
+    beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")
+    sidecar = read_json(beside) if beside.is_file() else {}
+    return {**sidecar, "Units": units} if units else sidecar
+
+
+def _read_map(path: Path, units: str | None) -> tuple[Volume, str]:
+    """Read a map and return the unit in column names; chi is converted to ppm."""
+    suffix = path.name.partition(".")[0].rpartition("_")[2]
+    stated = str(units or _sidecar(path).get("Units") or _SUFFIX_UNITS.get(suffix, "")).strip().lower()
+    if stated in ("ppm", "ppb"):
+        sidecar = _sidecar(path, units)
+        return check_chi(path, sidecar).chi_ppm, "ppm"
+    values = Volume.read(path)
+    values = values.with_array(np.where(np.isfinite(values.array), values.array, np.float32(np.nan)))
+    return values, re.sub(r"\W+", "_", _UNIT_NAMES.get(stated, stated)).strip("_")
+
+
+def _structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame | None, name: str) -> list[Structure]:
+    """Return the structures that a label image contains, in the order of their numbers."""
+    if lut is None:
+        known = {structure.index: structure for structure in STRUCTURES}
+        remedy = "pass their look-up table as lut"
+    else:
+        table = lut if isinstance(lut, pd.DataFrame) else pd.read_csv(lut, sep="\t")
+        if missing := {"index", "name"} - set(table):
+            raise InputError(f"lut: no column {' or '.join(sorted(missing))}; expected index and name")
+        no_side: Any = ""
+        abbreviations = table["abbreviation"] if "abbreviation" in table else table["name"]
+        known = {
+            int(row["index"]): Structure(int(row["index"]), str(row["name"]), str(abbreviation), no_side, "", 0)
+            for (_, row), abbreviation in zip(table.iterrows(), abbreviations, strict=True)
+        }
+        remedy = "add them to the look-up table"
+    present = [int(number) for number in np.unique(labels.array) if number]
+    if not present:
+        raise InputError(f"{name}: no labels, all voxels are 0")
+    if unknown := [str(number) for number in present if number not in known]:
+        raise InputError(f"{name}: unknown labels {', '.join(unknown[:5])}{' …' if unknown[5:] else ''}; {remedy}")
+    return [known[number] for number in present]
+
+
+def _on_grid(labels: Volume, values: Volume, name: str, map_name: str) -> NDArray[Any]:
+    """Resample labels to the grid of a map, nearest neighbour; refuse labels of another space."""
+    if not describe_grid_mismatch(values, labels):
+        return labels.array
+    to_map = np.linalg.inv(values.affine) @ labels.affine
+    voxels = nib.affines.apply_affine(to_map, np.argwhere(labels.array))
+    covered = ((voxels > -0.5) & (voxels < np.array(values.shape) - 0.5)).all(axis=1).mean()
+    if covered < 0.5:
+        raise InputError(
+            f"{name}: {1 - covered:.0%} of the labelled voxels lie outside {map_name}; register them to the map first"
+        )
+    return resample(labels, Grid(values.shape, values.affine), order=0).array

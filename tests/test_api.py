@@ -1,0 +1,221 @@
+"""The public Python API: images in, images and tables out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nilearn.image import new_img_like
+
+import bids_dgmseg
+from bids_dgmseg import list_models, measure, reconstruct, segment
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.conftest import HEAD, coarse_chi, make_grid
+
+
+def image_of(volume) -> nib.Nifti1Image:
+    return nib.Nifti1Image(volume.array, volume.affine)
+
+
+@pytest.fixture(scope="module")
+def labels() -> nib.Nifti1Image:
+    """The phantom's nuclei at 2.5 mm."""
+    return image_of(PHANTOM.dseg(world_grid(HEAD, (2.5, 2.5, 2.5))))
+
+
+def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
+    ds, out = bids_dataset("sub-01"), tmp_path / "out"
+    assert main([str(ds), str(out), "participant", "--model", "oracle", "--skip-bids-validation"]) == 0
+    result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle")
+    written = nib.load(out / "sub-01/anat/sub-01_seg-oracle_dseg.nii.gz")
+    assert result.labels.header["sform_code"] == written.header["sform_code"]
+    np.testing.assert_array_equal(result.labels.affine, written.affine)
+    np.testing.assert_array_equal(result.labels.dataobj, written.dataobj)
+    probseg = nib.load(out / "sub-01/anat/sub-01_seg-oracle_probseg.nii.gz")
+    np.testing.assert_allclose(result.probabilities.get_fdata(), probseg.get_fdata(), atol=1e-7)
+    stats = pd.read_csv(out / "sub-01/anat/sub-01_seg-oracle_stats.tsv", sep="\t")
+    pd.testing.assert_frame_equal(result.table, stats, check_dtype=False, rtol=1e-5)
+
+
+def test_images_in_memory_give_the_same_labels_as_files(oracle, tmp_path):
+    image = image_of(coarse_chi())
+    image.to_filename(tmp_path / "chi.nii.gz")
+    found = [segment(img, "oracle").labels for img in (image, tmp_path / "chi.nii.gz", str(tmp_path / "chi.nii.gz"))]
+    for labels in found[1:]:
+        np.testing.assert_array_equal(labels.dataobj, found[0].dataobj)
+
+
+@pytest.mark.parametrize("name", ["LPS", "oblique", "anisotropic"])
+def test_results_lie_on_the_grid_of_the_input(oracle, name):
+    image = image_of(PHANTOM.chi(make_grid(name), seed=1))
+    result = segment(image, "oracle")
+    assert result.labels.shape == image.shape
+    assert result.probabilities.shape == (*image.shape, 16)
+    np.testing.assert_allclose(result.labels.affine, image.affine, atol=1e-5)
+    values = np.asanyarray(result.labels.dataobj)
+    for structure in STRUCTURES:
+        x_mm = nib.affines.apply_affine(image.affine, np.argwhere(values == structure.index))[:, 0].mean()
+        assert (x_mm < 0) == (structure.hemisphere == "L")
+
+
+def test_maps_in_ppb_give_the_same_table(oracle):
+    chi = coarse_chi()
+    ppm, ppb = image_of(chi), nib.Nifti1Image(chi.array * np.float32(1000), chi.affine)
+    tables = [segment(ppm, "oracle").table, segment(ppb, "oracle", units="ppb").table]
+    pd.testing.assert_series_equal(tables[0]["mean_ppm"], tables[1]["mean_ppm"], rtol=1e-5)
+    assert 'no "Units" in its sidecar; read as ppb' in " ".join(segment(ppb, "oracle").warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda chi: chi * 0, r"^map.nii: all voxels are 0"),
+        (lambda chi: np.stack([chi, chi], axis=-1), r"^map.nii: has 4 dimensions \(60, 74, 64, 2\), expected 3"),
+        (lambda chi: np.abs(chi) * 1000 + 500, r"^map.nii: looks like a magnitude image"),
+    ],
+)
+def test_unusable_images_are_refused_in_one_line(oracle, change, message):
+    chi = coarse_chi()
+    with pytest.raises(InputError, match=message):
+        segment(nib.Nifti1Image(change(chi.array), chi.affine), "oracle")
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(InputError, match=r"^model dgm17: no such model; choose from default, dgm16"):
+        segment(image_of(coarse_chi()), "dgm17")
+    with pytest.raises(InputError, match=r"nowhere.nii.gz: "):
+        segment("nowhere.nii.gz")
+
+
+def test_measure_names_columns_after_the_unit(labels, tmp_path):
+    r2star = new_img_like(labels, np.full(labels.shape, 30.0, np.float32))
+    assert measure(r2star, labels, units="Hz")["mean_hz"].tolist() == [30.0] * 16
+    r2star.to_filename(tmp_path / "sub-01_R2starmap.nii.gz")
+    table = measure(tmp_path / "sub-01_R2starmap.nii.gz", labels)
+    assert {"mean_hz", "median_hz", "core_mean_hz", "std_hz", "volume_mm3"} < set(table)
+    assert not [column for column in table if "ppm" in column or "probability" in column]
+    assert "mean" in measure(r2star, labels)
+
+
+def test_measure_agrees_with_segment_on_the_map_itself(oracle):
+    image = image_of(coarse_chi())
+    result = segment(image, "oracle")
+    table = measure(image, result.labels, units="ppm")
+    common = [column for column in table if column in result.table]
+    assert {"mean_ppm", "p95_ppm", "volume_mm3", "n_valid"} < set(common)
+    pd.testing.assert_frame_equal(table, result.table[common], check_dtype=False)
+
+
+def test_labels_on_another_grid_are_resampled_to_the_nearest_voxel(labels):
+    fine = world_grid(HEAD, (1.25, 1.25, 1.25))  # 8 voxels of it fill one of the labels
+    values = nib.Nifti1Image(np.ones(fine.shape, np.float32), fine.affine)
+    same = measure(new_img_like(labels, np.ones(labels.shape, np.float32)), labels)
+    assert measure(values, labels)["volume_mm3"].tolist() == same["volume_mm3"].tolist()
+
+
+def test_labels_of_another_space_are_refused(labels):
+    away = labels.affine.copy()
+    away[:3, 3] += 300
+    values = new_img_like(labels, np.ones(labels.shape, np.float32))
+    with pytest.raises(InputError, match=r"^labels.nii: 100% of the labelled voxels lie outside map.nii; register"):
+        measure(values, nib.Nifti1Image(np.asanyarray(labels.dataobj), away))
+
+
+def test_other_labels_need_a_look_up_table(labels, tmp_path):
+    array = np.where(np.asanyarray(labels.dataobj) == 1, 51, 0).astype(np.int32)
+    values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
+    with pytest.raises(InputError, match=r"^labels.nii: unknown labels 51; pass their look-up table as lut"):
+        measure(values, given)
+    lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "Right-Putamen"]})
+    lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False)
+    for form in (lut, tmp_path / "lut.tsv"):
+        (row,) = measure(values, given, lut=form).to_dict("records")
+        assert (row["index"], row["name"], row["mean"]) == (51, "Right-Putamen", 1.0)
+    with pytest.raises(InputError, match=r"^lut: no column name; expected index and name"):
+        measure(values, given, lut=lut[["index"]])
+
+
+def _echoes(times_s):
+    """A ball of 0.1 ppm more than the sphere of water around it, at 3 T."""
+    centre = (np.indices((48, 48, 48)) - 23.5) * 2.0
+    r_mm = np.linalg.norm(centre, axis=0)
+    inside, outside = r_mm < 10, (r_mm >= 10)
+    cos2 = np.square(centre[2] / np.maximum(r_mm, 1e-6))
+    field_ppm = np.where(outside, 0.1 / 3 * (10 / np.maximum(r_mm, 10)) ** 3 * (3 * cos2 - 1), 0.0)
+    brain = r_mm < 44
+    phases = [np.angle(np.exp(1j * 2 * np.pi * 42.577e6 * 3 * field_ppm * 1e-6 * t)) for t in times_s]
+    return np.stack(phases).astype(np.float32), brain, inside
+
+
+def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
+    times_s = [0.005, 0.010, 0.015]
+    phase, brain, inside = _echoes(times_s)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    magnitude = [nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine) for _ in times_s]
+    phases = [nib.Nifti1Image(one, affine) for one in phase]
+    options = {"echo_times_s": times_s, "field_strength_t": 3.0, "mask": new_img_like(magnitude[0], brain)}
+    listed = reconstruct(magnitude, _in_radians(phases), **options)
+    contrast_ppm = listed.get_fdata()[inside].mean() - listed.get_fdata()[brain & ~inside].mean()
+    assert 0.05 < contrast_ppm < 0.11  # total variation regularization takes some of 0.1
+    stacked = reconstruct(
+        nib.Nifti1Image(np.stack([one.get_fdata() for one in magnitude], -1), affine),
+        nib.Nifti1Image(np.stack([one.get_fdata() for one in _in_radians(phases)], -1), affine),
+        **options,
+    )
+    np.testing.assert_allclose(stacked.get_fdata(), listed.get_fdata(), atol=1e-6)
+
+
+def _in_radians(phases):
+    """Fill the range of ±π, by which the unit of a phase without a sidecar is recognized."""
+    filled = []
+    for image in phases:
+        array = image.get_fdata(dtype=np.float32).copy()
+        array[0, 0, :2] = -np.pi, np.pi
+        filled.append(nib.Nifti1Image(array, image.affine))
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"echo_times_s": [0.005]}, r"^2 magnitude images, 2 phase images and 1 echo times; expected one of each"),
+        ({"echo_times_s": [5.0, 10.0]}, r"^echo_times_s: \[5.0, 10.0\], expected ascending times in seconds"),
+        ({"phase_sign": "down"}, r"^phase_sign: 'down', expected one of auto, positive, negative"),
+    ],
+)
+def test_reconstruct_refuses_impossible_arguments(change, message):
+    image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    with pytest.raises(ValueError, match=message):
+        reconstruct(
+            **{
+                "magnitude": [image] * 2,
+                "phase": [image] * 2,
+                "echo_times_s": [0.005, 0.01],
+                "field_strength_t": 3.0,
+                **change,
+            }
+        )
+
+
+def test_list_models_has_one_row_per_model():
+    table = list_models()
+    assert table.index.tolist()[0] == "dgm16"
+    assert table.loc["dgm16", "nuclei"] == "DN IN RN SN STN CN PUT GP"
+    assert table["default"].sum() == 1
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, bids_dgmseg; print(bids_dgmseg.__version__, *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "torch", "nibabel", "pandas", "nilearn"} & set(loaded)
+    assert set(bids_dgmseg.__all__) <= set(dir(bids_dgmseg))
+    with pytest.raises(AttributeError, match="no attribute 'segmnet'"):
+        bids_dgmseg.segmnet  # noqa: B018
