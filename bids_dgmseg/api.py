@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import is_measured
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
@@ -144,7 +144,7 @@ def segment(
         chi = checked.chi_ppm
         found = segment_map(chi, chosen, weights=folder, device=device)
         labels = image_like(found.labels, load_image(path))
-    block, valid = found.block, is_measured(chi.array)
+    block, valid = found.block, is_valid(chi.array)
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(found.labels)
     scan = SegmentedScan(
