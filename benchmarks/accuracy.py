@@ -30,8 +30,7 @@ from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
-from bids_dgmseg.stats.calibration import overestimate
-from bids_dgmseg.stats.overlap import surface_distances
+from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
 from bids_dgmseg.train.external_validation import score_labelled
 
 _FIRST_SEED = 2 * 10**13
@@ -135,7 +134,7 @@ def _calibration(block: ProbabilityBlock, channel: int, truth: np.ndarray) -> di
     """Measure a nucleus' calibration where there is a doubt: neither surely it nor surely not."""
     probability = block.probabilities[channel]
     doubtful = (probability > 0.01) | truth
-    too_much = overestimate(probability[doubtful], truth[doubtful])
+    too_much = calibration_excess(probability[doubtful], truth[doubtful])
     return {"doubtful": np.count_nonzero(doubtful)} | {f"too_much_{n}": value for n, value in enumerate(too_much)}
 
 

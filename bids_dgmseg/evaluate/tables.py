@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.stats.agreement import _mean, _spell, agree, complete_pairs, complete_rows, icc
-from bids_dgmseg.stats.paired_tests import adjust, anova, paired_t, repeated_anova, tukey, wilcoxon
+from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
+from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 
 Pair = tuple[str, str]
 
@@ -99,7 +99,7 @@ def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame
             "n_missing": len(ratings) - complete,
         }
         for name, estimate in icc(ratings).items():
-            row |= _spell(name, estimate)
+            row |= estimate_columns(name, estimate)
         rows.append({**row, **_variance(ratings)})
     return pd.DataFrame(rows)
 
@@ -137,9 +137,9 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
                     "second": second,
                     "n": len(x),
                     "n_missing": len(group) - len(x),
-                    "mean_first": _mean(x),
-                    "mean_second": _mean(y),
-                    "mean_difference": _mean(y - x),
+                    "mean_first": mean_or_nan(x),
+                    "mean_second": mean_or_nan(y),
+                    "mean_difference": mean_or_nan(y - x),
                     **_tests(x, y),
                     "tukey_p": _of_pair(among, present, first, second),
                     **variance,
@@ -232,6 +232,6 @@ def _corrected(table: pd.DataFrame) -> pd.DataFrame:
         for step, method in enumerate(methods, start=1):
             p, adjusted = table[test].to_numpy(float), np.full(len(table), np.nan)
             for family in families:
-                adjusted[family] = adjust(p[family], method=method)
+                adjusted[family] = adjust_p_values(p[family], method=method)
             table.insert(place + step, f"{test}_{method}", adjusted)
     return table

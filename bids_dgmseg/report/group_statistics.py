@@ -15,7 +15,7 @@ from bids_dgmseg.report.group_data import GroupTable
 from bids_dgmseg.report.group_plots import LABELS
 from bids_dgmseg.report.group_tables import N_ROWS, Cell, Heading, PageTable, to_cell
 
-UNTOLD = "not told apart"
+UNTOLD = "not identified"
 """In the note of a curve whose parameters the ages do not tell."""
 
 _DIGITS = {"ppm": 3, "mm³": 1}

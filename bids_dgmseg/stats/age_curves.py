@@ -1,4 +1,4 @@
-"""Curves of susceptibility over age: fit, intervals, bands."""
+"""Age curves of one measure of one nucleus: least-squares fit, profile intervals, bands, bootstrap."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 BETA_BOUNDS = (0.001, 1.0)
-"""1/year: the rise is half done after 693 and after 0.7 years."""
+"""1/year: half of the increase takes 693 and 0.7 years."""
 
 N_RESAMPLED = 5
-"""Fewest participants that are resampled: with two, half of the samples are one person alone."""
+"""Minimum number of participants to resample: with two, half of the samples contain only one of them."""
 
 _N_GRID = 200
+"""Rates between the bounds."""
 
 _CHUNK = 100
+"""Bootstrap replicates computed at once."""
 
 _ROUNDING = 1e-10
-
-_DESIGN = "age and chi have shapes {} and {}, expected one value each a scan"
+"""Relative rounding error of a sum of squares of deviations."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """χ = α f(age) + γ, with a rate β in f or without."""
+    """A curve χ = α f(age) + γ, where f may have a rate β."""
 
     name: str
     basis: Callable[[Floats, Floats], Floats]
     """Ages (n,) and rates (m,) → f of shape (n, m)."""
     has_rate: bool
     n_min: int
-    """Fewest scans that are fitted."""
+    """Minimum number of scans."""
 
     @property
     def n_parameters(self) -> int:
-        """α, γ and perhaps β."""
+        """Number of parameters: α, γ and, with a rate, β."""
         return 3 if self.has_rate else 2
 
 
@@ -59,7 +60,7 @@ CURVES = (EXPONENTIAL, LINEAR, LOGARITHMIC)
 
 @dataclass(frozen=True)
 class _Profile:
-    """Least squares of α and γ at given rates β; all of shape (m,), or (replicates, m)."""
+    """Least-squares α and γ at given rates β; arrays of shape (m,) or (replicates, m)."""
 
     beta: Floats
     n: Floats
@@ -67,11 +68,11 @@ class _Profile:
     mean_f: Floats
     mean_chi: Floats
     spread: Floats
-    """Sum of squares of f around its mean."""
+    """Sum of squared deviations of f from its mean."""
     rss: Floats
 
     def value(self, f: Floats) -> Floats:
-        """Curve where its basis is f."""
+        """Value of the curve at basis f."""
         return self.mean_chi + self.alpha * (f - self.mean_f)
 
 
@@ -87,52 +88,52 @@ class Fit:
     n: int
     rss: float
     total: float
-    """Sum of squares of χ around its mean."""
+    """Sum of squared deviations of χ from its mean."""
     level: float
     beta_bounds: Interval
     intervals: dict[str, Interval]
-    """``alpha``, ``beta``, ``gamma`` → confidence limits by profile."""
+    """``alpha``, ``beta``, ``gamma`` → profile confidence limits."""
     region: _Profile
-    """Rates within the confidence limits of β."""
+    """Profile at rates within the confidence limits of β."""
 
     @property
     def std(self) -> float:
-        """Residual standard deviation, in the unit of χ."""
+        """Residual standard deviation in the unit of χ."""
         return math.sqrt(self.rss / (self.n - self.curve.n_parameters))
 
     @property
     def r2(self) -> float:
-        """Share of the variance that the curve explains."""
+        """Fraction of the variance that the curve explains."""
         return 1 - self.rss / self.total
 
     @property
     def aicc(self) -> float:
-        """Akaike's criterion for small samples; the residual variance counts as a parameter."""
+        """Akaike information criterion corrected for small samples; the residual variance counts as a parameter."""
         k = self.curve.n_parameters + 1
         mean_square = max(self.rss / self.n, np.finfo(float).tiny)
         return self.n * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (self.n - k - 1)
 
     @property
     def at_bound(self) -> bool:
-        """Whether β itself or its interval lies on a bound, so that the ages do not tell α, β and γ apart."""
+        """Whether β or its interval reaches a bound, so that α, β and γ are not identifiable."""
         return self.curve.has_rate and not set(self.beta_bounds).isdisjoint({self.beta, *self.intervals["beta"]})
 
 
 def fit_curve(
     age: ArrayLike, chi: ArrayLike, *, curve: Curve, level: float = 0.95, beta_bounds: Interval = BETA_BOUNDS
 ) -> Fit:
-    r"""Fit a curve by least squares, with confidence limits by profile.
+    r"""Fit a curve by least squares, with profile confidence limits.
 
     Parameters
     ----------
     age : array_like of shape (n,)
-        Years, finite; above 0 for the logarithmic curve, not below 0 for the others.
+        Years, finite, at least 0; above 0 for the logarithmic curve.
     chi : array_like of shape (n,)
-        Susceptibility in ppm (or any measure in its own unit), finite.
+        Susceptibility in ppm (or another measure in its unit), finite.
     curve : Curve
         ``EXPONENTIAL``, ``LINEAR`` or ``LOGARITHMIC``.
     level : float
-        Of the confidence limits.
+        Confidence level of the limits.
     beta_bounds : tuple of 2 float
         Range of β in 1/year.
 
@@ -144,20 +145,20 @@ def fit_curve(
     Raises
     ------
     ValueError
-        If there are fewer scans than ``curve.n_min``, a value is not finite or outside the range, or one of `age` and
-        `chi` does not vary.
+        If there are fewer scans than ``curve.n_min``, a value is not finite or outside its range, or `age` or `chi`
+        does not vary.
 
     Notes
     -----
-    The exponential curve is eq. 6 of [1]_, which takes it from [2]_,
+    The exponential curve is eq. 6 of [1]_ after [2]_,
 
     .. math:: \chi = \alpha (1 - e^{-\beta\,\text{age}}) + \gamma,
 
     the others are :math:`\alpha\,\text{age} + \gamma` and :math:`\alpha \ln\text{age} + \gamma`. At a given β all three
-    are linear, so that α and γ follow in closed form and only β is searched [3]_: over 200 values between its bounds,
-    then from each local minimum of these. The confidence region is that of
+    are linear, so that α and γ follow in closed form and only β is searched (variable projection [3]_): over 200 values
+    between its bounds, then from each local minimum of these. The confidence region is
     :math:`\text{RSS} \le \text{RSS}_{min} (1 + F_{1,n-p}/(n-p))` [4]_; the limits of each parameter are its extremes in
-    that region, infinite where the ages do not tell it. For a curve without β they are Student's. Scans count as
+    that region, infinite if the ages do not identify it. For a curve without β they are Student's. Scans count as
     independent.
 
     References
@@ -202,7 +203,7 @@ def fit_curve(
 
 
 def bands(fit: Fit, ages: ArrayLike) -> pd.DataFrame:
-    """Compute a fitted curve with its bands.
+    """Compute a fitted curve with its confidence and prediction bands.
 
     Parameters
     ----------
@@ -214,13 +215,13 @@ def bands(fit: Fit, ages: ArrayLike) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row an age: ``age``, ``fit``; ``low`` and ``high``, where the curve lies; ``prediction_low`` and
-        ``prediction_high``, where a further scan's value lies; each point by point at the level of `fit`.
+        One row per age: ``age``, ``fit``; the confidence band ``low`` to ``high``; the prediction band of a further
+        scan ``prediction_low`` to ``prediction_high``; both pointwise at the level of `fit`.
 
     Notes
     -----
-    The curve's limits are its extremes over the confidence region of `fit_curve`; a further scan adds the residual
-    variance to them in squares.
+    The limits of the curve are its extremes over the confidence region of `fit_curve`; the prediction band adds the
+    residual variance in quadrature.
     """
     years = np.asarray(ages, dtype=np.float64)
     region = fit.region
@@ -252,9 +253,7 @@ def bootstrap(
     participants: ArrayLike | None = None,
     n_replicates: int = 1000,
 ) -> dict[str, Interval]:
-    """Confidence limits by refitting to resampled participants.
-
-    Use it where participants have several scans: they are drawn with all of them.
+    """Compute bootstrap confidence limits by resampling participants with all their scans.
 
     Parameters
     ----------
@@ -263,17 +262,17 @@ def bootstrap(
     age, chi : array_like of shape (n,)
         Years and the measure.
     rng : Generator
-        Draws the participants.
+        Random generator for the samples.
     participants : array_like of shape (n,), optional
-        Who was scanned; without it every scan is a participant.
+        Participant of each scan; by default each scan is one.
     n_replicates : int
         Number of refits.
 
     Returns
     -------
     dict
-        ``alpha``, ``beta``, ``gamma`` → percentiles of the refits that hold ``fit.level`` of them. β is searched over
-        200 values between its bounds and interpolated. NaN with fewer than 5 participants, whose samples repeat.
+        ``alpha``, ``beta``, ``gamma`` → percentile interval at ``fit.level``. β is searched over 200 values between its
+        bounds and interpolated. NaN for fewer than 5 participants, whose samples repeat.
     """
     years, values = _check(age, chi, fit.curve)
     who = np.arange(values.size)
@@ -295,7 +294,7 @@ def bootstrap(
 def _check(age: ArrayLike, chi: ArrayLike, curve: Curve) -> tuple[Floats, Floats]:
     years, values = np.asarray(age, dtype=np.float64), np.asarray(chi, dtype=np.float64)
     if years.ndim != 1 or years.shape != values.shape:
-        raise ValueError(_DESIGN.format(years.shape, values.shape))
+        raise ValueError(f"age and chi have shapes {years.shape} and {values.shape}, expected one value each per scan")
     if values.size < curve.n_min:
         raise ValueError(f"{values.size} scans, the {curve.name} curve needs {curve.n_min}")
     if not (np.isfinite(years).all() and np.isfinite(values).all()):
@@ -311,20 +310,20 @@ def _check(age: ArrayLike, chi: ArrayLike, curve: Curve) -> tuple[Floats, Floats
 
 
 def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floats) -> _Profile:
-    """Solve for α and γ at every rate and for every set of weights (replicates, n)."""
+    """Solve for α and γ at each rate and for each set of weights (replicates, n)."""
     f = curve.basis(age, beta)
-    # around the means first: a saturated f varies by less than its rounding otherwise
+    # Subtract the means first: otherwise a saturated f varies by less than its rounding error.
     centre_f, centre_chi = f.mean(axis=0), chi.mean()
     f, y = f - centre_f, chi - centre_chi
     n = weights.sum(axis=1, keepdims=True)
     mean_f, mean_y = weights @ f / n, (weights @ y)[:, None] / n
     squares = weights @ f**2
     spread = squares - n * mean_f**2
-    # in this sample f does not vary, or by less than its rounding: α is not told, and taken for 0
+    # If f does not vary in this sample by more than rounding, α is not identifiable and set to 0.
     spread[spread <= _ROUNDING * squares] = 0
     product = weights @ (f * y[:, None]) - n * mean_f * mean_y
     alpha = np.divide(product, spread, out=np.zeros_like(spread), where=spread > 0)
-    if weights.shape[0] == 1:  # residuals themselves: a perfect fit is lost in the difference of sums
+    if weights.shape[0] == 1:  # from the residuals: the difference of sums cancels for a perfect fit
         rss = (weights[0][:, None] * (y[:, None] - mean_y[0] - alpha[0] * (f - mean_f[0])) ** 2).sum(axis=0)[None]
     else:
         rss = (weights @ y**2)[:, None] - n * mean_y**2 - alpha**2 * spread
@@ -332,13 +331,13 @@ def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floa
 
 
 def _best_rate(profile: Callable[[Floats], _Profile], bounds: Interval) -> float:
-    """Search β from every local minimum between the bounds."""
+    """Search β from each local minimum between the bounds."""
     grid = np.geomspace(*bounds, _N_GRID)
     rss = profile(grid).rss[0]
     around = np.pad(rss, 1, constant_values=np.inf)
     candidates = [(float(rss[0]), bounds[0]), (float(rss[-1]), bounds[1])]
-    for place in map(int, np.flatnonzero((rss <= around[:-2]) & (rss <= around[2:]))):
-        bracket = np.log([grid[max(place - 1, 0)], grid[min(place + 1, grid.size - 1)]])
+    for index in map(int, np.flatnonzero((rss <= around[:-2]) & (rss <= around[2:]))):
+        bracket = np.log([grid[max(index - 1, 0)], grid[min(index + 1, grid.size - 1)]])
         found = minimize_scalar(
             lambda log_beta: profile(np.exp([log_beta])).rss[0, 0],
             bounds=tuple(bracket),
@@ -350,7 +349,7 @@ def _best_rate(profile: Callable[[Floats], _Profile], bounds: Interval) -> float
 
 
 def _rate_limits(profile: Callable[[Floats], _Profile], beta: float, limit: float, bounds: Interval) -> Interval:
-    """Smallest and largest β in the confidence region; a bound where the region reaches it."""
+    """Smallest and largest β in the confidence region; a bound if the region reaches it."""
     grid = np.union1d(np.geomspace(*bounds, _N_GRID), [beta])
     grid[0], grid[-1] = bounds
     inside = np.flatnonzero((profile(grid).rss[0] <= limit) | (grid == beta))
@@ -367,7 +366,7 @@ def _rate_limits(profile: Callable[[Floats], _Profile], beta: float, limit: floa
 
 
 def _value_limits(region: _Profile, f: Floats, limit: float) -> Interval:
-    """Extremes of the curve in the confidence region where its basis is f, a value a rate; f = 0 is γ."""
+    """Extremes of the curve over the confidence region at basis f (one value per rate); f = 0 gives γ."""
     excess = limit - region.rss[0]
     at_mean = _half_width(excess, 1.0, region.n[0])
     away = _half_width(excess, (f - region.mean_f[0]) ** 2, region.spread[0])
@@ -376,7 +375,7 @@ def _value_limits(region: _Profile, f: Floats, limit: float) -> Interval:
 
 
 def _half_width(excess: Floats, over: ArrayLike, under: Floats) -> Floats:
-    """Square root of excess · over / under: 0 without excess or distance, infinite where f does not vary."""
+    """Square root of excess · over / under: 0 if the numerator is 0, infinite if f does not vary."""
     top = np.maximum(excess, 0) * np.asarray(over)
     width = np.full(top.shape, np.inf)
     np.divide(top, under, out=width, where=under > 0)
@@ -385,7 +384,7 @@ def _half_width(excess: Floats, over: ArrayLike, under: Floats) -> Floats:
 
 
 def _draw(who: NDArray[np.int_], *, n_replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each scan counts, replicates × scans, in chunks."""
+    """Draw how often each scan counts, (replicates, scans), in chunks."""
     n = int(who.max()) + 1
     for start in range(0, n_replicates, _CHUNK):
         size = min(_CHUNK, n_replicates - start)
@@ -393,21 +392,21 @@ def _draw(who: NDArray[np.int_], *, n_replicates: int, rng: np.random.Generator)
 
 
 def _refit(profile: _Profile) -> Floats:
-    """α, β, γ of every replicate: the best rate and its neighbours' parabola in log β."""
+    """α, β, γ of each replicate: minimum of the parabola in log β through the best rate and its neighbours."""
     rows = np.arange(profile.rss.shape[0])
-    place = profile.rss.argmin(axis=1)
-    beta, alpha, gamma = profile.beta[place], profile.alpha, profile.value(np.zeros(profile.beta.size))
+    best = profile.rss.argmin(axis=1)
+    beta, alpha, gamma = profile.beta[best], profile.alpha, profile.value(np.zeros(profile.beta.size))
     if profile.beta.size == 1:
         return np.stack([alpha[:, 0], beta, gamma[:, 0]])
-    middle = np.clip(place, 1, profile.beta.size - 2)
+    middle = np.clip(best, 1, profile.beta.size - 2)
     left, centre, right = (profile.rss[rows, middle + step] for step in (-1, 0, 1))
     curvature = left - 2 * centre + right
     shift = np.divide(left - right, 2 * curvature, out=np.zeros_like(curvature), where=curvature > 0)
-    shift = np.where(place == middle, np.clip(shift, -1, 1), place - middle)  # at a bound: no parabola
+    shift = np.where(best == middle, np.clip(shift, -1, 1), best - middle)  # no parabola at a bound
     ratio = profile.beta[1] / profile.beta[0]
 
     def between(values: Floats) -> Floats:
-        """Quadratic interpolation of what changes smoothly with log β."""
+        """Quadratic interpolation in log β."""
         a, b, c = (values[rows, middle + step] for step in (-1, 0, 1))
         interpolated: Floats = b + shift * (c - a) / 2 + shift**2 * (a - 2 * b + c) / 2
         return interpolated

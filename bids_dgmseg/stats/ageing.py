@@ -1,4 +1,4 @@
-"""How the measures of each nucleus change with age, over a cohort."""
+"""Age curves of all nuclei of a cohort, as tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bids_dgmseg.stats.age_curves import (
     bootstrap,
     fit_curve,
 )
-from bids_dgmseg.stats.frames import each_group, need_columns, numbers
+from bids_dgmseg.stats.long_table import iter_groups, numeric_column, require_columns
 
 _PARAMETERS = {"alpha": "alpha", "beta": "beta_per_year", "gamma": "gamma"}
 
@@ -45,7 +45,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class AgeingOptions:
-    """What is fitted to what, and how sure it is to be."""
+    """Columns and settings of the age curves."""
 
     value: str = "mean_ppm"
     """Column of the measure."""
@@ -53,47 +53,47 @@ class AgeingOptions:
     """Column of the ages at the scan, in years."""
     participant: str = "participant_id"
     by: tuple[str, ...] = ("abbreviation",)
-    """Columns whose values are fitted apart; with ``model`` in it, models stand side by side."""
+    """Columns that define separate fits."""
     curves: tuple[Curve, ...] = CURVES
     level: float = 0.95
     beta_bounds: Interval = BETA_BOUNDS
     n_replicates: int = 0
-    """Refits for confidence limits by bootstrap over participants; 0: limits by profile."""
+    """Bootstrap replicates over participants; 0 for profile limits."""
 
 
 def fit_ageing(
     table: pd.DataFrame, *, options: AgeingOptions | None = None, rng: np.random.Generator | None = None
 ) -> pd.DataFrame:
-    """Fit every curve to every nucleus and choose one by Akaike's criterion.
+    """Fit all curves to each nucleus and select one by the Akaike information criterion.
 
     Parameters
     ----------
     table : DataFrame
-        One row a scan and nucleus, as in ``group_stats.tsv``; ages and measures are numbers, NaN where missing.
+        One row per scan and nucleus, as in ``group_stats.tsv``; ages and measures are numeric, NaN where missing.
     options : AgeingOptions, optional
         Columns and settings.
     rng : Generator, optional
-        Draws the bootstrap; needed for it only.
+        Random generator for the bootstrap; only required for it.
 
     Returns
     -------
     DataFrame
-        One row a nucleus and curve: the columns of ``options.by``; ``curve``; ``n`` scans used, ``n_missing`` without
+        One row per nucleus and curve: the columns of ``options.by``; ``curve``; ``n`` scans used, ``n_missing`` without
         age or measure, ``n_participants`` used; ``age_min``, ``age_max`` (years); ``alpha``, ``gamma`` (unit of the
         measure) and ``beta_per_year``, each with ``_low`` and ``_high``; ``std`` of the residuals; ``r2``; ``aicc``;
-        ``delta_aicc`` above the nucleus's best curve, whose ``best`` is True; ``note``, empty where nothing is to say.
-        A curve that is not fitted, for too few scans or no spread, has missing values and a note that says why.
+        ``delta_aicc`` relative to the best curve of the nucleus, whose ``best`` is True; ``note``. A curve that cannot
+        be fitted (too few scans, no variance) has missing values and a note that states why.
 
     Raises
     ------
     InputError
         If a column is missing or an age is below 0.
     ValueError
-        If a bootstrap is asked for without `rng`, or a column of numbers holds text.
+        If a bootstrap is requested without `rng`, or a numeric column contains text.
 
     See Also
     --------
-    fit_curve : The curves, with their equations and sources.
+    bids_dgmseg.stats.age_curves.fit_curve : Equations and sources of the curves.
     """
     return fit_with_bands(table, options=options, rng=rng, with_bands=False)[0]
 
@@ -101,21 +101,21 @@ def fit_ageing(
 def ageing_bands(
     table: pd.DataFrame, *, ages: ArrayLike | None = None, options: AgeingOptions | None = None
 ) -> pd.DataFrame:
-    """Compute all fitted curves with their bands, for drawing.
+    """Compute all fitted curves with their bands.
 
     Parameters
     ----------
     table : DataFrame
         As in `fit_ageing`.
     ages : array_like of shape (m,), optional
-        Years; without it 101 from the youngest to the oldest of each nucleus.
+        Years; by default 101 from the youngest to the oldest of each nucleus.
     options : AgeingOptions, optional
-        Columns and settings; limits are by profile.
+        Columns and settings; profile limits.
 
     Returns
     -------
     DataFrame
-        The columns of ``options.by``, ``curve`` and those of `bands`, one row an age; nothing for curves that are not
+        One row per age: the columns of ``options.by``, ``curve`` and those of `bands`; no rows for curves that were not
         fitted.
 
     Raises
@@ -134,21 +134,21 @@ def fit_with_bands(
     rng: np.random.Generator | None = None,
     with_bands: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fit once for both `fit_ageing` and `ageing_bands`; parameters and raises are theirs.
+    """Compute the tables of `fit_ageing` and `ageing_bands` with a single fit; parameters and errors are theirs.
 
     Returns
     -------
     parameters, curves : DataFrame
-        As the two return them; `curves` is empty without `with_bands`.
+        `curves` is empty without `with_bands`.
     """
     options = options or AgeingOptions()
     if options.n_replicates and rng is None:
         raise ValueError("a bootstrap needs rng")
     _check(table, options)
     records, tables = [], []
-    for key, rows in each_group(table, options.by):
+    for key, rows in iter_groups(table, options.by):
         used = _complete(rows, options)
-        few = {
+        counts = {
             "n": len(used),
             "n_missing": len(rows) - len(used),
             "n_participants": used[options.participant].nunique(),
@@ -158,7 +158,7 @@ def fit_with_bands(
         fitted = []
         for curve in options.curves:
             fit, note = _try_fit(used, curve, options)
-            fitted.append(few | _fit_record(used, curve, fit, note, options=options, rng=rng))
+            fitted.append(counts | _fit_record(used, curve, fit, note, options=options, rng=rng))
             if fit is not None and with_bands:
                 where = np.linspace(used[options.age].min(), used[options.age].max(), 101) if ages is None else ages
                 tables.append(bands(fit, where).assign(**key, curve=curve.name))
@@ -169,32 +169,32 @@ def fit_with_bands(
 
 
 def _check(table: pd.DataFrame, options: AgeingOptions) -> None:
-    need_columns(table, options.participant, options.value)
-    ages = numbers(table, options.age)
+    require_columns(table, options.participant, options.value)
+    ages = numeric_column(table, options.age)
     if (ages < 0).any():
-        place = int(np.flatnonzero(ages < 0)[0])
-        name = table[options.participant].iloc[place]
-        raise InputError(f"{name}: {options.age} is {ages[place]:g}, expected years from 0; correct it")
+        row = int(np.flatnonzero(ages < 0)[0])
+        name = table[options.participant].iloc[row]
+        raise InputError(f"{name}: {options.age} is {ages[row]:g}, expected years from 0; correct it")
 
 
 def _complete(rows: pd.DataFrame, options: AgeingOptions) -> pd.DataFrame:
-    """Rows with age and measure, both as plain floats."""
-    plain = rows.assign(**{column: numbers(rows, column) for column in (options.age, options.value)})
+    """Rows with age and measure, both as float64."""
+    plain = rows.assign(**{column: numeric_column(rows, column) for column in (options.age, options.value)})
     plain = plain.replace([np.inf, -np.inf], np.nan)
     return plain.dropna(subset=[options.age, options.value])
 
 
 def _try_fit(used: pd.DataFrame, curve: Curve, options: AgeingOptions) -> tuple[Fit | None, str]:
-    """Fit, or why not."""
+    """Fit a curve; also return why it failed or what to note."""
     try:
         fit = fit_curve(
             used[options.age], used[options.value], curve=curve, level=options.level, beta_bounds=options.beta_bounds
         )
-    except ValueError as error:  # what the data cannot bear; the options are ours
+    except ValueError as error:  # raised for unsuitable data
         return None, f"not fitted: {error}"
     if fit.at_bound:
         low, high = options.beta_bounds
-        return fit, f"beta or its interval reaches {low:g} or {high:g} per year: alpha, beta, gamma are not told apart"
+        return fit, f"beta or its interval reaches {low:g} or {high:g} per year: alpha, beta, gamma are not identified"
     return fit, ""
 
 
@@ -221,7 +221,7 @@ def _fit_record(
 def _limits(
     used: pd.DataFrame, fit: Fit, options: AgeingOptions, rng: np.random.Generator | None
 ) -> tuple[dict[str, Interval], str]:
-    """Confidence limits, and what to mind about them."""
+    """Confidence limits, and a note on their validity."""
     who = used[options.participant]
     n_people = who.nunique()
     if not options.n_replicates or rng is None:
@@ -240,7 +240,7 @@ def _limits(
 
 
 def _rank(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mark the curve with the lowest criterion."""
+    """Mark the curve with the lowest criterion as best."""
     lowest = min((record["aicc"] for record in records if "aicc" in record), default=np.nan)
     return [
         record | {"delta_aicc": record.get("aicc", np.nan) - lowest, "best": record.get("aicc") == lowest}

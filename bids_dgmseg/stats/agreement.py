@@ -1,6 +1,7 @@
-"""How well raters or methods agree on a quantity: correlation, intraclass correlation, limits of agreement.
+"""Agreement of raters or methods: correlation, intraclass correlation, limits of agreement.
 
-Missing values (NaN) leave their scan out. What the numbers do not allow is NaN: too few scans, no spread.
+Scans with missing values (NaN) are excluded. A statistic that the values do not allow (too few scans, no variance) is
+NaN.
 """
 
 from __future__ import annotations
@@ -14,30 +15,32 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+"""Confidence level of all intervals."""
 
 _ROUNDING = 1e-9
-"""By which arithmetic may put an exact bound on the wrong side of its estimate."""
+"""Tolerance for an exact bound on the wrong side of its estimate."""
 
-_FEW = 8
+_N_EXACT = 8
+"""Largest number of scans for p values over all permutations."""
 
 _NEGLIGIBLE = 1e-24
-"""A sum of squares this small beside that of the values themselves is rounding."""
+"""A sum of squares this small relative to that of the values themselves is rounding."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its confidence interval."""
+    """An estimate with its confidence interval."""
 
     value: float
     low: float = np.nan
     high: float = np.nan
     p: float = np.nan
-    """Two-sided for correlations; of the F test against 0 for intraclass correlations."""
+    """Two-sided for correlations; F test against 0 for intraclass correlations."""
 
 
 @dataclass(frozen=True)
 class BlandAltman:
-    """Differences (second minus first) of one quantity measured twice, in its unit."""
+    """Bland-Altman statistics of the differences second - first, in their unit."""
 
     n: int
     bias: Estimate
@@ -45,33 +48,33 @@ class BlandAltman:
     sd: float
     """Standard deviation of the differences (n - 1)."""
     lower: Estimate
+    """Lower limit of agreement."""
     upper: Estimate
-    """Limits of agreement."""
 
 
 @dataclass(frozen=True)
 class MeanSquares:
-    """Analysis of variance of n targets by k raters, one value each."""
+    """Mean squares of n targets by k raters, one value each, in the terms of Shrout and Fleiss."""
 
     n: int
     k: int
     targets: float
-    """Between targets, n - 1 degrees of freedom (BMS of Shrout and Fleiss)."""
+    """BMS, between targets: n - 1 degrees of freedom."""
     within: float
-    """Within targets, n (k - 1) degrees of freedom (WMS)."""
+    """WMS, within targets: n (k - 1) degrees of freedom."""
     raters: float
-    """Between raters, k - 1 degrees of freedom (JMS)."""
+    """JMS, between raters: k - 1 degrees of freedom."""
     error: float
-    """Residual, (n - 1) (k - 1) degrees of freedom (EMS)."""
+    """EMS, residual: (n - 1) (k - 1) degrees of freedom."""
 
 
 def pearson(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estimate:
-    """Correlate linearly; the interval is Fisher's, from four scans on.
+    """Compute Pearson's correlation with Fisher's interval (for four scans or more).
 
     Parameters
     ----------
     first, second : ndarray of shape (N,)
-        One value a scan; NaN leaves the scan out.
+        One value per scan, NaN if missing.
     """
     x, y = complete_pairs(first, second)
     if len(x) < 3 or is_constant(x) or is_constant(y):
@@ -81,14 +84,14 @@ def pearson(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estima
 
 
 def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estimate:
-    """Correlate ranks; the interval is that of Bonett and Wright [1]_, from four scans on.
+    """Compute Spearman's rank correlation with the interval of Bonett and Wright [1]_ (for four scans or more).
 
-    p is exact, over all permutations, up to eight scans, else by Student's t.
+    p is exact (over all permutations) up to eight scans, otherwise by Student's t.
 
     Parameters
     ----------
     first, second : ndarray of shape (N,)
-        One value a scan; NaN leaves the scan out.
+        One value per scan, NaN if missing.
 
     References
     ----------
@@ -99,23 +102,27 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estim
     if len(x) < 3 or is_constant(x) or is_constant(y):
         return Estimate(np.nan)
     rho, p = (float(number) for number in stats.spearmanr(x, y))
-    if len(x) <= _FEW:
-        p = _permuted(stats.rankdata(x), stats.rankdata(y))
+    if len(x) <= _N_EXACT:
+        p = _exact_p(stats.rankdata(x), stats.rankdata(y))
     return _fisher(rho, p, len(x), variance=1 + rho**2 / 2)
 
 
-def _permuted(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Share of the orders of y that correlate with x at least as much."""
-    covariances = np.abs((y - y.mean())[_orders(len(y))] @ (x - x.mean()))
-    return float(np.mean(covariances >= covariances[0] - 1e-9))  # the first order is the one observed
-
-
 @cache
-def _orders(n: int) -> NDArray[np.intp]:
+def _permutations(n: int) -> NDArray[np.intp]:
     return np.array(list(permutations(range(n))))
 
 
+def _exact_p(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Fraction of the permutations of y that correlate with x at least as much as y, with either sign.
+
+    SciPy's `PermutationMethod` doubles the smaller tail instead, which differs if there are ties.
+    """
+    covariances = np.abs((y - y.mean())[_permutations(len(y))] @ (x - x.mean()))
+    return float(np.mean(covariances >= covariances[0] - 1e-9))  # the first permutation is the identity
+
+
 def _fisher(r: float, p: float, n: int, *, variance: float) -> Estimate:
+    """Interval by Fisher's z transformation; SciPy has it for Pearson's correlation only."""
     r = float(np.clip(r, -1, 1))
     if n < 4 or np.isclose(abs(r), 1, rtol=0, atol=1e-12):
         return Estimate(r, p=p)
@@ -124,23 +131,23 @@ def _fisher(r: float, p: float, n: int, *, variance: float) -> Estimate:
 
 
 def mean_squares(ratings: NDArray[np.floating]) -> MeanSquares:
-    """Split the variance of a table of ratings.
+    """Compute the mean squares of a table of ratings.
 
     Parameters
     ----------
     ratings : ndarray of shape (N, K)
-        A row a target (scan), a column a rater; rows with NaN are left out.
+        One row per target (scan), one column per rater; rows with NaN are excluded.
 
     Returns
     -------
     MeanSquares
-        NaN throughout with fewer than two complete targets or two raters.
+        NaN for fewer than two complete targets or two raters.
     """
     table = complete_rows(ratings)
     n, k = table.shape
     if n < 2 or k < 2:
         return MeanSquares(n, k, np.nan, np.nan, np.nan, np.nan)
-    size = float((table**2).sum())
+    total = float((table**2).sum())
     centred = table - table.mean()
     by_target, by_rater = centred.mean(axis=1, keepdims=True), centred.mean(axis=0, keepdims=True)
     squares = [
@@ -150,24 +157,24 @@ def mean_squares(ratings: NDArray[np.floating]) -> MeanSquares:
         ((centred - by_target - by_rater) ** 2).sum(),
     ]
     freedom = [n - 1, n * (k - 1), k - 1, (n - 1) * (k - 1)]
-    exact = [0.0 if square <= _NEGLIGIBLE * size else float(square) for square in squares]
+    exact = [0.0 if square <= _NEGLIGIBLE * total else float(square) for square in squares]
     return MeanSquares(n, k, *(square / df for square, df in zip(exact, freedom, strict=True)))
 
 
 def icc(ratings: NDArray[np.floating]) -> dict[str, Estimate]:
-    r"""Intraclass correlations of single ratings, with 95 % confidence intervals.
+    r"""Compute intraclass correlations of single ratings with 95 % confidence intervals.
 
     Parameters
     ----------
     ratings : ndarray of shape (N, K)
-        A row a target (scan), a column a rater; rows with NaN are left out.
+        One row per target (scan), one column per rater; rows with NaN are excluded.
 
     Returns
     -------
     dict of str to Estimate
-        ``icc11``, each scan by other raters (one-way random); ``icc21``, the same raters, taken at random from many,
-        absolute agreement (two-way random); ``icc31``, these raters only, consistency whatever their offsets (two-way
-        mixed). NaN with fewer than two scans or no variance.
+        ``icc11``: one-way random, each scan by other raters; ``icc21``: two-way random, absolute agreement of raters
+        drawn from a population; ``icc31``: two-way mixed, consistency of these raters regardless of their offsets. NaN
+        for fewer than two scans or no variance.
 
     Notes
     -----
@@ -179,9 +186,8 @@ def icc(ratings: NDArray[np.floating]) -> dict[str, Estimate]:
        \text{ICC}_{2,1} = \frac{B - E}{B + (k - 1) E + k (J - E) / n}, \quad
        \text{ICC}_{3,1} = \frac{B - E}{B + (k - 1) E}.
 
-    The intervals are exact for the first and third and Satterthwaite's approximation for the second [1]_ [2]_. An
-    estimate below 0 is kept; the approximation may miss it by far then, and no interval is given. Where the raters
-    agree to the last digit there is no error to make an interval from.
+    The intervals are exact for the first and third; the second is Satterthwaite's approximation [1]_ [2]_, and NaN if
+    it misses an estimate below 0. Without any disagreement there is no error variance and no interval.
 
     References
     ----------
@@ -195,23 +201,19 @@ def icc(ratings: NDArray[np.floating]) -> dict[str, Estimate]:
     if not ms.targets + ms.within > 0:
         return {name: Estimate(np.nan) for name in ("icc11", "icc21", "icc31")}
     one = (ms.targets - ms.within) / (ms.targets + (k - 1) * ms.within)
+    consistency = Estimate(np.nan)
+    if (denominator := ms.targets + (k - 1) * ms.error) > 0:
+        interval = _f_interval(ms.targets, ms.error, n - 1, (n - 1) * (k - 1), k)
+        consistency = Estimate((ms.targets - ms.error) / denominator, *interval)
     return {
         "icc11": Estimate(one, *_f_interval(ms.targets, ms.within, n - 1, n * (k - 1), k)),
         "icc21": _icc21(ms),
-        "icc31": _icc31(ms),
+        "icc31": consistency,
     }
 
 
-def _icc31(ms: MeanSquares) -> Estimate:
-    denominator = ms.targets + (ms.k - 1) * ms.error
-    if not denominator > 0:
-        return Estimate(np.nan)
-    interval = _f_interval(ms.targets, ms.error, ms.n - 1, (ms.n - 1) * (ms.k - 1), ms.k)
-    return Estimate((ms.targets - ms.error) / denominator, *interval)
-
-
 def _f_interval(above: float, below: float, df_above: int, df_below: int, k: int) -> tuple[float, float, float]:
-    """Interval and p of an intraclass correlation that grows with F = above / below."""
+    """Interval and p of an intraclass correlation that increases with F = above / below."""
     if below == 0:
         return np.nan, np.nan, np.nan
     ratio = above / below
@@ -223,6 +225,7 @@ def _f_interval(above: float, below: float, df_above: int, df_below: int, k: int
 
 
 def _icc21(ms: MeanSquares) -> Estimate:
+    """Absolute agreement, with Satterthwaite's interval."""
     n, k = ms.n, ms.k
     denominator = ms.targets + (k - 1) * ms.error + k * (ms.raters - ms.error) / n
     if not denominator > 0:
@@ -233,13 +236,13 @@ def _icc21(ms: MeanSquares) -> Estimate:
     ratio = ms.raters / ms.error
     first, second = k * rho * ratio, n * (1 + (k - 1) * rho) - k * rho
     p = float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1)))
-    if first == second == 0:  # raters of one mean who rank targets the other way round
+    if first == second == 0:  # raters with equal means who rank the targets in opposite order
         return Estimate(rho, p=p)
     freedom = (k - 1) * (n - 1) * (first + second) ** 2 / ((n - 1) * first**2 + second**2)
     tail = (1 + CONFIDENCE) / 2
     below, above = stats.f.ppf(tail, n - 1, freedom), stats.f.ppf(tail, freedom, n - 1)
     spread = k * ms.raters + (k * n - k - n) * ms.error
-    with np.errstate(over="ignore", invalid="ignore"):  # with two scans the quantiles may have no end: no bound
+    with np.errstate(over="ignore", invalid="ignore"):  # quantiles may be infinite for two scans
         low = n * (ms.targets - below * ms.error) / (below * spread + n * ms.targets)
         high = n * (above * ms.targets - ms.error) / (spread + n * above * ms.targets)
     if low > rho + _ROUNDING or high < rho - _ROUNDING:
@@ -248,21 +251,21 @@ def _icc21(ms: MeanSquares) -> Estimate:
 
 
 def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> BlandAltman:
-    r"""Bias and limits of agreement with 95 % confidence intervals.
+    r"""Compute bias and limits of agreement with 95 % confidence intervals.
 
     Parameters
     ----------
     first, second : ndarray of shape (N,)
-        One value a scan; NaN leaves the scan out.
+        One value per scan, NaN if missing.
 
     Returns
     -------
     BlandAltman
-        NaN with fewer than two scans; the bias alone with one.
+        NaN for fewer than two scans, except the bias of one.
 
     Notes
     -----
-    With the mean :math:`\bar d` and standard deviation :math:`s` of the differences second - first, the limits are
+    With mean :math:`\bar d` and standard deviation :math:`s` of the differences second - first, the limits are
     :math:`\bar d \pm 1.96 s`, their standard error :math:`s \sqrt{1/n + 1.96^2 / (2 (n - 1))}`, that of the bias
     :math:`s / \sqrt{n}`; intervals by Student's t with :math:`n - 1` degrees of freedom [1]_.
 
@@ -292,17 +295,17 @@ def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> B
 def complete_pairs(
     first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Keep the scans that both have, as float64.
+    """Return the pairs without missing values, as float64.
 
     Parameters
     ----------
     first, second : ndarray of shape (N,)
-        One value a scan.
+        One value per scan.
 
     Raises
     ------
     ValueError
-        If they are not of one length.
+        If the lengths differ.
     """
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if x.shape != y.shape or x.ndim != 1:
@@ -312,12 +315,12 @@ def complete_pairs(
 
 
 def complete_rows(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Keep the targets that all raters have: rows of (targets, raters) without NaN.
+    """Return the rows of (targets, raters) without missing values.
 
     Raises
     ------
     ValueError
-        If `ratings` has not two axes.
+        If `ratings` does not have two axes.
     """
     table = np.asarray(ratings, np.float64)
     if table.ndim != 2:
@@ -326,7 +329,7 @@ def complete_rows(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def is_constant(values: NDArray[np.float64]) -> bool:
-    """Tell whether values differ by rounding alone.
+    """Return whether values differ by no more than rounding.
 
     >>> is_constant(np.array([0.1 + 0.2, 0.3]))
     True
@@ -335,25 +338,31 @@ def is_constant(values: NDArray[np.float64]) -> bool:
 
 
 def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str, float]:
-    """Describe how two raters agree on one quantity.
+    """Compute all statistics of agreement of two raters on one quantity: name → value.
 
     Parameters
     ----------
     first, second : ndarray of shape (N,)
-        Reference and prediction, one value a scan; NaN leaves the scan out.
+        Reference and prediction, one value per scan, NaN if missing.
     """
     x, y = complete_pairs(first, second)
     limits = bland_altman(x, y)
-    row = {"n": len(x), "n_missing": len(first) - len(x), "mean_reference": _mean(x), "mean_prediction": _mean(y)}
-    row |= _spell("pearson_r", pearson(x, y)) | _spell("spearman_rho", spearman(x, y))
+    row = {
+        "n": len(x),
+        "n_missing": len(first) - len(x),
+        "mean_reference": mean_or_nan(x),
+        "mean_prediction": mean_or_nan(y),
+    }
+    row |= estimate_columns("pearson_r", pearson(x, y)) | estimate_columns("spearman_rho", spearman(x, y))
     for name, estimate in icc(np.column_stack([x, y])).items():
-        row |= _spell(name, estimate)
+        row |= estimate_columns(name, estimate)
     for name, estimate in (("bias", limits.bias), ("loa_lower", limits.lower), ("loa_upper", limits.upper)):
-        row |= {key: value for key, value in _spell(name, estimate).items() if not key.endswith("_p")}
+        row |= {key: value for key, value in estimate_columns(name, estimate).items() if not key.endswith("_p")}
     return {**row, "sd_difference": limits.sd}
 
 
-def _spell(name: str, estimate: Estimate) -> dict[str, float]:
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
+    """Return an estimate as columns `name`, ``_low``, ``_high`` and ``_p``."""
     return {
         name: estimate.value,
         f"{name}_low": estimate.low,
@@ -362,5 +371,10 @@ def _spell(name: str, estimate: Estimate) -> dict[str, float]:
     }
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_or_nan(values: NDArray[np.float64]) -> float:
+    """Return the mean, NaN without values.
+
+    >>> mean_or_nan(np.array([1.0, 2.0])), mean_or_nan(np.array([]))
+    (1.5, nan)
+    """
     return float(values.mean()) if len(values) else np.nan

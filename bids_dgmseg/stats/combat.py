@@ -1,4 +1,4 @@
-"""Take what a site adds to the measures out of them, and keep what age, sex or group adds (ComBat)."""
+"""ComBat harmonization across sites, preserving covariates."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.frames import Floats
+from bids_dgmseg.stats.long_table import Floats
 
 N_SITE = 3
-"""Fewest scans a site's shift and spread are taken from."""
+"""Minimum number of scans to estimate the shift and scale of a site."""
 
 _CONVERGED = 1e-10
 
-_STEPS = 1000
+_MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Harmonized:
-    """Measures without the sites' part, beside the raw ones, and what was taken out."""
+    """Raw and harmonized measures, and the site effects removed."""
 
     raw: pd.DataFrame
     values: pd.DataFrame
-    """As `raw`; missing where the raw value is, or the scan's site or a covariate, or where a note of `sites` says."""
+    """As `raw`; NaN if the raw value, the site or a covariate is missing, or as noted in `sites`."""
     sites: pd.DataFrame
-    """One row a site and nucleus, with what the site adds."""
+    """One row per site and nucleus: the estimated site effects."""
     variance: pd.DataFrame
-    """One row a nucleus: how much sites differ before and after."""
+    """One row per nucleus: variance between sites before and after."""
 
     def long(self) -> pd.DataFrame:
-        """Both values side by side: ``scan`` (the row's index), ``nucleus``, ``raw``, ``harmonized``."""
+        """Return both values in long format: ``scan`` (index of the row), ``nucleus``, ``raw``, ``harmonized``."""
         n_scans, n_nuclei = self.raw.shape
         return pd.DataFrame(
             {
@@ -48,7 +48,7 @@ class Harmonized:
 
 @dataclass(frozen=True)
 class _Standard:
-    """Measures around what is kept, in units of their residual standard deviation."""
+    """Standardized residuals of the mean over sites plus covariates."""
 
     z: Floats
     """(scans, nuclei); NaN where missing."""
@@ -60,7 +60,7 @@ class _Standard:
 
 @dataclass(frozen=True)
 class _Effects:
-    """What sites add, in units of the residual standard deviation; all of shape (sites, nuclei)."""
+    """Site effects in units of the residual standard deviation; all of shape (sites, nuclei)."""
 
     shift: Floats
     variance: Floats
@@ -69,31 +69,31 @@ class _Effects:
 
 
 def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame | None = None) -> Harmonized:
-    r"""Remove shift and scale of each site by ComBat with empirical Bayes.
+    r"""Remove the shift and scale of each site by ComBat with empirical Bayes.
 
     Parameters
     ----------
     values : DataFrame of shape (scans, nuclei)
-        One measure; NaN where missing. All nuclei should have the same unit: they lend each other strength.
+        One measure, NaN where missing. All nuclei must have the same unit, since their site effects share a prior.
     site : Series of shape (scans,)
         Site or scanner of each scan, in the same order.
     covariates : DataFrame of shape (scans, covariates), optional
-        What is to be kept, in the same order: numbers as they are, text and booleans as categories.
+        Covariates to preserve, in the same order; text and booleans are categories.
 
     Returns
     -------
     Harmonized
-        ``sites`` has ``site``, ``nucleus``, ``n`` (values used), ``n_unused``, ``shift`` and ``scale`` by least
-        squares, ``shift_bayes`` and ``scale_bayes`` as removed, the shifts in the unit of `values`, and ``note``;
-        ``variance`` has ``nucleus``, ``n``, ``site_variance_before`` and ``_after``: variance of the sites' means after
-        covariates, weighted by scans; ``reduction``, 1 − after / before; ``p_site_before`` and ``_after`` of its F-test
-        (the second is descriptive: the sites were fitted before).
+        ``sites`` has ``site``, ``nucleus``, ``n`` (values used), ``n_unused``, the least-squares ``shift`` and
+        ``scale``, ``shift_bayes`` and ``scale_bayes`` as removed, with shifts in the unit of `values`, and ``note``;
+        ``variance`` has ``nucleus``, ``n``, ``site_variance_before`` and ``_after`` (variance of the site means
+        adjusted for covariates, weighted by scans), ``reduction`` (1 − after / before), ``p_site_before`` and
+        ``_after`` (F test of sites; the second is only descriptive, since the sites were fitted to the same data).
 
     Raises
     ------
     InputError
-        If there is one site only, a site has fewer than 3 scans that can be used, sites cannot be told apart from the
-        covariates, or fewer than two nuclei can be harmonized.
+        If there is only one site, a site has fewer than 3 usable scans, sites and covariates are confounded, or fewer
+        than two nuclei can be harmonized.
     ValueError
         If the lengths differ.
 
@@ -104,10 +104,10 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     .. math:: Y_{ijg} = \alpha_g + X_{ij}\beta_g + \gamma_{ig} + \delta_{ig}\varepsilon_{ijg}, \qquad
        Y^*_{ijg} = \frac{\hat\sigma_g}{\delta^*_{ig}} (Z_{ijg} - \gamma^*_{ig}) + \hat\alpha_g + X_{ij}\hat\beta_g,
 
-    where :math:`Z` are the residuals of :math:`\hat\alpha + X\hat\beta` over :math:`\hat\sigma`, and the starred
+    where :math:`Z` are the residuals of :math:`\hat\alpha + X\hat\beta` divided by :math:`\hat\sigma`, and the starred
     effects are posterior means under a normal prior of :math:`\gamma` and an inverse gamma prior of :math:`\delta^2`
-    over the nuclei, iterated until they stand. Its use between scanners is that of [2]_. A nucleus with fewer than 3
-    values at a site stays missing there.
+    over the nuclei, iterated to convergence. It was introduced for scanners by [2]_. A nucleus with fewer than 3 values
+    at a site is missing there.
 
     References
     ----------
@@ -123,9 +123,9 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     names, codes = _sites(site, usable)
     member = np.zeros((len(values), len(names)))
     member[np.flatnonzero(usable), codes[usable]] = 1
-    if not _told_apart(member[usable], kept[usable]):
+    if not _identifiable(member[usable], kept[usable]):
         raise InputError(
-            "participants.tsv: sites and covariates cannot be told apart (a covariate is the same within each site); "
+            "participants.tsv: sites and covariates are confounded (a covariate is constant within each site); "
             "leave it out"
         )
     raw = values.to_numpy(np.float64)
@@ -151,7 +151,7 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
 
 
 def _covariate_matrix(covariates: pd.DataFrame | None, n_scans: int) -> Floats:
-    """Numbers around their mean; categories as indicators, all but the first; NaN where missing."""
+    """Centred numbers, and indicators of all categories but the first; NaN where missing."""
     if covariates is None or covariates.shape[1] == 0:
         return np.zeros((n_scans, 0))
     columns: list[Floats] = []
@@ -163,31 +163,31 @@ def _covariate_matrix(covariates: pd.DataFrame | None, n_scans: int) -> Floats:
         else:
             codes, levels = pd.factorize(column, sort=True)
             columns += [np.where(codes < 0, np.nan, codes == level) for level in range(1, len(levels))]
-            if len(levels) < 2:  # tells nothing, but where it is missing the scan is too
+            if len(levels) < 2:  # constant, but a scan without it is excluded
                 columns.append(np.where(codes < 0, np.nan, 0.0))
     return np.column_stack(columns)
 
 
 def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Names of the sites and the number of each scan's."""
+    """Names of the sites, and the index of each scan's site."""
     codes, levels = pd.factorize(site, sort=True)
     if len(levels) < 2:
         shown = ", ".join(map(str, levels)) or "none"
-        raise InputError(f"participants.tsv: scans of one site only ({shown}); harmonizing needs two")
+        raise InputError(f"participants.tsv: scans of only one site ({shown}); harmonization needs two")
     for number, name in enumerate(levels):
         n = int((codes[usable] == number).sum())
         if n < N_SITE:
             n_all = int((codes == number).sum())
-            lost = f" ({n_all - n} more lack a covariate)" if n_all > n else ""
+            lacking = f" ({n_all - n} more lack a covariate)" if n_all > n else ""
             raise InputError(
-                f"participants.tsv: site {name} has {n} scans{lost}, harmonizing needs {N_SITE}; join it to a site "
-                "with the same scanner or leave it out"
+                f"participants.tsv: site {name} has {n} scans{lacking}, harmonization needs {N_SITE}; merge it with a "
+                "site of the same scanner or leave it out"
             )
     return list(levels), codes
 
 
-def _told_apart(member: Floats, kept: Floats) -> bool:
-    """Whether differences between sites can be estimated beside the covariates."""
+def _identifiable(member: Floats, kept: Floats) -> bool:
+    """Whether differences between sites are estimable in the presence of the covariates."""
     present = member[:, member.sum(axis=0) > 0]
     together = np.column_stack([np.ones(len(kept)), kept])
     rank = np.linalg.matrix_rank(np.column_stack([present, kept]))
@@ -195,34 +195,32 @@ def _told_apart(member: Floats, kept: Floats) -> bool:
 
 
 def _choose(raw: Floats, member: Floats, kept: Floats) -> tuple[Floats, list[str]]:
-    """Keep the values that can be harmonized, and say of each nucleus why it cannot be, or nothing."""
-    there = np.isfinite(raw) & (member.sum(axis=1) > 0)[:, None]
-    enough = member.T @ there >= N_SITE
-    chosen = np.where(there & (member @ enough > 0), raw, np.nan)
+    """Values that can be harmonized, and why each nucleus cannot be (empty if it can)."""
+    usable = np.isfinite(raw) & (member.sum(axis=1) > 0)[:, None]
+    enough = member.T @ usable >= N_SITE
+    chosen = np.where(usable & (member @ enough > 0), raw, np.nan)
     reasons = [_why_not(column, member, kept) for column in chosen.T]
     chosen[:, [bool(reason) for reason in reasons]] = np.nan
     return chosen, reasons
 
 
 def _why_not(y: Floats, member: Floats, kept: Floats) -> str:
+    """Why one nucleus cannot be harmonized; empty if it can."""
     there = np.isfinite(y)
     if (member[there].sum(axis=0) > 0).sum() < 2:
         return "no second site with enough values"
-    if not _told_apart(member[there], kept[there]):
-        return "sites and covariates cannot be told apart"
+    if not _identifiable(member[there], kept[there]):
+        return "sites and covariates are confounded"
     _, _, rss, rank = _least_squares(y, member, kept)
     if there.sum() <= rank:
-        return f"{there.sum()} values, sites and covariates alone take {rank}"
+        return f"{there.sum()} values for {rank} terms of sites and covariates"
     if rss <= np.finfo(float).eps * (y[there] ** 2).sum():
         return "values do not vary within sites"
     return ""
 
 
 def _least_squares(y: Floats, member: Floats, kept: Floats) -> tuple[Floats, Floats, float, int]:
-    """Site means and covariates' coefficients of one nucleus, its residual sum of squares and rank.
-
-    A site without a value has a missing mean.
-    """
+    """Site means (NaN without values) and coefficients of the covariates of one nucleus, its RSS and rank."""
     there = np.isfinite(y)
     present = member[there].sum(axis=0) > 0
     design = np.column_stack([member[there][:, present], kept[there]])
@@ -246,7 +244,7 @@ def _standardize(y: Floats, member: Floats, kept: Floats) -> _Standard:
 
 
 def _estimate(z: Floats, member: Floats) -> _Effects:
-    """Shift and variance of each site, then their posterior means."""
+    """Shift and variance of each site, and their posterior means."""
     shape = (member.shape[1], z.shape[1])
     shift, variance, shift_bayes, variance_bayes = (np.full(shape, np.nan) for _ in range(4))
     for site in range(shape[0]):
@@ -265,18 +263,18 @@ def _estimate(z: Floats, member: Floats) -> _Effects:
 
 
 def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floats]:
-    """Iterate the posterior means of one site; priors by the method of moments over its nuclei."""
+    """Posterior means of one site, with priors by the method of moments over its nuclei."""
     if shift.size < 2:
         return shift, variance
     n = np.isfinite(z).sum(axis=0)
     prior_shift, prior_spread = shift.mean(), shift.var(ddof=1)
     mean, spread = variance.mean(), variance.var(ddof=1)
-    if spread == 0:  # all alike: the prior is that value
+    if spread == 0:  # equal variances: the prior is that value
         return (prior_spread * n * shift + mean * prior_shift) / (prior_spread * n + mean), variance
     a, b = (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
     new_variance = variance
     new_shift = shift
-    for _ in range(_STEPS):
+    for _ in range(_MAX_STEPS):
         old = new_shift, new_variance
         new_shift = (prior_spread * n * shift + new_variance * prior_shift) / (prior_spread * n + new_variance)
         squares = np.nansum((z - new_shift) ** 2, axis=0)
@@ -287,7 +285,7 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
 
 
 def _remove(standard: _Standard, effects: _Effects, member: Floats) -> Floats:
-    # a nucleus that a site lacks has no effects there and no values either
+    # A nucleus without values at a site has neither effects nor values there.
     shift = member @ np.nan_to_num(effects.shift_bayes)
     scale = np.sqrt(member @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (member.sum(axis=1) == 0)[:, None])
     removed: Floats = standard.std * (standard.z - shift) / scale + standard.kept
@@ -350,7 +348,7 @@ def _variance_table(
 
 
 def _site_variance(y: Floats, member: Floats, kept: Floats) -> tuple[float, float]:
-    """Variance of the sites' means after covariates, weighted by scans, and p of the F-test of sites."""
+    """Variance of the site means adjusted for covariates, weighted by scans, and p of the F test of sites."""
     there = np.isfinite(y)
     if not there.any():
         return np.nan, np.nan

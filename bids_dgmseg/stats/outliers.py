@@ -1,4 +1,4 @@
-"""Scans that stand out from their site."""
+"""Outliers within a site, by robust z-scores."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import numpy as np
 import pandas as pd
 from scipy.stats import median_abs_deviation
 
-from bids_dgmseg.stats.frames import each_group, numbers
+from bids_dgmseg.stats.long_table import iter_groups, numeric_column
 
 N_SITE = 5
-"""Fewest values that a median and a spread are taken from."""
+"""Minimum number of values for a median and a spread."""
 
 
 def robust_z(
     table: pd.DataFrame, *, value: str = "mean_ppm", by: tuple[str, ...] = ("abbreviation", "site"), limit: float = 3.5
 ) -> pd.DataFrame:
-    r"""Compare each value with the median of its nucleus and site.
+    r"""Compute robust z-scores of each value within its nucleus and site.
 
     Parameters
     ----------
     table : DataFrame
-        One row a scan and nucleus; the measure is a number, NaN where missing.
+        One row per scan and nucleus; the measure is numeric, NaN where missing.
     value : str
         Column of the measure.
     by : tuple of str
-        Columns whose values are looked at apart; rows without a site are one site.
+        Columns that define the groups; rows without a site form one site.
     limit : float
-        Robust z beyond which a value is an outlier.
+        Absolute robust z-score above which a value is an outlier.
 
     Returns
     -------
     DataFrame
-        In the order and with the index of `table`: ``n_site`` values looked at together, their ``median``,
-        ``robust_z``, ``outlier`` (False where there is no z) and ``note``, which says why there is no z: the value is
-        missing, fewer than 5 values, or half of them are equal.
+        In the order and with the index of `table`: ``n_site`` values in the group, their ``median``, ``robust_z``,
+        ``outlier`` (False without a z-score) and ``note``, which states why there is no z-score: the value is missing,
+        there are fewer than 5 values, or half of them are equal.
 
     Raises
     ------
@@ -48,24 +48,24 @@ def robust_z(
     ----------
     .. [1] Iglewicz B, Hoaglin DC. How to detect and handle outliers. ASQC Quality Press (1993).
     """
-    plain = table.assign(**{value: numbers(table, value)}).reset_index(drop=True)
+    plain = table.assign(**{value: numeric_column(table, value)}).reset_index(drop=True)
     n_site, median, z = np.zeros(len(plain), dtype=np.int64), np.full(len(plain), np.nan), np.full(len(plain), np.nan)
     note = np.full(len(plain), "", dtype=object)
-    for _, rows in each_group(plain, by):
-        place, values = rows.index.to_numpy(), rows[value].to_numpy(np.float64)
-        there = np.isfinite(values)
-        n_site[place] = there.sum()
-        note[place[~there]] = "missing"
-        if not there.any():
+    for _, rows in iter_groups(plain, by):
+        index, values = rows.index.to_numpy(), rows[value].to_numpy(np.float64)
+        known = np.isfinite(values)
+        n_site[index] = known.sum()
+        note[index[~known]] = "missing"
+        if not known.any():
             continue
-        median[place] = np.median(values[there])
-        spread = median_abs_deviation(values[there], scale="normal")
-        if there.sum() < N_SITE:
-            note[place[there]] = f"no z: {there.sum()} values, a site needs {N_SITE}"
+        median[index] = np.median(values[known])
+        spread = median_abs_deviation(values[known], scale="normal")
+        if known.sum() < N_SITE:
+            note[index[known]] = f"no z: {known.sum()} values, a site needs {N_SITE}"
         elif spread == 0:
-            note[place[there]] = "no z: half of the values are equal"
+            note[index[known]] = "no z: half of the values are equal"
         else:
-            z[place] = (values - median[place]) / spread
+            z[index] = (values - median[index]) / spread
     return pd.DataFrame(
         {"n_site": n_site, "median": median, "robust_z": z, "outlier": np.abs(z) > limit, "note": note},
         index=table.index,

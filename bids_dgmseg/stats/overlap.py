@@ -1,4 +1,4 @@
-"""How far two segmentations agree."""
+"""Overlap and distances of two segmentations, and calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -7,58 +7,59 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bids_dgmseg.models.structures import Structure
 
 OVERLAP_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "index": {"Description": "Number by which the nucleus was compared"},
-    "abbreviation": {"Description": "Nucleus and side, such as DN_L; left is the patient's left"},
-    "n_reference": {"Description": "Number of voxels of the nucleus in the reference"},
+    "index": {"Description": "Label of the nucleus"},
+    "abbreviation": {"Description": "Nucleus and hemisphere, such as DN_L; left is the patient's left"},
+    "n_reference": {"Description": "Number of voxels of the nucleus in the reference segmentation"},
     "n_prediction": {"Description": "Number of voxels of the nucleus in the prediction"},
     "dice": {
-        "Description": "2 |R and P| / (|R| + |P|), from 0 to 1 (best); n/a where the nucleus is in neither, 0 where it "
-        "is in one only"
+        "Description": "2 |R and P| / (|R| + |P|), from 0 to 1 (best); n/a if the nucleus is in neither, 0 if it is in "
+        "one only"
     },
     "jaccard": {"Description": "|R and P| / |R or P|, from 0 to 1 (best); n/a and 0 as for dice"},
     "volume_similarity": {
-        "Description": "1 - |V_P - V_R| / (V_P + V_R), from 0 to 1 (best), whatever the overlap; n/a and 0 as for dice"
+        "Description": "1 - |V_P - V_R| / (V_P + V_R), from 0 to 1 (best), regardless of overlap; n/a and 0 as for dice"
     },
-    "volume_reference_mm3": {"Description": "n_reference times the volume of a voxel", "Units": "mm^3"},
-    "volume_prediction_mm3": {"Description": "n_prediction times the volume of a voxel", "Units": "mm^3"},
+    "volume_reference_mm3": {"Description": "n_reference times the voxel volume", "Units": "mm^3"},
+    "volume_prediction_mm3": {"Description": "n_prediction times the voxel volume", "Units": "mm^3"},
     "volume_difference_mm3": {
-        "Description": "Volume in the prediction minus that in the reference; n/a where the nucleus is in neither",
+        "Description": "Volume in the prediction minus that in the reference; n/a if the nucleus is in neither",
         "Units": "mm^3",
     },
     "volume_difference_percent": {
-        "Description": "volume_difference_mm3 relative to the reference; n/a where the reference has none",
+        "Description": "volume_difference_mm3 relative to the volume in the reference; n/a if that is 0",
         "Units": "percent",
     },
     "hausdorff_mm": {
         "Description": "Largest distance from a surface voxel of either to the nearest surface voxel of the other, "
-        "between centres; surface voxels share a face with the outside; n/a where the nucleus is not in both",
+        "between centres; surface voxels share a face with the outside; n/a unless the nucleus is in both",
         "Units": "mm",
     },
     "hd95_mm": {
-        "Description": "As hausdorff_mm, but the larger of the two directions' 95th percentiles (linear interpolation)",
+        "Description": "As hausdorff_mm, with the 95th percentile (linear interpolation) of each direction instead of "
+        "the maximum",
         "Units": "mm",
     },
     "mean_surface_distance_mm": {
-        "Description": "Mean of the distances of hausdorff_mm over the surface voxels of both",
+        "Description": "Mean distance over the surface voxels of both",
         "Units": "mm",
     },
     "mean_surface_distance_area_mm": {
-        "Description": "The same mean, each surface voxel weighted by the area of its faces to the outside: the better "
-        "one where slices are thick",
+        "Description": "As mean_surface_distance_mm, with each surface voxel weighted by the area of its outer faces: "
+        "preferable for thick slices",
         "Units": "mm",
     },
     "centre_distance_mm": {
-        "Description": "Distance between the centres of mass; n/a where the nucleus is not in both",
+        "Description": "Distance between the centres of mass; n/a unless the nucleus is in both",
         "Units": "mm",
     },
 }
-"""Column → BIDS data dictionary entry, in the order of the table of `overlap`."""
+"""Column → description and units, in the order of the table of `overlap`."""
 
 
 def overlap(
@@ -68,27 +69,27 @@ def overlap(
     structures: Sequence[Structure],
     voxel_size_mm: tuple[float, float, float],
 ) -> pd.DataFrame:
-    r"""Compare two segmentations on one grid: overlap, volumes, and distances in mm.
+    r"""Compute overlap, volumes and distances of two segmentations on the same grid.
 
     Parameters
     ----------
     reference, prediction : ndarray of int, shape (X, Y, Z)
-        Numbers of `structures`; others are ignored.
+        Labels of `structures`; others are ignored.
     structures : sequence of Structure
-        Nuclei to compare, one row each.
+        Nuclei to compare.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm; the axes are perpendicular.
 
     Returns
     -------
     DataFrame
-        The columns of `OVERLAP_COLUMNS`. A nucleus that is in neither has counts and volumes of 0 and NaN else; one
-        that is in one only has a Dice, a Jaccard and a volume similarity of 0 and no distances.
+        One row per nucleus, the columns of `OVERLAP_COLUMNS`. A nucleus in neither has counts and volumes of 0 and NaN
+        otherwise; one in a single segmentation has a Dice, a Jaccard and a volume similarity of 0 and no distances.
 
     Raises
     ------
     ValueError
-        If the shapes differ or an array is not of integers.
+        If the shapes differ or an array does not hold integers.
 
     Notes
     -----
@@ -142,25 +143,21 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
 def _boxes(
     reference: NDArray[np.integer], prediction: NDArray[np.integer], structures: Sequence[Structure]
 ) -> list[tuple[slice, ...]]:
-    """Smallest box around each nucleus in either; an empty one where it is in neither."""
+    """Smallest box around each nucleus in either segmentation; an empty one if it is in neither."""
     top = max((structure.index for structure in structures), default=0)
     found = [ndimage.find_objects(labels.astype(np.int64), max_label=top) for labels in (reference, prediction)]
-    return [_union([boxes[structure.index - 1] for boxes in found]) for structure in structures]
-
-
-def _union(boxes: Sequence[tuple[slice, ...] | None]) -> tuple[slice, ...]:
-    known = [box for box in boxes if box is not None]
-    if not known:
-        return (slice(0), slice(0), slice(0))
-    return tuple(
-        slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*known, strict=True)
-    )
+    boxes: list[tuple[slice, ...]] = []
+    for structure in structures:
+        known = [each[structure.index - 1] for each in found if each[structure.index - 1] is not None]
+        axes = zip(*known, strict=True) if known else [(slice(0),)] * 3
+        boxes.append(tuple(slice(min(s.start or 0 for s in axis), max(s.stop for s in axis)) for axis in axes))
+    return boxes
 
 
 def _distances(
     reference: NDArray[np.bool_], prediction: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]
 ) -> tuple[float, ...]:
-    """Distances between the surfaces and between the centres of one nucleus."""
+    """Distances between the surfaces and the centres of one nucleus."""
     if not (reference.any() and prediction.any()):
         return (np.nan,) * 5
     surface = surface_distances(reference, prediction, voxel_size_mm=voxel_size_mm)
@@ -172,25 +169,25 @@ def _distances(
 def dice(
     reference: NDArray[np.integer], prediction: NDArray[np.integer], *, structures: Sequence[Structure]
 ) -> pd.DataFrame:
-    r"""Compare two segmentations on one grid, nucleus by nucleus.
+    r"""Compute the Dice coefficient of each nucleus of two segmentations on the same grid.
 
     Parameters
     ----------
     reference, prediction : ndarray of int, shape (X, Y, Z)
-        Numbers of ``structures.tsv``; others are ignored.
+        Integers of ``structures.tsv``; others are ignored.
     structures : sequence of Structure
-        Nuclei to compare, one row each.
+        Nuclei to compare.
 
     Returns
     -------
     DataFrame
-        ``index``, ``abbreviation``, ``n_reference``, ``n_prediction`` (voxels) and ``dice``, from 0 to 1, NaN where the
-        nucleus is in neither.
+        One row per nucleus: ``index``, ``abbreviation``, ``n_reference``, ``n_prediction`` (voxels) and ``dice``, from
+        0 to 1, NaN if the nucleus is in neither.
 
     Raises
     ------
     ValueError
-        If the shapes differ or an array is not of integers.
+        If the shapes differ or an array does not hold integers.
 
     Notes
     -----
@@ -223,7 +220,7 @@ def dice(
 
 
 def _count(labels: NDArray[np.integer], numbers: Sequence[int]) -> NDArray[np.int64]:
-    """Count the voxels of each number in one pass."""
+    """Count the voxels of each label in one pass."""
     top = max(numbers, default=0)
     inside = labels[(labels > 0) & (labels <= top)]
     return np.bincount(inside.ravel(), minlength=top + 1)[list(numbers)].astype(np.int64)
@@ -236,19 +233,19 @@ ROBUST_PERCENTILE = 95.0
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """What is reported of the distances between two surfaces, in mm; NaN where a mask is empty."""
+    """Distances between two surfaces in mm; NaN if a mask is empty."""
 
     hausdorff_mm: float
     hd95_mm: float
     mean_mm: float
     mean_area_mm: float
-    """Each surface voxel weighted by the area of its faces to the outside."""
+    """Weighted by the area of the outer faces of each surface voxel."""
 
 
 def surface_distances(
     reference: NDArray[np.bool_], prediction: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]
 ) -> SurfaceDistances:
-    r"""Measure the distances between the surfaces of two masks on one grid.
+    r"""Compute the distances between the surfaces of two masks on the same grid.
 
     Parameters
     ----------
@@ -260,7 +257,7 @@ def surface_distances(
     Returns
     -------
     SurfaceDistances
-        All NaN where a mask is empty: no distance leads to nothing.
+        NaN if a mask is empty.
 
     Raises
     ------
@@ -269,8 +266,8 @@ def surface_distances(
 
     Notes
     -----
-    The surface :math:`S` of a mask are its voxels that share a face with a voxel outside it; beyond the image is
-    outside. :math:`d(a, B)` is the distance from the centre of voxel :math:`a` to the nearest centre in :math:`B`, and
+    The surface :math:`S` of a mask are its voxels that share a face with a voxel outside it or outside the image.
+    :math:`d(a, B)` is the distance from the centre of voxel :math:`a` to the nearest centre in :math:`B`, and
     :math:`D_{RP} = \{d(a, S_P) : a \in S_R\}`. Then
 
     .. math::
@@ -279,10 +276,10 @@ def surface_distances(
        \text{HD95} = \max(P_{95} D_{RP}, P_{95} D_{PR}), \quad
        \text{mean} = \frac{\sum D_{RP} + \sum D_{PR}}{|S_R| + |S_P|},
 
-    with percentiles by linear interpolation [1]_ [2]_. Every voxel of a surface counts once, as in MONAI; others pool
-    both directions before they take HD95. Where slices are thick, flat tops count for more than their area:
-    ``mean_area_mm`` weighs each voxel by the area :math:`w` of its faces to the outside, :math:`\sum w d / \sum w` over
-    both surfaces.
+    with percentiles by linear interpolation [1]_ [2]_. Every surface voxel counts once, as in MONAI; other
+    implementations pool both directions before HD95. With thick slices, flat ends count for more than their area:
+    ``mean_area_mm`` weights each voxel by the area :math:`w` of its outer faces, :math:`\sum w d / \sum w` over both
+    surfaces.
 
     References
     ----------
@@ -310,13 +307,13 @@ def surface_distances(
 
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels that share a face with one outside; `mask` has a margin."""
+    """Voxels that share a face with one outside; `mask` is padded."""
     outline: NDArray[np.bool_] = mask & ~ndimage.binary_erosion(mask, _FACES)
     return outline
 
 
 def _areas(mask: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Area in mm2 of the faces of each voxel to the outside; `mask` has a margin."""
+    """Area in mm² of the outer faces of each voxel; `mask` is padded."""
     areas = np.zeros(mask.shape)
     for axis, edge in enumerate(voxel_size_mm):
         face_mm2 = np.prod(voxel_size_mm) / edge
@@ -330,3 +327,45 @@ def _nearest_distances(
 ) -> NDArray[np.float64]:
     nearest: NDArray[np.float64] = ndimage.distance_transform_edt(~target, sampling=voxel_size_mm)
     return nearest[start]
+
+
+def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> float:
+    """Compute the expected calibration error of the probability of one class [1]_.
+
+    Parameters
+    ----------
+    probability : array_like
+        Probability of the class, from 0 to 1.
+    truth : array_like of the same shape, bool
+        Whether the voxel belongs to the class.
+    n_bins : int
+        Bins of equal width over 0 to 1.
+
+    Returns
+    -------
+    float
+        Mean absolute difference between probability and frequency over bins, weighted by their number of voxels: 0 for
+        calibrated probabilities, NaN without voxels.
+
+    References
+    ----------
+    .. [1] Guo C, et al. On calibration of modern neural networks. ICML (2017), eq. 3, for one class against all others.
+       arXiv:1706.04599
+    """
+    n_voxels = np.asarray(probability).size
+    if not n_voxels:
+        return float("nan")
+    return float(np.abs(calibration_excess(probability, truth, n_bins=n_bins)).sum() / n_voxels)
+
+
+def calibration_excess(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> NDArray[np.float64]:
+    """Compute the sum of probabilities minus the number of voxels of the class in each bin.
+
+    Parameters are those of `expected_calibration_error`. Sums over several maps give the error of all their voxels,
+    in which random deviations of single maps average out.
+    """
+    values = np.asarray(probability, float).ravel()
+    bins: NDArray[np.intp] = np.minimum((values * n_bins).astype(np.intp), n_bins - 1)
+    excess = values - np.asarray(truth, float).ravel()
+    total: NDArray[np.float64] = np.bincount(bins, weights=excess, minlength=n_bins).astype(np.float64)
+    return total

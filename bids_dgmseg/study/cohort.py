@@ -12,7 +12,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.tables import MISSING
-from bids_dgmseg.stats.frames import name_some
+from bids_dgmseg.stats.long_table import list_some
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
 from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
 from bids_dgmseg.study.results import RERUN, Results, read_entities, read_results
@@ -79,7 +79,7 @@ class ResultsSelection:
         for key, prefix, option, wanted in self._criteria():
             known = {str(entities[key]) for entities in scans if not pd.isna(entities.get(key))}
             if unknown := [label for label in wanted if label not in known]:
-                some = name_some(sorted(known), prefix) or "none"
+                some = list_some(sorted(known), prefix) or "none"
                 raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check {option} (found {some})")
         if not any(map(self.includes, scans)):
             options = ", ".join(option for _, _, option, wanted in self._criteria() if wanted)
@@ -171,7 +171,7 @@ def load_cohort(
     _check_any(folders, found)
     if selection:
         records = [record for results in found for record in results.scans.to_dict("records")]
-        selection.check(records, where=name_some([folder.name for folder in folders]))
+        selection.check(records, where=list_some([folder.name for folder in folders]))
     named = [names for names, column in ((SITE, site_column), (GROUP, group_column)) if column]
     parts = _align_columns(
         [_load_part(folder, results, selection) for folder, results in zip(folders, found, strict=True)],
@@ -248,7 +248,7 @@ def _load_part(folder: ResultsFolder, results: Results, selection: ResultsSelect
     for (problem, remedy), names in _left_out(results).items():
         if selected := [name for name in names if selection.includes(read_entities(name))]:
             them = " for them" if remedy.startswith(RERUN) else ""
-            warnings.append(f"{name_some(selected)}: {problem} and left out; {remedy}{them}")
+            warnings.append(f"{list_some(selected)}: {problem} and left out; {remedy}{them}")
     n_damaged = sum(selection.includes(read_entities(name)) for name in results.damaged)
     mask = [selection.includes(record) for record in results.scans.to_dict("records")]
     selected_results = _select(results, pd.Series(mask, dtype=bool))
@@ -417,7 +417,7 @@ def _shared_labels(parts: Sequence[_Part]) -> list[str]:
 
 def _shared_label_warnings(parts: Sequence[_Part]) -> list[str]:
     if shared := _shared_labels(parts):
-        return [f"{name_some(shared)}: in several datasets; treated as different participants, see column dataset"]
+        return [f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"]
     return []
 
 

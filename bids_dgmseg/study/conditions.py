@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.frames import PLAIN_NUMBER, to_numbers
+from bids_dgmseg.stats.long_table import PLAIN_NUMBER, parse_numbers
 
 _BACKTICKS = re.compile(r"`([^`]+)`")
 
@@ -139,7 +139,7 @@ class _Evaluator:
         if isinstance(values[0], str):
             column: pd.Series = self._table[name].map(str, na_action="ignore").astype("string")
         else:
-            column = to_numbers(self._table, name)[0].astype("Float64")
+            column = parse_numbers(self._table, name)[0].astype("Float64")
         if is_order:
             return _COMPARE[type(op)](column, values[0])
         equal = reduce(operator.or_, (column == value for value in values))
@@ -168,7 +168,7 @@ class _Evaluator:
 
     def _is_number(self, name: str) -> pd.Series:
         """Return which of the values that are not missing are numbers."""
-        return to_numbers(self._table, name)[0].notna()[self._table[name].notna()]
+        return parse_numbers(self._table, name)[0].notna()[self._table[name].notna()]
 
     def _find(self, name: str) -> str:
         column = self._names.get(name, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.stats.frames import DICOM_AGE, PER_YEAR, name_some, to_numbers
+from bids_dgmseg.stats.long_table import DICOM_AGE, PER_YEAR, list_some, parse_numbers
 
 AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
 """Names that a column may have, in lower case."""
@@ -88,7 +88,7 @@ def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.S
     warnings : list of str
         One line per value that is not a plain age, and one for all missing ages.
     """
-    numbers, warnings = to_numbers(values, column)
+    numbers, warnings = parse_numbers(values, column)
     own_unit = values[column].astype(str).str.strip().str.fullmatch(DICOM_AGE.pattern)
     ages = numbers / units.map(PER_YEAR).astype(float).mask(own_unit, 1.0)
     impossible = (ages < 0) | (ages > _OLDEST)
@@ -101,7 +101,7 @@ def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.S
     ages = ages.mask(impossible)
     if missing := list(dict.fromkeys(participants[ages.isna()])):
         lines.append(
-            f"participants.tsv: no age of {name_some(missing)}; {len(missing)} of {participants.nunique()} "
+            f"participants.tsv: no age of {list_some(missing)}; {len(missing)} of {participants.nunique()} "
             "participants are left out of analyses with age"
         )
     return ages, [*warnings, *lines]

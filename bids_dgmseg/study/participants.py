@@ -24,7 +24,7 @@ from bids_dgmseg.io.annex import (
     is_pointer_file,
 )
 from bids_dgmseg.io.files import read_json
-from bids_dgmseg.stats.frames import name_some
+from bids_dgmseg.stats.long_table import list_some
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""
@@ -161,10 +161,10 @@ def read_participant_tables(
     if (root / "participants.tsv").is_file():
         participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
         if unknown := sorted(labels - set(participants.index)):
-            warnings.append(f"participants.tsv: no row for {name_some(unknown, 'sub-')}; their columns are n/a")
+            warnings.append(f"participants.tsv: no row for {list_some(unknown, 'sub-')}; their columns are n/a")
         if selected is None and (unmeasured := sorted(set(participants.index) - labels)):
             warnings.append(
-                f"participants.tsv: no results of {name_some(unmeasured, 'sub-')}; they are not in the tables"
+                f"participants.tsv: no results of {list_some(unmeasured, 'sub-')}; they are not in the tables"
             )
     sessions, session_warnings = _read_sessions(root, [visit for visit in scanned if visit[0] in labels], visits)
     paths = [root / "participants.json"] if len(participants) else []
@@ -201,7 +201,7 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
         without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
     warnings = []
     if without_row:
-        warnings.append(f"sessions.tsv: no row for {name_some(without_row)}; using the participant's own columns")
+        warnings.append(f"sessions.tsv: no row for {list_some(without_row)}; using the participant's own columns")
     if unfetched:
         more = f" (and {len(unfetched) - 1} more such files)" if len(unfetched) > 1 else ""
         warnings.append(f"{describe_missing(unfetched[0])}; until then the participant's own columns are used{more}")

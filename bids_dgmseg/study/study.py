@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.tables import MISSING
-from bids_dgmseg.stats.frames import to_numbers
+from bids_dgmseg.stats.long_table import parse_numbers
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.conditions import match_condition
 
@@ -175,7 +175,7 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
 
 def _numbers_or_text(texts: pd.Series) -> pd.Series:
     """Convert a column to numbers if all its values are."""
-    numbers, _ = to_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
+    numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
     return numbers if (numbers.notna() == texts.notna()).all() else texts
 
 

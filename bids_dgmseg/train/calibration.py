@@ -29,7 +29,7 @@ from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
 from bids_dgmseg.simulate.typical import in_own_voxels, ordinary_view
-from bids_dgmseg.stats.calibration import expected_calibration_error
+from bids_dgmseg.stats.overlap import expected_calibration_error
 from bids_dgmseg.train.sampling import ORDINARY_WIDTH
 from bids_dgmseg.train.simulated import simulated_maps
 from bids_dgmseg.train.temperatures import doubtful_voxels, fit_temperatures, pick_voxels

@@ -397,10 +397,10 @@ def test_the_curve_that_fits_best_is_drawn_and_told(out):
 
 
 def test_a_curve_whose_parameters_are_not_told_apart_has_no_limits_and_gives_way(out):
-    write_curves(out, {"exponential": "beta reaches 1 per year: alpha, beta, gamma are not told apart"})
+    write_curves(out, {"exponential": "beta reaches 1 per year: alpha, beta, gamma are not identified"})
     html = write_group_page(out)
     page = Page(html)
-    assert page.tables["group_ageing-mean_ppm"][1][3] == "1.21 × 10⁷ [not told apart]"
+    assert page.tables["group_ageing-mean_ppm"][1][3] == "1.21 × 10⁷ [not identified]"
     assert "the curve rises in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
     assert "lowest AICc, of those whose parameters the ages tell apart;" in html.read_text(encoding="utf-8")
 

@@ -35,14 +35,14 @@ def long(age: Any, chi: Any, abbreviation: str = "GP_L") -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("truth", [(0.1, 0.05, 0.02), (0.03, 0.2, 0.1), (-0.05, 0.02, 0.0), (120.0, 0.08, 20.0)])
-def test_an_exact_curve_is_found_from_anywhere(truth):
+def test_exact_curves_are_recovered(truth):
     age = np.linspace(1, 90, 30)
     fit = fit_curve(age, rise(age, *truth), curve=EXPONENTIAL)
     assert (fit.alpha, fit.beta, fit.gamma) == pytest.approx(truth, rel=1e-5, abs=1e-6)
     assert fit.r2 == pytest.approx(1)
 
 
-def test_the_exponential_fit_is_that_of_another_least_squares(cohort):
+def test_exponential_fit_agrees_with_scipy(cohort):
     theirs, _ = curve_fit(rise, *cohort, p0=[0.1, 0.03, 0.0])
     fit = fit_curve(*cohort, curve=EXPONENTIAL)
     assert (fit.alpha, fit.beta, fit.gamma) == pytest.approx(tuple(theirs), rel=1e-4)
@@ -50,7 +50,7 @@ def test_the_exponential_fit_is_that_of_another_least_squares(cohort):
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
-def test_at_a_profile_limit_the_best_fit_is_worse_by_the_quantile(cohort, name):
+def test_profile_limits_match_independent_refits(cohort, name):
     """Independent refits of the other two parameters; F(1, 77) at 95 % is t(77) at 97.5 %, squared."""
     age, chi = cohort
     fit = fit_curve(age, chi, curve=EXPONENTIAL)
@@ -67,7 +67,7 @@ def test_at_a_profile_limit_the_best_fit_is_worse_by_the_quantile(cohort, name):
 
 
 @pytest.mark.parametrize(("curve", "basis"), [(LINEAR, lambda age: age), (LOGARITHMIC, np.log)])
-def test_straight_curves_have_student_limits(cohort, curve, basis):
+def test_linear_curves_have_student_limits(cohort, curve, basis):
     line = linregress(basis(cohort[0]), cohort[1])
     fit = fit_curve(*cohort, curve=curve)
     assert (fit.alpha, fit.gamma) == pytest.approx((line.slope, line.intercept))
@@ -79,7 +79,7 @@ def test_straight_curves_have_student_limits(cohort, curve, basis):
     assert np.isnan([fit.beta, *fit.intervals["beta"]]).all()
 
 
-def test_bands_of_a_line_are_the_textbook_ones():
+def test_bands_of_a_line_by_hand():
     """Ages 0..6 around 3 with squares of 28; residuals ±0.01 in turn around a line of slope 0.01."""
     age = np.arange(7.0)
     chi = 0.01 * age + 0.01 * np.array([1, -2, 1, 0, 1, -2, 1])  # orthogonal to 1 and age: squares 12e-4
@@ -92,26 +92,26 @@ def test_bands_of_a_line_are_the_textbook_ones():
     assert band.loc[7, "prediction_high"] - 0.07 == pytest.approx(width * np.sqrt(variance * (1 + 1 / 7 + 16 / 28)))
 
 
-def test_bands_hold_the_curve_and_the_scans(cohort):
+def test_bands_contain_curve_and_scans(cohort):
     band = bands(fit_curve(*cohort, curve=EXPONENTIAL), cohort[0])
     assert ((band["low"] <= band["fit"]) & (band["fit"] <= band["high"])).all()
     within = (band["prediction_low"] <= cohort[1]) & (cohort[1] <= band["prediction_high"])
     assert 0.88 <= within.mean() <= 1  # 95 % of 80, give or take three standard errors
 
 
-def test_akaike_by_hand():
+def test_aicc_by_hand():
     """Seven scans, squares 12e-4, two parameters and the variance: 7 ln(12e-4 / 7) + 6 + 24 / 3."""
     chi = 0.01 * np.arange(7) + 0.01 * np.array([1, -2, 1, 0, 1, -2, 1])
     assert fit_curve(np.arange(7), chi, curve=LINEAR).aicc == pytest.approx(7 * np.log(12e-4 / 7) + 14)
 
 
-def test_the_bootstrap_of_a_line_has_about_student_limits(cohort, rng):
+def test_bootstrap_of_a_line_approximates_student_limits(cohort, rng):
     fit = fit_curve(*cohort, curve=LINEAR)
     low, high = bootstrap(fit, *cohort, rng=rng)["alpha"]
     assert (low, high) == pytest.approx(fit.intervals["alpha"], rel=0.3)  # pairs against equal variance
 
 
-def test_the_bootstrap_draws_participants_with_all_their_scans(cohort, rng):
+def test_bootstrap_draws_participants_with_all_scans(cohort, rng):
     """Every scan four times over is no more information: the profile does not know, the bootstrap does."""
     age, chi = (np.repeat(values, 4) for values in cohort)
     fit, once = fit_curve(age, chi, curve=EXPONENTIAL), fit_curve(*cohort, curve=EXPONENTIAL)
@@ -122,13 +122,13 @@ def test_the_bootstrap_draws_participants_with_all_their_scans(cohort, rng):
     assert np.diff(fit.intervals["alpha"]) < 0.6 * np.diff(once.intervals["alpha"])
 
 
-def test_the_same_generator_gives_the_same_limits(cohort):
+def test_bootstrap_is_reproducible(cohort):
     fit = fit_curve(*cohort, curve=EXPONENTIAL)
     first, second = (bootstrap(fit, *cohort, rng=np.random.default_rng(3), n_replicates=50) for _ in range(2))
     assert first == second
 
 
-def test_simulated_cohorts_give_back_what_they_were_made_of(rng):
+def test_simulated_cohorts_recover_the_truth(rng):
     """Forty cohorts of 150: limits hold the truth in about 95 %, medians are unbiased within 10 %."""
     found, held = [], []
     for _ in range(40):
@@ -143,14 +143,14 @@ def test_simulated_cohorts_give_back_what_they_were_made_of(rng):
     assert 0.87 <= np.mean(held) <= 1
 
 
-def test_a_line_leaves_the_rate_at_its_bound():
+def test_linear_data_put_rate_at_bound():
     age = np.linspace(20, 80, 30)
     fit = fit_curve(age, 0.001 * age + 0.001 * np.cos(7 * age), curve=EXPONENTIAL)
     assert fit.at_bound
     assert fit.intervals["beta"][0] == 0.001
 
 
-def test_ages_on_the_plateau_leave_the_rise_without_limits():
+def test_plateau_leaves_alpha_without_limits():
     """From 45 years on all fast rates give the same curve: 1 - exp(-45) is 1 in floating point."""
     age = np.linspace(45, 80, 20)
     fit = fit_curve(age, 0.1 + 0.01 * np.cos(age**2), curve=EXPONENTIAL)
@@ -160,7 +160,7 @@ def test_ages_on_the_plateau_leave_the_rise_without_limits():
     assert np.isfinite(band.to_numpy()).all()
 
 
-def test_a_resample_of_one_age_does_no_harm():
+def test_bootstrap_tolerates_samples_without_spread():
     """Two of ten participants carry all the spread: one resample in nine has none."""
     age = np.array([30.0] * 8 + [60, 70])
     fit = fit_curve(age, np.sin(np.arange(10.0)), curve=LINEAR)
@@ -179,12 +179,12 @@ def test_a_resample_of_one_age_does_no_harm():
         pytest.param(range(6), range(7), LINEAR, r"shapes \(6,\) and \(7,\)", id="lengths"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(age, chi, curve, message):
+def test_unsuitable_data_are_rejected(age, chi, curve, message):
     with pytest.raises(ValueError, match=message):
         fit_curve(list(age), list(chi), curve=curve)
 
 
-def test_the_table_chooses_the_curve_of_each_nucleus(cohort, rng):
+def test_best_curve_is_selected_per_nucleus(cohort, rng):
     age, chi = cohort
     line = 0.001 * age + rng.normal(0, 0.004, age.size)
     table = pd.concat([long(age, chi), long(age, line, "DN_L")])
@@ -203,7 +203,7 @@ def test_missing_values_are_counted(cohort):
     assert (row["n"], row["n_missing"], row["n_participants"]) == (70, 10, 70)
 
 
-def test_too_few_scans_have_a_row_that_says_so():
+def test_too_few_scans_have_a_note():
     table = long(np.arange(20, 28.0), np.sin(np.arange(8.0)))
     rows: Any = fit_ageing(table).set_index("curve")
     assert rows.loc["exponential", "note"] == "not fitted: 8 scans, the exponential curve needs 10"
@@ -212,14 +212,14 @@ def test_too_few_scans_have_a_row_that_says_so():
     assert rows["best"].sum() == 1
 
 
-def test_models_stand_side_by_side(cohort):
+def test_models_are_fitted_separately(cohort):
     table = pd.concat([long(*cohort).assign(model="manual"), long(cohort[0], cohort[1] + 0.01).assign(model="dgm16")])
     options = AgeingOptions(by=("model", "abbreviation"), curves=(LINEAR,))
     gamma = fit_ageing(table, options=options).set_index("model")["gamma"]
     assert gamma["dgm16"] - gamma["manual"] == pytest.approx(0.01)
 
 
-def test_repeated_scans_are_said(cohort):
+def test_repeated_scans_are_noted(cohort):
     table = long(*cohort)
     table["participant_id"] = np.repeat(table["participant_id"].iloc[:40].to_numpy(), 2)
     row = fit_ageing(table).iloc[0]
@@ -227,7 +227,7 @@ def test_repeated_scans_are_said(cohort):
     assert "scans of one participant count as independent" in row["note"]
 
 
-def test_a_bootstrap_replaces_the_limits(cohort):
+def test_bootstrap_replaces_profile_limits(cohort):
     options = AgeingOptions(curves=(EXPONENTIAL,), n_replicates=60)
     row = fit_ageing(long(*cohort), options=options, rng=np.random.default_rng(0)).iloc[0]
     limits = bootstrap(fit_curve(*cohort, curve=EXPONENTIAL), *cohort, rng=np.random.default_rng(0), n_replicates=60)
@@ -235,7 +235,7 @@ def test_a_bootstrap_replaces_the_limits(cohort):
 
 
 @pytest.mark.parametrize(("n_people", "note"), [(4, "no limits: 4 participants, a bootstrap needs 5"), (5, "")])
-def test_a_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
+def test_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
     table = long(*cohort).assign(participant_id=[f"sub-{place % n_people}" for place in range(80)])
     options = AgeingOptions(curves=(LINEAR,), n_replicates=20)
     row = fit_ageing(table, options=options, rng=np.random.default_rng(0)).iloc[0]
@@ -244,18 +244,18 @@ def test_a_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
     assert np.isfinite(row["alpha"])
 
 
-def test_a_bootstrap_needs_a_generator(cohort):
+def test_bootstrap_needs_a_generator(cohort):
     with pytest.raises(ValueError, match="a bootstrap needs rng"):
         fit_ageing(long(*cohort), options=AgeingOptions(n_replicates=10))
 
 
-def test_bands_of_a_table_span_its_ages(cohort):
+def test_bands_span_the_ages(cohort):
     table = ageing_bands(long(*cohort))
     assert table["curve"].value_counts().to_dict() == {"exponential": 101, "linear": 101, "logarithmic": 101}
     assert (table["age"].min(), table["age"].max()) == pytest.approx((cohort[0].min(), cohort[0].max()))
 
 
-def test_nothing_fitted_has_no_bands():
+def test_failed_fits_have_no_bands():
     assert ageing_bands(long([30.0], [0.1])).empty
 
 
@@ -270,7 +270,7 @@ def test_nothing_fitted_has_no_bands():
         ),
     ],
 )
-def test_wrong_ages_are_refused(cohort, change, message):
+def test_invalid_ages_are_rejected(cohort, change, message):
     table = long(*cohort)
     table = table.drop(columns="age") if change["age"] is None else table.assign(**change)
     with pytest.raises(InputError, match=message):

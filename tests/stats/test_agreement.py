@@ -10,19 +10,19 @@ SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6]
 """Table 2 of Shrout and Fleiss (1979): six targets, four judges."""
 
 
-def test_mean_squares_are_those_of_shrout_and_fleiss():
+def test_mean_squares_agree_with_shrout_and_fleiss():
     # Their table 3: BMS 11.24, WMS 6.26, JMS 32.49, EMS 1.02.
     ms = mean_squares(SHROUT_FLEISS)
     assert [ms.targets, ms.within, ms.raters, ms.error] == pytest.approx([11.24, 6.26, 32.49, 1.02], abs=0.005)
 
 
-def test_intraclass_correlations_are_those_of_shrout_and_fleiss():
+def test_icc_agrees_with_shrout_and_fleiss():
     # Their table 4.
     found = [round(estimate.value, 2) for estimate in icc(SHROUT_FLEISS).values()]
     assert found == [0.17, 0.29, 0.71]
 
 
-def test_intervals_are_those_of_the_r_package_psych():
+def test_icc_intervals_agree_with_r_psych():
     # psych::ICC on the same table: -.13 to .72, .02 to .76, .34 to .95; F = 1.8, 11 and 11.
     found = icc(SHROUT_FLEISS)
     bounds = [(round(estimate.low, 2), round(estimate.high, 2)) for estimate in found.values()]
@@ -30,13 +30,13 @@ def test_intervals_are_those_of_the_r_package_psych():
     assert [estimate.p for estimate in found.values()] == pytest.approx([0.16, 0.00013, 0.00013], rel=0.05)
 
 
-def test_an_offset_counts_against_absolute_agreement_only():
+def test_offset_lowers_only_absolute_agreement():
     # Targets 1, 2, 3; the second rater adds 2: B = 2, W = 2, J = 6, E = 0.
     found = icc(np.array([[1, 3], [2, 4], [3, 5]]))
     assert [found[name].value for name in ("icc11", "icc21", "icc31")] == pytest.approx([0, 1 / 3, 1])
 
 
-def test_raters_who_agree_to_the_last_digit_have_no_interval():
+def test_perfect_agreement_has_no_interval():
     found = icc(np.array([[0.1, 0.1], [0.7, 0.7], [0.3, 0.3]]))
     assert [estimate.value for estimate in found.values()] == [1, 1, 1]
     assert np.isnan([estimate.low for estimate in found.values()]).all()
@@ -47,16 +47,16 @@ def test_raters_who_agree_to_the_last_digit_have_no_interval():
     [np.ones((4, 2)), np.array([[1.0, 2]]), np.full((3, 2), np.nan), np.ones((4, 1))],
     ids=["no spread", "one scan", "no values", "one rater"],
 )
-def test_what_cannot_be_had_is_missing(ratings):
+def test_undefined_icc_is_nan(ratings):
     assert np.isnan([estimate.value for estimate in icc(ratings).values()]).all()
 
 
-def test_a_scan_that_a_rater_lacks_is_left_out():
+def test_incomplete_scans_are_excluded():
     gap = np.vstack([SHROUT_FLEISS, [5, np.nan, 3, 3]])
     assert icc(gap) == icc(SHROUT_FLEISS)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_icc_intervals_have_nominal_coverage():
     # Targets and errors of variance 1, raters of variance 0.5: ICC(1,1) = ICC(2,1) = 1 / 2.5, ICC(3,1) = 1 / 2.
     rng = np.random.default_rng(1)
     truth = {"icc21": 1 / 2.5, "icc31": 1 / 2}
@@ -80,7 +80,7 @@ def test_limits_of_agreement_by_hand():
     assert found.upper.high - found.upper.value == pytest.approx(4.3027 * np.sqrt(1 / 3 + 1.96**2 / 4), abs=1e-3)
 
 
-def test_limits_are_those_of_bland_and_altman():
+def test_limits_agree_with_bland_and_altman():
     # Their blood pressures (1999, section 2): 85 subjects, mean -16.29, SD 19.61 mmHg.
     pattern = stats.zscore(np.random.default_rng(0).normal(size=85), ddof=1)
     found = bland_altman(np.zeros(85), -16.29 + 19.61 * pattern)
@@ -95,7 +95,7 @@ def test_limits_need_two_scans():
     assert np.isnan(bland_altman(np.array([]), np.array([])).bias.value)
 
 
-def test_the_correlation_has_fishers_interval():
+def test_pearson_has_fisher_interval():
     # r = 0.6 by construction in 28 scans: atanh 0.6 = 0.6931, half width 1.96 / 5.
     x, y = stats.zscore(np.random.default_rng(0).normal(size=(2, 28)), axis=1)
     y = stats.zscore(y - x * (x @ y) / 28)
@@ -104,7 +104,7 @@ def test_the_correlation_has_fishers_interval():
     assert [found.low, found.high] == pytest.approx(np.tanh([0.6931 - 0.392, 0.6931 + 0.392]), abs=1e-4)
 
 
-def test_ranks_of_few_scans_have_an_exact_p():
+def test_spearman_of_few_scans_is_exact():
     # Of the 24 orders of four, the observed one and its reverse correlate as much.
     found = spearman(np.array([1.0, 2, 3, 4]), np.array([1.0, 4, 9, 16]))
     assert (found.value, found.p) == pytest.approx((1, 2 / 24))
@@ -113,7 +113,7 @@ def test_ranks_of_few_scans_have_an_exact_p():
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=4, max_size=12))
 @example([(0, -3), (-3, 0), (-3, 0), (-4, 0)])  # Satterthwaite's interval for -0.87 is -0.911 to -0.910
 @example([(0, 1), (0, 1), (1, 0), (1, 0)])  # no degrees of freedom
-def test_intervals_hold_their_estimates(pairs):
+def test_intervals_contain_their_estimates(pairs):
     x, y = np.array(pairs).T
     found = [*icc(np.column_stack([x, y])).values(), bland_altman(x, y).bias, pearson(x, y), spearman(x, y)]
     for estimate in found:
@@ -122,11 +122,11 @@ def test_intervals_hold_their_estimates(pairs):
 
 
 @pytest.mark.parametrize("correlate", [pearson, spearman])
-def test_a_constant_correlates_with_nothing(correlate):
+def test_constant_has_no_correlation(correlate):
     assert np.isnan(correlate(np.array([1.0, 2, 3]), np.array([0.3, 0.1 + 0.2, 0.3])).value)
 
 
-def test_other_numbers_of_scans_are_refused():
+def test_unequal_lengths_are_rejected():
     with pytest.raises(ValueError, match=r"second has shape \(2,\), expected \(3,\) with one axis"):
         bland_altman(np.zeros(3), np.zeros(2))
 

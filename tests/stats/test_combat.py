@@ -76,12 +76,12 @@ def cohort() -> Any:
     return values, pd.Series(np.array(["A", "B", "C"])[number]), pd.DataFrame({"age": age}), slope
 
 
-def test_the_numbers_are_those_of_an_independent_implementation(raw, site, covariates):
+def test_combat_agrees_with_neurocombat(raw, site, covariates):
     harmonized = harmonize(raw, site=site, covariates=covariates)
     assert np.abs(harmonized.values.to_numpy() - THEIRS).max() < 1e-9  # printed to 1e-10
 
 
-def test_raw_and_harmonized_are_both_kept(raw, site, covariates):
+def test_raw_and_harmonized_values_are_kept(raw, site, covariates):
     before = raw.copy()
     harmonized = harmonize(raw, site=site, covariates=covariates)
     pd.testing.assert_frame_equal(harmonized.raw, before)
@@ -89,7 +89,7 @@ def test_raw_and_harmonized_are_both_kept(raw, site, covariates):
     assert row.tolist() == pytest.approx([0.141, 0.1324978431])
 
 
-def test_simulated_sites_lose_their_effect_and_keep_the_age(cohort):
+def test_combat_removes_sites_and_keeps_age(cohort):
     values, site, covariates, slope = cohort
     harmonized = harmonize(values, site=site, covariates=covariates)
     after = np.polyfit(covariates["age"], harmonized.values.to_numpy(), 1)[0]
@@ -99,7 +99,7 @@ def test_simulated_sites_lose_their_effect_and_keep_the_age(cohort):
     assert harmonized.variance["p_site_after"].min() > 0.05
 
 
-def test_without_covariates_the_age_of_the_sites_would_go_too(cohort):
+def test_omitted_covariates_lose_their_effect(cohort):
     """Why covariates are kept: the older sites lose a part of their iron."""
     values, site, _, slope = cohort
     harmonized = harmonize(values, site=site)
@@ -114,7 +114,7 @@ def test_site_variance_by_hand(raw, site):
     assert row["site_variance_before"] == pytest.approx((share * (means - (share * means).sum()) ** 2).sum())
 
 
-def test_the_p_value_of_sites_is_that_of_an_analysis_of_variance(raw, site):
+def test_p_of_sites_agrees_with_anova(raw, site):
     from scipy.stats import f_oneway
 
     row = harmonize(raw, site=site).variance.set_index("nucleus").loc["RN_L"]
@@ -122,7 +122,7 @@ def test_the_p_value_of_sites_is_that_of_an_analysis_of_variance(raw, site):
     assert row["p_site_before"] == pytest.approx(f_oneway(*groups).pvalue)
 
 
-def test_a_missing_value_stays_missing_and_changes_no_other_scan_much(raw, site, covariates):
+def test_missing_value_hardly_affects_other_scans(raw, site, covariates):
     holed = raw.copy()
     holed.loc["sub-11", "GP_L"] = np.nan
     harmonized = harmonize(holed, site=site, covariates=covariates)
@@ -134,7 +134,7 @@ def test_a_missing_value_stays_missing_and_changes_no_other_scan_much(raw, site,
     assert np.nanmax(np.abs(harmonized.values.to_numpy() - THEIRS)) < 0.01
 
 
-def test_a_scan_without_a_covariate_is_left_out_and_counted(raw, site, covariates):
+def test_scan_without_covariate_is_excluded(raw, site, covariates):
     covariates.loc["sub-00", "sex"] = None
     covariates.loc["sub-14", "age"] = np.nan
     harmonized = harmonize(raw, site=site, covariates=covariates)
@@ -145,7 +145,7 @@ def test_a_scan_without_a_covariate_is_left_out_and_counted(raw, site, covariate
     pd.testing.assert_frame_equal(alone.values, harmonized.values[kept])
 
 
-def test_a_nucleus_outside_a_sites_images_is_harmonized_between_the_others(raw, site):
+def test_nucleus_missing_at_one_site(raw, site):
     raw.loc[site == "B", "DN_L"] = np.nan
     harmonized = harmonize(raw, site=site)
     assert harmonized.values["DN_L"].isna().tolist() == (site == "B").tolist()
@@ -162,7 +162,7 @@ def test_a_nucleus_outside_a_sites_images_is_harmonized_between_the_others(raw, 
         pytest.param(lambda raw, site: 0 * raw["DN_L"] + 0.1, "values do not vary within sites", id="constant"),
     ],
 )
-def test_a_nucleus_that_cannot_be_harmonized_is_missing_with_a_note(raw, site, change, note):
+def test_nucleus_not_harmonized_has_a_note(raw, site, change, note):
     harmonized = harmonize(raw.assign(DN_L=change(raw, site)), site=site)
     assert harmonized.values["DN_L"].isna().all()
     notes = harmonized.sites.loc[harmonized.sites["nucleus"] == "DN_L", "note"]
@@ -171,50 +171,50 @@ def test_a_nucleus_that_cannot_be_harmonized_is_missing_with_a_note(raw, site, c
     pd.testing.assert_frame_equal(harmonized.values.drop(columns="DN_L"), without.values)
 
 
-def test_the_unit_does_not_matter(raw, site, covariates):
+def test_combat_does_not_depend_on_unit(raw, site, covariates):
     ppm, ppb = (harmonize(scale * raw, site=site, covariates=covariates) for scale in (1, 1000))
     pd.testing.assert_frame_equal(1000 * ppm.values, ppb.values)
 
 
-def test_the_order_of_scans_does_not_matter(raw, site, covariates):
+def test_combat_does_not_depend_on_order(raw, site, covariates):
     order = np.random.default_rng(0).permutation(15)
     mixed = harmonize(raw.iloc[order], site=site.iloc[order], covariates=covariates.iloc[order])
     straight = harmonize(raw, site=site, covariates=covariates)
     pd.testing.assert_frame_equal(mixed.values.sort_index(), straight.values)
 
 
-def test_sites_with_fewer_than_three_scans_are_refused(raw, site):
+def test_small_sites_are_rejected(raw, site):
     site.iloc[5:7] = "A"
-    with pytest.raises(InputError, match=r"^participants.tsv: site B has 2 scans, harmonizing needs 3; join it"):
+    with pytest.raises(InputError, match=r"^participants.tsv: site B has 2 scans, harmonization needs 3; merge it"):
         harmonize(raw, site=site)
 
 
-def test_scans_without_a_covariate_do_not_count_for_the_site(raw, site, covariates):
+def test_scans_without_covariate_do_not_count(raw, site, covariates):
     covariates.loc[["sub-05", "sub-06"], "age"] = np.nan
-    with pytest.raises(InputError, match=r"site B has 2 scans \(2 more lack a covariate\), harmonizing needs 3"):
+    with pytest.raises(InputError, match=r"site B has 2 scans \(2 more lack a covariate\), harmonization needs 3"):
         harmonize(raw, site=site, covariates=covariates)
 
 
-def test_one_site_is_refused(raw, site):
-    with pytest.raises(InputError, match=r"scans of one site only \(A\); harmonizing needs two"):
+def test_one_site_is_rejected(raw, site):
+    with pytest.raises(InputError, match=r"scans of only one site \(A\); harmonization needs two"):
         harmonize(raw, site=site.where(site == "A", "A"))
 
 
-def test_a_group_that_is_a_site_is_refused(raw, site):
-    with pytest.raises(InputError, match="sites and covariates cannot be told apart"):
+def test_confounded_covariate_is_rejected(raw, site):
+    with pytest.raises(InputError, match="sites and covariates are confounded"):
         harmonize(raw, site=site, covariates=pd.DataFrame({"group": np.where(site == "A", "PD", "HC")}))
 
 
-def test_a_covariate_said_twice_does_no_harm(raw, site, covariates):
+def test_duplicate_covariate_has_no_effect(raw, site, covariates):
     twice = harmonize(raw, site=site, covariates=covariates.assign(months=12 * covariates["age"]))
     assert np.abs(twice.values.to_numpy() - THEIRS).max() < 1e-9
 
 
-def test_one_nucleus_is_refused(raw, site):
+def test_one_nucleus_is_rejected(raw, site):
     with pytest.raises(InputError, match=r"1 nuclei can be harmonized \(no more columns\), ComBat needs 2"):
         harmonize(raw[["DN_L"]], site=site)
 
 
-def test_other_lengths_are_refused(raw, site):
+def test_other_lengths_are_rejected(raw, site):
     with pytest.raises(ValueError, match="15 scans, 14 sites and 15 rows of covariates"):
         harmonize(raw, site=site.iloc[1:])

@@ -17,7 +17,7 @@ def scans(rows: list[tuple[str, float, float]], abbreviation: str = "RN_L") -> p
 TWO = scans([("sub-1", 50.0, 0.10), ("sub-1", 52.0, 0.12), ("sub-2", 60.0, 0.10), ("sub-2", 60.5, 0.12)])
 
 
-def test_change_by_hand():
+def test_change_per_year_by_hand():
     """0.02 ppm in two years and in half a year: 0.01 and 0.04 a year, mean 0.025, standard error 0.015."""
     change = change_per_year(TWO)
     assert change.participants["change_per_year"].tolist() == pytest.approx([0.01, 0.04])
@@ -26,14 +26,14 @@ def test_change_by_hand():
     assert (row["n"], row["n_single"], row["n_scans"], row["years_median"]) == (2, 0, 4, 1.25)
 
 
-def test_three_sessions_give_the_slope_of_least_squares():
+def test_three_sessions_give_least_squares_slope():
     """Times -1, 0, 1 around their mean: half the difference of the ends, whatever is between."""
     change = change_per_year(scans([("sub-1", 53.0, 0.13), ("sub-1", 51.0, 0.10), ("sub-1", 52.0, 0.5)]))
     row: Any = change.participants.loc[0]
     assert (row["change_per_year"], row["first"], row["years"]) == pytest.approx((0.015, 0.10, 2))
 
 
-def test_the_summary_is_a_t_test_of_the_slopes():
+def test_summary_is_a_t_test_of_slopes():
     rng = np.random.default_rng(1)
     rows = [
         (f"sub-{number}", 50.0 + year, rng.normal(0.1 + 0.002 * year, 0.003))
@@ -56,18 +56,18 @@ def test_the_summary_is_a_t_test_of_the_slopes():
         pytest.param([("sub-3", 40.0, 0.1), ("sub-3", 40.0, 0.2)], "no change: all scans at 40 years", id="one age"),
     ],
 )
-def test_who_has_no_change_is_counted_with_a_reason(rows, note):
+def test_participants_without_change_have_a_note(rows, note):
     change = change_per_year(pd.concat([TWO, scans(rows)]))
     assert change.participants["note"].tolist() == ["", "", note]
     assert change.summary[["n", "n_single"]].iloc[0].tolist() == [2, 1]
 
 
-def test_one_change_is_not_tested():
+def test_single_change_is_not_tested():
     row: Any = change_per_year(TWO.head(2)).summary.loc[0]
     assert row["note"] == "not tested: 1 participants with a change, or all the same"
     assert np.isnan(row["p"])
 
 
-def test_nobody_with_two_times_is_refused():
-    with pytest.raises(InputError, match="nobody has scans at two values of age; give it a value a session in years"):
+def test_single_sessions_only_are_rejected():
+    with pytest.raises(InputError, match="no participant has scans at two values of age; give each session"):
         change_per_year(TWO.iloc[[0, 2]])

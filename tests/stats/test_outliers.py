@@ -10,14 +10,14 @@ def site(values: list[float], name: str | None = "A") -> pd.DataFrame:
     return pd.DataFrame({"abbreviation": "SN_L", "site": name, "mean_ppm": values})
 
 
-def test_z_by_hand():
+def test_robust_z_by_hand():
     """Median 3, deviations 2 1 0 1 97: their median is 1, the normal quartile 0.67449."""
     result = robust_z(site([1.0, 2, 3, 4, 100]))
     assert result["robust_z"].tolist() == pytest.approx([z * 0.6744898 for z in (-2, -1, 0, 1, 97)])
     assert result["outlier"].tolist() == [False] * 4 + [True]
 
 
-def test_a_site_is_measured_by_itself():
+def test_sites_are_separate():
     table = pd.concat([site([1.0, 2, 3, 4, 5]), site([101.0, 102, 103, 104, 105], "B")])
     result = robust_z(table)
     assert not result["outlier"].any()
@@ -25,7 +25,7 @@ def test_a_site_is_measured_by_itself():
     assert result["median"].tolist() == [3.0] * 5 + [103.0] * 5
 
 
-def test_scans_without_a_site_are_one_site():
+def test_scans_without_site_form_one_site():
     assert robust_z(site([1.0, 2, 3, 4, 100], None))["outlier"].sum() == 1
 
 
@@ -37,12 +37,12 @@ def test_scans_without_a_site_are_one_site():
         pytest.param([1.0, 2, 3, 4, 5, np.nan], [""] * 5 + ["missing"], id="missing"),
     ],
 )
-def test_without_a_z_there_is_a_note(values, notes):
+def test_missing_z_has_a_note(values, notes):
     result = robust_z(site(values))
     assert result["note"].tolist() == notes
     assert result["robust_z"].isna().tolist() == [bool(note) for note in notes]
 
 
-def test_a_missing_column_is_refused():
+def test_missing_column_is_rejected():
     with pytest.raises(InputError, match="no column site"):
         robust_z(site([1.0]).drop(columns="site"))

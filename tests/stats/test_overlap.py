@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -5,14 +6,22 @@ import pytest
 import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS, dice, overlap
+from bids_dgmseg.stats.overlap import (
+    OVERLAP_COLUMNS,
+    calibration_excess,
+    dice,
+    expected_calibration_error,
+    overlap,
+    surface_distances,
+)
 
 DN = STRUCTURES.both_sides(["DN"])
 
 
-def test_dice_is_twice_the_overlap_over_the_sum():
+def test_dice_by_hand():
     # DN_L: 3 and 2 voxels, 2 in both: 4 / 5. DN_R: 1 and 2, 1 in both: 2 / 3.
     table = dice(np.array([1, 1, 1, 2, 0]), np.array([1, 1, 0, 2, 2]), structures=DN)
     assert table["dice"].tolist() == pytest.approx([4 / 5, 2 / 3])
@@ -25,15 +34,15 @@ def test_swapped_sides_do_not_overlap():
     assert dice(np.array([1, 2]), np.array([2, 1]), structures=DN)["dice"].tolist() == [0, 0]
 
 
-def test_a_nucleus_in_neither_has_no_dice():
+def test_nucleus_in_neither_has_no_dice():
     assert dice(np.array([1]), np.array([1]), structures=DN)["dice"].isna().tolist() == [False, True]
 
 
-def test_a_nucleus_in_one_only_has_dice_zero():
+def test_nucleus_in_one_has_dice_zero():
     assert dice(np.array([1, 2]), np.array([1, 0]), structures=DN).loc[1, "dice"] == 0
 
 
-def test_other_numbers_are_ignored():
+def test_other_labels_are_ignored():
     assert dice(np.array([1, 99, -5]), np.array([1, 99, -5]), structures=DN)["dice"].tolist()[0] == 1
 
 
@@ -45,12 +54,12 @@ def test_dice_is_symmetric_and_one_with_itself(seed):
     assert set(dice(first, first, structures=DN)["dice"].dropna()) <= {1.0}
 
 
-def test_another_grid_is_refused():
+def test_other_shape_is_rejected():
     with pytest.raises(ValueError, match=r"prediction has shape \(2,\), expected \(1,\)"):
         dice(np.array([1]), np.array([1, 1]), structures=DN)
 
 
-def test_probabilities_are_refused():
+def test_float_labels_are_rejected():
     with pytest.raises(ValueError, match="prediction holds float64, expected integers"):
         dice(np.array([1]), np.array([0.5]), structures=DN)
 
@@ -66,7 +75,7 @@ def row(*labels: list[int], size_mm: tuple[float, float, float] = (1.0, 1.0, 2.0
     return {str(name): value for name, value in table.iloc[0].items()}
 
 
-def test_two_of_four_voxels_shared():
+def test_overlap_by_hand():
     # R = {0, 1, 2}, P = {1, 2, 3, 4}, voxels of 2 mm3: shared 2, together 5, centres at 1 and 2.5 mm.
     found = row([1, 1, 1, 0, 0, 2], [0, 1, 1, 1, 1, 2])
     assert found["dice"] == pytest.approx(4 / 7)
@@ -80,32 +89,32 @@ def test_two_of_four_voxels_shared():
     assert found["mean_surface_distance_mm"] == pytest.approx((1 + 1 + 2) / 7)
 
 
-def test_distances_follow_the_edges_of_voxels():
+def test_distances_are_in_mm():
     found = row([1, 0, 0], [0, 0, 1], size_mm=(0.7, 1, 1))
     assert [found["hausdorff_mm"], found["centre_distance_mm"]] == pytest.approx([1.4, 1.4])
 
 
-def test_a_nucleus_that_was_not_predicted_has_no_distance_but_a_volume_difference():
+def test_unpredicted_nucleus_has_volume_difference_only():
     found = row([1, 1, 0], [0, 0, 0])
     assert (found["dice"], found["jaccard"], found["volume_similarity"]) == (0, 0, 0)
     assert (found["volume_difference_mm3"], found["volume_difference_percent"]) == (-4, -100)
     assert np.isnan([found[name] for name in found if name.endswith("_mm")]).all()
 
 
-def test_a_nucleus_that_only_the_prediction_has_makes_nothing_infinite():
+def test_nucleus_only_predicted_has_no_percentage():
     found = row([0, 0, 0], [1, 1, 0])
     assert found["volume_difference_mm3"] == 4
     assert np.isnan(found["volume_difference_percent"])
 
 
-def test_a_nucleus_in_neither_has_no_measure_at_all():
+def test_nucleus_in_neither_has_no_measures():
     found = row([0, 2], [0, 2])
     counts = ("index", "abbreviation", "n_reference", "n_prediction", "volume_reference_mm3", "volume_prediction_mm3")
     assert np.isnan([value for name, value in found.items() if name not in counts]).all()
 
 
 @given(seed=st.integers(0, 2**32 - 1), size_mm=SIZES_MM)
-def test_overlap_is_that_of_simpleitk(seed, size_mm):
+def test_overlap_agrees_with_simpleitk(seed, size_mm):
     rng = np.random.default_rng(seed)
     density = rng.choice([0.01, 0.2, 0.9])
     first, second = (rng.random((2, 5, 4, 6)) < density).astype(np.uint8)
@@ -121,7 +130,7 @@ def test_overlap_is_that_of_simpleitk(seed, size_mm):
 
 
 @given(seed=st.integers(0, 2**32 - 1), size_mm=SIZES_MM)
-def test_measures_do_not_depend_on_where_in_the_image_a_nucleus_lies(seed, size_mm):
+def test_overlap_does_not_depend_on_position(seed, size_mm):
     first, second = np.random.default_rng(seed).integers(0, 3, (2, 4, 5, 3)).astype(np.uint8)
     moved = [np.pad(labels, ((2, 0), (1, 3), (0, 4))) for labels in (first, second)]
     here, there = (
@@ -131,6 +140,153 @@ def test_measures_do_not_depend_on_where_in_the_image_a_nucleus_lies(seed, size_
     np.testing.assert_allclose(here, there)
 
 
-def test_no_structures_make_an_empty_table():
+def test_no_structures_give_an_empty_table():
     empty = np.zeros((2, 2, 2), int)
     assert list(overlap(empty, empty, structures=[], voxel_size_mm=(1, 1, 1))) == list(OVERLAP_COLUMNS)
+
+
+UNIT = (1.0, 1.0, 1.0)
+SURFACE_SIZES_MM = st.sampled_from([UNIT, (0.7, 0.7, 0.7), (0.9375, 0.9375, 3.0), (2.0, 1.0, 0.5)])
+
+
+def line(*filled: int, length: int = 12) -> np.ndarray:
+    mask = np.zeros((length, 1, 1), bool)
+    mask[list(filled)] = True
+    return mask
+
+
+def random_mask(rng: np.random.Generator) -> np.ndarray:
+    """From empty over single voxels to nearly full."""
+    return np.asarray(rng.random((5, 6, 4)) < rng.choice([0.01, 0.1, 0.5, 0.95]))
+
+
+def surface_points(mask: np.ndarray, size_mm: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Centres in mm of the voxels with a neighbour outside, and the area to it, voxel by voxel."""
+    points, areas = [], []
+    faces_mm2 = [size_mm[1] * size_mm[2], size_mm[0] * size_mm[2], size_mm[0] * size_mm[1]]
+    for place in np.argwhere(mask):
+        area = 0.0
+        for step in np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)]):
+            beside = place + step
+            inside = (beside >= 0).all() and (beside < mask.shape).all()
+            if not inside or not mask[tuple(beside)]:
+                area += faces_mm2[int(np.flatnonzero(step)[0])]
+        if area:
+            points.append(place * np.array(size_mm))
+            areas.append(area)
+    return np.array(points), np.array(areas)
+
+
+def test_distance_of_two_voxels_is_in_mm():
+    # 3 voxels of 0.5 mm and 2 of 2 mm: the hypotenuse of 1.5 and 4 mm.
+    first, second = np.zeros((2, 6, 6, 1), bool)
+    first[0, 0, 0] = second[3, 2, 0] = True
+    found = surface_distances(first, second, voxel_size_mm=(0.5, 2.0, 1.0))
+    assert [found.hausdorff_mm, found.hd95_mm, found.mean_mm] == pytest.approx([np.hypot(1.5, 4)] * 3)
+
+
+def test_mean_distance_uses_both_surfaces():
+    # {0, 1} and {1, 2, 3}: 1, 0 and 0, 1, 2: the largest is 2, the mean (1 + 3) / 5.
+    found = surface_distances(line(0, 1), line(1, 2, 3), voxel_size_mm=UNIT)
+    assert found.hausdorff_mm == 2
+    assert found.mean_mm == pytest.approx(4 / 5)
+
+
+def test_area_weights_favour_ends_of_lines():
+    # {0, 1, 2} in {0 … 3}, edges of 1 mm: the fourth voxel is 1 away; ends show 5 faces, middles 4: 5 of 14 + 18.
+    found = surface_distances(line(0, 1, 2), line(0, 1, 2, 3), voxel_size_mm=UNIT)
+    assert found.mean_mm == pytest.approx(1 / 7)
+    assert found.mean_area_mm == pytest.approx(5 / (5 + 4 + 5 + 5 + 4 + 4 + 5))
+
+
+def test_hd95_is_larger_of_two_percentiles():
+    # From {0} to {0, 4}: 0. Back: 0 and 4, whose 95th percentile is 3.8. Pooled (0, 0, 4) it would be 3.6.
+    assert surface_distances(line(0), line(0, 4), voxel_size_mm=UNIT).hd95_mm == pytest.approx(3.8)
+
+
+def test_inside_of_mask_is_no_surface():
+    cube = np.ones((5, 5, 5), bool)
+    shell = cube.copy()
+    shell[1:4, 1:4, 1:4] = False
+    # The cube reaches the edge of the image, which is its surface; the hollow's lies in the same voxels.
+    assert surface_distances(cube, shell, voxel_size_mm=UNIT).hausdorff_mm == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [((), (1,)), ((1,), ()), ((), ())])
+def test_empty_mask_has_no_distance(first, second):
+    found = surface_distances(line(*first), line(*second), voxel_size_mm=UNIT)
+    assert np.isnan([found.hausdorff_mm, found.hd95_mm, found.mean_mm, found.mean_area_mm]).all()
+
+
+@given(seed=st.integers(0, 2**32 - 1), size_mm=SURFACE_SIZES_MM)
+def test_distances_agree_with_all_pairs_of_points(seed, size_mm):
+    rng = np.random.default_rng(seed)
+    first, second = random_mask(rng), random_mask(rng)
+    found = surface_distances(first, second, voxel_size_mm=size_mm)
+    if not (first.any() and second.any()):
+        assert np.isnan(found.mean_mm)
+        return
+    (first_mm, first_mm2), (second_mm, second_mm2) = (surface_points(mask, size_mm) for mask in (first, second))
+    apart = cdist(first_mm, second_mm)
+    there, back = apart.min(axis=1), apart.min(axis=0)
+    assert found.hausdorff_mm == pytest.approx(max(there.max(), back.max()))
+    assert found.hd95_mm == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+    assert found.mean_mm == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)))
+    weighted = (there @ first_mm2 + back @ second_mm2) / (first_mm2.sum() + second_mm2.sum())
+    assert found.mean_area_mm == pytest.approx(weighted)
+
+
+def to_itk(mask: np.ndarray, size_mm: tuple[float, float, float]) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(np.pad(mask, 1).astype(np.uint8).T)
+    image.SetSpacing(size_mm)
+    return image
+
+
+@given(seed=st.integers(0, 2**32 - 1), size_mm=SURFACE_SIZES_MM)
+def test_hausdorff_distance_agrees_with_simpleitk(seed, size_mm):
+    rng = np.random.default_rng(seed)
+    first, second = random_mask(rng), random_mask(rng)
+    if not (first.any() and second.any()):
+        return
+    contours = [SimpleITK.BinaryContour(to_itk(mask, size_mm), fullyConnected=False) for mask in (first, second)]
+    measure = SimpleITK.HausdorffDistanceImageFilter()
+    measure.Execute(*contours)
+    found = surface_distances(first, second, voxel_size_mm=size_mm)
+    assert found.hausdorff_mm == pytest.approx(measure.GetHausdorffDistance(), rel=1e-5)  # float32 there
+
+
+def test_masks_of_other_shape_are_rejected():
+    with pytest.raises(ValueError, match=r"prediction has shape \(3, 1, 1\), expected \(12, 1, 1\)"):
+        surface_distances(line(1), line(1, length=3), voxel_size_mm=UNIT)
+
+
+def test_calibrated_probabilities_have_no_error():
+    # Ten voxels at 0.3, of which three are of the class.
+    assert expected_calibration_error([0.3] * 10, [True] * 3 + [False] * 7) == pytest.approx(0)
+
+
+def test_calibration_bins_are_weighted_by_voxels():
+    # Three voxels at 0.9, two of them right: |0.9 − 2/3|. One at 0.2, wrong: 0.2. (3·0.2333 + 0.2) / 4 = 0.225.
+    probability, truth = [0.9, 0.9, 0.9, 0.2], [True, True, False, False]
+    assert expected_calibration_error(probability, truth, n_bins=10) == pytest.approx(0.225)
+
+
+def test_probability_one_falls_into_last_bin():
+    assert expected_calibration_error([1.0, 1.0], [True, False], n_bins=4) == pytest.approx(0.5)
+
+
+def test_errors_do_not_cancel_across_bins():
+    probability = np.repeat([0.25, 0.75], 100)
+    truth = np.repeat([False, True], 100)
+    assert expected_calibration_error(probability, truth, n_bins=2) == pytest.approx(0.25)
+
+
+def test_calibration_without_voxels_is_nan():
+    assert math.isnan(expected_calibration_error([], []))
+
+
+def test_calibration_excess_cancels_across_maps():
+    # Two of three voxels at 0.5 are right in the one map, one of three in the other: 1.5 − 2 and 1.5 − 1 voxels.
+    one, other = (calibration_excess([0.5] * 3, [True] * n + [False] * (3 - n), n_bins=2) for n in (2, 1))
+    assert one.tolist() == [0.0, -0.5]
+    assert (one + other).tolist() == [0.0, 0.0]

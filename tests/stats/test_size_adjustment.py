@@ -13,7 +13,7 @@ def table(volumes: Any, values: Any, **columns: Any) -> pd.DataFrame:
     return pd.DataFrame({"abbreviation": "DN_L", "volume_mm3": volumes, "mean_ppm": values} | columns)
 
 
-def test_the_slope_of_the_controls_is_applied_to_all():
+def test_slope_of_controls_applies_to_all():
     """Controls rise by 0.01 ppm from 600 to 700 mm3 about 640: 1e-4 ppm/mm3; the patient of 540 gains 0.01."""
     rows = table([600.0, 620, 640, 660, 680, 540], [0.10, 0.102, 0.104, 0.106, 0.108, 0.12])
     result = adjust_for_size(rows, controls=[True] * 5 + [False])
@@ -23,7 +23,7 @@ def test_the_slope_of_the_controls_is_applied_to_all():
     assert (coefficients["n_controls"], coefficients["n_controls_missing"]) == (5, 0)
 
 
-def test_adjusted_controls_keep_their_mean_and_lose_the_slope():
+def test_adjusted_controls_have_no_slope():
     rng = np.random.default_rng(2)
     volume = rng.normal(650, 60, 30)
     rows = table(volume, 0.05 + 1e-4 * volume + rng.normal(0, 0.01, 30))
@@ -32,7 +32,7 @@ def test_adjusted_controls_keep_their_mean_and_lose_the_slope():
     assert linregress(volume, adjusted).slope == pytest.approx(0, abs=1e-12)
 
 
-def test_the_coefficients_are_those_of_another_regression():
+def test_coefficients_agree_with_statsmodels():
     import statsmodels.api as statsmodels
 
     rng: Any = np.random.default_rng(3)
@@ -51,7 +51,7 @@ def test_missing_values_stay_missing_and_are_counted():
     assert result.coefficients[["n_controls", "n_controls_missing"]].to_numpy().tolist() == [[5, 1]]
 
 
-def test_nuclei_are_adjusted_apart_and_rows_keep_their_place():
+def test_nuclei_are_adjusted_separately_in_order():
     left, right = (table([1.0, 2, 3, 4, 5], [slope * volume for volume in range(1, 6)]) for slope in (1, 2))
     both = pd.concat([left, right.assign(abbreviation="DN_R")]).sample(frac=1, random_state=0)
     result = adjust_for_size(both, controls=np.full(10, True))
@@ -67,13 +67,13 @@ def test_nuclei_are_adjusted_apart_and_rows_keep_their_place():
         pytest.param([7.0] * 6, "not adjusted: the volumes of all controls are 7", id="all alike"),
     ],
 )
-def test_without_a_slope_values_are_missing_and_a_note_says_why(volumes, note):
+def test_missing_slope_has_a_note(volumes, note):
     result = adjust_for_size(table(volumes, np.arange(len(volumes)) / 10), controls=np.full(len(volumes), True))
     assert result.coefficients.loc[0, "note"] == note
     assert result.values.isna().all()
 
 
-def test_controls_with_several_scans_count_once():
+def test_repeated_controls_count_once():
     people = [name for name in ("a", "b", "c") for _ in range(2)]
     rows = table(np.arange(600.0, 606), np.arange(6) / 10, participant_id=people)
     result = adjust_for_size(rows, controls=np.full(6, True), participant="participant_id")
@@ -81,16 +81,16 @@ def test_controls_with_several_scans_count_once():
     assert result.values.isna().all()
 
 
-def test_no_control_is_refused():
+def test_no_controls_are_rejected():
     with pytest.raises(InputError, match=r"^group table: no scan of a control; check the filter"):
         adjust_for_size(table([1.0], [0.1]), controls=[False])
 
 
-def test_a_mask_of_another_length_is_refused():
+def test_controls_of_other_length_are_rejected():
     with pytest.raises(ValueError, match=r"controls is bool of shape \(2,\), expected bool of shape \(1,\)"):
         adjust_for_size(table([1.0], [0.1]), controls=[True, False])
 
 
-def test_a_missing_column_is_refused():
+def test_missing_column_is_rejected():
     with pytest.raises(InputError, match="no column volume_mm3"):
         adjust_for_size(table([1.0], [0.1]).drop(columns="volume_mm3"), controls=[True])

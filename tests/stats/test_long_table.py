@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.frames import numbers, to_numbers
+from bids_dgmseg.stats.long_table import numeric_column, parse_numbers
 
 
 def ages(*values: object) -> pd.DataFrame:
@@ -26,30 +26,30 @@ def ages(*values: object) -> pd.DataFrame:
         ("30-35", np.nan, "is '30-35', not a number; it counts as missing"),
     ],
 )
-def test_ages_are_read_as_people_write_them(text, value, warning):
-    values, warnings = to_numbers(ages(text, "x").head(1), "age")
+def test_common_spellings_of_ages_are_parsed(text, value, warning):
+    values, warnings = parse_numbers(ages(text, "x").head(1), "age")
     assert values.tolist() == pytest.approx([value], nan_ok=True)
     assert warnings == (() if warning is None else (f"participants.tsv: age of sub-0 {warning}",))
 
 
-def test_a_participant_with_many_rows_is_named_once():
+def test_each_participant_is_reported_once():
     table = pd.concat([ages("89+", "30")] * 16)
-    values, warnings = to_numbers(table, "age")
+    values, warnings = parse_numbers(table, "age")
     assert values.index.equals(table.index)
     assert warnings == ("participants.tsv: age of sub-0 is '89+', taken as 89",)
 
 
-def test_numbers_are_taken_as_they_are():
-    values, warnings = to_numbers(ages(30, np.nan), "age")
+def test_numeric_columns_are_unchanged():
+    values, warnings = parse_numbers(ages(30, np.nan), "age")
     assert values.tolist() == pytest.approx([30, np.nan], nan_ok=True)
     assert not warnings
 
 
-def test_text_where_numbers_are_needed_is_refused():
+def test_text_in_numeric_column_is_rejected():
     with pytest.raises(ValueError, match=r"column age holds .*, expected numbers"):
-        numbers(ages("30"), "age")
+        numeric_column(ages("30"), "age")
 
 
-def test_a_missing_column_is_refused():
+def test_missing_column_is_rejected():
     with pytest.raises(InputError, match=r"^group table: no column sex \(columns: participant_id, age\); add it"):
-        to_numbers(ages("30"), "sex")
+        parse_numbers(ages("30"), "sex")
