@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +19,7 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi, make_grid
@@ -204,6 +207,27 @@ def test_reconstruct_refuses_impossible_arguments(change, message):
                 **change,
             }
         )
+
+
+def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "dgm16", oracle)
+    monkeypatch.chdir(tmp_path)
+    chi = coarse_chi()
+    for name in ("sub-01/ses-1/anat/sub-01_ses-1", "sub-02/anat/sub-02"):
+        path = tmp_path / f"demo/{name}_Chimap.nii.gz"
+        path.parent.mkdir(parents=True)
+        image_of(chi).to_filename(path)
+    nib.Nifti1Image(np.full(chi.shape, 30.0, np.float32), chi.affine).to_filename("sub-02_R2starmap.nii.gz")
+    phases, brain, _ = _echoes([0.008, 0.016, 0.024])
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for echo, image in enumerate(_in_radians([nib.Nifti1Image(phase, affine) for phase in phases]), start=1):
+        image.to_filename(f"echo-{echo}_phase.nii.gz")
+        nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine).to_filename(f"echo-{echo}_mag.nii.gz")
+    text = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    assert {"sub-02_dseg.nii.gz", "Chimap.nii.gz"} < {path.name for path in tmp_path.iterdir()}
 
 
 def test_list_models_has_one_row_per_model():
