@@ -1,4 +1,4 @@
-"""Run the BIDS App: ``python -m bids_dgmseg``."""
+"""Run the BIDS App with ``python -m bids_dgmseg``."""
 
 from __future__ import annotations
 

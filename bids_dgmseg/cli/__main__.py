@@ -1,4 +1,4 @@
-"""Run a verb: ``python -m bids_dgmseg.cli``."""
+"""Run `dgmseg` with ``python -m bids_dgmseg.cli``."""
 
 from __future__ import annotations
 

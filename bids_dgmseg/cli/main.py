@@ -1,7 +1,8 @@
-"""The verbs of `dgmseg`, one small file each.
+"""Command line of `dgmseg`, one module per verb.
 
-A verb is a module here with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns the exit
-code; where an interrupted one is worth a word more, ``AFTER_INTERRUPT``. Nothing heavy is imported before a verb runs.
+A verb is a module of this package with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns
+the exit code, and optionally ``AFTER_INTERRUPT``, a hint for interrupted runs. Nothing heavy is imported before a verb
+runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ VERBS = (
     "train-nnunet",
     "train-simulated",
 )
-"""Modules of this package (with underscores), each with ``HELP``, ``add_arguments`` and ``run``."""
+"""Modules of this package, with hyphens for underscores."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: done. 1: the verb found something wrong. 2: options or files do not allow it. 130: interrupted.
+        0: done. 1: the verb found a problem. 2: invalid options or files. 130: interrupted.
     """
     args = build_parser().parse_args(argv)
     keep_freed_memory()
@@ -49,19 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Gather the verbs' options."""
+    """Build the parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="dgmseg",
-        description="What belongs to bids_dgmseg beside the BIDS App. Left is always the patient's left.",
-        epilog="`dgmseg VERB --help` explains a verb.",
+        description="Evaluation, training, simulation and other tools of bids_dgmseg. Left is always the patient's "
+        "left.",
+        epilog="`dgmseg VERB --help` shows the options of a verb.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         verb = importlib.import_module(f"bids_dgmseg.cli.{name.replace('-', '_')}")
-        own = verbs.add_parser(
-            name, help=verb.HELP, description=verb.HELP[0].upper() + verb.HELP[1:] + ".", allow_abbrev=False
-        )
-        verb.add_arguments(own)
-        own.set_defaults(run=verb.run, after_interrupt=getattr(verb, "AFTER_INTERRUPT", ""))
+        description = f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
+        subparser = verbs.add_parser(name, help=verb.HELP, description=description, allow_abbrev=False)
+        verb.add_arguments(subparser)
+        subparser.set_defaults(run=verb.run, after_interrupt=getattr(verb, "AFTER_INTERRUPT", ""))
     return parser

@@ -1,4 +1,4 @@
-"""``dgmseg models``: what models there are, and whether their weights are whole."""
+"""``dgmseg models``: list the models and check their weights."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.registry import ALIASES, MODELS, Localizer, Model, get_model, weights_folder
 
-HELP = "list the models, show one, or check the weights in the package"
+HELP = "list the models, show one, or verify the checksums of the weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the options of the verb."""
     parser.add_argument(
         "action",
         nargs="?",
         choices=("list", "show", "check"),
         default="list",
-        help="list: a line a model; show MODEL: all about one; check: compare the weights with their "
-        "checksums, exit code 1 if one differs (default: %(default)s)",
+        help="list: one line per model; show: details of a model; check: compare the weights with their checksums "
+        "(exit code 1 if any differs; default: %(default)s)",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="which one (default, but for show: all)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model (required by show; default: all)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the models."""
     if args.action == "show" and args.model is None:
-        raise InputError(f"show: which model? choose from {', '.join([*ALIASES, *MODELS])}")
+        raise InputError(f"show: no model given; choose from {', '.join([*ALIASES, *MODELS])}")
     chosen = [get_model(args.model, option="")] if args.model else list(MODELS.values())
     if args.action == "list":
         print(_table([("model", "nuclei", "size", "licence", "trained on", "title"), *map(_row, chosen)]))
@@ -45,7 +45,7 @@ def _row(model: Model) -> tuple[str, ...]:
 
 
 def _keys(model: Model) -> str:
-    """Name a model with its aliases.
+    """Return the name of a model with its aliases.
 
     >>> _keys(get_model("default"))
     'dgm16 (default)'
@@ -85,7 +85,7 @@ def _details(model: Model) -> dict[str, str]:
         "network": model.network or str(model.predictor),
         "architecture": ", ".join(f"{key} {value}" for key, value in model.arch.items()) or "n/a",
         "input": f"{spacing} mm voxels, patch {patch} mm, {model.input.normalization}",
-        "localizer": _say_localizer(model.localizer),
+        "localizer": _describe_localizer(model.localizer),
         "memory": f"{model.memory_gb:g} GB",
         "size": _size(model),
         "licence": weights.licence if weights else "n/a",
@@ -96,10 +96,10 @@ def _details(model: Model) -> dict[str, str]:
     }
 
 
-def _say_localizer(localizer: Localizer) -> str:
-    """Name the way to the box.
+def _describe_localizer(localizer: Localizer) -> str:
+    """Return the kind of a localizer.
 
-    >>> _say_localizer(get_model("deepqsmseg").localizer)
+    >>> _describe_localizer(get_model("deepqsmseg").localizer)
     'centre, guarded by the localizer of dgm16'
     """
     guard = f", guarded by the localizer of {localizer.guard}" if localizer.guard else ""
@@ -107,7 +107,6 @@ def _say_localizer(localizer: Localizer) -> str:
 
 
 def _check(models: list[Model]) -> int:
-
     wrong = 0
     for model in models:
         if not model.weights:

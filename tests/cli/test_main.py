@@ -99,10 +99,10 @@ def test_impossible_trainings_are_refused(option, values, wanted, capsys):
     [
         (["demo", "."], "demo: error: {name}: exists and is not an empty folder; give a new one"),
         (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
-        (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: the template is NIfTI"),
-        (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; make it first"),
+        (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: not a NIfTI file name"),
+        (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; create it first"),
         (["template", "a.nii.gz", "b", "c", "out.nii.gz"], "template: error: a.nii.gz: "),
-        (["models", "show"], "models: error: show: which model? choose from default, "),
+        (["models", "show"], "models: error: show: no model given; choose from default, "),
         (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
         (
             ["train-simulated", "default", "none.nii.gz", "out"],
