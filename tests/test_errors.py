@@ -28,12 +28,12 @@ def fail_with(error: BaseException):
         (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
     ],
 )
-def test_what_users_can_mend_is_one_line_and_a_code(capsys, error, code, said):
+def test_user_errors_are_one_line_and_an_exit_code(capsys, error, code, said):
     assert run_command("prog", fail_with(error), after_interrupt="; go on later") == code
     assert capsys.readouterr().err == said
 
 
-def test_letters_that_a_locale_lacks_are_shown_by_their_codes(monkeypatch):
+def test_unencodable_characters_are_escaped(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
     assert run_command("prog", lambda: 0 * sys.stdout.write("sub-01: … \ud800\n")) == 0
@@ -41,12 +41,12 @@ def test_letters_that_a_locale_lacks_are_shown_by_their_codes(monkeypatch):
     assert written.getvalue() == b"sub-01: \\u2026 \\ud800\n"
 
 
-def test_a_command_that_ends_well_says_nothing(capsys):
+def test_successful_command_prints_nothing(capsys):
     assert run_command("prog", lambda: 1) == 1
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [OSError("no file"), BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("bug")])
-def test_an_error_of_the_program_keeps_its_traceback(error):
+def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
         run_command("prog", fail_with(error))

@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
-def test_arrays_take_the_memory_of_those_before():
+def test_freed_memory_is_reused():
     faults = {}
     for choice in ("keep", "leave"):
         run = subprocess.run([sys.executable, "-c", _TAKE_AND_FREE, choice], capture_output=True, text=True, check=True)

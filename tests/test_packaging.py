@@ -43,7 +43,7 @@ def boutiques() -> Any:
     return json.loads(read("boutiques.json"))
 
 
-def test_ci_runs_the_lines_of_the_readme():
+def test_ci_runs_the_commands_of_the_readme():
     headings = ("### Run the demo", "### Run the tests")
     blocks = [read("README.md").partition(heading)[2].split("```")[1] for heading in headings]
     lines = [block.removeprefix("bash\n").strip() for block in blocks]
@@ -59,7 +59,7 @@ def test_ci_and_workflows_are_valid_shell():
         assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
-def test_boutiques_has_exactly_the_options(boutiques):
+def test_boutiques_has_the_same_options(boutiques):
     known = {given.get("command-line-flag", given["id"]): given for given in boutiques["inputs"]}
     assert list(known) == list(ACTIONS)
     words = boutiques["command-line"].split()
@@ -67,7 +67,7 @@ def test_boutiques_has_exactly_the_options(boutiques):
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-def test_boutiques_takes_what_an_option_takes(boutiques, name):
+def test_boutiques_options_have_the_same_types(boutiques, name):
     action: argparse.Action = ACTIONS[name]
     given = next(given for given in boutiques["inputs"] if given.get("command-line-flag", given["id"]) == name)
     assert given["optional"] is bool(action.option_strings)
@@ -78,7 +78,7 @@ def test_boutiques_takes_what_an_option_takes(boutiques, name):
     assert given["description"]
 
 
-def test_the_version_is_the_same_everywhere(boutiques):
+def test_version_is_the_same_everywhere(boutiques):
     assert boutiques["tool-version"] == __version__
     assert boutiques["container-image"]["image"] == f"bids_dgmseg:{__version__}"
     assert f"\nversion: {__version__}\n" in read("CITATION.cff")
@@ -115,12 +115,12 @@ def test_readme_names_only_existing_options():
     assert named <= {*ACTIONS, "--help"}
 
 
-def test_every_column_of_the_table_is_documented():
+def test_every_column_is_documented():
     page = read("docs/outputs.md")
     assert [column for column in STATS_COLUMNS if f"`{column}`" not in page] == []
 
 
-def test_every_nucleus_is_documented_with_its_number():
+def test_every_nucleus_is_documented():
     page = read("docs/index.md")
     assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
 
@@ -137,7 +137,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)
-def test_the_ranges_of_simulated_maps_are_documented(ranges):
+def test_simulation_ranges_are_documented(ranges):
     table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
     known = dataclasses.asdict(ranges)
@@ -152,7 +152,7 @@ def write_range(value: float | tuple[float, ...]) -> str:
     return (" – " if len(value) == 2 else ", ").join(f"{number:g}" for number in value)
 
 
-def test_the_methods_have_the_sizes_of_the_shipped_model():
+def test_methods_state_the_sizes_of_the_model():
     model = MODELS["dgm16"]
     text = " ".join(read("docs/methods.md").split())
     assert f"averaged or interpolated to {model.input.spacing_mm[0]:g} mm" in text
@@ -165,7 +165,7 @@ def test_the_methods_have_the_sizes_of_the_shipped_model():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
+def test_links_are_valid(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" in target:
             continue
@@ -181,12 +181,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles}
 
 
-def test_every_page_is_on_the_site():
+def test_every_page_is_in_mkdocs():
     listed = re.findall(r"([\w/-]+\.md)$", read("mkdocs.yml"), flags=re.MULTILINE)
     assert sorted(listed) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES if "docs" in page.parts]
 
 
-def test_the_weights_name_the_works_that_they_started_from():
+def test_weights_licence_names_the_atlases():
     text = read("LICENSE-WEIGHTS")
     for work in ("CC BY 4.0", "Allen Human Reference Atlas - 3D, 2020", "CIT168", "ICBM 152"):
         assert work in text, work
@@ -195,7 +195,7 @@ def test_the_weights_name_the_works_that_they_started_from():
     assert project["license"] == "Apache-2.0 AND CC-BY-4.0"
 
 
-def test_the_image_gets_all_that_the_package_is_built_from():
+def test_docker_image_contains_the_package():
     allowed = re.findall(r"^!(.+)$", read(".dockerignore"), flags=re.MULTILINE)
     project = tomllib.loads(read("pyproject.toml"))["project"]
     assert {"pyproject.toml", "bids_dgmseg", project["readme"], *project["license-files"]} <= set(allowed)

@@ -1,4 +1,7 @@
-"""The product end to end, as its users see it; the oracle stands in for a network, so nothing here needs luck."""
+"""What the program promises, end to end.
+
+The oracle replaces the network: it knows the true labels of the phantom, so that every expected value is known.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ STORED: Mapping[str, Mapping[str, Any]] = {
     "qformonly": {"grid": "LAS", "codes": (1, 0)},
     "twocodes": {"grid": "oblique", "codes": (1, 4)},
 }
-"""One head, stored in many ways: label of the participant → how."""
+"""Participant → how the same head is stored."""
 
 
 def assert_same_grid(written: nib.Nifti1Image, original: nib.Nifti1Image) -> None:
@@ -54,7 +57,7 @@ def validate(folder: Path, cache: Path) -> None:
 
 
 def store(root: Path, name: str, how: Mapping[str, Any]) -> None:
-    """Write the phantom in one of many ways."""
+    """Write the map of a participant as `STORED` describes it."""
     grid = make_grid(how["grid"]) if "grid" in how else world_grid(HEAD, (how["spacing_mm"],) * 3)
     path = write_map(root, f"sub-{name}", PHANTOM.chi(grid), extension=how.get("extension", ".nii.gz"))
     if "dtype" in how:
@@ -71,7 +74,7 @@ def store(root: Path, name: str, how: Mapping[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of ``ds`` and ``out`` after one run over the same head stored in many ways."""
+    """Folder with the dataset ``ds`` of all participants of `STORED` and the results ``out``."""
     folder = tmp_path_factory.mktemp("heads")
     start_dataset(folder / "ds")
     for name, how in STORED.items():
@@ -86,19 +89,19 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(params=STORED)
 def head(request: pytest.FixtureRequest, heads: Path) -> tuple[Path, Path, str]:
-    """One of them: its map, the output directory, the scan's name."""
+    """Map, output directory and name of one scan."""
     (chi,) = (heads / "ds" / f"sub-{request.param}").rglob("*_Chimap.nii*")
     return chi, heads / "out", f"sub-{request.param}"
 
 
 @pytest.mark.parametrize("suffix", ["dseg", "probseg"])
-def test_results_lie_on_the_maps_own_grid(head, suffix):
+def test_results_are_on_the_grid_of_the_map(head, suffix):
     chi, out, scan = head
     (path,) = out.rglob(f"{scan}_seg-oracle_{suffix}.nii.gz")
     assert_same_grid(load_image(path), load_image(chi))
 
 
-def test_a_header_without_a_place_is_kept_as_it_is(tmp_path, run):
+def test_header_without_orientation_codes_is_kept(tmp_path, run):
     start_dataset(tmp_path / "ds")
     store(tmp_path / "ds", "01", {"grid": "RAS", "codes": (0, 0)})
     assert run(tmp_path / "ds", "--no-masks") == 0
@@ -106,11 +109,11 @@ def test_a_header_without_a_place_is_kept_as_it_is(tmp_path, run):
     assert_same_grid(load_image(dseg), load_image(chi))
 
 
-def test_left_stays_left_and_volumes_stay(head):
+def test_left_stays_left_and_volumes_hold(head):
     _, out, scan = head
     for name, row in read_stats(out, scan).items():
         truth_mm3 = PHANTOM.volumes_mm3[name]
-        # The answer at 2 mm is read at the centres of the map's voxels: few of 3 mm lie in a nucleus 5 mm high.
+        # Interpolated from 2 mm to the voxel centres of the map: a nucleus 5 mm high spans few voxels of 3 mm.
         assert float(row["volume_pv_mm3"]) == pytest.approx(truth_mm3, rel=0.12), name
     (path,) = out.rglob(f"{scan}_seg-oracle_dseg.nii.gz")
     dseg = Volume.read(path, np.uint8)
@@ -119,24 +122,24 @@ def test_left_stays_left_and_volumes_stay(head):
         assert (x_mm < 0).all() == (structure.hemisphere == "L"), structure.abbreviation
 
 
-def test_labels_are_the_phantoms(head):
+def test_labels_match_the_phantom(head):
     _, out, scan = head
     (path,) = out.rglob(f"{scan}_seg-oracle_dseg.nii.gz")
     dseg = load_image(path)
     found = np.asanyarray(dseg.dataobj)
     truth = PHANTOM.dseg(Grid((found.shape[0], found.shape[1], found.shape[2]), dseg.affine)).array
-    both = 2 * np.count_nonzero((truth == found) & (truth > 0)) / (np.count_nonzero(truth) + np.count_nonzero(found))
-    assert both > 0.9  # Dice over all nuclei: 2 mm voxels, edges half a voxel off at most
+    dice = 2 * np.count_nonzero((truth == found) & (truth > 0)) / (np.count_nonzero(truth) + np.count_nonzero(found))
+    assert dice > 0.9  # over all nuclei: voxels of 2 mm, boundaries at most half a voxel off
 
 
-def test_susceptibilities_are_the_phantoms(head):
+def test_susceptibilities_match_the_phantom(head):
     _, out, scan = head
-    for name in ("DN_L", "CN_R", "PUT_L", "GP_R"):  # large enough for a core free of partial volume
+    for name in ("DN_L", "CN_R", "PUT_L", "GP_R"):  # large enough for a core without partial volume
         core = float(read_stats(out, scan)[name]["core_mean_ppm"])
-        assert core == pytest.approx(PHANTOM.chi_ppm[name], abs=0.002), name  # left and right differ by 0.004 and more
+        assert core == pytest.approx(PHANTOM.chi_ppm[name], abs=0.002), name  # left and right differ by at least 0.004
 
 
-def test_the_probabilities_are_whole_numbers_with_a_scale(head):
+def test_probabilities_are_scaled_integers(head):
     _, out, scan = head
     (path,) = out.rglob(f"{scan}_seg-oracle_probseg.nii.gz")
     image = load_image(path)
@@ -147,7 +150,7 @@ def test_the_probabilities_are_whole_numbers_with_a_scale(head):
     assert 0.9 < image.get_fdata().max() <= 1 + 1e-7  # 1/255 is rounded to float32 in the header
 
 
-def test_one_command_gives_every_file(bids_dataset, run, tmp_path):
+def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     run(bids_dataset("sub-01_ses-1_acq-x", "sub-01_ses-2"))
     out = tmp_path / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
@@ -194,7 +197,7 @@ def test_input_and_output_are_valid_bids(bids_dataset, run, tmp_path):
 
 
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
-def test_maps_of_a_derivative_are_found(run, tmp_path, extension):
+def test_maps_of_derivatives_are_found(run, tmp_path, extension):
     start_dataset(tmp_path / "ds")
     qsmxt = tmp_path / "ds" / "derivatives" / "qsmxt"
     write_map(qsmxt, "sub-01", coarse_chi(), extension=extension)
@@ -202,7 +205,7 @@ def test_maps_of_a_derivative_are_found(run, tmp_path, extension):
     assert (tmp_path / "out" / "sub-01.html").is_file()
 
 
-def test_running_again_does_nothing(bids_dataset, run, tmp_path, capsys):
+def test_rerun_skips_finished_scans(bids_dataset, run, tmp_path, capsys):
     dataset = bids_dataset("sub-01", "sub-02")
     run(dataset)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")}
@@ -210,6 +213,9 @@ def test_running_again_does_nothing(bids_dataset, run, tmp_path, capsys):
     assert run(dataset) == 0
     assert capsys.readouterr().out == "all 2 scans are up to date; use --force to process them again\n"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
+
+
+# Resuming: a scan is processed again exactly if something that its results depend on has changed.
 
 
 def change_map(dataset: Path, out: Path) -> list[str]:
@@ -236,7 +242,7 @@ def leave_out_masks(dataset: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("change", [change_map, change_sidecar, lose_a_result, force, leave_out_masks])
-def test_running_again_redoes_what_has_changed(bids_dataset, run, tmp_path, capsys, change):
+def test_rerun_processes_changed_scans(bids_dataset, run, tmp_path, capsys, change):
     dataset = bids_dataset("sub-01")
     run(dataset)
     options = change(dataset, tmp_path / "out")
@@ -245,14 +251,14 @@ def test_running_again_redoes_what_has_changed(bids_dataset, run, tmp_path, caps
     assert "sub-01: done (1 of 1)" in capsys.readouterr().out
 
 
-def test_two_runs_give_the_same_bytes(bids_dataset, run, tmp_path):
+def test_two_runs_write_the_same_bytes(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01")
     run(dataset, out=tmp_path / "one")
     run(dataset, out=tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_dry_run_lists_and_writes_nothing(bids_dataset, run, tmp_path, capsys):
+def test_dry_run_lists_scans_and_writes_nothing(bids_dataset, run, tmp_path, capsys):
     dataset = bids_dataset("sub-01_ses-1", "sub-02")
     assert run(dataset, "--dry-run") == 0
     out, err = capsys.readouterr()
@@ -262,13 +268,13 @@ def test_a_dry_run_lists_and_writes_nothing(bids_dataset, run, tmp_path, capsys)
     assert not (tmp_path / "work").exists()
 
 
-def test_a_choice_of_participants_and_sessions(bids_dataset, run, tmp_path):
+def test_participants_and_sessions_are_selected(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")
     assert run(dataset, "--participant-label", "sub-01", "--session-label", "2") == 0
     assert [path.name for path in (tmp_path / "out").rglob("*_dseg.nii.gz")] == ["sub-01_ses-2_seg-oracle_dseg.nii.gz"]
 
 
-def test_the_group_level_joins_participants(bids_dataset, run, tmp_path, capsys):
+def test_group_level_joins_participants_tsv(bids_dataset, run, tmp_path, capsys):
     dataset = bids_dataset("sub-01_ses-1", "sub-02_ses-1")
     (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t34\nsub-02\t71\n")
     run(dataset)
@@ -281,21 +287,22 @@ def test_the_group_level_joins_participants(bids_dataset, run, tmp_path, capsys)
     assert float(rows[1]["RN_L_volume_mm3"]) == float(stats["RN_L"]["volume_mm3"])
 
 
-def test_the_group_level_needs_no_raw_data_but_says_what_is_missing(bids_dataset, run, tmp_path, capsys):
+def test_group_level_needs_no_raw_data(bids_dataset, run, tmp_path, capsys):
     run(bids_dataset("sub-01"))
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", level="group") == 0
     assert capsys.readouterr().err == "empty: no participants.tsv; the tables have no columns from it\n"
     assert run(tmp_path / "gone", level="group") == 2
-    assert "gone: no such folder; give the root folder of the BIDS dataset" in capsys.readouterr().err
+    assert "gone: no such folder; pass the root directory of the BIDS dataset" in capsys.readouterr().err
 
 
 SCRIPT = """
 import os, signal, sys
-from bids_dgmseg import cli, models
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.models.registry import MODELS
 from tests.oracle import oracle_model
 
-models.MODELS["oracle"] = oracle_model()
+MODELS["oracle"] = oracle_model()
 if "--die" in sys.argv:
     sys.argv.remove("--die")
     from bids_dgmseg.bids import derivatives
@@ -306,13 +313,14 @@ if "--die" in sys.argv:
         copy_file(temporary, final)
     derivatives.copy_file = die_at_the_third
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
 """
+"""The program with the oracle; with ``--die`` it is killed while it writes results."""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the program in a process of its own, with a HOME of its own."""
+    """Start the program in a new process with an empty HOME."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     home = tmp_path / "home"
@@ -341,7 +349,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return call
 
 
-def test_a_killed_run_leaves_nothing_half_written_and_is_taken_up(bids_dataset, run, start, tmp_path):
+def test_killed_run_leaves_no_partial_files(bids_dataset, run, start, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     killed = start(dataset, "--nprocs", "1", "--die")
     killed.communicate(timeout=120)
@@ -352,7 +360,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_is_taken_up(bids_dataset, 
     assert len(list((tmp_path / "out").rglob("*_stats.tsv"))) == 2
 
 
-def test_two_runs_at_the_same_time_share_output_and_work_and_leave_home_alone(bids_dataset, start, tmp_path):
+def test_concurrent_runs_share_output_without_touching_home(bids_dataset, start, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     both = [start(dataset, "--participant-label", label, "--nprocs", "2") for label in ("01", "02")]
     for process in both:
@@ -363,7 +371,7 @@ def test_two_runs_at_the_same_time_share_output_and_work_and_leave_home_alone(bi
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_the_group_level_leaves_home_alone(bids_dataset, run, start, tmp_path):
+def test_group_level_does_not_touch_home(bids_dataset, run, start, tmp_path):
     dataset = bids_dataset("sub-01")
     assert run(dataset) == 0
     tables = start(dataset, level="group")

@@ -33,7 +33,7 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert config.selection.filter_file == tmp_path / "f.json"
 
 
-def test_labels_lose_their_prefix_and_come_once():
+def test_labels_have_no_prefix_or_duplicates():
     config = read_config(
         [*BASE, "--participant-label", "sub-01", "01", "02", "--session-label", "ses-a", "--participant-label", "03"]
     )
@@ -41,7 +41,7 @@ def test_labels_lose_their_prefix_and_come_once():
     assert config.selection.sessions == ("a",)
 
 
-def test_underscores_in_options_are_understood():
+def test_options_may_be_spelled_with_underscores():
     config = read_config([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
     assert (config.selection.participants, config.resources.mem_gb, config.control.work_dir) == (
         ("01",),
@@ -50,7 +50,7 @@ def test_underscores_in_options_are_understood():
     )
 
 
-def test_each_flag_is_a_setting():
+def test_flags_reach_the_configuration():
     plain = read_config(BASE)
     assert (
         plain.segmentation.masks,
@@ -100,14 +100,14 @@ def test_each_flag_is_a_setting():
         ("--bootstrap", "100"),
     ],
 )
-def test_what_only_the_group_level_does_is_refused_before(option, value, capsys):
+def test_group_option_is_rejected_at_participant_level(option, value, capsys):
     assert main([*BASE, option, value]) == 2
     assert capsys.readouterr().err == (
         f"bids_dgmseg: error: {option} is only valid at the group level; omit it at the participant level\n"
     )
 
 
-def test_the_alias_of_a_model_is_resolved():
+def test_model_alias_is_resolved():
     assert read_config(BASE).segmentation.model is None
     assert read_config([*BASE, "--model", "default"]).segmentation.model == "dgm16"
 
@@ -128,17 +128,17 @@ def test_the_alias_of_a_model_is_resolved():
         ("--particpant-label", "01"),
     ],
 )
-def test_a_wrong_option_ends_with_2(argv, capsys):
+def test_invalid_option_exits_with_2(argv, capsys):
     assert fails_with(2, *argv)
     assert "bids_dgmseg: error: " in capsys.readouterr().err
 
 
-def test_a_wrong_number_is_shown(capsys):
+def test_message_shows_the_invalid_number(capsys):
     assert fails_with(2, "--mem-gb", "lots")
     assert "argument --mem-gb: 'lots' is not a positive number" in capsys.readouterr().err
 
 
-def test_unknown_model_and_missing_weights_end_with_2_and_one_line(capsys, tmp_path):
+def test_unknown_model_and_weights_exit_with_2(capsys, tmp_path):
     assert main([*BASE, "--model", "unet"]) == 2
     assert main([*BASE, "--weights", str(tmp_path / "gone")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -152,19 +152,19 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"bids_dgmseg {bids_dgmseg.__version__}\n"
 
 
-def test_threads_and_memory_come_from_the_machine(monkeypatch):
+def test_resources_default_to_what_is_available(monkeypatch):
     monkeypatch.setattr(cli, "count_cpus", lambda: 12)
     monkeypatch.setattr(cli, "available_memory_gb", lambda: 10.0)
     config = read_config(BASE)
     assert (config.resources.nprocs, config.resources.omp_nthreads, config.resources.mem_gb) == (12, 8, 9.0)
 
 
-def test_threads_of_a_step_never_exceed_the_processors():
+def test_threads_never_exceed_nprocs():
     config = read_config([*BASE, "--nprocs", "3", "--omp-nthreads", "8"])
     assert (config.resources.nprocs, config.resources.omp_nthreads) == (3, 3)
 
 
-def test_affinity_and_quota_limit_the_processors(monkeypatch, tmp_path):
+def test_affinity_and_quota_limit_the_cpus(monkeypatch, tmp_path):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(machine, "_own_cgroups", lambda: [tmp_path])
     assert machine.count_cpus() == 16
@@ -174,7 +174,7 @@ def test_affinity_and_quota_limit_the_processors(monkeypatch, tmp_path):
     assert machine.count_cpus() == 16
 
 
-def test_a_containers_limit_counts_for_the_memory(monkeypatch, tmp_path):
+def test_container_limit_counts_for_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_free_bytes", lambda: 50_000_000_000)
     monkeypatch.setattr(machine, "_own_cgroups", lambda: [tmp_path])
     assert machine.available_memory_gb() == 50
@@ -183,19 +183,19 @@ def test_a_containers_limit_counts_for_the_memory(monkeypatch, tmp_path):
     assert machine.available_memory_gb() == 3
 
 
-def test_intermediate_files_go_to_the_temporary_folder():
+def test_work_dir_defaults_to_the_temporary_folder():
     assert read_config(BASE).control.work_dir.is_relative_to(Path(tempfile.gettempdir()))
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_the_exit_code_is_that_of_the_level(monkeypatch, code):
+def test_exit_code_is_that_of_the_level(monkeypatch, code):
     monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", lambda config: code)
     monkeypatch.setattr("bids_dgmseg.workflow.group.run_group", lambda config: code)
     assert main(["ds", "out", "participant", "--skip-bids-validation"]) == code
     assert main(["ds", "out", "group"]) == code
 
 
-def test_an_input_error_is_one_line_and_2(monkeypatch, capsys):
+def test_input_error_is_one_line_and_exits_with_2(monkeypatch, capsys):
     def refuse(config):
         raise InputError("ds: wrong\n  and more")
 
@@ -204,7 +204,7 @@ def test_an_input_error_is_one_line_and_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "bids_dgmseg: error: ds: wrong and more\n"
 
 
-def test_an_interruption_is_130(monkeypatch, capsys):
+def test_interrupt_exits_with_130(monkeypatch, capsys):
     def interrupt(config):
         raise KeyboardInterrupt
 
@@ -217,7 +217,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
-def test_help_loads_nothing_heavy():
+def test_help_imports_nothing_heavy():
     run = run_python(
         "import sys; from bids_dgmseg.cli.bids_app import build_parser; build_parser().format_help(); "
         "print(*sys.modules)"
@@ -226,7 +226,7 @@ def test_help_loads_nothing_heavy():
     assert heavy & set(run.stdout.split()) == set()
 
 
-def test_a_dry_run_lists_the_scans_writes_nothing_and_loads_no_torch(tmp_path):
+def test_dry_run_writes_nothing_and_imports_no_torch(tmp_path):
     chi = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
     chi.parent.mkdir(parents=True)
     chi.touch()
@@ -241,6 +241,6 @@ def test_a_dry_run_lists_the_scans_writes_nothing_and_loads_no_torch(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_module_runs_as_a_program():
+def test_package_runs_as_a_program():
     run = subprocess.run([sys.executable, "-m", "bids_dgmseg", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout == f"bids_dgmseg {bids_dgmseg.__version__}\n"

@@ -21,19 +21,19 @@ def exits_with(*argv: str) -> object:
     return stop.value.code
 
 
-def test_every_verb_is_in_the_help(capsys):
+def test_help_lists_every_verb(capsys):
     assert exits_with("--help") == 0
     shown = capsys.readouterr().out
     assert all(re.search(rf"\n    {verb}\s", shown) for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb, capsys):
+def test_every_verb_has_help(verb, capsys):
     assert exits_with(verb, "--help") == 0
     assert f"usage: dgmseg {verb}" in capsys.readouterr().out
 
 
-def test_help_is_quick():
+def test_help_is_fast():
     def seconds():
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "bids_dgmseg.cli", "--help"], check=True, capture_output=True)
@@ -42,17 +42,17 @@ def test_help_is_quick():
     assert min(seconds() for _ in range(5)) < 0.5
 
 
-def test_the_version_is_said(capsys):
+def test_version(capsys):
     assert exits_with("--version") == 0
     assert capsys.readouterr().out == f"dgmseg {bids_dgmseg.__version__}\n"
 
 
 @pytest.mark.parametrize("argv", [(), ("sing",), ("demo",), ("simulate", "out"), ("train", "dcnnet")])
-def test_wrong_usage_exits_with_2(argv):
+def test_invalid_usage_exits_with_2(argv):
     assert exits_with(*argv) == 2
 
 
-def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys):
+def test_terminated_training_tells_how_to_resume(monkeypatch, capsys):
     monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "dcnnet", "ds", "out"]) == 130
     told = "dgmseg train: interrupted; run the same command again to resume\n"
@@ -69,7 +69,7 @@ def test_a_training_that_is_told_to_end_says_how_it_goes_on(monkeypatch, capsys)
         ("--spacing-mm", "9"),
     ],
 )
-def test_impossible_simulations_are_refused(option, value, capsys):
+def test_invalid_simulation_options_are_rejected(option, value, capsys):
     assert exits_with("simulate", "out", "--scans", "1", option, value) == 2
     assert f"argument {option}: {value!r} is not a" in capsys.readouterr().err
 
@@ -88,7 +88,7 @@ def test_impossible_simulations_are_refused(option, value, capsys):
         ("--checkpoint-minutes", ("-1", "nan", "inf"), "a non-negative number"),
     ],
 )
-def test_impossible_trainings_are_refused(option, values, wanted, capsys):
+def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
     for value in values:
         assert exits_with("train", "dcnnet", "ds", "out", option, value) == 2
         assert f"argument {option}: {value!r} is not {wanted}\n" in capsys.readouterr().err
@@ -123,7 +123,7 @@ def test_impossible_trainings_are_refused(option, values, wanted, capsys):
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(argv, message, tmp_path, monkeypatch, capsys):
+def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").touch()
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
@@ -162,7 +162,7 @@ def test_models_are_listed(weighty, capsys):
     assert lines[-1].split()[:6] == ["weighty", "DN,IN,RN,SN,STN,CN,PUT,GP", "3.0", "MB", "CC0", "nothing"]
 
 
-def test_a_model_is_shown(weighty, capsys):
+def test_model_is_shown(weighty, capsys):
     assert main(["models", "show", "weighty"]) == 0
     shown = capsys.readouterr().out
     assert "licence:" in shown

@@ -35,7 +35,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_two_runs_give_the_same_bytes(demo, tmp_path):
+def test_two_runs_write_the_same_bytes(demo, tmp_path):
     list(write_demo(tmp_path / "again", COARSE))
     assert contents(tmp_path / "again") == contents(demo)
 

@@ -6,7 +6,7 @@ import warnings
 from bids_dgmseg.workflow.environment import LOG_NAME, log_to
 
 
-def test_nipype_and_warnings_go_to_the_file_and_nowhere_else(tmp_path, capfd):
+def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
     with log_to(tmp_path):
         logging.getLogger("nipype.workflow").warning("a node is slow")
         logging.getLogger("nibabel.global").warning("sizeof_hdr should be 348")
@@ -20,13 +20,13 @@ def test_nipype_and_warnings_go_to_the_file_and_nowhere_else(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_there_is_no_file_where_nothing_was_said(tmp_path):
+def test_no_messages_write_no_file(tmp_path):
     with log_to(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verbose_runs_show_the_log(tmp_path, capsys):
+def test_verbose_run_prints_the_log(tmp_path, capsys):
     with log_to(tmp_path, verbose=True):
         logging.getLogger("nipype.workflow").warning("a node is slow")
     assert "a node is slow" in capsys.readouterr().err

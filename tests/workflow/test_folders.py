@@ -16,30 +16,30 @@ def raw(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["derivatives/dgmseg", "../out"])
-def test_results_go_beside_the_dataset_or_below_its_derivatives(raw, place):
+def test_output_beside_dataset_or_in_derivatives_is_accepted(raw, place):
     check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
 
 
 @pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
-def test_results_do_not_go_into_the_raw_data(raw, place):
+def test_output_in_the_raw_data_is_rejected(raw, place):
     with pytest.raises(InputError, match="input"):
         check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
 
 
-def test_the_working_directory_is_not_in_the_raw_data(raw):
+def test_work_dir_in_the_raw_data_is_rejected(raw):
     message = r"^work: --work-dir inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
     with pytest.raises(InputError, match=message):
         check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw / "work")))
 
 
 @pytest.mark.parametrize("place", ["out", "out/work"])
-def test_the_working_directory_is_not_in_the_output(raw, place):
+def test_work_dir_in_the_output_is_rejected(raw, place):
     name = place.rpartition("/")[2]
     with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, which would"):
         check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw.parent / place)))
 
 
-def test_an_output_whose_description_is_broken_is_told(raw):
+def test_invalid_dataset_description_is_reported(raw):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text('"broken"')
@@ -54,7 +54,7 @@ def test_an_output_whose_description_is_broken_is_told(raw):
         ({"Name": "a raw dataset"}, "another program"),
     ],
 )
-def test_another_programs_dataset_is_not_written_into(raw, description, maker):
+def test_dataset_of_another_program_is_rejected(raw, description, maker):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text(json.dumps(description))
@@ -69,7 +69,7 @@ def test_another_programs_dataset_is_not_written_into(raw, description, maker):
         pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
     ],
 )
-def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, leave):
+def test_unfetched_dataset_description_is_rejected(raw, leave):
     out = raw.parent / "out"
     out.mkdir()
     leave(out / "dataset_description.json")
@@ -77,18 +77,18 @@ def test_an_output_whose_description_was_not_fetched_is_not_written_into(raw, le
         check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
-def test_an_earlier_output_is_written_into_again(raw):
+def test_own_output_is_accepted_again(raw):
     out = raw.parent / "out"
     out.mkdir()
     (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
     check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
 
 
-def test_two_runs_get_two_folders(tmp_path):
+def test_runs_have_separate_folders(tmp_path):
     assert make_run_folder(tmp_path / "work") != make_run_folder(tmp_path / "work")
 
 
-def test_a_working_directory_that_cannot_be_is_refused(tmp_path):
+def test_unusable_work_dir_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"work: cannot be written \(Not a directory\); choose another --work-dir"):
         make_run_folder(tmp_path / "file" / "work")

@@ -41,7 +41,7 @@ def run(dataset: Path, out: Path, *options: str) -> int:
     )
 
 
-def test_two_folders_give_labels_in_the_box_of_the_cerebellum_and_its_mask(bids_dataset, tmp_path):
+def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     weights, out = tmp_path / "weights", tmp_path / "out"
     write_folder(weights / "cerebellum", labels={"background": 0, "cerebellum": 1}, seed=3, **WIDE)
     write_folder(weights / "dentate", seed=4, **WIDE)
@@ -61,7 +61,7 @@ def test_two_folders_give_labels_in_the_box_of_the_cerebellum_and_its_mask(bids_
     assert summarize_validation(Settings(bids_dir=out, output_dir=out)) in (None, "")
 
 
-def test_a_foreign_folder_runs_with_a_label_map_and_a_warning_about_its_mirroring(bids_dataset, tmp_path, capsys):
+def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):
     labels = {"background": 0, "sinister": 1, "dexter": 2, "lesion": 3}
     folder = write_folder(tmp_path / "foreign", labels=labels, mirror_axes=(0, 1, 2), **WIDE)
     table = tmp_path / "map.tsv"
@@ -76,7 +76,7 @@ def test_a_foreign_folder_runs_with_a_label_map_and_a_warning_about_its_mirrorin
     assert not list(out.rglob("*label-cerebellum*"))
 
 
-def test_missing_weights_end_the_run_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
+def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.models.label_map.weights_folder", lambda model: tmp_path / "none")
     monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2

@@ -31,7 +31,7 @@ def greedy(monkeypatch):
     return model.name
 
 
-def test_parallel_and_serial_runs_write_the_same(bids_dataset, run, tmp_path):
+def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
     assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
     assert run(dataset, "--nprocs", "2", out=tmp_path / "parallel") == 0
@@ -39,7 +39,7 @@ def test_parallel_and_serial_runs_write_the_same(bids_dataset, run, tmp_path):
 
 
 @pytest.mark.parametrize("nprocs", ["1", "2"])
-def test_one_broken_scan_leaves_the_others(bids_dataset, run, tmp_path, capsys, nprocs):
+def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, nprocs):
     dataset = bids_dataset("sub-01", "sub-02", "sub-03")
     spoil(dataset, "sub-02")
     assert run(dataset, "--nprocs", nprocs) == 1
@@ -52,7 +52,7 @@ def test_one_broken_scan_leaves_the_others(bids_dataset, run, tmp_path, capsys, 
     assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
 
 
-def test_a_broken_scan_that_is_mended_is_all_that_the_next_run_does(bids_dataset, run, capsys):
+def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01", "sub-02")
     spoil(dataset, "sub-02")
     assert run(dataset) == 1
@@ -63,7 +63,7 @@ def test_a_broken_scan_that_is_mended_is_all_that_the_next_run_does(bids_dataset
 
 
 @pytest.mark.timeout(120)
-def test_a_killed_worker_fails_its_scan_and_never_hangs(bids_dataset, run, greedy, capsys, tmp_path):
+def test_killed_worker_fails_only_its_scan(bids_dataset, run, greedy, capsys, tmp_path):
     assert run(bids_dataset("sub-01", "sub-02"), "--model", greedy, "--nprocs", "2", "--mem-gb", "3") == 1
     err = capsys.readouterr().err
     assert "sub-01: segment was killed, probably out of memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
@@ -78,14 +78,14 @@ def interrupted(monkeypatch):
     return model.name
 
 
-def test_an_interrupt_inside_a_step_ends_the_run(bids_dataset, run, interrupted, capsys):
+def test_interrupt_within_a_step_ends_the_run(bids_dataset, run, interrupted, capsys):
     assert run(bids_dataset("sub-01", "sub-02"), "--model", interrupted) == 130
     out, err = capsys.readouterr()
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert "sub-02" not in out
 
 
-def test_workers_leave_an_interrupt_to_the_run(bids_dataset, run, interrupted):
+def test_workers_ignore_interrupts(bids_dataset, run, interrupted):
     assert run(bids_dataset("sub-01"), "--model", interrupted, "--nprocs", "2") == 0
 
 
@@ -97,7 +97,7 @@ def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
     assert not (tmp_path / "out" / "sub-04").exists()
 
 
-def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
+def test_crash_message_names_the_crash_file(bids_dataset, run, monkeypatch, capsys):
     def burst(*args, **kwargs):
         raise RuntimeError("the pen broke")
 
@@ -108,7 +108,7 @@ def test_a_crash_names_its_file(bids_dataset, run, monkeypatch, capsys):
     assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
 
 
-def test_scans_that_nipype_leaves_behind_have_failed(bids_dataset, run, monkeypatch, capsys):
+def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise RuntimeError("no more")
 
@@ -120,7 +120,7 @@ def test_scans_that_nipype_leaves_behind_have_failed(bids_dataset, run, monkeypa
 
 
 @pytest.mark.parametrize("nprocs", ["1", "2"])
-def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, tmp_path, nprocs):
+def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, nprocs):
     dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
     spoil(dataset, "sub-c+d")
     assert run(dataset, "--nprocs", nprocs) == 1
@@ -133,7 +133,7 @@ def test_labels_with_a_plus_sign_are_run_like_others(bids_dataset, run, capsys, 
     assert len(list(folder.iterdir())) == 1
 
 
-def test_a_folder_whose_name_is_not_utf_8_is_run_like_others(bids_dataset, run, tmp_path):
+def test_folder_name_need_not_be_utf8(bids_dataset, run, tmp_path):
     strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9trie"))
     try:
         bids_dataset("sub-01").rename(strange)
@@ -145,7 +145,7 @@ def test_a_folder_whose_name_is_not_utf_8_is_run_like_others(bids_dataset, run, 
     assert (out / "group.html").is_file()
 
 
-def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys):
+def test_full_disk_is_one_line(bids_dataset, run, monkeypatch, capsys):
     def fill(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz")
 
@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_in_one_line(bids_dataset, run, monkeypatch, capsys)
     )
 
 
-def test_a_full_disk_is_told_though_the_crash_file_is_cut(bids_dataset, run, monkeypatch, capsys, tmp_path):
+def test_full_disk_is_reported_for_any_exception(bids_dataset, run, monkeypatch, capsys, tmp_path):
     def burst(*args, **kwargs):
         raise RuntimeError
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_told_though_the_crash_file_is_cut(bids_dataset, run, mon
     )
 
 
-def test_a_failure_names_the_results_of_an_earlier_map(bids_dataset, run, capsys):
+def test_failure_warns_about_outdated_results(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01", "sub-02")
     assert run(dataset) == 0
     spoil(dataset, "sub-02")
@@ -182,9 +182,7 @@ def test_a_failure_names_the_results_of_an_earlier_map(bids_dataset, run, capsys
     assert warning in capsys.readouterr().err
 
 
-def test_the_validator_is_asked_once_the_folders_are_known_to_be_right(
-    bids_dataset, oracle, monkeypatch, capsys, tmp_path
-):
+def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
     asked = []
 
     def summarize(*arguments: object) -> str:
@@ -203,7 +201,7 @@ def test_the_validator_is_asked_once_the_folders_are_known_to_be_right(
     assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
 
 
-def test_what_runs_leave_in_the_working_directory(bids_dataset, run, tmp_path):
+def test_work_dir_keeps_only_failed_scans(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     spoil(dataset, "sub-02")
     run(dataset)
@@ -214,7 +212,7 @@ def test_what_runs_leave_in_the_working_directory(bids_dataset, run, tmp_path):
     assert list((tmp_path / "work").glob("run-*")) == [folder]
 
 
-def test_a_page_that_an_earlier_run_did_not_reach_is_written(bids_dataset, run, tmp_path):
+def test_missing_page_is_written_by_the_next_run(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01")
     run(dataset)
     page = tmp_path / "out" / "sub-01.html"
@@ -223,7 +221,7 @@ def test_a_page_that_an_earlier_run_did_not_reach_is_written(bids_dataset, run, 
     assert page.is_file()
 
 
-def test_a_page_that_cannot_be_written_ends_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
+def test_unwritable_page_exits_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
     def burst(*args, **kwargs):
         raise OSError("disk full")
 
@@ -233,14 +231,14 @@ def test_a_page_that_cannot_be_written_ends_with_1(bids_dataset, run, monkeypatc
     assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))
 
 
-def test_participants_without_a_map_are_named(bids_dataset, run, capsys):
+def test_participants_without_a_map_are_listed(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01")
     (dataset / "sub-02" / "anat").mkdir(parents=True)
     assert run(dataset) == 0
     assert "sub-02: no _Chimap; left out" in capsys.readouterr().err
 
 
-def test_standard_output_has_one_line_a_step_and_nothing_else(bids_dataset, run, capsys, tmp_path):
+def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):
     run(bids_dataset("sub-01_ses-1"))
     out, err = capsys.readouterr()
     assert out.splitlines() == [
@@ -255,7 +253,7 @@ def test_standard_output_has_one_line_a_step_and_nothing_else(bids_dataset, run,
     assert err == ""
 
 
-def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
+def test_qc_record_describes_the_input(bids_dataset, run, tmp_path):
     run(bids_dataset("sub-01"))
     (path,) = (tmp_path / "out").rglob("*_qc.json")
     quality = json.loads(path.read_text())
@@ -274,7 +272,7 @@ def test_what_the_tables_say_of_the_input(bids_dataset, run, tmp_path):
     assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])
 
 
-def test_a_map_that_cannot_be_opened_fails_alone_and_its_page_says_why(bids_dataset, run, capsys, tmp_path):
+def test_unreadable_map_fails_alone_with_a_page(bids_dataset, run, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     chi = dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz"
     chi.unlink()

@@ -118,7 +118,7 @@ def means_of(out: Path, scan: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("scan", "name"), [("sub-01", "RAS"), ("sub-04", "oblique")])
-def test_nuclei_stand_out_by_about_their_true_susceptibility(done, scan, name):
+def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
     found, (echoes, labels) = chi_of(done / "out", scan).array, scanned(name)
     for structure in STRUCTURES:
         # Background removal takes slow variation away: what is left of the truth is the contrast to what lies around.
@@ -128,7 +128,7 @@ def test_nuclei_stand_out_by_about_their_true_susceptibility(done, scan, name):
         assert (1 - SHRINKS) * true < contrast < 1.1 * true, structure.abbreviation
 
 
-def test_how_the_echoes_are_stored_changes_nothing(done):
+def test_reconstruction_is_independent_of_storage_orientation(done):
     one, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
     assert other.file_orientation == "PIL"
     np.testing.assert_array_equal(other.array, one.array)
@@ -138,7 +138,7 @@ def test_how_the_echoes_are_stored_changes_nothing(done):
     assert means_of(done / "out", "sub-02") == pytest.approx(means_of(done / "out", "sub-01"), abs=1e-6)
 
 
-def test_a_phase_that_falls_with_the_field_is_noticed(done):
+def test_decreasing_phase_is_detected(done):
     np.testing.assert_allclose(chi_of(done / "out", "sub-03").array, chi_of(done / "out").array, atol=2e-3)
     for scan, sign, warned in (("sub-01", 1, False), ("sub-03", -1, True)):
         quality = quality_of(done / "out", scan)
@@ -146,7 +146,7 @@ def test_a_phase_that_falls_with_the_field_is_noticed(done):
         assert any("assumed that phase decreases with the field" in line for line in quality["warnings"]) == warned
 
 
-def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
+def test_reconstruction_is_documented(done):
     anat = done / "out" / "sub-01" / "anat"
     sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
     assert sidecar["Units"] == "ppm"
@@ -163,7 +163,7 @@ def test_the_map_is_described_and_the_record_says_how_it_came_about(done):
     assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
 
 
-def test_bipolar_readouts_change_the_map_by_nothing_to_speak_of(ds, run):
+def test_bipolar_readouts_are_corrected(ds, run):
     write_echoes(ds, "sub-01")
     write_echoes(ds, "sub-02", ramp_rad=5.0)
     assert run(ds) == 0
@@ -175,12 +175,12 @@ def test_bipolar_readouts_change_the_map_by_nothing_to_speak_of(ds, run):
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
-def test_the_validator_passes_input_and_output(done, tmp_path):
+def test_echoes_and_results_are_valid_bids(done, tmp_path):
     for folder in (done / "ds", done / "out"):
         validate(folder, tmp_path / "deno")
 
 
-def test_a_scan_is_done_again_only_where_an_option_or_an_echo_changed(ds, run, capsys):
+def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
     folder = write_echoes(ds)
     assert run(ds) == 0
     upright = chi_of(ds.parent / "out").array
@@ -198,7 +198,7 @@ def test_a_scan_is_done_again_only_where_an_option_or_an_echo_changed(ds, run, c
     assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
 
 
-def test_the_users_mask_of_the_brain_is_taken(ds, run, tmp_path):
+def test_brain_mask_of_the_user_is_used(ds, run, tmp_path):
     write_echoes(ds)
     _, labels = scanned("coarse")
     mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
@@ -217,7 +217,7 @@ def test_the_users_mask_of_the_brain_is_taken(ds, run, tmp_path):
         ("sub-01_T1w", "masks: no _mask.nii[.gz] in sub-X folders; give the root folder of a dataset with them to --"),
     ],
 )
-def test_masks_that_are_not_there_are_told_before_the_run(ds, run, tmp_path, capsys, name, message):
+def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, name, message):
     write_echoes(ds)
     mask = tmp_path / "masks" / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
     mask.parent.mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_masks_that_are_not_there_are_told_before_the_run(ds, run, tmp_path, cap
     assert message in capsys.readouterr().err
 
 
-def test_a_mask_on_another_grid_is_told(ds, run, tmp_path, capsys):
+def test_mask_on_another_grid_is_rejected(ds, run, tmp_path, capsys):
     write_echoes(ds)
     mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
@@ -243,7 +243,7 @@ def second(monkeypatch) -> str:
     return model.name
 
 
-def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, second, capsys):
+def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
     write_echoes(ds)
     assert run(ds) == 0
     assert run(ds, "--model", second) == 0
@@ -257,7 +257,7 @@ def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, s
         "with the same --phase-sign and --brain-mask\n"
     ) in capsys.readouterr().err
     assert run(ds, level="group") == 0
-    assert "sub-01: results of oracle were made from another map of the echoes than the one beside them; run the" in (
+    assert "sub-01: the results of oracle are from an earlier reconstruction of the map; run the" in (
         capsys.readouterr().err
     )
     assert run(ds, "--dry-run") == 0
@@ -266,10 +266,10 @@ def test_another_reconstruction_makes_the_results_of_other_models_old(ds, run, s
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
     assert "all 1 scans are up to date" in capsys.readouterr().out
     assert run(ds, level="group") == 0
-    assert "another map" not in capsys.readouterr().err
+    assert "earlier reconstruction" not in capsys.readouterr().err
 
 
-def test_a_reconstructed_map_stays_while_results_name_it(ds, run, second):
+def test_reconstructed_map_stays_while_results_use_it(ds, run, second):
     write_echoes(ds)
     assert run(ds) == 0
     assert run(ds, "--model", second) == 0
@@ -282,7 +282,7 @@ def test_a_reconstructed_map_stays_while_results_name_it(ds, run, second):
 
 
 @pytest.mark.parametrize("with_echoes", [True, False])
-def test_a_map_of_the_users_in_the_output_is_never_touched(ds, run, capsys, with_echoes):
+def test_maps_of_the_user_are_never_replaced(ds, run, capsys, with_echoes):
     first = write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
     assert run(ds) == 0
     own = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
@@ -300,7 +300,7 @@ def test_a_map_of_the_users_in_the_output_is_never_touched(ds, run, capsys, with
     )
 
 
-def test_a_map_that_is_given_later_takes_the_place_of_the_one_made_here(ds, run, capsys):
+def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):
     write_echoes(ds)
     assert run(ds) == 0
     made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
@@ -312,19 +312,19 @@ def test_a_map_that_is_given_later_takes_the_place_of_the_one_made_here(ds, run,
     assert "reconstruction" not in quality_of(ds.parent / "out")
 
 
-def test_the_group_level_says_whose_maps_were_made_here(ds, run, tmp_path, capsys):
+def test_group_level_counts_reconstructed_maps(ds, run, tmp_path, capsys):
     write_echoes(ds)
     write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
     assert run(ds) == 0
     capsys.readouterr()
     assert run(ds, level="group") == 0
-    assert "1 of 2 maps were made here of echoes, the others given; reconstruct all in" in capsys.readouterr().err
+    assert "1 of 2 maps were reconstructed here from multi-echo GRE" in capsys.readouterr().err
     lines = (tmp_path / "out" / "group_qc.tsv").read_text().splitlines()
     place = lines[0].split("\t").index("input_reconstructed_from")
     assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
 
 
-def test_what_is_wrong_with_echoes_is_told_and_other_scans_go_on(ds, run, capsys):
+def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):
     cut, dark, empty = (write_echoes(ds, f"sub-0{number}") for number in (1, 2, 3))
     write_echoes(ds, "sub-04")
     path = cut / "sub-01_echo-2_part-mag_MEGRE.nii.gz"

@@ -66,7 +66,7 @@ def heads(tmp_path) -> Path:
     return Path(tmp_path)
 
 
-def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):
+def test_csf_mask_shifts_all_values_by_csf(heads, run):
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
     n_voxels = int(whole_voxels().sum())
     for scan in ("sub-01", "sub-02"):
@@ -85,7 +85,7 @@ def test_a_mask_of_csf_shifts_every_value_by_the_phantoms_csf(heads, run):
     assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(heads / "out")["reference"]
 
 
-def test_the_group_level_takes_the_reference_along(heads, run):
+def test_group_level_keeps_the_reference(heads, run):
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
     assert run(heads / "ds", level="group") == 0
     with (heads / "out" / "group_qc.tsv").open(newline="") as file:
@@ -96,7 +96,7 @@ def test_the_group_level_takes_the_reference_along(heads, run):
         assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
 
 
-def test_ratings_and_reference_are_the_same_however_the_head_is_stored(heads, run):
+def test_ratings_are_independent_of_storage_orientation(heads, run):
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
     one, other = (read_quality(heads / "out", scan) for scan in ("sub-01", "sub-02"))
     assert one["rating"] == other["rating"] == "green"
@@ -111,7 +111,7 @@ def test_ratings_and_reference_are_the_same_however_the_head_is_stored(heads, ru
             assert float(row[column]) == pytest.approx(float(right[nucleus][column]), abs=1e-6), (nucleus, column)
 
 
-def test_a_mask_on_another_grid_fails_its_scan_alone_in_one_line(heads, run, capsys):
+def test_mask_on_another_grid_fails_only_its_scan(heads, run, capsys):
     ras = make_grid("RAS")
     write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], ras.affine)
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
@@ -122,7 +122,7 @@ def test_a_mask_on_another_grid_fails_its_scan_alone_in_one_line(heads, run, cap
     assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
 
 
-def test_the_page_of_a_failed_scan_says_that_its_results_are_of_an_earlier_run(heads, run):
+def test_page_marks_results_of_an_earlier_run(heads, run):
     options = ("--reference", "csf", "--reference-mask", str(heads / "masks"))
     assert run(heads / "ds", *options) == 0
     write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
@@ -131,7 +131,7 @@ def test_the_page_of_a_failed_scan_says_that_its_results_are_of_an_earlier_run(h
     assert said == [False, True]
 
 
-def test_a_mask_whose_checksum_is_wrong_fails_its_scan_alone(heads, run, capsys):
+def test_damaged_mask_fails_only_its_scan(heads, run, capsys):
     (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
@@ -140,7 +140,7 @@ def test_a_mask_whose_checksum_is_wrong_fails_its_scan_alone(heads, run, capsys)
 
 
 @pytest.mark.parametrize("problem", ["no mask", "too small"])
-def test_a_scan_without_a_usable_reference_is_na_and_named(heads, run, capsys, problem):
+def test_unusable_reference_gives_na_and_a_warning(heads, run, capsys, problem):
     path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))
     if problem == "no mask":
         path.unlink()
@@ -162,7 +162,7 @@ def test_a_scan_without_a_usable_reference_is_na_and_named(heads, run, capsys, p
     assert float(row["mean_ppm"]) > 0
 
 
-def test_a_nucleus_is_its_own_zero(heads, run):
+def test_nucleus_as_reference_has_zero_mean(heads, run):
     options = ["--participant-label", "01", "--reference", "structure", "--reference-structure", "CN"]
     assert run(heads / "ds", *options) == 0
     stats, reference = read_stats(heads / "out"), read_quality(heads / "out")["reference"]
@@ -172,7 +172,7 @@ def test_a_nucleus_is_its_own_zero(heads, run):
     assert (reference["region"], reference["source"]) == ("CN", "CN labelled by oracle")
 
 
-def test_whole_brain_is_what_was_measured_where_the_model_has_no_brain(heads, run):
+def test_whole_brain_defaults_to_the_field_of_view(heads, run):
     assert run(heads / "ds", "--participant-label", "02", "--reference", "whole-brain") == 0
     reference = read_quality(heads / "out", "sub-02")["reference"]
     chi = head("RAS")[0].array
@@ -206,7 +206,7 @@ def seeing(monkeypatch) -> str:
     return model.name
 
 
-def test_the_models_own_ventricles_give_the_phantoms_csf(heads, run, seeing):
+def test_segmented_ventricles_give_the_csf_reference(heads, run, seeing):
     assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--reference", "csf") == 0
     reference = read_quality(heads / "out", "sub-02")["reference"]
     assert reference["source"] == "lateral ventricles labelled by seeing, eroded by 2 mm"
@@ -217,7 +217,7 @@ def test_the_models_own_ventricles_give_the_phantoms_csf(heads, run, seeing):
     assert float(row["mean_ppm"]) - float(row["mean_ref_ppm"]) == pytest.approx(reference["mean_ppm"])
 
 
-def test_regions_of_the_head_lie_on_the_maps_grid_and_have_their_volumes(heads, run, seeing):
+def test_head_regions_match_the_phantom(heads, run, seeing):
     assert run(heads / "ds", "--participant-label", "02", "--model", seeing) == 0
     (chi,) = (heads / "ds" / "sub-02").rglob("*_Chimap.nii.gz")
     anat = heads / "out" / "sub-02" / "anat"
@@ -262,21 +262,21 @@ def test_regions_of_the_head_lie_on_the_maps_grid_and_have_their_volumes(heads, 
         (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] in sub-X folders"),
     ],
 )
-def test_options_that_cannot_work_end_the_run_before_it_begins(heads, run, capsys, monkeypatch, options, message):
+def test_invalid_reference_options_exit_with_2(heads, run, capsys, monkeypatch, options, message):
     monkeypatch.chdir(heads)
     assert run(heads / "ds", *options) == 2
     assert message in capsys.readouterr().err
     assert not list((heads / "out").rglob("*_stats.tsv"))
 
 
-def test_masks_without_the_label_are_no_csf(heads, run, capsys):
+def test_masks_of_other_labels_are_rejected(heads, run, capsys):
     for path in (heads / "masks").rglob("*.nii.gz"):
         path.rename(path.with_name(path.name.replace("CSF", "GM")))
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
     assert "masks: no _label-CSF_mask.nii[.gz] and no _label-ventricles_mask.nii[.gz] in it" in capsys.readouterr().err
 
 
-def test_another_reference_or_mask_does_the_scan_again(heads, run, capsys):
+def test_changed_reference_repeats_the_scan(heads, run, capsys):
     options = ["--participant-label", "01", "--reference", "csf", "--reference-mask", str(heads / "masks")]
     run(heads / "ds", "--participant-label", "01")
     capsys.readouterr()
@@ -291,7 +291,7 @@ def test_another_reference_or_mask_does_the_scan_again(heads, run, capsys):
     assert "done (1 of 1)" in capsys.readouterr().out
 
 
-def test_the_sidecars_reference_is_not_the_runs(heads, run):
+def test_reference_of_the_sidecar_is_only_recorded(heads, run):
     write_map(heads / "ds", "sub-01", head("RAS")[0], sidecar={**SIDECAR, "ReferenceRegion": "CSF"})
     run(heads / "ds", "--participant-label", "01")
     quality = read_quality(heads / "out")

@@ -8,7 +8,7 @@ import pytest
 from bids_dgmseg.workflow.environment import terminate_as_interrupt
 
 
-def test_sigterm_ends_the_block_as_ctrl_c_does_and_only_there():
+def test_sigterm_interrupts_the_block():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"^$"), terminate_as_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)

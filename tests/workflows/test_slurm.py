@@ -85,7 +85,7 @@ def labels_of(call: str) -> list[str]:
     return call.partition("--participant-label ")[2].partition(" --")[0].split()
 
 
-def test_each_participant_is_a_task_and_the_group_comes_last(submit):
+def test_each_participant_is_a_task(submit):
     run, app, sbatch = submit("--no-masks")
     assert run.returncode == 0, run.stderr
     assert [labels_of(call) for call in app[:-1]] == [["01"], ["02"], ["10"]]
@@ -96,24 +96,24 @@ def test_each_participant_is_a_task_and_the_group_comes_last(submit):
     assert "3 participants in array 41 (3 tasks), tables in job 42" in run.stdout
 
 
-def test_a_participant_whose_files_are_wrong_has_a_task_that_says_so(submit, dataset):
+def test_participant_with_invalid_files_has_a_task(submit, dataset):
     (dataset / "sub-02" / "anat" / "sub-02_Chimap.json").write_text("{")
     _, app, _ = submit()
     assert [labels_of(call) for call in app[:-1]] == [["01"], ["02"], ["10"]]
 
 
-def test_many_participants_share_the_tasks_that_a_cluster_allows(submit):
+def test_participants_share_the_allowed_tasks(submit):
     _, app, sbatch = submit(MAX_TASKS="2")
     assert "--array=1-2%50" in sbatch[0]
     assert [labels_of(call) for call in app[:-1]] == [["01", "10"], ["02"]]
 
 
-def test_participants_can_be_chosen(submit):
+def test_participants_are_selected(submit):
     _, app, _ = submit(PARTICIPANTS="02 sub-10")
     assert [labels_of(call) for call in app[:-1]] == [["02"], ["10"]]
 
 
-def test_resources_go_to_the_scheduler_and_to_the_app(submit):
+def test_resources_reach_scheduler_and_app(submit):
     _, app, sbatch = submit(CPUS="4", MEM_GB="10", TIME="00:10:00", SBATCH="sbatch --partition=short", AT_ONCE="7")
     assert all(word in sbatch[0] for word in ("--partition=short", "--mem=10G", "--time=00:10:00", "%7"))
     assert "--nprocs 4 --mem-gb 9 " in app[0]
@@ -124,7 +124,7 @@ def test_a_task_leaves_no_intermediate_files(submit, tmp_path):
     assert list(tmp_path.glob("bids_dgmseg.*")) == []
 
 
-def test_a_wrong_dataset_or_option_submits_nothing(submit, dataset):
+def test_invalid_dataset_or_option_submits_nothing(submit, dataset):
     run, app, sbatch = submit("--participant-label", "01")
     assert (run.returncode, app, sbatch) == (2, [], [])
     assert "PARTICIPANTS=" in run.stderr
