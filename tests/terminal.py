@@ -1,4 +1,4 @@
-"""A terminal in place of standard output."""
+"""Fake terminal for tests of standard output."""
 
 import io
 
@@ -6,12 +6,13 @@ import pytest
 
 
 class Terminal(io.StringIO):
-    """Understands the one sequence that erases a line."""
+    """Understands the control sequence that erases a line."""
 
     @classmethod
     def connected(cls, patch: pytest.MonkeyPatch, *, columns: int = 80) -> "Terminal":
-        """Connect one; to be called in the test itself, since fixtures write elsewhere."""
+        """Replace standard output; call this in the test itself, because pytest replaces it for fixtures too."""
         patch.setenv("COLUMNS", str(columns))
+        patch.setenv("TERM", "xterm")
         patch.setattr("sys.stdout", terminal := cls())
         return terminal
 
@@ -20,10 +21,10 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
-        """What stands on it in the end."""
+        """Lines on the screen at the end."""
         return [line.rpartition("\r\x1b[2K")[2] for line in self.getvalue().split("\n")]
 
     @property
     def shown(self) -> list[str]:
-        """What stood on it in between, and at some time gave way."""
+        """Lines that were shown and erased again."""
         return [text for line in self.getvalue().split("\n") for text in line.split("\r\x1b[2K")[:-1] if text]

@@ -5,38 +5,39 @@ import io
 import pytest
 from rich.console import Console
 
-from bids_dgmseg.console import RunProgress
+from bids_dgmseg.console import RunProgress, StatusLine
+from tests.terminal import Terminal
 
 
-def test_lines_are_plain_and_whole_when_there_is_no_terminal(capsys):
+def test_lines_are_plain_without_a_terminal(capsys):
     long = "sub-02: " + "word " * 60 + "[not markup]"
     with RunProgress(2) as progress:
-        progress.start("sub-01", "check")
+        progress.start("sub-01", "prepare")
         progress.start("sub-01", "save")
         progress.finish("sub-01")
         progress.fail("sub-02", long)
     out, err = capsys.readouterr()
-    assert out == "sub-01: check\nsub-01: save\nsub-01: done (1 of 2)\n"
+    assert out == "sub-01: prepare\nsub-01: save\nsub-01: done (1 of 2)\n"
     assert err == long + "\n"
 
 
-def test_done_and_failed_scans_are_counted_apart(capsys):
+def test_failed_scans_are_counted_separately(capsys):
     with RunProgress(3) as progress:
         progress.fail("sub-01", "sub-01: all voxels are 0")
         progress.finish("sub-02")
     assert capsys.readouterr().out == "sub-02: done (1 of 3, 1 failed)\n"
 
 
-def test_whatever_users_wrote_is_shown_on_one_line(capsys):
+def test_messages_are_one_encodable_line(capsys):
     progress = RunProgress(2)
-    progress.info("sub-01: CSF \ud800")
+    progress.info("sub-01: CSF \ud800")  # as file names that are not UTF-8 are decoded
     progress.info("sub-02: two\nlines")
     assert capsys.readouterr().out == "sub-01: CSF \\ud800\nsub-02: two\\nlines\n"
 
 
-def test_the_display_counts_scans_and_names_steps():
+def test_display_shows_counts_and_steps():
     progress = RunProgress(3)
-    progress.start("sub-01", "check")
+    progress.start("sub-01", "prepare")
     progress.start("sub-01", "segment")
     progress.finish("sub-02")
     progress.fail("sub-03", "sub-03: all voxels are 0")
@@ -47,8 +48,8 @@ def test_the_display_counts_scans_and_names_steps():
     assert lines[1].split()[:2] == ["sub-01", "segment"]
 
 
-def test_a_terminal_gets_the_live_display(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+def test_terminal_has_a_live_display(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
     monkeypatch.setenv("TERM", "xterm")
     with RunProgress(1) as progress:
         progress.start("sub-01", "segment")
@@ -60,7 +61,49 @@ def test_a_terminal_gets_the_live_display(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("total", [0, 1])
-def test_no_scan_is_no_trouble(total, capsys):
+def test_no_scans_print_nothing(total, capsys):
     with RunProgress(total):
         pass
     assert capsys.readouterr().out == ""
+
+
+def test_status_is_replaced_on_a_terminal(monkeypatch):
+    terminal, line = Terminal.connected(monkeypatch), StatusLine()
+    for text in ("step 1", "step 2"):
+        line.update(text)
+    assert terminal.lines == ["step 2"]
+    line.log("epoch 1 is over")
+    line.update("step 3")
+    assert terminal.lines == ["epoch 1 is over", "step 3"]
+
+
+def test_status_is_cut_and_log_is_not(monkeypatch):
+    terminal, line = Terminal.connected(monkeypatch, columns=20), StatusLine()
+    line.log("x" * 30)
+    line.update("y" * 30)
+    assert terminal.lines == ["x" * 30, "y" * 19]
+
+
+def test_error_follows_an_erased_status(monkeypatch):
+    def stop(line: StatusLine) -> None:
+        line.update("step 1")
+        raise ValueError("stop")
+
+    terminal = Terminal.connected(monkeypatch)
+    with pytest.raises(ValueError, match="stop"), StatusLine() as line:
+        stop(line)
+    assert terminal.lines == [""]
+
+
+def test_file_has_no_status(capsys):
+    with StatusLine() as line:
+        line.update("step 1")
+        line.log("epoch 1")
+    assert capsys.readouterr().out == "epoch 1\n"
+
+
+def test_redirected_stdout_does_not_silence_the_status(monkeypatch):
+    terminal, line = Terminal.connected(monkeypatch), StatusLine()
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    line.update("step 1")
+    assert terminal.lines == ["step 1"]

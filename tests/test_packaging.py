@@ -1,4 +1,4 @@
-"""What goes around the program says the same as the program."""
+"""Packaging, documentation and metadata agree with the program."""
 
 import argparse
 import dataclasses
@@ -75,7 +75,8 @@ def test_boutiques_options_have_the_same_types(boutiques, name):
     assert (given["type"] == "Flag") is (action.nargs == 0)
     assert (given["type"] == "Number") is (getattr(action.type, "__name__", "") in ("positive_int", "positive_float"))
     assert given.get("value-choices") == (list(action.choices) if action.choices else None)
-    assert given["description"]
+    description = str(action.help).partition(" (default")[0].replace("%%", "%")
+    assert given["description"].lower().startswith(description.lower())
 
 
 def test_version_is_the_same_everywhere(boutiques):

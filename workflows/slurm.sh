@@ -3,21 +3,21 @@
 #
 #     workflows/slurm.sh BIDS_DIR OUTPUT_DIR [OPTION...]
 #
-# Options are those of bids_dgmseg's participant level. Run it on the login node; copy and adapt it where a cluster
-# wants more of sbatch.
-# The same command again submits only participants whose scans are missing, failed or have changed. Those whose files
-# are seen to be wrong before are submitted too: the task says what is wrong, and their page shows it.
+# Options are passed to the participant level. Run the script on the login node; copy and adapt it if your cluster
+# needs other options of sbatch.
+# Running the same command again submits only participants with scans that are missing, failed or have changed.
+# Participants with invalid files are submitted too, so that their log and page report the problem.
 #
-# From the environment:
-#     BIDS_DGMSEG   how the app is called             (bids_dgmseg)
+# Environment variables (default):
+#     BIDS_DGMSEG   command of the app                (bids_dgmseg)
 #                   such as "apptainer run --cleanenv -B /data bids_dgmseg.sif"
-#     PARTICIPANTS  only these, such as "01 02"       (all)
-#     CPUS, MEM_GB, TIME   of one task                (2, 8, 02:00:00)
-#     SBATCH        how jobs are submitted            (sbatch)
+#     PARTICIPANTS  participants, such as "01 02"     (all)
+#     CPUS, MEM_GB, TIME   resources per task         (2, 8, 02:00:00)
+#     SBATCH        command to submit jobs            (sbatch)
 #                   such as "sbatch --partition=short --account=lab"
-#     MAX_TASKS     tasks of the array, at most       (1000; a task then takes several participants)
+#     MAX_TASKS     maximum number of tasks           (1000; with more participants, a task processes several)
 #     AT_ONCE       tasks that run at the same time   (50)
-#     SCRATCH_DIR   folder for intermediate files     ($TMPDIR of the node, else /tmp)
+#     SCRATCH_DIR   folder for intermediate files     ($TMPDIR of the node, otherwise /tmp)
 set -euo pipefail
 shopt -s inherit_errexit  # a failed dry run must end the script
 
@@ -40,19 +40,19 @@ run_group() {  # BIDS_DIR OUTPUT_DIR
     "${app[@]}" "$1" "$2" group
 }
 
-plan() {  # BIDS_DIR OUTPUT_DIR [OPTION...]: labels of participants with something to do
-    local said
+plan() {  # BIDS_DIR OUTPUT_DIR [OPTION...]: labels of participants that need processing
+    local planned
     if [ "${#participants[@]}" -gt 0 ]; then set -- "$@" --participant-label "${participants[@]}"; fi
-    said=$("${app[@]}" "$1" "$2" participant --dry-run "${@:3}")
-    sed -nE 's/^sub-([0-9A-Za-z+]+)[^:]*: would (segment|fail)[: ].*/\1/p' <<<"$said" | sort -u
+    planned=$("${app[@]}" "$1" "$2" participant --dry-run "${@:3}")
+    sed -nE 's/^sub-([0-9A-Za-z+]+)[^:]*: would (segment|reconstruct|fail)[: ].*/\1/p' <<<"$planned" | sort -u
 }
 
-refuse_selection() {
+reject_selection() {
     local option
     for option in "$@"; do
         case $option in
             --participant[-_]label*)
-                echo "slurm.sh: $option: each task has its own; name participants in PARTICIPANTS=\"01 02\"" >&2
+                echo "slurm.sh: $option: not available, since each task sets it; list participants in PARTICIPANTS=\"01 02\"" >&2
                 exit 2 ;;
         esac
     done
@@ -66,10 +66,10 @@ submit_all() {
     local bids_dir output_dir to_do logs count tasks array group
     bids_dir=$(realpath -m "$1") output_dir=$(realpath -m "$2")
     shift 2
-    refuse_selection "$@"
+    reject_selection "$@"
     to_do=$(plan "$bids_dir" "$output_dir" "$@")
     if [ -z "$to_do" ]; then
-        echo "nothing to segment; for the tables: ${app[*]} $bids_dir $output_dir group"
+        echo "all scans are up to date; for the group tables: ${app[*]} $bids_dir $output_dir group"
         exit
     fi
     logs=$output_dir/logs/slurm-$(date +%Y%m%d-%H%M%S)-$$
@@ -83,7 +83,7 @@ submit_all() {
     group=$("${submit[@]}" --parsable --job-name=bids_dgmseg_group --dependency="afterany:${array%%;*}" \
         --cpus-per-task=1 --mem=2G --time=00:30:00 --output="$logs/group.log" \
         "${BASH_SOURCE[0]}" --group "$bids_dir" "$output_dir")
-    echo "$count participants in array ${array%%;*} ($tasks tasks), tables in job ${group%%;*}; logs in $logs"
+    echo "$count participants in array ${array%%;*} ($tasks tasks), group level in job ${group%%;*}; logs in $logs"
 }
 
 case ${1:-} in

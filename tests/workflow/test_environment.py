@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import warnings
 
-from bids_dgmseg.workflow.environment import LOG_NAME, log_to
+import pytest
+
+from bids_dgmseg.workflow.environment import LOG_NAME, log_to, terminate_as_interrupt
 
 
 def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
@@ -30,3 +34,10 @@ def test_verbose_run_prints_the_log(tmp_path, capsys):
     with log_to(tmp_path, verbose=True):
         logging.getLogger("nipype.workflow").warning("a node is slow")
     assert "a node is slow" in capsys.readouterr().err
+
+
+def test_sigterm_interrupts_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), terminate_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

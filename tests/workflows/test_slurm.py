@@ -1,4 +1,4 @@
-"""The script for Slurm, with a scheduler that runs each task at once."""
+"""The Slurm script, with a scheduler that runs each task immediately."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def submit(tmp_path, dataset):
-    """Run the script with a fake scheduler; returns the process, the app's calls and the scheduler's."""
+    """Run the script with a fake scheduler; return the process and the calls of app and scheduler."""
     fake = tmp_path / "bin"
     fake.mkdir()
     for name, text in (("sbatch", SBATCH), ("bids_dgmseg", APP)):
@@ -93,13 +93,24 @@ def test_each_participant_is_a_task(submit):
     assert app[-1].endswith(" group")
     assert "--array=1-3%50" in sbatch[0]
     assert "--dependency=afterany:41 " in sbatch[1]
-    assert "3 participants in array 41 (3 tasks), tables in job 42" in run.stdout
+    assert "3 participants in array 41 (3 tasks), group level in job 42" in run.stdout
 
 
 def test_participant_with_invalid_files_has_a_task(submit, dataset):
     (dataset / "sub-02" / "anat" / "sub-02_Chimap.json").write_text("{")
     _, app, _ = submit()
     assert [labels_of(call) for call in app[:-1]] == [["01"], ["02"], ["10"]]
+
+
+def test_participant_with_echoes_has_a_task(submit, dataset):
+    anat = dataset / "sub-03" / "anat"
+    anat.mkdir(parents=True)
+    for part in ("phase", "mag"):
+        stem = anat / f"sub-03_echo-1_part-{part}_MEGRE"
+        stem.with_suffix(".nii.gz").touch()
+        stem.with_suffix(".json").write_text(json.dumps({"EchoTime": 0.005, "MagneticFieldStrength": 3}))
+    _, app, _ = submit(PARTICIPANTS="03")
+    assert [labels_of(call) for call in app[:-1]] == [["03"]]
 
 
 def test_participants_share_the_allowed_tasks(submit):
