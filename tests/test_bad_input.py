@@ -1,4 +1,4 @@
-"""What users hand in by mistake: the message, the exit code, and that the other scans are done."""
+"""Invalid input of users and programs: message, exit code, and effect on other scans."""
 
 from __future__ import annotations
 
@@ -317,7 +317,9 @@ def test_invalid_voxels_are_counted_and_excluded(bids_dataset, run, tmp_path, ca
     assert read_quality(tmp_path / "out")["input"]["n_replaced"] == 2  # type: ignore[index]
     putamen = read_stats(tmp_path / "out")["PUT_L"]
     mean_ppm, mass, voxel_mm3 = float(putamen["mean_ppm"]), float(putamen["mass_ppm_mm3"]), 2.5**3
-    assert mass / mean_ppm / voxel_mm3 == pytest.approx(int(putamen["n_voxels"]) - 1)  # the hole is in the volume only
+    assert mass / mean_ppm / voxel_mm3 == pytest.approx(
+        int(putamen["n_voxels"]) - 1
+    )  # the invalid voxel counts only in the volume
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_ppb_is_converted_and_reported(run, tmp_path, capsys, sidecar, said):
     assert run(tmp_path / "ds") == 0
     assert f"sub-01: {said}\n" in capsys.readouterr().out
     pallidum = read_stats(tmp_path / "out")["GP_L"]
-    assert float(pallidum["core_mean_ppm"]) == pytest.approx(PHANTOM.chi_ppm["GP_L"], abs=0.005)  # noise of 0.005
+    assert float(pallidum["core_mean_ppm"]) == pytest.approx(PHANTOM.chi_ppm["GP_L"], abs=0.005)  # the noise is 0.005
 
 
 def test_units_without_sidecar_come_from_the_values(bids_dataset, run, capsys):
@@ -343,7 +345,7 @@ def test_units_without_sidecar_come_from_the_values(bids_dataset, run, capsys):
 
 @pytest.fixture
 def without_cerebellum(tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Path:
-    """The output for a map whose slices begin at z = -24 mm, above the dentate nuclei."""
+    """Results of a map whose lowest slice is at z = -24 mm, above the dentate nuclei."""
     start_dataset(tmp_path / "ds")
     x, y, _ = HEAD.low_mm
     grid = world_grid(Box((x, y, -24), HEAD.high_mm), (2.0, 2.0, 2.0))
@@ -365,7 +367,7 @@ def test_nuclei_outside_the_field_of_view_are_missing(without_cerebellum, capsys
     assert "DN_L lies outside the field of view" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 sum to many voxels, and nothing is labelled
+@pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 add up to many voxels, but no voxel is labelled
 def test_empty_segmentation_warns_per_nucleus(bids_dataset, run, tmp_path, monkeypatch, capsys, doubt):
     monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume, doubt))
     assert run(bids_dataset("sub-01")) == 0

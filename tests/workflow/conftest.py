@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """An empty folder, for modules without datasets of their own."""
+    """Empty folder, for modules that do not define another dataset."""
     folder = tmp_path / "ds"
     folder.mkdir()
     return folder

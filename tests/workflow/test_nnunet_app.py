@@ -1,4 +1,4 @@
-"""The app with nnU-Net folders of random weights: what they see is noise, but all of it must arrive."""
+"""The app with nnU-Net folders of random weights: the labels are noise, but all outputs must be consistent."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     assert run(dataset, out, "--weights", str(weights)) == 0
     chi = Volume.read(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     seen = Network(read_folder(weights / "cerebellum"), device="cpu", sided=False)(chi).argmax(axis=0) == 1
-    seen &= np.abs(chi.array) > 1e-4  # no region reaches beyond what was measured
+    seen &= np.abs(chi.array) > 1e-4  # regions do not extend beyond the valid voxels
     anat = out / "sub-01" / "anat"
     mask = Volume.read(anat / "sub-01_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
     np.testing.assert_array_equal(mask, large_components(seen))

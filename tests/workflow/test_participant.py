@@ -18,8 +18,8 @@ from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
 
 
-def spoil(dataset: Path, scan: str) -> None:
-    """Turn a map into zeros."""
+def erase(dataset: Path, scan: str) -> None:
+    """Set a map to 0."""
     (path,) = dataset.rglob(f"{scan}_Chimap.nii.gz")
     nib.Nifti1Image(np.zeros_like(coarse_chi().array), coarse_chi().affine).to_filename(path)
 
@@ -41,7 +41,7 @@ def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, nprocs):
     dataset = bids_dataset("sub-01", "sub-02", "sub-03")
-    spoil(dataset, "sub-02")
+    erase(dataset, "sub-02")
     assert run(dataset, "--nprocs", nprocs) == 1
     err = capsys.readouterr().err
     assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
@@ -54,7 +54,7 @@ def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, n
 
 def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01", "sub-02")
-    spoil(dataset, "sub-02")
+    erase(dataset, "sub-02")
     assert run(dataset) == 1
     bids_dataset("sub-02")
     capsys.readouterr()
@@ -92,16 +92,16 @@ def test_workers_ignore_interrupts(bids_dataset, run, interrupted):
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
     dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
-    spoil(dataset, "sub-01")
+    erase(dataset, "sub-01")
     assert run(dataset, "--stop-on-first-crash", "--nprocs", nprocs) == 1
     assert not (tmp_path / "out" / "sub-04").exists()
 
 
 def test_crash_message_names_the_crash_file(bids_dataset, run, monkeypatch, capsys):
-    def burst(*args, **kwargs):
+    def crash(*args, **kwargs):
         raise RuntimeError("the pen broke")
 
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", burst)
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", crash)
     assert run(bids_dataset("sub-01")) == 1
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: measure crashed"))
     assert line.startswith("sub-01: measure crashed (RuntimeError: the pen broke); see ")
@@ -122,7 +122,7 @@ def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, monkeypatch, cap
 @pytest.mark.parametrize("nprocs", ["1", "2"])
 def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, nprocs):
     dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
-    spoil(dataset, "sub-c+d")
+    erase(dataset, "sub-c+d")
     assert run(dataset, "--nprocs", nprocs) == 1
     out, err = capsys.readouterr()
     assert "sub-a+b: done" in out
@@ -158,10 +158,10 @@ def test_full_disk_is_one_line(bids_dataset, run, monkeypatch, capsys):
 
 
 def test_full_disk_is_reported_for_any_exception(bids_dataset, run, monkeypatch, capsys, tmp_path):
-    def burst(*args, **kwargs):
+    def crash(*args, **kwargs):
         raise RuntimeError
 
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", burst)
+    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", crash)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     assert run(bids_dataset("sub-01")) == 1
     assert capsys.readouterr().err.startswith(
@@ -172,7 +172,7 @@ def test_full_disk_is_reported_for_any_exception(bids_dataset, run, monkeypatch,
 def test_failure_warns_about_outdated_results(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01", "sub-02")
     assert run(dataset) == 0
-    spoil(dataset, "sub-02")
+    erase(dataset, "sub-02")
     capsys.readouterr()
     assert run(dataset) == 1
     warning = (
@@ -203,10 +203,10 @@ def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatc
 
 def test_work_dir_keeps_only_failed_scans(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
-    spoil(dataset, "sub-02")
+    erase(dataset, "sub-02")
     run(dataset)
     (folder,) = (tmp_path / "work").glob("run-*")
-    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for whoever looks into the failure
+    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for inspection
     bids_dataset("sub-02")
     run(dataset)
     assert list((tmp_path / "work").glob("run-*")) == [folder]
@@ -222,10 +222,10 @@ def test_missing_page_is_written_by_the_next_run(bids_dataset, run, tmp_path):
 
 
 def test_unwritable_page_exits_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
-    def burst(*args, **kwargs):
+    def crash(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("bids_dgmseg.report.page.write_page", burst)
+    monkeypatch.setattr("bids_dgmseg.report.page.write_page", crash)
     assert run(bids_dataset("sub-01")) == 1
     assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
     assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))

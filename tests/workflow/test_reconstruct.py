@@ -1,4 +1,4 @@
-"""Scans that have echoes in the place of a map, from the command line to the tables."""
+"""Scans with multi-echo GRE instead of a map, from the command line to the tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.oracle import oracle_model
 from tests.test_promise import VALIDATOR, validate
 
 SHRINKS = 0.4
-"""Largest part of a contrast that regularized inversion may take from a nucleus; the smallest has 15 voxels here."""
+"""Maximum relative loss of contrast by regularized inversion; the smallest nucleus has 15 voxels here."""
 
 
 def grid_of(name: str) -> Grid:
@@ -37,7 +37,7 @@ def grid_of(name: str) -> Grid:
 
 @cache
 def scanned(name: str) -> tuple[Echoes, np.ndarray]:
-    """The phantom's echoes, whose main field is z of the world, and its labels."""
+    """Echoes of the phantom, with the main field along z, and its labels."""
     grid = grid_of(name)
     chi, labels = PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm()).astype(np.uint8)
     x, y, z = (chi.affine[2, :3] / chi.voxel_size_mm).tolist()
@@ -54,7 +54,7 @@ def scanned(name: str) -> tuple[Echoes, np.ndarray]:
 def write_echoes(
     root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1, ramp_rad: float = 0
 ) -> Path:
-    """Write the phantom's echoes.
+    """Write the echoes of the phantom.
 
     Stored along other axes, with a phase that falls with the field, or with a ramp across the field of view whose sign
     alternates.
@@ -88,7 +88,7 @@ def ds(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Iterator[Path]:
-    """Four scans of one head, and in ``out`` what a run of the oracle made of them, in ``said`` what it told."""
+    """Folder with four scans of one head and the results ``out`` of a run with the oracle."""
     root = tmp_path_factory.mktemp("echoes")
     start_dataset(root / "ds")
     write_echoes(root / "ds", "sub-01", "RAS")
@@ -109,8 +109,8 @@ def chi_of(out: Path, scan: str = "sub-01") -> Volume:
 
 def quality_of(out: Path, scan: str = "sub-01") -> dict[str, Any]:
     (path,) = out.rglob(f"{scan}_*_qc.json")
-    said: dict[str, Any] = json.loads(path.read_text())
-    return said
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
 
 
 def means_of(out: Path, scan: str) -> dict[str, float]:
@@ -121,7 +121,7 @@ def means_of(out: Path, scan: str) -> dict[str, float]:
 def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
     found, (echoes, labels) = chi_of(done / "out", scan).array, scanned(name)
     for structure in STRUCTURES:
-        # Background removal takes slow variation away: what is left of the truth is the contrast to what lies around.
+        # Background field removal also removes slow variation, so only the contrast with the surroundings is preserved.
         near = ndimage.binary_dilation(labels == structure.index, iterations=3)
         nucleus, around = labels == structure.index, near & (labels > len(STRUCTURES))
         contrast, true = (float(chi[nucleus].mean() - chi[around].mean()) for chi in (found, echoes.chi.numpy()))
@@ -237,7 +237,7 @@ def test_mask_on_another_grid_is_rejected(ds, run, tmp_path, capsys):
 
 @pytest.fixture
 def second(monkeypatch) -> str:
-    """The name of another model."""
+    """Name of another model."""
     model = oracle_model("second")
     monkeypatch.setitem(MODELS, model.name, model)
     return model.name

@@ -1,4 +1,4 @@
-"""A reference region from the command line to the tables; the phantom's truth stands in for a network."""
+"""Reference regions, from the command line to the tables; the oracle replaces the network."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, 
 from tests.oracle import oracle_model
 
 CSF_PPM = 0.012
-"""Of the phantom's lateral ventricles; the maps here have no noise."""
+"""Susceptibility of the phantom's lateral ventricles; the maps here have no noise."""
 VENTRICLE = 23
 
 
 @cache
 def head(name: str) -> tuple[Volume, np.ndarray]:
-    """The phantom's map and labels on a grid of 2 mm."""
+    """Map and labels of the phantom on a grid of 2 mm."""
     grid = make_grid(name)
     return PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm())
 
@@ -57,7 +57,7 @@ def read_quality(out: Path, scan: str = "sub-01") -> dict[str, Any]:
 
 @pytest.fixture
 def heads(tmp_path) -> Path:
-    """The phantom without noise, stored RAS (sub-01) and LPS (sub-02), with a mask of CSF of each, both stored RAS."""
+    """The phantom without noise, stored RAS (sub-01) and LPS (sub-02), each with a CSF mask stored RAS."""
     start_dataset(tmp_path / "ds")
     ras = make_grid("RAS")
     for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
@@ -80,7 +80,7 @@ def test_csf_mask_shifts_all_values_by_csf(heads, run):
                 shift = float(row[f"{measure}_ppm"]) - float(row[f"{measure}_ref_ppm"])
                 assert shift == pytest.approx(CSF_PPM, rel=1e-5), (name, measure)
             mass = float(row["mass_ppm_mm3"]) - float(row["mass_ref_ppm_mm3"])
-            assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels were measured
+            assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels are valid
     (dictionary,) = (heads / "out").rglob("sub-01_*_stats.json")
     assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(heads / "out")["reference"]
 
@@ -103,7 +103,7 @@ def test_ratings_are_independent_of_storage_orientation(heads, run):
     for name in ("noise_sd_ppm", "streaking_index", "rim_residual_ppm", "box_margin_mm"):
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-9), name
     left, right = (read_stats(heads / "out", scan) for scan in ("sub-01", "sub-02"))
-    large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others have much of their probability in voxels cut by their edge
+    large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others are dominated by partial volume
     assert {left[nucleus]["rating"] for nucleus in large} == {"green"}
     for nucleus, row in left.items():
         assert (row["rating"], row["reasons"]) == (right[nucleus]["rating"], right[nucleus]["reasons"]), nucleus
@@ -133,7 +133,7 @@ def test_page_marks_results_of_an_earlier_run(heads, run):
 
 def test_damaged_mask_fails_only_its_scan(heads, run, capsys):
     (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
-    path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
     assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or truncated (CRC")
     assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
@@ -176,7 +176,7 @@ def test_whole_brain_defaults_to_the_field_of_view(heads, run):
     assert run(heads / "ds", "--participant-label", "02", "--reference", "whole-brain") == 0
     reference = read_quality(heads / "out", "sub-02")["reference"]
     chi = head("RAS")[0].array
-    # Small gaps of 0 count as measured, where the map crosses 0 or the head's edge has a nook.
+    # Small gaps of 0 belong to the field of view: zero crossings of the map and notches of the head's surface.
     assert reference["mean_ppm"] == pytest.approx(chi[chi != 0].mean(dtype=float), abs=1e-4)
     assert reference["source"] == "field of view of the map"
 
@@ -186,7 +186,7 @@ COARSE = world_grid(HEAD, (4.0, 4.0, 4.0))
 
 
 def label_head(*args: object, **kwargs: object) -> Location:
-    """Answer as a perfect whole-head step of 4 mm."""
+    """Return the result of a perfect localizer with voxels of 4 mm."""
     truth = PHANTOM.labels(COARSE.centres_mm())
     labels = (truth > 0).astype(np.uint8)
     labels[np.isin(truth, [25, 29, 30])] = 2
@@ -198,7 +198,7 @@ def label_head(*args: object, **kwargs: object) -> Location:
 
 @pytest.fixture
 def seeing(monkeypatch) -> str:
-    """A model with a whole-head step."""
+    """Name of a model whose localizer labels head regions."""
     whole_head = Localizer(kind="centre", labels=NAMES, input=ModelInput((4.0, 4.0, 4.0), (150.0, 184.0, 160.0)))
     model = replace(oracle_model("seeing"), localizer=whole_head)
     monkeypatch.setitem(MODELS, model.name, model)
@@ -210,7 +210,7 @@ def test_segmented_ventricles_give_the_csf_reference(heads, run, seeing):
     assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--reference", "csf") == 0
     reference = read_quality(heads / "out", "sub-02")["reference"]
     assert reference["source"] == "lateral ventricles labelled by seeing, eroded by 2 mm"
-    # White matter (-0.03) and caudate (0.045) beside them: a rim of a quarter of the voxels would shift it by 0.008.
+    # Neighbours are white matter (-0.03) and caudate (0.045): a rim of a quarter of the voxels would shift it by 0.008.
     assert reference["mean_ppm"] == pytest.approx(CSF_PPM, abs=0.002)
     assert reference["n_voxels"] > 50
     row = read_stats(heads / "out", "sub-02")["DN_L"]
@@ -225,7 +225,7 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
     for name, labels, least in (
         ("brain", range(1, 64), 0.95),
         ("cerebellum", (1, 2, 3, 4, 25, 29, 30), 0.85),
-        ("ventricles", (VENTRICLE,), 0.6),  # 8 mm wide, from voxels of 4 mm
+        ("ventricles", (VENTRICLE,), 0.6),  # 8 mm wide, labelled with voxels of 4 mm
     ):
         image = load_image(anat / f"sub-02_label-{name}_desc-seeing_mask.nii.gz")
         np.testing.assert_array_equal(image.affine, load_image(chi).affine)
@@ -234,7 +234,7 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
         assert dice > least, name
         assert json.loads((anat / f"sub-02_label-{name}_desc-seeing_mask.json").read_text())["Type"] in ("Brain", "ROI")
     brain = np.asanyarray(load_image(anat / "sub-02_label-brain_desc-seeing_mask.nii.gz").dataobj)
-    assert brain[(head("LPS")[0].array == 0) & (truth == 0)].mean() < 1e-3  # nooks of the head's edge only
+    assert brain[(head("LPS")[0].array == 0) & (truth == 0)].mean() < 1e-3  # only notches of the head's surface
     assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--no-masks") == 0
     assert list(anat.glob("*_mask.*")) == []
 
