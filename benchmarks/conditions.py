@@ -14,15 +14,14 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
+from bids_dgmseg.simulate.pathology import NO_PATHOLOGY
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
 from bids_dgmseg.simulate.shapes import ShapedHead
-from bids_dgmseg.simulate.tissue_details import NOBODY_ILL
-from bids_dgmseg.simulate.typical import in_own_voxels, ordinary_view
 
 _DISEASES = {
-    "small dentates of ataxia": dataclasses.replace(NOBODY_ILL, ataxia=1.0),
-    "small caudates and putamina": dataclasses.replace(NOBODY_ILL, atrophy=1.0),
-    "calcified pallida": dataclasses.replace(NOBODY_ILL, calcified=1.0),
+    "small dentates of ataxia": dataclasses.replace(NO_PATHOLOGY, ataxia=1.0),
+    "small caudates and putamina": dataclasses.replace(NO_PATHOLOGY, atrophy=1.0),
+    "calcified pallida": dataclasses.replace(NO_PATHOLOGY, calcified=1.0),
 }
 
 
@@ -83,14 +82,14 @@ def conditions() -> Iterator[Condition]:
         yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age)))
     yield Condition("every nucleus's iron odd", _with_values(view, odd=1.0))
     for name, disease in _DISEASES.items():
-        yield Condition(name, _with_values(view, disease=disease))
+        yield Condition(name, _with_values(view, pathology=disease))
     yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
     yield Condition("everything at random, as trained", trained)
 
 
 def middle_view(spacing_mm: float) -> View:
     """See a head as an ordinary scan of that voxel size shows it, whole and without noise outside."""
-    view = in_own_voxels(ordinary_view(whole_head_view(spacing_mm)))
+    view = without_resampling(typical_view(whole_head_view(spacing_mm)))
     return dataclasses.replace(view, cut_mm=(0.0, 0.0), outside_noise=0.0)
 
 

@@ -19,10 +19,11 @@ from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.artefacts import ArtefactRanges
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges
+from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges
+from bids_dgmseg.simulate.pathology import PathologyRanges
 from bids_dgmseg.simulate.shapes import ShapeRanges
-from bids_dgmseg.simulate.susceptibility import ValueRanges
-from bids_dgmseg.simulate.tissue_details import DetailRanges, DiseaseRanges
+from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges
+from bids_dgmseg.simulate.tissue_details import DetailRanges
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -129,8 +130,8 @@ def test_every_nucleus_is_documented():
 RANGES = [
     HeadRanges(),
     ShapeRanges(),
-    ValueRanges(),
-    DiseaseRanges(),
+    SusceptibilityRanges(),
+    PathologyRanges(),
     DetailRanges(),
     ArtefactRanges(),
     ReconstructionRanges(),
@@ -142,7 +143,7 @@ def test_simulation_ranges_are_documented(ranges):
     table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
     known = dataclasses.asdict(ranges)
-    for told_elsewhere in ("bends", "details", "disease", "reconstruction"):
+    for told_elsewhere in ("bends", "details", "pathology", "reconstruction"):
         known.pop(told_elsewhere, None)
     assert shown == {name: write_range(value) for name, value in known.items()}
 

@@ -1,1 +1,1 @@
-"""Simulated susceptibility maps with known labels."""
+"""Simulated chi maps with known labels, for training and for tests: anatomy, susceptibility, artefacts, datasets."""

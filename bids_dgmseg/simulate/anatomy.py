@@ -1,11 +1,9 @@
-"""Draw heads: one labelled anatomy, moved, bent and seen through many fields of view."""
+"""Labelled anatomy in template space, and its random deformation into the space of a scan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,17 +11,35 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.nn import functional
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.simulate.ranges import smooth_noise, uniform
 
-FIRST_TISSUE = 20
-"""Labels up to here are nuclei (structures.tsv), above are tissues of `susceptibility.TISSUES`."""
+LAST_NUCLEUS = 20
+"""Labels up to here are nuclei (structures.tsv), labels above are `TISSUES`."""
+
+TISSUES = {
+    21: "cortex",
+    22: "white matter",
+    23: "lateral ventricle",
+    24: "third ventricle",
+    25: "fourth ventricle",
+    26: "cerebrospinal fluid",
+    27: "thalamus",
+    28: "brainstem",
+    29: "cerebellar cortex",
+    30: "cerebellar white matter",
+    31: "hippocampus and amygdala",
+    32: "accumbens, basal forebrain, hypothalamus, claustrum",
+    33: "corpus callosum",
+    34: "fastigial nucleus",
+    35: "caudate tail",
+}
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A labelled head in template space, looked up by nearest neighbour.
+    """Labels of a head in template space.
 
     Parameters
     ----------
@@ -37,24 +53,28 @@ class LabelMap:
 
     @classmethod
     def from_volume(cls, volume: Volume) -> LabelMap:
-        """Take over a label volume."""
+        """Create a label map from a label volume."""
         inverse = torch.tensor(np.linalg.inv(volume.affine), dtype=torch.float32)
         return cls(torch.from_numpy(volume.array.astype(np.uint8)), inverse)
 
+    def to(self, device: str | torch.device) -> LabelMap:
+        """Copy the labels to a device."""
+        return LabelMap(self.labels.to(device), self.world_to_index.to(device))
+
     def indices(self, points_mm: Tensor) -> Tensor:
-        """Voxel indices (..., 3), with fractions, of world points (..., 3)."""
+        """Return the fractional voxel indices (..., 3) of world points (..., 3)."""
         return points_mm @ self.world_to_index[:3, :3].T + self.world_to_index[:3, 3]
 
     def at(self, indices: Tensor) -> Tensor:
-        """Labels (uint8) at voxel indices (..., 3); 0 outside."""
+        """Return the labels (uint8) at voxel indices (..., 3); 0 outside."""
         return look_up(self.labels, indices)
 
 
 def look_up(labels: Tensor, indices: Tensor) -> Tensor:
-    """Nearest label (uint8) at voxel indices (..., 3); 0 outside."""
+    """Return the nearest label (uint8) at voxel indices (..., 3); 0 outside."""
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int32, device=indices.device)
     inside = torch.ones(flat.shape, dtype=torch.bool, device=indices.device)
-    for axis, size in enumerate(labels.shape):  # one axis after the other: `all` over an axis of 3 is slow
+    for axis, size in enumerate(labels.shape):  # axis by axis: `all` over an axis of length 3 is slow
         nearest = indices[..., axis].round().int()
         inside &= (nearest >= 0) & (nearest < size)
         flat = flat.mul_(size).add_(nearest)
@@ -62,75 +82,33 @@ def look_up(labels: Tensor, indices: Tensor) -> Tensor:
     return found.mul_(inside)
 
 
+def fill_from_neighbours(labels: NDArray[np.uint8], removed: Sequence[int]) -> NDArray[np.uint8]:
+    """Replace labels by the nearest of the other labels around them."""
+    inside = np.isin(labels, removed)
+    filled = labels.copy()
+    for box in ndimage.find_objects(ndimage.label(inside)[0]):
+        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in box)
+        nearest = ndimage.distance_transform_edt(
+            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True
+        )
+        filled[block][inside[block]] = labels[block][tuple(nearest)][inside[block]]
+    return filled
+
+
 @dataclass(frozen=True)
 class HeadRanges:
-    """How far heads differ; a pair is the lowest and highest value, drawn uniformly."""
+    """Variation of position, size and shape of the head."""
 
     scale: tuple[float, float] = (0.78, 1.05)
-    """Size relative to the template; MNI is larger than life."""
+    """Size relative to the template; MNI templates are larger than the average head."""
     axis_scale: tuple[float, float] = (0.92, 1.08)
     rotation_deg: tuple[float, float, float] = (22.0, 14.0, 14.0)
     """Largest pitch, roll and yaw."""
     shear: float = 0.1
     shift_mm: tuple[float, float, float] = (6.0, 8.0, 6.0)
-    """Largest distance of the field of view's centre from the middle of the nuclei."""
+    """Largest distance of the centre of the field of view from the centre of the nuclei."""
     bends: Sequence[tuple[float, float]] = ((30.0, 4.0), (12.5, 2.0), (6.25, 0.7))
-    """Of smooth deformations: wavelength in mm, and the largest amplitude in mm of a noise whose SD is 0.55."""
-
-
-_hosts: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
-
-
-def host(generator: torch.Generator) -> torch.Generator:
-    """Give the CPU's generator that draws the few numbers beside a generator's many.
-
-    On the CPU it is the generator itself. A GPU's numbers are waited for one by one, which would take longer than all
-    else; so they come from a generator of the CPU that begins with the same seed.
-    """
-    if not _is_waited_for(generator):
-        return generator
-    if generator not in _hosts:
-        _hosts[generator] = torch.Generator().manual_seed(generator.initial_seed())
-    return _hosts[generator]
-
-
-def _is_waited_for(generator: torch.Generator) -> bool:
-    return generator.device.type != "cpu"
-
-
-def uniform(generator: torch.Generator, low: float, high: float) -> float:
-    """Draw one number."""
-    return low + (high - low) * float(torch.rand((), **_at_host(generator)))
-
-
-def chance(generator: torch.Generator, probability: float) -> bool:
-    """Draw yes or no."""
-    return float(torch.rand((), **_at_host(generator))) < probability
-
-
-def normal(generator: torch.Generator) -> float:
-    """Draw one number of mean 0 and SD 1."""
-    return float(torch.randn((), **_at_host(generator)))
-
-
-def pick(generator: torch.Generator, weights: Sequence[float]) -> int:
-    """Draw an index, each as often as its weight says."""
-    return int(torch.multinomial(torch.tensor(weights, device="cpu"), 1, generator=host(generator)))
-
-
-def _at_host(generator: torch.Generator) -> dict[str, Any]:
-    drawn_by = host(generator)
-    return {"generator": drawn_by, "device": drawn_by.device}
-
-
-def smooth_noise(
-    shape: Sequence[int], wavelength_voxels: float | Sequence[float], generator: torch.Generator, channels: int = 1
-) -> Tensor:
-    """Gaussian noise on a coarse grid, interpolated: (channels, X, Y, Z), SD below 1; one wavelength or one an axis."""
-    lengths = np.broadcast_to(wavelength_voxels, 3)
-    coarse = [max(2, round(size / length) + 1) for size, length in zip(shape, lengths, strict=True)]
-    noise = torch.randn((1, channels, *coarse), generator=generator, device=generator.device)
-    return functional.interpolate(noise, size=list(shape), mode="trilinear", align_corners=True)[0]
+    """Of smooth deformations: wavelength in mm, and largest amplitude in mm of noise with an SD of 0.55."""
 
 
 def draw_head_points(
@@ -141,20 +119,18 @@ def draw_head_points(
     ranges: HeadRanges,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw where each voxel of a scan lies in template space.
+    """Draw the template coordinates of every voxel of a scan: affine transform and smooth deformation.
 
     Parameters
     ----------
     shape : tuple of 3 int
         Grid of the scan, RAS+.
     spacing_mm : float
-        Its isotropic voxel size.
+        Isotropic voxel size.
     centre_mm : sequence of 3 float
         Template point about which the field of view is centred.
     ranges : HeadRanges
-        How far the head may differ from the template.
     generator : torch.Generator
-        Source of randomness.
 
     Returns
     -------
@@ -182,16 +158,3 @@ def _draw_matrix(ranges: HeadRanges, generator: torch.Generator) -> Tensor:
     shear[1, 2] = uniform(generator, -ranges.shear, ranges.shear)
     matrix = Rotation.from_euler("xyz", angles).as_matrix() @ zoom @ shear
     return torch.tensor(matrix, dtype=torch.float32)
-
-
-def fill_places(labels: NDArray[np.uint8], bodies: Sequence[int]) -> NDArray[np.uint8]:
-    """Give the voxels of some labels to the nearest tissue beside them."""
-    inside = np.isin(labels, bodies)
-    filled = labels.copy()
-    for place in ndimage.find_objects(ndimage.label(inside)[0]):
-        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in place)
-        nearest = ndimage.distance_transform_edt(
-            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True
-        )
-        filled[block][inside[block]] = labels[block][tuple(nearest)][inside[block]]
-    return filled

@@ -1,4 +1,4 @@
-"""What acquisition and reconstruction leave of the true susceptibility."""
+"""Artefacts of acquisition and reconstruction, applied to the true susceptibility."""
 
 from __future__ import annotations
 
@@ -10,46 +10,45 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bids_dgmseg.qsm.field import dipole_kernel
-from bids_dgmseg.simulate.acquisition import ScanGrid
-from bids_dgmseg.simulate.anatomy import chance, smooth_noise, uniform
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_field, reconstruct
-from bids_dgmseg.simulate.smoothing import blur, flatten, truncate_frequencies
+from bids_dgmseg.simulate.acquisition import ScanGrid, blur, diffuse_anisotropically, truncate_frequencies
+from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges, draw_b0_direction, simulate_reconstruction
+from bids_dgmseg.simulate.ranges import chance, smooth_noise, uniform
 
 
 @dataclass(frozen=True)
 class ArtefactRanges:
-    """How far scans differ; a pair is the lowest and highest value, drawn uniformly."""
+    """Variation of acquisition and image quality."""
 
     physics: float = 0.5
-    """Part of the maps that are reconstructed from a simulated field; the others are degraded at random."""
+    """Fraction of maps reconstructed from a simulated field; the others are degraded by filters and noise."""
     in_plane_mm: tuple[float, float] = (0.5, 1.2)
-    """Edges of the scan's voxels in plane."""
+    """Voxel size in plane."""
     slice_mm: tuple[float, float] = (1.0, 3.2)
-    """Thickness of the slices of thick-slice scans, half of all scans."""
+    """Slice thickness of thick-slice scans, half of all scans."""
     oblique_deg: float = 20.0
-    """Largest rotation of the slices, in a quarter of the thick-slice scans."""
+    """Largest rotation of oblique slices, a quarter of the thick-slice scans."""
     blur_mm: tuple[float, float] = (0.0, 0.8)
-    """SD of the point spread along each axis."""
+    """SD of the point spread function along each axis."""
     threshold: tuple[float, float] = (0.03, 0.18)
-    """Where truncated division leaves the dipole kernel, in maps degraded at random."""
+    """Of truncated division, in maps degraded by filters."""
     field_noise_ppm: tuple[float, float] = (0.0005, 0.004)
     noise_ppm: tuple[float, float] = (0.002, 0.02)
     """Log-uniform."""
     tilt: float = 0.35
-    """Largest tangent of the angle between the main field and the vertical, towards each of the two other axes."""
+    """Largest tangent of the angle between B0 and the vertical, in the sagittal and coronal plane."""
     highpass: tuple[float, float] = (0.2, 0.8)
-    """Part of the slow variation that background removal and regularization take away."""
+    """Fraction of low frequencies removed by background removal and regularization."""
     edge_ppm: tuple[float, float] = (0.01, 0.04)
-    """Differences below which smoothing that keeps edges levels."""
+    """Contrast that anisotropic diffusion preserves."""
     reference_ppm: float = 0.015
-    """Largest shift of the zero."""
+    """Largest offset of the susceptibility reference."""
     reconstruction: ReconstructionRanges = field(default_factory=ReconstructionRanges)
 
 
 def degrade(
     chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator, mask: Tensor | None = None
 ) -> Tensor:
-    """Turn true susceptibility into a reconstructed map.
+    """Simulate acquisition and reconstruction of a map.
 
     Parameters
     ----------
@@ -58,24 +57,23 @@ def degrade(
     spacing_mm : float
         Isotropic voxel size.
     ranges : ArtefactRanges
-        How far scans differ.
     generator : torch.Generator
-        Source of randomness, on the device of `chi`.
+        On the device of `chi`.
     mask : Tensor of shape (X, Y, Z), bool, optional
-        Voxels that the map will show; by default those where `chi` is not 0.
+        Brain mask of the map; by default where `chi` is not 0.
 
     Returns
     -------
     Tensor of shape (X, Y, Z)
-        Map in ppm, with values outside the mask too; the caller masks.
+        Map in ppm, not masked.
     """
-    grid = draw_grid(tuple(chi.shape), spacing_mm, ranges, generator)
+    grid = draw_scan_grid(tuple(chi.shape), spacing_mm, ranges, generator)
     voxel_size_mm = [spacing_mm * step for step in grid.steps]
     scan = grid.average(chi)
     scan = _draw_point_spread(scan, voxel_size_mm, ranges, generator)
     if chance(generator, ranges.physics):
         brain = grid.average((chi != 0 if mask is None else mask).float()) > 0.5
-        scan = reconstruct(
+        scan = simulate_reconstruction(
             scan,
             brain,
             voxel_size_mm=voxel_size_mm,
@@ -84,16 +82,16 @@ def degrade(
             rotation=grid.rotation,
         )
     else:
-        scan = _degrade_at_random(scan, voxel_size_mm, ranges, generator, grid.rotation)
+        scan = _degrade_by_filters(scan, voxel_size_mm, ranges, generator, grid.rotation)
     if chance(generator, 0.1):
-        scan = flatten(scan, edge_ppm=uniform(generator, *ranges.edge_ppm), steps=3)
+        scan = diffuse_anisotropically(scan, edge_ppm=uniform(generator, *ranges.edge_ppm), steps=3)
     return grid.interpolate(scan) + uniform(generator, -ranges.reference_ppm, ranges.reference_ppm)
 
 
-def draw_grid(
+def draw_scan_grid(
     shape: tuple[int, ...], spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator
 ) -> ScanGrid:
-    """Draw the voxels of a scan; finer ones than the array's are left to the array's."""
+    """Draw the voxel grid of a scan, with voxels no smaller than those of the array."""
     x, y, z = shape
     steps = [max(1.0, uniform(generator, *ranges.in_plane_mm) / spacing_mm)] * 3
     if not chance(generator, 0.5):
@@ -113,22 +111,22 @@ def draw_grid(
 def _draw_point_spread(
     scan: Tensor, voxel_size_mm: Sequence[float], ranges: ArtefactRanges, generator: torch.Generator
 ) -> Tensor:
-    """Blur, or cut off the high frequencies in plane as zero-filling does."""
+    """Blur, or truncate the high frequencies in plane as zero-filling does."""
     if chance(generator, 0.2):
         kept = [uniform(generator, 0.6, 1.0)] * 3
-        kept[max(range(3), key=lambda axis: (voxel_size_mm[axis], axis))] = 1.0  # that of the slices
+        kept[max(range(3), key=lambda axis: (voxel_size_mm[axis], axis))] = 1.0  # the slice direction
         return truncate_frequencies(scan, kept)
     return blur(scan, [uniform(generator, *ranges.blur_mm) / step for step in voxel_size_mm])
 
 
-def _degrade_at_random(
+def _degrade_by_filters(
     chi: Tensor,
     voxel_size_mm: Sequence[float],
     ranges: ArtefactRanges,
     generator: torch.Generator,
     rotation: Tensor | None,
 ) -> Tensor:
-    """Lose slow variation and the frequencies near the magic angle; add noise."""
+    """Attenuate low frequencies and those near the magic angle; add noise."""
     if chance(generator, 0.5):
         width_mm = uniform(generator, 8, 25)
         chi = chi - uniform(generator, *ranges.highpass) * blur(chi, [width_mm / step for step in voxel_size_mm])
@@ -144,8 +142,8 @@ def _invert_with_streaks(
     generator: torch.Generator,
     rotation: Tensor | None,
 ) -> Tensor:
-    """Lose what truncated division loses near the magic angle, and gain the field noise that it amplifies."""
-    b0 = draw_main_field(ranges.tilt, generator, rotation)
+    """Attenuate frequencies near the magic angle as truncated division does, and amplify field noise there."""
+    b0 = draw_b0_direction(ranges.tilt, generator, rotation)
     kernel = dipole_kernel(chi.shape, voxel_size_mm, b0, device=chi.device).abs()
     threshold = uniform(generator, *ranges.threshold)
     kept = (kernel / threshold).clamp(max=1) ** uniform(generator, 0.3, 1.0)
@@ -166,32 +164,33 @@ def _draw_noise(chi: Tensor, ranges: ArtefactRanges, generator: torch.Generator)
     return blur(noise, [uniform(generator, 0.3, 0.9)] * 3) if chance(generator, 0.6) else noise
 
 
-def draw_view(inside: Tensor, *, spacing_mm: float, cut_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Draw which voxels the map covers: brain mask too tight or too loose, slices missing below or above.
+def draw_coverage(
+    inside: Tensor, *, spacing_mm: float, cut_mm: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Draw the coverage of a map: brain mask too tight or too loose, slices missing below or above.
 
     Parameters
     ----------
     inside : Tensor of shape (X, Y, Z), bool
-        The head.
+        Head.
     spacing_mm : float
         Isotropic voxel size.
     cut_mm : tuple of 2 float
-        Largest part that is cut off below and above.
+        Largest extent that is missing below and above.
     generator : torch.Generator
-        Source of randomness.
 
     Returns
     -------
     Tensor of shape (X, Y, Z), bool
     """
-    view = inside.clone()
+    covered = inside.clone()
     if chance(generator, 0.5):
         distance = blur(inside.float(), [2.5 / spacing_mm] * 3)
         rim = 0.5 + uniform(generator, -0.35, 0.4) + 0.15 * smooth_noise(inside.shape, 12 / spacing_mm, generator)[0]
-        view = distance > rim
+        covered = distance > rim
     below, above = (int(uniform(generator, 0, limit) / spacing_mm) for limit in cut_mm)
     if chance(generator, 0.4):
-        view[:, :, :below] = False
+        covered[:, :, :below] = False
     if chance(generator, 0.3) and above:
-        view[:, :, -above:] = False
-    return view
+        covered[:, :, -above:] = False
+    return covered

@@ -1,12 +1,16 @@
-"""Labelled datasets of simulated maps, or of the echoes that maps are made from, written out."""
+"""BIDS datasets of simulated chi maps, or of multi-echo GRE scans, with their true labels in derivatives/truth."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,83 +20,201 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import write_json, write_text
+from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.bids_writer import Image, LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.simulate.anatomy import TISSUES, LabelMap
 from bids_dgmseg.simulate.echoes import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.simulate.sample import (
     WHOLE_HEAD_VIEW,
     View,
     draw_head,
     draw_sample,
-    mirror_half,
+    mirror_randomly,
     nuclei_labels,
     phantom_head,
     template_head,
 )
-from bids_dgmseg.simulate.susceptibility import TISSUES
 
-_SEEDS_A_DATASET = 100_000
+_BIDS_VERSION = "1.10.0"
+
+_SEEDS_PER_DATASET = 100_000
 
 _FIRST_SEED = 10**13
-"""Modulo 2**32, which is what torch takes of a seed, beyond those of trainings whose seed is below 131."""
+"""Modulo 2**32, to which torch reduces seeds, this lies beyond those of trainings with a seed below 131."""
 
 _CEREBELLUM = (1, 2, 3, 4, *(number for number, name in TISSUES.items() if "cerebellar" in name or "fastigial" in name))
 
-_STEPS = 4096
-"""Values of an image, as scanners store them; noise in every bit of a file would make it large."""
+_GREY_LEVELS = 4096
+"""As stored by scanners; with noise in every bit, files would compress badly."""
 
 _README = """\
 Simulated susceptibility maps
 =============================
 
-Made by bids_dgmseg {version}: {n_scans} heads drawn from {anatomy}, seed {seed}. Each is moved, bent and filled with
-susceptibilities as they vary between people, then degraded as acquisition and reconstruction do; some maps lack slices
-or have noise outside the brain. The true labels, and masks of the cerebellum, are in derivatives/truth. Left is the
-patient's left.
+Simulated by bids_dgmseg {version}: {n_scans} heads based on {anatomy}, seed {seed}. Position, shape and susceptibility
+vary as between subjects; artefacts of acquisition and reconstruction are simulated. Some maps have missing slices or
+noise outside the brain. True labels and masks of the cerebellum are in derivatives/truth. Left is the patient's left.
 """
 
 _README_OF_ECHOES = """\
-Simulated gradient echoes
-=========================
+Simulated multi-echo GRE scans
+==============================
 
-Made by bids_dgmseg {version}: {n_scans} heads drawn from {anatomy}, seed {seed}. Each is moved, bent and filled with
-susceptibilities as they vary between people, then put into a skull with a sinus and scanned: magnitude and wrapped
-phase of several gradient echoes with noise. Where the field is higher, the phase grows faster from echo to echo. The
-true labels, and masks of the cerebellum, are in derivatives/truth. Left is the patient's left.
+Simulated by bids_dgmseg {version}: {n_scans} heads based on {anatomy}, seed {seed}. Position, shape and susceptibility
+vary as between subjects; skull, scalp and a frontal sinus are added. Magnitude and wrapped phase of four gradient
+echoes contain noise; phase increases with the field. True labels and masks of the cerebellum are in derivatives/truth.
+Left is the patient's left.
+"""
+
+_TRUTH_README = """\
+True labels of the scans, on the grid of each scan. dseg.tsv lists the labels; left is the patient's left. Use them as
+the reference segmentation, for example with `dgmseg evaluate`.
 """
 
 _COLUMNS = {
-    "brain_volume_ml": {"Description": "Volume of the head that the scan shows", "Units": "mL"},
-    "n_nuclei": {"Description": "Number of nuclei, left and right apart, of which the scan shows a part"},
-    "sample_seed": {"Description": "Seed of the one scan"},
+    "brain_volume_ml": {"Description": "Volume of the head inside the field of view", "Units": "mL"},
+    "n_nuclei": {"Description": "Number of nuclei at least partly inside the field of view, left and right separately"},
+    "sample_seed": {"Description": "Seed of this scan"},
 }
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image file of a scan."""
+
+    suffix: str
+    """Part of the file name after subject and session, such as ``echo-1_part-mag_MEGRE``."""
+    array: NDArray[Any]
+    """Shape (X, Y, Z): float32, or integers to be multiplied by `scale`."""
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    """In addition to the fields common to the scan."""
+    scale: float | None = None
+    """``scl_slope`` of the file."""
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan with its true labels; all arrays share the grid of `affine`."""
+
+    participant: str
+    """Without ``sub-``."""
+    images: Sequence[Image]
+    """A chi map, or magnitude and phase of several echoes."""
+    dseg: NDArray[np.uint8]
+    """Shape (X, Y, Z), labels of structures.tsv."""
+    affine: NDArray[np.float64]
+    sidecar: Mapping[str, Any]
+    """Common to all images."""
+    session: str | None = None
+    """Without ``ses-``."""
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Further true masks by the value of ``label-``: shape (X, Y, Z), 1 inside."""
+
+    @property
+    def name(self) -> str:
+        """Subject and session as in file names."""
+        return f"sub-{self.participant}" + (f"_ses-{self.session}" if self.session else "")
+
+    def folder(self, root: Path) -> Path:
+        """Return the folder of the scan in a dataset."""
+        return root.joinpath(*self.name.split("_"), "anat")
+
+
+def start_dataset(root: Path, *, name: str, readme: str) -> None:
+    """Write the top-level files of a dataset and of its ``derivatives/truth``.
+
+    Raises
+    ------
+    InputError
+        If `root` exists and is not an empty folder, or cannot be written.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
+    common = {
+        "BIDSVersion": _BIDS_VERSION,
+        "License": "CC0",
+        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
+    }
+    raw = {"Name": name, **common, "DatasetType": "raw", "Authors": ["bids_dgmseg"]}
+    derivative = {
+        "Name": f"{name}: true labels",
+        **common,
+        "DatasetType": "derivative",
+        "Authors": ["bids_dgmseg"],
+        "SourceDatasets": [{"URL": "../.."}],
+    }
+    try:
+        for folder, description, text in (
+            (root, raw, readme),
+            (root / "derivatives" / "truth", derivative, _TRUTH_README),
+        ):
+            write_json(description, folder / "dataset_description.json")
+            write_text(text, folder / "README")
+    except OSError as error:
+        raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+    columns = ["index", "name", "abbreviation", "hemisphere", "color", "mapping"]
+    table = pd.DataFrame([[getattr(row, column) for column in columns] for row in STRUCTURES], columns=columns)
+    write_tsv(table, root / "derivatives" / "truth" / "dseg.tsv")
+
+
+def add_scan(root: Path, scan: LabelledScan) -> None:
+    """Write the images of a scan with sidecars, its true labels and masks."""
+    folder, truth = scan.folder(root), scan.folder(root / "derivatives" / "truth")
+    folder.mkdir(parents=True, exist_ok=True)
+    truth.mkdir(parents=True, exist_ok=True)
+    for image in scan.images:
+        write_json({**scan.sidecar, **image.sidecar}, folder / f"{scan.name}_{image.suffix}.json")
+        _write_image(folder / f"{scan.name}_{image.suffix}.nii.gz", image.array, scan.affine, image.scale)
+    _write_image(truth / f"{scan.name}_seg-truth_dseg.nii.gz", scan.dseg, scan.affine)
+    for label, mask in scan.masks.items():
+        _write_image(truth / f"{scan.name}_label-{label}_mask.nii.gz", mask, scan.affine)
+        write_json({"Description": f"True {label}", "Type": "ROI"}, truth / f"{scan.name}_label-{label}_mask.json")
+
+
+def write_participants(
+    root: Path, rows: Sequence[Mapping[str, object]], columns: Mapping[str, Mapping[str, object]]
+) -> None:
+    """Write participants.tsv, one row per participant, and its data dictionary."""
+    write_tsv(pd.DataFrame(rows), root / "participants.tsv")
+    write_json(columns, root / "participants.json")
+
+
+def _write_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64], scale: float | None = None) -> None:
+    """Write a NIfTI file; its bytes are reproducible, since nibabel omits the time from the gzip header."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    if scale is not None:
+        image.header.set_slope_inter(scale, 0)
+    image.to_filename(path)
 
 
 def simulate_dataset(
     root: Path, *, n_scans: int, seed: int, template: Path | None = None, spacing_mm: float = 1.0, echoes: bool = False
 ) -> Iterator[str]:
-    """Write a dataset of simulated maps, or of the echoes that maps are made from.
+    """Write a dataset of simulated chi maps or multi-echo GRE scans.
 
     Parameters
     ----------
     root : path
         New or empty folder.
     n_scans : int
-        Number of participants, one scan each; at most 99,999.
+        Number of participants with one scan each, at most 99,999.
     seed : int
-        The same seed gives the same dataset on one machine; two seeds below 29,000 share no scan.
+        The same seed gives the same dataset on the same machine; different seeds below 29,000 share no scan.
     template : path, optional
-        Label template; without one the heads have the phantom's anatomy.
+        Label template; by default the anatomy of the phantom.
     spacing_mm : float
         Isotropic voxel size.
     echoes : bool
-        Whether magnitude and phase of several echoes are written in the place of each map.
+        Write magnitude and phase of four echoes instead of chi maps.
 
     Yields
     ------
     str
-        The name of each scan once it is written.
+        Name of each scan after it has been written.
 
     Raises
     ------
@@ -108,17 +230,21 @@ def simulate_dataset(
     view, rows = whole_head_view(spacing_mm), []
     sidecar = {"MagneticFieldStrength": B0_TESLA} if echoes else {"Units": "ppm"}
     for number in range(n_scans):
-        sample_seed = _FIRST_SEED + seed * _SEEDS_A_DATASET + number
-        chi, labels, images = (_draw_echoes if echoes else _draw_map)(head, view, sample_seed)
+        sample_seed = _FIRST_SEED + seed * _SEEDS_PER_DATASET + number
+        if echoes:
+            simulated, labels = draw_echo_scan(head, view, sample_seed)
+            images = echo_images(simulated)
+        else:
+            chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
+            images = [Image("Chimap", chi.numpy())]
         dseg = nuclei_labels(labels).numpy()
         scan = LabelledScan(
             f"{number + 1:0{len(str(n_scans))}d}".zfill(2),
-            chi.numpy(),
+            images,
             dseg,
             scanner_grid(view).affine,
             {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
             masks={"cerebellum": cerebellum_mask(labels.numpy())},
-            echoes=images,
         )
         add_scan(root, scan)
         volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
@@ -134,27 +260,21 @@ def simulate_dataset(
     write_participants(root, rows, _COLUMNS)
 
 
-def _draw_map(head: LabelMap, view: View, seed: int) -> tuple[Tensor, Tensor, list[Image]]:
-    """Draw a reconstructed map with its labels; there are no echoes."""
-    return *draw_sample([(head, 1.0)], view, seed), []
-
-
-def _draw_echoes(head: LabelMap, view: View, seed: int) -> tuple[Tensor, Tensor, list[Image]]:
-    """Draw a true map with its labels, and its echoes as they are written."""
+def draw_echo_scan(head: LabelMap, view: View, seed: int) -> tuple[Echoes, Tensor]:
+    """Draw the echoes of a head, which hold the true chi map, and its labels (X, Y, Z)."""
     generator = torch.Generator().manual_seed(seed)
-    chi, labels = mirror_half(*draw_head([(head, 1.0)], view, generator), generator)
-    echoes = draw_echoes(chi, labels, voxel_size_mm=(view.spacing_mm,) * 3, generator=generator)
-    return echoes.chi, labels, echo_images(echoes)
+    chi, labels = mirror_randomly(*draw_head([(head, 1.0)], view, generator), generator)
+    return draw_echoes(chi, labels, voxel_size_mm=(view.spacing_mm,) * 3, generator=generator), labels
 
 
 def echo_images(echoes: Echoes) -> list[Image]:
-    """Store echoes as scanners do, in 4096 steps: magnitudes as whole numbers, phases as float32 in rad."""
-    images, turn = [], 2 * np.pi / _STEPS
-    scale = float(echoes.magnitude.max()) / (_STEPS - 1)
+    """Quantize echoes to 4096 levels, as scanners do: magnitude as integers, phase as float32 in rad."""
+    images, step_rad = [], 2 * np.pi / _GREY_LEVELS
+    scale = float(echoes.magnitude.max()) / (_GREY_LEVELS - 1)
     for number, time_s in enumerate(echoes.echo_times_s, 1):
         magnitude = np.rint(echoes.magnitude[number - 1].numpy() / scale).astype(np.uint16)
-        steps = np.rint(echoes.phase[number - 1].numpy() / turn)
-        phase = np.where(steps > -_STEPS / 2, steps, _STEPS / 2) * turn  # -pi is pi
+        steps = np.rint(echoes.phase[number - 1].numpy() / step_rad)
+        phase = np.where(steps > -_GREY_LEVELS / 2, steps, _GREY_LEVELS / 2) * step_rad  # -pi is pi
         images += [
             Image(f"echo-{number}_part-mag_MEGRE", magnitude, {"EchoTime": time_s, "Units": "arbitrary"}, scale),
             Image(f"echo-{number}_part-phase_MEGRE", phase.astype(np.float32), {"EchoTime": time_s, "Units": "rad"}),
@@ -163,14 +283,20 @@ def echo_images(echoes: Echoes) -> list[Image]:
 
 
 def cerebellum_mask(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mark the cerebellum with its nuclei, without the fourth ventricle."""
+    """Return the mask of the cerebellum with its nuclei, without the fourth ventricle."""
     return np.isin(labels, _CEREBELLUM).astype(np.uint8)
 
 
 def whole_head_view(spacing_mm: float) -> View:
-    """See the whole head at another voxel size."""
+    """Return the field of view of the whole head at a voxel size."""
     x, y, z = (round(size * WHOLE_HEAD_VIEW.spacing_mm / spacing_mm) for size in WHOLE_HEAD_VIEW.shape)
     return dataclasses.replace(WHOLE_HEAD_VIEW, shape=(x, y, z), spacing_mm=spacing_mm)
+
+
+def scanner_grid(view: View) -> Grid:
+    """Return the grid of a view in scanner coordinates, centred on the origin."""
+    x, y, z = (size * view.spacing_mm / 2 for size in view.shape)
+    return world_grid(Box((-x, -y, -z), (x, y, z)), (view.spacing_mm,) * 3, view.shape)
 
 
 def read_template(path: Path) -> Volume:
@@ -179,22 +305,13 @@ def read_template(path: Path) -> Volume:
     Raises
     ------
     InputError
-        If the file cannot be read, or has numbers that no tissue has, or no nucleus.
+        If the file cannot be read, contains unknown labels or no nucleus.
     """
     labels = Volume.read(path, np.float32)
-    known = {0, *(structure.index for structure in STRUCTURES), *TISSUES}
+    nuclei = {structure.index for structure in STRUCTURES}
     found = set(np.unique(labels.array).tolist())
-    if unknown := sorted(found - known):
-        raise InputError(
-            f"{path.name}: has the value {unknown[0]:g}, which is no label of a template; make it with "
-            "`dgmseg template`"
-        )
-    if not found & {structure.index for structure in STRUCTURES}:
-        raise InputError(f"{path.name}: shows no nucleus (labels 1 to 16); make it with `dgmseg template`")
+    if unknown := sorted(found - {0, *nuclei, *TISSUES}):
+        raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
+    if not found & nuclei:
+        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 16); create it with `dgmseg template`")
     return labels.with_array(labels.array.astype(np.uint8))
-
-
-def scanner_grid(view: View) -> Grid:
-    """Place a view in the scanner: its centre is the origin."""
-    x, y, z = (size * view.spacing_mm / 2 for size in view.shape)
-    return world_grid(Box((-x, -y, -z), (x, y, z)), (view.spacing_mm,) * 3, view.shape)

@@ -1,4 +1,4 @@
-"""Gradient echoes of a head whose susceptibility is known: what a scanner gives, before any reconstruction."""
+"""Simulated multi-echo GRE acquisition of a head with known susceptibility."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.nn import functional
 
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_hz
-from bids_dgmseg.simulate.anatomy import normal, uniform
+from bids_dgmseg.simulate.ranges import normal, uniform
 
 ECHO_TIMES_S = (0.005, 0.010, 0.015, 0.020)
 
 B0_TESLA = 3.0
 
-AIR, FLUID, BONE, SCALP, FLESH = 0, 26, 51, 52, 53
-"""Labels about the brain; fluid is that of `susceptibility.TISSUES`, the last three are no label of a template."""
+AIR, FLUID, BONE, SCALP, SOFT_TISSUE = 0, 26, 51, 52, 53
+"""Labels around the brain; fluid as in `anatomy.TISSUES`, the last three do not occur in templates."""
 
 _AIR_PPM = 9.2
 """Relative to soft tissue [Buch 2015]."""
@@ -44,42 +44,42 @@ _SIGNALS = {
     33: _WHITE,
     BONE: (0.05, 30.0),
     SCALP: (1.1, 20.0),
-    FLESH: (0.7, 30.0),
+    SOFT_TISSUE: (0.7, 30.0),
 }
-"""Of each label; the others are grey."""
+"""Per label; all others are grey matter."""
 
 _MARGIN_MM = 25.0
-"""Room about the field of view for what of the head it does not show."""
+"""Padding around the field of view for the part of the head outside it."""
 
 _CISTERN_MM = 8.0
-"""Radius of a ball that does not fit between the parts of the brain: what lies there is fluid, no bone."""
+"""Radius of the closing that finds fluid between the parts of the brain, where there is no bone."""
 
 _FACE_MM = 6.0
-"""Flesh about the sinus."""
+"""Soft tissue around the sinus."""
 
 _NECK_MM = 12.0
-"""How far neck and face stay behind the sides of the brain."""
+"""Neck and face are narrower than the brain by this much on each side."""
 
 
 @dataclass(frozen=True)
 class EchoRanges:
-    """How far heads and scanners differ; a pair is the lowest and highest value, drawn uniformly."""
+    """Variation of head tissues and scanners."""
 
     fluid_mm: tuple[float, float] = (2.0, 4.0)
     bone_mm: tuple[float, float] = (5.0, 7.0)
     scalp_mm: tuple[float, float] = (4.0, 6.0)
-    """Thickness of the layers about the brain, from the inside."""
+    """Thickness of the layers around the brain, from inside out."""
     bone_ppm: tuple[float, float] = (-2.5, -1.7)
     scalp_ppm: tuple[float, float] = (0.0, 0.3)
     """Relative to soft tissue."""
     sinus_mm: tuple[float, float] = (9.0, 15.0)
-    """Each semi-axis of the cavity below the front of the brain."""
+    """Each semi-axis of the air cavity below the frontal brain."""
     snr: tuple[float, float] = (40.0, 120.0)
-    """Mean signal of the brain at the first echo, over the SD of the noise in the real part."""
+    """Mean signal of the brain at the first echo over the SD of the noise in the real part."""
     offset_rad: tuple[float, float] = (2.0, 6.0)
-    """How far the coil's phase goes over the field of view; the same in all echoes."""
+    """Range of the coil phase over the field of view; the same in all echoes."""
     sensitivity: tuple[float, float] = (0.3, 1.0)
-    """Logarithm of the strongest over the weakest sensitivity of the coil in the field of view."""
+    """Logarithm of the ratio of the highest to the lowest coil sensitivity in the field of view."""
 
 
 _RANGES = EchoRanges()
@@ -87,12 +87,12 @@ _RANGES = EchoRanges()
 
 @dataclass(frozen=True)
 class Echoes:
-    """What a scanner measures, and what there was to measure."""
+    """Simulated echoes with the true susceptibility."""
 
     phase: Tensor
-    """Shape (E, X, Y, Z): rad in (-pi, pi]; where the field is higher, it grows faster from echo to echo."""
+    """Shape (E, X, Y, Z): rad in (-pi, pi], increasing with the field."""
     magnitude: Tensor
-    """Shape (E, X, Y, Z): signal relative to that of water at echo time 0 where the coil's sensitivity is 1."""
+    """Shape (E, X, Y, Z): signal relative to water at echo time 0 and coil sensitivity 1."""
     echo_times_s: tuple[float, ...]
     b0_tesla: float
     chi: Tensor
@@ -110,54 +110,52 @@ def draw_echoes(
     generator: torch.Generator,
     ranges: EchoRanges = _RANGES,
 ) -> Echoes:
-    r"""Put a head about a brain and draw the echoes that a scanner measures of it.
+    r"""Add head tissues to a brain and simulate its gradient echoes.
 
     Parameters
     ----------
     chi : Tensor of shape (X, Y, Z)
         True susceptibility in ppm.
     labels : Tensor of shape (X, Y, Z), uint8
-        Nuclei and tissues of the brain, 0 outside; the axes run to the right, front and top.
+        Nuclei and tissues of the brain, 0 outside, in RAS+ orientation.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     b0_direction : sequence of 3 float
-        Direction of the main field along the grid's axes.
+        Direction of B0 along the grid's axes.
     echo_times_s : sequence of E float
         Echo times in s.
     b0_tesla : float
-        Strength of the main field.
+        Field strength in T.
     generator : torch.Generator
-        Source of randomness, on the device of `chi`.
+        On the device of `chi`.
     ranges : EchoRanges
-        How far heads and scanners differ.
 
     Returns
     -------
     Echoes
-        Outside the head they are noise.
+        Noise outside the head.
 
     Raises
     ------
     ValueError
-        If `labels` has another shape than `chi`, or shows no brain.
+        If the shapes differ, or if there is no brain.
 
     Notes
     -----
-    With the field f in ppm, proton density :math:`\rho` and the coil's sensitivity C and phase :math:`\varphi_0`, the
-    signal of the echo at time T is, but for complex Gaussian noise,
+    With the field f in ppm, proton density :math:`\rho`, coil sensitivity C and coil phase :math:`\varphi_0`, the
+    signal at echo time T is, plus complex Gaussian noise,
 
     .. math:: S = C \rho \, e^{-T R_2^*} e^{i (2 \pi \gamma B_0 T f + \varphi_0)}.
 
-    A brain that the field of view cuts goes on for 25 mm beyond it, as its face is, with the layers about it, and so
-    does the neck; beyond these all is air. Air right at the cut, 9.2 ppm above tissue, would make a field that no head
-    has.
+    Brain, head tissues and neck that are cut by the field of view continue 25 mm beyond it, with air outside. Air
+    directly at the cut, 9.2 ppm above tissue, would cause an unrealistic field.
     """
     if labels.shape != chi.shape:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, expected that of chi, {tuple(chi.shape)}")
     brain = labels > 0
     if not brain.any():
-        raise ValueError("labels show no brain")
-    inside, whole, field = _magnetize(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
+        raise ValueError("labels contain no brain")
+    inside, whole, field = _simulate_field(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
     density = _by_label(whole, 0)
     decay = r2star_hz(inside, b0_tesla=b0_tesla, r2_hz=0.0) + _by_label(whole, 1) * b0_tesla / 3
     offset = _polynomial(chi.shape, generator) * uniform(generator, *ranges.offset_rad)
@@ -166,14 +164,15 @@ def draw_echoes(
     noise_sd = first / uniform(generator, *ranges.snr)
     phase, magnitude = chi.new_empty((2, len(echo_times_s), *chi.shape))
     for echo, time_s in enumerate(echo_times_s):
-        turn = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * field + offset
+        angle = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * field + offset
         noise = noise_sd * torch.randn((2, *chi.shape), generator=generator, device=chi.device)
-        signal = torch.polar(proton * torch.exp(-time_s * decay), turn) + torch.complex(noise[0], noise[1])
-        phase[echo], magnitude[echo] = _angle(signal), signal.abs()
+        signal = torch.polar(proton * torch.exp(-time_s * decay), angle) + torch.complex(noise[0], noise[1])
+        angle = signal.angle()
+        phase[echo], magnitude[echo] = torch.where(angle > -math.pi, angle, -angle), signal.abs()  # -pi is pi
     return Echoes(phase, magnitude, tuple(echo_times_s), b0_tesla, torch.where(brain, chi, 0.0))
 
 
-def _magnetize(
+def _simulate_field(
     chi: Tensor,
     labels: Tensor,
     voxel_size_mm: Sequence[float],
@@ -181,11 +180,11 @@ def _magnetize(
     generator: torch.Generator,
     ranges: EchoRanges,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the head about a brain: its susceptibility, its labels and its field, on the brain's grid."""
+    """Add head tissues to a brain: susceptibility, labels and field on the grid of the brain."""
     margin = [math.ceil(_MARGIN_MM / step) for step in voxel_size_mm]
     inner = tuple(slice(spare, spare + size) for spare, size in zip(margin, chi.shape, strict=True))
     brain = np.pad(labels.cpu().numpy(), [(spare, spare) for spare in margin], mode="edge")
-    whole = torch.from_numpy(surround(brain, voxel_size_mm=voxel_size_mm, generator=generator, ranges=ranges))
+    whole = torch.from_numpy(add_head_tissues(brain, voxel_size_mm=voxel_size_mm, generator=generator, ranges=ranges))
     whole = whole.to(chi.device)
     values = torch.zeros(64)
     values[[AIR, FLUID, BONE, SCALP]] = torch.tensor(
@@ -195,36 +194,34 @@ def _magnetize(
     continued = functional.pad(chi[None, None], spare, mode="replicate")[0, 0]
     inside = torch.from_numpy(brain > 0).to(chi.device)
     everywhere = torch.where(inside, continued, values.to(chi.device)[whole.int()])
-    # Relative to air, so that the zeros beyond the grid are air too; the field does not change with a constant.
+    # Relative to air, so that zero padding is air too; a constant does not change the field.
     field = dipole_field(everywhere - _AIR_PPM, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction)
     return everywhere[inner], whole[inner], field[inner]
 
 
-def surround(
+def add_head_tissues(
     brain: NDArray[np.uint8],
     *,
     voxel_size_mm: Sequence[float],
     generator: torch.Generator,
     ranges: EchoRanges = _RANGES,
 ) -> NDArray[np.uint8]:
-    """Put fluid, bone and scalp about a brain, flesh below it, and a sinus below its front.
+    """Add fluid, skull and scalp around a brain, face and neck below it, and a frontal sinus.
 
     Parameters
     ----------
     brain : ndarray of shape (X, Y, Z)
-        Labels, 0 outside; the axes run to the right, front and top.
+        Labels, 0 outside, in RAS+ orientation.
     voxel_size_mm : sequence of 3 float
-        Edge lengths in mm.
+        Voxel size in mm.
     generator : torch.Generator
-        Source of randomness.
     ranges : EchoRanges
-        How far heads differ.
 
     Returns
     -------
     ndarray of uint8, shape (X, Y, Z)
-        The labels, with `FLUID` in the brain's clefts, `FLUID`, `BONE`, `SCALP` and `AIR` by their distance from both,
-        and `FLESH` for face and neck, down to the end of the grid.
+        The labels, with `FLUID` in the fissures, `FLUID`, `BONE`, `SCALP` and `AIR` by distance from the brain, and
+        `SOFT_TISSUE` for face and neck down to the end of the grid.
 
     References
     ----------
@@ -238,7 +235,7 @@ def surround(
     head = layers[np.digitize(distance_mm, np.cumsum(thickness_mm), right=True)]
     semi_axes_mm = [uniform(generator, *ranges.sinus_mm) for _ in range(3)]
     wall_mm = thickness_mm[0] + 1.0
-    centre_mm = _below_the_front(brain, voxel_size_mm) - (0.0, 0.0, wall_mm + semi_axes_mm[2])
+    centre_mm = _below_frontal_brain(brain, voxel_size_mm) - (0.0, 0.0, wall_mm + semi_axes_mm[2])
 
     def within(semi_axes_mm: Sequence[float]) -> NDArray[np.bool_]:
         axes = np.ogrid[tuple(slice(size) for size in brain.shape)]
@@ -249,13 +246,13 @@ def surround(
     below = np.logical_or.accumulate((head != AIR)[:, :, ::-1], axis=2)[:, :, ::-1]
     aside_mm = ndimage.distance_transform_edt((brain > 0).any(axis=2), sampling=voxel_size_mm[:2])
     neck = below & (aside_mm > _NECK_MM)[:, :, None]
-    head[(neck | within([length + _FACE_MM for length in semi_axes_mm])) & (head == AIR)] = FLESH
+    head[(neck | within([length + _FACE_MM for length in semi_axes_mm])) & (head == AIR)] = SOFT_TISSUE
     head[within(semi_axes_mm) & (distance_mm > wall_mm)] = AIR
     return np.where(brain > 0, brain, head)
 
 
-def _below_the_front(brain: NDArray[np.uint8], voxel_size_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Find the point in mm below the middle of the front quarter of a brain, as deep as that quarter goes."""
+def _below_frontal_brain(brain: NDArray[np.uint8], voxel_size_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Find the lowest level of the anterior quarter of a brain, at its centre; in mm."""
     x, y, z = (index * step for index, step in zip(np.nonzero(brain), voxel_size_mm, strict=True))
     front = y >= y.max() - 0.25 * (y.max() - y.min())
     return np.array([x[front].mean(), y[front].mean(), z[front].min()])
@@ -270,16 +267,10 @@ def _by_label(labels: Tensor, column: int) -> Tensor:
 
 
 def _polynomial(shape: Sequence[int], generator: torch.Generator, order: int = 2) -> Tensor:
-    """Draw a polynomial of the coordinates without constant, from its lowest to its highest value 1 apart."""
+    """Draw a polynomial of the coordinates without constant, scaled to a range of 1."""
     x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in shape), indexing="ij")
     powers = [(i, j, k) for i in range(order + 1) for j in range(order + 1 - i) for k in range(order + 1 - i - j)]
     drawn = torch.zeros(tuple(shape))
     for i, j, k in powers[1:]:
         drawn += normal(generator) * x**i * y**j * z**k
     return (drawn / (drawn.max() - drawn.min())).to(generator.device)
-
-
-def _angle(signal: Tensor) -> Tensor:
-    """Phase in (-pi, pi]."""
-    angle = signal.angle()
-    return torch.where(angle > -math.pi, angle, -angle)

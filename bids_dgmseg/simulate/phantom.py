@@ -1,7 +1,7 @@
-"""The analytic phantom: a brain of ellipsoids whose volumes are known on paper.
+"""The analytic phantom: a head of ellipsoids with exactly known volumes.
 
-Ellipsoids are painted one over the other, as in the Shepp-Logan phantom; nuclei come last and do not touch each
-other, so that a nucleus has exactly the volume 4/3 π abc. Places and sizes follow the MNI152 brain, shrunk to life.
+As in the Shepp-Logan phantom, later ellipsoids replace earlier ones. Nuclei come last and do not touch each other, so
+a nucleus has exactly the volume 4/3 π abc. Positions and sizes follow the MNI152 brain, scaled down to an average head.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bids_dgmseg.models.structures import STRUCTURES
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """One painted body."""
+    """One structure of the phantom."""
 
     label: int
-    """1–16 as structures.tsv, tissues above 20 as `bids_dgmseg.simulate.susceptibility.TISSUES`."""
+    """1-16 as in structures.tsv, above 20 as in `bids_dgmseg.simulate.anatomy.TISSUES`."""
     centre_mm: tuple[float, float, float]
     semi_axes_mm: tuple[float, float, float]
     chi_ppm: float
@@ -39,25 +39,25 @@ class Ellipsoid:
 
     @property
     def _directions(self) -> NDArray[np.float64]:
-        """Unit vectors along the semi-axes, one a column."""
+        """Unit vectors along the semi-axes, as columns."""
         directions: NDArray[np.float64] = Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix()
         return directions
 
     def contains(self, points_mm: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Tell which of the points (..., 3) lie inside."""
+        """Test which points (..., 3) lie inside."""
         local = (points_mm - np.asarray(self.centre_mm)) @ (self._directions / np.asarray(self.semi_axes_mm))
         inside: NDArray[np.bool_] = np.einsum("...i,...i->...", local, local) <= 1
         return inside
 
     def extent_mm(self, directions: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Tell where the body begins and ends along unit vectors, one a column of `directions` (3, N)."""
+        """Compute the lower and upper limits along unit vectors, the columns of `directions` (3, N)."""
         half = np.linalg.norm((self._directions * np.asarray(self.semi_axes_mm)).T @ directions, axis=0)
         centre = np.asarray(self.centre_mm) @ directions
         return centre - half, centre + half
 
     @property
     def box(self) -> Box:
-        """The box along the world's axes that the body touches."""
+        """Bounding box along the world axes."""
         (x0, y0, z0), (x1, y1, z1) = (end.tolist() for end in self.extent_mm(np.eye(3)))
         return Box((x0, y0, z0), (x1, y1, z1))
 
@@ -69,7 +69,7 @@ def _both_sides(
     chi_ppm: tuple[float, float],
     rotation_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Iterator[Ellipsoid]:
-    """Mirror a nucleus described on the right; the sides differ in susceptibility, so that a swap is seen."""
+    """Mirror a nucleus of the right side; the sides differ in susceptibility, so that swapped sides are detected."""
     x, y, z = centre_mm
     pitch, roll, yaw = rotation_deg
     left, right = STRUCTURES.both_sides([nucleus])
@@ -79,23 +79,23 @@ def _both_sides(
 
 @dataclass(frozen=True)
 class Phantom:
-    """A head of ellipsoids in RAS+ mm, painted in order."""
+    """A head of ellipsoids in RAS+ mm; later ones replace earlier ones."""
 
     tissues: tuple[Ellipsoid, ...]
     nuclei: tuple[Ellipsoid, ...]
 
     @property
     def volumes_mm3(self) -> Mapping[str, float]:
-        """Analytic volume of each nucleus by abbreviation."""
-        return {STRUCTURES.numbered(body.label).abbreviation: body.volume_mm3 for body in self.nuclei}
+        """Analytic volume per nucleus, by abbreviation."""
+        return {STRUCTURES.numbered(ellipsoid.label).abbreviation: ellipsoid.volume_mm3 for ellipsoid in self.nuclei}
 
     @property
     def chi_ppm(self) -> Mapping[str, float]:
-        """True susceptibility of each nucleus by abbreviation."""
-        return {STRUCTURES.numbered(body.label).abbreviation: body.chi_ppm for body in self.nuclei}
+        """True susceptibility per nucleus, by abbreviation."""
+        return {STRUCTURES.numbered(ellipsoid.label).abbreviation: ellipsoid.chi_ppm for ellipsoid in self.nuclei}
 
     def labels(self, points_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Label of each point.
+        """Return the label at each point.
 
         Parameters
         ----------
@@ -105,81 +105,81 @@ class Phantom:
         Returns
         -------
         ndarray of shape (...)
-            Nuclei as structures.tsv, tissues above 20, 0 outside the head.
+            Nuclei as in structures.tsv, tissues above 20, 0 outside the head.
         """
-        top = self._bodies_at(points_mm.reshape(-1, 3), np.zeros((1, 3)))[0]
-        labels: NDArray[np.uint8] = self._label_of_body[top.reshape(points_mm.shape[:-1])]
+        top = self._uppermost_at(points_mm.reshape(-1, 3), np.zeros((1, 3)))[0]
+        labels: NDArray[np.uint8] = self._labels_by_number[top.reshape(points_mm.shape[:-1])]
         return labels
 
     def dseg(self, grid: Grid) -> Volume:
-        """Nuclei at the voxel centres of a grid, as uint8 numbers of structures.tsv."""
-        return self._nuclei(self._bodies_on(grid), grid)
+        """Return the nuclei at the voxel centres of a grid, as uint8 labels of structures.tsv."""
+        return self._nucleus_labels(self._uppermost_on_grid(grid), grid)
 
     def chi(self, grid: Grid, *, seed: int | None = None, noise_ppm: float = 0.005, supersampling: int = 2) -> Volume:
-        """Susceptibility map in ppm, 0 outside the head.
+        """Return a chi map in ppm, 0 outside the head.
 
         Parameters
         ----------
         grid : Grid
-            Where to sample.
+            Voxel grid.
         seed : int, optional
-            Adds Gaussian noise inside the head; without it the map is the truth.
+            Adds Gaussian noise inside the head; without a seed the map is noise-free.
         noise_ppm : float
-            SD of that noise.
+            SD of the noise.
         supersampling : int
-            Points along each edge of a voxel that are averaged.
+            Number of samples averaged along each edge of a voxel.
         """
-        chi = self._mixed(self._bodies_on(grid), grid, supersampling)
+        chi = self._with_partial_volume(self._uppermost_on_grid(grid), grid, supersampling)
         return chi if seed is None else _with_noise(chi, seed, noise_ppm)
 
     def scan(self, grid: Grid, *, seed: int, noise_ppm: float = 0.005) -> tuple[Volume, Volume]:
-        """Sample `chi`, with noise, and `dseg` at once."""
-        top = self._bodies_on(grid)
-        return _with_noise(self._mixed(top, grid, 2), seed, noise_ppm), self._nuclei(top, grid)
+        """Return `chi`, with noise, and `dseg`."""
+        top = self._uppermost_on_grid(grid)
+        return _with_noise(self._with_partial_volume(top, grid, 2), seed, noise_ppm), self._nucleus_labels(top, grid)
 
     @property
-    def _bodies(self) -> tuple[Ellipsoid, ...]:
+    def _ellipsoids(self) -> tuple[Ellipsoid, ...]:
         return (*self.tissues, *self.nuclei)
 
     @property
-    def _label_of_body(self) -> NDArray[np.uint8]:
-        return np.array([0, *(body.label for body in self._bodies)], np.uint8)
+    def _labels_by_number(self) -> NDArray[np.uint8]:
+        return np.array([0, *(ellipsoid.label for ellipsoid in self._ellipsoids)], np.uint8)
 
     @property
-    def _chi_of_body(self) -> NDArray[np.float32]:
-        return np.array([0, *(body.chi_ppm for body in self._bodies)], np.float32)
+    def _chi_by_number(self) -> NDArray[np.float32]:
+        return np.array([0, *(ellipsoid.chi_ppm for ellipsoid in self._ellipsoids)], np.float32)
 
-    def _bodies_on(self, grid: Grid) -> NDArray[np.uint8]:
-        """Give the number of the last body painted over each voxel centre, counted from 1; 0 is outside."""
+    def _uppermost_on_grid(self, grid: Grid) -> NDArray[np.uint8]:
+        """Find the last ellipsoid, counted from 1, that contains each voxel centre; 0 outside."""
         points = grid.centres_mm()
         top = np.zeros(grid.shape, np.uint8)
-        for number, body in enumerate(self._bodies, 1):
-            block = covering_block(grid, body.box)
-            top[block][body.contains(points[block])] = number
+        for number, ellipsoid in enumerate(self._ellipsoids, 1):
+            block = covering_block(grid, ellipsoid.box)
+            top[block][ellipsoid.contains(points[block])] = number
         return top
 
-    def _bodies_at(self, points_mm: NDArray[np.floating], offsets_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Give the same numbers (K, N) for points (N, 3), moved by each of the offsets (K, 3)."""
+    def _uppermost_at(self, points_mm: NDArray[np.floating], offsets_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Find the same numbers (K, N) for points (N, 3) shifted by each of the offsets (K, 3)."""
         top = np.zeros((len(offsets_mm), len(points_mm)), np.uint8)
         reach_mm = float(np.linalg.norm(offsets_mm, axis=1).max())
-        for number, body in enumerate(self._bodies, 1):
-            near = np.flatnonzero(_within(points_mm, body.box.expanded(reach_mm)))
-            for moved, offset in zip(top, offsets_mm, strict=True):
-                moved[near[body.contains(points_mm[near] + offset)]] = number
+        for number, ellipsoid in enumerate(self._ellipsoids, 1):
+            near = np.flatnonzero(_within(points_mm, ellipsoid.box.expanded(reach_mm)))
+            for shifted, offset in zip(top, offsets_mm, strict=True):
+                shifted[near[ellipsoid.contains(points_mm[near] + offset)]] = number
         return top
 
-    def _nuclei(self, top: NDArray[np.uint8], grid: Grid) -> Volume:
-        labels = self._label_of_body[top]
+    def _nucleus_labels(self, top: NDArray[np.uint8], grid: Grid) -> Volume:
+        labels = self._labels_by_number[top]
         return Volume(np.where(labels <= len(STRUCTURES), labels, 0).astype(np.uint8), grid.affine)
 
-    def _mixed(self, top: NDArray[np.uint8], grid: Grid, supersampling: int) -> Volume:
-        """Fill voxels with the susceptibility of their body, at edges with the mean of several points."""
-        chi = self._chi_of_body[top]
-        edge = _on_edges(top)
+    def _with_partial_volume(self, top: NDArray[np.uint8], grid: Grid, supersampling: int) -> Volume:
+        """Fill voxels with the susceptibility of their ellipsoid, at edges with the mean of several points."""
+        chi = self._chi_by_number[top]
+        edge = _find_edges(top)
         steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
         offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
         points = np.argwhere(edge) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        chi[edge] = self._chi_of_body[self._bodies_at(points, offsets_mm)].mean(axis=0)
+        chi[edge] = self._chi_by_number[self._uppermost_at(points, offsets_mm)].mean(axis=0)
         return Volume(chi, grid.affine)
 
 
@@ -190,16 +190,16 @@ def _with_noise(chi: Volume, seed: int, noise_ppm: float) -> Volume:
 
 
 def _within(points_mm: NDArray[np.floating], box: Box) -> NDArray[np.bool_]:
-    """Tell which points (N, 3) lie in a box, one axis after the other: `all` over an axis of 3 is slow."""
+    """Test which points (N, 3) lie in a box, axis by axis: `all` over an axis of length 3 is slow."""
     near = np.ones(len(points_mm), bool)
     for axis, (low, high) in enumerate(zip(box.low_mm, box.high_mm, strict=True)):
         near &= (points_mm[:, axis] >= low) & (points_mm[:, axis] <= high)
     return near
 
 
-def _on_edges(body: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell which voxels have a neighbour of another body, corners included: only these hold two tissues."""
-    edge: NDArray[np.bool_] = ndimage.maximum_filter(body, 3) != ndimage.minimum_filter(body, 3)
+def _find_edges(top: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Find voxels with a different 26-neighbour: only these contain two tissues."""
+    edge: NDArray[np.bool_] = ndimage.maximum_filter(top, 3) != ndimage.minimum_filter(top, 3)
     return edge
 
 
@@ -232,5 +232,5 @@ PHANTOM = Phantom(
         *_both_sides("GP", (17.0, -3.0, -1.0), (3.8, 10.5, 8.5), (0.132, 0.124), (0, -12, 18)),
     ),
 )
-"""Volumes a side lie within the literature's ranges:
+"""Volumes per side lie within the ranges of the literature:
 DN 712, IN 81, RN 265, SN 413, STN 123, CN 3483, PUT 4008, GP 1421 mm³."""

@@ -1,9 +1,9 @@
-"""Nuclei as bodies of their own: each grows, shrinks, shifts, turns and bends apart from the head around it."""
+"""Shape variation of single nuclei and ventricles: volume, position, orientation, proportions, surface."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,21 +16,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, fill_places, normal, smooth_noise, uniform
-from bids_dgmseg.simulate.bounding_blocks import Block, find_blocks
-from bids_dgmseg.simulate.tissue_details import HEALTHY, Disease
+from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, fill_from_neighbours
+from bids_dgmseg.simulate.pathology import HEALTHY, Pathology
+from bids_dgmseg.simulate.ranges import chance, normal, smooth_noise, uniform
+
+Block = tuple[slice, slice, slice]
 
 VENTRICLES = (23, 24)
-"""Lateral and third: tissues that are bodies too, since they widen with age."""
+"""Lateral and third ventricle: tissues with a shape of their own, since they widen with age."""
 
-_MARGIN_MM, _WIDE_MARGIN_MM = 4.0, 9.0
+_MARGIN_MM, _VENTRICLE_MARGIN_MM = 4.0, 9.0
 """Around a nucleus and around a ventricle, for growth and partial volume."""
 
-_SMOOTH_MM = 0.5
-"""SD by which surfaces are smoothed: atlases are drawn in steps from slice to slice."""
+_SURFACE_SIGMA_MM = 0.5
+"""SD of the Gaussian that smooths surfaces: atlases are drawn slice by slice."""
 
-_STEPS_MM = ((10_000.0, 1.5), (1_500.0, 1.0), (0.0, 0.5))
-"""Volume from which a lattice of this step is fine enough."""
+_LATTICE_STEPS_MM = ((10_000.0, 1.5), (1_500.0, 1.0), (0.0, 0.5))
+"""Volume in mm³ above which a lattice of this step is fine enough."""
 
 _GROUPS = {
     "PUT": "lentiform",
@@ -42,65 +44,65 @@ _GROUPS = {
     "IN": "cerebellum",
     "CN": "caudate",
 }
-"""Nuclei that touch shift together, for the most part."""
+"""Adjacent nuclei mostly shift together."""
 
-_TOGETHER = 0.85
-"""Correlation of their shifts with the group's."""
+_GROUP_CORRELATION = 0.85
+"""Of the shifts of nuclei with that of their group."""
 
-_LEAST_VOLUME = 0.35
-"""Relative: what a disease leaves at least."""
+_MIN_VOLUME = 0.35
+"""Relative to the template, also in disease."""
 
-_TAKEN_MM = 0.2
-"""How far, on average, a neighbour reaches into a nucleus where they touch."""
+_OVERLAP_MM = 0.2
+"""Mean depth by which a neighbour reaches into a nucleus where they touch."""
 
 
 @dataclass(frozen=True)
 class ShapeRanges:
-    """How far each nucleus differs from the template, apart from the head; sides are drawn on their own."""
+    """Variation of each nucleus relative to the head; drawn separately for left and right."""
 
     amount: float = 1.0
-    """Multiplies all of what follows; with 0 the template is looked up as it is."""
+    """Factor for everything below; 0 uses the labels of the template unchanged."""
     volume_sd: float = 0.12
-    """SD of the volume, relative; its mean is 1."""
+    """SD of the relative volume; its mean is 1."""
     odd: tuple[float, float] = (0.2, 0.3)
-    """Part of the people in whom this SD is larger, and how large."""
+    """Fraction of subjects with a larger SD of the volume, and that SD."""
     stretch: float = 0.08
-    """SD of the proportions, relative, at constant volume."""
+    """SD of the relative proportions at constant volume."""
     shift_mm: float = 0.8
     rotation_deg: float = 8.0
     bend_mm: float = 1.2
-    """Largest way of a body's ends against its middle."""
+    """Largest displacement of the ends of a nucleus relative to its middle."""
     bumps: tuple[float, float] = (0.45, 0.25)
-    """SD of the surface's way in mm, at wavelengths of 8 and 4 mm; less for thin nuclei."""
+    """SD of the surface displacement in mm at wavelengths of 8 and 4 mm; smaller for thin nuclei."""
     fold_mm: tuple[float, float] = (0.3, 1.0)
-    """SD of the dentate's folds."""
+    """SD of the folds of the dentate."""
     hilum_mm: tuple[float, float] = (0.6, 3.0)
-    """Radius of the dentate's mouth at its bottom."""
+    """Radius of the hilum of the dentate at its bottom."""
     spread: tuple[float, float] = (1.0, 1.15)
-    """Length of the dentate's bag against the atlas's body, of the same volume."""
+    """Extent of the folded dentate relative to the atlas at the same volume."""
     gap_mm: tuple[float, float] = (-0.5, 1.8)
-    """Between the two islands of the interposed nucleus; none below 0."""
+    """Between the two parts of the interposed nucleus; none below 0."""
     ventricle_mm: tuple[float, float] = (0.8, 1.6)
-    """SD of the way of the ventricles' walls, and how far outwards they are at 75 against 45 years."""
+    """SD of the shift of the ventricles' walls, and outward shift from 45 to 75 years."""
 
 
 @dataclass(frozen=True)
-class Body:
-    """One structure of the template: how deep a point lies in it.
+class StructureShape:
+    """One structure of the template as a signed distance map.
 
     Parameters
     ----------
     label : int
     depth_mm : Tensor of shape (X, Y, Z), float16
-        Distance from the surface on a lattice around the body, positive inside.
+        Distance from the surface on a lattice around the structure, positive inside.
     world_to_lattice : Tensor of shape (3, 4)
     centre_mm : Tensor of shape (3,)
     reach_mm : Tensor of shape (3,)
-        Half the size of the box that holds the lattice.
+        Half the size of the box that contains the lattice.
     voxels : float
         Volume in voxels of the lattice.
     touching : float
-        Voxels that a layer of 1 mm has where other nuclei touch the body.
+        Lattice voxels in a layer of 1 mm where the structure touches other nuclei.
     """
 
     label: int
@@ -113,15 +115,15 @@ class Body:
 
     @property
     def nucleus(self) -> str:
-        """Nucleus without its side; empty for a tissue."""
-        return STRUCTURES.numbered(self.label).nucleus if self.label <= FIRST_TISSUE else ""
+        """Nucleus without hemisphere; empty for a tissue."""
+        return STRUCTURES.numbered(self.label).nucleus if self.label <= LAST_NUCLEUS else ""
 
     @property
     def side(self) -> float:
-        """Sign of x: −1 left, 1 right."""
+        """Sign of x: -1 left, 1 right."""
         return -1.0 if self.label % 2 else 1.0
 
-    # What follows is asked for once a body, not once a sample: a GPU has to be waited for.
+    # Cached, since reading a number from a GPU has to wait for it.
 
     @cached_property
     def step_mm(self) -> float:
@@ -129,91 +131,105 @@ class Body:
         return float(1 / self.world_to_lattice[:, :3].norm(dim=0).mean())
 
     @cached_property
-    def depth_limit_mm(self) -> float:
-        """How deep the deepest point lies."""
+    def max_depth_mm(self) -> float:
+        """Depth of the deepest point."""
         return float(self.depth_mm.float().max())
 
     @cached_property
-    def lattice_to_place(self) -> Tensor:
-        """Turns steps of the lattice into mm, (3, 3)."""
+    def lattice_to_world(self) -> Tensor:
+        """Linear part (3, 3) of the map from lattice indices to mm."""
         inverse: Tensor = torch.linalg.inv(self.world_to_lattice[:, :3])
         return inverse
 
 
 @dataclass(frozen=True)
 class ShapedHead(LabelMap):
-    """A labelled head whose nuclei can be shaped one by one.
+    """A labelled head with a distance map per nucleus and ventricle.
 
     Parameters
     ----------
-    ground : Tensor of shape (X, Y, Z), uint8
-        Labels as if there were no bodies: the nearest tissue fills their place.
-    bodies : tuple of Body
+    background : Tensor of shape (X, Y, Z), uint8
+        Labels without these structures, filled with the nearest tissue.
+    structures : tuple of StructureShape
         Ventricles first.
     """
 
-    ground: Tensor
-    bodies: tuple[Body, ...]
+    background: Tensor
+    structures: tuple[StructureShape, ...]
+
+    def to(self, device: str | torch.device) -> ShapedHead:
+        """Copy the head to a device."""
+        structures = tuple(
+            replace(
+                structure,
+                depth_mm=structure.depth_mm.to(device),
+                world_to_lattice=structure.world_to_lattice.to(device),
+                centre_mm=structure.centre_mm.to(device),
+                reach_mm=structure.reach_mm.to(device),
+            )
+            for structure in self.structures
+        )
+        return ShapedHead(
+            self.labels.to(device), self.world_to_index.to(device), self.background.to(device), structures
+        )
 
 
-def shape_head(head: LabelMap, whole: Tensor) -> ShapedHead:
-    """Prepare a labelled head for `draw_bodies`.
+def prepare_shapes(head: LabelMap, whole: Tensor) -> ShapedHead:
+    """Compute the distance maps of a labelled head for `draw_shapes`.
 
     Parameters
     ----------
     head : LabelMap
-        What is looked up where shapes are switched off.
+        Used as it is where shape variation is switched off.
     whole : Tensor of shape (X, Y, Z), uint8
-        Its labels without parts of nuclei.
+        Its labels, with nuclei not divided into parts.
     """
     labels = whole.cpu().numpy()
     matrix = np.linalg.inv(head.world_to_index.cpu().numpy().astype(np.float64))
     wanted = [*VENTRICLES, *(structure.index for structure in STRUCTURES)]
-    found = set(np.unique(labels).tolist())
-    bodies = [_make_body(labels, label, matrix) for label in wanted if label in found]
-    ground = torch.from_numpy(fill_places(labels, wanted))
-    return ShapedHead(head.labels, head.world_to_index, ground, tuple(bodies))
+    present = set(np.unique(labels).tolist())
+    structures = [_compute_shape(labels, label, matrix) for label in wanted if label in present]
+    background = torch.from_numpy(fill_from_neighbours(labels, wanted))
+    return ShapedHead(head.labels, head.world_to_index, background, tuple(structures))
 
 
-def _make_body(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> Body:
+def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> StructureShape:
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
     voxels = np.argwhere(labels == label)
     volume_mm3 = float(len(voxels) * steps_mm.prod())
-    wanted = next(step for volume, step in _STEPS_MM if volume_mm3 >= volume)
-    stride = np.maximum(1, np.rint(wanted / steps_mm)).astype(int)
-    margin = np.ceil((_MARGIN_MM if label <= FIRST_TISSUE else _WIDE_MARGIN_MM) / steps_mm).astype(int)
+    step_mm = next(step for volume, step in _LATTICE_STEPS_MM if volume_mm3 >= volume)
+    stride = np.maximum(1, np.rint(step_mm / steps_mm)).astype(int)
+    margin = np.ceil((_MARGIN_MM if label <= LAST_NUCLEUS else _VENTRICLE_MARGIN_MM) / steps_mm).astype(int)
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
-    around = _cut(labels, low, high)
-    depth = _signed_depth_mm(around == label, steps_mm, stride)
+    inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
+    padding = zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True)
+    crop = np.pad(labels[inner], list(padding))
+    depth = _signed_depth_mm(crop == label, steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     centre = index_to_world[:3, :3] @ voxels.mean(axis=0) + index_to_world[:3, 3]
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
     lattice_mm3 = float((steps_mm * stride).prod())
-    return Body(
+    return StructureShape(
         label,
         torch.from_numpy(depth.astype(np.float16)),
-        _tensor(np.linalg.inv(lattice_to_world)[:3]),
-        _tensor(centre),
-        _tensor(reach),
+        _float_tensor(np.linalg.inv(lattice_to_world)[:3]),
+        _float_tensor(centre),
+        _float_tensor(reach),
         volume_mm3 / lattice_mm3,
-        _contact_mm2(around, label, steps_mm) / lattice_mm3,
+        _contact_mm2(crop, label, steps_mm) / lattice_mm3,
     )
 
 
-def _cut(labels: NDArray[np.uint8], low: NDArray[np.int_], high: NDArray[np.int_]) -> NDArray[np.uint8]:
-    """Cut a block out that may reach beyond the array."""
-    inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
-    before = np.maximum(0, -low)
-    after = np.maximum(0, high - labels.shape)
-    return np.pad(labels[inner], list(zip(before, after, strict=True)))
+def _float_tensor(array: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
 def _contact_mm2(labels: NDArray[np.uint8], label: int, steps_mm: NDArray[np.float64]) -> float:
-    """Area of a nucleus's surface that has another nucleus within a millimetre."""
+    """Area of a nucleus's surface with another nucleus within 1 mm."""
     inside = labels == label
-    others = (labels > 0) & (labels <= FIRST_TISSUE) & ~inside
-    if label > FIRST_TISSUE or not others.any():
+    others = (labels > 0) & (labels <= LAST_NUCLEUS) & ~inside
+    if label > LAST_NUCLEUS or not others.any():
         return 0.0
     near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
     surface = inside & ~ndimage.binary_erosion(inside)
@@ -225,64 +241,59 @@ def _signed_depth_mm(
 ) -> NDArray[np.float64]:
     """Distance from the surface, positive inside, at every `stride`-th voxel."""
     thinned = tuple(slice(None, None, int(step)) for step in stride)
-    if stride.max() > 2:  # a large body: coarse steps will do, and save time
+    if stride.max() > 2:  # a large structure: a coarse distance map is accurate enough and faster
         inside, steps_mm, thinned = inside[thinned], steps_mm * stride, (slice(None),) * 3
     within = ndimage.distance_transform_edt(inside, sampling=steps_mm)
     without = ndimage.distance_transform_edt(~inside, sampling=steps_mm)
     # The surface lies between two voxel centres, half a step from each.
     depth = within - without + (~inside - inside.astype(float)) * steps_mm.mean() / 2
-    smooth: NDArray[np.float64] = ndimage.gaussian_filter(depth, _SMOOTH_MM / steps_mm, mode="nearest")
+    smooth: NDArray[np.float64] = ndimage.gaussian_filter(depth, _SURFACE_SIGMA_MM / steps_mm, mode="nearest")
     return smooth[thinned]
 
 
-def _tensor(array: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
 @dataclass(frozen=True)
-class Painted:
-    """A shaped body in a block of the scan."""
+class RenderedShape:
+    """A structure with its drawn shape, in a block of the scan."""
 
-    body: Body
+    structure: StructureShape
     block: Block
     depth_mm: Tensor
-    """(x, y, z), positive inside, in mm of the template."""
+    """Shape (x, y, z): distance from the surface in mm of the template, positive inside."""
     local_mm: Tensor
-    """(x, y, z, 3): from the body's centre, in the body's own axes."""
+    """Shape (x, y, z, 3): coordinates relative to the centre and axes of the structure."""
 
 
-def draw_bodies(
+def draw_shapes(
     head: ShapedHead,
     points_mm: Tensor,
     *,
     ranges: ShapeRanges,
     ageing: float,
     generator: torch.Generator,
-    disease: Disease = HEALTHY,
-) -> Iterator[Painted]:
-    """Draw the bodies of a head in turn, ventricles first.
+    pathology: Pathology = HEALTHY,
+) -> Iterator[RenderedShape]:
+    """Draw the shapes of the ventricles and nuclei of a head.
 
     Parameters
     ----------
     head : ShapedHead
         Anatomy in template space.
     points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the scan's voxels.
+        Template coordinates of the voxels of the scan.
     ranges : ShapeRanges
-        How far bodies differ.
     ageing : float
-        0 at 45 years, 1 at 75: widens ventricles, pushes caudates outwards, takes from caudate and putamen.
+        0 at 45 years, 1 at 75: widens ventricles, shifts caudates outwards, shrinks caudate and putamen.
     generator : torch.Generator
-        Source of randomness.
-    disease : Disease
-        Its volumes and ventricles.
+    pathology : Pathology
+        Changes volumes and ventricles.
 
     Yields
     ------
-    Painted
+    RenderedShape
+        Ventricles first.
     """
-    wide_mm = ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing + disease.wider_mm
-    wide_mm *= ranges.amount
+    wider_mm = ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing + pathology.wider_mm
+    wider_mm *= ranges.amount
     sd = ranges.odd[1] if chance(generator, ranges.odd[0]) else ranges.volume_sd
     common = {nucleus: normal(generator) for nucleus in _GROUPS}
     shifts = {
@@ -290,67 +301,93 @@ def draw_bodies(
         for group in sorted(set(_GROUPS.values()))
         for side in (-1.0, 1.0)
     }
-    coarse = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
-    sparse = points_mm[::coarse, ::coarse, ::coarse]
-    reaches = [(body.centre_mm, body.reach_mm + 0.3 * _MARGIN_MM) for body in head.bodies]
-    for body, block in zip(head.bodies, find_blocks(reaches, sparse, coarse), strict=True):
+    blocks = _find_blocks(head.structures, points_mm)
+    for structure, block in zip(head.structures, blocks, strict=True):
         if any(along.start == along.stop for along in block):
             continue
-        if body.label > FIRST_TISSUE:
-            local = points_mm[block] - body.centre_mm
-            yield Painted(body, block, _sample(body, body.depth_mm.float(), local) + wide_mm, local)
+        if structure.label > LAST_NUCLEUS:
+            local = points_mm[block] - structure.centre_mm
+            depth = _interpolate_lattice(structure, structure.depth_mm.float(), local) + wider_mm
+            yield RenderedShape(structure, block, depth, local)
             continue
-        volume = 1 + ranges.amount * sd * (0.8 * common[body.nucleus] + 0.6 * normal(generator))
-        if body.nucleus in ("CN", "PUT"):
+        nucleus = structure.nucleus
+        volume = 1 + ranges.amount * sd * (0.8 * common[nucleus] + 0.6 * normal(generator))
+        if nucleus in ("CN", "PUT"):
             volume -= 0.1 * ranges.amount * ageing
-        volume = min(max(volume, 0.5), 1.5) * disease.volume.get(body.nucleus, 1.0)
-        voxels = body.voxels * max(volume, _LEAST_VOLUME) + ranges.amount * _TAKEN_MM * body.touching
-        spread = 1 + ranges.amount * (uniform(generator, *ranges.spread) - 1) if body.nucleus == "DN" else 1.0
-        depth = spread * _level(_carve(body, ranges, generator), voxels / spread**3)
+        volume = min(max(volume, 0.5), 1.5) * pathology.volume.get(nucleus, 1.0)
+        voxels = structure.voxels * max(volume, _MIN_VOLUME) + ranges.amount * _OVERLAP_MM * structure.touching
+        spread = 1 + ranges.amount * (uniform(generator, *ranges.spread) - 1) if nucleus == "DN" else 1.0
+        surface = spread * _match_volume(_draw_surface(structure, ranges, generator), voxels / spread**3)
         own = ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)
-        shift = _TOGETHER * shifts[_GROUPS[body.nucleus], body.side] + math.sqrt(1 - _TOGETHER**2) * own
-        if body.nucleus == "CN":
-            shift[0] += body.side * 0.7 * wide_mm
-        local = _draw_motion(body, points_mm[block] - shift, spread, ranges, generator)
-        deep = _sample(body, depth, local)
-        # Neither side crosses the middle.
-        yield Painted(body, block, torch.minimum(deep, points_mm[(*block, 0)] * body.side), local)
+        shift = _GROUP_CORRELATION * shifts[_GROUPS[nucleus], structure.side]
+        shift = shift + math.sqrt(1 - _GROUP_CORRELATION**2) * own
+        if nucleus == "CN":
+            shift[0] += structure.side * 0.7 * wider_mm
+        local = _draw_local_coordinates(structure, points_mm[block] - shift, spread, ranges, generator)
+        depth = _interpolate_lattice(structure, surface, local)
+        # Neither side crosses the midline.
+        depth = torch.minimum(depth, points_mm[(*block, 0)] * structure.side)
+        yield RenderedShape(structure, block, depth, local)
 
 
-def _draw_motion(
-    body: Body, points_mm: Tensor, spread: float, ranges: ShapeRanges, generator: torch.Generator
+def _find_blocks(structures: Sequence[StructureShape], points_mm: Tensor) -> list[Block]:
+    """Find the block of the scan that may contain each structure (empty slices if none); waits for a GPU only once."""
+    step = max(1, round(3 / float((points_mm[1, 0, 0] - points_mm[0, 0, 0]).norm())))
+    sparse_mm = points_mm[::step, ::step, ::step]
+    occupied = []
+    for structure in structures:
+        near = ((sparse_mm - structure.centre_mm).abs() < structure.reach_mm + 0.3 * _MARGIN_MM).all(dim=-1)
+        occupied.append(torch.cat([near.any(dim=others[0]).any(dim=others[1]) for others in ((2, 1), (2, 0), (1, 0))]))
+    if not occupied:
+        return []
+    axes = torch.split(torch.stack(occupied).cpu(), list(sparse_mm.shape[:3]), dim=1)
+    blocks: list[Block] = []
+    for number in range(len(structures)):
+        hits = [along[number].nonzero()[:, 0].tolist() for along in axes]
+        if not all(hits):
+            blocks.append((slice(0, 0),) * 3)
+            continue
+        x, y, z = (slice(max(0, (hit[0] - 1) * step), (hit[-1] + 1) * step + 1) for hit in hits)
+        blocks.append((x, y, z))
+    return blocks
+
+
+def _draw_local_coordinates(
+    structure: StructureShape, points_mm: Tensor, spread: float, ranges: ShapeRanges, generator: torch.Generator
 ) -> Tensor:
-    """Turn, stretch and bend: points as seen from the body's centre and axes."""
+    """Draw rotation, proportions and bending: coordinates relative to the centre and axes of the structure."""
     amount, device = ranges.amount, points_mm.device
     limit = amount * ranges.rotation_deg
-    turn = Rotation.from_euler("xyz", [uniform(generator, -limit, limit) for _ in range(3)], degrees=True).as_matrix()
+    angles_deg = [uniform(generator, -limit, limit) for _ in range(3)]
+    rotation = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
     stretch = amount * ranges.stretch * torch.randn(3, generator=generator, device=device)
     zoom = torch.exp(stretch - stretch.mean()) / spread
-    local = (points_mm - body.centre_mm) @ (torch.as_tensor(turn, dtype=torch.float32, device=device) * zoom)
-    along = local[..., 1] / body.reach_mm[1]
+    local = (points_mm - structure.centre_mm) @ (torch.as_tensor(rotation, dtype=torch.float32, device=device) * zoom)
+    along = local[..., 1] / structure.reach_mm[1]
     bend = along.clamp_(-1, 1).square_().sub_(0.2)
     for axis in (0, 2):
         local[..., axis] += uniform(generator, -1, 1) * amount * ranges.bend_mm * bend
     return local
 
 
-def _sample(body: Body, depth: Tensor, local_mm: Tensor) -> Tensor:
-    """Interpolate a lattice at places seen from the body's centre; beyond the lattice its border goes on."""
-    matrix, shift = body.world_to_lattice[:, :3], body.world_to_lattice[:, 3]
+def _interpolate_lattice(structure: StructureShape, depth: Tensor, local_mm: Tensor) -> Tensor:
+    """Interpolate a lattice at coordinates relative to the structure's centre; its faces are replicated."""
+    matrix, shift = structure.world_to_lattice[:, :3], structure.world_to_lattice[:, 3]
     size = torch.tensor(depth.shape, device=depth.device)
-    # grid_sample wants coordinates from -1 to 1 over the lattice's outermost points, last axis first.
+    # grid_sample expects coordinates from -1 to 1 over the outermost lattice points, last axis first.
     scale = 2 / (size - 1)
-    places = (local_mm @ (matrix * scale[:, None]).T + ((matrix @ body.centre_mm + shift) * scale - 1)).flip(-1)
+    offset = (matrix @ structure.centre_mm + shift) * scale - 1
+    coordinates = (local_mm @ (matrix * scale[:, None]).T + offset).flip(-1)
     sampled: Tensor = functional.grid_sample(
-        depth[None, None], places[None], mode="bilinear", padding_mode="border", align_corners=True
+        depth[None, None], coordinates[None], mode="bilinear", padding_mode="border", align_corners=True
     )
     return sampled[0, 0]
 
 
-def _level(depth: Tensor, voxels: float) -> Tensor:
-    """Move a surface in or out until it holds as many voxels of the lattice."""
+def _match_volume(depth: Tensor, voxels: float) -> Tensor:
+    """Shift a surface inwards or outwards until it encloses a number of lattice voxels."""
     reach, bins = 5.0, 2000
-    # Samples lie between the lattice's points, where interpolation has rounded edges off: count there too.
+    # Samples lie between lattice points, where interpolation rounds edges off: count there too.
     between = functional.avg_pool3d(depth[None], 2, stride=1)
     counts = torch.stack(
         [
@@ -358,69 +395,55 @@ def _level(depth: Tensor, voxels: float) -> Tensor:
             for values in (depth, between)
         ]
     ).mean(dim=0)
-    place = int((counts < voxels).sum())
-    surface_mm = reach - (place + 0.5) * 2 * reach / bins
+    surface_mm = reach - (int((counts < voxels).sum()) + 0.5) * 2 * reach / bins
     return depth - surface_mm
 
 
-def _carve(body: Body, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
-    """Roughen a body's surface, and give dentate and interposed nucleus their form."""
-    depth = body.depth_mm.float()
-    thin = min(1.0, body.depth_limit_mm / 3)
+def _draw_surface(structure: StructureShape, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
+    """Draw surface irregularities, and the folds and gaps of dentate and interposed nucleus."""
+    depth = structure.depth_mm.float()
+    thin = min(1.0, structure.max_depth_mm / 3)
     for wavelength_mm, bump_mm in zip((8, 4), ranges.bumps, strict=True):
-        noise = smooth_noise(depth.shape, wavelength_mm / body.step_mm, generator)[0]
+        noise = smooth_noise(depth.shape, wavelength_mm / structure.step_mm, generator)[0]
         depth = depth + ranges.amount * thin * bump_mm * noise
-    if body.nucleus == "DN":
-        return _make_bag(body, depth, ranges, generator)
-    if body.nucleus == "IN":
-        return _make_islands(body, depth, ranges, generator)
+    if structure.nucleus == "DN":
+        return _fold_dentate(structure, depth, ranges, generator)
+    if structure.nucleus == "IN":
+        return _split_interposed(structure, depth, ranges, generator)
     return depth
 
 
-def _lattice_mm(body: Body) -> Tensor:
-    """Places of the lattice's points from the body's centre, (X, Y, Z, 3)."""
-    device = body.depth_mm.device
-    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in body.depth_mm.shape]
+def _lattice_mm(structure: StructureShape) -> Tensor:
+    """Coordinates of the lattice points relative to the structure's centre, (X, Y, Z, 3)."""
+    device = structure.depth_mm.device
+    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in structure.depth_mm.shape]
     lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return (lattice - body.world_to_lattice[:, 3]) @ body.lattice_to_place.T - body.centre_mm
+    return (lattice - structure.world_to_lattice[:, 3]) @ structure.lattice_to_world.T - structure.centre_mm
 
 
-def _make_bag(body: Body, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
-    """Crumple the dentate and open it towards the middle and the front; what lies in the mouth is not the nucleus."""
-    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / body.step_mm, generator)[0]
+def _fold_dentate(structure: StructureShape, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
+    """Fold the dentate and cut out its hilum, which opens medially and anteriorly."""
+    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / structure.step_mm, generator)[0]
     depth = depth + ranges.amount * uniform(generator, *ranges.fold_mm) * folds
-    towards = torch.tensor(
-        [-body.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8), uniform(generator, 0.0, 0.6)],
+    direction = torch.tensor(
+        [-structure.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8), uniform(generator, 0.0, 0.6)],
     )
-    towards = (towards / towards.norm()).to(depth.device)
-    places = _lattice_mm(body) + towards * uniform(generator, -1.5, 2.5)
-    out = places @ towards
-    across = (places - out.clamp(min=0)[..., None] * towards).norm(dim=-1)
-    mouth = ranges.amount * uniform(generator, *ranges.hilum_mm) + 0.25 * out.clamp(min=0)
-    return torch.minimum(depth, across - mouth)
+    direction = (direction / direction.norm()).to(depth.device)
+    points = _lattice_mm(structure) + direction * uniform(generator, -1.5, 2.5)
+    outwards = points @ direction
+    radius = (points - outwards.clamp(min=0)[..., None] * direction).norm(dim=-1)
+    hilum = ranges.amount * uniform(generator, *ranges.hilum_mm) + 0.25 * outwards.clamp(min=0)
+    return torch.minimum(depth, radius - hilum)
 
 
-def _make_islands(body: Body, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
-    """Part the interposed nucleus into globose (behind, medial) and emboliform (in front, lateral) island."""
-    across = torch.tensor([body.side * uniform(generator, 0, 0.7), 1.0, uniform(generator, -0.3, 0.3)])
-    across = (across / across.norm()).to(depth.device)
+def _split_interposed(
+    structure: StructureShape, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator
+) -> Tensor:
+    """Separate the interposed nucleus into globose (posterior, medial) and emboliform (anterior, lateral) nucleus."""
+    direction = torch.tensor([structure.side * uniform(generator, 0, 0.7), 1.0, uniform(generator, -0.3, 0.3)])
+    direction = (direction / direction.norm()).to(depth.device)
     gap_mm = ranges.amount * uniform(generator, *ranges.gap_mm)
     if gap_mm <= 0:
         return depth
-    between = _lattice_mm(body) @ across - uniform(generator, -1.5, 0.5)
+    between = _lattice_mm(structure) @ direction - uniform(generator, -1.5, 0.5)
     return torch.minimum(depth, between.abs() - gap_mm / 2)
-
-
-def to_device(head: ShapedHead, device: str | torch.device) -> ShapedHead:
-    """Carry a head to the device that draws."""
-    bodies = tuple(
-        replace(
-            body,
-            depth_mm=body.depth_mm.to(device),
-            world_to_lattice=body.world_to_lattice.to(device),
-            centre_mm=body.centre_mm.to(device),
-            reach_mm=body.reach_mm.to(device),
-        )
-        for body in head.bodies
-    )
-    return ShapedHead(head.labels.to(device), head.world_to_index.to(device), head.ground.to(device), bodies)

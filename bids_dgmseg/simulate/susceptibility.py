@@ -1,8 +1,9 @@
-"""Fill an anatomy with susceptibilities (ppm) as they vary between people."""
+"""Susceptibility (ppm) of a labelled head: values per structure by age, patterns within nuclei, partial volume."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,36 +12,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import FIRST_TISSUE, LabelMap, chance, look_up, normal, uniform
-from bids_dgmseg.simulate.patterns import Canvas, draw_look
-from bids_dgmseg.simulate.shapes import ShapedHead, ShapeRanges, draw_bodies
-from bids_dgmseg.simulate.tissue_details import (
-    HEALTHY,
-    DetailRanges,
-    Disease,
-    DiseaseRanges,
-    add_details,
-    calcify,
-    draw_disease,
-)
-
-TISSUES = {
-    21: "cortex",
-    22: "white matter",
-    23: "lateral ventricle",
-    24: "third ventricle",
-    25: "fourth ventricle",
-    26: "cerebrospinal fluid",
-    27: "thalamus",
-    28: "brainstem",
-    29: "cerebellar cortex",
-    30: "cerebellar white matter",
-    31: "hippocampus and amygdala",
-    32: "accumbens, basal forebrain, hypothalamus, claustrum",
-    33: "corpus callosum",
-    34: "fastigial nucleus",
-    35: "caudate tail",
-}
+from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
+from bids_dgmseg.simulate.pathology import HEALTHY, Pathology, PathologyRanges, add_calcifications, draw_pathology
+from bids_dgmseg.simulate.ranges import chance, normal, uniform
+from bids_dgmseg.simulate.shapes import RenderedShape, ShapedHead, ShapeRanges, StructureShape, draw_shapes
+from bids_dgmseg.simulate.tissue_details import DetailRanges, add_details
 
 _IRON = {
     "DN": (18.5, 0.06, 0.4),
@@ -52,10 +28,11 @@ _IRON = {
     "PUT": (14.62, 0.04, 0.46),
     "GP": (21.41, 0.09, 0.37),
 }
-"""Iron in mg/100 g is a·(1 − exp(−b·age)) + c. Caudate, putamen and pallidum: Hallgren and Sourander (1958); the others
-rise as on maps of the young, to the literature's susceptibility of adults."""
+"""Iron in mg/100 g is a·(1 − exp(−b·age)) + c. Caudate, putamen and pallidum: Hallgren and Sourander (1958),
+doi:10.1111/j.1471-4159.1958.tb12607.x; the others rise as on maps of young subjects, to the literature's
+susceptibility of adults."""
 
-_PPM_OF_IRON, _PPM_WITHOUT_IRON = 0.0072, -0.020
+_PPM_PER_IRON, _PPM_WITHOUT_IRON = 0.0072, -0.020
 
 _TISSUE_PPM = {
     21: (0.018, 0.012),
@@ -74,152 +51,286 @@ _TISSUE_PPM = {
     34: (0.050, 0.030),
     35: (0.040, 0.018),
 }
+"""Mean and SD."""
 
-_MIDDLE_AGE_YEARS = 45.0
+_REFERENCE_AGE_YEARS = 45.0
 
 _HILUM = 40
-"""Added to the dentate's label for its inside, which is darker than its wall on most maps."""
+"""Added to the label of the dentate for its inside, which is darker than its wall on most maps."""
+
+_HILUM_DEPTH_MM = 1.6
+
+_TOUCHING = 0.25
+"""Nuclei closer than this fraction of a voxel have no background between them."""
 
 _SHAPES = ShapeRanges()
 
 
 @dataclass(frozen=True)
-class ValueRanges:
-    """How far susceptibilities differ; a pair is the lowest and highest value, drawn uniformly."""
+class SusceptibilityRanges:
+    """Variation of susceptibility between subjects."""
 
     age_years: tuple[float, float] = (10.0, 80.0)
-    """Iron, ventricles, caudate and putamen go with it."""
+    """Determines iron, ventricles, caudate and putamen."""
     mixture: float = 0.2
-    """Part of the people whose values follow no law: each label draws its own."""
+    """Fraction of subjects with a random value per label, unrelated to age and tissue."""
     iron_sd: float = 0.2
-    """Of a nucleus between people of one age, relative."""
+    """Relative SD of a nucleus's iron between subjects of one age."""
     odd: float = 0.08
-    """Part of the nuclei with far more or less iron than is usual at that age."""
+    """Fraction of nuclei with far more or less iron than expected for the age."""
     nuclei_gain: tuple[float, float] = (0.55, 1.2)
     tissue_gain: tuple[float, float] = (0.3, 1.5)
     side_difference: float = 0.1
-    """SD of left against right, relative."""
+    """Relative SD of the difference between left and right."""
     hilum: tuple[float, float] = (0.35, 1.05)
-    """Dentate's inside relative to its wall."""
+    """Inside of the dentate relative to its wall."""
     details: DetailRanges = field(default_factory=DetailRanges)
-    disease: DiseaseRanges = field(default_factory=DiseaseRanges)
+    pathology: PathologyRanges = field(default_factory=PathologyRanges)
 
 
-def split_dentate(labels: LabelMap, wall_mm: float = 1.6) -> LabelMap:
-    """Give the inside of each dentate a label of its own (`drop_hilum` undoes it)."""
+def split_hilum(labels: LabelMap) -> LabelMap:
+    """Give the inside of each dentate, deeper than 1.6 mm, a separate label (`merge_hilum` reverts it)."""
     array = labels.labels.numpy().copy()
     step_mm = (1 / labels.world_to_index[:3, :3].norm(dim=0)).tolist()
-    places = ndimage.find_objects(array, max_label=FIRST_TISSUE)
+    boxes = ndimage.find_objects(array, max_label=LAST_NUCLEUS)
     for structure in STRUCTURES.both_sides(["DN"]):
-        place = places[structure.index - 1]
-        if place is not None:
-            inside = np.pad(array[place] == structure.index, 1)
+        box = boxes[structure.index - 1]
+        if box is not None:
+            inside = np.pad(array[box] == structure.index, 1)
             depth_mm = ndimage.distance_transform_edt(inside, sampling=step_mm)[1:-1, 1:-1, 1:-1]
-            array[place][depth_mm > wall_mm] = structure.index + _HILUM
+            array[box][depth_mm > _HILUM_DEPTH_MM] = structure.index + _HILUM
     return LabelMap(torch.from_numpy(array), labels.world_to_index)
 
 
-def drop_hilum(labels: Tensor) -> Tensor:
-    """Return the labels with the dentate whole again."""
+def merge_hilum(labels: Tensor) -> Tensor:
+    """Merge the label of the hilum with that of the dentate."""
     return torch.where(labels > _HILUM, labels - _HILUM, labels)
 
 
-def draw_values(ranges: ValueRanges, generator: torch.Generator, disease: Disease = HEALTHY) -> tuple[Tensor, float]:
-    """Draw a susceptibility in ppm for each label, a vector indexed by it on the CPU, and the age in years."""
+def draw_susceptibility(
+    head: LabelMap,
+    points_mm: Tensor,
+    *,
+    spacing_mm: float,
+    ranges: SusceptibilityRanges,
+    generator: torch.Generator,
+    shapes: ShapeRanges = _SHAPES,
+) -> tuple[Tensor, Tensor]:
+    """Draw shapes and susceptibility of a head.
+
+    Parameters
+    ----------
+    head : LabelMap
+        Anatomy in template space; the nuclei of a `ShapedHead` vary in shape.
+    points_mm : Tensor of shape (X, Y, Z, 3)
+        Template coordinates of the voxels, from `draw_head_points`.
+    spacing_mm : float
+        Isotropic voxel size of the scan.
+    ranges : SusceptibilityRanges
+    generator : torch.Generator
+    shapes : ShapeRanges
+
+    Returns
+    -------
+    chi : Tensor of shape (X, Y, Z)
+        Susceptibility in ppm with partial volume, 0 outside the head.
+    labels : Tensor of shape (X, Y, Z), uint8
+        Nuclei and tissues at the voxel centres.
+    """
+    pathology = draw_pathology(ranges.pathology, generator)
+    values, age_years = draw_values(ranges, generator, pathology)
+    indices, values_here = head.indices(points_mm), values.to(points_mm.device)
+    if isinstance(head, ShapedHead) and shapes.amount > 0:
+        background, chi = _look_up_values(head.background, head, indices, values_here, spacing_mm)
+        ageing = (age_years - _REFERENCE_AGE_YEARS) / 30
+        rendered = draw_shapes(head, points_mm, ranges=shapes, ageing=ageing, generator=generator, pathology=pathology)
+        # One after the other: the pattern of a structure is drawn before the shape of the next.
+        filled = ((shape, draw_pattern(shape.structure, values, ageing, generator)) for shape in rendered)
+        sparse = points_mm[::8, ::8]
+        voxel_mm = float((sparse[:, :, 1:] - sparse[:, :, :-1]).norm(dim=-1).mean())
+        chi, labels = composite(filled, background, chi, voxel_mm=voxel_mm)
+    else:
+        labels, chi = _look_up_values(head.labels, head, indices, values_here, spacing_mm)
+        labels = merge_hilum(labels)
+    chi = add_calcifications(chi, labels, pathology, spacing_mm=spacing_mm, generator=generator)
+    chi = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
+    return chi, labels
+
+
+def draw_values(
+    ranges: SusceptibilityRanges, generator: torch.Generator, pathology: Pathology = HEALTHY
+) -> tuple[Tensor, float]:
+    """Draw the susceptibility in ppm per label, a vector (64,) on the CPU, and the age in years."""
     values = torch.zeros(64)
     age_years = uniform(generator, *ranges.age_years)
-    lawless = chance(generator, ranges.mixture)
+    unrelated = chance(generator, ranges.mixture)
     nuclei_gain, tissue_gain = uniform(generator, *ranges.nuclei_gain), uniform(generator, *ranges.tissue_gain)
-    for nucleus in _IRON:
-        filled = disease.iron.get(nucleus, 1.0)
-        value = (
-            uniform(generator, 0.0, 0.2) if lawless else _draw_nucleus(nucleus, age_years, ranges, generator, filled)
-        )
+    for nucleus, (rise, rate, least) in _IRON.items():
+        if unrelated:
+            value = uniform(generator, 0.0, 0.2)
+        else:
+            iron = (rise * (1 - math.exp(-rate * age_years)) + least) * math.exp(ranges.iron_sd * normal(generator))
+            if chance(generator, ranges.odd):
+                iron *= uniform(generator, 0.4, 1.8)
+            iron *= pathology.iron.get(nucleus, 1.0)
+            value = max(_PPM_PER_IRON * iron + _PPM_WITHOUT_IRON, 0.008)
         for structure in STRUCTURES.both_sides([nucleus]):
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
-    if chance(generator, 0.2):  # interposed as bright as the dentate: they then form one body
+    if chance(generator, 0.2):  # interposed nucleus as bright as the dentate: no visible border
         values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)
-    if chance(generator, 0.25):  # subthalamic nucleus as bright as the nigra, without a border
+    if chance(generator, 0.25):  # subthalamic nucleus as bright as the substantia nigra: no visible border
         values[9:11] = values[7:9] * uniform(generator, 0.9, 1.1)
     for label, (mean, sd) in _TISSUE_PPM.items():
-        value = 0.03 * normal(generator) if lawless else mean + sd * normal(generator)
+        value = 0.03 * normal(generator) if unrelated else mean + sd * normal(generator)
         values[label] = value * tissue_gain
     values[1 + _HILUM : 3 + _HILUM] = values[1:3] * uniform(generator, *ranges.hilum)
     return values, age_years
 
 
-def _draw_nucleus(
-    nucleus: str, age_years: float, ranges: ValueRanges, generator: torch.Generator, filled: float
-) -> float:
-    """Draw a susceptibility that is plausible at an age; a disease has filled the nucleus with so much iron."""
-    most, rate, least = _IRON[nucleus]
-    iron = (most * (1 - math.exp(-rate * age_years)) + least) * math.exp(ranges.iron_sd * normal(generator))
-    if chance(generator, ranges.odd):
-        iron *= uniform(generator, 0.4, 1.8)
-    iron *= filled
-    return max(_PPM_OF_IRON * iron + _PPM_WITHOUT_IRON, 0.008)
-
-
-def fill(
-    head: LabelMap,
-    points_mm: Tensor,
-    *,
-    spacing_mm: float,
-    ranges: ValueRanges,
-    generator: torch.Generator,
-    shapes: ShapeRanges = _SHAPES,
+def _look_up_values(
+    labels: Tensor, head: LabelMap, indices: Tensor, values: Tensor, spacing_mm: float
 ) -> tuple[Tensor, Tensor]:
-    """Fill a drawn head with susceptibilities.
-
-    Parameters
-    ----------
-    head : LabelMap
-        Anatomy in template space; the nuclei of a `ShapedHead` are shaped one by one.
-    points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the voxels, from `draw_head_points`.
-    spacing_mm : float
-        Voxel size of the scan.
-    ranges : ValueRanges
-        How far values differ.
-    generator : torch.Generator
-        Source of randomness.
-    shapes : ShapeRanges
-        How far the nuclei's shapes differ.
-
-    Returns
-    -------
-    chi : Tensor of shape (X, Y, Z)
-        Susceptibility in ppm, 0 outside the head; edges hold both tissues.
-    labels : Tensor of shape (X, Y, Z), uint8
-        Nuclei and tissues at the voxel centres.
-    """
-    disease = draw_disease(ranges.disease, generator)
-    values, age_years = draw_values(ranges, generator, disease)
-    indices, here = head.indices(points_mm), values.to(points_mm.device)
-    if isinstance(head, ShapedHead) and shapes.amount > 0:
-        ground, chi = _mix(head.ground, head, indices, here, spacing_mm)
-        canvas = Canvas(ground, chi, width_mm=_width_mm(points_mm))
-        ageing = (age_years - _MIDDLE_AGE_YEARS) / 30
-        for painted in draw_bodies(head, points_mm, ranges=shapes, ageing=ageing, generator=generator, disease=disease):
-            canvas.paint(painted, draw_look(painted.body, values, ageing, generator))
-        chi, labels = canvas.finish()
-    else:
-        labels, chi = _mix(head.labels, head, indices, here, spacing_mm)
-        labels = drop_hilum(labels)
-    chi = calcify(chi, labels, disease, spacing_mm=spacing_mm, generator=generator)
-    chi = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
-    return chi, labels
-
-
-def _mix(labels: Tensor, head: LabelMap, indices: Tensor, values: Tensor, spacing_mm: float) -> tuple[Tensor, Tensor]:
-    """Look up labels at voxel centres, and the mean value of four points around each."""
+    """Look up labels at the voxel centres, and the mean value of four points around each."""
     half = 0.28 * spacing_mm * head.world_to_index[:3, :3].norm(dim=0)
     corners = torch.tensor([[-1.0, -1, 1], [1, 1, -1], [1, -1, -1], [-1, 1, 1]], device=half.device) * half
     chi = torch.stack([values[look_up(labels, indices + corner).int()] for corner in corners]).mean(dim=0)
     return look_up(labels, indices), chi
 
 
-def _width_mm(points_mm: Tensor) -> float:
-    """Mean distance of neighbouring voxels in template space."""
-    sparse = points_mm[::8, ::8]
-    return float((sparse[:, :, 1:] - sparse[:, :, :-1]).norm(dim=-1).mean())
+@dataclass(frozen=True)
+class IntensityPattern:
+    """Susceptibility within one structure, relative to `value`."""
+
+    value: float
+    gradient: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Relative change per mm."""
+    core: float = 1.0
+    """Relative value deeper than the wall."""
+    wall_mm: float = 1.5
+    normal: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """Unit vector perpendicular to the stripe."""
+    stripe_mm: tuple[float, float] = (0.0, 0.5)
+    """Distance of the stripe from the centre, and its SD."""
+    stripe: float = 1.0
+    """Relative value in the stripe."""
+    beyond: float = 1.0
+    """Relative value on the far side of the stripe."""
+
+    def evaluate(self, shape: RenderedShape) -> Tensor:
+        """Compute the values in ppm in the block of a shape."""
+        local, depth = shape.local_mm, shape.depth_mm
+        relative = torch.ones_like(depth)
+        if any(self.gradient):
+            relative += (local @ torch.tensor(self.gradient, device=local.device)).clamp_(-0.6, 0.8)
+        if self.core != 1:
+            relative *= 1 + (self.core - 1) * ((depth - self.wall_mm) / 0.8 + 0.5).clamp_(0, 1)
+        if self.stripe != 1 or self.beyond != 1:
+            distance = local @ torch.tensor(self.normal, device=local.device) - self.stripe_mm[0]
+            relative *= 1 + (self.beyond - 1) * (distance / 1.2 + 0.5).clamp(0, 1)
+            relative *= 1 + (self.stripe - 1) * torch.exp(-0.5 * (distance / self.stripe_mm[1]) ** 2)
+        return relative * self.value
+
+
+def draw_pattern(
+    structure: StructureShape, values: Tensor, ageing: float, generator: torch.Generator
+) -> IntensityPattern:
+    """Draw the pattern within a structure.
+
+    Parameters
+    ----------
+    structure : StructureShape
+        Nucleus or ventricle.
+    values : Tensor of shape (64,)
+        Susceptibility per label in ppm, on the CPU.
+    ageing : float
+        0 at 45 years, 1 at 75: iron accumulates first in the posterior putamen.
+    generator : torch.Generator
+    """
+    value, medial, nucleus = float(values[structure.label]), -structure.side, structure.nucleus
+
+    def draw(low: float, high: float) -> float:
+        return uniform(generator, low, high)
+
+    if nucleus == "DN":
+        return IntensityPattern(value, core=draw(0.3, 1.05), wall_mm=draw(0.9, 1.8))
+    if nucleus == "PUT":
+        posterior = -0.018 * max(draw(-0.5, 1.5) + ageing, -0.3)
+        return IntensityPattern(value, gradient=(0.01 * normal(generator), posterior, 0.008 * normal(generator)))
+    if nucleus == "CN":
+        return IntensityPattern(value, gradient=(0.0, 0.008 * normal(generator), 0.012 * normal(generator)))
+    if nucleus == "RN" and chance(generator, 0.5):
+        return IntensityPattern(value, core=draw(0.85, 1.4), wall_mm=draw(0.6, 1.4))
+    if nucleus == "GP" and chance(generator, 0.6):
+        return IntensityPattern(
+            value,
+            normal=_unit(medial, draw(-0.7, 0.0), draw(-0.6, 0.0)),
+            gradient=(0.0, 0.015 * normal(generator), 0.0),
+            stripe_mm=(draw(0.0, 3.0), draw(0.4, 0.8)),
+            stripe=draw(0.5, 1.0),
+            beyond=draw(0.7, 1.2),
+        )
+    if nucleus == "SN" and chance(generator, 0.6):
+        return IntensityPattern(
+            value,
+            normal=_unit(medial * draw(0.3, 1.0), -1.0, draw(0.0, 0.8)),
+            gradient=(0.0, 0.02 * normal(generator), 0.0),
+            stripe_mm=(draw(-0.5, 1.5), draw(0.4, 0.8)),
+            stripe=draw(0.35, 0.9),
+            beyond=draw(0.5, 1.1),
+        )
+    vertical = 0.015 * normal(generator) if structure.label <= LAST_NUCLEUS else 0.0
+    return IntensityPattern(value, gradient=(0.0, 0.0, vertical))
+
+
+def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
+    length = (x * x + y * y + z * z) ** 0.5
+    return x / length, y / length, z / length
+
+
+def composite(
+    shapes: Iterable[tuple[RenderedShape, IntensityPattern]], background: Tensor, chi: Tensor, *, voxel_mm: float
+) -> tuple[Tensor, Tensor]:
+    """Combine shapes and background: where nuclei overlap the deeper one wins, and borders are partial volumes.
+
+    Parameters
+    ----------
+    shapes : iterable of (RenderedShape, IntensityPattern)
+        Ventricles, which become background, and nuclei.
+    background : Tensor of shape (X, Y, Z), uint8
+        Labels without nuclei and ventricles.
+    chi : Tensor of shape (X, Y, Z)
+        Susceptibility of the background in ppm.
+    voxel_mm : float
+        Voxel size in mm of the template.
+
+    Returns
+    -------
+    chi, labels : Tensor of shape (X, Y, Z)
+    """
+    background, chi = background.clone(), chi.clone()
+    label = torch.zeros_like(background)
+    # Depth and value of the deepest nucleus at each voxel and of the second deepest.
+    first, second = torch.full_like(chi, -1e3), torch.full_like(chi, -1e3)
+    first_ppm, second_ppm = torch.zeros_like(chi), torch.zeros_like(chi)
+    for shape, pattern in shapes:
+        block, depth, value, number = shape.block, shape.depth_mm, pattern.evaluate(shape), shape.structure.label
+        if number > LAST_NUCLEUS:
+            inside = background[block] > 0
+            background[block] = torch.where((depth > 0) & inside, number, background[block])
+            chi[block] += (depth / voxel_mm + 0.5).clamp_(0, 1) * inside * (value - chi[block])
+            continue
+        deepest, deepest_ppm = first[block], first_ppm[block]
+        wins, follows = depth > deepest, depth > second[block]
+        second_ppm[block] = torch.where(wins, deepest_ppm, torch.where(follows, value, second_ppm[block]))
+        second[block] = torch.where(wins, deepest, torch.maximum(second[block], depth))
+        first_ppm[block] = torch.where(wins, value, deepest_ppm)
+        first[block] = torch.maximum(deepest, depth)
+        label[block] = torch.where(wins, number, label[block])
+    in_nucleus, in_head = first > 0, background > 0
+    adjacent = in_nucleus & (second + first > -_TOUCHING * voxel_mm)
+    # Between two nuclei, half the difference of their depths is the distance from the face between them.
+    margin = torch.where(adjacent, (first - second) / 2, first)
+    share = (margin / voxel_mm + 0.5).clamp_(0, 1)
+    other_ppm = torch.where(adjacent, second_ppm, chi)
+    labels = torch.where(in_nucleus & in_head, label, background)
+    return torch.where(in_head, other_ppm + share * (first_ppm - other_ppm), chi), labels

@@ -27,8 +27,7 @@ from bids_dgmseg.segmentation.predict import network_grid, predict
 from bids_dgmseg.segmentation.probabilities import mirrored_channels
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
-from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels
-from bids_dgmseg.simulate.typical import in_own_voxels, ordinary_view
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
 from bids_dgmseg.stats.overlap import expected_calibration_error
 from bids_dgmseg.train.sampling import ORDINARY_WIDTH
 from bids_dgmseg.train.simulated import simulated_maps
@@ -217,7 +216,7 @@ def _say_calibration(model: Model, fitted: _Fitted, say: Callable[[str], None]) 
 
 def _ordinary_head(spacing_mm: float) -> View:
     """See whole heads as ordinary scans show them; slices that are thick make a nucleus larger or smaller at random."""
-    return in_own_voxels(ordinary_view(whole_head_view(spacing_mm), ORDINARY_WIDTH))
+    return without_resampling(typical_view(whole_head_view(spacing_mm), ORDINARY_WIDTH))
 
 
 _RATE = 1.5

@@ -22,8 +22,9 @@ from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
 from bids_dgmseg.segmentation.results import ProbabilityBlock
-from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, chance, draw_head_points, smooth_noise, uniform
-from bids_dgmseg.simulate.smoothing import blur
+from bids_dgmseg.simulate.acquisition import blur
+from bids_dgmseg.simulate.anatomy import HeadRanges, LabelMap, draw_head_points
+from bids_dgmseg.simulate.ranges import chance, smooth_noise, uniform
 
 _FINER = 0.75
 """Edge of a voxel of the targets relative to the network's: they are looked up by nearest neighbour."""

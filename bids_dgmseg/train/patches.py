@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from bids_dgmseg.image.resample import sample_points
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
-from bids_dgmseg.simulate.anatomy import chance, uniform
+from bids_dgmseg.simulate.ranges import chance, uniform
 from bids_dgmseg.train.cases import Case
 from bids_dgmseg.train.recipe import Augmentation, Recipe, Sampling
 

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.sample import View, draw_sample, phantom_head, template_head
-from bids_dgmseg.simulate.shapes import to_device
 
 PHANTOM_SHARE = 0.15
 """Part of the samples that show the phantom's ellipsoids in place of the template."""
@@ -28,10 +27,10 @@ ORDINARY_WIDTH = 0.5
 
 def training_heads(template: Volume | None, device: str | torch.device = "cpu") -> list[tuple[LabelMap, float]]:
     """Gather the anatomies that training draws from: the label template, where there is one, and the phantom."""
-    phantom = to_device(phantom_head(), device)
+    phantom = phantom_head().to(device)
     if template is None:
         return [(phantom, 1.0)]
-    return [(to_device(template_head(template), device), 1 - PHANTOM_SHARE), (phantom, PHANTOM_SHARE)]
+    return [(template_head(template).to(device), 1 - PHANTOM_SHARE), (phantom, PHANTOM_SHARE)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,7 @@ from bids_dgmseg.models.weights import (
 )
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.dataset import read_template
-from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels
-from bids_dgmseg.simulate.typical import ordinary_view
+from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels, typical_view
 from bids_dgmseg.train.curve import Curve
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.loop import Progress, Reached, Schedule, train, use_cores
@@ -164,4 +163,4 @@ def among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
     beyond_mm = (shape[2] - view.shape[2]) * view.spacing_mm / 2
     below_mm, above_mm = (cut_mm + beyond_mm for cut_mm in view.cut_mm)
     shown = replace(view, shape=shape, cut_mm=(below_mm, above_mm))
-    return replace(maps, ordinary=ordinary_view(shown, ORDINARY_WIDTH))
+    return replace(maps, ordinary=typical_view(shown, ORDINARY_WIDTH))

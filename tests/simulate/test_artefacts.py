@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid, draw_view
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_coverage, draw_scan_grid
 
 SHAPE = (24, 24, 20)
 
@@ -22,7 +22,7 @@ def draw(chi, seed, *, spacing_mm=1.25, **changes):
 
 
 @pytest.mark.parametrize("physics", [0.0, 0.5, 1.0])
-def test_a_seed_gives_one_map(chi, physics):
+def test_same_seed_gives_same_map(chi, physics):
     first, again, other = (draw(chi, seed, physics=physics) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -30,7 +30,7 @@ def test_a_seed_gives_one_map(chi, physics):
 
 @pytest.mark.parametrize("physics", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(10))
-def test_maps_are_finite_and_show_the_nucleus(chi, physics, seed):
+def test_maps_are_finite_with_visible_nucleus(chi, physics, seed):
     degraded = draw(chi, seed, physics=physics)
     assert degraded.shape == SHAPE
     assert degraded.dtype == torch.float32
@@ -38,44 +38,44 @@ def test_maps_are_finite_and_show_the_nucleus(chi, physics, seed):
     assert degraded[10:14, 10:14, 8:12].mean() > degraded[chi < 0].mean() + 0.015
 
 
-def test_physics_is_the_share_of_reconstructed_maps(chi, monkeypatch):
+def test_fraction_of_reconstructed_maps(chi, monkeypatch):
     calls = []
 
     def spy(scan, *_, **__):
         calls.append(1)
         return scan
 
-    monkeypatch.setattr("bids_dgmseg.simulate.artefacts.reconstruct", spy)
-    shares = {}
+    monkeypatch.setattr("bids_dgmseg.simulate.artefacts.simulate_reconstruction", spy)
+    fractions = {}
     for physics in (0.0, 0.5, 1.0):
         calls.clear()
         for seed in range(40):
             draw(chi, seed, physics=physics)
-        shares[physics] = len(calls) / 40
-    assert shares[0.0] == 0
-    assert shares[1.0] == 1
-    assert 0.25 < shares[0.5] < 0.75  # 20 of 40, SD 3.2
+        fractions[physics] = len(calls) / 40
+    assert fractions[0.0] == 0
+    assert fractions[1.0] == 1
+    assert 0.25 < fractions[0.5] < 0.75  # 20 of 40, SD 3.2
 
 
-def test_fine_scans_keep_the_arrays_voxels():
+def test_fine_scans_keep_array_voxels():
     ranges = ArtefactRanges(in_plane_mm=(0.5, 0.5), slice_mm=(1.0, 1.0))
     for seed in range(6):
-        assert draw_grid(SHAPE, 1.25, ranges, torch.Generator().manual_seed(seed)).steps == (1.0, 1.0, 1.0)
+        assert draw_scan_grid(SHAPE, 1.25, ranges, torch.Generator().manual_seed(seed)).steps == (1.0, 1.0, 1.0)
 
 
-def test_half_of_the_scans_have_thick_slices_mostly_along_z():
+def test_half_of_scans_have_thick_mostly_axial_slices():
     ranges = ArtefactRanges(in_plane_mm=(0.8, 0.8), slice_mm=(3.0, 3.0))
-    grids = [draw_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    grids = [draw_scan_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)) for seed in range(200)]
     thick = [grid for grid in grids if max(grid.steps) == 3.0]
     assert 70 < len(thick) < 130  # 100 of 200, SD 7
     assert 0.65 < sum(grid.steps[2] == 3.0 for grid in thick) / len(thick) < 0.95  # 0.8, SD 0.04
     assert all(grid.rotation is None for grid in grids if max(grid.steps) == 1.0)
 
 
-def test_thick_slices_level_what_is_thinner_than_they(chi):
+def test_thick_slices_average_thin_structures(chi):
     stripes = torch.zeros(SHAPE)
     stripes[:, :, ::2] = 0.1
-    levelled = draw(
+    averaged = draw(
         stripes,
         0,
         spacing_mm=1.0,
@@ -86,10 +86,10 @@ def test_thick_slices_level_what_is_thinner_than_they(chi):
         oblique_deg=0.0,
         in_plane_mm=(4.0, 4.0),
     )
-    assert levelled[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before
+    assert averaged[8:16, 8:16, 6:14].std() < 0.02  # 0.05 before
 
 
-def test_zero_filling_cuts_frequencies_in_plane_whichever_way_the_slices_lie(chi, monkeypatch):
+def test_zero_filling_truncates_frequencies_in_plane(chi, monkeypatch):
     kept_of: dict[int, list[list[float]]] = {}
     cut: list[list[float]] = []
     ranges = ArtefactRanges(in_plane_mm=(1.0, 1.0), slice_mm=(3.0, 3.0))
@@ -102,7 +102,7 @@ def test_zero_filling_cuts_frequencies_in_plane_whichever_way_the_slices_lie(chi
     for seed in range(150):
         cut.clear()
         degrade(chi, spacing_mm=1.0, ranges=ranges, generator=torch.Generator().manual_seed(seed))
-        steps = draw_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)).steps
+        steps = draw_scan_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)).steps
         kept_of.setdefault(steps.index(max(steps)) if max(steps) > 1 else 2, []).extend(cut)
     assert set(kept_of) == {0, 1, 2}
     for slices, all_kept in kept_of.items():
@@ -113,10 +113,10 @@ def test_zero_filling_cuts_frequencies_in_plane_whichever_way_the_slices_lie(chi
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_everything_happens_on_the_device_of_the_map(chi, seed):
-    """Tensors that are made without a device land on another one here, and torch does not mix the two."""
+def test_tensors_are_created_on_device_of_map(chi, seed):
+    """Tensors created without a device land on "meta" here, which torch does not combine with the CPU."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        seen = draw_view(chi != 0, spacing_mm=1.25, cut_mm=(5.0, 5.0), generator=generator)
-        shown = degrade(chi, spacing_mm=1.25, ranges=ArtefactRanges(), generator=generator, mask=seen)
-    assert seen.device == shown.device == chi.device
+        covered = draw_coverage(chi != 0, spacing_mm=1.25, cut_mm=(5.0, 5.0), generator=generator)
+        degraded = degrade(chi, spacing_mm=1.25, ranges=ArtefactRanges(), generator=generator, mask=covered)
+    assert covered.device == degraded.device == chi.device

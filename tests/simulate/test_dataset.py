@@ -24,7 +24,7 @@ VALIDATOR = (
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """The phantom's labels as a file."""
+    """Labels of the phantom as a file."""
     grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
     path = tmp_path_factory.mktemp("template") / "labels.nii.gz"
     nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(path)
@@ -39,13 +39,13 @@ def simulated(tmp_path_factory, template):
     return root
 
 
-def test_two_runs_of_a_seed_are_the_same(simulated, template, tmp_path):
+def test_same_seed_gives_same_files(simulated, template, tmp_path):
     list(simulate_dataset(tmp_path / "again", n_scans=2, seed=5, template=template, spacing_mm=4))
     for path in simulated.rglob("*.nii.gz"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(simulated)).read_bytes()
 
 
-def test_each_scan_has_a_mask_of_the_cerebellum_around_its_dentates(simulated):
+def test_cerebellum_mask_contains_dentates(simulated):
     for path in sorted((simulated / "derivatives" / "truth").rglob("*_label-cerebellum_mask.nii.gz")):
         mask = np.asarray(load_image(path).dataobj)
         beside = path.with_name(path.name.replace("label-cerebellum_mask", "seg-truth_dseg"))
@@ -57,12 +57,12 @@ def test_each_scan_has_a_mask_of_the_cerebellum_around_its_dentates(simulated):
         assert 60 < volume_ml < 250
 
 
-def test_the_cerebellum_is_its_cortex_white_matter_and_nuclei_without_the_ventricle():
+def test_cerebellum_mask_excludes_fourth_ventricle():
     labels = np.array([0, 1, 4, 5, 25, 28, 29, 30, 34, 35], np.uint8)
     assert cerebellum_mask(labels).tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1, 0]
 
 
-def test_two_seeds_share_no_map(simulated, template, tmp_path):
+def test_different_seeds_share_no_map(simulated, template, tmp_path):
     list(simulate_dataset(tmp_path / "other", n_scans=1, seed=6, template=template, spacing_mm=4))
     (other,) = (tmp_path / "other" / "sub-01").rglob("*_Chimap.nii.gz")
     for path in simulated.glob("sub-*/anat/*_Chimap.nii.gz"):
@@ -70,12 +70,12 @@ def test_two_seeds_share_no_map(simulated, template, tmp_path):
 
 
 @pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")
-def test_it_is_valid(simulated):
+def test_dataset_is_valid_bids(simulated):
     result = subprocess.run([VALIDATOR, str(simulated)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
-def test_participants_say_what_was_drawn(simulated):
+def test_participants_table(simulated):
     with (simulated / "participants.tsv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
@@ -86,7 +86,7 @@ def test_participants_say_what_was_drawn(simulated):
         assert set(found) <= set(range(17))
 
 
-def test_the_field_of_view_does_not_change_with_the_voxel_size():
+def test_field_of_view_is_independent_of_voxel_size():
     for spacing_mm in (0.8, 1.0, 2.0):
         view = whole_head_view(spacing_mm)
         assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
@@ -95,11 +95,11 @@ def test_the_field_of_view_does_not_change_with_the_voxel_size():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (60, "has the value 60, which is no label of a template"),
-        (21, "shows no nucleus"),
+        (60, "60 is not a label of a template"),
+        (21, "contains no nucleus"),
     ],
 )
-def test_what_is_no_template_is_refused(tmp_path, value, message):
+def test_invalid_template_is_rejected(tmp_path, value, message):
     path = tmp_path / "labels.nii.gz"
     nib.Nifti1Image(np.full((4, 4, 4), value, np.uint8), np.eye(4)).to_filename(path)
     with pytest.raises(InputError, match=f"labels.nii.gz: {message}"):

@@ -35,19 +35,19 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_two_runs_write_the_same_bytes(demo, tmp_path):
+def test_demo_is_reproducible_to_the_byte(demo, tmp_path):
     list(write_demo(tmp_path / "again", COARSE))
     assert contents(tmp_path / "again") == contents(demo)
 
 
 @pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")
 @pytest.mark.parametrize("part", [".", "derivatives/truth"])
-def test_it_is_valid(demo, part):
+def test_demo_is_valid_bids(demo, part):
     result = subprocess.run([VALIDATOR, str(demo / part)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
-def test_every_map_has_its_truth_on_its_own_grid(demo):
+def test_true_labels_share_grid_with_map(demo):
     maps = sorted(demo.glob("sub-*/**/*_Chimap.nii.gz"))
     assert len(maps) == 3
     for path in maps:
@@ -61,7 +61,7 @@ def test_every_map_has_its_truth_on_its_own_grid(demo):
         np.testing.assert_array_equal(np.asanyarray(dseg.dataobj), expected.array)
 
 
-def test_units_are_read_back_whatever_they_are(demo):
+def test_units_are_read_back(demo):
     units = {}
     for path in demo.glob("sub-*/**/*_Chimap.nii.gz"):
         sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def test_units_are_read_back_whatever_they_are(demo):
     assert units == {"sub-01_ses-1": "ppm", "sub-01_ses-2": "ppb", "sub-02": "ppm"}
 
 
-def test_grids_differ_as_the_readme_says():
+def test_grids_match_readme():
     upright, oblique, other = (head_grid(scan) for scan in SCANS)
     assert nib.aff2axcodes(upright.affine) == ("R", "A", "S")
     assert nib.aff2axcodes(other.affine) == ("L", "P", "S")
@@ -80,14 +80,14 @@ def test_grids_differ_as_the_readme_says():
 
 
 @pytest.mark.parametrize("scan", COARSE, ids=lambda scan: scan.axes + str(scan.tilt_deg))
-def test_the_whole_head_is_in_the_field_of_view(scan):
-    chi = scan_phantom(scan, seed=1).chi
+def test_field_of_view_contains_whole_head(scan):
+    chi = scan_phantom(scan, seed=1).images[0].array
     faces = [np.take(chi, index, axis) for axis in range(3) for index in (0, -1)]
     assert not any(face.any() for face in faces)
 
 
-def test_a_folder_with_files_is_left_alone(tmp_path):
+def test_non_empty_folder_is_rejected(tmp_path):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="exists and is not an empty folder; give a new one"):
+    with pytest.raises(InputError, match="exists and is not an empty folder; choose a new one"):
         list(write_demo(tmp_path))
     assert contents(tmp_path) == {"notes.txt": b"mine"}

@@ -9,18 +9,18 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM, Ellipsoid, Phantom
 
 
-def test_every_nucleus_is_there_once():
-    assert [body.label for body in PHANTOM.nuclei] == [structure.index for structure in STRUCTURES]
+def test_every_nucleus_occurs_once():
+    assert [ellipsoid.label for ellipsoid in PHANTOM.nuclei] == [structure.index for structure in STRUCTURES]
 
 
-@pytest.mark.parametrize("body", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
-def test_counted_volume_is_the_one_on_paper(body):
-    grid = world_grid(body.box.expanded(1), (0.25, 0.25, 0.25))
-    counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == body.label) * 0.25**3
-    x, y, z = body.semi_axes_mm
-    # 5,000 and more points in a smooth body: counting errs by N^(-2/3), a third of a percent. Nothing lies over it.
+@pytest.mark.parametrize("ellipsoid", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
+def test_voxel_count_matches_analytic_volume(ellipsoid):
+    grid = world_grid(ellipsoid.box.expanded(1), (0.25, 0.25, 0.25))
+    counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == ellipsoid.label) * 0.25**3
+    x, y, z = ellipsoid.semi_axes_mm
+    # With 5,000 or more points the counting error is N^(-2/3), a third of a percent.
     assert counted_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z, rel=0.01)
-    assert body.volume_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z)
+    assert ellipsoid.volume_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z)
 
 
 def test_nuclei_do_not_touch_each_other():
@@ -30,9 +30,9 @@ def test_nuclei_do_not_touch_each_other():
 
 
 def test_left_is_at_negative_x():
-    for body in PHANTOM.nuclei:
-        low, high = body.box.low_mm[0], body.box.high_mm[0]
-        assert high < 0 if STRUCTURES.numbered(body.label).hemisphere == "L" else low > 0
+    for ellipsoid in PHANTOM.nuclei:
+        low, high = ellipsoid.box.low_mm[0], ellipsoid.box.high_mm[0]
+        assert high < 0 if STRUCTURES.numbered(ellipsoid.label).hemisphere == "L" else low > 0
 
 
 def test_sides_differ_in_susceptibility():
@@ -40,34 +40,34 @@ def test_sides_differ_in_susceptibility():
         assert left.chi_ppm - right.chi_ppm >= 0.004
 
 
-def test_a_box_touches_its_body():
-    # Semi-axes 1, 2, 3 turned by 90 degrees about z: 2 along x, 1 along y.
+def test_bounding_box_of_rotated_ellipsoid():
+    # Semi-axes 1, 2, 3 rotated by 90 degrees about z: 2 along x, 1 along y.
     box = Ellipsoid(1, (10, 0, 0), (1, 2, 3), 0.1, (0, 0, 90)).box
     assert box.low_mm == pytest.approx((8, -1, -3))
     assert box.high_mm == pytest.approx((12, 1, 3))
 
 
-def test_turning_about_45_degrees_gives_the_diagonal_extent():
+def test_bounding_box_at_45_degrees():
     # sqrt((1 cos45)^2 + (3 sin45)^2) = sqrt(5) along x, for semi-axes 1 and 3 in the plane.
     box = Ellipsoid(1, (0, 0, 0), (1, 3, 1), 0.1, (0, 0, 45)).box
     assert box.high_mm == pytest.approx((5**0.5, 5**0.5, 1))
 
 
-def test_a_voxel_cut_in_half_has_half_the_susceptibility():
-    slab = Ellipsoid(21, (0, 0, -1e4), (1e4, 1e4, 1e4), 0.1)  # its surface is z = 0, flat to 1e-5 mm here
+def test_half_voxel_has_half_the_susceptibility():
+    slab = Ellipsoid(21, (0, 0, -1e4), (1e4, 1e4, 1e4), 0.1)  # surface z = 0, flat to 1e-5 mm here
     chi = Phantom(tissues=(slab,), nuclei=()).chi(world_grid(Box((-1.5,) * 3, (1.5,) * 3), (1.0, 1.0, 1.0)))
     assert chi.array[1, 1] == pytest.approx([0.1, 0.05, 0.0])
 
 
-def test_partial_volumes_keep_the_mass():
+def test_partial_volume_preserves_integral():
     tissue, nucleus = Ellipsoid(22, (0, 0, 0), (18, 18, 18), 0.02), Ellipsoid(1, (1, 0, 0.3), (4, 5, 6), 0.12)
     grid = world_grid(Box((-10,) * 3, (10,) * 3), (2.0, 2.0, 2.0))
     chi = Phantom(tissues=(tissue,), nuclei=(nucleus,)).chi(grid, supersampling=4)
     mass = (chi.array - 0.02).sum() * 8
-    assert mass == pytest.approx(0.1 * nucleus.volume_mm3, rel=0.01)  # 0.5 mm points: 500 mm3 hold 4,000 of them
+    assert mass == pytest.approx(0.1 * nucleus.volume_mm3, rel=0.01)  # 0.5 mm points: 4,000 in 500 mm3
 
 
-def test_the_map_is_the_same_whichever_way_its_axes_run():
+def test_map_is_independent_of_orientation():
     grid = world_grid(Box((-30, -70, -45), (30, -40, -20)), (2.0, 2.0, 2.0))
     flipped = Grid(
         grid.shape,
@@ -78,7 +78,7 @@ def test_the_map_is_the_same_whichever_way_its_axes_run():
     np.testing.assert_array_equal(PHANTOM.dseg(flipped).array[::-1, ::-1], PHANTOM.dseg(grid).array)
 
 
-def test_noise_is_that_of_the_seed_and_inside_the_head_only():
+def test_noise_is_seeded_and_inside_head_only():
     grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (4.0, 4.0, 4.0))
     truth, noisy, dseg = PHANTOM.chi(grid).array, *(volume.array for volume in PHANTOM.scan(grid, seed=3))
     assert (noisy[truth == 0] == 0).all()

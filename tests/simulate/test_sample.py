@@ -9,21 +9,23 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.anatomy import TISSUES, LabelMap
+from bids_dgmseg.simulate.artefacts import draw_scan_grid
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
     View,
     draw_sample,
-    mirror_half,
+    mirror_randomly,
     nuclei_labels,
     region_labels,
     swap_sides,
     template_head,
+    typical_view,
+    without_resampling,
 )
-from bids_dgmseg.simulate.smoothing import blur
-from bids_dgmseg.simulate.susceptibility import TISSUES, drop_hilum, split_dentate
+from bids_dgmseg.simulate.susceptibility import merge_hilum, split_hilum
 
 VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), outside_noise=0.0)
 
@@ -34,7 +36,7 @@ def heads():
     return [(template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)), 1.0)]
 
 
-def test_a_seed_gives_one_sample(heads):
+def test_same_seed_gives_same_sample(heads):
     first, again, other = draw_sample(heads, VIEW, 7), draw_sample(heads, VIEW, 7), draw_sample(heads, VIEW, 8)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -42,7 +44,7 @@ def test_a_seed_gives_one_sample(heads):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_sample_has_the_views_shape_and_known_labels(heads, seed):
+def test_sample_has_shape_of_view_and_known_labels(heads, seed):
     chi, labels = draw_sample(heads, VIEW, seed)
     assert chi.shape == labels.shape == VIEW.shape
     assert chi.dtype == torch.float32
@@ -51,12 +53,12 @@ def test_a_sample_has_the_views_shape_and_known_labels(heads, seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_labels_end_where_the_map_ends(heads, seed):
+def test_labels_are_cropped_to_coverage(heads, seed):
     chi, labels = draw_sample(heads, VIEW, seed)
     assert (labels[chi == 0] == 0).all()
 
 
-def test_left_is_at_low_x_in_every_sample(heads):
+def test_left_is_at_low_x(heads):
     upright = dataclasses.replace(VIEW, cut_mm=(0.0, 0.0))
     for seed in range(6):
         _, labels = draw_sample(heads, upright, seed)
@@ -64,45 +66,45 @@ def test_left_is_at_low_x_in_every_sample(heads):
         assert middle_x[11] < middle_x[12], seed
 
 
-def test_swapping_sides_exchanges_nuclei_and_keeps_tissues():
+def test_swapping_sides_affects_nuclei_only():
     labels = torch.tensor([0, 1, 2, 15, 16, 21, 34, 35], dtype=torch.uint8)
     assert swap_sides(labels).tolist() == [0, 2, 1, 16, 15, 21, 34, 35]
 
 
-def test_swapping_sides_changes_the_hemisphere_only():
+def test_swapping_sides_keeps_nucleus():
     for structure in STRUCTURES:
         other = STRUCTURES.numbered(int(swap_sides(torch.tensor(structure.index))))
         assert other.nucleus == structure.nucleus
         assert other.hemisphere != structure.hemisphere
 
 
-def test_half_of_the_heads_are_mirrored_with_their_labels():
+def test_half_of_samples_are_mirrored_with_labels():
     chi, labels = torch.tensor([[[0.1]], [[0.2]]]), torch.tensor([[[11]], [[21]]], dtype=torch.uint8)
-    mirrored = [mirror_half(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
-    seen = [(part[0].flatten().tolist(), part[1].flatten().tolist()) for part in mirrored]
-    kept, turned = (chi.flatten().tolist(), [11, 21]), (chi.flip(0).flatten().tolist(), [21, 12])
-    assert all(one in (kept, turned) for one in seen)
-    assert 8 < seen.count(turned) < 32  # 20, and four SD of 3 to either side
+    mirrored = [mirror_randomly(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    pairs = [(part[0].flatten().tolist(), part[1].flatten().tolist()) for part in mirrored]
+    original, flipped = (chi.flatten().tolist(), [11, 21]), (chi.flip(0).flatten().tolist(), [21, 12])
+    assert all(one in (original, flipped) for one in pairs)
+    assert 8 < pairs.count(flipped) < 32  # 20, and four SD of 3
 
 
-def test_the_segmenter_learns_nuclei_only():
+def test_segmenter_classes_are_nuclei():
     assert nuclei_labels(torch.tensor([0, 1, 16, 21, 35])).tolist() == [0, 1, 16, 0, 0]
 
 
-def test_every_label_is_a_region_of_the_localizer():
+def test_every_label_belongs_to_a_localizer_class():
     regions = region_labels(torch.tensor([*range(1, 17), *TISSUES]))
     assert (regions > 0).all()
     assert region_labels(torch.tensor([0, 1, 4, 5, 16, 21, 23, 29, 35])).tolist() == [0, 5, 5, 4, 4, 1, 3, 2, 1]
 
 
-def test_the_views_have_the_voxels_that_the_shipped_networks_are_shown():
+def test_views_match_spacing_of_shipped_networks():
     model = get_model("default")
     for shown, view in ((model.input, SEGMENTER_VIEW), (model.localizer.input, LOCALIZER_VIEW)):
         assert shown is not None
         assert (view.spacing_mm,) * 3 == pytest.approx(shown.spacing_mm)
 
 
-def test_a_label_map_is_read_in_mm():
+def test_label_map_is_indexed_in_mm():
     array = np.zeros((3, 3, 3), np.uint8)
     array[2, 1, 0] = 7
     head = LabelMap.from_volume(Volume(array, np.diag([2.0, 2.0, 2.0, 1.0])))
@@ -110,20 +112,40 @@ def test_a_label_map_is_read_in_mm():
     assert head.at(head.indices(points)).tolist() == [7, 7, 0, 0]
 
 
-def test_the_dentate_gets_a_hilum_and_loses_it_again():
+def test_hilum_is_split_and_merged():
     array = np.zeros((11, 11, 11), np.uint8)
     array[2:9, 2:9, 2:9] = 1
     array[9:, 9:, 9:] = 35
-    split = split_dentate(LabelMap.from_volume(Volume(array, np.eye(4)))).labels
+    split = split_hilum(LabelMap.from_volume(Volume(array, np.eye(4)))).labels
     # Depth is 1 mm in the outermost voxels and 2 in the next: a wall of 1.6 mm leaves a cube of 5 voxels.
     assert int((split == 41).sum()) == 5**3
-    assert torch.equal(drop_hilum(split), torch.from_numpy(array))
+    assert torch.equal(merge_hilum(split), torch.from_numpy(array))
 
 
-def test_a_blur_keeps_the_mass_and_has_its_sd():
-    spot = torch.zeros(31, 5, 5)
-    spot[15, 2, 2] = 1.0
-    blurred = blur(spot, [2.0, 0.0, 0.0])[:, 2, 2]
-    offset = torch.arange(31) - 15
-    assert blurred.sum().item() == pytest.approx(1)
-    assert (blurred * offset**2).sum().sqrt().item() == pytest.approx(2, rel=0.03)  # cut off at three SD
+def test_typical_subject_is_middle_aged():
+    values = typical_view(SEGMENTER_VIEW).values
+    assert values.mixture == 0
+    assert values.age_years == (45.0, 45.0)
+    assert values.iron_sd == SEGMENTER_VIEW.values.iron_sd
+
+
+def test_typical_scan_is_3_tesla_with_same_view():
+    view = dataclasses.replace(SEGMENTER_VIEW, outside_noise=0.4)
+    typical = typical_view(view, 0.5)
+    assert typical.artefacts.reconstruction.b0_tesla == (3.0,)
+    for name in ("in_plane_mm", "slice_mm"):
+        assert getattr(typical.artefacts, name) == getattr(view.artefacts, name)
+    assert (typical.cut_mm, typical.outside_noise, typical.shape) == (view.cut_mm, 0.4, view.shape)
+
+
+def test_scan_without_resampling_is_not_interpolated():
+    ranges = without_resampling(SEGMENTER_VIEW).artefacts
+    array = torch.randn((12, 14, 16), generator=torch.Generator().manual_seed(0))
+    for seed in range(40):  # an eighth of scans would be oblique
+        grid = draw_scan_grid((12, 14, 16), 1.0, ranges, torch.Generator().manual_seed(seed))
+        assert torch.allclose(grid.interpolate(grid.average(array)), array, atol=1e-4)
+
+
+def test_typical_head_rotation_is_halved():
+    typical = typical_view(SEGMENTER_VIEW, 1.0)
+    assert typical.head.rotation_deg == tuple(angle / 2 for angle in SEGMENTER_VIEW.head.rotation_deg)

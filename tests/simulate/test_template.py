@@ -1,5 +1,3 @@
-"""The template's rules on an atlas of boxes, and its likeness to the training's template where that is at hand."""
-
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -11,14 +9,14 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.simulate.susceptibility import TISSUES
+from bids_dgmseg.simulate.anatomy import TISSUES
 from bids_dgmseg.simulate.template import _NUCLEI, _TISSUES, build_template, read_nigra, read_symbols, write_template
 
 SYMBOLS = ["Air", "PrCG", *" ".join([*_NUCLEI.values(), *_TISSUES.values()]).split()]
 TISSUE = {name: number for number, name in TISSUES.items()}
 SHAPE = (81, 40, 40)
 AFFINE = np.array([[0.5, 0, 0, -20], [0, 0.5, 0, -10], [0, 0, 0.5, -10], [0, 0, 0, 1]])
-BOXES = {  # symbol → where it begins and ends in voxels: x from the middle, on both sides, then y, then z
+BOXES = {  # symbol → limits in voxels: x from the midline, on both sides, then y, then z
     "FWM": (0, 40, 0, 40, 16, 40),
     "HWM": (0, 40, 0, 40, 0, 14),
     "MTg": (0, 8, 10, 20, 16, 20),
@@ -35,7 +33,7 @@ BOXES = {  # symbol → where it begins and ends in voxels: x from the middle, o
 
 
 def both_sides(x0, x1, y0, y1, z0, z1):
-    """Slices of a box and of its mirror image; the middle is voxel 40."""
+    """Slices of a box and its mirror image; the midline is voxel 40."""
     return [
         (slice(40 + x0, 40 + x1), slice(y0, y1), slice(z0, z1)),
         (slice(41 - x1, 41 - x0), slice(y0, y1), slice(z0, z1)),
@@ -55,7 +53,7 @@ def atlas() -> Volume:
 def nigra() -> Volume:
     array = np.zeros(SHAPE, np.float32)
     array[44:53, 10:14, 17:19] = 0.5  # tegmentum, white matter and the right STN
-    array[44:48, 10:20, 19] = 0.4  # not more than the threshold
+    array[44:48, 10:20, 19] = 0.4  # not above the threshold
     return Volume(array, AFFINE)
 
 
@@ -68,36 +66,36 @@ def head() -> Volume:
 
 @pytest.fixture
 def labels(atlas, nigra, head):
-    return build_template(atlas, SYMBOLS, nigra, head, living_mm3={}).array
+    return build_template(atlas, SYMBOLS, nigra, head, volumes_mm3={}).array
 
 
-def test_left_nuclei_are_left_of_zero(labels):
+def test_left_nuclei_are_left_of_midline(labels):
     for index in range(1, 17):
         x = np.nonzero(labels == index)[0]
         if len(x):
             assert (x < 40).all() == (index % 2 == 1), index
 
 
-def test_the_caudate_tail_is_a_tissue(labels):
+def test_caudate_tail_is_a_tissue(labels):
     assert (labels[44:48, 4:10, 34:38] == 12).all()
     assert (labels[33:37, 4:10, 34:38] == 11).all()
     assert np.count_nonzero(labels == TISSUE["caudate tail"]) == 2 * 4 * 2 * 4
 
 
-def test_the_lamina_goes_to_the_pallidum_as_far_as_a_millimetre_from_it(labels):
+def test_lamina_near_pallidum_becomes_pallidum(labels):
     # Pallidum 54–59, putamen 64–69; voxels 60 and 61 lie within 1 mm of the pallidum.
     assert labels[54:64, 20, 28].tolist() == [16] * 8 + [TISSUE["white matter"]] * 2
 
 
-def test_a_lamina_of_one_millimetre_is_all_pallidum(atlas, nigra, head):
+def test_thin_lamina_becomes_pallidum(atlas, nigra, head):
     atlas.array[62:64, 10:30, 24:32] = SYMBOLS.index("Pu")  # 60 and 61 are left between them
-    built = build_template(atlas, SYMBOLS, nigra, head, living_mm3={}).array
+    built = build_template(atlas, SYMBOLS, nigra, head, volumes_mm3={}).array
     assert (built[60:62, 20, 28] == 16).all()
 
 
-def test_a_nucleus_grows_evenly_into_white_matter_to_the_volume_of_the_literature(atlas, nigra, head, labels):
+def test_nucleus_grows_into_white_matter_to_target_volume(atlas, nigra, head, labels):
     # The pallidum of the fixture is 8 × 20 × 8 voxels of 0.125 mm³ with its lamina, 160 mm³.
-    built = build_template(atlas, SYMBOLS, nigra, head, living_mm3={"GP": 200 / 1.3}).array
+    built = build_template(atlas, SYMBOLS, nigra, head, volumes_mm3={"GP": 200 / 1.3}).array
     for number in (15, 16):
         assert np.count_nonzero(built == number) == 1600
         assert ((labels == number) <= (built == number)).all()
@@ -108,50 +106,50 @@ def test_a_nucleus_grows_evenly_into_white_matter_to_the_volume_of_the_literatur
     assert np.array_equal(built == 14, labels == 14)
 
 
-def test_a_nucleus_that_is_large_enough_stays(atlas, nigra, head, labels):
-    assert np.array_equal(build_template(atlas, SYMBOLS, nigra, head, living_mm3={"PUT": 10.0}).array, labels)
+def test_large_nucleus_does_not_grow(atlas, nigra, head, labels):
+    assert np.array_equal(build_template(atlas, SYMBOLS, nigra, head, volumes_mm3={"PUT": 10.0}).array, labels)
 
 
-def test_the_putamen_stays_as_it_is(labels):
+def test_putamen_is_unchanged(labels):
     assert np.count_nonzero(labels == 14) == 6 * 20 * 8
 
 
-def test_the_nigra_grows_into_the_tegmentum_only(labels):
+def test_nigra_grows_into_tegmentum_only(labels):
     assert (labels[44:48, 10:14, 17:19] == 8).all()
     assert (labels[50:52, 10:14, 18] == 10).all()
     assert labels[44, 18, 19] == TISSUE["brainstem"]
-    assert np.count_nonzero(labels == 7) == 2 * 4 * 2  # the left has none but the atlas's own
+    assert np.count_nonzero(labels == 7) == 2 * 4 * 2  # on the left that of the atlas alone
 
 
-def test_brain_outside_the_atlas_is_fluid(atlas, head, labels):
+def test_brain_outside_atlas_is_fluid(atlas, head, labels):
     air = atlas.array == 0
     assert (labels[air & (head.array > 0)] == TISSUE["cerebrospinal fluid"]).all()
     assert (labels[:, 39] == np.where(atlas.array[:, 39] == 0, 0, labels[:, 39])).all()
 
 
-def test_the_cerebellar_nuclei_are_divided_by_place(labels):
+def test_cerebellar_nuclei_are_divided_by_position(labels):
     right = {
         name: np.argwhere(labels[40:] == number).mean(axis=0)
         for name, number in (("dentate", 2), ("interposed", 4), ("fastigial", TISSUE["fastigial nucleus"]))
     }
-    moved = 3  # voxels to the side, which the interposed nucleus does not go
+    moved = 3  # voxels to the side, except for the interposed nucleus
     assert right["fastigial"][0] - moved < right["interposed"][0] < right["dentate"][0] - moved
     assert right["fastigial"][2] > right["dentate"][2]
 
 
-def test_the_dentate_moves_out_back_and_down(labels):
+def test_dentate_is_shifted(labels):
     # 1.5, -3.5 and -2.5 mm are 3, -7 and -5 voxels; the structure's far end is x < 64, 16 <= y < 26, z < 13.
     x, y, z = np.nonzero(labels == 2)
     assert (x.max(), y.min(), y.max(), z.min(), z.max()) == (63 + 3, 16 - 7, 25 - 7, 8 - 5, 12 - 5)
 
 
-def test_a_missing_structure_is_named(atlas, nigra, head):
+def test_missing_structure_is_reported(atlas, nigra, head):
     symbols = [symbol if symbol != "STH" else "PrCG" for symbol in SYMBOLS]
-    with pytest.raises(InputError, match="no structure STH among its labels"):
+    with pytest.raises(InputError, match="structures STH not found among its labels"):
         build_template(atlas, symbols, nigra, head)
 
 
-def test_ids_of_the_ontology_are_refused(atlas, nigra, head):
+def test_ontology_ids_are_rejected(atlas, nigra, head):
     with pytest.raises(InputError, match=r"has values up to 10154 for \d+ labels"):
         build_template(atlas.with_array(atlas.array * 0 + 10154), SYMBOLS, nigra, head)
 
@@ -167,7 +165,7 @@ def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> li
     return paths
 
 
-def test_files_give_the_same_as_arrays(atlas, nigra, head, tmp_path):
+def test_files_give_same_result_as_arrays(atlas, nigra, head, tmp_path):
     nigra.array[nigra.array == np.float32(0.4)] = 0.3  # 8 bits cannot hold the threshold itself
     allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
     lines = list(write_template(allen, midbrain, mask, tmp_path / "out.nii.gz"))
@@ -181,18 +179,18 @@ def test_files_give_the_same_as_arrays(atlas, nigra, head, tmp_path):
     assert len(table) - 1 == len(lines) == 16 + len(TISSUES)
 
 
-def test_an_atlas_without_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"allen\.nii\.gz: no allen\.json beside it"):
+def test_atlas_without_symbols_is_rejected(tmp_path):
+    with pytest.raises(InputError, match=r"allen\.nii\.gz: allen\.json not found next to it"):
         read_symbols(tmp_path / "allen.nii.gz")
-    (tmp_path / "allen.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "allen.json").write_text('{"labels": 1}', encoding="utf-8")
     with pytest.raises(InputError, match=r'allen\.json: has no list "labels"'):
         read_symbols(tmp_path / "allen.nii.gz")
 
 
-def test_a_midbrain_without_a_nigra_is_refused(atlas, nigra, head, tmp_path):
+def test_midbrain_without_nigra_is_rejected(atlas, nigra, head, tmp_path):
     _, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
     (tmp_path / "midbrain.tsv").write_text("volume\tname\n0\tR_RN\n", encoding="utf-8")
-    with pytest.raises(InputError, match="names no SNc and SNr"):
+    with pytest.raises(InputError, match="does not list SNc and SNr"):
         read_nigra(midbrain)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: has 3 dimensions, expected 4"):
         read_nigra(mask)
@@ -203,7 +201,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "template"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public atlases are not beside the project")
-def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
+def test_public_atlases_reproduce_training_template(tmp_path):
     pytest.importorskip("nilearn", reason="has the brain's image among its files")
     brain = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
     allen, midbrain = SHARED / "Allen_HRA_3D_2020.nii.gz", SHARED / "CIT168_midbrain_in_2009bSym.nii.gz"
@@ -212,7 +210,7 @@ def test_the_real_atlases_give_the_template_of_the_training(tmp_path):
     volumes_mm3 = np.bincount(written.ravel()) * 0.125
     assert volumes_mm3[[7, 8, 15, 16]].tolist() == [650, 650, 2210, 2210]
     built = build_template(
-        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), living_mm3={}
+        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), volumes_mm3={}
     ).array
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
     expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]

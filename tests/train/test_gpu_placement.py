@@ -15,14 +15,12 @@ from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
 from bids_dgmseg.models.weights import save_weights, segmenter_network
-from bids_dgmseg.simulate import anatomy
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_grid
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_scan_grid
 from bids_dgmseg.simulate.dataset import whole_head_view
+from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges, simulate_reconstruction
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, reconstruct
 from bids_dgmseg.simulate.sample import View, draw_sample, template_head
-from bids_dgmseg.simulate.shapes import to_device
 from bids_dgmseg.train import epochs, finetune, learner, simulated
 from bids_dgmseg.train.calibration import calibrate
 from bids_dgmseg.train.cases import Case
@@ -90,16 +88,18 @@ def head():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_map_is_drawn_on_the_gpu_as_on_the_cpu(head, gpu, seed, monkeypatch):
-    monkeypatch.setattr(anatomy, "_is_waited_for", lambda generator: True)  # single numbers from a stream of their own
+    monkeypatch.setattr(
+        "bids_dgmseg.simulate.ranges._is_on_gpu", lambda generator: True
+    )  # single numbers from a stream of their own
     expected = draw_sample([(head, 1.0)], VIEW, seed)
-    drawn = draw_sample([(to_device(head, "cuda"), 1.0)], VIEW, seed)
+    drawn = draw_sample([(head.to("cuda"), 1.0)], VIEW, seed)
     for one, other in zip(drawn, expected, strict=True):
         assert place_of(one) == GPU
         assert torch.equal(one.cpu(), other)  # the pretended GPU draws the CPU's numbers
 
 
 def test_a_map_waits_for_few_numbers_of_the_gpu(head, gpu, monkeypatch):
-    on_gpu, read = to_device(head, "cuda"), []
+    on_gpu, read = head.to("cuda"), []
     draw_sample([(on_gpu, 1.0)], VIEW, 0)  # what is asked for once a body
     item = torch.Tensor.__float__
 
@@ -119,7 +119,7 @@ def test_each_reconstruction_stays_on_the_gpu(gpu, method):
     shares = tuple(float(number == method) for number in range(4))
     ranges = ReconstructionRanges(methods=(shares[0], shares[1], shares[2], shares[3]))
     for seed in range(2):
-        made = reconstruct(
+        made = simulate_reconstruction(
             chi,
             chi > -1,
             voxel_size_mm=(2.0, 2.0, 2.0),
@@ -135,7 +135,7 @@ def test_each_degradation_stays_on_the_gpu(gpu, physics, oblique):
     chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
     ranges, made = ArtefactRanges(physics=physics), list[torch.Tensor]()
     for seed in range(50):
-        grid = draw_grid((12, 14, 10), 2.0, ranges, torch.Generator(GPU).manual_seed(seed))
+        grid = draw_scan_grid((12, 14, 10), 2.0, ranges, torch.Generator(GPU).manual_seed(seed))
         if (grid.rotation is not None) == oblique and len(made) < 4:
             made.append(degrade(chi, spacing_mm=2.0, ranges=ranges, generator=torch.Generator(GPU).manual_seed(seed)))
     assert [place_of(one) for one in made] == [GPU] * 4
@@ -171,10 +171,6 @@ def small_maps(head, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.train.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)
-    monkeypatch.setattr(
-        "bids_dgmseg.train.sampling.to_device",
-        lambda head, device: LabelMap(head.labels.to(device), head.world_to_index.to(device)),
-    )
 
 
 @pytest.mark.parametrize("part", ["segmenter", "localizer"])

@@ -12,7 +12,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.results import Location
-from bids_dgmseg.simulate.bids_writer import LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.simulate.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.train.nnunet import run as nnunet_train
 from bids_dgmseg.train.nnunet.data import Case, NnunetTraining
 from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
@@ -38,7 +38,9 @@ def dataset(tmp_path: Path) -> Path:
         cerebellum[6:14, 3:9, 3:9] = 1
         chi = 0.05 * random.normal(size=SHAPE).astype(np.float32)
         masks = {"cerebellum": cerebellum}
-        add_scan(root, LabelledScan(f"{number:02d}", chi, dseg, AFFINE, {"Units": "ppm"}, masks=masks))
+        add_scan(
+            root, LabelledScan(f"{number:02d}", [Image("Chimap", chi)], dseg, AFFINE, {"Units": "ppm"}, masks=masks)
+        )
         rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
     write_participants(root, rows, {})
     return root

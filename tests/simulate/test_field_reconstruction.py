@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from bids_dgmseg.simulate.anatomy import smooth_noise
-from bids_dgmseg.simulate.reconstruction import ReconstructionRanges, draw_main_field, reconstruct
+from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges, draw_b0_direction, simulate_reconstruction
+from bids_dgmseg.simulate.ranges import smooth_noise
 
 SHAPE = (40, 40, 32)
 CLEAN = dataclasses.replace(
@@ -32,23 +32,23 @@ def head():
 def draw(head, ranges, seed, voxel_size_mm=(1.0, 1.0, 1.0)):
     chi, brain, _ = head
     generator = torch.Generator().manual_seed(seed)
-    return reconstruct(chi, brain, voxel_size_mm=voxel_size_mm, ranges=ranges, generator=generator)
+    return simulate_reconstruction(chi, brain, voxel_size_mm=voxel_size_mm, ranges=ranges, generator=generator)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_reconstruction_shows_the_nucleus(head, seed):
+def test_nucleus_is_visible_in_every_reconstruction(head, seed):
     _, brain, nucleus = head
     chi = draw(head, CLEAN, seed)
     contrast = (chi[nucleus].mean() - chi[brain & ~nucleus].mean()).item()
-    assert 0.04 < contrast < 0.125  # true 0.1; truncation, early stopping and small spheres take some
+    assert 0.04 < contrast < 0.125  # true 0.1; reduced by truncation, early stopping and small spheres
 
 
-def test_the_mean_over_the_mask_is_the_true_one(head):
+def test_mean_over_mask_is_preserved(head):
     true, brain, _ = head
     assert draw(head, CLEAN, 0)[brain].mean().item() == pytest.approx(true[brain].mean().item(), abs=1e-5)
 
 
-def test_noise_grows_as_the_signal_falls(head):
+def test_noise_is_inverse_to_snr(head):
     _, brain, _ = head
     clean = draw(head, CLEAN, 0)
     errors = [
@@ -57,32 +57,34 @@ def test_noise_grows_as_the_signal_falls(head):
     assert errors[1] == pytest.approx(4 * errors[0], rel=0.05)  # linear while the weights stay the same
 
 
-def test_a_residual_field_spoils_the_rim_more_than_the_middle(head):
+def test_residual_field_affects_mainly_the_border(head):
     _, brain, _ = head
     middle = torch.zeros(SHAPE, dtype=torch.bool)
     middle[14:26, 14:26, 12:20] = True
     rim = brain & ~(torch.roll(brain, 3, 0) & torch.roll(brain, -3, 0) & torch.roll(brain, 3, 2))
-    spoilt = dataclasses.replace(CLEAN, rim_ppm=(0.02, 0.02))
-    error = torch.stack([(draw(head, spoilt, seed) - draw(head, CLEAN, seed)).abs() for seed in range(6)]).mean(dim=0)
+    biased = dataclasses.replace(CLEAN, rim_ppm=(0.02, 0.02))
+    error = torch.stack([(draw(head, biased, seed) - draw(head, CLEAN, seed)).abs() for seed in range(6)]).mean(dim=0)
     assert error[rim].mean() > 1.5 * error[middle].mean() > 0
 
 
-def test_voxels_may_be_thick(head):
+def test_thick_slices(head):
     chi, brain, nucleus = (part[:, :, 8:24] for part in head)
     thick = draw((chi, brain, nucleus), CLEAN, 1, voxel_size_mm=(1.0, 1.0, 3.0))
     assert thick.isfinite().all()
     assert (thick[nucleus].mean() - thick[brain & ~nucleus].mean()).item() > 0.03
 
 
-def test_the_main_field_does_not_turn_with_oblique_slices():
+def test_b0_does_not_rotate_with_oblique_slices():
     quarter = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # the scan's y axis points up, its z axis back
-    upright, seen = (draw_main_field(0.35, torch.Generator().manual_seed(3), turned) for turned in (None, quarter))
+    upright, oblique = (
+        draw_b0_direction(0.35, torch.Generator().manual_seed(3), rotation) for rotation in (None, quarter)
+    )
     assert max(abs(upright[0]), abs(upright[1])) <= 0.35
-    assert seen == pytest.approx((upright[0], upright[2], -upright[1]))
+    assert oblique == pytest.approx((upright[0], upright[2], -upright[1]))
 
 
-def test_residual_fields_are_as_long_in_mm_through_thick_slices_as_along_them():
-    """Of white noise between points 12 mm apart, neighbours 12 mm away are hardly alike, those 3 mm away are."""
+def test_smooth_noise_is_isotropic_in_mm():
+    """With a wavelength of 12 mm, values 3 mm apart are correlated and those 12 mm apart hardly."""
     shape, voxel_size_mm = (48, 48, 16), (1.0, 1.0, 3.0)
     noise = torch.stack(
         [
@@ -91,11 +93,11 @@ def test_residual_fields_are_as_long_in_mm_through_thick_slices_as_along_them():
         ]
     )
 
-    def likeness(axis, distance_mm):
+    def correlation(axis, distance_mm):
         step = round(distance_mm / voxel_size_mm[axis])
         first, second = (noise.narrow(axis + 1, start, shape[axis] - step) for start in (0, step))
         return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
 
     for axis in range(3):
-        assert likeness(axis, 3) > 0.8
-        assert likeness(axis, 12) < 0.35
+        assert correlation(axis, 3) > 0.8
+        assert correlation(axis, 12) < 0.35
