@@ -25,7 +25,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import PLANES, VIEWS, Plane
+from bids_dgmseg.report.slices import LAYOUTS, PLANES, Plane
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
@@ -87,7 +87,7 @@ def draw_both(
     title: str,
 ) -> None:
     """Draw slices where one nucleus is or was found twice, one over the other, with the true and the found outlines."""
-    view, index = VIEWS[plane], STRUCTURES.named(side).index
+    view, index = LAYOUTS[plane], STRUCTURES.named(side).index
     part = _around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)
     gap = [(1, 1) if axis == view.up else (0, 0) for axis in range(3)]
     map_ = np.pad(chi.array[part], gap, constant_values=np.nan)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Fine-tune, and print the Dice before and after."""
     model = shared.find_model(args.model, "finetune")
     dataset = shared.check_dataset(args.dataset)
-    from bids_dgmseg.report.learning_curve import draw_curve
+    from bids_dgmseg.report.learning_curve import write_learning_curve
     from bids_dgmseg.train.finetune import FineTuning
     from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with StatusLine() as line:
         outcome, table = run_fine_tuning(request, say=line.log, show=line.update)
-    draw_curve(args.out / "segmenter_curve.tsv")
+    write_learning_curve(args.out / "segmenter_curve.tsv")
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; Dice of each scan in {args.out.name}/dice.tsv")
     print(f"use it with bids_dgmseg --weights {args.out}" if outcome.done else "run the same command again to continue")

@@ -109,7 +109,7 @@ def _calibrate(model: Model, template: Path | None, args: argparse.Namespace) ->
 
 
 def _train(model: Model, template: Path | None, args: argparse.Namespace) -> int:
-    from bids_dgmseg.report.learning_curve import draw_curve
+    from bids_dgmseg.report.learning_curve import write_learning_curve
     from bids_dgmseg.train.external_validation import watch
     from bids_dgmseg.train.simulated import Slice, train_on_simulations
 
@@ -131,7 +131,7 @@ def _train(model: Model, template: Path | None, args: argparse.Namespace) -> int
         outcome = train_on_simulations(model, template, args.out, this, say=line.log, show=line.update)
         if args.external_validation:
             watch(model, args.external_validation, args.out, step=outcome.step, device=args.device, say=line.log)
-    draw_curve(args.out / f"{args.part}_curve.tsv")
+    write_learning_curve(args.out / f"{args.part}_curve.tsv")
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:
         print("run the same command again to continue")

@@ -330,7 +330,7 @@ _LONG_COLUMNS = {
 
 
 def _write(outcome: Outcome, out: Path) -> None:
-    from bids_dgmseg.report.benchmark import write_contest_page
+    from bids_dgmseg.report.benchmark import write_benchmark_page
 
     dictionaries = {"models": MODELS_COLUMNS, "summary": NUCLEI_COLUMNS, "comparison": _LONG_COLUMNS}
     for name, table in outcome.tables.items():
@@ -349,7 +349,7 @@ def _write(outcome: Outcome, out: Path) -> None:
     }
     write_json(facts, out / "compare.json")
     tables = {**outcome.tables, "methods": outcome.evaluation.tables.get("methods", pd.DataFrame())}
-    write_contest_page(out, tables=tables, facts=facts, evaluation=f"{EVALUATION}/evaluate.html")
+    write_benchmark_page(out, tables=tables, facts=facts, evaluation=f"{EVALUATION}/evaluate.html")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,40 +1,38 @@
-"""Figures of the page of a cohort: what is drawn of which table, and the same in words."""
+"""Figures of the group page with their captions and alternative texts."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
-from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.report.evaluation import draw_agreement
-from bids_dgmseg.report.formatting import say_short
-from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
-from bids_dgmseg.report.group_plots import LABELS, N_LEVELS, N_POINTS, draw_ageing, draw_asymmetry, draw_violins
-from bids_dgmseg.report.group_statistics import UNTOLD
+from bids_dgmseg.report.format import format_significant
+from bids_dgmseg.report.group_data import MEASURES, GroupData, GroupTable
+from bids_dgmseg.report.group_plots import LABELS, MAX_LEVELS, MAX_POINTS, draw_ageing, draw_asymmetry, draw_violins
+from bids_dgmseg.report.group_statistics import NOT_IDENTIFIED
 from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
-from bids_dgmseg.report.level_names import in_order, name_levels
+from bids_dgmseg.report.html import PlotFile, save_plot, slug
+from bids_dgmseg.report.style import natural_order, shorten_labels
 from bids_dgmseg.stats.agreement import agree
 
-N_PAIRS = 3
-"""Most pairs of models that are compared."""
+MAX_PAIRS = 3
+"""Pairs of models that are compared."""
 
-_ENOUGH = 3
+_MIN_SCANS = 3
+"""Scans that both models of a pair must have."""
 
-_AGREEMENT = {
+_AGREEMENT_COLUMNS = {
     "abbreviation": "Nucleus",
     "n": "Scans",
     "bias": "Bias",
-    "bias_low": "Bias: low",
-    "bias_high": "Bias: high",
-    "loa_lower": "Lower limit",
-    "loa_upper": "Upper limit",
+    "bias_low": "Bias: lower limit",
+    "bias_high": "Bias: upper limit",
+    "loa_lower": "Lower limit of agreement",
+    "loa_upper": "Upper limit of agreement",
     "icc21": "ICC(2,1)",
     "pearson_r": "r",
 }
@@ -42,44 +40,38 @@ _AGREEMENT = {
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A picture in ``figures/`` and what it shows in words."""
+    """A plot in ``figures/`` with its texts."""
 
-    href: str
-    width: int
-    height: int
-    alt: str
+    plot: PlotFile
     title: str
+    alt: str
     caption: str
     table: PageTable | None = None
+    """The same numbers as a table."""
 
 
-def violin_figures(cohort: Cohort, output_dir: Path, *, factor: str) -> Iterator[PageFigure]:
-    """Draw volume and mean susceptibility of each model by site or group; nothing where there is one level only.
+def violin_figures(data: GroupData, output_dir: Path, *, factor: str) -> Iterator[PageFigure]:
+    """Draw volume and mean susceptibility of each model by site or group, if there are several.
 
-    Yields also the harmonized susceptibility by site where ``group_harmonized.tsv`` holds it.
+    For sites, draw also the harmonized susceptibility if ``group_harmonized.tsv`` has it.
     """
-    levels = cohort.levels(factor)
+    levels = data.levels(factor)
     if len(levels) < 2:
         return
-    for model in cohort.models:
-        rows = cohort.stats[cohort.stats["model"] == model]
+    for model in data.models:
+        rows = data.stats[data.stats["model"] == model]
         for measure in MEASURES:
-            yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=_of(cohort, model))
+            yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=_named(data, model))
     if factor == "site":
-        for model, rows in _harmonized(cohort):
+        for model, rows in _harmonized_susceptibility(data):
+            name = _named(data, model)
             yield _violins(
-                rows,
-                output_dir,
-                measure="mean_ppm",
-                factor=factor,
-                levels=levels,
-                model=_of(cohort, model),
-                what="harmonized ",
+                rows, output_dir, measure="mean_ppm", factor=factor, levels=levels, model=name, harmonized=True
             )
 
 
-def _harmonized(cohort: Cohort) -> Iterator[tuple[str, pd.DataFrame]]:
-    table = cohort.tables.get("group_harmonized")
+def _harmonized_susceptibility(data: GroupData) -> Iterator[tuple[str, pd.DataFrame]]:
+    table = data.tables.get("group_harmonized")
     if table is None or table.rows.empty or not {"site", "measure", "harmonized"} <= set(table.rows):
         return
     rows = table.rows[table.rows["measure"] == "mean_ppm"].dropna(subset=["harmonized", "site"])
@@ -89,12 +81,13 @@ def _harmonized(cohort: Cohort) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(model), of_model
 
 
-def overall_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
-    """Draw volume and mean susceptibility of each model, all scans together."""
-    for model in cohort.models:
-        rows = cohort.stats[cohort.stats["model"] == model].assign(scans="all")
+def overall_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+    """Draw volume and mean susceptibility of each model over all scans."""
+    for model in data.models:
+        rows = data.stats[data.stats["model"] == model].assign(scans="all")
         for measure in MEASURES:
-            yield _violins(rows, output_dir, measure=measure, factor="scans", levels=["all"], model=_of(cohort, model))
+            name = _named(data, model)
+            yield _violins(rows, output_dir, measure=measure, factor="scans", levels=["all"], model=name)
 
 
 def _violins(
@@ -105,42 +98,35 @@ def _violins(
     factor: str,
     levels: Sequence[str],
     model: str,
-    what: str = "",
+    harmonized: bool = False,
 ) -> PageFigure:
-    """Draw the most frequent levels, in the order of their names."""
-    shown = in_order(levels[:N_LEVELS])
-    name = what + LABELS[measure].partition(" (")[0]
-    file = f"{measure}_by-{factor}{'_harmonized' if what else ''}{model and f'_{model}'}"
-    medians = medians_table(rows, anchor=f"medians-{_slug(file)}", measure=measure, levels=shown, factor=factor)
-    png = draw_violins(rows, measure=measure, levels=shown, factor=factor)
-    left_out = f" The {N_LEVELS} most frequent of {len(levels)} are drawn." if len(levels) > len(shown) else ""
-    return _keep(
-        output_dir,
-        png,
-        file,
-        title=f"{name.capitalize()} by {factor}{_in(model)}",
-        alt=f"Violins of the {name} of each nucleus by {factor}{_in(model)}, the left half of a violin for the "
-        f"patient's left. {_say_spread(rows, measure=measure, factor=factor, levels=shown)}",
-        caption=f"Left half: the patient's left; right half: right. The bars are medians, a point is a scan.{left_out}"
-        f"{_say_names(shown)}{_say_points(rows, [measure], ['abbreviation', factor])}",
-        table=medians,
+    """Draw the most frequent levels, in natural order."""
+    shown = natural_order(levels[:MAX_LEVELS])
+    name = ("harmonized " if harmonized else "") + _quantity(measure)
+    file = f"{measure}_by-{factor}{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
+    by = f"by {factor}" if len(levels) > 1 else "over all scans"
+    left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
+    key = shorten_labels(shown).key
+    return PageFigure(
+        _save(output_dir, draw_violins(rows, measure=measure, levels=shown, factor=factor), file),
+        title=f"{name.capitalize()} {by}{_suffix(model)}",
+        alt=f"Violin plots of the {name} of each nucleus {by}{_suffix(model)}; the left half of a violin is the "
+        f"patient's left. {_describe_medians(rows, measure=measure, factor=factor, levels=shown)}",
+        caption=f"Left half of a violin: patient's left; right half: right. Bars are medians, points are scans."
+        f"{left_out}{f' {key}.' if key else ''}{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
+        table=medians_table(rows, anchor=f"medians-{slug(file)}", measure=measure, levels=shown, factor=factor),
     )
 
 
-def _say_names(levels: Sequence[str]) -> str:
-    key = name_levels(levels).key
-    return f" {key}." if key else ""
-
-
-def _say_points(values: pd.DataFrame, measures: Sequence[str], together: Sequence[str]) -> str:
-    """Say that points were left out, where so many lie together that they were."""
-    counts = values.groupby(list(together), sort=False)[list(measures)].count().to_numpy(int)
-    if counts.max(initial=0) <= N_POINTS:
+def _describe_thinning(values: pd.DataFrame, measures: Sequence[str], panel: Sequence[str]) -> str:
+    """Say that not all points are drawn, if there are too many."""
+    counts = values.groupby(list(panel), sort=False)[list(measures)].count().to_numpy(int)
+    if counts.max(initial=0) <= MAX_POINTS:
         return ""
-    return f" Of more than {N_POINTS} scans {N_POINTS} points are drawn, evenly over the ranks; all else is of all."
+    return f" At most {MAX_POINTS} points are drawn, evenly over the ranks; everything else is computed from all scans."
 
 
-def _say_spread(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
+def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
     """Name the nucleus whose medians differ most between levels, relative to its overall median."""
     if len(levels) == 1:
         return "The medians are in the table below."
@@ -151,159 +137,149 @@ def _say_spread(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequen
     name = str(spread.idxmax())
     ordered = medians.loc[[name]].iloc[0].dropna().sort_values()
     unit = LABELS[measure].partition("(")[2].rstrip(")")
-    low, high = (f"{say_short(ordered.iloc[end])} {unit} ({ordered.index[end]})" for end in (0, -1))
+    low, high = (f"{format_significant(ordered.iloc[end])} {unit} ({ordered.index[end]})" for end in (0, -1))
     return f"Medians differ most in {name}: from {low} to {high}."
 
 
-def ageing_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
-    """Draw a curve of each nucleus with its band over the scans, by measure and model; harmonized where that is."""
-    curves = _best_curves(cohort)
-    if curves.empty or "age_years" not in cohort.stats:
+def ageing_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+    """Draw the age curves of each measure and model, of harmonized values if there are any."""
+    curves = _best_curves(data)
+    if curves.empty or "age_years" not in data.stats:
         return
-    for measure, model in product(MEASURES, cohort.models):
+    for measure, model in product(MEASURES, data.models):
         of_model = curves[curves["model"] == model]
         harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
         rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
         if len(rows):
-            yield _ageing(cohort, output_dir, rows, measure=measure, model=model, is_harmonized=len(harmonized) > 0)
+            yield _ageing(data, output_dir, rows, measure=measure, model=model, harmonized=len(harmonized) > 0)
 
 
 def _ageing(
-    cohort: Cohort, output_dir: Path, curves: pd.DataFrame, *, measure: str, model: str, is_harmonized: bool
+    data: GroupData, output_dir: Path, curves: pd.DataFrame, *, measure: str, model: str, harmonized: bool
 ) -> PageFigure:
-    points = _harmonized_points(cohort, measure) if is_harmonized else cohort.stats
+    points = _harmonized_points(data, measure) if harmonized else data.stats
     points = points[points["model"] == model].dropna(subset=["age_years"])
-    what = "harmonized " if is_harmonized else ""
-    name = what + LABELS[measure].partition(" (")[0]
-    file = f"{measure}_age{'_harmonized' if what else ''}{_suffix(cohort, model)}"
-    untold = ", of those whose parameters the ages tell apart" if curves["not_best"].any() else ""
-    return _keep(
-        output_dir,
-        draw_ageing(points, curves, measure=measure, label=f"{what}\n{LABELS[measure]}".strip()),
-        file,
-        title=f"{name.capitalize()} over age{_in(_of(cohort, model))}",
-        alt=f"Scatter of the {name} of each nucleus over age, with a curve and its 95 % band for each side. "
-        f"{_say_trend(curves)}",
-        caption=f"A point is a scan.{_say_pooled(cohort, is_harmonized=is_harmonized)} The curve is the one of the "
-        f"lowest AICc{untold}; the band holds its 95 % confidence."
-        f"{_say_points(points, [measure], ['abbreviation'])}",
+    prefix, model = "harmonized " if harmonized else "", _named(data, model)
+    png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{LABELS[measure]}".strip())
+    name = prefix + _quantity(measure)
+    pooled = [f"{factor}s" for factor in ("site", "group") if len(data.levels(factor)) > 1]
+    pooled = [factor for factor in pooled if not (harmonized and factor == "sites")]
+    notes = " Values are harmonized over sites (ComBat)." if harmonized else ""
+    notes += f" {' and '.join(pooled).capitalize()} are pooled." if pooled else ""
+    identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
+    return PageFigure(
+        _save(output_dir, png, f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"),
+        title=f"{name.capitalize()} over age{_suffix(model)}",
+        alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
+        f" {_describe_trend(curves)}",
+        caption=f"Points are scans.{notes} Curves have the lowest AICc{identified}; bands are 95 % confidence bands."
+        f"{_describe_thinning(points, [measure], ['abbreviation'])}",
     )
 
 
-def _harmonized_points(cohort: Cohort, measure: str) -> pd.DataFrame:
-    """Harmonized values with the ages of their scans, under the name of the measure."""
-    table = cohort.tables["group_harmonized"].rows
-    ages = cohort.scans.drop_duplicates("scan").set_index("scan")["age_years"]
+def _harmonized_points(data: GroupData, measure: str) -> pd.DataFrame:
+    """Return harmonized values, under the name of the measure, with the ages of their scans."""
+    table = data.tables["group_harmonized"].rows
+    ages = data.scans.drop_duplicates("scan").set_index("scan")["age_years"]
     rows = table[table["measure"] == measure]
     return rows.assign(**{measure: rows["harmonized"]}, age_years=rows["scan"].map(ages))
 
 
-def _say_pooled(cohort: Cohort, *, is_harmonized: bool) -> str:
-    """Say what the curves do not tell apart."""
-    factors = [factor for factor in ("site", "group") if len(cohort.levels(factor)) > 1]
-    pooled = " and ".join(f"{factor}s" for factor in factors if not (is_harmonized and factor == "site"))
-    harmonized = " Values are harmonized over sites (ComBat)." if is_harmonized else ""
-    return harmonized + (f" {pooled.capitalize()} are pooled." if pooled else "")
+def _best_curves(data: GroupData) -> pd.DataFrame:
+    """Select the best curve of each nucleus, fitted to the predicted labels of all scans.
 
-
-def _best_curves(cohort: Cohort) -> pd.DataFrame:
-    """Rows of ``group_ageing_curves.tsv`` of the curves that fit best, to the predicted labels of all scans.
-
-    A curve whose parameters the ages do not tell apart gives way to the next best; then ``not_best`` is true.
+    Curves whose parameters are not identified come after all others; ``not_best`` marks curves chosen for that reason.
     """
-    curves, fits = cohort.tables.get("group_ageing_curves"), cohort.tables.get("group_ageing")
+    curves, fits = data.tables.get("group_ageing_curves"), data.tables.get("group_ageing")
     if curves is None or fits is None or curves.rows.empty:
         return pd.DataFrame()
     keys = ["measure", "labels", "scans", "model", "abbreviation"]
     keys = [key for key in keys if key in curves.rows and key in fits.rows]
-    untold = fits.rows["note"].astype(str).str.contains(UNTOLD)
-    fitted = fits.rows.assign(untold=untold).dropna(subset=["aicc"]).sort_values(["untold", "aicc"], kind="stable")
-    drawn = fitted.drop_duplicates(keys)
-    drawn = drawn.assign(not_best=drawn["best"].astype(str).str.lower() != "true")
-    rows = curves.rows.merge(drawn[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
+    unidentified = fits.rows["note"].astype(str).str.contains(NOT_IDENTIFIED)
+    fitted = fits.rows.assign(unidentified=unidentified).dropna(subset=["aicc"])
+    best = fitted.sort_values(["unidentified", "aicc"], kind="stable").drop_duplicates(keys)
+    best = best.assign(not_best=best["best"].astype(str).str.lower() != "true")
+    rows = curves.rows.merge(best[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
     for column, value in (("labels", "predicted"), ("scans", "all")):
         rows = rows[rows[column] == value] if column in rows else rows
-    if "group_harmonized" not in cohort.tables:
+    if "group_harmonized" not in data.tables:
         rows = rows[~rows["measure"].str.endswith("_harmonized")]
     return rows
 
 
-def _say_trend(curves: pd.DataFrame) -> str:
-    """Say which nuclei rise and which fall from the youngest to the oldest."""
+def _describe_trend(curves: pd.DataFrame) -> str:
+    """List the nuclei whose curves rise and fall from the youngest to the oldest."""
     ordered = curves.sort_values("age", kind="stable").groupby("abbreviation", sort=False)["fit"]
     change = ordered.last() - ordered.first()
     parts = [
-        f"{word} in {', '.join(map(str, names))}"
-        for word, names in (("rises", change[change > 0].index), ("falls", change[change < 0].index))
+        f"{verb} in {', '.join(map(str, names))}"
+        for verb, names in (("rises", change[change > 0].index), ("falls", change[change < 0].index))
         if len(names)
     ]
     youngest, oldest = curves["age"].min(), curves["age"].max()
     return f"From {youngest:.0f} to {oldest:.0f} years the curve {' and '.join(parts) or 'does not change'}."
 
 
-def asymmetry_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
-    """Draw the asymmetry indices of ``group_asymmetry.tsv``, a figure a model."""
-    table = cohort.tables.get("group_asymmetry")
+def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+    """Draw the asymmetry indices of ``group_asymmetry.tsv``, one figure per model."""
+    table = data.tables.get("group_asymmetry")
     if table is None or table.rows.empty:
         return
-    for model, rows in table.rows.groupby("model", sort=False):
+    for key, rows in table.rows.groupby("model", sort=False):
+        model = _named(data, str(key))
         measures = [measure for measure in MEASURES if (rows["measure"] == measure).any()]
         if not measures:
             continue
-        yield _keep(
-            output_dir,
-            draw_asymmetry(rows, measures=measures),
-            f"asymmetry{_suffix(cohort, str(model))}",
-            title=f"Asymmetry{_in(_of(cohort, str(model)))}",
-            alt="Violins of the asymmetry index of each nucleus. "
-            + " ".join(_say_medians(rows[rows["measure"] == measure], measure) for measure in measures),
-            caption="(left − right) / mean of both, where left is the patient's left: 0 is equal, 0.2 is a left side "
-            f"a fifth of the mean larger.{_say_points(rows, ['asymmetry'], ['measure', 'nucleus'])}",
+        medians = [_describe_asymmetry(rows[rows["measure"] == measure], measure) for measure in measures]
+        yield PageFigure(
+            _save(output_dir, draw_asymmetry(rows, measures=measures), f"asymmetry{model and f'_{model}'}"),
+            title=f"Asymmetry{_suffix(model)}",
+            alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
+            caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
+            f"side is larger by 20 % of the mean.{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
         )
 
 
-def _say_medians(rows: pd.DataFrame, measure: str) -> str:
+def _describe_asymmetry(rows: pd.DataFrame, measure: str) -> str:
     medians = rows.groupby("nucleus", sort=False)["asymmetry"].median().dropna()
-    said = ", ".join(f"{nucleus} {say_short(value)}" for nucleus, value in medians.items())
-    return f"Median asymmetry of {LABELS[measure].partition(' (')[0]}: {said or 'none'}."
+    text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in medians.items())
+    return f"Median asymmetry of {_quantity(measure)}: {text or 'none'}."
 
 
-def model_figures(cohort: Cohort, output_dir: Path) -> Iterator[PageFigure]:
-    """Compare models that segmented the same scans, a figure a measure and pair."""
-    for first, second in list(combinations(cohort.models, 2))[:N_PAIRS]:
+def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+    """Compare models that segmented the same scans, one figure per measure and pair."""
+    for first, second in list(combinations(data.models, 2))[:MAX_PAIRS]:
         for measure in MEASURES:
-            values = _side_by_side(cohort, measure, (first, second))
-            rows = pd.DataFrame(
-                [
-                    {
-                        "abbreviation": name,
-                        "reference": first,
-                        "prediction": second,
-                        **agree(group[first].to_numpy(float), group[second].to_numpy(float)),
-                    }
-                    for name, group in values.groupby("abbreviation", sort=False)
-                    if len(group) >= _ENOUGH
-                ]
-            )
-            if len(rows):
-                yield _agreement(values, rows, output_dir, measure=measure, pair=(first, second))
+            values = _shared_values(data, measure, (first, second))
+            rows = [
+                {
+                    "abbreviation": name,
+                    "reference": first,
+                    "prediction": second,
+                    **agree(group[first].to_numpy(float), group[second].to_numpy(float)),
+                }
+                for name, group in values.groupby("abbreviation", sort=False)
+                if len(group) >= _MIN_SCANS
+            ]
+            if rows:
+                yield _agreement(values, pd.DataFrame(rows), output_dir, measure=measure, pair=(first, second))
 
 
-def say_not_compared(cohort: Cohort) -> Iterator[str]:
-    """Say which of several models have no figure of their own."""
-    pairs = list(combinations(cohort.models, 2))
-    for first, second in pairs[:N_PAIRS]:
-        shared = [_side_by_side(cohort, measure, (first, second))["abbreviation"] for measure in MEASURES]
+def explain_missing_pairs(data: GroupData) -> Iterator[str]:
+    """Explain which pairs of models have no figure."""
+    pairs = list(combinations(data.models, 2))
+    for first, second in pairs[:MAX_PAIRS]:
+        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in MEASURES]
         n_shared = max(names.value_counts().to_numpy().max(initial=0) for names in shared)
-        if n_shared < _ENOUGH:
-            yield f"{first} and {second} share the values of {n_shared} scans, {_ENOUGH} are needed"
-    if len(pairs) > N_PAIRS:
-        yield f"the first {N_PAIRS} of {len(pairs)} pairs of models are compared"
+        if n_shared < _MIN_SCANS:
+            yield f"{first} and {second} have {n_shared} scans in common, {_MIN_SCANS} are needed"
+    if len(pairs) > MAX_PAIRS:
+        yield f"only the first {MAX_PAIRS} of {len(pairs)} pairs of models are compared"
 
 
-def _side_by_side(cohort: Cohort, measure: str, pair: tuple[str, str]) -> pd.DataFrame:
-    """Put a measure of the nuclei and scans that both of two models have into a column a model."""
-    wide = cohort.stats.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
+def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.DataFrame:
+    """Return a measure of the scans and nuclei that two models share, one column per model."""
+    wide = data.stats.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
     return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 
@@ -311,44 +287,33 @@ def _agreement(
     values: pd.DataFrame, rows: pd.DataFrame, output_dir: Path, *, measure: str, pair: tuple[str, str]
 ) -> PageFigure:
     first, second = pair
-    name, _, unit = LABELS[measure].rstrip(")").partition(" (")
+    name, unit = _quantity(measure), LABELS[measure].partition("(")[2].rstrip(")")
     title = f"{name.capitalize()}, {second} against {first}"
-    anchor = f"agreement-{_slug(f'{measure}-{first}-{second}')}"
-    table = make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT)
+    anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
     largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
-    return _keep(
-        output_dir,
-        draw_agreement(values, rows, title=title, unit=unit),
-        f"{measure}_{first}_{second}",
+    return PageFigure(
+        _save(output_dir, draw_agreement(values, rows, title=title, unit=unit), f"{measure}_{first}_{second}"),
         title=title,
         alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {second} against {first}. The largest bias is "
-        f"{say_short(largest['bias'])} {unit}, in {largest['abbreviation']}; the numbers are in the table below.",
-        caption=f"Left of each pair: both models with the line of equality. Right: the difference ({second} minus "
-        f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
-        table=table,
+        f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
+        caption=f"Left of each pair: both models with the line of equality. Right: difference ({second} minus {first}) "
+        "over the mean, with bias, limits of agreement and their 95 % confidence bands.",
+        table=make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS),
     )
 
 
-def _of(cohort: Cohort, model: str) -> str:
-    """Name a model where there are several."""
-    return model if len(cohort.models) > 1 else ""
+def _quantity(measure: str) -> str:
+    return LABELS[measure].partition(" (")[0]
 
 
-def _in(model: str) -> str:
+def _named(data: GroupData, model: str) -> str:
+    """Return the model's name if there are several, else nothing."""
+    return model if len(data.models) > 1 else ""
+
+
+def _suffix(model: str) -> str:
     return f", {model}" if model else ""
 
 
-def _suffix(cohort: Cohort, model: str) -> str:
-    return f"_{model}" if len(cohort.models) > 1 else ""
-
-
-def _slug(text: str) -> str:
-    """Write a name without what a file or an identifier cannot have."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-
-
-def _keep(
-    output_dir: Path, png: bytes, name: str, *, title: str, alt: str, caption: str, table: PageTable | None = None
-) -> PageFigure:
-    path = write_bytes(png, output_dir / "figures" / f"group_{_slug(name)}.png")
-    return PageFigure(f"figures/{path.name}", *Image.open(io.BytesIO(png)).size, alt, title, caption, table)
+def _save(output_dir: Path, png: bytes, name: str) -> PlotFile:
+    return save_plot(png, output_dir, f"group_{slug(name)}")

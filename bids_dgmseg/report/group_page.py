@@ -1,4 +1,4 @@
-"""The page of a cohort: which scans to trust, how nuclei differ between sites, groups and ages."""
+"""The group page: which scans to trust, and how nuclei differ between sites, groups and ages."""
 
 from __future__ import annotations
 
@@ -13,31 +13,28 @@ import pandas as pd
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.description import linked_datasets, makers, read_description, source_datasets
 from bids_dgmseg.io.files import url_to_path
-from bids_dgmseg.report.formatting import open_templates, say
-from bids_dgmseg.report.group_data import Cohort, read_cohort
+from bids_dgmseg.report.format import NO_VALUE, format_count, format_value
+from bids_dgmseg.report.group_data import DATASET, GroupData, read_group_data
 from bids_dgmseg.report.group_figures import (
     PageFigure,
     ageing_figures,
     asymmetry_figures,
+    explain_missing_pairs,
     model_figures,
     overall_figures,
-    say_not_compared,
     violin_figures,
 )
-from bids_dgmseg.report.group_statistics import STATISTICS, chosen, statistic_tables
-from bids_dgmseg.report.group_tables import PageTable, has_ratings, linked, links_of, nuclei_table, scans_table
-from bids_dgmseg.report.page import write_html
+from bids_dgmseg.report.group_statistics import STATISTICS, select_rows, statistic_tables
+from bids_dgmseg.report.group_tables import PageTable, has_ratings, link_scans, nuclei_table, scans_table
+from bids_dgmseg.report.html import write_page
 
-N_WARNINGS = 100
-"""Most warnings on the page."""
+MAX_WARNINGS = 100
 
-_DRAWN = {
-    "group_qc": "scans",
-    "group_asymmetry": "sides",
-    "group_ageing_curves": "age",
-    "group_harmonized": "sites",
-}
-"""Tables that are drawn, and in which section."""
+MAX_VALUES = 5
+"""Different values of a property of the maps that are listed."""
+
+_PLOTTED = ("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized")
+"""Tables that are read in addition to those of `STATISTICS`."""
 
 _TITLES = {
     "scans": "Scans",
@@ -51,7 +48,11 @@ _TITLES = {
     "outliers": "Outliers",
 }
 
-_AT = {"site": "at site", "group": "in group"}
+_MAP_PROPERTIES = {
+    "input_units": "Units",
+    "input_reference": "Reference",
+    "input_reconstructed_from": "Reconstructed from",
+}
 
 
 @dataclass(frozen=True)
@@ -62,250 +63,218 @@ class _Section:
     tables: Sequence[PageTable]
 
 
-_PERSON = ("dataset", "participant_id")
-"""Equal labels in two output folders are different people."""
-
-
 def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
-    """Write ``group.html`` and ``figures/group_*.png`` from the group tables of an output tree.
+    """Write ``group.html`` and ``figures/group_*.png`` from the group tables of an output dataset.
 
     Parameters
     ----------
     output_dir : Path
         The derivative dataset with the group tables.
     warnings : sequence of str
-        What the group level said, one line each.
+        Warnings of the group level.
 
     Returns
     -------
     Path
-        The page. It needs ``figures/`` beside it and no network; its tables can be read without a script.
+        The page. It needs ``figures/`` beside it but no network; only sorting needs JavaScript.
 
     Raises
     ------
     InputError
-        If there is no ``group_stats.tsv``, or a table is damaged.
+        If ``group_stats.tsv`` does not exist or a table cannot be read.
     """
-    names = [*_DRAWN, *(statistic.name for statistic in STATISTICS)]
-    cohort = read_cohort(output_dir, names=names)
-    sections = [section for section in _sections(cohort, output_dir) if section.figures or section.tables]
-    _remove_old_figures(output_dir, sections)
-    html = (
-        open_templates()
-        .get_template("group.html.j2")
-        .render(
-            studies=name_studies(output_dir),
-            n_scans=cohort.scans["scan"].nunique(),
-            n_participants=len(cohort.scans[[key for key in _PERSON if key in cohort.scans]].drop_duplicates()),
-            sites=cohort.levels("site"),
-            groups=cohort.levels("group"),
-            models=cohort.models,
-            warnings=warnings,
-            n_warnings=N_WARNINGS,
-            left_out=list(_left_out(cohort)),
-            facts=say_facts(cohort, output_dir),
-            files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
-            sections=sections,
-            has_ratings=has_ratings(cohort),
-            version=__version__,
-        )
+    names = [*_PLOTTED, *(statistic.name for statistic in STATISTICS)]
+    data = read_group_data(output_dir, names=names)
+    sections = [section for section in _make_sections(data, output_dir) if section.figures or section.tables]
+    shown = {figure.plot.href for section in sections for figure in section.figures}
+    for path in (output_dir / "figures").glob("group_*.png"):
+        if f"figures/{path.name}" not in shown:  # of an earlier page
+            path.unlink(missing_ok=True)
+    # equal labels in two datasets are different persons
+    persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
+    return write_page(
+        "group.html.j2",
+        output_dir / "group.html",
+        studies=find_study_names(output_dir),
+        n_scans=data.scans["scan"].nunique(),
+        n_participants=len(persons),
+        sites=data.levels("site"),
+        groups=data.levels("group"),
+        models=data.models,
+        warnings=warnings,
+        max_warnings=MAX_WARNINGS,
+        omissions=list(_explain_omissions(data, names)),
+        facts=_facts(data, output_dir),
+        files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
+        sections=sections,
+        has_ratings=has_ratings(data),
     )
-    return write_html(html, output_dir / "group.html")
 
 
-def _sections(cohort: Cohort, output_dir: Path) -> Iterator[_Section]:
-    by_site = list(violin_figures(cohort, output_dir, factor="site"))
-    by_group = list(violin_figures(cohort, output_dir, factor="group"))
+def _make_sections(data: GroupData, output_dir: Path) -> Iterator[_Section]:
+    by_site = list(violin_figures(data, output_dir, factor="site"))
+    by_group = list(violin_figures(data, output_dir, factor="group"))
     figures = {
-        "nuclei": [] if by_site or by_group else list(overall_figures(cohort, output_dir)),
+        "nuclei": [] if by_site or by_group else list(overall_figures(data, output_dir)),
         "sites": by_site,
         "groups": by_group,
-        "age": list(ageing_figures(cohort, output_dir)),
-        "sides": list(asymmetry_figures(cohort, output_dir)),
-        "models": list(model_figures(cohort, output_dir)),
+        "age": list(ageing_figures(data, output_dir)),
+        "sides": list(asymmetry_figures(data, output_dir)),
+        "models": list(model_figures(data, output_dir)),
     }
-    tables: dict[str, list[PageTable]] = {"scans": [scans_table(cohort, output_dir)], "nuclei": [nuclei_table(cohort)]}
+    tables: dict[str, list[PageTable]] = {"scans": [scans_table(data, output_dir)], "nuclei": [nuclei_table(data)]}
     for statistic in STATISTICS:
-        table = cohort.tables.get(statistic.name)
-        if table and len(rows := chosen(table)):
-            shown = [
-                _linked(page_table, rows, cohort, output_dir) for page_table in statistic_tables(statistic, table, rows)
-            ]
-            tables.setdefault(statistic.section, []).extend(shown)
+        table = data.tables.get(statistic.name)
+        if table is None or (rows := select_rows(table)).empty:
+            continue
+        for page_table in statistic_tables(statistic, table):
+            if page_table.headings[0].text == "Scan":
+                page_table = link_scans(page_table, rows, data, output_dir)
+            tables.setdefault(statistic.section, []).append(page_table)
     for anchor, title in _TITLES.items():
         yield _Section(anchor, title, figures.get(anchor, []), tables.get(anchor, []))
 
 
-def _linked(table: PageTable, rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> PageTable:
-    """Link rows that are headed by their scan."""
-    if table.headings[0].text != "Scan":
-        return table
-    return linked(table, links_of(rows.head(len(table.rows)), cohort, output_dir))
-
-
-def _left_out(cohort: Cohort) -> Iterator[str]:
-    """Say why a part of the page is not there."""
+def _explain_omissions(data: GroupData, names: Sequence[str]) -> Iterator[str]:
+    """Explain why parts of the page are missing."""
     for factor in ("site", "group"):
-        if why := _say_levels(cohort, factor):
-            yield f"Plots by {factor}: {why}"
-    if len(cohort.models) < 2:
-        yield f"Comparison of models: all scans were segmented by one, {cohort.models[0]}"
-    yield from (f"Comparison of models: {why}" for why in say_not_compared(cohort))
-    if not has_ratings(cohort):
-        yield "Ratings of the scans: group_stats.tsv and group_qc.tsv hold none"
-    for name in [*_DRAWN, *(statistic.name for statistic in STATISTICS)]:
-        yield from (f"{name}.tsv: {why}" for why in _say_empty(cohort, name))
+        if reason := _explain_factor(data, factor):
+            yield f"Plots by {factor}: {reason}"
+    if len(data.models) < 2:
+        yield f"Comparison of models: all scans were segmented by {data.models[0]}"
+    yield from (f"Comparison of models: {reason}" for reason in explain_missing_pairs(data))
+    if not has_ratings(data):
+        yield "Ratings of the scans: not in group_stats.tsv and group_qc.tsv"
+    for name in names:
+        yield from (f"{name}.tsv: {reason}" for reason in _explain_table(data, name))
 
 
-def _say_levels(cohort: Cohort, factor: str) -> str:
-    """Say which scans the plots by site or group lack; empty where none."""
-    levels, without = cohort.levels(factor), cohort.n_without(factor)
+def _explain_factor(data: GroupData, factor: str) -> str:
+    """Explain which scans the plots by site or group lack; empty if none."""
+    levels, n_without = data.levels(factor), data.count_scans(factor, NO_VALUE)
     if not levels:
-        return f"group_stats.tsv tells no {factor}"
+        return f"group_stats.tsv has no {factor}"
     if len(levels) > 1:
-        return f"they lack {_scans(without)} without one" if without else ""
-    if not without:
-        return f"all scans are of one {factor}, {levels[0]}"
-    return f"{_scans(cohort.n_of(factor, levels[0]))} {_AT[factor]} {levels[0]}, {without} without a {factor}"
+        return f"without {format_count(n_without, 'scan')} that have no {factor}" if n_without else ""
+    if not n_without:
+        return f"all scans have the same {factor}, {levels[0]}"
+    n_scans = format_count(data.count_scans(factor, levels[0]), "scan")
+    return f"{n_scans} of {factor} {levels[0]}, {n_without} without a {factor}"
 
 
-def _say_empty(cohort: Cohort, name: str) -> Iterator[str]:
-    """Say why nothing of a table is shown, each model for itself; nothing where all is."""
-    table = cohort.tables.get(name)
+def _explain_table(data: GroupData, name: str) -> Iterator[str]:
+    """Explain why nothing of a table is shown, per model if reasons differ."""
+    table = data.tables.get(name)
     if table is None:
-        yield "not in this folder"
+        yield "not found"
     elif table.rows.empty and (reason := table.dictionary.get("NotComputed")):
         yield str(reason)
     elif name in _REASONS:
-        said = {model: why for model in cohort.models if (why := _REASONS[name](cohort, model))}
-        is_common = len(said) == len(cohort.models) and len(set(said.values())) == 1
-        yield from {*said.values()} if is_common else [f"{model}: {why}" for model, why in said.items()]
+        reasons = {model: reason for model in data.models if (reason := _REASONS[name](data, model))}
+        if len(reasons) == len(data.models) and len(set(reasons.values())) == 1:
+            yield from set(reasons.values())
+        else:
+            yield from (f"{model}: {reason}" for model, reason in reasons.items())
     elif table.rows.empty:
         yield "has no rows"
 
 
-def _say_no_outliers(cohort: Cohort, model: str) -> str:
-    """Say that no value of a model stands out, or why none was looked at; empty where one does."""
-    table = cohort.tables["group_outliers"]
-    rows = _of_model(table.rows, model)
+def _explain_no_outliers(data: GroupData, model: str) -> str:
+    """Explain why no outlier of a model is listed; empty if there is one."""
+    table = data.tables["group_outliers"]
+    rows = _rows_of(table.rows, model)
     if rows.empty:
         return "has no rows"
-    if len(_of_model(chosen(table), model)):
+    if len(_rows_of(select_rows(table), model)):
         return ""
     if "robust_z" not in rows or rows["robust_z"].notna().any():
-        return "no value stands out"
-    return f"no value was compared with its site ({_most_frequent(rows)})"
+        return "no outliers"
+    return f"no value was compared with its site ({_most_frequent_note(rows)})"
 
 
-def _say_no_curves(cohort: Cohort, model: str) -> str:
-    """Say why no curve over age could be fitted to a model's measures; empty where one was."""
-    if len(_of_model(cohort.tables["group_ageing_curves"].rows, model)):
+def _explain_no_curves(data: GroupData, model: str) -> str:
+    """Explain why no age curve of a model is drawn; empty if there is one."""
+    if len(_rows_of(data.tables["group_ageing_curves"].rows, model)):
         return ""
-    fits = cohort.tables.get("group_ageing")
-    note = _most_frequent(_of_model(fits.rows, model)) if fits else ""
+    fits = data.tables.get("group_ageing")
+    note = _most_frequent_note(_rows_of(fits.rows, model)) if fits else ""
     return f"no curve could be fitted ({note})" if note else "has no rows"
 
 
-_REASONS: Mapping[str, Callable[[Cohort, str], str]] = {
-    "group_outliers": _say_no_outliers,
-    "group_ageing_curves": _say_no_curves,
+_REASONS: Mapping[str, Callable[[GroupData, str], str]] = {
+    "group_outliers": _explain_no_outliers,
+    "group_ageing_curves": _explain_no_curves,
 }
-"""Tables that may lack what is shown of one of several models."""
+"""Tables that may have rows to show of some models only."""
 
 
-def _of_model(rows: pd.DataFrame, model: str) -> pd.DataFrame:
+def _rows_of(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     return rows[rows["model"] == model] if "model" in rows else rows
 
 
-def _most_frequent(rows: pd.DataFrame) -> str:
-    """Give the most frequent note, one that tells more than that a value is missing if there is any."""
+def _most_frequent_note(rows: pd.DataFrame) -> str:
+    """Return the most frequent note, preferably one that says more than that a value is missing."""
     notes = rows["note"].dropna().astype(str) if "note" in rows else pd.Series(dtype=str)
-    telling = notes[notes != "missing"]
-    found = (telling if len(telling) else notes).mode()
+    informative = notes[notes != "missing"]
+    found = (informative if len(informative) else notes).mode()
     return found.iloc[0].removeprefix("no z: ") if len(found) else ""
 
 
-def _scans(n: int) -> str:
-    return f"{n} scan" if n == 1 else f"{n} scans"
+def find_study_names(output_dir: Path) -> Sequence[str]:
+    """Return the names of the datasets that the results come from, or of the output folder if none is known.
 
-
-def _remove_old_figures(output_dir: Path, sections: Sequence[_Section]) -> None:
-    """Delete the pictures of an earlier page that this one does not show."""
-    shown = {figure.href for section in sections for figure in section.figures}
-    for path in (output_dir / "figures").glob("group_*.png"):
-        if f"figures/{path.name}" not in shown:
-            path.unlink(missing_ok=True)
-
-
-_INPUT = {
-    "input_units": "Units of the maps",
-    "input_reference": "Reference of the maps",
-    "input_reconstructed_from": "Made here of",
-}
-
-_SHOWN = 5
-
-
-def name_studies(output_dir: Path) -> Sequence[str]:
-    """Name the datasets that the output was made from, or its own folder where none is known.
-
-    Their names are those of their ``dataset_description.json``, or of their folders where that cannot be read.
+    Names are those of ``dataset_description.json``, or of the folder if it cannot be read.
     """
-    return _name_sources(output_dir, frozenset()) or [output_dir.resolve().name]
+    return _find_source_names(output_dir, frozenset()) or [output_dir.resolve().name]
 
 
-def _name_sources(output_dir: Path, seen: frozenset[Path]) -> list[str]:
-    """Name what an output was made from; of those in `seen`, which may name each other in turn, nothing."""
+def _find_source_names(output_dir: Path, visited: frozenset[Path]) -> list[str]:
+    """Follow the links of a dataset to its sources; `visited` guards against circular links."""
     names = []
     for link in linked_datasets(output_dir).values():
         folder = url_to_path(link, output_dir).resolve()
         names.append(str(read_description(folder).get("Name") or folder.name))
-    if not names:  # merged from other outputs, which know theirs
-        known = seen | {output_dir.resolve()}
-        trees = [url_to_path(link, output_dir).resolve() for link in source_datasets(output_dir)]
+    if not names:  # merged from other outputs, which have links themselves
+        visited = visited | {output_dir.resolve()}
+        sources = [url_to_path(link, output_dir).resolve() for link in source_datasets(output_dir)]
         names = [
             name
-            for tree in trees
-            if tree.is_dir() and tree not in known
-            for name in _name_sources(tree, known) or [tree.name]
+            for source in sources
+            if source.is_dir() and source not in visited
+            for name in _find_source_names(source, visited) or [source.name]
         ]
     return list(dict.fromkeys(names))
 
 
-def say_facts(cohort: Cohort, output_dir: Path) -> dict[str, dict[str, str]]:
-    """Gather headings, then names and values: the maps, settings of the group level, versions."""
-    quality = cohort.tables.get("group_qc")
-    rows = quality.rows if quality else pd.DataFrame()
+def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
+    """Return properties of the maps, settings and versions as headings → names → values."""
+    qc = data.tables.get("group_qc")
+    rows = qc.rows if qc else pd.DataFrame()
     settings: dict[str, Any] = {}
-    for table in cohort.tables.values():
+    for table in data.tables.values():
         settings |= table.dictionary.get("Settings") or {}
     return {
-        "Maps": {title: _say_values(rows[column]) for column, title in _INPUT.items() if column in rows},
-        "Settings of the group level": {_spell(key): say(value) for key, value in settings.items()},
+        "Maps": {title: _count_values(rows[column]) for column, title in _MAP_PROPERTIES.items() if column in rows},
+        "Settings of the group level": {
+            # such as GroupColumn
+            re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize(): format_value(value)
+            for key, value in settings.items()
+        },
         "Versions": {
-            **{f"{maker['Name']}, scans": say(maker.get("Version")) for maker in makers(output_dir)},
+            **{f"{maker['Name']}, scans": format_value(maker.get("Version")) for maker in makers(output_dir)},
             "bids_dgmseg, this page": __version__,
         },
     }
 
 
-def _spell(key: str) -> str:
-    """Write a name of the data dictionaries as words.
+def _count_values(values: pd.Series) -> str:
+    """List the values of a column, with their numbers of scans if they differ.
 
-    >>> _spell("GroupColumn")
-    'Group column'
-    """
-    return re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize()
-
-
-def _say_values(values: pd.Series) -> str:
-    """Say the values of a column, with their number of scans where they differ.
-
-    >>> _say_values(pd.Series(["ppm", "ppb", "ppm", None]))
+    >>> _count_values(pd.Series(["ppm", "ppb", "ppm", None]))
     'ppm (2), ppb (1), n/a (1)'
     """
-    counts = values.astype(object).where(values.notna(), None).map(say).value_counts()
+    counts = values.astype(object).where(values.notna(), None).map(format_value).value_counts()
     if len(counts) == 1:
         return str(counts.index[0])
-    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(_SHOWN).items())
-    return shown if len(counts) <= _SHOWN else f"{shown} and {len(counts) - _SHOWN} more values"
+    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(MAX_VALUES).items())
+    return shown if len(counts) <= MAX_VALUES else f"{shown} and {len(counts) - MAX_VALUES} more values"

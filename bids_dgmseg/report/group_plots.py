@@ -1,4 +1,4 @@
-"""Plots of a cohort, a panel a nucleus: violins, curves over age, asymmetry."""
+"""Plots of the group page, one panel per nucleus: violins, age curves, asymmetry."""
 
 from __future__ import annotations
 
@@ -16,100 +16,119 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.drawing import DPI, INK, SOFT, TEXT, WIDTH_IN, colour_of, plain, spread, to_png
-from bids_dgmseg.report.level_names import LevelNames, name_levels
+from bids_dgmseg.report.style import (
+    DPI,
+    INK,
+    SOFT,
+    TEXT,
+    WIDTH_IN,
+    TickLabels,
+    colour_of,
+    jitter,
+    shorten_labels,
+    style_axes,
+    to_png,
+)
 
 Floats = NDArray[np.float64]
 
-LineStyle = Literal["-", "--"]
+MAX_POINTS = 150
+"""Points drawn per half violin, or per side of an age panel."""
 
-N_POINTS = 150
-"""Most points drawn of one half of a violin, or of one side in a panel over age."""
-
-N_LEVELS = 12
-"""Most sites or groups side by side."""
+MAX_LEVELS = 12
+"""Sites or groups side by side."""
 
 LABELS = {"volume_mm3": "volume (mm³)", "mean_ppm": "mean susceptibility (ppm)"}
 
 _COLUMNS = 2
 
-_HALF = 0.4
+_HALF_WIDTH = 0.4
 
-_N_DENSITY = 5
+_MIN_FOR_DENSITY = 5
 
-_WORDS = 0.12
-"""Share of a panel's height for a word at its end, with the space about it."""
+_LABEL_SHARE = 0.12
+"""Share of a panel's height for a label at its top or bottom, with the space around it."""
 
 
 @dataclass(frozen=True)
-class _Side:
-    """How the two sides of a nucleus are told apart in one panel."""
+class _SideStyle:
+    """How one side of a nucleus is drawn in a panel with both."""
 
     side: str
     marker: str
-    line: LineStyle
+    line: Literal["-", "--"]
     label: str
     colour: str
-    """In the legend, where no nucleus lends its own."""
+    """In the legend, which has no nucleus's own colour."""
 
 
 _SIDES = (
-    _Side("L", "o", "-", "left (the patient's left)", "#808890"),
-    _Side("R", "^", "--", "right", "#d5dae0"),
+    _SideStyle("L", "o", "-", "left (the patient's left)", "#808890"),
+    _SideStyle("R", "^", "--", "right", "#d5dae0"),
 )
 
 _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
 
 
-def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str | None) -> bytes:
-    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
+def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> bytes:
+    """Draw the distribution of a measure in each nucleus; the left half of a violin is the patient's left.
 
     Parameters
     ----------
     values : DataFrame
-        ``nucleus``, ``side``, the measure and the factor; a row a scan and nucleus.
+        One row per scan and nucleus: ``scan``, ``nucleus``, ``side``, the measure and the factor.
     measure : str
         Key of `LABELS`.
     levels : sequence of str
         Values of the factor, from left to right.
-    factor : str or None
-        Column that tells the violins of a panel apart; without it there is one.
+    factor : str
+        Column with one violin per value in each panel.
+
+    Returns
+    -------
+    bytes
+        PNG.
     """
-    nuclei, names = nuclei_of(values), name_levels(levels)
-    figure, panels = _panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + names.turned * 0.9)
+    nuclei, labels = _nuclei_in(values), shorten_labels(levels)
+    figure, panels = _make_panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9)
     for axes, nucleus in zip(panels, nuclei, strict=False):
         rows = values[values["nucleus"] == nucleus]
         counts = []
-        for place, level in enumerate(levels):
-            within = rows if factor is None else rows[rows[factor] == level]
-            counts.append(int(within.dropna(subset=[measure])["scan"].nunique()))
+        for x, level in enumerate(levels):
+            in_level = rows[rows[factor] == level]
+            counts.append(int(in_level.dropna(subset=[measure])["scan"].nunique()))
             for side in "LR":
-                numbers = within.loc[within["side"] == side, measure].dropna().to_numpy(float)
+                numbers = in_level.loc[in_level["side"] == side, measure].dropna().to_numpy(float)
                 colour = colour_of(f"{nucleus}_{side}")
-                _draw_half(axes, place, numbers, side=side, colour=colour)
-                _draw_points(axes, place + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
-        _label_levels(axes, names, counts)
+                _draw_half_violin(axes, x, numbers, side=side, colour=colour)
+                _draw_points(axes, x + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
+        _label_levels(axes, labels, counts)
         _finish(axes, title=_title(nucleus), label=LABELS[measure])
     return to_png(figure)
 
 
 def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
-    """Draw a measure over age with the fitted curves and their bands as a PNG.
+    """Draw a measure over age with the fitted curves and their confidence bands.
 
     Parameters
     ----------
     points : DataFrame
-        ``abbreviation``, ``age_years`` and the measure; a row a scan and nucleus.
+        One row per scan and nucleus: ``abbreviation``, ``age_years`` and the measure.
     curves : DataFrame
-        Rows of ``group_ageing_curves.tsv``, one curve a nucleus.
+        Rows of ``group_ageing_curves.tsv``, one curve per nucleus.
     measure : str
         Column of `points`.
     label : str
-        Of its axis.
+        Label of the measure's axis.
+
+    Returns
+    -------
+    bytes
+        PNG.
     """
-    there = set(points["abbreviation"]) | set(curves["abbreviation"])
-    nuclei = [nucleus for nucleus in _NUCLEI if not there.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
-    figure, panels = _panels(len(nuclei), height_in=2.8)
+    present = set(points["abbreviation"]) | set(curves["abbreviation"])
+    nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
+    figure, panels = _make_panels(len(nuclei), height_in=2.8)
     for axes, nucleus in zip(panels, nuclei, strict=False):
         names = []
         for style in _SIDES:
@@ -124,10 +143,10 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
     return to_png(figure)
 
 
-def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: str, style: _Side) -> None:
-    """Draw one side of a nucleus; points are (n, 2)."""
+def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: str, style: _SideStyle) -> None:
+    """Draw one side of a nucleus; points are age and value, shape (n, 2)."""
     ordered = points[np.argsort(points[:, 0], kind="stable")]
-    age, value = ordered[_thin(len(ordered))].T
+    age, value = ordered[_select_points(len(ordered))].T
     axes.scatter(
         age, value, s=15, marker=style.marker, color=colour, linewidths=0.4, edgecolors=INK, alpha=0.75, zorder=2
     )
@@ -136,25 +155,30 @@ def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: s
 
 
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
-    """Draw how much the left side differs from the right in each nucleus as a PNG.
+    """Draw the asymmetry between left and right of each nucleus.
 
     Parameters
     ----------
     values : DataFrame
         Rows of ``group_asymmetry.tsv``.
     measures : sequence of str
-        Keys of `LABELS`, an axis each.
+        Keys of `LABELS`, one panel each.
+
+    Returns
+    -------
+    bytes
+        PNG.
     """
-    nuclei = nuclei_of(values)
+    nuclei = _nuclei_in(values)
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
     for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False).ravel(), measures, strict=True):
         axes.axhline(0, color=INK, linewidth=0.9, zorder=1)
-        for place, nucleus in enumerate(nuclei):
+        for x, nucleus in enumerate(nuclei):
             chosen = (values["nucleus"] == nucleus) & (values["measure"] == measure)
             numbers = values.loc[chosen, "asymmetry"].dropna().to_numpy(float)
             for side in "LR":
-                _draw_half(axes, place, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
-            _draw_points(axes, place, numbers, colour=colour_of(f"{nucleus}_L"))
+                _draw_half_violin(axes, x, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
+            _draw_points(axes, x, numbers, colour=colour_of(f"{nucleus}_L"))
         _finish(axes, title="", label=f"asymmetry of\n{LABELS[measure].partition(' (')[0]}")
         for height, side in ((0.98, "left larger ↑"), (0.02, "right larger ↓")):
             axes.annotate(
@@ -166,39 +190,26 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
                 color=SOFT,
                 **TEXT,
             )
-        _keep_clear(axes)
+        # Widen the axis so that the zero line does not cross either label.
+        low, high = axes.get_ylim()
+        room = _LABEL_SHARE * (high - low) / (1 - 2 * _LABEL_SHARE)
+        axes.set_ylim(min(low, -room), max(high, room))
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
-        axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two words
+        axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two labels
     return to_png(figure)
 
 
-def _keep_clear(axes: Axes) -> None:
-    """Widen the values' axis so that the zero line strikes neither of the words at its ends."""
-    low, high = axes.get_ylim()
-    room = _WORDS * (high - low) / (1 - 2 * _WORDS)
-    axes.set_ylim(min(low, -room), max(high, room))
-
-
-def nuclei_of(values: pd.DataFrame) -> list[str]:
-    """Nuclei of the rows, in the order of structures.tsv."""
-    there = set(values["nucleus"].unique())
-    return [nucleus for nucleus in _NUCLEI if nucleus in there]
-
-
-def name_of(nucleus: str) -> str:
-    """Name a nucleus without its side.
-
-    >>> name_of("DN")
-    'dentate nucleus'
-    """
-    return _NUCLEI[nucleus].name.removeprefix("left ")
+def _nuclei_in(values: pd.DataFrame) -> list[str]:
+    """Return the nuclei of the rows in the order of structures.tsv."""
+    present = set(values["nucleus"].unique())
+    return [nucleus for nucleus in _NUCLEI if nucleus in present]
 
 
 def _title(nucleus: str, *extra: str) -> str:
-    return "   ".join([f"{nucleus}  {name_of(nucleus)}", *extra])
+    return "   ".join([f"{nucleus}  {_NUCLEI[nucleus].name.removeprefix('left ')}", *extra])
 
 
-def _panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
+def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
     rows = math.ceil(n / _COLUMNS)
     figure = Figure(figsize=(WIDTH_IN, height_in * rows + 0.3), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
@@ -207,26 +218,22 @@ def _panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
     return figure, iter(panels)
 
 
-def _draw_half(axes: Axes, place: float, values: Floats, *, side: str, colour: str) -> None:
-    """Draw half a violin with its median, the left half for L."""
-    reach = -_HALF if side == "L" else _HALF
-    if len(values) >= _N_DENSITY and np.ptp(values) > 0:
+def _draw_half_violin(axes: Axes, x: float, values: Floats, *, side: str, colour: str) -> None:
+    """Draw the left (L) or right half of a violin with its median."""
+    reach = -_HALF_WIDTH if side == "L" else _HALF_WIDTH
+    if len(values) >= _MIN_FOR_DENSITY and np.ptp(values) > 0:
         heights = np.linspace(values.min(), values.max(), 80)
         width = gaussian_kde(values)(heights)
-        axes.fill_betweenx(
-            heights, place, place + reach * width / width.max(), color=colour, alpha=0.45, linewidth=0, zorder=2
-        )
+        axes.fill_betweenx(heights, x, x + reach * width / width.max(), color=colour, alpha=0.45, linewidth=0, zorder=2)
     if len(values):
         median = float(np.median(values))
-        axes.plot(
-            [place, place + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4, solid_capstyle="butt"
-        )
+        axes.plot([x, x + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4, solid_capstyle="butt")
 
 
-def _draw_points(axes: Axes, place: float, values: Floats, *, colour: str) -> None:
-    shown = np.sort(values)[_thin(len(values))]
+def _draw_points(axes: Axes, x: float, values: Floats, *, colour: str) -> None:
+    shown = np.sort(values)[_select_points(len(values))]
     axes.scatter(
-        place + 0.14 * spread(len(shown)),
+        x + 0.14 * jitter(len(shown)),
         shown,
         s=9,
         color=colour,
@@ -237,16 +244,16 @@ def _draw_points(axes: Axes, place: float, values: Floats, *, colour: str) -> No
     )
 
 
-def _thin(n: int) -> NDArray[np.intp]:
-    """Places of at most `N_POINTS` of n ordered values, evenly over the ranks, with both ends."""
-    return np.unique(np.linspace(0, n - 1, min(n, N_POINTS)).round().astype(np.intp)) if n else np.arange(0)
+def _select_points(n: int) -> NDArray[np.intp]:
+    """Select at most `MAX_POINTS` of n sorted values, evenly over the ranks and with both ends."""
+    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp)) if n else np.arange(0)
 
 
-def _label_levels(axes: Axes, names: LevelNames, counts: Sequence[int]) -> None:
-    separator = "\n" if len(counts) > 1 and not names.turned else ", "
-    ticks = [f"{name}{separator}n {count}" for name, count in zip(names.shown, counts, strict=True)]
+def _label_levels(axes: Axes, labels: TickLabels, counts: Sequence[int]) -> None:
+    separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
+    ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
     axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
-    if names.turned:
+    if labels.rotated:
         for label in axes.get_xticklabels():
             label.set(rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(ticks) - 0.4)
@@ -256,7 +263,7 @@ def _finish(axes: Axes, *, title: str, label: str) -> None:
     if title:
         axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
     axes.set_ylabel(label, fontsize=9, color=SOFT, **TEXT)
-    plain(axes, fontsize=9)
+    style_axes(axes, fontsize=9)
 
 
 def _add_legend(figure: Figure) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the page of a cohort: cells with their text, their order and their links."""
+"""Tables of the group page: cells with text, sort key and link; scans, nuclei and medians."""
 
 from __future__ import annotations
 
@@ -14,37 +14,48 @@ import pandas as pd
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.formatting import NO_VALUE, anchor_of, say_number, say_p, say_short
-from bids_dgmseg.report.group_data import MEASURES, Cohort, GroupTable
+from bids_dgmseg.report.format import NO_VALUE, format_number, format_p, format_significant
+from bids_dgmseg.report.group_data import DATASET, MEASURES, GroupData, GroupTable
+from bids_dgmseg.report.html import scan_anchor
 
-N_ROWS = 200
-"""Most rows of a table on the page."""
+MAX_ROWS = 200
+"""Rows of a table on the page."""
+
+MAX_SCANS = 100
 
 _DIGITS = {"volume_mm3": 1, "mean_ppm": 4}
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
 
+_KEYS = ["scan", "model"]
+
+_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=_KEYS)
+
+_TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
+
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read in a cell, and what it is sorted by."""
+    """Text of a cell, and what it is sorted by."""
 
     text: str
     sort: float | None = None
-    """Number to sort by; None: by the text, missing ones last."""
+    """Number to sort by; None to sort by text, with ``n/a`` last."""
     href: str = ""
     rating: str = ""
     """``green``, ``amber``, ``red`` or empty."""
     title: str = ""
+    """Tooltip."""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A column."""
+    """Heading of a column."""
 
     text: str
-    meaning: str = ""
-    kind: Literal["", "text", "lit"] = ""
+    description: str = ""
+    """Tooltip."""
+    kind: Literal["", "text", "ratings"] = ""
     """Numbers, text or ratings."""
 
 
@@ -57,184 +68,151 @@ class PageTable:
     headings: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
     n_rows: int
-    """Rows there are, of which the first ones are on the page."""
+    """Rows of the whole table, of which the first ones are on the page."""
     file: str = ""
     note: str = ""
 
 
-def make_table(
-    table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str], limit: int = N_ROWS, note: str = ""
-) -> PageTable:
-    """Choose columns of a group table for the page.
+def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
+    """Select columns of a group table for the page.
 
     Parameters
     ----------
     table : GroupTable
-        Rows in the order in which they are to stand.
-    anchor, caption, note : str
-        Identifier, title above and remark below.
+        Rows in the order of the page.
+    anchor, caption : str
+        Identifier and caption.
     columns : mapping of str to str
-        Column → heading; those that the table lacks, or that are empty, are left out.
-    limit : int
-        Most rows on the page.
+        Column → heading; missing and empty columns are left out.
     """
     shown = [column for column in columns if column in table.rows and table.rows[column].notna().any()]
     headings = [
         Heading(
             columns[column],
-            str((table.dictionary.get(column) or {}).get("Description", "")),
+            describe_column(table, column),
             kind="" if pd.api.types.is_numeric_dtype(table.rows[column]) else "text",
         )
         for column in shown
     ]
-    records = table.rows[shown].head(limit).to_dict("records")
-    rows = [[to_cell(record[column], column=column) for column in shown] for record in records]
-    return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file, note=note)
+    records = table.rows[shown].head(MAX_ROWS).to_dict("records")
+    rows = [[make_cell(record[column], column=column) for column in shown] for record in records]
+    return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file)
 
 
-def to_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cell:
-    """Write a value of a table, with so many decimals or three digits.
+def describe_column(table: GroupTable, column: str) -> str:
+    """Return the description of a column in the data dictionary."""
+    return str((table.dictionary.get(column) or {}).get("Description", ""))
 
-    >>> to_cell(0.00002, column="q_t").text, to_cell(1234.5).text, to_cell(float("nan")).text
+
+def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cell:
+    """Format a value with fixed decimals, or three significant digits.
+
+    >>> make_cell(0.00002, column="q_t").text, make_cell(1234.5).text, make_cell(float("nan")).text
     ('< 0.001', '1234', 'n/a')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Cell(NO_VALUE)
     if isinstance(value, bool):
         return Cell("yes" if value else "no", float(value))
-    if isinstance(value, int | float):
-        if _P_VALUE.fullmatch(column):
-            return Cell(say_p(value), float(value), title=str(value))
-        short = say_short(value) if digits is None else say_number(value, digits)
-        return Cell(str(value) if isinstance(value, int) else short, float(value), title=str(value))
-    return Cell(str(value))
+    if not isinstance(value, int | float):
+        return Cell(str(value))
+    if _P_VALUE.fullmatch(column):
+        text = format_p(value)
+    elif isinstance(value, int):
+        text = str(value)
+    else:
+        text = format_significant(value) if digits is None else format_number(value, digits)
+    return Cell(text, float(value), title=str(value))
 
 
-def nuclei_table(cohort: Cohort) -> PageTable:
-    """Count, mean and standard deviation of the measures of every nucleus and model."""
-    rows, several = [], len(cohort.models) > 1
-    for (model, name), group in cohort.stats.groupby(["model", "abbreviation"], sort=False):
-        cells = [Cell(str(name)), *([Cell(str(model))] if several else []), to_cell(len(group))]
+def nuclei_table(data: GroupData) -> PageTable:
+    """Summarize the measures of each nucleus and model over all scans."""
+    rows, several = [], len(data.models) > 1
+    for (model, name), group in data.stats.groupby(["model", "abbreviation"], sort=False):
+        cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
         for measure in MEASURES:
             values = group[measure].dropna()
             numbers = (values.mean(), values.std(), values.min(), values.median(), values.max())
-            cells += [to_cell(len(values)), *(to_cell(float(number), digits=_DIGITS[measure]) for number in numbers)]
+            cells += [make_cell(len(values)), *(make_cell(float(x), digits=_DIGITS[measure]) for x in numbers)]
         rows.append(cells)
-    statistics = ("n", "mean", "SD", "smallest", "median", "largest")
     headings = [Heading(name, kind="text") for name in ("Nucleus", "Model")[: 1 + several]] + [Heading("Scans")]
-    for what, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
-        headings += [
-            Heading(f"{what}: n" if statistic == "n" else f"{what}: {statistic} ({unit})") for statistic in statistics
-        ]
-    return PageTable(
-        "nuclei-table",
-        "Volume and mean susceptibility χ of each nucleus over all scans",
-        headings,
-        rows,
-        len(rows),
-        file="group_stats.tsv",
-    )
+    for quantity, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
+        headings.append(Heading(f"{quantity}: n"))
+        headings += [Heading(f"{quantity}: {name} ({unit})") for name in ("mean", "SD", "min", "median", "max")]
+    caption = "Volume and mean susceptibility χ per nucleus over all scans"
+    return PageTable("nuclei-table", caption, headings, rows, len(rows), file="group_stats.tsv")
 
 
 def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Sequence[str], factor: str) -> PageTable:
-    """Medians of a measure in each nucleus, a column a site or group."""
+    """Tabulate the medians of a measure per nucleus, one column per site or group."""
     medians = values.groupby(["abbreviation", factor], sort=False)[measure].median().unstack(factor)
     counts = values.dropna(subset=[measure]).groupby(factor)["scan"].nunique()
     names = list(dict.fromkeys(values["abbreviation"]))
-    of_name = medians.reindex(index=names, columns=list(levels)).to_numpy(float)
+    numbers = medians.reindex(index=names, columns=list(levels)).to_numpy(float)
     rows = [
-        [Cell(name), *(to_cell(value, digits=_DIGITS[measure]) for value in row)]
-        for name, row in zip(names, of_name.tolist(), strict=True)
+        [Cell(name), *(make_cell(value, digits=_DIGITS[measure]) for value in row)]
+        for name, row in zip(names, numbers.tolist(), strict=True)
     ]
     headings = [Heading("Nucleus", kind="text"), *(Heading(f"{level} (n {counts.get(level, 0)})") for level in levels)]
     return PageTable(anchor, f"Medians by {factor}", headings, rows, len(rows))
 
 
-def linked(table: PageTable, links: Sequence[str]) -> PageTable:
-    """Link the heading of each row; empty: no link."""
-    rows = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=True)]
-    return replace(table, rows=rows)
-
-
-N_SCANS = 100
-"""Most scans on the page."""
-
-_KEYS = ["scan", "model"]
-
-_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=_KEYS)
-
-_IF_SEVERAL = ("dataset", "model")
-
-_TITLES = {"dataset": "Dataset", "model": "Model", "site": "Site", "group": "Group"}
-
-
-def has_ratings(cohort: Cohort) -> bool:
-    """Whether any nucleus or scan was given a rating."""
-    ratings, overall = _nucleus_ratings(cohort), _scan_ratings(cohort)
-    return bool(ratings.notna().any(axis=None)) or bool(overall.notna().any())
-
-
-def scans_table(cohort: Cohort, output_dir: Path) -> PageTable:
-    """Rank the scans by their ratings, nuclei not found, outliers and warnings.
+def scans_table(data: GroupData, output_dir: Path) -> PageTable:
+    """Rank the scans, the worst first: by rating, nuclei not found, outliers and warnings.
 
     Parameters
     ----------
-    cohort : Cohort
-        As `bids_dgmseg.report.group_data.read_cohort` gives it.
+    data : GroupData
+        The group tables.
     output_dir : Path
-        Where the page will lie; scans are linked to pages that exist there.
+        Folder of the page; scans are linked to the pages of their participants that exist there.
     """
-    scans = _judged(cohort)
-    ratings, reasons = _nucleus_ratings(cohort), _wide(cohort, "reasons")
+    scans = _rank_scans(data)
+    ratings, reasons = _nucleus_ratings(data), _one_column_per_nucleus(data, "reasons")
     nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in ratings]
-    keys = [key for key in _TITLES if key in scans and (key not in _IF_SEVERAL or scans[key].nunique() > 1)]
-    overall = "rating" if scans["rating"].notna().any() else ""
+    keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
+    has_overall = scans["rating"].notna().any()
+    lists = {"not_found": "Not found"}
+    if scans["without_voxel"].notna().any():
+        lists["without_voxel"] = "Smaller than a voxel"
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
-    headings += [Heading("Whole scan", kind="lit")] if overall else []
-    headings += [Heading(nucleus, STRUCTURES.named(nucleus).name, kind="lit") for nucleus in nuclei]
-    blank = {"missing": "Not found", **({"unfilled": "Fills no voxel"} if scans["unfilled"].notna().any() else {})}
-    headings += [Heading(title, kind="text") for title in blank.values()]
+    headings += [Heading("Whole scan", kind="ratings")] if has_overall else []
+    headings += [Heading(nucleus, STRUCTURES.named(nucleus).name, kind="ratings") for nucleus in nuclei]
+    headings += [Heading(title, kind="text") for title in lists.values()]
     headings += [Heading("Outliers"), Heading("Warnings")]
     rows = []
-    for scan in scans.head(N_SCANS).to_dict("records"):
+    for scan in scans.head(MAX_SCANS).to_dict("records"):
         row = (scan["scan"], scan["model"])
         cells = [Cell(scan["scan"], href=_link(scan, output_dir)), *(Cell(str(scan[key])) for key in keys)]
-        cells += [_rating(scan["rating"], "whole scan", scan["reasons"])] if overall else []
-        cells += [
-            _rating(
-                ratings.at[row, nucleus],
-                STRUCTURES.named(nucleus).name,
-                reasons.at[row, nucleus] if nucleus in reasons else None,
-            )
-            for nucleus in nuclei
-        ]
-        cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in blank]
-        rows.append([*cells, to_cell(scan["n_outliers"]), to_cell(scan["n_warnings"])])
-    file = "group_qc.tsv" if "group_qc" in cohort.tables else "group_stats.tsv"
+        cells += [_rating_cell(scan["rating"], "whole scan", scan["reasons"])] if has_overall else []
+        for nucleus in nuclei:
+            reason = reasons.at[row, nucleus] if nucleus in reasons else None
+            cells.append(_rating_cell(ratings.at[row, nucleus], STRUCTURES.named(nucleus).name, reason))
+        cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in lists]
+        rows.append([*cells, make_cell(scan["n_outliers"]), make_cell(scan["n_warnings"])])
+    file = "group_qc.tsv" if "group_qc" in data.tables else "group_stats.tsv"
     return PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file=file)
 
 
-def _judged(cohort: Cohort) -> pd.DataFrame:
-    """Gather what speaks against each scan, the worst first."""
-    scans = cohort.scans.set_index(_KEYS, drop=False)
+def _rank_scans(data: GroupData) -> pd.DataFrame:
+    """Collect the evidence against each scan, the worst first."""
+    scans = data.scans.set_index(_KEYS, drop=False)
     scans.index.names = [None, None]
-    ratings = _nucleus_ratings(cohort).reindex(scans.index)
-    blank = cohort.stats[~(cohort.stats["volume_mm3"] > 0)]
-    is_unfilled = blank["volume_pv_mm3"] > 0
-    absent, unfilled = blank[~is_unfilled], blank[is_unfilled]
-    scans["rating"] = _scan_ratings(cohort).reindex(scans.index)
-    scans["missing"] = absent.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    scans["unfilled"] = unfilled.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    scans["n_missing"] = absent.groupby(_KEYS).size().reindex(scans.index, fill_value=0)
-    scans["n_outliers"] = _count_outliers(cohort).reindex(scans.index)
+    ratings = _nucleus_ratings(data).reindex(scans.index)
+    empty = data.stats[~(data.stats["volume_mm3"] > 0)]
+    is_without_voxel = empty["volume_pv_mm3"] > 0
+    not_found, without_voxel = empty[~is_without_voxel], empty[is_without_voxel]
+    scans["rating"] = _scan_ratings(data).reindex(scans.index)
+    scans["not_found"] = not_found.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
+    scans["without_voxel"] = without_voxel.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
+    scans["n_outliers"] = _count_outliers(data).reindex(scans.index)
     for column in ("n_warnings", "page", "reasons"):
-        scans[column] = _of_quality(cohort, column).reindex(scans.index)
-    level = scans["rating"].map({rating: place for place, rating in enumerate(RATINGS)}).fillna(-1)
+        scans[column] = _qc_column(data, column).reindex(scans.index)
     ranks = {
-        "level": level,
+        "rating": scans["rating"].map({rating: level for level, rating in enumerate(RATINGS)}).fillna(-1),
         "red": (ratings == "red").sum(axis=1),
         "amber": (ratings == "amber").sum(axis=1),
-        "n_missing": scans["n_missing"],
+        "not_found": not_found.groupby(_KEYS).size().reindex(scans.index, fill_value=0),
         "outliers": scans["n_outliers"].fillna(0),
         "warnings": pd.to_numeric(scans["n_warnings"]).fillna(0),
     }
@@ -242,56 +220,63 @@ def _judged(cohort: Cohort) -> pd.DataFrame:
     return scans.loc[order]
 
 
-def _nucleus_ratings(cohort: Cohort) -> pd.DataFrame:
-    """Rating of each nucleus by scan and model, a column a nucleus; no column where nobody gave one."""
-    ratings = _wide(cohort, "rating")
+def has_ratings(data: GroupData) -> bool:
+    """Return whether any nucleus or scan has a rating."""
+    return bool(_nucleus_ratings(data).notna().any(axis=None)) or bool(_scan_ratings(data).notna().any())
+
+
+def _nucleus_ratings(data: GroupData) -> pd.DataFrame:
+    """Return ratings by scan and model, one column per nucleus; no column if there are none."""
+    ratings = _one_column_per_nucleus(data, "rating")
     return ratings.where(ratings.isin(RATINGS)).dropna(axis=1, how="all")
 
 
-def _wide(cohort: Cohort, column: str) -> pd.DataFrame:
-    if column not in cohort.stats:
+def _one_column_per_nucleus(data: GroupData, column: str) -> pd.DataFrame:
+    if column not in data.stats:
         return pd.DataFrame(index=_NO_SCANS)
     keys = [*_KEYS, "abbreviation"]
-    return cohort.stats.drop_duplicates(keys).set_index(keys)[column].unstack("abbreviation")
+    return data.stats.drop_duplicates(keys).set_index(keys)[column].unstack("abbreviation")
 
 
-def _scan_ratings(cohort: Cohort) -> pd.Series:
-    ratings = _of_quality(cohort, "rating")
+def _scan_ratings(data: GroupData) -> pd.Series:
+    ratings = _qc_column(data, "rating")
     return ratings.where(ratings.isin(RATINGS))
 
 
-def _of_quality(cohort: Cohort, column: str) -> pd.Series:
-    table = cohort.tables.get("group_qc")
+def _qc_column(data: GroupData, column: str) -> pd.Series:
+    table = data.tables.get("group_qc")
     if table is None or column not in table.rows:
         return pd.Series(index=_NO_SCANS, dtype=object)
     return table.rows.drop_duplicates(_KEYS).set_index(_KEYS)[column]
 
 
-def _count_outliers(cohort: Cohort) -> pd.Series:
-    """Values of each scan that stand out from their site; missing where nobody looked."""
-    table = cohort.tables.get("group_outliers")
+def _count_outliers(data: GroupData) -> pd.Series:
+    """Count the outliers of each scan; missing if they were not computed."""
+    table = data.tables.get("group_outliers")
     if table is None or "outlier" not in table.rows:
         return pd.Series(index=_NO_SCANS, dtype=float)
     is_outlier = table.rows["outlier"].astype(str).str.lower() == "true"
     return is_outlier.groupby([table.rows[key] for key in _KEYS]).sum()
 
 
-def _rating(rating: Any, where: str, reasons: Any) -> Cell:
-    """Show a rating; why it is not green stands in the cell's title."""
+def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
+    """Show a rating with its reasons in the tooltip."""
     if rating not in RATINGS:
         return Cell(NO_VALUE)
     why = f", {reasons}" if isinstance(reasons, str) and rating != "green" else ""
-    return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{where}: {rating}{why}")
+    return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{subject}: {rating}{why}")
+
+
+def link_scans(table: PageTable, rows: pd.DataFrame, data: GroupData, output_dir: Path) -> PageTable:
+    """Link the first cell of each row to its scan on the page of the participant."""
+    pages = _qc_column(data, "page")
+    records = rows[["scan", "name", "participant_id", "model", "seg"]].head(len(table.rows)).to_dict("records")
+    links = [_link({**row, "page": pages.get((row["scan"], row["model"]))}, output_dir) for row in records]
+    linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=True)]
+    return replace(table, rows=linked)
 
 
 def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
-    """Link to the scan on its participant's page, from the folder of this page; empty where there is no page."""
+    """Return the link to a scan on the page of its participant; empty if there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
-    return f"{path_to_url(page)}#{anchor_of(scan['name'], scan['seg'])}" if (output_dir / page).is_file() else ""
-
-
-def links_of(rows: pd.DataFrame, cohort: Cohort, output_dir: Path) -> Sequence[str]:
-    """Link each row of a table to its scan's page."""
-    pages = _of_quality(cohort, "page")
-    records = rows[["scan", "name", "participant_id", "model", "seg"]].to_dict("records")
-    return [_link({**row, "page": pages.get((row["scan"], row["model"]))}, output_dir) for row in records]
+    return f"{path_to_url(page)}#{scan_anchor(scan['name'], scan['seg'])}" if (output_dir / page).is_file() else ""

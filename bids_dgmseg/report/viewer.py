@@ -19,7 +19,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.report.formatting import anchor_of, open_templates
+from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.mosaic import WINDOW_PPM
 
 MAX_BYTES = 3_000_000
@@ -81,10 +81,8 @@ def _render(
     for structure in structures:
         centre = _find_centre(labels == structure.index)
         nuclei.setdefault(structure.name.partition(" ")[2], []).append((structure, centre))
-    page = f"../{scan.partition('_')[0]}.html#{anchor_of(scan, model)}"
-    template = open_templates().get_template("viewer.html.j2")
-    html = template.render(scan=scan, model=model, page=page, viewer=viewer, nuclei=nuclei, window=WINDOW_PPM)
-    return html.encode()
+    page = f"../{scan.partition('_')[0]}.html#{scan_anchor(scan, model)}"
+    return render("viewer.html.j2", scan=scan, model=model, page=page, viewer=viewer, nuclei=nuclei, window=WINDOW_PPM)
 
 
 def _background(chi: Volume, grid: Grid) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bids_dgmseg.io.files import write_bytes, write_text
-from bids_dgmseg.report.learning_curve import draw_learning
+from bids_dgmseg.report.learning_curve import draw_learning_curve
 from bids_dgmseg.train.epochs import State
 from bids_dgmseg.train.recipe import Recipe
 from bids_dgmseg.train.status_line import live_line, seconds_left
@@ -83,7 +83,7 @@ class Teller:
         best = len(rows) - state.stale if state.best else None
         kept = "the last weights are kept" if best is None else f"the weights of epoch {best} are kept"
         self.say(f"{self.name}: over after {len(rows)} epochs and {state.seconds / 60:.1f} min, {kept}")
-        write_bytes(draw_learning(loss, dice, best=best, title=self.name), self.folder / "curve.png")
+        write_bytes(draw_learning_curve(loss, dice, best=best, title=self.name), self.folder / "curve.png")
 
 
 def _number(value: float) -> str:

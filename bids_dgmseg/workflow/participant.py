@@ -156,7 +156,7 @@ def _print_plan(config: RunConfig, model: Model, scans: Sequence[Scan], notes: S
 
 def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run, progress: RunProgress) -> bool:
     """Write the page of each participant with new results or failures, or whose page is missing or outdated."""
-    from bids_dgmseg.report.page import write_page
+    from bids_dgmseg.report.participant import write_participant_page
 
     complete = True
     for participant in sorted({scan.participant for scan in scans}):
@@ -166,7 +166,7 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run
             continue
         problems, earlier = [run.failed[name] for name in failed], [(name, model.name) for name in failed]
         try:
-            write_page(output_dir, participant, problems=problems, earlier=earlier)
+            write_participant_page(output_dir, participant, failures=problems, outdated=earlier)
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
             progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             complete = False

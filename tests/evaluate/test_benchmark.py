@@ -167,7 +167,7 @@ def test_every_table_has_its_dictionary_and_the_page_its_pictures(outcome):
     page = (out / "compare.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 2
     assert "two: sub-03: no brain found" in page
-    for link in ("figures/contest.png", "figures/costs.png", "evaluation/evaluate.html", "summary.tsv"):
+    for link in ("figures/overlap.png", "figures/costs.png", "evaluation/evaluate.html", "summary.tsv"):
         assert f'href="{link}"' in page
         assert (out / link).is_file()
 

@@ -1,20 +1,22 @@
 """Small maps with two nuclei, and an output tree to write a page from."""
 
-import csv
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.slices import PLANES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DENTATES = STRUCTURES.both_sides(["DN"])
@@ -76,7 +78,7 @@ LOST = {
     "hemisphere": "R",
     "n_voxels": "0",
 }
-QUALITY = {
+QC = {
     "input": {
         "file": "bids::sub-01/anat/sub-01_Chimap.nii.gz",
         "units": "ppb",
@@ -96,24 +98,56 @@ QUALITY = {
 
 @pytest.fixture
 def add_scan(tmp_path) -> Callable[..., Path]:
-    """Write the files of one scan below ``out``; returns the output folder."""
+    """Write the files of one scan below ``out`` and list them in its dseg.json; returns the output folder."""
 
     def add(
-        name: str = "sub-01", *, model: str = "dgm16", rows: Sequence[Mapping[str, str]] = (ROW, LOST), **quality: Any
+        name: str = "sub-01",
+        *,
+        model: str = "dgm16",
+        rows: Sequence[Mapping[str, str]] = (ROW, LOST),
+        others: Sequence[str] = (),
+        **qc: Any,
     ) -> Path:
         out = Path(tmp_path / "out")
         folder = out.joinpath(*[part for part in name.split("_") if part[:4] in ("sub-", "ses-")], "anat")
         folder.mkdir(parents=True, exist_ok=True)
         (out / "figures").mkdir(exist_ok=True)
-        stem = f"{name}_seg-{model}"
-        with (folder / f"{stem}_stats.tsv").open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), delimiter="\t")
-            table.writeheader()
-            table.writerows(rows)
-        content = {"scan": name, "model": model, **QUALITY, **quality}
-        (folder / f"{stem}_qc.json").write_text(json.dumps(content))
-        for plane in ("axial", "coronal", "sagittal"):
-            Image.new("RGB", (60, 40), "navy").save(out / "figures" / f"{stem}_desc-{plane}_dseg.png")
+        bare, _, own = name.partition("_desc-")
+        stem = f"{bare}_seg-{model}"
+        desc = f"_desc-{own}" if own else ""
+        pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
+        (folder / f"{stem}{desc}_qc.json").write_text(json.dumps({"scan": name, "model": model, **QC, **qc}))
+        planes = [f"{own}{plane.capitalize()}" if own else plane for plane in PLANES]
+        figures = [out / "figures" / f"{stem}_desc-{plane}_dseg.png" for plane in planes]
+        for figure in figures:
+            Image.new("RGB", (60, 40), "navy").save(figure)
+        for other in others:
+            (folder / other).touch()
+        files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *figures]
+        listed = [path.relative_to(out).as_posix() for path in (*files, *(folder / other for other in others))]
+        (folder / f"{stem}{desc}_dseg.json").write_text(json.dumps({"OutputFiles": listed}))
         return out
 
     return add
+
+
+class Page(HTMLParser):
+    """Tags of a page with their attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, Any]]:
+        """Attributes of all tags of a name."""
+        return [attributes for tag, attributes in self.tags if tag == name]

@@ -1,4 +1,4 @@
-"""A Chromium that is told what to do through its debugging pipe; needs no library."""
+"""Control Chromium through its debugging pipe, without a library."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from bids_dgmseg.cli.main import main
 from tests.report.devtools import Tab, open_tab
 
 
-@pytest.fixture(scope="module", params=[1280, 400], ids=["desk", "phone"])
+@pytest.fixture(scope="module", params=[1280, 400], ids=["desktop", "phone"])
 def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
     """The page of three raters of five scans."""
     root = Path(tmp_path_factory.mktemp("raters"))
@@ -29,25 +29,25 @@ def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
         yield opened
 
 
-def test_it_opens_without_a_word_and_loads_nothing_from_elsewhere(tab):
+def test_page_loads_one_file_without_errors(tab):
     assert not tab.said("Log.entryAdded")
-    addresses = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
-    assert {address.partition(":")[0] for address in addresses} <= {"file", "data"}
-    assert sum(address.startswith("file") for address in addresses) == 1
+    requests = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
+    assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
+    assert sum(url.startswith("file") for url in requests) == 1
 
 
-def test_pictures_load_and_say_what_they_show(tab):
+def test_plots_load_and_have_alternative_text(tab):
     shown = tab.run("[...document.images].map(one => [one.naturalWidth > 300, one.alt])")
     assert len(shown) == 6  # overlap and volumes of three pairs
     assert all(loaded for loaded, _ in shown)
     assert len({alt for _, alt in shown if alt}) == 6
 
 
-def test_the_page_does_not_run_over(tab):
+def test_page_fits(tab):
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_tables_are_named_and_their_heads_tell_of_what(tab):
+def test_tables_have_captions_and_scoped_headings(tab):
     tables = tab.run(
         "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
         "[...table.querySelectorAll('th')].every(head => head.scope)])"
@@ -56,13 +56,13 @@ def test_tables_are_named_and_their_heads_tell_of_what(tab):
     assert all(caption and scoped for caption, scoped in tables)
 
 
-def test_headings_go_down_one_step_at_a_time(tab):
+def test_heading_levels_are_not_skipped(tab):
     levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_wide_tables_can_be_scrolled_by_keyboard(tab):
+def test_wide_tables_scroll_by_keyboard(tab):
     script = """[...document.querySelectorAll('table')].map(table => table.parentElement)
-      .filter(place => place.scrollWidth > place.clientWidth).every(place => place.tabIndex >= 0)"""
+      .filter(frame => frame.scrollWidth > frame.clientWidth).every(frame => frame.tabIndex >= 0)"""
     assert tab.run(script)

@@ -1,4 +1,4 @@
-"""The page of a cohort in a real browser: no request, no error, tables that sort by mouse and keyboard."""
+"""The group page in a real browser: no requests, no errors, sorting by mouse and keyboard."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,12 +9,12 @@ from bids_dgmseg.report.group_page import write_group_page
 from tests.report.devtools import Tab, open_tab
 from tests.report.group_tables import write_tables
 
-NO_NAME = """[...document.querySelectorAll("a, button, img, table, section, nav, [role=region]")].filter(element =>
+UNNAMED = """[...document.querySelectorAll("a, button, img, table, section, nav, [role=region]")].filter(element =>
   !(element.getAttribute("aria-label") || element.alt || element.caption?.textContent.trim() ||
     document.getElementById(element.getAttribute("aria-labelledby"))?.textContent.trim() ||
     (element.matches("a, button") && (element.textContent.trim() || element.querySelector("img")?.alt))
   )).map(element => element.outerHTML)"""
-PALE = """(() => {
+LOW_CONTRAST = """(() => {
   const parse = colour => colour.match(/[\\d.]+/g).map(Number);
   const ground = element => {
     for (let at = element; at; at = at.parentElement) {
@@ -49,8 +49,8 @@ def tab(browser, page, tmp_path):
         yield opened
 
 
-def column(tab: Tab, table: str, place: int) -> list[str]:
-    cells = f"document.querySelectorAll('#{table} tbody tr > :nth-child({place})')"
+def column(tab: Tab, table: str, number: int) -> list[str]:
+    cells = f"document.querySelectorAll('#{table} tbody tr > :nth-child({number})')"
     return list(tab.run(f"[...{cells}].map(cell => cell.textContent.trim())"))
 
 
@@ -58,17 +58,17 @@ def directions(tab: Tab, table: str) -> list[str | None]:
     return list(tab.run(f"[...document.querySelectorAll('#{table} th[scope=col]')].map(th => th.ariaSort)"))
 
 
-def test_the_page_asks_nothing_of_the_network_and_reports_no_error(tab, page):
+def test_page_makes_no_requests_and_no_errors(tab, page):
     images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
     n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
-    asked = {event["request"]["url"] for event in tab.said("Network.requestWillBeSent")}
-    assert len(asked) == 1 + n_images > 1
-    assert all(url.startswith(page.parent.as_uri()) for url in asked)
-    for trouble in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
-        assert not tab.said(trouble)
+    requests = {event["request"]["url"] for event in tab.said("Network.requestWillBeSent")}
+    assert len(requests) == 1 + n_images > 1
+    assert all(url.startswith(page.parent.as_uri()) for url in requests)
+    for event in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
+        assert not tab.said(event)
 
 
-def test_a_click_sorts_by_number_with_missing_values_last(tab):
+def test_click_sorts_by_number(tab):
     heading = "#scans-table th:nth-child(9) button"  # warnings: 0 to 5, worst scan first
     assert column(tab, "scans-table", 9) == ["4", "2", "5", "3", "1", "0"]
     tab.click(heading)
@@ -86,7 +86,7 @@ def test_missing_values_stay_last_in_both_directions(tab):
         assert column(tab, "scans-table", 9) == expected
 
 
-def test_the_keyboard_sorts_too_and_the_order_is_announced(tab):
+def test_keyboard_sorts_and_order_is_announced(tab):
     tab.run("document.querySelector('#nuclei-table th:nth-child(1) button').focus()")
     tab.press("Tab")
     assert tab.run("document.activeElement.textContent") == "Scans"
@@ -97,14 +97,14 @@ def test_the_keyboard_sorts_too_and_the_order_is_announced(tab):
     assert tab.run("document.querySelector('[role=status]').textContent") == "Sorted by Volume: n, ascending."
 
 
-def test_the_first_tab_leads_past_the_header(tab):
+def test_first_tab_skips_header(tab):
     tab.press("Tab")
     assert tab.run("document.activeElement.getAttribute('href')") == "#content"
     tab.press("Enter")
     assert tab.run("document.activeElement.id") == "content"
 
 
-def test_links_lead_to_what_is_there(tab, page):
+def test_links_resolve(tab, page):
     links = tab.run("[...document.links].map(link => link.getAttribute('href'))")
     assert links
     for link in links:
@@ -116,16 +116,16 @@ def test_links_lead_to_what_is_there(tab, page):
             assert f'id="{parts.fragment}"' in target.read_text(encoding="utf-8"), link
 
 
-def test_everything_has_a_name_and_enough_contrast(tab):
-    assert tab.run(NO_NAME) == []
-    assert tab.run(PALE) == []
+def test_elements_have_names_and_contrast(tab):
+    assert tab.run(UNNAMED) == []
+    assert tab.run(LOW_CONTRAST) == []
     assert tab.run(
         "new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size === "
         "document.querySelectorAll('[id]').length"
     )
 
 
-def test_the_heading_row_stays_in_sight_while_a_table_scrolls(tab):
+def test_headings_stay_visible_while_scrolling(tab):
     frame = "document.querySelector('#scans-table').closest('.framed')"
     tab.run(f"{frame}.style.maxHeight = '9rem'; {frame}.scrollTo(0, 80)")
     assert tab.run(f"{frame}.scrollTop") == 80
@@ -133,7 +133,7 @@ def test_the_heading_row_stays_in_sight_while_a_table_scrolls(tab):
     assert tab.run(f"document.querySelector('#scans-table th').{top} - {frame}.{top}") == 0
 
 
-def test_a_phone_scrolls_tables_not_the_page(browser, page, tmp_path):
+def test_page_fits_on_phone(browser, page, tmp_path):
     with open_tab(browser, tmp_path / "profile", width=500) as phone:
         phone.open(page.as_uri())
         assert phone.run("document.documentElement.scrollWidth <= innerWidth")

@@ -1,4 +1,4 @@
-"""What the page of a cohort says, from tables made by hand."""
+"""The group page, from tables made by hand."""
 
 import json
 import re
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.report import group_tables as group_scans
-from bids_dgmseg.report.group_page import name_studies, write_group_page
+from bids_dgmseg.report import group_tables
+from bids_dgmseg.report.group_page import find_study_names, write_group_page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
 
 
-class Page(HTMLParser):
-    """Rows of each table by its identifier, links, pictures, headings and list items of a page."""
+class GroupPage(HTMLParser):
+    """Rows of each table by its identifier, links, images, heading levels and list items of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ def out(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """Write a page that is only read: six scans, one model, ratings."""
+    """A page that no test changes: six scans, one model, ratings."""
     return write_group_page(write_tables(tmp_path_factory.mktemp("plain")))
 
 
-def test_the_worst_scans_come_first(plain):
-    table = Page(plain).tables["scans-table"]
+def test_worst_scans_come_first(plain):
+    table = GroupPage(plain).tables["scans-table"]
     assert table[0] == ["Scan", "Site", "Group", "Whole scan", "DN_L", "DN_R", "Not found", "Outliers", "Warnings"]
     # amber as a whole, then a red nucleus, then one not found, then by warnings (sub-04 has 3, sub-02 1, sub-01 0)
     assert [row[0] for row in table[1:]] == [f"sub-0{number}_ses-1" for number in (5, 3, 6, 4, 2, 1)]
@@ -78,7 +78,7 @@ def test_the_worst_scans_come_first(plain):
     assert table[3][6] == "DN_R"
 
 
-def test_nuclei_that_fill_no_voxel_stand_apart_from_those_not_found(tmp_path):
+def test_nuclei_smaller_than_voxel_are_listed_separately(tmp_path):
     rows = [
         {
             **dict(zip(KEYS, (name, "n/a", "n/a", "n/a", "dgm16", "A"), strict=True)),
@@ -90,8 +90,8 @@ def test_nuclei_that_fill_no_voxel_stand_apart_from_those_not_found(tmp_path):
         for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))
     ]
     write_table(tmp_path, "group_stats", rows)
-    table = Page(write_group_page(tmp_path)).tables["scans-table"]
-    assert table[0][2:4] == ["Not found", "Fills no voxel"]
+    table = GroupPage(write_group_page(tmp_path)).tables["scans-table"]
+    assert table[0][2:4] == ["Not found", "Smaller than a voxel"]
     assert {row[0]: row[2:4] for row in table[1:]} == {
         "sub-01": ["none", "STN_L"],
         "sub-02": ["STN_L", "none"],
@@ -99,54 +99,54 @@ def test_nuclei_that_fill_no_voxel_stand_apart_from_those_not_found(tmp_path):
     }
 
 
-def test_scans_lead_to_their_pages_where_there_are_any(plain):
-    page = Page(plain)
+def test_scans_link_to_existing_pages(plain):
+    page = GroupPage(plain)
     to_scans = [link for link in page.links if link.startswith("sub-")]
     assert sorted(to_scans) == [f"sub-0{number}.html#sub-0{number}_ses-1_dgm16" for number in range(1, 6)]
 
 
-def test_a_rating_is_a_word_a_sign_and_a_reason(plain):
+def test_ratings_have_symbol_word_and_reason(plain):
     html = plain.read_text(encoding="utf-8")
     assert 'title="left dentate nucleus: red, in many parts"' in html
-    assert '<span class="rating red" aria-hidden="true">✕</span><span class="unseen">red</span>' in html
+    assert '<span class="rating red" aria-hidden="true">✕</span><span class="hidden">red</span>' in html
 
 
-def test_without_ratings_the_page_says_so(tmp_path):
-    page = Page(write_group_page(write_tables(tmp_path / "out", ratings=False)))
+def test_missing_ratings_are_mentioned(tmp_path):
+    page = GroupPage(write_group_page(write_tables(tmp_path / "out", ratings=False)))
     assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
-    assert "Ratings of the scans: group_stats.tsv and group_qc.tsv hold none" in page.items
+    assert "Ratings of the scans: not in group_stats.tsv and group_qc.tsv" in page.items
 
 
-def test_the_numbers_of_a_nucleus_are_those_of_the_table(plain):
-    table = Page(plain).tables["nuclei-table"]
+def test_nuclei_table_summarizes_all_scans(plain):
+    table = GroupPage(plain).tables["nuclei-table"]
     row = next(row for row in table if row[0] == "DN_R")
     # 500 510 520 500 510: mean 508, SD sqrt(280 / 4) = 8.4; 0.10 0.11 0.12 0.14 0.15: mean 0.124
     assert row[1:8] == ["6", "5", "508.0", "8.4", "500.0", "510.0", "520.0"]
     assert row[8:10] == ["5", "0.1240"]
 
 
-def test_violins_have_their_medians_in_words_and_as_a_table(plain):
-    page = Page(plain)
+def test_violins_have_medians_as_text_and_table(plain):
+    page = GroupPage(plain)
     assert page.tables["medians-volume_mm3_by-site"] == [
         ["Nucleus", "A (n 3)", "B (n 3)"],
         ["DN_L", "610.0", "710.0"],
         ["DN_R", "510.0", "505.0"],
     ]
     alts = {image["src"]: image["alt"] or "" for image in page.images}
-    said = alts["figures/group_mean_ppm_by-site.png"]
-    assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in said
+    alt = alts["figures/group_mean_ppm_by-site.png"]
+    assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in alt
     assert "figures/group_volume_mm3_by-group.png" in alts
 
 
-def test_every_picture_is_there_and_has_its_size(plain):
-    page = Page(plain)
+def test_figures_exist_with_their_size(plain):
+    page = GroupPage(plain)
     assert page.images
     for image in page.images:
         with Image.open(plain.parent / str(image["src"])) as picture:
             assert [str(length) for length in picture.size] == [image["width"], image["height"]]
 
 
-def test_pictures_of_an_earlier_page_go(out):
+def test_figures_of_earlier_page_are_removed(out):
     write_group_page(out)
     old = out / "figures" / "group_volume_mm3_by-site.png"
     assert old.exists()
@@ -154,7 +154,7 @@ def test_pictures_of_an_earlier_page_go(out):
     assert not old.exists()
 
 
-def test_maps_that_differ_in_any_entity_are_scans_of_their_own_with_links(tmp_path):
+def test_every_entity_distinguishes_scans(tmp_path):
     rows = [
         {
             "participant_id": "sub-01",
@@ -173,14 +173,14 @@ def test_maps_that_differ_in_any_entity_are_scans_of_their_own_with_links(tmp_pa
     ]
     write_table(tmp_path, "group_stats", rows)
     (tmp_path / "sub-01.html").write_text("")
-    page = Page(write_group_page(tmp_path))
-    # BIDS: run, echo, space; cohort is an entity too, but a participant's column stands behind the site
+    page = GroupPage(write_group_page(tmp_path))
+    # BIDS: run, echo, space; cohort is an entity too, but a column after site is a participant's
     names = ["sub-01_run-1", "sub-01_run-1_space-T1w", "sub-01_run-1_echo-2_space-T1w"]
     assert [row[0] for row in page.tables["scans-table"][1:]] == names
     assert [link for link in page.links if "#sub-01" in link] == [f"sub-01.html#{name}_dgm16" for name in names]
 
 
-def test_sites_of_numbers_keep_their_spelling_and_are_drawn_harmonized(tmp_path):
+def test_numeric_sites_keep_their_spelling(tmp_path):
     sites = {"sub-01": "01", "sub-02": "01", "sub-03": "1", "sub-04": "n/a"}
     keys = [
         {"participant_id": name, "session_id": "n/a", "model": "dgm16", "site": site, "abbreviation": "DN_L"}
@@ -195,7 +195,7 @@ def test_sites_of_numbers_keep_their_spelling_and_are_drawn_harmonized(tmp_path)
             for key, value in zip(keys, (0.1, 0.2, 0.4, 0.8), strict=True)
         ],
     )
-    tables = Page(write_group_page(tmp_path)).tables
+    tables = GroupPage(write_group_page(tmp_path)).tables
     # the median of 0.1 and 0.2 at 01, the one value at 1
     assert tables["medians-mean_ppm_by-site_harmonized"] == [
         ["Nucleus", "01 (n 2)", "1 (n 1)"],
@@ -203,7 +203,7 @@ def test_sites_of_numbers_keep_their_spelling_and_are_drawn_harmonized(tmp_path)
     ]
 
 
-def test_scans_without_a_site_are_not_said_to_be_of_the_one_site(tmp_path):
+def test_scans_without_site_are_counted(tmp_path):
     rows = [
         {
             "participant_id": f"sub-0{number}",
@@ -217,34 +217,34 @@ def test_scans_without_a_site_are_not_said_to_be_of_the_one_site(tmp_path):
         for number, site in enumerate(("n/a", "3T", "n/a", "n/a"))
     ]
     write_table(tmp_path, "group_stats", rows)
-    items = Page(write_group_page(tmp_path)).items
-    assert "Plots by site: 1 scan at site 3T, 3 without a site" in items
+    items = GroupPage(write_group_page(tmp_path)).items
+    assert "Plots by site: 1 scan of site 3T, 3 without a site" in items
 
 
-def test_headings_go_down_one_level_at_a_time(plain):
-    levels = Page(plain).levels
+def test_heading_levels_are_not_skipped(plain):
+    levels = GroupPage(plain).levels
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_what_is_not_there_is_said_with_its_reason(out):
+def test_omissions_are_explained(out):
     write_table(out, "group_longitudinal", [], {"NotComputed": "nobody has scans at two ages"})
-    items = Page(write_group_page(out)).items
+    items = GroupPage(write_group_page(out)).items
     assert "group_longitudinal.tsv: nobody has scans at two ages" in items
-    assert "group_ageing.tsv: not in this folder" in items
-    assert "Comparison of models: all scans were segmented by one, dgm16" in items
+    assert "group_ageing.tsv: not found" in items
+    assert "Comparison of models: all scans were segmented by dgm16" in items
 
 
-def test_warnings_are_on_the_page_up_to_a_hundred(out):
+def test_first_hundred_warnings_are_shown(out):
     html = write_group_page(out, warnings=[f"age of sub-{n} is <old>" for n in range(120)])
     text = html.read_text(encoding="utf-8")
-    assert "120 warnings of the group level" in text
+    assert "120 warnings at the group level" in text
     assert "age of sub-99 is &lt;old&gt;" in text
     assert "sub-100 is" not in text
     assert "… and 20 more" in text
 
 
-def test_study_versions_and_settings_are_named(out, tmp_path):
+def test_study_settings_and_versions_are_shown(out, tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "dataset_description.json").write_text(json.dumps({"Name": "Iron & age"}))
     described = {"DatasetLinks": {"raw": "../raw"}, "GeneratedBy": [{"Name": "bids_dgmseg", "Version": "0.0.9"}]}
@@ -256,7 +256,7 @@ def test_study_versions_and_settings_are_named(out, tmp_path):
     assert "<dt>Group column</dt><dd>diagnosis</dd>" in text
 
 
-def test_merged_outputs_are_named_by_the_datasets_of_each(tmp_path):
+def test_merged_outputs_have_names_of_their_sources(tmp_path):
     merged = tmp_path / "merged"
     for folder, described in (
         (tmp_path / "bern", {"Name": "Bern"}),
@@ -265,18 +265,18 @@ def test_merged_outputs_are_named_by_the_datasets_of_each(tmp_path):
     ):
         folder.mkdir()
         (folder / "dataset_description.json").write_text(json.dumps(described))
-    assert name_studies(merged) == ["Bern"]
+    assert find_study_names(merged) == ["Bern"]
 
 
-def test_outputs_that_name_themselves_and_each_other_end_somewhere(tmp_path):
+def test_circular_source_datasets_end(tmp_path):
     for name, links in (("bern", [".", "../graz"]), ("graz", ["../bern"])):
         (tmp_path / name).mkdir()
         sources = [{"URL": link} for link in links]
         (tmp_path / name / "dataset_description.json").write_text(json.dumps({"SourceDatasets": sources}))
-    assert name_studies(tmp_path / "bern") == ["graz"]
+    assert find_study_names(tmp_path / "bern") == ["graz"]
 
 
-def test_outliers_lead_to_their_scans_the_farthest_first(out):
+def test_outliers_link_to_scans_largest_first(out):
     rows = [
         {
             **dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
@@ -291,14 +291,14 @@ def test_outliers_lead_to_their_scans_the_farthest_first(out):
         for number, z in ((1, 4.0), (2, 1.0), (3, -6.0))
     ]
     write_table(out, "group_outliers", rows)
-    page = Page(write_group_page(out))
+    page = GroupPage(write_group_page(out))
     assert [row[0] for row in page.tables["group_outliers-table"]] == ["Scan", "sub-03_ses-1", "sub-01_ses-1"]
     assert page.links.count("sub-03.html#sub-03_ses-1_dgm16") == 2
     assert page.tables["scans-table"][2][7] == "1"  # sub-03
 
 
 def outliers(model: str, z: float | str, note: str) -> list[dict[str, object]]:
-    """Rows of group_outliers.tsv: four of a site with this z, if any, and this note, and one without a value."""
+    """Rows of group_outliers.tsv: four with this z and note, and one without a value."""
     keys = [dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", model, "A"), strict=True)) for number in range(5)]
     return [
         {
@@ -318,11 +318,9 @@ FEW = "no z: 4 values, a site needs 5"
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "reasons"),
     [
-        pytest.param(
-            outliers("dgm16", 1.0, "n/a") + outliers("other", 1.0, "n/a"), ["no value stands out"], id="compared"
-        ),
+        pytest.param(outliers("dgm16", 1.0, "n/a") + outliers("other", 1.0, "n/a"), ["no outliers"], id="compared"),
         pytest.param(
             outliers("dgm16", "n/a", FEW) + outliers("other", "n/a", FEW),
             ["no value was compared with its site (4 values, a site needs 5)"],
@@ -330,17 +328,17 @@ FEW = "no z: 4 values, a site needs 5"
         ),
         pytest.param(
             outliers("dgm16", 1.0, "n/a") + outliers("other", "n/a", FEW),
-            ["dgm16: no value stands out", "other: no value was compared with its site (4 values, a site needs 5)"],
-            id="each model for itself",
+            ["dgm16: no outliers", "other: no value was compared with its site (4 values, a site needs 5)"],
+            id="per model",
         ),
     ],
 )
-def test_values_that_nobody_compared_are_not_said_to_stand_in_line(tmp_path, rows, said):
+def test_missing_outliers_are_explained_per_model(tmp_path, rows, reasons):
     out = write_tables(tmp_path / "out", models=("dgm16", "other"))
     write_table(out, "group_outliers", rows)
     start = "group_outliers.tsv: "
-    items = [item for item in Page(write_group_page(out)).items if item.startswith(start)]
-    assert items == [start + why for why in said]
+    items = [item for item in GroupPage(write_group_page(out)).items if item.startswith(start)]
+    assert items == [start + why for why in reasons]
 
 
 KEY = {"measure": "mean_ppm", "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
@@ -348,7 +346,7 @@ SLOPES = {"exponential": -0.002, "linear": 0.002}
 
 
 def write_curves(out: Path, notes: dict[str, str], *, measures: tuple[str, ...] = ("mean_ppm",)) -> None:
-    """Write two curves of DN_L: one that falls, of the lower criterion, and one that rises, with their notes."""
+    """Write two curves of DN_L with their notes: a falling one with the lower AICc, and a rising one."""
     keys = [KEY | {"measure": measure} for measure in measures]
     write_table(
         out,
@@ -381,31 +379,31 @@ def write_curves(out: Path, notes: dict[str, str], *, measures: tuple[str, ...] 
     )
 
 
-def pictures(page: Page) -> dict[str, str]:
-    """Words of each picture by its file."""
+def figures(page: GroupPage) -> dict[str, str]:
+    """Alternative text of each figure by its file."""
     return {str(image["src"]): str(image["alt"]) for image in page.images}
 
 
-def test_the_curve_that_fits_best_is_drawn_and_told(out):
+def test_best_curve_is_drawn_and_tabulated(out):
     write_curves(out, {})
-    page = Page(write_group_page(out))
+    page = GroupPage(write_group_page(out))
     assert page.tables["group_ageing-mean_ppm"] == [
         ["Nucleus", "Curve", "n", "α"],
         ["DN_L", "exponential", "6", "1.21 × 10⁷ [−7 × 10⁷, 7 × 10⁷]"],
     ]
-    assert "From 20 to 70 years the curve falls in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
+    assert "From 20 to 70 years the curve falls in DN_L." in figures(page)["figures/group_mean_ppm_age.png"]
 
 
-def test_a_curve_whose_parameters_are_not_told_apart_has_no_limits_and_gives_way(out):
+def test_unidentified_curve_is_replaced_by_next_best(out):
     write_curves(out, {"exponential": "beta reaches 1 per year: alpha, beta, gamma are not identified"})
     html = write_group_page(out)
-    page = Page(html)
+    page = GroupPage(html)
     assert page.tables["group_ageing-mean_ppm"][1][3] == "1.21 × 10⁷ [not identified]"
-    assert "the curve rises in DN_L." in pictures(page)["figures/group_mean_ppm_age.png"]
-    assert "lowest AICc, of those whose parameters the ages tell apart;" in html.read_text(encoding="utf-8")
+    assert "the curve rises in DN_L." in figures(page)["figures/group_mean_ppm_age.png"]
+    assert "lowest AICc, of those with identifiable parameters;" in html.read_text(encoding="utf-8")
 
 
-def test_harmonized_values_are_drawn_over_age_where_there_are_any(out):
+def test_harmonized_values_are_drawn_over_age(out):
     write_curves(out, {}, measures=("mean_ppm", "mean_ppm_harmonized"))
     write_table(
         out,
@@ -421,19 +419,19 @@ def test_harmonized_values_are_drawn_over_age_where_there_are_any(out):
         ],
     )
     html = write_group_page(out)
-    drawn = [name for name in pictures(Page(html)) if "_age" in name]
+    drawn = [name for name in figures(GroupPage(html)) if "_age" in name]
     assert drawn == ["figures/group_mean_ppm_age_harmonized.png"]
     assert "Values are harmonized over sites (ComBat). Groups are pooled." in html.read_text(encoding="utf-8")
 
 
-def test_curves_that_could_not_be_fitted_say_why(out):
+def test_missing_curves_are_explained(out):
     note = "not fitted: 3 scans, the linear curve needs 6"
     write_table(out, "group_ageing", [{**KEY, "curve": "linear", "n": 3, "aicc": "n/a", "best": "false", "note": note}])
     write_table(out, "group_ageing_curves", [])
-    assert f"group_ageing_curves.tsv: no curve could be fitted ({note})" in Page(write_group_page(out)).items
+    assert f"group_ageing_curves.tsv: no curve could be fitted ({note})" in GroupPage(write_group_page(out)).items
 
 
-def test_each_models_curves_that_could_not_be_fitted_say_why(tmp_path):
+def test_missing_curves_are_explained_per_model(tmp_path):
     out = write_tables(tmp_path / "out", models=("dgm16", "other", "third"))
     notes = {
         "dgm16": "n/a",
@@ -461,13 +459,13 @@ def test_each_models_curves_that_could_not_be_fitted_say_why(tmp_path):
         "group_ageing_curves",
         [{**KEY, "curve": "linear", "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)],
     )
-    items = [item for item in Page(write_group_page(out)).items if item.startswith("group_ageing_curves.tsv: ")]
+    items = [item for item in GroupPage(write_group_page(out)).items if item.startswith("group_ageing_curves.tsv: ")]
     assert items == [
         f"group_ageing_curves.tsv: {model}: no curve could be fitted ({notes[model]})" for model in ("other", "third")
     ]
 
 
-def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
+def test_differences_have_limits_and_covariates(out):
     rows = [
         {
             "measure": measure,
@@ -493,7 +491,7 @@ def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
     ]
     write_table(out, "group_differences", rows, {"AncovaCovariates": ["age", "sex", "education"]})
     html = write_group_page(out)
-    tables = Page(html).tables
+    tables = GroupPage(html).tables
     assert tables["group_differences-mean_ppm"] == [
         [
             "Nucleus",
@@ -501,21 +499,21 @@ def test_differences_stand_by_measure_with_limits_and_what_is_held_equal(out):
             "Difference",
             "Hedges' g",
             "q (t)",
-            "At equal age, sex and education",
-            "Mean reference",
-            "n reference",
-            "n group",
+            "Adjusted for age, sex and education",
+            "Reference mean",
+            "Reference n",
+            "Group n",
         ],
         ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012", "0.050", "3", "3"],
     ]
     assert tables["group_differences-volume_mm3"][1][2] == "8.2 [−16.5, 33.0]"
     text = html.read_text(encoding="utf-8")
-    assert "Differences between groups, each minus HC: mean susceptibility (ppm)<" in text
+    assert "Differences between groups, relative to HC: mean susceptibility (ppm)<" in text
     assert text.index("figures/group_mean_ppm_by-group.png") < text.index("group_differences-mean_ppm")
 
 
-def test_points_are_said_to_be_left_out_only_where_they_are(tmp_path):
-    for n, is_said in ((150, False), (151, True)):
+def test_thinned_points_are_mentioned(tmp_path):
+    for n, is_mentioned in ((150, False), (151, True)):
         rows = [
             {
                 "participant_id": f"sub-{number:03}",
@@ -529,17 +527,19 @@ def test_points_are_said_to_be_left_out_only_where_they_are(tmp_path):
             for number in range(n)
         ]
         write_table(tmp_path, "group_stats", rows)
-        assert ("Of more than 150 scans" in write_group_page(tmp_path).read_text(encoding="utf-8")) == is_said
+        assert (
+            "At most 150 points are drawn" in write_group_page(tmp_path).read_text(encoding="utf-8")
+        ) == is_mentioned
 
 
-def test_models_on_the_same_scans_are_compared(tmp_path):
-    page = Page(write_group_page(write_tables(tmp_path / "out", models=("dgm16", "other"))))
+def test_models_with_shared_scans_are_compared(tmp_path):
+    page = GroupPage(write_group_page(write_tables(tmp_path / "out", models=("dgm16", "other"))))
     table = page.tables["agreement-volume_mm3-dgm16-other"]
     assert table[1][:3] == ["DN_L", "6", "0"]  # both models have the same values: no bias
     assert any(image["src"] == "figures/group_volume_mm3_dgm16_other.png" for image in page.images)
 
 
-def test_models_that_share_too_few_scans_are_said_not_to_be_compared(tmp_path):
+def test_models_with_few_shared_scans_are_mentioned(tmp_path):
     rows = [
         {
             **dict(zip(KEYS, (f"sub-0{number}", "n/a", "n/a", "n/a", model, "A"), strict=True)),
@@ -551,20 +551,20 @@ def test_models_that_share_too_few_scans_are_said_not_to_be_compared(tmp_path):
         for number in numbers
     ]
     write_table(tmp_path, "group_stats", rows)
-    page = Page(write_group_page(tmp_path))
-    assert "Comparison of models: dgm16 and other share the values of 2 scans, 3 are needed" in page.items
+    page = GroupPage(write_group_page(tmp_path))
+    assert "Comparison of models: dgm16 and other have 2 scans in common, 3 are needed" in page.items
     assert "#models" not in page.links
 
 
-def test_of_many_models_some_pairs_are_compared_and_the_others_told_of(tmp_path):
-    page = Page(write_group_page(write_tables(tmp_path / "out", models=("a", "b", "c", "d"))))
-    assert "Comparison of models: the first 3 of 6 pairs of models are compared" in page.items
+def test_only_first_pairs_of_models_are_compared(tmp_path):
+    page = GroupPage(write_group_page(write_tables(tmp_path / "out", models=("a", "b", "c", "d"))))
+    assert "Comparison of models: only the first 3 of 6 pairs of models are compared" in page.items
 
 
 def test_reconstructions_are_never_pooled(tmp_path):
     out = write_tables(tmp_path / "out", descriptions=("rts", "tkd"))
     html = write_group_page(out)
-    page = Page(html)
+    page = GroupPage(html)
     assert [row[:3] for row in page.tables["nuclei-table"]][1:] == [
         [f"DN_{side}", f"dgm16 desc-{description}", "6"] for description in ("rts", "tkd") for side in "LR"
     ]
@@ -573,14 +573,14 @@ def test_reconstructions_are_never_pooled(tmp_path):
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_long_tables_are_cut_and_lead_to_the_file(out, monkeypatch):
-    monkeypatch.setattr(group_scans, "N_SCANS", 2)
+def test_long_tables_are_cut_and_link_to_file(out, monkeypatch):
+    monkeypatch.setattr(group_tables, "MAX_SCANS", 2)
     page = write_group_page(out)
-    assert len(Page(page).tables["scans-table"]) == 1 + 2
+    assert len(GroupPage(page).tables["scans-table"]) == 1 + 2
     assert '2 of 6 rows, all are in <a href="group_qc.tsv">' in page.read_text(encoding="utf-8")
 
 
-def test_asymmetry_is_told_by_its_median(out):
+def test_asymmetry_figure_states_median(out):
     rows = [
         {
             **dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)),
@@ -593,10 +593,10 @@ def test_asymmetry_is_told_by_its_median(out):
         for scan, index in zip(SCANS, (0.1, 0.2, 0.3, 0.4, 0.5, "n/a"), strict=True)
     ]
     write_table(out, "group_asymmetry", rows)
-    alts = [image["alt"] for image in Page(write_group_page(out)).images]
+    alts = [image["alt"] for image in GroupPage(write_group_page(out)).images]
     assert any("Median asymmetry of volume: DN 0.3." in str(alt) for alt in alts)
 
 
-def test_no_table_no_page(tmp_path):
-    with pytest.raises(InputError, match=r"no group_stats.tsv; run the group level first"):
+def test_page_needs_group_stats(tmp_path):
+    with pytest.raises(InputError, match=r"group_stats.tsv not found; run the group level first"):
         write_group_page(tmp_path)

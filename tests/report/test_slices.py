@@ -5,7 +5,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.slices import PLANES, VIEWS, Cut, choose_cut, choose_slices, say_place
+from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, format_position
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 HEAD = Box((-75, -105, -65), (75, 75, 75))
@@ -22,19 +22,19 @@ def phantom_on_grid(request):
 @pytest.mark.parametrize("plane", PLANES)
 def test_every_nucleus_is_shown_at_least_twice(phantom_on_grid, plane):
     chi, dseg = phantom_on_grid
-    cut = choose_cut(chi, dseg, view=VIEWS[plane], structures=STRUCTURES)
-    drawn = np.take(dseg.array, cut.slices, axis=VIEWS[plane].axis)
+    cut = choose_mosaic(chi, dseg, layout=LAYOUTS[plane], structures=STRUCTURES)
+    drawn = np.take(dseg.array, cut.slices, axis=LAYOUTS[plane].axis)
     for structure in STRUCTURES:
-        slices = (np.moveaxis(drawn == structure.index, VIEWS[plane].axis, 0)).any(axis=(1, 2)).sum()
-        there = (np.moveaxis(dseg.array == structure.index, VIEWS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        slices = (np.moveaxis(drawn == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        there = (np.moveaxis(dseg.array == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
         assert slices >= min(2, there), structure.abbreviation
 
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_no_nucleus_is_cut_off(phantom_on_grid, plane):
     chi, dseg = phantom_on_grid
-    view = VIEWS[plane]
-    cut = choose_cut(chi, dseg, view=view, structures=STRUCTURES)
+    view = LAYOUTS[plane]
+    cut = choose_mosaic(chi, dseg, layout=view, structures=STRUCTURES)
     kept = [slice(None)] * 3
     kept[view.across], kept[view.up] = cut.across, cut.up
     assert np.count_nonzero(dseg.array[tuple(kept)]) == np.count_nonzero(dseg.array)
@@ -53,7 +53,7 @@ def test_a_nucleus_that_was_not_found_is_looked_for_where_the_others_tell(phanto
     chi, dseg = phantom_on_grid
     dentates = [STRUCTURES.named(f"DN_{side}") for side in "LR"]
     cut_off = dseg.with_array(np.where(np.isin(dseg.array, [nucleus.index for nucleus in dentates]), 0, dseg.array))
-    cut = choose_cut(chi, cut_off, view=VIEWS["axial"], structures=STRUCTURES)
+    cut = choose_mosaic(chi, cut_off, layout=LAYOUTS["axial"], structures=STRUCTURES)
     shown_mm = chi.affine[2, 2] * np.array(cut.slices) + chi.affine[2, 3]
     mni_mm = np.array([nucleus.mni_mm[2] for nucleus in dentates])
     assert (np.abs(shown_mm - mni_mm.mean()) < 8).any()
@@ -77,8 +77,8 @@ def test_slices_have_names_of_their_own(step_mm, tilt_deg, names):
     affine[1:3, 1:3] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ affine[1:3, 1:3]
     affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
     volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
-    cut = Cut((0, 1, 2), slice(0, 3), slice(0, 3))
-    assert [say_place(volume, position, cut=cut, view=VIEWS["axial"]) for position in cut.slices] == names
+    cut = MosaicSlices((0, 1, 2), slice(0, 3), slice(0, 3))
+    assert [format_position(volume, position, mosaic=cut, layout=LAYOUTS["axial"]) for position in cut.slices] == names
 
 
 def test_surroundings_of_a_missing_nucleus_are_shown():
@@ -87,8 +87,8 @@ def test_surroundings_of_a_missing_nucleus_are_shown():
     dseg = np.zeros(shape, np.uint8)
     dseg[60, 60, 60] = STRUCTURES.named("RN_L").index
     red, dentate = STRUCTURES.named("RN_L"), STRUCTURES.named("DN_L")
-    near = choose_cut(chi, Volume(dseg, affine), view=VIEWS["axial"], structures=[red])
-    wide = choose_cut(chi, Volume(dseg, affine), view=VIEWS["axial"], structures=[red, dentate])
+    near = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red])
+    wide = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red, dentate])
     assert (near.up, near.slices) == (slice(48, 73), (60,))  # 12 mm on both sides
     assert wide.up == slice(15, 106)  # 45 mm
     assert min(wide.slices) < 25

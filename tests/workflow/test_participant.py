@@ -225,7 +225,7 @@ def test_unwritable_page_exits_with_1(bids_dataset, run, monkeypatch, capsys, tm
     def crash(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("bids_dgmseg.report.page.write_page", crash)
+    monkeypatch.setattr("bids_dgmseg.report.participant.write_participant_page", crash)
     assert run(bids_dataset("sub-01")) == 1
     assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
     assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))

@@ -1,0 +1,145 @@
+"""Colours, fonts and axes that all plots share, and their PNG files."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from bids_dgmseg.models.structures import STRUCTURES
+
+DPI = 140
+
+WIDTH_IN = 11.0
+
+INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
+
+TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
+"""The font comes with matplotlib; "$" in a name does not start a formula."""
+
+_COLOURS = {structure.abbreviation: structure.color for structure in STRUCTURES}
+
+_MAX_HORIZONTAL = 60
+"""Characters of all labels together that fit side by side below a panel."""
+
+_MAX_ROTATED = 22
+"""Characters of one rotated label."""
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_WORD_END = re.compile(r"[\s_/.,:;-]")
+
+
+def colour_of(abbreviation: str) -> str:
+    """Return the colour of a nucleus in structures.tsv; grey for unknown names."""
+    return _COLOURS.get(abbreviation, "#888888")
+
+
+def jitter(n: int) -> NDArray[np.float64]:
+    """Compute n offsets from -0.5 to 0.5 that keep points apart, always the same (golden ratio)."""
+    return np.arange(n, dtype=np.float64) * 0.6180339887 % 1 - 0.5
+
+
+def style_axes(axes: Axes, *, fontsize: float = 7.5) -> None:
+    """Reduce the frame to two spines and add horizontal grid lines."""
+    axes.tick_params(labelsize=fontsize, colors=SOFT, length=2.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.grid(axis="y", color="#e8ecf0", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure; the same figure gives the same bytes. Characters that the font lacks are drawn as boxes."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class TickLabels:
+    """Labels of sites or groups below a panel."""
+
+    texts: tuple[str, ...]
+    rotated: bool
+    """Whether they are too long to stand side by side."""
+    key: str
+    """What shortened labels stand for, such as ``1: Bern, Prisma; 2: Bern, Skyra``; empty if nothing was shortened."""
+
+
+def shorten_labels(names: Sequence[str]) -> TickLabels:
+    r"""Shorten different names so that they fit below a panel and stay different.
+
+    First the start and end that all names share are removed, then the middle of long names; if two names would then be
+    alike, all are replaced by numbers. Control characters are written as ``\x00``.
+
+    Examples
+    --------
+    >>> shorten_labels(["Site A", "Site B"]).texts
+    ('Site A', 'Site B')
+    >>> shorten_labels([f"University Hospital {city}" for city in ("Bern", "Graz", "Vaud")]).texts
+    ('Bern', 'Graz', 'Vaud')
+    """
+    names = [_CONTROL_CHARACTER.sub(lambda match: f"\\x{ord(match[0]):02x}", name) for name in names]
+    max_horizontal = max(4, _MAX_HORIZONTAL // max(len(names), 1))
+    if max(map(len, names), default=0) <= max_horizontal:
+        return TickLabels(tuple(names), rotated=False, key="")
+    start = _common_start(names)
+    rest = [name[start:] for name in names]
+    end = _common_start([name[::-1] for name in rest])
+    bare = [name[: len(name) - end] for name in rest]
+    rotated = max(map(len, bare)) > max_horizontal
+    texts = [_elide(name, _MAX_ROTATED) for name in bare] if rotated else bare
+    if len(set(texts)) < len(texts):
+        texts, rotated = [str(number) for number in range(1, len(names) + 1)], False
+    if texts == bare:
+        common = [f"“{part.strip()}”" for part in (names[0][:start], rest[0][len(bare[0]) :]) if part.strip()]
+        return TickLabels(tuple(texts), rotated, f"Names without {' and '.join(common)}" if common else "")
+    pairs = [f"{text}: {name}" for text, name in zip(texts, names, strict=True) if text != name]
+    return TickLabels(tuple(texts), rotated, "; ".join(pairs))
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sort names by their text and by the numbers in it.
+
+    >>> natural_order(["Site 10", "Site 9", "2", "10"])
+    ['2', '10', 'Site 9', 'Site 10']
+    """
+    return sorted(
+        names,
+        key=lambda name: [
+            (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.findall(r"\d+|\D+", name)
+        ],
+    )
+
+
+def _common_start(names: Sequence[str]) -> int:
+    """Count the characters that all names start with, up to the end of a word and leaving no name empty."""
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = "".join(letters[0] for letters in shared)
+    ends = [match.end() for match in _WORD_END.finditer(common) if match.end() < min(map(len, names))]
+    return ends[-1] if ends and len(names) > 1 else 0
+
+
+def _elide(name: str, longest: int) -> str:
+    """Replace the middle of a long name.
+
+    >>> _elide("abcdefgh", 5)
+    'ab…gh'
+    """
+    if len(name) <= longest:
+        return name
+    end = (longest - 1) // 2
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"

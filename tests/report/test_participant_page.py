@@ -1,0 +1,295 @@
+"""The page of a participant, read as text and in a real browser."""
+
+import re
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.participant import write_participant_page
+from tests.report.conftest import LOST, ROW, Page
+from tests.report.devtools import open_tab
+
+
+def write(out, participant="01", **options):
+    return Page(write_participant_page(Path(out), participant, **options))
+
+
+def test_links_and_figures_resolve(add_scan):
+    add_scan("sub-01_ses-1_run-1")
+    out = add_scan("sub-01_ses-2_run-1")
+    page = write(out)
+    links = [*(tag["href"] for tag in page.all("a")), *(tag["src"] for tag in page.all("img"))]
+    identifiers = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(page.all("img")) == 6
+    assert len(identifiers) == len(set(identifiers))
+    for target in links:
+        if target.startswith("#"):
+            assert target[1:] in identifiers
+        elif not target.startswith("https://"):  # a reference
+            assert (out / unquote(target)).is_file()
+
+
+def test_page_needs_no_network_or_script(add_scan):
+    source = write(add_scan()).source
+    assert "<script" not in source
+    assert not re.search(r"(src=|url\(|@import|<link)[\"' ]*(https?:)?//", source)
+
+
+def test_page_is_accessible(add_scan):
+    page = write(add_scan())
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(tag["alt"] for tag in page.all("img"))
+    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert all(tag["scope"] in ("col", "row", "colgroup") for tag in page.all("th"))
+    assert page.all("a")[0]["href"] == "#content"
+
+
+def test_names_and_warnings_are_escaped(add_scan):
+    rows = [{**ROW, "name": "<b>bold</b> & co"}]
+    out = add_scan(rows=rows, warnings=["<script>alert('x')</script>"], settings={"<i>": "\"'><img src=x>"})
+    page = write(out, failures=["sub-01_run-2: <u>broken</u>"])
+    assert not {"script", "b", "i", "u"} & {tag for tag, _ in page.tags}
+    assert len(page.all("img")) == 3
+    assert "<script>alert('x')</script>" in page.text
+    assert "<b>bold</b> & co" in page.text
+
+
+def test_numbers_are_rounded_with_full_tooltip(add_scan):
+    page = write(add_scan())
+    cells = {tag["title"] for tag in page.all("td") if "title" in tag}
+    assert {"0.110499", "651.26", "n/a"} <= cells
+    assert "80 640.0 651.3 0.110 0.000 0.96" in page.text  # a mean of −0.0004 ppm is not written −0.000
+
+
+def test_missing_nucleus_is_named(add_scan):
+    page = write(add_scan())
+    assert "1 of 2 nuclei found" in page.text
+    assert "right dentate nucleus DN_R not found 0 n/a n/a n/a n/a n/a" in page.text
+    assert "Not found: DN_R" in page.text
+
+
+def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):
+    page = write(add_scan(rows=[ROW, {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}]))
+    assert "2 of 2 nuclei found" in page.text
+    assert "right dentate nucleus DN_R smaller than a voxel 0 0.0 12.5" in page.text
+    assert "Found, but smaller than a voxel: DN_R" in page.text
+    assert "not found" not in page.text.partition("How to read this page")[2].partition("How to read")[0]
+    assert "with the outlines of 1 of 2 nuclei" in page.all("img")[0]["alt"]
+
+
+def test_results_of_earlier_run_are_marked(add_scan):
+    for session in ("1", "2"):
+        out = add_scan(f"sub-01_ses-{session}")
+    add_scan("sub-01_ses-2", model="other")
+    page = write(out, failures=["sub-01_ses-2: is 4D"], outdated=[("sub-01_ses-2", "dgm16")])
+    assert page.text.count("Results of an earlier run. The last run of this scan failed (why)") == 1
+    section = page.source.partition('<section id="sub-01_ses-2_dgm16"')[2].partition("</section>")[0]
+    assert "Results of an earlier run." in section
+    assert "ses-2 from an earlier run dgm16" in page.text  # in the summary
+    assert page.text.count("from an earlier run") == 1
+
+
+@pytest.mark.parametrize(("n", "text"), [(1, "(3 and 1 mask)"), (2, "(3 and 2 masks)"), (0, "(3)")])
+def test_files_are_listed_and_masks_counted(add_scan, n, text):
+    masks = [f"sub-01_label-{label}_desc-dgm16_mask.nii.gz" for label in ("DNleft", "brain")[:n]]
+    page = write(add_scan(others=masks))
+    assert f"Files of this scan {text}" in page.text
+    assert "sub-01_seg-dgm16_stats.tsv" in page.text
+    assert "_mask" not in page.text
+
+
+def test_warnings_come_before_figures(add_scan):
+    page = write(add_scan(warnings=["sub-01: DN_R lies outside the field of view"]))
+    assert page.source.index("lies outside the field of view") < page.source.index("<figure")
+    assert "1 warning" in page.text
+
+
+def test_input_settings_and_versions_are_shown(add_scan):
+    reference = {"region": "csf", "source": "mask x", "mean_ppm": 0.0123, "std_ppm": 0.02, "n_voxels": 812}
+    text = write(add_scan(reference=reference, noise_sd_ppm=0.0051, streaking_index="n/a")).text
+    for fact in (
+        "ppb (from the magnitude of the values)",
+        "whole-brain",
+        "1 × 1 × 3 mm",
+        "48 × 48 × 5",
+        "LPS",
+        "Replaced voxels12",
+        "x −50 to 50, y −80 to 40, z −60 to 50 mm",
+        "torch2.6.0",
+        "weightsshipped with the program",
+        "Regioncsf",
+        "Sourcemask x",
+        "Mean0.0123 ppm",
+        "Voxels812",
+        "Noise SD0.0051 ppm",
+        "Streaking indexn/a",
+    ):
+        assert fact in text
+
+
+def test_reconstruction_is_shown(add_scan):
+    record = {"EchoTime": [0.004, 0.0125], "MagneticFieldStrength": 3.0, "PhaseSign": -1, "PhaseSignFrom": "the map"}
+    text = write(add_scan(reconstruction=record)).text
+    for fact in ("Echo times4, 12.5 ms", "Main field3 T", "Phasedecreases with the field (from the map)"):
+        assert fact in text
+
+
+def test_sessions_and_models_come_in_order(add_scan):
+    for session in (10, 2, 1):
+        out = add_scan(f"sub-01_ses-{session}")
+    add_scan("sub-01_ses-2", model="other")
+    page = write(out)
+    links = [tag["href"] for tag in page.all("a")][2:6]
+    assert links == [f"#sub-01_ses-{scan}" for scan in ("1_dgm16", "2_dgm16", "2_other", "10_dgm16")]
+    assert "3 scans in 3 sessions, segmented by dgm16, other" in page.text
+
+
+def test_only_selected_models_are_shown(add_scan):
+    add_scan(model="other")
+    assert "1 scan, segmented by dgm16" in write(add_scan(), models=["dgm16"]).text
+
+
+def test_similar_participant_labels_are_kept_apart(add_scan):
+    add_scan("sub-010")
+    assert "sub-010" not in write(add_scan("sub-01")).source
+
+
+def test_scan_with_own_desc_has_figures(add_scan):
+    assert len(write(add_scan("sub-01_desc-total")).all("img")) == 3
+
+
+def test_missing_figures_are_mentioned(add_scan):
+    out = add_scan()
+    for path in (out / "figures").iterdir():
+        path.unlink()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_qc.json").unlink()
+    text = write(out).text
+    assert "No figures of this scan" in text
+    assert "left dentate nucleus" in text
+
+
+def test_half_written_results_are_not_shown(add_scan):
+    out = add_scan()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()  # written last
+    assert "There are no results for sub-01" in write(out).text
+
+
+def test_failed_scans_are_listed_first(tmp_path):
+    text = write(tmp_path, "07", failures=["sub-07_run-2: is 4D"]).text
+    assert "1 scan failed sub-07_run-2: is 4D" in text
+    assert "There are no results for sub-07" in text
+
+
+def test_rewriting_gives_same_bytes(add_scan):
+    out = add_scan()
+    first = write_participant_page(out, "01").read_bytes()
+    assert write_participant_page(out, "01").read_bytes() == first
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sub-01/anat/sub-01_seg-dgm16_qc.json", "{", r"sub-01_seg-dgm16_qc.json: .*JSON \(line 1, column 2\)"),
+        ("sub-01/anat/sub-01_seg-dgm16_stats.tsv", "a\tb\n", r"_stats.tsv: column abbreviation not found; delete"),
+        ("figures/sub-01_seg-dgm16_desc-axial_dseg.png", "", r"sub-01_seg-dgm16_desc-axial_dseg.png: not a PNG file"),
+    ],
+)
+def test_damaged_file_is_named(add_scan, name, content, message):
+    out = add_scan()
+    (out / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        write_participant_page(out, "01")
+
+
+def test_ratings_are_words_with_reasons(add_scan):
+    rows = [
+        {**ROW, "rating": "amber", "reasons": "its volume is unusual (5 SD, beyond ±4)"},
+        {**ROW, "abbreviation": "DN_R", "name": "right dentate nucleus", "rating": "green", "reasons": ""},
+        {**ROW, "abbreviation": "RN_L", "name": "left red nucleus", "rating": "red", "reasons": "not found <0>"},
+    ]
+    page = write(add_scan(rows=rows, rating="amber", reasons=["noisy map (0.04 ppm, above 0.03)"]))
+    assert "Scan ! amber noisy map (0.04 ppm, above 0.03); nuclei: 1 red, 1 amber" in page.text
+    assert "left dentate nucleus DN_L ! amber 80" in page.text  # the word stands in the cell, not only the colour
+    assert "right dentate nucleus DN_R ✓ green 80" in page.text
+    reasons = page.text.partition("Reasons for amber and red ratings")[2]
+    assert reasons.startswith(
+        " ✕ red left red nucleus: not found <0> ! amber left dentate nucleus: its volume is unusual"
+    )
+    assert {"rating amber", "rating green", "rating red"} <= {tag.get("class") for tag in page.all("span")}
+
+
+def test_quality_measures_have_their_own_table(add_scan):
+    page = write(add_scan(rows=[{**ROW, "mean_entropy_bits": "0.2514", "edge_distance_mm": "n/a"}]))
+    assert "entropy (bit) to the edge (mm) left dentate nucleus DN_L 0.25 n/a" in page.text
+    assert len(page.all("caption")) == len(page.all("table")) == 3
+
+
+COUNT = """<script>
+addEventListener("load", () => {
+  const images = [...document.images];
+  const loaded = images.filter(image => image.naturalWidth > 1 && image.getBoundingClientRect().width > 300);
+  document.title = `${loaded.length} of ${images.length} loaded, ${
+    document.documentElement.scrollWidth > innerWidth ? "too wide" : "fits"}`;
+});
+</script>"""
+
+WIDTHS = pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
+
+
+@pytest.fixture
+def drawn_page(add_scan) -> Path:
+    """A page with real mosaics."""
+    out = Path(add_scan("sub-01_ses-1"))
+    dseg = np.zeros((40, 40, 40), np.uint8)
+    dseg[10:16, 18:24, 18:24], dseg[24:30, 18:24, 18:24] = 1, 2
+    chi = Volume(np.where(dseg > 0, 0.12, 0.01).astype(np.float32), np.eye(4))
+    for figure in (out / "figures").iterdir():
+        plane = figure.name.split("_desc-")[1].split("_")[0]
+        draw_mosaic(chi, Volume(dseg, np.eye(4)), figure, plane=plane, structures=STRUCTURES[:2])  # type: ignore[arg-type]
+    return write_participant_page(out, "01")
+
+
+def run_browser(browser: str, profile: Path, *arguments: str) -> str:
+    options = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars".split()
+    command = [browser, *options, f"--user-data-dir={profile}", "--virtual-time-budget=10000", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@WIDTHS
+def test_figures_load_and_page_fits(browser, drawn_page, tmp_path, width):
+    # In a copy, because the page itself has no script and loads figures only when they are near.
+    source = drawn_page.read_text(encoding="utf-8").replace('loading="lazy"', "").replace("</body>", COUNT + "</body>")
+    copy = drawn_page.with_name("counted.html")
+    copy.write_text(source, encoding="utf-8")
+    dom = run_browser(browser, tmp_path / "profile", f"--window-size={width},900", "--dump-dom", copy.as_uri())
+    assert "<title>3 of 3 loaded, fits</title>" in dom
+
+
+@WIDTHS
+def test_long_values_wrap_at_words(browser, add_scan, tmp_path, width):
+    reference = {"region": "csf", "source": "lateral ventricles labelled by dgm16, eroded by 1.5 mm", "mean_ppm": 0.02}
+    settings = {"a setting with a name that is rather long": "and a value of some length"}
+    page = write_participant_page(Path(add_scan(reference=reference, settings=settings)), "01")
+    with open_tab(browser, tmp_path / "profile", width=width) as tab:
+        tab.open(page.as_uri())
+        widths = tab.run("[...document.querySelectorAll('dd')].map(value => value.clientWidth)")
+    assert min(widths) >= 96  # 6 rem; longer words are rare
+
+
+def test_screenshot_shows_outlines(browser, drawn_page, tmp_path):
+    shot = tmp_path / "page.png"
+    run_browser(browser, tmp_path / "profile", "--window-size=1280,3000", f"--screenshot={shot}", drawn_page.as_uri())
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape[1] == 1280
+    for structure in STRUCTURES[:2]:
+        near = np.abs(pixels - ImageColor.getrgb(structure.color)).max(axis=-1) < 40
+        assert near.sum() > 200, structure.abbreviation

@@ -1,0 +1,154 @@
+"""Labels, violins, asymmetry and learning curves, read from the figure before it becomes a PNG."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde
+
+from bids_dgmseg.report import group_plots, learning_curve
+from bids_dgmseg.report.learning_curve import write_learning_curve
+from bids_dgmseg.report.style import natural_order, shorten_labels
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "key"),
+    [
+        pytest.param(["HC", "MS"], ("HC", "MS"), "", id="short names stay"),
+        pytest.param(
+            [f"Site {number}" for number in range(10, 22)],
+            tuple(map(str, range(10, 22))),
+            "Names without “Site”",
+            id="common start of twelve sites",
+        ),
+        pytest.param(
+            ["Centre of Bern, its Skyra 3T scanner", "Centre of Graz, its Prisma 3T scanner"],
+            ("Bern, its Skyra", "Graz, its Prisma"),
+            "Names without “Centre of” and “3T scanner”",
+            id="common start and end",
+        ),
+        pytest.param(
+            [f"{city} imaging centre, {scanner}" for city in ("Bern", "Graz") for scanner in ("Skyra", "Prisma")],
+            ("Bern imagin…tre, Skyra", "Bern imagin…re, Prisma", "Graz imagin…tre, Skyra", "Graz imagin…re, Prisma"),
+            "Bern imagin…tre, Skyra: Bern imaging centre, Skyra; Bern imagin…re, Prisma: Bern imaging centre, "
+            "Prisma; Graz imagin…tre, Skyra: Graz imaging centre, Skyra; Graz imagin…re, Prisma: Graz imaging "
+            "centre, Prisma",
+            id="middle removed",
+        ),
+        pytest.param(
+            [f"{letter}{'x' * 40}{number}{'y' * 40}" for letter in "ab" for number in "12"],
+            ("1", "2", "3", "4"),
+            "; ".join(
+                f"{label}: {letter}{'x' * 40}{number}{'y' * 40}"
+                for label, (letter, number) in enumerate((("a", 1), ("a", 2), ("b", 1), ("b", 2)), start=1)
+            ),
+            id="numbers if only the middle differs",
+        ),
+        pytest.param(["A\0B", "A\x85B", "C"], ("A\\x00B", "A\\x85B", "C"), "", id="control characters"),
+    ],
+)
+def test_shortened_labels_stay_different(names, texts, key):
+    labels = shorten_labels(names)
+    assert (labels.texts, labels.key) == (texts, key)
+    assert len(set(labels.texts)) == len(names)
+
+
+def test_sites_are_sorted_by_number():
+    assert natural_order(["Site 10", "Site 9", "10", "2", "01"]) == ["01", "2", "10", "Site 9", "Site 10"]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """Figures that were drawn."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure) -> bytes:
+        figures.append(figure)
+        return b""
+
+    for module in (group_plots, learning_curve):
+        monkeypatch.setattr(module, "to_png", keep)
+    return figures
+
+
+def test_tick_labels_of_many_sites_are_unique(drawn):
+    levels = [f"University Hospital of Town {number:02}, scanner A" for number in range(12)]
+    values = pd.DataFrame({"scan": levels, "nucleus": "DN", "side": "L", "site": levels, "mean_ppm": range(12)})
+    group_plots.draw_violins(values, measure="mean_ppm", levels=levels, factor="site")
+    labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
+    assert labels == [f"{number:02}\nn 1" for number in range(12)]
+
+
+@pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
+def test_characters_missing_in_font_give_no_warning(level):
+    values = pd.DataFrame({"scan": ["x"], "nucleus": "DN", "side": "L", "group": [level], "mean_ppm": [0.1]})
+    assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").startswith(b"\x89PNG")
+
+
+def test_violin_is_density_of_all_values(drawn, monkeypatch):
+    sizes = []
+
+    def count(values):
+        sizes.append(len(values))
+        return gaussian_kde(values)
+
+    monkeypatch.setattr(group_plots, "gaussian_kde", count)
+    n = 2 * group_plots.MAX_POINTS
+    values = pd.DataFrame({"scan": range(n), "nucleus": "DN", "side": "L", "mean_ppm": range(n), "scans": "all"})
+    group_plots.draw_violins(values, measure="mean_ppm", levels=["all"], factor="scans")
+    assert sizes == [n]
+
+
+@pytest.mark.parametrize("asymmetry", [0.3, -0.3], ids=["left larger", "right larger"])
+def test_zero_line_does_not_cross_labels(drawn, asymmetry):
+    values = pd.DataFrame({"nucleus": "DN", "measure": "mean_ppm", "asymmetry": [asymmetry, 1.2 * asymmetry]})
+    group_plots.draw_asymmetry(values, measures=["mean_ppm"])
+    low, high = drawn[0].axes[0].get_ylim()
+    label = 0.02 + 9 / 72 / (3.2 * 0.8)  # share of the height: 9 points, 2 % from the end, in 80 % of 3.2 inches
+    assert label < -low / (high - low) < 1 - label
+
+
+HEADER = "step\tseconds\tloss\tDN_L\tDN_R\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "segmenter_curve.tsv"
+    path.write_text(HEADER + "50\t9\t2.0\t0.25\tnan\n100\t18\t1.5\t0.5\t0.75\n")
+    return path
+
+
+def test_learning_curve_is_written_beside_table(table):
+    png = write_learning_curve(table)
+    assert png is not None
+    assert png == table.with_name("segmenter_curve.png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in table.parent.iterdir()) == ["segmenter_curve.png", "segmenter_curve.tsv"]
+
+
+def test_learning_curve_shows_columns_over_steps(table, drawn):
+    write_learning_curve(table)
+    left, right = drawn[0].axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in (*left.lines, *right.lines)}
+    assert lines["training"] == [[50, 2.0], [100, 1.5]]
+    assert lines["DN_L"] == [[50, 0.25], [100, 0.5]]
+    assert lines["DN_R"][1] == [100, 0.75]
+    assert math.isnan(lines["DN_R"][0][1])  # a nucleus that no map showed
+    assert left.get_xlabel() == "step"
+
+
+def test_learning_curve_has_dots_for_fixed_maps(table, drawn):
+    table.with_name("segmenter_validation.tsv").write_text("step\tDN_L\tDN_R\n60\t0.4\t0.5\n100\t0.6\t0.7\n")
+    write_learning_curve(table)
+    _, right = drawn[0].axes
+    dots = [np.asarray(line.get_xydata()).tolist() for line in right.lines if line.get_marker() == "o"]
+    assert dots == [[[60, 0.4], [100, 0.6]], [[60, 0.5], [100, 0.7]]]
+    assert right.get_ylabel().endswith("(dots: fixed maps)")
+
+
+def test_learning_curve_without_rows_is_not_drawn(tmp_path):
+    (tmp_path / "segmenter_curve.tsv").write_text(HEADER)
+    assert write_learning_curve(tmp_path / "segmenter_curve.tsv") is None
+    assert not (tmp_path / "segmenter_curve.png").exists()
