@@ -19,7 +19,7 @@ import pandas as pd
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
-from bids_dgmseg.stats.ageing import fit_ageing
+from bids_dgmseg.stats.ageing import fit_age_curves
 from bids_dgmseg.stats.combat import harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups, hedges_g
 from bids_dgmseg.stats.longitudinal import change_per_year
@@ -148,7 +148,7 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     people = people.loc[wide.index]
     options = GroupOptions(reference="HC")
     statistics: dict[str, Callable[[], object]] = {
-        "fit_ageing": lambda: fit_ageing(table),
+        "fit_age_curves": lambda: fit_age_curves(table),
         "adjust_for_size": lambda: adjust_for_size(table, controls=table["group"] == "HC"),
         "harmonize": lambda: harmonize(wide, site=people["site"], covariates=people[["age", "sex", "group"]]),
         "compare_groups": lambda: compare_groups(table, options=options),

@@ -23,36 +23,23 @@ _MAX_STEPS = 1000
 
 @dataclass(frozen=True)
 class Harmonized:
-    """Raw and harmonized measures, and the site effects removed."""
+    """Harmonized measures and the site effects removed."""
 
-    raw: pd.DataFrame
     values: pd.DataFrame
-    """As `raw`; NaN if the raw value, the site or a covariate is missing, or as noted in `sites`."""
+    """NaN if the raw value, the site or a covariate is missing, or as noted in `sites`."""
     sites: pd.DataFrame
     """One row per site and nucleus: the estimated site effects."""
     variance: pd.DataFrame
     """One row per nucleus: variance between sites before and after."""
 
-    def long(self) -> pd.DataFrame:
-        """Return both values in long format: ``scan`` (index of the row), ``nucleus``, ``raw``, ``harmonized``."""
-        n_scans, n_nuclei = self.raw.shape
-        return pd.DataFrame(
-            {
-                "scan": np.repeat(self.raw.index.to_numpy(), n_nuclei),
-                "nucleus": np.tile(self.raw.columns.to_numpy(), n_scans),
-                "raw": self.raw.to_numpy(np.float64).ravel(),
-                "harmonized": self.values.to_numpy(np.float64).ravel(),
-            }
-        )
-
 
 @dataclass(frozen=True)
-class _Standard:
-    """Standardized residuals of the mean over sites plus covariates."""
+class _Standardized:
+    """Residuals of the mean over sites plus covariates, divided by their standard deviation."""
 
     z: Floats
     """(scans, nuclei); NaN where missing."""
-    kept: Floats
+    centre: Floats
     """(scans, nuclei): mean over sites plus covariates."""
     std: Floats
     """(nuclei,)."""
@@ -116,20 +103,20 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     .. [2] Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. NeuroImage 167
        (2018) 104-120. doi:10.1016/j.neuroimage.2017.11.024
     """
-    kept = _covariate_matrix(covariates, len(values))
-    if len(site) != len(values) or len(kept) != len(values):
-        raise ValueError(f"{len(values)} scans, {len(site)} sites and {len(kept)} rows of covariates")
-    usable = site.notna().to_numpy() & np.isfinite(kept).all(axis=1)
+    x = _covariate_matrix(covariates, len(values))
+    if len(site) != len(values) or len(x) != len(values):
+        raise ValueError(f"{len(values)} scans, {len(site)} sites and {len(x)} rows of covariates")
+    usable = site.notna().to_numpy() & np.isfinite(x).all(axis=1)
     names, codes = _sites(site, usable)
-    member = np.zeros((len(values), len(names)))
-    member[np.flatnonzero(usable), codes[usable]] = 1
-    if not _identifiable(member[usable], kept[usable]):
+    indicator = np.zeros((len(values), len(names)))
+    indicator[np.flatnonzero(usable), codes[usable]] = 1
+    if not _identifiable(indicator[usable], x[usable]):
         raise InputError(
             "participants.tsv: sites and covariates are confounded (a covariate is constant within each site); "
             "leave it out"
         )
     raw = values.to_numpy(np.float64)
-    y, reasons = _choose(raw, member, kept)
+    y, reasons = _select(raw, indicator, x)
     used = np.array([not reason for reason in reasons])
     if used.sum() < 2:
         shown = "; ".join(sorted({reason for reason in reasons if reason}))
@@ -137,16 +124,15 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
             f"group table: {used.sum()} nuclei can be harmonized ({shown or 'no more columns'}), ComBat needs 2; "
             "add scans or leave the covariates out"
         )
-    standard = _standardize(y[:, used], member, kept)
-    effects = _estimate(standard.z, member)
+    standardized = _standardize(y[:, used], indicator, x)
+    effects = _estimate(standardized.z, indicator)
     result = np.full(raw.shape, np.nan)
-    result[:, used] = _remove(standard, effects, member)
+    result[:, used] = _remove(standardized, effects, indicator)
     frame = pd.DataFrame(result, index=values.index, columns=values.columns)
     return Harmonized(
-        values,
         frame,
-        _site_table(frame, names, y=y, reasons=reasons, member=member, effects=effects, std=standard.std),
-        _variance_table(values.columns, before=y, after=result, member=member, kept=kept),
+        _site_table(frame, names, y=y, reasons=reasons, indicator=indicator, effects=effects, std=standardized.std),
+        _variance_table(values.columns, before=y, after=result, indicator=indicator, x=x),
     )
 
 
@@ -186,78 +172,79 @@ def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], NDArr
     return list(levels), codes
 
 
-def _identifiable(member: Floats, kept: Floats) -> bool:
+def _identifiable(indicator: Floats, x: Floats) -> bool:
     """Whether differences between sites are estimable in the presence of the covariates."""
-    present = member[:, member.sum(axis=0) > 0]
-    together = np.column_stack([np.ones(len(kept)), kept])
-    rank = np.linalg.matrix_rank(np.column_stack([present, kept]))
+    present = indicator[:, indicator.sum(axis=0) > 0]
+    together = np.column_stack([np.ones(len(x)), x])
+    rank = np.linalg.matrix_rank(np.column_stack([present, x]))
     return bool(rank == np.linalg.matrix_rank(together) + present.shape[1] - 1)
 
 
-def _choose(raw: Floats, member: Floats, kept: Floats) -> tuple[Floats, list[str]]:
+def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str]]:
     """Values that can be harmonized, and why each nucleus cannot be (empty if it can)."""
-    usable = np.isfinite(raw) & (member.sum(axis=1) > 0)[:, None]
-    enough = member.T @ usable >= N_SITE
-    chosen = np.where(usable & (member @ enough > 0), raw, np.nan)
-    reasons = [_why_not(column, member, kept) for column in chosen.T]
-    chosen[:, [bool(reason) for reason in reasons]] = np.nan
-    return chosen, reasons
+    usable = np.isfinite(raw) & (indicator.sum(axis=1) > 0)[:, None]
+    enough = indicator.T @ usable >= N_SITE
+    selected = np.where(usable & (indicator @ enough > 0), raw, np.nan)
+    reasons = [_why_not(column, indicator, x) for column in selected.T]
+    selected[:, [bool(reason) for reason in reasons]] = np.nan
+    return selected, reasons
 
 
-def _why_not(y: Floats, member: Floats, kept: Floats) -> str:
+def _why_not(y: Floats, indicator: Floats, x: Floats) -> str:
     """Why one nucleus cannot be harmonized; empty if it can."""
-    there = np.isfinite(y)
-    if (member[there].sum(axis=0) > 0).sum() < 2:
+    known = np.isfinite(y)
+    if (indicator[known].sum(axis=0) > 0).sum() < 2:
         return "no second site with enough values"
-    if not _identifiable(member[there], kept[there]):
+    if not _identifiable(indicator[known], x[known]):
         return "sites and covariates are confounded"
-    _, _, rss, rank = _least_squares(y, member, kept)
-    if there.sum() <= rank:
-        return f"{there.sum()} values for {rank} terms of sites and covariates"
-    if rss <= np.finfo(float).eps * (y[there] ** 2).sum():
+    _, _, rss, rank = _least_squares(y, indicator, x)
+    if known.sum() <= rank:
+        return f"{known.sum()} values for {rank} terms of sites and covariates"
+    if rss <= np.finfo(float).eps * (y[known] ** 2).sum():
         return "values do not vary within sites"
     return ""
 
 
-def _least_squares(y: Floats, member: Floats, kept: Floats) -> tuple[Floats, Floats, float, int]:
+def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float, int]:
     """Site means (NaN without values) and coefficients of the covariates of one nucleus, its RSS and rank."""
-    there = np.isfinite(y)
-    present = member[there].sum(axis=0) > 0
-    design = np.column_stack([member[there][:, present], kept[there]])
-    solution, _, rank, _ = np.linalg.lstsq(design, y[there])
-    means: Floats = np.full(member.shape[1], np.nan)
+    known = np.isfinite(y)
+    present = indicator[known].sum(axis=0) > 0
+    design = np.column_stack([indicator[known][:, present], x[known]])
+    solution, _, rank, _ = np.linalg.lstsq(design, y[known])
+    means: Floats = np.full(indicator.shape[1], np.nan)
     means[present] = solution[: present.sum()]
     coefficients: Floats = np.asarray(solution[present.sum() :])
-    rss = float(((y[there] - design @ solution) ** 2).sum())
+    rss = float(((y[known] - design @ solution) ** 2).sum())
     return means, coefficients, rss, int(rank)
 
 
-def _standardize(y: Floats, member: Floats, kept: Floats) -> _Standard:
+def _standardize(y: Floats, indicator: Floats, x: Floats) -> _Standardized:
+    """Standardized residuals of all nuclei."""
     centre, std = np.empty_like(y), np.empty(y.shape[1])
     for nucleus, column in enumerate(y.T):
-        there = np.isfinite(column)
-        means, coefficients, rss, _ = _least_squares(column, member, kept)
-        share = member[there].sum(axis=0) / there.sum()
-        centre[:, nucleus] = np.nansum(share * means) + kept @ coefficients
-        std[nucleus] = np.sqrt(rss / there.sum())
-    return _Standard((y - centre) / std, centre, std)
+        known = np.isfinite(column)
+        means, coefficients, rss, _ = _least_squares(column, indicator, x)
+        share = indicator[known].sum(axis=0) / known.sum()
+        centre[:, nucleus] = np.nansum(share * means) + x @ coefficients
+        std[nucleus] = np.sqrt(rss / known.sum())
+    return _Standardized((y - centre) / std, centre, std)
 
 
-def _estimate(z: Floats, member: Floats) -> _Effects:
+def _estimate(z: Floats, indicator: Floats) -> _Effects:
     """Shift and variance of each site, and their posterior means."""
-    shape = (member.shape[1], z.shape[1])
+    shape = (indicator.shape[1], z.shape[1])
     shift, variance, shift_bayes, variance_bayes = (np.full(shape, np.nan) for _ in range(4))
     for site in range(shape[0]):
-        own = z[member[:, site] > 0]
-        there = np.isfinite(own).any(axis=0)
-        if not there.any():
+        at_site = z[indicator[:, site] > 0]
+        known = np.isfinite(at_site).any(axis=0)
+        if not known.any():
             continue
-        own = own[:, there]
-        shift[site, there] = np.nanmean(own, axis=0)
-        spread = np.nanvar(own, axis=0, ddof=1)
-        variance[site, there] = np.where(spread == 0, 1, spread)
-        shift_bayes[site, there], variance_bayes[site, there] = _posterior(
-            own, shift[site, there], variance[site, there]
+        at_site = at_site[:, known]
+        shift[site, known] = np.nanmean(at_site, axis=0)
+        spread = np.nanvar(at_site, axis=0, ddof=1)
+        variance[site, known] = np.where(spread == 0, 1, spread)
+        shift_bayes[site, known], variance_bayes[site, known] = _posterior(
+            at_site, shift[site, known], variance[site, known]
         )
     return _Effects(shift, variance, shift_bayes, variance_bayes)
 
@@ -284,11 +271,12 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
     return new_shift, new_variance
 
 
-def _remove(standard: _Standard, effects: _Effects, member: Floats) -> Floats:
+def _remove(standardized: _Standardized, effects: _Effects, indicator: Floats) -> Floats:
+    """Values without the posterior site effects."""
     # A nucleus without values at a site has neither effects nor values there.
-    shift = member @ np.nan_to_num(effects.shift_bayes)
-    scale = np.sqrt(member @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (member.sum(axis=1) == 0)[:, None])
-    removed: Floats = standard.std * (standard.z - shift) / scale + standard.kept
+    shift = indicator @ np.nan_to_num(effects.shift_bayes)
+    scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
+    removed: Floats = standardized.std * (standardized.z - shift) / scale + standardized.centre
     return removed
 
 
@@ -298,19 +286,19 @@ def _site_table(
     *,
     y: Floats,
     reasons: list[str],
-    member: Floats,
+    indicator: Floats,
     effects: _Effects,
     std: Floats,
 ) -> pd.DataFrame:
-    place = np.cumsum([not reason for reason in reasons]) - 1
+    column_of = np.cumsum([not reason for reason in reasons]) - 1  # nuclei that are not harmonized have no column
     records = []
     for site, name in enumerate(names):
-        own = member[:, site] > 0
+        at_site = indicator[:, site] > 0
         for nucleus, label in enumerate(frame.columns):
-            n = int(np.isfinite(y[own, nucleus]).sum())
-            record = {"site": name, "nucleus": label, "n": n, "n_unused": int(own.sum()) - n, "note": ""}
+            n = int(np.isfinite(y[at_site, nucleus]).sum())
+            record = {"site": name, "nucleus": label, "n": n, "n_unused": int(at_site.sum()) - n, "note": ""}
             if n:
-                at, unit = (site, place[nucleus]), std[place[nucleus]]
+                at, unit = (site, column_of[nucleus]), std[column_of[nucleus]]
                 record |= {
                     "shift": effects.shift[at] * unit,
                     "scale": np.sqrt(effects.variance[at]),
@@ -325,40 +313,32 @@ def _site_table(
 
 
 def _variance_table(
-    nuclei: pd.Index[Any], *, before: Floats, after: Floats, member: Floats, kept: Floats
+    nuclei: pd.Index[Any], *, before: Floats, after: Floats, indicator: Floats, x: Floats
 ) -> pd.DataFrame:
     records = []
     for nucleus, label in enumerate(nuclei):
         record: dict[str, Any] = {"nucleus": label, "n": int(np.isfinite(before[:, nucleus]).sum())}
         for when, y in (("before", before[:, nucleus]), ("after", after[:, nucleus])):
-            record[f"site_variance_{when}"], record[f"p_site_{when}"] = _site_variance(y, member, kept)
+            record[f"site_variance_{when}"], record[f"p_site_{when}"] = _site_variance(y, indicator, x)
         first, second = record["site_variance_before"], record["site_variance_after"]
         record["reduction"] = 1 - second / first if first > 0 else np.nan
         records.append(record)
-    columns = [
-        "nucleus",
-        "n",
-        "site_variance_before",
-        "site_variance_after",
-        "reduction",
-        "p_site_before",
-        "p_site_after",
-    ]
-    return pd.DataFrame(records, columns=columns)
+    columns = "nucleus n site_variance_before site_variance_after reduction p_site_before p_site_after"
+    return pd.DataFrame(records, columns=columns.split())
 
 
-def _site_variance(y: Floats, member: Floats, kept: Floats) -> tuple[float, float]:
+def _site_variance(y: Floats, indicator: Floats, x: Floats) -> tuple[float, float]:
     """Variance of the site means adjusted for covariates, weighted by scans, and p of the F test of sites."""
-    there = np.isfinite(y)
-    if not there.any():
+    known = np.isfinite(y)
+    if not known.any():
         return np.nan, np.nan
-    means, _, rss, rank = _least_squares(y, member, kept)
-    share = member[there].sum(axis=0) / there.sum()
+    means, _, rss, rank = _least_squares(y, indicator, x)
+    share = indicator[known].sum(axis=0) / known.sum()
     centre = np.nansum(share * means)
     variance = float(np.nansum(share * (means - centre) ** 2))
     together = np.ones((len(y), 1))
-    _, _, rss_together, rank_together = _least_squares(y, together, kept)
-    free = there.sum() - rank
+    _, _, rss_together, rank_together = _least_squares(y, together, x)
+    free = known.sum() - rank
     if free < 1 or rss == 0:
         return variance, np.nan
     ratio = (rss_together - rss) / (rank - rank_together) / (rss / free)

@@ -261,8 +261,8 @@ def _ancova(
     rows: pd.DataFrame, others: list[Any], numeric: list[str], categories: list[str], options: GroupOptions
 ) -> list[dict[str, Any]]:
     """Fit one nucleus; one record per group."""
-    there = rows.dropna(subset=[options.value, options.group, *numeric, *categories])
-    group = there[options.group].to_numpy(object)
+    known = rows.dropna(subset=[options.value, options.group, *numeric, *categories])
+    group = known[options.group].to_numpy(object)
     counts = {name: int((group == name).sum()) for name in (options.reference, *others)}
     records: list[dict[str, Any]] = [
         {
@@ -270,20 +270,19 @@ def _ancova(
             "group": name,
             "n_reference": counts[options.reference],
             "n_group": counts[name],
-            "n_missing": int(rows[options.group].notna().sum()) - len(there),
-            "n_scans": int(there["n_scans"].sum()),
+            "n_missing": int(rows[options.group].notna().sum()) - len(known),
+            "n_scans": int(known["n_scans"].sum()),
             "note": "",
         }
         for name in others
     ]
     kept = [name for name in others if counts[name]]
-    design = np.column_stack([_covariates(there, numeric, categories), *(group == name for name in kept)])
-    y = there[options.value].to_numpy(np.float64)
-    free = len(y) - design.shape[1]
+    design = np.column_stack([_covariates(known, numeric, categories), *(group == name for name in kept)])
+    y = known[options.value].to_numpy(np.float64)
     reason = ""
     if not counts[options.reference] or not kept:
         reason = "not fitted: participants of one group only"
-    elif free < 1:
+    elif len(y) <= design.shape[1]:
         reason = f"not fitted: {len(y)} participants for {design.shape[1]} terms"
     elif np.linalg.matrix_rank(design) < design.shape[1]:
         reason = "not fitted: groups and covariates are confounded"
@@ -291,49 +290,57 @@ def _ancova(
         reason = _NO_SPREAD
     if reason:
         return [record | {"note": reason} for record in records]
+    common, terms = _fit_groups(y, design, n_groups=len(kept), level=options.level)
+    if not terms:
+        note = "not tested: the values do not vary beyond groups and covariates"
+        return [record | {"note": note} for record in records]
+    return [
+        record | (common | terms[kept.index(record["group"])] if record["n_group"] else {"note": "nobody in the group"})
+        for record in records
+    ]
+
+
+def _fit_groups(
+    y: Floats, design: Floats, *, n_groups: int, level: float
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """F test of the last `n_groups` columns of a design and a t test of each; none without residual variance."""
     from statsmodels.regression.linear_model import OLS  # slow to import
 
-    fit = OLS(y, design).fit()
+    fit, without_groups = OLS(y, design).fit(), OLS(y, design[:, :-n_groups]).fit()
     if fit.ssr <= _ROUNDING * float((y**2).sum()):
-        reason = "not tested: the values do not vary beyond groups and covariates"
-        return [record | {"note": reason} for record in records]
-    without_groups = OLS(y, design[:, : -len(kept)]).fit()
+        return {}, []
     f_groups, p_groups, df_groups = fit.compare_f_test(without_groups)
-    limits = fit.conf_int(1 - options.level)
     common = {
-        "df": free,
+        "df": int(fit.df_resid),
         "f_groups": f_groups,
         "df_groups": int(df_groups),
         "p_groups": p_groups,
         "partial_eta2": (without_groups.ssr - fit.ssr) / without_groups.ssr,
         "std": math.sqrt(fit.mse_resid),
     }
-    result = []
-    for record in records:
-        if record["group"] not in kept:
-            result.append(record | {"note": "nobody in the group"})
-            continue
-        term = design.shape[1] - len(kept) + kept.index(record["group"])
-        own = {
+    limits = fit.conf_int(1 - level)
+    terms = [
+        {
             "difference": fit.params[term],
             "difference_low": limits[term, 0],
             "difference_high": limits[term, 1],
             "t": fit.tvalues[term],
             "p": fit.pvalues[term],
         }
-        result.append(record | common | own)
-    return result
+        for term in range(design.shape[1] - n_groups, design.shape[1])
+    ]
+    return common, terms
 
 
-def _covariates(there: pd.DataFrame, numeric: list[str], categories: list[str]) -> Floats:
+def _covariates(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> Floats:
     """Intercept, standardized numbers and indicators; terms that do not vary are omitted."""
-    columns: list[Floats] = [np.ones(len(there))]
+    columns: list[Floats] = [np.ones(len(rows))]
     for name in numeric:
-        values = there[name].to_numpy(np.float64)
+        values = rows[name].to_numpy(np.float64)
         if values.size and np.ptp(values) > 0:
             columns.append((values - values.mean()) / values.std())
     for name in categories:
-        codes, levels = pd.factorize(there[name], sort=True)
+        codes, levels = pd.factorize(rows[name], sort=True)
         columns += [(codes == level).astype(np.float64) for level in range(1, len(levels))]
     return np.column_stack(columns)
 

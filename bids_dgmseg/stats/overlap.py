@@ -294,25 +294,24 @@ def surface_distances(
         return SurfaceDistances(np.nan, np.nan, np.nan, np.nan)
     box = ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
     masks = [np.pad(mask[box], 1) for mask in (reference, prediction)]
-    first, second = (_surface(mask) for mask in masks)
-    there, back = _nearest_distances(first, second, voxel_size_mm), _nearest_distances(second, first, voxel_size_mm)
-    both = np.concatenate([there, back])
-    areas = np.concatenate([_areas(mask, voxel_size_mm)[_surface(mask)] for mask in masks])
+    surfaces = [mask & ~ndimage.binary_erosion(mask, _FACES) for mask in masks]
+    distances = [
+        ndimage.distance_transform_edt(~target, sampling=voxel_size_mm)[start]
+        for start, target in (surfaces, surfaces[::-1])
+    ]
+    both = np.concatenate(distances)
+    areas = np.concatenate(
+        [_outer_areas(mask, voxel_size_mm)[surface] for mask, surface in zip(masks, surfaces, strict=True)]
+    )
     return SurfaceDistances(
         hausdorff_mm=float(both.max()),
-        hd95_mm=float(max(np.percentile(distances, ROBUST_PERCENTILE) for distances in (there, back))),
+        hd95_mm=float(max(np.percentile(each, ROBUST_PERCENTILE) for each in distances)),
         mean_mm=float(both.mean()),
         mean_area_mm=float(np.average(both, weights=areas)),
     )
 
 
-def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels that share a face with one outside; `mask` is padded."""
-    outline: NDArray[np.bool_] = mask & ~ndimage.binary_erosion(mask, _FACES)
-    return outline
-
-
-def _areas(mask: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+def _outer_areas(mask: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float64]:
     """Area in mm² of the outer faces of each voxel; `mask` is padded."""
     areas = np.zeros(mask.shape)
     for axis, edge in enumerate(voxel_size_mm):
@@ -320,13 +319,6 @@ def _areas(mask: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -
         for step in (-1, 1):
             areas += face_mm2 * (mask & ~np.roll(mask, step, axis))
     return areas
-
-
-def _nearest_distances(
-    start: NDArray[np.bool_], target: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]
-) -> NDArray[np.float64]:
-    nearest: NDArray[np.float64] = ndimage.distance_transform_edt(~target, sampling=voxel_size_mm)
-    return nearest[start]
 
 
 def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> float:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measurement.nuclei import asymmetry_index
-from bids_dgmseg.stats.ageing import AgeingOptions, fit_with_bands
+from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.longitudinal import change_per_year
@@ -261,7 +261,7 @@ def fit_ageing(study: Study) -> Analysis:
     for labels, scans, table, measures in sources:
         for measure in measures:
             options = AgeingOptions(value=measure, by=study.by, n_replicates=study.options.bootstrap)
-            fitted = fit_with_bands(table, options=options, rng=np.random.default_rng(_SEED))
+            fitted = fit_age_curves(table, options=options, rng=np.random.default_rng(_SEED))
             for found, rows in zip(fitted, parts, strict=True):
                 rows.append(_prepend(found, measure=measure, labels=labels, scans=scans))
     tables = (GroupTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))

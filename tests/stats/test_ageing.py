@@ -8,7 +8,7 @@ from scipy.stats import linregress, t
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.age_curves import EXPONENTIAL, LINEAR, LOGARITHMIC, bands, bootstrap, fit_curve
-from bids_dgmseg.stats.ageing import AgeingOptions, ageing_bands, fit_ageing
+from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 
 ALPHA, BETA, GAMMA = 0.1, 0.05, 0.02
 
@@ -32,6 +32,10 @@ def cohort(rng):
 def long(age: Any, chi: Any, abbreviation: str = "GP_L") -> pd.DataFrame:
     ids = [f"sub-{number:03d}" for number in range(len(age))]
     return pd.DataFrame({"participant_id": ids, "abbreviation": abbreviation, "age": age, "mean_ppm": chi})
+
+
+def parameters_of(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    return fit_age_curves(table, **options)[0]
 
 
 @pytest.mark.parametrize("truth", [(0.1, 0.05, 0.02), (0.03, 0.2, 0.1), (-0.05, 0.02, 0.0), (120.0, 0.08, 20.0)])
@@ -188,7 +192,7 @@ def test_best_curve_is_selected_per_nucleus(cohort, rng):
     age, chi = cohort
     line = 0.001 * age + rng.normal(0, 0.004, age.size)
     table = pd.concat([long(age, chi), long(age, line, "DN_L")])
-    result = fit_ageing(table).set_index(["abbreviation", "curve"])
+    result = parameters_of(table).set_index(["abbreviation", "curve"])
     best = result[result["best"]].reset_index()
     assert dict(zip(best["abbreviation"], best["curve"], strict=True)) == {"GP_L": "exponential", "DN_L": "linear"}
     assert (result.loc[result["best"], "delta_aicc"] == 0).all()
@@ -199,13 +203,13 @@ def test_missing_values_are_counted(cohort):
     table = long(*cohort)
     table.loc[:4, "age"] = np.nan
     table.loc[4:9, "mean_ppm"] = np.nan
-    row = fit_ageing(table).iloc[0]
+    row = parameters_of(table).iloc[0]
     assert (row["n"], row["n_missing"], row["n_participants"]) == (70, 10, 70)
 
 
 def test_too_few_scans_have_a_note():
     table = long(np.arange(20, 28.0), np.sin(np.arange(8.0)))
-    rows: Any = fit_ageing(table).set_index("curve")
+    rows: Any = parameters_of(table).set_index("curve")
     assert rows.loc["exponential", "note"] == "not fitted: 8 scans, the exponential curve needs 10"
     assert np.isnan(rows.loc["exponential", "alpha"])
     assert not rows.loc["exponential", "best"]
@@ -215,21 +219,21 @@ def test_too_few_scans_have_a_note():
 def test_models_are_fitted_separately(cohort):
     table = pd.concat([long(*cohort).assign(model="manual"), long(cohort[0], cohort[1] + 0.01).assign(model="dgm16")])
     options = AgeingOptions(by=("model", "abbreviation"), curves=(LINEAR,))
-    gamma = fit_ageing(table, options=options).set_index("model")["gamma"]
+    gamma = parameters_of(table, options=options).set_index("model")["gamma"]
     assert gamma["dgm16"] - gamma["manual"] == pytest.approx(0.01)
 
 
 def test_repeated_scans_are_noted(cohort):
     table = long(*cohort)
     table["participant_id"] = np.repeat(table["participant_id"].iloc[:40].to_numpy(), 2)
-    row = fit_ageing(table).iloc[0]
+    row = parameters_of(table).iloc[0]
     assert (row["n"], row["n_participants"]) == (80, 40)
     assert "scans of one participant count as independent" in row["note"]
 
 
 def test_bootstrap_replaces_profile_limits(cohort):
     options = AgeingOptions(curves=(EXPONENTIAL,), n_replicates=60)
-    row = fit_ageing(long(*cohort), options=options, rng=np.random.default_rng(0)).iloc[0]
+    row = parameters_of(long(*cohort), options=options, rng=np.random.default_rng(0)).iloc[0]
     limits = bootstrap(fit_curve(*cohort, curve=EXPONENTIAL), *cohort, rng=np.random.default_rng(0), n_replicates=60)
     assert (row["beta_per_year_low"], row["beta_per_year_high"]) == limits["beta"]
 
@@ -238,7 +242,7 @@ def test_bootstrap_replaces_profile_limits(cohort):
 def test_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
     table = long(*cohort).assign(participant_id=[f"sub-{place % n_people}" for place in range(80)])
     options = AgeingOptions(curves=(LINEAR,), n_replicates=20)
-    row = fit_ageing(table, options=options, rng=np.random.default_rng(0)).iloc[0]
+    row = parameters_of(table, options=options, rng=np.random.default_rng(0)).iloc[0]
     assert row["note"] == note
     assert row[["alpha_low", "alpha_high", "gamma_low", "gamma_high"]].isna().tolist() == [n_people < 5] * 4
     assert np.isfinite(row["alpha"])
@@ -246,17 +250,17 @@ def test_bootstrap_of_few_participants_has_no_limits(cohort, n_people, note):
 
 def test_bootstrap_needs_a_generator(cohort):
     with pytest.raises(ValueError, match="a bootstrap needs rng"):
-        fit_ageing(long(*cohort), options=AgeingOptions(n_replicates=10))
+        parameters_of(long(*cohort), options=AgeingOptions(n_replicates=10))
 
 
 def test_bands_span_the_ages(cohort):
-    table = ageing_bands(long(*cohort))
+    table = fit_age_curves(long(*cohort))[1]
     assert table["curve"].value_counts().to_dict() == {"exponential": 101, "linear": 101, "logarithmic": 101}
     assert (table["age"].min(), table["age"].max()) == pytest.approx((cohort[0].min(), cohort[0].max()))
 
 
 def test_failed_fits_have_no_bands():
-    assert ageing_bands(long([30.0], [0.1])).empty
+    assert fit_age_curves(long([30.0], [0.1]))[1].empty
 
 
 @pytest.mark.parametrize(
@@ -274,4 +278,4 @@ def test_invalid_ages_are_rejected(cohort, change, message):
     table = long(*cohort)
     table = table.drop(columns="age") if change["age"] is None else table.assign(**change)
     with pytest.raises(InputError, match=message):
-        fit_ageing(table)
+        parameters_of(table)

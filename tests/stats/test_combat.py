@@ -81,12 +81,10 @@ def test_combat_agrees_with_neurocombat(raw, site, covariates):
     assert np.abs(harmonized.values.to_numpy() - THEIRS).max() < 1e-9  # printed to 1e-10
 
 
-def test_raw_and_harmonized_values_are_kept(raw, site, covariates):
+def test_arguments_are_not_modified(raw, site, covariates):
     before = raw.copy()
-    harmonized = harmonize(raw, site=site, covariates=covariates)
-    pd.testing.assert_frame_equal(harmonized.raw, before)
-    row: Any = harmonized.long().set_index(["scan", "nucleus"]).loc[("sub-05", "RN_L")]
-    assert row.tolist() == pytest.approx([0.141, 0.1324978431])
+    harmonize(raw, site=site, covariates=covariates)
+    pd.testing.assert_frame_equal(raw, before)
 
 
 def test_combat_removes_sites_and_keeps_age(cohort):
