@@ -8,7 +8,7 @@ from bids_dgmseg.cli import training_options as shared
 from bids_dgmseg.cli.options import positive_float, positive_int
 from bids_dgmseg.cli.training_options import AFTER_INTERRUPT as AFTER_INTERRUPT
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.models.label_map import STEPS
+from bids_dgmseg.models.nnunet_folder import STEPS
 
 HELP = "train the two nnU-Nets of nnunet2step on labelled maps; OUT is a folder for --weights"
 

@@ -1,105 +1,64 @@
-"""What the labels of an nnU-Net folder mean here: from its own names or a user's table to our nuclei."""
+"""Match the labels of an nnU-Net folder with our nuclei, by name or by a user's table."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, nnunet_step_folder, read_labels
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.models.structures import STRUCTURES
 
-CEREBELLUM = "cerebellum"
-
-STEPS = (CEREBELLUM, "dentate")
-"""The two model folders of ``--weights DIR``, in the order in which they run."""
-
-
-def nnunet_step_folder(folder: Path, step: str) -> Path | None:
-    """Find the model folder of a step.
-
-    Returns
-    -------
-    path or None
-        None for the first step where `folder` itself is one model folder: it sees the whole map.
-    """
-    if (folder / "plans.json").is_file():
-        return None if step == CEREBELLUM else folder
-    return folder / step
-
 
 def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
-    """Give a model the nuclei that the folder of its weights segments.
+    """Return a model with the nuclei that the folder of its weights segments.
 
     Parameters
     ----------
     model : Model
-        Registry entry; one that is not nnU-Net's comes back as it is.
+        Registry entry; returned unchanged unless it runs nnU-Net folders.
     weights : path or None
-        Folder that takes the place of the model's own weights.
+        Model folder to use instead of the weights in the package.
     label_map : path or None
-        Table of foreign labels and our abbreviations.
+        The user's table of labels and abbreviations.
 
     Returns
     -------
     Model
-        ``labels`` in the order of structures.tsv; ``arch["numbers"]`` says which numbers of the folder each is, and
-        ``arch["cerebellum"]`` which are the cerebellum.
+        ``labels`` in the order of structures.tsv; ``arch["numbers"]`` maps each to numbers of the folder, and
+        ``arch["cerebellum"]`` contains the numbers of the cerebellum.
     list of str
-        What to tell the user: labels that match nothing.
+        Warnings about labels without a match.
 
     Raises
     ------
     InputError
-        If the folder or the table cannot be read, or no label is one of our nuclei.
+        If the folder or the table cannot be read, or no label matches a nucleus.
     """
     if model.localizer.kind != "nnunet":
         if label_map:
-            raise InputError(f"--label-map: {model.name} has its own labels; leave it out or use --model nnunet2step")
+            raise InputError(f"--label-map has no effect on {model.name}; omit it or use --model nnunet2step")
         return model, []
     given = {} if label_map is None else read_label_map(label_map)
     folder = weights or weights_folder(model)
     if weights is None and not folder.is_dir():
-        return model, []  # what says that weights are missing comes later, with the way out
-    notes: list[str] = []
-    cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, STEPS[1])
-    arch: dict[str, Any] = {"numbers": _match_nuclei(read_labels(dentate or folder), given, folder.name, notes)}
+        return model, []  # the error about missing weights comes with loading them
+    cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
+    numbers, warnings = _match_nuclei(read_labels(dentate or folder), given, folder.name)
+    arch: dict[str, Any] = {"numbers": numbers}
     if cerebellum is not None:
         arch[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
-    labels = tuple(row.abbreviation for row in STRUCTURES if row.abbreviation in arch["numbers"])
-    return replace(model, labels=labels, arch=arch), notes
-
-
-def read_labels(folder: Path) -> dict[str, int]:
-    """Read the names and numbers that a model folder gives out, background and ``ignore`` left out.
-
-    Raises
-    ------
-    InputError
-        If its dataset.json is missing or damaged.
-    """
-    path = folder / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        regions = any(isinstance(value, list) and len(value) > 1 for value in content["labels"].values())
-        names = {name: value for name, value in content["labels"].items() if name != "ignore" and value not in (0, [0])}
-        numbers = content["regions_class_order"] if regions else list(names.values())
-        return {name: int(number) for name, number in zip(names, numbers, strict=True)}
-    except OSError as error:
-        raise InputError(
-            f"{folder}: no nnU-Net model folder (no dataset.json); give --weights the folder with plans.json and "
-            "fold_0, or one with such folders named cerebellum and dentate"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder.name}/dataset.json: its labels cannot be read; copy the folder again") from error
+    labels = tuple(structure.abbreviation for structure in STRUCTURES if structure.abbreviation in numbers)
+    return replace(model, labels=labels, arch=arch), warnings
 
 
 def read_label_map(path: Path) -> dict[str, str]:
-    """Read which foreign label (name or number) is which of ours.
+    """Read a table of labels (name or number) and our abbreviations.
 
     Parameters
     ----------
@@ -113,75 +72,74 @@ def read_label_map(path: Path) -> dict[str, str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _read_rows(text)
-        pairs = {str(label): str(ours) for label, ours in content.items()}
+        if path.suffix == ".json":
+            content = json.loads(text)
+        else:
+            rows = csv.DictReader(text.splitlines(), delimiter="\t")
+            content = {row["label"]: row["abbreviation"] for row in rows}
+        pairs = {str(label): str(abbreviation) for label, abbreviation in content.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check --label-map") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path.name}: no label map; write a TSV with the columns label and abbreviation, or a JSON object"
+            f"{path.name}: not a label map; write a TSV with the columns label and abbreviation, or a JSON object"
         ) from error
-    known = {row.abbreviation for row in STRUCTURES} | {CEREBELLUM}
-    if wrong := [ours for ours in pairs.values() if ours not in known]:
-        raise InputError(f"{path.name}: {wrong[0]} is no nucleus; use an abbreviation such as DN_L, or {CEREBELLUM}")
+    known = {structure.abbreviation for structure in STRUCTURES} | {CEREBELLUM}
+    if unknown := [abbreviation for abbreviation in pairs.values() if abbreviation not in known]:
+        raise InputError(f"{path.name}: unknown nucleus {unknown[0]}; use e.g. DN_L, or {CEREBELLUM}")
     return pairs
 
 
-def _read_rows(text: str) -> dict[str, str]:
-    return {row["label"]: row["abbreviation"] for row in csv.DictReader(text.splitlines(), delimiter="\t")}
-
-
 def _match_nuclei(
-    foreign: Mapping[str, int], given: Mapping[str, str], where: str, notes: list[str]
-) -> dict[str, list[int]]:
+    labels: Mapping[str, int], given: Mapping[str, str], where: str
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Return the numbers of each nucleus, and warnings."""
     numbers: dict[str, list[int]] = {}
     unknown = []
-    for name, number in foreign.items():
-        ours = given.get(name) or given.get(str(number)) or _our_name(name)
-        if ours is None or ours == CEREBELLUM:
+    for name, number in labels.items():
+        abbreviation = given.get(name) or given.get(str(number)) or _match_name(name)
+        if abbreviation is None or abbreviation == CEREBELLUM:
             unknown.append(f"{number} ({name})")
         else:
-            numbers.setdefault(ours, []).append(number)
+            numbers.setdefault(abbreviation, []).append(number)
     if not numbers:
-        raise InputError(
-            f"{where}: none of its labels ({', '.join(unknown)}) is a nucleus of this program; say which they are with "
-            "--label-map"
-        )
+        raise InputError(f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; use --label-map")
+    warnings = []
     if unknown:
-        notes.append(f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see --label-map")
-    if unused := _without(given, [*foreign, *map(str, foreign.values())]):
-        notes.append(f"--label-map: {', '.join(unused)} not among the labels of {where}; ignored")
-    return numbers
+        warnings.append(
+            f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see --label-map"
+        )
+    if unused := [label for label in given if label not in {*labels, *map(str, labels.values())}]:
+        warnings.append(f"--label-map: {', '.join(unused)} not among the labels of {where}; ignored")
+    return numbers, warnings
 
 
-def _match_cerebellum(foreign: Mapping[str, int], given: Mapping[str, str], where: str) -> list[int]:
-    """Find the numbers of the cerebellum; a folder with one label has no other."""
+def _match_cerebellum(labels: Mapping[str, int], given: Mapping[str, str], where: str) -> list[int]:
+    """Find the numbers of the cerebellum: by name, or the only label there is."""
     named = [
         number
-        for name, number in foreign.items()
+        for name, number in labels.items()
         if CEREBELLUM in (given.get(name), given.get(str(number))) or CEREBELLUM in name.lower()
     ]
-    if named or len(foreign) == 1:
-        return named or list(foreign.values())
+    if named or len(labels) == 1:
+        return named or list(labels.values())
     raise InputError(
-        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(foreign)}) is the cerebellum; say which with --label-map"
+        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; use --label-map"
     )
 
 
-def _our_name(name: str) -> str | None:
-    """Match a name with an abbreviation or a full name, whatever its case and its joints.
+def _match_name(name: str) -> str | None:
+    """Match an abbreviation or full name, ignoring case, hyphens and underscores.
 
-    >>> _our_name("Left-Dentate-Nucleus"), _our_name("dn_r"), _our_name("lesion")
+    >>> _match_name("Left-Dentate-Nucleus"), _match_name("dn_r"), _match_name("lesion")
     ('DN_L', 'DN_R', None)
     """
-    plain = _plain(name)
-    return next((row.abbreviation for row in STRUCTURES if plain in (_plain(row.abbreviation), _plain(row.name))), None)
+    wanted = _simplify(name)
+    for structure in STRUCTURES:
+        if wanted in (_simplify(structure.abbreviation), _simplify(structure.name)):
+            return structure.abbreviation
+    return None
 
 
-def _plain(name: str) -> str:
+def _simplify(name: str) -> str:
     return name.lower().replace("-", " ").replace("_", " ")
-
-
-def _without(given: Iterable[str], known: Iterable[str]) -> list[str]:
-    there = set(known)
-    return [name for name in given if name not in there]

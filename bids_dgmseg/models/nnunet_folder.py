@@ -1,4 +1,4 @@
-"""Read nnU-Net v2 model folders; nothing in them is run."""
+"""Read nnU-Net v2 model folders; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -8,41 +8,77 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.label_map import read_labels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CEREBELLUM, DENTATE = STEPS = ("cerebellum", "dentate")
+"""The two model folders of ``--weights DIR``, in the order in which they are run."""
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
 _ORIENTATIONS = {"".join(axes) for pairs in permutations(("LR", "AP", "IS")) for axes in product(*pairs)}
 
 _TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
-"""Where the classes that plans.json names may come from: they are imported and called."""
+"""Packages of the classes that plans.json may name: nnU-Net imports and calls them."""
 
 
 @dataclass(frozen=True)
 class NnunetModel:
-    """A model folder as read from disk."""
+    """Content of a model folder."""
 
     folder: Path
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
     configuration: str
     parameters: Sequence[Mapping[str, Tensor]]
-    """One set a fold; their logits are averaged."""
+    """One state per fold; their logits are averaged."""
     trainer: str
     mirror_axes: tuple[int, ...]
 
     @property
     def orientation(self) -> str | None:
-        """Axes in which training saw its images, such as ``RAS``; None where the folder does not say."""
+        """Orientation of the training images, such as ``RAS``; None if the folder does not state it."""
         reorients = self.plans.get("image_reader_writer") == "NibabelIOWithReorient"
         return "RAS" if reorients else self.dataset.get("orientation")
+
+
+def nnunet_step_folder(folder: Path, step: str) -> Path | None:
+    """Return the model folder of a step.
+
+    If `folder` itself is a model folder, it is that of the second step, which then sees the whole map: the result for
+    the first step is None.
+    """
+    if (folder / "plans.json").is_file():
+        return None if step == CEREBELLUM else folder
+    return folder / step
+
+
+def read_labels(folder: Path) -> dict[str, int]:
+    """Read the names and numbers of the labels of a model folder, without background and ``ignore``.
+
+    Raises
+    ------
+    InputError
+        If its dataset.json is missing or damaged.
+    """
+    path = folder / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        regions = any(isinstance(value, list) and len(value) > 1 for value in content["labels"].values())
+        names = {name: value for name, value in content["labels"].items() if name != "ignore" and value not in (0, [0])}
+        numbers = content["regions_class_order"] if regions else list(names.values())
+        return {name: int(number) for name, number in zip(names, numbers, strict=True)}
+    except OSError as error:
+        raise InputError(
+            f"{folder}: not an nnU-Net model folder (no dataset.json); pass the folder with plans.json and fold_0 to "
+            "--weights, or a folder with two such folders named cerebellum and dentate"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder.name}/dataset.json: its labels cannot be read; copy the folder again") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -51,26 +87,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is damaged or holds anything else.
+        If it is damaged or contains anything else.
     """
+    # Here, because --help and dry runs read labels at most.
+    import numpy as np
+    import torch
+
+    # A pickled NumPy scalar consists of these, under the names of NumPy 1 and 2.
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, *dtypes]
+    where = f"{path.parent.name}/{path.name}"
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(allowed):
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
     except pickle.UnpicklingError as error:
-        unsafe = "Unsupported" in str(error) or "Unsafe" in str(error) or "GLOBAL" in str(error)
-        reason = "holds more than numbers, which could run as a program" if unsafe else "is damaged"
-        raise InputError(f"{path.parent.name}/{path.name}: {reason}; not loaded; get it again") from error
+        unsafe = any(word in str(error) for word in ("Unsupported", "Unsafe", "GLOBAL"))
+        reason = "contains more than numbers and could run code" if unsafe else "damaged"
+        raise InputError(f"{where}: {reason}; not loaded, get it from its source again") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path.parent.name}/{path.name}: is damaged or cut short; copy it again") from error
-
-
-def _numpy_scalars() -> list[Any]:
-    """List what a pickled NumPy scalar consists of, under the names of NumPy 1 and 2."""
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, name) for name in names), np.dtype, *kinds]
+        raise InputError(f"{where}: damaged or truncated; copy it again") from error
 
 
 def read_folder(folder: Path) -> NnunetModel:
@@ -81,13 +119,13 @@ def read_folder(folder: Path) -> NnunetModel:
     InputError
         If something is missing or damaged, or the network needs more than one map.
     """
-    read_labels(folder)  # says what is wrong with dataset.json
+    read_labels(folder)  # for its error messages
     dataset, plans = (_read_json(folder / name) for name in ("dataset.json", "plans.json"))
-    checkpoints = [read_checkpoint(path) for path in _checkpoints(folder)]
+    checkpoints = [read_checkpoint(path) for path in _find_checkpoints(folder)]
     first = checkpoints[0]
     try:
         configuration = str(first["init_args"]["configuration"])
-        trained = NnunetModel(
+        model = NnunetModel(
             folder,
             plans,
             dataset,
@@ -97,31 +135,31 @@ def read_folder(folder: Path) -> NnunetModel:
             tuple(first.get("inference_allowed_mirroring_axes") or ()),
         )
         channels = len(dataset["channel_names"] if "channel_names" in dataset else dataset["modality"])
-        known = plans["configurations"][configuration]
+        settings = plans["configurations"][configuration]
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder.name}: plans, labels and checkpoint do not belong together ({error}); copy the whole model folder"
+            f"{folder.name}: plans, labels and checkpoint do not match ({error}); copy the whole model folder"
         ) from error
     if channels != 1:
         raise InputError(
-            f"{folder.name}: its network needs {channels} images a scan, and there is one map; "
-            "give a folder trained on susceptibility maps alone"
+            f"{folder.name}: its network needs {channels} images per scan, but there is only the chi map; use a folder "
+            "trained on chi maps only"
         )
-    if "previous_stage" in known:
+    if "previous_stage" in settings:
         raise InputError(
-            f"{folder.name}: {configuration} is the second stage of a cascade; give a folder of "
-            "3d_fullres, 3d_lowres or 2d"
+            f"{folder.name}: {configuration} is the second stage of a cascade; use a folder of 3d_fullres, 3d_lowres "
+            "or 2d"
         )
-    axes = trained.orientation
+    axes = model.orientation
     if axes is not None and axes not in _ORIENTATIONS:
-        raise InputError(f"{folder.name}/dataset.json: orientation {axes!r} is no order of axes; write one such as RAS")
+        raise InputError(f"{folder.name}/dataset.json: orientation {axes!r} is invalid; write one such as RAS")
     foreign = [name for name in _class_names(plans["configurations"]) if not name.startswith(_TRUSTED)]
     if foreign:
         raise InputError(
-            f"{folder.name}/plans.json: names {foreign[0]}, which is no part of nnU-Net; it is not run; "
-            "give a folder with one of nnU-Net's own networks"
+            f"{folder.name}/plans.json: {foreign[0]} is not part of nnU-Net and is not run; use a folder with one of "
+            "nnU-Net's own networks"
         )
-    return trained
+    return model
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -132,61 +170,53 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent.name}/{path.name}: missing or damaged; copy the whole nnU-Net model folder"
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path.parent.name}/{path.name}: is no JSON object; copy the whole nnU-Net model folder")
+        raise InputError(f"{path.parent.name}/{path.name}: not a JSON object; copy the whole nnU-Net model folder")
     return content
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Find a checkpoint a fold, the final one where it has one; ``fold_all`` counts where it is alone."""
-    folds = sorted(path for path in folder.glob("fold_*") if path.is_dir())
-    checkpoints = {
-        fold.name: next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None) for fold in folds
-    }
-    whole = checkpoints.pop("fold_all", None)
-    found = [path for path in checkpoints.values() if path] or ([whole] if whole else [])
+def _find_checkpoints(folder: Path) -> list[Path]:
+    """Find one checkpoint per fold, preferably the final one; ``fold_all`` is used if there is no other fold."""
+    checkpoints = {}
+    for fold in sorted(path for path in folder.glob("fold_*") if path.is_dir()):
+        checkpoints[fold.name] = next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None)
+    all_data = checkpoints.pop("fold_all", None)
+    found = [path for path in checkpoints.values() if path] or ([all_data] if all_data else [])
     if not found:
-        raise InputError(f"{folder}: no {' or '.join(f'fold_N/{name}' for name in _CHECKPOINTS)}; copy it whole")
+        expected = " or ".join(f"fold_N/{name}" for name in _CHECKPOINTS)
+        raise InputError(f"{folder}: {expected} not found; copy the whole folder")
     return found
 
 
 def _class_names(node: Any) -> Iterator[str]:
-    """Yield the dotted names among the values of plans.json's architectures."""
+    """Yield the class names in the architectures of plans.json."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if key == "architecture":
                 yield str(value["network_class_name"])
-                yield from (
-                    str(value["arch_kwargs"][name])
-                    for name in value["_kw_requires_import"]
-                    if value["arch_kwargs"].get(name)
-                )
+                arguments = value["arch_kwargs"]
+                yield from (str(arguments[name]) for name in value["_kw_requires_import"] if arguments.get(name))
             else:
                 yield from _class_names(value)
 
 
-def mirror_axes(trained: NnunetModel, axes: str, *, sided: bool) -> tuple[int, ...]:
-    """Axes of a network's patches along which it may look at mirrored maps.
+def mirror_axes(model: NnunetModel, axes: str, *, sided: bool) -> tuple[int, ...]:
+    """Return the axes of a network's patches along which predictions may be mirrored.
 
     Parameters
     ----------
-    trained : NnunetModel
-        Allows some.
+    model : NnunetModel
+        Its trainer allows some.
     axes : str
-        Of the map as the network sees it, such as ``RAS``.
+        Orientation of the map as the network sees it, such as ``RAS``.
     sided : bool
         Whether left and right must not be exchanged.
     """
-    allowed = set(trained.mirror_axes)
+    allowed = set(model.mirror_axes)
     if sided:
-        across = next(axis for axis, code in enumerate(reversed(axes)) if code in "LR")
-        flat = 3 - len(_setting(trained, "patch_size"))  # a 2D network sees the last two axes
-        allowed.discard(trained.plans["transpose_forward"].index(across) - flat)
+        left_right = next(axis for axis, code in enumerate(reversed(axes)) if code in "LR")
+        settings = model.plans["configurations"][model.configuration]
+        while "patch_size" not in settings:
+            settings = model.plans["configurations"][settings["inherits_from"]]
+        missing = 3 - len(settings["patch_size"])  # a 2D network sees the last two axes
+        allowed.discard(model.plans["transpose_forward"].index(left_right) - missing)
     return tuple(sorted(allowed))
-
-
-def _setting(trained: NnunetModel, name: str) -> Any:
-    """Look a setting of the configuration up, in the one that it inherits from where it has none of its own."""
-    known = trained.plans["configurations"][trained.configuration]
-    while name not in known:
-        known = trained.plans["configurations"][known["inherits_from"]]
-    return known[name]

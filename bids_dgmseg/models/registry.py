@@ -1,53 +1,68 @@
-"""The one registry of models, read from ``data/models.toml``."""
+"""Model registry: one block of ``data/models.toml`` per model."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import msgspec
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 
+Record = TypeVar("Record")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+Normalization = Literal["ppm", "zscore", "minmax"]
+
 ALIASES = {"default": "dgm16"}
 
-NORMALIZATIONS = ("ppm", "zscore", "minmax")
+NETWORKS = (
+    "bids_dgmseg.networks.attention_unet:AttentionUNet25D",
+    "bids_dgmseg.networks.attention_unet:ResNet50AttentionUNet25D",
+    "bids_dgmseg.networks.dcn_net:DCNNet",
+    "bids_dgmseg.networks.deepqsmseg:DeepQSMSeg",
+    "bids_dgmseg.networks.plain_unet:PlainUNet",
+)
+"""Networks that a user's file may name; nothing else is imported for one."""
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a network is shown."""
+    """Input of a network."""
 
-    spacing_mm: tuple[float, float, float]
-    patch_mm: tuple[float, float, float]
-    normalization: Literal["ppm", "zscore", "minmax"] = "ppm"
+    spacing_mm: tuple[Positive, Positive, Positive]
+    patch_mm: tuple[Positive, Positive, Positive]
+    normalization: Normalization = "ppm"
     channels: int = 1
     slices: int = 0
-    """Neighbouring coronal slices that a 2D network sees to label the middle one; 0 for a 3D network."""
+    """Adjacent coronal slices from which a 2D network labels the middle one; 0 for a 3D network."""
     window_step: int = 0
-    """Voxels from one window to the next, all windows counting alike; 0: they overlap by half, their middles count."""
+    """Voxels between sliding windows of equal weight; 0: windows overlap by half and have Gaussian weights."""
     window_slack: float = 0.0
-    """Part of the patch by which a grid may be longer along an axis and still is seen in one window along it."""
+    """Fraction of the patch by which the grid may exceed it along an axis and still be predicted in one window."""
     native_voxel_tolerance: float = 0.0
-    """Largest difference of a map's voxels to ``spacing_mm``, relative to it, at which they are shown as they are."""
+    """Maximum relative difference from ``spacing_mm`` at which the voxels of the map are used without resampling."""
 
 
 @dataclass(frozen=True)
 class Localizer:
-    """How the box that the network is shown is found.
+    """How the region of interest is found.
 
-    ``network`` runs a small whole-head network (the fields below describe it, as in `Model`), ``centre`` takes
-    the middle of the brain, ``atlas`` registers the best of the model folder's reference maps, ``nnunet`` runs the
-    nnU-Net of the model folder's ``cerebellum``.
+    ``network`` runs a whole-head network on a coarse grid (described by the fields below, as in `Model`), ``centre``
+    takes the middle of the brain, ``atlas`` registers the best of the atlases in the model folder, ``nnunet`` runs the
+    nnU-Net in the subfolder ``cerebellum``.
     """
 
     kind: Literal["network", "atlas", "centre", "nnunet"]
     margin_mm: float = 0.0
     guard: str = ""
-    """Model whose whole-head network sees to it that the box of ``centre`` or ``atlas`` cuts no nucleus; or none."""
+    """Model whose whole-head network corrects a box of ``centre`` or ``atlas`` that cuts a nucleus; empty for none."""
     network: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -56,37 +71,37 @@ class Localizer:
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """What is done to each nucleus of one side between probabilities and labels."""
+    """Steps from probabilities to labels, per nucleus and side."""
 
     threshold: float = 0.0
-    """Probability that a voxel must exceed; 0: it goes to the most probable class, background included."""
+    """Probability that a labelled voxel must exceed; 0: the most probable class, including background."""
     min_component_fraction: float = 0.25
-    """Connected parts smaller than this share of the largest are dropped; 1 keeps the largest alone."""
+    """Components smaller than this fraction of the largest are removed; 1 keeps only the largest."""
     position_sd_mm: float = 0.0
-    """By which nuclei vary about their places relative to one another: first of all, parts are compared by their sizes
-    times a Gaussian of this SD of how far they lie from there; 0: wherever they lie."""
+    """SD of the positions of nuclei relative to each other. Before the step above, components are compared by size
+    times a Gaussian of their distance from the expected position; 0: position is ignored."""
     valid_voxels_only: bool = False
-    """Before all else, make every nucleus' probability 0 where the map shows nothing; not for nnU-Net folders."""
+    """Set the probabilities of all nuclei to 0 outside the field of view first; not for nnU-Net folders."""
     fill_holes: bool = False
     smooth: bool = False
-    """Give each voxel to the majority of itself and its six neighbours."""
+    """Majority vote of each voxel and its six neighbours."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the learned parameters lie and what may be done with them."""
+    """Weights of a model in the package."""
 
     files: Mapping[str, str]
-    """File name (relative to the weights folder) → sha256."""
+    """File name relative to the weights folder → sha256."""
     licence: str
     trained_on: str
 
 
 @dataclass(frozen=True)
 class Model:
-    """One way to segment: a block of ``models.toml``.
+    """One block of ``models.toml``.
 
-    ``labels`` are the abbreviations of the channels 1, 2, … of its probabilities; channel 0 is background.
+    ``labels`` are the abbreviations of channels 1, 2, … of the probabilities; channel 0 is background.
     """
 
     name: str
@@ -97,17 +112,18 @@ class Model:
     network: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
     heads: tuple[tuple[str, ...], ...] = ()
-    """Groups of the network's classes, each with a background of its own; by default one group, the labels.
+    """Classes of each softmax head, which also has its own background; by default one head with all labels.
 
-    A class without a side, such as ``DN``, is divided into left and right at the head's midplane."""
-    temperatures: tuple[float, ...] = ()
-    """What the logits are divided by, a number a channel, so that probabilities hold; empty for nothing."""
+    A class without a side, such as ``DN``, is split into left and right at the midplane of the head."""
+    temperatures: tuple[Positive, ...] = ()
+    """One per channel of the network, by which logits are divided to calibrate probabilities; empty: uncalibrated."""
     mirrored: bool = False
-    """Average over the map and its mirror image."""
+    """Average the predictions of the map and its mirror image."""
     ensemble: bool = False
-    """Average over mirror images and over all checkpoints of the weights: slower, a little better."""
+    """Average over mirror images and all checkpoints of the weights: slower, slightly more accurate."""
     postprocessing: Postprocessing = Postprocessing()
-    predictor: str | Callable[..., Any] = "bids_dgmseg.segmentation.predict:NetworkPredictor"
+    predictor: Any = "bids_dgmseg.segmentation.predict:NetworkPredictor"
+    """``module:Class`` of a `bids_dgmseg.segmentation.predict.Predictor`, or the class."""
     weights: Weights | None = None
     memory_gb: float = 2.0
     citation: tuple[str, ...] = ()
@@ -120,63 +136,76 @@ class Model:
 
     @property
     def structures(self) -> tuple[Structure, ...]:
-        """The nuclei in the order of the output channels."""
+        """Nuclei in the order of the output channels."""
         return tuple(STRUCTURES.named(label) for label in self.labels)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The classes of each of the network's heads, without the backgrounds."""
+        """Classes of each head, without the backgrounds."""
         return self.heads or (self.labels,)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the network tells apart besides background: labels, or nuclei of both sides."""
+        """Classes of the network besides background: labels, or nuclei without a side."""
         return tuple(name for group in self.groups for name in group)
 
 
-def _triple(values: list[float]) -> tuple[float, float, float]:
-    x, y, z = values
-    return float(x), float(y), float(z)
-
-
-def _read_input(block: Mapping[str, Any]) -> ModelInput:
-    known = dict(block)
-    return ModelInput(**{**known, "spacing_mm": _triple(known["spacing_mm"]), "patch_mm": _triple(known["patch_mm"])})
-
-
-def _read_localizer(block: Mapping[str, Any]) -> Localizer:
-    known = dict(block)
-    if "input" in known:
-        known["input"] = _read_input(known["input"])
-    known["labels"] = tuple(known.get("labels", ()))
-    return Localizer(**known)
-
-
-def read_models(text: str) -> dict[str, Model]:
-    """Read a registry.
+def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, remedy: str) -> Record:
+    """Convert the content of a TOML file to a frozen dataclass.
 
     Parameters
     ----------
-    text : str
-        TOML, one table a model.
+    content : mapping
+        From `tomllib`.
+    kind : type
+        Dataclass; its annotations are the rules.
+    where, remedy : str
+        First and last part of the error message.
+
+    Raises
+    ------
+    InputError
+        If a key is unknown or missing, or a value has another type or range.
     """
-    models = {}
-    for name, block in tomllib.loads(text).items():
-        known = dict(block)
-        known["input"] = _read_input(known["input"])
-        known["localizer"] = _read_localizer(known["localizer"])
-        known["labels"] = tuple(known["labels"])
-        known["citation"] = tuple(known.get("citation", ()))
-        known["heads"] = tuple(tuple(group) for group in known.get("heads", ()))
-        known["postprocessing"] = Postprocessing(**known.get("postprocessing", {}))
-        if "weights" in known:
-            known["weights"] = Weights(**known["weights"])
-        models[name] = Model(name=name, **known)
-    return models
+    if unknown := next(_unknown_keys(content, kind), None):
+        raise InputError(f"{where}: unknown key {unknown}; {remedy}")
+    try:
+        return msgspec.convert(dict(content), kind)
+    except msgspec.ValidationError as error:
+        problem, _, key = str(error).replace("`", "").replace(" | null", "").partition(" - at $.")
+        found = f"{key}: " if key else ""
+        raise InputError(f"{where}: {found}{problem[0].lower()}{problem[1:]}; {remedy}") from error
+
+
+def _unknown_keys(content: Mapping[str, Any], kind: Any) -> Iterator[str]:
+    """Yield keys that no field has; msgspec ignores them for dataclasses."""
+    hints = get_type_hints(kind)
+    names = {one.name for one in fields(kind)}
+    for key, value in content.items():
+        if key not in names:
+            yield key
+            continue
+        nested = next((one for one in (hints[key], *get_args(hints[key])) if is_dataclass(one)), None)
+        if nested and isinstance(value, Mapping):
+            yield from (f"{key}.{name}" for name in _unknown_keys(value, nested))
+
+
+def read_models(text: str) -> dict[str, Model]:
+    """Read a registry: TOML, one table per model.
+
+    Raises
+    ------
+    InputError
+        If a model lacks a value or has an unknown or impossible one.
+    """
+    return {
+        name: to_record({"name": name, **block}, Model, where=f"models.toml: {name}", remedy="correct the registry")
+        for name, block in tomllib.loads(text).items()
+    }
 
 
 def get_model(name: str, *, option: str = "--model ") -> Model:
-    """Look a model up by its key or alias; `option` is what messages put before it.
+    """Return the model of a name or alias; `option` precedes the name in error messages.
 
     Raises
     ------
@@ -190,7 +219,7 @@ def get_model(name: str, *, option: str = "--model ") -> Model:
 
 
 def weights_folder(model: Model) -> Path:
-    """Where the package keeps a model's weights."""
+    """Return the folder in the package where the weights of a model are."""
     return Path(str(files("bids_dgmseg").joinpath("data", "weights", model.name)))
 
 

@@ -1,4 +1,4 @@
-"""The one table of nuclei: where a number meets a name."""
+"""Table of the nuclei: numbers, names, colors, typical positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal, cast, overload
 
-_RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
+_RIGHT_MNI_MM: Mapping[str, tuple[float, float, float]] = {
     "DN": (15.0, -58.0, -35.0),
     "IN": (7.0, -55.0, -31.0),
     "RN": (5.3, -19.5, -9.5),
@@ -19,32 +19,32 @@ _RIGHT_MM: Mapping[str, tuple[float, float, float]] = {
     "GP": (18.5, -3.0, -1.0),
 }
 
-_RIGHT_COURSE_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
+_RIGHT_COURSE_MNI_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
     "CN": ((13.6, 18.9, 2.7), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
     "PUT": ((22.3, 14.8, -3.3), (30.1, -16.5, 2.0)),
 }
-"""Of nuclei so long that a piece of them may lie far from their centre: middles of slabs of the label template."""
+"""Further points along nuclei whose ends are far from their centre: centres of slabs of the label template."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One nucleus of one hemisphere, a row of ``data/structures.tsv``."""
+    """One nucleus of one hemisphere: a row of ``data/structures.tsv``."""
 
     index: int
-    """Value in every dseg of every model; 0 is background."""
+    """Label in the dseg of every model; 0 is background."""
     name: str
-    """Such as ``left dentate nucleus``; left is the patient's left."""
+    """For example ``left dentate nucleus``; left is the patient's left."""
     abbreviation: str
-    """Nucleus and side, such as ``DN_L``: channels, rows and columns carry it."""
+    """Nucleus and side, for example ``DN_L``; names channels, rows and columns."""
     hemisphere: Literal["L", "R"]
     color: str
     """``#rrggbb``."""
     mapping: int
-    """Index of the tissue in the BIDS standard label table."""
+    """Index of the tissue in the standard label table of BIDS."""
 
     @property
     def nucleus(self) -> str:
-        """The nucleus without its side.
+        """Nucleus without its side.
 
         >>> STRUCTURES.named("DN_L").nucleus
         'DN'
@@ -53,21 +53,21 @@ class Structure:
 
     @property
     def mni_mm(self) -> tuple[float, float, float]:
-        """The centre in the MNI152 brain, RAS+.
+        """Typical centre in MNI152 space, RAS+.
 
         >>> STRUCTURES.named("DN_L").mni_mm
         (-15.0, -58.0, -35.0)
         """
-        return self._on_its_side(_RIGHT_MM[self.nucleus])
+        return self._on_its_side(_RIGHT_MNI_MM[self.nucleus])
 
     @property
     def mni_course_mm(self) -> tuple[tuple[float, float, float], ...]:
-        """Places in the MNI152 brain, RAS+, near which its pieces lie: the centre, and more along a long nucleus.
+        """Points in MNI152 space, RAS+, that represent the nucleus: its centre, and more along a long nucleus.
 
         >>> STRUCTURES.named("DN_L").mni_course_mm
         ((-15.0, -58.0, -35.0),)
         """
-        return (self.mni_mm, *map(self._on_its_side, _RIGHT_COURSE_MM.get(self.nucleus, ())))
+        return (self.mni_mm, *map(self._on_its_side, _RIGHT_COURSE_MNI_MM.get(self.nucleus, ())))
 
     def _on_its_side(self, right_mm: tuple[float, float, float]) -> tuple[float, float, float]:
         x, y, z = right_mm
@@ -75,7 +75,7 @@ class Structure:
 
     @property
     def bids_label(self) -> str:
-        """The value of the ``label-`` entity.
+        """Value of the BIDS entity ``label-``.
 
         >>> STRUCTURES.named("DN_L").bids_label
         'DNleft'
@@ -84,7 +84,7 @@ class Structure:
 
 
 class Structures(Sequence[Structure]):
-    """Structures in the order of their numbers."""
+    """Structures sorted by their labels."""
 
     def __init__(self, rows: Sequence[Structure]) -> None:
         self._rows = tuple(sorted(rows, key=lambda structure: structure.index))
@@ -105,31 +105,19 @@ class Structures(Sequence[Structure]):
         return self._rows[position]
 
     def named(self, abbreviation: str) -> Structure:
-        """Find a structure by its abbreviation, such as ``DN_L``.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """Return the structure of an abbreviation such as ``DN_L``; raise `ValueError` if there is none."""
         if abbreviation not in self._by_name:
-            raise ValueError(f"no structure {abbreviation!r}; there are {', '.join(self._by_name)}")
+            raise ValueError(f"unknown structure {abbreviation!r}; expected one of {', '.join(self._by_name)}")
         return self._by_name[abbreviation]
 
     def numbered(self, index: int) -> Structure:
-        """Find a structure by its dseg value.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """Return the structure of a label; raise `ValueError` if there is none."""
         if index not in self._by_index:
-            raise ValueError(f"no structure has the number {index}")
+            raise ValueError(f"no structure has the label {index}")
         return self._by_index[index]
 
     def both_sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
-        """Both sides of each nucleus, such as ``("DN",)`` → DN_L, DN_R, in the order given."""
+        """Return both sides of each nucleus: ``["DN"]`` → DN_L, DN_R."""
         return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
 
 

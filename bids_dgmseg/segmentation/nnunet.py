@@ -21,8 +21,14 @@ from bids_dgmseg.image.grids import Grid, block_affine, covering_block
 from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.label_map import CEREBELLUM, STEPS, nnunet_step_folder
-from bids_dgmseg.models.nnunet_folder import NnunetModel, mirror_axes, read_folder
+from bids_dgmseg.models.nnunet_folder import (
+    CEREBELLUM,
+    DENTATE,
+    NnunetModel,
+    mirror_axes,
+    nnunet_step_folder,
+    read_folder,
+)
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.models.weights import pick_device
 from bids_dgmseg.segmentation.regions import valid_mask
@@ -143,7 +149,7 @@ class NnunetPredictor:
 
     def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
         self.model = model
-        trained = _read_step(model, weights, STEPS[1])
+        trained = _read_step(model, weights, DENTATE)
         self._network = Network(trained, device=device, sided=True)
 
     def predict_block(self, chi: Volume, box: Box) -> ProbabilityBlock:
@@ -195,7 +201,7 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
     """
     if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
         _read_step(model, weights, CEREBELLUM)
-    trained = _read_step(model, weights, STEPS[1])
+    trained = _read_step(model, weights, DENTATE)
     if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
         return []
     return [

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.label_map import choose_labels, read_label_map, read_labels
+from bids_dgmseg.models.label_map import choose_labels, read_label_map
+from bids_dgmseg.models.nnunet_folder import read_labels
 from bids_dgmseg.models.registry import Weights, get_model
 from bids_dgmseg.segmentation.segment import check_ready
 
@@ -21,7 +22,7 @@ def write_labels(folder: Path, labels: dict[str, Any], **more: object) -> Path:
     return folder
 
 
-def test_labels_match_by_abbreviation_or_name_whatever_the_case_and_in_our_order(tmp_path):
+def test_labels_match_by_abbreviation_or_name(tmp_path):
     folder = write_labels(tmp_path / "m", {"background": 0, "Right_Red-Nucleus": 1, "dn_l": 2, "ignore": 3})
     model, notes = choose_labels(MODEL, folder, None)
     assert model.labels == ("DN_L", "RN_R")
@@ -36,7 +37,7 @@ def test_labels_match_by_abbreviation_or_name_whatever_the_case_and_in_our_order
         pytest.param('{"sinister": "DN_L", "2": "DN_R", "putamen rostral": "PUT_L", "4": "PUT_L"}', id="json"),
     ],
 )
-def test_a_table_gives_foreign_names_and_numbers_a_meaning(tmp_path, text):
+def test_label_map_matches_names_and_numbers(tmp_path, text):
     path = tmp_path / ("map.json" if text.startswith("{") else "map.tsv")
     path.write_text(text)
     labels = {"background": 0, "sinister": 1, "dexter": 2, "putamen rostral": 3, "putamen caudal": 4, "lesion": 5}
@@ -45,19 +46,19 @@ def test_a_table_gives_foreign_names_and_numbers_a_meaning(tmp_path, text):
     assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background; see --label-map"]
 
 
-def test_a_row_for_a_label_that_is_not_there_is_named(tmp_path):
+def test_unused_rows_of_the_map_are_reported(tmp_path):
     (tmp_path / "map.json").write_text('{"links": "DN_L"}')
     _, notes = choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "DN_R": 1}), tmp_path / "map.json")
     assert notes == ["--label-map: links not among the labels of m; ignored"]
 
 
-def test_two_folders_say_which_label_is_the_cerebellum(tmp_path):
+def test_cerebellum_is_found_by_name(tmp_path):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
     write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "cerebrum": 1, "Cerebellum": 2})
     assert choose_labels(MODEL, tmp_path / "w", None)[0].arch["cerebellum"] == [2]
 
 
-def test_regions_have_the_numbers_of_their_order(tmp_path):
+def test_regions_are_numbered_in_their_order(tmp_path):
     folder = write_labels(tmp_path / "m", {"background": 0, "both": [1, 2], "DN_R": [2]}, regions_class_order=[1, 2])
     assert read_labels(folder) == {"both": 1, "DN_R": 2}
 
@@ -93,23 +94,26 @@ def refuse_other_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (refuse_nothing_known, r"^m: none of its labels \(1 \(left\), 2 \(right\)\) is a nucleus of this program; say"),
-        (refuse_unknown_cerebellum, r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; say which with"),
-        (refuse_other_folder, r"dentate: no nnU-Net model folder \(no dataset.json\); give --weights the folder with"),
-        (refuse_abbreviation, r"^map.json: Dentate is no nucleus; use an abbreviation such as DN_L, or cerebellum$"),
+        (
+            refuse_nothing_known,
+            r"^m: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use --label-map",
+        ),
+        (refuse_unknown_cerebellum, r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use --label-map"),
+        (refuse_other_folder, r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder with"),
+        (refuse_abbreviation, r"^map.json: unknown nucleus Dentate; use e.g. DN_L, or cerebellum$"),
         (
             refuse_columns,
-            r"^map.tsv: no label map; write a TSV with the columns label and abbreviation, or a JSON object$",
+            r"^map.tsv: not a label map; write a TSV with the columns label and abbreviation, or a JSON object$",
         ),
-        (refuse_other_model, r"^--label-map: dgm16 has its own labels; leave it out or use --model nnunet2step$"),
+        (refuse_other_model, r"^--label-map has no effect on dgm16; omit it or use --model nnunet2step$"),
     ],
 )
-def test_what_cannot_be_matched_is_said(tmp_path, attempt, message):
+def test_unmatched_labels_are_refused(tmp_path, attempt, message):
     with pytest.raises(InputError, match=message):
         attempt(tmp_path)
 
 
-def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
+def test_changed_weights_in_the_package_are_refused(tmp_path, monkeypatch):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
     monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "w")
     model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
@@ -117,7 +121,7 @@ def test_weights_of_the_package_have_their_checksums(tmp_path, monkeypatch):
         check_ready(model, weights=None, device="cpu")
 
 
-def test_missing_weights_are_said_with_the_way_to_them(tmp_path, monkeypatch):
+def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
     with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train-nnunet "):
         check_ready(MODEL, weights=None, device="cpu")

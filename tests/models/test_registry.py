@@ -15,7 +15,7 @@ weights = { files = { segmenter = "00ff" }, licence = "CC-BY-4.0", trained_on = 
 """
 
 
-def test_a_block_is_all_it_takes_to_add_a_model():
+def test_one_block_adds_a_model():
     model = read_models(BLOCK)["tiny"]
     assert model.name == "tiny"
     assert model.input.spacing_mm == (1.0, 1.0, 2.5)
@@ -24,33 +24,43 @@ def test_a_block_is_all_it_takes_to_add_a_model():
     assert model.weights.files == {"segmenter": "00ff"}
 
 
-def test_structures_follow_the_order_of_the_channels():
+def test_structures_follow_the_channels():
     assert [structure.index for structure in read_models(BLOCK)["tiny"].structures] == [6, 5]
 
 
-def test_a_misspelled_key_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'titel'"):
-        read_models(BLOCK.replace("title", "titel"))
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("title", "titel", "unknown key titel"),
+        ("patch_mm", "patch", "unknown key input.patch"),
+        ('kind = "centre"', 'kind = "center"', "localizer.kind: invalid enum value 'center'"),
+        ("[1, 1, 2.5]", "[1, 1]", "input.spacing_mm: expected array of length 3, got 2"),
+        ('network = "somewhere:Net"', "network = 1", "network: expected str, got int"),
+    ],
+)
+def test_faults_in_the_registry_are_named(right, wrong, message):
+    with pytest.raises(InputError, match=rf"^models.toml: tiny: {message}; correct the registry$"):
+        read_models(BLOCK.replace(right, wrong))
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_every_model_names_nuclei_that_exist(name):
+def test_models_segment_known_nuclei(name):
     assert set(MODELS[name].labels) <= {structure.abbreviation for structure in STRUCTURES}
     assert len(set(MODELS[name].labels)) == len(MODELS[name].labels)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_a_key_is_valid_as_a_bids_entity(name):
+def test_model_names_are_valid_bids_labels(name):
     assert name.isalnum()
     assert weights_folder(MODELS[name]).name == name
 
 
-def test_the_shipped_model_finds_all_nuclei_and_is_the_default():
+def test_default_model_segments_all_nuclei():
     assert get_model("default") is get_model("dgm16")
     assert get_model("dgm16").structures == tuple(STRUCTURES)
     assert set(ALIASES.values()) <= set(MODELS)
 
 
-def test_an_unknown_model_is_refused_with_those_known():
+def test_unknown_model_is_refused_with_the_choices():
     with pytest.raises(InputError, match=r"^--model unet: no such model; choose from default, .*dgm16"):
         get_model("unet")

@@ -5,12 +5,12 @@ import pytest
 from bids_dgmseg.models.structures import STRUCTURES, Structure, Structures
 
 
-def test_there_are_eight_nuclei_on_two_sides():
+def test_eight_nuclei_on_two_sides():
     assert [structure.index for structure in STRUCTURES] == list(range(1, 17))
     assert {structure.nucleus for structure in STRUCTURES} == {"DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"}
 
 
-def test_names_and_abbreviations_tell_one_side():
+def test_names_and_abbreviations_agree_on_the_side():
     for structure in STRUCTURES:
         side = {"L": "left", "R": "right"}[structure.hemisphere]
         assert structure.name.startswith(f"{side} ")
@@ -24,21 +24,21 @@ def test_abbreviations_and_colours_are_unique():
     assert all(re.fullmatch("#[0-9a-f]{6}", structure.color) for structure in STRUCTURES)
 
 
-def test_both_sides_of_a_nucleus_share_the_standard_tissue():
+def test_both_sides_map_to_the_same_tissue():
     for left, right in zip(STRUCTURES[::2], STRUCTURES[1::2], strict=True):
         assert (left.nucleus, left.mapping) == (right.nucleus, right.mapping)
 
 
-def test_a_label_is_valid_in_a_bids_name():
+def test_labels_are_valid_in_bids_names():
     assert all(structure.bids_label.isalnum() for structure in STRUCTURES)
 
 
-def test_a_structure_is_found_by_name_and_number():
+def test_structures_are_found_by_name_and_label():
     assert STRUCTURES.named("SN_R").index == 8
     assert STRUCTURES.numbered(8).abbreviation == "SN_R"
 
 
-def test_sides_come_in_the_order_given():
+def test_both_sides_follow_the_order_given():
     assert [structure.abbreviation for structure in STRUCTURES.both_sides(["GP", "DN"])] == [
         "GP_L",
         "GP_R",
@@ -47,16 +47,16 @@ def test_sides_come_in_the_order_given():
     ]
 
 
-def test_rows_are_ordered_by_number():
+def test_rows_are_sorted_by_label():
     second, first = (Structure(i, "left x", f"X{i}_L", "L", "#000000", 9) for i in (2, 1))
     assert list(Structures([second, first])) == [first, second]
 
 
-def test_an_unknown_name_is_refused_with_those_known():
-    with pytest.raises(ValueError, match=r"no structure 'DN'; there are DN_L, DN_R, IN_L"):
+def test_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"unknown structure 'DN'; expected one of DN_L, DN_R, IN_L"):
         STRUCTURES.named("DN")
 
 
-def test_an_unknown_number_is_refused():
-    with pytest.raises(ValueError, match="no structure has the number 0"):
+def test_unknown_label_is_refused():
+    with pytest.raises(ValueError, match="no structure has the label 0"):
         STRUCTURES.numbered(0)

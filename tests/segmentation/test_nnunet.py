@@ -29,7 +29,7 @@ def write_noise(path: Path, axes: str, *, shape=(18, 22, 20), size_mm=(1.5, 1.7,
 
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "PIR"])
 @pytest.mark.parametrize("transpose", [[0, 1, 2], [2, 0, 1]], ids=["as read", "axes exchanged"])
-def test_a_file_gets_the_labels_of_stock_nnunet(tmp_path, axes, transpose):
+def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
     folder = write_folder(tmp_path / "model", transpose_forward=transpose)
     image = write_noise(tmp_path / "c_0000.nii.gz", axes)
     stock = predict_with_stock(folder, image, tmp_path)
@@ -39,7 +39,7 @@ def test_a_file_gets_the_labels_of_stock_nnunet(tmp_path, axes, transpose):
     np.testing.assert_allclose(fractions.sum(axis=0)[2:], 1, atol=1e-5)
 
 
-def test_a_folder_that_mirrors_all_axes_is_run_without_left_and_right(tmp_path):
+def test_left_and_right_are_never_mirrored(tmp_path):
     folder = write_folder(tmp_path / "model", mirror_axes=(0, 1, 2))
     image = write_noise(tmp_path / "c_0000.nii.gz", "LAS")
     without = predict_with_stock(folder, image, tmp_path, mirrored=(0, 1))  # z and y; x, the last, is left and right
@@ -50,7 +50,7 @@ def test_a_folder_that_mirrors_all_axes_is_run_without_left_and_right(tmp_path):
     assert (without.array != unsided.array).any()
 
 
-def test_a_folder_that_names_its_axes_answers_alike_however_a_file_is_stored(tmp_path):
+def test_stated_orientation_makes_storage_irrelevant(tmp_path):
     network = Network(
         read_folder(write_folder(tmp_path / "model", dataset={"orientation": "RAS"})), device="cpu", sided=True
     )
@@ -68,7 +68,7 @@ def test_a_folder_that_names_its_axes_answers_alike_however_a_file_is_stored(tmp
         pytest.param("RAS", [2, 0, 1], (8, 8), (0, 1), id="sagittal slices hold no left and right"),
     ],
 )
-def test_only_the_axis_of_left_and_right_is_not_mirrored(tmp_path, axes, transpose, patch, kept):
+def test_mirror_axes_exclude_left_right(tmp_path, axes, transpose, patch, kept):
     allowed = tuple(range(len(patch)))
     trained = read_folder(
         write_folder(tmp_path / "model", mirror_axes=allowed, transpose_forward=transpose, patch_size=patch)
@@ -77,7 +77,7 @@ def test_only_the_axis_of_left_and_right_is_not_mirrored(tmp_path, axes, transpo
     assert mirror_axes(trained, axes, sided=False) == allowed
 
 
-def test_the_folds_of_a_folder_are_averaged(tmp_path):
+def test_folds_are_averaged(tmp_path):
     folder = write_folder(tmp_path / "model", seed=1)
     other = write_folder(tmp_path / "other", seed=2)
     (other / "fold_0").rename(folder / "fold_1")
@@ -89,7 +89,7 @@ def test_the_folds_of_a_folder_are_averaged(tmp_path):
     np.testing.assert_array_equal(found, stock.array)
 
 
-def test_overlapping_regions_become_labels_as_in_stock_nnunet(tmp_path):
+def test_regions_become_labels_as_in_stock_nnunet(tmp_path):
     labels = {"background": 0, "both": [1, 2], "DN_R": [2]}
     folder = write_folder(tmp_path / "model", labels=labels, dataset={"regions_class_order": [1, 2]})
     reheaded = torch.load(folder / "fold_0" / "checkpoint_final.pth")
@@ -102,7 +102,7 @@ def test_overlapping_regions_become_labels_as_in_stock_nnunet(tmp_path):
     np.testing.assert_array_equal(found, stock.array)
 
 
-def test_an_unknown_trainer_gets_the_network_of_the_plans(tmp_path):
+def test_unknown_trainer_uses_the_plans_network(tmp_path):
     image = Volume.read(write_noise(tmp_path / "c.nii.gz", "RAS"))
     known, unknown = (
         Network(read_folder(write_folder(tmp_path / name, trainer=name)), device="cpu", sided=True)(image)
@@ -118,26 +118,26 @@ class Mischief:
         return os.putenv, ("MISCHIEF", "managed")
 
 
-def test_a_checkpoint_that_would_run_is_refused(tmp_path):
+def test_checkpoint_with_code_is_refused(tmp_path):
     folder = write_folder(tmp_path / "model")
     torch.save({"network_weights": Mischief()}, folder / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(InputError, match=r"^fold_0/checkpoint_final.pth: holds more than numbers, which could run"):
+    with pytest.raises(InputError, match=r"^fold_0/checkpoint_final.pth: contains more than numbers and could run"):
         read_folder(folder)
 
 
-def test_numpy_numbers_in_a_checkpoint_are_read(tmp_path):
+def test_numpy_scalars_in_checkpoints_are_read(tmp_path):
     values = {"loss": [np.float64(0.5), np.float32(0.25)], "epoch": np.int64(3), "good": np.bool_(True)}
     torch.save(values, tmp_path / "c.pth", pickle_protocol=2)
     assert read_checkpoint(tmp_path / "c.pth") == values
     assert pickle.dumps(values)  # numbers, not stand-ins
 
 
-def test_a_network_from_elsewhere_is_not_imported(tmp_path):
+def test_foreign_network_is_not_imported(tmp_path):
     folder = write_folder(tmp_path / "model")
     content = plans()
     content["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "antigravity.Net"
     (folder / "plans.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"^model/plans.json: names antigravity.Net, which is no part of nnU-Net"):
+    with pytest.raises(InputError, match=r"^model/plans.json: antigravity.Net is not part of nnU-Net and is not run"):
         read_folder(folder)
 
 
@@ -168,27 +168,30 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no fold", r"model: no fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth; copy it whole$"),
-        ("cut short", r"^fold_0/checkpoint_final.pth: is damaged"),
+        (
+            "no fold",
+            r"model: fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth not found; copy the whole",
+        ),
+        ("cut short", r"^fold_0/checkpoint_final.pth: damaged or truncated; copy it again"),
         ("no plans", r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
-        ("no axes", r"^model/dataset.json: orientation 'RAX' is no order of axes; write one such as RAS$"),
-        ("two channels", r"^model: its network needs 2 images a scan, and there is one map"),
+        ("no axes", r"^model/dataset.json: orientation 'RAX' is invalid; write one such as RAS$"),
+        ("two channels", r"^model: its network needs 2 images per scan, but there is only the chi map"),
     ],
 )
-def test_a_folder_that_cannot_be_run_says_why(tmp_path, how, message):
+def test_unusable_folder_is_refused(tmp_path, how, message):
     folder = write_folder(tmp_path / "model")
     spoil(folder, how)
     with pytest.raises(InputError, match=message):
         read_folder(folder)
 
 
-def test_the_best_checkpoint_serves_where_there_is_no_final_one(tmp_path):
+def test_best_checkpoint_replaces_a_missing_final_one(tmp_path):
     folder = write_folder(tmp_path / "model")
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
     assert len(read_folder(folder).parameters) == 1
 
 
-def test_each_fold_gives_the_checkpoint_that_it_has(tmp_path):
+def test_one_checkpoint_per_fold_is_read(tmp_path):
     folder = write_folder(tmp_path / "model", seed=1)
     (write_folder(tmp_path / "other", seed=2) / "fold_0").rename(folder / "fold_1")
     (folder / "fold_1" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_best.pth")
@@ -202,7 +205,7 @@ def test_the_largest_of_two_blobs_is_kept():
     assert np.argwhere(large_components(mask)).tolist() == [[3, 1, 1], [4, 1, 1]]
 
 
-def test_the_environment_stays_as_it_was(tmp_path, monkeypatch, capsys):
+def test_environment_stays_unchanged(tmp_path, monkeypatch, capsys):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("nnUNet_compile", "true")
