@@ -1,1 +1,1 @@
-"""BIDS datasets: find scans, name and write derivatives."""
+"""BIDS datasets: find scans, segmentations and masks; name and write derivatives."""

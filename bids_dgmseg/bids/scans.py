@@ -1,49 +1,49 @@
-"""Find the chi maps of a BIDS dataset and of its derivatives, and the echoes of scans that have none.
-
-Only the folders of the selected participants are listed, so that a large dataset costs nothing.
-"""
+"""Find the scans of a run: chi maps, and echoes of sessions without a map; report what is skipped."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.datasets import ECHO_NAME, MAP_NAME, Source, find_sources
+from bids_dgmseg.bids.dataset import ECHO_NAME, MAP_NAME, Inputs, Sidecars, SourceDataset
 from bids_dgmseg.bids.echoes import Echo, gather_echoes
-from bids_dgmseg.bids.filters import Filter
-from bids_dgmseg.bids.names import join_entities, split_entities
-from bids_dgmseg.bids.sidecars import Sidecars
-from bids_dgmseg.bids.skipped import explain_nothing
-from bids_dgmseg.config import Settings
+from bids_dgmseg.bids.entities import (
+    Filter,
+    comparable,
+    invalid_entities,
+    join_entities,
+    split_entities,
+    stem_of,
+)
 from bids_dgmseg.errors import InputError, list_some
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One chi map, or the echoes it is to be reconstructed from, and what names and sidecars say."""
+    """A chi map, or the echoes it is reconstructed from, with entities and metadata."""
 
     participant: str
     """Without ``sub-``."""
     session: str | None
     """Without ``ses-``."""
     entities: Mapping[str, str]
-    """The others, keys and values as in the file name (``acq``, ``rec``, ``run``, ``desc``, …), in BIDS order."""
+    """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order."""
     chi: Path
-    """The map, or the phase of the first echo, on whose grid the map will lie; absolute."""
+    """Absolute path of the map, or of the first echo's phase, which defines the grid of the map."""
     sidecar: Mapping[str, Any]
-    """Metadata merged by the inheritance principle; empty if there are none."""
+    """Metadata by the inheritance principle; empty if there are none."""
     sidecar_path: Path | None
-    """The nearest sidecar."""
+    """The sidecar with the highest precedence."""
     dataset_root: Path
     dataset_name: str
     """``raw`` or the derivative's name: BIDS URIs are ``bids:NAME:path``."""
     problem: str | None = None
-    """Why it cannot be segmented, where its sidecar cannot be read: one line."""
+    """Why it cannot be processed, such as a broken sidecar: one line."""
     echoes: tuple[Echo, ...] = ()
-    """What the map is to be reconstructed from, by rising time; empty where there is a map, or a `problem`."""
+    """Echoes of a scan without a map, by increasing echo time; empty if it has a map or a `problem`."""
 
     @property
     def named_entities(self) -> dict[str, str]:
@@ -53,12 +53,12 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """Entities without the suffix, such as ``sub-01_ses-1_acq-x_run-1``."""
+        """Entities without suffix, such as ``sub-01_ses-1_acq-x_run-1``."""
         return join_entities(self.named_entities)
 
     @property
     def from_echoes(self) -> bool:
-        """Whether there is no map yet."""
+        """Whether the map must be reconstructed."""
         return ECHO_NAME.fullmatch(self.chi.name) is not None
 
     @property
@@ -80,85 +80,59 @@ class Scan:
         return f"bids:{self.dataset_name}:{path.relative_to(self.dataset_root).as_posix()}"
 
 
-def find_scans(settings: Settings, *, echoes: bool = False, misplaced: list[str] | None = None) -> list[Scan]:
-    """Find the chi maps that a run is to segment.
+def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | None = None) -> list[Scan]:
+    """Find the chi maps to segment.
 
-    Looked for in `settings.bids_dir` and in the derivatives given or, where none is given, in those below
-    ``bids_dir/derivatives``. Besides BIDS names, SEPIA's (``Sepia_Chimap.nii.gz``) count inside ``sub-X`` folders.
+    Besides BIDS names, those of SEPIA (``Sepia_Chimap.nii.gz``) are found inside ``sub-X`` folders.
 
     Parameters
     ----------
-    settings : Settings
-        The run's options.
+    inputs : Inputs
+        The datasets and the selection.
     echoes : bool
-        Whether sets of ``_MEGRE`` files count too, in sessions (or participants without sessions) that have no map.
+        Whether to find echoes (``_MEGRE``), too, in sessions (or participants without sessions) without a map.
     misplaced : list of str, optional
-        Gets a line for each file in the folder of another participant or session, which is then left out; by default
+        Collects one line per file in the folder of another participant or session, which is then skipped; by default
         such a file is an error.
 
     Returns
     -------
     list of Scan
-        Sorted by participant, session and name; never empty. One with a broken sidecar, or with two files for one map,
-        has a `problem`.
+        Sorted by participant, session and name; never empty. Scans with a broken sidecar or with two maps have a
+        `problem`.
 
     Raises
     ------
     InputError
-        If the dataset or the selection does not allow a run, two datasets have maps of one scan, a folder cannot be
-        listed, or all scans have one problem in common.
+        If no scan is found, two datasets have maps of one scan, a folder cannot be listed, or all scans have the same
+        problem.
     """
-    sources = find_sources(settings)
-    _check_labels(settings, sources)
-    choose = Filter.read(settings.bids_filter_file)
-    found: dict[tuple[str, ...], list[tuple[Source, Scan]]] = defaultdict(list)
-    listed = [(source, list(_in_their_places(source, _files(source, settings), misplaced))) for source in sources]
+    maps = Filter.read(inputs.selection.filter_file, "chimap")
+    found: dict[tuple[str, ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
+    listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
     for source, paths in listed:
         sidecars = Sidecars("Chimap")
         for path in paths:
-            if not MAP_NAME.fullmatch(path.name) or not choose.keeps(_within(source, path), source.name, source.raw):
-                continue
-            scan = _read_scan(source, path, sidecars)
-            found[_key(scan)].append((source, scan))
+            if MAP_NAME.fullmatch(path.name) and maps.keeps(source.relative(path), source.name, source.raw):
+                scan = _read_scan(source, path, sidecars)
+                found[_key(scan)].append((source, scan))
     if echoes:
-        for scan, source in _find_echoes(listed, Filter.read(settings.bids_filter_file, "megre")):
+        for source, scan in _find_echoes(listed, Filter.read(inputs.selection.filter_file, "megre")):
             found[_key(scan)].append((source, scan))
-    scans = [_choose_one(group) for group in found.values()]
+    scans = [_select_one(group) for group in found.values()]
     if not scans:
-        raise InputError(misplaced[0] if misplaced else explain_nothing(settings, sources, echoes=echoes))
+        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs, echoes=echoes))
     if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
-        raise InputError(scans[0].problem)  # a sidecar that all share
+        raise InputError(scans[0].problem)  # a sidecar shared by all
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
 
 
-def _check_labels(settings: Settings, sources: Sequence[Source]) -> None:
-    name = settings.bids_dir.name
-    for label in settings.participant_label:
-        if not any(source.folders([label]) for source in sources):
-            everyone = {other for source in sources for other in source.folders()}
-            some = list_some(f"sub-{other}" for other in everyone) or "no sub-X folders"
-            raise InputError(f"{name}: no sub-{label}; check --participant-label (there are {some})")
-    if settings.session_label:
-        sessions = {label for source in sources for label in source.sessions(settings.participant_label)}
-        for label in settings.session_label:
-            if label not in sessions:
-                some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
-                raise InputError(f"{name}: no ses-{label}; check --session-label (there are {some})")
-
-
-def _files(source: Source, settings: Settings) -> list[Path]:
-    """List the files of the selected participants and sessions."""
-    chosen = settings.session_label
-    paths = source.files(settings.participant_label, chosen)
-    return [path for path in paths if not chosen or _place(source, path).get("ses") in chosen]
-
-
-def _in_their_places(source: Source, paths: Iterable[Path], misplaced: list[str] | None) -> Iterator[Path]:
-    """Yield files; of maps and echoes only those whose folders say what their names do."""
-    for path in paths:
+def _consistent(source: SourceDataset, misplaced: list[str] | None) -> Iterator[Path]:
+    """Yield the selected files, except maps and echoes whose folders contradict their names."""
+    for path in (path for paths in source.files.values() for path in paths):
         try:
             if MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name):
-                source.read_entities(path, path.name.rpartition("_")[0])
+                source.consistent_entities(path, path.name.rpartition("_")[0])
             yield path
         except InputError as error:
             if misplaced is None:
@@ -166,91 +140,168 @@ def _in_their_places(source: Source, paths: Iterable[Path], misplaced: list[str]
             misplaced.append(str(error))
 
 
-def _within(source: Source, path: Path) -> PurePosixPath:
-    return PurePosixPath(path.relative_to(source.root).as_posix())
-
-
-def _place(source: Source, path: Path) -> dict[str, str]:
-    """Read entities from a file's name and folders."""
-    return {**split_entities(path.name.partition(".")[0]), **source.place(path)}
-
-
-def _read_scan(source: Source, path: Path, sidecars: Sidecars) -> Scan:
-    stem = _stem(path)
-    named = source.read_entities(path, stem)
-    everything = tuple(named.items())
-    participant, session = named.pop("sub"), named.pop("ses", None)
-    ordered = split_entities(join_entities(named))
-    try:
-        sidecar, nearest = sidecars.inherit(source.root, path, stem, everything)
-    except InputError as error:  # one scan's sidecar must not keep the others from being done
-        return Scan(participant, session, ordered, path, {}, None, source.root, source.name, str(error))
-    return Scan(participant, session, ordered, path, sidecar, nearest, source.root, source.name)
-
-
-def _stem(path: Path) -> str:
+def _read_scan(source: SourceDataset, path: Path, sidecars: Sidecars) -> Scan:
     match = MAP_NAME.fullmatch(path.name)
-    return match[1] if match else path.name.partition(".")[0]
+    stem = match[1] if match else stem_of(path)
+    entities = source.consistent_entities(path, stem)
+    sidecar: dict[str, Any] = {}
+    nearest = problem = None
+    try:
+        sidecar, nearest = sidecars.inherit(source.root, path, stem, tuple(entities.items()))
+    except InputError as error:  # the other scans can be processed
+        problem = str(error)
+    participant, session = entities.pop("sub"), entities.pop("ses", None)
+    ordered = split_entities(join_entities(entities))
+    return Scan(participant, session, ordered, path, sidecar, nearest, source.root, source.name, problem)
 
 
-def _find_echoes(listed: Sequence[tuple[Source, Sequence[Path]]], choose: Filter) -> Iterator[tuple[Scan, Source]]:
-    """Find sets of echoes in sessions without any map, chosen or not."""
+def _find_echoes(
+    listed: Sequence[tuple[SourceDataset, Sequence[Path]]], wanted: Filter
+) -> Iterator[tuple[SourceDataset, Scan]]:
+    """Find echoes in sessions without any map, selected or not."""
     mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
     for source, paths in listed:
         echoes = [(path, _session(source, path)) for path in paths if ECHO_NAME.fullmatch(path.name)]
-        wanted = [path for path, (sub, ses) in echoes if not {(sub, ses), (sub, None)} & mapped]
-        kept = [path for path in wanted if choose.keeps(_within(source, path), source.name, source.raw)]
+        unmapped = [path for path, (sub, ses) in echoes if not {(sub, ses), (sub, None)} & mapped]
+        kept = [path for path in unmapped if wanted.keeps(source.relative(path), source.name, source.raw)]
         for one in gather_echoes(source, kept):
-            named = dict(one.entities)
-            participant, session = named.pop("sub"), named.pop("ses", None)
-            yield (
-                Scan(
-                    participant,
-                    session,
-                    named,
-                    one.phase,
-                    one.sidecar,
-                    one.sidecar_path,
-                    source.root,
-                    source.name,
-                    one.problem,
-                    one.echoes,
-                ),
-                source,
+            entities = dict(one.entities)
+            scan = Scan(
+                participant=entities.pop("sub"),
+                session=entities.pop("ses", None),
+                entities=entities,
+                chi=one.phase,
+                sidecar=one.sidecar,
+                sidecar_path=one.sidecar_path,
+                dataset_root=source.root,
+                dataset_name=source.name,
+                problem=one.problem,
+                echoes=one.echoes,
             )
+            yield source, scan
 
 
-def _session(source: Source, path: Path) -> tuple[str | None, str | None]:
-    named = _place(source, path)
-    return named.get("sub"), named.get("ses")
+def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
+    entities = source.entities(path)
+    return entities.get("sub"), entities.get("ses")
 
 
 def _key(scan: Scan) -> tuple[str, ...]:
-    """Entities as a key; ``run-1`` and ``run-01`` are one run."""
-    return tuple(
-        f"{key}-{int(value) if key in ('run', 'echo') and value.isdecimal() else value}"
-        for key, value in scan.named_entities.items()
-    )
+    return tuple(f"{key}-{value}" for key, value in comparable(scan.named_entities).items())
 
 
-def _choose_one(group: Sequence[tuple[Source, Scan]]) -> Scan:
-    """Give the only scan of its name; where a dataset has two, one that says so.
+def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
+    """Return the only scan of a name; of two in one dataset, the first, with a `problem`.
 
     Raises
     ------
     InputError
-        If they lie in two datasets: which one is meant holds for all scans.
+        If they are in two datasets, which affects all scans.
     """
     (source, scan), (other, twin) = group[0], group[-1]
     if scan is twin:
         return scan
-    path, beside = scan.chi, twin.chi
-    if path.parent == beside.parent and path.name.removesuffix(".gz") == beside.name.removesuffix(".gz"):
-        return replace(scan, echoes=(), problem=f"{path.name}: lies beside {beside.name}; keep one of the two")
+    path, second = scan.chi, twin.chi
+    if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
+        return replace(scan, echoes=(), problem=f"{path.name}: {second.name} exists, too; keep one of them")
     kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
-    both = f"{source.show(path)} and {other.show(beside)} are {kind} of the same scan"
+    both = f"{source.show(path)} and {other.show(second)} are {kind} of the same scan"
     if source == other:
-        choice = "keep one, tell them apart by desc-, or choose with --bids-filter-file"
-        return replace(scan, echoes=(), problem=f"{both}; {choice}")
-    choice = f'{{"{block}": {{"scope": "{source.name}"}}}}'
-    raise InputError(f"{both}; choose one source with --derivatives or --bids-filter-file ({choice})")
+        advice = "keep one, rename one with desc-, or select one with --bids-filter-file"
+        return replace(scan, echoes=(), problem=f"{both}; {advice}")
+    example = f'{{"{block}": {{"scope": "{source.name}"}}}}'
+    raise InputError(f"{both}; select one dataset with --derivatives or --bids-filter-file ({example})")
+
+
+def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
+    """Describe what a run skips, in one line each.
+
+    These are selected participants without a scan; sessions without a scan that have echoes or were selected by name;
+    parts of file names that are not valid entities; and folders that are not valid BIDS names.
+    """
+    scans = list(scans)
+    found: dict[str, set[str | None]] = defaultdict(set)
+    for scan in scans:
+        found[scan.participant].add(scan.session)
+    lines = []
+    for label in sorted({label for source in inputs.sources for label in source.selected()}):
+        if label not in found:
+            lines.append(f"sub-{label}: {_explain_no_map(inputs, _Seen.among(inputs, label))}; skipped")
+            continue
+        sessions = {session for source in inputs.sources for session in source.sessions(label)} - found[label]
+        for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
+            seen = _Seen.among(inputs, label, session)
+            if not seen.maps and (seen.echoes or inputs.selection.sessions):
+                reason = _explain_no_map(inputs, seen) if seen.echoes else "no _Chimap"
+                lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
+    for scan in scans:
+        if invalid := invalid_entities(stem_of(scan.chi)):
+            lines.append(
+                f"{scan.chi.name}: {', '.join(invalid)} is not a valid BIDS entity (key-value with letters and digits) "
+                f"and was ignored; the scan is treated as {scan.name}; rename the file"
+            )
+    if not inputs.selection.participants:
+        lines += [
+            f"{name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
+            for name in inputs.sources[0].invalid_folders()
+        ]
+    return lines
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Whether some folders contain maps and echoes, selected or not."""
+
+    maps: bool
+    echoes: bool
+
+    @classmethod
+    def among(cls, inputs: Inputs, participant: str | None = None, session: str | None = None) -> _Seen:
+        names = [
+            path.name
+            for source in inputs.sources
+            for label, paths in source.files.items()
+            for path in paths
+            if participant in (None, label) and session in (None, source.entities(path).get("ses"))
+        ]
+        return cls(*(any(map(kind.fullmatch, names)) for kind in (MAP_NAME, ECHO_NAME)))
+
+
+def _explain_no_map(inputs: Inputs, seen: _Seen) -> str:
+    """Explain why no chi map was selected among these files."""
+    selection = inputs.selection
+    selected = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
+    if not seen.maps and seen.echoes:
+        return f"no _Chimap, and no _MEGRE with part-phase{selected}"
+    if not seen.maps:
+        sessions = list_some(f"ses-{label}" for label in selection.sessions)
+        return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
+    return f"no _Chimap{selected}" if selected else "only maps of paramagnetic or diamagnetic sources"
+
+
+def _explain_no_scans(inputs: Inputs, *, echoes: bool) -> str:
+    """Explain why a run finds no scan; `echoes` states whether echoes count."""
+    name, selection, seen = inputs.root.name, inputs.selection, _Seen.among(inputs)
+    labels = [f"sub-{label}" for label in selection.participants] + [f"ses-{label}" for label in selection.sessions]
+    whom = f" for {list_some(labels)}" if labels else ""
+    if selection.filter_file and (seen.maps or (seen.echoes and echoes)):
+        kind = "_Chimap" if seen.maps else "_MEGRE"
+        return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check --bids-filter-file"
+    if seen.maps:
+        return (
+            f"{name}: only _Chimap files of paramagnetic or diamagnetic sources{whom}; provide maps of total "
+            "susceptibility, or select these by desc with --bids-filter-file"
+        )
+    if seen.echoes and not echoes:
+        return (
+            f"{name}: _MEGRE but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
+            "participant level or QSMxT, and pass their folder to --derivatives"
+        )
+    if seen.echoes:
+        return (
+            f"{name}: _MEGRE files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
+            "folder of the chi maps to --derivatives"
+        )
+    if labels:
+        return f"{name}: no _Chimap or _MEGRE files{whom}; check --participant-label and --session-label"
+    return f"{name}: no _Chimap or _MEGRE files; pass the folder of the chi maps to --derivatives"

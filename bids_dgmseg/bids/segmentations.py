@@ -1,42 +1,45 @@
-"""Find segmentations of the same scans in several datasets, and read what their numbers mean."""
+"""Match segmentations and masks with scans by their entities, and read label tables."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_dgmseg.bids.description import DATASET_DESCRIPTION
-from bids_dgmseg.bids.names import join_entities, split_entities
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
+from bids_dgmseg.bids.entities import comparable, is_partial_chi, join_entities, split_entities, stem_of
+from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES
 
-_NOT_SCAN = ("seg", "atlas", "label", "scale")
+MASK_LABELS = ("CSF", "ventricles")
+"""Values of ``label`` for masks of cerebrospinal fluid, in any case."""
 
-_NOT_SHARED = ("desc", "space", "res", "den")
+_SEGMENTATION_ENTITIES = ("seg", "atlas", "label", "scale")
+"""Entities that tell segmentations of a scan apart."""
 
-_NUMBERS = ("run", "echo")
-
-_PART = re.compile(r"_desc-(para|dia)magnetic_Chimap\.")
+_PROCESSING_ENTITIES = ("desc", "space", "res", "den")
+"""Entities that may differ between a scan and its segmentation."""
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What the numbers of a segmentation mean."""
+    """Structures of a segmentation."""
 
     abbreviations: Mapping[int, str]
     source: Path | None
-    """The file read; None where there was none and the numbers of ``structures.tsv`` are taken."""
+    """The table; None if there is none and the labels of ``structures.tsv`` are assumed."""
 
 
 def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
-    """List the images of a dataset with a suffix, such as ``dseg``, below its ``sub-X`` folders.
+    """List the images with a suffix, such as ``dseg``, in the ``sub-X`` folders of a dataset.
 
-    Of chi maps, those of paramagnetic or diamagnetic sources alone are passed over. `option` is what the user gave the
-    dataset with.
+    Chi maps of paramagnetic or diamagnetic sources are ignored. `option` names the command-line option of the dataset in
+    the error message.
 
     Raises
     ------
@@ -46,137 +49,223 @@ def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     pattern = re.compile(rf"(?!\.).*_{suffix}\.nii(\.gz)?")
     folders = sorted(path for path in root.glob("sub-*") if path.is_dir())
     paths = (path for folder in folders for path in sorted(folder.rglob(f"*_{suffix}.nii*")))
-    found = [path for path in paths if pattern.fullmatch(path.name) and not _PART.search(path.name)]
+    found = [
+        path
+        for path in paths
+        if pattern.fullmatch(path.name) and not (suffix == "Chimap" and is_partial_chi(path.name))
+    ]
     if not found:
         where = f" to {option}" if option else ""
         raise InputError(
-            f"{root}: no _{suffix}.nii[.gz] in sub-X folders; give the root folder of a dataset with them{where}"
+            f"{root}: no _{suffix}.nii[.gz] files in sub-X folders; pass the root directory of a dataset with "
+            f"them{where}"
         )
     return found
 
 
 def name_scan(path: Path) -> str:
-    """Name the scan that an image belongs to, by its entities; a name without entities stands for itself.
+    """Return the name of the scan that an image belongs to, from its entities; without entities, its stem.
 
     >>> name_scan(Path("sub-01_run-02_seg-dgm16_dseg.nii.gz"))
     'sub-01_run-2'
     """
-    return join_entities(_entities(path, _NOT_SCAN)) or _stem(path)
+    return _scan_name(path, _SEGMENTATION_ENTITIES)
+
+
+def _scan_name(path: Path, ignored: Collection[str]) -> str:
+    entities = comparable(split_entities(stem_of(path)))
+    return join_entities({key: value for key, value in entities.items() if key not in ignored}) or stem_of(path)
 
 
 def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Sequence[str] = ()) -> dict[Path, Path]:
-    """Find the partner of each image of one dataset in another.
+    """Find the image of the same scan in another dataset, for each image of a dataset.
 
-    Partners have the same entities but for ``seg`` and its like; where no such partner is found, ``desc``, ``space``,
-    ``res`` and ``den`` do not count either. ``run-1`` and ``run-01`` are one run.
+    Images of the same scan have equal entities, except ``seg``, ``atlas``, ``label`` and ``scale``; if there is no such
+    image, ``desc``, ``space``, ``res`` and ``den`` may differ, too. ``run-1`` and ``run-01`` are equal.
 
     Parameters
     ----------
-    reference, other : sequence of Path
-        Images named as BIDS does.
+    reference, other : sequence of path
+        Images with BIDS names.
     choose : sequence of str
-        Entities, such as ``seg-dgm16``, that decide where several images of one dataset would be partners of one.
+        Entities, such as ``seg-dgm16``, that decide between several images of the same scan.
 
     Raises
     ------
     InputError
-        If several images of a dataset belong to one scan and `choose` does not decide.
+        If a dataset has several images of the same scan and `choose` does not decide.
     """
     partners: dict[Path, Path] = {}
     done: set[Path] = set()
-    for ignored in (_NOT_SCAN, (*_NOT_SCAN, *_NOT_SHARED)):
+    for ignored in (_SEGMENTATION_ENTITIES, (*_SEGMENTATION_ENTITIES, *_PROCESSING_ENTITIES)):
         left, right = (_by_scan((p for p in paths if p not in done), ignored) for paths in (reference, other))
         for scan in sorted(left.keys() & right.keys()):
-            partners[_only(left[scan], choose)] = _only(right[scan], choose)
-            done.update(left[scan], right[scan])  # those not chosen are no partners of others
+            partners[_select_one(left[scan], choose)] = _select_one(right[scan], choose)
+            done.update(left[scan], right[scan])  # those not chosen are not matched in the second pass
     return {path: partners[path] for path in reference if path in partners}
 
 
-def _by_scan(paths: Iterable[Path], ignored: Sequence[str]) -> dict[str, list[Path]]:
+def _by_scan(paths: Iterable[Path], ignored: Collection[str]) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
-        groups[join_entities(_entities(path, ignored)) or _stem(path)].append(path)
+        groups[_scan_name(path, ignored)].append(path)
     return groups
 
 
-def _only(paths: Sequence[Path], choose: Sequence[str]) -> Path:
+def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
     if len(paths) == 1:
         return paths[0]
-    wanted = [path for path in paths if any(part in choose for part in _stem(path).split("_"))]
+    wanted = [path for path in paths if any(part in choose for part in stem_of(path).split("_"))]
     if len(wanted) == 1:
         return wanted[0]
+    first, *others = [stem_of(path).split("_") for path in paths]
+    example = next((part for part in first if all(part not in other for other in others)), "seg-NAME")
     some = list_some(path.name for path in wanted or paths)
-    raise InputError(f"{some} are of the same scan; say which with --choose, such as --choose {_difference(paths)}")
-
-
-def _difference(paths: Sequence[Path]) -> str:
-    """Name an entity that the first of several images has alone."""
-    first, *others = [_stem(path).split("_") for path in paths]
-    return next((part for part in first if all(part not in other for other in others)), "seg-NAME")
-
-
-def _entities(path: Path, ignored: Sequence[str]) -> dict[str, str]:
-    named = split_entities(_stem(path))
-    return {
-        key: str(int(value)) if key in _NUMBERS and value.isdecimal() else value
-        for key, value in named.items()
-        if key not in ignored
-    }
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition(".")[0]
+    raise InputError(f"{some} are of the same scan; select one with --choose, such as --choose {example}")
 
 
 def read_label_table(path: Path) -> LabelTable:
     """Read the label table that applies to a segmentation.
 
-    Looked for beside the image under its own name, then as ``seg-X_dseg.tsv`` or ``dseg.tsv`` in its folder and in
-    those above it, up to the root of its dataset.
-
-    Returns
-    -------
-    LabelTable
-        Without a table, the numbers of ``structures.tsv``.
+    It is searched beside the image under its name, then as ``seg-X_dseg.tsv`` or ``dseg.tsv`` in its folder and in the
+    folders above, up to the root of its dataset. Without a table, the labels of ``structures.tsv`` are assumed.
 
     Raises
     ------
     InputError
-        If the table is not one.
+        If the table is not valid.
     """
-    own = path.with_name(f"{_stem(path)}.tsv")
-    seg = split_entities(_stem(path)).get("seg")
+    seg = split_entities(stem_of(path)).get("seg")
     names = [*([f"seg-{seg}_dseg.tsv"] if seg else []), "dseg.tsv"]
-    inherited = (folder / name for folder in _up_to_root(path) for name in names)
+    inherited = (folder / name for folder in _folders_to_root(path) for name in names)
+    own = path.with_name(f"{stem_of(path)}.tsv")
     source = next((table for table in (own, *inherited) if table.is_file()), None)
     if source is None:
         return LabelTable({structure.index: structure.abbreviation for structure in STRUCTURES}, None)
-    return LabelTable(_read_rows(source), source)
+    return LabelTable(_read_labels(source), source)
 
 
-def _up_to_root(path: Path) -> list[Path]:
-    """Folders of an image, nearest first; without a dataset around it, its own."""
+def _folders_to_root(path: Path) -> list[Path]:
+    """Return the folders of an image up to its dataset, nearest first; only its own if it is not in a dataset."""
     parents = list(path.parents)
-    roots = [place for place, folder in enumerate(parents) if (folder / DATASET_DESCRIPTION).is_file()]
-    above = [place + 1 for place, folder in enumerate(parents) if folder.name.startswith("sub-")]
+    roots = [level for level, folder in enumerate(parents) if (folder / DATASET_DESCRIPTION).is_file()]
+    above = [level + 1 for level, folder in enumerate(parents) if folder.name.startswith("sub-")]
     return parents[: (roots or above or [0])[0] + 1]
 
 
-def _read_rows(path: Path) -> dict[int, str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path.name}: cannot be read ({error}); check the file") from error
-    column = next((name for name in ("abbreviation", "name") if rows and name in rows[0]), None)
-    if column is None or "index" not in rows[0]:
-        raise InputError(f"{path.name}: has no columns index and abbreviation; write a BIDS label table")
-    table: dict[int, str] = {}
-    for row in rows:
-        number, abbreviation = (row["index"] or "").strip(), (row[column] or "").strip()
+def _read_labels(path: Path) -> dict[int, str]:
+    from bids_dgmseg.io.tables import read_tsv  # pandas is slow to import
+
+    table = read_tsv(path, dtype=str, na_filter=False)
+    column = next((name for name in ("abbreviation", "name") if name in table), None)
+    if column is None or "index" not in table or table.empty:
+        raise InputError(f"{path.name}: columns index and abbreviation are missing; provide a BIDS label table")
+    labels: dict[int, str] = {}
+    for number, abbreviation in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
         if not number.isdecimal() or not abbreviation:
-            raise InputError(f"{path.name}: index {number!r} with {column} {abbreviation!r}; give each label both")
-        if int(number) in table or (abbreviation in table.values() and abbreviation != "n/a"):
-            raise InputError(f"{path.name}: {number} or {abbreviation} is there twice; give each label one row")
-        table[int(number)] = abbreviation
-    return {number: name for number, name in table.items() if number > 0 and name != "n/a"}
+            raise InputError(
+                f"{path.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"
+            )
+        if int(number) in labels or (abbreviation in labels.values() and abbreviation != "n/a"):
+            raise InputError(f"{path.name}: {number} or {abbreviation} is listed twice; keep one row per label")
+        labels[int(number)] = abbreviation
+    return {number: name for number, name in labels.items() if number > 0 and name != "n/a"}
+
+
+def check_reference(reference: ReferenceRegion, model: Model) -> None:
+    """Check that the options of the reference region are consistent and that the model supports them.
+
+    Raises
+    ------
+    InputError
+        If a structure is missing, superfluous or unknown to the model, masks are given for another reference than CSF, or
+        the model does not label the ventricles and there are no masks.
+    """
+    names = [*dict.fromkeys(one.nucleus for one in model.structures), *model.labels]
+    if reference.kind == "structure" and reference.structure is None:
+        raise InputError(
+            f"--reference structure: requires --reference-structure; add it, such as --reference-structure {names[0]}"
+        )
+    if reference.kind != "structure" and reference.structure is not None:
+        raise InputError(
+            f"--reference-structure {reference.structure}: requires --reference structure, not {reference.kind}; "
+            "add --reference structure"
+        )
+    if reference.structure is not None and reference.structure not in names:
+        raise InputError(
+            f"--reference-structure {reference.structure}: not labelled by {model.name}; choose from {', '.join(names)}"
+        )
+    if reference.masks and reference.kind != "csf":
+        raise InputError(f"--reference-mask: requires --reference csf, not {reference.kind}; add --reference csf")
+    if reference.kind == "csf" and not reference.masks and "ventricles" not in model.localizer.labels:
+        raise InputError(
+            f"--reference csf: {model.name} does not label the ventricles; provide masks with --reference-mask"
+        )
+
+
+def find_reference_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Path]:
+    """Find the user's ``_label-CSF_mask`` or ``_label-ventricles_mask`` of each scan.
+
+    Parameters
+    ----------
+    folder : path or None
+        Folder with masks named as in BIDS derivatives.
+    scans : sequence of Scan
+
+    Returns
+    -------
+    dict
+        Name of the scan → mask with the same entities; if there is none, one that differs in ``desc``, ``space`` or
+        ``res``. Empty without a folder.
+
+    Raises
+    ------
+    InputError
+        If the folder has no such mask, or several of one scan.
+    """
+    labels = {("label", label.casefold()) for label in MASK_LABELS}
+    names = "_label-CSF_mask.nii[.gz] or _label-ventricles_mask.nii[.gz]"
+    return _find_masks(folder, scans, labels, names=names, option="--reference-mask")
+
+
+def find_brain_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Path]:
+    """Find the user's ``_desc-brain_mask`` or ``_label-brain_mask`` of each scan whose map is to be reconstructed.
+
+    Otherwise like `find_reference_masks`.
+
+    Raises
+    ------
+    InputError
+        If a scan with echoes has no mask, or several.
+    """
+    echoes = [scan for scan in scans if scan.from_echoes]
+    labels = {("desc", "brain"), ("label", "brain")}
+    names = "_desc-brain_mask.nii[.gz] or _label-brain_mask.nii[.gz]"
+    found = _find_masks(folder, echoes, labels, names=names, option="--brain-mask")
+    if folder and (missing := [scan.name for scan in echoes if scan.name not in found]):
+        raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit --brain-mask")
+    return found
+
+
+def _find_masks(
+    folder: Path | None, scans: Sequence[Scan], wanted: Collection[tuple[str, str]], *, names: str, option: str
+) -> dict[str, Path]:
+    """Find the mask of each scan among those with one of some entities."""
+    if folder is None:
+        return {}
+    masks: dict[str, list[Path]] = defaultdict(list)
+    for path in find_images(folder, "mask", option=option):
+        entities = split_entities(stem_of(path))
+        if any((key, value.casefold()) in wanted for key, value in entities.items()):
+            masks[entities.get("sub", "")].append(path)
+    if not masks:
+        raise InputError(f"{folder.name}: no {names} files; rename the masks, or choose another folder for {option}")
+    found: dict[str, Path] = {}
+    for scan in scans:
+        named = Path(f"{scan.name}_Chimap.nii.gz")  # files of SEPIA are not named after their scan
+        try:
+            found |= {scan.name: mask for mask in match_scans([named], masks[scan.participant]).values()}
+        except InputError as error:
+            several = str(error).partition("; ")[0]
+            raise InputError(f"{several}; keep one of them in the folder of {option}") from error
+    return found

@@ -1,0 +1,214 @@
+"""Entities in BIDS file names, and the filters that select files by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.io.files import read_json
+
+ORDER = (
+    "sub",
+    "tpl",
+    "ses",
+    "cohort",
+    "sample",
+    "task",
+    "tracksys",
+    "acq",
+    "nuc",
+    "voi",
+    "ce",
+    "trc",
+    "stain",
+    "rec",
+    "dir",
+    "run",
+    "mod",
+    "echo",
+    "flip",
+    "inv",
+    "mt",
+    "part",
+    "proc",
+    "hemi",
+    "space",
+    "split",
+    "recording",
+    "chunk",
+    "atlas",
+    "seg",
+    "scale",
+    "res",
+    "den",
+    "label",
+    "desc",
+)
+"""Entities in the order of BIDS file names."""
+
+_PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")
+
+_NUMBERED = ("run", "echo")
+"""Entities with numbers, which may have leading zeros."""
+
+_FILTER_BLOCKS = ("chimap", "megre")
+
+_PYBIDS_NAMES = {
+    "sub": "subject",
+    "ses": "session",
+    "acq": "acquisition",
+    "rec": "reconstruction",
+    "ce": "ceagent",
+    "dir": "direction",
+    "description": "desc",
+    "resolution": "res",
+    "seg": "segmentation",
+}
+
+_PARTIAL_CHI = ("paramagnetic", "diamagnetic")
+"""Values of ``desc`` for maps that contain only a part of the susceptibility."""
+
+
+def stem_of(path: Path) -> str:
+    """Return a file name without its extensions."""
+    return path.name.partition(".")[0]
+
+
+def split_entities(stem: str) -> dict[str, str]:
+    """Parse the ``key-value`` parts of a file name; other parts are ignored.
+
+    >>> split_entities("sub-01_acq-x_Sepia_Chimap")
+    {'sub': '01', 'acq': 'x'}
+    """
+    pairs = (_PAIR.fullmatch(part) for part in stem.split("_"))
+    return {pair[1]: pair[2] for pair in pairs if pair}
+
+
+def invalid_entities(stem: str) -> list[str]:
+    """List the parts of a file name that look like entities but are not valid.
+
+    >>> invalid_entities("sub-01_acq-my-map_run-1_Chimap")
+    ['acq-my-map']
+    """
+    return [part for part in stem.split("_") if "-" in part and not _PAIR.fullmatch(part)]
+
+
+def join_entities(entities: Mapping[str, str]) -> str:
+    """Format entities in the order of BIDS, with unknown ones before ``atlas``.
+
+    >>> join_entities({"desc": "x", "seg": "dgm16", "sub": "01"})
+    'sub-01_seg-dgm16_desc-x'
+    """
+    # Not pybids' build_path: it drops entities that its pattern does not list, so that two scans could share a name, and
+    # importing it takes 0.7 s.
+    unknown = ORDER.index("atlas")
+    ranked = sorted(entities, key=lambda key: ORDER.index(key) if key in ORDER else unknown - 0.5)
+    return "_".join(f"{key}-{entities[key]}" for key in ranked)
+
+
+def comparable(entities: Mapping[str, str]) -> dict[str, str]:
+    """Remove leading zeros of numbers, so that ``run-1`` and ``run-01`` are equal."""
+    return {
+        key: str(int(value)) if key in _NUMBERED and value.isdecimal() else value for key, value in entities.items()
+    }
+
+
+def is_partial_chi(name: str) -> bool:
+    """Return whether a file contains paramagnetic or diamagnetic susceptibility only."""
+    return any(f"_desc-{part}_" in name for part in _PARTIAL_CHI)
+
+
+class Filter:
+    """A block of a ``--bids-filter-file``, in the format of fMRIPrep's filter files.
+
+    Parameters
+    ----------
+    wanted : mapping
+        Entity (pybids' name, such as ``acquisition``, or ``scope``) → value, list of values, ``"*"`` for any value, or
+        None for files without it.
+    """
+
+    def __init__(self, wanted: Mapping[str, Any] | None = None) -> None:
+        self.wanted = dict(wanted or {})
+
+    @classmethod
+    def read(cls, path: Path | None, name: str) -> Filter:
+        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all files are wanted.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or not JSON, has neither block, or names an unknown entity.
+        """
+        if path is None:
+            return cls()
+        blocks = read_json(path)
+        if not any(isinstance(blocks.get(known), dict) for known in _FILTER_BLOCKS):
+            example = '{"chimap": {"acquisition": "x"}}'
+            raise InputError(f'{path.name}: no "chimap" or "megre" block; add one, such as {example}')
+        block = blocks.get(name, {})
+        if not isinstance(block, dict):
+            raise InputError(
+                f'{path.name}: "{name}" is not an object; write it as {{"{name}": {{"acquisition": "x"}}}}'
+            )
+        wanted = {_PYBIDS_NAMES.get(str(key), str(key)): value for key, value in block.items()}
+        known = {"scope", *(entity for config in _pybids_configs() for entity in config.entities)}
+        if unknown := sorted(set(wanted) - known):
+            some = "acquisition, reconstruction, run, session, space, desc, scope"
+            raise InputError(f"{path.name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
+        if name == "megre":
+            wanted.pop("part", None)  # reconstruction needs both parts
+        return cls(wanted)
+
+    def keeps(self, relative: PurePosixPath, dataset: str, raw: bool) -> bool:
+        """Return whether a file is wanted.
+
+        Parameters
+        ----------
+        relative : path
+            File, relative to its dataset.
+        dataset : str
+            Name of the dataset, for ``scope``.
+        raw : bool
+            Whether the dataset is raw.
+        """
+        if "desc" not in self.wanted and is_partial_chi(relative.name):
+            return False
+        if not self.wanted:
+            return True
+        from bids.layout import parse_file_entities  # slow to import
+
+        found = parse_file_entities(f"/{relative}", config=_pybids_configs())
+        scopes = ("all", dataset, "raw" if raw else "derivatives")
+        return all(
+            any(scope in scopes for scope in _as_list(wanted)) if key == "scope" else _matches(found.get(key), wanted)
+            for key, wanted in self.wanted.items()
+        )
+
+
+@cache
+def _pybids_configs() -> list[Any]:
+    from bids.layout.models import Config  # slow to import
+
+    return [Config.load("bids"), Config.load("derivatives")]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _matches(found: Any, wanted: Any) -> bool:
+    """Compare the value of an entity; numbers are compared by value, so that run 1 matches ``run-01``."""
+    for choice in _as_list(wanted):
+        if choice is None or found is None:
+            if choice is None and found is None:
+                return True
+        elif choice == "*" or str(choice) == str(found):
+            return True
+        elif str(choice).isdecimal() and str(found).isdecimal() and int(choice) == int(found):
+            return True
+    return False
