@@ -147,7 +147,7 @@ def test_misplaced_file_is_ignored(bids_dataset, run, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     there = dataset / "sub-01" / "anat"
     shutil.copy(there / "sub-01_Chimap.nii.gz", there / "sub-03_Chimap.nii.gz")
-    said = "sub-03_Chimap.nii.gz: lies in sub-01; rename the file or move it; ignored\n"
+    said = "sub-03_Chimap.nii.gz: located in the folder of sub-01; rename or move the file; ignored\n"
     assert run(dataset, "--dry-run") == 0
     assert said in capsys.readouterr().err
     assert run(dataset) == 1
@@ -162,7 +162,7 @@ def test_duplicate_map_fails_only_its_scan(bids_dataset, run, capsys):
     packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     assert run(dataset) == 1
     out, err = capsys.readouterr()
-    assert err.startswith("sub-01_Chimap.nii: lies beside sub-01_Chimap.nii.gz; keep one of the two\n")
+    assert err.startswith("sub-01_Chimap.nii: sub-01_Chimap.nii.gz exists, too; keep one of them\n")
     assert "sub-02: done" in out
 
 
@@ -239,9 +239,9 @@ def broken_filter(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_map, r"ds: no _Chimap and no _MEGRE in it; "),
-        (no_dataset, r"ds: no dataset_description\.json; give the root folder of the BIDS dataset"),
-        (unknown_participant, r"ds: no sub-07; check --participant-label \(there are sub-01\)"),
+        (no_map, r"ds: no _Chimap or _MEGRE files; "),
+        (no_dataset, r"ds: dataset_description\.json not found; pass the root directory of the BIDS dataset"),
+        (unknown_participant, r"ds: no sub-07; check --participant-label \(existing: sub-01\)"),
         (unknown_session, r"ds: no ses-9; check --session-label "),
         (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
         (no_weights, r".*gone: no such folder; check --weights"),

@@ -177,14 +177,14 @@ class Inputs:
         return self.sources[0].root
 
 
-def open_inputs(root: Path, selection: Selection = Selection(), *, output_dir: Path | None = None) -> Inputs:
+def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: Path | None = None) -> Inputs:
     """Find the datasets to search for chi maps.
 
     Parameters
     ----------
     root : path
         The input dataset, raw or derivative.
-    selection : Selection
+    selection : Selection, optional
         Participants, sessions, and derivative datasets; without these, all below ``derivatives/`` are searched.
     output_dir : path, optional
         Output of the run, which is not an input.
@@ -194,6 +194,7 @@ def open_inputs(root: Path, selection: Selection = Selection(), *, output_dir: P
     InputError
         If `root` is not a BIDS dataset, or a derivative, participant or session does not exist.
     """
+    selection = selection or Selection()
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; pass the root directory of the BIDS dataset")
     if not is_file_or_unfetched(root / DATASET_DESCRIPTION):
@@ -337,8 +338,8 @@ class Sidecars:
 def find_source(path: Path, suffix: str) -> Path | None:
     """Find the image with a suffix, such as ``Chimap``, among the ``Sources`` in the sidecar of a derivative.
 
-    Sources are BIDS URIs (``bids:NAME:path`` with NAME in ``DatasetLinks``, or ``bids::path`` in the dataset itself) or,
-    as before BIDS 1.7, paths from the root of the dataset. Returns the first that exists, else None.
+    Sources are BIDS URIs (``bids:NAME:path`` with NAME in ``DatasetLinks``, or ``bids::path`` in the dataset itself)
+    or, as before BIDS 1.7, paths from the root of the dataset. Returns the first that exists, else None.
     """
     root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
     if root is None:

@@ -28,8 +28,8 @@ def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **ent
     output_dir : path
         The derivative dataset.
     scan : Scan
-        Provides the first entities. If both it and `entities` have ``desc``, the values are joined: ``rts`` and ``dgm16``
-        become ``desc-rtsDgm16``.
+        Provides the first entities. If both it and `entities` have ``desc``, the values are joined: ``rts`` and
+        ``dgm16`` become ``desc-rtsDgm16``.
     suffix, extension : str
         For example ``dseg`` and ``.nii.gz``.
     **entities : str

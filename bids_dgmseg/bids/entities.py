@@ -103,8 +103,8 @@ def join_entities(entities: Mapping[str, str]) -> str:
     >>> join_entities({"desc": "x", "seg": "dgm16", "sub": "01"})
     'sub-01_seg-dgm16_desc-x'
     """
-    # Not pybids' build_path: it drops entities that its pattern does not list, so that two scans could share a name, and
-    # importing it takes 0.7 s.
+    # Not pybids' build_path: it drops entities that its pattern does not list, so that two scans could share a name,
+    # and importing it takes 0.7 s.
     unknown = ORDER.index("atlas")
     ranked = sorted(entities, key=lambda key: ORDER.index(key) if key in ORDER else unknown - 0.5)
     return "_".join(f"{key}-{entities[key]}" for key in ranked)

@@ -83,8 +83,8 @@ def write_dataset_files(
     scans: Sequence[Scan],
     model: Model,
     *,
-    reference: ReferenceRegion = ReferenceRegion(),
-    own_weights: bool = True,
+    reference: ReferenceRegion,
+    own_weights: bool,
 ) -> None:
     """Write the files that describe the output as a whole.
 
@@ -112,7 +112,9 @@ def write_dataset_files(
     _write_bidsignore(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
-    reconstruction = describe_reconstruction([len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes])
+    reconstruction = describe_reconstruction(
+        [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes]
+    )
     text = read_boilerplate("citation.md").format(
         **_citation(model, reference, own_weights=own_weights),
         reconstruction=reconstruction + "\n" if reconstruction else "",

@@ -197,9 +197,7 @@ def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, com
     for structure in model.structures:
         image = type(dseg)((labels == structure.index).astype(np.uint8), None, dseg.header)
         image.set_data_dtype(np.uint8)
-        path, sidecar = (
-            _mask_path(output_dir, scan, model, structure.bids_label, end) for end in (".nii.gz", ".json")
-        )
+        path, sidecar = (_mask_path(output_dir, scan, model, structure.bids_label, end) for end in (".nii.gz", ".json"))
         with atomic_write(path) as temporary:
             image.to_filename(temporary)
         about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}

@@ -38,7 +38,7 @@ class LabelTable:
 def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     """List the images with a suffix, such as ``dseg``, in the ``sub-X`` folders of a dataset.
 
-    Chi maps of paramagnetic or diamagnetic sources are ignored. `option` names the command-line option of the dataset in
+    Chi maps of paramagnetic or diamagnetic sources are ignored. `option` is the command-line option of the dataset, for
     the error message.
 
     Raises
@@ -178,8 +178,8 @@ def check_reference(reference: ReferenceRegion, model: Model) -> None:
     Raises
     ------
     InputError
-        If a structure is missing, superfluous or unknown to the model, masks are given for another reference than CSF, or
-        the model does not label the ventricles and there are no masks.
+        If a structure is missing, superfluous or unknown to the model, masks are given for another reference than CSF,
+        or the model does not label the ventricles and there are no masks.
     """
     names = [*dict.fromkeys(one.nucleus for one in model.structures), *model.labels]
     if reference.kind == "structure" and reference.structure is None:
@@ -264,8 +264,10 @@ def _find_masks(
     for scan in scans:
         named = Path(f"{scan.name}_Chimap.nii.gz")  # files of SEPIA are not named after their scan
         try:
-            found |= {scan.name: mask for mask in match_scans([named], masks[scan.participant]).values()}
+            matched = match_scans([named], masks[scan.participant])
         except InputError as error:
             several = str(error).partition("; ")[0]
             raise InputError(f"{several}; keep one of them in the folder of {option}") from error
+        if matched:
+            found[scan.name] = matched[named]
     return found

@@ -16,10 +16,11 @@ import pandas as pd
 
 import bids_dgmseg
 from bids_dgmseg.bids.derivatives import fingerprint, output_path
-from bids_dgmseg.bids.names import split_entities
+from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.segmentations import name_scan, read_label_table
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import ReferenceRegion
+from bids_dgmseg.config import Segmentation as SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.evaluate.isolated_run import JOINT, VOTES, Segmentation
 from bids_dgmseg.evaluate.ranking import COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COLUMNS, models_table, nuclei_table
@@ -224,8 +225,14 @@ def segment_scan(contender: Contender, scan: Scan, out: Path, *, device: str, th
         JSON of what it cost; ``problem`` says why there are no labels.
     """
     root, model = out / PREDICTIONS / contender.name, contender.registered
-    settings = Settings(bids_dir=scan.dataset_root, output_dir=root, weights=contender.weights)
-    made_of = [fingerprint(scan, settings, model), contender.model, device, str(threads), *contender.choose]
+    options = SegmentationOptions(weights=contender.weights)
+    made_of = [
+        fingerprint(scan, model, options, ReferenceRegion()),
+        contender.model,
+        device,
+        str(threads),
+        *contender.choose,
+    ]
     mark = hashlib.sha256(" ".join(made_of).encode())
     dseg = output_path(root, scan, "dseg", ".nii.gz", seg=contender.name)
     cost = output_path(root, scan, "cost", ".json", seg=contender.name)

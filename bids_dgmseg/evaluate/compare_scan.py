@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bids_dgmseg.bids.dataset import find_source
 from bids_dgmseg.bids.segmentations import LabelTable, read_label_table
-from bids_dgmseg.bids.sources import find_source
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi

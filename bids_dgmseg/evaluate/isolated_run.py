@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.names import split_entities
-from bids_dgmseg.bids.top_level import label_table
+from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume

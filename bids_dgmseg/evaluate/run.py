@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import bids_dgmseg
-from bids_dgmseg.bids.names import split_entities
+from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.evaluate.columns import AGREEMENT_COLUMNS, METHODS_COLUMNS, RATERS_COLUMNS, SUMMARY_COLUMNS

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.tables import read_tsv

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg import __version__
-from bids_dgmseg.bids.description import linked_datasets, makers, read_description, source_datasets
+from bids_dgmseg.bids.dataset import generators, linked_datasets, read_description, source_datasets
 from bids_dgmseg.io.files import url_to_path
 from bids_dgmseg.report.format import NO_VALUE, format_count, format_value
 from bids_dgmseg.report.group_data import DATASET, GroupData, read_group_data
@@ -261,7 +261,7 @@ def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
             for key, value in settings.items()
         },
         "Versions": {
-            **{f"{maker['Name']}, scans": format_value(maker.get("Version")) for maker in makers(output_dir)},
+            **{f"{maker['Name']}, scans": format_value(maker.get("Version")) for maker in generators(output_dir)},
             "bids_dgmseg, this page": __version__,
         },
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bids_dgmseg.bids.citation import read_boilerplate, say_reconstruction
+from bids_dgmseg.bids.output_dataset import describe_reconstruction, read_boilerplate
 from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.report.format import format_size
@@ -93,7 +93,7 @@ def _describe_program(result: ScanResult) -> str:
 def _describe_reconstruction(results: Sequence[ScanResult]) -> str:
     """Describe the reconstruction from multi-echo GRE; empty if all chi maps were given."""
     records = [result.qc.get("reconstruction") or {} for result in results]
-    text = say_reconstruction([len(record.get("EchoTime") or [0]) if record else 0 for record in records])
+    text = describe_reconstruction([len(record.get("EchoTime") or [0]) if record else 0 for record in records])
     return " ".join(text.split())
 
 

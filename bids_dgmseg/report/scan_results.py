@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from bids_dgmseg.bids.names import join_entities, split_entities
+from bids_dgmseg.bids.entities import join_entities, split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json
 from bids_dgmseg.io.tables import read_tsv

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_dgmseg.bids.names import split_entities
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
-from bids_dgmseg.config import Settings
+from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
@@ -99,7 +100,7 @@ def match_labels(
     dict of path to path
         Map → its segmentation.
     """
-    scans = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
+    scans = find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
     dsegs = _segmentations([dataset, *(derivatives or own_derivatives(dataset))], choose)
     if not dsegs:
         raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
@@ -243,7 +244,7 @@ def read_pseudo_labels(
     InputError
         If no map is left.
     """
-    found = find_scans(Settings(bids_dir=dataset, output_dir=dataset / "derivatives", derivatives=tuple(derivatives)))
+    found = find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
     scans = [scan for scan in found if scan.name not in besides and scan.participant not in holdout]
     choose = (f"seg-{model.name}",)
     tables = [

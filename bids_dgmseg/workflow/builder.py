@@ -8,7 +8,7 @@ from typing import Any
 from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_dgmseg.bids.reconstructed import MAP_SIDECAR
+from bids_dgmseg.bids.save import MAP_SIDECAR
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, StepNode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bids_dgmseg.bids.description import DATASET_DESCRIPTION, is_own, makers
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, generators, is_own
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
@@ -22,7 +22,7 @@ def check_folders(config: RunConfig) -> None:
     InputError
         If a directory lies inside the raw data, or the output directory is read-only or another program's dataset.
     """
-    from bids_dgmseg.bids.derivatives import check_output
+    from bids_dgmseg.bids.output_dataset import check_writable
 
     root, output_dir, work_dir = config.bids_dir.resolve(), config.output_dir, config.control.work_dir
     for folder, option in ((output_dir, "output directory"), (work_dir, "--work-dir")):
@@ -42,7 +42,8 @@ def check_folders(config: RunConfig) -> None:
         maker = _find_unknown_maker(output_dir)
     if maker:
         raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
-    check_output(config.flat())
+    if not config.control.dry_run:
+        check_writable(output_dir)
 
 
 def make_run_folder(work_dir: Path) -> Path:
@@ -75,7 +76,7 @@ def _find_other_maker(folder: Path) -> str | None:
         raise InputError(f"{folder.name}/{error}") from error
     if is_own(folder):
         return None
-    return ", ".join(maker["Name"] for maker in makers(folder)) or "another program"
+    return ", ".join(maker["Name"] for maker in generators(folder)) or "another program"
 
 
 def _find_unknown_maker(folder: Path) -> str | None:

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.derivatives import output_path
-from bids_dgmseg.bids.description import linked_datasets
-from bids_dgmseg.bids.reconstructed import is_outdated
+from bids_dgmseg.bids.dataset import linked_datasets, open_inputs
+from bids_dgmseg.bids.derivatives import is_outdated, output_path
+from bids_dgmseg.bids.output_dataset import write_merged_dataset_files
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.bids.top_level import write_merged_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
@@ -111,7 +110,8 @@ def list_stale_scans(config: RunConfig, models: Iterable[str]) -> list[str]:
     Without chi maps and echoes in the dataset there are none: its maps are then in derivatives that are unknown here.
     """
     try:
-        scans = find_scans(config.flat(), echoes=True)
+        inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+        scans = find_scans(inputs, echoes=True)
     except InputError:
         return []
     models = sorted(models)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint
-from bids_dgmseg.bids.masks import find_brain_masks, find_reference_masks
-from bids_dgmseg.bids.reconstructed import find_dependent
+from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map
 from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.segmentations import find_brain_masks, find_reference_masks
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.models.registry import Model
@@ -38,12 +37,13 @@ def plan_jobs(config: RunConfig, model: Model, scans: Sequence[Scan]) -> list[Jo
     InputError
         If the masks or the weights cannot be used.
     """
-    masks, brains = find_reference_masks(config.flat(), scans), find_brain_masks(config.flat(), scans)
+    masks = find_reference_masks(config.reference.masks, scans)
+    brains = find_brain_masks(config.reconstruction.brain_masks, scans)
     jobs = []
     for scan in scans:
         mask, brain = masks.get(scan.name), brains.get(scan.name)
         made = map_fingerprint(scan, config.reconstruction.phase_sign, brain)
-        mark = fingerprint(scan, config.flat(), model, reference_mask=mask, reconstruction=made)
+        mark = fingerprint(scan, model, config.segmentation, config.reference, reference_mask=mask, reconstruction=made)
         if config.control.force or not is_done(config.output_dir, scan, model.name, mark):
             jobs.append(Job(scan, mark, mask, brain, made))
     return jobs
@@ -55,7 +55,7 @@ def find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -
     for job in jobs:
         if not job.reconstruction:
             continue
-        for other in find_dependent(output_dir, job.scan, but_for=job.reconstruction):
+        for other in models_using_map(output_dir, job.scan, other_than=job.reconstruction):
             if other != model.name:
                 outdated.setdefault(other, []).append(job.scan.name)
     return [

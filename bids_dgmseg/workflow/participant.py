@@ -13,10 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.masks import check_reference
-from bids_dgmseg.bids.scans import Scan, find_scans
-from bids_dgmseg.bids.skipped import find_left_out
-from bids_dgmseg.bids.validation import summarize_validation
+from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
+from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
+from bids_dgmseg.bids.segmentations import check_reference
 from bids_dgmseg.config import Reconstruction, RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError
@@ -57,26 +56,31 @@ def run_participant(config: RunConfig) -> int:
             "cannot be averaged; omit it"
         )
     model, notes = choose_labels(chosen, segmentation.weights, segmentation.label_map)
-    check_reference(config.flat(), model)
+    check_reference(config.reference, model)
     misplaced: list[str] = []
-    scans = find_scans(config.flat(), echoes=True, misplaced=misplaced)
+    inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+    scans = find_scans(inputs, echoes=True, misplaced=misplaced)
     notes += [f"{line}; ignored" for line in misplaced]
     check_folders(config)
     if config.control.dry_run:
-        return _print_plan(config, model, scans, notes)
-    if not config.control.skip_bids_validation and (summary := summarize_validation(config.flat())):
+        return _print_plan(config, inputs, model, scans, notes)
+    if not config.control.skip_bids_validation and (
+        summary := summarize_validation(inputs.root, config.control.work_dir)
+    ):
         sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
     work = make_run_folder(config.control.work_dir)
     try:
         with terminate_as_interrupt():
-            return _run_scans(config, model, scans, work, notes) or (FAILED if misplaced else OK)
+            return _run_scans(config, inputs, model, scans, work, notes) or (FAILED if misplaced else OK)
     finally:
         if not any(work.iterdir()):  # failed scans leave their files for inspection
             work.rmdir()
 
 
-def _run_scans(config: RunConfig, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]) -> int:
-    from bids_dgmseg.bids.derivatives import write_dataset_files
+def _run_scans(
+    config: RunConfig, inputs: Inputs, model: Model, scans: Sequence[Scan], work: Path, notes: Sequence[str]
+) -> int:
+    from bids_dgmseg.bids.output_dataset import write_dataset_files
     from bids_dgmseg.segmentation.segment import check_ready
     from bids_dgmseg.workflow.builder import workflow_name
     from bids_dgmseg.workflow.jobs import plan_jobs
@@ -90,8 +94,15 @@ def _run_scans(config: RunConfig, model: Model, scans: Sequence[Scan], work: Pat
     progress = RunProgress(len(jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
-        write_dataset_files(config.flat(), scans, model)
-        for line in [*notes, *_find_warnings(config, model, scans, jobs)]:
+        write_dataset_files(
+            config.output_dir,
+            inputs,
+            scans,
+            model,
+            reference=config.reference,
+            own_weights=config.segmentation.weights is None,
+        )
+        for line in [*notes, *_find_warnings(config, inputs, model, scans, jobs)]:
             progress.warn(line)
         run = Run(config=config, model=model, work=work, logs=logs, progress=progress)
         try:
@@ -108,11 +119,13 @@ def _run_scans(config: RunConfig, model: Model, scans: Sequence[Scan], work: Pat
     return OK if pages_written and len(run.done) == len(jobs) else FAILED
 
 
-def _find_warnings(config: RunConfig, model: Model, scans: Sequence[Scan], jobs: Sequence[Job]) -> list[str]:
+def _find_warnings(
+    config: RunConfig, inputs: Inputs, model: Model, scans: Sequence[Scan], jobs: Sequence[Job]
+) -> list[str]:
     """Return warnings about the selection, the options and existing results."""
     from bids_dgmseg.workflow.jobs import find_outdated_results
 
-    warnings = [*find_outdated_results(config.output_dir, model, jobs), *find_left_out(config.flat(), scans)]
+    warnings = [*find_outdated_results(config.output_dir, model, jobs), *find_skipped(inputs, scans)]
     if not any(scan.from_echoes for scan in scans):
         given, default = config.reconstruction, Reconstruction()
         unused = {
@@ -127,7 +140,7 @@ def _find_warnings(config: RunConfig, model: Model, scans: Sequence[Scan], jobs:
     return warnings
 
 
-def _print_plan(config: RunConfig, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
+def _print_plan(config: RunConfig, inputs: Inputs, model: Model, scans: Sequence[Scan], notes: Sequence[str]) -> int:
     """Print what the run would do; raises the same errors as the run before its first scan."""
     from bids_dgmseg.workflow.jobs import plan_jobs
 
@@ -147,7 +160,7 @@ def _print_plan(config: RunConfig, model: Model, scans: Sequence[Scan], notes: S
             progress.info(f"{scan.name}: would reconstruct a map from {scan.uri} … and segment it with {model.name}")
         else:
             progress.info(f"{scan.name}: would segment {scan.uri} with {model.name}")
-    for line in [*notes, *_find_warnings(config, model, scans, jobs)]:
+    for line in [*notes, *_find_warnings(config, inputs, model, scans, jobs)]:
         progress.warn(line)
     to_do -= {scan.name for scan in scans if scan.problem}
     progress.info(f"{len(to_do)} of {len(scans)} scans would be segmented into {config.output_dir}")

@@ -1,19 +1,30 @@
-"""A BIDS dataset of empty files, which is all that finding scans looks at."""
+"""BIDS datasets of empty files, which are enough to find scans, and of small images."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+from bids_dgmseg.bids.dataset import Inputs, open_inputs
+from bids_dgmseg.bids.scans import Scan, find_scans
+from bids_dgmseg.config import Selection
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.models.structures import STRUCTURES
+
+AFFINE = np.array([[-1.0, 0, 0, 4], [0, 2, 0, -5], [0, 0, 3, -6], [0, 0, 0, 1]])
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that lays out a dataset: its name, then its empty files."""
+    """Return a function that creates a dataset with a name and empty files."""
 
-    def lay(name: str, *empty: str, kind: str = "raw") -> Path:
+    def create(name: str, *empty: str, kind: str = "raw") -> Path:
         root = tmp_path / name
         root.mkdir(parents=True)
         description = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind}
@@ -24,4 +35,54 @@ def dataset(tmp_path: Path) -> Callable[..., Path]:
             path.touch()
         return root
 
-    return lay
+    return create
+
+
+@pytest.fixture
+def inputs(dataset) -> Inputs:
+    """A dataset with sessions, runs and acquisitions, and a derivative with ``desc``."""
+    root = dataset(
+        "ds",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-2_Chimap.nii.gz",
+    )
+    derivative = dataset("qsmxt", "sub-02/anat/sub-02_desc-rts_Chimap.nii", kind="derivative")
+    for path in [*root.rglob("*Chimap.nii*"), *derivative.rglob("*Chimap.nii*")]:
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), AFFINE), path)
+    return open_inputs(root, Selection(derivatives=(derivative,)))
+
+
+@pytest.fixture
+def scans(inputs) -> list[Scan]:
+    return find_scans(inputs)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> dict[str, Any]:
+    """Arguments of `save_scan`, with files in a working directory."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    labels = np.random.default_rng(0).integers(0, 17, (4, 5, 6)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(labels, AFFINE), folder / "dseg.nii.gz")
+    probseg = nib.Nifti1Image(np.full((4, 5, 6, 16), 255, np.uint8), AFFINE)
+    probseg.header.set_slope_inter(1 / 255, 0)
+    nib.save(probseg, folder / "probseg.nii")
+    rows = ["\t".join(STATS_COLUMNS), *("\t".join(["n/a"] * len(STATS_COLUMNS)) for _ in STRUCTURES)]
+    (folder / "stats.tsv").write_text("\n".join(rows) + "\n")
+    (folder / "axial.png").write_bytes(b"\x89PNG")
+    return {
+        "out_dseg": folder / "dseg.nii.gz",
+        "out_probseg": folder / "probseg.nii",
+        "stats": folder / "stats.tsv",
+        "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
+        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "rotation_deg": [-17.5, 0, 2]},
+        "masks": True,
+        "fingerprint": "f" * 64,
+        "figures": {"axial": folder / "axial.png"},
+        "regions": {},
+    }

@@ -1,4 +1,4 @@
-"""Scans that have echoes in the place of a map."""
+"""Scans with echoes and without a chi map."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.bids.skipped import find_left_out
-from bids_dgmseg.config import Settings
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.scans import find_scans, find_skipped
+from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
 TIMES_S = {"1": 0.004, "2": 0.012, "3": 0.02}
 
 
-def scans_of(root: Path, **options):
-    return find_scans(Settings(bids_dir=root, output_dir=root / "out", **options), echoes=True)
+def scans_of(root: Path, **selection):
+    return find_scans(open_inputs(root, Selection(**selection), output_dir=root / "out"), echoes=True)
 
 
 def echo(number: str, part: str, *entities: str, extension: str = ".nii.gz") -> str:
@@ -31,7 +31,7 @@ def echoes(*entities: str, numbers: str = "123") -> list[str]:
 
 
 def describe(root: Path, **changes) -> None:
-    """Write the field strength at the root and an echo time for each echo, but for what is changed."""
+    """Write the field strength at the root and an echo time for each echo, except for changes."""
     (root / "MEGRE.json").write_text(json.dumps({"MagneticFieldStrength": changes.get("field", 3)}))
     for number, time_s in {**TIMES_S, **changes.get("times", {})}.items():
         (root / f"echo-{number}_MEGRE.json").write_text(json.dumps({} if time_s is None else {"EchoTime": time_s}))
@@ -49,7 +49,7 @@ def measured(dataset):
     return lay
 
 
-def test_echoes_of_a_session_without_a_map_are_one_scan(measured):
+def test_echoes_without_map_are_one_scan(measured):
     root = measured(*echoes("sub-01", "ses-1", "acq-x", "run-2"))
     (scan,) = scans_of(root)
     assert scan.name == "sub-01_ses-1_acq-x_run-2"
@@ -64,14 +64,14 @@ def test_echoes_of_a_session_without_a_map_are_one_scan(measured):
     assert scan.uris[1] == f"bids:raw:{echo('1', 'mag', 'sub-01', 'ses-1', 'acq-x', 'run-2')}"
 
 
-def test_echoes_are_in_the_order_of_their_times(measured):
+def test_echoes_are_sorted_by_echo_time(measured):
     root = measured(*echoes("sub-01"), times={"1": 0.03})
     (scan,) = scans_of(root)
     assert [one.time_s for one in scan.echoes] == [0.012, 0.02, 0.03]
     assert scan.chi.name == "sub-01_echo-2_part-phase_MEGRE.nii.gz"
 
 
-def test_a_map_takes_the_place_of_the_echoes_of_its_session(measured):
+def test_map_replaces_the_echoes_of_its_session(measured):
     root = measured(
         *echoes("sub-01", "ses-1"),
         *echoes("sub-01", "ses-2"),
@@ -85,33 +85,33 @@ def test_a_map_takes_the_place_of_the_echoes_of_its_session(measured):
     ]
 
 
-def test_maps_of_a_derivative_do_too_even_if_they_are_not_chosen(measured, dataset, tmp_path):
+def test_unselected_maps_of_derivatives_replace_echoes(measured, dataset, tmp_path):
     root = measured(*echoes("sub-01"), *echoes("sub-02"))
     dataset("ds/derivatives/qsmxt", "sub-01/anat/sub-01_Chimap.nii", kind="derivative")
     assert [scan.from_echoes for scan in scans_of(root)] == [False, True]
     (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "x"}}')
-    assert [scan.name for scan in scans_of(root, bids_filter_file=tmp_path / "filter.json")] == ["sub-02"]
+    assert [scan.name for scan in scans_of(root, filter_file=tmp_path / "filter.json")] == ["sub-02"]
 
 
-def test_who_does_not_ask_for_echoes_gets_none(measured):
+def test_echoes_are_optional(measured):
     root = measured(*echoes("sub-01"))
-    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap; reconstruct the chi maps first"):
-        find_scans(Settings(bids_dir=root, output_dir=root / "out"))
+    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap files; reconstruct the chi maps first"):
+        find_scans(open_inputs(root))
 
 
-def test_a_filter_file_chooses_among_echoes(measured, tmp_path):
+def test_filter_file_selects_echoes(measured, tmp_path):
     root = measured(*echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"))
     (tmp_path / "filter.json").write_text('{"megre": {"acquisition": "b"}}')
-    assert [scan.name for scan in scans_of(root, bids_filter_file=tmp_path / "filter.json")] == ["sub-01_acq-b"]
+    assert [scan.name for scan in scans_of(root, filter_file=tmp_path / "filter.json")] == ["sub-01_acq-b"]
     (tmp_path / "filter.json").write_text('{"megre": {"acquisition": "c"}}')
-    with pytest.raises(InputError, match=r"^ds: no _MEGRE that filter.json selects; check --bids-filter-file$"):
-        scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    with pytest.raises(InputError, match=r"^ds: no _MEGRE files selected by filter.json; check --bids-filter-file$"):
+        scans_of(root, filter_file=tmp_path / "filter.json")
 
 
-def test_a_filter_for_one_part_leaves_the_other(measured, tmp_path):
+def test_filter_by_part_keeps_both_parts(measured, tmp_path):
     root = measured(*echoes("sub-01"))
     (tmp_path / "filter.json").write_text('{"megre": {"part": "phase"}}')
-    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    (scan,) = scans_of(root, filter_file=tmp_path / "filter.json")
     assert scan.problem is None
     assert [one.magnitude.name for one in scan.echoes] == [f"sub-01_echo-{n}_part-mag_MEGRE.nii.gz" for n in (1, 2, 3)]
 
@@ -124,37 +124,37 @@ def test_a_filter_for_one_part_leaves_the_other(measured, tmp_path):
         ("MagneticFieldStrength", 1e-4, "MagneticFieldStrength is 0.0001, expected tesla"),
     ],
 )
-def test_what_is_in_another_unit_is_the_scans_problem(measured, key, value, said):
+def test_implausible_units_are_a_problem(measured, key, value, said):
     root = measured(*echoes("sub-01"))
     (root / "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.json").write_text(json.dumps({key: value}))
     (scan,) = scans_of(root)
     assert said in str(scan.problem)
 
 
-def test_echoes_a_nanosecond_apart_are_at_one_time(measured):
+def test_almost_equal_echo_times_are_a_problem(measured):
     root = measured(*echoes("sub-01"))
     times = [echo.time_s for echo in scans_of(root)[0].echoes]
     sidecar = root / "sub-01/anat/sub-01_echo-2_part-phase_MEGRE.json"
     sidecar.write_text(json.dumps({"EchoTime": times[0] + 1e-9}))
     (scan,) = scans_of(root)
-    assert str(scan.problem).startswith("sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part")
+    assert str(scan.problem).startswith("sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part")
 
 
-def test_an_image_without_part_is_the_magnitude(dataset):
+def test_image_without_part_is_the_magnitude(dataset):
     root = dataset("ds", "sub-01/anat/sub-01_echo-1_MEGRE.nii.gz", echo("1", "phase", "sub-01"))
     describe(root)
     (scan,) = scans_of(root)
     assert scan.echoes[0].magnitude.name == "sub-01_echo-1_MEGRE.nii.gz"
 
 
-def test_magnitudes_alone_are_no_scan(measured):
+def test_magnitudes_without_phase_are_not_a_scan(measured):
     root = measured(echo("1", "mag", "sub-01"), *echoes("sub-02"))
-    settings = Settings(bids_dir=root, output_dir=root / "out")
-    scans = find_scans(settings, echoes=True)
+    inputs = open_inputs(root)
+    scans = find_scans(inputs, echoes=True)
     assert [scan.name for scan in scans] == ["sub-02"]
-    assert find_left_out(settings, scans) == ["sub-01: no _Chimap, and no _MEGRE with part-phase; left out"]
-    with pytest.raises(InputError, match=r"^ds: _MEGRE without part-phase and no _Chimap for sub-01; add the phase"):
-        scans_of(root, participant_label=("01",))
+    assert find_skipped(inputs, scans) == ["sub-01: no _Chimap, and no _MEGRE with part-phase; skipped"]
+    with pytest.raises(InputError, match=r"^ds: _MEGRE files without part-phase and no _Chimap files for sub-01; add"):
+        scans_of(root, participants=("01",))
 
 
 @pytest.mark.parametrize(
@@ -164,24 +164,27 @@ def test_magnitudes_alone_are_no_scan(measured):
         ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
         (
             {"times": {"2": "0.01"}},
-            r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is '0.01', expected a number above 0",
+            r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is '0.01', expected a positive number",
         ),
         (
             {"times": {"2": 0.004}},
-            r"sub-01_echo-2_part-phase_MEGRE.nii.gz: has the EchoTime of sub-01_echo-1_part-phase",
+            r"sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part-phase",
         ),
         ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
-        ({"field": -3}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a number above 0"),
+        (
+            {"field": -3},
+            r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a positive",
+        ),
     ],
 )
-def test_wrong_metadata_is_the_problem_of_one_scan(measured, changes, message):
+def test_wrong_metadata_affects_only_its_scan(measured, changes, message):
     root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_Chimap.nii.gz", **changes)
     scan, other = scans_of(root)
     assert scan.problem.startswith(message)
     assert other.problem is None
 
 
-def test_a_missing_field_strength_is_the_problem(dataset):
+def test_missing_field_strength_is_a_problem(dataset):
     root = dataset("ds", *echoes("sub-01", numbers="1"), "sub-02/anat/sub-02_Chimap.nii.gz")
     (root / "echo-1_MEGRE.json").write_text('{"EchoTime": 0.004}')
     assert scans_of(root)[0].problem == (
@@ -192,16 +195,16 @@ def test_a_missing_field_strength_is_the_problem(dataset):
 @pytest.mark.parametrize(
     ("lost", "problem"),
     [
-        (echo("2", "mag", "sub-01"), "sub-01_echo-2_part-phase_MEGRE.nii.gz: no part-mag of this echo beside it; "),
-        (echo("2", "phase", "sub-01"), "sub-01_echo-2_part-mag_MEGRE.nii.gz: no part-phase of this echo beside it; "),
+        (echo("2", "mag", "sub-01"), "sub-01_echo-2_part-phase_MEGRE.nii.gz: no part-mag file of this echo; "),
+        (echo("2", "phase", "sub-01"), "sub-01_echo-2_part-mag_MEGRE.nii.gz: no part-phase file of this echo; "),
     ],
 )
-def test_half_an_echo_is_the_problem_of_one_scan(measured, lost, problem):
+def test_incomplete_echo_is_a_problem(measured, lost, problem):
     root = measured(*(file for file in echoes("sub-01") if file != lost), "sub-02/anat/sub-02_Chimap.nii.gz")
     assert scans_of(root)[0].problem == problem + "add it, or remove this echo"
 
 
-def test_the_field_strength_is_that_of_the_shortest_echo(measured):
+def test_field_strength_is_from_first_echo(measured):
     root = measured(*echoes("sub-01"), times={"1": 0.03})
     (root / "MEGRE.json").unlink()
     (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "MagneticFieldStrength": 7}')
@@ -210,45 +213,45 @@ def test_the_field_strength_is_that_of_the_shortest_echo(measured):
     assert scan.sidecar["MagneticFieldStrength"] == 7
 
 
-def test_each_echo_has_the_units_of_its_phase(measured):
+def test_echo_has_the_units_of_its_phase(measured):
     root = measured(*echoes("sub-01"))
     (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "Units": "rad"}')
     (scan,) = scans_of(root)
     assert [one.units for one in scan.echoes] == ["", "rad", ""]
 
 
-def test_echoes_in_two_datasets_ask_for_a_choice(measured, dataset, tmp_path):
+def test_echoes_in_two_datasets_are_rejected(measured, dataset, tmp_path):
     root = measured(*echoes("sub-01"))
     other = dataset("ds/derivatives/nifti", *echoes("sub-01"), kind="derivative")
     describe(other)
     with pytest.raises(InputError, match=r'are echoes of the same scan; .* \({"megre": {"scope": "raw"}}\)$'):
         scans_of(root)
     (tmp_path / "filter.json").write_text('{"megre": {"scope": "nifti"}}')
-    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    (scan,) = scans_of(root, filter_file=tmp_path / "filter.json")
     assert scan.dataset_name == "nifti"
 
 
-def test_an_echo_in_the_folder_of_another_is_refused(measured):
+def test_misplaced_echo_is_rejected(measured):
     root = measured(*echoes("sub-01"))
     (root / "sub-01/anat/sub-02_echo-1_part-phase_MEGRE.nii.gz").touch()
-    with pytest.raises(InputError, match=r"^sub-02_echo-1_part-phase_MEGRE.nii.gz: lies in sub-01; rename the file"):
+    with pytest.raises(InputError, match=r"^sub-02_echo-1_part-phase_MEGRE.nii.gz: located in the folder of sub-01"):
         scans_of(root)
 
 
-def test_the_same_echo_twice_is_the_problem_of_one_scan(measured):
+def test_duplicate_echo_is_a_problem(measured):
     root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"), *echoes("sub-02"))
     one, other = scans_of(root)
-    assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: is the same echo as sub-01_echo-1_part-phase")
+    assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: same echo as sub-01_echo-1_part-phase")
     assert other.problem is None
 
 
-def test_a_map_without_a_session_is_of_all_sessions_of_its_participant(measured, dataset):
+def test_map_without_session_replaces_all_echoes(measured, dataset):
     root = measured(*echoes("sub-01", "ses-1"), *echoes("sub-02", "ses-1"))
     dataset("ds/derivatives/sepia", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
     assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [("sub-01", False), ("sub-02_ses-1", True)]
 
 
-def test_the_output_is_no_source_of_its_own_maps(measured, dataset):
+def test_reconstructed_map_is_not_an_input(measured, dataset):
     root = measured(*echoes("sub-01"))
     out = dataset("ds/out", "sub-01/anat/sub-01_Chimap.nii.gz", kind="derivative")
     (scan,) = scans_of(root, derivatives=(out,))

@@ -1,25 +1,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.bids.skipped import find_left_out
-from bids_dgmseg.config import Settings
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.scans import find_scans, find_skipped
+from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
 TREE = Path(__file__).parents[3] / "shared" / "tools" / "bids_tree"
 
 
-def scans_of(root: Path, **options):
-    return find_scans(Settings(bids_dir=root, output_dir=root / "derivatives" / "bids_dgmseg", **options))
+def inputs_of(root: Path, **selection):
+    return open_inputs(root, Selection(**selection), output_dir=root / "derivatives" / "bids_dgmseg")
 
 
-def names_of(root: Path, **options) -> list[str]:
-    return [scan.name for scan in scans_of(root, **options)]
+def scans_of(root: Path, **selection):
+    return find_scans(inputs_of(root, **selection))
+
+
+def skipped_of(root: Path, **selection) -> list[str]:
+    inputs = inputs_of(root, **selection)
+    return find_skipped(inputs, find_scans(inputs))
+
+
+def names_of(root: Path, **selection) -> list[str]:
+    return [scan.name for scan in scans_of(root, **selection)]
 
 
 def chi(*entities: str, extension: str = ".nii.gz", folder: str = "anat") -> str:
@@ -28,7 +36,7 @@ def chi(*entities: str, extension: str = ".nii.gz", folder: str = "anat") -> str
     return "/".join([*folders, folder, "_".join(entities) + "_Chimap" + extension])
 
 
-def test_sessions_runs_and_both_extensions_are_found_in_order(dataset):
+def test_sessions_runs_and_extensions_are_found_in_order(dataset):
     root = dataset(
         "ds",
         chi("sub-02", extension=".nii"),
@@ -39,7 +47,7 @@ def test_sessions_runs_and_both_extensions_are_found_in_order(dataset):
     assert names_of(root) == ["sub-01_ses-1_run-1", "sub-01_ses-1_run-2", "sub-01_ses-2", "sub-02"]
 
 
-def test_a_scan_knows_its_parts(dataset):
+def test_scan_has_entities_and_uri(dataset):
     root = dataset("ds", chi("sub-01", "ses-1", "acq-x", "run-01"))
     (scan,) = scans_of(root)
     assert (scan.participant, scan.session, dict(scan.entities)) == ("01", "1", {"acq": "x", "run": "01"})
@@ -49,7 +57,7 @@ def test_a_scan_knows_its_parts(dataset):
     assert scan.sidecar_path is None
 
 
-def test_hidden_files_sourcedata_and_other_folders_do_not_count(dataset):
+def test_hidden_files_and_other_folders_are_ignored(dataset):
     root = dataset(
         "ds",
         chi("sub-01"),
@@ -64,19 +72,19 @@ def test_hidden_files_sourcedata_and_other_folders_do_not_count(dataset):
     assert names_of(root) == ["sub-01"]
 
 
-def test_selection_by_label(dataset):
+def test_participants_and_sessions_are_selected(dataset):
     root = dataset("ds", chi("sub-01", "ses-1"), chi("sub-01", "ses-2"), chi("sub-02", "ses-1"), chi("sub-03"))
-    assert names_of(root, participant_label=("01", "03")) == ["sub-01_ses-1", "sub-01_ses-2", "sub-03"]
-    assert names_of(root, session_label=("1",)) == ["sub-01_ses-1", "sub-02_ses-1"]
+    assert names_of(root, participants=("01", "03")) == ["sub-01_ses-1", "sub-01_ses-2", "sub-03"]
+    assert names_of(root, sessions=("1",)) == ["sub-01_ses-1", "sub-02_ses-1"]
 
 
-def test_a_derivative_may_be_the_dataset(dataset):
+def test_input_may_be_a_derivative(dataset):
     root = dataset("qsmxt", chi("sub-01", extension=".nii"), kind="derivative")
     (scan,) = scans_of(root)
     assert scan.uri == "bids:qsmxt:sub-01/anat/sub-01_Chimap.nii"
 
 
-def test_derivatives_given_and_those_below_the_dataset_are_found(dataset):
+def test_derivatives_are_searched(dataset):
     root = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
     dataset("ds/derivatives/qsmxt", chi("sub-01"), kind="derivative")
     other = dataset("my maps", chi("sub-02"), kind="derivative")
@@ -87,7 +95,7 @@ def test_derivatives_given_and_those_below_the_dataset_are_found(dataset):
     assert names_of(root, derivatives=(root / "derivatives", other)) == ["sub-01", "sub-02"]
 
 
-def test_own_output_is_no_input(dataset):
+def test_own_output_is_not_an_input(dataset):
     root = dataset("ds", chi("sub-01"))
     output = dataset("ds/derivatives/old", chi("sub-01"), kind="derivative")
     (output / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
@@ -104,19 +112,19 @@ def test_own_output_is_no_input(dataset):
         ("sub-01/Chimap.nii", "sub-01"),
     ],
 )
-def test_sepia_names_count_inside_a_subject(dataset, file, name):
+def test_sepia_names_are_found_in_subject_folders(dataset, file, name):
     root = dataset("sepia", file, "Sepia_Chimap.nii.gz", kind="derivative")
     assert names_of(root) == [name]
 
 
-def test_sepia_without_a_description_is_a_derivative(dataset, tmp_path):
+def test_derivative_needs_no_description(dataset, tmp_path):
     root = dataset("ds", "sub-01/anat/sub-01_part-phase_MEGRE.nii.gz")
     sepia = dataset("sepia", "sub-01/Sepia_Chimap.nii.gz")
     (sepia / "dataset_description.json").unlink()
     assert names_of(root, derivatives=(sepia,)) == ["sub-01"]
 
 
-def test_parts_of_chi_are_left_alone(dataset):
+def test_partial_chi_maps_are_ignored(dataset):
     root = dataset(
         "ds",
         chi("sub-01", extension=".nii"),
@@ -139,7 +147,7 @@ def test_parts_of_chi_are_left_alone(dataset):
         ({"scope": "raw", "acquisition": "b"}, ["sub-01_acq-b"]),
     ],
 )
-def test_a_filter_file_selects(dataset, tmp_path, block, names):
+def test_filter_file_selects_by_entity(dataset, tmp_path, block, names):
     root = dataset(
         "ds",
         chi("sub-01", "acq-a", "run-01"),
@@ -149,19 +157,19 @@ def test_a_filter_file_selects(dataset, tmp_path, block, names):
         chi("sub-01", "desc-paramagnetic"),
     )
     (tmp_path / "filter.json").write_text(json.dumps({"t1w": {}, "chimap": block}))
-    assert names_of(root, bids_filter_file=tmp_path / "filter.json") == names
+    assert names_of(root, filter_file=tmp_path / "filter.json") == names
 
 
 @pytest.mark.parametrize("text", ['{"chimap": {"scope": "raw"}}', '{"chimap": {"scope": "qsmxt"}}'])
-def test_a_scope_chooses_between_sources(dataset, tmp_path, text):
+def test_filter_scope_selects_the_dataset(dataset, tmp_path, text):
     root = dataset("ds", chi("sub-01"))
     dataset("ds/derivatives/qsmxt", chi("sub-01"), kind="derivative")
     (tmp_path / "filter.json").write_text(text)
-    (scan,) = scans_of(root, bids_filter_file=tmp_path / "filter.json")
+    (scan,) = scans_of(root, filter_file=tmp_path / "filter.json")
     assert scan.dataset_name == json.loads(text)["chimap"]["scope"]
 
 
-def test_sidecars_are_inherited_the_nearest_wins(dataset):
+def test_nearest_inherited_sidecar_has_precedence(dataset):
     root = dataset("ds", chi("sub-01", "ses-1", "acq-x"))
     (root / "Chimap.json").write_text('{"Units": "ppb", "MagneticFieldStrength": 3}')
     (root / "acq-y_Chimap.json").write_text('{"Units": "Hz"}')
@@ -171,32 +179,26 @@ def test_sidecars_are_inherited_the_nearest_wins(dataset):
     assert scan.sidecar_path == root / "sub-01" / "sub-01_Chimap.json"
 
 
-def test_sepia_sidecar_belongs_to_its_own_map(dataset):
+def test_sepia_sidecar_applies_to_its_own_map(dataset):
     root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
     (root / "sub-01" / "Sepia_Chimap.json").write_text('{"Units": "ppm"}')
     (root / "sub-01" / "Other_Chimap.json").write_text('{"Units": "ppb"}')
     assert scans_of(root)[0].sidecar == {"Units": "ppm"}
 
 
-def test_a_participants_sidecar_reaches_a_map_with_sepias_name(dataset):
+def test_participant_sidecar_applies_to_sepia_map(dataset):
     root = dataset("ds", "sub-01/ses-2/Sepia_Chimap.nii.gz", kind="derivative")
     (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppb"}')
     (root / "sub-01" / "sub-01_ses-1_Chimap.json").write_text('{"Units": "ppm"}')
     assert scans_of(root)[0].sidecar == {"Units": "ppb"}
 
 
-def test_those_without_a_map_are_known(dataset):
+def test_participant_without_map_is_reported(dataset):
     root = dataset("ds", chi("sub-01"), "sub-02/anat/sub-02_T1w.nii.gz")
-    settings = Settings(bids_dir=root, output_dir=root / "out")
-    assert find_left_out(settings, find_scans(settings)) == ["sub-02: no _Chimap; left out"]
+    assert skipped_of(root) == ["sub-02: no _Chimap; skipped"]
 
 
-def left_out_of(root, **options):
-    settings = Settings(bids_dir=root, output_dir=root / "out", **options)
-    return find_left_out(settings, find_scans(settings))
-
-
-def test_a_session_with_echoes_but_no_map_is_known_and_one_asked_for_by_name(dataset):
+def test_sessions_without_map_are_reported(dataset):
     root = dataset(
         "ds",
         chi("sub-01", "ses-1"),
@@ -204,40 +206,40 @@ def test_a_session_with_echoes_but_no_map_is_known_and_one_asked_for_by_name(dat
         "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz",
         chi("sub-02", "ses-2"),
     )
-    assert left_out_of(root) == ["sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; left out"]
-    assert left_out_of(root, session_label=("1", "3")) == [
-        "sub-01_ses-3: no _Chimap; left out",
-        "sub-02: no _Chimap in ses-1, ses-3; left out",
+    assert skipped_of(root) == ["sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; skipped"]
+    assert skipped_of(root, sessions=("1", "3")) == [
+        "sub-01_ses-3: no _Chimap; skipped",
+        "sub-02: no _Chimap in ses-1, ses-3; skipped",
     ]
 
 
-def test_whose_map_was_not_chosen_is_not_said_to_have_none(dataset, tmp_path):
+def test_reason_for_unselected_maps_is_reported(dataset, tmp_path):
     (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "gre"}}')
     root = dataset("ds", chi("sub-01", "acq-gre"), chi("sub-02"), chi("sub-03", "desc-paramagnetic"))
-    assert left_out_of(root, bids_filter_file=tmp_path / "filter.json") == [
-        f"sub-{label}: no _Chimap that filter.json selects; left out" for label in ("02", "03")
+    assert skipped_of(root, filter_file=tmp_path / "filter.json") == [
+        f"sub-{label}: no _Chimap selected by filter.json; skipped" for label in ("02", "03")
     ]
-    assert left_out_of(root) == ["sub-03: no _Chimap of all sources, only of para- or diamagnetic ones; left out"]
+    assert skipped_of(root) == ["sub-03: only maps of paramagnetic or diamagnetic sources; skipped"]
 
 
 @pytest.mark.parametrize(
     ("filtered", "message"),
     [
-        (True, r"^ds: no _Chimap that filter.json selects; check --bids-filter-file$"),
+        (True, r"^ds: no _Chimap files selected by filter.json; check --bids-filter-file$"),
         (
             False,
-            r"^ds: no _Chimap of all sources, only of para- or diamagnetic ones; give maps of total susceptibility",
+            r"^ds: only _Chimap files of paramagnetic or diamagnetic sources; provide maps of total susceptibility",
         ),
     ],
 )
-def test_beside_echoes_too_maps_that_are_not_chosen_are_the_reason(dataset, tmp_path, filtered, message):
+def test_unselected_maps_explain_an_empty_selection(dataset, tmp_path, filtered, message):
     (tmp_path / "filter.json").write_text('{"chimap": {"acquisition": "gre"}}')
     root = dataset("ds", chi("sub-01", "desc-diamagnetic"), "sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz")
     with pytest.raises(InputError, match=message):
-        scans_of(root, bids_filter_file=tmp_path / "filter.json" if filtered else None)
+        scans_of(root, filter_file=tmp_path / "filter.json" if filtered else None)
 
 
-def test_a_description_that_was_not_fetched_is_said(dataset):
+def test_unfetched_description_is_reported(dataset):
     root = dataset("ds", chi("sub-01"))
     (root / "dataset_description.json").unlink()
     (root / "dataset_description.json").symlink_to("nowhere")
@@ -245,28 +247,26 @@ def test_a_description_that_was_not_fetched_is_said(dataset):
         scans_of(root)
 
 
-def test_folders_whose_labels_bids_does_not_allow_are_known(dataset):
+def test_invalid_participant_folders_are_reported(dataset):
     root = dataset("ds", chi("sub-01"), "sub-1_0/anat/sub-1_0_Chimap.nii.gz", "sub-/anat/sub-_Chimap.nii.gz")
-    settings = Settings(bids_dir=root, output_dir=root / "out")
-    assert find_left_out(settings, find_scans(settings)) == [
-        f"{name}: not a BIDS name (letters and digits behind sub-); left out, so rename it"
+    assert skipped_of(root) == [
+        f"{name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
         for name in ("sub-", "sub-1_0")
     ]
-    chosen = replace(settings, participant_label=("01",))
-    assert find_left_out(chosen, find_scans(chosen)) == []
+    assert skipped_of(root, participants=("01",)) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"participant_label": ("99",)}, r"^ds: no sub-99; check --participant-label \(there are sub-01, sub-02\)$"),
-        ({"session_label": ("9",)}, r"^ds: no ses-9; check --session-label \(there are ses-1\)$"),
-        ({"participant_label": ("02",)}, r"^ds: no _Chimap and no _MEGRE for sub-02; check --participant-label"),
+        ({"participants": ("99",)}, r"^ds: no sub-99; check --participant-label \(existing: sub-01, sub-02\)$"),
+        ({"sessions": ("9",)}, r"^ds: no ses-9; check --session-label \(existing: ses-1\)$"),
+        ({"participants": ("02",)}, r"^ds: no _Chimap or _MEGRE files for sub-02; check --participant-label"),
         ({"derivatives": (Path("/nowhere"),)}, r"^/nowhere: no such folder; check --derivatives$"),
-        ({"bids_filter_file": Path("/nowhere/f.json")}, r"^/nowhere/f.json: no such file"),
+        ({"filter_file": Path("/nowhere/f.json")}, r"^/nowhere/f.json: no such file"),
     ],
 )
-def test_a_wrong_selection_is_refused(dataset, options, message):
+def test_wrong_selection_is_rejected(dataset, options, message):
     root = dataset("ds", chi("sub-01", "ses-1"), "sub-02/anat/sub-02_T1w.nii.gz")
     with pytest.raises(InputError, match=message):
         scans_of(root, **options)
@@ -276,51 +276,51 @@ def test_a_wrong_selection_is_refused(dataset, options, message):
     ("text", "message"),
     [
         ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 32\)"),
-        ('{"t1w": {}}', r'^filter.json: has no "chimap" block'),
-        ('{"chimap": {"acqisition": "x"}}', r"^filter.json: no entity is called acqisition"),
+        ('{"t1w": {}}', r'^filter.json: no "chimap" or "megre" block'),
+        ('{"chimap": {"acqisition": "x"}}', r"^filter.json: unknown entity acqisition"),
         ("[1]", r"^filter.json: contains a list, expected a JSON object"),
-        ('{"chimap": {"acquisition": "nosuch"}}', r"^ds: no _Chimap that filter.json selects"),
+        ('{"chimap": {"acquisition": "nosuch"}}', r"^ds: no _Chimap files selected by filter.json"),
     ],
 )
-def test_a_wrong_filter_file_is_refused(dataset, tmp_path, text, message):
+def test_wrong_filter_file_is_rejected(dataset, tmp_path, text, message):
     (tmp_path / "filter.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        scans_of(dataset("ds", chi("sub-01")), bids_filter_file=tmp_path / "filter.json")
+        scans_of(dataset("ds", chi("sub-01")), filter_file=tmp_path / "filter.json")
 
 
-def test_echoes_alone_ask_for_a_reconstruction(dataset):
+def test_echoes_without_maps_require_reconstruction(dataset):
     root = dataset("ds", "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz")
-    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap; reconstruct .* QSMxT, .* --derivatives$"):
+    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap files; reconstruct .* QSMxT, .* --derivatives$"):
         scans_of(root)
 
 
-def test_an_empty_dataset_is_refused(dataset):
-    with pytest.raises(InputError, match=r"^ds: no _Chimap and no _MEGRE in it; give .* --derivatives$"):
+def test_empty_dataset_is_rejected(dataset):
+    with pytest.raises(InputError, match=r"^ds: no _Chimap or _MEGRE files; pass .* --derivatives$"):
         scans_of(dataset("ds"))
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r": no dataset_description.json; give the root folder of the BIDS dataset$"):
+def test_folder_without_description_is_rejected(tmp_path):
+    with pytest.raises(InputError, match=r": dataset_description.json not found; pass the root directory"):
         scans_of(tmp_path)
-    with pytest.raises(InputError, match=r"gone: no such folder; give the root folder of the BIDS dataset$"):
+    with pytest.raises(InputError, match=r"gone: no such folder; pass the root directory of the BIDS dataset$"):
         scans_of(tmp_path / "gone")
 
 
-def test_a_broken_sidecar_is_a_problem_of_its_own_scan(dataset):
+def test_broken_sidecar_affects_only_its_scan(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
     (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{\n "Units": ppm\n}')
     problem = "sub-01_Chimap.json: invalid JSON (line 2, column 11); fix the file"
     assert [(scan.name, scan.problem) for scan in scans_of(root)] == [("sub-01", problem), ("sub-02", None)]
 
 
-def test_a_sidecar_that_breaks_all_scans_is_refused_with_its_place(dataset):
+def test_broken_sidecar_of_all_scans_is_rejected(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
     (root / "Chimap.json").write_text('{\n "Units": ppm\n}')
     with pytest.raises(InputError, match=r"^Chimap.json: invalid JSON \(line 2, column 11\); fix the file$"):
         scans_of(root)
 
 
-def test_a_folder_that_cannot_be_listed_is_one_line(dataset, monkeypatch):
+def test_unreadable_folder_is_rejected(dataset, monkeypatch):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
 
     def deny(folder):
@@ -331,14 +331,14 @@ def test_a_folder_that_cannot_be_listed_is_one_line(dataset, monkeypatch):
         scans_of(root)
 
 
-def test_compressed_and_not_of_one_name_are_the_problem_of_one_scan(dataset):
+def test_two_extensions_of_one_map_are_a_problem(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-01", extension=".nii"), chi("sub-02"))
     one, other = scans_of(root)
-    assert one.problem == "sub-01_Chimap.nii: lies beside sub-01_Chimap.nii.gz; keep one of the two"
+    assert one.problem == "sub-01_Chimap.nii: sub-01_Chimap.nii.gz exists, too; keep one of them"
     assert (one.name, other.name, other.problem) == ("sub-01", "sub-02", None)
 
 
-def test_two_sources_of_one_scan_are_refused(dataset):
+def test_same_scan_in_two_datasets_is_rejected(dataset):
     root = dataset("ds", chi("sub-01", "run-1"))
     given = dataset("qsmxt", chi("sub-01", "run-01", extension=".nii"), kind="derivative")
     both = r"^ds/sub-01/anat/sub-01_run-1_Chimap.nii.gz and qsmxt/sub-01/anat/sub-01_run-01_Chimap.nii are maps"
@@ -346,7 +346,7 @@ def test_two_sources_of_one_scan_are_refused(dataset):
         scans_of(root, derivatives=(given,))
 
 
-def test_two_maps_of_one_scan_in_one_dataset_are_its_problem(dataset):
+def test_two_maps_of_one_scan_are_a_problem(dataset):
     root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", chi("sub-01"), kind="derivative")
     (scan,) = scans_of(root)
     assert "Sepia_Chimap.nii.gz and ds/sub-01/anat/sub-01_Chimap.nii.gz are maps of the same scan; keep one" in str(
@@ -354,39 +354,38 @@ def test_two_maps_of_one_scan_in_one_dataset_are_its_problem(dataset):
     )
 
 
-def test_a_file_in_another_participants_folder_is_refused(dataset):
+def test_misplaced_file_is_rejected(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
-    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it$"):
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: located in the folder of sub-01; rename"):
         scans_of(root)
 
 
-def test_parts_of_names_that_are_passed_over_are_told(dataset):
+def test_invalid_entities_are_reported(dataset):
     root = dataset("ds", chi("sub-01", "acq-my-map"), chi("sub-02", "acq-x"))
-    settings = Settings(bids_dir=root, output_dir=root / "out")
-    (said,) = find_left_out(settings, find_scans(settings))
-    assert said.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is no entity of BIDS (letters and digits")
-    assert said.endswith("the scan is sub-01; rename the file")
+    (line,) = skipped_of(root)
+    assert line.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is not a valid BIDS entity (key-value with")
+    assert line.endswith("and was ignored; the scan is treated as sub-01; rename the file")
 
 
-def test_a_run_goes_on_without_files_in_the_wrong_folder(dataset):
+def test_misplaced_files_can_be_skipped(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz", chi("sub-01"), "sub-01/ses-1/anat/sub-01_ses-2_Chimap.nii")
-    said: list[str] = []
-    (scan,) = find_scans(Settings(bids_dir=root, output_dir=root / "out"), misplaced=said)
+    lines: list[str] = []
+    (scan,) = find_scans(inputs_of(root), misplaced=lines)
     assert scan.name == "sub-01"
-    assert said == [
-        "sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it",
-        "sub-01_ses-2_Chimap.nii: lies in ses-1; rename the file or move it",
+    assert lines == [
+        "sub-02_Chimap.nii.gz: located in the folder of sub-01; rename or move the file",
+        "sub-01_ses-2_Chimap.nii: located in the folder of ses-1; rename or move the file",
     ]
 
 
-def test_where_all_lie_wrong_there_is_no_run(dataset):
+def test_only_misplaced_files_are_rejected(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
-    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: lies in sub-01; rename the file or move it$"):
-        find_scans(Settings(bids_dir=root, output_dir=root / "out"), misplaced=[])
+    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: located in the folder of sub-01; rename"):
+        find_scans(inputs_of(root), misplaced=[])
 
 
 @pytest.mark.skipif(not TREE.is_dir(), reason="the example datasets are not on this machine")
-def test_maps_of_the_example_derivative_are_found_from_the_raw_dataset():
+def test_example_derivative_is_found_from_raw_dataset():
     found = scans_of(TREE / "raw", derivatives=(TREE / "derivatives" / "qsmxt",))
     assert [scan.name for scan in found] == ["sub-01", "sub-02_ses-1_desc-rts"]
     assert {scan.sidecar["Units"] for scan in found} == {"ppm"}

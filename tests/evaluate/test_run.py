@@ -385,7 +385,7 @@ def test_nothing_half_written_stays(evaluate, tmp_path):
     [
         ("nowhere", "nowhere: no such file or folder; check the path"),
         ("a.nii.gz", "a.nii.gz: is a file beside folders; give files only, or datasets only"),
-        ("empty", r"no _dseg.nii[.gz] in sub-X folders; give the root folder of a dataset with them"),
+        ("empty", r"no _dseg.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them"),
         ("strangers", "first: no scan that strangers has too; check the entities in the names"),
         (
             "thalami",

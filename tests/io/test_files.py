@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.files import copy_file, read_json, write_json, write_text
 
 
 def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
@@ -26,3 +32,32 @@ def test_a_file_that_was_not_fetched_is_no_missing_file(tmp_path):
     pointer.write_text("/annex/objects/MD5E-s12--0.json\n")
     with pytest.raises(InputError, match=r"^sub-02_Chimap.json: content not fetched \(the file is only a pointer\)"):
         read_json(pointer)
+
+
+def test_failed_copy_keeps_the_earlier_file(tmp_path, monkeypatch):
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "final").write_text("old")
+
+    def full(source, target):
+        Path(target).write_text("ne")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        copy_file(tmp_path / "new", tmp_path / "final")
+    assert (tmp_path / "final").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["final", "new"]
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_text("x", tmp_path / "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_json_converts_nan_and_numpy_values(tmp_path):
+    write_json({"a": float("nan"), "b": np.float32(0.5), "c": (np.int64(1), np.inf), "d": Path("x")}, tmp_path / "x")
+    assert json.loads((tmp_path / "x").read_text()) == {"a": "n/a", "b": 0.5, "c": [1, "n/a"], "d": "x"}

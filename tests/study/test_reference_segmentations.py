@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bids_dgmseg.bids.names import join_entities
+from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import fit_ageing

@@ -268,7 +268,7 @@ def test_of_several_segmentations_one_is_chosen_and_own_results_are_no_labels(da
     _, table = tune(dataset, tmp_path / "a", untrained)
     assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_L"]
     label(dataset, "sub-01", "CN_R", seg="second")
-    with pytest.raises(InputError, match="are of the same scan; say which with --choose, such as --choose seg-first"):
+    with pytest.raises(InputError, match="are of the same scan; select one with --choose, such as --choose seg-first"):
         tune(dataset, tmp_path / "b", untrained)
     _, table = tune(dataset, tmp_path / "b", untrained, choose=("seg-second",))
     assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_R"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.top_level import IGNORED
+from bids_dgmseg.bids.output_dataset import IGNORED
 from bids_dgmseg.cli.bids_app import main
 from tests.workflow.test_group import add_scan, rows_of
 

@@ -235,7 +235,7 @@ def test_participants_without_a_map_are_listed(bids_dataset, run, capsys):
     dataset = bids_dataset("sub-01")
     (dataset / "sub-02" / "anat").mkdir(parents=True)
     assert run(dataset) == 0
-    assert "sub-02: no _Chimap; left out" in capsys.readouterr().err
+    assert "sub-02: no _Chimap; skipped" in capsys.readouterr().err
 
 
 def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):

@@ -212,9 +212,12 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sub-01_label-CSF_mask", "masks: no _desc-brain_mask.nii[.gz] and no _label-brain_mask.nii[.gz] in it; "),
-        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or leave --brain-mask out"),
-        ("sub-01_T1w", "masks: no _mask.nii[.gz] in sub-X folders; give the root folder of a dataset with them to --"),
+        ("sub-01_label-CSF_mask", "masks: no _desc-brain_mask.nii[.gz] or _label-brain_mask.nii[.gz] files; "),
+        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-mask"),
+        (
+            "sub-01_T1w",
+            "masks: no _mask.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them to --",
+        ),
     ],
 )
 def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, name, message):
@@ -295,9 +298,9 @@ def test_maps_of_the_user_are_never_replaced(ds, run, capsys, with_echoes):
     capsys.readouterr()
     assert run(ds) == (1 if with_echoes else 0)
     assert own.read_bytes() == first.read_bytes()
-    assert ("sub-01_Chimap.nii.gz: lies in out, but was not made by this program" in capsys.readouterr().err) is (
-        with_echoes
-    )
+    assert (
+        "sub-01_Chimap.nii.gz: exists in out, but was not reconstructed by this program" in capsys.readouterr().err
+    ) is (with_echoes)
 
 
 def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):

@@ -242,14 +242,17 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reference", "csf"], "--reference csf: oracle labels no ventricles; give masks with --reference-mask"),
+        (
+            ["--reference", "csf"],
+            "--reference csf: oracle does not label the ventricles; provide masks with --reference-mask",
+        ),
         (
             ["--reference", "structure"],
-            "--reference structure: goes with --reference-structure only where it is structure",
+            "--reference structure: requires --reference-structure",
         ),
         (
             ["--reference-structure", "CN"],
-            "--reference none: goes with --reference-structure only where it is structure",
+            "--reference-structure CN: requires --reference structure, not none",
         ),
         (
             ["--reference", "structure", "--reference-structure", "XX"],
@@ -257,7 +260,7 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
         ),
         (
             ["--reference", "whole-brain", "--reference-mask", "."],
-            "--reference-mask: is for --reference csf, not whole-brain",
+            "--reference-mask: requires --reference csf, not whole-brain",
         ),
         (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] in sub-X folders"),
     ],

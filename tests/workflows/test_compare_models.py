@@ -120,7 +120,7 @@ def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monk
     monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
     assert script.main(given) == 2
-    assert "are of the same scan; say which with --choose, such as --choose seg-" in capsys.readouterr().err
+    assert "are of the same scan; select one with --choose, such as --choose seg-" in capsys.readouterr().err
     for entity, numbers in (("seg-truth", set(range(17))), ("seg-second", {0, 1})):  # what the other gave is not kept
         assert script.main([*given, "--choose", entity]) == 0
         assert used == [numbers, numbers]

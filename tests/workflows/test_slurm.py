@@ -142,4 +142,4 @@ def test_invalid_dataset_or_option_submits_nothing(submit, dataset):
     (dataset / "dataset_description.json").unlink()
     run, app, sbatch = submit()
     assert (run.returncode, app, sbatch) == (2, [], [])
-    assert "no dataset_description.json" in run.stderr
+    assert "dataset_description.json not found" in run.stderr

@@ -165,5 +165,5 @@ def test_folds_are_trained_into_one_folder_a_model(script, tmp_path, capsys):
 def test_a_training_that_fails_says_why(script, tmp_path, model, first):
     part = script.list_parts(model, folds=1, plan="small")[0]
     interface = script.Train(model=model, part=part, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
-    with pytest.raises(RuntimeError, match=rf"{model} {first}: .*no dataset_description.json"):
+    with pytest.raises(RuntimeError, match=rf"{model} {first}: .*dataset_description.json not found"):
         interface.run(cwd=str(tmp_path))

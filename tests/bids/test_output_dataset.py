@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.output_dataset import (
+    check_writable,
+    describe_reconstruction,
+    read_boilerplate,
+    write_dataset_files,
+)
+from bids_dgmseg.bids.save import REGIONS, save_scan
+from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.config import ReferenceRegion, Selection
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.registry import MODELS
+
+MODEL = MODELS["dgm16"]
+VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
+    "bids-validator-deno", path=str(Path(sys.executable).parent)
+)
+
+
+@pytest.fixture
+def write(out):
+    """Return a function that writes the files at the top level."""
+
+    def call(inputs, scans, *, model=MODEL, reference=None) -> None:
+        write_dataset_files(out, inputs, scans, model, reference=reference or ReferenceRegion(), own_weights=True)
+
+    return call
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_top_level_files_describe_the_output(inputs, scans, write, out):
+    write(inputs, scans)
+    out = out
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetLinks"] == {"raw": "../ds", "qsmxt": "../qsmxt"}
+    assert description["GeneratedBy"][0]["Name"] == "bids_dgmseg"
+    with (out / "dseg.tsv").open() as file:
+        assert next(csv.DictReader(file, delimiter="\t"))["name"] == "left dentate nucleus"
+    ids = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
+    assert ids == ["desc_id", "desc-dgm16", "desc-rts", "desc-rtsDgm16"]
+    assert "[@nipype]" in (out / "logs" / "CITATION.md").read_text()
+
+
+def test_links_of_earlier_runs_are_kept(inputs, scans, write, out):
+    write(inputs, scans)
+    later = open_inputs(inputs.root, Selection(participants=("01",)))
+    write(later, find_scans(later), model=dataclasses.replace(MODEL, name="other"))
+    links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"qsmxt": "../qsmxt", "raw": "../ds"}
+    assert "desc-dgm16\t" in (out / "descriptions.tsv").read_text()
+
+
+def test_bidsignore_of_the_user_is_kept(inputs, scans, write, out):
+    write(inputs, scans)
+    ours = (out / ".bidsignore").read_text().splitlines()
+    (out / ".bidsignore").write_text("mine/**\n")
+    write(inputs, scans)
+    assert (out / ".bidsignore").read_text().splitlines() == ["mine/**", *ours]
+
+
+def test_parallel_runs_do_not_interfere(inputs, scans, write, out):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda scan: write(inputs, [scan]), scans * 8))
+    json.loads((out / "dataset_description.json").read_text())
+    assert all(not name.split("/")[-1].endswith(".tmp") for name in files_below(out))
+
+
+def test_citation_keys_are_in_the_bibliography(inputs, scans, write, out):
+    write(inputs, scans)
+    text, bib = ((out / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))
+    cited = {word.strip("[]@;.,") for word in text.split() if "@" in word}
+    assert cited
+    assert all(f"{{{key}," in bib for key in cited)
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        (ReferenceRegion(), "relative to the reference of each map. In deep"),
+        (
+            ReferenceRegion("csf"),
+            "; referenced values are relative to the mean of a region of the same map (cerebrospinal fluid). In deep",
+        ),
+        (ReferenceRegion("structure", "CN_L"), "a region of the same map (CN_L). In deep"),
+    ],
+    ids=["no region", "CSF", "structure"],
+)
+def test_citation_states_the_reference_region(inputs, scans, write, out, reference, text):
+    write(inputs, scans, reference=reference)
+    assert text in " ".join((out / "logs" / "CITATION.md").read_text().split())
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_output_is_valid_bids(inputs, scans, write, out, results):
+    write(inputs, scans)
+    regions = dict.fromkeys(REGIONS, results["out_dseg"])
+    for scan in scans:
+        save_scan(out, scan, MODEL, **{**results, "regions": regions})
+    (out / "sub-01.html").write_text("<html></html>")
+    (out / "group_stats.tsv").write_text("participant_id\nsub-01\n")
+    assert VALIDATOR
+    run = subprocess.run(
+        [VALIDATOR, out, "--ignoreWarnings", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    issues = json.loads(run.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+    assert run.returncode == 0
+
+
+def test_unwritable_output_is_rejected(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file: cannot be written \(File exists\); choose another output folder$"):
+        check_writable(tmp_path / "file")
+
+
+def test_provided_maps_need_no_description():
+    assert describe_reconstruction([]) == describe_reconstruction([0, 0]) == ""
+
+
+@pytest.mark.parametrize("n_echoes", [[4, 4], [1, 4]])
+def test_several_echoes_are_unwrapped_in_time(n_echoes):
+    text = describe_reconstruction(n_echoes)
+    assert "from echo to echo" in text.replace("\n", " ")
+    assert "Some maps" not in text
+
+
+def test_single_echo_has_its_own_description():
+    text = describe_reconstruction([1, 1]).replace("\n", " ")
+    assert "one gradient echo" in text
+    assert "offset" not in text
+    assert "@aspire" not in text
+
+
+def test_provided_and_reconstructed_maps_are_distinguished():
+    text = describe_reconstruction([0, 4])
+    assert text.startswith("Some maps were provided, others reconstructed from multi-echo GRE. Susceptibility was")
+
+
+@pytest.mark.parametrize("name", ["reconstruction.md", "reconstruction_one_echo.md"])
+def test_boilerplate_keys_are_in_the_bibliography(name):
+    cited = {word.strip("[];.,") for word in read_boilerplate(name).split() if "@" in word}
+    assert cited
+    for key in cited:
+        assert "{" + key.removeprefix("@") + "," in read_boilerplate("references.bib")
