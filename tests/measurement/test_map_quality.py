@@ -23,7 +23,7 @@ def everywhere(array: np.ndarray) -> np.ndarray:
 
 
 def kernel(shape: tuple[int, int, int], size_mm: Triple = UNIT, b0: Triple = (0.0, 0.0, 1.0)) -> np.ndarray:
-    """The dipole's transform on the whole of k-space, by its formula."""
+    """Dipole kernel in k-space, from its formula."""
     axes = (np.fft.fftfreq(size, step) for size, step in zip(shape, size_mm, strict=True))
     k = np.stack(np.meshgrid(*axes, indexing="ij"))
     squared = (k**2).sum(axis=0)
@@ -34,7 +34,7 @@ def kernel(shape: tuple[int, int, int], size_mm: Triple = UNIT, b0: Triple = (0.
 
 
 def divide(field: np.ndarray, threshold: float, size_mm: Triple = UNIT, b0: Triple = (0.0, 0.0, 1.0)) -> np.ndarray:
-    """Truncated division by the kernel."""
+    """Truncated k-space division."""
     dipole = kernel((field.shape[0], field.shape[1], field.shape[2]), size_mm, b0)
     safe = np.where(np.abs(dipole) < threshold, np.where(dipole < 0, -threshold, threshold), dipole)
     return np.fft.ifftn(np.fft.fftn(field) / safe).real
@@ -54,11 +54,11 @@ def test_noise_estimate_ignores_veins_and_holes():
     inside = everywhere(chi)
     inside[12:, :, 12:] = False
     chi[~inside] = 0
-    assert estimate_noise(chi, inside) == pytest.approx(0.02, rel=0.08)  # the vein moves the median a little
+    assert estimate_noise(chi, inside) == pytest.approx(0.02, rel=0.08)  # the vein affects the median slightly
 
 
 def test_noise_of_one_cube_of_three_voxels():
-    # Only the centre is not 0: weight -8, over the root of 216, times 1.4826.
+    # Only the centre is not 0: weight -8, divided by the square root of 216, times 1.4826.
     chi = np.zeros((3, 3, 3))
     chi[1, 1, 1] = 0.1
     assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.8 * 1.4826 / np.sqrt(216), rel=1e-4)
@@ -138,7 +138,7 @@ def test_rim_residual_of_a_shifted_layer():
     inside[:50] = True
     chi[46:50] = 0.1
     found = rim_residual(chi, inside, voxel_size_mm=UNIT)
-    assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # voxels sum what the formula integrates
+    assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
 
 
 def test_edge_of_image_is_no_rim():
@@ -173,8 +173,8 @@ def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
 
 
 def test_margin_of_rotated_box_uses_its_faces():
-    # A voxel of 1 mm, 10 mm along the axis of a box turned by 30 degrees whose face is 12 mm away: seen along that axis
-    # it reaches (cos 30 + sin 30) / 2 from its centre.
+    # A voxel of 1 mm, 10 mm along the axis of a box rotated by 30 degrees whose face is 12 mm away: along that axis its
+    # half width is (cos 30 + sin 30) / 2.
     affine = np.eye(4)
     affine[:2, 3] = 10 * np.cos(np.pi / 6), 10 * np.sin(np.pi / 6)
     box = Box.around(np.zeros(3), OrientedBox((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))

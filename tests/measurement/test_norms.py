@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measurement.norms import NORMS, Norm, compare_with_norms, parse_reference_region, read_norms
+from bids_dgmseg.measurement.norms import NORMS, Norm, compare_with_norms, parse_reference_region
 from bids_dgmseg.models.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")
@@ -18,7 +18,7 @@ def table_rows() -> list[dict[str, str]]:
 
 
 def stats(**rows: tuple[float, float]) -> pd.DataFrame:
-    """One row a nucleus: volume and mean."""
+    """One row per nucleus: volume and mean."""
     return pd.DataFrame(
         [
             {"index": STRUCTURES.named(name).index, "abbreviation": name, "volume_mm3": volume, "mean_ppm": mean}
@@ -28,8 +28,8 @@ def stats(**rows: tuple[float, float]) -> pd.DataFrame:
 
 
 OWN = {
-    ("RN", "volume_mm3"): Norm(200.0, 50.0, None, "made up", None),
-    ("RN", "mean_ppm"): Norm(0.1, 0.02, "csf", "made up", None),
+    ("RN", "volume_mm3"): Norm(200.0, 50.0, None, "example", None),
+    ("RN", "mean_ppm"): Norm(0.1, 0.02, "csf", "example", None),
 }
 
 
@@ -106,12 +106,7 @@ def test_norms_state_source_or_reason(row):
     ],
 )
 def test_bilateral_volumes_are_halved(nucleus, mean, sd):
-    # Independent sides of SD s add up to one of √2 s.
+    # The sum of two independent sides of SD s has SD √2 s.
     norm = NORMS[nucleus, "volume_mm3"]
     assert norm.mean == pytest.approx(mean / 2, abs=0.06)
     assert norm.sd == pytest.approx(sd / math.sqrt(2), abs=0.06)
-
-
-def test_norms_without_value_are_omitted():
-    text = "nucleus\tmeasure\tmean\tsd\treference\tsource\tdoi\nDN\tmean_ppm\tn/a\tn/a\tn/a\tn/a\tn/a\n"
-    assert read_norms(text) == {}

@@ -33,7 +33,7 @@ GOOD_SCAN = {"noise_sd_ppm": 0.01, "streaking_index": 1.2, "rim_residual_ppm": 0
 
 
 def rule(side: str, amber: float, red: float | None) -> Rule:
-    return Rule("x", side, amber, red, "odd", "mm")  # type: ignore[arg-type]  # a word from the table
+    return Rule("x", side, amber, red, "unusual", "mm")  # type: ignore[arg-type]  # a word from the table
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_rule_rates_values_beyond_its_limits(side, amber, red, value, rating):
 @pytest.mark.parametrize(
     ("side", "value", "words"),
     [
-        ("above", 1.5, "odd (1.5 mm, above 1)"),
-        ("above", 2.53, "odd (2.53 mm, above 2)"),
-        ("away", -1.5, "odd (−1.5 mm, beyond ±1)"),
-        ("away", -1.00402, "odd (−1.004 mm, beyond ±1)"),
-        ("above", 2.00049, "odd (2.0005 mm, above 2)"),
+        ("above", 1.5, "unusual (1.5 mm, above 1)"),
+        ("above", 2.53, "unusual (2.53 mm, above 2)"),
+        ("away", -1.5, "unusual (−1.5 mm, beyond ±1)"),
+        ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)"),
+        ("above", 2.00049, "unusual (2.0005 mm, above 2)"),
     ],
 )
 def test_reason_states_value_and_limit(side, value, words):
@@ -89,7 +89,7 @@ def test_good_nucleus_and_scan_are_green():
         ({"n_components": 3}, "amber", "many components"),
         ({"expected_dice": 0.6}, "amber", "not certain of its outline"),
         ({"expected_dice": 0.38}, "red", "not certain of its outline"),
-        ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb taken for ppm
+        ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb read as ppm
         ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
         ({"edge_distance_mm": 0.0}, "red", "edge of the field of view"),
         ({"volume_z": 30.0}, "amber", "volume is unusual"),
@@ -183,7 +183,7 @@ Triple = tuple[float, float, float]
 
 
 def describe(chi: np.ndarray, dseg: np.ndarray, size_mm: Triple, fov: FieldOfView) -> pd.DataFrame:
-    """All measures that the rules read, from labels that are certain."""
+    """All measures used by the rules, with probabilities of 0 or 1."""
     probseg = np.stack([dseg == structure.index for structure in STRUCTURES]).astype(np.float32)
     stats = measure_nuclei(chi, dseg, probseg, structures=STRUCTURES, voxel_size_mm=size_mm)
     table = measure_confidence(chi, dseg, probseg, structures=STRUCTURES, voxel_size_mm=size_mm, fov=fov)
@@ -216,7 +216,7 @@ def test_phantom_is_green_in_every_orientation(grid):
     table = describe(chi, dseg, size_of(grid), fov)
     ratings = rate_nuclei(table)
     assert ratings["rating"].tolist() == ["green"] * 16, ratings["reasons"].tolist()
-    # Nuclei are 0.03 ppm (white matter) to 0.1 ppm brighter than what is around; the nearest, DN, lies 18 mm deep.
+    # Nuclei are 0.03 ppm (white matter) to 0.1 ppm brighter than their surroundings. DN is 18 mm from the edge.
     assert table["rim_contrast_ppm"].between(0.03, 0.2).all()
     assert table["edge_distance_mm"].min() > 15
 

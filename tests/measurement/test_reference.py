@@ -19,12 +19,12 @@ UNIT = (1.0, 1.0, 1.0)
 
 
 def measure(chi: np.ndarray, size_mm: tuple[float, float, float] = UNIT) -> Reference:
-    """Take the whole array for the region."""
+    """Measure the whole array as the region."""
     return measure_reference(chi, np.ones(chi.shape, bool), name="csf", source="mask x", voxel_size_mm=size_mm)
 
 
 def test_reference_averages_the_valid_voxels():
-    # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. One is not measured.
+    # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. Ten more are NaN.
     chi = np.repeat([0.01, 0.03], 50).reshape(10, 10, 1)
     found = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
     assert found.mean_ppm == pytest.approx(0.02)
@@ -53,7 +53,7 @@ def test_small_region_is_no_reference(n_voxels, size_mm, enough):
 
 
 def test_ventricles_are_eroded_by_half_a_label_voxel():
-    # 12 mm wide with labels of 4 mm: what is 2 mm or less from the outside, centre to centre, goes; 8 remain.
+    # 12 mm wide with labels of 4 mm: voxels 2 mm or less from the outside, centre to centre, are eroded; 8 mm remain.
     ventricles = np.zeros((16, 16, 16), bool)
     ventricles[2:14, 2:14, 2:14] = True
     core = erode_ventricles(ventricles, voxel_size_mm=UNIT, label_size_mm=(4.0, 4.0, 4.0))
@@ -71,16 +71,14 @@ def test_ventricles_are_eroded_at_image_border():
 @pytest.mark.parametrize(
     ("size_mm", "expected"),
     [
-        pytest.param((2.0, 2.0, 2.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="each border voxel goes"),
-        pytest.param((1.0, 1.0, 3.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1 mm in the slice, a slice beyond"),
-        pytest.param((1.5, 1.5, 1.5), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1.5 mm are one voxel"),
-        pytest.param(
-            (0.7, 0.7, 0.7), (slice(4, 7), slice(4, 7), slice(4, 7)), id="1.5 mm are more than two voxels of 0.7"
-        ),
+        pytest.param((2.0, 2.0, 2.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="2 mm: one layer"),
+        pytest.param((1.0, 1.0, 3.0), (slice(3, 8), slice(3, 8), slice(3, 8)), id="3 mm slices: one layer"),
+        pytest.param((1.5, 1.5, 1.5), (slice(3, 8), slice(3, 8), slice(3, 8)), id="1.5 mm: one layer"),
+        pytest.param((0.7, 0.7, 0.7), (slice(4, 7), slice(4, 7), slice(4, 7)), id="0.7 mm: two layers"),
     ],
 )
 def test_ventricles_are_eroded_by_one_layer_at_least(size_mm, expected):
-    # 7 voxels wide, labels of 3 mm: 1.5 mm reach over one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
+    # 7 voxels wide, labels of 3 mm: 1.5 mm cover one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
     ventricles, core = np.zeros((2, 11, 11, 11), bool)
     ventricles[2:9, 2:9, 2:9] = True
     core[expected] = True

@@ -1,5 +1,3 @@
-"""Everything of one scan at once, on the phantom."""
-
 from functools import cache
 
 import numpy as np
@@ -34,7 +32,7 @@ def find(
     reference: Reference | None = None,
     map_reference: str = "not stated",
 ) -> ScanMeasures:
-    """Measure the phantom with labels that are certain."""
+    """Measure the phantom with probabilities of 0 or 1."""
     fov = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
@@ -57,7 +55,7 @@ def test_no_reference_no_referenced_columns():
 def test_asymmetry_is_in_both_rows():
     stats = find(*upright()).stats.set_index("abbreviation")
     left, right = stats["mean_ppm"].astype(float)[["DN_L", "DN_R"]].tolist()
-    # The phantom's dentates have 0.116 and 0.108 ppm: 0.008 / 0.112; the edges' partial volumes take part of both.
+    # The phantom's dentates have 0.116 and 0.108 ppm: 0.008 / 0.112; partial volume at the edges reduces both.
     there, here = stats["mean_ppm_asymmetry"].astype(float)[["DN_L", "DN_R"]].tolist()
     assert there == pytest.approx(2 * (left - right) / (left + right))
     assert there == pytest.approx(0.008 / 0.112, abs=0.03)
@@ -73,18 +71,18 @@ def test_missing_nucleus_is_red_without_values():
     assert str(row["reasons"]).startswith("not found")
     assert row.drop(["index", "name", "hemisphere", "rating", "reasons"]).isna().all()
     assert found.quality["red_nuclei_fraction"] == 1 / 16
-    assert found.rating == "amber"  # whoever sees the scan alone must hear of it
-    assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # nothing to compare it with
+    assert found.rating == "amber"  # a red nucleus shows in the rating of the scan
+    assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # there is no asymmetry
 
 
 @pytest.mark.parametrize(
     ("reference", "map_reference", "shift"),
     [
-        pytest.param(CSF, "whole brain", 0.012, id="referenced by us to what the norms are"),
-        pytest.param(None, "CSF", 0.0, id="the map is"),
-        pytest.param(None, "not stated", 0.0, id="not known: compared all the same"),
-        pytest.param(None, "whole brain", None, id="known to be another"),
-        pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another"),
+        pytest.param(CSF, "whole brain", 0.012, id="referenced to CSF here"),
+        pytest.param(None, "CSF", 0.0, id="map referenced to CSF"),
+        pytest.param(None, "not stated", 0.0, id="unknown: compared"),
+        pytest.param(None, "whole brain", None, id="known to differ"),
+        pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another region"),
     ],
 )
 def test_z_scores_need_the_same_reference(reference, map_reference, shift):

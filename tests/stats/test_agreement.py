@@ -7,7 +7,7 @@ from scipy import stats
 from bids_dgmseg.stats.agreement import bland_altman, icc, mean_squares, pearson, spearman
 
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
-"""Table 2 of Shrout and Fleiss (1979): six targets, four judges."""
+"""Table 2 of Shrout and Fleiss (1979): six targets, four raters."""
 
 
 def test_mean_squares_agree_with_shrout_and_fleiss():
@@ -85,7 +85,7 @@ def test_limits_agree_with_bland_and_altman():
     pattern = stats.zscore(np.random.default_rng(0).normal(size=85), ddof=1)
     found = bland_altman(np.zeros(85), -16.29 + 19.61 * pattern)
     assert [found.lower.value, found.upper.value] == pytest.approx([-54.7, 22.1], abs=0.06)
-    # Their intervals, whose standard error has n in place of n - 1: -61.9 to -47.5 and 14.9 to 29.3.
+    # Their intervals, whose standard error has n instead of n - 1: -61.9 to -47.5 and 14.9 to 29.3.
     assert [found.lower.low, found.lower.high] == pytest.approx([-61.9, -47.5], abs=0.15)
     assert [found.upper.low, found.upper.high] == pytest.approx([14.9, 29.3], abs=0.15)
 
@@ -105,7 +105,7 @@ def test_pearson_has_fisher_interval():
 
 
 def test_spearman_of_few_scans_is_exact():
-    # Of the 24 orders of four, the observed one and its reverse correlate as much.
+    # Of the 24 permutations of four, only the observed one and its reverse correlate as much.
     found = spearman(np.array([1.0, 2, 3, 4]), np.array([1.0, 4, 9, 16]))
     assert (found.value, found.p) == pytest.approx((1, 2 / 24))
 

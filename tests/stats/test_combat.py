@@ -28,7 +28,7 @@ RAW = [
 SITE = list("AAAAABBBBCCCCCC")
 AGE = [76.0, 57, 61, 73, 54, 66, 70, 33, 23, 38, 37, 72, 74, 20, 49]
 SEX = list("MFMFFMFFFMFMFFM")
-THEIRS = [
+NEUROCOMBAT = [
     [0.1235243014, 0.1466996429, 0.0622630284, 0.1259214610, 0.1418798395],
     [0.1167654712, 0.1383339651, 0.0611364924, 0.1174431188, 0.1245758298],
     [0.1263122872, 0.1436491629, 0.0550126718, 0.1249568853, 0.1372747008],
@@ -45,7 +45,7 @@ THEIRS = [
     [0.1101403502, 0.1109389637, 0.0447274162, 0.0864670198, 0.1013699712],
     [0.1176580643, 0.1289361086, 0.0577303310, 0.1315575768, 0.1256703603],
 ]
-"""neuroCombat 0.2.12 (numpy 1.26) on RAW with SITE, AGE and SEX, its iteration's tolerance set from 1e-4 to 1e-12."""
+"""neuroCombat 0.2.12 (numpy 1.26) on RAW with SITE, AGE and SEX, convergence tolerance 1e-12 instead of 1e-4."""
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def covariates(raw: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture
 def cohort() -> Any:
-    """Three sites of 40 with their own shift, spread and ages, 16 nuclei that rise with age."""
+    """Three sites of 40 with different shifts, scales and ages; 16 nuclei that increase with age."""
     rng = np.random.default_rng(11)
     number = np.repeat([0, 1, 2], 40)
     age = rng.uniform(20, 75, 120) + 5 * number
@@ -78,7 +78,7 @@ def cohort() -> Any:
 
 def test_combat_agrees_with_neurocombat(raw, site, covariates):
     harmonized = harmonize(raw, site=site, covariates=covariates)
-    assert np.abs(harmonized.values.to_numpy() - THEIRS).max() < 1e-9  # printed to 1e-10
+    assert np.abs(harmonized.values.to_numpy() - NEUROCOMBAT).max() < 1e-9  # printed to 1e-10
 
 
 def test_arguments_are_not_modified(raw, site, covariates):
@@ -98,7 +98,7 @@ def test_combat_removes_sites_and_keeps_age(cohort):
 
 
 def test_omitted_covariates_lose_their_effect(cohort):
-    """Why covariates are kept: the older sites lose a part of their iron."""
+    """Older sites lose part of their iron."""
     values, site, _, slope = cohort
     harmonized = harmonize(values, site=site)
     age = cohort[2]["age"]
@@ -106,7 +106,7 @@ def test_omitted_covariates_lose_their_effect(cohort):
 
 
 def test_site_variance_by_hand(raw, site):
-    """Without covariates it is the variance of the sites' means, weighted by scans."""
+    """Without covariates it is the variance of the site means, weighted by scans."""
     row = harmonize(raw, site=site).variance.set_index("nucleus").loc["DN_L"]
     means, share = np.array([0.131, 0.10375, 709 / 6000]), np.array([5, 4, 6]) / 15
     assert row["site_variance_before"] == pytest.approx((share * (means - (share * means).sum()) ** 2).sum())
@@ -129,7 +129,7 @@ def test_missing_value_hardly_affects_other_scans(raw, site, covariates):
     assert missing.loc["sub-11", "GP_L"]
     row: Any = harmonized.sites.set_index(["site", "nucleus"]).loc[("C", "GP_L")]
     assert (row["n"], row["n_unused"]) == (5, 1)
-    assert np.nanmax(np.abs(harmonized.values.to_numpy() - THEIRS)) < 0.01
+    assert np.nanmax(np.abs(harmonized.values.to_numpy() - NEUROCOMBAT)) < 0.01
 
 
 def test_scan_without_covariate_is_excluded(raw, site, covariates):
@@ -205,7 +205,7 @@ def test_confounded_covariate_is_rejected(raw, site):
 
 def test_duplicate_covariate_has_no_effect(raw, site, covariates):
     twice = harmonize(raw, site=site, covariates=covariates.assign(months=12 * covariates["age"]))
-    assert np.abs(twice.values.to_numpy() - THEIRS).max() < 1e-9
+    assert np.abs(twice.values.to_numpy() - NEUROCOMBAT).max() < 1e-9
 
 
 def test_one_nucleus_is_rejected(raw, site):

@@ -17,14 +17,14 @@ def test_paired_t_by_hand():
 
 
 def test_wilcoxon_by_hand():
-    # Differences 1, 2, 3, -4: the smaller rank sum is 4; 7 of the 16 signs give 4 or less.
+    # Differences 1, 2, 3, -4: the smaller rank sum is 4; 7 of the 16 sign patterns give 4 or less.
     found = wilcoxon(np.zeros(5), np.array([1.0, 2, 3, -4, 0]))
     assert found.statistic == 4
     assert found.p == pytest.approx(2 * 7 / 16)
 
 
 def test_differences_equal_up_to_rounding_are_ties():
-    # Each is 0.1 but for the last digit: four ties of one sign have 2 of 16 signs.
+    # All are 0.1 except for rounding: four ties of one sign, 2 of 16 sign patterns.
     second = np.array([0.1, 0.3, 0.8, 1.1])
     first = np.array([0.0, 0.2, 0.7, 1.0])
     assert len(set(second - first)) > 1
@@ -39,7 +39,7 @@ def test_undefined_paired_test_is_nan(compare, values):
 
 
 def test_adjusted_p_values_by_hand():
-    # Holm: 3 * .01, then 2 * .03, then 1 * .04, which may not be below the one before.
+    # Holm: 3 * .01, then 2 * .03, then 1 * .04, which must not decrease.
     p = [0.01, np.nan, 0.04, 0.03]
     np.testing.assert_allclose(adjust_p_values(p, method="bonferroni"), [0.03, np.nan, 0.12, 0.09])
     np.testing.assert_allclose(adjust_p_values(p, method="holm"), [0.03, np.nan, 0.06, 0.06])
@@ -52,7 +52,7 @@ def test_missing_p_values_stay_missing(method):
 
 
 def test_anova_by_hand():
-    # Means 2 and 3: between 1.5 with 1, within 4 with 4 degrees of freedom. One value is missing in neither's mean.
+    # Means 2 and 3: between 1.5 with 1, within 4 with 4 degrees of freedom. The missing values do not count.
     assert anova(np.array([[1.0, 2], [2, 3], [3, 4], [np.nan, np.nan]])).statistic == pytest.approx(1.5)
 
 
@@ -75,7 +75,7 @@ def test_repeated_anova_agrees_with_statsmodels(seed):
 
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 9))
 def test_epsilon_agrees_with_orthonormal_contrasts(seed, n):
-    # By orthonormal contrasts, the other way to write it.
+    # Equivalent definition by orthonormal contrasts.
     ratings = np.random.default_rng(seed).normal(size=(n, 3))
     contrasts = np.array([[1, -1, 0], [1, 1, -2]]).T / np.sqrt([2, 6])
     covariance = np.cov(ratings @ contrasts, rowvar=False)
@@ -88,7 +88,7 @@ def test_tukey_agrees_with_statsmodels():
     groups = np.repeat([0, 1, 2], 8)
     expected = pairwise_tukeyhsd(ratings.T.ravel(), groups).pvalues
     found = tukey(ratings)
-    assert found[np.triu_indices(3, 1)] == pytest.approx(expected, abs=1e-4)  # theirs interpolates
+    assert found[np.triu_indices(3, 1)] == pytest.approx(expected, abs=1e-4)  # statsmodels interpolates
 
 
 def test_anova_includes_rater_with_one_value():

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.outliers import robust_z
 
 
@@ -41,8 +40,3 @@ def test_missing_z_has_a_note(values, notes):
     result = robust_z(site(values))
     assert result["note"].tolist() == notes
     assert result["robust_z"].isna().tolist() == [bool(note) for note in notes]
-
-
-def test_missing_column_is_rejected():
-    with pytest.raises(InputError, match="no column site"):
-        robust_z(site([1.0]).drop(columns="site"))

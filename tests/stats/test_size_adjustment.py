@@ -14,7 +14,7 @@ def table(volumes: Any, values: Any, **columns: Any) -> pd.DataFrame:
 
 
 def test_slope_of_controls_applies_to_all():
-    """Controls rise by 0.01 ppm from 600 to 700 mm3 about 640: 1e-4 ppm/mm3; the patient of 540 gains 0.01."""
+    """Controls rise by 0.01 ppm from 600 to 680 mm3 around 640: 1e-4 ppm/mm3; the patient with 540 mm3 gains 0.01."""
     rows = table([600.0, 620, 640, 660, 680, 540], [0.10, 0.102, 0.104, 0.106, 0.108, 0.12])
     result = adjust_for_size(rows, controls=[True] * 5 + [False])
     assert result.values.tolist() == pytest.approx([0.104] * 5 + [0.13])
@@ -89,8 +89,3 @@ def test_no_controls_are_rejected():
 def test_controls_of_other_length_are_rejected():
     with pytest.raises(ValueError, match=r"controls is bool of shape \(2,\), expected bool of shape \(1,\)"):
         adjust_for_size(table([1.0], [0.1]), controls=[True, False])
-
-
-def test_missing_column_is_rejected():
-    with pytest.raises(InputError, match="no column volume_mm3"):
-        adjust_for_size(table([1.0], [0.1]).drop(columns="volume_mm3"), controls=[True])
