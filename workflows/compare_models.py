@@ -1,12 +1,12 @@
-"""Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in a process of its own.
+"""Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in its own process.
 
     python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
                                        [--atlases LABELLED_DATASET] [--label-map FILE] [--choose ENTITY ...]
                                        [--nprocs N] [--threads N] [--device cpu]
 
-DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases a
-multi-atlas segmentation takes part as a baseline: key multiatlas, or multiatlasjoint where ANTsPy is installed. Open
-OUT/compare.html. What was segmented before with the same map, weights and version is kept. Copy this file to add steps.
+DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases, a
+multi-atlas segmentation is added as a baseline: key multiatlas, or multiatlasjoint if ANTsPy is installed. Open
+OUT/compare.html. Earlier results with the same map, weights and version are reused. Copy this file to add steps.
 """
 
 from __future__ import annotations
@@ -31,54 +31,61 @@ from nipype.interfaces.base import (
 
 from bids_dgmseg.cli.options import absolute_path, entity, positive_int
 from bids_dgmseg.errors import InputError, run_command
-from bids_dgmseg.evaluate.benchmark import Contender, Field, check_contenders, compare, find_field, name_contenders
-from bids_dgmseg.evaluate.benchmark import segment_scan as segment_alone
+from bids_dgmseg.evaluate.benchmark import (
+    Candidate,
+    TestSet,
+    benchmark,
+    check_candidates,
+    find_test_set,
+    parse_candidates,
+    segment_scan,
+)
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):
-    # Not hashed: the results carry what they were made of.
-    contender = traits.Any(mandatory=True, nohash=True, desc="the model")
-    scan = traits.Any(mandatory=True, nohash=True, desc="the map")
-    out_folder = traits.Str(mandatory=True, desc="folder of the comparison")
-    device = traits.Enum("cpu", "cuda", "auto", usedefault=True, desc="where networks run")
+    # not hashed: the results know what they were made from
+    candidate = traits.Any(mandatory=True, nohash=True, desc="model")
+    scan = traits.Any(mandatory=True, nohash=True, desc="map")
+    out_folder = traits.Str(mandatory=True, desc="folder of the benchmark")
+    device = traits.Enum("cpu", "cuda", "auto", usedefault=True, desc="where the networks run")
     threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of a process")
 
 
 class _SegmentOutputSpec(TraitedSpec):
-    out_cost = File(exists=True, desc="JSON: seconds and memory, or why the scan could not be segmented")
+    out_cost = File(exists=True, desc="JSON: time and memory, or why the scan could not be segmented")
 
 
 class Segment(SimpleInterface):
-    """Segment one scan by one model; a scan that the model cannot segment leaves the others alone."""
+    """Segment one scan with one model; a scan that fails does not affect the others."""
 
     input_spec = _SegmentInputSpec
     output_spec = _SegmentOutputSpec
     always_run = True
-    """The results know what they were made of; a cache of ours would not see new weights."""
+    """Nipype's cache would not notice new weights; `segment_scan` reuses results that are up to date."""
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         given = self.inputs
-        cost = segment_alone(
-            given.contender, given.scan, Path(given.out_folder), device=given.device, threads=given.threads
+        cost = segment_scan(
+            given.candidate, given.scan, Path(given.out_folder), device=given.device, threads=given.threads
         )
         self._results["out_cost"] = str(cost)
         return runtime
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):
-    in_costs = InputMultiObject(File(exists=True), mandatory=True, desc="what each model and scan cost")
-    contenders = traits.Any(mandatory=True, nohash=True, desc="the models")
-    ground = traits.Any(mandatory=True, nohash=True, desc="the labelled scans")
-    out_folder = traits.Str(mandatory=True, desc="folder of the comparison")
+    in_costs = InputMultiObject(File(exists=True), mandatory=True, desc="time and memory of each model and scan")
+    candidates = traits.Any(mandatory=True, nohash=True, desc="models")
+    test_set = traits.Any(mandatory=True, nohash=True, desc="labelled scans")
+    out_folder = traits.Str(mandatory=True, desc="folder of the benchmark")
 
 
 class _CompareOutputSpec(TraitedSpec):
-    out_page = File(exists=True, desc="the page; tables and figures lie beside it")
-    failures = traits.List(traits.Str, desc="a line each")
+    out_page = File(exists=True, desc="page, beside its tables and figures")
+    failures = traits.List(traits.Str, desc="one line each")
 
 
 class Compare(SimpleInterface):
-    """Measure all segmentations against the labels, and write tables, figures and the page."""
+    """Compare all segmentations with the labels, and write tables, figures and the page."""
 
     input_spec = _CompareInputSpec
     output_spec = _CompareOutputSpec
@@ -86,58 +93,58 @@ class Compare(SimpleInterface):
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         given, out = self.inputs, Path(self.inputs.out_folder)
-        outcome = compare(given.contenders, given.ground, [Path(path) for path in given.in_costs], out)
+        result = benchmark(given.candidates, given.test_set, [Path(path) for path in given.in_costs], out)
         self._results["out_page"] = str(out / "compare.html")
-        self._results["failures"] = outcome.failures
+        self._results["failures"] = list(result.failures)
         return runtime
 
 
 def init_compare_models_wf(
     *,
-    contenders: Sequence[Contender],
-    ground: Field,
+    candidates: Sequence[Candidate],
+    test_set: TestSet,
     out: Path,
     device: str = "cpu",
     threads: int = 1,
     name: str = "compare_models_wf",
 ) -> Workflow:
-    """Connect the segmentation of each scan by each model with the comparison of all.
+    """Build the workflow: segment each scan with each model, then compare all.
 
     Parameters
     ----------
-    contenders : sequence of Contender
+    candidates : sequence of Candidate
         The models.
-    ground : Field
+    test_set : TestSet
         The labelled scans.
     out : path
-        Gets ``predictions``, ``evaluation``, tables, figures and ``compare.html``.
+        Folder for ``predictions``, ``evaluation``, tables, figures and ``compare.html``.
     device : {"cpu", "cuda", "auto"}
-        Where networks run.
+        Where the networks run.
     threads : int
         Threads of each process.
     name : str
-        What the logs and the working directory call it.
+        Name in the logs and the working directory.
 
     Outputs
     -------
     compare.out_page
         The page.
     """
-    pairs = [(contender, scan) for scan in ground.scans for contender in contenders]
+    pairs = [(candidate, scan) for scan in test_set.scans for candidate in candidates]
     gather = Node(Merge(len(pairs)), name="gather")
-    compare_all = Node(Compare(contenders=list(contenders), ground=ground, out_folder=str(out)), name="compare")
+    compare = Node(Compare(candidates=list(candidates), test_set=test_set, out_folder=str(out)), name="compare")
     workflow = Workflow(name=name)
-    for place, (contender, scan) in enumerate(pairs, start=1):
-        interface = Segment(contender=contender, scan=scan, out_folder=str(out), device=device, threads=threads)
-        node_name = f"segment_{contender.name}_{scan.name.replace('-', '')}"
-        segment = Node(interface, name=node_name, n_procs=1, mem_gb=contender.registered.memory_gb)
+    for place, (candidate, scan) in enumerate(pairs, start=1):
+        interface = Segment(candidate=candidate, scan=scan, out_folder=str(out), device=device, threads=threads)
+        node_name = f"segment_{candidate.name}_{scan.name.replace('-', '')}"
+        segment = Node(interface, name=node_name, n_procs=1, mem_gb=candidate.registered.memory_gb)
         workflow.connect(segment, "out_cost", gather, f"in{place}")
-    workflow.connect(gather, "out", compare_all, "in_costs")
+    workflow.connect(gather, "out", compare, "in_costs")
     return workflow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; the exit code is 1 where a scan could not be segmented or compared, 2 where nothing can be begun."""
+    """Run the benchmark; the exit code is 1 if a scan failed, 2 if the benchmark cannot start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=absolute_path)
     parser.add_argument("out", type=absolute_path)
@@ -146,20 +153,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["dgm16"],
         metavar="KEY[=FOLDER]",
-        help="keys of the registry, with the weights that ship or with those of a folder; a key may "
-        "come again with another folder (default: dgm16)",
+        help="keys of the registry, with their own weights or those of a folder; a key may be repeated with another "
+        "folder (default: dgm16)",
     )
     parser.add_argument(
         "--atlases",
         type=absolute_path,
         metavar="LABELLED_DATASET",
-        help="atlases of the multi-atlas baseline; maps of the target's own participant are left out",
+        help="atlases of the multi-atlas baseline; maps of the same participant are left out",
     )
     parser.add_argument(
         "--label-map",
         type=absolute_path,
         metavar="FILE",
-        help="which labels of nnunet2step folders are which nuclei, a table as bids_dgmseg takes it",
+        help="table that maps the labels of nnunet2step folders to nuclei, as for bids_dgmseg",
     )
     parser.add_argument(
         "--choose",
@@ -168,33 +175,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         metavar="ENTITY",
         type=entity,
-        help="where a scan or an atlas has several segmentations, its labels are those with one of these entities",
+        help="if a scan or an atlas has several segmentations, use those with one of these entities",
     )
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
-    parser.add_argument("--threads", type=positive_int, default=1, help="of each process (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=positive_int, default=1, help="threads of each process (default: %(default)s)"
+    )
     parser.add_argument(
         "--nprocs",
         type=positive_int,
         default=1,
-        help="processes at a time; take 1 for times that mean something (default: %(default)s)",
+        help="processes at a time; use 1 to measure times (default: %(default)s)",
     )
-    parser.add_argument("--work-dir", type=absolute_path, help="for logs (default: a temporary folder)")
+    parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: a temporary folder)")
     args = parser.parse_args(argv)
     return run_command("compare_models", lambda: _run(args))
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
 def _run(args: argparse.Namespace) -> int:
-    out = args.out
-    contenders = name_contenders(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
-    ground = find_field(args.dataset, choose=args.choose, say=_say)
-    check_contenders(contenders, ground=ground, device=args.device, say=_say)
-    out.mkdir(parents=True, exist_ok=True)
+    candidates = parse_candidates(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
+    test_set = find_test_set(args.dataset, choose=args.choose, warn=_print)
+    check_candidates(candidates, test_set=test_set, device=args.device, warn=_print)
+    args.out.mkdir(parents=True, exist_ok=True)
     workflow = init_compare_models_wf(
-        contenders=contenders, ground=ground, out=out, device=args.device, threads=args.threads
+        candidates=candidates, test_set=test_set, out=args.out, device=args.device, threads=args.threads
     )
     workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="compare_models_"))
     workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
@@ -202,14 +206,20 @@ def _run(args: argparse.Namespace) -> int:
     try:
         graph = workflow.run(plugin=plugin, plugin_args={"n_procs": args.nprocs, "raise_insufficient": False})
     except RuntimeError as error:  # Nipype's, with the traceback of the node
-        refusals = re.findall(r"bids_dgmseg\.errors\.InputError: (.*)", str(error))
-        if not refusals:
+        messages = re.findall(r"bids_dgmseg\.errors\.InputError: (.*)", str(error))
+        if not messages:
             raise
-        raise InputError(refusals[-1]) from error
+        raise InputError(messages[-1]) from error
     (failures,) = [node.result.outputs.failures for node in graph.nodes if node.name == "compare"]
-    sys.stdout.write((out / "models.tsv").read_text(encoding="utf-8"))
-    sys.stdout.write("".join(f"failed: {line}\n" for line in failures) + f"open {out / 'compare.html'}\n")
+    _print((args.out / "models.tsv").read_text(encoding="utf-8").rstrip("\n"))
+    for line in failures:
+        _print(f"failed: {line}")
+    _print(f"open {args.out / 'compare.html'}")
     return 1 if failures else 0
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Compare models on a labelled dataset: what each gives, what a scan costs, which differences are more than chance."""
+"""Benchmark of models on a labelled dataset: overlap and agreement, time and memory, tests of the differences."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,38 +21,39 @@ from bids_dgmseg.bids.segmentations import name_scan, read_label_table
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.config import Segmentation as SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.evaluate.isolated_run import JOINT, VOTES, Segmentation
-from bids_dgmseg.evaluate.ranking import COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COLUMNS, models_table, nuclei_table
-from bids_dgmseg.evaluate.run import OVERLAP_TABLE, Evaluation, Request, evaluate, write_evaluation
-from bids_dgmseg.io.files import write_json, write_text
+from bids_dgmseg.evaluate.columns import COMPARISON_COLUMNS, COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COLUMNS
+from bids_dgmseg.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
+from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
+from bids_dgmseg.evaluate.tables import models_table, nuclei_table
+from bids_dgmseg.io.files import read_json, read_optional_json, write_json
+from bids_dgmseg.io.tables import MISSING, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.train.data import drawn_structures, find_nuclei, match_labels, read_labelled_maps
 
-_BASELINES = (VOTES, JOINT)
-
 EVALUATION, PREDICTIONS = "evaluation", "predictions"
+"""Folders of the results."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model that takes part."""
+class Candidate:
+    """A model to benchmark."""
 
     name: str
-    """Of its folder below ``predictions``, and its ``seg-`` entity."""
+    """Name of its folder in ``predictions``, and its ``seg-`` entity."""
     model: str
     """Key of the registry, or of a baseline."""
     weights: Path | None = None
-    """Folder in place of the model's own weights; the labelled dataset of a baseline."""
+    """Model folder to use instead of the weights in the package; the labelled dataset of a baseline."""
     label_map: Path | None = None
-    """Says which label of an nnU-Net folder is which nucleus."""
+    """Table that maps the labels of an nnU-Net folder to nuclei."""
     choose: tuple[str, ...] = ()
-    """Entities that decide where a baseline's atlas has several segmentations."""
+    """Entities that decide if an atlas of a baseline has several segmentations."""
 
     @property
     def registered(self) -> Model:
-        """The registry's entry with the nuclei of its weights, or the baseline's."""
-        if self.model in _BASELINES:
+        """Registry entry with the nuclei of the weights, or that of the baselines."""
+        if self.model in BASELINES:
             from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS
 
             return MULTI_ATLAS
@@ -61,304 +61,276 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Field:
-    """What the models are compared on."""
+class TestSet:
+    """Labelled scans that the models are compared on."""
+
+    __test__ = False  # not a class of tests
 
     scans: tuple[Scan, ...]
-    """Those with labels."""
     reference: Path
     """Dataset of the labels."""
     nuclei: frozenset[str]
-    """Abbreviations of those that are labelled."""
+    """Abbreviations of the labelled nuclei."""
     choose: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Name of a scan → the one that its labels have, by which they are evaluated: they may have a ``desc`` alone."""
+    """Name of a scan → name of its labels, which may have their own ``desc``."""
 
 
-@dataclass
-class Outcome:
-    """Everything that the page tells."""
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Tables of a benchmark."""
 
     tables: Mapping[str, pd.DataFrame]
+    """``models``, ``summary``, ``comparison``."""
     evaluation: Evaluation
-    contenders: Sequence[Contender]
-    failures: list[str] = field(default_factory=list)
+    candidates: Sequence[Candidate]
+    failures: tuple[str, ...] = ()
 
 
-def name_contenders(
+def parse_candidates(
     given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None, choose: Sequence[str] = ()
-) -> list[Contender]:
-    """Read which models take part.
+) -> list[Candidate]:
+    """Parse the models to compare.
 
     Parameters
     ----------
     given : sequence of str
-        ``KEY`` or ``KEY=FOLDER``. A key that is there before is named with its folder: ``dgm16=tuned`` is dgm16tuned.
+        ``KEY`` or ``KEY=FOLDER``. A repeated key is named with its folder: ``dgm16=tuned`` becomes dgm16tuned.
     atlases : path, optional
-        Labelled dataset of the baselines; `VOTES` takes part unless a baseline is among those given.
+        Labelled dataset of the baselines; `LOCAL_VOTING` is added unless a baseline is among those given.
     label_map : path, optional
-        Which labels of the nnU-Net folders are which nuclei.
+        Table that maps the labels of nnU-Net folders to nuclei.
     choose : sequence of str
-        Entities that decide where a scan of the atlases has several segmentations.
+        Entities that decide if a scan of the atlases has several segmentations.
 
     Raises
     ------
     InputError
-        If there is no such model or folder, a baseline has no atlases, two models would have one name, or there is no
-        nnU-Net folder for the label map.
+        If a model or folder does not exist, a baseline has no atlases, two models have the same name, or the label map
+        is not for any of them.
     """
-    keys = [one.partition("=")[0] for one in given]
-    baseline = [VOTES] if atlases and not set(_BASELINES) & set(keys) else []
-    contenders: dict[str, Contender] = {}
-    for one in [*given, *baseline]:
-        model, weights = _read_contender(one, atlases)
+    keys = [text.partition("=")[0] for text in given]
+    baseline = [LOCAL_VOTING] if atlases and not set(BASELINES) & set(keys) else []
+    candidates: dict[str, Candidate] = {}
+    for text in [*given, *baseline]:
+        key, _, folder = text.partition("=")
+        is_baseline = key in BASELINES
+        weights = Path(folder).absolute() if folder else atlases if is_baseline else None
+        if weights and not weights.is_dir():
+            raise InputError(f"{weights}: no such folder; check the one given for {key}")
+        if is_baseline and weights is None:
+            raise InputError(f"{key}: no atlases; pass a labelled dataset to --atlases")
+        model = key if is_baseline else get_model(key).name
         name = model
-        if name in contenders and weights:
+        if name in candidates and weights:
             name += re.sub(r"[^0-9a-zA-Z]", "", weights.name)
-        if name in contenders:
-            raise InputError(f"{one}: two models would be named {name}; rename a folder of weights")
-        foreign = model not in _BASELINES and get_model(model).localizer.kind == "nnunet"
-        chosen = tuple(choose) if model in _BASELINES else ()
-        contenders[name] = Contender(name, model, weights, label_map if foreign else None, chosen)
-    if label_map and not any(one.label_map for one in contenders.values()):
-        raise InputError(f"--label-map {label_map.name}: no model here takes one; give --models nnunet2step=FOLDER too")
-    return list(contenders.values())
+        if name in candidates:
+            raise InputError(f"{text}: two models would be named {name}; rename a folder of weights")
+        is_nnunet = not is_baseline and get_model(model).localizer.kind == "nnunet"
+        candidates[name] = Candidate(
+            name, model, weights, label_map if is_nnunet else None, tuple(choose) if is_baseline else ()
+        )
+    if label_map and not any(candidate.label_map for candidate in candidates.values()):
+        raise InputError(f"--label-map {label_map.name}: none of the models uses one; add --models nnunet2step=FOLDER")
+    return list(candidates.values())
 
 
-def _read_contender(text: str, atlases: Path | None) -> tuple[str, Path | None]:
-    """Split ``KEY=FOLDER`` and check both."""
-    key, _, folder = text.partition("=")
-    weights = Path(folder).absolute() if folder else atlases if key in _BASELINES else None
-    if weights and not weights.is_dir():
-        raise InputError(f"{weights}: no such folder; check the one given for {key}")
-    if key not in _BASELINES:
-        return get_model(key).name, weights
-    if weights is None:
-        raise InputError(f"{key}: has no atlases; give a labelled dataset to --atlases")
-    return key, weights
-
-
-def check_contenders(
-    contenders: Sequence[Contender], *, ground: Field, device: str, say: Callable[[str], None]
+def check_candidates(
+    candidates: Sequence[Candidate], *, test_set: TestSet, device: str, warn: Callable[[str], None]
 ) -> None:
-    """Load what each needs once, so that what cannot work ends before the first scan.
+    """Load every model once, so that a benchmark that cannot work ends before its first scan.
 
     Parameters
     ----------
-    contenders : sequence of Contender
+    candidates : sequence of Candidate
         The models.
-    ground : Field
+    test_set : TestSet
         The scans.
     device : str
-        Where networks run.
-    say : callable
-        Gets a line on labels of atlases that are no nuclei, and whatever else is left out of them.
+        Where the networks run.
+    warn : callable
+        Called with each line about labels of the atlases that are not used.
 
     Raises
     ------
     InputError
-        If weights, labels of atlases or ANTsPy are missing, or no atlas has a nucleus that the scans have.
+        If weights, labels of atlases or ANTsPy are missing, or no atlas has a nucleus of the test set.
     """
-    from bids_dgmseg.segmentation.multi_atlas import import_ants
+    from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, import_ants
     from bids_dgmseg.segmentation.segment import check_ready
 
-    for one in contenders:
-        if one.model == JOINT:
+    for candidate in candidates:
+        if candidate.model == JOINT_FUSION:
             import_ants()
-        if one.model not in _BASELINES:
-            check_ready(one.registered, weights=one.weights, device=device)
-    libraries = {(one.weights, one.choose): None for one in contenders if one.model in _BASELINES}
-    for atlases, choose in libraries:
-        if atlases:
-            _check_atlases(atlases, choose, ground, say)
+        if candidate.model not in BASELINES:
+            check_ready(candidate.registered, weights=candidate.weights, device=device)
+    for atlases, choose in {(one.weights, one.choose): None for one in candidates if one.model in BASELINES}:
+        if not atlases:
+            continue
+        labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, say=lambda line: warn(f"atlases: {line}"))
+        names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]
+        if test_set.nuclei.isdisjoint(names):
+            raise InputError(
+                f"{atlases.name}: atlases of {list_some(names)}, but the scans have {list_some(test_set.nuclei)}; "
+                "use atlases with labels of these nuclei"
+            )
 
 
-def _check_atlases(atlases: Path, choose: Sequence[str], ground: Field, say: Callable[[str], None]) -> None:
-    from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS
-
-    labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, say=lambda line: say(f"atlases: {line}"))
-    names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]
-    if ground.nuclei.isdisjoint(names):
-        raise InputError(
-            f"{atlases.name}: atlases of {list_some(names)}, but the scans have {list_some(ground.nuclei)}; "
-            "give atlases with labels of these"
-        )
-
-
-def find_field(dataset: Path, *, choose: Sequence[str] = (), say: Callable[[str], None]) -> Field:
-    """Find the labelled scans of a dataset; `say` gets a line on labels that are no nuclei.
+def find_test_set(dataset: Path, *, choose: Sequence[str] = (), warn: Callable[[str], None]) -> TestSet:
+    """Find the labelled scans of a dataset; `warn` is called with each line about labels that are not nuclei.
 
     Raises
     ------
     InputError
-        If there is none, no label is a nucleus, or their labels lie in several datasets.
+        If there are none, no label is a nucleus, or the labels are in several datasets.
     """
-    scans, partners = match_labels(dataset, choose=choose)
-    roots = {_root_of(path) for path in partners.values()}
+    scans, labels = match_labels(dataset, choose=choose)
+    # the dataset of an image is above its highest folder of a participant
+    roots = {
+        [folder for folder in path.parents if folder.name.startswith("sub-")][-1].parent for path in labels.values()
+    }
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
-        raise InputError(f"{dataset.name}: labels in several datasets ({some}); say which with --choose")
-    nuclei, notes = find_nuclei(partners.values())
-    for line in notes:
-        say(line)
+        raise InputError(f"{dataset.name}: labels in several datasets ({some}); select one with --choose")
+    nuclei, lines = find_nuclei(labels.values())
+    for line in lines:
+        warn(line)
     if not nuclei:
         raise InputError(
-            f"{dataset.name}: no label that can be read is a nucleus (DN_L, DN_R, …); "
-            "name them so in the column abbreviation of dseg.tsv"
+            f"{dataset.name}: none of the labels that can be read is a nucleus (DN_L, DN_R, …); name them in the "
+            "column abbreviation of dseg.tsv"
         )
-    labelled = tuple(scan for scan in scans if scan.chi in partners)
-    labels = {scan.name: name_scan(partners[scan.chi]) for scan in labelled}
-    return Field(labelled, roots.pop(), nuclei, tuple(choose), labels)
+    labelled = tuple(scan for scan in scans if scan.chi in labels)
+    names = {scan.name: name_scan(labels[scan.chi]) for scan in labelled}
+    return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names)
 
 
-def _root_of(path: Path) -> Path:
-    """Find the dataset of an image: above the highest folder that is a participant's."""
-    return [parent for parent in path.parents if parent.name.startswith("sub-")][-1].parent
-
-
-def segment_scan(contender: Contender, scan: Scan, out: Path, *, device: str, threads: int) -> Path:
-    """Segment a scan in a process of its own, unless that was done with the same map, weights and version.
+def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, threads: int) -> Path:
+    """Segment a scan in its own process, unless that was done with the same map, weights and version.
 
     Returns
     -------
     path
-        JSON of what it cost; ``problem`` says why there are no labels.
+        JSON with time and memory; ``problem`` says why there are no labels.
     """
-    root, model = out / PREDICTIONS / contender.name, contender.registered
-    options = SegmentationOptions(weights=contender.weights)
-    made_of = [
-        fingerprint(scan, model, options, ReferenceRegion()),
-        contender.model,
+    root = out / PREDICTIONS / candidate.name
+    state = [
+        fingerprint(scan, candidate.registered, SegmentationOptions(weights=candidate.weights), ReferenceRegion()),
+        candidate.model,
         device,
         str(threads),
-        *contender.choose,
+        *candidate.choose,
     ]
-    mark = hashlib.sha256(" ".join(made_of).encode())
-    dseg = output_path(root, scan, "dseg", ".nii.gz", seg=contender.name)
-    cost = output_path(root, scan, "cost", ".json", seg=contender.name)
-    if dseg.is_file() and cost.is_file() and _read(cost).get("fingerprint") == mark.hexdigest():
+    digest = hashlib.sha256(" ".join(state).encode()).hexdigest()
+    dseg = output_path(root, scan, "dseg", ".nii.gz", seg=candidate.name)
+    cost = output_path(root, scan, "cost", ".json", seg=candidate.name)
+    if dseg.is_file() and read_optional_json(cost).get("fingerprint") == digest:
         return cost
     for earlier in (dseg, cost):
         earlier.unlink(missing_ok=True)
-    weights = str(contender.weights) if contender.weights else None
-    with tempfile.TemporaryDirectory(prefix="compare_") as folder:
-        spent = Segmentation(
-            str(scan.chi),
-            scan.sidecar,
-            contender.model,
-            weights,
-            str(dseg),
-            str(cost),
-            device,
-            threads,
-            str(contender.label_map) if contender.label_map else None,
-            contender.choose,
-        ).run(Path(folder))
-    write_json({"model": contender.name, "scan": scan.name, **spent, "fingerprint": mark.hexdigest()}, cost)
-    return cost
+    job = SegmentationJob(
+        chi=str(scan.chi),
+        sidecar=scan.sidecar,
+        model=candidate.model,
+        weights=str(candidate.weights) if candidate.weights else None,
+        out=str(dseg),
+        cost=str(cost),
+        device=device,
+        threads=threads,
+        label_map=str(candidate.label_map) if candidate.label_map else None,
+        choose=candidate.choose,
+    )
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        spent = job.run(Path(folder))
+    return write_json({"model": candidate.name, "scan": scan.name, **spent, "fingerprint": digest}, cost)
 
 
-def compare(contenders: Sequence[Contender], ground: Field, costs: Sequence[Path], out: Path) -> Outcome:
-    """Measure what the models made, and write tables, figures and the page.
+def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequence[Path], out: Path) -> BenchmarkResult:
+    """Compare the segmentations with the labels, and write tables, figures and the page.
 
     Parameters
     ----------
-    contenders : sequence of Contender
+    candidates : sequence of Candidate
         The models.
-    ground : Field
+    test_set : TestSet
         The scans.
     costs : sequence of path
-        What `segment_scan` gave for each model and scan.
+        Results of `segment_scan` for each model and scan.
     out : path
         Folder of the results.
 
     Raises
     ------
     InputError
-        If no model has a nucleus that the labels have.
+        If no model has a nucleus in common with the labels.
     """
-    spent = (
-        pd.DataFrame([_read(path) for path in costs])
-        .reindex(columns=["model", "scan", *COST_COLUMNS, "problem"])
-        .replace("n/a", np.nan)
-    )
-    there = [one for one in contenders if any((out / PREDICTIONS / one.name).rglob("*_dseg.nii.gz"))]
+    columns = ["model", "scan", *COST_COLUMNS, "problem"]
+    spent = pd.DataFrame([read_json(path) for path in costs]).reindex(columns=columns).replace(MISSING, np.nan)
     failures = [
         f"{row['model']}: {row['scan']}: {row['problem']}" for row in spent[spent["problem"].notna()].to_dict("records")
     ]
-    if not there:
+    predictions = {one.name: sorted((out / PREDICTIONS / one.name).rglob("*_dseg.nii.gz")) for one in candidates}
+    segmented = [name for name, paths in predictions.items() if paths]
+    if not segmented:
         raise InputError(f"no scan could be segmented: {failures[0]}")
-    predictions = tuple(out / PREDICTIONS / one.name for one in there)
-    request = Request(ground.reference, predictions, out / EVALUATION, ground.scans[0].dataset_root, ground.choose)
-    evaluation = evaluate(request)
-    write_evaluation(request, evaluation)
-    names = dict(zip(evaluation.raters[1:], (one.name for one in there), strict=True))
+    options = EvaluationOptions(
+        test_set.reference,
+        tuple(out / PREDICTIONS / name for name in segmented),
+        out / EVALUATION,
+        test_set.scans[0].dataset_root,
+        test_set.choose,
+    )
+    evaluation = evaluate(options)
+    write_evaluation(options, evaluation)
+    names = dict(zip(evaluation.raters[1:], segmented, strict=True))
     overlap, summary, agreement = (
         evaluation.tables[name].replace({"prediction": names}) for name in ("overlap", "overlap_summary", "agreement")
     )
-    models = {one.name: _labels_of(out / PREDICTIONS / one.name) for one in contenders}
-    tables = {
-        "models": models_table(overlap, spent, models=models),
-        "summary": nuclei_table(summary, agreement, models=models),
-        "comparison": _long(overlap, spent, ground.labels),
+    nuclei = {
+        name: list(dict.fromkeys(label for path in paths for label in read_label_table(path).abbreviations.values()))
+        for name, paths in predictions.items()
     }
-    outcome = Outcome(tables, evaluation, contenders, [*failures, *evaluation.failures])
-    _write(outcome, out)
-    return outcome
+    tables = {
+        "models": models_table(overlap, spent, models=nuclei),
+        "summary": nuclei_table(summary, agreement, models=nuclei),
+        "comparison": _comparison_table(overlap, spent, test_set.labels),
+    }
+    result = BenchmarkResult(tables, evaluation, candidates, (*failures, *evaluation.failures))
+    _write(result, out)
+    return result
 
 
-def _labels_of(root: Path) -> list[str]:
-    """List the nuclei of a model by the label tables of what it segmented."""
-    known: dict[str, None] = {}
-    for path in sorted(root.rglob("*_dseg.nii.gz")):
-        known |= dict.fromkeys(read_label_table(path).abbreviations.values())
-    return list(known)
-
-
-def _long(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
-    """Put what a scan cost behind what was measured of it; a scan that failed has a row without a nucleus."""
-    named = overlap.rename(columns={"prediction": "model"}).drop(columns="reference")
+def _comparison_table(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
+    """Join measures and cost of each scan; a scan that failed has one row without a nucleus."""
+    measures = overlap.rename(columns={"prediction": "model"}).drop(columns="reference")
     front = ["participant_id", "session_id", "scan", "model", "abbreviation"]
-    named = named[[*front, *(column for column in named if column not in front)]]
-    matched = spent.assign(scan=[labels[scan] for scan in spent["scan"]])
-    long = named.merge(matched, on=["scan", "model"], how="outer", sort=False)
-    entities = [split_entities(scan) for scan in long["scan"]]
+    measures = measures[[*front, *(column for column in measures if column not in front)]]
+    spent = spent.assign(scan=[labels[scan] for scan in spent["scan"]])
+    table = measures.merge(spent, on=["scan", "model"], how="outer", sort=False)
+    entities = [split_entities(scan) for scan in table["scan"]]
     for column, key in (("participant_id", "sub"), ("session_id", "ses")):
-        long[column] = [f"{key}-{there[key]}" if key in there else None for there in entities]
-    return long.sort_values(["model", "scan"], kind="stable").reset_index(drop=True)
+        table[column] = [f"{key}-{named[key]}" if key in named else None for named in entities]
+    return table.sort_values(["model", "scan"], kind="stable").reset_index(drop=True)
 
 
-_LONG_COLUMNS = {
-    **{key: entry for key, entry in OVERLAP_TABLE.items() if key not in ("reference", "prediction")},
-    "model": MODELS_COLUMNS["model"],
-    **COST_COLUMNS,
-    "problem": {"Description": "Why the model could not segment the scan"},
-}
-
-
-def _write(outcome: Outcome, out: Path) -> None:
+def _write(result: BenchmarkResult, out: Path) -> None:
     from bids_dgmseg.report.benchmark import write_benchmark_page
 
-    dictionaries = {"models": MODELS_COLUMNS, "summary": NUCLEI_COLUMNS, "comparison": _LONG_COLUMNS}
-    for name, table in outcome.tables.items():
-        write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.7g"), out / f"{name}.tsv")
+    dictionaries = {"models": MODELS_COLUMNS, "summary": NUCLEI_COLUMNS, "comparison": COMPARISON_COLUMNS}
+    for name, table in result.tables.items():
+        write_tsv(table, out / f"{name}.tsv", float_format="%.7g")
         write_json({str(column): dictionaries[name][str(column)] for column in table}, out / f"{name}.json")
     facts: dict[str, Any] = {
         "models": {
-            one.name: {"model": one.model, "weights": str(one.weights) if one.weights else "the package's own"}
-            for one in outcome.contenders
+            one.name: {"model": one.model, "weights": str(one.weights) if one.weights else "shipped with the package"}
+            for one in result.candidates
         },
-        "reference": outcome.evaluation.raters[0],
-        "n_scans": outcome.evaluation.n_scans,
-        "notes": outcome.evaluation.notes,
-        "failures": outcome.failures,
+        "reference": result.evaluation.raters[0],
+        "n_scans": result.evaluation.n_scans,
+        "notes": list(result.evaluation.notes),
+        "failures": list(result.failures),
         "version": bids_dgmseg.__version__,
     }
     write_json(facts, out / "compare.json")
-    tables = {**outcome.tables, "methods": outcome.evaluation.tables.get("methods", pd.DataFrame())}
+    tables = {**result.tables, "methods": result.evaluation.tables.get("methods", pd.DataFrame())}
     write_benchmark_page(out, tables=tables, facts=facts, evaluation=f"{EVALUATION}/evaluate.html")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

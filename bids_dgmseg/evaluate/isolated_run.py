@@ -1,14 +1,13 @@
-"""Segment one map in a process of its own, and say what that cost.
+"""Segmentation of one map in its own process, to measure its time and memory.
 
     python -m bids_dgmseg.evaluate.isolated_run REQUEST.json
 
-The request names the map, its metadata, the model and where the results go; it is written by `Segmentation.run`.
+`SegmentationJob.run` writes the request, which names the map, its metadata, the model and the output files.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import subprocess
 import sys
@@ -26,20 +25,22 @@ from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import write_json, write_text
+from bids_dgmseg.io.files import read_json, write_json, write_text
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.models.weights import limit_threads
 
-VOTES, JOINT = "multiatlas", "multiatlasjoint"
-"""Keys of the baselines, whose weights are a labelled dataset."""
+LOCAL_VOTING, JOINT_FUSION = "multiatlas", "multiatlasjoint"
+
+BASELINES = (LOCAL_VOTING, JOINT_FUSION)
+"""Multi-atlas methods, whose weights are a labelled dataset."""
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What to segment, and by what.
+class SegmentationJob:
+    """Map to segment, model and output files.
 
     Parameters
     ----------
@@ -48,19 +49,19 @@ class Segmentation:
     sidecar : mapping
         Its metadata.
     model : str
-        Key of the registry, `VOTES` or `JOINT`.
+        Key of the registry, or one of `BASELINES`.
     weights : str or None
-        Folder in place of the model's own weights; a labelled dataset for the baselines.
+        Model folder to use instead of the weights in the package; a labelled dataset for the baselines.
     out : str
-        Label image to write, ``…_dseg.nii.gz``; its label table lies beside it.
+        Label image to write, ``…_dseg.nii.gz``, with its label table beside it.
     cost : str
         JSON to write: ``seconds``, ``cpu_seconds``, ``peak_mb``, or ``problem``.
     device : {"auto", "cpu", "cuda"}
     threads : int
     label_map : str or None
-        Table that says which label of an nnU-Net folder is which nucleus.
+        Table that maps the labels of an nnU-Net folder to nuclei.
     choose : sequence of str
-        Entities that decide where a scan of the atlases has several segmentations.
+        Entities that decide if a scan of the atlases has several segmentations.
     """
 
     chi: str
@@ -80,84 +81,81 @@ class Segmentation:
         Parameters
         ----------
         folder : path
-            For the request and the process's output.
+            For the request.
 
         Returns
         -------
         dict
-            The content of `cost`. A process that ends without writing it has a ``problem`` too.
+            Content of `cost`; a process that ends without writing it has a ``problem``.
         """
         cost = Path(self.cost)
         cost.unlink(missing_ok=True)
-        request = folder / "request.json"
-        write_json(asdict(self), request)
+        request = write_json(asdict(self), folder / "request.json")
         command = [sys.executable, "-m", "bids_dgmseg.evaluate.isolated_run", str(request)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        (folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         if not cost.is_file():
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             write_json({"problem": f"ended with exit code {done.returncode} ({last})"}, cost)
-        found: dict[str, Any] = json.loads(cost.read_text(encoding="utf-8"))
-        return found
+        return read_json(cost)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the request, segment, write; the exit code is 1 where the map cannot be segmented."""
+    """Read the request, segment, write; the exit code is 1 if the map cannot be segmented."""
     (path,) = sys.argv[1:] if argv is None else argv
-    request = Segmentation(**json.loads(Path(path).read_text(encoding="utf-8")))
+    job = SegmentationJob(**read_json(Path(path)))
     try:
-        cost = _segment(request)
+        cost = _segment(job)
     except InputError as error:
         cost = {"problem": str(error)}
-    write_json(cost, Path(request.cost))
+    write_json(cost, Path(job.cost))
     return int("problem" in cost)
 
 
-def _segment(request: Segmentation) -> dict[str, Any]:
-    """Segment one map and write its labels; reading and writing the map is not counted, loading weights is."""
-    limit_threads(request.threads)
-    source = Path(request.chi)
-    checked = check_chi(source, request.sidecar).chi_ppm
+def _segment(job: SegmentationJob) -> dict[str, Any]:
+    """Segment one map and write its labels; the time includes loading weights, but not reading or writing images."""
+    limit_threads(job.threads)
+    checked = check_chi(job.chi, job.sidecar).chi_ppm
     chi = checked.with_array(np.nan_to_num(checked.array))
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
-    dseg, structures = (_by_atlases if request.model in (VOTES, JOINT) else _by_network)(chi, request)
+    labels, structures = (_segment_by_atlases if job.model in BASELINES else _segment_by_network)(chi, job)
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
-    peak_mb, out = _peak_mb(), Path(request.out)
+    cost = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": _peak_mb()}
+    out = Path(job.out)
     write_text(label_table(structures), out.with_name(out.name.replace(".nii.gz", ".tsv")))
-    write_like(dseg, source, out)
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": peak_mb}
+    write_like(labels, job.chi, out)
+    return cost
 
 
-def _by_network(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
+def _segment_by_network(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.segment import segment_map
 
-    weights, label_map = (Path(name) if name else None for name in (request.weights, request.label_map))
-    model, _ = choose_labels(get_model(request.model), weights, label_map)
-    return segment_map(chi, model, weights=weights, device=request.device).labels, model.structures
+    weights, label_map = (Path(name) if name else None for name in (job.weights, job.label_map))
+    model, _ = choose_labels(get_model(job.model), weights, label_map)
+    return segment_map(chi, model, weights=weights, device=job.device).labels, model.structures
 
 
-def _by_atlases(chi: Volume, request: Segmentation) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
+def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
     from bids_dgmseg.segmentation.registration import Atlas
     from bids_dgmseg.train.data import drawn_structures, read_labelled_maps
 
-    dataset, person = Path(str(request.weights)), split_entities(Path(request.chi).name.partition(".")[0]).get("sub")
-    own = Path(request.chi).is_relative_to(dataset)
+    dataset, path = Path(str(job.weights)), Path(job.chi)
+    # a map of the dataset itself is not segmented by atlases of the same participant
+    participant = split_entities(path.name.partition(".")[0]).get("sub") if path.is_relative_to(dataset) else None
     labelled = [
         one
-        for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=request.choose, say=lambda line: None)
-        if not own or one.participant != person
+        for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, say=lambda line: None)
+        if one.participant != participant
     ]
     if not labelled:
-        raise InputError(f"{dataset.name}: no labelled map of another participant; give more atlases")
+        raise InputError(f"{dataset.name}: no labelled map of another participant; add atlases")
     atlases = [Atlas(one.map.name, one.map.chi, one.map.labels) for one in labelled]
-    fuse = join_labels if request.model == JOINT else vote_locally
-    found = segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse)
-    return found.labels, drawn_structures(labelled, MULTI_ATLAS)
+    fuse = join_labels if job.model == JOINT_FUSION else vote_locally
+    return segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse).labels, drawn_structures(labelled, MULTI_ATLAS)
 
 
 def _peak_mb() -> float:
-    """Peak memory of this process; Linux counts that of the one that started it into ``ru_maxrss``."""
+    """Return the peak memory of this process; on Linux ``ru_maxrss`` would include that of its parent."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

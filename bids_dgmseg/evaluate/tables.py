@@ -1,19 +1,26 @@
-"""Tables of agreement and difference, a row a quantity, nucleus and pair of raters.
+"""Tables of agreement between raters, differences between predictions, and the model benchmark.
 
-`values` is everywhere the same frame: ``quantity``, ``abbreviation``, and one column a rater; a row a scan, which
-the column ``scan`` names where some could not be compared.
+In all functions, `values` has one row per scan, quantity and nucleus: ``quantity``, ``abbreviation``, one column per
+rater and, if some scans could not be compared, ``scan``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bids_dgmseg.evaluate.columns import (
+    BENCHMARK_ESTIMATES,
+    BENCHMARK_MEASURES,
+    MODELS_COLUMNS,
+    NUCLEI_COLUMNS,
+    QUANTITIES,
+)
 from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 
@@ -27,18 +34,18 @@ def agreement_table(
     pairs: Sequence[Pair],
     compared: Collection[tuple[str, ...]] | None = None,
 ) -> pd.DataFrame:
-    """Say how well pairs of raters agree and whether they differ.
+    """Compute agreement and differences of pairs of raters.
 
     Parameters
     ----------
     values : DataFrame
-        As the module says.
+        See the module.
     raters : sequence of str
-        All of its columns that are raters; Tukey's test is made over them, where they are three or more.
+        All columns of raters, which Tukey's test is over if there are three or more.
     pairs : sequence of (str, str)
         Reference and prediction, or two raters.
     compared : collection of (str, str, str), optional
-        Scan and pair of those that could be compared, by default all; in others a pair's values count as missing.
+        Scan and pair, if they could be compared; by default all. Otherwise the values of the pair are missing.
 
     Returns
     -------
@@ -69,19 +76,19 @@ def agreement_table(
 
 
 def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
-    """Say how well three raters or more agree, and whether their means differ.
+    """Compute agreement of three or more raters, and test whether their means differ.
 
     Parameters
     ----------
     values : DataFrame
-        As the module says.
+        See the module.
     raters : sequence of str
         The columns to compare.
 
     Returns
     -------
     DataFrame
-        The columns of `RATERS_COLUMNS`, a row a quantity and nucleus, of the raters that have the nucleus in any scan.
+        The columns of `RATERS_COLUMNS`, one row per quantity and nucleus, for raters that have it in any scan.
     """
     rows = []
     for quantity, abbreviation, group in _nuclei(values):
@@ -105,19 +112,19 @@ def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame
 
 
 def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
-    """Say which of several predictions comes closer to the reference, by each measure of overlap.
+    """Test which of several predictions is closer to the reference, by each measure of overlap.
 
     Parameters
     ----------
     values : DataFrame
-        As the module says; the quantities are measures such as ``dice``.
+        See the module; the quantities are measures such as ``dice``.
     raters : sequence of str
         Columns of the predictions, two or more.
 
     Returns
     -------
     DataFrame
-        The columns of `METHODS_COLUMNS`, a row a measure, nucleus and pair of predictions. p values are corrected
+        The columns of `METHODS_COLUMNS`, one row per measure, nucleus and pair of predictions. p values are corrected
         over the nuclei and pairs of each measure.
     """
     rows = []
@@ -149,12 +156,12 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
 
 
 def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame:
-    """Summarize measures of overlap over the scans, a row a pair of raters, nucleus and measure.
+    """Summarize measures of overlap over the scans, one row per pair of raters, nucleus and measure.
 
     Parameters
     ----------
     overlap : DataFrame
-        ``reference``, ``prediction``, ``abbreviation`` and the measures; a row a scan and nucleus.
+        ``reference``, ``prediction``, ``abbreviation`` and the measures; one row per scan and nucleus.
     measures : sequence of str
         The columns to summarize.
 
@@ -187,13 +194,93 @@ def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def nuclei_table(
+    summary: pd.DataFrame, agreement: pd.DataFrame, *, models: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Summarize overlap and agreement of each model per nucleus.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        ``prediction``, ``abbreviation``, ``measure``, ``n``, ``mean``, ``sd``: see `summarize`.
+    agreement : DataFrame
+        ``quantity``, ``prediction``, ``abbreviation`` and the estimates: see `agreement_table`.
+    models : mapping of str to sequence of str
+        Model → its nuclei.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `NUCLEI_COLUMNS`; NaN and ``n`` 0 for a nucleus that no reference segmentation has.
+    """
+    measured, agreed = _by_nucleus(summary, "measure"), _by_nucleus(agreement, "quantity")
+    rows = []
+    for model, nuclei in models.items():
+        for nucleus in nuclei:
+            row = {"model": model, "abbreviation": nucleus, "n": measured.get((model, nucleus, "dice"), {}).get("n", 0)}
+            for measure in BENCHMARK_MEASURES:
+                found = measured.get((model, nucleus, measure), {})
+                row |= {measure: found.get("mean", np.nan), f"{measure}_sd": found.get("sd", np.nan)}
+            for quantity in QUANTITIES:
+                found = agreed.get((model, nucleus, quantity), {})
+                row |= {f"{quantity}_{name}": found.get(name, np.nan) for name in BENCHMARK_ESTIMATES}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(NUCLEI_COLUMNS))
+
+
+def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, *, models: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Summarize each model over its nuclei and all scans.
+
+    Parameters
+    ----------
+    overlap : DataFrame
+        ``prediction``, ``abbreviation``, ``dice``, ``hd95_mm``, ``n_reference``, ``n_prediction``; one row per scan
+        and nucleus.
+    costs : DataFrame
+        ``model``, ``seconds``, ``cpu_seconds``, ``peak_mb``; NaN if a scan could not be segmented.
+    models : mapping of str to sequence of str
+        Model → its nuclei.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `MODELS_COLUMNS`.
+    """
+    rows = []
+    for model, nuclei in models.items():
+        cost, scores = costs[costs["model"] == model], overlap[overlap["prediction"] == model]
+        there = scores[scores["n_reference"] > 0]
+        rows.append(
+            {
+                "model": model,
+                "n_nuclei": len(nuclei),
+                "n_compared": there["abbreviation"].nunique(),
+                "n_scans": int(cost["seconds"].notna().sum()),
+                "n_failed": int(cost["seconds"].isna().sum()),
+                "dice": there["dice"].mean(),
+                "dice_least": there["dice"].min(),
+                "hd95_mm": there["hd95_mm"].mean(),
+                "n_missed": int((there["n_prediction"] == 0).sum()),
+                "seconds": cost["seconds"].median(),
+                "cpu_seconds": cost["cpu_seconds"].median(),
+                "peak_mb": cost["peak_mb"].max(),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(MODELS_COLUMNS))
+
+
+def _by_nucleus(table: pd.DataFrame, what: str) -> dict[tuple[str, str, str], Mapping[Any, Any]]:
+    """Index rows by model, nucleus and quantity or measure."""
+    return {(row["prediction"], row["abbreviation"], row[what]): row for row in table.to_dict("records")}
+
+
 def _nuclei(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     for (quantity, abbreviation), group in values.groupby(["quantity", "abbreviation"], sort=False):
         yield str(quantity), str(abbreviation), group
 
 
 def _present(group: pd.DataFrame, raters: Sequence[str]) -> list[str]:
-    """Name those with a value: the others do not know the nucleus, and must not empty a test among all."""
+    """Return the raters with a value; others do not segment the nucleus, and would leave no complete scan."""
     return [rater for rater in raters if group[rater].notna().any()]
 
 
@@ -222,9 +309,10 @@ def _of_pair(table: NDArray[np.float64] | None, raters: Sequence[str], first: st
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """Put corrected p values behind each p value of a paired test."""
+    """Insert corrected p values after each p value of a paired test."""
     if table.empty:
         return table
+    table = table.copy()
     families = table.groupby(str(table.columns[0]), sort=False).indices.values()
     for test in ("t_p", "wilcoxon_p"):
         place = list(table.columns).index(test)

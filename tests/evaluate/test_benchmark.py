@@ -1,4 +1,4 @@
-"""The comparison of models on phantoms, with models that need no weights."""
+"""The model benchmark on phantoms, with models that need no weights."""
 
 import json
 import shutil
@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.evaluate import isolated_run as alone
+from bids_dgmseg.evaluate import isolated_run
 from bids_dgmseg.evaluate.benchmark import (
-    Contender,
-    check_contenders,
-    compare,
-    find_field,
-    name_contenders,
+    Candidate,
+    benchmark,
+    check_candidates,
+    find_test_set,
+    parse_candidates,
     segment_scan,
 )
-from bids_dgmseg.evaluate.isolated_run import Segmentation
+from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
@@ -68,7 +68,7 @@ def write_dataset(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """Of two models: one takes DN_L for a voxel longer, one knows RN_L too and fails in the third scan."""
+    """Two models: one makes DN_L a voxel longer, one also has RN_L and fails in the third scan."""
     root = tmp_path_factory.mktemp("compared")
     dataset, out, costs = write_dataset(root / "ds"), root / "out", []
     for model, names in (("long", ("DN_L", "DN_R")), ("two", ("DN_L", "RN_L"))):
@@ -82,8 +82,8 @@ def outcome(tmp_path_factory):
             cost = folder / f"{scan}_seg-{model}_cost.json"
             write_json({"model": model, "scan": scan, **({"problem": "no brain found"} if failed else spent)}, cost)
             costs.append(cost)
-    contenders = [Contender("long", "dgm16"), Contender("two", "dgm16", root / "weights")]
-    return compare(contenders, find_field(dataset, say=print), costs, out), out
+    candidates = [Candidate("long", "dgm16"), Candidate("two", "dgm16", root / "weights")]
+    return benchmark(candidates, find_test_set(dataset, warn=print), costs, out), out
 
 
 def read(out: Path, name: str) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def row_of(table: pd.DataFrame, **named: object) -> Any:
     return row
 
 
-def test_the_summary_has_a_row_for_each_nucleus_of_each_model(outcome):
+def test_summary_has_one_row_per_model_and_nucleus(outcome):
     summary = read(outcome[1], "summary")
     assert summary[["model", "abbreviation", "n"]].to_numpy().tolist() == [
         ["long", "DN_L", 3],
@@ -106,7 +106,7 @@ def test_the_summary_has_a_row_for_each_nucleus_of_each_model(outcome):
         ["two", "RN_L", 0],
     ]
     long = row_of(summary, model="long", abbreviation="DN_L")
-    # 12 voxels a unit of length: Dice 2 n / (2 n + 1); the far surface lies 1 mm further; 6 voxels of 2 mm3 more.
+    # With length n in y: Dice 2 n / (2 n + 1); the far surface lies 1 mm further; 6 voxels of 2 mm3 more.
     assert long["dice"] == pytest.approx((8 / 9 + 12 / 13 + 10 / 11) / 3)
     assert (long["hausdorff_mm"], long["centre_distance_mm"], long["volume_mm3_bias"]) == (1, 0.5, 12)
     assert long["volume_mm3_pearson_r"] == pytest.approx(1)
@@ -118,26 +118,26 @@ def test_the_summary_has_a_row_for_each_nucleus_of_each_model(outcome):
     assert row_of(summary, model="two", abbreviation="RN_L").drop(["model", "abbreviation", "n"]).isna().all()
 
 
-def test_a_scan_that_failed_counts_as_failed(outcome):
+def test_failed_scans_are_counted(outcome):
     models: Any = read(outcome[1], "models").set_index("model")
     assert models.loc["two", ["n_scans", "n_failed", "n_nuclei", "n_compared"]].tolist() == [2, 1, 2, 1]
     assert models.loc["two", ["dice", "seconds", "cpu_seconds", "peak_mb"]].tolist() == [1, 15, 1.5, 200]
     assert models.loc["long", ["seconds", "peak_mb", "n_failed"]].tolist() == [20, 300, 0]
-    assert outcome[0].failures == ["two: sub-03: no brain found"]
+    assert outcome[0].failures == ("two: sub-03: no brain found",)
     failed = row_of(read(outcome[1], "comparison"), model="two", scan="sub-03")
     assert failed["problem"] == "no brain found"
     assert failed["participant_id"] == "sub-03"
     assert np.isnan(failed["dice"])
 
 
-def test_the_long_table_has_measures_and_costs_of_each_scan(outcome):
+def test_comparison_has_measures_and_cost_per_scan(outcome):
     row = row_of(read(outcome[1], "comparison"), model="long", scan="sub-02", abbreviation="DN_R")
     assert (row["dice"], row["volume_reference_mm3"], row["seconds"], row["peak_mb"]) == (1, 36, 20, 200)
     tests = read(outcome[1] / "evaluation", "methods")
-    assert set(tests["abbreviation"]) == {"DN_L"}  # the one nucleus that both models and the labels have
+    assert set(tests["abbreviation"]) == {"DN_L"}  # the only nucleus of both models and the labels
 
 
-def test_measures_and_costs_of_a_scan_meet_where_its_labels_have_a_desc_of_their_own(tmp_path):
+def test_costs_match_labels_with_their_own_desc(tmp_path):
     root, out, costs = tmp_path / "ds", tmp_path / "out", []
     start_dataset(root)
     start_dataset(root / "derivatives/truth")
@@ -151,7 +151,7 @@ def test_measures_and_costs_of_a_scan_meet_where_its_labels_have_a_desc_of_their
         cost = {"seconds": 7.0} if scan == "sub-01_ses-1" else {"problem": "no brain found"}
         costs.append(made.with_name(f"{scan}_seg-long_cost.json"))
         write_json({"model": "long", "scan": scan, **cost}, costs[-1])
-    compare([Contender("long", "dgm16")], find_field(root, say=print), costs, out)
+    benchmark([Candidate("long", "dgm16")], find_test_set(root, warn=print), costs, out)
     table = read(out, "comparison")
     assert table["scan"].tolist() == ["sub-01_ses-1_desc-manual", "sub-02_ses-1_desc-manual"]
     assert table[["participant_id", "session_id"]].to_numpy().tolist() == [["sub-01", "ses-1"], ["sub-02", "ses-1"]]
@@ -160,7 +160,7 @@ def test_measures_and_costs_of_a_scan_meet_where_its_labels_have_a_desc_of_their
     assert table["problem"].tolist()[1] == "no brain found"
 
 
-def test_every_table_has_its_dictionary_and_the_page_its_pictures(outcome):
+def test_tables_have_dictionaries_and_the_page_figures(outcome):
     out = outcome[1]
     for name in ("models", "summary", "comparison"):
         assert list(json.loads((out / f"{name}.json").read_text())) == list(read(out, name))
@@ -172,18 +172,18 @@ def test_every_table_has_its_dictionary_and_the_page_its_pictures(outcome):
         assert (out / link).is_file()
 
 
-def test_contenders_are_keys_with_folders(tmp_path):
+def test_candidates_are_keys_with_folders(tmp_path):
     for name in ("my-tuned", "atlases"):
         (tmp_path / name).mkdir()
     given = ["default", f"dgm16={tmp_path / 'my-tuned'}", "dcnnet"]
-    found = name_contenders(given, atlases=tmp_path / "atlases")
+    found = parse_candidates(given, atlases=tmp_path / "atlases")
     assert [(one.name, one.model, one.weights and one.weights.name) for one in found] == [
         ("dgm16", "dgm16", None),
         ("dgm16mytuned", "dgm16", "my-tuned"),
         ("dcnnet", "dcnnet", None),
         ("multiatlas", "multiatlas", "atlases"),
     ]
-    assert [one.name for one in name_contenders(["multiatlasjoint"], atlases=tmp_path / "atlases")] == [
+    assert [one.name for one in parse_candidates(["multiatlasjoint"], atlases=tmp_path / "atlases")] == [
         "multiatlasjoint"
     ]
 
@@ -194,17 +194,17 @@ def test_contenders_are_keys_with_folders(tmp_path):
         (["unet"], "--model unet: no such model; choose from default, "),
         (["dgm16", "default"], "default: two models would be named dgm16; rename a folder of weights"),
         (["dgm16=nowhere"], "nowhere: no such folder; check the one given for dgm16"),
-        (["multiatlas"], "multiatlas: has no atlases; give a labelled dataset to --atlases"),
+        (["multiatlas"], "multiatlas: no atlases; pass a labelled dataset to --atlases"),
     ],
 )
-def test_what_is_no_contender_is_refused(given, message):
+def test_invalid_candidate_is_an_error(given, message):
     with pytest.raises(InputError, match=message):
-        name_contenders(given)
+        parse_candidates(given)
 
 
 @pytest.fixture
 def foreign(tmp_path):
-    """An nnU-Net folder whose labels have names of their own, and the table that says what they are."""
+    """An nnU-Net folder with other names of the labels, and the table that maps them."""
     folder = write_folder(
         tmp_path / "foreign",
         labels={"background": 0, "sinister": 1, "dexter": 2},
@@ -216,15 +216,15 @@ def foreign(tmp_path):
     return folder, table
 
 
-def test_a_label_map_is_for_nnunet_folders_alone(foreign):
+def test_label_map_is_only_for_nnunet(foreign):
     folder, table = foreign
-    own, other = name_contenders(["dgm16", f"nnunet2step={folder}"], label_map=table)
+    own, other = parse_candidates(["dgm16", f"nnunet2step={folder}"], label_map=table)
     assert (own.label_map, other.registered.labels) == (None, ("RN_L", "RN_R"))
-    with pytest.raises(InputError, match=r"--label-map map.tsv: no model here takes one; give --models nnunet2step="):
-        name_contenders(["dgm16"], label_map=table)
+    with pytest.raises(InputError, match=r"--label-map map.tsv: none of the models uses one; add --models"):
+        parse_candidates(["dgm16"], label_map=table)
 
 
-def test_a_process_of_its_own_takes_the_label_map(bids_dataset, foreign, tmp_path):
+def test_isolated_run_uses_the_label_map(bids_dataset, foreign, tmp_path):
     folder, table = foreign
     write_json(
         {
@@ -238,12 +238,12 @@ def test_a_process_of_its_own_takes_the_label_map(bids_dataset, foreign, tmp_pat
         },
         tmp_path / "request.json",
     )
-    assert alone.main([str(tmp_path / "request.json")]) == 0
+    assert isolated_run.main([str(tmp_path / "request.json")]) == 0
     rows = (tmp_path / "sub-01_dseg.tsv").read_text().splitlines()[1:]
     assert [row.split("\t")[2] for row in rows] == ["RN_L", "RN_R"]
 
 
-def test_a_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
+def test_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
     calls: list[int] = []
 
     def run(self, folder):
@@ -253,48 +253,48 @@ def test_a_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
         write_json({"seconds": 1.0}, Path(self.cost))
         return {"seconds": 1.0}
 
-    monkeypatch.setattr(Segmentation, "run", run)
-    scan = find_field(dataset, say=print).scans[0]
-    for threads in (1, 1, 2):  # other times are to be expected with two threads
-        cost = segment_scan(Contender("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=threads)
+    monkeypatch.setattr(SegmentationJob, "run", run)
+    scan = find_test_set(dataset, warn=print).scans[0]
+    for threads in (1, 1, 2):  # two threads change the times
+        cost = segment_scan(Candidate("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=threads)
     assert calls == [1, 2]
     assert cost == tmp_path / "out/predictions/dgm16/sub-01/anat/sub-01_seg-dgm16_cost.json"
 
 
-def test_labels_in_two_datasets_are_refused(dataset):
+def test_labels_in_two_datasets_are_an_error(dataset):
     other = dataset / "derivatives/other/sub-04/anat"
     write_map(dataset, "sub-04", Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
     write_labels(other / "sub-04_dseg.nii.gz", boxes(3), ("DN_L",))
-    with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); say which with --choose"):
-        find_field(dataset, say=print)
+    with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); select one with --choose"):
+        find_test_set(dataset, warn=print)
 
 
-def test_labels_that_are_no_nuclei_are_said_once(dataset):
-    folder, said = dataset / "derivatives/truth", list[str]()
+def test_labels_that_are_not_nuclei_are_one_warning(dataset):
+    folder, warnings = dataset / "derivatives/truth", list[str]()
     for path in folder.rglob("*.tsv"):
         path.unlink()
     rows = ["index\tabbreviation", "1\tDN_L", "2\tDN_RIGHT", "3\tDN_R", "4\tthalamus"]
     (folder / "dseg.tsv").write_text("\n".join(rows))
-    for number, path in enumerate(sorted(folder.rglob("*_dseg.nii.gz")), start=2):  # 2; 3; 4 in place of 2
+    for number, path in enumerate(sorted(folder.rglob("*_dseg.nii.gz")), start=2):  # 2, 3, 4 instead of 2
         labels = boxes(3)
         labels[labels == 2] = number
         labels[0, 0, 0] = 9
         nib.Nifti1Image(labels, AFFINE).to_filename(path)
-    find_field(dataset, say=said.append)
-    assert said == [
+    find_test_set(dataset, warn=warnings.append)
+    assert warnings == [
         "dseg.tsv: 2 (DN_RIGHT), 4 (thalamus), 9 (without a row) not among the nuclei of structures.tsv "
         "(DN_L, DN_R, …); ignored"
     ]
 
 
-def test_labels_without_any_nucleus_are_refused(dataset):
+def test_labels_without_any_nucleus_are_an_error(dataset):
     rename(dataset, DN_L="thalamus", DN_R="cortex")
-    with pytest.raises(InputError, match=r"ds: no label that can be read is a nucleus \(DN_L, DN_R, …\); name them so"):
-        find_field(dataset, say=print)
+    with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
+        find_test_set(dataset, warn=print)
 
 
 def rename(dataset: Path, **names: str) -> None:
-    """Call labels of a dataset otherwise in its label tables."""
+    """Rename labels of a dataset in its label tables."""
     for path in (dataset / "derivatives/truth").rglob("*_dseg.tsv"):
         (header, *rows) = [row.split("\t") for row in path.read_text().splitlines()]
         named = [[index, "", names.get(abbreviation, abbreviation)] for index, _, abbreviation in rows]
@@ -303,18 +303,18 @@ def rename(dataset: Path, **names: str) -> None:
 
 @pytest.fixture
 def atlases(dataset, tmp_path):
-    """A copy of the dataset, for labels of its own."""
+    """A copy of the dataset, to change its labels."""
     return Path(shutil.copytree(dataset, tmp_path / "library"))
 
 
 def check(dataset: Path, atlases: Path) -> list[str]:
-    said: list[str] = []
-    contenders = name_contenders(["multiatlas"], atlases=atlases)
-    check_contenders(contenders, ground=find_field(dataset, say=print), device="cpu", say=said.append)
-    return [line for line in said if "dseg" in line or "no nucleus" in line]
+    warnings: list[str] = []
+    candidates = parse_candidates(["multiatlas"], atlases=atlases)
+    check_candidates(candidates, test_set=find_test_set(dataset, warn=print), device="cpu", warn=warnings.append)
+    return [line for line in warnings if "dseg" in line or "no nucleus" in line]
 
 
-def test_labels_of_atlases_that_are_no_nuclei_are_said_once(dataset, atlases):
+def test_atlas_labels_that_are_not_nuclei_are_warnings(dataset, atlases):
     assert check(dataset, atlases) == []
     rename(atlases, DN_R="thalamus")
     tables = [f"sub-0{number}_seg-truth_dseg.tsv" for number in (1, 2, 3)]
@@ -323,27 +323,27 @@ def test_labels_of_atlases_that_are_no_nuclei_are_said_once(dataset, atlases):
     ]
 
 
-def test_atlases_without_a_nucleus_are_refused(dataset, atlases):
+def test_atlases_without_a_nucleus_are_an_error(dataset, atlases):
     rename(atlases, DN_L="cortex", DN_R="thalamus")
     with pytest.raises(InputError, match=r"library: no label is a nucleus of multiatlas \(DN_L, .*; name them so"):
         check(dataset, atlases)
 
 
-def test_atlases_of_other_nuclei_than_the_scans_are_refused(dataset, atlases):
+def test_atlases_of_other_nuclei_are_an_error(dataset, atlases):
     rename(atlases, DN_L="RN_L", DN_R="thalamus")
-    with pytest.raises(InputError, match=r"^library: atlases of RN_L, but the scans have DN_L, DN_R; give atlases"):
+    with pytest.raises(InputError, match=r"^library: atlases of RN_L, but the scans have DN_L, DN_R; use atlases"):
         check(dataset, atlases)
 
 
-def test_a_process_of_its_own_says_why_there_are_no_labels(dataset, tmp_path):
-    scan = find_field(dataset, say=print).scans[0]  # 864 voxels of 2 mm3
-    cost = segment_scan(Contender("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=1)
+def test_isolated_run_reports_the_problem(dataset, tmp_path):
+    scan = find_test_set(dataset, warn=print).scans[0]  # 864 voxels of 2 mm3
+    cost = segment_scan(Candidate("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=1)
     told = json.loads(cost.read_text())
     assert told["problem"] == "no brain found (2 mL); check that the map shows a head, in ppm"
     assert not list((tmp_path / "out").rglob("*_dseg.nii.gz"))
 
 
-def test_the_labels_of_a_process_lie_on_the_maps_own_grid(bids_dataset, oracle, tmp_path):
+def test_isolated_run_keeps_the_grid_of_the_map(bids_dataset, oracle, tmp_path):
     root = bids_dataset("sub-01")
     chi = root / "sub-01/anat/sub-01_Chimap.nii.gz"
     out, cost = tmp_path / "sub-01_dseg.nii.gz", tmp_path / "cost.json"
@@ -360,7 +360,7 @@ def test_the_labels_of_a_process_lie_on_the_maps_own_grid(bids_dataset, oracle, 
         },
         tmp_path / "request.json",
     )
-    assert alone.main([str(tmp_path / "request.json")]) == 0
+    assert isolated_run.main([str(tmp_path / "request.json")]) == 0
     image = nib.Nifti1Image.from_filename(out)
     np.testing.assert_array_equal(image.affine, nib.Nifti1Image.from_filename(chi).affine)
     assert set(np.unique(image.dataobj)) == {0, *(row.index for row in STRUCTURES)}
@@ -371,7 +371,7 @@ def test_the_labels_of_a_process_lie_on_the_maps_own_grid(bids_dataset, oracle, 
     assert told["seconds"] > 0
 
 
-def test_atlases_of_the_targets_own_dataset_leave_the_target_out(bids_dataset, tmp_path, monkeypatch):
+def test_atlases_exclude_the_participant_itself(bids_dataset, tmp_path, monkeypatch):
     root = bids_dataset("sub-01", "sub-02")
     shape = nib.Nifti1Image.from_filename(root / "sub-01/anat/sub-01_Chimap.nii.gz").shape
     for scan in ("sub-01", "sub-02"):
@@ -397,6 +397,6 @@ def test_atlases_of_the_targets_own_dataset_leave_the_target_out(bids_dataset, t
         "cost": str(tmp_path / "cost.json"),
     }
     write_json(request, tmp_path / "request.json")
-    assert alone.main([str(tmp_path / "request.json")]) == 1
+    assert isolated_run.main([str(tmp_path / "request.json")]) == 1
     assert seen == ["sub-01"]
-    assert MODELS.keys().isdisjoint({"multiatlas", "multiatlasjoint"})  # which nobody could run without atlases
+    assert MODELS.keys().isdisjoint({"multiatlas", "multiatlasjoint"})  # not available without atlases

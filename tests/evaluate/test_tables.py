@@ -1,9 +1,27 @@
+"""Tables of agreement and of the model benchmark, on values computed by hand."""
+
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.evaluate.columns import AGREEMENT_COLUMNS, METHODS_COLUMNS, RATERS_COLUMNS, SUMMARY_COLUMNS
-from bids_dgmseg.evaluate.tables import agreement_table, methods_table, raters_table, summarize
+from bids_dgmseg.evaluate.columns import (
+    AGREEMENT_COLUMNS,
+    METHODS_COLUMNS,
+    MODELS_COLUMNS,
+    NUCLEI_COLUMNS,
+    RATERS_COLUMNS,
+    SUMMARY_COLUMNS,
+)
+from bids_dgmseg.evaluate.tables import (
+    agreement_table,
+    methods_table,
+    models_table,
+    nuclei_table,
+    raters_table,
+    summarize,
+)
 
 RATERS = ["A", "B", "C", "D"]
 SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
@@ -23,7 +41,7 @@ def values():
     return table
 
 
-def test_every_column_has_its_entry_in_the_dictionary(values):
+def test_every_column_has_a_dictionary_entry(values):
     agreement = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
     assert list(agreement) == list(AGREEMENT_COLUMNS)
     assert list(raters_table(values, raters=RATERS)) == list(RATERS_COLUMNS)
@@ -46,24 +64,24 @@ def test_p_values_are_corrected_over_nuclei_and_pairs(values):
     assert (rows["t_p_holm"] <= rows["t_p_bonferroni"]).all()
 
 
-def test_each_quantity_is_a_family_of_its_own(values):
+def test_each_quantity_is_its_own_family(values):
     both = pd.concat([values, values.assign(quantity="mean_ppm")], ignore_index=True)
     alone = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
     rows = agreement_table(both, raters=RATERS, pairs=[("A", "B")])
     assert rows["t_p_bonferroni"].tolist() == pytest.approx(2 * alone["t_p_bonferroni"].tolist())
 
 
-def test_all_raters_have_the_correlations_of_shrout_and_fleiss(values):
+def test_icc_matches_shrout_and_fleiss(values):
     row = raters_table(values, raters=RATERS).iloc[0]
     assert (row["k"], row["n"]) == (4, 6)
     assert [round(row[name], 2) for name in ("icc11", "icc21", "icc31")] == [0.17, 0.29, 0.71]
 
 
-def test_two_raters_have_no_tukey(values):
+def test_two_raters_have_no_tukey_test(values):
     assert agreement_table(values, raters=["A", "B"], pairs=[("A", "B")])["tukey_p"].isna().all()
 
 
-def test_every_two_predictions_are_compared(values):
+def test_all_pairs_of_predictions_are_compared(values):
     rows = methods_table(values, raters=RATERS)
     assert len(rows) == 2 * 6
     first = rows.iloc[0]
@@ -71,7 +89,7 @@ def test_every_two_predictions_are_compared(values):
     assert first["mean_difference"] == pytest.approx((15 - 46) / 6)
 
 
-def test_a_summary_leaves_out_what_is_missing():
+def test_summary_excludes_missing_values():
     overlap = pd.DataFrame({"reference": "R", "prediction": "P", "abbreviation": "DN_L", "hd95_mm": [1.0, 3.0, np.nan]})
     row = summarize(overlap, measures=["hd95_mm"]).iloc[0]
     assert (row["n"], row["n_missing"]) == (2, 1)
@@ -79,7 +97,7 @@ def test_a_summary_leaves_out_what_is_missing():
     assert row["sd"] == pytest.approx(np.sqrt(2))
 
 
-def test_a_prediction_that_does_not_know_a_nucleus_leaves_the_others_their_tests():
+def test_missing_nucleus_does_not_affect_others():
     known = {"first": [0.8, 0.82, 0.84, 0.9], "second": [0.7, 0.75, 0.72, 0.8], "third": [0.6, 0.64, 0.61, 0.7]}
     values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", **known, "other": np.nan})
     alone = methods_table(values.drop(columns="other"), raters=list(known))
@@ -89,7 +107,92 @@ def test_a_prediction_that_does_not_know_a_nucleus_leaves_the_others_their_tests
     assert among["tukey_p"].notna().all()
 
 
-def test_two_predictions_without_a_common_nucleus_are_not_compared():
+def test_predictions_without_a_common_nucleus_are_not_compared():
     values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", "first": [0.8, 0.9, 0.7], "second": np.nan})
     assert methods_table(values, raters=["first", "second"]).empty
     assert raters_table(values, raters=["first", "second"]).empty
+
+
+MODELS = {"net": ["DN_L", "RN_L"], "atlas": ["DN_L"]}
+
+
+@pytest.fixture
+def overlap():
+    """Two scans; `atlas` misses the nucleus of the second one, whose labels lack RN_L."""
+    rows = [
+        ("net", "DN_L", 0.8, 1.0, 10, 9),
+        ("net", "DN_L", 0.6, 3.0, 10, 8),
+        ("net", "RN_L", 0.5, 2.0, 5, 5),
+        ("net", "RN_L", 0.0, np.nan, 0, 4),
+        ("atlas", "DN_L", 0.4, 5.0, 10, 20),
+        ("atlas", "DN_L", 0.0, np.nan, 10, 0),
+    ]
+    return pd.DataFrame(rows, columns=["prediction", "abbreviation", "dice", "hd95_mm", "n_reference", "n_prediction"])
+
+
+def test_models_are_summarized_over_their_nuclei(overlap):
+    costs = pd.DataFrame(
+        {
+            "model": ["net"] * 3 + ["atlas"] * 3,
+            "seconds": [1.0, 3.0, 2.0, 50.0, np.nan, 70.0],
+            "cpu_seconds": [1.0, 2.0, 9.0, 40.0, np.nan, 60.0],
+            "peak_mb": [900.0, 950.0, 910.0, 1200.0, np.nan, 1100.0],
+        }
+    )
+    table: Any = models_table(overlap, costs, models=MODELS).set_index("model")
+    assert table.loc["net", ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"]].tolist() == [2, 2, 3, 0, 0]
+    assert table.loc["net", "dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)  # without the scan whose labels lack RN_L
+    assert table.loc["net", ["dice_least", "hd95_mm", "seconds", "cpu_seconds", "peak_mb"]].tolist() == [
+        0.5,
+        2,
+        2,
+        2,
+        950,
+    ]
+    assert table.loc["atlas", ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"]].tolist() == [1, 1, 2, 1, 1]
+    assert table.loc["atlas", ["dice", "hd95_mm", "seconds"]].tolist() == [0.2, 5, 60]
+
+
+def test_nucleus_without_reference_has_no_values():
+    summary = pd.DataFrame(
+        {
+            "prediction": "net",
+            "abbreviation": "DN_L",
+            "measure": ["dice", "hd95_mm"],
+            "n": 2,
+            "mean": [0.7, 2.0],
+            "sd": [0.1, 0.5],
+        }
+    )
+    agreement = pd.DataFrame(
+        {
+            "quantity": ["volume_mm3"],
+            "prediction": "net",
+            "abbreviation": "DN_L",
+            "mean_reference": 100.0,
+            "mean_prediction": 90.0,
+            "pearson_r": 0.9,
+            "icc21": 0.8,
+            "bias": -10.0,
+            "loa_lower": -30.0,
+            "loa_upper": 10.0,
+        }
+    )
+    table = nuclei_table(summary, agreement, models=MODELS)
+    assert table[["model", "abbreviation", "n"]].to_numpy().tolist() == [
+        ["net", "DN_L", 2],
+        ["net", "RN_L", 0],
+        ["atlas", "DN_L", 0],
+    ]
+    first: Any = table.loc[0]
+    assert first[["dice", "dice_sd", "hd95_mm", "hd95_mm_sd"]].tolist() == [0.7, 0.1, 2, 0.5]
+    assert first[["volume_mm3_bias", "volume_mm3_icc21", "volume_mm3_loa_upper"]].tolist() == [-10, 0.8, 10]
+    assert np.isnan(first["mean_ppm_bias"])
+    assert table.loc[1:].drop(columns=["model", "abbreviation", "n"]).isna().to_numpy().all()
+
+
+def test_every_benchmark_column_is_described(overlap):
+    assert all(entry["Description"] for entry in [*NUCLEI_COLUMNS.values(), *MODELS_COLUMNS.values()])
+    assert NUCLEI_COLUMNS["volume_mm3_bias"]["Units"] == "mm^3"
+    assert NUCLEI_COLUMNS["hd95_mm_sd"]["Units"] == "mm"
+    assert "Units" not in NUCLEI_COLUMNS["mean_ppm_icc21"]

@@ -1,4 +1,4 @@
-"""The workflow that compares models, on phantoms and with the oracle."""
+"""The workflow of the model benchmark, on phantoms and with the oracle."""
 
 import csv
 import importlib.util
@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.evaluate import isolated_run as alone
-from bids_dgmseg.evaluate.isolated_run import Segmentation
+from bids_dgmseg.evaluate import isolated_run
+from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
@@ -47,22 +47,22 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def models(monkeypatch):
-    """The oracle, and a model that finds nothing, in this process: others do not know them."""
+    """The oracle and a model that finds nothing; they are run in this process, since others do not know them."""
     for name, predictor in (("oracle", "Oracle"), ("blind", "Blind")):
         monkeypatch.setitem(MODELS, name, oracle_model(name, predictor))
 
     def run_here(self, folder):
         write_json(vars(self), folder / "request.json")
-        alone.main([str(folder / "request.json")])
+        isolated_run.main([str(folder / "request.json")])
         return json.loads(Path(self.cost).read_text())
 
-    monkeypatch.setattr(Segmentation, "run", run_here)
+    monkeypatch.setattr(SegmentationJob, "run", run_here)
 
 
 def test_each_model_and_scan_is_a_node(script, dataset, models, tmp_path):
-    contenders = script.name_contenders(["oracle", "blind"])
-    ground = script.find_field(dataset, say=print)
-    workflow = script.init_compare_models_wf(contenders=contenders, ground=ground, out=tmp_path)
+    candidates = script.parse_candidates(["oracle", "blind"])
+    test_set = script.find_test_set(dataset, warn=print)
+    workflow = script.init_compare_models_wf(candidates=candidates, test_set=test_set, out=tmp_path)
     assert sorted(workflow.list_node_names()) == [
         "compare",
         "gather",
@@ -73,7 +73,7 @@ def test_each_model_and_scan_is_a_node(script, dataset, models, tmp_path):
     ]
 
 
-def test_models_are_compared_to_a_page(script, dataset, models, tmp_path, capsys):
+def test_models_are_compared_on_a_page(script, dataset, models, tmp_path, capsys):
     out = tmp_path / "out"
     given = [str(dataset), str(out), "--models", "oracle", "blind", "--work-dir", str(tmp_path / "work")]
     assert script.main(given) == 0
@@ -89,7 +89,7 @@ def test_models_are_compared_to_a_page(script, dataset, models, tmp_path, capsys
 
 @pytest.fixture
 def atlases(dataset, tmp_path):
-    """The phantoms again, each with a second segmentation that has DN_L alone."""
+    """A copy of the phantoms, each with a second segmentation of DN_L only."""
     root = Path(shutil.copytree(dataset, tmp_path / "library"))
     start_dataset(root / "derivatives" / "second", DatasetType="derivative")
     for path in sorted((root / "derivatives" / "truth").rglob("*_dseg.*")):
@@ -105,11 +105,11 @@ def atlases(dataset, tmp_path):
     return root
 
 
-def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monkeypatch, tmp_path, capsys):
+def test_choice_applies_to_atlases(script, dataset, atlases, models, monkeypatch, tmp_path, capsys):
     used = []
 
     def copy_labels(chi, atlases, model, *, fuse):
-        """Take the labels of the atlas that is the map itself."""
+        """Return the labels of the atlas that is the map itself."""
         (own,) = (one for one in atlases if np.array_equal(one.chi.array, chi.array))
         used.append(set(np.unique(own.labels.array).tolist()))
         shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
@@ -121,13 +121,16 @@ def test_labels_of_atlases_are_chosen_too(script, dataset, atlases, models, monk
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
     assert script.main(given) == 2
     assert "are of the same scan; select one with --choose, such as --choose seg-" in capsys.readouterr().err
-    for entity, numbers in (("seg-truth", set(range(17))), ("seg-second", {0, 1})):  # what the other gave is not kept
+    for entity, numbers in (
+        ("seg-truth", set(range(17))),
+        ("seg-second", {0, 1}),
+    ):  # results of the other choice are not reused
         assert script.main([*given, "--choose", entity]) == 0
         assert used == [numbers, numbers]
         used.clear()
 
 
-def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys):
+def test_invalid_weights_stop_before_the_first_scan(script, dataset, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert script.main([str(dataset), str(tmp_path / "out"), "--models", f"dcnnet={tmp_path / 'empty'}"]) == 2
     err = capsys.readouterr().err
@@ -136,28 +139,28 @@ def test_what_cannot_begin_ends_with_one_line(script, dataset, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_entity_is_refused(script, dataset, tmp_path, capsys):
+def test_choice_must_be_an_entity(script, dataset, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         script.main([str(dataset), str(tmp_path / "out"), "--choose", "manual"])
-    assert "--choose: 'manual' is not an entity such as desc-manual" in capsys.readouterr().err
+    assert "--choose: 'manual' is not a BIDS entity such as desc-manual" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--threads", "--nprocs"])
-def test_no_thread_and_no_process_are_refused(script, dataset, tmp_path, capsys, option):
+def test_threads_and_processes_must_be_positive(script, dataset, tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):
         script.main([str(dataset), str(tmp_path / "out"), option, "0"])
-    assert f"{option}: '0' is not a whole number from 1" in capsys.readouterr().err
+    assert f"{option}: '0' is not" in capsys.readouterr().err
 
 
-def test_a_run_in_which_no_scan_could_be_segmented_ends_with_one_line(script, dataset, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "check_contenders", lambda contenders, **given: None)
+def test_benchmark_without_segmentations_is_an_error(script, dataset, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "check_candidates", lambda candidates, **given: None)
 
     def fail(self, folder):
         Path(self.cost).parent.mkdir(parents=True, exist_ok=True)
         write_json({"problem": "no brain found"}, Path(self.cost))
         return {"problem": "no brain found"}
 
-    monkeypatch.setattr(Segmentation, "run", fail)
+    monkeypatch.setattr(SegmentationJob, "run", fail)
     assert script.main([str(dataset), str(tmp_path / "out"), "--work-dir", str(tmp_path / "work")]) == 2
     assert capsys.readouterr().err.endswith(
         "compare_models: error: no scan could be segmented: dgm16: sub-01: no brain found\n"

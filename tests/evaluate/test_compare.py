@@ -32,7 +32,7 @@ def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
     return path
 
 
-def tree(root: Path, images: dict[str, np.ndarray], table: dict[int, str] | None = None, seg: str = "x") -> Path:
+def dataset(root: Path, images: dict[str, np.ndarray], table: dict[int, str] | None = None, seg: str = "x") -> Path:
     """Write a dataset of segmentations; a scan is ``sub-01_ses-1``."""
     for scan, array in images.items():
         folder = root.joinpath(*scan.split("_")[:2], "anat") if "_ses-" in scan else root / scan / "anat"
@@ -45,7 +45,7 @@ def tree(root: Path, images: dict[str, np.ndarray], table: dict[int, str] | None
 
 @pytest.fixture
 def evaluate(tmp_path, capsys):
-    """Run the verb into ``out``: exit code, standard output, standard error."""
+    """Run the command with output folder ``out``: exit code, standard output, standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main(["evaluate", *map(str, arguments), "--out", str(tmp_path / "out")])
@@ -67,7 +67,7 @@ def row_of(tmp_path: Path, name: str, **where: str) -> dict[str, Any]:
     return {str(column): value for column, value in table.iloc[0].items()}
 
 
-def test_two_files_are_compared_nucleus_by_nucleus(evaluate, tmp_path):
+def test_two_files_are_compared_per_nucleus(evaluate, tmp_path):
     # DN_L: 18 voxels in a box of 18 + 6: Dice 36 / 42. DN_R is the same in both.
     first, second = write(tmp_path / "a.nii.gz", labels(1, 2)), write(tmp_path / "b.nii", labels(1, 2, grow=1))
     code, out, err = evaluate(first, second)
@@ -76,14 +76,14 @@ def test_two_files_are_compared_nucleus_by_nucleus(evaluate, tmp_path):
     assert rows["dice"].tolist() == pytest.approx([36 / 42, 1], abs=1e-6)
     assert rows.loc["DN_L", "volume_difference_mm3"] == 12
     assert rows.loc["DN_L", "hausdorff_mm"] == 1
-    assert "note: a: no dseg.tsv found; its numbers are read as those of this program (1 DN_L, 2 DN_R, …)" in out
-    assert "note: agreement over scans needs at least 3, here 1; see overlap.tsv" in out
+    assert "note: a: no dseg.tsv found; assuming the labels of this program (1 DN_L, 2 DN_R, …)" in out
+    assert "note: agreement across scans needs at least 3 scans, found 1; see overlap.tsv" in out
 
 
-def test_each_dataset_has_its_own_numbers(evaluate, tmp_path):
+def test_each_dataset_has_its_own_labels(evaluate, tmp_path):
     names = ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]
-    ours = tree(tmp_path / "ours", {name: labels(1, 2) for name in names})
-    theirs = tree(tmp_path / "theirs", {name: labels(31, 30) for name in names}, {30: "DN_R", 31: "DN_L"}, seg="y")
+    ours = dataset(tmp_path / "ours", {name: labels(1, 2) for name in names})
+    theirs = dataset(tmp_path / "theirs", {name: labels(31, 30) for name in names}, {30: "DN_R", 31: "DN_L"}, seg="y")
     code, out, _ = evaluate(ours, theirs)
     assert code == 0
     assert "3 scans compared; open" in out
@@ -105,33 +105,33 @@ def test_axis_order_does_not_matter(evaluate, tmp_path):
     assert read(tmp_path, "overlap")["dice"].tolist() == [1, 1]
 
 
-def test_what_does_not_match_is_said_in_a_line_each(evaluate, tmp_path):
-    first = tree(tmp_path / "first", {"sub-01": labels(1, 2), "sub-02": labels(1, 9)})
-    second = tree(tmp_path / "second", {"sub-01": labels(1), "sub-03": labels(1)}, {1: "DN_L", 5: "RN_L"})
+def test_unmatched_scans_and_nuclei_are_notes(evaluate, tmp_path):
+    first = dataset(tmp_path / "first", {"sub-01": labels(1, 2), "sub-02": labels(1, 9)})
+    second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-03": labels(1)}, {1: "DN_L", 5: "RN_L"})
     code, out, _ = evaluate(first, second)
     assert code == 0
     assert out.splitlines()[:4] == [
         "note: first: no partner in second for sub-02; left out",
         "note: second: no partner in first for sub-03; left out",
-        "note: first: has no RN_L, which second has; not compared",
-        "note: second: has no DN_R, which first has; not compared",
+        "note: first: lacks RN_L, which second has; not compared",
+        "note: second: lacks DN_R, which first has; not compared",
     ]
     assert read(tmp_path, "overlap")["abbreviation"].tolist() == ["DN_L"]
 
 
-def test_a_number_without_a_name_is_said(evaluate, tmp_path):
-    first = tree(tmp_path / "first", {"sub-01": labels(1, 9)})
-    code, out, _ = evaluate(first, tree(tmp_path / "second", {"sub-01": labels(1, 2)}))
+def test_label_without_a_name_is_a_note(evaluate, tmp_path):
+    first = dataset(tmp_path / "first", {"sub-01": labels(1, 9)})
+    code, out, _ = evaluate(first, dataset(tmp_path / "second", {"sub-01": labels(1, 2)}))
     assert code == 0
-    assert "note: first: number 9 without a row in the label table; ignored" in out
+    assert "note: first: label 9 without a row in the label table; ignored" in out
 
 
-def test_two_files_on_other_grids_are_refused_with_both_named(evaluate, tmp_path):
+def test_files_on_different_grids_are_an_error(evaluate, tmp_path):
     first, second = write(tmp_path / "a.nii.gz", labels(1)), write(tmp_path / "b.nii.gz", labels(1, size=14))
     code, _, err = evaluate(first, second)
     assert code == 2
     assert (
-        "b.nii.gz (14 x 14 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+) does not lie on the grid of "
+        "b.nii.gz (14 x 14 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+) is not on the grid of "
         "a.nii.gz (12 x 12 x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+; "
         "shape (12, 12, 6) differs from (14, 14, 6)); "
         "resample one of them first"
@@ -139,10 +139,10 @@ def test_two_files_on_other_grids_are_refused_with_both_named(evaluate, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_one_scan_on_another_grid_fails_alone(evaluate, tmp_path):
+def test_scan_on_another_grid_fails_alone(evaluate, tmp_path):
     names = ["sub-01", "sub-02"]
-    first = tree(tmp_path / "first", dict.fromkeys(names, labels(1, 2)))
-    second = tree(tmp_path / "second", dict.fromkeys(names, labels(1, 2)))
+    first = dataset(tmp_path / "first", dict.fromkeys(names, labels(1, 2)))
+    second = dataset(tmp_path / "second", dict.fromkeys(names, labels(1, 2)))
     shifted = AFFINE.copy()
     shifted[2, 3] = 3
     write(second / "sub-02/anat/sub-02_seg-x_dseg.nii.gz", labels(1, 2), shifted)
@@ -158,10 +158,10 @@ def moved(affine: np.ndarray) -> np.ndarray:
     return np.asarray(affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1]))
 
 
-def test_a_scan_that_failed_is_missing_from_the_agreement(evaluate, tmp_path):
+def test_failed_scan_is_missing_from_agreement(evaluate, tmp_path):
     names = [f"sub-0{number}" for number in range(1, 6)]
-    first = tree(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
-    second = tree(tmp_path / "second", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    first = dataset(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    second = dataset(tmp_path / "second", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
     write(second / "sub-05/anat/sub-05_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
     assert evaluate(first, second)[0] == 1
     row = row_of(tmp_path, "agreement", quantity="volume_mm3", abbreviation="DN_L")
@@ -169,10 +169,10 @@ def test_a_scan_that_failed_is_missing_from_the_agreement(evaluate, tmp_path):
     assert (row["n"], row["n_missing"], row["bias"], row["mean_reference"]) == (4, 1, 0, (36 + 48 + 60 + 72) / 4)
 
 
-def test_raters_of_one_grid_are_compared_where_those_of_another_are_not(evaluate, tmp_path):
+def test_raters_on_the_same_grid_are_compared(evaluate, tmp_path):
     names = [f"sub-0{number}" for number in range(1, 5)]
     for rater in "abcd":
-        root = tree(tmp_path / rater, {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+        root = dataset(tmp_path / rater, {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
         if rater in "cd":
             write(root / "sub-04/anat/sub-04_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
     assert evaluate(*(tmp_path / rater for rater in "abcd"), "--raters")[0] == 1
@@ -181,10 +181,10 @@ def test_raters_of_one_grid_are_compared_where_those_of_another_are_not(evaluate
     assert counts == {("a", "b"): 4, ("c", "d"): 4, **{(one, other): 3 for one in "ab" for other in "cd"}}
 
 
-def test_a_nucleus_that_was_missed_is_missing_from_the_agreement(evaluate, tmp_path):
+def test_missed_nucleus_is_missing_from_agreement(evaluate, tmp_path):
     scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
-    first = tree(tmp_path / "first", scans)
-    second = tree(tmp_path / "second", {**scans, "sub-03": labels(0, 2)})
+    first = dataset(tmp_path / "first", scans)
+    second = dataset(tmp_path / "second", {**scans, "sub-03": labels(0, 2)})
     assert evaluate(first, second)[0] == 0
     row = row_of(tmp_path, "agreement", abbreviation="DN_L")
     assert (row["n"], row["n_missing"], row["bias"], row["icc21"]) == (4, 1, 0, 1)
@@ -193,11 +193,11 @@ def test_a_nucleus_that_was_missed_is_missing_from_the_agreement(evaluate, tmp_p
     assert np.isnan(missed["hd95_mm"])
 
 
-def test_mean_susceptibilities_come_from_the_maps(evaluate, tmp_path):
+def test_maps_give_mean_susceptibilities(evaluate, tmp_path):
     # The longer box has 6 of 24 voxels at 20 ppb in place of 100 ppb.
     scans = [f"sub-0{number}" for number in range(1, 4)]
-    first = tree(tmp_path / "first", dict.fromkeys(scans, labels(1, 2)))
-    second = tree(tmp_path / "second", dict.fromkeys(scans, labels(1, 2, grow=1)), seg="y")
+    first = dataset(tmp_path / "first", dict.fromkeys(scans, labels(1, 2)))
+    second = dataset(tmp_path / "second", dict.fromkeys(scans, labels(1, 2, grow=1)), seg="y")
     chi = np.random.default_rng(0).normal(0, 20, (12, 12, 6)).astype(np.float32)
     chi[labels(1, 2, grow=1) == 1], chi[labels(1, 2) == 1] = 20, 100
     for scan in scans:
@@ -211,8 +211,8 @@ def test_mean_susceptibilities_come_from_the_maps(evaluate, tmp_path):
     assert read(tmp_path, "overlap")["mean_prediction_ppm"].iloc[0] == pytest.approx(0.08)
 
 
-def test_mean_susceptibilities_come_from_the_tables_where_there_are_no_maps(evaluate, tmp_path):
-    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2)}) for name in ("first", "second")]
+def test_stats_tables_give_mean_susceptibilities(evaluate, tmp_path):
+    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in ("first", "second")]
     for root, mean in zip(roots, ("0.1", "0.12"), strict=True):
         stats = root / "sub-01/anat/sub-01_seg-x_stats.tsv"
         stats.write_text(f"abbreviation\tmean_ppm\nDN_L\t{mean}\nDN_R\tn/a\n")
@@ -226,17 +226,13 @@ def test_mean_susceptibilities_come_from_the_tables_where_there_are_no_maps(eval
     [
         (b"abbreviation\tmean_ppm\nDN_L\tabc\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is 'abc')"),
         (b"abbreviation\tmean_ppm\nDN_L\t1e999\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is '1e999')"),
-        (b"abbreviation\tmean_ppm\nDN_L\t0.1\nDN_\xff\t0.1\n", "damaged ('DN_\ufffd' is none of its nuclei)"),
-        (
-            b"abbreviation\tmean_ppm\nDN_L\t" + b"9" * 200_000 + b"\nDN_R\t0.1\n",
-            "damaged (mean_ppm of DN_L is '99999999999999999999…')",
-        ),
+        (b"abbreviation\tmean_ppm\nDN_L\t0.1\nDN_\xff\t0.1\n", "damaged ('DN_\ufffd' is not one of its nuclei)"),
         (b"abbreviation\tmean_ppm\nDN_L\t0.1\n", "cut short"),
-        (None, "not here (a link that leads nowhere)"),
+        (None, "not fetched (a broken link)"),
     ],
 )
-def test_a_damaged_table_fails_in_one_line_and_the_others_are_compared(evaluate, tmp_path, content, what):
-    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
+def test_damaged_table_fails_alone(evaluate, tmp_path, content, what):
+    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
     for stats in (root / f"sub-0{n}/anat/sub-0{n}_seg-x_stats.tsv" for root in roots for n in (1, 2)):
         stats.write_text("abbreviation\tmean_ppm\nDN_L\t0.1\nDN_R\t0.1\n")
     broken = roots[1] / "sub-01/anat/sub-01_seg-x_stats.tsv"
@@ -252,38 +248,29 @@ def test_a_damaged_table_fails_in_one_line_and_the_others_are_compared(evaluate,
     assert read(tmp_path, "overlap")["dice"].tolist() == [1] * 4
 
 
-def test_labels_whose_checksum_is_wrong_fail_alone(evaluate, tmp_path):
-    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
+def test_corrupt_image_fails_alone(evaluate, tmp_path):
+    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
     image = roots[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz"
-    image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size stand at the end
+    image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
     code, out, _ = evaluate(*roots)
     assert code == 1
     assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or truncated (CRC" in out
     assert set(read(tmp_path, "overlap")["scan"]) == {"sub-02"}
 
 
-@pytest.mark.parametrize(
-    ("index", "value", "what"),
-    [
-        ("9" * 5000, 1, "sub-01_seg-x_dseg.nii.gz: a number in its label table is too long; correct the table"),
-        ("1", 1e12, "sub-01_seg-x_dseg.nii.gz: contains 1e+12, expected labels up to 2147483647"),
-    ],
-)
-def test_numbers_that_no_label_has_fail_their_scan_alone(evaluate, tmp_path, index, value, what):
-    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
-    anat = roots[1] / "sub-01/anat"
-    (anat / "sub-01_seg-x_dseg.tsv").write_text(f"index\tabbreviation\n{index}\tDN_L\n")
-    write(anat / "sub-01_seg-x_dseg.nii.gz", labels(1) * float(value))
+def test_labels_beyond_the_range_fail_alone(evaluate, tmp_path):
+    roots = [dataset(tmp_path / name, dict.fromkeys(("sub-01", "sub-02"), labels(1, 2))) for name in ("a", "b")]
+    write(roots[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz", labels(1) * 1e12)
     code, out, _ = evaluate(*roots)
     assert code == 1
-    assert f"failed: sub-01: second: {what}" in out
+    assert "failed: sub-01: b: sub-01_seg-x_dseg.nii.gz: contains 1e+12, expected labels up to 2147483647" in out
 
 
 @pytest.fixture
 def derived(tmp_path) -> tuple[Path, Path]:
     """A manual segmentation without any map, and a derivative that names its own: DN_L has 0.1, beside it 0.02 ppm."""
-    manual = tree(tmp_path / "manual", {"sub-01": labels(1, 2)})
-    out = tree(tmp_path / "out of dgmseg", {"sub-01": labels(1, 2, grow=1)})
+    manual = dataset(tmp_path / "manual", {"sub-01": labels(1, 2)})
+    out = dataset(tmp_path / "out of dgmseg", {"sub-01": labels(1, 2, grow=1)})
     chi = np.random.default_rng(0).normal(0, 0.02, (12, 12, 6)).astype(np.float32)
     chi[labels(1, 2, grow=1) == 1], chi[labels(1, 2) == 1] = 0.02, 0.1
     write(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz", chi)
@@ -293,7 +280,7 @@ def derived(tmp_path) -> tuple[Path, Path]:
     return manual, out
 
 
-def test_mean_susceptibilities_come_from_the_map_that_a_segmentation_was_made_from(evaluate, tmp_path, derived):
+def test_source_map_gives_mean_susceptibilities(evaluate, tmp_path, derived):
     code, out, _ = evaluate(*derived)
     assert (code, "no susceptibilities" in out) == (0, False)
     row = row_of(tmp_path, "overlap", abbreviation="DN_L")  # 18 voxels of 0.1 and 6 of 0.02: 0.08
@@ -308,18 +295,18 @@ def test_mean_susceptibilities_come_from_the_map_that_a_segmentation_was_made_fr
         pytest.param(lambda path: path.unlink(), id="gone"),
     ],
 )
-def test_a_map_that_nobody_asked_for_fails_nothing(evaluate, tmp_path, derived, harm):
+def test_unusable_source_map_is_no_failure(evaluate, tmp_path, derived, harm):
     harm(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz")
     code, out, _ = evaluate(*derived)
     assert code == 0
-    assert "note: no susceptibilities to compare; give the maps with --chi" in out
+    assert "note: no susceptibilities to compare; pass the maps with --chi" in out
 
 
-def test_predictions_are_compared_with_one_another(evaluate, tmp_path):
+def test_predictions_are_compared_with_each_other(evaluate, tmp_path):
     scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
-    truth = tree(tmp_path / "truth", scans)
-    close = tree(tmp_path / "close", {name: np.roll(array, 1, 1) for name, array in scans.items()})
-    far = tree(tmp_path / "far", {name: np.roll(array, 2, 1) for name, array in scans.items()})
+    truth = dataset(tmp_path / "truth", scans)
+    close = dataset(tmp_path / "close", {name: np.roll(array, 1, 1) for name, array in scans.items()})
+    far = dataset(tmp_path / "far", {name: np.roll(array, 2, 1) for name, array in scans.items()})
     assert evaluate(truth, close, far)[0] == 0
     row = row_of(tmp_path, "methods", measure="centre_distance_mm", abbreviation="DN_L")
     assert (row["first"], row["second"]) == ("close", "far")
@@ -327,8 +314,8 @@ def test_predictions_are_compared_with_one_another(evaluate, tmp_path):
     assert row_of(tmp_path, "raters", abbreviation="DN_L")["icc21"] == 1
 
 
-def test_raters_of_equal_rank_are_compared_pair_by_pair(evaluate, tmp_path):
-    roots = [tree(tmp_path / f"rater{number}", {"sub-01": labels(1, 2)}) for number in range(1, 4)]
+def test_raters_are_compared_pairwise(evaluate, tmp_path):
+    roots = [dataset(tmp_path / f"rater{number}", {"sub-01": labels(1, 2)}) for number in range(1, 4)]
     assert evaluate(*roots, "--raters")[0] == 0
     pairs = read(tmp_path, "overlap")[["reference", "prediction"]].drop_duplicates().to_numpy().tolist()
     assert pairs == [["rater1", "rater2"], ["rater1", "rater3"], ["rater2", "rater3"]]
@@ -336,34 +323,34 @@ def test_raters_of_equal_rank_are_compared_pair_by_pair(evaluate, tmp_path):
 
 
 def test_one_of_several_segmentations_can_be_chosen(evaluate, tmp_path):
-    truth = tree(tmp_path / "truth", {"sub-01": labels(1, 2)})
-    both = tree(tmp_path / "both", {"sub-01": labels(1, 2)}, seg="a")
-    tree(both, {"sub-01": labels(1)}, seg="b")
+    truth = dataset(tmp_path / "truth", {"sub-01": labels(1, 2)})
+    both = dataset(tmp_path / "both", {"sub-01": labels(1, 2)}, seg="a")
+    dataset(both, {"sub-01": labels(1)}, seg="b")
     assert evaluate(truth, both)[0] == 2
     assert evaluate(truth, both, "--choose", "seg-b")[0] == 0
     assert read(tmp_path, "overlap")["dice"].tolist() == [1, 0]
 
 
-def test_an_earlier_runs_tables_do_not_stay(evaluate, tmp_path):
-    roots = [tree(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"]
+def test_tables_of_an_earlier_run_are_removed(evaluate, tmp_path):
+    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"]
     assert evaluate(*roots)[0] == 0
     assert (tmp_path / "out/raters.tsv").exists()
     assert evaluate(*roots[:2])[0] == 0
     assert not (tmp_path / "out/raters.tsv").exists()
 
 
-def test_every_table_has_its_dictionary(evaluate, tmp_path):
-    assert evaluate(*(tree(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"))[0] == 0
+def test_every_table_has_a_dictionary(evaluate, tmp_path):
+    assert evaluate(*(dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"))[0] == 0
     tables = sorted((tmp_path / "out").glob("*.tsv"))
     assert [table.stem for table in tables] == ["agreement", "methods", "overlap", "overlap_summary", "raters"]
     for table in tables:
         assert list(json.loads(table.with_suffix(".json").read_text())) == list(pd.read_csv(table, sep="\t"))
 
 
-def test_the_page_needs_nothing_but_itself(evaluate, tmp_path):
+def test_page_is_self_contained(evaluate, tmp_path):
     names = [f"sub-0{number}" for number in range(1, 5)]
-    first = tree(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
-    second = tree(tmp_path / "second <b>", {name: labels(1, 2, grow=place % 2) for place, name in enumerate(names)})
+    first = dataset(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    second = dataset(tmp_path / "second <b>", {name: labels(1, 2, grow=place % 2) for place, name in enumerate(names)})
     assert evaluate(first, second)[0] == 0
     page = (tmp_path / "out/evaluate.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -375,8 +362,8 @@ def test_the_page_needs_nothing_but_itself(evaluate, tmp_path):
         assert (tmp_path / "out" / link).is_file()
 
 
-def test_nothing_half_written_stays(evaluate, tmp_path):
-    assert evaluate(*(tree(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "ab"))[0] == 0
+def test_no_temporary_files_remain(evaluate, tmp_path):
+    assert evaluate(*(dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "ab"))[0] == 0
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
 
 
@@ -384,24 +371,24 @@ def test_nothing_half_written_stays(evaluate, tmp_path):
     ("other", "message"),
     [
         ("nowhere", "nowhere: no such file or folder; check the path"),
-        ("a.nii.gz", "a.nii.gz: is a file beside folders; give files only, or datasets only"),
+        ("a.nii.gz", "a.nii.gz: a file cannot be compared with folders; pass only files, or only datasets"),
         ("empty", r"no _dseg.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them"),
-        ("strangers", "first: no scan that strangers has too; check the entities in the names"),
+        ("strangers", "first: no scan in common with strangers; check the entities in the names"),
         (
             "thalami",
-            "first: no nucleus that thalami has too (first: has no THA_L, which thalami has; not compared); "
+            "first: no nucleus in common with thalami (first: lacks THA_L, which thalami has; not compared); "
             "check the abbreviations in dseg.tsv",
         ),
         ("halves", "contains 0.5, expected integers; provide a label image (dseg)"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(evaluate, tmp_path, other, message):
-    first = tree(tmp_path / "first", {"sub-01": labels(1, 2)})
+def test_input_that_cannot_be_compared_is_an_error(evaluate, tmp_path, other, message):
+    first = dataset(tmp_path / "first", {"sub-01": labels(1, 2)})
     write(tmp_path / "a.nii.gz", labels(1))
     (tmp_path / "empty").mkdir()
-    tree(tmp_path / "strangers", {"sub-99": labels(1, 2)})
-    tree(tmp_path / "thalami", {"sub-01": labels(1)}, {1: "THA_L"})
-    tree(tmp_path / "halves", {"sub-01": labels(1, 2).astype(np.float32) / 2})
+    dataset(tmp_path / "strangers", {"sub-99": labels(1, 2)})
+    dataset(tmp_path / "thalami", {"sub-01": labels(1)}, {1: "THA_L"})
+    dataset(tmp_path / "halves", {"sub-01": labels(1, 2).astype(np.float32) / 2})
     code, _, err = evaluate(first, tmp_path / other)
     assert code == 2
     assert err.startswith("dgmseg evaluate: error: ")
@@ -409,14 +396,14 @@ def test_what_cannot_be_compared_is_refused_in_one_line(evaluate, tmp_path, othe
     assert message in err
 
 
-def test_an_output_folder_that_cannot_be_written_is_an_error(evaluate, tmp_path):
+def test_unwritable_output_is_an_error(evaluate, tmp_path):
     (tmp_path / "out").write_text("a file")
-    code, _, err = evaluate(*(tree(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "ab"))
+    code, _, err = evaluate(*(dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "ab"))
     assert code == 2
     assert "cannot be written" in err
 
 
-def test_a_choice_that_is_no_entity_is_refused(evaluate, capsys):
+def test_choice_must_be_an_entity(evaluate, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluate("a", "b", "--choose", "dgm16")
-    assert "'dgm16' is not an entity such as desc-manual or seg-dgm16" in capsys.readouterr().err
+    assert "'dgm16' is not a BIDS entity such as desc-manual or seg-dgm16" in capsys.readouterr().err
