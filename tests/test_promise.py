@@ -184,7 +184,7 @@ def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     }
     assert results | masks | pictures | top <= names
     assert not [name for name in names if Path(name).name.startswith(".") and name != ".bidsignore"]
-    assert "weights were given by the user" not in (out / "sub-01.html").read_text()
+    assert "weights were provided by the user" not in (out / "sub-01.html").read_text()
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")

@@ -127,7 +127,9 @@ def test_page_marks_results_of_an_earlier_run(heads, run):
     assert run(heads / "ds", *options) == 0
     write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
     assert run(heads / "ds", *options) == 1
-    said = ["Of an earlier run." in (heads / "out" / f"sub-0{number}.html").read_text("utf-8") for number in (1, 2)]
+    said = [
+        "Results of an earlier run." in (heads / "out" / f"sub-0{number}.html").read_text("utf-8") for number in (1, 2)
+    ]
     assert said == [False, True]
 
 
