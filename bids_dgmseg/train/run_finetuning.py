@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import copy_file, read_json, sha256, write_json, write_text
+from bids_dgmseg.io.files import copy_file, read_json, sha256, write_json
+from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.report.mosaic import draw_mosaic
@@ -97,7 +98,7 @@ def run_fine_tuning(request: Request, *, say: Say, show: Say = unseen) -> tuple[
         tables.append(score(one.map, before[name], after, model, part=part))
         _draw(one.map, model, request.out / "figures", before=before[name], after=after)
     table = pd.concat(tables, ignore_index=True)
-    write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f"), request.out / "dice.tsv")
+    write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(SCORE_COLUMNS, request.out / "dice.json")
     return outcome, table
 

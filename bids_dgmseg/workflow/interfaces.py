@@ -18,6 +18,7 @@ from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
+from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.weights import limit_threads
@@ -233,7 +234,7 @@ class Measure(Step):
             reference=reference,
             map_reference=self.inputs.in_report.values["reference"],
         )
-        found.stats.to_csv(folder / "stats.tsv", sep="\t", index=False, na_rep="n/a")
+        write_tsv(found.stats, folder / "stats.tsv")
         return {
             "out_stats": str(folder / "stats.tsv"),
             "out_figures": self._draw(chi, dseg, folder),

@@ -20,6 +20,7 @@ from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_json, write_text
+from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
 from bids_dgmseg.models.registry import MODELS, Model, get_model
@@ -90,7 +91,7 @@ def run_nnunet_training(
         cases = partial(_CASES[step], maps, parts, masks, model)
         outcomes.append(train_step(step, cases, names, request.out, request.training, say=say, show=show))
     table = _score([one for one in maps if parts[one.participant] == "test"], request)
-    write_text(table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.4f"), request.out / "dice.tsv")
+    write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(DICE_COLUMNS, request.out / "dice.json")
     return outcomes, table
 
