@@ -31,14 +31,14 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     """
     defaults = {"na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
     settings: dict[str, Any] = defaults | options
+    if is_pointer_file(path):  # pandas would read it as a header without rows
+        raise InputError(describe_unfetched(path))
     try:
         table: pd.DataFrame = pd.read_csv(path, sep="\t", **settings)
         return table
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
-        if is_pointer_file(path):
-            raise InputError(describe_unfetched(path)) from error
         reason = " ".join(str(error).split())
         raise InputError(f"{path.name}: not a tab-separated table ({reason}); fix the file") from error
 

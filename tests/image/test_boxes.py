@@ -6,26 +6,26 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 
 
-def test_a_box_knows_its_size_and_centre():
+def test_box_has_size_and_centre():
     box = Box((-1, 0, 2), (3, 1, 8))
     assert box.size_mm == (4.0, 1.0, 6.0)
     assert box.centre_mm == (1.0, 0.5, 5.0)
 
 
-def test_a_margin_is_added_on_every_side():
+def test_margin_is_added_on_every_side():
     assert Box((0, 0, 0), (1, 2, 3)).expanded(0.5) == Box((-0.5, -0.5, -0.5), (1.5, 2.5, 3.5))
 
 
-def test_a_box_around_a_centre_has_the_size():
+def test_centred_box_has_the_size():
     assert Box.centred(np.array([1.0, 2, 3]), (2, 4, 6)) == Box((0, 0, 0), (2, 4, 6))
 
 
-def test_a_box_without_extent_is_refused():
+def test_box_without_extent_is_rejected():
     with pytest.raises(ValueError, match=r"box has no extent: \(0, 0, 0\) to \(1, 0, 1\)"):
         Box((0, 0, 0), (1, 0, 1))
 
 
-def test_a_mask_is_enclosed_with_its_voxels_edges():
+def test_box_of_mask_includes_voxel_edges():
     mask = np.zeros((5, 5, 5), bool)
     mask[1, 2, 3] = True
     # One voxel of 2 x 1 x 1 mm at index (1, 2, 3): its centre at (2, 2, 3) mm.
@@ -33,28 +33,28 @@ def test_a_mask_is_enclosed_with_its_voxels_edges():
     assert box == Box((1, 1.5, 2.5), (3, 2.5, 3.5))
 
 
-def test_an_oblique_voxel_is_enclosed_with_its_corners():
-    # A unit square turned by 45 degrees reaches sqrt(1/2) from its centre.
+def test_box_of_mask_encloses_oblique_voxels():
+    # A unit square rotated by 45 degrees reaches sqrt(1/2) from its centre.
     half = np.sqrt(0.5)
     affine = np.array([[half, -half, 0, 0], [half, half, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     box = box_of_mask(Volume(np.ones((1, 1, 1), bool), affine))
     assert box.high_mm == pytest.approx((half, half, 0.5))
 
 
-def test_an_empty_mask_has_no_box():
+def test_empty_mask_is_rejected():
     with pytest.raises(ValueError, match="the mask is empty"):
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
 
 
-def test_a_tilt_along_axes_has_these_axes():
+def test_oriented_box_has_the_axes():
     axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
-    tilt = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
-    np.testing.assert_allclose(tilt.axes, axes, atol=1e-12)
-    assert tilt.rotation_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
+    box = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
+    np.testing.assert_allclose(box.axes, axes, atol=1e-12)
+    assert box.rotation_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
 
 
 @pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
-def test_a_grid_in_a_tilted_box_lies_along_the_heads_axes_and_inside_the_box(pitch_deg):
+def test_grid_of_oriented_box_follows_its_axes(pitch_deg):
     centre = np.array([3.0, -7.0, 11.0])
     box = Box.around(centre, OrientedBox((pitch_deg, 0.0, 0.0), (10.0, 20.0, 30.0)))
     grid = world_grid(box, (1.0, 2.0, 3.0))

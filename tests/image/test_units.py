@@ -1,4 +1,3 @@
-import gzip
 import math
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def store(tmp_path: Path):
     return write
 
 
-def test_doubts_about_the_header_are_among_the_warnings(store):
+def test_header_warnings_are_included(store):
     path = store(brain())
     image = load_image(path)
     image.set_sform(None, 0)
@@ -46,65 +45,65 @@ def test_doubts_about_the_header_are_among_the_warnings(store):
     assert warning.startswith("sub-07_Chimap.nii.gz: no orientation in the header")
 
 
-def test_a_compressed_file_with_a_wrong_byte_is_refused(store):
+def test_wrong_checksum_is_rejected(store):
     path = store(brain())
     data = bytearray(path.read_bytes())
-    data[-8] ^= 1  # in the checksum, which nothing but a reader of the whole file looks at
+    data[-8] ^= 1  # in the checksum at the end
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"^sub-07_Chimap.nii.gz: the data are damaged or truncated \(CRC "):
         check_chi(path, {"Units": "ppm"})
 
 
 @pytest.mark.parametrize("spelling", ["ppm", "PPM", " parts per million ", "parts_per_million"])
-def test_ppm_is_taken_from_the_sidecar(store, spelling):
+def test_ppm_is_read_from_the_sidecar(store, spelling):
     checked = check_chi(store(brain()), {"Units": spelling})
     assert (checked.units, checked.units_from, checked.warnings) == ("ppm", "sidecar", ())
     np.testing.assert_array_equal(checked.chi_ppm.array, brain().astype(np.float32))
 
 
 @pytest.mark.parametrize("spelling", ["ppb", "parts per billion"])
-def test_ppb_becomes_ppm(store, spelling):
+def test_ppb_is_converted_to_ppm(store, spelling):
     checked = check_chi(store(brain() * 1000), {"Units": spelling})
     assert (checked.units, checked.units_from, checked.warnings) == ("ppb", "sidecar", ())
     np.testing.assert_allclose(checked.chi_ppm.array, brain(), atol=1e-7)  # float32
 
 
 @pytest.mark.parametrize("sidecar", [{}, {"Units": ""}, {"Units": "arbitrary"}, {"EchoTime": 0.02}])
-def test_a_silent_sidecar_leaves_the_magnitude(store, sidecar):
+def test_units_are_inferred_without_sidecar(store, sidecar):
     assert check_chi(store(brain()), sidecar).units_from == "magnitude of the values"
     assert check_chi(store(brain()), sidecar).units == "ppm"
 
 
-def test_ppb_that_nobody_stated_is_said(store):
+def test_inferred_ppb_is_a_warning(store):
     checked = check_chi(store(brain() * 1000), {})
     assert (checked.units, checked.units_from) == ("ppb", "magnitude of the values")
     assert len(checked.warnings) == 1
     assert 'no "Units" in its sidecar; read as ppb because values reach 1' in checked.warnings[0]
 
 
-def test_ppb_stored_as_integers_is_ppb(store):
+def test_integer_ppb_is_recognized(store):
     assert check_chi(store(np.rint(brain() * 1000), np.int16), {}).units == "ppb"
 
 
 @pytest.mark.parametrize("key", ["ReferenceRegion", "SusceptibilityReference", "QSMReference", "reference_tissue"])
-def test_the_reference_is_reported(store, key):
+def test_reference_region_is_reported(store, key):
     assert check_chi(store(brain()), {key: "CSF"}).reference == "CSF"
 
 
-def test_a_missing_reference_is_reported_as_missing(store):
+def test_missing_reference_region_is_reported(store):
     assert check_chi(store(brain()), {}).reference == "not stated"
 
 
-@pytest.mark.skipif(not REAL, reason="the real maps lie beside the project and are not here")
-@pytest.mark.parametrize("sidecar", [{}, {"Units": "ppm"}], ids=["silent", "stated"])
-def test_real_maps_pass_without_a_warning(sidecar):
+@pytest.mark.skipif(not REAL, reason="the real maps are not on this machine")
+@pytest.mark.parametrize("sidecar", [{}, {"Units": "ppm"}], ids=["not stated", "stated"])
+def test_real_maps_have_no_warning(sidecar):
     for path in REAL:
         checked = check_chi(path, sidecar)
         assert (checked.units, checked.n_replaced, checked.warnings) == ("ppm", 0, ())
 
 
 @pytest.mark.parametrize("outside", ["noise", "uniform noise", "NaN", "streaks"])
-def test_any_background_passes(store, outside):
+def test_any_background_is_accepted(store, outside):
     rng = np.random.default_rng(1)
     background = {
         "noise": rng.normal(scale=0.4, size=SHAPE),
@@ -116,34 +115,34 @@ def test_any_background_passes(store, outside):
     assert (checked.units, checked.n_replaced, checked.warnings) == ("ppm", 0, ())
 
 
-def test_strong_veins_and_a_calcification_pass(store):
+def test_veins_and_calcification_are_accepted(store):
     chi = brain(noise_ppm=0.05)
     chi[20, 10:40, 16] = 0.8
     chi[25:27, 20:22, 16:18] = -2.5
     assert check_chi(store(chi), {"Units": "ppm"}).units == "ppm"
 
 
-def test_a_tight_crop_passes(store):
+def test_tight_crop_is_accepted(store):
     checked = check_chi(store(brain()[14:26, 18:30, 10:22]), {})
     assert (checked.units, checked.warnings) == ("ppm", ())
 
 
-def test_a_map_without_noise_passes(store):
+def test_map_without_noise_is_accepted(store):
     assert check_chi(store(brain(noise_ppm=0)), {}).units == "ppm"
 
 
-def test_a_phase_sidecar_inherited_by_a_map_does_not_matter(store):
+def test_inherited_phase_sidecar_is_ignored(store):
     assert check_chi(store(brain()), {"ImageType": ["ORIGINAL", "PRIMARY", "P", "PHASE"]}).units == "ppm"
 
 
 @pytest.mark.parametrize("image_type", [None, 3, True])
-def test_an_image_type_that_is_no_list_says_nothing(store, image_type):
+def test_malformed_image_type_is_ignored(store, image_type):
     assert check_chi(store(brain()), {"ImageType": image_type}).units == "ppm"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("outside", [0, np.nan])
-def test_holes_in_the_brain_are_counted_and_said(store, value, outside):
+def test_holes_in_the_brain_are_a_warning(store, value, outside):
     chi = np.where(head(), brain(), outside)
     chi[18:20, 22:25, 15] = value
     checked = check_chi(store(chi), {"Units": "ppm"})
@@ -156,28 +155,22 @@ def test_holes_in_the_brain_are_counted_and_said(store, value, outside):
     assert np.isfinite(checked.chi_ppm.array[head()]).sum() == head().sum() - 6
 
 
-def test_a_hole_at_the_edge_of_a_tight_crop_is_counted(store):
+def test_hole_at_the_edge_is_counted(store):
     chi = brain()[8:32, 10:38, 7:25]
     chi[0, 10, 8] = np.nan
     assert check_chi(store(chi), {}).n_replaced == 1
 
 
-def test_holes_scattered_over_the_whole_brain_are_all_counted(store):
+def test_scattered_holes_are_counted(store):
     chi = brain(noise_ppm=0.02)[:, :, 12:]  # the brain reaches the lowest slice
     inside = np.flatnonzero(head()[:, :, 12:])
     chi.flat[np.random.default_rng(5).choice(inside, 150, replace=False)] = np.nan
     assert check_chi(store(chi), {}).n_replaced == 150
 
 
-def test_a_group_of_empty_voxels_outside_the_brain_is_background(store):
+def test_empty_voxels_outside_brain_are_background(store):
     chi = brain()
     chi[2:4, 2:4, 2:4] = np.nan
-    assert check_chi(store(chi), {}).n_replaced == 0
-
-
-def test_corners_left_empty_by_a_rotation_are_background(store):
-    chi = brain()
-    chi[:2, :2, :2] = np.nan
     assert check_chi(store(chi), {}).n_replaced == 0
 
 
@@ -207,7 +200,7 @@ def test_zero_stays_zero(store):
             id="ppm called ppb",
         ),
         pytest.param(
-            brain() * 127.7, {}, "too large for ppm and too small for ppb, like a field map in Hz", id="Hz, silent"
+            brain() * 127.7, {}, "too large for ppm and too small for ppb, like a field map in Hz", id="Hz, not stated"
         ),
         pytest.param(
             brain() * 127.7, {"Units": "ppm"}, "like a field map in Hz or an unwrapped phase", id="Hz called ppm"
@@ -215,10 +208,10 @@ def test_zero_stays_zero(store):
         pytest.param(brain() * 127.7, {"Units": "Hz"}, r"the sidecar states Hz \(a field map\)", id="Hz"),
         pytest.param(brain() * 1e6, {}, "too large for both ppm and ppb", id="out of all range"),
         pytest.param(brain(), {"Units": "mm"}, '"Units" in its sidecar is \'mm\', expected "ppm" or', id="other unit"),
-        pytest.param(brain(), {"Units": ["ppm"]}, r'"Units" in its sidecar is \[\'ppm\'\]', id="unit is no text"),
+        pytest.param(brain(), {"Units": ["ppm"]}, r'"Units" in its sidecar is \[\'ppm\'\]', id="unit is not text"),
     ],
 )
-def test_what_is_no_map_in_ppm_or_ppb_is_refused(store, array, sidecar, message):
+def test_other_values_and_units_are_rejected(store, array, sidecar, message):
     with pytest.raises(InputError, match=f"^sub-07_Chimap.nii.gz: .*{message}"):
         check_chi(store(array), sidecar)
 
@@ -235,13 +228,13 @@ PHASE = np.random.default_rng(2).uniform(-math.pi, math.pi, SHAPE)
         pytest.param(PHASE % (2 * math.pi), {}, id="0 to 2 pi"),
         pytest.param(np.rint((PHASE / math.pi + 1) / 2 * 4095), {}, id="12 bits"),
         pytest.param(np.rint((PHASE / math.pi + 1) / 2 * 8191) - 4096, {}, id="12 bits and sign"),
-        pytest.param(np.rint(PHASE * 1000), {}, id="thousandths of radians"),
+        pytest.param(np.rint(PHASE * 1000), {}, id="milliradians"),
         pytest.param(PHASE / 4, {"Units": "rad"}, id="radians by its sidecar"),
         pytest.param(PHASE / 4, {"ImageType": ["ORIGINAL", "PRIMARY", "P"]}, id="image type"),
         pytest.param(PHASE / 4, {"ImageType": "ORIGINAL\\PRIMARY\\PHASE"}, id="image type as text"),
     ],
 )
-def test_a_phase_image_is_recognised(store, array, sidecar):
+def test_phase_image_is_rejected(store, array, sidecar):
     with pytest.raises(InputError, match=r"looks like a phase image .*; provide the reconstructed susceptibility map"):
         check_chi(store(array), sidecar)
 
@@ -252,7 +245,7 @@ MAGNITUDE = np.abs(np.random.default_rng(3).normal(300, 120, SHAPE))
 @pytest.mark.parametrize(
     ("array", "sidecar"),
     [
-        pytest.param(MAGNITUDE, {}, id="silent"),
+        pytest.param(MAGNITUDE, {}, id="not stated"),
         pytest.param(MAGNITUDE, {"Units": "ppm"}, id="called ppm"),
         pytest.param(MAGNITUDE, {"Units": "ppb"}, id="called ppb"),
         pytest.param(np.where(head(), MAGNITUDE, 0), {}, id="skull-stripped"),
@@ -261,25 +254,11 @@ MAGNITUDE = np.abs(np.random.default_rng(3).normal(300, 120, SHAPE))
         pytest.param(np.random.default_rng(4).integers(1, 17, SHAPE), {}, id="labels"),
     ],
 )
-def test_a_magnitude_image_is_recognised(store, array, sidecar):
+def test_magnitude_image_is_rejected(store, array, sidecar):
     with pytest.raises(InputError, match=r"looks like a magnitude image or labels .* which has both signs; provide"):
         check_chi(store(array), sidecar)
 
 
-def test_a_map_of_paramagnetic_sources_passes_with_a_warning(store):
+def test_paramagnetic_map_is_a_warning(store):
     (warning,) = check_chi(store(np.abs(brain())), {"Units": "ppm"}).warnings
     assert "no negative values, as in maps of paramagnetic sources only" in warning
-
-
-def test_a_truncated_map_is_refused(store):
-    path = store(brain())
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: the data are damaged or truncated"):
-        check_chi(path, {})
-
-
-def test_a_file_that_is_no_image_is_refused(tmp_path):
-    path = tmp_path / "sub-07_Chimap.nii.gz"
-    path.write_bytes(gzip.compress(b"no image"))
-    with pytest.raises(InputError, match=r"sub-07_Chimap.nii.gz: cannot be read as NIfTI"):
-        check_chi(path, {})

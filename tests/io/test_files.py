@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,18 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import copy_file, read_json, write_json, write_text
 
 
-def test_text_in_another_encoding_is_refused_with_its_place(tmp_path):
+def test_other_encoding_is_rejected(tmp_path):
     (tmp_path / "a.json").write_bytes('{"Name": "Jürg"}'.encode("latin-1"))
     with pytest.raises(InputError, match=r"^a.json: not UTF-8 text \(byte 11\); save it as UTF-8$"):
         read_json(tmp_path / "a.json")
 
 
-def test_what_is_no_file_is_refused_without_its_folders(tmp_path):
+def test_folder_is_rejected(tmp_path):
     with pytest.raises(InputError, match=rf"^{tmp_path.name}: cannot be read \(Is a directory\); check the file$"):
         read_json(tmp_path)
 
 
-def test_a_file_that_was_not_fetched_is_no_missing_file(tmp_path):
+def test_unfetched_json_is_reported(tmp_path):
     link = tmp_path / "sub-01_Chimap.json"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0.json")
     with pytest.raises(InputError, match=r"^sub-01_Chimap.json: content not fetched \(broken symlink"):
@@ -61,3 +62,16 @@ def test_permissions_follow_the_umask(tmp_path):
 def test_json_converts_nan_and_numpy_values(tmp_path):
     write_json({"a": float("nan"), "b": np.float32(0.5), "c": (np.int64(1), np.inf), "d": Path("x")}, tmp_path / "x")
     assert json.loads((tmp_path / "x").read_text()) == {"a": "n/a", "b": 0.5, "c": [1, "n/a"], "d": "x"}
+
+
+def test_byte_order_mark_is_ignored(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"Name": "x"}')
+    assert read_json(tmp_path / "a.json") == {"Name": "x"}
+
+
+def test_parallel_writers_leave_one_whole_file(tmp_path):
+    texts = [str(number) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_text(text, tmp_path / "a"), texts))
+    assert (tmp_path / "a").read_text().rstrip() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_header, load_image, write_like
+
+opened = nib.Nifti1Image.from_filename
+
+UPRIGHT = np.diag([2.0, 2.0, 2.0, 1.0])
+MIRRORED = np.diag([-2.0, 2.0, 2.0, 1.0])
+
+
+def geometry(path) -> dict[str, bytes]:
+    header = opened(path).header
+    fields = [
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+    ]
+    return {field: header[field].tobytes() for field in fields} | {"pixdim": header["pixdim"][:4].tobytes()}
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 2), (0, 0), (3, 4)])
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_written_grid_equals_the_original(store, tmp_path, affine, codes, name):
+    stored = store(affine, name=name, qform=codes[0], sform=codes[1])
+    out = write_like(Volume.read(stored).array, stored, tmp_path / f"out_{name}")
+    assert geometry(out) == geometry(stored)
+    np.testing.assert_array_equal(opened(out).affine, opened(stored).affine)
+    np.testing.assert_array_equal(opened(out).get_fdata(), opened(stored).get_fdata())
+
+
+def test_channels_are_written_to_their_voxels(store, tmp_path, affine):
+    stored = store(affine)
+    turned = Volume.read(stored).array
+    out = write_like(np.stack([turned, -turned], axis=-1), stored, tmp_path / "channels.nii.gz")
+    original = opened(stored).get_fdata()
+    np.testing.assert_array_equal(opened(out).get_fdata(), np.stack([original, -original], axis=-1))
+
+
+def test_scale_is_stored_in_the_header(store, tmp_path, affine):
+    stored = store(affine)
+    out = write_like(np.full(Volume.read(stored).shape, 51, np.uint8), stored, tmp_path / "p.nii.gz", scale=1 / 255)
+    assert opened(out).get_data_dtype() == np.uint8
+    np.testing.assert_allclose(opened(out).get_fdata(), 0.2, rtol=1e-6)  # 51 / 255, the scale in float32
+
+
+def test_labels_are_written_as_uint8_in_mm(store, tmp_path, affine):
+    stored = store(affine)
+    out = write_like(np.ones(Volume.read(stored).shape, np.uint8), stored, tmp_path / "dseg.nii.gz")
+    assert opened(out).get_data_dtype() == np.uint8
+    assert opened(out).header.get_xyzt_units()[0] == "mm"
+
+
+@given(
+    angles=st.tuples(*[st.floats(-180, 180)] * 3),
+    flips=st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    sizes=st.tuples(*[st.floats(0.3, 5)] * 3),
+)
+def test_any_grid_survives_a_round_trip(tmp_path_factory, angles, flips, sizes):
+    folder = tmp_path_factory.mktemp("grid")
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * flips * sizes
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    nib.Nifti1Image(array, affine).to_filename(folder / "in.nii")
+    volume = Volume.read(folder / "in.nii")
+    place = opened(folder / "in.nii").affine @ (1, 2, 3, 1)
+    index = np.rint(np.linalg.solve(volume.affine, place)[:3]).astype(int)
+    assert volume.array[tuple(index)] == array[1, 2, 3]
+    assert np.linalg.det(volume.affine[:3, :3]) > 0
+    out = write_like(volume.array, folder / "in.nii", folder / "out.nii")
+    np.testing.assert_array_equal(opened(out).get_fdata(), array)
+
+
+def test_array_on_another_grid_is_rejected(store, tmp_path, affine):
+    with pytest.raises(ValueError, match=r"array has shape \(1, 1, 1\) in the axes of the image, expected"):
+        write_like(np.zeros((1, 1, 1)), store(affine), tmp_path / "out.nii")
+
+
+def test_missing_file_is_reported(tmp_path):
+    with pytest.raises(InputError, match=r"none.nii: no such file; check the path"):
+        Volume.read(tmp_path / "none.nii")
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        "/annex/objects/MD5E-s1--aa.nii.gz\n",
+        "../../.git/annex/objects/x/y/MD5E-s1--aa.nii.gz",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n",
+    ],
+)
+def test_annex_and_lfs_pointers_are_reported(tmp_path, pointer):
+    (tmp_path / "map.nii.gz").write_text(pointer)
+    with pytest.raises(
+        InputError, match=r"^map.nii.gz: content not fetched \(the file is only a pointer\); fetch it first"
+    ):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_broken_symlink_is_reported(tmp_path):
+    (tmp_path / "map.nii.gz").symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
+    with pytest.raises(InputError, match=r"^map.nii.gz: content not fetched \(broken symlink\); fetch"):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_missing_permission_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "map.nii.gz").touch(mode=0)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read \(Permission denied\); correct its "):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_reason_has_no_folders(tmp_path):
+    (tmp_path / "map.nii.gz").write_text("no image")
+    with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read as NIfTI \(File map.nii.gz is not a "):
+        Volume.read(tmp_path / "map.nii.gz")
+
+
+def test_reason_is_one_line(store, affine):
+    path = store(affine, name="map.nii")
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(InputError, match=r"^map.nii: the data are damaged or truncated \([^\n/]*\); copy "):
+        Volume.read(path)
+
+
+def test_4d_image_is_rejected(store, affine):
+    with pytest.raises(InputError, match=r"map.nii.gz: has 4 dimensions \(6, 7, 8, 2\), expected 3; provide one"):
+        Volume.read(store(affine, np.ones((6, 7, 8, 2))))
+
+
+def test_complex_image_is_rejected(store, affine):
+    with pytest.raises(InputError, match=r"map.nii.gz: contains complex64 values, expected one real number per voxel"):
+        Volume.read(store(affine, dtype=np.complex64))
+
+
+@pytest.mark.parametrize("kept", [0, 10, 100, 500])
+def test_truncated_file_is_rejected(store, affine, kept):
+    path = store(affine)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"^map.nii.gz: (cannot be read as NIfTI|the data are damaged or truncated)"):
+        Volume.read(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "bytes_written"),
+    [
+        pytest.param(70, b"\x00\x10", id="data type that does not exist"),
+        pytest.param(40, b"\x03\x00\xff\x7f\xff\x7f\xff\x7f", id="size of 35 terabytes"),
+        pytest.param(108, b"\x00\x00\xc8\x42", id="data from byte 100, inside the header"),
+    ],
+)
+@pytest.mark.parametrize("name", ["map.nii", "map.nii.gz"])
+def test_damaged_header_is_rejected(store, affine, start, bytes_written, name):
+    path = store(affine, name=name)
+    packed = name.endswith(".gz")
+    data = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    data[start : start + len(bytes_written)] = bytes_written
+    path.write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(InputError, match=r"^map.nii(.gz)?: (cannot be read as NIfTI|the data are damaged)"):
+        Volume.read(path)
+
+
+@pytest.mark.parametrize(("kind", "first"), [(nib.Nifti1Image, 352), (nib.Nifti2Image, 544)])
+def test_data_inside_the_header_are_rejected(tmp_path, kind, first):
+    path = tmp_path / "map.nii"
+    kind(np.ones((4, 4, 4), np.float32), np.eye(4)).to_filename(path)
+    data = bytearray(path.read_bytes())
+    where = {352: slice(108, 112), 544: slice(168, 176)}[first]
+    data[where] = bytes(where.stop - where.start)
+    path.write_bytes(data)
+    said = rf"^map.nii: the data start inside the header \(vox_offset 0, expected at least {first}\); correct"
+    with pytest.raises(InputError, match=said):
+        Volume.read(path)
+
+
+@pytest.mark.parametrize("row", [(0, 0, 0, 0), (0, 1, 0, 0), (np.nan, 0, 1, 0)])
+def test_singular_affine_is_rejected(store, row):
+    path = store(np.eye(4), name="map.nii")
+    data = bytearray(path.read_bytes())
+    data[312:328] = np.array(row, "<f4").tobytes()  # srow_z
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"map.nii: the affine is not invertible"):
+        load_image(path)
+
+
+def test_other_formats_are_rejected(tmp_path):
+    nib.MGHImage(np.ones((2, 2, 2), np.float32), np.eye(4)).to_filename(tmp_path / "map.mgz")
+    with pytest.raises(InputError, match=r"map.mgz: MGHImage is not NIfTI; convert it to .nii.gz"):
+        Volume.read(tmp_path / "map.mgz")
+
+
+def image(*, qform=(UPRIGHT, 1), sform=(UPRIGHT, 1)) -> nib.Nifti1Image:
+    """Ten voxels along each axis; each form is an affine and its code."""
+    made = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), UPRIGHT)
+    made.set_qform(*qform)
+    made.set_sform(*sform)
+    return made
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 2), (1, 4)])
+def test_consistent_forms_have_no_warning(codes):
+    assert check_header(image(qform=(UPRIGHT, codes[0]), sform=(UPRIGHT, codes[1])), "a.nii") == ()
+
+
+def test_missing_orientation_is_a_warning():
+    (warning,) = check_header(image(qform=(None, 0), sform=(None, 0)), "a.nii")
+    assert warning.startswith("a.nii: no orientation in the header (qform and sform codes are 0); the first axis is")
+
+
+def test_missing_orientation_means_first_axis_is_left():
+    assert nib.aff2axcodes(image(qform=(None, 0), sform=(None, 0)).affine) == ("L", "A", "S")
+
+
+def test_different_forms_are_a_warning():
+    (warning,) = check_header(image(sform=(MIRRORED, 1)), "a.nii")
+    # Voxel 9 of the first axis lies at 18 mm in one and at -18 mm in the other.
+    assert warning == "a.nii: qform and sform differ by up to 36 mm; the sform is used, check left and right"
+
+
+def test_different_voxel_sizes_are_a_warning():
+    strange = image(qform=(None, 0))
+    strange.header["pixdim"][1:4] = [2.0, 2.0, 3.0]
+    (warning,) = check_header(strange, "a.nii")
+    assert warning == (
+        "a.nii: voxel size is 2 x 2 x 3 mm in pixdim but 2 x 2 x 2 mm in the affine; the affine is used, "
+        "check the voxel size"
+    )
+
+
+@pytest.mark.parametrize(("edge", "said"), [(2500, "2.5e.03"), (0.0025, "0.0025")])  # in micrometres, in metres
+def test_implausible_voxel_size_is_rejected(edge, said):
+    strange = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.diag([1, edge, edge, 1]))
+    with pytest.raises(InputError, match=rf"^a.nii: voxel size 1 x {said} x {said} mm, expected 0.05 to 20 mm"):
+        check_header(strange, "a.nii")
+
+
+@pytest.mark.parametrize(("shear", "refused"), [(0.02, False), (0.1, True)])  # tan 1.1 and tan 5.7 degrees
+def test_sheared_affine_is_rejected(shear, refused):
+    sheared = UPRIGHT.copy()
+    sheared[0, 1] = 2 * shear
+    turn = np.array([[0.8, 0, 0.6, 0], [0, 1, 0, 0], [-0.6, 0, 0.8, 0], [0, 0, 0, 1]])
+    slanted = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), turn @ sheared)
+    if not refused:
+        check_header(slanted, "a.nii")
+        return
+    with pytest.raises(InputError, match=r"^a.nii: the axes deviate from right angles by 5.7 degrees \(.*; resample"):
+        check_header(slanted, "a.nii")
