@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.bids import dataset as module
-from bids_dgmseg.bids.dataset import find_source, generators, is_own, linked_datasets, open_inputs, read_description, source_datasets, summarize_validation
+from bids_dgmseg.bids.dataset import (
+    find_source,
+    generators,
+    is_own,
+    linked_datasets,
+    open_inputs,
+    read_description,
+    source_datasets,
+    summarize_validation,
+)
 
 CHI = "sub-01/anat/sub-01_Chimap.nii.gz"
 

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
-from bids_dgmseg.bids.output_dataset import check_writable, describe_reconstruction, read_boilerplate, write_dataset_files
+from bids_dgmseg.bids.output_dataset import (
+    check_writable,
+    describe_reconstruction,
+    read_boilerplate,
+    write_dataset_files,
+)
 from bids_dgmseg.bids.save import REGIONS, save_scan
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import ReferenceRegion, Selection
