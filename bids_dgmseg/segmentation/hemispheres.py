@@ -1,4 +1,4 @@
-"""Where left meets right: the head's midplane, found from the map's own symmetry."""
+"""Split labels without a side at the midplane of the head, which is found from the symmetry of the map."""
 
 from __future__ import annotations
 
@@ -23,61 +23,61 @@ _SPACINGS_MM = (6.0, 3.0)
 _ANGLES_DEG = (-18.0, -9.0, 0.0, 9.0, 18.0)
 
 _SHIFTS_MM = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)
-"""Where the search begins: heads lie less oblique than the steps' ends, and masks are less uneven."""
+"""Starting points of the search; they cover the tilts of heads and the asymmetries of masks that occur."""
 
 _LARGEST_PPM = 0.15
-"""Veins and streaks are brighter and less symmetric than nuclei."""
+"""Veins and streaks have larger values and are less symmetric than nuclei, so they are clipped."""
 
-_LEAST_OVERLAP = 0.5
-"""A plane near the head's edge mirrors next to nothing, and that well."""
+_MIN_OVERLAP = 0.5
+"""Minimum fraction of voxels with a mirror image; planes near the edge of the head would correlate trivially."""
 
 
 @dataclass(frozen=True)
 class Midplane:
-    """The plane between the halves of the head.
+    """Plane between the hemispheres.
 
     Parameters
     ----------
     normal : ndarray of shape (3,)
-        Unit vector to the patient's right, RAS+.
+        Unit vector towards the patient's right, RAS+.
     offset_mm : float
-        ``normal @ point`` of the plane's points.
+        ``normal @ point`` for every point of the plane.
     """
 
     normal: NDArray[np.float64]
     offset_mm: float
 
     def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Tell how far to the patient's right points (..., 3) lie; negative on the left."""
+        """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
         distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
         return distance
 
 
 def find_midplane(chi: Volume) -> Midplane:
-    """Find the plane about which the map is most like its mirror image.
+    """Find the plane about which a map is most symmetric.
 
     Parameters
     ----------
     chi : Volume
-        Map in ppm, finite, 0 outside the brain; the head's right is not more than 18 degrees from the world's.
+        Map in ppm, finite, 0 outside the brain; the head is tilted by at most 18 degrees.
 
     Returns
     -------
     Midplane
-        Where the correlation of the map with its mirror image, over voxels measured on both sides, is largest.
+        Maximizes the correlation of the map and its mirror image over voxels that are valid on both sides.
     """
-    measured = valid_mask(chi)
-    box = box_of_mask(measured)
+    valid = valid_mask(chi)
+    box = box_of_mask(valid)
     start: NDArray[np.float64] = np.zeros(3)
     for spacing_mm in _SPACINGS_MM:
         grid = world_grid(box, (spacing_mm,) * 3)
-        mirror = _Mirror(resample(chi, grid, antialias=True), resample(_as_float(measured), grid, antialias=True))
+        mirror = _Mirror(resample(chi, grid, antialias=True), resample(_as_float(valid), grid, antialias=True))
         if spacing_mm == _SPACINGS_MM[0]:
-            places = [np.array([0, 0, mirror.middle_mm]) + at for at in product(_ANGLES_DEG, _ANGLES_DEG, _SHIFTS_MM)]
-            start = min(places, key=mirror.unlikeness)
+            starts = [np.array([0, 0, mirror.middle_mm]) + at for at in product(_ANGLES_DEG, _ANGLES_DEG, _SHIFTS_MM)]
+            start = min(starts, key=mirror.asymmetry)
         steps = np.vstack([start, start + np.diag([4.0, 4.0, spacing_mm / 2])])
         found = optimize.minimize(
-            mirror.unlikeness,
+            mirror.asymmetry,
             start,
             method="Nelder-Mead",
             options={"initial_simplex": steps, "xatol": 0.02, "fatol": 1e-5, "maxfev": 200},
@@ -90,42 +90,42 @@ def _as_float(mask: Volume) -> Volume:
     return mask.with_array(mask.array.astype(np.float32))
 
 
-def _plane(place: NDArray[np.float64]) -> Midplane:
-    """Make a plane of yaw and roll in degrees and offset in mm."""
-    yaw, roll = np.deg2rad(place[:2])
+def _plane(parameters: NDArray[np.float64]) -> Midplane:
+    """Return the plane of a yaw and roll in degrees and an offset in mm."""
+    yaw, roll = np.deg2rad(parameters[:2])
     normal = np.array([np.cos(yaw) * np.cos(roll), np.sin(yaw) * np.cos(roll), np.sin(roll)])
-    return Midplane(normal, float(place[2]))
+    return Midplane(normal, float(parameters[2]))
 
 
 class _Mirror:
-    """Compares a map with its mirror images."""
+    """Correlation of a map with its mirror images."""
 
-    def __init__(self, chi: Volume, measured: Volume) -> None:
+    def __init__(self, chi: Volume, valid: Volume) -> None:
         clipped = np.clip(chi.array, -_LARGEST_PPM, _LARGEST_PPM)
-        inside = measured.array > 0.5
+        inside = valid.array > 0.5
         self._points = Grid(chi.shape, chi.affine).centres_mm()[inside]
         self._values = clipped[inside]
-        self._images = torch.from_numpy(np.stack([measured.array, clipped]))[None]
-        # grid_sample wants -1 and 1 at the outermost centres.
+        self._images = torch.from_numpy(np.stack([valid.array, clipped]))[None]
+        # grid_sample expects coordinates of -1 and 1 at the outermost voxel centres.
         to_index, scale = np.linalg.inv(chi.affine), 2 / np.maximum(np.array(chi.shape) - 1, 1)
         self._matrix, self._start = scale[:, None] * to_index[:3, :3], scale * to_index[:3, 3] - 1
         self.middle_mm = float(self._points[:, 0].mean())
 
-    def unlikeness(self, place: NDArray[np.float64]) -> float:
-        """Tell how little the map is like its image in a plane: 1 minus their correlation."""
-        plane = _plane(place)
+    def asymmetry(self, parameters: NDArray[np.float64]) -> float:
+        """Return 1 minus the correlation of the map and its mirror image."""
+        plane = _plane(parameters)
         reflection = np.eye(3) - 2 * np.outer(plane.normal, plane.normal)
         start = self._start + self._matrix @ (2 * plane.offset_mm * plane.normal)
         mirrored = self._points @ (self._matrix @ reflection).T + start
-        measured, image = self._sample(mirrored)
-        both = (measured > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
-        if both.mean() < _LEAST_OVERLAP:
+        valid, image = self._sample(mirrored)
+        both = (valid > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
+        if both.mean() < _MIN_OVERLAP:
             return 2.0
         return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
 
-    def _sample(self, places: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Interpolate what was measured, and the map, at places (n, 3) from -1 to 1."""
-        last_axis_first = torch.from_numpy(places.astype(np.float32)).flip(1)[None, None, None]
+    def _sample(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Interpolate the mask of valid voxels and the map at points (n, 3) from -1 to 1."""
+        last_axis_first = torch.from_numpy(points.astype(np.float32)).flip(1)[None, None, None]
         sampled: NDArray[np.float32] = functional.grid_sample(
             self._images, last_axis_first, mode="bilinear", align_corners=True
         )[0, :, 0, 0].numpy()
@@ -135,18 +135,18 @@ class _Mirror:
 def split_hemispheres(
     probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
 ) -> NDArray[np.float32]:
-    """Divide nuclei without a side at the midplane.
+    """Split nuclei without a side into left and right at the midplane.
 
     Parameters
     ----------
     probabilities : ndarray of shape (1 + classes, X, Y, Z)
         Background, then ``model.classes``.
     grid : Grid
-        Where its voxels lie.
+        Grid of the probabilities.
     model : Model
-        Gives the channels of the result, ``model.labels``; classes that are labels stay as they are.
+        ``labels`` are the channels of the result; classes that are labels already stay unchanged.
     plane : Midplane
-        Between left and right.
+        From `find_midplane`.
 
     Returns
     -------
@@ -154,13 +154,13 @@ def split_hemispheres(
         Background, then ``model.labels``.
     """
     right = plane.distance_mm(grid.centres_mm()) >= 0
-    divided = np.empty((1 + len(model.labels), *probabilities.shape[1:]), np.float32)
-    divided[0] = probabilities[0]
+    split = np.empty((1 + len(model.labels), *probabilities.shape[1:]), np.float32)
+    split[0] = probabilities[0]
     channels = {name: channel for channel, name in enumerate(model.classes, 1)}
     for channel, structure in enumerate(model.structures, 1):
         if structure.abbreviation in channels:
-            divided[channel] = probabilities[channels[structure.abbreviation]]
+            split[channel] = probabilities[channels[structure.abbreviation]]
         else:
-            there = right if structure.hemisphere == "R" else ~right
-            divided[channel] = probabilities[channels[structure.nucleus]] * there
-    return divided
+            side = right if structure.hemisphere == "R" else ~right
+            split[channel] = probabilities[channels[structure.nucleus]] * side
+    return split

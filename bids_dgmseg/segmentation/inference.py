@@ -1,4 +1,4 @@
-"""Networks over batches: layout, precision, device."""
+"""Run networks: normalization, device, precision, sliding windows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ FloatArray = NDArray[np.float32]
 
 
 def in_ppm(chi: FloatArray) -> FloatArray:
-    """Keep the physical scale: tenths of a ppm, clipped at ±0.5 ppm, where only veins and streaks lie beyond."""
+    """Scale to tenths of a ppm, clipped at ±0.5 ppm; only veins and streaks exceed that."""
     return np.clip(chi, -0.5, 0.5) * np.float32(10)
 
 
 def zscore(chi: FloatArray) -> FloatArray:
-    """Mean 0, SD 1 over the whole patch; a constant patch becomes 0."""
+    """Scale a patch to mean 0 and SD 1; a constant patch becomes 0."""
     spread = chi.std()
     return (chi - chi.mean()) / spread if spread > 0 else np.zeros_like(chi)
 
 
 def minmax(chi: FloatArray) -> FloatArray:
-    """Scale the patch to 0 … 1; a constant patch becomes 0."""
+    """Scale a patch to the range from 0 to 1; a constant patch becomes 0."""
     low, high = chi.min(), chi.max()
     return (chi - low) / (high - low) if high > low else np.zeros_like(chi)
 
@@ -40,12 +40,12 @@ NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {"ppm": in_ppm, 
 
 
 def forward(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
-    """Run a network over one patch.
+    """Predict one patch.
 
     Parameters
     ----------
     network : Module
-        Ready to predict.
+        In inference mode.
     values : ndarray of shape (channels, X, Y, Z)
         Normalized input.
     device : {"cpu", "cuda", "auto"}
@@ -54,17 +54,17 @@ def forward(network: nn.Module, values: NDArray[np.float32], device: str) -> Ten
     Returns
     -------
     Tensor of shape (classes, X, Y, Z)
-        Probabilities of a network with one softmax, float32.
+        Softmax over all classes, float32.
     """
     return forward_batch(network, values[None], device)[0].softmax(dim=0)
 
 
 def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
-    """Run a network over patches (B, channels, ...) of the same size; logits (B, classes, ...), else as `forward`."""
-    where = pick_device(device)
-    network = to_channels_last(network, where)
-    batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), where)
-    with torch.inference_mode(), mixed_precision(where):
+    """Return the logits (B, classes, ...) of patches (B, channels, ...); see `forward`."""
+    target = pick_device(device)
+    network = to_channels_last(network, target)
+    batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), target)
+    with torch.inference_mode(), mixed_precision(target):
         logits: Tensor = network(batch)
     return logits.float()
 
@@ -76,9 +76,9 @@ def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
-    """Compute in bfloat16 where a device gains by it, in float32 on others, inside this context.
+    """Compute in bfloat16 on devices with hardware support, in float32 on others.
 
-    On CPUs, convolutions that `SafeGradients` knows for wrong gradients learn in float32.
+    On CPUs, `SafeGradients` keeps float32 for convolutions whose bfloat16 gradients are wrong.
     """
     quick = _has_fast_bfloat16(device)
     with (
@@ -89,16 +89,16 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 
 
 class SafeGradients(TorchFunctionMode):
-    """Convolutions of images smaller than their kernel learn in float32.
+    """Compute gradients in float32 for convolutions of images smaller than the kernel.
 
-    Of these oneDNN 3.13 computes the gradient of bfloat16 weights from memory that nobody wrote (x86, torch 2.15): any
-    number or NaN, another one each time. Right are float32, and bfloat16 wherever no side is shorter than the kernel's.
+    For these, oneDNN 3.13 (x86, torch 2.15) computes the gradient of bfloat16 weights from uninitialized memory: a
+    different number, or NaN, each time. Gradients in float32, and in bfloat16 for larger images, are correct.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch."""
+        """Call a torch function, in float32 if its gradient would be wrong."""
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and torch.is_grad_enabled() and _is_small(*args, **kwargs):
             with torch.autocast("cpu", enabled=False):
@@ -117,7 +117,7 @@ _CONVOLUTIONS = {
 
 
 def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Tell whether a side of what a convolution sees is shorter than that of its kernel."""
+    """Check whether the image is smaller than the kernel along any axis."""
     axes = weight.ndim - 2
     return any(side < reach for side, reach in zip(input.shape[-axes:], weight.shape[-axes:], strict=True))
 
@@ -127,7 +127,7 @@ def _as_float(value: Any) -> Any:
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Tell whether bfloat16 is computed in hardware; emulated, it is slower than float32."""
+    """Check whether the device has bfloat16 in hardware; emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -137,17 +137,17 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 def sliding_windows(
     shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0
 ) -> Iterator[tuple[slice, ...]]:
-    """Cover a grid with patches.
+    """Yield windows that cover a grid.
 
     Parameters
     ----------
     shape, patch : sequence of int
         Voxels along each axis.
     step : int
-        Voxels from one patch to the next, the last one shifted back to end with the grid; 0: as few as overlap by
-        half or more.
+        Voxels between windows; the last one is shifted back to the end of the grid. 0: the smallest number of windows
+        that overlap by half or more.
     slack : float
-        Part of the patch by which a window may be longer where one is then enough along an axis.
+        Fraction of the patch by which a window may be longer along an axis if a single one then covers it.
     """
     starts = []
     patch = [size if width < size <= (1 + slack) * width else width for size, width in zip(shape, patch, strict=True)]
@@ -163,7 +163,7 @@ def sliding_windows(
 
 
 def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Gaussian with an SD of an eighth of the window: predictions near its edge have seen little."""
+    """Return Gaussian weights (SD: 1/8 of the window): near its edge, predictions have little context."""
     profiles = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in shape]
     weight = np.einsum("i,j,k->ijk", *profiles).astype(np.float32)
     floored: NDArray[np.float32] = np.maximum(weight, np.float32(1e-4))
@@ -171,19 +171,19 @@ def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def coronal_stacks(array: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
-    """Set each coronal slice among its neighbours; beyond the ends the last slice is repeated.
+    """Stack each coronal slice with its neighbours; the first and last slices are repeated at the ends.
 
     Parameters
     ----------
     array : ndarray of shape (X, Y, Z)
         RAS+ axes.
     slices : int
-        Odd; slices of a stack.
+        Slices per stack, odd.
 
     Returns
     -------
     ndarray of shape (Y, slices, X, Z)
-        The stack of slice y, from back to front.
+        Stack ``y`` is centred on slice ``y``, from posterior to anterior.
     """
     half = slices // 2
     padded = np.pad(array, ((0, 0), (half, half), (0, 0)), mode="edge")

@@ -1,4 +1,4 @@
-"""Step one: where the nuclei are."""
+"""First step: find the region of the head in which the nuclei lie."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -30,120 +31,126 @@ from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, v
 from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.results import Location
 
-_LEAST_PITCH_DEG = 12.0
-"""Networks are at ease below; beyond, upright grids help more than turning the map harms."""
+_MIN_PITCH_DEG = 12.0
+"""Networks tolerate less; from here on the benefit of an upright grid exceeds the harm of interpolation."""
 
-_LARGEST_OBLIQUITY_DEG = 30.0
-"""Slices are laid along a head that lies so; beyond, they are laid along something else."""
+_MAX_OBLIQUITY_DEG = 30.0
+"""Slices tilted by less follow the head; beyond, they follow something else."""
 
-_LARGEST_PITCH_DEG = 50.0
-"""No head nods farther in a scanner: beyond, the cerebellum was not found where it is."""
+_MAX_PITCH_DEG = 50.0
+"""No head is tilted farther in a scanner: beyond, the cerebellum was not found where it is."""
 
 _CEREBELLUM_DEG = 31.3
-"""How far below the horizon the middle of the cerebellum lies, seen from that of the nuclei, in the label template."""
+"""Angle below the horizontal at which the centre of the cerebellum lies, seen from that of the nuclei, in the label
+template."""
 
-_LEAST_CEREBELLUM = 4.0
-"""A whole cerebellum has five times the volume of the nuclei."""
+_MIN_CEREBELLUM_RATIO = 4.0
+"""Volume of the cerebellum, relative to the nuclei, below which it is cut off; a whole one has a ratio of 5."""
 
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
-"""How far the dentates reach below and behind the other nuclei."""
+"""Extent of the dentate nuclei below and behind the other nuclei."""
 
-_LOWER = {"DN", "IN"}
-"""Nuclei in the cerebellum."""
+_CEREBELLAR_NUCLEI = {"DN", "IN"}
 
 _CORNER = 1 / 16
-"""Edges of the corners of a map, where no head reaches, relative to the map's."""
+"""Edge length of the corners of a map, which are outside any head, relative to the map."""
 
-_SMALLEST_BRAIN_MM3 = 200_000.0
-"""A fifth of a small adult brain: less is no head, however the view is cut."""
+_MIN_BRAIN_MM3 = 200_000.0
+"""A fifth of a small adult brain: less is not a head, even if the field of view is cut."""
 
 
 def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """Find the box that holds the nuclei.
+    """Find the box that contains the nuclei.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 (or noise) outside the brain.
     model : Model
-        Whose localizer.
+        Registry entry.
     weights : path, optional
-        Folder that takes the place of the model's own weights.
+        Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the network runs.
 
     Returns
     -------
     Location
-        The box may reach beyond the map where the field of view is cut.
+        The box may extend beyond the map if the field of view is cut.
 
     Raises
     ------
     InputError
-        If there is no head in the map.
+        If the map shows no head.
     """
+    chi_clean = clip_and_remove_small_components(chi)
     if model.localizer.kind == "nnunet":
         from bids_dgmseg.segmentation.nnunet import localize_cerebellum
 
-        _check_size(valid_mask(chi).array, chi)
-        return localize_cerebellum(clip_and_remove_small_components(chi), model, weights=weights, device=device)
-    return run_localizer(
-        clip_and_remove_small_components(chi), read_model_folder(model, weights), weights=weights, device=device
-    )
+        _check_brain_size(valid_mask(chi).array, chi)
+        return localize_cerebellum(chi_clean, model, weights=weights, device=device)
+    return run_localizer(chi_clean, read_model_folder(model, weights), weights=weights, device=device)
 
 
 def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """Find the box of a model whose input is as given, whatever its folder says; else as `localize`."""
-    if model.localizer.kind == "centre":
-        box = Box.centred(np.array(valid_box(chi).centre_mm), model.input.patch_mm)
-        if not model.localizer.guard:
-            return Location(box, None)
-    # Shown a few voxels among zeros, a network labels whole heads, and a registration lays one over them.
-    _check_size(valid_mask(chi).array, chi)
-    if model.localizer.kind == "network":
+    """Run the localizer of a model as it is, without applying its ``model.toml`` or cleaning the map; see `localize`.
+
+    Training uses this for the model that is being trained.
+    """
+    kind = model.localizer.kind
+    if kind == "centre" and not model.localizer.guard:
+        return Location(_centre_box(chi, model), None)
+    # In a few voxels among zeros, a network labels a whole head, and a registration puts one there.
+    _check_brain_size(valid_mask(chi).array, chi)
+    if kind == "network":
         labels = _label_head(chi, model, weights, device)
-        return Location(_nuclei_box(labels, model, _slice_axes(chi, model)), labels)
-    if model.localizer.kind == "atlas":
-        box = find_by_atlas(chi, read_atlases(model, weights), model)
-    return Location(_shift_box_to_cover(box, chi, model, device), None)
+        return Location(_box_of_nuclei(labels, model, _slice_axes(chi, model)), labels)
+    box = _centre_box(chi, model) if kind == "centre" else find_by_atlas(chi, read_atlases(model, weights), model)
+    return Location(_shift_box_to_cover_nuclei(box, chi, model, device), None)
 
 
-def _shift_box_to_cover(box: Box, chi: Volume, model: Model, device: str) -> Box:
-    """Move a box as little as it takes to cut none of the model's nuclei that a whole-head network sees."""
+def _centre_box(chi: Volume, model: Model) -> Box:
+    return Box.centred(np.array(valid_box(chi).centre_mm), model.input.patch_mm)
+
+
+def _shift_box_to_cover_nuclei(box: Box, chi: Volume, model: Model, device: str) -> Box:
+    """Shift a box as little as necessary so that it cuts none of the model's nuclei that a whole-head network finds."""
     if not model.localizer.guard:
         return box
     guard = MODELS[model.localizer.guard]
-    seen = _nuclei_mask(_label_head(chi, guard, None, device), guard, model)
-    return box.shifted_to_cover(box_of_mask(seen).expanded(model.localizer.margin_mm)) if seen.array.any() else box
+    labels = _label_head(chi, guard, None, device)
+    cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
+    nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
+    if not nuclei.any():
+        return box
+    return box.shifted_to_cover(box_of_mask(labels.with_array(nuclei)).expanded(model.localizer.margin_mm))
 
 
-def _nuclei_mask(labels: Volume, guard: Model, model: Model) -> Volume:
-    """Mark where a whole-head network sees nuclei of a model."""
-    lower = {structure.nucleus for structure in model.structures} <= _LOWER
-    return labels.with_array(_region(labels, guard, "cerebellar_nuclei") if lower else _upper_nuclei(labels, guard))
-
-
-def _check_size(brain: NDArray[np.bool_], grid: Volume) -> None:
+def _check_brain_size(brain: NDArray[np.bool_], grid: Volume) -> None:
     brain_mm3 = np.count_nonzero(brain) * np.prod(grid.voxel_size_mm)
-    if brain_mm3 < _SMALLEST_BRAIN_MM3:
+    if brain_mm3 < _MIN_BRAIN_MM3:
         raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
 
 
 def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) -> Volume:
-    """Label the regions of the head on the localizer's coarse grid."""
-    shown = model.localizer.input
-    if shown is None:
+    """Label the regions of the head on the coarse grid of the localizer."""
+    network_input = model.localizer.input
+    if network_input is None:
         raise ValueError(f"{model.name}: its localizer {model.localizer.kind!r} has no network")
-    view = Box.centred(np.array(valid_box(chi).centre_mm), shown.patch_mm)
-    coarse = _extend_noise(resample(chi, world_grid(view, shown.spacing_mm), antialias=True), chi)
+    box = Box.centred(np.array(valid_box(chi).centre_mm), network_input.patch_mm)
+    coarse = _extend_noise(resample(chi, world_grid(box, network_input.spacing_mm), antialias=True), chi)
     network = load_weights(localizer_network(model), model, "localizer", weights)
-    probabilities = forward(network, NORMALIZATIONS[shown.normalization](coarse.array)[None], device)
+    probabilities = forward(network, NORMALIZATIONS[network_input.normalization](coarse.array)[None], device)
     return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
 
 
 def _extend_noise(coarse: Volume, chi: Volume) -> Volume:
-    """Let the noise about a head go on beyond the map; a network takes what ends somewhere for a head."""
-    corners = _mark_corners(chi)
+    """Fill the grid beyond the map with noise if the map has noise around the head.
+
+    Otherwise the network takes the edge of the noise for the surface of the head.
+    """
+    ends = [np.minimum(np.arange(size), np.arange(size)[::-1]) < max(_CORNER * size, 1) for size in chi.shape]
+    corners = chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
     if is_valid(chi.array[corners.array > 0]).mean() < 0.9:
         return coarse
     grid = Grid(coarse.shape, coarse.affine)
@@ -153,44 +160,42 @@ def _extend_noise(coarse: Volume, chi: Volume) -> Volume:
     return coarse.with_array(np.where(beyond, noise, coarse.array))
 
 
-def _mark_corners(chi: Volume) -> Volume:
-    """Mark the eight corners of a map."""
-    ends = [np.minimum(np.arange(size), np.arange(size)[::-1]) < max(_CORNER * size, 1) for size in chi.shape]
-    return chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
-
-
 def _slice_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
-    """Give the axes (unit vectors, one a column) of oblique slices along which a model would see the map's own voxels.
+    """Return the axes (unit vectors, one per column) of oblique slices if the network sees their voxels unresampled.
 
-    Those of the world where there are no such slices.
+    The identity if slices are straight, or the network sees resampled voxels anyway.
     """
     axes = axis_directions(chi.affine)
-    right_angled = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
-    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(axes) < _LARGEST_OBLIQUITY_DEG
-    shown = model.input
-    seen = (
-        shown.native_voxel_tolerance
-        and integer_ratio(shown.spacing_mm, chi.voxel_size_mm, shown.native_voxel_tolerance)[1].any()
-    )
-    return axes if right_angled and oblique and seen else np.eye(3)
+    orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(axes) < _MAX_OBLIQUITY_DEG
+    tolerance = model.input.native_voxel_tolerance
+    native = tolerance and integer_ratio(model.input.spacing_mm, chi.voxel_size_mm, tolerance)[1].any()
+    return axes if orthogonal and oblique and native else np.eye(3)
 
 
-def _nuclei_box(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -> Box:
-    """Lay the segmenter's patch about the nuclei, dentates included even where the map does not show them.
+def _box_of_nuclei(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -> Box:
+    """Center the patch of the segmentation network on the nuclei.
 
-    The patch lies along the slices, or follows a head that nods farther than networks like.
+    It includes the usual position of the dentate nuclei if the map does not show them. Its axes are those of the
+    slices, or of the head if that is tilted more than the network tolerates.
     """
-    upper = _places_mm(_upper_nuclei(labels, model), labels)
-    lower = _places_mm(_region(labels, model, "cerebellar_nuclei"), labels)
-    axes = _find_axes(upper, _places_mm(_region(labels, model, "cerebellum"), labels), slice_axes)
-    # The half voxel is what the voxels reach beyond their centres.
+    upper, lower, cerebellum = (
+        apply_affine(labels.affine, np.argwhere(mask))
+        for mask in (
+            _upper_nuclei(labels, model),
+            _region(labels, model, "cerebellar_nuclei"),
+            _region(labels, model, "cerebellum"),
+        )
+    )
+    axes = _choose_axes(upper, cerebellum, slice_axes)
+    # Voxels extend half a voxel beyond their centres.
     found, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
     low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
     high = np.max([points.max(axis=0) for points in found], axis=0) + half_mm
     if not len(lower):
         low -= (0, _BEHIND_MM, _BELOW_MM)
     size = np.maximum(high - low + 2 * model.localizer.margin_mm, model.input.patch_mm)
-    # A head larger than any in training must not make the box grow without bound.
+    # Limited, because a failed localization must not make the box, and with it time and memory, arbitrarily large.
     x, y, z = np.minimum(size, 1.25 * np.asarray(model.input.patch_mm)).tolist()
     centre_mm = axes @ ((low + high) / 2)
     if (axes == np.eye(3)).all():
@@ -198,36 +203,30 @@ def _nuclei_box(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -
     return Box.around(centre_mm, OrientedBox.from_axes(axes, (x, y, z)))
 
 
-def _find_axes(
+def _choose_axes(
     nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64], slice_axes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Choose axes along which the head hardly nods: those of the slices, of the world, or else of the head."""
+    """Choose axes in which the head is hardly tilted: those of the slices, the world, or else the head itself."""
     for axes in (slice_axes, np.eye(3)):
-        pitch_deg = _find_pitch(nuclei_mm @ axes, cerebellum_mm @ axes)
-        if abs(pitch_deg) <= _LEAST_PITCH_DEG:
+        pitch_deg = _estimate_pitch(nuclei_mm @ axes, cerebellum_mm @ axes)
+        if abs(pitch_deg) <= _MIN_PITCH_DEG:
             return axes
-    turned: NDArray[np.float64] = Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
-    return turned
+    rotation: NDArray[np.float64] = Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
+    return rotation
 
 
-def _find_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:
-    """Tell how far a head nods, from where its cerebellum lies; 0 where the view cuts that or it cannot be there."""
-    if len(cerebellum_mm) < _LEAST_CEREBELLUM * len(nuclei_mm):
+def _estimate_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:
+    """Estimate the pitch of the head from the position of its cerebellum; 0 if that is cut off or implausible."""
+    if len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm):
         return 0.0
     _, back, down = nuclei_mm.mean(axis=0) - cerebellum_mm.mean(axis=0)
     pitch_deg = float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
-    return pitch_deg if abs(pitch_deg) < _LARGEST_PITCH_DEG else 0.0
-
-
-def _places_mm(mask: NDArray[np.bool_], grid: Volume) -> NDArray[np.float64]:
-    """Give the places (n, 3) of a mask's voxels."""
-    places: NDArray[np.float64] = np.argwhere(mask) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    return places
+    return pitch_deg if abs(pitch_deg) < _MAX_PITCH_DEG else 0.0
 
 
 def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:
-    """Mark the nuclei above the cerebellum, of which every head has some."""
-    _check_size(labels.array > 0, labels)
+    """Return the mask of the nuclei above the cerebellum; every head shows some of them."""
+    _check_brain_size(labels.array > 0, labels)
     upper = _region(labels, model, "nuclei")
     if not upper.any():
         raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")
@@ -235,5 +234,5 @@ def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:
 
 
 def _region(labels: Volume, model: Model, name: str) -> NDArray[np.bool_]:
-    """Find a region without components smaller than a fifth of the largest."""
+    """Return the mask of a head region without components smaller than a fifth of the largest."""
     return large_components(labels.array == model.localizer.labels.index(name) + 1, 0.2, over_corners=True)

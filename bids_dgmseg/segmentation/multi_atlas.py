@@ -1,4 +1,4 @@
-"""Segment a map by labelled atlases that are registered to it: the class of tool that networks are compared with."""
+"""Multi-atlas segmentation, the baseline that networks are compared with."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ MULTI_ATLAS = Model(
     input=ModelInput(spacing_mm=(1.0, 1.0, 1.0), patch_mm=(1.0, 1.0, 1.0)),
     localizer=Localizer(kind="atlas", margin_mm=12.0),
 )
-"""The registry does not have it: without atlases there is nothing to ship."""
+"""Not in the registry, because it needs the user's atlases."""
 
 
 def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, fuse: Fuse) -> Segmentation:
-    """Register each atlas to a map (rigid, affine, bent) and fuse their labels.
+    """Register each atlas to a map (rigid, affine, deformable) and fuse their labels.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 (or noise) outside the brain.
     atlases : sequence of Atlas
-        Their labels are the channels of `model`.
+        Labels are the channels of `model`.
     model : Model
-        Spacing, margin about the nuclei, and channels.
+        Defines spacing, margin around the nuclei, and channels.
     fuse : callable
         `vote_locally` or `join_labels` of `bids_dgmseg.segmentation.multi_atlas`.
 
     Returns
     -------
     Segmentation
-        Its probabilities are the shares of the votes.
+        Probabilities are fractions of the votes.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
 
 
 def _align(chi: Volume, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """Move each atlas onto the map by an affine transform of its world; no voxel is resampled."""
+    """Align each atlas with the map by changing its affine; no voxel is resampled."""
     head = Head(chi)
     aligned = []
     for atlas in atlases:
@@ -86,10 +86,10 @@ def _align(chi: Volume, atlases: Sequence[Atlas]) -> list[Atlas]:
 
 
 def _nuclei_box(chi: Volume, aligned: Sequence[Atlas], margin_mm: float) -> Box:
-    """Enclose the nuclei of all atlases and a margin, inside what the map shows."""
+    """Return the bounding box of the nuclei of all atlases with a margin, inside the valid part of the map."""
     boxes = [box_of_mask(atlas.labels) for atlas in aligned if atlas.labels.array.any()]
     if not boxes:
-        raise InputError("atlases: no nucleus in any; check their labels")
+        raise InputError("atlases: none contains a nucleus; check their labels")
     view = valid_box(chi)
     low = np.maximum(np.min([box.low_mm for box in boxes], axis=0) - margin_mm, view.low_mm)
     high = np.minimum(np.max([box.high_mm for box in boxes], axis=0) + margin_mm, view.high_mm)
@@ -98,18 +98,18 @@ def _nuclei_box(chi: Volume, aligned: Sequence[Atlas], margin_mm: float) -> Box:
 
 
 def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
-    """Bend an aligned atlas onto the map and sample it on a grid."""
+    """Register an aligned atlas deformably and sample it on a grid."""
     points_mm = deform(chi, atlas.chi, box).on_grid(grid).points_mm()
-    measured = valid_mask(atlas.chi)
+    valid = valid_mask(atlas.chi)
     return Warped(
         chi=_sample(atlas.chi, points_mm, order=1),
         labels=_sample(atlas.labels, points_mm, order=0),
-        measured=_sample(measured.with_array(measured.array.astype(np.uint8)), points_mm, order=0) > 0,
+        valid=_sample(valid.with_array(valid.array.astype(np.uint8)), points_mm, order=0) > 0,
     )
 
 
 def _sample(volume: Volume, points_mm: NDArray[np.float64], *, order: int) -> NDArray[Any]:
-    """Sample a volume at points (3, X, Y, Z) of its world; 0 outside."""
+    """Sample a volume at points (3, X, Y, Z) in mm; 0 outside."""
     to_index = np.linalg.inv(volume.affine)
     indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
     sampled: NDArray[Any] = ndimage.map_coordinates(volume.array, indices, order=order, mode="constant", cval=0)
@@ -117,18 +117,18 @@ def _sample(volume: Volume, points_mm: NDArray[np.float64], *, order: int) -> ND
 
 
 _RADIUS = 2
-"""Of the neighbourhood in which maps are compared, in voxels."""
+"""Radius in voxels of the neighbourhood in which maps are compared."""
 
-_LEAST_PPM = 0.002
-"""Maps of one head differ by this much."""
+_NOISE_PPM = 0.002
+"""Difference between repeated maps of a head."""
 
 _SEARCH = 1
-"""Voxels by which joint label fusion may move an atlas's neighbourhood."""
+"""Voxels by which joint label fusion may shift the neighbourhood of an atlas."""
 
 
 @dataclass(frozen=True)
 class Warped:
-    """An atlas on the grid of the map that is segmented.
+    """An atlas resampled to the grid of the map.
 
     Parameters
     ----------
@@ -136,31 +136,31 @@ class Warped:
         Its map in ppm.
     labels : ndarray of shape (X, Y, Z)
         Channels, 0 for background.
-    measured : ndarray of shape (X, Y, Z)
-        Whether the atlas shows anything there: beyond it has no vote.
+    valid : ndarray of shape (X, Y, Z)
+        Valid voxels of the atlas; elsewhere it has no vote.
     """
 
     chi: NDArray[np.float32]
     labels: NDArray[np.uint8]
-    measured: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
 
 
 def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_channels: int) -> NDArray[np.float32]:
-    r"""Let atlases vote in each voxel, those that look like the map there with more weight.
+    r"""Fuse labels by voting, with more weight for atlases that locally resemble the map.
 
     Parameters
     ----------
     chi : ndarray of shape (X, Y, Z)
         The map in ppm.
     atlases : sequence of Warped
-        On its grid.
+        Atlases on its grid.
     n_channels : int
-        Channels of the result, background included.
+        Channels of the result, including background.
 
     Returns
     -------
     ndarray of shape (n_channels, X, Y, Z)
-        Shares of the votes; they sum to 1. Where no atlas has a vote it is background.
+        Fractions of the votes; they sum to 1. Background where no atlas has a vote.
 
     Notes
     -----
@@ -176,8 +176,10 @@ def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chan
     voxels = np.arange(chi.size)
     for atlas in atlases:
         apart = ndimage.uniform_filter(np.square(chi - atlas.chi), 2 * _RADIUS + 1, mode="nearest")
-        weight = 1 / (np.maximum(apart, 0) / _LEAST_PPM**2 + 1)  # the filter's running sums may end just below 0
-        votes[atlas.labels.ravel(), voxels] += np.where(atlas.measured, weight, 0).ravel()
+        weight = 1 / (
+            np.maximum(apart, 0) / _NOISE_PPM**2 + 1
+        )  # rounding of the filter's running sums may leave negative values
+        votes[atlas.labels.ravel(), voxels] += np.where(atlas.valid, weight, 0).ravel()
     total = votes.sum(axis=0)
     votes[0, total == 0] = 1
     shares: NDArray[np.float32] = votes / votes.sum(axis=0)
@@ -185,7 +187,7 @@ def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chan
 
 
 def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_channels: int) -> NDArray[np.float32]:
-    """Fuse labels by ANTs' joint label fusion, which counts atlases that err alike less; else as `vote_locally`.
+    """Fuse labels by joint label fusion of ANTs, which gives correlated atlases less weight; see `vote_locally`.
 
     Raises
     ------
@@ -195,7 +197,7 @@ def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chann
     Notes
     -----
     Wang H, et al. Multi-atlas segmentation with joint label fusion. IEEE Trans Pattern Anal Mach Intell 35 (2013)
-    611-623. doi:10.1109/TPAMI.2012.143. ANTs' own settings, but for a search of one voxel.
+    611-623. doi:10.1109/TPAMI.2012.143. Default settings of ANTs except for a search radius of one voxel.
     """
     ants = import_ants()
     near = ndimage.binary_dilation(np.any([atlas.labels > 0 for atlas in atlases], axis=0), iterations=2)
@@ -228,7 +230,7 @@ def import_ants() -> Any:
     try:
         return importlib.import_module("ants")
     except ImportError as error:
-        raise InputError("ANTsPy: not installed; run `pip install antspyx` or take multiatlas") from error
+        raise InputError("ANTsPy: not installed; run `pip install antspyx` or use multiatlas") from error
 
 
 def _to_ants(array: NDArray[Any]) -> Any:

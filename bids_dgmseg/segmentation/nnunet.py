@@ -1,4 +1,4 @@
-"""Run nnU-Net v2 model folders, anyone's, without unpickling and without environment variables."""
+"""Run nnU-Net v2 model folders without unpickling and without environment variables."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _RAS = orientations.axcodes2ornt("RAS")
 
 
 class Network:
-    """A trained nnU-Net, ready to see maps.
+    """A trained nnU-Net.
 
     Parameters
     ----------
     trained : NnunetModel
-        What `read_folder` gave.
+        Result of `bids_dgmseg.models.nnunet_folder.read_folder`.
     device : {"cpu", "cuda", "auto"}
         Where it runs.
     sided : bool
-        Whether its labels have a left and a right: then left and right are never mirrored.
+        Whether its labels have sides; left and right are then never mirrored.
     """
 
     def __init__(self, trained: NnunetModel, *, device: str, sided: bool) -> None:
@@ -71,9 +71,9 @@ class Network:
             )
 
     def __call__(self, chi: Volume) -> NDArray[np.float32]:
-        """Compute fractions (N, X, Y, Z) of the labels 0, 1, … N - 1 on the map's own grid, as stock nnU-Net would.
+        """Compute probabilities (N, X, Y, Z) of the labels 0, 1, … N - 1 on the map's own grid, like stock nnU-Net.
 
-        The network sees the axes of its training images; where the folder does not name them, those of the file.
+        The network sees the map in the orientation of its training images, or of the file if the folder states none.
         """
         axes = self.trained.orientation or chi.file_orientation
         array, spacing_mm = _to_sitk_order(chi, axes)
@@ -98,20 +98,20 @@ class Network:
                 return_probabilities=True,
                 num_threads_torch=torch.get_num_threads(),
             )
-        if labels.has_regions:  # regions overlap: only the labels made from them exclude each other
+        if labels.has_regions:  # regions overlap; the labels derived from them do not
             fractions = np.stack([dseg == number for number in range(int(max(labels.regions_class_order)) + 1)])
         return _from_sitk_order(np.asarray(fractions, np.float32), axes)
 
 
 def _build(trained: NnunetModel, plans: Any, configuration: Any) -> torch.nn.Module:
-    """Build the network that plans.json describes, by the trainer's own builder where nnU-Net knows the trainer."""
+    """Build the network of plans.json, with the method of its trainer if nnU-Net includes that trainer."""
     import nnunetv2
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-    room = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
+    folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
     name = trained.trainer if trained.trainer.isidentifier() else "nnUNetTrainer"
-    found = recursive_find_python_class(str(room), name, "nnunetv2.training.nnUNetTrainer")
+    found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
     heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
     try:
         network: torch.nn.Module = (found or nnUNetTrainer).build_network_architecture(
@@ -128,7 +128,7 @@ def _build(trained: NnunetModel, plans: Any, configuration: Any) -> torch.nn.Mod
 
 
 def _to_sitk_order(chi: Volume, axes: str) -> tuple[NDArray[np.float32], list[float]]:
-    """Turn a map to the axes of a file and list them backwards, as SimpleITK does; give the spacing in that order."""
+    """Reorient a map to given axes and reverse their order, as SimpleITK does; return it with its spacing."""
     turn = orientations.ornt_transform(_RAS, orientations.axcodes2ornt(tuple(axes)))
     stored = orientations.apply_orientation(chi.array, turn)
     spacing = [0.0] * 3
@@ -138,14 +138,14 @@ def _to_sitk_order(chi: Volume, axes: str) -> tuple[NDArray[np.float32], list[fl
 
 
 def _from_sitk_order(fractions: NDArray[np.float32], axes: str) -> NDArray[np.float32]:
-    """Turn channels (C, z, y, x) of the axes of a file back to RAS+."""
+    """Reorient channels (C, z, y, x) with given axes back to RAS+."""
     back = orientations.ornt_transform(orientations.axcodes2ornt(tuple(axes)), _RAS)
     turned = [orientations.apply_orientation(channel.T, back) for channel in fractions]
     return np.stack(turned)
 
 
 class NnunetPredictor:
-    """Step two: the nuclei inside the box, on the map's own grid."""
+    """Second step: the nuclei inside the box, on the map's own grid."""
 
     def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
         self.model = model
@@ -153,7 +153,7 @@ class NnunetPredictor:
         self._network = Network(trained, device=device, sided=True)
 
     def predict_block(self, chi: Volume, box: Box) -> ProbabilityBlock:
-        """Compute the probability of each nucleus in the part of a map that lies in a box."""
+        """Compute the probability of each nucleus in the part of a map inside a box."""
         slices = covering_block(Grid(chi.shape, chi.affine), box)
         found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
         numbers = self.model.arch["numbers"]
@@ -163,12 +163,12 @@ class NnunetPredictor:
 
 
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """Step one: the box about the cerebellum, in the whole map.
+    """First step: find the box of the cerebellum in the whole map.
 
     Returns
     -------
     Location
-        With the cerebellum as labels of the map's own grid; for a single model folder the whole map and None.
+        The labels are the mask of the cerebellum on the map's grid. For a single model folder, the whole map and None.
 
     Raises
     ------
@@ -187,12 +187,12 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
 
 
 def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
-    """Read both steps once, and tell what a user should know of them.
+    """Read the model folders of both steps once.
 
     Returns
     -------
     list of str
-        A warning of a folder whose trainer mirrors left and right.
+        Warnings: the trainer mirrors left and right.
 
     Raises
     ------
@@ -205,22 +205,22 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
     if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
         return []
     return [
-        f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which sided labels do not "
-        "bear; run without that axis"
+        f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which exchanges sided "
+        "labels; that axis is not mirrored here"
     ]
 
 
 def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
     folder = nnunet_step_folder(weights or weights_folder(model), step)
     if folder is None:
-        raise ValueError(f"{step}: a single model folder has no such step")
+        raise ValueError(f"{step}: a single model folder does not have this step")
     if weights is None:
         _check_registered(model)
     return read_folder(folder)
 
 
 def _check_registered(model: Model) -> None:
-    """Compare the package's own weights with their checksums."""
+    """Check the weights in the package against their checksums."""
     root = weights_folder(model)
     if model.weights is None or not root.is_dir():
         raise InputError(
@@ -234,7 +234,7 @@ def _check_registered(model: Model) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what nnU-Net prints and warns of from users: it speaks to its developers."""
+    """Suppress output and warnings of nnU-Net, which are meant for its developers."""
     hidden = {name: os.environ.pop(name) for name in ("nnUNet_compile", "nnUNet_extTrainer") if name in os.environ}
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""From probabilities to labels."""
+"""Last step: labels from probabilities."""
 
 from __future__ import annotations
 
@@ -15,127 +15,131 @@ from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 
-_TOUCHING = np.ones((3, 3, 3))
+_NEIGHBOURS = np.ones((3, 3, 3))
 """Components are connected over faces, edges or corners."""
+
+_MIN_NUCLEI = 6
+"""With fewer nuclei, the pose of the head is unknown, and so is which of them is misplaced."""
+
+_ROUNDS = 20
+
+_TYPICAL_DISTANCE_MM = 4.0
+"""Variation of nuclei around their typical positions; the fit ignores what is much farther away."""
 
 
 def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
-    """Label each voxel, then mend each nucleus as the model's ``postprocessing`` says.
+    """Label each voxel, then clean up each nucleus as ``model.postprocessing`` states.
 
     Parameters
     ----------
     block : ProbabilityBlock
         Probabilities, background first.
     model : Model
-        Gives the channels' nuclei.
+        Its labels are the channels.
 
     Returns
     -------
     ndarray of shape (x, y, z)
-        Numbers of structures.tsv, 0 for background.
+        Indices of structures.tsv, 0 for background.
     """
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
-    dseg: NDArray[np.uint8] = numbers[_choose(block.probabilities, model.postprocessing.threshold)]
+    dseg: NDArray[np.uint8] = numbers[_choose_channels(block.probabilities, model.postprocessing.threshold)]
     if model.postprocessing.position_sd_mm:
-        _drop_misplaced(dseg, model, block.voxel_size_mm)
-    for number, place in zip(numbers[1:], _places(dseg, numbers[1:]), strict=True):
-        if place is not None:
-            part = dseg[place]
+        dseg = _remove_misplaced(dseg, model, block.voxel_size_mm)
+    for number, box in zip(numbers[1:], _find_boxes(dseg, numbers[1:]), strict=True):
+        if box is not None:
+            part = dseg[box]  # a view: nuclei are cleaned up one after the other, in place
             mask = part == number
-            mended = _mend(mask, model.postprocessing)
-            part[mask & ~mended] = 0
-            part[mended & (part == 0)] = number
+            cleaned = _clean_up(mask, model.postprocessing)
+            part[mask & ~cleaned] = 0
+            part[cleaned & (part == 0)] = number
     return dseg
 
 
 def label_grid(block: ProbabilityBlock, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Label a map's whole grid of that shape: `clean` inside the block, background elsewhere."""
+    """Label the whole grid of a map: `postprocess` inside the block, background elsewhere."""
     dseg = np.zeros(shape, np.uint8)
     dseg[block.slices] = postprocess(block, model)
     return dseg
 
 
 def labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
-    """Name the nuclei that some voxel goes to."""
-    channels = np.unique(_choose(probabilities, model.postprocessing.threshold))
+    """Return the abbreviations of the nuclei to which at least one voxel is assigned."""
+    channels = np.unique(_choose_channels(probabilities, model.postprocessing.threshold))
     return tuple(model.labels[channel - 1] for channel in channels if channel)
 
 
-def _choose(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
-    """Take the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
+def _choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
+    """Return the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
     if not threshold:
-        most: NDArray[np.intp] = probabilities.argmax(axis=0)
-        return most
-    chosen = 1 + probabilities[1:].argmax(axis=0)
-    return np.where(probabilities[1:].max(axis=0) > threshold, chosen, 0)
+        most_probable: NDArray[np.intp] = probabilities.argmax(axis=0)
+        return most_probable
+    nucleus = 1 + probabilities[1:].argmax(axis=0)
+    return np.where(probabilities[1:].max(axis=0) > threshold, nucleus, 0)
 
 
-def _places(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:
-    """Find the block of each label with a voxel about it."""
+def _find_boxes(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:
+    """Find the bounding box of each label, with a margin of one voxel."""
     found = ndimage.find_objects(dseg, max_label=int(numbers.max(initial=1)))
     return [
-        place and tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in place)
-        for place in (found[number - 1] for number in numbers)
+        box and tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
+        for box in (found[number - 1] for number in numbers)
     ]
 
 
-def _drop_misplaced(dseg: NDArray[np.uint8], model: Model, voxel_size_mm: tuple[float, float, float]) -> None:
-    """Remove parts that are small beside the largest, each counting for less the farther from its place it lies."""
-    places, parts, found = {}, {}, {}
+def _remove_misplaced(
+    dseg: NDArray[np.uint8], model: Model, voxel_size_mm: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """Remove components that are small relative to the largest, after weighting sizes by position.
+
+    Without the prior of position, a spurious component far from the nucleus but larger than it would be kept, and the
+    nucleus removed.
+    """
+    boxes, labelled, found = {}, {}, {}
     indices = np.array([structure.index for structure in model.structures], np.uint8)
-    for structure, place in zip(model.structures, _places(dseg, indices), strict=True):
-        if place is not None:
-            places[structure] = place
-            parts[structure], count = ndimage.label(dseg[place] == structure.index, _TOUCHING)
-            centres = ndimage.center_of_mass(parts[structure] > 0, parts[structure], np.arange(1, count + 1))
-            centres_mm = (np.array(centres) + [piece.start for piece in place]) * voxel_size_mm
-            found[structure] = Components(np.bincount(parts[structure].ravel())[1:], centres_mm)
-    for structure, missed_mm in distances_from_typical_positions(found).items():
-        nearness = np.exp(-((missed_mm / model.postprocessing.position_sd_mm) ** 2) / 2)
-        small = _small(found[structure].sizes * nearness, model.postprocessing.min_component_fraction)
-        dseg[places[structure]][np.append(False, small)[parts[structure]]] = 0
+    for structure, box in zip(model.structures, _find_boxes(dseg, indices), strict=True):
+        if box is not None:
+            boxes[structure] = box
+            labelled[structure], count = ndimage.label(dseg[box] == structure.index, _NEIGHBOURS)
+            centres = ndimage.center_of_mass(labelled[structure] > 0, labelled[structure], np.arange(1, count + 1))
+            centres_mm = (np.array(centres) + [part.start for part in box]) * voxel_size_mm
+            found[structure] = Components(np.bincount(labelled[structure].ravel())[1:], centres_mm)
+    cleaned = dseg.copy()
+    min_fraction = model.postprocessing.min_component_fraction
+    for structure, distances_mm in distances_from_typical_positions(found).items():
+        weights = np.exp(-((distances_mm / model.postprocessing.position_sd_mm) ** 2) / 2)
+        sizes = found[structure].sizes * weights
+        small = sizes < min_fraction * sizes.max()
+        if min_fraction >= 1:
+            small = np.arange(len(sizes)) != sizes.argmax()
+        cleaned[boxes[structure]][np.append(False, small)[labelled[structure]]] = 0
+    return cleaned
 
 
-def _mend(mask: NDArray[np.bool_], postprocessing: Postprocessing) -> NDArray[np.bool_]:
-    if postprocessing.fill_holes:
+def _clean_up(mask: NDArray[np.bool_], options: Postprocessing) -> NDArray[np.bool_]:
+    if options.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
-    mask = large_components(mask, postprocessing.min_component_fraction, over_corners=True)
-    return _smoothed(mask) if postprocessing.smooth else mask
+    mask = large_components(mask, options.min_component_fraction, over_corners=True)
+    return _majority_vote(mask) if options.smooth else mask
 
 
-def _small(sizes: NDArray[np.number], min_component_fraction: float) -> NDArray[np.bool_]:
-    small: NDArray[np.bool_] = sizes < min_component_fraction * sizes.max()
-    if min_component_fraction >= 1:
-        small = np.arange(len(sizes)) != sizes.argmax()  # one even of two that are as large
-    return small
-
-
-def _smoothed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Let each voxel and its six neighbours vote; a body too thin for any majority stays as it is."""
+def _majority_vote(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Apply a majority vote of each voxel and its six neighbours; masks too thin for any majority stay unchanged."""
     votes = ndimage.convolve(mask.astype(np.uint8), ndimage.generate_binary_structure(3, 1), mode="constant")
     smooth: NDArray[np.bool_] = votes >= 4
     return smooth if smooth.any() else mask
 
 
-_FEWEST = 6
-"""Fewer nuclei do not tell how the head lies and which of them errs."""
-
-_ROUNDS = 20
-
-_TYPICAL_MM = 4.0
-"""By which people's nuclei differ from typical places; what is much farther away has no say."""
-
-
 @dataclass(frozen=True)
 class Components:
-    """Connected parts that one nucleus was found in.
+    """Connected components of one nucleus.
 
     Parameters
     ----------
     sizes : ndarray of shape (n,)
-        In voxels.
+        Number of voxels.
     centres_mm : ndarray of shape (n, 3)
-        Along the axes of the map's array, from any origin that all nuclei share.
+        Along the axes of the map's array, from any origin that is the same for all nuclei.
     """
 
     sizes: NDArray[np.integer]
@@ -143,42 +147,46 @@ class Components:
 
 
 def distances_from_typical_positions(found: Mapping[Structure, Components]) -> dict[Structure, NDArray[np.float64]]:
-    """Measure how far parts lie from where the nuclei, taken together, make each expected.
+    """Measure how far components are from where the other nuclei make them expected.
 
-    The centres of the largest parts are turned, mirrored, scaled and shifted until they meet the typical ones; parts
-    far off have no say in this.
+    A similarity transform (mirroring allowed, because axes may be flipped) maps the centres of the largest components
+    to typical positions in MNI152 space; outliers hardly influence it.
 
     Parameters
     ----------
     found : mapping of Structure to Components
-        Nuclei with one part or more.
+        Nuclei with at least one component.
 
     Returns
     -------
     mapping of Structure to ndarray of shape (n,)
-        Distances in mm of the MNI152 brain from the nearest place of the nucleus; all 0 where fewer than six nuclei
+        Distances in mm in MNI152 space from the nearest typical point of the nucleus; all 0 if fewer than six nuclei
         were found.
     """
-    if len(found) < _FEWEST:
-        return {structure: np.zeros(len(parts.sizes)) for structure, parts in found.items()}
-    largest_mm = np.array([parts.centres_mm[parts.sizes.argmax()] for parts in found.values()])
-    carry = _fit_robustly(largest_mm, np.array([structure.mni_mm for structure in found]))
+    if len(found) < _MIN_NUCLEI:
+        return {structure: np.zeros(len(components.sizes)) for structure, components in found.items()}
+    largest_mm = np.array([components.centres_mm[components.sizes.argmax()] for components in found.values()])
+    to_mni = _fit_robustly(largest_mm, np.array([structure.mni_mm for structure in found]))
     return {
-        structure: _lengths(carry(parts.centres_mm)[:, None] - structure.mni_course_mm).min(axis=1)
-        for structure, parts in found.items()
+        structure: np.linalg.norm(
+            to_mni(components.centres_mm)[:, None] - np.array(structure.mni_course_mm), axis=-1
+        ).min(axis=1)
+        for structure, components in found.items()
     }
 
 
-def _fit_robustly(points: NDArray[np.float64], goals: NDArray[np.float64]) -> Similarity:
-    """Fit a similarity: first for the least sum of distances, then for the most pairs within a few millimetres."""
-    fitted = fit_similarity(points, goals, mirrored=True)
+def _fit_robustly(points: NDArray[np.float64], targets: NDArray[np.float64]) -> Similarity:
+    """Fit a similarity by iteratively reweighted least squares.
+
+    The first half of the rounds minimizes the sum of distances, which has a single minimum but is still influenced by
+    outliers; the second half, with weights that fall to 0, starts close enough to ignore them.
+    """
+    fitted = fit_similarity(points, targets, mirrored=True)
     for number in range(_ROUNDS):
-        missed = _lengths(fitted(points) - goals)
-        weights = 1 / np.maximum(missed, 1) if number < _ROUNDS // 2 else (1 + (missed / _TYPICAL_MM) ** 2) ** -2.0
-        fitted = fit_similarity(points, goals, weights, mirrored=True)
+        distance = np.linalg.norm(fitted(points) - targets, axis=-1)
+        if number < _ROUNDS // 2:
+            weights = 1 / np.maximum(distance, 1)
+        else:
+            weights = (1 + (distance / _TYPICAL_DISTANCE_MM) ** 2) ** -2.0
+        fitted = fit_similarity(points, targets, weights, mirrored=True)
     return fitted
-
-
-def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths: NDArray[np.float64] = np.linalg.norm(vectors, axis=-1)
-    return lengths

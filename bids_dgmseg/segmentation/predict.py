@@ -1,8 +1,8 @@
-"""Step two: class probabilities inside the box, on the map's own grid."""
+"""Second step: probabilities of the nuclei inside the box, on the map's own grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -34,16 +34,16 @@ from bids_dgmseg.segmentation.results import ProbabilityBlock
 Item = TypeVar("Item")
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
-"""At once on each kind of device: a second one does not fit into the caches of a CPU, which is then slower."""
+"""Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
 
 _SLICES = 8
-"""At once."""
+"""Batch size of 2D networks."""
 
 
 class Predictor(Protocol):
-    """Maps a cropped and resampled map to probabilities (C + 1, X, Y, Z) on its grid, background first.
+    """Computes probabilities (C + 1, X, Y, Z) of a resampled crop on its grid, background first.
 
-    The channels are ``model.classes``; nuclei without a side are divided afterwards.
+    The channels are ``model.classes``; nuclei without a side are split afterwards.
     """
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
@@ -60,21 +60,21 @@ def predict(
     chi : Volume
         Map in ppm, finite.
     box : Box
-        Where to look.
+        Region of interest.
     model : Model
-        Which network, at which spacing.
+        Registry entry.
     weights : path, optional
-        Folder that takes the place of the model's own weights.
+        Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the network runs.
 
     Returns
     -------
     ProbabilityBlock
-        On the map's own grid; a voxel larger than the network's holds the mean over it.
+        On the map's own grid; a voxel larger than the network's contains the mean over it.
     """
     chi = clip_and_remove_small_components(chi)
-    if model.localizer.kind == "nnunet":  # which has its own way from grid to grid
+    if model.localizer.kind == "nnunet":  # resamples on its own
         from bids_dgmseg.segmentation.nnunet import NnunetPredictor
 
         return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
@@ -85,29 +85,25 @@ def predict(
     seen = labelled_nuclei(probabilities, model)
     probabilities = resample_back(probabilities, grid, own, slices)
     if model.postprocessing.valid_voxels_only:
-        gone = _clear(probabilities, outside_field_of_view(is_valid(chi.array))[slices], model)
-        seen = tuple(name for name in seen if name not in gone)
+        outside = outside_field_of_view(is_valid(chi.array))[slices]
+        hidden = set(labelled_nuclei(probabilities[:, outside], model))
+        probabilities[0, outside] = 1
+        probabilities[1:, outside] = 0
+        if hidden:  # rare, and looking at all voxels takes a tenth of a second
+            hidden -= set(labelled_nuclei(probabilities, model))
+            seen = tuple(name for name in seen if name not in hidden)
     return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
 
 
-def _clear(probabilities: NDArray[np.float32], outside: NDArray[np.bool_], model: Model) -> set[str]:
-    """Make the marked voxels background, in place; returns the nuclei that had all their voxels there."""
-    hidden = set(labelled_nuclei(probabilities[:, outside], model))
-    probabilities[0, outside] = 1
-    probabilities[1:, outside] = 0
-    # Most maps hide nothing, and looking at every voxel takes a tenth of a second.
-    return hidden - set(labelled_nuclei(probabilities, model)) if hidden else hidden
-
-
 def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
-    """Lay the grid on which a model's network sees a box of a map."""
+    """Return the grid on which the network of a model sees a box of a map."""
     return aligned_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
 
 
 def predict_on_grid(
     chi: Volume, grid: Grid, model: Model, *, weights: Path | None = None, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """Compute probabilities (C + 1, X, Y, Z), background first, on a grid of the model's spacing; else as `predict`."""
+    """Compute probabilities (C + 1, X, Y, Z), background first, on a grid with the model's spacing; see `predict`."""
     kind = load_object(model.predictor) if isinstance(model.predictor, str) else model.predictor
     predictor: Predictor = kind(model, weights=weights, device=device)
     probabilities = predictor(resample(chi, grid, antialias=True))
@@ -117,16 +113,16 @@ def predict_on_grid(
 
 
 class NetworkPredictor:
-    """Torch networks, one a fold, run over windows of their own patch size and averaged."""
+    """Torch networks, one per fold or checkpoint, whose probabilities in sliding windows are averaged."""
 
     def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
         self.model, self.device = read_model_folder(model, weights), device
         self.networks = load_segmenters(model, weights)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        """Average windows, folds and, where the best is wanted, mirror images; then merge the heads."""
-        predict_one = self._by_slices if self.model.input.slices else self._by_windows
-        total, count = np.zeros((self._channels, *volume.shape), np.float32), 0
+        """Average windows, networks and, if the model uses mirroring, mirror images; then merge the heads."""
+        predict_one = self._predict_slices if self.model.input.slices else self._predict_windows
+        total, count = np.zeros((self._n_channels, *volume.shape), np.float32), 0
         for network in self.networks:
             total += predict_one(network, volume)
             count += 1
@@ -136,39 +132,37 @@ class NetworkPredictor:
                 count += 1
         return merge_heads(total / np.float32(count), self.model.groups)
 
-    def _by_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
+    def _predict_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
-        shown = self.model.input
-        values = self._normalize(chi.array)[None]
-        patch = shape_to_cover(shown.patch_mm, chi.voxel_size_mm)
-        windows = list(sliding_windows(chi.shape, patch, shown.window_step, shown.window_slack))
-        total = np.zeros((self._channels, *chi.shape), np.float32)
-        votes = np.zeros(chi.shape, np.float32)
-        for some in _in_batches(windows, _WINDOWS[pick_device(self.device).type]):
-            answers = self._probabilities(network, np.stack([values[:, *window] for window in some]))
-            for window, answer in zip(some, answers, strict=True):
-                weight = np.float32(1) if shown.window_step or len(windows) == 1 else gaussian_weight(answer.shape[1:])
-                total[:, *window] += answer * weight
-                votes[window] += weight
-        total /= votes
+        options = self.model.input
+        values = NORMALIZATIONS[options.normalization](chi.array)[None]
+        patch = shape_to_cover(options.patch_mm, chi.voxel_size_mm)
+        windows = list(sliding_windows(chi.shape, patch, options.window_step, options.window_slack))
+        total = np.zeros((self._n_channels, *chi.shape), np.float32)
+        weights = np.zeros(chi.shape, np.float32)
+        for batch in _batches(windows, _WINDOWS[pick_device(self.device).type]):
+            predicted = self._probabilities(network, np.stack([values[:, *window] for window in batch]))
+            for window, one in zip(batch, predicted, strict=True):
+                uniform = options.window_step or len(windows) == 1
+                weight = np.float32(1) if uniform else gaussian_weight(one.shape[1:])
+                total[:, *window] += one * weight
+                weights[window] += weight
+        total /= weights
         return total
 
-    def _by_slices(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
-        """Assemble the probabilities (channels, X, Y, Z) of all coronal slices, each seen among its neighbours."""
+    def _predict_slices(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
+        """Predict the probabilities (channels, X, Y, Z) of all coronal slices, each stacked with its neighbours."""
+        normalize = NORMALIZATIONS[self.model.input.normalization]
         stacks = coronal_stacks(chi.array, self.model.input.slices)
-        total = np.empty((self._channels, *chi.shape), np.float32)
-        for some in _in_batches(range(len(stacks)), _SLICES):
-            shown = np.stack([self._normalize(stacks[place]) for place in some])
-            total[:, :, some] = self._probabilities(network, shown).swapaxes(0, 1).swapaxes(1, 2)
+        total = np.empty((self._n_channels, *chi.shape), np.float32)
+        for batch in _batches(range(len(stacks)), _SLICES):
+            values = np.stack([normalize(stacks[index]) for index in batch])
+            total[:, :, batch] = self._probabilities(network, values).swapaxes(0, 1).swapaxes(1, 2)
         return total
 
     @property
-    def _channels(self) -> int:
+    def _n_channels(self) -> int:
         return sum(1 + len(group) for group in self.model.groups)
-
-    @property
-    def _normalize(self) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        return NORMALIZATIONS[self.model.input.normalization]
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = forward_batch(network, values, self.device)
@@ -177,6 +171,6 @@ class NetworkPredictor:
         return array
 
 
-def _in_batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
     for start in range(0, len(items), size):
         yield list(items[start : start + size])

@@ -1,4 +1,4 @@
-"""From logits to one set of probabilities, whatever heads a network has."""
+"""Probabilities from logits: softmax per head, calibration, merging of heads, resampling to the map's grid."""
 
 from __future__ import annotations
 
@@ -13,79 +13,84 @@ from torch.nn import functional
 
 from bids_dgmseg.image.grids import Grid
 
-_LEAST = 1e-7
-"""Float32 cannot tell a background of less from none."""
+_MIN_BACKGROUND = 1e-7
+"""Below this, the background of a softmax in float32 is rounding error."""
 
-_LEAST_CALIBRATED = 0.01
-"""Temperatures are fitted where there is a doubt. Far from it they turn none into a thousandth, which the voxels of a
-whole head add up to more than a nucleus."""
+_MIN_CALIBRATED = 0.01
+"""Temperatures are fitted to doubtful voxels. Far from any nucleus they raise 0 to about a thousandth, which summed
+over the voxels of a whole head exceeds the volume of a nucleus."""
 
 
 def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatures: Sequence[float] = ()) -> Tensor:
-    """Turn logits into probabilities, a softmax over each head's background and classes.
+    """Compute a softmax over the background and classes of each head.
 
     Parameters
     ----------
     logits : Tensor of shape (B, channels, ...)
         For each head a background, then its classes.
     groups : sequence of sequence of str
-        The classes of each head, as `bids_dgmseg.models.registry.Model.groups`.
+        Classes of each head, see `bids_dgmseg.models.registry.Model.groups`.
     temperatures : sequence of float
-        One a channel, by which the logits are divided before; what is then less than 0.01 goes to the background. None
-        for neither.
+        One per channel, by which logits are divided first; probabilities below 0.01 are then assigned to the
+        background. By default neither is done.
     """
     logits = apply_temperature(logits, temperatures)
     probabilities = logits.clone()
-    for part in _parts(groups):
-        head = logits[:, part].softmax(dim=1)
+    for channels in _channels_of_heads(groups):
+        head = logits[:, channels].softmax(dim=1)
         if temperatures:
-            _drop_haze(head)
-        probabilities[:, part] = head
+            _zero_low_probabilities(head)
+        probabilities[:, channels] = head
     return probabilities
 
 
-def _drop_haze(head: Tensor) -> None:
-    """Give a head's background (channel 0) what its classes have where that is next to nothing."""
-    classes = functional.threshold(head[:, 1:], _LEAST_CALIBRATED, 0.0, inplace=True)
+def _zero_low_probabilities(head: Tensor) -> None:
+    """Assign probabilities of classes below 0.01 to the background (channel 0), in place."""
+    classes = functional.threshold(head[:, 1:], _MIN_CALIBRATED, 0.0, inplace=True)
     head[:, 0] = 1 - classes.sum(dim=1)
 
 
 def apply_temperature(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Divide logits (B, channels, ...) by a temperature a channel; none leave them as they are."""
+    """Divide logits (B, channels, ...) by one temperature per channel; without temperatures they stay unchanged."""
     if not temperatures:
         return logits
     return logits / torch.tensor(temperatures, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
 
 
 def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-    r"""Join the probabilities of independent heads into one distribution.
+    r"""Merge the probabilities of independent heads into one distribution.
 
     Parameters
     ----------
     probabilities : ndarray of shape (channels, X, Y, Z)
         For each head a background, then its classes.
     groups : sequence of sequence of str
-        The classes of each head.
+        Classes of each head.
 
     Returns
     -------
     ndarray of shape (1 + classes, X, Y, Z)
-        Background, then the classes of all heads; sums to 1. One head alone stays as it is.
+        Background, then the classes of all heads; sums to 1. The probabilities of a single head are returned unchanged.
 
     Notes
     -----
-    Heads are taken for independent, on the condition that at most one of them is right: a voxel belongs to one
-    nucleus or none. With class :math:`c` and background :math:`b` of a head :math:`h`, this is
+    Heads are independent classifiers that may contradict each other: two may be certain of different nuclei in the same
+    voxel, and the plain product of their distributions would give combinations that do not exist. The merged
+    distribution is that product conditioned on at most one head being right, because a voxel belongs to one nucleus or
+    none. With class :math:`c` and background :math:`b` of head :math:`h`,
 
     .. math:: q_c = \frac{p_c / p_{b(h)}}{1 + \sum_{h'} \sum_{c' \in h'} p_{c'} / p_{b(h')}}, \qquad
        q_0 = 1 - \sum_c q_c.
 
-    For heads of one class each, the most probable class is the one whose head is surest, if that is above one half.
+    For heads with one class each, the most probable class is that of the most certain head, if its probability exceeds
+    one half.
     """
     if len(groups) == 1:
         return probabilities
+    # Odds against the head's own background; that of a certain head is 0 and would divide by zero.
     odds = [
-        probabilities[part][1:] / np.maximum(probabilities[part][:1], np.float32(_LEAST)) for part in _parts(groups)
+        probabilities[channels][1:] / np.maximum(probabilities[channels][:1], np.float32(_MIN_BACKGROUND))
+        for channels in _channels_of_heads(groups)
     ]
     merged = np.concatenate([np.ones_like(odds[0][:1]), *odds])
     merged /= merged.sum(axis=0)
@@ -93,7 +98,7 @@ def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[st
 
 
 def mirrored_channels(groups: Sequence[Sequence[str]]) -> list[int]:
-    """Say, for each channel of all heads, which one it is in the mirror: left and right change places.
+    """Return, for each channel of all heads, its counterpart in the mirror image: left and right are exchanged.
 
     >>> mirrored_channels([["DN_L", "DN_R"], ["RN"]])
     [0, 2, 1, 3, 4]
@@ -101,11 +106,11 @@ def mirrored_channels(groups: Sequence[Sequence[str]]) -> list[int]:
     names = [name for head, group in enumerate(groups) for name in (f"background {head}", *group)]
     swap = {"_L": "_R", "_R": "_L"}
     return [
-        names.index(name[:-2] + swap[name[-2:]]) if name[-2:] in swap else place for place, name in enumerate(names)
+        names.index(name[:-2] + swap[name[-2:]]) if name[-2:] in swap else channel for channel, name in enumerate(names)
     ]
 
 
-def _parts(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
+def _channels_of_heads(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
     start = 0
     for group in groups:
         yield slice(start, start := start + 1 + len(group))
@@ -114,33 +119,43 @@ def _parts(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
 def resample_back(
     probabilities: NDArray[np.float32], grid: Grid, own: Grid, slices: tuple[slice, slice, slice]
 ) -> NDArray[np.float32]:
-    """Carry probabilities to a block of the map's grid, trilinear, averaged over voxels larger than the network's."""
+    """Resample probabilities from the network's grid to a block of the map's grid.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C, X, Y, Z)
+        Background first.
+    grid, own : Grid
+        Grids of the network and of the map.
+    slices : tuple of 3 slice
+        Block of the map's grid.
+
+    Returns
+    -------
+    ndarray of shape (C, x, y, z)
+        Interpolated linearly. In voxels larger than the network's, the mean over about as many points as they contain
+        voxels of the network, so that sums of probabilities remain volumes. Background beyond the network's grid.
+    """
     corner = np.eye(4)
-    corner[:3, 3] = [piece.start for piece in slices]
-    shape = tuple(piece.stop - piece.start for piece in slices)
+    corner[:3, 3] = [part.start for part in slices]
+    shape = tuple(part.stop - part.start for part in slices)
     to_source = np.linalg.inv(grid.affine) @ own.affine @ corner
     source = torch.from_numpy(probabilities)[None]
     total = torch.zeros(source.shape[1], *shape)
-    offsets = list(_offsets_inside_voxel(to_source))
+    widths = np.linalg.norm(to_source[:3, :3], axis=0)
+    counts = np.maximum(np.round(widths).astype(int), 1)
+    offsets = [(np.array(position) + 0.5) / counts - 0.5 for position in np.ndindex(*counts)]
     for offset in offsets:
         total += _sample(source, to_source, shape, offset)
     total /= len(offsets)
-    total[0] = 1 - total[1:].sum(dim=0)  # beyond the network's grid all is background
+    total[0] = 1 - total[1:].sum(dim=0)
     return total.numpy()
 
 
-def _offsets_inside_voxel(to_source: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yield points spread over a voxel, about one a voxel of the source."""
-    widths = np.linalg.norm(to_source[:3, :3], axis=0)
-    counts = np.maximum(np.round(widths).astype(int), 1)
-    for position in np.ndindex(*counts):
-        yield (np.array(position) + 0.5) / counts - 0.5
-
-
 def _sample(source: Tensor, to_source: NDArray[np.float64], shape: tuple[int, ...], offset: NDArray[Any]) -> Tensor:
-    """Sample all channels at the voxels of a block, moved by a part of a voxel; 0 outside the source."""
+    """Sample all channels at the voxels of a block, shifted by a fraction of a voxel; 0 outside the source."""
     size = np.array(source.shape[2:])
-    # grid_sample wants coordinates from -1 to 1 over the outer edges, last axis first.
+    # grid_sample expects coordinates from -1 to 1 between the outer edges, last axis first.
     scale = 2 / size
     matrix = (to_source[:3, :3].T * scale)[:, ::-1]
     start = ((to_source[:3, :3] @ offset + to_source[:3, 3] + 0.5) * scale - 1)[::-1]

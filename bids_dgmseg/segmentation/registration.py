@@ -1,4 +1,4 @@
-"""Find nuclei by registering the most similar of a few labelled reference maps."""
+"""Registration of labelled atlases: rigid, affine and deformable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Matrix = NDArray[np.float64]
 _RIGID_MM, _AFFINE_MM = 4.0, 2.5
 
 RANGE_PPM = (-0.1, 0.2)
-"""What registration sees; veins and bone beyond it would dominate."""
+"""Range to which maps are clipped; larger values, of veins and bone, would dominate the metric."""
 
 _PITCHES_DEG = (-12.0, 0.0, 12.0)
 
@@ -39,16 +39,16 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Atlas:
-    """A map whose nuclei are known."""
+    """A map with labelled nuclei."""
 
     name: str
     chi: Volume
     labels: Volume
-    """Numbers of structures.tsv on any grid of the same world."""
+    """Indices of structures.tsv, on any grid in the same space."""
 
 
 class Head:
-    """A map as registration sees it; each part is made once, however many references are laid on it.
+    """A map prepared for registration; images are computed once, however many atlases are registered to it.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Head:
 
     @cached_property
     def upright(self) -> Matrix:
-        """From an upright head, its brain's middle at the origin and its midplane at x = 0, to the world."""
+        """Transform to the world from an upright head with its centre at the origin and its midplane at x = 0."""
         plane = find_midplane(self.chi)
         upright = np.eye(4)
         upright[:3, :3] = Rotation.align_vectors([plane.normal], [[1, 0, 0]])[0].as_matrix()
@@ -72,15 +72,15 @@ class Head:
 
     @cached_property
     def middle_mm(self) -> NDArray[np.float64]:
-        """Centre of mass of what was measured."""
-        measured = valid_mask(self.chi).array
-        counts = [np.count_nonzero(measured, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
+        """Centre of mass of the valid voxels."""
+        valid = valid_mask(self.chi).array
+        counts = [np.count_nonzero(valid, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
         index = [np.average(np.arange(len(count)), weights=count) for count in counts]
         middle: NDArray[np.float64] = self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
         return middle
 
     def image(self, spacing_mm: float) -> Any:
-        """Sample what was measured along the world's axes; ITK is given RAS+ coordinates and need not know."""
+        """Return the map as a SimpleITK image along the world's axes, with RAS+ coordinates where ITK expects LPS+."""
         if spacing_mm not in self._images:
             grid = self._grid(spacing_mm)
             array = np.clip(resample(self.chi, grid, antialias=True).array, *RANGE_PPM)
@@ -88,10 +88,10 @@ class Head:
         return self._images[spacing_mm]
 
     def mask(self, spacing_mm: float) -> Any:
-        """Mark the voxels of `image` that were measured for the most part."""
+        """Return the mask of `image`: voxels that are mostly valid."""
         if spacing_mm not in self._masks:
-            grid, measured = self._grid(spacing_mm), valid_mask(self.chi)
-            share = resample(measured.with_array(measured.array.astype(np.float32)), grid, antialias=True).array
+            grid, valid = self._grid(spacing_mm), valid_mask(self.chi)
+            share = resample(valid.with_array(valid.array.astype(np.float32)), grid, antialias=True).array
             self._masks[spacing_mm] = to_itk((share > 0.5).astype(np.uint8), grid)
         return self._masks[spacing_mm]
 
@@ -105,12 +105,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Registration:
-    """How a reference came to lie on a map.
+    """Result of registering an atlas to a map.
 
     Parameters
     ----------
     to_map : ndarray of shape (4, 4)
-        Atlas's world to the map's, RAS+ mm.
+        From the space of the atlas to that of the map, RAS+ mm.
     similarity : float
         Mutual information in nats.
     """
@@ -120,76 +120,76 @@ class Registration:
 
 
 def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
-    """Read the reference maps of a model's folder; else as `bids_dgmseg.models.model_folder.atlas_files`."""
+    """Read the atlases of a model folder; see `bids_dgmseg.models.model_folder.atlas_files`."""
     return [
         Atlas(chi.name.removesuffix("_Chimap.nii.gz"), _finite(Volume.read(chi)), Volume.read(labels, np.uint8))
         for chi, labels in atlas_files(model, weights)
     ]
 
 
-def find_by_atlas(chi: Volume, references: list[Atlas], model: Model) -> Box:
-    """Lay a box about the nuclei of the most similar reference, carried to the map.
+def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
+    """Find the box of the nuclei by registering the most similar atlas.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 outside the brain.
-    references : list of Atlas
-        Each is aligned rigidly; the one with the largest mutual information is then aligned by an affine map.
+    atlases : list of Atlas
+        All are registered rigidly; the one with the largest mutual information is then registered affinely.
     model : Model
-        Whose nuclei, and with which margin.
+        Defines nuclei, margin and patch.
 
     Returns
     -------
     Box
-        Holds all voxels of the model's nuclei and the margin, and at least a patch.
+        Contains all voxels of the model's nuclei with the margin, and is at least as large as the patch.
 
     Raises
     ------
     InputError
-        If the map is 0 everywhere, a reference has no nucleus of the model, or SimpleITK is not installed.
+        If the map is 0 everywhere, an atlas has no nucleus of the model, or SimpleITK is not installed.
     """
-    masks = [_mark_nuclei(reference, model) for reference in references]
+    masks = [_nuclei_mask(atlas, model) for atlas in atlases]
     head = Head(chi)
-    rigid = [align_rigidly(head, reference) for reference in references]
-    best = max(range(len(references)), key=lambda place: rigid[place].similarity)
-    to_map = align_affinely(head, references[best], rigid[best]).to_map
+    rigid = [align_rigidly(head, atlas) for atlas in atlases]
+    best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
+    to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
-def _mark_nuclei(reference: Atlas, model: Model) -> Volume:
-    wanted = np.isin(reference.labels.array, [structure.index for structure in model.structures])
+def _nuclei_mask(atlas: Atlas, model: Model) -> Volume:
+    wanted = np.isin(atlas.labels.array, [structure.index for structure in model.structures])
     if not wanted.any():
-        raise InputError(f"{reference.name}_dseg.nii.gz: has no {model.labels[0]}; correct the reference's labels")
-    return reference.labels.with_array(wanted)
+        raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
+    return atlas.labels.with_array(wanted)
 
 
-def align_rigidly(head: Head, reference: Atlas) -> Registration:
-    """Register a reference to a map at 8 and 4 mm.
+def align_rigidly(head: Head, atlas: Atlas) -> Registration:
+    """Register an atlas to a map rigidly, at 8 and 4 mm.
 
-    The midplanes of both heads leave one angle open, the pitch: the best of several beginnings is taken.
+    Aligning the midplanes of both heads leaves one angle unknown, the pitch: several starting values are tried.
     """
-    other = Head(reference.chi)
+    other = Head(atlas.chi)
     from_map = _inverse(head.upright)
-    beginnings = [other.upright @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
+    starts = [other.upright @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
     transform = import_sitk().Euler3DTransform
-    found = [_register(head, other, transform(), begin, _RIGID_MM, share=1.0) for begin in beginnings]
+    found = [_register(head, other, transform(), start, _RIGID_MM, share=1.0) for start in starts]
     return max(found, key=lambda one: one.similarity)
 
 
-def align_affinely(head: Head, reference: Atlas, start: Registration) -> Registration:
-    """Register a reference to a map at 5 and 2.5 mm, from where it lies already."""
+def align_affinely(head: Head, atlas: Atlas, start: Registration) -> Registration:
+    """Register an atlas to a map affinely, at 5 and 2.5 mm, starting from a rigid registration."""
     transform = import_sitk().AffineTransform(3)
-    return _register(head, Head(reference.chi), transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
+    return _register(head, Head(atlas.chi), transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
 
 
 @contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Let ITK work on one thread: sums of several differ in their last bits from run to run.
+    """Limit ITK to one thread: with several, the last bits of sums differ from run to run.
 
-    A filter's own number of threads does not reach all that it calls inside; the global default does.
+    The number of threads of a filter does not apply to the filters that it uses; the global default does.
     """
     settings = import_sitk().ProcessObject
     before = settings.GetGlobalDefaultNumberOfThreads()
@@ -204,7 +204,7 @@ def on_one_thread() -> Iterator[None]:
 def _register(
     head: Head, other: Head, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
-    """Improve a linear transform, map's world to the reference's, by mutual information; the same way each time."""
+    """Optimize a linear transform from map to atlas by mutual information; deterministic."""
     sitk = import_sitk()
     middle = head.middle_mm
     transform.SetCenter(middle.tolist())
@@ -232,7 +232,7 @@ def _pitched(degrees: float) -> Matrix:
 
 
 def _matrix(transform: Any) -> Matrix:
-    """Write a linear transform as a matrix of world coordinates."""
+    """Return the matrix of a linear transform in world coordinates."""
     matrix, centre = np.eye(4), np.array(transform.GetCenter())
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
@@ -244,8 +244,8 @@ def _inverse(matrix: Matrix) -> Matrix:
 
 
 def to_itk(array: NDArray[Any], grid: Grid) -> Any:
-    """Make a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
-    image = import_sitk().GetImageFromArray(array.T)  # SimpleITK counts axes from the last
+    """Return a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
+    image = import_sitk().GetImageFromArray(array.T)  # SimpleITK reverses the order of axes
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
@@ -271,49 +271,49 @@ def import_sitk() -> Any:
 
 
 _LEVELS = ((4.0, 40), (2.0, 25))
-"""Voxel size in mm and iterations, coarse to fine."""
+"""Voxel size in mm and number of iterations, coarse to fine."""
 
 _SMOOTHING_MM = 3.0
-"""Standard deviation of the Gaussian that keeps displacements smooth."""
+"""SD of the Gaussian that regularizes displacements."""
 
 _PPB = 1000.0
-"""The filter takes differences below 0.001 for none, so it is shown ppb."""
+"""The filter ignores differences below 0.001, so it gets ppb."""
 
 
 @dataclass(frozen=True)
 class Deformation:
-    """Where the points of one map lie in another.
+    """Displacement field between two maps.
 
     Parameters
     ----------
     displacement_mm : ndarray of shape (3, X, Y, Z)
-        What to add to a point (RAS+) of the fixed map to reach the same place in the moving one.
+        Vector (RAS+) from a point of the fixed map to the corresponding point of the moving map.
     grid : Grid
-        Where it is known, along the world's axes; it fades out beyond.
+        Its grid, along the world's axes; displacements fade to 0 beyond.
     """
 
     displacement_mm: NDArray[np.float64]
     grid: Grid
 
     def on_grid(self, grid: Grid) -> Deformation:
-        """Sample it at the voxels of another grid."""
+        """Resample the field to another grid."""
         parts = [resample(Volume(part, self.grid.affine), grid).array for part in self.displacement_mm]
         return Deformation(np.stack(parts), grid)
 
     def points_mm(self) -> NDArray[np.float64]:
-        """Give the points (3, X, Y, Z) of the moving map that belong to the voxels of the grid."""
+        """Return the points (3, X, Y, Z) of the moving map that correspond to the voxels of the grid."""
         return np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
 
 
 def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
-    """Bend a map onto another that it is aligned with, by symmetric demons at 4 and 2 mm; the same way each time.
+    """Register a map deformably to another it is aligned with: symmetric demons at 4 and 2 mm, deterministic.
 
     Parameters
     ----------
     fixed, moving : Volume
-        Maps in ppm, finite, in one world.
+        Maps in ppm, finite, in the same space.
     box : Box
-        Where.
+        Region to register.
 
     Raises
     ------
@@ -322,8 +322,8 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
 
     Notes
     -----
-    Each step moves a point by the difference of the intensities over their gradients, in both maps, then smooths all
-    displacements [1]_.
+    Each step moves points by the difference of intensities over the gradients of both maps, then smooths the field
+    [1]_.
 
     References
     ----------
@@ -343,7 +343,7 @@ def _improve(begin: Deformation, fixed: Any, moving: Any, iterations: int) -> De
     sitk = import_sitk()
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfIterations(iterations)
-    demons.SetMaximumRMSError(0.0)  # that many iterations, whatever the noise
+    demons.SetMaximumRMSError(0.0)  # always run all iterations
     demons.SetStandardDeviations(_SMOOTHING_MM / begin.grid.affine[0, 0])
     start = sitk.GetImageFromArray(begin.displacement_mm.transpose(3, 2, 1, 0), isVector=True)
     start.CopyInformation(fixed)

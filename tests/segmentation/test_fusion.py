@@ -11,9 +11,9 @@ from bids_dgmseg.segmentation.multi_atlas import Warped, join_labels, vote_local
 SHAPE = (7, 7, 7)
 
 
-def atlas(label: int, ppm: float, *, measured: bool = True) -> Warped:
+def atlas(label: int, ppm: float, *, valid: bool = True) -> Warped:
     """A map of one value whose every voxel has one label."""
-    return Warped(np.full(SHAPE, ppm, np.float32), np.full(SHAPE, label, np.uint8), np.full(SHAPE, measured))
+    return Warped(np.full(SHAPE, ppm, np.float32), np.full(SHAPE, label, np.uint8), np.full(SHAPE, valid))
 
 
 def test_an_atlas_that_looks_otherwise_counts_less():
@@ -33,9 +33,9 @@ def test_only_the_neighbourhood_counts():
 
 
 def test_an_atlas_has_no_vote_where_it_shows_nothing():
-    shares = vote_locally(np.zeros(SHAPE), [atlas(0, 0.0, measured=False), atlas(1, 0.1)], n_channels=2)
+    shares = vote_locally(np.zeros(SHAPE), [atlas(0, 0.0, valid=False), atlas(1, 0.1)], n_channels=2)
     np.testing.assert_array_equal(shares[1], 1)
-    shares = vote_locally(np.zeros(SHAPE), [atlas(1, 0.0, measured=False)], n_channels=2)
+    shares = vote_locally(np.zeros(SHAPE), [atlas(1, 0.0, valid=False)], n_channels=2)
     np.testing.assert_array_equal(shares[0], 1)
 
 
@@ -57,5 +57,5 @@ def test_joint_fusion_follows_the_atlases_that_agree_with_the_map():
 
 def test_joint_fusion_without_antspy_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
-    with pytest.raises(InputError, match="ANTsPy: not installed; run `pip install antspyx` or take multiatlas"):
+    with pytest.raises(InputError, match="ANTsPy: not installed; run `pip install antspyx` or use multiatlas"):
         join_labels(np.zeros(SHAPE), [atlas(1, 0.1)], n_channels=2)

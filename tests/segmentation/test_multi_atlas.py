@@ -100,5 +100,5 @@ def test_a_displacement_leads_from_the_fixed_map_to_the_moving_one(bent):
 def test_atlases_without_a_nucleus_are_refused(bent):
     bare = straight("a", seed=5)
     bare = replace(bare, labels=bare.labels.with_array(np.zeros_like(bare.labels.array)))
-    with pytest.raises(InputError, match="atlases: no nucleus in any; check their labels"):
+    with pytest.raises(InputError, match="atlases: none contains a nucleus; check their labels"):
         segment_by_atlases(bent[0], [bare], COARSE, fuse=vote_locally)

@@ -87,5 +87,5 @@ def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
 
 def test_a_reference_without_the_model_s_nuclei_is_refused(reference):
     empty = replace(reference, labels=reference.labels.with_array(np.zeros_like(reference.labels.array)))
-    with pytest.raises(InputError, match=r"^phantom_dseg.nii.gz: has no DN_L; correct the reference's labels$"):
+    with pytest.raises(InputError, match=r"^phantom_dseg.nii.gz: no DN_L found; correct the labels of the atlas$"):
         find_by_atlas(turned(0, 0, 0)[0], [empty], MODEL)
