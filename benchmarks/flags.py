@@ -26,9 +26,7 @@ from failures import FAILURES, Case
 from scipy import stats
 
 from bids_dgmseg.errors import InputError, run_command
-from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, Rating, Rule, rate_nuclei, rate_scan
 from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.registry import Model, get_model
@@ -103,12 +101,9 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     segmented = segment_map(case.chi, model)
     block, box = segmented.block, segmented.location.box
     dseg = case.chi.with_array(segmented.labels)
-    measured, probseg = is_valid(case.chi.array), block.probabilities[1:]
-    fov = FieldOfView.of(measured, voxel_size_mm=case.chi.voxel_size_mm)
-    scan = SegmentedScan(case.chi, dseg, probseg, block.slices, model.structures, fov)
-    voxels_pv = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-    gaps = check_coverage(dseg, structures=model.structures, voxels_pv=voxels_pv, valid=measured, labelled=block.seen)
-    found = measure_scan(scan, box=box, missing=gaps.missing, reference=None, map_reference="not stated")
+    probseg = block.probabilities[1:]
+    scan = SegmentedScan(case.chi, dseg, probseg, block.slices, model.structures, labelled=block.seen)
+    found = measure_scan(scan, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
         float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan

@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.nifti import image_like, load_image
-from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.label_map import choose_labels
@@ -144,23 +142,12 @@ def segment(
         chi = checked.chi_ppm
         found = segment_map(chi, chosen, weights=folder, device=device)
         labels = image_like(found.labels, load_image(path))
-    block, valid = found.block, is_valid(chi.array)
+    block = found.block
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(found.labels)
-    scan = SegmentedScan(
-        chi, dseg, probseg, block.slices, found.structures, FieldOfView.of(valid, voxel_size_mm=chi.voxel_size_mm)
-    )
-    coverage = check_coverage(
-        dseg,
-        structures=found.structures,
-        voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64),
-        valid=valid,
-        labelled=block.seen,
-    )
-    measures = measure_scan(
-        scan, box=found.location.box, missing=coverage.missing, reference=None, map_reference=checked.reference
-    )
-    warnings = (*notes, *checked.warnings, *coverage.warnings)
+    scan = SegmentedScan(chi, dseg, probseg, block.slices, found.structures, labelled=block.seen)
+    measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference)
+    warnings = (*notes, *checked.warnings, *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.confidence import measure_confidence
-from bids_dgmseg.measurement.field_of_view import FieldOfView
+from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
 from bids_dgmseg.measurement.norms import compare_with_norms, parse_reference_region
 from bids_dgmseg.measurement.nuclei import measure_asymmetry, measure_high_iron, measure_nuclei
@@ -37,7 +39,13 @@ class SegmentedScan:
     block: tuple[slice, slice, slice]
     """Part of the map that the probabilities cover; everything else is background."""
     structures: Sequence[Structure]
-    fov: FieldOfView
+    labelled: Collection[str]
+    """Abbreviations of the nuclei that the network labelled on its own grid."""
+
+    @cached_property
+    def fov(self) -> FieldOfView:
+        """Field of view of the map."""
+        return FieldOfView.of(is_valid(self.chi.array), voxel_size_mm=self.chi.voxel_size_mm)
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,12 @@ class ScanMeasures:
     rating: Rating
     reasons: tuple[str, ...]
     """Why the rating of the scan is not green, worst first."""
+    warnings: tuple[str, ...]
+    """Nuclei that are missing or may be cut, without the name of the scan."""
 
 
 def measure_scan(
-    scan: SegmentedScan, *, box: Box, missing: Sequence[str], reference: Reference | None, map_reference: str
+    scan: SegmentedScan, *, box: Box, reference: Reference | None = None, map_reference: str = "not stated"
 ) -> ScanMeasures:
     """Measure and rate the nuclei and the map of one scan.
 
@@ -64,8 +74,6 @@ def measure_scan(
         Map and segmentation.
     box : Box
         Box that the localizer found.
-    missing : sequence of str
-        Abbreviations of nuclei without any value.
     reference : Reference, optional
         Reference region of this run; without it the table has no referenced columns.
     map_reference : str
@@ -78,6 +86,14 @@ def measure_scan(
     """
     chi, dseg = scan.chi.array[scan.block], scan.dseg.array[scan.block]
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
+    coverage = check_coverage(
+        scan.dseg,
+        structures=structures,
+        voxels_pv=scan.probseg.sum(axis=(1, 2, 3), dtype=np.float64),
+        valid=is_valid(scan.chi.array),
+        labelled=scan.labelled,
+    )
+    missing = coverage.missing
     stats = measure_nuclei(chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, missing=missing)
     stats = stats.merge(measure_high_iron(chi, dseg, structures=structures, voxel_size_mm=size_mm), on=_NUCLEUS)
     confidence = measure_confidence(
@@ -104,4 +120,5 @@ def measure_scan(
     rating, reasons = rate_scan(quality, stats["rating"].tolist())
     kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
-    return ScanMeasures(stats[[column for column in STATS_COLUMNS if column in stats]], quality, rating, reasons)
+    columns = [column for column in STATS_COLUMNS if column in stats]
+    return ScanMeasures(stats[columns], quality, rating, reasons, coverage.warnings)

@@ -19,7 +19,7 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.io.tables import write_tsv
-from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
+from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.report.mosaic import draw_mosaic
@@ -215,22 +215,15 @@ class Measure(Step):
         """Measure the nuclei."""
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
         model, structures = self.inputs.model, self.inputs.model.structures
-        valid = is_valid(chi.array)
         with np.load(self.inputs.in_block) as stored:
             x, y, z = (slice(int(start), int(stop)) for start, stop in stored["bounds"])
             probabilities = stored["fractions"].astype(np.float32) * FRACTION_SCALE
-        fov = FieldOfView.of(valid, voxel_size_mm=chi.voxel_size_mm)
-        scan = SegmentedScan(chi, dseg, probabilities, (x, y, z), structures, fov)
-        voxels_pv = probabilities.sum(axis=(1, 2, 3), dtype=np.float64)
-        gaps = check_coverage(
-            dseg, structures=structures, voxels_pv=voxels_pv, valid=valid, labelled=self.inputs.in_seen
-        )
+        scan = SegmentedScan(chi, dseg, probabilities, (x, y, z), structures, labelled=self.inputs.in_seen)
         mask = Path(self.inputs.reference_mask) if self.inputs.reference_mask else None
         reference = find_reference(self.inputs.reference, scan, mask=mask, regions=self.inputs.in_regions, model=model)
         found = measure_scan(
             scan,
             box=self.inputs.in_box,
-            missing=gaps.missing,
             reference=reference,
             map_reference=self.inputs.in_report.values["reference"],
         )
@@ -238,7 +231,7 @@ class Measure(Step):
         return {
             "out_stats": str(folder / "stats.tsv"),
             "out_figures": self._draw(chi, dseg, folder),
-            "out_report": report_measures(found, reference, gaps.warnings),
+            "out_report": report_measures(found, reference, found.warnings),
         }
 
     def _draw(self, chi: Volume, dseg: Volume, folder: Path) -> dict[str, str]:

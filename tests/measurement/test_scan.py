@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
-from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.reference import Reference
 from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
@@ -28,16 +26,14 @@ def find(
     chi: Volume,
     dseg: Volume,
     *,
-    missing: tuple[str, ...] = (),
     reference: Reference | None = None,
     map_reference: str = "not stated",
 ) -> ScanMeasures:
     """Measure the phantom with probabilities of 0 or 1."""
-    fov = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm)
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
-    scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, fov)
-    return measure_scan(scan, box=BOX, missing=missing, reference=reference, map_reference=map_reference)
+    scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, labelled=())
+    return measure_scan(scan, box=BOX, reference=reference, map_reference=map_reference)
 
 
 def test_good_scan_has_all_columns_and_is_green():
@@ -65,8 +61,9 @@ def test_asymmetry_is_in_both_rows():
 def test_missing_nucleus_is_red_without_values():
     chi, dseg = upright()
     gone = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
-    found = find(chi, gone, missing=("STN_R",), reference=CSF)
+    found = find(chi, gone, reference=CSF)
     row = found.stats.set_index("abbreviation").loc["STN_R"]
+    assert found.warnings == ("STN_R was not found; its values are n/a",)
     assert row["rating"] == "red"
     assert str(row["reasons"]).startswith("not found")
     assert row.drop(["index", "name", "hemisphere", "rating", "reasons"]).isna().all()
