@@ -1,13 +1,12 @@
-"""How well a model finds the nuclei: on the demo, on simulated maps never trained on, and on real maps.
+"""Accuracy of a model on the demo, on unseen simulated maps and on labelled real maps.
 
-    python benchmarks/accuracy.py [--weights FOLDER] [--ensemble] [--maps N] [--each N] [--template FILE] [--seed S]
-                                  [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
+    python benchmarks/accuracy.py [--model MODEL] [--weights FOLDER] [--ensemble] [--maps N] [--each N]
+                                  [--template FILE] [--seed S] [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
-With ``--maps`` it draws that many heads, each with all settings in the middle of their ranges and once more with ages
-and susceptibilities as in training, and with ``--each`` so many of them in every other condition (`conditions.py`),
-from a label template (the phantom without one). A dataset is a BIDS dataset of chi maps with labels in
-``derivatives/*/`` (as `dgmseg demo` and `dgmseg simulate` write them); labels are matched by the abbreviations in
-their ``dseg.tsv``. Prints Markdown.
+``--maps`` draws heads under typical conditions, and once more with age and susceptibility varying as in training;
+``--each`` draws heads under each of the other conditions (`conditions.py`). Heads come from a label template, or from
+the phantom. A dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/``, as written by `dgmseg demo` and
+`dgmseg simulate`; labels are matched by the abbreviations in ``dseg.tsv``. To compare models, run it with each of them.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from conditions import conditions
+from reporting import dice_by_nucleus, markdown
 
 from bids_dgmseg.cli import demo
 from bids_dgmseg.errors import InputError, run_command
@@ -34,22 +34,22 @@ from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
 from bids_dgmseg.train.external_validation import score_labelled
 
 _FIRST_SEED = 2 * 10**13
-"""Away from the seeds of training and of `dgmseg simulate`."""
+"""Beyond the seeds of training and of `dgmseg simulate`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score what was asked for."""
+    """Score the demo, the datasets and the drawn maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
-    parser.add_argument("--ensemble", action="store_true", help="average as `bids_dgmseg --ensemble` does")
-    parser.add_argument("--maps", type=int, default=0, help="heads to draw, each of them twice")
-    parser.add_argument("--each", type=int, default=0, help="heads to draw in every other condition")
-    parser.add_argument("--template", type=Path, help="label template to draw them from (default: the phantom)")
-    parser.add_argument("--seed", type=int, default=1, help="of those maps (default: 1)")
-    parser.add_argument("--simulated", type=Path, help="dataset that `dgmseg simulate` wrote")
-    parser.add_argument("--real", type=Path, help="dataset with silver labels")
-    parser.add_argument("--out", type=Path, help="all scores as TSV")
+    parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
+    parser.add_argument("--ensemble", action="store_true", help="average checkpoints as `bids_dgmseg --ensemble` does")
+    parser.add_argument("--maps", type=int, default=0, help="number of heads, each drawn twice")
+    parser.add_argument("--each", type=int, default=0, help="number of heads per other condition")
+    parser.add_argument("--template", type=Path, help="label template (default: the phantom)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the heads (default: 1)")
+    parser.add_argument("--simulated", type=Path, help="dataset written by `dgmseg simulate`")
+    parser.add_argument("--real", type=Path, help="dataset of labelled real maps")
+    parser.add_argument("--out", type=Path, help="write all scores as TSV")
     args = parser.parse_args(argv)
     return run_command("accuracy", lambda: _run(args))
 
@@ -60,18 +60,18 @@ def _run(args: argparse.Namespace) -> int:
     datasets = {name: root for name in ("simulated", "real") if (root := getattr(args, name)) is not None}
     for name, root in datasets.items():
         if not root.is_dir():
-            raise InputError(f"--{name} {root}: no such folder; give a BIDS dataset of labelled maps")
+            raise InputError(f"--{name} {root}: no such folder; pass a BIDS dataset of labelled maps")
     with tempfile.TemporaryDirectory() as folder:
         demo.run(argparse.Namespace(dir=Path(folder) / "demo"))
         tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
     for name, root in datasets.items():
         tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
-        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{as_markdown(table)}", flush=True)
+        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{scans_table(table)}", flush=True)
     if args.maps:
         drawn = try_conditions(model, args.weights, template, n_heads=args.maps, n_each=args.each, seed=args.seed)
         for condition in conditions():
-            if condition.many:
+            if condition.frequent:
                 print(f"\n{measures_table(drawn[drawn['condition'] == condition.name])}")
         print(f"\n{conditions_table(drawn)}")
         tables.append(drawn.assign(dataset="drawn"))
@@ -81,18 +81,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
-    """Segment every labelled map of a dataset; one row a scan and nucleus."""
+    """Segment every labelled map of a dataset; one row per scan and nucleus."""
     return score_labelled(root.absolute(), model, weights=weights, located_by=weights, device="cpu", say=print)
 
 
 def try_conditions(
     model: Model, weights: Path | None, template: Volume | None, *, n_heads: int, n_each: int, seed: int
 ) -> pd.DataFrame:
-    """Draw maps and segment them; one row a map and nucleus of the truth."""
+    """Draw and segment maps; one row per map and true nucleus."""
     head = template_head(template) if template else phantom_head()
     tables = []
     for number, condition in enumerate(conditions()):
-        for drawn in range(n_heads if condition.many else n_each):
+        for drawn in range(n_heads if condition.frequent else n_each):
             sample_seed = _FIRST_SEED + 1_000_000 * seed + drawn
             table = score_drawn(*condition.draw(head, sample_seed), model, weights)
             tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
@@ -100,7 +100,7 @@ def try_conditions(
 
 
 def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:
-    """Segment one map and measure each of its true nuclei."""
+    """Segment a map and score each nucleus it contains."""
     segmented = segment_map(chi, model, weights=weights)
     found, block = segmented.labels, segmented.block
     known = truth[block.slices]
@@ -110,7 +110,7 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
         true, predicted = truth == structure.index, found == structure.index
         if not true.any():
             continue
-        # Left and right of a nucleus follow one another in structures.tsv.
+        # Left and right of a nucleus are consecutive in structures.tsv.
         other_side = structure.index + (1 if structure.index % 2 else -1)
         rows.append(
             {
@@ -131,71 +131,61 @@ def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | No
 
 
 def _calibration(block: ProbabilityBlock, channel: int, truth: np.ndarray) -> dict[str, float]:
-    """Measure a nucleus' calibration where there is a doubt: neither surely it nor surely not."""
+    """Compute calibration excesses over voxels with a non-zero probability or of the nucleus."""
     probability = block.probabilities[channel]
-    doubtful = (probability > 0.01) | truth
-    too_much = calibration_excess(probability[doubtful], truth[doubtful])
-    return {"doubtful": np.count_nonzero(doubtful)} | {f"too_much_{n}": value for n, value in enumerate(too_much)}
+    uncertain = (probability > 0.01) | truth
+    excess = calibration_excess(probability[uncertain], truth[uncertain])
+    return {"uncertain": np.count_nonzero(uncertain)} | {f"excess_{n}": value for n, value in enumerate(excess)}
 
 
 def calibration_error(rows: pd.DataFrame) -> float:
-    """Compute the expected calibration error of the voxels of several maps."""
-    return float(rows.filter(regex="^too_much_").sum().abs().sum() / rows["doubtful"].sum())
+    """Compute the expected calibration error over the voxels of several maps."""
+    return float(rows.filter(regex="^excess_").sum().abs().sum() / rows["uncertain"].sum())
 
 
 def measures_table(table: pd.DataFrame) -> str:
-    """Lay the measures of one condition out, a row a nucleus, left and right together."""
-    lines = [
-        f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n",
-        "| nucleus | Dice | worst | HD95 mm | volume bias % | by probability | volume r | χ bias ppm | χ worst | "
-        "ECE | missed | wrong side |",
-        "| --- " * 12 + "|",
-    ]
-    for nucleus, rows in table.groupby(table["abbreviation"].str.split("_").str[0], sort=False):
-        bias, bias_pv = (100 * (rows[f"found{kind}_mm3"].sum() / rows["true_mm3"].sum() - 1) for kind in ("", "_pv"))
-        shift = rows["found_ppm"] - rows["true_ppm"]
-        lines.append(
-            f"| {nucleus} | {rows['dice'].mean():.3f} | {rows['dice'].min():.3f} | {rows['hd95_mm'].mean():.2f} | "
-            f"{bias:+.1f} | {bias_pv:+.1f} | {rows['found_mm3'].corr(rows['true_mm3']):.3f} | {shift.mean():+.4f} | "
-            f"{shift.abs().max():.4f} | {calibration_error(rows):.3f} | {rows['missed'].sum()} | "
-            f"{rows['wrong_side'].sum()} |"
+    """Format the scores of one condition: one row per nucleus, left and right together."""
+    rows = []
+    for nucleus, scores in table.groupby(table["abbreviation"].str.split("_").str[0], sort=False):
+        bias, bias_pv = (
+            f"{100 * (scores[f'found{kind}_mm3'].sum() / scores['true_mm3'].sum() - 1):+.1f}" for kind in ("", "_pv")
         )
-    return "\n".join(lines)
+        shift = scores["found_ppm"] - scores["true_ppm"]
+        rows.append(
+            {
+                "nucleus": nucleus,
+                "Dice": scores["dice"].mean(),
+                "lowest": scores["dice"].min(),
+                "HD95 mm": f"{scores['hd95_mm'].mean():.2f}",
+                "volume bias %": bias,
+                "from probabilities": bias_pv,
+                "volume r": scores["found_mm3"].corr(scores["true_mm3"]),
+                "χ bias ppm": f"{shift.mean():+.4f}",
+                "χ largest": f"{shift.abs().max():.4f}",
+                "ECE": calibration_error(scores),
+                "missed": scores["missed"].sum(),
+                "wrong side": scores["wrong_side"].sum(),
+            }
+        )
+    return f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n\n{markdown(pd.DataFrame(rows))}"
 
 
 def conditions_table(table: pd.DataFrame) -> str:
-    """Lay the Dice of all conditions out, a row each, with the worst and the number of nuclei missed or swapped."""
-    nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
-    wide = nuclei.pivot_table(index="condition", columns="nucleus", values="dice", aggfunc="mean", sort=False)
-    groups = table.groupby("condition", sort=False)
-    wide["mean"], wide["worst"] = wide.mean(axis=1), groups["dice"].min()
-    wide["missed"], wide["wrong side"] = groups["missed"].sum(), groups["wrong_side"].sum()
-    wide["maps"] = groups["scan"].nunique()
-    lines = ["| Dice | " + " | ".join(wide.columns) + " |", "| --- " * (len(wide.columns) + 1) + "|"]
-    for name, row in wide.iterrows():
-        cells = [
-            f"{value:.0f}" if column in ("missed", "wrong side", "maps") else f"{value:.3f}"
-            for column, value in row.items()
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Format the Dice of all conditions, with the lowest and the number of nuclei missed or on the wrong side."""
+    wide, groups = dice_by_nucleus(table, "condition"), table.groupby("condition", sort=False)
+    wide["lowest"], wide["missed"] = groups["dice"].min(), groups["missed"].sum()
+    wide["wrong side"], wide["maps"] = groups["wrong_side"].sum(), groups["scan"].nunique()
+    return markdown(wide.rename_axis("Dice"))
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Lay scans out in rows and nuclei in columns, mean of left and right; the last rows are mean and worst."""
-    nuclei = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
-    wide = nuclei.pivot_table(index="scan", columns="nucleus", values="dice", aggfunc="mean", sort=False)
-    worst = nuclei.groupby("nucleus", sort=False)["dice"].min()
+def scans_table(table: pd.DataFrame) -> str:
+    """Format the Dice of all scans; the last rows are the mean and the lowest single nucleus."""
+    wide = dice_by_nucleus(table, "scan")
+    lowest = table["dice"].groupby(table["abbreviation"].str.split("_").str[0]).min()
     wide.loc["**mean**"] = wide.mean()
-    wide["mean"] = wide.mean(axis=1)
-    wide.loc["worst side"] = worst
+    wide.loc["lowest"] = lowest
     wide["seconds"] = table.groupby("scan")["seconds"].first()
-    lines = ["| Dice | " + " | ".join(wide.columns) + " |", "| --- " * (len(wide.columns) + 1) + "|"]
-    for name, row in wide.iterrows():
-        digits = {"seconds": 1}
-        cells = ["" if np.isnan(value) else f"{value:.{digits.get(str(column), 3)}f}" for column, value in row.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(wide.rename_axis("Dice"), {"seconds": 1})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The kinds of simulated maps on which `accuracy.py` tries a model: one setting moved, all others in the middle."""
+"""Conditions of simulated maps for `accuracy.py`: one setting changed, all others typical."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bids_dgmseg.simulate.pathology import NO_PATHOLOGY
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
 from bids_dgmseg.simulate.shapes import ShapedHead
 
-_DISEASES = {
+_PATHOLOGIES = {
     "small dentates of ataxia": dataclasses.replace(NO_PATHOLOGY, ataxia=1.0),
     "small caudates and putamina": dataclasses.replace(NO_PATHOLOGY, atrophy=1.0),
     "calcified pallida": dataclasses.replace(NO_PATHOLOGY, calcified=1.0),
@@ -27,17 +27,17 @@ _DISEASES = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One kind of map."""
+    """Settings of simulated maps."""
 
     name: str
     view: View
     slice_factor: int = 1
-    """So many slices are averaged to one; odd, so that a thick slice has a middle one to be labelled by."""
-    many: bool = False
-    """Whether enough heads are to be drawn for more than a rough figure."""
+    """Number of slices averaged to a thick one; odd, so that it has a central slice."""
+    frequent: bool = False
+    """Whether to draw as many heads as `--maps` says."""
 
     def draw(self, head: ShapedHead, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
-        """Draw a map, its centre at the scanner's origin, with its true nuclei."""
+        """Draw a map, centred on the origin, with its true nuclei."""
         chi, labels = draw_sample([(head, 1.0)], self.view, seed)
         array, truth = self.thicken(chi.numpy(), nuclei_labels(labels).numpy())
         step = self.view.spacing_mm
@@ -46,7 +46,7 @@ class Condition:
         return Volume(array, world_grid(Box((-x, -y, -z), (x, y, z)), spacing_mm, array.shape).affine), truth
 
     def thicken(self, chi: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Average a map's slices; a thick voxel has the label of its middle one, unless most of it has another."""
+        """Average slices; a thick voxel has the most frequent label, or the central one if all differ."""
         factor, depth = self.slice_factor, chi.shape[2] // self.slice_factor
         stacks = [array[:, :, : depth * factor].reshape(*array.shape[:2], depth, factor) for array in (chi, labels)]
         votes = [
@@ -57,38 +57,38 @@ class Condition:
 
 
 def conditions() -> Iterator[Condition]:
-    """Yield all conditions; the first is the middle of all ranges.
+    """Yield all conditions, starting with typical settings.
 
-    One seed draws the same head in all of them but those of diseases and of everything at random, and but the one in
-    five people as trained whose values follow no law.
+    The same seed draws the same head in all of them, except with pathology, with all settings random, and for the
+    fifth of subjects whose susceptibility is unrelated to age.
     """
-    view = middle_view(1.0)
-    yield Condition("mid-range, 1 mm", view, many=True)
+    view = typical_head_view(1.0)
+    yield Condition("mid-range, 1 mm", view, frequent=True)
     trained = whole_head_view(1.0)
-    yield Condition("people as trained", dataclasses.replace(view, values=trained.values), many=True)
-    yield Condition("0.7 mm", middle_view(0.7))
-    yield Condition("0.67 × 0.67 × 2 mm", middle_view(2 / 3), slice_factor=3)
+    yield Condition("subjects as in training", dataclasses.replace(view, values=trained.values), frequent=True)
+    yield Condition("0.7 mm", typical_head_view(0.7))
+    yield Condition("0.67 × 0.67 × 2 mm", typical_head_view(2 / 3), slice_factor=3)
     yield Condition("1 × 1 × 3 mm", view, slice_factor=3)
     for largest in (15.0, 30.0):
         head = dataclasses.replace(view.head, rotation_deg=(largest,) * 3)
-        yield Condition(f"turned by up to {largest:.0f}°, all axes", dataclasses.replace(view, head=head))
+        yield Condition(f"rotated by up to {largest:.0f}°, all axes", dataclasses.replace(view, head=head))
     for snr in (20.0, 120.0):
         yield Condition(f"SNR {snr:.0f}", _reconstructed(view, snr=(snr, snr)))
     for method, name in enumerate(("truncated division", "least squares", "conjugate gradients", "total variation")):
         weights = tuple(float(other == method) for other in range(4))
         yield Condition(name, _reconstructed(view, methods=weights))
-    yield Condition("degraded without physics", _with_artefacts(view, physics=0.0))
+    yield Condition("degraded by filters", _with_artefacts(view, physics=0.0))
     for age in (15.0, 75.0):
         yield Condition(f"{age:.0f} years", _with_values(view, age_years=(age, age)))
-    yield Condition("every nucleus's iron odd", _with_values(view, odd=1.0))
-    for name, disease in _DISEASES.items():
-        yield Condition(name, _with_values(view, pathology=disease))
+    yield Condition("abnormal iron in every nucleus", _with_values(view, odd=1.0))
+    for name, pathology in _PATHOLOGIES.items():
+        yield Condition(name, _with_values(view, pathology=pathology))
     yield Condition("slices missing, noise outside", dataclasses.replace(view, cut_mm=(17.0, 8.0), outside_noise=1.0))
-    yield Condition("everything at random, as trained", trained)
+    yield Condition("all settings random, as in training", trained)
 
 
-def middle_view(spacing_mm: float) -> View:
-    """See a head as an ordinary scan of that voxel size shows it, whole and without noise outside."""
+def typical_head_view(spacing_mm: float) -> View:
+    """Return a typical view of the whole head at a voxel size, without noise outside."""
     view = without_resampling(typical_view(whole_head_view(spacing_mm)))
     return dataclasses.replace(view, cut_mm=(0.0, 0.0), outside_noise=0.0)
 

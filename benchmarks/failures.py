@@ -1,4 +1,4 @@
-"""What goes wrong with maps, one kind each: the failures on which `flags.py` tries the ratings."""
+"""Simulated failures of acquisition, reconstruction and data handling, for `ratings.py`."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.qsm.field import dipole_kernel
 
 UNIT_FACTORS = (0.1, 1 / (2 * np.pi), 2 * np.pi, 10.0)
-"""Wrong by a factor that leaves a map plausible: ppb and Hz are known by their values and refused or converted."""
+"""Factors that leave a map plausible; ppb and Hz are recognized by their values."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A map and what is true of it."""
+    """A map with its true labels."""
 
     chi: Volume
-    """In ppm, 0 where nothing was measured."""
+    """In ppm, 0 outside its coverage."""
     truth: NDArray[np.uint8]
-    """Numbers of structures.tsv on its grid, whole nuclei also where the map ends."""
+    """Labels of structures.tsv on its grid, complete also beyond the coverage of the map."""
 
 
 def scale_units(case: Case, rng: np.random.Generator) -> Case:
-    """Give the values another unit."""
+    """Scale the values by a wrong unit."""
     return _with(case, case.chi.array * np.float32(rng.choice(UNIT_FACTORS)))
 
 
-def move(case: Case, rng: np.random.Generator) -> Case:
-    """Replace bands of k-space by those of the head in other poses: 3 to 12 degrees and 2 to 8 mm away."""
+def add_motion(case: Case, rng: np.random.Generator) -> Case:
+    """Simulate motion: bands of k-space from other poses, 3 to 12 degrees and 2 to 8 mm away."""
     spectrum = np.fft.fft(case.chi.array, axis=1)
     poses = rng.integers(1, 4)
     bounds = np.sort(rng.choice(spectrum.shape[1], 2 * poses, replace=False)).reshape(poses, 2)
     for low, high in bounds:
-        moved = np.fft.fft(_turn(case.chi, rng), axis=1)
+        moved = np.fft.fft(_rotate(case.chi, rng), axis=1)
         spectrum[:, low:high] = moved[:, low:high]
     return _with(case, np.where(case.chi.array != 0, np.fft.ifft(spectrum, axis=1).real, 0))
 
 
-def _turn(chi: Volume, rng: np.random.Generator) -> NDArray[np.float32]:
+def _rotate(chi: Volume, rng: np.random.Generator) -> NDArray[np.float32]:
     angles, shift_mm = (rng.choice((-1, 1), 3) * rng.uniform(low, high, 3) for low, high in ((3, 12), (2, 8)))
     matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     middle = (np.array(chi.shape) - 1) / 2
@@ -53,8 +53,8 @@ def _turn(chi: Volume, rng: np.random.Generator) -> NDArray[np.float32]:
     return turned
 
 
-def cut(case: Case, rng: np.random.Generator) -> Case:
-    """End the slices within the nuclei, from below or above."""
+def cut_field_of_view(case: Case, rng: np.random.Generator) -> Case:
+    """Cut the field of view through the nuclei, from below or above."""
     levels = np.flatnonzero(case.truth.any(axis=(0, 1)))
     last = levels[0] + round(rng.uniform(0.1, 0.7) * len(levels))
     missing = slice(None, last) if rng.random() < 0.5 else slice(levels[-1] - (last - levels[0]), None)
@@ -63,8 +63,8 @@ def cut(case: Case, rng: np.random.Generator) -> Case:
     return _with(case, chi)
 
 
-def streak(case: Case, rng: np.random.Generator) -> Case:
-    """Invert a noisy field with hardly any regularization: division truncated at 0.01 to 0.05."""
+def add_streaks(case: Case, rng: np.random.Generator) -> Case:
+    """Invert a noisy field with little regularization: division truncated at 0.01 to 0.05."""
     chi = torch.from_numpy(np.ascontiguousarray(case.chi.array, np.float32))
     kernel = dipole_kernel(chi.shape, case.chi.voxel_size_mm)
     field = torch.fft.rfftn(chi) * kernel
@@ -82,27 +82,27 @@ def add_noise(case: Case, rng: np.random.Generator) -> Case:
 
 
 def flip(case: Case, rng: np.random.Generator) -> Case:
-    """Turn the image upside down or back to front against its header, the truth with it."""
+    """Flip image and truth along y or z without changing the header."""
     axis = int(rng.integers(1, 3))
     return Case(_as(case.chi, np.flip(case.chi.array, axis)), np.flip(case.truth, axis))
 
 
 def exchange_sides(case: Case, rng: np.random.Generator) -> Case:
-    """Store the image mirrored left to right: what lies on the left is the right nucleus."""
+    """Mirror image and truth left to right without changing the header."""
     del rng
     return Case(_as(case.chi, np.flip(case.chi.array, 0)), np.flip(case.truth, 0))
 
 
-def mask_wrongly(case: Case, rng: np.random.Generator) -> Case:
-    """Take a brain mask that is 12 to 40 mm out of place."""
+def shift_mask(case: Case, rng: np.random.Generator) -> Case:
+    """Apply a brain mask shifted by 12 to 40 mm."""
     shift_mm = rng.normal(size=3)
     shift_mm *= rng.uniform(12, 40) / np.linalg.norm(shift_mm)
     mask = ndimage.shift((case.chi.array != 0).astype(np.float32), shift_mm / case.chi.voxel_size_mm, order=1) > 0.5
     return _with(case, np.where(mask, case.chi.array, 0))
 
 
-def show_another_part(case: Case, rng: np.random.Generator) -> Case:
-    """Show two legs: round, with muscle, fat, bone and vessels, and no nucleus at all."""
+def show_legs(case: Case, rng: np.random.Generator) -> Case:
+    """Replace the head by two legs with muscle, fat and bone."""
     shape, size_mm = case.chi.shape, np.array(case.chi.voxel_size_mm)
     x, y, _ = (
         (np.arange(n) - (n - 1) / 2).reshape([-1 if a == b else 1 for b in range(3)]) * size_mm[a]
@@ -130,13 +130,13 @@ def _as(like: Volume, chi: NDArray[np.floating]) -> Volume:
 
 FAILURES: Mapping[str, Callable[[Case, np.random.Generator], Case]] = {
     "wrong units": scale_units,
-    "motion": move,
-    "cut field of view": cut,
-    "strong streaks": streak,
+    "motion": add_motion,
+    "cut field of view": cut_field_of_view,
+    "strong streaks": add_streaks,
     "low SNR": add_noise,
     "upside down or back to front": flip,
     "left and right exchanged": exchange_sides,
-    "wrong mask": mask_wrongly,
-    "another body part": show_another_part,
+    "wrong mask": shift_mask,
+    "another body part": show_legs,
 }
-"""Name → failure."""
+"""Name → function that applies it."""

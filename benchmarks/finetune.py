@@ -1,9 +1,9 @@
-"""What fine-tuning on a few labelled scans gives on scans not learned from: each participant left out in turn.
+"""Benefit of fine-tuning on a few labelled scans: leave-one-participant-out cross-validation.
 
     python benchmarks/finetune.py DATASET [--minutes M | --steps N] [--folds K] [--from FOLDER] [--out FILE.tsv]
 
-DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg finetune`. Prints the Dice of the held-out
-scans before and after. The weights are thrown away.
+DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg finetune`. Prints the Dice of the held-out scans
+before and after fine-tuning. The weights are not kept.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Leave participants out, one after the other."""
+    """Leave out one participant after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--minutes", type=positive_float, default=10.0, help="of learning, each fold")
-    parser.add_argument("--steps", type=positive_int, help="in place of minutes")
-    parser.add_argument("--folds", type=positive_int, help="only the first so many")
-    parser.add_argument("--from", dest="start", type=Path, help="folder of the starting weights")
+    parser.add_argument(
+        "--minutes", type=positive_float, default=10.0, help="training time per fold (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_int, help="number of steps instead of minutes")
+    parser.add_argument("--folds", type=positive_int, help="use only the first folds")
+    parser.add_argument("--from", dest="start", type=Path, help="folder with the initial weights")
     parser.add_argument("--learning-rate", type=positive_float, default=FineTuning.learning_rate)
-    parser.add_argument("--out", type=Path, help="all scores as TSV")
+    parser.add_argument("--out", type=Path, help="write all scores as TSV")
     args = parser.parse_args(argv)
     return run_command("finetune", lambda: _run(args))
 
@@ -44,8 +46,8 @@ def _run(args: argparse.Namespace) -> int:
     training = FineTuning(
         minutes=math.inf if args.steps else args.minutes, steps=args.steps, learning_rate=args.learning_rate
     )
-    there = read_labelled_maps(dataset, model, say=print)
-    participants = sorted({one.participant for one in there})
+    labelled = read_labelled_maps(dataset, model, say=print)
+    participants = sorted({one.participant for one in labelled})
     tables = []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {outcome.step} steps\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
-    print(f"each of {len(tables)} left out\n{summarize(scores)}")
+    print(f"{len(tables)} folds\n{summarize(scores)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     return 0

@@ -1,27 +1,30 @@
-"""Can each network learn two scans by heart? Dice above 0.95 says that network, loss and samples fit together.
+"""Overfitting test: whether each network reaches a Dice above 0.95 on two scans used for training.
 
     python benchmarks/overfit.py OUT [--model dgm16 dcnnet attunet25d deepqsmseg nnunet2step] [--minutes M]
         [--dataset DATASET]
 
-Trains on two scans as the paper does, but without augmentation, early stopping and falling rates, and scores the same
-scans. nnunet2step trains its second step, small, around the dentates, with nnU-Net's own augmentation and falling rate,
-for all of the time; scored are patches of the same scans. OUT gets a folder a model and overfit.tsv. The same command
-goes on where it stopped; minutes count for each model, all calls together. DATASET is a labelled BIDS dataset; by
-default two simulated maps are written to OUT/data.
+A failure points to a mismatch of network, loss and samples. Trains as in the paper, but without augmentation, early
+stopping and decay of the learning rate, and tests on the same two scans. nnunet2step trains a small version of its
+second step around the dentates with the augmentation and schedule of nnU-Net for all of the time, and is tested on
+patches of the same scans. OUT gets one folder per model and overfit.tsv. The same command resumes; minutes are per
+model, over all calls. DATASET is a labelled BIDS dataset; by default two simulated maps are written to OUT/data.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+from reporting import markdown
+
 from bids_dgmseg.cli.options import positive_float
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.io.tables import read_tsv, write_tsv
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.dataset import simulate_dataset
 from bids_dgmseg.train.cases import prepare_case
@@ -37,18 +40,17 @@ from bids_dgmseg.train.recipes import RECIPES, get_recipe
 
 GOAL = 0.95
 NNUNET = "nnunet2step"
-COLUMNS = ("model", "parameters", "epochs", "minutes", "mean_dice", "least_dice", "passed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Overfit models one after the other; 1 if one does not reach the goal."""
+    """Overfit the models; return 1 if one does not reach the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", nargs="+", default=["dgm16", *RECIPES], choices=["dgm16", *RECIPES, NNUNET])
     parser.add_argument("--minutes", type=positive_float, default=60.0, help="per model (default: %(default)s)")
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--learning-rate", type=positive_float, default=1e-3, help="default: %(default)s")
-    parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for dgmseg train")
+    parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for `dgmseg train`")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
     use_cores()
@@ -61,16 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             recipe = changed(overfitting(model, minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
             rows.append(overfit(model, recipe, dataset, folder, device=args.device))
-        print("\t".join(map(str, rows[-1].values())), flush=True)
-    with (args.out / "overfit.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = pd.DataFrame(rows)
+    write_tsv(table, args.out / "overfit.tsv")
+    print(markdown(table))
     return 0 if all(row["passed"] == "yes" for row in rows) else 1
 
 
 def simulate_two(root: Path) -> Path:
-    """Write two simulated maps, unless they are there."""
+    """Write two simulated maps, unless they exist."""
     if not (root / "participants.tsv").is_file():
         for _ in simulate_dataset(root, n_scans=2, seed=7):
             pass
@@ -78,14 +78,14 @@ def simulate_two(root: Path) -> Path:
 
 
 def overfitting(model: Model, *, minutes: float, learning_rate: float) -> Recipe:
-    """Take the model's recipe without what hinders learning by heart."""
+    """Return the recipe of a model without regularization."""
     recipe = get_recipe(model.name) if model.name in RECIPES else _own_recipe(model)
     pace = Pace(1_000_000, recipe.pace.batch, learning_rate, minutes=minutes)
     return replace(recipe, pace=pace, augmentation=Augmentation())
 
 
 def _own_recipe(model: Model) -> Recipe:
-    """Show the whole patch of a model without a paper's recipe, both scans a step."""
+    """Return a recipe for a model without a published one: complete patches, both scans per step."""
     x, y, z = (round(size / step) for size, step in zip(model.input.patch_mm, model.input.spacing_mm, strict=True))
     return Recipe(
         classes={name: (name,) for name in model.labels},
@@ -96,31 +96,31 @@ def _own_recipe(model: Model) -> Recipe:
 
 
 def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: str = "auto") -> dict[str, object]:
-    """Train until all classes together reach the goal, or the time is over."""
+    """Train until the mean Dice reaches the goal or time runs out."""
     maps = read_labelled_maps(dataset, model, say=print)[:2]
     cases = [prepare_case(one.map, model, recipe) for one in maps]
     learner = Learner(model, recipe, Means(device=device))
 
-    def tell(state: State) -> bool:
+    def finish_epoch(state: State) -> bool:
         mean, loss = _dice(state)[0], state.rows[-1].loss
         print(f"{model.name}: epoch {state.epoch}, loss {loss:.4f}, Dice {mean:.3f}", flush=True)
         return mean > GOAL
 
-    state = learner.learn(cases, cases, out, report=lambda state, steps, loss: None, finish_epoch=tell)
-    mean, least = _dice(state)
+    state = learner.learn(cases, cases, out, report=lambda state, steps, loss: None, finish_epoch=finish_epoch)
+    mean, lowest = _dice(state)
     return {
         "model": model.name,
         "parameters": learner.parameters,
         "epochs": state.epoch,
         "minutes": f"{state.seconds / 60:.1f}",
         "mean_dice": f"{mean:.3f}",
-        "least_dice": f"{least:.3f}",
+        "lowest_dice": f"{lowest:.3f}",
         "passed": "yes" if mean > GOAL else "no",
     }
 
 
 def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, device: str) -> dict[str, object]:
-    """Train step two of nnunet2step on two scans, which are watched too."""
+    """Train the second step of nnunet2step on two scans, which also serve as validation."""
 
     def cases() -> Iterator[Case]:
         for one in read_labelled_maps(dataset, model, say=print)[:2]:
@@ -132,8 +132,7 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
     from bids_dgmseg.train.nnunet.plan import CONFIGURATION, count_parameters
 
     plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
-    with (out / "dentate_curve.tsv").open(encoding="utf-8") as file:
-        last = list(csv.DictReader(file, delimiter="\t"))[-1]
+    last = read_tsv(out / "dentate_curve.tsv").iloc[-1]
     dice = [float(last[name]) for name in model.labels]
     mean = sum(dice) / len(dice)
     return {
@@ -142,13 +141,13 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
         "epochs": outcome.epochs,
         "minutes": f"{minutes:.1f}",
         "mean_dice": f"{mean:.3f}",
-        "least_dice": f"{min(dice):.3f}",
+        "lowest_dice": f"{min(dice):.3f}",
         "passed": "yes" if mean > GOAL else "no",
     }
 
 
 def _dice(state: State) -> tuple[float, float]:
-    """Mean and least Dice of the classes after the last epoch."""
+    """Return mean and lowest Dice of the classes after the last epoch."""
     found = [value for value in state.rows[-1].dice if not math.isnan(value)] if state.rows else [0.0]
     return sum(found) / len(found), min(found)
 

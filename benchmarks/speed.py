@@ -1,12 +1,11 @@
-"""How long one scan takes and how much memory, beside nnU-Net with a network of the same task.
+"""Time and memory per scan, compared with nnU-Net with a network for the same task.
 
     python benchmarks/speed.py [--weights FOLDER] [--map FILE] [--repeats N] [--mirroring]
 
-Draws one simulated head at 1 mm (the phantom's anatomy), unless a map is given. Ours: localizer and segmenter through
-the functions that the app calls. The peer: ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by
-default for a 3D task at 1 mm (31 million parameters, patches of 128³, 17 classes), untrained, since weights do not
-change its speed; one fold, and without mirroring unless it is asked for. Each runs in a process of its own, in turn;
-the table gives the median. Compute is what remains of a command when its imports, timed apart, are taken off.
+Segments one simulated head at 1 mm (anatomy of the phantom), unless a map is given. For comparison,
+``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task at 1 mm (31 million
+parameters, patches of 128³, 17 classes), untrained, since weights do not affect the speed; one fold, without mirroring
+unless requested. Each runs in a separate process; times are medians. Compute time excludes imports.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from typing import Any
 
 import nibabel as nib
 import pandas as pd
+from reporting import markdown, measure
 
 from bids_dgmseg.simulate.dataset import simulate_dataset
 
@@ -51,14 +50,14 @@ _FEATURES = [32, 64, 128, 256, 320, 320]
 _N_CLASSES = 17
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Time both programs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
-    parser.add_argument("--map", type=Path, help="_Chimap of 1 mm to segment in place of the head that is drawn")
+    parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
+    parser.add_argument("--map", type=Path, help="chi map of 1 mm to segment (default: a simulated head)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mirroring", action="store_true", help="let the peer mirror, as it does by default")
-    args = parser.parse_args()
+    parser.add_argument("--mirroring", action="store_true", help="let nnU-Net mirror, as it does by default")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if not args.map:
@@ -66,45 +65,35 @@ def main() -> None:
         chi = args.map or next((root / "heads").glob("sub-*/anat/*_Chimap.nii.gz"))
         ours = [sys.executable, "-c", _OURS, str(chi), str(root / "dseg.nii.gz"), str(args.weights or "")]
         rows = [
-            measure("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
-            measure("nnUNetv2_predict", *_peer_commands(root, chi, mirroring=args.mirroring), repeats=args.repeats),
+            time_command("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
+            time_command(
+                "nnUNetv2_predict", *_peer_commands(root, chi, mirroring=args.mirroring), repeats=args.repeats
+            ),
         ]
     table = pd.DataFrame(rows).set_index("program")
     table.loc["ratio"] = table.iloc[1] / table.iloc[0]
-    print(f"One scan of 1 mm, {os.cpu_count()} cores, median of {args.repeats}\n\n{as_markdown(table)}")
+    print(f"One scan of 1 mm, {os.cpu_count()} cores, median of {args.repeats}\n\n{markdown(table, 2)}")
+    return 0
 
 
-def measure(program: str, command: Sequence[str], imports: Sequence[str], *, repeats: int) -> dict[str, str | float]:
-    """Time a command and, apart, its imports; the peak is that of its largest process."""
-    runs = [_run(command) for _ in range(repeats)]
-    start = statistics.median(_run(imports)[0] for _ in range(repeats))
-    whole = statistics.median(seconds for seconds, _ in runs)
+def time_command(
+    program: str, command: Sequence[str], imports: Sequence[str], *, repeats: int
+) -> dict[str, str | float]:
+    """Time a command and, separately, its imports."""
+    runs = [measure(command) for _ in range(repeats)]
+    imports_s = statistics.median(measure(imports).seconds for _ in range(repeats))
+    command_s = statistics.median(run.seconds for run in runs)
     return {
         "program": program,
-        "command_s": whole,
-        "imports_s": start,
-        "compute_s": whole - start,
-        "peak_gb": max(peak for _, peak in runs),
+        "command_s": command_s,
+        "imports_s": imports_s,
+        "compute_s": command_s - imports_s,
+        "peak_gb": max(run.peak_gb for run in runs),
     }
 
 
-def _run(command: Sequence[str]) -> tuple[float, float]:
-    """Give a command's seconds and peak memory in GB; run by a process of its own, whose children are it alone."""
-    watch = (
-        "import json, resource, subprocess, sys, time; t = time.monotonic(); "
-        "p = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
-        "print(json.dumps([time.monotonic() - t, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, "
-        "p.returncode, p.stderr[-2000:]]))"
-    )
-    done = subprocess.run([sys.executable, "-c", watch, *command], capture_output=True, text=True, check=True)
-    seconds, peak, code, error = json.loads(done.stdout)
-    if code:
-        sys.exit(f"{command[0]}: ended with {code}\n{error}")
-    return seconds, peak
-
-
 def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str], list[str]]:
-    """Lay out the peer's input and model folder; give its command and the one that only imports."""
+    """Prepare input and model folder of nnU-Net; return its command and one that only imports."""
     images, model, script = root / "images", root / "peer", root / "peer.py"
     images.mkdir()
     nib.save(nib.load(chi), images / "case_0000.nii.gz")
@@ -132,7 +121,7 @@ def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str]
 
 
 def write_peer(folder: Path) -> None:
-    """Write an nnU-Net model folder with an untrained network of its default plan."""
+    """Write an nnU-Net model folder with an untrained network of the default plan."""
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -218,12 +207,5 @@ def _plans() -> dict[str, Any]:
     }
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Lay a table out, two digits."""
-    lines = ["| program | " + " | ".join(table.columns) + " |", "| --- " * (len(table.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for name, row in table.iterrows()]
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -59,8 +59,8 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("n_voxels", "below", 1, None, "found, but fills no voxel", "voxels"),
     # Nuclei are connected; the interposed nucleus has two components per side.
     Rule("n_components", "above", 2, 4, "in many components", "components"),
-    # In benchmarks/flags.py a twentieth of dgm16's nuclei with a Dice of 0.7 and more lie below 0.65, and seven in ten
-    # of the others; below 0.4 hardly any, and half.
+    # In benchmarks/ratings.py a twentieth of dgm16's nuclei with a Dice of 0.7 and more lie below 0.65, and seven in
+    # ten of the others; below 0.4 hardly any, and half.
     Rule("expected_dice", "below", 0.65, 0.4, "the model is not certain of its outline", "expected Dice"),
     # All eight nuclei hold more iron than their surroundings; if below 0 by more than noise, it is another place.
     Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm"),
@@ -70,7 +70,7 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm"),
     # Maps are unreliable within some mm of the edge of their mask; at 0 the nucleus may be cut.
     Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),
-    # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/flags.py by 4; never red, since a
+    # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/ratings.py by 4; never red, since a
     # disease may well change a volume.
     Rule("volume_z", "away", 6.0, None, "its volume is unusual", "SD"),
     # References and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue.
@@ -85,12 +85,12 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
 SCAN_RULES: tuple[Rule, ...] = (
     # 0.03 ppm is the contrast of the putamen, 0.08 ppm that of the red nucleus.
     Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm"),
-    # On the phantom, division truncated at 0.2 yields 1, at 0.1 about 3, at 0.05 ten. Never red: in benchmarks/flags.py
-    # most outlines and means withstood streaks of ten and more.
+    # On the phantom, division truncated at 0.2 yields 1, at 0.1 about 3, at 0.05 ten. Never red: in
+    # benchmarks/ratings.py most outlines and means withstood streaks of ten and more.
     Rule("streaking_index", "above", 6.0, None, "streaks"),
     # Cortex and CSF over white matter alone cause 0.05 ppm in the phantom, less in a folded brain.
     Rule("rim_residual_ppm", "above", 0.08, 0.15, "residual background field at the brain's rim", "ppm"),
-    # Within a voxel of the edge a nucleus may be cut; never red, since in benchmarks/flags.py most were not.
+    # Within a voxel of the edge a nucleus may be cut; never red, since in benchmarks/ratings.py most were not.
     Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the box that was segmented", "mm"),
     # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
     Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),

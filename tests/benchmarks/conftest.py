@@ -1,13 +1,19 @@
-"""The benchmarks, which are scripts and no modules."""
+"""The benchmarks are scripts: import them as such, with their folder on the path."""
 
-import runpy
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-@pytest.fixture(scope="module")
-def main(request):
-    """What a test module's SCRIPT runs; scripts import their neighbours."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.module.SCRIPT.parent)
-        return runpy.run_path(str(request.module.SCRIPT))["main"]
+
+@pytest.fixture
+def script(monkeypatch) -> Callable[[str], ModuleType]:
+    """Import a benchmark by name."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module

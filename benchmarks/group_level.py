@@ -1,10 +1,10 @@
-"""How long the group level takes on a study of many scans, and how much memory, beside plain pandas.
+"""Time and memory of the group level on a large study, compared with plain pandas.
 
-    python benchmarks/group.py [--scans N] [--folder FOLDER] [--seed S]
+    python benchmarks/group_level.py [--scans N] [--folder FOLDER] [--seed S]
 
-Writes a synthetic output tree (16 nuclei a scan, two sessions a participant, eight sites, three groups), runs
-``bids_dgmseg ... group`` on it and, as a peer, pandas' read_csv and concat of the same tables, each in a process of its
-own. Prints Markdown.
+Writes synthetic derivatives (16 nuclei per scan, two sessions per participant, eight sites, three groups), runs
+``bids_dgmseg ... group`` on them and, for comparison, reads and concatenates the same tables with pandas, each in a
+separate process.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from reporting import markdown, measure
 
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -34,49 +34,35 @@ table.to_csv(sys.argv[2], sep="\\t", index=False, na_rep="n/a")
 """
 
 
-def main() -> None:
-    """Write the tree, run both, print the table."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the derivatives, run both programs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=10_000, help="number of scans (default: 10000)")
-    parser.add_argument("--folder", type=Path, help="where the tree goes, kept; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder to keep the derivatives in (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if not (folder / "ds").exists():
-            write_tree(folder, args.scans, np.random.default_rng(args.seed))
+            write_derivatives(folder, args.scans, np.random.default_rng(args.seed))
+        out = str(folder / "out")
+        commands = {
+            "bids_dgmseg group: all tables and statistics": [
+                *(sys.executable, "-m", "bids_dgmseg", str(folder / "ds"), out, "group"),
+                *("--control-filter", 'group == "HC"'),
+            ],
+            "pandas: read and concatenate the same tables": [
+                *(sys.executable, "-c", _PEER, out, str(folder / "peer.tsv"))
+            ],
+        }
+        usage = pd.DataFrame({name: vars(measure(command)) for name, command in commands.items()}).T
         print(f"\n{args.scans} scans of {len(STRUCTURES)} nuclei, {os.cpu_count()} cores\n")
-        print("| command | seconds | CPU seconds | memory (GB) |\n| --- | --- | --- | --- |")
-        command = [
-            sys.executable,
-            "-m",
-            "bids_dgmseg",
-            str(folder / "ds"),
-            str(folder / "out"),
-            "group",
-            "--control-filter",
-            'group == "HC"',
-        ]
-        measure("bids_dgmseg group: all tables and statistics", command)
-        peer = [sys.executable, "-c", _PEER, str(folder / "out"), str(folder / "peer.tsv")]
-        measure("pandas read_csv and concat of the same tables: group_stats.tsv alone", peer)
+        print(markdown(usage.rename_axis("command"), {"seconds": 0, "cpu_seconds": 0, "peak_gb": 2}))
+    return 0
 
 
-def measure(name: str, command: list[str]) -> None:
-    """Run a command by a process of its own, whose largest child is the command: that is the memory printed."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True, text=True)
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"| {name} | {seconds:.0f} | {cpu:.0f} | {int(done.stdout.split()[-1]) / 2**20:.2f} |", flush=True)
-
-
-def write_tree(folder: Path, n_scans: int, rng: np.random.Generator) -> None:
-    """Write what the participant level leaves of each scan, without images."""
+def write_derivatives(folder: Path, n_scans: int, rng: np.random.Generator) -> None:
+    """Write the tables of the participant level, without images."""
     header = "\t".join(STATS_COLUMNS)
     lines = ["participant_id\tage\tsex\tgroup\tsite"]
     for number in range(n_scans // 2):
@@ -91,11 +77,11 @@ def write_tree(folder: Path, n_scans: int, rng: np.random.Generator) -> None:
             anat = folder / "out" / f"sub-{label}" / f"ses-{session}" / "anat"
             anat.mkdir(parents=True)
             (anat / f"{scan}_stats.tsv").write_text("\n".join([header, *draw_rows(age + 2 * session, rng)]) + "\n")
-            (anat / f"{scan}_qc.json").write_text(json.dumps(QUALITY))
+            (anat / f"{scan}_qc.json").write_text(json.dumps(QC))
     (folder / "ds" / "participants.tsv").write_text("\n".join(lines) + "\n")
 
 
-QUALITY = {
+QC = {
     "scan": "a scan",
     "model": "dgm16",
     "warnings": [],
@@ -105,7 +91,7 @@ QUALITY = {
 
 
 def draw_rows(age: float, rng: np.random.Generator) -> list[str]:
-    """Draw the rows of one scan, a value in every column of the statistics."""
+    """Draw the rows of one scan, with a value in every column of the statistics."""
     means, volumes = 0.1 * (1 - np.exp(-0.05 * age)) + rng.normal(0, 0.01, 16), rng.normal(700, 80, 16)
     rows = []
     for structure, mean, volume in zip(STRUCTURES, means, volumes, strict=True):
@@ -122,4 +108,4 @@ def draw_rows(age: float, rng: np.random.Generator) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

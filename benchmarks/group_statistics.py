@@ -1,9 +1,9 @@
-"""How far the statistics of a cohort can be relied on, from simulated cohorts of known truth; and how long they take.
+"""Validity of the group statistics on simulated cohorts with known truth, and their run time.
 
-    python benchmarks/cohort.py [--cohorts N] [--scans N] [--seed S]
+    python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
 
-Prints Markdown: bias and coverage of the ageing curve, what ComBat leaves of site and age, coverage of Hedges' g, and
-seconds and memory for many scans of 16 nuclei.
+Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, coverage of Hedges'
+g, and time and memory of each statistic for many scans of 16 nuclei.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from reporting import markdown
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
@@ -32,25 +33,32 @@ NOISE_PPM = 0.01
 N_SITE_SCANS = 40
 
 
-def main() -> None:
-    """Print all tables."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate cohorts and print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cohorts", type=int, default=200, help="simulated cohorts a row (default: 200)")
+    parser.add_argument("--cohorts", type=int, default=200, help="simulated cohorts per row (default: 200)")
     parser.add_argument("--scans", type=int, default=10_000, help="scans of the timing (default: 10000)")
     parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rng = np.random.default_rng(args.seed)
     for title, rows in (
-        (f"Ageing, {args.cohorts} cohorts a row, noise {NOISE_PPM} ppm, limits of 95 %", ageing(args.cohorts, rng)),
+        (
+            f"Age curves, {args.cohorts} cohorts per row, noise {NOISE_PPM} ppm, 95 % confidence intervals",
+            ageing(args.cohorts, rng),
+        ),
         (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
-        (f"Hedges' g, {5 * args.cohorts} pairs of groups a row, limits of 95 %", effects(5 * args.cohorts, rng)),
+        (
+            f"Hedges' g, {5 * args.cohorts} pairs of groups per row, 95 % confidence intervals",
+            effects(5 * args.cohorts, rng),
+        ),
         (f"{args.scans} scans of 16 nuclei", speed(args.scans, rng)),
     ):
-        print(f"\n{title}\n\n{as_markdown(pd.DataFrame(rows))}", flush=True)
+        print(f"\n{title}\n\n{markdown(pd.DataFrame(rows).map(_three_digits))}", flush=True)
+    return 0
 
 
 def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Bias of the medians and share of the limits that hold the truth; bootstrap in a quarter of the cohorts."""
+    """Compute median bias and coverage of the confidence intervals; bootstrap in a quarter of the cohorts."""
     for nucleus, truth in CURVES_TRUE.items():
         for ages in ((5, 85), (20, 80)):
             for n in (30, 100, 300):
@@ -73,28 +81,28 @@ def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]
                     "profile α, β, γ (%)": coverage([fit.intervals for fit in fits], truth),
                     "bootstrap (%)": coverage(resampled, truth),
                     "β at a bound (%)": 100 * np.mean([fit.at_bound for fit in fits]),
-                    "AICc right (%)": 100
-                    * np.mean([chosen_right(fit, *data) for fit, data in zip(fits, drawn, strict=True)]),
+                    "AICc correct (%)": 100
+                    * np.mean([selects_exponential(fit, *data) for fit, data in zip(fits, drawn, strict=True)]),
                 }
 
 
 def draw_curve(
     truth: tuple[float, ...], ages: tuple[int, int], n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ages and susceptibilities of one cohort."""
+    """Draw age and susceptibility of one cohort."""
     alpha, beta, gamma = truth
     age = rng.uniform(*ages, n)
     return age, alpha * (1 - np.exp(-beta * age)) + gamma + rng.normal(0, NOISE_PPM, n)
 
 
-def chosen_right(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
-    """Whether the exponential curve has the lowest criterion."""
+def selects_exponential(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
+    """Test whether the exponential curve has the lowest AICc."""
     others = [fit_curve(age, chi, curve=curve).aicc for curve in CURVES if curve is not EXPONENTIAL]
     return fit.aicc < min(others)
 
 
 def coverage(intervals: list[dict[str, tuple[float, float]]], truth: tuple[float, ...]) -> str:
-    """Per cent of the limits that hold the truth, for each parameter."""
+    """Compute the coverage of confidence intervals in percent, per parameter."""
     held = [
         [
             limits[name][0] <= value <= limits[name][1]
@@ -106,7 +114,7 @@ def coverage(intervals: list[dict[str, tuple[float, float]]], truth: tuple[float
 
 
 def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Site variance that goes and age slope that stays, as the sites' ages move apart."""
+    """Compute removed site variance and error of the age slope, for increasing age differences between sites."""
     for years_apart in (0, 5, 10):
         rows = []
         for _ in range(n_cohorts):
@@ -116,32 +124,34 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             spread = rng.uniform(0.7, 1.5, (3, 16))
             values = 0.05 + slope * age[:, None] + rng.normal(0, 0.012, (3, 16))[code]
             values += rng.normal(0, 0.008, values.shape) * spread[code]
-            done = harmonize(pd.DataFrame(values), site=pd.Series(code), covariates=pd.DataFrame({"age": age}))
-            before, after = (np.polyfit(age, y, 1)[0].mean() / slope.mean() for y in (values, done.values.to_numpy()))
-            reduction = done.variance["reduction"]
+            harmonized = harmonize(pd.DataFrame(values), site=pd.Series(code), covariates=pd.DataFrame({"age": age}))
+            before, after = (
+                np.polyfit(age, y, 1)[0].mean() / slope.mean() for y in (values, harmonized.values.to_numpy())
+            )
+            reduction = harmonized.variance["reduction"]
             rows.append((reduction.mean(), reduction.min(), abs(before - 1), abs(after - 1)))
         mean, worst = np.mean(rows, axis=0), np.array(rows)
         yield {
             "years between sites": years_apart,
-            "site variance gone (%)": 100 * mean[0],
+            "site variance removed (%)": 100 * mean[0],
             "worst nucleus (%)": 100 * worst[:, 1].min(),
-            "slope off before (%)": 100 * mean[2],
-            "slope off after (%)": 100 * mean[3],
+            "slope error before (%)": 100 * mean[2],
+            "slope error after (%)": 100 * mean[3],
             "worst cohort (%)": 100 * worst[:, 3].max(),
         }
 
 
 def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Mean of g and share of its limits that hold the true standardized difference."""
+    """Compute the mean of g and the coverage of its confidence interval."""
     for truth in (0.0, 0.8, 2.0):
         for n in (5, 20, 60):
             found = np.array([hedges_g(rng.normal(0, 1, n), rng.normal(truth, 1, n)) for _ in range(n_pairs)])
             held = (found[:, 1] <= truth) & (truth <= found[:, 2])
-            yield {"true": truth, "n a group": n, "mean g": found[:, 0].mean(), "coverage (%)": 100 * held.mean()}
+            yield {"true": truth, "n per group": n, "mean g": found[:, 0].mean(), "coverage (%)": 100 * held.mean()}
 
 
 def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Seconds of each statistic on one table, two sessions a participant, and the memory in all."""
+    """Time each statistic on one table with two sessions per participant; peak memory is cumulative."""
     table = draw_table(n_scans, rng)
     wide = table.pivot(index=["participant_id", "session_id"], columns="abbreviation", values="mean_ppm")
     people = table.drop_duplicates(["participant_id", "session_id"]).set_index(["participant_id", "session_id"])
@@ -169,7 +179,7 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
 
 
 def draw_table(n_scans: int, rng: np.random.Generator) -> pd.DataFrame:
-    """One row a scan and nucleus."""
+    """Draw a table with one row per scan and nucleus."""
     n = n_scans // 2
     people = pd.DataFrame(
         {
@@ -186,13 +196,9 @@ def draw_table(n_scans: int, rng: np.random.Generator) -> pd.DataFrame:
     return table.assign(mean_ppm=chi, volume_mm3=rng.normal(700, 80, len(table)))
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Lay a table out, numbers to three digits."""
-    lines = ["| " + " | ".join(table.columns) + " |", "| --- " * len(table.columns) + "|"]
-    for row in table.itertuples(index=False):
-        lines.append("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
-    return "\n".join(lines)
+def _three_digits(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

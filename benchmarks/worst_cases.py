@@ -1,11 +1,11 @@
-"""Pictures of the simulated maps on which a model did worst: what is true above what it found.
+"""Pictures of the simulated maps with the lowest Dice: true outlines above those found.
 
-    python benchmarks/worst.py SCORES.tsv OUT [--pictures N] [--template FILE] [--model MODEL] [--weights FOLDER]
-                               [--plane PLANE]
+    python benchmarks/worst_cases.py SCORES.tsv OUT [--pictures N] [--template FILE] [--model MODEL]
+                                     [--weights FOLDER] [--plane PLANE]
 
-``SCORES.tsv`` is what ``accuracy.py --maps N --each N --out`` wrote with the same template, model and weights. The
-nuclei with the lowest Dice, each of another kind of map and another nucleus or side, are drawn again, segmented, and
-shown in ``OUT/NUCLEUS.png``: up to six slices with the true outlines in the upper row and the found ones in the lower.
+``SCORES.tsv`` was written by ``accuracy.py --maps N --each N --out`` with the same template, model and weights. The
+nuclei with the lowest Dice, each from a different condition and a different nucleus or side, are drawn and segmented
+again and shown in ``OUT/NUCLEUS.png``: up to six slices with the true outlines above and the found ones below.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pandas as pd
 from conditions import conditions
 from numpy.typing import NDArray
 
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import block_affine
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
@@ -34,25 +35,29 @@ _MARGIN_MM = 12.0
 _SLICES = 6
 
 
-def main() -> None:
-    """Draw the worst of what was scored."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scores", type=Path, help="what `accuracy.py --out` wrote")
-    parser.add_argument("out", type=Path, help="folder for the pictures")
-    parser.add_argument("--pictures", type=int, default=5, help="how many (default: 5)")
-    parser.add_argument("--template", type=Path, help="label template of the maps (default: the phantom)")
+    parser.add_argument("scores", type=Path, help="scores from `accuracy.py --out`")
+    parser.add_argument("out", type=Path, help="output folder")
+    parser.add_argument("--pictures", type=int, default=5, help="number of pictures (default: 5)")
+    parser.add_argument("--template", type=Path, help="label template (default: the phantom)")
     parser.add_argument("--model", default="default")
-    parser.add_argument("--weights", type=Path, help="folder in place of the model's own weights")
+    parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
     parser.add_argument("--plane", choices=PLANES, default="axial")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return run_command("worst_cases", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     model = get_model(args.model)
     head = template_head(read_template(args.template)) if args.template else phantom_head()
-    kinds = {condition.name: condition for condition in conditions()}
+    by_name = {condition.name: condition for condition in conditions()}
     args.out.mkdir(parents=True, exist_ok=True)
     for row in worst_rows(pd.read_csv(args.scores, sep="\t"), n=args.pictures):
-        chi, truth = kinds[row["condition"]].draw(head, int(row["seed"]))
+        chi, truth = by_name[row["condition"]].draw(head, int(row["seed"]))
         side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
-        draw_both(
+        draw_comparison(
             chi,
             truth,
             segment_map(chi, model, weights=args.weights).labels,
@@ -63,10 +68,11 @@ def main() -> None:
             title=title,
         )
         print(f"{side}.png: {title}, seed {int(row['seed'])}", flush=True)
+    return 0
 
 
 def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
-    """Choose rows of the lowest Dice, of equal ones the largest nucleus; no condition and no side of one twice."""
+    """Select the rows with the lowest Dice (ties: larger nucleus first), each condition and each side at most once."""
     left = scores[scores["dataset"] == "drawn"].sort_values(["dice", "true_mm3"], ascending=[True, False])
     rows: list[pd.Series[Any]] = []
     while len(left) and len(rows) < n:
@@ -75,7 +81,7 @@ def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
     return rows
 
 
-def draw_both(
+def draw_comparison(
     chi: Volume,
     truth: NDArray[np.uint8],
     found: NDArray[np.uint8],
@@ -86,25 +92,25 @@ def draw_both(
     plane: Plane,
     title: str,
 ) -> None:
-    """Draw slices where one nucleus is or was found twice, one over the other, with the true and the found outlines."""
+    """Draw the slices of a nucleus twice, with the true outlines above and the found ones below."""
     view, index = LAYOUTS[plane], STRUCTURES.named(side).index
-    part = _around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)
+    part = _block_around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)
     gap = [(1, 1) if axis == view.up else (0, 0) for axis in range(3)]
-    map_ = np.pad(chi.array[part], gap, constant_values=np.nan)
+    padded = np.pad(chi.array[part], gap, constant_values=np.nan)
     labels = np.concatenate([np.pad(array[part], gap) for array in (found, truth)], axis=view.up)
     affine = block_affine(chi.affine, part)
     affine[:3, view.axis] *= part[view.axis].step
     shown = [structure for structure in model.structures if (labels == structure.index).any()]
-    stacked = Volume(np.concatenate([map_, map_], axis=view.up), affine)
+    stacked = Volume(np.concatenate([padded, padded], axis=view.up), affine)
     draw_mosaic(stacked, Volume(labels, affine), out, plane=plane, structures=shown, title=title)
 
 
-def _around(there: NDArray[np.bool_], voxel_size_mm: Sequence[float], *, axis: int) -> tuple[slice, ...]:
-    """Cut a margin around a nucleus in plane, and up to six slices of it along `axis`."""
+def _block_around(there: NDArray[np.bool_], voxel_size_mm: Sequence[float], *, axis: int) -> tuple[slice, ...]:
+    """Return a block around a nucleus: in plane with a margin, along `axis` with up to six slices."""
     part = []
-    for place, (found, edge_mm) in enumerate(zip(np.nonzero(there), voxel_size_mm, strict=True)):
+    for number, (found, edge_mm) in enumerate(zip(np.nonzero(there), voxel_size_mm, strict=True)):
         first, last = int(found.min()), int(found.max())
-        if place == axis:
+        if number == axis:
             step = -(-(last + 1 - first) // _SLICES)
             part.append(slice(first + (last - first) % step // 2, last + 1, step))
         else:
@@ -114,4 +120,4 @@ def _around(there: NDArray[np.bool_], voxel_size_mm: Sequence[float], *, axis: i
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,11 +1,10 @@
-"""How quickly maps are drawn, beside the training that learns from them.
+"""Speed of drawing simulated maps, compared with the training steps that use them.
 
-    python benchmarks/drawing.py [--template LABELS] [--maps N] [--device cpu|cuda] [--seed S]
+    python benchmarks/simulation_speed.py [--template LABELS] [--maps N] [--device cpu|cuda] [--seed S]
 
-Draws samples as ``dgmseg train-simulated`` (segmenter) does, voxels of 1 mm: on a CPU with one thread, as a worker
-of the training; on a GPU on it. The peer, in the same run: steps of that training on these samples, which wait in
-memory, with all cores or on the GPU. Prints Markdown: samples and steps a second, and their ratio. On a CPU the
-network waits for no map where it is above 1, if the worker has a core of its own; a GPU draws and learns in turn.
+Draws samples as ``dgmseg train-simulated`` (segmenter) does, with voxels of 1 mm: on a CPU with one thread, as a worker
+does, or on a GPU. For comparison, takes training steps on these samples from memory with all cores or the GPU. On a CPU
+the network never waits for samples if the last ratio is above 1 and the worker has a core; a GPU does both in turn.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
+import pandas as pd
 import torch
+from reporting import markdown
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,39 +33,41 @@ from bids_dgmseg.train.loop import Progress, Schedule, train, use_cores
 from bids_dgmseg.train.simulated import among_ordinary, simulated_maps
 
 _UNTIMED = 3
-"""First samples and steps, in which kernels are chosen and memory is asked for."""
+"""Warm-up: kernels are chosen and memory is allocated."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Time both."""
+    """Time drawing and training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=Path, help="label template (default: the phantom alone)")
-    parser.add_argument("--maps", type=positive_int, default=30, help="to time (default: %(default)s)")
+    parser.add_argument("--maps", type=positive_int, default=30, help="number of samples (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
     parser.add_argument("--seed", type=seed, default=1)
     args = parser.parse_args(argv)
-    return run_command("drawing", lambda: _run(args))
+    return run_command("simulation_speed", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
     use_cores()
     keep_freed_memory()
     device = pick_device(args.device)
-    drawn, samples = draw(args.template, args.maps + _UNTIMED, args.seed, device)
-    taken = learn(samples, device)
-    per_sample, per_step = (sum(seconds[_UNTIMED:]) / args.maps for seconds in (drawn, taken))
-    one, all_of_them = ("1 core", f"{torch.get_num_threads()} cores") if device.type == "cpu" else ("GPU", "GPU")
-    print("| | on | a second | seconds each |\n| --- | --- | --- | --- |")
-    print(f"| samples drawn | {one} | {1 / per_sample:.2f} | {per_sample:.2f} |")
-    print(f"| steps of training | {all_of_them} | {1 / per_step:.2f} | {per_step:.2f} |")
-    print(f"\nSamples drawn on {one} while a step is taken on {all_of_them}: {per_step / per_sample:.2f}")
+    draw_s, samples = draw(args.template, args.maps + _UNTIMED, args.seed, device)
+    step_s = learn(samples, device)
+    per_sample, per_step = (sum(seconds[_UNTIMED:]) / args.maps for seconds in (draw_s, step_s))
+    worker, trainer = ("1 core", f"{torch.get_num_threads()} cores") if device.type == "cpu" else ("GPU", "GPU")
+    rows = [
+        {"": "samples drawn", "on": worker, "per second": 1 / per_sample, "seconds each": per_sample},
+        {"": "training steps", "on": trainer, "per second": 1 / per_step, "seconds each": per_step},
+    ]
+    print(markdown(pd.DataFrame(rows), 2))
+    print(f"\nSamples drawn on {worker} per training step on {trainer}: {per_step / per_sample:.2f}")
     return 0
 
 
 def draw(
     template: Path | None, number: int, seed: int, device: torch.device
 ) -> tuple[list[float], list[tuple[Tensor, Tensor]]]:
-    """Draw samples; returns the seconds that each took, and them."""
+    """Draw samples; return the seconds per sample and the samples."""
     model = get_model("dgm16")
     maps = among_ordinary(simulated_maps(model, template, "segmenter", seed=seed, device=device), model)
     seconds, samples = [], []
@@ -76,7 +79,7 @@ def draw(
 
 
 def learn(samples: list[tuple[Tensor, Tensor]], device: torch.device) -> list[float]:
-    """Take one step on each sample, with the shipped network; returns the seconds that each took."""
+    """Train the shipped network on each sample; return the seconds per step."""
     model, schedule = get_model("dgm16"), Schedule(steps=len(samples), checkpoint_minutes=math.inf)
     network = load_weights(segmenter_network(model), model, "segmenter").requires_grad_(True)
     progress = Progress.start(to_channels_last(network, device), schedule)
@@ -96,7 +99,7 @@ def learn(samples: list[tuple[Tensor, Tensor]], device: torch.device) -> list[fl
 
 
 def now(device: torch.device) -> float:
-    """Tell the time when all that was asked of a device is done."""
+    """Return the time after all operations of a device have finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,15 +1,14 @@
-"""How well ratings and quality measures find bad segmentations, from simulated maps with simulated failures.
+"""How well ratings and quality measures detect segmentation failures, on simulated maps with simulated failures.
 
-    python benchmarks/flags.py [--heads N] [--seed S] [--template FILE] [--model MODEL] [--out FILE.tsv]
-                               [--again FILE.tsv]
+    python benchmarks/ratings.py [--heads N] [--seed S] [--template FILE] [--model MODEL] [--out FILE.tsv]
+                                 [--rerate FILE.tsv]
 
-Draws heads as training does, leaves each as it is and spoils it in every way of `failures.py`, segments all maps and
-measures them as the app does. A nucleus is *bad* if its Dice with the whole true nucleus is below 0.7, and *wrong* if
-it is bad, or its mean is more than 0.05 ppm from that of the untouched map inside the true outline: a wrong unit leaves
-outlines good. A map is wrong if half of its nuclei are. Wrong nuclei of a failure are set against all right ones, of
-the untouched maps and of that failure. Maps with left and right exchanged show nothing wrong: they are in the tables by
-failure only. With ``--again`` the measures of an earlier ``--out`` are judged by the present rules. Prints Markdown; 20
-heads are 200 maps, in six minutes on two idle cores.
+Draws heads as in training; each map is segmented and measured unchanged and with every failure of `failures.py`. A
+nucleus is *bad* if its Dice with the complete true nucleus is below 0.7, and *wrong* if it is bad or its mean differs
+by more than 0.05 ppm from that of the unchanged map within the true outline (with a wrong unit, outlines stay good). A
+map is wrong if half of its nuclei are. Wrong nuclei of a failure are compared with all right nuclei of unchanged maps
+and of that failure. Exchanged sides leave no trace in the map, so they are listed by failure only. ``--rerate`` applies
+the current rules to the measures of an earlier ``--out``. 20 heads are 200 maps: six minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from failures import FAILURES, Case
+from reporting import markdown
 from scipy import stats
 
 from bids_dgmseg.errors import InputError, run_command
@@ -38,30 +38,30 @@ from bids_dgmseg.stats.overlap import dice
 BAD_DICE, WRONG_PPM = 0.7, 0.05
 SPACING_MM = 1.25
 _FIRST_SEED = 3 * 10**13
-"""Away from the seeds of training, of `dgmseg simulate` and of `accuracy.py`."""
-UNTOUCHED = "none"
-UNSEEN = "left and right exchanged"
+"""Beyond the seeds of training, of `dgmseg simulate` and of `accuracy.py`."""
+UNCHANGED = "none"
+UNDETECTABLE = "left and right exchanged"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw, spoil, segment, judge and print."""
+    """Rate simulated failures and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", type=int, default=20, help="heads to draw; ten maps each (default: 20)")
+    parser.add_argument("--heads", type=int, default=20, help="number of heads, ten maps each (default: 20)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--template", type=Path, help="label template to draw heads from (default: the phantom)")
+    parser.add_argument("--template", type=Path, help="label template (default: the phantom)")
     parser.add_argument("--model", default="default")
-    parser.add_argument("--out", type=Path, help="all nuclei as TSV")
-    parser.add_argument("--again", type=Path, help="TSV of an earlier run, to judge in place of new maps")
+    parser.add_argument("--out", type=Path, help="write all nuclei as TSV")
+    parser.add_argument("--rerate", type=Path, help="rate the TSV of an earlier run instead of new maps")
     args = parser.parse_args(argv)
-    return run_command("flags", lambda: _run(args))
+    return run_command("ratings", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    if args.again:
-        nuclei = judge_again(pd.read_csv(args.again, sep="\t", na_values="n/a"))
+    if args.rerate:
+        nuclei = rerate(pd.read_csv(args.rerate, sep="\t", na_values="n/a"))
     else:
-        nuclei = pd.DataFrame(try_all(get_model(args.model), args.template, args.heads, args.seed))
+        nuclei = pd.DataFrame(rate_failures(get_model(args.model), args.template, args.heads, args.seed))
     if args.out:
         nuclei.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     for title, table in (
@@ -69,16 +69,16 @@ def _run(args: argparse.Namespace) -> int:
             f"{nuclei['head'].nunique()} heads; bad: Dice below {BAD_DICE}; wrong: bad, or {WRONG_PPM} ppm off",
             summarize(nuclei),
         ),
-        ("Rules: area under the curve, and the share of nuclei that they flag (amber or red)", by_rule(nuclei)),
-        ("Area under the curve by failure", by_failure(nuclei)),
+        ("Rules: area under the ROC curve, and percentage of nuclei rated amber or red", by_rule(nuclei)),
+        ("Area under the ROC curve by failure", by_failure(nuclei)),
     ):
         print(f"\n{title}\n\n{as_markdown(table)}", flush=True)
     print(f"\n{time.perf_counter() - started:.0f} s")
     return 0
 
 
-def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield a row a nucleus of each map; one without nucleus where the map was refused."""
+def rate_failures(model: Model, template: Path | None, n_heads: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield one row per nucleus of each map, or one row without nucleus if the map was rejected."""
     head = template_head(read_template(template)) if template else phantom_head()
     view = whole_head_view(SPACING_MM)
     affine = scanner_grid(view).affine
@@ -86,18 +86,18 @@ def try_all(model: Model, template: Path | None, n_heads: int, seed: int) -> Ite
         sample_seed = _FIRST_SEED + 1_000_000 * seed + number
         chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
         case = Case(Volume(chi.numpy(), affine), nuclei_labels(labels).numpy())
-        for place, failure in enumerate((UNTOUCHED, *FAILURES)):
+        for place, failure in enumerate((UNCHANGED, *FAILURES)):
             rng = np.random.default_rng((seed, number, place))
-            spoilt = case if failure == UNTOUCHED else FAILURES[failure](case, rng)
+            failed = case if failure == UNCHANGED else FAILURES[failure](case, rng)
             about = {"failure": failure, "head": number}
             try:
-                yield from ({**about, **row} for row in judge_map(spoilt, model, untouched=case))
+                yield from ({**about, **row} for row in rate_map(failed, model, unchanged=case))
             except InputError:
-                yield {**about, "refused": True}
+                yield {**about, "rejected": True}
 
 
-def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, Any]]:
-    """Segment a map and measure it as the app does; truth, measures and ratings, a row a nucleus."""
+def rate_map(case: Case, model: Model, *, unchanged: Case) -> list[dict[str, Any]]:
+    """Segment, measure and rate a map as the app does; one row per nucleus with truth, measures and ratings."""
     segmented = segment_map(case.chi, model)
     block, box = segmented.block, segmented.location.box
     dseg = case.chi.with_array(segmented.labels)
@@ -106,26 +106,26 @@ def judge_map(case: Case, model: Model, *, untouched: Case) -> list[dict[str, An
     found = measure_scan(scan, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
-        float(untouched.chi.array[untouched.truth == index].mean()) if index in untouched.truth else np.nan
+        float(unchanged.chi.array[unchanged.truth == index].mean()) if index in unchanged.truth else np.nan
         for index in overlap["index"]
     ]
     return _rows(found, overlap.assign(true_ppm=true_ppm))
 
 
 def _rows(found: ScanMeasures, truth: pd.DataFrame) -> list[dict[str, Any]]:
-    """Join what was measured with what is true of it."""
+    """Join measures and truth."""
     table = found.stats.merge(truth[["abbreviation", "dice", "true_ppm"]], on="abbreviation")
     table["bad"] = table["dice"] < BAD_DICE
     table["wrong"] = table["bad"] | ((table["mean_ppm"] - table["true_ppm"]).abs() > WRONG_PPM)
-    table = _with_ratings(table.assign(**found.quality, refused=False), table["rating"], found.rating)
+    table = _with_ratings(table.assign(**found.quality, rejected=False), table["rating"], found.rating)
     table["absent"] = table["n_voxels"].fillna(0).eq(0)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def judge_again(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Give nuclei and maps of an earlier run their ratings by the rules as they are now."""
-    parts = [nuclei[nuclei["refused"]]]
-    for _, rows in nuclei[~nuclei["refused"]].groupby(["failure", "head"], sort=False):
+def rerate(nuclei: pd.DataFrame) -> pd.DataFrame:
+    """Rate nuclei and maps of an earlier run by the current rules."""
+    parts = [nuclei[nuclei["rejected"]]]
+    for _, rows in nuclei[~nuclei["rejected"]].groupby(["failure", "head"], sort=False):
         absent = rows["absent"].astype(bool)
         table = rows.assign(n_components=rows["n_components"].mask(absent, 0)).reset_index(drop=True)
         ratings = rate_nuclei(table)["rating"]
@@ -136,14 +136,14 @@ def judge_again(nuclei: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_ratings(table: pd.DataFrame, ratings: pd.Series, scan: Rating) -> pd.DataFrame:
-    """Add ratings as numbers: 0 green, 1 amber, 2 red."""
+    """Add numeric ratings: 0 green, 1 amber, 2 red."""
     nucleus = ratings.map(RATINGS.index)
     level = RATINGS.index(scan)
     return table.assign(nucleus_rating=nucleus, scan_rating=level, worse_rating=nucleus.clip(lower=level))
 
 
 def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Count, a row a failure, what became of its maps, and how often ratings were not green."""
+    """Count maps and nuclei per failure, and how often their ratings are not green."""
     rows = []
     for failure, every in nuclei.groupby("failure", sort=False):
         found = every[every["dice"].notna()].astype({"bad": bool, "wrong": bool, "absent": bool})
@@ -153,7 +153,7 @@ def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "failure": failure,
-                "refused": every["refused"].sum(),
+                "rejected": every["rejected"].sum(),
                 "nuclei": len(found),
                 "bad": found["bad"].sum(),
                 "wrong": wrong.sum(),
@@ -174,35 +174,35 @@ def _percent(share: pd.Series) -> float:
     return float(100 * share.mean()) if len(share) else np.nan
 
 
-def _flags() -> Iterator[tuple[str, str, Rule | None]]:
-    """Name all that is judged: a rule by its measure and the side that is worse."""
+def _measures() -> Iterator[tuple[str, str, Rule | None]]:
+    """Yield name, column and rule of everything that is judged; a rule is named by its measure and its worse side."""
     for rule in (*NUCLEUS_RULES, *SCAN_RULES):
         yield f"{rule.column} {rule.side}", rule.column, rule
     for rating in ("nucleus_rating", "scan_rating", "worse_rating"):
         yield rating, rating, None
 
 
-def _suspicion(values: pd.Series, rule: Rule | None) -> pd.Series:
-    """Order values so that more is worse."""
+def _badness(values: pd.Series, rule: Rule | None) -> pd.Series:
+    """Transform values so that larger is worse."""
     values = values.astype(float)
     return {"below": -values, "away": values.abs()}.get(rule.side if rule else "", values)
 
 
 def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Set wrong nuclei of all maps against right ones; those not found are left out, for they are red."""
-    found = _found(nuclei[nuclei["failure"] != UNSEEN])
+    """Compare wrong with right nuclei of all maps; nuclei not found are excluded, since they are always red."""
+    found = _found(nuclei[nuclei["failure"] != UNDETECTABLE])
     bad, wrong = found["bad"], found["wrong"]
     rows = []
-    for name, column, rule in _flags():
-        values, suspicion = found[column].astype(float), _suspicion(found[column], rule)
-        flagged = values.map(rule.rate) != "green" if rule else values > 0
+    for name, column, rule in _measures():
+        values, badness = found[column].astype(float), _badness(found[column], rule)
+        raised = values.map(rule.rate) != "green" if rule else values > 0
         rows.append(
             {
-                "flag": name,
-                "AUC bad": area(suspicion[bad], suspicion[~bad]),
-                "AUC wrong": area(suspicion[wrong], suspicion[~wrong]),
-                "wrong flagged %": _percent(flagged[wrong]),
-                "right flagged %": _percent(flagged[~wrong]),
+                "measure": name,
+                "AUC bad": area(badness[bad], badness[~bad]),
+                "AUC wrong": area(badness[wrong], badness[~wrong]),
+                "wrong raised %": _percent(raised[wrong]),
+                "right raised %": _percent(raised[~wrong]),
                 "not judged %": _percent(values.isna()),
             }
         )
@@ -210,26 +210,26 @@ def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_failure(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Set the wrong nuclei of each failure against the right ones of it and of the untouched maps."""
+    """Compare wrong nuclei of each failure with right ones of it and of the unchanged maps."""
     found = _found(nuclei)
-    columns: dict[str, list[Any]] = {"flag": [name for name, *_ in _flags()]}
+    columns: dict[str, list[Any]] = {"measure": [name for name, *_ in _measures()]}
     for failure in nuclei["failure"].unique():
-        ours = found[found["failure"].isin([failure, UNTOUCHED])]
+        ours = found[found["failure"].isin([failure, UNCHANGED])]
         wrong = ours["wrong"] & (ours["failure"] == failure)
         columns[str(failure)] = [
-            area(suspicion[wrong], suspicion[~ours["wrong"]])
-            for suspicion in (_suspicion(ours[column], rule) for _, column, rule in _flags())
+            area(badness[wrong], badness[~ours["wrong"]])
+            for badness in (_badness(ours[column], rule) for _, column, rule in _measures())
         ]
     return pd.DataFrame(columns)
 
 
 def _found(nuclei: pd.DataFrame) -> pd.DataFrame:
-    """Keep the nuclei that were found."""
+    """Select the nuclei that were found."""
     return nuclei[nuclei["dice"].notna() & nuclei["absent"].eq(False)].astype({"bad": bool, "wrong": bool})
 
 
 def area(bad: pd.Series, good: pd.Series) -> float:
-    """Compute the chance that a bad value is above a good one, ties by half; what is missing does not count."""
+    """Compute the area under the ROC curve, ties counting half; missing values are excluded."""
     bad, good = bad.dropna(), good.dropna()
     if not (len(bad) and len(good)):
         return np.nan
@@ -237,19 +237,8 @@ def area(bad: pd.Series, good: pd.Series) -> float:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Lay a table out: areas with two digits, percentages with none."""
-    lines = ["| " + " | ".join(table.columns) + " |", "| --- " * len(table.columns) + "|"]
-    for _, row in table.iterrows():
-        lines.append("| " + " | ".join(_cell(str(column), value) for column, value in row.items()) + " |")
-    return "\n".join(lines)
-
-
-def _cell(column: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return "–"
-    return f"{value:.2f}" if isinstance(value, float) and not column.endswith("%") else f"{value:.0f}"
+    """Format a table with areas to two digits and percentages without decimals."""
+    return markdown(table, {str(column): 0 if str(column).endswith("%") else 2 for column in table.columns})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Options of the benchmarks, as far as they are checked before anything is segmented or trained."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.conftest import FOLDER
+
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("accuracy", ["--simulated", "nowhere"]),
+        ("accuracy", ["--real", "nowhere"]),
+        ("accuracy", ["--maps", "1", "--template", "nowhere"]),
+        ("accuracy", ["--model", "nowhere"]),
+        ("finetune", ["nowhere"]),
+        ("ratings", ["--template", "nowhere"]),
+        ("ratings", ["--rerate", "nowhere"]),
+        ("ratings", ["--model", "nowhere"]),
+        ("simulation_speed", ["--template", "nowhere"]),
+        ("worst_cases", ["scores.tsv", "out", "--template", "nowhere"]),
+    ],
+)
+def test_missing_input_is_reported_in_one_line(script, name, argv, capsys):
+    assert script(name).main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"{name}: error: ")
+    assert "nowhere" in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "message"),
+    [
+        ("ablation", ["labels.nii.gz", "out", "--settings", "anything"], "--settings: invalid choice: 'anything'"),
+        ("simulation_speed", ["--maps", "0"], "--maps: '0' is not a"),
+        ("finetune", ["ds", "--minutes", "0"], "--minutes: '0' is not a"),
+        ("finetune", ["ds", "--steps", "0"], "--steps: '0' is not a"),
+        ("finetune", ["ds", "--folds", "0"], "--folds: '0' is not a"),
+        ("finetune", ["ds", "--learning-rate", "0"], "--learning-rate: '0' is not a"),
+    ],
+)
+def test_invalid_option_is_rejected(script, name, argv, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script(name).main(argv)
+    assert f"argument {message}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_printed(name):
+    done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"benchmarks/{name}.py" in done.stdout

@@ -1,0 +1,175 @@
+"""Computations and tables of the benchmarks, without networks."""
+
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nibabel.affines import apply_affine
+
+from bids_dgmseg.image.volume import Volume
+
+AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
+CAUDATE, WHITE = 11, 22
+
+
+def test_markdown_formats_by_type_and_column(script):
+    table = pd.DataFrame({"name": ["a", "b"], "n": [1, 2], "dice": [0.12345, np.nan], "s": [1.26, 2.0]})
+    assert script("reporting").markdown(table, {"s": 1}).splitlines() == [
+        "| name | n | dice | s |",
+        "| --- | --- | --- | --- |",
+        "| a | 1 | 0.123 | 1.3 |",
+        "| b | 2 | – | 2.0 |",
+    ]
+
+
+def test_command_is_measured(script):
+    usage = script("reporting").measure([sys.executable, "-c", "x = bytearray(200_000_000)"])
+    assert usage.seconds > 0
+    assert usage.peak_gb > 0.2
+    with pytest.raises(SystemExit, match="exit code 3"):
+        script("reporting").measure([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_thick_slices_average_values_and_vote_on_labels(script):
+    thick = script("conditions").Condition("", None, slice_factor=3)
+    chi, labels = thick.thicken(np.array([[[1.0, 2, 6, 3, 3, 3, 9]]], np.float32), np.array([[[0, 2, 2, 1, 0, 0, 5]]]))
+    assert chi.tolist() == [[[3.0, 3.0]]]  # the seventh slice is incomplete
+    assert labels.tolist() == [[[2, 0]]]
+
+
+def test_tied_labels_of_thick_slice_use_central_slice(script):
+    conditions = script("conditions")
+    labels = np.array([[[4, 2, 0, 0, 2, 4]]], np.uint8)
+    thick = conditions.Condition("", None, slice_factor=3)
+    assert thick.thicken(labels.astype(np.float32), labels)[1].tolist() == [[[2, 2]]]
+    assert all(condition.slice_factor % 2 for condition in conditions.conditions())
+
+
+def test_two_conditions_are_frequent(script):
+    conditions = list(script("conditions").conditions())
+    frequent = {condition.name for condition in conditions if condition.frequent}
+    assert frequent == {"mid-range, 1 mm", "subjects as in training"}
+    assert conditions[0].view.values.age_years == (45.0, 45.0)  # of 10 to 80
+    assert conditions[0].view.values.mixture == 0
+
+
+@pytest.fixture
+def spot():
+    """A bright spot at (10, 0, 14) mm in a map that is 0 at its faces."""
+    points = apply_affine(AFFINE, np.moveaxis(np.indices((36, 40, 16)), 0, -1))
+    distance = np.linalg.norm(points - (10, 0, 14), axis=-1)
+    return Volume(np.exp(-((distance / 6) ** 2)).astype(np.float32), AFFINE)
+
+
+def centre_mm(volume):
+    weights = volume.array / volume.array.sum()
+    return apply_affine(volume.affine, [(weights * index).sum() for index in np.indices(volume.shape)])
+
+
+@pytest.mark.parametrize("rotation_deg", [(0, 0, 0), (20, 0, 0), (0, 15, 0), (20, -20, 20)])
+def test_regridding_does_not_move_structures(script, spot, rotation_deg):
+    other = script("robustness").regrid(spot, (1.0, 1.0, 1.0), rotation_deg)
+    np.testing.assert_allclose(centre_mm(other), (10, 0, 14), atol=0.1)
+    np.testing.assert_allclose(other.array.sum() * 1.0, spot.array.sum() * 1.5 * 1.5 * 3, rtol=0.02)
+    np.testing.assert_allclose(np.linalg.norm(other.affine[:3, :3], axis=0), 1)
+
+
+def test_cropped_map_keeps_its_position(script, spot):
+    kept = np.zeros((1, 1, 16), bool)
+    kept[..., 5:12] = True
+    cropped = script("robustness").crop(spot, kept)
+    assert cropped.shape == (36, 40, 7)
+    np.testing.assert_allclose(cropped.affine[:3, 3], (-20, -30, 5))
+
+
+def test_every_change_has_a_name(script, spot):
+    labels = spot.with_array((spot.array > 0.5).astype(np.uint8))
+    names = [name for name, _ in script("robustness").changes(spot, labels)]
+    assert len(names) == len(set(names)) == 17
+
+
+def test_robustness_table_counts_missed_nuclei(script):
+    scores = pd.DataFrame(
+        {"abbreviation": ["RN_L", "RN_R"] * 2, "dice": [0.8, 0.6, 0.5, 0.0], "change": ["unchanged"] * 2 + ["cut"] * 2}
+    )
+    assert script("robustness").as_markdown(scores).splitlines() == [
+        "| Dice | RN | mean | missed |",
+        "| --- | --- | --- | --- |",
+        "| unchanged | 0.700 | 0.700 | 0 |",
+        "| cut | 0.250 | 0.250 | 1 |",
+    ]
+
+
+def test_contrast_is_to_tissue_within_4_mm(script):
+    truth = np.full((24, 24, 24), WHITE, np.uint8)
+    truth[10:14, 10:14, 10:14] = CAUDATE
+    chi = np.where(truth == CAUDATE, 0.07, -0.03)
+    chi[:4] = 5.0  # 6 mm away
+    other = np.where(truth == CAUDATE, 0.05, -0.01)
+    (contrast,) = script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (chi, other))
+    assert contrast == pytest.approx((0.10, 0.06))
+
+
+def test_nucleus_at_border_of_head_has_no_contrast(script):
+    truth = np.zeros((24, 24, 24), np.uint8)
+    truth[10:14, 10:14, 10:14] = CAUDATE
+    truth[10:14, 10:14, 14:18] = WHITE
+    assert list(script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (truth,))) == []
+
+
+def test_inputs_select_echoes_and_mask(script):
+    inputs, stacked = script("reconstruction").INPUTS, torch.arange(3.0).view(3, 1, 1, 1)
+    echoes = SimpleNamespace(phase=stacked, magnitude=10 + stacked, echo_times_s=(0.01, 0.02, 0.03), b0_tesla=3.0)
+    last = inputs["last echo only"](echoes, None)
+    assert (last["phase"].item(), last["magnitude"].item(), last["echo_times_s"]) == (2.0, 12.0, [0.03])
+    brain = np.ones((1, 1, 1), bool)
+    masked = inputs["four echoes, true brain mask"](echoes, brain)
+    assert masked["mask"] is brain
+    assert len(masked["phase"]) == 3
+
+
+def test_reconstruction_table_averages_heads(script):
+    rows = [
+        {
+            "head": n,
+            "inputs": "x",
+            "correlation": 0.8 + 0.2 * n,
+            "slope": 0.7 + 0.2 * n,
+            "largest_error_ppm": 0.01,
+            "dice": 0.9,
+            "seconds": 3.0 + n,
+        }
+        for n in (0, 1)
+    ]
+    table = script("reconstruction").as_markdown(pd.DataFrame(rows))
+    assert table.splitlines()[-1] == "| x | 0.900 | 0.80 | 0.010 | 0.900 | 4 |"
+
+
+def test_nnunet_schedule_is_polynomial(script):
+    schedule = script("ablation").NnunetSchedule(steps=1000)
+    assert schedule.rate(0) == 0.01
+    assert schedule.rate(500) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.5)))
+    assert schedule.rate(999) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.001)))
+
+
+def test_cross_entropy_weights_nuclei_by_three(script):
+    probability = torch.tensor([[0.5, 0.25], [0.5, 0.75]])  # of two classes, at two voxels
+    logits, labels = probability.log().reshape(1, 2, 2, 1, 1), torch.tensor([0, 1]).reshape(1, 2, 1, 1)
+    loss = script("ablation").weighted_cross_entropy(logits, labels)
+    assert float(loss) == pytest.approx(-(math.log(0.5) + 3 * math.log(0.75)) / 4)
+
+
+def test_ablation_table_includes_earlier_settings(script, tmp_path):
+    ablation = script("ablation")
+    settings = ablation.settings(ablation.SEGMENTER_VIEW)
+    for setting, dice in ((settings[8], 0.2), (settings[2], 0.7)):
+        setting.folder_in(tmp_path).mkdir()
+        row = pd.DataFrame({"abbreviation": ["RN_L"], "dice": [dice], "maps": ["real"], "setting": [setting.name]})
+        row.to_csv(setting.folder_in(tmp_path) / "scores.tsv", sep="\t", index=False)
+    table = ablation.all_scores(tmp_path, ablation.SEGMENTER_VIEW)
+    assert table[["setting", "dice"]].to_numpy().tolist() == [["no physics", 0.7], ["SGD, poly", 0.2]]
+    assert ablation.as_markdown(table).splitlines()[2] == "| real | no physics | 0.700 | 0.700 |"
