@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nibabel.affines import voxel_sizes
 from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.bids.save import MAP_SIDECAR
+from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
 from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, StepNode
 from bids_dgmseg.workflow.jobs import Job
-from bids_dgmseg.workflow.reconstruct import plan_memory_gb
 
 STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
 """Nodes in the order of the data; only scans with echoes have the first."""
@@ -106,7 +110,7 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
             ),
             name="reconstruct",
             n_procs=threads,
-            mem_gb=plan_memory_gb(scan),
+            mem_gb=_plan_memory_gb(scan),
         )
         workflow.connect(reconstruct, "out_chi", inputs, "in_chi")
         workflow.connect(reconstruct, "out_chi", save, "in_chi")
@@ -137,3 +141,17 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
 def _if_given(**paths: Path | None) -> dict[str, Any]:
     """Return the inputs that have a value; Nipype does not accept None for a file."""
     return {name: str(path) for name, path in paths.items() if path}
+
+
+def _plan_memory_gb(scan: Scan) -> float:
+    """Estimate the memory of a reconstruction from the header of the first echo.
+
+    Returns 1 GB if it cannot be read: the step itself then reports why.
+    """
+    try:
+        image = load_image(scan.echoes[0].magnitude) if scan.echoes else None
+    except InputError:
+        image = None
+    if image is None or len(image.shape) < 3:
+        return 1.0
+    return estimate_memory_gb(image.shape[:3], voxel_sizes(image.affine).tolist(), n_echoes=len(scan.echoes))

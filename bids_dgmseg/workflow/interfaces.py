@@ -22,13 +22,19 @@ from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.weights import limit_threads
+from bids_dgmseg.qsm.multi_echo import reconstruct_files
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
 from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.workflow.qc_record import build_qc_record, describe_box, report_input, report_measures
-from bids_dgmseg.workflow.reconstruct import describe_reconstruction, reconstruct_scan
+from bids_dgmseg.workflow.qc_record import (
+    build_qc_record,
+    describe_box,
+    report_input,
+    report_measures,
+    report_reconstruction,
+)
 from bids_dgmseg.workflow.reference import find_reference
 
 FRACTION_SCALE = np.float32(1 / 255)
@@ -97,10 +103,18 @@ class Reconstruct(Step):
             raise InputError(scan.problem)
         limit_threads(self.inputs.n_threads)
         mask = Path(self.inputs.mask) if self.inputs.mask else None
-        result = reconstruct_scan(scan, mask=mask, phase_sign=sign)
+        result = reconstruct_files(
+            [echo.magnitude for echo in scan.echoes],
+            [echo.phase for echo in scan.echoes],
+            echo_times_s=[echo.time_s for echo in scan.echoes],
+            b0_tesla=float(scan.sidecar["MagneticFieldStrength"]),
+            phase_units=[echo.units for echo in scan.echoes],
+            mask=mask,
+            phase_sign=sign,
+        )
         return {
             "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
-            "out_report": describe_reconstruction(scan, result, mask=mask, phase_sign=sign),
+            "out_report": report_reconstruction(scan, result, mask=mask, phase_sign=sign),
         }
 
 
@@ -161,7 +175,7 @@ class Segment(Step):
         weights = Path(self.inputs.weights) if self.inputs.weights else None
         result = segment_map(chi, model, weights=weights, device=self.inputs.device)
         block = result.block
-        fractions = np.rint(np.clip(block.probabilities[1:], 0, 1) * 255).astype(np.uint8)
+        fractions = block.fractions()
         whole = np.zeros((*chi.shape, len(fractions)), np.uint8)
         whole[block.slices] = np.moveaxis(fractions, 0, -1)
         bounds = np.array([(piece.start, piece.stop) for piece in block.slices])

@@ -22,7 +22,11 @@ from bids_dgmseg.measurement.reference import Reference
 from bids_dgmseg.measurement.scan import ScanMeasures
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps
 from bids_dgmseg.study.results import SCANNER_FIELDS
+
+MIN_SIGN_RATIO = 1.3
+"""Ratio of the map's extremes below which the automatic phase sign is uncertain; five real maps have 1.6 to 2.1."""
 
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
 
@@ -33,6 +37,43 @@ class StepReport:
 
     values: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+
+
+def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | None, phase_sign: str) -> StepReport:
+    """Return the parameters of a reconstruction; also part of the sidecar of the map."""
+    warnings = []
+    if result.phase_sign < 0 and phase_sign == "auto":
+        warnings.append(
+            "assumed that phase decreases with the field, because veins and iron would be negative otherwise; set "
+            "--phase-sign to be certain"
+        )
+    if phase_sign == "auto" and result.tail_ratio < MIN_SIGN_RATIO:
+        warnings.append(
+            "the phase sign is uncertain, because the map's positive and negative extremes are similar; check the "
+            "figures (pallidum and dentate must be bright) and set --phase-sign"
+        )
+    if len(scan.echoes) == 1:
+        warnings.append(
+            "only one echo, so the coil's phase offset is not removed; background field removal may leave some of it"
+        )
+    values = {
+        "EchoTime": [echo.time_s for echo in scan.echoes],
+        "MagneticFieldStrength": scan.sidecar["MagneticFieldStrength"],
+        "BrainMask": mask.name if mask else "by magnitude",
+        "PhaseSign": result.phase_sign,
+        "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
+        "ReadoutCorrection": _describe_readout(result.readout_ramp_rad),
+        **describe_steps(len(scan.echoes)),
+    }
+    return StepReport(values, tuple(warnings))
+
+
+def _describe_readout(ramp_rad: float | None) -> str:
+    if ramp_rad is None:
+        return "not assessed: bipolar readouts can be detected only with three or more evenly spaced echoes"
+    if not ramp_rad:
+        return "none needed: no phase ramp alternates between echoes"
+    return f"phase ramp of {ramp_rad:.2g} rad across the brain, alternating between echoes, removed"
 
 
 def report_input(path: Path, checked: ChiMap) -> StepReport:
