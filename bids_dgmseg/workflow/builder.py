@@ -17,7 +17,7 @@ from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
 from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, StepNode
-from bids_dgmseg.workflow.jobs import Job
+from bids_dgmseg.workflow.plan import Job
 
 STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
 """Nodes in the order of the data; only scans with echoes have the first."""

@@ -17,7 +17,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.annex import describe_missing, is_broken_symlink, is_file_or_unfetched
 from bids_dgmseg.io.files import url_to_path
 from bids_dgmseg.workflow.environment import prepare_environment
-from bids_dgmseg.workflow.folders import check_folders
+from bids_dgmseg.workflow.plan import check_folders
 
 if TYPE_CHECKING:
     from bids_dgmseg.study.cohort import ResultsFolder

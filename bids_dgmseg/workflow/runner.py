@@ -18,7 +18,7 @@ from bids_dgmseg.models.registry import Model
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf, workflow_name
 from bids_dgmseg.workflow.environment import LOG_NAME
 from bids_dgmseg.workflow.interfaces import StepNode
-from bids_dgmseg.workflow.jobs import Job
+from bids_dgmseg.workflow.plan import Job
 from bids_dgmseg.workflow.plugin import WorkersPlugin
 from bids_dgmseg.workflow.qc_record import StepReport, with_scan
 

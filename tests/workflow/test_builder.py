@@ -12,7 +12,7 @@ from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf
-from bids_dgmseg.workflow.jobs import Job
+from bids_dgmseg.workflow.plan import Job
 from tests.oracle import oracle_model
 
 

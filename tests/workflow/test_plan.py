@@ -6,7 +6,7 @@ import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.workflow.folders import check_folders, make_run_folder
+from bids_dgmseg.workflow.plan import check_folders, make_run_folder
 
 
 @pytest.fixture
