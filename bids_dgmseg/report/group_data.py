@@ -112,7 +112,8 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     """
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
-    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", *MEASURES, "volume_pv_mm3", group}
+    # with --group-column, another column may also be called group
+    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", *MEASURES, "volume_pv_mm3"} - {"group"} | {group}
     stats = _read_table(output_dir, "group_stats", columns=columns, text=group)
     if stats is None:
         raise InputError(f"{output_dir.name}: group_stats.tsv not found; run the group level first")
