@@ -12,9 +12,8 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.tables import MISSING
-from bids_dgmseg.stats.long_table import list_some
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
-from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
+from bids_dgmseg.study.participants import ParticipantTables, Visit, list_some, read_participant_tables
 from bids_dgmseg.study.results import RERUN, Results, read_entities, read_results
 
 ENTITIES = {

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.long_table import PLAIN_NUMBER, parse_numbers
+from bids_dgmseg.study.demographics import PLAIN_NUMBER, parse_numbers
 
 _BACKTICKS = re.compile(r"`([^`]+)`")
 

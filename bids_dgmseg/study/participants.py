@@ -24,7 +24,6 @@ from bids_dgmseg.io.annex import (
     is_pointer_file,
 )
 from bids_dgmseg.io.files import read_json
-from bids_dgmseg.stats.long_table import list_some
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""
@@ -48,6 +47,19 @@ _MAX_LINES = 50
 """Most lines of one row: a quote that is not closed by then is an ordinary character."""
 
 _DAYS_PER_YEAR = 365.25
+
+
+_N_LISTED = 5
+
+
+def list_some(names: Sequence[str], prefix: str = "") -> str:
+    """Format a list of names, abbreviated after the fifth.
+
+    >>> list_some(["1", "2", "3", "4", "5", "6", "7"], "sub-")
+    'sub-1, sub-2, sub-3, sub-4, sub-5 and 2 more'
+    """
+    shown = ", ".join(prefix + name for name in names[:_N_LISTED])
+    return shown if len(names) <= _N_LISTED else f"{shown} and {len(names) - _N_LISTED} more"
 
 
 @dataclass(frozen=True)

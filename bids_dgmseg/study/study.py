@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.tables import MISSING
-from bids_dgmseg.stats.long_table import parse_numbers
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.conditions import match_condition
+from bids_dgmseg.study.demographics import parse_numbers
 
 REFERENCE_GROUPS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
 """Names of a reference group, in lower case."""
