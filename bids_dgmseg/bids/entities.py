@@ -12,42 +12,9 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_json
 
 ORDER = (
-    "sub",
-    "tpl",
-    "ses",
-    "cohort",
-    "sample",
-    "task",
-    "tracksys",
-    "acq",
-    "nuc",
-    "voi",
-    "ce",
-    "trc",
-    "stain",
-    "rec",
-    "dir",
-    "run",
-    "mod",
-    "echo",
-    "flip",
-    "inv",
-    "mt",
-    "part",
-    "proc",
-    "hemi",
-    "space",
-    "split",
-    "recording",
-    "chunk",
-    "atlas",
-    "seg",
-    "scale",
-    "res",
-    "den",
-    "label",
-    "desc",
-)
+    "sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip"
+    " inv mt part proc hemi space split recording chunk atlas seg scale res den label desc"
+).split()
 """Entities in the order of BIDS file names."""
 
 _PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")

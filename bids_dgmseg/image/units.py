@@ -55,14 +55,9 @@ _UNITS = {
 }
 
 _REFERENCE_KEYS = (
-    "referenceregion",
-    "susceptibilityreferenceregion",
-    "susceptibilityreference",
-    "qsmreferenceregion",
-    "qsmreference",
-    "referencetissue",
-    "reference",
-)
+    "referenceregion susceptibilityreferenceregion susceptibilityreference qsmreferenceregion"
+    " qsmreference referencetissue reference"
+).split()
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         raise InputError(f"{name}: all voxels are 0; reconstruct the map again")
     summary = _summarize(array[nonzero])
     stated = _stated_units(name, sidecar)
-    _refuse_other_images(name, summary, stated, sidecar)
+    _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
     n_replaced = count_holes(finite, nonzero)
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
@@ -208,7 +203,7 @@ def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; fix the sidecar')
 
 
-def _refuse_other_images(name: str, summary: _Summary, stated: str, sidecar: Mapping[str, Any]) -> None:
+def _reject_other_images(name: str, summary: _Summary, stated: str, sidecar: Mapping[str, Any]) -> None:
     if stated == "Hz":
         raise InputError(
             f"{name}: the sidecar states Hz (a field map), expected susceptibility in ppm or ppb; "

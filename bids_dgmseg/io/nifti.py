@@ -46,18 +46,8 @@ _UNREADABLE = (
 """What nibabel raises for damaged headers and data; a damaged shape can ask for any amount of memory."""
 
 _GEOMETRY = (
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-    "qoffset_z",
-    "srow_x",
-    "srow_y",
-    "srow_z",
-)
+    "qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z"
+).split()
 """Header fields that define the grid, besides the first four of pixdim."""
 
 

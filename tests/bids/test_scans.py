@@ -10,8 +10,6 @@ from bids_dgmseg.bids.scans import find_scans, find_skipped
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
-TREE = Path(__file__).parents[3] / "shared" / "tools" / "bids_tree"
-
 
 def inputs_of(root: Path, **selection):
     return open_inputs(root, Selection(**selection), output_dir=root / "derivatives" / "bids_dgmseg")
@@ -288,15 +286,19 @@ def test_wrong_filter_file_is_rejected(dataset, tmp_path, text, message):
         scans_of(dataset("ds", chi("sub-01")), filter_file=tmp_path / "filter.json")
 
 
-def test_echoes_without_maps_require_reconstruction(dataset):
-    root = dataset("ds", "sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz")
-    with pytest.raises(InputError, match=r"^ds: _MEGRE but no _Chimap files; reconstruct .* QSMxT, .* --derivatives$"):
-        scans_of(root)
-
-
-def test_empty_dataset_is_rejected(dataset):
-    with pytest.raises(InputError, match=r"^ds: no _Chimap or _MEGRE files; pass .* --derivatives$"):
-        scans_of(dataset("ds"))
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"^ds: no _Chimap or _MEGRE files; pass .* --derivatives$"),
+        (
+            ["sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"],
+            r"^ds: _MEGRE but no _Chimap files; reconstruct .*QSMxT",
+        ),
+    ],
+)
+def test_dataset_without_maps_is_rejected(dataset, files, message):
+    with pytest.raises(InputError, match=message):
+        scans_of(dataset("ds", *files))
 
 
 def test_folder_without_description_is_rejected(tmp_path):
@@ -354,10 +356,11 @@ def test_two_maps_of_one_scan_are_a_problem(dataset):
     )
 
 
-def test_misplaced_file_is_rejected(dataset):
+@pytest.mark.parametrize("misplaced", [None, []])
+def test_misplaced_file_is_rejected(dataset, misplaced):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
     with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: located in the folder of sub-01; rename"):
-        scans_of(root)
+        find_scans(inputs_of(root), misplaced=misplaced)
 
 
 def test_invalid_entities_are_reported(dataset):
@@ -376,16 +379,3 @@ def test_misplaced_files_can_be_skipped(dataset):
         "sub-02_Chimap.nii.gz: located in the folder of sub-01; rename or move the file",
         "sub-01_ses-2_Chimap.nii: located in the folder of ses-1; rename or move the file",
     ]
-
-
-def test_only_misplaced_files_are_rejected(dataset):
-    root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
-    with pytest.raises(InputError, match=r"^sub-02_Chimap.nii.gz: located in the folder of sub-01; rename"):
-        find_scans(inputs_of(root), misplaced=[])
-
-
-@pytest.mark.skipif(not TREE.is_dir(), reason="the example datasets are not on this machine")
-def test_example_derivative_is_found_from_raw_dataset():
-    found = scans_of(TREE / "raw", derivatives=(TREE / "derivatives" / "qsmxt",))
-    assert [scan.name for scan in found] == ["sub-01", "sub-02_ses-1_desc-rts"]
-    assert {scan.sidecar["Units"] for scan in found} == {"ppm"}

@@ -9,7 +9,6 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.nifti import load_image
 
-REAL = sorted(Path(__file__).parents[3].glob("shared/data/real/sub-*/anat/*_Chimap.nii.gz"))
 SHAPE = (40, 48, 32)
 
 
@@ -92,14 +91,6 @@ def test_reference_region_is_reported(store, key):
 
 def test_missing_reference_region_is_reported(store):
     assert check_chi(store(brain()), {}).reference == "not stated"
-
-
-@pytest.mark.skipif(not REAL, reason="the real maps are not on this machine")
-@pytest.mark.parametrize("sidecar", [{}, {"Units": "ppm"}], ids=["not stated", "stated"])
-def test_real_maps_have_no_warning(sidecar):
-    for path in REAL:
-        checked = check_chi(path, sidecar)
-        assert (checked.units, checked.n_replaced, checked.warnings) == ("ppm", 0, ())
 
 
 @pytest.mark.parametrize("outside", ["noise", "uniform noise", "NaN", "streaks"])

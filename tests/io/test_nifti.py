@@ -186,8 +186,8 @@ def test_data_inside_the_header_are_rejected(tmp_path, kind, first):
     where = {352: slice(108, 112), 544: slice(168, 176)}[first]
     data[where] = bytes(where.stop - where.start)
     path.write_bytes(data)
-    said = rf"^map.nii: the data start inside the header \(vox_offset 0, expected at least {first}\); correct"
-    with pytest.raises(InputError, match=said):
+    message = rf"^map.nii: the data start inside the header \(vox_offset 0, expected at least {first}\); correct"
+    with pytest.raises(InputError, match=message):
         Volume.read(path)
 
 
@@ -245,10 +245,10 @@ def test_different_voxel_sizes_are_a_warning():
     )
 
 
-@pytest.mark.parametrize(("edge", "said"), [(2500, "2.5e.03"), (0.0025, "0.0025")])  # in micrometres, in metres
-def test_implausible_voxel_size_is_rejected(edge, said):
+@pytest.mark.parametrize(("edge", "shown"), [(2500, "2.5e.03"), (0.0025, "0.0025")])  # in micrometres, in metres
+def test_implausible_voxel_size_is_rejected(edge, shown):
     strange = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.diag([1, edge, edge, 1]))
-    with pytest.raises(InputError, match=rf"^a.nii: voxel size 1 x {said} x {said} mm, expected 0.05 to 20 mm"):
+    with pytest.raises(InputError, match=rf"^a.nii: voxel size 1 x {shown} x {shown} mm, expected 0.05 to 20 mm"):
         check_header(strange, "a.nii")
 
 
