@@ -34,16 +34,8 @@ def measure_confidence(
 
     Parameters
     ----------
-    chi : ndarray of shape (X, Y, Z)
-        Susceptibility in ppm, NaN where not valid.
-    dseg : ndarray of int, shape (X, Y, Z)
-        Integers of ``structures.tsv``; 0 is background.
-    probseg : ndarray of shape (C, X, Y, Z)
-        Probability of nucleus ``structures[c]``, from 0 to 1.
-    structures : sequence of C Structure
-        In the order of the channels and of the rows.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
+    chi, dseg, probseg, structures, voxel_size_mm
+        As in `bids_dgmseg.measurement.nuclei.measure_nuclei`.
     fov : FieldOfView
         Field of view of the whole map, cropped to the block that the arrays cover.
 

@@ -88,10 +88,8 @@ def estimate_noise(chi: NDArray[np.floating], inside: NDArray[np.bool_]) -> floa
 
     Parameters
     ----------
-    chi : ndarray of shape (X, Y, Z)
-        Map in ppm.
-    inside : ndarray of bool, shape (X, Y, Z)
-        Voxels to use.
+    chi, inside : ndarray of shape (X, Y, Z)
+        Map in ppm, and mask of the voxels to use.
 
     Returns
     -------
@@ -130,14 +128,10 @@ def streaking_index(
 
     Parameters
     ----------
-    chi : ndarray of shape (X, Y, Z)
-        Map in ppm.
-    inside : ndarray of bool, shape (X, Y, Z)
-        Voxels to use.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
-    b0_direction : tuple of 3 float
-        Direction of the main field along the axes of the grid.
+    chi, inside : ndarray of shape (X, Y, Z)
+        Map in ppm, and mask of the voxels to use.
+    voxel_size_mm, b0_direction : tuple of 3 float
+        As in `measure_map_quality`.
 
     Returns
     -------
@@ -230,10 +224,8 @@ def rim_residual(
 
     Parameters
     ----------
-    chi : ndarray of shape (X, Y, Z)
-        Map in ppm.
-    inside : ndarray of bool, shape (X, Y, Z)
-        Voxels to use.
+    chi, inside : ndarray of shape (X, Y, Z)
+        Map in ppm, and mask of the voxels to use.
     voxel_size_mm : tuple of 3 float
         Edge lengths of a voxel in mm.
 

@@ -179,14 +179,8 @@ def measure_high_iron(
 
     Parameters
     ----------
-    chi : ndarray of shape (X, Y, Z)
-        Susceptibility in ppm, NaN where not valid.
-    dseg : ndarray of int, shape (X, Y, Z)
-        Integers of ``structures.tsv``.
-    structures : sequence of Structure
-        Nuclei, in the order of the rows.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
+    chi, dseg, structures, voxel_size_mm
+        As in `measure_nuclei`.
 
     Returns
     -------

@@ -127,7 +127,10 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     standardized = _standardize(y[:, used], indicator, x)
     effects = _estimate(standardized.z, indicator)
     result = np.full(raw.shape, np.nan)
-    result[:, used] = _remove(standardized, effects, indicator)
+    # A nucleus without values at a site has neither effects nor values there.
+    shift = indicator @ np.nan_to_num(effects.shift_bayes)
+    scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
+    result[:, used] = standardized.std * (standardized.z - shift) / scale + standardized.centre
     frame = pd.DataFrame(result, index=values.index, columns=values.columns)
     return Harmonized(
         frame,
@@ -208,7 +211,7 @@ def _why_not(y: Floats, indicator: Floats, x: Floats) -> str:
 def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float, int]:
     """Site means (NaN without values) and coefficients of the covariates of one nucleus, its RSS and rank."""
     known = np.isfinite(y)
-    present = indicator[known].sum(axis=0) > 0
+    present = indicator[known].sum(axis=0) > 0  # a site without values would make the design singular
     design = np.column_stack([indicator[known][:, present], x[known]])
     solution, _, rank, _ = np.linalg.lstsq(design, y[known])
     means: Floats = np.full(indicator.shape[1], np.nan)
@@ -258,6 +261,7 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
     mean, spread = variance.mean(), variance.var(ddof=1)
     if spread == 0:  # equal variances: the prior is that value
         return (prior_spread * n * shift + mean * prior_shift) / (prior_spread * n + mean), variance
+    # Shape and rate of the inverse gamma distribution with this mean and variance.
     a, b = (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
     new_variance = variance
     new_shift = shift
@@ -269,15 +273,6 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
         if max(np.abs(new_shift - old[0]).max(), np.abs(new_variance - old[1]).max()) < _CONVERGED:
             break
     return new_shift, new_variance
-
-
-def _remove(standardized: _Standardized, effects: _Effects, indicator: Floats) -> Floats:
-    """Values without the posterior site effects."""
-    # A nucleus without values at a site has neither effects nor values there.
-    shift = indicator @ np.nan_to_num(effects.shift_bayes)
-    scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
-    removed: Floats = standardized.std * (standardized.z - shift) / scale + standardized.centre
-    return removed
 
 
 def _site_table(

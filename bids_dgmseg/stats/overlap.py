@@ -173,10 +173,8 @@ def dice(
 
     Parameters
     ----------
-    reference, prediction : ndarray of int, shape (X, Y, Z)
-        Integers of ``structures.tsv``; others are ignored.
-    structures : sequence of Structure
-        Nuclei to compare.
+    reference, prediction, structures
+        As in `overlap`.
 
     Returns
     -------
