@@ -110,9 +110,9 @@ STATISTICS = (
                 "ancova_difference", "Adjusted for {covariates}", ("ancova_difference_low", "ancova_difference_high"), 0
             ),
             _Column("ancova_q", "q (ANCOVA)"),
-            _Column("mean_reference", "Reference mean", extra_digits=0),
+            _Column("mean_reference", "Ref. mean", extra_digits=0),
             _Column("mean_group", "Group mean", extra_digits=0),
-            _Column("n_reference", "Reference n"),
+            _Column("n_reference", "Ref. n"),
             _Column("n_group", "Group n"),
             _Column("note", "Note"),
         ),

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -58,6 +59,12 @@ class GroupPage(HTMLParser):
             self._text += data
 
 
+def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", site: str = "A", **columns: Any):
+    """One row of a group table: the keys of the scan, then other columns; of DN_L unless they say otherwise."""
+    keys = dict(zip(KEYS, (participant, session, "n/a", "n/a", model, site), strict=True))
+    return {**keys, "abbreviation": "DN_L", **columns}
+
+
 @pytest.fixture
 def out(tmp_path) -> Path:
     return write_tables(tmp_path / "out")
@@ -80,13 +87,7 @@ def test_worst_scans_come_first(plain):
 
 def test_nuclei_smaller_than_voxel_are_listed_separately(tmp_path):
     rows = [
-        {
-            **dict(zip(KEYS, (name, "n/a", "n/a", "n/a", "dgm16", "A"), strict=True)),
-            "abbreviation": "STN_L",
-            "volume_mm3": volume,
-            "volume_pv_mm3": weighted,
-            "mean_ppm": "n/a",
-        }
+        scan_row(name, session="n/a", abbreviation="STN_L", volume_mm3=volume, volume_pv_mm3=weighted, mean_ppm="n/a")
         for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))
     ]
     write_table(tmp_path, "group_stats", rows)
@@ -182,10 +183,7 @@ def test_every_entity_distinguishes_scans(tmp_path):
 
 def test_numeric_sites_keep_their_spelling(tmp_path):
     sites = {"sub-01": "01", "sub-02": "01", "sub-03": "1", "sub-04": "n/a"}
-    keys = [
-        {"participant_id": name, "session_id": "n/a", "model": "dgm16", "site": site, "abbreviation": "DN_L"}
-        for name, site in sites.items()
-    ]
+    keys = [scan_row(name, session="n/a", site=site) for name, site in sites.items()]
     write_table(tmp_path, "group_stats", [key | {"volume_mm3": 600, "mean_ppm": 0.1} for key in keys])
     write_table(
         tmp_path,
@@ -205,15 +203,7 @@ def test_numeric_sites_keep_their_spelling(tmp_path):
 
 def test_scans_without_site_are_counted(tmp_path):
     rows = [
-        {
-            "participant_id": f"sub-0{number}",
-            "session_id": "n/a",
-            "model": "dgm16",
-            "site": site,
-            "abbreviation": "DN_L",
-            "volume_mm3": 600,
-            "mean_ppm": 0.1,
-        }
+        scan_row(f"sub-0{number}", session="n/a", site=site, volume_mm3=600, mean_ppm=0.1)
         for number, site in enumerate(("n/a", "3T", "n/a", "n/a"))
     ]
     write_table(tmp_path, "group_stats", rows)
@@ -278,16 +268,15 @@ def test_circular_source_datasets_end(tmp_path):
 
 def test_outliers_link_to_scans_largest_first(out):
     rows = [
-        {
-            **dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", "dgm16", "A"), strict=True)),
-            "abbreviation": "DN_L",
-            "measure": "mean_ppm",
-            "value": 0.1,
-            "n_site": 9,
-            "median": 0.2,
-            "robust_z": z,
-            "outlier": str(abs(z) > 3.5).lower(),
-        }
+        scan_row(
+            f"sub-0{number}",
+            measure="mean_ppm",
+            value=0.1,
+            n_site=9,
+            median=0.2,
+            robust_z=z,
+            outlier=str(abs(z) > 3.5).lower(),
+        )
         for number, z in ((1, 4.0), (2, 1.0), (3, -6.0))
     ]
     write_table(out, "group_outliers", rows)
@@ -299,19 +288,9 @@ def test_outliers_link_to_scans_largest_first(out):
 
 def outliers(model: str, z: float | str, note: str) -> list[dict[str, object]]:
     """Rows of group_outliers.tsv: four with this z and note, and one without a value."""
-    keys = [dict(zip(KEYS, (f"sub-0{number}", "ses-1", "n/a", "n/a", model, "A"), strict=True)) for number in range(5)]
-    return [
-        {
-            **key,
-            "abbreviation": "DN_L",
-            "measure": "mean_ppm",
-            "value": 0.1,
-            "robust_z": z if number else "n/a",
-            "outlier": "false",
-            "note": note if number else "missing",
-        }
-        for number, key in enumerate(keys)
-    ]
+    first: dict[str, Any] = {"robust_z": "n/a", "note": "missing"}
+    values: dict[str, Any] = {"measure": "mean_ppm", "value": 0.1, "robust_z": z, "outlier": "false", "note": note}
+    return [scan_row(f"sub-0{number}", model=model, **values | (first if number == 0 else {})) for number in range(5)]
 
 
 FEW = "no z: 4 values, a site needs 5"
@@ -408,15 +387,7 @@ def test_harmonized_values_are_drawn_over_age(out):
     write_table(
         out,
         "group_harmonized",
-        [
-            {
-                **dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)),
-                "abbreviation": "DN_L",
-                "measure": "mean_ppm",
-                "harmonized": 0.1,
-            }
-            for scan in SCANS
-        ],
+        [scan_row(participant, site=site, measure="mean_ppm", harmonized=0.1) for participant, site, *_ in SCANS],
     )
     html = write_group_page(out)
     drawn = [name for name in figures(GroupPage(html)) if "_age" in name]
@@ -500,8 +471,8 @@ def test_differences_have_limits_and_covariates(out):
             "Hedges' g",
             "q (t)",
             "Adjusted for age, sex and education",
-            "Reference mean",
-            "Reference n",
+            "Ref. mean",
+            "Ref. n",
             "Group n",
         ],
         ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012", "0.050", "3", "3"],
@@ -514,18 +485,7 @@ def test_differences_have_limits_and_covariates(out):
 
 def test_thinned_points_are_mentioned(tmp_path):
     for n, is_mentioned in ((150, False), (151, True)):
-        rows = [
-            {
-                "participant_id": f"sub-{number:03}",
-                "session_id": "n/a",
-                "model": "dgm16",
-                "site": "A",
-                "abbreviation": "DN_L",
-                "volume_mm3": number,
-                "mean_ppm": 0.1,
-            }
-            for number in range(n)
-        ]
+        rows = [scan_row(f"sub-{number:03}", session="n/a", volume_mm3=number, mean_ppm=0.1) for number in range(n)]
         write_table(tmp_path, "group_stats", rows)
         assert (
             "At most 150 points are drawn" in write_group_page(tmp_path).read_text(encoding="utf-8")
@@ -541,12 +501,7 @@ def test_models_with_shared_scans_are_compared(tmp_path):
 
 def test_models_with_few_shared_scans_are_mentioned(tmp_path):
     rows = [
-        {
-            **dict(zip(KEYS, (f"sub-0{number}", "n/a", "n/a", "n/a", model, "A"), strict=True)),
-            "abbreviation": "DN_L",
-            "volume_mm3": 600 + number,
-            "mean_ppm": 0.1,
-        }
+        scan_row(f"sub-0{number}", session="n/a", model=model, volume_mm3=600 + number, mean_ppm=0.1)
         for model, numbers in {"dgm16": range(4), "other": range(2, 6)}.items()
         for number in numbers
     ]
@@ -582,14 +537,7 @@ def test_long_tables_are_cut_and_link_to_file(out, monkeypatch):
 
 def test_asymmetry_figure_states_median(out):
     rows = [
-        {
-            **dict(zip(KEYS, (scan[0], "ses-1", "n/a", "n/a", "dgm16", scan[1]), strict=True)),
-            "nucleus": "DN",
-            "measure": "volume_mm3",
-            "left": 1,
-            "right": 1,
-            "asymmetry": index,
-        }
+        scan_row(scan[0], site=scan[1], nucleus="DN", measure="volume_mm3", left=1, right=1, asymmetry=index)
         for scan, index in zip(SCANS, (0.1, 0.2, 0.3, 0.4, 0.5, "n/a"), strict=True)
     ]
     write_table(out, "group_asymmetry", rows)

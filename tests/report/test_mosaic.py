@@ -1,3 +1,5 @@
+"""Slices of the mosaics: their choice, orientation, geometry and colours."""
+
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +8,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, format_position
+from bids_dgmseg.simulate.phantom import PHANTOM
+from tests.report.conftest import DENTATES
 
-DENTATES = STRUCTURES.both_sides(["DN"])
 DICHROMATS = {
     "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
     "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
@@ -25,13 +30,13 @@ def read_slices(path: Path) -> NDArray[np.int_]:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)[HEADER:-FOOTER]
 
 
-def places_of(colour: str, pixels: NDArray[np.int_]) -> NDArray[np.intp]:
-    """Rows and columns of the pixels of a colour; lines are blended a little at their edges."""
+def find_pixels(colour: str, pixels: NDArray[np.int_]) -> NDArray[np.intp]:
+    """Rows and columns of the pixels of a colour, which is blended at the edges of lines."""
     return np.argwhere(np.abs(pixels - ImageColor.getrgb(colour)).max(axis=-1) < 30)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal"])
-def test_the_patients_left_is_on_the_left(two_sides, plane, tmp_path):
+def test_left_is_on_the_left(two_sides, plane, tmp_path):
     chi, dseg = two_sides
     # One slice, so that one panel fills the width.
     middle = np.zeros_like(dseg.array)
@@ -39,13 +44,13 @@ def test_the_patients_left_is_on_the_left(two_sides, plane, tmp_path):
     middle[index] = dseg.array[index]
     dseg = dseg.with_array(middle)
     pixels = read_slices(draw_mosaic(chi, dseg, tmp_path / "a.png", plane=plane, structures=DENTATES))
-    left, right = (places_of(structure.color, pixels) for structure in DENTATES)
+    left, right = (find_pixels(structure.color, pixels) for structure in DENTATES)
     assert len(left) > 50
     assert len(right) > 50
     assert left[:, 1].max() < pixels.shape[1] / 2 < right[:, 1].min()
 
 
-def test_sagittal_slices_run_from_left_to_right_and_front_is_right(tmp_path):
+def test_sagittal_slices_run_from_left_to_right(tmp_path):
     dseg = np.zeros((20, 30, 20), np.uint8)
     dseg[5, 4:8, 8:12], dseg[15, 22:26, 8:12] = 1, 2  # left and behind, right and in front
     volume = Volume(dseg, np.eye(4))
@@ -53,12 +58,12 @@ def test_sagittal_slices_run_from_left_to_right_and_front_is_right(tmp_path):
     chi = Volume(np.full(dseg.shape, 0.01, np.float32), np.eye(4))
     pixels = read_slices(draw_mosaic(chi, volume, tmp_path / "s.png", plane="sagittal", structures=DENTATES))
     panel = pixels.shape[1] / 2  # two slices have a nucleus
-    left, right = (places_of(structure.color, pixels)[:, 1] for structure in DENTATES)
+    left, right = (find_pixels(structure.color, pixels)[:, 1] for structure in DENTATES)
     assert left.max() < panel / 2
     assert right.min() > 1.5 * panel
 
 
-def test_a_cube_in_space_is_a_square_in_the_picture(tmp_path):
+def test_anisotropic_voxels_keep_proportions(tmp_path):
     affine = np.diag([1.0, 1, 3, 1])
     dseg = np.zeros((60, 5, 20), np.uint8)
     dseg[24:36, 2, 8:12] = 1  # 12 mm × 12 mm
@@ -66,11 +71,11 @@ def test_a_cube_in_space_is_a_square_in_the_picture(tmp_path):
     pixels = read_slices(
         draw_mosaic(chi, Volume(dseg, affine), tmp_path / "c.png", plane="coronal", structures=DENTATES[:1])
     )
-    height, width = np.ptp(places_of(DENTATES[0].color, pixels), axis=0)
+    height, width = np.ptp(find_pixels(DENTATES[0].color, pixels), axis=0)
     assert height == pytest.approx(width, rel=0.02)  # a line is 2 of 600 pixels wide
 
 
-def test_a_pale_outline_on_a_bright_nucleus_has_a_thin_dark_rim(tmp_path):
+def test_outline_has_thin_dark_rim(tmp_path):
     dseg = np.zeros((20, 20, 3), np.uint8)
     dseg[8:12, 8:12, 1] = 2
     white = Volume(np.full(dseg.shape, 0.3, np.float32), np.eye(4))
@@ -85,27 +90,27 @@ def test_a_pale_outline_on_a_bright_nucleus_has_a_thin_dark_rim(tmp_path):
 @pytest.mark.parametrize("pair", [("CN", "PUT"), ("PUT", "GP")])
 @pytest.mark.parametrize("side", "LR")
 @pytest.mark.parametrize("blindness", DICHROMATS)
-def test_nuclei_side_by_side_differ_for_colour_blind_readers(pair, side, blindness):
-    seen = []
+def test_neighbouring_colours_differ_for_colour_blind_readers(pair, side, blindness):
+    lab = []
     for nucleus in pair:
         srgb = np.array(ImageColor.getrgb(STRUCTURES.named(f"{nucleus}_{side}").color)) / 255
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        light = np.clip(np.array(DICHROMATS[blindness]) @ linear, 0, 1)
-        seen.append(rgb2lab(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)))
-    assert deltaE_ciede2000(*seen) > 10  # two thin lines are told apart from about 10, shades of one colour from 2
+        rgb = np.clip(np.array(DICHROMATS[blindness]) @ linear, 0, 1)
+        lab.append(rgb2lab(np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)))
+    assert deltaE_ciede2000(*lab) > 10  # thin lines can be distinguished from about 10, shades of one colour from 2
 
 
-def test_up_is_up(tmp_path):
+def test_superior_is_up(tmp_path):
     dseg = np.zeros((20, 5, 20), np.uint8)
     dseg[5:15, 2, 15:18] = 1
     chi = Volume(np.ones(dseg.shape, np.float32), np.eye(4))
     pixels = read_slices(
         draw_mosaic(chi, Volume(dseg, np.eye(4)), tmp_path / "u.png", plane="coronal", structures=DENTATES[:1])
     )
-    assert places_of(DENTATES[0].color, pixels)[:, 0].max() < pixels.shape[0] / 2
+    assert find_pixels(DENTATES[0].color, pixels)[:, 0].max() < pixels.shape[0] / 2
 
 
-def test_the_window_is_minus_01_to_02_ppm_and_nan_is_black(tmp_path):
+def test_grey_scale_is_fixed_and_nan_black(tmp_path):
     values_ppm = np.array([-0.1, 0.05, 0.2, np.nan], np.float32)
     chi = Volume(np.repeat(np.tile(values_ppm[:, None, None], (1, 4, 1)), 2, axis=2), np.eye(4))
     dseg = chi.with_array(np.zeros(chi.shape, np.uint8))
@@ -117,20 +122,20 @@ def test_the_window_is_minus_01_to_02_ppm_and_nan_is_black(tmp_path):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_a_map_without_nuclei_is_still_drawn(plane, tmp_path):
+def test_map_without_nuclei_is_drawn(plane, tmp_path):
     chi = Volume(np.linspace(-0.1, 0.2, 8000, dtype=np.float32).reshape(20, 20, 20), np.eye(4))
     empty = chi.with_array(np.zeros(chi.shape, np.uint8))
     pixels = read_slices(draw_mosaic(chi, empty, tmp_path / "e.png", plane=plane, structures=STRUCTURES))
     assert pixels.std() > 20
 
 
-def test_a_map_of_zeros_is_still_drawn(tmp_path):
+def test_map_of_zeros_is_drawn(tmp_path):
     zeros = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
     out = draw_mosaic(zeros, zeros, tmp_path / "z.png", plane="axial", structures=STRUCTURES)
     assert out.stat().st_size > 0
 
 
-def test_the_same_input_gives_the_same_bytes(two_sides, tmp_path):
+def test_same_input_gives_same_bytes(two_sides, tmp_path):
     chi, dseg = two_sides
     first, second = (
         draw_mosaic(chi, dseg, tmp_path / name, plane="axial", structures=DENTATES, title="sub-01_$x$").read_bytes()
@@ -139,13 +144,103 @@ def test_the_same_input_gives_the_same_bytes(two_sides, tmp_path):
     assert first == second
 
 
-def test_labels_on_another_grid_are_refused(tmp_path):
+def test_labels_of_other_shape_are_rejected(tmp_path):
     chi, dseg = (Volume(np.zeros(shape, np.float32), np.eye(4)) for shape in ((4, 4, 4), (4, 4, 5)))
     with pytest.raises(ValueError, match=r"dseg has shape \(4, 4, 5\), expected \(4, 4, 4\)"):
         draw_mosaic(chi, dseg, tmp_path / "x.png", plane="axial", structures=DENTATES)
 
 
-def test_an_unknown_plane_is_refused(tmp_path):
+def test_unknown_plane_is_rejected(tmp_path):
     chi = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
     with pytest.raises(ValueError, match="plane 'oblique', expected one of axial, coronal, sagittal"):
         draw_mosaic(chi, chi, tmp_path / "x.png", plane="oblique", structures=DENTATES)  # type: ignore[arg-type]
+
+
+HEAD = Box((-75, -105, -65), (75, 75, 75))
+
+
+@pytest.fixture(scope="module", params=[(1.0, 1.0, 1.0), (1.0, 1.0, 3.0)], ids=["1 mm", "3 mm slices"])
+def phantom_on_grid(request):
+    grid = world_grid(HEAD, request.param)
+    labels = PHANTOM.dseg(grid)
+    head = np.ones(grid.shape, np.float32)
+    return Volume(head, grid.affine), labels
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_every_nucleus_is_shown_twice(phantom_on_grid, plane):
+    chi, dseg = phantom_on_grid
+    mosaic = choose_mosaic(chi, dseg, layout=LAYOUTS[plane], structures=STRUCTURES)
+    drawn = np.take(dseg.array, mosaic.slices, axis=LAYOUTS[plane].axis)
+    for structure in STRUCTURES:
+        slices = (np.moveaxis(drawn == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        available = (np.moveaxis(dseg.array == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
+        assert slices >= min(2, available), structure.abbreviation
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_no_nucleus_is_cropped(phantom_on_grid, plane):
+    chi, dseg = phantom_on_grid
+    layout = LAYOUTS[plane]
+    mosaic = choose_mosaic(chi, dseg, layout=layout, structures=STRUCTURES)
+    kept = [slice(None)] * 3
+    kept[layout.across], kept[layout.up] = mosaic.across, mosaic.up
+    assert np.count_nonzero(dseg.array[tuple(kept)]) == np.count_nonzero(dseg.array)
+
+
+def test_small_and_large_nuclei_get_equal_slices():
+    shown = np.zeros((2, 50), bool)
+    shown[0, 2:8] = True  # 6 slices
+    shown[1, 10:50] = True  # 40 slices
+    chosen = np.array(choose_slices(shown, counts=[12]))
+    assert (chosen < 8).sum() == 6
+    assert (chosen >= 10).sum() == 6
+
+
+def test_expected_position_of_missing_nucleus_is_shown(phantom_on_grid):
+    chi, dseg = phantom_on_grid
+    dentates = [STRUCTURES.named(f"DN_{side}") for side in "LR"]
+    without_dentates = dseg.with_array(
+        np.where(np.isin(dseg.array, [nucleus.index for nucleus in dentates]), 0, dseg.array)
+    )
+    mosaic = choose_mosaic(chi, without_dentates, layout=LAYOUTS["axial"], structures=STRUCTURES)
+    shown_mm = chi.affine[2, 2] * np.array(mosaic.slices) + chi.affine[2, 3]
+    mni_mm = np.array([nucleus.mni_mm[2] for nucleus in dentates])
+    assert (np.abs(shown_mm - mni_mm.mean()) < 8).any()
+    others = np.flatnonzero((without_dentates.array > 0).any(axis=(0, 1)))
+    assert max(mosaic.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
+
+
+@pytest.mark.parametrize(
+    ("step_mm", "tilt_deg", "names"),
+    [
+        pytest.param(1.0, 0, ["z = −1 mm", "z = 0 mm", "z = 1 mm"], id="integer mm"),
+        pytest.param(0.5, 0, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="half mm"),
+        pytest.param(
+            1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique: cos 60° is half a step along z"
+        ),
+    ],
+)
+def test_slice_labels_are_unique(step_mm, tilt_deg, names):
+    affine = np.diag([1, 1, step_mm, 1])
+    angle = np.deg2rad(tilt_deg)
+    affine[1:3, 1:3] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ affine[1:3, 1:3]
+    affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
+    volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
+    mosaic = MosaicSlices((0, 1, 2), slice(0, 3), slice(0, 3))
+    assert [
+        format_position(volume, position, mosaic=mosaic, layout=LAYOUTS["axial"]) for position in mosaic.slices
+    ] == names
+
+
+def test_field_of_view_widens_for_missing_nucleus():
+    shape, affine = (120, 120, 120), np.eye(4)
+    chi = Volume(np.ones(shape, np.float32), affine)
+    dseg = np.zeros(shape, np.uint8)
+    dseg[60, 60, 60] = STRUCTURES.named("RN_L").index
+    red, dentate = STRUCTURES.named("RN_L"), STRUCTURES.named("DN_L")
+    near = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red])
+    wide = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red, dentate])
+    assert (near.up, near.slices) == (slice(48, 73), (60,))  # 12 mm on both sides
+    assert wide.up == slice(15, 106)  # 45 mm
+    assert min(wide.slices) < 25
