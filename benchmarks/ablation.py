@@ -33,11 +33,11 @@ from bids_dgmseg.segmentation.inference import NORMALIZATIONS, batch_to_device, 
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.simulate.tissue_details import DetailRanges
+from bids_dgmseg.train.core import Run, State, StepResult, class_counts, dice_of_counts, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
-from bids_dgmseg.train.loop import Progress, Reached, Schedule, class_counts, dice_of_counts, train, use_cores
 from bids_dgmseg.train.losses import deepqsmseg_loss
-from bids_dgmseg.train.sampling import SimulatedMaps, training_heads
-from bids_dgmseg.train.simulated import among_ordinary
+from bids_dgmseg.train.schedule import Position, StepSchedule
+from bids_dgmseg.train.simulated import SimulatedMaps, mix_in_typical_maps, training_heads
 
 _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
@@ -56,9 +56,9 @@ class Setting:
     view: View
     typical: bool = False
     """Whether every third map is a typical one."""
-    schedule: type[Schedule] = Schedule
-    optimizer: Callable[[nn.Module, Schedule], torch.optim.Optimizer] | None = None
-    """Default: that of `Progress.start`."""
+    schedule: type[StepSchedule] = StepSchedule
+    optimizer: Callable[[nn.Module, StepSchedule], torch.optim.Optimizer] | None = None
+    """Default: that of `State.start`."""
     loss: Callable[[Tensor, Tensor], Tensor] = dice_and_cross_entropy
 
     def folder_in(self, out: Path) -> Path:
@@ -85,19 +85,19 @@ def settings(view: View) -> list[Setting]:
 
 
 @dataclass(frozen=True)
-class NnunetSchedule(Schedule):
+class NnunetSchedule(StepSchedule):
     """Polynomial schedule of nnU-Net, from 0.01 to 0."""
 
     learning_rate: float = 0.01
     weight_decay: float = 3e-5
-    gradient_norm: float = 12.0
+    gradient_norm: float | None = 12.0
 
-    def rate(self, step: int, seconds: float = 0.0) -> float:
+    def rate(self, at: Position) -> float:
         """Return the learning rate of a step."""
-        return float(self.learning_rate * (1 - self.part(step, seconds)) ** 0.9)
+        return float(self.learning_rate * (1 - self.fraction_done(at)) ** 0.9)
 
 
-def nnunet_sgd(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+def nnunet_sgd(network: nn.Module, schedule: StepSchedule) -> torch.optim.Optimizer:
     """Return the optimizer of nnU-Net."""
     return torch.optim.SGD(
         network.parameters(),
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--real", type=Path, help="dataset of labelled real maps")
     args = parser.parse_args(argv)
-    use_cores()
+    use_all_cores()
     model, view = coarser(get_model("dgm16"), SEGMENTER_VIEW, args.spacing)
     heads = training_heads(read_template(args.template))
     unseen = SimulatedMaps(
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         maps = replace(unseen, view=setting.view, seed=args.seed)
         learn(
             model,
-            among_ordinary(maps, model) if setting.typical else maps,
+            mix_in_typical_maps(maps, model) if setting.typical else maps,
             folder,
             setting,
             steps=args.steps,
@@ -178,28 +178,20 @@ def learn(model: Model, samples: SimulatedMaps, folder: Path, setting: Setting, 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     schedule, checkpoint = setting.schedule(steps=steps), folder / "segmenter_checkpoint.pt"
-    progress = Progress.start(to_channels_last(segmenter_network(model), _CPU), schedule)
+    state = State.start(to_channels_last(segmenter_network(model), _CPU), schedule)
     if setting.optimizer:
-        progress.optimizer = setting.optimizer(progress.network, schedule)
+        state.optimizer = setting.optimizer(state.network, schedule)
     if checkpoint.is_file():
-        progress.load(checkpoint)
+        state.load(checkpoint)
 
-    def report(reached: Reached) -> None:
-        if reached.step % 100 == 0:
-            dice = float(reached.dice.nanmean())
-            print(f"{folder.name}: step {reached.step}, {reached.seconds:.0f} s, Dice {dice:.2f}", flush=True)
+    def report(state: State, result: StepResult) -> None:
+        if state.step % 100 == 0:
+            dice = float(result.dice.nanmean())
+            print(f"{folder.name}: step {state.step}, {state.seconds:.0f} s, Dice {dice:.2f}", flush=True)
 
-    train(
-        progress,
-        samples,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        minutes=float("inf"),
-        device=_CPU,
-        report=report,
-        loss=setting.loss,
-    )
-    save_weights(progress.average, folder / "segmenter.safetensors")
+    run = Run(schedule, lambda network, logits, labels: setting.loss(logits, labels), checkpoint, workers=1)
+    train(state, samples, run, report=report)
+    save_weights(state.weights, folder / "segmenter.safetensors")
     copyfile(weights_folder(model) / "localizer.safetensors", folder / "localizer.safetensors")
 
 

@@ -31,7 +31,8 @@ from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
-from bids_dgmseg.train.external_validation import score_labelled
+from bids_dgmseg.train.log import PlainLog
+from bids_dgmseg.train.validation import score_dataset
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
@@ -82,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment every labelled map of a dataset; one row per scan and nucleus."""
-    return score_labelled(root.absolute(), model, weights=weights, located_by=weights, device="cpu", say=print)
+    return score_dataset(root.absolute(), model, weights=weights, localizer=weights, device="cpu", log=PlainLog())
 
 
 def try_conditions(

@@ -21,8 +21,8 @@ from bids_dgmseg.cli.options import positive_float, positive_int
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.train.data import read_labelled_maps
-from bids_dgmseg.train.finetune import FineTuning
-from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
+from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.train.log import PlainLog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +46,13 @@ def _run(args: argparse.Namespace) -> int:
     training = FineTuning(
         minutes=math.inf if args.steps else args.minutes, steps=args.steps, learning_rate=args.learning_rate
     )
-    labelled = read_labelled_maps(dataset, model, say=print)
+    labelled = read_labelled_maps(dataset, model, warn=print)
     participants = sorted({one.participant for one in labelled})
     tables = []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:
-            request = Request(model, dataset, Path(folder), args.start, training, holdout=(participant,))
-            outcome, table = run_fine_tuning(request, say=lambda line: print(line, flush=True))
+            request = FineTuningRequest(model, dataset, Path(folder), args.start, training, holdout=(participant,))
+            outcome, table = finetune(request, log=PlainLog())
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {outcome.step} steps\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)

@@ -27,16 +27,18 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.io.tables import read_tsv, write_tsv
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.dataset import simulate_dataset
-from bids_dgmseg.train.cases import prepare_case
+from bids_dgmseg.train.augment import Augmentation
+from bids_dgmseg.train.core import State, use_all_cores
 from bids_dgmseg.train.data import read_labelled_maps
-from bids_dgmseg.train.epochs import State
-from bids_dgmseg.train.learner import Learner, Means
-from bids_dgmseg.train.loop import use_cores
-from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, crop_to_cerebellum
+from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
+from bids_dgmseg.train.log import PlainLog
+from bids_dgmseg.train.losses import DiceCrossEntropyObjective
+from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining, crop_to_cerebellum
 from bids_dgmseg.train.nnunet.step import train_step
-from bids_dgmseg.train.objectives import DiceCrossEntropyObjective
-from bids_dgmseg.train.recipe import Augmentation, Pace, Recipe, Sampling, changed
+from bids_dgmseg.train.patches import prepare_case
+from bids_dgmseg.train.recipe import Recipe, Sampling, override
 from bids_dgmseg.train.recipes import RECIPES, get_recipe
+from bids_dgmseg.train.schedule import Pace
 
 GOAL = 0.95
 NNUNET = "nnunet2step"
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", nargs="+", default=[], metavar="KEY=VALUE", help="as for `dgmseg train`")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     args = parser.parse_args(argv)
-    use_cores()
+    use_all_cores()
     dataset = (args.dataset or simulate_two(args.out / "data")).absolute()
     rows = []
     for name in args.model:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == NNUNET:
             rows.append(overfit_nnunet(model, dataset, folder.absolute(), minutes=args.minutes, device=args.device))
         else:
-            recipe = changed(overfitting(model, minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
+            recipe = override(overfitting(model, minutes=args.minutes, learning_rate=args.learning_rate), args.recipe)
             rows.append(overfit(model, recipe, dataset, folder, device=args.device))
     table = pd.DataFrame(rows)
     write_tsv(table, args.out / "overfit.tsv")
@@ -97,20 +99,21 @@ def _own_recipe(model: Model) -> Recipe:
 
 def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: str = "auto") -> dict[str, object]:
     """Train until the mean Dice reaches the goal or time runs out."""
-    maps = read_labelled_maps(dataset, model, say=print)[:2]
-    cases = [prepare_case(one.map, model, recipe) for one in maps]
-    learner = Learner(model, recipe, Means(device=device))
+    maps = read_labelled_maps(dataset, model, warn=print)[:2]
+    cases = [prepare_case(one, model, recipe) for one in maps]
+    options = RuntimeOptions(device=device)
+    network = build_trainable(model, recipe, seed=options.seed)
 
     def finish_epoch(state: State) -> bool:
-        mean, loss = _dice(state)[0], state.rows[-1].loss
+        mean, loss = _dice(state, recipe)[0], state.rows[-1]["loss"]
         print(f"{model.name}: epoch {state.epoch}, loss {loss:.4f}, Dice {mean:.3f}", flush=True)
         return mean > GOAL
 
-    state = learner.learn(cases, cases, out, report=lambda state, steps, loss: None, finish_epoch=finish_epoch)
-    mean, lowest = _dice(state)
+    state = train_network(network, recipe, cases, cases, out, options, finish_epoch=finish_epoch)
+    mean, lowest = _dice(state, recipe)
     return {
         "model": model.name,
-        "parameters": learner.parameters,
+        "parameters": sum(value.numel() for value in network.parameters()),
         "epochs": state.epoch,
         "minutes": f"{state.seconds / 60:.1f}",
         "mean_dice": f"{mean:.3f}",
@@ -122,13 +125,13 @@ def overfit(model: Model, recipe: Recipe, dataset: Path, out: Path, *, device: s
 def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, device: str) -> dict[str, object]:
     """Train the second step of nnunet2step on two scans, which also serve as validation."""
 
-    def cases() -> Iterator[Case]:
-        for one in read_labelled_maps(dataset, model, say=print)[:2]:
-            case = Case(one.map.name.replace("_", "-"), one.map.chi, one.map.labels.array, "train")
+    def cases() -> Iterator[NnunetCase]:
+        for one in read_labelled_maps(dataset, model, warn=print)[:2]:
+            case = NnunetCase(one.name.replace("_", "-"), one.chi, one.labels.array, "train")
             yield crop_to_cerebellum(case, case.labels > 0, margin_mm=20.0)
 
     length = NnunetTraining(minutes=minutes, device=device, plan="small")
-    outcome = train_step("dentate", cases, model.labels, out, length, say=lambda line: print(line, flush=True))
+    outcome = train_step("dentate", cases, model.labels, out, length, log=PlainLog())
     from bids_dgmseg.train.nnunet.plan import CONFIGURATION, count_parameters
 
     plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
@@ -146,9 +149,10 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
     }
 
 
-def _dice(state: State) -> tuple[float, float]:
+def _dice(state: State, recipe: Recipe) -> tuple[float, float]:
     """Return mean and lowest Dice of the classes after the last epoch."""
-    found = [value for value in state.rows[-1].dice if not math.isnan(value)] if state.rows else [0.0]
+    last = [state.rows[-1][name] for name in recipe.classes] if state.rows else [0.0]
+    found = [value for value in last if not math.isnan(value)]
     return sum(found) / len(found), min(found)
 
 

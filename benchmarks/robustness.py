@@ -30,8 +30,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
-from bids_dgmseg.train.data import read_labelled_maps
-from bids_dgmseg.train.run_finetuning import given_labels
+from bids_dgmseg.train.data import manual_labels, read_labelled_maps
 
 GRIDS = {
     "1 × 1 × 1 mm": (1.0, 1.0, 1.0),
@@ -63,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model, tables = get_model(args.model), []
-    for one in read_labelled_maps(args.dataset.absolute(), model, say=print):
-        labels = one.map.chi.with_array(given_labels(one.map, model))
-        known = [model.structures[channel - 1] for channel in one.map.channels]
-        for name, chi in changes(one.map.chi, labels):
+    for one in read_labelled_maps(args.dataset.absolute(), model, warn=print):
+        labels = one.chi.with_array(manual_labels(one, model))
+        known = [model.structures[channel - 1] for channel in one.channels]
+        for name, chi in changes(one.chi, labels):
             found = chi.with_array(segment_map(chi, model, weights=args.weights).labels)
             found = resample(found, Grid(labels.shape, labels.affine), order=0)
             table = dice(labels.array, found.array, structures=known)
-            tables.append(table.assign(scan=one.map.name, change=name))
-            sys.stderr.write(f"{one.map.name}: {name}\n")
+            tables.append(table.assign(scan=one.name, change=name))
+            sys.stderr.write(f"{one.name}: {name}\n")
     scores = pd.concat(tables, ignore_index=True)
     print(as_markdown(scores))
     if args.out:

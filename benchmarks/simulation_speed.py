@@ -29,8 +29,10 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.weights import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.train.loop import Progress, Schedule, train, use_cores
-from bids_dgmseg.train.simulated import among_ordinary, simulated_maps
+from bids_dgmseg.train.core import Run, State, train, use_all_cores
+from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
+from bids_dgmseg.train.schedule import StepSchedule
+from bids_dgmseg.train.simulated import mix_in_typical_maps, simulated_maps
 
 _UNTIMED = 3
 """Warm-up: kernels are chosen and memory is allocated."""
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    use_cores()
+    use_all_cores()
     keep_freed_memory()
     device = pick_device(args.device)
     draw_s, samples = draw(args.template, args.maps + _UNTIMED, args.seed, device)
@@ -69,7 +71,7 @@ def draw(
 ) -> tuple[list[float], list[tuple[Tensor, Tensor]]]:
     """Draw samples; return the seconds per sample and the samples."""
     model = get_model("dgm16")
-    maps = among_ordinary(simulated_maps(model, template, "segmenter", seed=seed, device=device), model)
+    maps = mix_in_typical_maps(simulated_maps(model, template, "segmenter", seed=seed, device=device), model)
     seconds, samples = [], []
     for index in range(number):
         started = now(device)
@@ -80,20 +82,23 @@ def draw(
 
 def learn(samples: list[tuple[Tensor, Tensor]], device: torch.device) -> list[float]:
     """Train the shipped network on each sample; return the seconds per step."""
-    model, schedule = get_model("dgm16"), Schedule(steps=len(samples), checkpoint_minutes=math.inf)
+    model, schedule = get_model("dgm16"), StepSchedule(steps=len(samples))
     network = load_weights(segmenter_network(model), model, "segmenter").requires_grad_(True)
-    progress = Progress.start(to_channels_last(network, device), schedule)
+    state = State.start(to_channels_last(network, device), schedule)
     times = [now(device)]
     with tempfile.TemporaryDirectory() as folder:
-        train(
-            progress,
-            cast("Dataset[tuple[Tensor, Tensor]]", samples),
-            schedule=schedule,
-            checkpoint=Path(folder) / "checkpoint.pt",
-            minutes=math.inf,
+        run = Run(
+            schedule,
+            lambda network, logits, labels: dice_and_cross_entropy(logits, labels),
+            Path(folder) / "checkpoint.pt",
             device=device,
-            report=lambda reached: times.append(now(device)),
-            workers=0,
+            checkpoint_minutes=math.inf,
+        )
+        train(
+            state,
+            cast("Dataset[tuple[Tensor, Tensor]]", samples),
+            run,
+            report=lambda state, result: times.append(now(device)),
         )
     return [after - before for before, after in pairwise(times)]
 

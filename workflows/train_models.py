@@ -35,7 +35,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_dgmseg.cli.options import absolute_path, positive_int
-from bids_dgmseg.errors import InputError, end_well
+from bids_dgmseg.errors import InputError, run_command
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
 STEPPED = "nnunet2step"
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]
-    return end_well("train_models", lambda: _run(args, options))
+    return run_command("train_models", lambda: _run(args, options))
 
 
 def _run(args: argparse.Namespace, options: Sequence[str]) -> int:

@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     model = shared.find_model(args.model, "finetune")
     dataset = shared.check_dataset(args.dataset)
     from bids_dgmseg.report.learning_curve import write_learning_curve
-    from bids_dgmseg.train.finetune import FineTuning
-    from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
+    from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
 
     training = FineTuning(
         minutes=args.minutes or (math.inf if args.steps else _MINUTES),
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         workers=args.workers,
     )
-    request = Request(
+    request = FineTuningRequest(
         model,
         dataset,
         args.out.absolute(),
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.choose),
     )
     with StatusLine() as line:
-        outcome, table = run_fine_tuning(request, say=line.log, show=line.update)
+        outcome, table = finetune(request, log=line)
     write_learning_curve(args.out / "segmenter_curve.tsv")
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; Dice of each scan in {args.out.name}/dice.tsv")

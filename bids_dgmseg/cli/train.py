@@ -15,7 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import Model, weights_folder
 
 if TYPE_CHECKING:
-    from bids_dgmseg.train.folds import Plan
+    from bids_dgmseg.train.folds import RecipeTraining
 
 HELP = "train a published network (dcnnet, attunet25d, deepqsmseg) on labelled maps; OUT is a folder for --weights"
 
@@ -88,40 +88,39 @@ def run(args: argparse.Namespace) -> int:
     shared.check_dataset(args.dataset)
     from bids_dgmseg.train.folds import train_folds
 
-    plan = make_plan(model, args)
-    folds = sorted(set(args.fold)) or list(range(plan.recipe.folds))
-    if wrong := [fold for fold in folds if fold >= plan.recipe.folds]:
-        raise InputError(f"--fold {wrong[0]}: choose from 0 to {plan.recipe.folds - 1}, or change --folds")
+    training = make_training(model, args)
+    folds = sorted(set(args.fold)) or list(range(training.recipe.folds))
+    if wrong := [fold for fold in folds if fold >= training.recipe.folds]:
+        raise InputError(f"--fold {wrong[0]}: choose from 0 to {training.recipe.folds - 1}, or change --folds")
     with StatusLine() as line:
-        train_folds(plan, folds, say=line.log, show=line.update)
-    if tuple(plan.recipe.classes) == model.classes:
+        train_folds(training, folds, log=line)
+    if tuple(training.recipe.classes) == model.classes:
         line.log(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
     else:
         line.log(f"continue with dgmseg train {model.name} DATASET OUT --from {args.out}")
     return 0
 
 
-def make_plan(model: Model, args: argparse.Namespace) -> Plan:
-    """Turn the options into a `bids_dgmseg.train.folds.Plan`."""
-    from bids_dgmseg.train.folds import Plan
-    from bids_dgmseg.train.recipe import changed, read_setting
+def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
+    """Return the training that the options describe."""
+    from bids_dgmseg.train.folds import RecipeTraining
+    from bids_dgmseg.train.learner import RuntimeOptions
+    from bids_dgmseg.train.recipe import override, read_setting
     from bids_dgmseg.train.recipes import get_recipe
 
     recipe = get_recipe(model.name, args.variant)
     pace = recipe.pace.shortened(args.epochs) if args.epochs else recipe.pace
     pace = replace(pace, minutes=args.minutes, learning_rate=args.learning_rate or pace.learning_rate)
-    recipe = changed(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
+    recipe = override(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
     given = dict(read_setting(text, option="--arch") for text in args.arch)
     # The registry's arguments belong to the model's own network, not to that of another variant.
     arch: dict[str, Any] = given if recipe.network else {**model.arch, **given}
-    return Plan(
+    return RecipeTraining(
         replace(model, arch=arch),
         recipe,
         args.dataset.absolute(),
         args.out.absolute(),
-        args.seed,
-        args.device,
-        args.workers,
+        RuntimeOptions(args.seed, args.device, args.workers, args.checkpoint_minutes),
         args.scans,
         _find_start(model, args.start),
         tuple(args.pretrain_on),
@@ -129,7 +128,6 @@ def make_plan(model: Model, args: argparse.Namespace) -> Plan:
         tuple(args.holdout),
         tuple(args.derivatives),
         tuple(args.choose),
-        args.checkpoint_minutes,
     )
 
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         model, dataset, args.out.absolute(), steps, training, tuple(args.derivatives), tuple(args.choose)
     )
     with StatusLine() as line:
-        outcomes, table = run_nnunet_training(request, say=line.log, show=line.update)
+        outcomes, table = run_nnunet_training(request, log=line)
     for outcome in outcomes:
         print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
     for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():

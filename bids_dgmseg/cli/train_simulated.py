@@ -103,19 +103,19 @@ def _calibrate(model: Model, template: Path | None, args: argparse.Namespace) ->
     from bids_dgmseg.train.calibration import calibrate
 
     n_maps = args.steps or _CALIBRATION_MAPS
-    calibrate(model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, say=StatusLine().log)
+    calibrate(model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log)
     print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
     return 0
 
 
 def _train(model: Model, template: Path | None, args: argparse.Namespace) -> int:
     from bids_dgmseg.report.learning_curve import write_learning_curve
-    from bids_dgmseg.train.external_validation import watch
-    from bids_dgmseg.train.simulated import Slice, train_on_simulations
+    from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
+    from bids_dgmseg.train.validation import evaluate_on_dataset
 
     steps = args.steps or _STEPS
     start = None if args.start is None else shared.find_start(model, args.start) or weights_folder(model)
-    this = Slice(
+    config = TrainingConfig(
         args.part,
         steps,
         args.minutes,
@@ -128,9 +128,11 @@ def _train(model: Model, template: Path | None, args: argparse.Namespace) -> int
         args.loss,
     )
     with StatusLine() as line:
-        outcome = train_on_simulations(model, template, args.out, this, say=line.log, show=line.update)
+        outcome = train_on_simulations(model, template, args.out, config, log=line)
         if args.external_validation:
-            watch(model, args.external_validation, args.out, step=outcome.step, device=args.device, say=line.log)
+            evaluate_on_dataset(
+                model, args.external_validation, args.out, step=outcome.step, device=args.device, log=line
+            )
     write_learning_curve(args.out / f"{args.part}_curve.tsv")
     print(f"{args.part}: step {outcome.step} of {steps}, sha256 {outcome.sha256}")
     if not outcome.done:

@@ -29,7 +29,7 @@ from bids_dgmseg.io.files import read_json, read_optional_json, write_json
 from bids_dgmseg.io.tables import MISSING, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.train.data import drawn_structures, find_nuclei, match_labels, read_labelled_maps
+from bids_dgmseg.train.data import find_nuclei, labelled_structures, match_labels, read_labelled_maps
 
 EVALUATION, PREDICTIONS = "evaluation", "predictions"
 """Folders of the results."""
@@ -167,8 +167,8 @@ def check_candidates(
     for atlases, choose in {(one.weights, one.choose): None for one in candidates if one.model in BASELINES}:
         if not atlases:
             continue
-        labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, say=lambda line: warn(f"atlases: {line}"))
-        names = [structure.abbreviation for structure in drawn_structures(labelled, MULTI_ATLAS)]
+        labelled = read_labelled_maps(atlases, MULTI_ATLAS, choose=choose, warn=lambda line: warn(f"atlases: {line}"))
+        names = [structure.abbreviation for structure in labelled_structures(labelled, MULTI_ATLAS)]
         if test_set.nuclei.isdisjoint(names):
             raise InputError(
                 f"{atlases.name}: atlases of {list_some(names)}, but the scans have {list_some(test_set.nuclei)}; "

@@ -137,21 +137,21 @@ def _segment_by_network(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.u
 def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
     from bids_dgmseg.segmentation.registration import Atlas
-    from bids_dgmseg.train.data import drawn_structures, read_labelled_maps
+    from bids_dgmseg.train.data import labelled_structures, read_labelled_maps
 
     dataset, path = Path(str(job.weights)), Path(job.chi)
     # a map of the dataset itself is not segmented by atlases of the same participant
     participant = split_entities(path.name.partition(".")[0]).get("sub") if path.is_relative_to(dataset) else None
     labelled = [
         one
-        for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, say=lambda line: None)
+        for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, warn=lambda line: None)
         if one.participant != participant
     ]
     if not labelled:
         raise InputError(f"{dataset.name}: no labelled map of another participant; add atlases")
-    atlases = [Atlas(one.map.name, one.map.chi, one.map.labels) for one in labelled]
+    atlases = [Atlas(one.name, one.chi, one.labels) for one in labelled]
     fuse = join_labels if job.model == JOINT_FUSION else vote_locally
-    return segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse).labels, drawn_structures(labelled, MULTI_ATLAS)
+    return segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse).labels, labelled_structures(labelled, MULTI_ATLAS)
 
 
 def _peak_mb() -> float:

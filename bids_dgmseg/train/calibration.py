@@ -1,4 +1,4 @@
-"""Make the probabilities and volumes of a trained network hold."""
+"""Calibrate a trained segmenter on simulated maps: temperatures for its probabilities, biases for its volumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
@@ -23,79 +24,88 @@ from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_net
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.predict import network_grid, predict
+from bids_dgmseg.segmentation.predict import network_grid
 from bids_dgmseg.segmentation.probabilities import mirrored_channels
+from bids_dgmseg.segmentation.results import Location
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
-from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, typical_view, without_resampling
 from bids_dgmseg.stats.overlap import expected_calibration_error
-from bids_dgmseg.train.sampling import ORDINARY_WIDTH
-from bids_dgmseg.train.simulated import simulated_maps
-from bids_dgmseg.train.temperatures import doubtful_voxels, fit_temperatures, pick_voxels
+from bids_dgmseg.train.simulated import TYPICAL_WIDTH, simulated_maps
 
 _FIRST_MAP = 9_000_000
-"""Beyond the samples that a training of any length has seen."""
+"""Beyond the samples of a training of any length."""
 
-_VOXELS_A_MAP = 10_000
+_VOXELS_PER_MAP = 10_000
 
-_FIRST_HEAD, _HEADS_A_SEED = 4 * 10**13, 100_000
-"""Away from the seeds of training, of `dgmseg simulate` and of the benchmarks."""
+_FIRST_HEAD, _HEADS_PER_SEED = 4 * 10**13, 100_000
+"""Apart from the seeds of training, of `dgmseg simulate` and of the benchmarks."""
 
-_ROUNDS, _ROOM_MM = 2, 10.0
+_ROUNDS, _MARGIN_MM = 2, 10.0
 
-_LEAST = 1e-6
-"""Probability that even the largest shift does not make the most probable."""
+_MIN_PROBABILITY = 1e-6
+"""With the largest shift a class of this probability is still not the most probable."""
+
+_CERTAIN_BACKGROUND = 0.99
+"""Probability of background above which even an overconfident network has no doubt."""
+
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 100.0
+
+_RATE = 1.5
+"""Change of a shift per logarithm of a volume ratio: stable even for nuclei of which every voxel is uncertain."""
+
+LARGEST_SHIFT, _MIN_RATIO = 1.5, 0.7
 
 
 @dataclass(frozen=True)
 class _Head:
-    """A simulated head as the segmenter is shown it in use."""
+    """A simulated head as the segmenter sees it in use."""
 
     chi: Volume
-    """About the box."""
+    """Around the box."""
     box: Box
     labels: Tensor
     """True nuclei on the map's grid."""
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """What a calibration gives."""
+class _Fit:
+    """Result of a calibration."""
 
     temperatures: Tensor
     probabilities: Tensor
-    """Of doubtful voxels (n, classes), as in use."""
+    """Of uncertain voxels (n, classes), as in use."""
     labels: Tensor
     """True classes of these voxels."""
-    first: list[float]
-    """Part by which each nucleus was too large before."""
-    last: list[float]
-    """By which it is now."""
+    errors_before: list[float]
+    """Relative volume error of each nucleus."""
+    errors_after: list[float]
 
 
 def calibrate(
-    model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, say: Callable[[str], None]
+    model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, log: Callable[[str], None]
 ) -> Tensor:
-    """Fit the temperatures of a trained segmenter and its volumes in turn, on new simulated maps.
+    """Fit temperatures and volumes of a trained segmenter in turn, on new simulated maps.
 
     Parameters
     ----------
     model : Model
-        Whose network.
+        Model of the weights.
     template : path, optional
-        Label template; without one maps show the analytic phantom alone.
+        Label template; None for the analytic phantom.
     out : path
-        Folder with ``segmenter.safetensors``, whose last biases are shifted; its ``model.toml`` gets ``temperatures``.
+        Folder with ``segmenter.safetensors``, whose last biases are shifted; ``temperatures`` are written to its
+        ``model.toml``.
     n_maps : int
-        How many crops of all kinds and how many ordinary whole heads to draw: temperatures are fitted on both, volumes
-        on the heads.
+        Number of crops of all kinds and of typical whole heads: temperatures are fitted on both, volumes on the heads.
     seed : int
-        Of the maps and of the voxels taken from them.
+        Of the maps and of the voxels chosen from them.
     device : {"cpu", "cuda", "auto"}
         Where the network runs.
-    say : callable
-        Gets a line a class, its temperature and its expected calibration error in use, and a line a nucleus, by how
-        much its median volume is too large at first and at last.
+    log : callable
+        Gets a line per class (temperature and expected calibration error) and per nucleus (volume error before and
+        after).
 
     Returns
     -------
@@ -110,90 +120,96 @@ def calibrate(
     model = read_model_folder(model, out)
     network = segmenter_network(model)
     if not isinstance(network, PlainUNet):
-        raise InputError(f"{out.name}: {model.network} is not trained on simulated maps; give a folder of {model.name}")
+        raise InputError(f"{out.name}: {model.network} is not trained on simulated maps; pass a folder of {model.name}")
     load_weights(network, model, "segmenter", out)
     maps = simulated_maps(model, template, "segmenter", seed=seed)
-    anatomy = maps.heads[0][0]  # the template, where there is one
+    anatomy = maps.heads[0][0]  # the template, if there is one
     heads = _draw_heads(model, anatomy, out, n_maps=n_maps, seed=seed, device=device)
     crops = (maps[_FIRST_MAP + number] for number in range(n_maps))
     generator = torch.Generator().manual_seed(seed)
-    picked = [
-        pick_voxels(_see(network, values, model, device), labels, n_voxels=_VOXELS_A_MAP, generator=generator)
-        for values, labels in chain(crops, (_show(head, model) for head in heads))
+    chosen = [
+        choose_voxels(_logits(network, values, model, device), labels, n_voxels=_VOXELS_PER_MAP, generator=generator)
+        for values, labels in chain(crops, (_network_input(head, model) for head in heads))
     ]
-    fitted = _fit_in_turn(model, network, heads, picked, device)
+    fit = _fit_in_turn(model, network, heads, chosen, device)
     save_weights(network.state_dict(), out / "segmenter.safetensors")
-    _describe(model, out, fitted.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
-    _say_calibration(model, fitted, say)
-    for name, first, last in zip(_sides(model), fitted.first, fitted.last, strict=True):
-        say(f"{name:4} median volume {first:+.1%} to {last:+.1%}")
-    return fitted.temperatures
+    _write_temperatures(model, out, fit.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
+    for channel, name in enumerate(model.classes, start=1):
+        error = expected_calibration_error(fit.probabilities[:, channel], fit.labels == channel)
+        log(f"{name:6} temperature {fit.temperatures[channel]:.2f}, calibration error {error:.4f}")
+    for name, before, after in zip(_nuclei(model), fit.errors_before, fit.errors_after, strict=True):
+        log(f"{name:4} volume error (median) {before:+.1%} before, {after:+.1%} after")
+    return fit.temperatures
 
 
 def _fit_in_turn(
-    model: Model, network: PlainUNet, heads: Sequence[_Head], picked: Sequence[tuple[Tensor, Tensor]], device: str
-) -> _Fitted:
-    """Fit temperatures on picked voxels and volumes on heads; shifts the network's logits."""
-    logits, labels = torch.cat([one for one, _ in picked], dim=1), torch.cat([one for _, one in picked])
-    sides = list(_sides(model).values())
-    first, moved = None, torch.zeros(len(model.classes) + 1)
-    with TemporaryDirectory() as scratch:  # a calibration that is stopped leaves the folder as it was
-        tried = Path(scratch)
-        for _ in range(_ROUNDS):  # what one of the two changes, the other has to follow
-            save_weights(network.state_dict(), tried / "segmenter.safetensors")
-            temperatures = fit_temperatures(logits, labels, sides)
-            _describe(model, tried, temperatures, {})
-            doubtful = [_doubt(head, read_model_folder(model, tried), tried, device) for head in heads]
-            shifts = (moved + fit_shifts(doubtful, sides)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - moved
-            first, moved = first or volume_errors(doubtful, sides, torch.zeros_like(shifts)), moved + shifts
+    model: Model, network: PlainUNet, heads: Sequence[_Head], chosen: Sequence[tuple[Tensor, Tensor]], device: str
+) -> _Fit:
+    """Fit temperatures on chosen voxels and volumes on heads; shifts the network's logits."""
+    logits, labels = torch.cat([one for one, _ in chosen], dim=1), torch.cat([one for _, one in chosen])
+    nuclei = list(_nuclei(model).values())
+    before, total_shift = None, torch.zeros(len(model.classes) + 1)
+    with TemporaryDirectory() as scratch:  # an interrupted calibration leaves the folder unchanged
+        folder = Path(scratch)
+        # Temperatures change volumes, since the two passes over mirror images are averaged after the softmax, and
+        # shifts change which voxels are uncertain: so both are fitted twice.
+        for _ in range(_ROUNDS):
+            save_weights(network.state_dict(), folder / "segmenter.safetensors")
+            temperatures = fit_temperatures(logits, labels, nuclei)
+            _write_temperatures(model, folder, temperatures, {})
+            calibrated = read_model_folder(model, folder)
+            uncertain = [_uncertain_voxels_in_use(head, calibrated, folder, device) for head in heads]
+            shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
+            before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
+            total_shift = total_shift + shifts
+            # Shifts are fitted after division by the temperatures, but the biases of the network come before it.
             network.shift_logits(shifts * temperatures)
             logits = logits + shifts * temperatures
-    probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in doubtful])
-    return _Fitted(
-        temperatures,
-        probabilities,
-        torch.cat([own for _, own in doubtful]),
-        first or [],
-        volume_errors(doubtful, sides, shifts),
-    )
+    probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
+    true = torch.cat([own for _, own in uncertain])
+    return _Fit(temperatures, probabilities, true, before or [], volume_errors(uncertain, nuclei, shifts))
 
 
-def _sides(model: Model) -> dict[str, list[int]]:
-    """Gather the channels of each nucleus, left and right, by its name."""
+def _nuclei(model: Model) -> dict[str, list[int]]:
+    """Return the channels of each nucleus, left and right."""
     channels: dict[str, list[int]] = {}
     for channel, name in enumerate(model.classes, start=1):
         channels.setdefault(name.split("_")[0], []).append(channel)
     return channels
 
 
-def _describe(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
-    write_model_toml(model, folder, about={"temperatures": [round(float(one), 4) for one in temperatures], **about})
+def _write_temperatures(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
+    rounded = [round(float(one), 4) for one in temperatures]
+    write_model_toml(model, folder, about={"temperatures": rounded, **about})
 
 
 def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed: int, device: str) -> list[_Head]:
-    """Draw ordinary whole heads in the network's own voxels, and keep of each what lies about its box."""
-    view = _ordinary_head(model.input.spacing_mm[0])
-    located_by = out if (out / "localizer.safetensors").is_file() else None
+    """Simulate typical whole heads in the network's voxels, and crop each around its box.
+
+    Thick slices would make nuclei larger or smaller at random, hence the network's own voxels.
+    """
+    view = without_resampling(typical_view(whole_head_view(model.input.spacing_mm[0]), TYPICAL_WIDTH))
+    localizer = out if (out / "localizer.safetensors").is_file() else None
     heads = []
     for number in range(n_maps):
-        values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_A_SEED + number)
+        values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_PER_SEED + number)
         grid = scanner_grid(view)
-        box = localize(Volume(values.numpy(), grid.affine), model, weights=located_by, device=device).box
-        place = covering_block(grid, box.expanded(_ROOM_MM))
-        chi = Volume(values[place].clone().numpy(), block_affine(grid.affine, place))
-        heads.append(_Head(chi, box, nuclei_labels(labels)[place].clone()))
+        box = localize(Volume(values.numpy(), grid.affine), model, weights=localizer, device=device).box
+        block = covering_block(grid, box.expanded(_MARGIN_MM))
+        chi = Volume(values[block].clone().numpy(), block_affine(grid.affine, block))
+        heads.append(_Head(chi, box, nuclei_labels(labels)[block].clone()))
     return heads
 
 
-def _show(head: _Head, model: Model) -> tuple[Tensor, Tensor]:
-    """Give what the network is shown of a head (1, X, Y, Z) with its true classes (X, Y, Z)."""
+def _network_input(head: _Head, model: Model) -> tuple[Tensor, Tensor]:
+    """Return the network's input for a head (1, X, Y, Z) with its true classes (X, Y, Z)."""
     grid = network_grid(head.chi, head.box, model)
     values = NORMALIZATIONS[model.input.normalization](resample(head.chi, grid, antialias=True).array)
     labels = resample(Volume(head.labels.numpy(), head.chi.affine), grid, order=0).array
     return torch.from_numpy(values)[None], torch.from_numpy(labels)
 
 
-def _see(network: nn.Module, values: Tensor, model: Model, device: str) -> Tensor:
+def _logits(network: nn.Module, values: Tensor, model: Model, device: str) -> Tensor:
     """Compute the logits (passes, classes, X, Y, Z) of a map (1, X, Y, Z) and, as in use, of its mirror image."""
     passes = [forward_batch(network, values[None].numpy(), device)[0].cpu()]
     if model.uses_mirroring:
@@ -202,52 +218,120 @@ def _see(network: nn.Module, values: Tensor, model: Model, device: str) -> Tenso
     return torch.stack(passes)
 
 
-def _doubt(head: _Head, model: Model, out: Path, device: str) -> tuple[Tensor, Tensor]:
-    """Take the doubtful voxels of what the folder's model gives in use, as logarithms of probabilities."""
-    block = predict(head.chi, head.box, model, weights=out, device=device)
-    return doubtful_voxels(torch.from_numpy(block.probabilities).clamp(min=_LEAST).log(), head.labels[block.slices])
+def _uncertain_voxels_in_use(head: _Head, model: Model, out: Path, device: str) -> tuple[Tensor, Tensor]:
+    """Segment a head, and return the log-probabilities and true classes of its uncertain voxels."""
+    location = Location(head.box, None)
+    block = segment_map(head.chi, model, weights=out, device=device, location=location).block
+    logs = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log()
+    return uncertain_voxels(logs, head.labels[block.slices])
 
 
-def _say_calibration(model: Model, fitted: _Fitted, say: Callable[[str], None]) -> None:
-    for channel, name in enumerate(model.classes, start=1):
-        error = expected_calibration_error(fitted.probabilities[:, channel], fitted.labels == channel)
-        say(f"{name:6} temperature {fitted.temperatures[channel]:.2f}, calibration error {error:.4f}")
+def fit_temperatures(
+    logits: Tensor, labels: Tensor, shared: Sequence[Sequence[int]] = (), *, n_iterations: int = 50
+) -> Tensor:
+    """Fit the temperatures with which the probabilities are calibrated.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (passes, N, classes)
+        Of voxels that were not used for training, in one or more passes, for example with a mirror image; the
+        probabilities of the passes are averaged.
+    labels : Tensor of shape (N,), integer
+        Their true classes.
+    shared : sequence of sequence of int
+        Classes that share a temperature: left and right.
+    n_iterations : int
+        Maximum number of L-BFGS iterations.
+
+    Returns
+    -------
+    Tensor of shape (classes,)
+        Minimize the cross-entropy of the mean of ``softmax(logits / temperatures)``; above 1 if the network was
+        overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
+
+    Notes
+    -----
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), with one temperature per class
+    or group of classes.
+    """
+    logits, labels = logits.double(), labels.long()
+    of_class = torch.arange(logits.shape[2])
+    for classes in shared:
+        of_class[list(classes)] = classes[0]
+    fitted = torch.zeros(logits.shape[2], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([fitted], max_iter=n_iterations, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        passes = (logits * torch.exp(-fitted[of_class])).log_softmax(dim=2)
+        value = functional.nll_loss(passes.logsumexp(dim=0) - math.log(len(passes)), labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return fitted.detach()[of_class].exp().clamp(_MIN_TEMPERATURE, _MAX_TEMPERATURE).float()
 
 
-def _ordinary_head(spacing_mm: float) -> View:
-    """See whole heads as ordinary scans show them; slices that are thick make a nucleus larger or smaller at random."""
-    return without_resampling(typical_view(whole_head_view(spacing_mm), ORDINARY_WIDTH))
+def choose_voxels(
+    logits: Tensor, labels: Tensor, *, n_voxels: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Choose uncertain voxels of a map at random.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (passes, classes, X, Y, Z)
+        Background first.
+    labels : Tensor of shape (X, Y, Z), integer
+        True classes.
+    n_voxels : int
+        Maximum number.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    logits : Tensor of shape (passes, n, classes)
+    labels : Tensor of shape (n,)
+    """
+    uncertain = _find_uncertain(logits.softmax(dim=1)[:, 0].mean(dim=0), labels)
+    chosen = uncertain[torch.randperm(len(uncertain), generator=generator)[:n_voxels]]
+    return logits.flatten(2)[:, :, chosen].transpose(1, 2), labels.flatten()[chosen]
 
 
-_RATE = 1.5
-"""Of a shift to the logarithm of a volume: small enough for nuclei of which every voxel is doubtful."""
+def uncertain_voxels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (n, classes) and labels (n,) of the uncertain voxels of a map (classes, X, Y, Z)."""
+    chosen = _find_uncertain(logits.softmax(dim=0)[0], labels)
+    return logits.flatten(1)[:, chosen].T, labels.flatten()[chosen]
 
-LARGEST_SHIFT, _LEAST_RATIO = 1.5, 0.7
+
+def _find_uncertain(background: Tensor, labels: Tensor) -> Tensor:
+    """Return the flat indices of voxels that belong to a nucleus or are not certainly background."""
+    return ((background < _CERTAIN_BACKGROUND) | (labels > 0)).flatten().nonzero()[:, 0]
 
 
 def fit_shifts(
     maps: Sequence[tuple[Tensor, Tensor]], nuclei: Sequence[Sequence[int]], *, n_iterations: int = 40
 ) -> Tensor:
-    """Find what the logits of each nucleus lack for its median volume to be right.
+    """Fit a shift of each nucleus's logits with which its median volume is right.
 
     Parameters
     ----------
     maps : sequence of (Tensor, Tensor)
-        Logits (n, classes) and true classes (n,) of the doubtful voxels of each map.
+        Logits (n, classes) and true classes (n,) of the uncertain voxels of each map.
     nuclei : sequence of sequence of int
         Classes that share a shift: left and right.
     n_iterations : int
-        In each all nuclei move, since they border on one another.
+        All nuclei change in each iteration, since they are adjacent.
 
     Returns
     -------
     Tensor of shape (classes,)
-        To be added to logits; 0 for the background, and no more than ±1.5: who lacks more is not found at all.
+        To be added to logits; 0 for background, at most ±1.5: a nucleus that needs more is not detected at all.
     """
     shifts = torch.zeros(maps[0][0].shape[1])
     for _ in range(n_iterations):
         for classes, error in zip(nuclei, volume_errors(maps, nuclei, shifts), strict=True):
-            ratio = max(1 + error, _LEAST_RATIO)
+            ratio = max(1 + error, _MIN_RATIO)
             shifts[classes] = (shifts[classes] - _RATE * math.log(ratio)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
     return shifts
 
@@ -255,7 +339,7 @@ def fit_shifts(
 def volume_errors(
     maps: Sequence[tuple[Tensor, Tensor]], nuclei: Sequence[Sequence[int]], shifts: Tensor
 ) -> list[float]:
-    """Measure by what part each nucleus is too large with shifted logits: the median of the maps that show it."""
+    """Compute the relative volume error of each nucleus with shifted logits: the median over the maps that show it."""
     counts = torch.stack(
         [
             torch.stack(

@@ -1,13 +1,14 @@
-"""Read the labelled maps of a dataset for training."""
+"""Labelled maps of a BIDS dataset: manual labels, and pseudo-labels that models predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.entities import split_entities
@@ -20,18 +21,26 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
-from bids_dgmseg.train.labelled_patches import LabelledMap
-from bids_dgmseg.train.schemes import majority_vote
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One labelled map of a dataset."""
+class LabelledMap:
+    """A chi map with labels of some nuclei."""
 
-    participant: str
+    name: str
+    """Of the scan."""
+    chi: Volume
+    """In ppm, finite."""
+    labels: Volume
+    """On the grid of `chi`: channels of the model (1, 2, … in the order of its labels), 0 for background."""
+    participant: str = ""
     """Without ``sub-``."""
-    dseg: Path
-    map: LabelledMap
+    dseg: Path = Path()
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the nuclei that are labelled; whether the others exist is unknown."""
+        return tuple(int(channel) for channel in np.unique(self.labels.array) if channel)
 
 
 def read_labelled_maps(
@@ -40,12 +49,12 @@ def read_labelled_maps(
     *,
     derivatives: Sequence[Path] = (),
     choose: Sequence[str] = (),
-    say: Callable[[str], None],
-) -> list[Labelled]:
-    """Read the chi maps of a dataset that have a segmentation in it or in its derivatives.
+    warn: Callable[[str], None],
+) -> list[LabelledMap]:
+    """Read the chi maps of a dataset that have a segmentation, in the dataset or its derivatives.
 
-    Nuclei are matched by the abbreviations (or names) in each segmentation's ``dseg.tsv``. Segmentations that a model
-    of this program made (``seg-dgm16``) count only where `choose` names them.
+    Nuclei are matched by the abbreviations (or names) in each segmentation's ``dseg.tsv``. Segmentations by a model of
+    this package (``seg-dgm16``) are only used if `choose` names them.
 
     Parameters
     ----------
@@ -54,157 +63,178 @@ def read_labelled_maps(
     model : Model
         Which nuclei, in which channels.
     derivatives : sequence of path
-        Datasets to look in besides; by default those below ``dataset/derivatives``.
+        Derivative datasets; by default those in ``dataset/derivatives``.
     choose : sequence of str
-        Entities that decide where a scan has several segmentations.
-    say : callable
-        Gets a line on what does not match.
+        Entities that decide if a scan has several segmentations.
+    warn : callable
+        Gets a line per problem.
 
     Raises
     ------
     InputError
         If there are no maps, no labels, no nucleus of the model among them, or labels on another grid than their map.
     """
-    scans, partners = match_labels(dataset, derivatives=derivatives, choose=choose)
-    if bare := [scan.name for scan in scans if scan.chi not in partners]:
-        say(f"no labels for {list_some(bare)}; left out")
-    notes: dict[str, None] = {}
-    read = [read_labelled(scan, partners[scan.chi], model, notes) for scan in scans if scan.chi in partners]
-    for line in notes:
-        say(line)
-    if not any(one.map.channels for one in read):
+    scans, segmentations = match_labels(dataset, derivatives=derivatives, choose=choose)
+    if unlabelled := [scan.name for scan in scans if scan.chi not in segmentations]:
+        warn(f"no labels for {list_some(unlabelled)}; left out")
+    warnings: dict[str, None] = {}
+    read = [
+        _read_labelled_map(scan, segmentations[scan.chi], model, warnings)
+        for scan in scans
+        if scan.chi in segmentations
+    ]
+    for line in warnings:
+        warn(line)
+    if not any(one.channels for one in read):
         raise InputError(
-            f"{dataset.name}: no label is a nucleus of {model.name} ({', '.join(model.labels)}); "
-            "name them so in the column abbreviation of dseg.tsv"
+            f"{dataset.name}: no label is a nucleus of {model.name} ({', '.join(model.labels)}); use these names in "
+            "the column abbreviation of dseg.tsv"
         )
-    if empty := [one.map.name for one in read if not one.map.channels]:
-        say(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
-    return [one for one in read if one.map.channels]
+    if empty := [one.name for one in read if not one.channels]:
+        warn(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
+    return [one for one in read if one.channels]
 
 
-def drawn_structures(labelled: Iterable[Labelled], model: Model) -> list[Structure]:
-    """List the nuclei that any of some maps has, in the order of the model's channels."""
-    channels = sorted({channel for one in labelled for channel in one.map.channels})
+def labelled_structures(labelled: Iterable[LabelledMap], model: Model) -> list[Structure]:
+    """List the nuclei that are labelled in any of the maps, in the order of the model's channels."""
+    channels = sorted({channel for one in labelled for channel in one.channels})
     return [model.structures[channel - 1] for channel in channels]
+
+
+def manual_labels(labelled: LabelledMap, model: Model) -> NDArray[np.uint8]:
+    """Convert the labels of a map from channels to the indices of structures.tsv."""
+    indices = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
+    labels: NDArray[np.uint8] = indices[labelled.labels.array]
+    return labels
+
+
+def check_holdout(labelled: Sequence[LabelledMap], holdout: Collection[str]) -> list[LabelledMap]:
+    """Return the maps of the participants that are not held out.
+
+    Raises
+    ------
+    InputError
+        If a participant that is held out has no map, or none is left.
+    """
+    known = {one.participant for one in labelled}
+    if missing := sorted(set(holdout) - known):
+        raise InputError(f"--holdout {missing[0]}: no labelled scan of this participant (labelled: {list_some(known)})")
+    left = [one for one in labelled if one.participant not in holdout]
+    if not left:
+        raise InputError("--holdout: leaves no training scan; hold out fewer participants")
+    return left
 
 
 def match_labels(
     dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = ()
 ) -> tuple[list[Scan], dict[Path, Path]]:
-    """Find the chi maps of a dataset, and the segmentation of each that has one; else as `read_labelled_maps`.
+    """Find the chi maps of a dataset and their segmentations; arguments and errors as `read_labelled_maps`.
 
     Returns
     -------
     list of Scan
         All maps.
     dict of path to path
-        Map → its segmentation.
+        Map → segmentation, for maps that have one.
     """
-    scans = find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
-    dsegs = _segmentations([dataset, *(derivatives or own_derivatives(dataset))], choose)
+    scans = _find_maps(dataset, derivatives)
+    dsegs: list[Path] = []
+    for root in (dataset, *(derivatives or list_derivatives(dataset))):
+        with suppress(InputError):  # a dataset without segmentations
+            dsegs += find_images(root, "dseg")
+    predicted = {f"seg-{name}" for name in MODELS} - set(choose)
+    dsegs = [path for path in dsegs if f"seg-{_entities(path).get('seg')}" not in predicted]
     if not dsegs:
-        raise InputError(f"{dataset.name}: no _dseg.nii[.gz] of manual labels in it or its derivatives; add them")
-    partners = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
-    if not partners:
+        raise InputError(f"{dataset.name}: no manual labels (_dseg.nii[.gz]) in it or its derivatives; add them")
+    segmentations = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
+    if not segmentations:
         raise InputError(
-            f"{dataset.name}: no _dseg is of the same scan as a _Chimap ({dsegs[0].name}, {scans[0].chi.name}); "
+            f"{dataset.name}: no _dseg belongs to the scan of a _Chimap ({dsegs[0].name}, {scans[0].chi.name}); "
             "give both the same entities"
         )
-    return scans, partners
+    return scans, segmentations
 
 
-def own_derivatives(dataset: Path) -> list[Path]:
+def _find_maps(dataset: Path, derivatives: Sequence[Path]) -> list[Scan]:
+    return find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
+
+
+def list_derivatives(dataset: Path) -> list[Path]:
     """List the derivative datasets inside a dataset."""
     return sorted(path for path in (dataset / "derivatives").glob("*") if any(path.glob("sub-*")))
 
 
-def _segmentations(roots: Sequence[Path], choose: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
-    for root in roots:
-        with suppress(InputError):  # a dataset without segmentations
-            found += find_images(root, "dseg")
-    made = {f"seg-{name}" for name in MODELS} - set(choose)
-    return [path for path in found if f"seg-{split_entities(path.name.partition('.')[0]).get('seg')}" not in made]
+def _entities(path: Path) -> dict[str, str]:
+    return split_entities(path.name.partition(".")[0])
 
 
-def read_labelled(scan: Scan, dseg: Path, model: Model, notes: dict[str, None]) -> Labelled:
-    """Read one map with its labels; `notes` gets a line on what does not match."""
+def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str, None]) -> LabelledMap:
+    """Read a map with its labels; adds to `warnings`."""
     if scan.problem:
         raise InputError(scan.problem)
     checked = check_chi(scan.chi, scan.sidecar)
-    notes.update(dict.fromkeys(checked.warnings))
+    warnings.update(dict.fromkeys(checked.warnings))
     chi = checked.chi_ppm.with_array(np.nan_to_num(checked.chi_ppm.array))
     labels = read_labels(dseg)
-    if apart := describe_grid_mismatch(chi, labels):
-        raise InputError(
-            f"{dseg.name}: does not lie on the grid of {scan.chi.name} ({apart}); resample the labels first"
-        )
-    labels = Volume(_to_channels(dseg, labels, model, notes), chi.affine)
-    return Labelled(scan.participant, dseg, LabelledMap(scan.name, chi, labels))
+    if mismatch := describe_grid_mismatch(chi, labels):
+        raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")
+    channels = Volume(_to_channels(dseg, labels, model, warnings), chi.affine)
+    return LabelledMap(scan.name, chi, channels, scan.participant, dseg)
 
 
-def _to_channels(
-    dseg: Path, labels: Volume, model: Model, notes: dict[str, None]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Turn a label image's own numbers into channels; what has no channel becomes 0 and a note."""
+def _to_channels(dseg: Path, labels: Volume, model: Model, warnings: dict[str, None]) -> NDArray[np.uint8]:
+    """Convert the values of a label image to channels; values without a channel become 0 and a warning."""
     table = read_label_table(dseg)
     if table.source is None:
-        notes["no dseg.tsv found; numbers are read as those of this program (1 DN_L, 2 DN_R, …)"] = None
-    channels = _channels(table.abbreviations, model)
+        warnings["no dseg.tsv found; labels are read as the indices of this package (1 DN_L, 2 DN_R, …)"] = None
+    full_names = {structure.name: structure.abbreviation for structure in STRUCTURES}
     array = np.zeros(labels.shape, np.uint8)
     unknown = []
-    for number in _numbers(labels):
-        if number in channels:
-            array[labels.array == number] = channels[number]
+    for value in _values(labels):
+        name = table.abbreviations.get(value, "")
+        name = full_names.get(name, name)
+        if name in model.labels:
+            array[labels.array == value] = model.labels.index(name) + 1
         else:
-            unknown.append(number)
+            unknown.append(value)
     if unknown:
-        notes[_note_unknown(unknown, table, table.source or dseg, model.name)] = None
+        warnings[_describe_unknown(unknown, table, table.source or dseg, model.name)] = None
     return array
 
 
 def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
-    """Find the nuclei of segmentations by the abbreviations of structures.tsv, which alone comparisons match.
-
-    A segmentation that cannot be read is passed over.
+    """Find the nuclei of segmentations by the abbreviations of structures.tsv; unreadable segmentations are skipped.
 
     Returns
     -------
     frozenset of str
-        Abbreviations of the nuclei that any of them has.
+        Abbreviations of the nuclei in any of them.
     list of str
-        Which labels are none of them, one line a label table.
+        Labels that are no nuclei, one line per label table.
     """
-    ours = {structure.abbreviation for structure in STRUCTURES}
+    known_names = {structure.abbreviation for structure in STRUCTURES}
     found: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):
-            table, numbers = read_label_table(dseg), _numbers(read_labels(dseg))
-            found.setdefault(table.source or dseg, (table, set()))[1].update(numbers)
-    nuclei, notes = set(), []
+            table, values = read_label_table(dseg), _values(read_labels(dseg))
+            found.setdefault(table.source or dseg, (table, set()))[1].update(values)
+    nuclei, unknown = set(), []
     for path, (table, seen) in found.items():
-        known = {number for number in seen if table.abbreviations.get(number) in ours}
-        nuclei |= {table.abbreviations[number] for number in known}
+        known = {value for value in seen if table.abbreviations.get(value) in known_names}
+        nuclei |= {table.abbreviations[value] for value in known}
         if seen - known:
-            notes.append(_note_unknown(sorted(seen - known), table, path, "structures.tsv (DN_L, DN_R, …)"))
-    return frozenset(nuclei), notes
+            unknown.append(_describe_unknown(sorted(seen - known), table, path, "structures.tsv (DN_L, DN_R, …)"))
+    return frozenset(nuclei), unknown
 
 
-def _note_unknown(numbers: Iterable[int], table: LabelTable, where: Path, whose: str) -> str:
-    named = ", ".join(f"{number} ({table.abbreviations.get(number, 'without a row')})" for number in numbers)
-    return f"{where.name}: {named} not among the nuclei of {whose}; ignored"
+def _describe_unknown(values: Iterable[int], table: LabelTable, path: Path, source: str) -> str:
+    named = ", ".join(f"{value} ({table.abbreviations.get(value, 'without a row')})" for value in values)
+    return f"{path.name}: {named} not among the nuclei of {source}; ignored"
 
 
-def _numbers(labels: Volume) -> list[int]:
-    numbers: list[int] = np.unique(labels.array[labels.array != 0]).tolist()
-    return numbers
-
-
-def _channels(abbreviations: Mapping[int, str], model: Model) -> dict[int, int]:
-    """Match numbers with channels, by abbreviation or by full name."""
-    ours = {structure.name: structure.abbreviation for structure in STRUCTURES}
-    named = {number: ours.get(name, name) for number, name in abbreviations.items()}
-    return {number: model.labels.index(name) + 1 for number, name in named.items() if name in model.labels}
+def _values(labels: Volume) -> list[int]:
+    values: list[int] = np.unique(labels.array[labels.array != 0]).tolist()
+    return values
 
 
 def read_pseudo_labels(
@@ -212,13 +242,13 @@ def read_pseudo_labels(
     model: Model,
     folders: Sequence[Path],
     *,
-    besides: Collection[str],
+    exclude: Collection[str],
     option: str,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
     derivatives: Sequence[Path] = (),
     holdout: Collection[str] = (),
-) -> list[Labelled]:
-    """Read the maps of a dataset with the labels that models gave them, fused by majority where there are several.
+) -> list[LabelledMap]:
+    """Read the maps of a dataset with labels that models predicted, fused by majority vote if there are several.
 
     Parameters
     ----------
@@ -227,15 +257,15 @@ def read_pseudo_labels(
     model : Model
         Which nuclei, in which channels.
     folders : sequence of path
-        Results of ``bids_dgmseg``, one folder a model. A map counts if all of them have labels of it.
-    besides : collection of str
+        Outputs of ``bids_dgmseg``, one per model. A map is used if all of them have its labels.
+    exclude : collection of str
         Names of scans to leave out: those with manual labels.
     option : str
-        What the user called the folders, for messages.
-    say : callable
-        Gets a line on what does not match.
+        Command-line option of the folders, for messages.
+    warn : callable
+        Gets a line per problem.
     derivatives : sequence of path
-        Where else maps are; none for all below ``derivatives/`` of the dataset.
+        Derivative datasets of the maps; by default those in ``dataset/derivatives``.
     holdout : collection of str
         Participants to leave out, without ``sub-``.
 
@@ -244,24 +274,44 @@ def read_pseudo_labels(
     InputError
         If no map is left.
     """
-    found = find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
-    scans = [scan for scan in found if scan.name not in besides and scan.participant not in holdout]
+    scans = [
+        scan
+        for scan in _find_maps(dataset, derivatives)
+        if scan.name not in exclude and scan.participant not in holdout
+    ]
     choose = (f"seg-{model.name}",)
-    tables = [
+    predictions = [
         match_scans([scan.chi for scan in scans], find_images(folder, "dseg"), choose=choose) for folder in folders
     ]
-    shared = [scan for scan in scans if all(scan.chi in table for table in tables)]
+    shared = [scan for scan in scans if all(scan.chi in paths for paths in predictions)]
     if not shared:
         raise InputError(
-            f"{option} {folders[0].name}: has no labels of a map of {dataset.name} without manual ones; run "
-            "bids_dgmseg on it, with this folder for its results"
+            f"{option} {folders[0].name}: no labels for a map of {dataset.name} without manual labels; run bids_dgmseg "
+            "on the dataset with this output folder"
         )
-    notes: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     labelled = []
     for scan in shared:
-        votes = [read_labelled(scan, table[scan.chi], model, notes) for table in tables]
-        fused = votes[0].map.labels.with_array(majority_vote([vote.map.labels.array for vote in votes]))
-        labelled.append(replace(votes[0], map=replace(votes[0].map, labels=fused)))
-    for line in notes:
-        say(line)
-    return [one for one in labelled if one.map.channels]
+        votes = [_read_labelled_map(scan, paths[scan.chi], model, warnings) for paths in predictions]
+        fused = majority_vote([vote.labels.array for vote in votes])
+        labelled.append(replace(votes[0], labels=votes[0].labels.with_array(fused)))
+    for line in warnings:
+        warn(line)
+    return [one for one in labelled if one.channels]
+
+
+def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Fuse segmentations by majority vote per voxel (Kim et al. 2020, II.D).
+
+    Parameters
+    ----------
+    labels : sequence of ndarray
+        Of the same shape. If two labels have as many votes, the lower number wins, background first.
+    """
+    highest = max(int(one.max(initial=0)) for one in labels)
+    votes = np.zeros((highest + 1, *labels[0].shape), np.uint8)
+    for number in range(highest + 1):
+        for one in labels:
+            votes[number] += one == number
+    winner: NDArray[np.uint8] = votes.argmax(axis=0).astype(np.uint8)
+    return winner

@@ -1,4 +1,4 @@
-"""Soft Dice with cross-entropy or a focal loss, and their gradient by hand."""
+"""Soft Dice with cross-entropy or a focal loss, with an explicit gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 def dice_and_cross_entropy(
     logits: Tensor, labels: Tensor, *, foreground_weight: float = 3.0, smooth: float = 1.0
 ) -> Tensor:
-    r"""Soft Dice over the classes that are there, plus cross-entropy.
+    r"""Soft Dice over the classes that are present, plus cross-entropy.
 
     .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
               - \frac{\sum_i w_{g_i} \log p_{g_i i}}{\sum_i w_{g_i}}
@@ -38,7 +38,7 @@ def dice_and_cross_entropy(
 
 
 def dice_and_focal(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5, smooth: float = 1.0) -> Tensor:
-    r"""Soft Dice over the classes that are there, plus focal loss.
+    r"""Soft Dice over the classes that are present, plus focal loss.
 
     .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
               - \frac{\lambda}{N K} \sum_i (1 - p_{g_i i})^2 \log p_{g_i i}

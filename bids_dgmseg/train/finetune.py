@@ -1,101 +1,270 @@
-"""Go on training a model's segmenter on labelled maps."""
+"""Fine-tune the default model's segmenter on the labelled scans of a dataset, and compare it with before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
-from bids_dgmseg.models.model_folder import read_model_folder
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.io.files import copy_file, sha256, write_json
+from bids_dgmseg.io.tables import MISSING, write_tsv
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
+from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.models.weights import load_weights, pick_device, save_weights, segmenter_network, to_channels_last
-from bids_dgmseg.train.curve import Curve
-from bids_dgmseg.train.labelled_patches import LabelledPatches
-from bids_dgmseg.train.loop import Progress, Schedule, train, use_cores
+from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
+from bids_dgmseg.stats.overlap import dice
+from bids_dgmseg.train.checkpoints import write_record
+from bids_dgmseg.train.core import Run, State, train, use_all_cores
+from bids_dgmseg.train.data import LabelledMap, check_holdout, labelled_structures, manual_labels, read_labelled_maps
+from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
+from bids_dgmseg.train.labelled_patches import LabelledPatches, prepare_map
+from bids_dgmseg.train.log import Log, StepLog
+from bids_dgmseg.train.schedule import StepSchedule
 from bids_dgmseg.train.simulated import Outcome
-from bids_dgmseg.train.status_line import unseen
 
 _NO_LIMIT = 1_000_000
+
+_CHECKPOINT = "segmenter_checkpoint.pt"
+
+SCORE_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "scan": {"Description": "Entities of the map's file name"},
+    "part": {"Description": "training (Dice after fine-tuning is optimistic) or held-out (not used for training)"},
+    "abbreviation": {"Description": "Nucleus and hemisphere, such as DN_L; left is the patient's left"},
+    "n_reference": {"Description": "Voxels of the manual label; n/a if the nucleus is not labelled in the scan"},
+    "dice_before": {"Description": "Dice of the manual label and the starting weights"},
+    "dice_after": {"Description": "Dice of the manual label and the fine-tuned weights"},
+    "dice_between": {"Description": "Dice of the starting and the fine-tuned weights"},
+}
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How long and how fast."""
+    """Length and learning rate of a fine-tuning."""
 
     minutes: float = 10.0
-    """Whole length, all slices together; with `steps` the length of this slice."""
+    """Total training time; with `steps` the time limit of this call."""
     steps: int | None = None
-    """Whole length in steps, which takes as long as it takes; by default the time rules."""
+    """Total length in steps; by default the training time determines the learning rate."""
     learning_rate: float = 5e-4
-    """A quarter of the one that trained the starting weights."""
+    """A quarter of that of the training on simulated maps."""
     seed: int = 1
     device: str = "auto"
     workers: int = 1
     checkpoint_minutes: float = 1.0
 
     @property
-    def schedule(self) -> Schedule:
-        """The rate falls with the steps or with the time spent learning."""
-        fixed = self.steps is not None
-        return Schedule(
+    def schedule(self) -> StepSchedule:
+        """Schedule by steps or by time."""
+        return StepSchedule(
             steps=self.steps or _NO_LIMIT,
-            minutes=None if fixed else self.minutes,
+            minutes=None if self.steps is not None else self.minutes,
             learning_rate=self.learning_rate,
             warmup_steps=20,
-            checkpoint_minutes=self.checkpoint_minutes,
         )
 
 
-def fine_tune(
-    model: Model,
-    samples: LabelledPatches,
-    out: Path,
-    this: FineTuning,
-    *,
-    start: Path | None,
-    say: Callable[[str], None],
-    show: Callable[[str], None] = unseen,
+@dataclass(frozen=True)
+class FineTuningRequest:
+    """What to fine-tune on what."""
+
+    model: Model
+    dataset: Path
+    out: Path
+    start: Path | None = None
+    """Folder of the starting weights; None for those in the package."""
+    training: FineTuning = field(default_factory=FineTuning)
+    holdout: tuple[str, ...] = ()
+    """Participants that are only evaluated, without ``sub-``."""
+    derivatives: tuple[Path, ...] = ()
+    choose: tuple[str, ...] = ()
+
+
+def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataFrame]:
+    """Fine-tune, and compare the labelled scans before and after.
+
+    ``OUT`` gets ``segmenter.safetensors``, ``localizer.safetensors`` (copied), ``model.toml`` with the temperatures of
+    the starting weights, the learning curve, a checkpoint, ``training.json``, ``dice.tsv`` with its dictionary, and
+    figures of the manual labels and of the segmentations before and after.
+
+    Returns
+    -------
+    Outcome
+        Where the training is.
+    DataFrame
+        The columns of `SCORE_COLUMNS`, one row per scan and nucleus of the model.
+
+    Raises
+    ------
+    InputError
+        If the dataset or the folder does not allow it.
+    """
+    model, device = request.model, request.training.device
+    maps = read_labelled_maps(
+        request.dataset, model, derivatives=request.derivatives, choose=request.choose, warn=log.log
+    )
+    training_maps = check_holdout(maps, request.holdout)
+    _prepare_folder(request, maps, n_training=len(training_maps))
+    names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
+    log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
+    if others := [name for name in model.labels if name not in names]:
+        log.log(f"kept as the starting weights predict them: {', '.join(others)}")
+    before, locations = {}, {}
+    for one in maps:
+        found = segment_map(one.chi, model, weights=request.start, device=device)
+        before[one.name], locations[one.name] = found.labels, found.location
+    prepared = [
+        prepare_map(one, locations[one.name].box, model, weights=request.start, device=device) for one in training_maps
+    ]
+    samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=_sample_size_mm(model))
+    outcome = train_segmenter(model, samples, request.out, request.training, start=request.start, log=log)
+    tables = []
+    for one in maps:
+        location = locations[one.name]
+        after = segment_map(one.chi, model, weights=request.out, device=device, location=location).labels
+        part = "held-out" if one.participant in request.holdout else "training"
+        tables.append(compare(one, before[one.name], after, model, part=part))
+        _draw(one, model, request.out / "figures", before=before[one.name], after=after)
+    table = pd.concat(tables, ignore_index=True)
+    write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
+    write_json(SCORE_COLUMNS, request.out / "dice.json")
+    return outcome, table
+
+
+def train_segmenter(
+    model: Model, samples: LabelledPatches, out: Path, training: FineTuning, *, start: Path | None, log: Log
 ) -> Outcome:
-    """Train the segmenter, going on where ``OUT`` stopped or from the starting weights.
+    """Train the segmenter from the starting weights; resumes the training in ``OUT``.
 
     Parameters
     ----------
     model : Model
-        With a network of its own.
+        With a network in this package.
     samples : LabelledPatches
-        What to learn from.
+        Training samples.
     out : path
-        Model folder: gets ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``. Its
-        ``model.toml`` has the temperatures, for which the network is trained: with them its labels are right.
-    this : FineTuning
-        How long and how fast.
+        Model folder: gets ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``. The
+        network is trained with the temperatures in its ``model.toml``, so that its labels are right with them.
+    training : FineTuning
+        Length and learning rate.
     start : path or None
-        Folder of the starting weights; None for the model's own.
-    say, show : callable
-        Get lines to keep, and lines that the next one may replace.
+        Folder of the starting weights; None for those in the package.
+    log : Log
+        Where lines go.
     """
     model = read_model_folder(model, out)
-    use_cores()
-    torch.manual_seed(this.seed)
+    use_all_cores()
+    torch.manual_seed(training.seed)
     out.mkdir(parents=True, exist_ok=True)
-    device, schedule = pick_device(this.device), this.schedule
+    device, schedule = pick_device(training.device), training.schedule
     network = load_weights(segmenter_network(model), model, "segmenter", start).requires_grad_(True)
-    progress = Progress.start(to_channels_last(network, device), schedule)
-    checkpoint = out / "segmenter_checkpoint.pt"
-    if checkpoint.is_file():
-        progress.load(checkpoint)
-    curve = Curve(out / "segmenter_curve.tsv", model.labels, say=say, show=show, step=progress.step, steps=this.steps)
-    done = train(
-        progress,
-        samples,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        minutes=this.minutes,
+    state = State.start(to_channels_last(network, device), schedule)
+    if (checkpoint := out / _CHECKPOINT).is_file():
+        state.load(checkpoint)
+    curve = StepLog(out / "segmenter_curve.tsv", model.labels, log, steps=training.steps)
+    curve.start(state)
+    run = Run(
+        schedule,
+        lambda network, logits, labels: dice_and_cross_entropy(logits, labels),
+        checkpoint,
+        seed=training.seed,
         device=device,
-        report=curve.add,
-        workers=this.workers,
+        workers=training.workers,
+        minutes=training.minutes,
+        checkpoint_minutes=training.checkpoint_minutes,
         temperatures=model.temperatures,
     )
-    return Outcome(progress.step, done, save_weights(progress.average, out / "segmenter.safetensors"))
+    train(state, samples, run, report=curve.step)
+    return Outcome(state.step, schedule.finished(state), save_weights(state.weights, out / "segmenter.safetensors"))
+
+
+def _sample_size_mm(model: Model) -> tuple[float, float, float]:
+    """Return the size of samples: at most that of the training on simulated maps; a whole patch takes twice as long."""
+    seen = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
+    x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen, strict=True))
+    return x, y, z
+
+
+def _prepare_folder(request: FineTuningRequest, maps: Sequence[LabelledMap], *, n_training: int) -> None:
+    """Write ``training.json``, the localizer and ``model.toml``, or check that the training in the folder is the same.
+
+    The temperatures are those of the starting weights; a folder without them is resumed without them.
+    """
+    source = request.start or weights_folder(request.model)
+    weights = source / "segmenter.safetensors"
+    record = {
+        "model": request.model.name,
+        "start": sha256(weights) if weights.is_file() else "",
+        "labels": {one.dseg.name: sha256(one.dseg) for one in maps},
+        "holdout": sorted(request.holdout),
+        "learning_rate": request.training.learning_rate,
+        "seed": request.training.seed,
+    }
+    begun = (request.out / _CHECKPOINT).is_file()
+    write_record(request.out, record, begun=begun)
+    if request.model.localizer.network:
+        copy_file(source / "localizer.safetensors", request.out / "localizer.safetensors")
+    if begun:
+        return
+    model = read_model_folder(request.model, request.start)
+    about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_training} labelled maps"}
+    if model.temperatures:
+        about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
+    # Weights trained on a few scans vary more than the starting weights; averaging mirror images reduces that.
+    write_model_toml(replace(model, mirrored=True), request.out, about=about)
+
+
+def _draw(labelled: LabelledMap, model: Model, folder: Path, **segmentations: NDArray[np.uint8]) -> None:
+    """Draw the manual labels and segmentations on axial slices of their map."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dseg in {"labels": manual_labels(labelled, model), **segmentations}.items():
+        draw_mosaic(
+            labelled.chi,
+            labelled.chi.with_array(dseg),
+            folder / f"{labelled.name}_{name}.png",
+            plane="axial",
+            structures=model.structures,
+            title=f"{labelled.name}: {name}",
+        )
+
+
+def compare(
+    labelled: LabelledMap, before: NDArray[np.uint8], after: NDArray[np.uint8], model: Model, *, part: str
+) -> pd.DataFrame:
+    """Compare manual labels with the segmentations before and after; the columns of `SCORE_COLUMNS`."""
+    structures, truth = model.structures, manual_labels(labelled, model)
+    first, second = dice(truth, before, structures=structures), dice(truth, after, structures=structures)
+    known = first["n_reference"] > 0
+    return pd.DataFrame(
+        {
+            "scan": labelled.name,
+            "part": part,
+            "abbreviation": first["abbreviation"],
+            "n_reference": first["n_reference"].where(known).astype("Int64"),
+            "dice_before": first["dice"].where(known),
+            "dice_after": second["dice"].where(known),
+            "dice_between": dice(before, after, structures=structures)["dice"],
+        }
+    )
+
+
+def summarize(table: pd.DataFrame) -> str:
+    """Format the mean scores as text, one row per nucleus (left and right together)."""
+    table = table.assign(nucleus=table["abbreviation"].str.split("_").str[0])
+    columns = ["dice_before", "dice_after", "dice_between"]
+    lines = []
+    for part, rows in table.groupby("part", sort=True):
+        means = rows.groupby("nucleus", sort=False)[columns].mean()
+        means.loc["mean"] = means[means["dice_before"].notna()].mean()
+        lines.append(f"Dice on {rows['scan'].nunique()} {part} scans:")
+        lines.append(f"{'':8}{'before':>8}{'after':>8}{'between':>9}")
+        for name, row in means.iterrows():
+            cells = [MISSING if np.isnan(value) else f"{value:.3f}" for value in row]
+            lines.append(f"{name:8}{cells[0]:>8}{cells[1]:>8}{cells[2]:>9}")
+    return "\n".join(lines)

@@ -1,285 +1,264 @@
-"""Train a paper's network on the labelled maps of a dataset, fold by fold, into one model folder."""
+"""Train a published network on the labelled maps of a dataset, fold by fold, into one model folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from bids_dgmseg import __version__
+from torch import nn
+
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_json, sha256, write_json
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.study.participants import read_participants
-from bids_dgmseg.train.cases import Case, prepare_case
-from bids_dgmseg.train.data import Labelled, read_labelled_maps, read_pseudo_labels
-from bids_dgmseg.train.learner import CHECKPOINT, Learner, Means
-from bids_dgmseg.train.loop import use_cores
-from bids_dgmseg.train.model_output import find_start, finish_folder
-from bids_dgmseg.train.progress import Teller
+from bids_dgmseg.models.weights import save_weights
+from bids_dgmseg.train.checkpoints import write_record
+from bids_dgmseg.train.core import use_all_cores
+from bids_dgmseg.train.data import LabelledMap, check_holdout, read_labelled_maps, read_pseudo_labels
+from bids_dgmseg.train.learner import (
+    CHECKPOINT,
+    RuntimeOptions,
+    build_trainable,
+    find_start,
+    initialize,
+    train_network,
+)
+from bids_dgmseg.train.log import EpochLog, Log
+from bids_dgmseg.train.model_output import finish_folder
+from bids_dgmseg.train.patches import Case, prepare_case
 from bids_dgmseg.train.recipe import Recipe
 from bids_dgmseg.train.recipes import get_recipe
-from bids_dgmseg.train.schemes import Split, choose_some, split_fold
-
-Say = Callable[[str], None]
+from bids_dgmseg.train.splits import Split, choose_some, read_sites, split_fold
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipeTraining:
     """What to train on what."""
 
     model: Model
-    """With the arguments that its network is built with."""
+    """With the arguments of its network."""
     recipe: Recipe
     dataset: Path
     out: Path
-    seed: int = 1
-    device: str = "auto"
-    workers: int = 0
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
     scans: int | None = None
-    """Use so many of a fold's training scans; None for all."""
+    """Number of training participants per fold; None for all."""
     start: Path | None = None
-    """Model folder, or file of an encoder's weights, to begin with."""
+    """Model folder, or file with an encoder's weights, to start from."""
     pretrain_on: tuple[Path, ...] = ()
-    """Results of models on maps without labels: learned before the manual labels."""
+    """Model outputs for maps without manual labels, used before the manual labels."""
     distill: tuple[Path, ...] = ()
-    """The same: learned together with the manual labels."""
+    """The same, used together with the manual labels."""
     holdout: tuple[str, ...] = ()
     """Participants that are not used at all, without ``sub-``."""
     derivatives: tuple[Path, ...] = ()
     choose: tuple[str, ...] = ()
-    checkpoint_minutes: float = 2.0
 
 
 @dataclass(frozen=True)
-class Material:
-    """What folds are made of."""
+class FoldData:
+    """Data that folds share."""
 
-    manual: Sequence[Labelled]
-    pseudo: Sequence[Labelled]
+    manual: Sequence[LabelledMap]
+    pseudo: Sequence[LabelledMap]
     sites: Mapping[str, str]
     cases: dict[str, Case]
-    """Prepared on demand, by name of the scan and kind of labels."""
+    """Cache of prepared maps by name."""
 
 
-def train_folds(plan: Plan, folds: Sequence[int], *, say: Say, show: Say) -> Path:
-    """Train folds one after the other, going on where ``OUT`` stopped.
+def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> Path:
+    """Train folds one after the other; resumes the training in ``OUT``.
 
     ``OUT`` gets ``fold_N.safetensors`` and ``model.toml``, for an atlas localizer ``references/``, ``training.json``
-    (what was trained on what), and a folder ``fold_N`` with the checkpoint and the curve as table and picture.
+    (what was trained on what), and a folder ``fold_N`` with the checkpoint and the learning curve.
 
     Parameters
     ----------
-    plan : Plan
+    training : RecipeTraining
         What to train on what.
     folds : sequence of int
-        Which, counted from 0.
-    say, show : callable
-        Get lines to keep, and lines that the next one may replace.
+        Which folds, counted from 0.
+    log : Log
+        Where lines go.
 
     Raises
     ------
     InputError
         If the dataset or the folder does not allow it.
     """
-    use_cores()
-    _check_usable(plan)
-    material = _read(plan, say)
-    _claim(plan, material)
+    use_all_cores()
+    _check_recipe(training)
+    data = _read_data(training, log)
+    _write_record(training, data)
     for fold in folds:
-        split = _split(plan, material, fold)
-        say(
-            f"fold {fold}: {len(split.training)} participants to learn from, {len(split.validation)} to validate, "
-            f"{len(split.test)} unseen"
+        split = _split(training, data, fold)
+        log.log(
+            f"fold {fold}: {len(split.training)} training, {len(split.validation)} validation, "
+            f"{len(split.test)} test participants"
         )
-        _train_fold(plan, material, split, fold, say, show)
-    learned = _learned_from(plan, material)
-    finish_folder(plan.model, plan.out, learned, recipe=plan.recipe, seed=plan.seed)
-    return plan.out
+        _train_fold(training, data, split, fold, log)
+    finish_folder(
+        training.model,
+        training.out,
+        _used_scans(training, data),
+        recipe=training.recipe,
+        seed=training.options.seed,
+    )
+    return training.out
 
 
-def _learned_from(plan: Plan, material: Material) -> list[Labelled]:
-    """List the scans that some fold in the folder has learned from, or watched while its own part stayed unseen."""
-    folds = [fold for fold in range(max(plan.recipe.folds, 1)) if (plan.out / f"fold_{fold}.safetensors").is_file()]
-    splits = [_split(plan, material, fold) for fold in folds]
-    watched = {one for split in splits for one in split.validation if plan.recipe.validation is not None}
-    seen = watched.union(*(split.training for split in splits))
-    return [one for one in material.manual if one.participant in seen]
+def _used_scans(training: RecipeTraining, data: FoldData) -> list[LabelledMap]:
+    """List the scans that some fold in the folder used for training, or for validation beside a test set."""
+    n_folds = max(training.recipe.folds, 1)
+    folds = [fold for fold in range(n_folds) if (training.out / f"fold_{fold}.safetensors").is_file()]
+    splits = [_split(training, data, fold) for fold in folds]
+    validated = {one for split in splits for one in split.validation if training.recipe.validation is not None}
+    used = validated.union(*(split.training for split in splits))
+    return [one for one in data.manual if one.participant in used]
 
 
-def _check_usable(plan: Plan) -> None:
-    """Refuse samples that the model will not be shown in use, where its classes are those of the model."""
-    sampling = plan.recipe.sampling
-    usual = get_recipe(plan.model.name).sampling
-    if tuple(plan.recipe.classes) != plan.model.classes:
+def _check_recipe(training: RecipeTraining) -> None:
+    """Refuse samples that differ from the model's input in use, if the classes are those of the model."""
+    model, sampling = training.model, training.recipe.sampling
+    usual = get_recipe(model.name).sampling
+    if tuple(training.recipe.classes) != model.classes:
         return
     for name in ("stack_axis", "normalized"):
         if getattr(sampling, name) != getattr(usual, name):
             raise InputError(
-                f"--recipe sampling.{name}: {plan.model.name} is shown {getattr(usual, name)} in use; leave it as it is"
+                f"--recipe sampling.{name}: {model.name} uses {getattr(usual, name)} for prediction; do not change it"
             )
-    if sampling.stack_axis is not None and plan.model.arch.get("slices", 3) != sampling.size[sampling.stack_axis]:
+    if sampling.stack_axis is not None and model.arch.get("slices", 3) != sampling.size[sampling.stack_axis]:
         raise InputError(
-            f"--arch slices={plan.model.arch.get('slices', 3)}: samples have "
-            f"{sampling.size[sampling.stack_axis]} slices; change --recipe sampling.size too"
+            f"--arch slices={model.arch.get('slices', 3)}: samples have {sampling.size[sampling.stack_axis]} slices; "
+            "change --recipe sampling.size too"
         )
 
 
-def _read(plan: Plan, say: Say) -> Material:
-    manual = read_labelled_maps(plan.dataset, plan.model, derivatives=plan.derivatives, choose=plan.choose, say=say)
-    there = {one.participant for one in manual}
-    if missing := sorted(set(plan.holdout) - there):
-        raise InputError(f"--holdout {missing[0]}: no labelled scan of it (there are {list_some(there)})")
-    used = [one for one in manual if one.participant not in plan.holdout]
-    _say_missing(used, plan, say)
-    folders, option = (plan.pretrain_on, "--pretrain-on") if plan.pretrain_on else (plan.distill, "--distill")
-    pseudo = (
-        []
-        if not folders
-        else read_pseudo_labels(
-            plan.dataset,
-            plan.model,
+def _read_data(training: RecipeTraining, log: Log) -> FoldData:
+    """Read manual labels, pseudo-labels and sites."""
+    model, recipe = training.model, training.recipe
+    maps = read_labelled_maps(
+        training.dataset, model, derivatives=training.derivatives, choose=training.choose, warn=log.log
+    )
+    manual = check_holdout(maps, training.holdout)
+    for name in recipe.classes:
+        channels = {model.labels.index(one) + 1 for one in recipe.structures(name) if one in model.labels}
+        if unlabelled := [one.name for one in manual if not channels & set(one.channels)]:
+            log.log(
+                f"no {name} in the labels of {list_some(unlabelled)}: treated as background; use --holdout if it was "
+                "not segmented"
+            )
+    folders, option = (
+        (training.pretrain_on, "--pretrain-on") if training.pretrain_on else (training.distill, "--distill")
+    )
+    pseudo: list[LabelledMap] = []
+    if folders:
+        pseudo = read_pseudo_labels(
+            training.dataset,
+            model,
             folders,
-            besides={one.map.name for one in manual},
+            exclude={one.name for one in maps},
             option=option,
-            say=say,
-            derivatives=plan.derivatives,
-            holdout=plan.holdout,
+            warn=log.log,
+            derivatives=training.derivatives,
+            holdout=training.holdout,
         )
-    )
-    sites = read_sites(plan.dataset, {one.participant for one in used})
-    if len(sites) < max(plan.recipe.folds, 1):
+    sites = read_sites(training.dataset, {one.participant for one in manual})
+    if len(sites) < max(recipe.folds, 1):
         raise InputError(
-            f"--folds {plan.recipe.folds}: there are {len(sites)} labelled participants; give --folds "
-            f"{max(len(sites), 1)} or less, or 1 for no folds"
+            f"--folds {recipe.folds}: only {len(sites)} labelled participants; use --folds {max(len(sites), 1)} or less"
         )
-    return Material(used, pseudo, sites, {})
+    return FoldData(manual, pseudo, sites, {})
 
 
-def _say_missing(used: Sequence[Labelled], plan: Plan, say: Say) -> None:
-    """Warn of nuclei that are taught to be absent from a scan."""
-    model = plan.model
-    for name in plan.recipe.classes:
-        channels = {model.labels.index(one) + 1 for one in plan.recipe.structures(name) if one in model.labels}
-        if bare := [one.map.name for one in used if not channels & set(one.map.channels)]:
-            say(
-                f"no {name} in the labels of {list_some(bare)}: learned as background there; hold them out if it was "
-                "not drawn"
-            )
+def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
+    recipe, seed = training.recipe, training.options.seed
+    split = split_fold(data.sites, folds=recipe.folds, fold=fold, seed=seed, validation=recipe.validation)
+    return replace(split, training=tuple(choose_some(split.training, training.scans, seed=seed)))
 
 
-def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
-    """Look the sites up in participants.tsv; without a column ``site`` or ``site_id`` all are of one."""
-    path = dataset / "participants.tsv"
-    table = read_participants(path, participants) if path.is_file() else None
-    columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
-    if table is None or not columns:
-        return dict.fromkeys(sorted(participants), MISSING)
-    sites = table[columns[0]].fillna(MISSING)
-    return {one: sites.get(one, MISSING) for one in sorted(participants)}
-
-
-def _split(plan: Plan, material: Material, fold: int) -> Split:
-    """Divide the participants; of those to learn from, some are chosen where fewer are wanted."""
-    split = split_fold(
-        material.sites, folds=plan.recipe.folds, fold=fold, seed=plan.seed, validation=plan.recipe.validation
-    )
-    return replace(split, training=tuple(choose_some(split.training, plan.scans, seed=plan.seed)))
-
-
-def _claim(plan: Plan, material: Material) -> None:
-    """Write what this training is, or see that the one begun in the folder is the same; only its length may change."""
-    recipe = asdict(plan.recipe)
+def _write_record(training: RecipeTraining, data: FoldData) -> None:
+    """Write ``training.json``, or check that the training in the folder is the same."""
+    recipe = asdict(training.recipe)
     length = {name: recipe["pace"].pop(name) for name in ("epochs", "minutes", "patience", "milestones")}
-    splits = [asdict(_split(plan, material, fold)) for fold in range(max(plan.recipe.folds, 1))]
     record = {
-        "model": plan.model.name,
-        "network": plan.recipe.network or plan.model.network,
-        "arch": dict(plan.model.arch),
+        "model": training.model.name,
+        "network": training.recipe.network or training.model.network,
+        "arch": dict(training.model.arch),
         "recipe": recipe,
-        "seed": plan.seed,
-        "start": "" if plan.start is None else sha256(find_start(plan.start, 0, plan.model)[0]),
-        "labels": {one.dseg.name: sha256(one.dseg) for one in material.manual},
-        "pseudo_labels": {one.map.name: _fingerprint(one) for one in material.pseudo},
-        "pseudo_labels_for": ("pretrain" if plan.pretrain_on else "distill") if material.pseudo else "",
-        "folds": splits,
+        "seed": training.options.seed,
+        "start": "" if training.start is None else sha256(find_start(training.start, 0, training.model)[0]),
+        "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
+        "pseudo_labels": {one.name: hashlib.sha256(one.labels.array.tobytes()).hexdigest() for one in data.pseudo},
+        "pseudo_labels_for": ("pretrain" if training.pretrain_on else "distill") if data.pseudo else "",
+        "folds": [asdict(_split(training, data, fold)) for fold in range(max(training.recipe.folds, 1))],
     }
-    path = plan.out / "training.json"
-    begun = any(plan.out.rglob(CHECKPOINT)) or any(plan.out.glob("fold_*.safetensors"))
-    if begun and path.is_file():
-        earlier, now = read_json(path), _as_json(record)
-        if differing := [name for name, value in now.items() if earlier.get(name) != value]:
-            raise InputError(
-                f"{plan.out.name}: holds another training (other {', '.join(differing)}); give a new folder for OUT"
-            )
-    write_json({**record, "length": length, "version": __version__}, path)
+    begun = any(training.out.rglob(CHECKPOINT)) or any(training.out.glob("fold_*.safetensors"))
+    write_record(training.out, record, begun=begun, length=length)
 
 
-def _fingerprint(one: Labelled) -> str:
-    """Tell the labels that models gave to a map from any others."""
-    return hashlib.sha256(one.map.labels.array.tobytes()).hexdigest()
-
-
-def _as_json(value: Any) -> Any:
-    """Give a value the form that it has after a way through a JSON file."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(inner) for key, inner in value.items()}
-    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _train_fold(plan: Plan, material: Material, split: Split, fold: int, say: Say, show: Say) -> None:
-    manual = [one for one in material.manual if one.participant in split.training]
-    means = Means(plan.seed * 1000 + fold, plan.device, plan.workers, plan.checkpoint_minutes)
+def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: int, log: Log) -> None:
+    options = replace(training.options, seed=training.options.seed * 1000 + fold)
     try:
-        learner = Learner(plan.model, plan.recipe, means)
+        network = build_trainable(training.model, training.recipe, seed=options.seed)
     except ValueError as error:
-        raise InputError(f"--arch: {error}; see docs/models.md for the arguments of {plan.model.name}") from error
-    if plan.start is not None:
-        _begin_with(learner, plan, plan.start, fold, say)
-    watched = _cases(plan, material, [one for one in material.manual if one.participant in split.validation], show)
-    aside = {*split.validation, *split.test}
-    pseudo = [one for one in material.pseudo if one.participant not in aside]
-    stages: dict[str, Sequence[Labelled]] = {f"fold_{fold}": [*manual, *(pseudo if plan.distill else [])]}
-    if plan.pretrain_on:
+        raise InputError(f"--arch: {error}; see docs/models.md for the arguments of {training.model.name}") from error
+    if training.start is not None:
+        _initialize(network, training, training.start, fold, log)
+    manual = [one for one in data.manual if one.participant in split.training]
+    validation = [one for one in data.manual if one.participant in split.validation]
+    pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
+    validation_cases = _prepare(training, data, validation, log)
+    stages: dict[str, Sequence[LabelledMap]] = {f"fold_{fold}": [*manual, *(pseudo if training.distill else [])]}
+    if training.pretrain_on:
         if not pseudo:
             raise InputError(
-                f"--pretrain-on: all its maps are of participants that fold {fold} keeps aside; label "
-                "maps of others with bids_dgmseg"
+                f"--pretrain-on: all maps belong to validation or test participants of fold {fold}; run bids_dgmseg on "
+                "maps of others"
             )
         stages = {f"fold_{fold}/pretraining": pseudo, **stages}
     for name, labelled in stages.items():
-        tell = Teller(name, plan.recipe, plan.out / name, say, show)
-        cases = _cases(plan, material, labelled, show)
+        folder, recipe = training.out / name, training.recipe
+        curve = EpochLog(name, tuple(recipe.classes), recipe.pace, folder, log)
+        cases = _prepare(training, data, labelled, log)
         try:
-            state = learner.learn(cases, watched, plan.out / name, report=tell.step, finish_epoch=tell.epoch)
+            state = train_network(
+                network,
+                recipe,
+                cases,
+                validation_cases,
+                folder,
+                options,
+                report=curve.step,
+                finish_epoch=curve.epoch,
+            )
         except FloatingPointError as error:
-            raise InputError(f"{name}: {error}; give a new folder for OUT and a lower --learning-rate") from error
+            raise InputError(f"{name}: {error}; choose a new OUT and a lower --learning-rate") from error
         except ValueError as error:
             raise InputError(f"{name}: {error}; see --recipe, --arch, --folds and --scans") from error
-        tell.finish(state)
-    learner.save(plan.out / f"fold_{fold}.safetensors")
+        curve.finish(state)
+    save_weights(network.state_dict(), training.out / f"fold_{fold}.safetensors")
 
 
-def _begin_with(learner: Learner, plan: Plan, start: Path, fold: int, say: Say) -> None:
-    """Transfer weights; output layers stay new where the other training's classes were others."""
-    path, classes = find_start(start, fold, plan.model)
+def _initialize(network: nn.Module, training: RecipeTraining, start: Path, fold: int, log: Log) -> None:
+    """Load starting weights; output layers stay random if they were trained for other classes."""
+    path, classes = find_start(start, fold, training.model)
     try:
-        kept = learner.begin_with(path, new_heads=classes != list(plan.recipe.classes))
+        random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
     except ValueError as error:
-        raise InputError(f"--from {start.name}: {error}; give weights of the same network") from error
-    say(f"begins with {start.name}{', output layers new' if kept else ''}")
+        raise InputError(f"--from {start.name}: {error}; pass weights of the same network") from error
+    log.log(f"initialized from {start.name}{', with new output layers' if random else ''}")
 
 
-def _cases(plan: Plan, material: Material, labelled: Sequence[Labelled], show: Say) -> list[Case]:
+def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:
     for number, one in enumerate(labelled, start=1):
-        if one.map.name not in material.cases:
-            # To find a scan's box can take seconds, and there may be hundreds.
-            show(f"prepares {one.map.name}, {number} of {len(labelled)}")
+        if one.name not in data.cases:
+            log.update(f"preparing {one.name}, {number} of {len(labelled)}")  # localizing takes seconds per map
             try:
-                material.cases[one.map.name] = prepare_case(one.map, plan.model, plan.recipe, device=plan.device)
+                case = prepare_case(one, training.model, training.recipe, device=training.options.device)
             except ValueError as error:
-                raise InputError(f"{error}; leave it out with --holdout, or label it") from error
-    return [material.cases[one.map.name] for one in labelled]
+                raise InputError(f"{error}; use --holdout, or label it") from error
+            data.cases[one.name] = case
+    return [data.cases[one.name] for one in labelled]

@@ -1,21 +1,24 @@
-"""What networks are taught to make small."""
+"""Loss functions of the papers, and objectives: losses with their parameters, as recipes name them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Annotated, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.dcn_net import split_heads
+from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
+from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
+from bids_dgmseg.train.recipe_values import AnyLength
 
 
 @dataclass(frozen=True)
 class DCNNetTerms:
-    """How much each part of DCN-Net's loss counts (eqs. 3, 5 and 9; the paper's values)."""
+    """Weights of the terms of DCN-Net's loss (eqs. 3, 5 and 9; the paper's values)."""
 
     heads: tuple[float, ...] = (1.0, 1.0)
     """λ of dentate and interposed."""
@@ -56,7 +59,7 @@ def dcn_net_loss(
         If the logits have not two channels for each of ``terms.heads``.
     """
     if logits.shape[1] != 2 * len(terms.heads):
-        raise ValueError(f"logits have {logits.shape[1]} channels, expected {2 * len(terms.heads)}, two a head")
+        raise ValueError(f"logits have {logits.shape[1]} channels, expected {2 * len(terms.heads)}, two per head")
     heads = split_heads(logits.float())
     loss = logits.new_zeros((), dtype=torch.float32)
     for number, (head, weight) in enumerate(zip(heads, terms.heads, strict=True), start=1):
@@ -77,7 +80,7 @@ def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = DCNNetTe
     Parameters
     ----------
     logits : Tensor of shape (B, C, X, Y, Z)
-        Channel 0 is background; two channels a head of DCN-Net, all classes when they are estimated jointly.
+        Channel 0 is background; two channels per head of DCN-Net, all classes when they are estimated jointly.
     labels : Tensor of shape (B, X, Y, Z), integer or bool
         Class of each voxel.
     terms : DCNNetTerms
@@ -210,7 +213,7 @@ def attention_unet_loss(
 
     Parameters
     ----------
-    logits : Tensor of shape (B, C, X, Z), or one a scale, full resolution first
+    logits : Tensor of shape (B, C, X, Z), or one per scale, full resolution first
         Channel 0 is background. A single tensor counts in full.
     labels : Tensor of shape (B, X, Z), integer
         Class of each pixel; coarser scales see every second, every fourth, ….
@@ -224,7 +227,7 @@ def attention_unet_loss(
     Raises
     ------
     ValueError
-        If there is not one weight a nucleus.
+        If the number of weights differs from that of the nuclei.
     """
     if isinstance(logits, Tensor):
         logits, scale_weights = [logits], [1.0]
@@ -285,3 +288,103 @@ def deepqsmseg_loss(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5
 def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
     """Spread labels (B, ...) over the channels (B, C, ...) of logits or probabilities."""
     return functional.one_hot(labels.long(), like.shape[1]).movedim(-1, 1).to(like.dtype)
+
+
+class Objective(Protocol):
+    """A loss function of a network's output in training mode."""
+
+    def __call__(self, network: nn.Module, answer: Any, labels: Tensor) -> Tensor:
+        """Compute the loss; labels (B, ...) hold classes."""
+
+
+@dataclass(frozen=True)
+class DCNNetObjective:
+    """`dcn_net_loss`, and the L2 penalty of the published program; attention counts in training mode alone."""
+
+    terms: DCNNetTerms = field(default_factory=DCNNetTerms)
+    l2: float = 1e-4
+
+    def __call__(self, network: nn.Module, answer: Attended | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss; jointly estimated classes (``independent = false``) have the hybrid loss alone."""
+        attention = answer.auxiliary.float() if isinstance(answer, Attended) else None
+        logits = main_logits(answer)
+        if logits.shape[1] == 2 * len(self.terms.heads):
+            loss = dcn_net_loss(logits, labels, attention=attention, terms=self.terms)
+        else:
+            loss = hybrid_loss(logits, labels, terms=self.terms)
+        if self.l2 and isinstance(network, DCNNet):
+            loss = loss + l2_penalty(network.decayed_weights(), factor=self.l2)
+        return loss
+
+
+@dataclass(frozen=True)
+class AttentionUNetObjective:
+    """`attention_unet_loss`."""
+
+    class_weights: tuple[float, ...] = (0.4, 0.2, 0.4)
+    scale_weights: Annotated[tuple[float, ...], AnyLength()] = (0.6, 0.3, 0.1)
+    """λ, full resolution first; as many as the network has scales."""
+    smooth: float = 1e-2
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        if isinstance(answer, list) and len(answer) != len(self.scale_weights):
+            found = f"{len(self.scale_weights)} values for {len(answer)} scales of the network"
+            raise ValueError(f"scale_weights has {found}; give one per scale")
+        return attention_unet_loss(
+            answer, labels, class_weights=self.class_weights, scale_weights=self.scale_weights, smooth=self.smooth
+        )
+
+
+@dataclass(frozen=True)
+class DeepQSMSegObjective:
+    """`deepqsmseg_loss`."""
+
+    focal_weight: float = 0.5
+    epsilon: float = 1e-20
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        return deepqsmseg_loss(main_logits(answer), labels, focal_weight=self.focal_weight, epsilon=self.epsilon)
+
+
+@dataclass(frozen=True)
+class DiceCrossEntropyObjective:
+    """`dice_and_cross_entropy`."""
+
+    foreground_weight: float = 3.0
+    smooth: float = 1.0
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        logits = main_logits(answer)
+        return dice_and_cross_entropy(logits, labels, foreground_weight=self.foreground_weight, smooth=self.smooth)
+
+
+def main_logits(answer: Any) -> Tensor:
+    """Return the logits at full resolution of a network's output in training or evaluation mode."""
+    logits = answer.logits if isinstance(answer, Attended) else answer
+    full: Tensor = logits[0] if isinstance(logits, list) else logits
+    return full
+
+
+def most_probable_classes(logits: Tensor, classes: int) -> Tensor:
+    """Return the most probable class of each voxel.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (B, classes, ...) or (B, 2 · (classes − 1), ...)
+        One softmax over all classes, or one with two channels per nucleus.
+    classes : int
+        Background included.
+
+    Returns
+    -------
+    Tensor of shape (B, ...)
+        Of independent nuclei the most probable one, if its probability exceeds one half.
+    """
+    if logits.shape[1] == classes:
+        return logits.argmax(dim=1)
+    nuclei = torch.stack([head[:, 1] - head[:, 0] for head in split_heads(logits)], dim=1)
+    highest, place = nuclei.max(dim=1)
+    return torch.where(highest > 0, place + 1, 0)

@@ -1,4 +1,4 @@
-"""The folder that a training leaves and another one may begin with."""
+"""Complete a model folder: its description, and reference maps for an atlas localizer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.io.files import atomic_write, read_json
+from bids_dgmseg.io.files import atomic_write
 from bids_dgmseg.models.model_folder import write_model_toml
-from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import valid_box
-from bids_dgmseg.train.data import Labelled
+from bids_dgmseg.train.data import LabelledMap, manual_labels
 from bids_dgmseg.train.recipe import Recipe
-from bids_dgmseg.train.run_finetuning import given_labels
-from bids_dgmseg.train.schemes import choose_some
+from bids_dgmseg.train.splits import choose_some
 
 _REFERENCE_MM = 2.0
-"""Voxels of reference maps: registration looks at 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""
+"""Voxel size of reference maps: registration uses 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""
 
 _STEP_PPM = 1e-4
-"""Of stored values; whole numbers are packed into a third of the space."""
+"""Resolution of stored values; as integers they compress to a third of the size."""
 
 
-def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, recipe: Recipe, seed: int) -> None:
-    """Write what a model folder holds beside weights: its description, and references for an atlas localizer.
+def finish_folder(model: Model, folder: Path, labelled: Sequence[LabelledMap], *, recipe: Recipe, seed: int) -> None:
+    """Write the description of a model folder, and references for an atlas localizer.
 
-    References that a former call chose among other scans are removed.
+    References of an earlier call that are not chosen any more are deleted.
 
     Parameters
     ----------
@@ -40,54 +38,49 @@ def finish_folder(model: Model, folder: Path, labelled: Sequence[Labelled], *, r
         With the arguments of its network.
     folder : path
         Model folder.
-    labelled : sequence of Labelled
-        Scans that some fold learned from; some become references.
+    labelled : sequence of LabelledMap
+        Scans that some fold was trained on; some become references.
     recipe : Recipe
-        Says how many.
+        Gives their number.
     seed : int
         Chooses them.
     """
     about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
-    write_model_toml(_as_learned(model, recipe), folder, about=about)
-    names = choose_some([one.map.name for one in labelled], recipe.references, seed=seed)
+    write_model_toml(_as_trained(model, recipe), folder, about=about)
+    names = choose_some([one.name for one in labelled], recipe.references, seed=seed)
     for path in (folder / "references").glob("*.nii.gz"):
         if path.name.rpartition("_")[0] not in names:
             path.unlink()
     for one in labelled:
-        if one.map.name in names:
+        if one.name in names:
             _write_reference(one, model, folder / "references")
 
 
-def _as_learned(model: Model, recipe: Recipe) -> Model:
-    """Give a model the network, the heads and the input that a recipe trained."""
-    network, sampling, learned = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
-    as_registered = network == model.network and learned == model.classes and model.arch.get("independent", True)
+def _as_trained(model: Model, recipe: Recipe) -> Model:
+    """Replace network, heads and input of a model by those of a recipe."""
+    network, sampling, classes = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
+    as_registered = network == model.network and classes == model.classes and model.arch.get("independent", True)
     slices = 0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis]
-    return replace(
-        model,
-        network=network,
-        input=replace(
-            model.input,
-            spacing_mm=recipe.voxel_size_mm(model),
-            patch_mm=recipe.patch_mm(model),
-            normalization=sampling.normalization,
-            slices=slices,
-        ),
-        heads=model.heads if as_registered else (learned,),
+    shown = replace(
+        model.input,
+        spacing_mm=recipe.voxel_size_mm(model),
+        patch_mm=recipe.patch_mm(model),
+        normalization=sampling.normalization,
+        slices=slices,
     )
+    return replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))
 
 
-def _write_reference(one: Labelled, model: Model, folder: Path) -> None:
-    """Write a map, as finely as registration looks at it, and its labels, unless they are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{one.map.name}_Chimap.nii.gz"
+def _write_reference(one: LabelledMap, model: Model, folder: Path) -> None:
+    """Write a coarse map and its labels, unless they exist."""
+    final = folder / f"{one.name}_Chimap.nii.gz"
     if not final.is_file():
-        grid = world_grid(valid_box(one.map.chi), (_REFERENCE_MM,) * 3)
-        coarse = np.clip(resample(one.map.chi, grid, antialias=True).array, -1, 1)
+        grid = world_grid(valid_box(one.chi), (_REFERENCE_MM,) * 3)
+        coarse = np.clip(resample(one.chi, grid, antialias=True).array, -1, 1)
         _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, final, slope=_STEP_PPM)
-    final = folder / f"{one.map.name}_dseg.nii.gz"
+    final = folder / f"{one.name}_dseg.nii.gz"
     if not final.is_file():
-        _write(given_labels(one.map, model), one.map.chi.affine, final)
+        _write(manual_labels(one, model), one.chi.affine, final)
 
 
 def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path, *, slope: float = 1.0) -> None:
@@ -95,38 +88,3 @@ def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path,
     image.header.set_slope_inter(slope, 0)
     with atomic_write(final) as temporary:
         image.to_filename(temporary)
-
-
-def find_start(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:
-    """Find weights to begin with.
-
-    Parameters
-    ----------
-    path : path
-        A ``.safetensors`` file, or a model folder: its ``fold_N``, else its first, else ``segmenter``.
-    fold : int
-        N.
-    model : Model
-        Whose folder in the package has no record of its training.
-
-    Returns
-    -------
-    file : path
-        With the weights.
-    classes : list of str
-        What the folder's training told apart; empty where it does not say.
-
-    Raises
-    ------
-    InputError
-        If there are no weights.
-    """
-    parts = (f"fold_{fold}", "fold_0", "segmenter")
-    files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise InputError(f"--from {path.name}: has no fold_0 or segmenter.safetensors; give a model folder")
-    record = found.parent / "training.json"
-    if record.is_file():
-        return found, list(read_json(record).get("recipe", {}).get("classes", {}))
-    return found, list(model.classes) if found.parent == weights_folder(model) else []

@@ -1,4 +1,4 @@
-"""What a methods section says of a training, as plain values that each can be changed by name."""
+"""Recipes: what a methods section says about a training, as values that can be changed by name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.train.objectives import Objective
-from bids_dgmseg.train.recipe_values import AnyLength, Limits, fit
-from bids_dgmseg.train.status_line import part_over
+from bids_dgmseg.train.augment import Augmentation
+from bids_dgmseg.train.losses import Objective
+from bids_dgmseg.train.recipe_values import AnyLength, Axis, Count, Limits, Positive, convert
+from bids_dgmseg.train.schedule import Pace
 
 _Block = TypeVar("_Block")
-
-Count = Annotated[int, Limits(1)]
-
-Positive = Annotated[float, Limits(0, above=True)]
-
-Axis = Annotated[int, Limits(0, 2)]
 
 Network = Literal[
     "",
@@ -31,101 +26,53 @@ Network = Literal[
     "bids_dgmseg.networks.deepqsmseg:DeepQSMSeg",
     "bids_dgmseg.networks.plain_unet:PlainUNet",
 ]
-"""Empty for the model's own."""
+"""Empty for the network of the model."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What one sample is, and which samples an epoch holds; voxels and axes are those of a RAS+ grid."""
+    """Samples of an epoch; voxels and axes are those of a RAS+ grid."""
 
     size: tuple[Count, Count, Count]
-    """Voxels of a sample."""
+    """Size of a sample in voxels."""
     step: tuple[int, int, int]
-    """Distance of neighbouring samples; 0 for one sample, in the middle."""
+    """Distance of neighbouring samples in voxels; 0 for one sample, in the centre."""
     region: Literal["labels", "localizer"]
-    """Samples lie around the labels, or in the box where the model looks."""
+    """Samples are taken around the labels, or from the box of the model's localizer."""
     margin: int = 0
-    """Voxels around the labels."""
+    """Margin around the labels in voxels."""
     stack_axis: Axis | None = None
-    """Axis of 2.5D samples: its slices are the channels, and the middle one's labels are learned."""
+    """Axis of 2.5D samples: its slices are the channels, and the labels are those of the middle slice."""
     empty: Annotated[float, Limits(0, 1)] = 1.0
-    """Part of the samples without any label that is kept."""
+    """Fraction of the samples without labels that is used."""
     normalization: Literal["ppm", "zscore", "minmax"] = "zscore"
     normalized: Literal["sample", "region"] = "sample"
-    """What `normalization` is computed over."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How samples are moved anew each time; 0 for not at all."""
-
-    axes: Annotated[tuple[Axis, ...], AnyLength()] = (0, 1, 2)
-    """Axes that move; rotations are those within them."""
-    shift: float = 0.0
-    """Largest shift along each axis, in voxels."""
-    rotation_deg: float = 0.0
-    """Largest rotation about each axis."""
-    scale: tuple[Positive, Positive] = (1.0, 1.0)
-    """Lowest and highest factor, drawn for each axis by itself."""
-
-    @property
-    def moves(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.shift or self.rotation_deg or self.scale != (1.0, 1.0))
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long and how fast to learn; Adam throughout."""
-
-    epochs: Count
-    batch: Count
-    learning_rate: Positive
-    patience: Count | None = None
-    """Epochs without a lower validation loss after which the training ends; None for never."""
-    milestones: Annotated[tuple[int, ...], AnyLength()] = ()
-    """Epochs from which on the learning rate is a tenth of what it was."""
-    minutes: Positive | None = None
-    """Time of learning after which the training ends, however many epochs a machine takes in it."""
-
-    def rate(self, epoch: int, seconds: float = 0.0) -> float:
-        """Learning rate of an epoch; where the time rules, `milestones` fall when as large a part of it is over."""
-        part = self.part(epoch, seconds)
-        return float(self.learning_rate * 0.1 ** sum(part >= milestone / self.epochs for milestone in self.milestones))
-
-    def part(self, epoch: float, seconds: float) -> float:
-        """Part of the training that lies behind, 0 to 1, after some epochs and seconds of learning."""
-        return part_over(epoch / self.epochs, seconds, self.minutes)
-
-    def shortened(self, epochs: int) -> Pace:
-        """Take another number of epochs, the milestones at the same part of them, none before the first has begun."""
-        milestones = tuple(max(1, round(milestone * epochs / self.epochs)) for milestone in self.milestones)
-        return replace(self, epochs=epochs, milestones=milestones)
+    """Voxels over which `normalization` is computed."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns."""
+    """How a network is trained."""
 
     classes: Mapping[str, tuple[str, ...]]
-    """Output classes 1, 2, … → nuclei (both sides, as ``DN``; or one, as ``DN_L``) that are it."""
+    """Output classes 1, 2, … → their nuclei (both hemispheres, as ``DN``, or one, as ``DN_L``)."""
     sampling: Sampling
     loss: Objective
     pace: Pace
     augmentation: Augmentation = field(default_factory=Augmentation)
     network: Network = ""
-    """Takes the place of the model's own network."""
+    """Replaces the network of the model."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
-    """Takes the place of the model's own."""
+    """Replaces the voxel size of the model."""
     folds: Count = 5
     validation: Annotated[float, Limits(0, 0.5, above=True)] | None = None
-    """Part of the training scans that early stopping watches, rounded to one in so many, while the fold's own part
-    stays unseen as a test; None lets it watch the fold's own part."""
+    """Fraction of the training participants for validation, with the fold's own part as test set; None validates on the
+    fold's own part."""
     references: int = 0
-    """Training scans that go into the model folder for an atlas localizer."""
+    """Number of training scans that are copied to the model folder for an atlas localizer."""
 
     def patch_mm(self, model: Model) -> tuple[float, float, float]:
-        """Size of a sample, which is that of the crop in use; along a stack of slices the model's own."""
+        """Return the size of a sample and of the crop in use; along a stack of slices that of the model."""
         x, y, z = (
             patch if axis == self.sampling.stack_axis else round(size * step, 4)
             for axis, (patch, size, step) in enumerate(
@@ -135,62 +82,62 @@ class Recipe:
         return x, y, z
 
     def voxel_size_mm(self, model: Model) -> tuple[float, float, float]:
-        """Give the spacing of samples: the recipe's own or the model's."""
+        """Return the voxel size of samples."""
         return self.spacing_mm or model.input.spacing_mm
 
     def structures(self, name: str) -> tuple[str, ...]:
-        """Abbreviations of the nuclei of a class, sides apart."""
+        """Return the abbreviations of the nuclei of a class, with hemispheres."""
         wanted = self.classes[name]
         return tuple(one.abbreviation for one in STRUCTURES if one.abbreviation in wanted or one.nucleus in wanted)
 
 
-def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """Change a recipe by texts such as ``pace.batch=4`` or ``sampling.step=[9, 9, 9]``.
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Change values of a recipe by settings such as ``pace.batch=4`` or ``sampling.step=[9, 9, 9]``.
 
     Raises
     ------
     InputError
-        If there is no such value, or one is given that it cannot have.
+        If there is no such value, or the new one is invalid.
     """
     for text in settings:
         key, value = read_setting(text, option="--recipe")
-        recipe = _changed(recipe, key.split("."), value, key)
+        recipe = _override(recipe, key.split("."), value, key)
     return recipe
 
 
 def read_setting(text: str, *, option: str) -> tuple[str, Any]:
-    """Read ``key=value``, the value as in TOML; a bare word is a text.
+    """Read ``key=value``, the value as in TOML; an unquoted word is text.
 
     Raises
     ------
     InputError
-        If it is not of this form.
+        If it does not have this form.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"{option} {text}: is not KEY=VALUE; write it such as {option} name=4")
+        raise InputError(f"{option} {text}: expected KEY=VALUE, for example {option} name=4")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
 
 
-def _changed(block: _Block, path: list[str], value: Any, key: str) -> _Block:
+def _override(block: _Block, path: list[str], value: Any, key: str) -> _Block:
     first, *rest = path
     known = {part.name: getattr(block, part.name) for part in dataclasses.fields(block)}  # type: ignore[arg-type]  # a dataclass
     if first not in known:
-        raise InputError(f"--recipe {key}: there is no {first}; choose from {', '.join(known)}")
+        raise InputError(f"--recipe {key}: unknown value {first}; choose from {', '.join(known)}")
     old = known[first]
     if rest and dataclasses.is_dataclass(old):
-        return replace(block, **{first: _changed(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
+        return replace(block, **{first: _override(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
     if rest or dataclasses.is_dataclass(old) or isinstance(old, Mapping):
-        raise InputError(f"--recipe {key}: is not a single value; see the recipe in training.json")
+        raise InputError(f"--recipe {key}: not a single value; see the recipe in training.json")
     kind = get_type_hints(type(block), include_extras=True)[first]
     fixed = AnyLength() not in getattr(kind, "__metadata__", ())
     if fixed and isinstance(old, tuple) and old and isinstance(value, list) and len(value) != len(old):
-        raise InputError(f"--recipe {key}: {value} has not as many values as {list(old)}; give {len(old)}")
+        raise InputError(f"--recipe {key}: {value} has {len(value)} values; give {len(old)}, as in {list(old)}")
     try:
-        new = fit(kind, value)
+        new = convert(kind, value)
     except ValueError as error:
-        raise InputError(f"--recipe {key}: {error}; give such a value") from error
+        raise InputError(f"--recipe {key}: {error}; change the value") from error
     return replace(block, **{first: new})  # type: ignore[type-var]  # a dataclass

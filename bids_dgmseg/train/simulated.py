@@ -1,16 +1,20 @@
-"""Train the shipped model's two networks on maps that are simulated while they learn."""
+"""Train the default model's two networks on maps that are simulated during training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bids_dgmseg.image.grids import shape_to_cover
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.weights import (
     load_weights,
@@ -21,16 +25,35 @@ from bids_dgmseg.models.weights import (
     to_channels_last,
 )
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
+from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import read_template
-from bids_dgmseg.simulate.sample import LOCALIZER_VIEW, SEGMENTER_VIEW, nuclei_labels, region_labels, typical_view
-from bids_dgmseg.train.curve import Curve
+from bids_dgmseg.simulate.sample import (
+    LOCALIZER_VIEW,
+    SEGMENTER_VIEW,
+    View,
+    draw_sample,
+    nuclei_labels,
+    phantom_head,
+    region_labels,
+    template_head,
+    typical_view,
+)
+from bids_dgmseg.train.core import Run, State, StepResult, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
-from bids_dgmseg.train.loop import Progress, Reached, Schedule, train, use_cores
-from bids_dgmseg.train.sampling import ORDINARY_WIDTH, SimulatedMaps, training_heads
-from bids_dgmseg.train.status_line import unseen
-from bids_dgmseg.train.validation import SEED, Validation
+from bids_dgmseg.train.log import Log, StepLog
+from bids_dgmseg.train.schedule import StepSchedule
+from bids_dgmseg.train.validation import SEED, FixedMaps
 
-Part = Literal["localizer", "segmenter"]
+PHANTOM_FRACTION = 0.15
+"""Fraction of the samples that show the ellipsoids of the phantom instead of the template."""
+
+TYPICAL_EVERY = 3
+"""Every third sample of the segmenter's training is a typical map: rare maps teach more, but most maps are not rare."""
+
+TYPICAL_WIDTH = 0.5
+"""Fraction of the width of each parameter range that typical maps use."""
+
+NetworkPart = Literal["localizer", "segmenter"]
 
 Loss = Literal["cross-entropy", "focal"]
 
@@ -41,30 +64,30 @@ _LOSSES: Mapping[Loss, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One slice of a training."""
+class TrainingConfig:
+    """Settings of a training on simulated maps."""
 
-    part: Part
+    part: NetworkPart
     steps: int
     """Length of the whole training."""
     minutes: float
-    """Length of this slice."""
+    """Time limit of this call."""
     seed: int = 0
     device: str = "auto"
     workers: int = 1
-    """Processes that draw maps; none where a GPU draws them."""
-    learning_rate: float = Schedule.learning_rate
+    """Processes that simulate maps; not used if a GPU simulates them."""
+    learning_rate: float = StepSchedule.learning_rate
     validation_maps: int = 10
-    """How many simulated maps, the same in every training, the averaged weights are tried on; 0 for none."""
+    """Number of simulated maps, the same in every training, for validation; 0 for none."""
     start: Path | None = None
-    """Folder of the weights that a new training starts from; None for random ones."""
+    """Folder of the initial weights; None for random ones."""
     loss: Loss = "cross-entropy"
-    """What is added to Dice."""
+    """Loss that is added to Dice."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a training stands after a slice."""
+    """Where a training is at the end of a call."""
 
     step: int
     done: bool
@@ -72,81 +95,102 @@ class Outcome:
     """Of the averaged weights, ``OUT/PART.safetensors``."""
 
 
+@dataclass(frozen=True, eq=False)
+class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
+    """Maps simulated on demand; sample i of a seed is always the same map."""
+
+    heads: Sequence[tuple[LabelMap, float]]
+    """Anatomies and their frequencies; maps are simulated on their device."""
+    view: View
+    """Field of view and parameter ranges."""
+    seed: int
+    """Two seeds share no sample."""
+    classes_of: Callable[[Tensor], Tensor]
+    """Converts the labels of the simulation into classes."""
+    normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """Converts ppm into the network's input."""
+    typical: View | None = None
+    """Replaces `view` in every third sample."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
+        view = self.view if self.typical is None or index % TYPICAL_EVERY else self.typical
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums then have the same order in a worker process and here
+        try:
+            chi, labels = draw_sample(self.heads, view, self.seed * 10_000_000 + index)
+        finally:
+            torch.set_num_threads(threads)
+        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels)
+
+
 def train_on_simulations(
-    model: Model,
-    template: Path | None,
-    out: Path,
-    this: Slice,
-    *,
-    say: Callable[[str], None],
-    show: Callable[[str], None] = unseen,
+    model: Model, template: Path | None, out: Path, config: TrainingConfig, *, log: Log
 ) -> Outcome:
-    """Train one part of a model for a slice of time, going on where ``OUT`` stopped.
+    """Train one network of a model for a while; resumes the training in ``OUT``.
 
     Parameters
     ----------
     model : Model
-        With a network and a network localizer.
+        With two networks, localizer and segmenter.
     template : path, optional
-        Label template; without one maps show the analytic phantom alone.
+        Label template; None for the analytic phantom.
     out : path
-        Model folder: checkpoint, learning curve, Dice on the fixed maps and weights a part.
-    this : Slice
+        Model folder: per network a checkpoint, learning curve, Dice on fixed maps and weights.
+    config : TrainingConfig
         What to train and how long.
-    say, show : callable
-        Get lines to keep, and lines that the next one may replace.
+    log : Log
+        Where lines go.
     """
-    use_cores()
-    torch.manual_seed(this.seed)
+    use_all_cores()
+    torch.manual_seed(config.seed)
     out.mkdir(parents=True, exist_ok=True)
-    device, schedule = pick_device(this.device), Schedule(steps=this.steps, learning_rate=this.learning_rate)
-    network = localizer_network(model) if this.part == "localizer" else segmenter_network(model)
-    if this.start is not None:
-        network = load_weights(network, model, this.part, this.start).requires_grad_(True)
-    progress = Progress.start(to_channels_last(network, device), schedule)
-    checkpoint = out / f"{this.part}_checkpoint.pt"
-    if checkpoint.is_file():
-        progress.load(checkpoint)
-    classes = model.localizer.labels if this.part == "localizer" else model.labels
-    curve = Curve(out / f"{this.part}_curve.tsv", classes, say=say, show=show, step=progress.step, steps=this.steps)
-    maps = simulated_maps(model, template, this.part, seed=this.seed, device=device)
-    validation = Validation(
+    device = pick_device(config.device)
+    schedule = StepSchedule(steps=config.steps, learning_rate=config.learning_rate)
+    network = localizer_network(model) if config.part == "localizer" else segmenter_network(model)
+    if config.start is not None:
+        network = load_weights(network, model, config.part, config.start).requires_grad_(True)
+    classes = model.localizer.labels if config.part == "localizer" else model.labels
+    state = State.start(to_channels_last(network, device), schedule)
+    if (checkpoint := out / f"{config.part}_checkpoint.pt").is_file():
+        state.load(checkpoint)
+    curve = StepLog(out / f"{config.part}_curve.tsv", classes, log, steps=config.steps)
+    curve.start(state)
+    maps = simulated_maps(model, template, config.part, seed=config.seed, device=device)
+    validation = FixedMaps(
         replace(maps, seed=SEED),
-        n_maps=this.validation_maps,
-        network=progress.network,
-        average=progress.average,
-        path=out / f"{this.part}_validation.tsv",
+        state,
+        n_maps=config.validation_maps,
+        path=out / f"{config.part}_validation.tsv",
         classes=classes,
         device=device,
-        say=say,
-        step=progress.step,
-        seconds=progress.seconds,
+        log=log,
     )
 
-    def report(now: Reached) -> None:
-        curve.add(now)
-        validation.add(now)
+    def report(state: State, result: StepResult) -> None:
+        curve.step(state, result)
+        validation.step()
 
-    samples = among_ordinary(maps, model) if this.part == "segmenter" else maps
-    done = train(
-        progress,
-        samples,
-        schedule=schedule,
-        checkpoint=checkpoint,
-        minutes=this.minutes,
+    loss = _LOSSES[config.loss]
+    run = Run(
+        schedule,
+        lambda network, logits, labels: loss(logits, labels),
+        checkpoint,
+        seed=config.seed,
         device=device,
-        workers=this.workers if device.type == "cpu" else 0,
-        report=report,
-        loss=_LOSSES[this.loss],
+        workers=config.workers if device.type == "cpu" else 0,
+        minutes=config.minutes,
     )
-    validation.measure(progress.step)
-    return Outcome(progress.step, done, save_weights(progress.average, out / f"{this.part}.safetensors"))
+    train(state, mix_in_typical_maps(maps, model) if config.part == "segmenter" else maps, run, report=report)
+    validation.measure()
+    sha256 = save_weights(state.weights, out / f"{config.part}.safetensors")
+    return Outcome(state.step, schedule.finished(state), sha256)
 
 
 def simulated_maps(
-    model: Model, template: Path | None, part: Part, *, seed: int, device: str | torch.device = "cpu"
+    model: Model, template: Path | None, part: NetworkPart, *, seed: int, device: str | torch.device = "cpu"
 ) -> SimulatedMaps:
-    """Stream the maps from which one part of a model learns, drawn on a device."""
+    """Return the simulated maps for training one network of a model."""
     heads = training_heads(None if template is None else read_template(template), device)
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
@@ -155,12 +199,20 @@ def simulated_maps(
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
 
 
-def among_ordinary(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
-    """Let some samples be ordinary, and these as large as what the network is shown in use."""
+def training_heads(template: Volume | None, device: str | torch.device = "cpu") -> list[tuple[LabelMap, float]]:
+    """Return the anatomies of training and their frequencies: the label template, if there is one, and the phantom."""
+    phantom = phantom_head().to(device)
+    if template is None:
+        return [(phantom, 1.0)]
+    return [(template_head(template).to(device), 1 - PHANTOM_FRACTION), (phantom, PHANTOM_FRACTION)]
+
+
+def mix_in_typical_maps(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
+    """Let every third sample be a typical map, with the size that the network sees in use."""
     view = maps.view
     shape = shape_to_cover(model.input.patch_mm, (view.spacing_mm,) * 3)
     # As many nuclei are cut off as in a smaller view.
     beyond_mm = (shape[2] - view.shape[2]) * view.spacing_mm / 2
     below_mm, above_mm = (cut_mm + beyond_mm for cut_mm in view.cut_mm)
-    shown = replace(view, shape=shape, cut_mm=(below_mm, above_mm))
-    return replace(maps, ordinary=typical_view(shown, ORDINARY_WIDTH))
+    larger = replace(view, shape=shape, cut_mm=(below_mm, above_mm))
+    return replace(maps, typical=typical_view(larger, TYPICAL_WIDTH))

@@ -3,7 +3,7 @@ import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.train import checkpoints
-from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
+from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint, write_record
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def names(path):
     return sorted(file.name for file in path.parent.iterdir())
 
 
-def test_a_small_checkpoint_is_one_file(path, state):
+def test_small_checkpoint_is_one_file(path, state):
     write_checkpoint(state, path)
     assert names(path) == ["segmenter_checkpoint.pt"]
     assert read_checkpoint(path)["step"] == 7
 
 
-def test_a_large_checkpoint_goes_into_files_of_limited_size(path, state, monkeypatch):
+def test_large_checkpoint_is_split(path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
     write_checkpoint(state, path)
     assert len(names(path)) == 4
@@ -34,7 +34,7 @@ def test_a_large_checkpoint_goes_into_files_of_limited_size(path, state, monkeyp
     assert torch.equal(read_checkpoint(path)["network"]["w"], state["network"]["w"])
 
 
-def test_the_parts_of_the_checkpoint_before_are_removed(path, state, monkeypatch):
+def test_earlier_parts_are_removed(path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     before = names(path)
@@ -43,7 +43,7 @@ def test_the_parts_of_the_checkpoint_before_are_removed(path, state, monkeypatch
     assert read_checkpoint(path)["step"] == 8
 
 
-def test_a_checkpoint_without_one_of_its_parts_is_refused(path, state, monkeypatch):
+def test_missing_part_is_refused(path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     (part,) = path.parent.glob("*.2of3")
@@ -52,7 +52,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(path, state, monkeypat
         read_checkpoint(path)
 
 
-def test_a_damaged_part_is_refused(path, state, monkeypatch):
+def test_damaged_part_is_refused(path, state, monkeypatch):
     monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     (part,) = path.parent.glob("*.2of3")
@@ -61,6 +61,14 @@ def test_a_damaged_part_is_refused(path, state, monkeypatch):
         read_checkpoint(path)
 
 
-def test_a_file_of_torch_is_read_as_it_is(path, state):
+def test_plain_torch_file_is_read(path, state):
     torch.save(state, path)
     assert read_checkpoint(path)["step"] == 7
+
+
+def test_record_of_a_different_training_is_refused(tmp_path):
+    write_record(tmp_path, {"seed": 1, "folds": (1, 2)}, begun=False, length={"epochs": 1})
+    write_record(tmp_path, {"seed": 1, "folds": [1, 2]}, begun=True, length={"epochs": 2})
+    with pytest.raises(InputError, match=r"contains a different training \(differs in seed\); choose a new OUT"):
+        write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=True)
+    write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=False)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import build_parser, main
-from bids_dgmseg.cli.train import make_plan
+from bids_dgmseg.cli.train import make_training
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.resample import resample
@@ -67,7 +67,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """One thread, and boxes in the middle of the phantom instead of where a large network sees it."""
-    monkeypatch.setattr("bids_dgmseg.train.folds.use_cores", lambda: torch.set_num_threads(1))
+    monkeypatch.setattr("bids_dgmseg.train.folds.use_all_cores", lambda: torch.set_num_threads(1))
     for name in SMALL:
         if MODELS[name].localizer.kind == "centre":
             monkeypatch.setitem(MODELS, name, replace(MODELS[name], localizer=Localizer(kind="centre")))
@@ -130,7 +130,7 @@ def curve(folder):
 
 
 @pytest.mark.parametrize("model", SMALL)
-def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys):
+def test_training_writes_a_model_folder(model, dataset, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(model, dataset, out) == 0
     (network,) = load_segmenters(MODELS[model], out)
@@ -154,19 +154,19 @@ def test_a_training_leaves_a_folder_for_weights(model, dataset, tmp_path, capsys
         ]
 
 
-def test_a_terminal_shows_which_scan_is_prepared(dataset, tmp_path, monkeypatch):
+def test_terminal_shows_the_scan_being_prepared(dataset, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
     assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
-    watched, *learned = (line.split()[1].rstrip(",") for line in terminal.shown[:3])
+    validation, *training = (line.split()[1].rstrip(",") for line in terminal.shown[:3])
     assert terminal.shown[:3] == [
-        f"prepares {watched}, 1 of 1",
-        f"prepares {learned[0]}, 1 of 2",
-        f"prepares {learned[1]}, 2 of 2",
+        f"preparing {validation}, 1 of 1",
+        f"preparing {training[0]}, 1 of 2",
+        f"preparing {training[1]}, 2 of 2",
     ]
-    assert {watched, *learned} == {"sub-01", "sub-02", "sub-03"}
+    assert {validation, *training} == {"sub-01", "sub-02", "sub-03"}
 
 
-def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
+def test_references_are_coarse_training_maps(dataset, tmp_path):
     assert train("dcnnet", dataset, tmp_path / "out", "--minutes", "0.001") == 0
     for number, (chi, labels) in enumerate(atlas_files(MODELS["dcnnet"], tmp_path / "out"), start=1):
         reference, drawn = Volume.read(chi), Volume.read(labels, np.uint8)
@@ -178,7 +178,7 @@ def test_references_are_the_maps_of_the_training_at_2_mm(dataset, tmp_path):
         assert (drawn.array == 1).sum() == (PHANTOM.dseg(GRID).array == 1).sum()
 
 
-def test_no_scan_that_a_fold_keeps_aside_is_a_reference(dataset, tmp_path):
+def test_test_scans_are_no_references(dataset, tmp_path):
     out = tmp_path / "out"
     for fold in (0, 1):
         assert train("dcnnet", dataset, out, "--fold", str(fold), epochs=1, folds=3) == 0
@@ -189,7 +189,7 @@ def test_no_scan_that_a_fold_keeps_aside_is_a_reference(dataset, tmp_path):
         assert len(references) == 2 + fold
 
 
-def test_references_that_were_chosen_among_other_scans_are_removed(dataset, tmp_path):
+def test_stale_references_are_deleted(dataset, tmp_path):
     assert train("dcnnet", dataset, tmp_path / "out", epochs=1) == 0
     stale = tmp_path / "out" / "references" / "sub-09_Chimap.nii.gz"
     stale.touch()
@@ -197,7 +197,7 @@ def test_references_that_were_chosen_among_other_scans_are_removed(dataset, tmp_
     assert not stale.exists()
 
 
-def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path):
+def test_folds_are_trained_one_by_one(dataset, tmp_path):
     out = tmp_path / "out"
     for fold in ("1", "0"):
         assert train("deepqsmseg", dataset, out, "--fold", fold, epochs=1, folds=3) == 0
@@ -207,7 +207,7 @@ def test_folds_are_stratified_trained_one_by_one_and_averaged(dataset, tmp_path)
     assert all(len(fold["training"]) == 2 and fold["test"] == [] for fold in record["folds"])
 
 
-def test_a_killed_training_goes_on_to_the_very_same_curve(dataset, tmp_path):
+def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
     epochs = 12
     assert train("dcnnet", dataset, tmp_path / "whole", epochs=epochs) == 0
     out = tmp_path / "killed"
@@ -246,13 +246,13 @@ def test_a_killed_training_goes_on_to_the_very_same_curve(dataset, tmp_path):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
+def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
     small = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
     assert train("attunet25d", dataset, source, "--variant", "source", *small, epochs=1) == 0
-    assert f"train on from it with dgmseg train attunet25d DATASET OUT --from {source}\n" in capsys.readouterr().out
+    assert f"continue with dgmseg train attunet25d DATASET OUT --from {source}\n" in capsys.readouterr().out
     assert train("attunet25d", dataset, target, "--from", str(source), epochs=1) == 0
-    assert "begins with source, output layers new" in capsys.readouterr().out
+    assert "initialized from source, with new output layers" in capsys.readouterr().out
     assert load_file(source / "fold_0.safetensors")["heads.0.weight"].shape[0] == 3
     assert load_file(target / "fold_0.safetensors")["heads.0.weight"].shape[0] == 4
     assert train("dcnnet", dataset, tmp_path / "other", "--from", str(source)) == 2
@@ -262,7 +262,7 @@ def test_the_source_network_begins_the_target(dataset, tmp_path, capsys):
     assert "source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN" in capsys.readouterr().err
 
 
-def test_a_folder_is_used_at_the_voxels_and_with_the_values_that_it_was_trained_on(dataset, tmp_path):
+def test_folder_is_used_as_trained(dataset, tmp_path):
     changed = ["spacing_mm=[2.5, 2.5, 2.5]", "sampling.normalization=zscore"]
     assert train("dcnnet", dataset, tmp_path / "out", *changed, epochs=1) == 0  # --recipe is the last of SMALL
     shown = read_model_folder(MODELS["dcnnet"], tmp_path / "out").input
@@ -282,13 +282,13 @@ def test_a_folder_is_used_at_the_voxels_and_with_the_values_that_it_was_trained_
     assert seen == [(2.5, 2.5, 2.5)]
 
 
-def test_the_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
+def test_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
     assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
     assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
-    assert "begins with one\n" in capsys.readouterr().out
+    assert "initialized from one\n" in capsys.readouterr().out
 
 
-def test_a_training_may_go_on_from_the_weights_of_the_package(dataset, tmp_path):
+def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     assert train("deepqsmseg", dataset, tmp_path / "small", "--from", "default", epochs=1) == 2  # other arguments
     options = ["train", "deepqsmseg", str(dataset), str(tmp_path / "out"), "--from", "default", "--epochs", "1"]
     small = ["--fold", "0", "--workers", "0", "--folds", "3", "--learning-rate", "1e-9", "--recipe"]
@@ -300,7 +300,7 @@ def test_a_training_may_go_on_from_the_weights_of_the_package(dataset, tmp_path)
     assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
 
 
-def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
+def test_pseudo_labels_pretrain_the_network(dataset, tmp_path):
     label(tmp_path / "results", "sub-04", seg="dcnnet")
     label(tmp_path / "results", "sub-01", seg="dcnnet")  # has manual labels, which count
     out = tmp_path / "out"
@@ -312,7 +312,7 @@ def test_pseudo_labels_are_learned_before_the_manual_ones(dataset, tmp_path):
     assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
 
 
-def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_path):
+def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     from bids_dgmseg.train.data import read_pseudo_labels
 
     folders = [tmp_path / f"model-{number}" for number in range(3)]
@@ -322,28 +322,28 @@ def test_the_majority_of_several_models_labels_what_is_distilled(dataset, tmp_pa
         dataset,
         MODELS["dcnnet"],
         folders,
-        besides={"sub-01", "sub-02", "sub-03"},
+        exclude={"sub-01", "sub-02", "sub-03"},
         option="--distill",
-        say=lambda line: None,
+        warn=lambda line: None,
     )
     truth = PHANTOM.dseg(GRID).array
-    assert np.array_equal(one.map.labels.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
+    assert np.array_equal(one.labels.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert train("dcnnet", dataset, alone, epochs=1) == 0
     assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0
     assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
 
 
-def test_other_pseudo_labels_make_another_training(dataset, tmp_path, capsys):
+def test_other_pseudo_labels_are_a_different_training(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     for folder, moved_mm in (("one", 0.0), ("two", 10.0)):
         label(tmp_path / folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
     assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "one"), epochs=1) == 0
     assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "two"), epochs=1) == 2
-    assert "out: holds another training (other pseudo_labels)" in capsys.readouterr().err
+    assert "out: contains a different training (differs in pseudo_labels)" in capsys.readouterr().err
 
 
-def test_nothing_is_learned_from_another_map_of_a_participant_that_is_kept_aside(tmp_path, capsys):
+def test_test_participants_give_no_pseudo_labels(tmp_path, capsys):
     root, results = make_dataset(tmp_path / "ds"), tmp_path / "results"
     write_map(root, "sub-03_acq-other", PHANTOM.chi(GRID, seed=9))
     label(results, "sub-03", seg="dcnnet")  # manual ones count
@@ -351,7 +351,7 @@ def test_nothing_is_learned_from_another_map_of_a_participant_that_is_kept_aside
     dseg.rename(dseg.with_name("sub-03_acq-other_seg-dcnnet_dseg.nii.gz"))
     options = ["--pretrain-on", str(results), "--recipe", "sampling.step=[20, 20, 20]"]
     assert train("dcnnet", root, tmp_path / "out", *options, "--holdout", "03", epochs=1) == 2
-    assert "has no labels of a map of ds without manual ones" in capsys.readouterr().err
+    assert "no labels for a map of ds without manual labels" in capsys.readouterr().err
     folds = json.loads((tmp_path / "out" / "training.json").read_text())["folds"] if (tmp_path / "out").exists() else []
     assert not folds
     ended = {}
@@ -360,10 +360,10 @@ def test_nothing_is_learned_from_another_map_of_a_participant_that_is_kept_aside
     folds = json.loads((tmp_path / "folds" / "training.json").read_text())["folds"]
     assert ended == {fold: 0 if "03" in split["training"] else 2 for fold, split in enumerate(folds)}
     assert set(ended.values()) == {0, 2}
-    assert "--pretrain-on: all its maps are of participants that fold " in capsys.readouterr().err
+    assert "--pretrain-on: all maps belong to validation or test participants of fold " in capsys.readouterr().err
 
 
-def test_maps_for_pseudo_labels_are_found_where_they_are_said_to_be(tmp_path):
+def test_pseudo_label_maps_may_be_derivatives(tmp_path):
     root, results, elsewhere = make_dataset(tmp_path / "ds"), tmp_path / "results", tmp_path / "qsm"
     start_dataset(elsewhere, DatasetType="derivative")
     (root / "sub-04" / "anat").rename(tmp_path / "moved")
@@ -375,7 +375,7 @@ def test_maps_for_pseudo_labels_are_found_where_they_are_said_to_be(tmp_path):
     assert list(json.loads((tmp_path / "out" / "training.json").read_text())["pseudo_labels"]) == ["sub-04"]
 
 
-def test_a_stack_of_more_slices_is_what_the_folder_is_shown_in_use(dataset, tmp_path):
+def test_thicker_stacks_are_used_for_prediction(dataset, tmp_path):
     options = ["--arch", "slices=5", "--recipe", "sampling.size=[32, 5, 32]"]
     assert train("attunet25d", dataset, tmp_path / "out", *options, epochs=1) == 0
     assert read_model_folder(MODELS["attunet25d"], tmp_path / "out").input.slices == 5
@@ -385,7 +385,7 @@ def test_a_stack_of_more_slices_is_what_the_folder_is_shown_in_use(dataset, tmp_
 
 
 @pytest.mark.parametrize(("model", "classes"), [("deepqsmseg", 10), ("dcnnet", 2)])
-def test_another_network_of_this_program_is_used_as_it_was_trained(model, classes, dataset, tmp_path):
+def test_recipe_may_replace_the_network(model, classes, dataset, tmp_path):
     small = SMALL[model][SMALL[model].index("--recipe") :]
     options = [*small, "network=bids_dgmseg.networks.plain_unet:PlainUNet", "--arch", "features=[4, 8]"]
     if model == "dcnnet":
@@ -423,7 +423,7 @@ def test_another_network_of_this_program_is_used_as_it_was_trained(model, classe
     ],
     ids=["fewer scans", "joint classes", "no attention", "two scales"],
 )
-def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
+def test_ablations_of_the_papers_are_options(model, options, dataset, tmp_path):
     assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     if "--scans" in options:
@@ -437,7 +437,7 @@ def test_the_papers_studies_are_options(model, options, dataset, tmp_path):
         assert {name for name in names if "heads" in name and "bias" in name} == {"heads.0.bias", "heads.1.bias"}
 
 
-def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
+def test_patch_size_may_change(dataset, tmp_path, monkeypatch):
     seen, forward = set(), DCNNet.forward
 
     def look(network, x):
@@ -451,13 +451,13 @@ def test_patches_may_have_another_size(dataset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "learns"), [([], True), (["--recipe", "loss.terms.attention=0"], False)])
-def test_without_its_term_the_attention_map_learns_nothing(options, learns, dataset, tmp_path):
+def test_attention_needs_its_loss_term(options, learns, dataset, tmp_path):
     assert train("dcnnet", dataset, tmp_path / "out", *options, epochs=1) == 0
     bias = load_file(tmp_path / "out" / "fold_0.safetensors")["attention.bias"]
     assert bool(bias.any()) is learns  # 0 at first
 
 
-def test_a_nucleus_that_a_scan_lacks_is_named(tmp_path, capsys):
+def test_unlabelled_nucleus_is_reported(tmp_path, capsys):
     root = tmp_path / "ds"
     start_dataset(root)
     for number in (1, 2):
@@ -467,16 +467,16 @@ def test_a_nucleus_that_a_scan_lacks_is_named(tmp_path, capsys):
     truth = PHANTOM.dseg(GRID).array
     nib.Nifti1Image(np.where(np.isin(truth, (3, 4)), 0, truth), GRID.affine).to_filename(path)  # without IN_L, IN_R
     assert train("dcnnet", root, tmp_path / "out", epochs=1) == 0
-    assert "no IN in the labels of sub-02: learned as background there; hold them out" in capsys.readouterr().out
+    assert "no IN in the labels of sub-02: treated as background; use --holdout" in capsys.readouterr().out
 
 
-def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path, capsys):
+def test_longer_training_continues(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     assert train("deepqsmseg", dataset, out, epochs=1) == 0
     assert train("deepqsmseg", dataset, out, epochs=3) == 0
     assert [row["epoch"] for row in curve(out / "fold_0")] == ["1", "2", "3"]
     assert train("deepqsmseg", dataset, out, "--seed", "5") == 2
-    assert "out: holds another training (other seed); give a new folder for OUT" in capsys.readouterr().err
+    assert "out: contains a different training (differs in seed); choose a new OUT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -485,34 +485,33 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
         (
             "dcnnet",
             ["--folds", "4"],
-            "--folds 4: there are 3 labelled participants; give --folds 3 or less, or 1 for no",
+            "--folds 4: only 3 labelled participants; use --folds 3 or less",
         ),
-        ("dcnnet", ["--fold", "3"], "--fold 3: there are folds 0 to 0"),
-        ("dcnnet", ["--steps", "3"], "--steps: is for default on simulated maps; default on labelled maps; not for"),
+        ("dcnnet", ["--fold", "3"], "--fold 3: choose from 0 to 0"),
         ("dcnnet", ["--arch", "depth=3"], "--arch: DCNNet.__init__() got an unexpected keyword argument 'depth'"),
         ("dcnnet", ["--from", "nowhere"], "--from nowhere: no such folder or file"),
-        ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of it (there are 01, 02, 03)"),
+        ("dcnnet", ["--holdout", "9"], "--holdout 9: no labelled scan of this participant (labelled: 01, 02, 03)"),
         ("deepqsmseg", ["--arch", "normalization=instance"], "--arch: normalization: 'instance' is not one of batch"),
         (
             "deepqsmseg",
             ["--recipe", "sampling.empty=0", "sampling.size=[1, 1, 1]"],
-            "fold_0: no sample to learn from; see",
+            "fold_0: there is no training sample; see",
         ),
         (
             "attunet25d",
             ["--arch", "scales=2"],
             "--recipe loss: scale_weights has 3 values for 2 scales of the network; gi",
         ),
-        ("deepqsmseg", ["--variant", "source"], "--variant source: deepqsmseg has paper; choose one of them"),
+        ("deepqsmseg", ["--variant", "source"], "--variant source: unknown variant of deepqsmseg; choose from paper"),
         (
             "attunet25d",
             ["--recipe", "sampling.stack_axis=2"],
-            "--recipe sampling.stack_axis: attunet25d is shown 1 in use",
+            "--recipe sampling.stack_axis: attunet25d uses 1 for prediction",
         ),
         (
             "dcnnet",
             ["--recipe", "sampling.normalized=sample"],
-            "--recipe sampling.normalized: dcnnet is shown region in",
+            "--recipe sampling.normalized: dcnnet uses region for prediction",
         ),
         (
             "attunet25d",
@@ -521,21 +520,21 @@ def test_a_longer_training_goes_on_and_another_one_is_refused(dataset, tmp_path,
         ),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(model, options, message, dataset, tmp_path, capsys):
+def test_invalid_options_are_refused(model, options, message, dataset, tmp_path, capsys):
     assert train(model, dataset, tmp_path / "out", *options) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
 
 
-def test_a_command_that_failed_before_it_learned_may_be_mended(dataset, tmp_path):
+def test_failed_command_may_be_corrected(dataset, tmp_path):
     assert train("deepqsmseg", dataset, tmp_path / "out", "--arch", "depth=3", epochs=1) == 2
     assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
 
 
-def test_a_variant_has_its_own_network_without_the_registry_s_arguments():
+def test_variant_ignores_the_registry_arguments():
     given = ["train", "attunet25d", "ds", "out", "--variant", "resnet50", "--arch", "slices=3"]
     args = build_parser().parse_args(given)
-    plan = make_plan(MODELS["attunet25d"], args)
-    assert plan.recipe.network.endswith(":ResNet50AttentionUNet25D")
-    assert plan.model.arch == {"slices": 3}
+    training = make_training(MODELS["attunet25d"], args)
+    assert training.recipe.network.endswith(":ResNet50AttentionUNet25D")
+    assert training.model.arch == {"slices": 3}

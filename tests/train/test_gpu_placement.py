@@ -21,19 +21,21 @@ from bids_dgmseg.simulate.dataset import whole_head_view
 from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges, simulate_reconstruction
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import View, draw_sample, template_head
-from bids_dgmseg.train import epochs, finetune, learner, simulated
+from bids_dgmseg.train import finetune, learner, simulated
 from bids_dgmseg.train.calibration import calibrate
-from bids_dgmseg.train.cases import Case
-from bids_dgmseg.train.finetune import FineTuning, fine_tune
-from bids_dgmseg.train.labelled_patches import LabelledMap, LabelledPatches, prepare
-from bids_dgmseg.train.learner import Learner, Means
-from bids_dgmseg.train.loop import train
+from bids_dgmseg.train.core import train
+from bids_dgmseg.train.data import LabelledMap
+from bids_dgmseg.train.finetune import FineTuning, train_segmenter
+from bids_dgmseg.train.labelled_patches import LabelledPatches, prepare_map
+from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
 from bids_dgmseg.train.nnunet.data import NnunetTraining
 from bids_dgmseg.train.nnunet.step import train_step
+from bids_dgmseg.train.patches import Case
 from bids_dgmseg.train.recipes import get_recipe
-from bids_dgmseg.train.simulated import Slice, train_on_simulations
+from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
 from tests.conftest import HEAD
 from tests.pretend_gpu import CPU, GPU, place_of, pretend_gpu
+from tests.train.recorder import Lines
 from tests.train.test_nnunet_step import NAMES, make_cases
 
 VIEW = View(shape=(14, 16, 14), spacing_mm=10.0, centre_mm=(0.0, -18.0, 5.0))
@@ -65,12 +67,12 @@ def on(place, *shape):
         pytest.param(lambda: np.asarray(on(GPU, 2)), id="array by NumPy"),
     ],
 )
-def test_the_pretended_gpu_refuses_what_a_gpu_refuses(gpu, mix):
+def test_pretended_gpu_refuses_mixed_devices(gpu, mix):
     with pytest.raises((RuntimeError, TypeError), match=r"same device|device type (for generator|tensor to numpy)"):
         mix()
 
 
-def test_the_pretended_gpu_takes_what_a_gpu_takes(gpu):
+def test_pretended_gpu_accepts_valid_operations(gpu):
     values = on(GPU, 3) * torch.tensor(2.0)  # a number of the CPU
     values[torch.tensor([0])] = on(CPU, 1)[0]
     values[1:] = on(CPU, 2) * 3  # copied
@@ -87,10 +89,9 @@ def head():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_map_is_drawn_on_the_gpu_as_on_the_cpu(head, gpu, seed, monkeypatch):
-    monkeypatch.setattr(
-        "bids_dgmseg.simulate.ranges._is_on_gpu", lambda generator: True
-    )  # single numbers from a stream of their own
+def test_simulated_map_equals_that_of_the_cpu(head, gpu, seed, monkeypatch):
+    # single numbers from a separate stream, as on a GPU
+    monkeypatch.setattr("bids_dgmseg.simulate.ranges._is_on_gpu", lambda generator: True)
     expected = draw_sample([(head, 1.0)], VIEW, seed)
     drawn = draw_sample([(head.to("cuda"), 1.0)], VIEW, seed)
     for one, other in zip(drawn, expected, strict=True):
@@ -98,7 +99,7 @@ def test_a_map_is_drawn_on_the_gpu_as_on_the_cpu(head, gpu, seed, monkeypatch):
         assert torch.equal(one.cpu(), other)  # the pretended GPU draws the CPU's numbers
 
 
-def test_a_map_waits_for_few_numbers_of_the_gpu(head, gpu, monkeypatch):
+def test_simulation_rarely_waits_for_the_gpu(head, gpu, monkeypatch):
     on_gpu, read = head.to("cuda"), []
     draw_sample([(on_gpu, 1.0)], VIEW, 0)  # what is asked for once a body
     item = torch.Tensor.__float__
@@ -114,7 +115,7 @@ def test_a_map_waits_for_few_numbers_of_the_gpu(head, gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("method", range(4))
-def test_each_reconstruction_stays_on_the_gpu(gpu, method):
+def test_reconstruction_stays_on_the_gpu(gpu, method):
     chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
     shares = tuple(float(number == method) for number in range(4))
     ranges = ReconstructionRanges(methods=(shares[0], shares[1], shares[2], shares[3]))
@@ -131,7 +132,7 @@ def test_each_reconstruction_stays_on_the_gpu(gpu, method):
 
 @pytest.mark.parametrize("physics", [0.0, 1.0], ids=["at random", "reconstructed"])
 @pytest.mark.parametrize("oblique", [False, True], ids=["upright", "oblique"])
-def test_each_degradation_stays_on_the_gpu(gpu, physics, oblique):
+def test_degradation_stays_on_the_gpu(gpu, physics, oblique):
     chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
     ranges, made = ArtefactRanges(physics=physics), list[torch.Tensor]()
     for seed in range(50):
@@ -142,16 +143,16 @@ def test_each_degradation_stays_on_the_gpu(gpu, physics, oblique):
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """What `train` worked on, slice by slice."""
+def states(monkeypatch):
+    """The states that `train` was called with."""
     seen = []
 
-    def watch(progress, *args, **kwargs):
-        seen.append(progress)
-        return train(progress, *args, **kwargs)
+    def record(state, *args, **kwargs):
+        seen.append(state)
+        return train(state, *args, **kwargs)
 
-    for module in (simulated, finetune):
-        monkeypatch.setattr(module, "train", watch)
+    for module in (simulated, finetune, learner):
+        monkeypatch.setattr(module, "train", record)
     return seen
 
 
@@ -167,25 +168,25 @@ def check_places(network, optimizer, others=()):
 def small_maps(head, monkeypatch):
     """Heads that are drawn quickly, in few and large voxels."""
     plain = LabelMap(head.labels, head.world_to_index)
-    monkeypatch.setattr("bids_dgmseg.train.sampling.phantom_head", lambda: plain)
+    monkeypatch.setattr("bids_dgmseg.train.simulated.phantom_head", lambda: plain)
     monkeypatch.setattr("bids_dgmseg.train.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)
 
 
 @pytest.mark.parametrize("part", ["segmenter", "localizer"])
-def test_a_training_on_simulations_stays_on_the_gpu(small_maps, watched, gpu, tmp_path, part):
+def test_simulated_training_stays_on_the_gpu(small_maps, states, gpu, tmp_path, part):
     for steps in (2, 4):
-        this = Slice(part, steps=steps, minutes=5, device="cuda", validation_maps=1)
-        assert train_on_simulations(SMALL, None, tmp_path, this, say=lambda line: None).step == steps
-        check_places(watched[-1].network, watched[-1].optimizer, watched[-1].average.values())
-    assert len(watched) == 2
+        this = TrainingConfig(part, steps=steps, minutes=5, device="cuda", validation_maps=1)
+        assert train_on_simulations(SMALL, None, tmp_path, this, log=Lines()).step == steps
+        check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
+    assert len(states) == 2
 
 
-def test_a_calibration_sees_a_network_on_the_gpu(small_maps, gpu, tmp_path):
+def test_calibration_runs_on_the_gpu(small_maps, gpu, tmp_path):
     save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "segmenter.safetensors")
     write_model_toml(SMALL, tmp_path, about={})
-    assert calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cuda", say=lambda line: None).shape == (17,)
+    assert calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cuda", log=lambda line: None).shape == (17,)
 
 
 PAPERS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
@@ -197,17 +198,10 @@ PAPERS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
 
 
 @pytest.fixture
-def learn_of_paper(monkeypatch, tmp_path):
-    """Learns for some epochs of a few steps, going on where it stopped; returns the state that it worked on."""
-    states = []
+def train_paper(tmp_path):
+    """Trains for some epochs of a few steps, resuming what is there; returns the state."""
 
-    def catch(state, *args, **kwargs):
-        states.append(state)
-        return epochs.learn(state, *args, **kwargs)
-
-    monkeypatch.setattr(learner, "learn", catch)
-
-    def learn(name, *, n_epochs, device):
+    def run(name, *, n_epochs, device):
         arch, size = PAPERS[name]
         recipe = get_recipe(name)
         x, y, z = (4 * min(step, 1) for step in recipe.sampling.step)
@@ -217,35 +211,33 @@ def learn_of_paper(monkeypatch, tmp_path):
         for number in range(1, len(recipe.classes) + 1):
             labels[:, number] = number
         case = Case("one", labels * 0.1, labels, (slice(2, 10),) * 3)
-        some = Learner(
-            replace(MODELS[name], arch=arch),
-            replace(recipe, sampling=sampling, pace=pace),
-            Means(device=device, checkpoint_minutes=0),
-        )
-        some.learn([case], [case], tmp_path, report=lambda *figures: None)
-        some.save(tmp_path / "fold_0.safetensors")
-        return states[-1]
+        options = RuntimeOptions(device=device, checkpoint_minutes=0)
+        recipe = replace(recipe, sampling=sampling, pace=pace)
+        network = build_trainable(replace(MODELS[name], arch=arch), recipe, seed=options.seed)
+        state = train_network(network, recipe, [case], [case], tmp_path, options)
+        save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
+        return state
 
-    return learn
+    return run
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_training_of_a_papers_network_stays_on_the_gpu(name, learn_of_paper, gpu):
+def test_recipe_training_stays_on_the_gpu(name, train_paper, gpu):
     for n_epochs in (1, 2):
-        state = learn_of_paper(name, n_epochs=n_epochs, device="cuda")
+        state = train_paper(name, n_epochs=n_epochs, device="cuda")
         assert len(state.rows) == n_epochs
         check_places(state.network, state.optimizer)
 
 
-def test_a_training_goes_on_where_there_is_no_gpu(learn_of_paper):
+def test_gpu_training_resumes_on_a_cpu(train_paper):
     with pretend_gpu():
-        before = learn_of_paper("deepqsmseg", n_epochs=1, device="cuda")
-    after = learn_of_paper("deepqsmseg", n_epochs=2, device="auto")
-    assert [row.epoch for row in after.rows] == [1, 2]
-    assert after.rows[0].validation_loss == before.rows[0].validation_loss
+        before = train_paper("deepqsmseg", n_epochs=1, device="cuda")
+    after = train_paper("deepqsmseg", n_epochs=2, device="auto")
+    assert [row["epoch"] for row in after.rows] == [1, 2]
+    assert after.rows[0]["validation_loss"] == before.rows[0]["validation_loss"]
 
 
-def test_a_fine_tuning_stays_on_the_gpu(watched, gpu, tmp_path):
+def test_finetuning_stays_on_the_gpu(states, gpu, tmp_path):
     torch.manual_seed(0)
     shown = ModelInput(spacing_mm=(6.0, 6.0, 6.0), patch_mm=(96.0, 120.0, 96.0))
     model = replace(SMALL, input=shown, temperatures=(1.5,) * 17)
@@ -255,17 +247,17 @@ def test_a_fine_tuning_stays_on_the_gpu(watched, gpu, tmp_path):
     grid = world_grid(HEAD, (6.0, 6.0, 6.0))
     labels = PHANTOM.dseg(grid)
     one = LabelledMap("sub-01", PHANTOM.chi(grid), labels.with_array(labels.array * (labels.array < 5)))
-    prepared = prepare(one, box, model, weights=start, device="cuda")
+    prepared = prepare_map(one, box, model, weights=start, device="cuda")
     for steps in (1, 2):
         samples = LabelledPatches([prepared], model, seed=1)
         this = FineTuning(steps=steps, device="cuda", workers=0)
-        assert fine_tune(model, samples, tmp_path / "out", this, start=start, say=print).step == steps
-        check_places(watched[-1].network, watched[-1].optimizer, watched[-1].average.values())
+        assert train_segmenter(model, samples, tmp_path / "out", this, start=start, log=Lines()).step == steps
+        check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
 
 
-def test_a_training_of_nnunet_goes_on_on_the_gpu(gpu, tmp_path):
+def test_nnunet_training_resumes_on_the_gpu(gpu, tmp_path):
     for n_epochs in (1, 2):
-        this = NnunetTraining(epochs=n_epochs, iterations=1, watched=1, device="cuda", plan="small")
-        assert train_step("dentate", make_cases, NAMES, tmp_path, this, say=lambda line: None).epochs == n_epochs
+        this = NnunetTraining(epochs=n_epochs, iterations=1, validation_iterations=1, device="cuda", plan="small")
+        assert train_step("dentate", make_cases, NAMES, tmp_path, this, log=Lines()).epochs == n_epochs
     (latest,) = tmp_path.rglob("checkpoint_latest.pth")
     assert read_checkpoint(latest)["grad_scaler_state"]["_growth_tracker"] == 2  # a step each, none too large

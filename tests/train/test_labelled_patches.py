@@ -10,15 +10,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import ModelInput
 from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.train.labelled_patches import (
-    LabelledMap,
-    LabelledPatches,
-    Variation,
-    mirrored_channels,
-    most_probable,
-    prepare,
-    soft_masks,
-)
+from bids_dgmseg.train.augment import Variation, mirrored_labels
+from bids_dgmseg.train.data import LabelledMap, majority_vote
+from bids_dgmseg.train.labelled_patches import LabelledPatches, most_probable, prepare_map, soft_masks
 from tests.oracle import oracle_model
 
 MODEL = replace(oracle_model(), input=ModelInput(spacing_mm=(3.0, 3.0, 3.0), patch_mm=(90.0, 111.0, 90.0)))
@@ -51,9 +45,9 @@ def targets(prepared):
     return labels, Grid(labels.shape, to_world).centres_mm()
 
 
-def test_what_is_drawn_counts_and_the_rest_is_kept():
+def test_manual_labels_override_predictions():
     grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2, 2, 2))
-    labels, points = targets(prepare(labelled(grid, moved_mm=6.0), BOX, MODEL, weights=None))
+    labels, points = targets(prepare_map(labelled(grid, moved_mm=6.0), BOX, MODEL, weights=None))
     truth, moved = PHANTOM.labels(points), PHANTOM.labels(points - [6.0, 0, 0])
     truth[truth > 20] = 0
     inside = np.all((points > BOX.low_mm) & (points < BOX.high_mm), axis=-1)
@@ -66,13 +60,13 @@ def test_what_is_drawn_counts_and_the_rest_is_kept():
     assert 2 * (kept & expected).sum() / (kept.sum() + expected.sum()) > 0.9  # the oracle answers on 3 mm voxels
 
 
-def test_a_nucleus_not_drawn_in_a_scan_is_not_taught_to_be_absent():
+def test_unlabelled_nucleus_keeps_its_prediction():
     grid = world_grid(BOX, (2, 2, 2))
-    labels, _ = targets(prepare(labelled(grid, names=("PUT_L",)), BOX, MODEL, weights=None))
+    labels, _ = targets(prepare_map(labelled(grid, names=("PUT_L",)), BOX, MODEL, weights=None))
     assert (labels == CN).any()
 
 
-def test_outlines_between_thick_slices_are_interpolated():
+def test_outlines_between_slices_are_interpolated():
     box = Box((-45, -76, -52), (45, 35, 36))  # 22 slices of 4 mm
     thick, fine = world_grid(box, (1, 1, 4)), world_grid(box, (1, 1, 1))
     one = (PHANTOM.dseg(thick).array == CN).astype(np.uint8)
@@ -83,8 +77,8 @@ def test_outlines_between_thick_slices_are_interpolated():
     assert between[0] > between[1] + 0.005
 
 
-def test_a_still_sample_is_the_map_itself(grid):
-    prepared = prepare(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
+def test_sample_without_variation_is_the_map(grid):
+    prepared = prepare_map(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
     chi, labels = LabelledPatches([prepared], MODEL, seed=1, variation=STILL)[0]
     patch = world_grid(Box.centred(np.array(BOX.centre_mm), MODEL.input.patch_mm), MODEL.input.spacing_mm)
     assert chi.shape == (1, *patch.shape)
@@ -95,10 +89,10 @@ def test_a_still_sample_is_the_map_itself(grid):
     assert np.corrcoef(chi[0].numpy().ravel(), PHANTOM.chi(patch).array.ravel())[0, 1] > 0.9
 
 
-def test_samples_of_a_turned_box_lie_along_its_axes():
+def test_samples_follow_an_oriented_box():
     centre_mm = np.array(BOX.centre_mm)
     turned = Box.around(centre_mm, OrientedBox((10.0, -5.0, 20.0), MODEL.input.patch_mm))
-    prepared = prepare(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), turned, MODEL, weights=None)
+    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), turned, MODEL, weights=None)
     _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=STILL)[0]
     for box, low, high in ((turned, 0.75, 1.0), (Box.centred(centre_mm, MODEL.input.patch_mm), 0.0, 0.6)):
         truth = PHANTOM.dseg(world_grid(box, MODEL.input.spacing_mm)).array
@@ -106,9 +100,9 @@ def test_samples_of_a_turned_box_lie_along_its_axes():
         assert low < 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) <= high  # as of a still sample
 
 
-def test_a_mirrored_sample_exchanges_sides():
+def test_mirroring_exchanges_left_and_right():
     grid = world_grid(BOX, (3, 3, 3))
-    prepared = prepare(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
+    prepared = prepare_map(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
     _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=STILL)[0]
     chi, mirrored = LabelledPatches([prepared], MODEL, seed=1, variation=replace(STILL, mirrored=1))[0]
     assert chi.shape[1:] == mirrored.shape
@@ -117,13 +111,13 @@ def test_a_mirrored_sample_exchanges_sides():
     assert torch.equal(flipped > 0, labels > 0)
 
 
-def test_a_nucleus_without_its_other_side_has_no_mirror_image():
-    assert mirrored_channels(replace(MODEL, labels=("CN_L", "PUT_R", "CN_R"))).tolist() == [0, 3, 0, 1]
+def test_mirroring_drops_unpaired_nuclei():
+    assert mirrored_labels(replace(MODEL, labels=("CN_L", "PUT_R", "CN_R"))).tolist() == [0, 3, 0, 1]
 
 
-def test_a_sample_is_the_same_whenever_it_is_asked_for_and_each_map_comes_in_turn():
+def test_samples_are_reproducible_and_maps_alternate():
     grid = world_grid(BOX, (3, 3, 3))
-    first, second = (prepare(labelled(grid, names=(name,)), BOX, MODEL, weights=None) for name in ("CN_L", "PUT_L"))
+    first, second = (prepare_map(labelled(grid, names=(name,)), BOX, MODEL, weights=None) for name in ("CN_L", "PUT_L"))
     second = replace(second, chi=second.chi + 1)
     samples = LabelledPatches([first, second], MODEL, seed=3)
     assert all(torch.equal(one, other) for one, other in zip(samples[5], samples[5], strict=True))
@@ -132,8 +126,8 @@ def test_a_sample_is_the_same_whenever_it_is_asked_for_and_each_map_comes_in_tur
     assert [sum(brightness[turn : turn + 2]) for turn in (0, 2, 4)] == [1, 1, 1]
 
 
-def test_samples_smaller_than_the_box_reach_all_of_it():
-    prepared = prepare(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), BOX, MODEL, weights=None)
+def test_small_samples_cover_the_box():
+    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), BOX, MODEL, weights=None)
     samples = LabelledPatches([prepared], MODEL, seed=1, variation=STILL, size_mm=(48.0, 48.0, 48.0))
     seen = [samples[index] for index in range(40)]
     assert all(chi.shape == (1, 16, 16, 16) for chi, _ in seen)
@@ -143,7 +137,12 @@ def test_samples_smaller_than_the_box_reach_all_of_it():
     assert max(map(len, found)) < 16
 
 
-def test_oblong_voxels_are_refused():
+def test_anisotropic_voxels_are_refused():
     model = replace(MODEL, input=ModelInput(spacing_mm=(1.0, 1.0, 2.0), patch_mm=(90.0, 90.0, 90.0)))
-    with pytest.raises(ValueError, match="not cubes"):
+    with pytest.raises(ValueError, match="not isotropic"):
         LabelledPatches([], model, seed=1)
+
+
+def test_majority_vote_prefers_background_in_ties():
+    votes = [np.array(row, np.uint8) for row in ([1, 2, 0, 1], [1, 2, 2, 2], [0, 1, 1, 0])]
+    assert majority_vote(votes).tolist() == [1, 2, 0, 0]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bids_dgmseg.train.core import hard_dice
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
-from bids_dgmseg.train.loop import hard_dice
 from bids_dgmseg.train.losses import (
     DCNNetTerms,
     attention_unet_loss,
@@ -29,7 +29,7 @@ def _labels(*values: int) -> Tensor:
     return torch.tensor([[[list(values)]]], dtype=torch.uint8)
 
 
-def test_the_loss_of_two_voxels_by_hand():
+def test_dice_and_cross_entropy_of_two_voxels():
     # Class 1 is true in the second voxel only: overlap (2 * 0.8 + 1) / (0.4 + 0.8 + 1 + 1) = 2.6 / 3.2.
     # Cross-entropy with weights 1 and 3: -(1 ln 0.6 + 3 ln 0.8) / 4.
     loss = dice_and_cross_entropy(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
@@ -37,21 +37,21 @@ def test_the_loss_of_two_voxels_by_hand():
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_class_that_is_absent_does_not_count_for_dice():
+def test_absent_class_does_not_count():
     # Class 2 is nowhere; its false probability shows in the cross-entropy alone.
     loss = dice_and_cross_entropy(_logits([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]]), _labels(0, 1))
     expected = 1 - (2 * 0.7 + 1) / (0.2 + 0.7 + 1 + 1) - (math.log(0.5) + 3 * math.log(0.7)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_empty_patch_has_cross_entropy_alone():
+def test_empty_patch_has_only_cross_entropy():
     loss = dice_and_cross_entropy(_logits([[0.5, 0.5], [0.25, 0.75]]), _labels(0, 0))
     assert float(loss) == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("classes_there", [1, 2, 3])
-def test_the_gradient_is_that_of_the_formula(classes_there, layout):
+def test_explicit_gradient_equals_autograd(classes_there, layout):
     # 9,600 voxels are more than are gone over at once. The formula's gradient comes from torch.
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 10, 20, 24, generator=generator, dtype=torch.float64).to(memory_format=layout)
@@ -70,14 +70,14 @@ def test_the_gradient_is_that_of_the_formula(classes_there, layout):
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-9)
 
 
-def test_dice_with_a_focal_loss_of_two_voxels_by_hand():
+def test_dice_and_focal_loss_of_two_voxels():
     # The overlap of the first test; focal: 0.5 of the mean over 2 voxels and 2 classes.
     loss = dice_and_focal(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
     expected = (1 - 2.6 / 3.2) - 0.5 * (0.4**2 * math.log(0.6) + 0.2**2 * math.log(0.8)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_dice_with_a_focal_loss_is_that_of_deepqsmseg_without_the_background():
+def test_dice_and_focal_loss_equals_deepqsmseg():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 4, 10, 20, 24, generator=generator, dtype=torch.float64).requires_grad_(True)
     labels = torch.randint(0, 4, (1, 10, 20, 24), generator=generator)
@@ -110,27 +110,27 @@ def _truth(*values: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor([[[values]]]), 2).movedim(-1, 1).float()
 
 
-def test_tversky_weighs_missed_nucleus_more_than_false_nucleus_in_both_classes():
+def test_tversky_penalizes_missed_nuclei_more():
     # Nucleus: 0.6 hit, 0.2 too much (times 0.3), 0.4 missed (times 0.7). Background has the same two errors.
     loss = tversky_loss(_logits(HEAD).softmax(1), _truth(0, 1))
     assert loss.tolist() == pytest.approx(TVERSKY, rel=1e-5)
 
 
-def test_missing_a_voxel_costs_more_than_inventing_one():
+def test_false_negative_costs_more():
     # Of two voxels of nucleus one is missed: 1 - 1 / (1 + 0.7). One too many beside one: 1 - 1 / (1 + 0.3).
     missed, invented = _truth(1, 0, 0), _truth(1, 1, 0)
     assert tversky_loss(missed, _truth(1, 1, 0))[1].item() == pytest.approx(1 - 1 / 1.7)
     assert tversky_loss(invented, _truth(1, 0, 0))[1].item() == pytest.approx(1 - 1 / 1.3)
 
 
-def test_tversky_is_the_mean_over_samples_not_over_their_sum():
+def test_tversky_is_averaged_over_samples():
     # One sample right (0), one without any hit (1); their pooled voxels would give another value.
     probabilities = torch.cat((_truth(1, 1, 1), _truth(0, 1, 0)))
     truth = torch.cat((_truth(1, 1, 1), _truth(1, 0, 1)))
     assert tversky_loss(probabilities, truth)[1].item() == pytest.approx(0.5)
 
 
-def test_dcn_net_s_focal_term_counts_every_class_of_every_voxel():
+def test_focal_term_counts_every_class():
     # (g - p)^2 log p: nucleus sees (0 - .2)^2 ln .2 and (1 - .6)^2 ln .6.
     assert squared_error_focal_loss(_logits(HEAD), _truth(0, 1)).tolist() == pytest.approx(FOCAL, rel=1e-5)
 
@@ -142,29 +142,29 @@ def test_dcn_net_s_focal_term_counts_every_class_of_every_voxel():
         pytest.param((0, 0, 0, 0), [1.0, 0.0], id="a class that is absent has no frequency"),
     ],
 )
-def test_classes_weigh_by_inverse_frequency(labels, weights):
+def test_class_weights_are_inverse_frequencies(labels, weights):
     assert inverse_frequency(_truth(*labels)).tolist() == pytest.approx(weights)
 
 
-def test_class_weights_are_of_the_whole_batch():
+def test_class_weights_cover_the_batch():
     truth = torch.cat((_truth(0, 0), _truth(0, 1)))
     assert inverse_frequency(truth).tolist() == pytest.approx([0.25, 0.75])
 
 
-def test_the_hybrid_loss_halves_tversky_and_focal():
+def test_hybrid_loss_averages_its_terms():
     # One voxel each: both classes weigh 1/2.
     expected = sum(0.5 * (0.5 * tversky + 0.5 * focal) for tversky, focal in zip(TVERSKY, FOCAL, strict=True))
     assert hybrid_loss(_logits(HEAD), _labels(0, 1)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_overlap_is_the_soft_dice_of_two_nuclei():
+def test_overlap_penalty_is_soft_dice():
     # 2 (.5 * .5 + .2 * .4) / (.5 + .2 + .5 + .4) = .66 / 1.6.
     one, other = (torch.tensor(values)[None, None, None] for values in ([0.5, 0.2], [0.5, 0.4]))
     assert overlap_penalty(one, other).item() == pytest.approx(0.66 / 1.6)
 
 
 @pytest.mark.parametrize("with_attention", [True, False])
-def test_dcn_net_s_total_weighs_its_parts_as_the_paper(with_attention):
+def test_dcn_net_loss_weights_its_terms(with_attention):
     # Voxel 1 is interposed, voxel 2 dentate. Interposed's head is dentate's with the voxels exchanged, so that
     # both have the same loss; nuclei .2, .6 and .6, .2 overlap by 2 (.12 + .12) / 1.6.
     logits = torch.cat((_logits(HEAD), _logits(HEAD[::-1])), dim=1)
@@ -176,18 +176,18 @@ def test_dcn_net_s_total_weighs_its_parts_as_the_paper(with_attention):
     assert dcn_net_loss(logits, _labels(2, 1), attention=attention).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_dcn_net_s_weights_are_parameters():
+def test_dcn_net_weights_are_parameters():
     logits, terms = torch.cat((_logits(HEAD), _logits(HEAD)), dim=1), DCNNetTerms(heads=(0, 0), overlap=1)
     # Both heads alike: 2 (.04 + .36) / 1.6.
     assert dcn_net_loss(logits, _labels(0, 1), terms=terms).item() == pytest.approx(0.5)
 
 
-def test_dcn_net_s_loss_refuses_logits_of_another_number_of_heads():
-    with pytest.raises(ValueError, match="logits have 3 channels, expected 4, two a head"):
+def test_wrong_number_of_heads_is_refused():
+    with pytest.raises(ValueError, match="logits have 3 channels, expected 4, two per head"):
         dcn_net_loss(torch.zeros(1, 3, 1, 1, 2), _labels(0, 1))
 
 
-def test_the_penalty_on_weights_is_their_sum_of_squares():
+def test_l2_penalty_is_a_sum_of_squares():
     assert l2_penalty([torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]).item() == pytest.approx(14e-4)
 
 
@@ -196,7 +196,7 @@ def _flat(probabilities: list[list[float]]) -> Tensor:
     return _logits(probabilities)[:, :, 0]
 
 
-def test_the_attention_unet_s_loss_of_two_pixels_by_hand():
+def test_attention_unet_loss_of_two_pixels():
     # Nucleus .2 and .6, the second is true, pixel sums .6, .8, 1 with 0.01 added.
     dice = 1 - (2 * 0.6 + 0.01) / (0.8 + 1 + 0.01)
     cross_entropy = -(math.log(0.8) + math.log(0.6)) / 2
@@ -204,7 +204,7 @@ def test_the_attention_unet_s_loss_of_two_pixels_by_hand():
     assert loss.item() == pytest.approx(dice + cross_entropy, rel=1e-5)
 
 
-def test_each_nucleus_counts_by_its_weight():
+def test_nuclei_are_weighted():
     # One pixel of class 2, all four classes probable alike: p = 1/4.
     absent = 1 - 0.01 / (0.25 + 0.01) - math.log(0.75)
     there = 1 - (0.5 + 0.01) / (0.25 + 1 + 0.01) - math.log(0.25)
@@ -212,7 +212,7 @@ def test_each_nucleus_counts_by_its_weight():
     assert loss.item() == pytest.approx((0.4 + 0.4) * absent + 0.2 * there, rel=1e-5)
 
 
-def test_each_scale_counts_by_its_weight_and_sees_labels_of_its_own_grid():
+def test_scales_are_weighted():
     # All p = 1/2. Four pixels with one of nucleus; the half scale keeps the corner, which is nucleus.
     labels = torch.tensor([[[1, 0], [0, 0]]])
     full = 1 - (2 * 0.5 + 0.01) / (2 + 1 + 0.01) + math.log(2)
@@ -222,12 +222,12 @@ def test_each_scale_counts_by_its_weight_and_sees_labels_of_its_own_grid():
     assert loss.item() == pytest.approx(0.6 * full + 0.3 * half, rel=1e-5)
 
 
-def test_the_attention_unet_s_loss_refuses_another_number_of_nuclei():
+def test_wrong_number_of_nuclei_is_refused():
     with pytest.raises(ValueError, match="logits have 3 channels, expected 4"):
         attention_unet_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2))
 
 
-def test_the_deepqsmseg_loss_of_two_voxels_by_hand():
+def test_deepqsmseg_loss_of_two_voxels():
     # Dice: background 2 * .8 / (1.2 + 1), nucleus 2 * .6 / (.8 + 1). Focal: true classes only, mean of four values.
     dice = 1 - (1.6 / 2.2 + 1.2 / 1.8) / 2
     focal = -(0.2**2 * math.log(0.8) + 0.4**2 * math.log(0.6)) / 4
@@ -236,7 +236,7 @@ def test_the_deepqsmseg_loss_of_two_voxels_by_hand():
     assert deepqsmseg_loss(_logits(HEAD), _labels(0, 1), focal_weight=0, epsilon=1e-9).item() == pytest.approx(dice)
 
 
-def test_the_deepqsmseg_loss_does_not_give_a_nucleus_up():
+def test_deepqsmseg_loss_keeps_a_gradient():
     # p of the nucleus is e^-25 at its one voxel. Dice has no slope there; focal -0.5 (1 - p)^2 log(p) / 4 has -1/8.
     logits = torch.tensor([[0.0, 0.0], [-25.0, -25.0]])[None, :, None, None].requires_grad_()
     (gradient,) = torch.autograd.grad(deepqsmseg_loss(logits, _labels(0, 1)), logits)
@@ -252,7 +252,7 @@ def test_the_deepqsmseg_loss_does_not_give_a_nucleus_up():
     ],
 )
 @pytest.mark.parametrize("size", [0.0, 300.0])
-def test_losses_and_their_gradients_stay_finite(loss, size):
+def test_losses_and_gradients_are_finite(loss, size):
     logits = (size * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [0.0, 1.0]]))[None, :, None, None]
     logits.requires_grad_()
     value = loss(logits)
@@ -272,7 +272,7 @@ def test_losses_and_their_gradients_stay_finite(loss, size):
         pytest.param(lambda logits, labels: deepqsmseg_loss(logits[:, :3], labels), id="deepqsmseg"),
     ],
 )
-def test_a_patch_without_nuclei_pushes_their_probability_down(loss):
+def test_empty_patch_lowers_probabilities(loss):
     logits = torch.zeros(1, 4, 1, 1, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(logits, _labels(0, 0, 0)), logits)
     assert (gradient[:, 1] > 0).all()

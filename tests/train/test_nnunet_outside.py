@@ -86,7 +86,7 @@ def outside(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # an epoch takes half a minute of a core that is free
-def test_a_model_that_was_trained_outside_labels_what_it_learned(outside, tmp_path, capsys):
+def test_model_trained_by_nnunet_commands_segments(outside, tmp_path, capsys):
     chi, truth = draw(99)
     start_dataset(tmp_path / "ds")
     image = write_map(tmp_path / "ds", "sub-01", chi)

@@ -52,7 +52,7 @@ def write_empty_dataset(work: Path, labels: list[str]) -> None:
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(intensities))
 
 
-def test_both_small_networks_fit_into_ten_megabytes(planned):
+def test_small_networks_fit_into_ten_megabytes(planned):
     from bids_dgmseg.train.nnunet.plan import count_parameters
 
     counts = {
@@ -63,7 +63,7 @@ def test_both_small_networks_fit_into_ten_megabytes(planned):
 
 
 @pytest.mark.parametrize("step", ["cerebellum", "dentate"])
-def test_by_default_both_steps_have_the_paper_s_voxels_and_nnu_net_s_own_filters(planned, step):
+def test_default_plan_has_nnunet_filters(planned, step):
     plan = planned[NnunetTraining().plan, step]
     assert list(plan["spacing"]) == [0.86, 0.86, 0.86]
     assert plan["normalization_schemes"] == ["ZScoreNormalization"]
@@ -72,13 +72,13 @@ def test_by_default_both_steps_have_the_paper_s_voxels_and_nnu_net_s_own_filters
     assert plan["batch_size"] >= 2
 
 
-def test_patches_are_large_enough_to_see_both_dentates(planned):
+def test_patches_contain_both_dentates(planned):
     for name in ("paper", "small"):
         assert 0.86 * planned[name, "dentate"]["patch_size"][2] > 60  # the last axis is x
     assert 1.72 * min(planned["small", "cerebellum"]["patch_size"]) > 80
 
 
-def test_training_bends_samples_and_mirrors_none():
+def test_augmentation_is_elastic_without_mirroring():
     with quiet():
         from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
         from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -91,7 +91,7 @@ def test_training_bends_samples_and_mirrors_none():
     assert not any(isinstance(transform, MirrorTransform) for transform in transforms)
 
 
-def test_bends_move_voxels_without_folding_space():
+def test_deformation_does_not_fold():
     with quiet():
         from bids_dgmseg.train.nnunet.trainer import DentateTrainer
 

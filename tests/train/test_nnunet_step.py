@@ -23,22 +23,26 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.segmentation.nnunet import Network, quiet
-from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, Part
+from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining
 from bids_dgmseg.train.nnunet.step import environment, halve, train_step
+from bids_dgmseg.train.splits import Part
 from tests.segmentation.nnunet_folders import predict_with_stock
+from tests.train.recorder import Lines
 
-SHORT = NnunetTraining(epochs=1, iterations=1, watched=1, device="cpu", plan="small")
+SHORT = NnunetTraining(epochs=1, iterations=1, validation_iterations=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
 FOREVER = """
 from bids_dgmseg.train.nnunet.data import NnunetTraining
+from bids_dgmseg.train.log import PlainLog
 from bids_dgmseg.train.nnunet.step import train_step
 from tests.train.test_nnunet_step import NAMES, make_cases
-this = NnunetTraining(epochs=100000, iterations=1, watched=1, device="cpu", checkpoint_minutes=0.0, plan="small")
-train_step("dentate", make_cases, NAMES, __import__("pathlib").Path("OUT"), this, say=print)
+short = dict(iterations=1, validation_iterations=1, device="cpu", checkpoint_minutes=0.0, plan="small")
+this = NnunetTraining(epochs=100000, **short)
+train_step("dentate", make_cases, NAMES, __import__("pathlib").Path("OUT"), this, log=PlainLog())
 """
 
 
-def make_cases() -> list[Case]:
+def make_cases() -> list[NnunetCase]:
     """Two bright balls in noise, left the brighter."""
     random, cases = np.random.default_rng(0), []
     x, y, z = np.meshgrid(np.arange(32), np.arange(28), np.arange(26), indexing="ij")
@@ -49,7 +53,7 @@ def make_cases() -> list[Case]:
             labels[(x - place) ** 2 + (y - 14) ** 2 + (z - 13) ** 2 < 30] = label
         chi = np.array([0, 0.2, 0.1])[labels] + 0.02 * random.normal(size=labels.shape)
         grid = np.diag([0.9, 1.0, 1.1, 1.0])
-        cases.append(Case(f"sub-{number}", Volume(chi.astype(np.float32), grid), labels, part))
+        cases.append(NnunetCase(f"sub-{number}", Volume(chi.astype(np.float32), grid), labels, part))
     return cases
 
 
@@ -57,21 +61,22 @@ def make_cases() -> list[Case]:
 def trained(tmp_path_factory) -> Path:
     """OUT after one step of gradient descent."""
     out: Path = tmp_path_factory.mktemp("trained")
-    lines: list[str] = []
-    shown: list[str] = []
-    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, say=lines.append, show=shown.append)
+    log = Lines()
+    outcome = train_step("dentate", make_cases, NAMES, out, SHORT, log=log)
     assert outcome.folder == out / "dentate"
-    assert lines[0] == "dentate: 2 scans to learn from, 1 to watch; planning and preprocessing"
-    assert lines[1].startswith("dentate: epoch 1, ")
-    assert len(shown) == 1
-    assert re.fullmatch(r"dentate: epoch 1/1, step 1/1, \d+\.\d min, 0\.0 left, loss -?\d\.\d{3}, Dice n/a", shown[0])
+    assert log.lines[0] == "dentate: 2 training, 1 validation scans; planning and preprocessing"
+    assert log.lines[1].startswith("dentate: epoch 1, ")
+    assert len(log.status) == 1
+    assert re.fullmatch(
+        r"dentate: epoch 1/1, step 1/1, \d+\.\d min, 0\.0 left, loss -?\d\.\d{3}, Dice n/a", log.status[0]
+    )
     return out
 
 
-def test_a_training_with_workers_leaves_none_behind(trained, tmp_path):
+def test_workers_end_with_the_training(trained, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(trained, out)
-    train_step("dentate", make_cases, NAMES, out, replace(SHORT, epochs=2, workers=2), say=lambda line: None)
+    train_step("dentate", make_cases, NAMES, out, replace(SHORT, epochs=2, workers=2), log=Lines())
     assert not multiprocessing.active_children()
     assert [thread.name for thread in threading.enumerate() if "results_loop" in thread.name] == []
 
@@ -82,14 +87,14 @@ def write_chi(path: Path) -> Path:
     return path
 
 
-def test_our_folder_opens_in_stock_nnunet_and_gives_the_same_labels(trained, tmp_path):
+def test_stock_nnunet_gives_the_same_labels(trained, tmp_path):
     image = write_chi(tmp_path / "c_0000.nii.gz")
     stock = predict_with_stock(trained / "dentate", image, tmp_path)
     ours = Network(read_folder(trained / "dentate"), device="cpu", sided=True)(Volume.read(image))
     np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
 
 
-def test_a_shipped_checkpoint_is_half_precision_without_the_optimizer_and_never_mirrors(trained):
+def test_checkpoint_is_small_and_never_mirrors(trained):
     path = trained / "dentate" / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=True)
     assert {values.dtype for values in content["network_weights"].values()} == {torch.float16}
@@ -106,41 +111,41 @@ def test_a_shipped_checkpoint_is_half_precision_without_the_optimizer_and_never_
     assert path.stat().st_size < 2.2 * sum(distinct.values()) + 200_000  # each parameter once, whatever its names
 
 
-def test_the_plan_is_as_the_paper_says(trained):
+def test_plan_follows_the_paper(trained):
     plan = json.loads((trained / "dentate" / "plans.json").read_text())["configurations"]
     assert list(plan) == ["3d_fullres"]
     assert plan["3d_fullres"]["spacing"] == [0.86, 0.86, 0.86]
     assert plan["3d_fullres"]["normalization_schemes"] == ["ZScoreNormalization"]
 
 
-def test_a_finished_training_is_not_repeated(trained):
-    def cases() -> list[Case]:
+def test_finished_training_is_not_repeated(trained):
+    def cases() -> list[NnunetCase]:
         raise AssertionError("preprocessed before")
 
     before = (trained / "dentate_curve.tsv").read_text()
-    assert train_step("dentate", cases, NAMES, trained, SHORT, say=print).epochs == 1
+    assert train_step("dentate", cases, NAMES, trained, SHORT, log=Lines()).epochs == 1
     assert (trained / "dentate_curve.tsv").read_text() == before
 
 
-def test_a_longer_training_goes_on_from_there(trained):
+def test_longer_training_continues(trained):
     rows = read_curve(trained / "dentate_curve.tsv")
-    longer = NnunetTraining(epochs=2, iterations=1, watched=1, device="cpu")
-    shown: list[str] = []
-    assert train_step("dentate", make_cases, NAMES, trained, longer, say=print, show=shown.append).epochs == 2
-    assert [re.sub(r"\d+\.\d+|n/a", "#", line) for line in shown] == [
+    longer = NnunetTraining(epochs=2, iterations=1, validation_iterations=1, device="cpu")
+    log = Lines()
+    assert train_step("dentate", make_cases, NAMES, trained, longer, log=log).epochs == 2
+    assert [re.sub(r"\d+\.\d+|n/a", "#", line) for line in log.status] == [
         "dentate: epoch 2/2, step 1/1, # min, # left, loss #, Dice #"
     ]
-    assert not shown[0].endswith("n/a")  # that of the first epoch
+    assert not log.status[0].endswith("n/a")  # that of the first epoch
     later = read_curve(trained / "dentate_curve.tsv")
     assert [row["epoch"] for row in later] == ["1", "2"]
     assert later[0] == rows[0]
     assert float(later[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9, abs=1e-6)
 
 
-def test_a_training_by_time_ends_with_its_minutes(trained):
+def test_time_ends_the_training(trained):
     epochs = len(read_curve(trained / "dentate_curve.tsv"))
-    over = NnunetTraining(epochs=1000, minutes=1e-4, iterations=1, watched=1, device="cpu")
-    assert train_step("dentate", make_cases, NAMES, trained, over, say=print).epochs == epochs
+    over = NnunetTraining(epochs=1000, minutes=1e-4, iterations=1, validation_iterations=1, device="cpu")
+    assert train_step("dentate", make_cases, NAMES, trained, over, log=Lines()).epochs == epochs
     assert len(read_curve(trained / "dentate_curve.tsv")) == epochs
 
 
@@ -159,7 +164,7 @@ def wait_for(path: Path, *, rows: int, process: subprocess.Popen[bytes]) -> None
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_goes_on_where_it_was(tmp_path):
+def test_killed_training_resumes(tmp_path):
     root = Path(__file__).parents[2]
     code = FOREVER.replace("OUT", str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL)
@@ -179,17 +184,17 @@ def test_a_training_that_is_killed_goes_on_where_it_was(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     before = read_curve(curve)
-    resumed = NnunetTraining(epochs=len(before) + 2, iterations=1, watched=1, device="cpu")
-    outcome = train_step("dentate", make_cases, NAMES, tmp_path, resumed, say=print)
+    resumed = NnunetTraining(epochs=len(before) + 2, iterations=1, validation_iterations=1, device="cpu")
+    outcome = train_step("dentate", make_cases, NAMES, tmp_path, resumed, log=Lines())
     after = read_curve(tmp_path / "dentate_curve.tsv")
     assert outcome.epochs == len(after) == len(before) + 2
     kept = len(before) - 1  # the last epoch may have been told before its checkpoint was written
     assert after[:kept] == before[:kept]
 
 
-def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
+def test_model_of_stock_nnunet_runs(tmp_path):
     """Stock trainer on preprocessed data: its checkpoint has optimizer, logs of NumPy numbers and mirroring."""
-    train_step("dentate", make_cases, NAMES, tmp_path, SHORT, say=print)
+    train_step("dentate", make_cases, NAMES, tmp_path, SHORT, log=Lines())
     work = tmp_path / "training" / "dentate"
     with quiet(), environment(work, workers=0):
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -209,7 +214,7 @@ def test_a_model_that_was_trained_by_nnunet_itself_runs(tmp_path):
     np.testing.assert_array_equal(ours.argmax(axis=0), stock.array)
 
 
-def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
+def test_bfloat16_changes_the_loss_little(trained, monkeypatch):
     work = trained / "training" / "dentate"
     losses: list[float] = []
     folder = work / "preprocessed" / "Dataset001_Dentate"
@@ -222,7 +227,7 @@ def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
             torch.manual_seed(1)
             ours = {**plans, "continue_training": True}
             trainer = DentateTrainer(ours, "3d_fullres", 0, dataset, torch.device("cpu"))
-            trainer.use(SHORT, say=print, step="dentate")
+            trainer.configure(SHORT, log=Lines(), step="dentate")
             trainer.on_train_start()
             if not losses:
                 batch = next(trainer.dataloader_train)
@@ -232,19 +237,19 @@ def test_bfloat16_changes_a_step_on_a_cpu_little(trained, monkeypatch):
     assert losses[1] == pytest.approx(losses[0], abs=0.02)  # of about 1.5; bfloat16 has three digits
 
 
-def test_nothing_to_learn_from_is_said(tmp_path):
-    with pytest.raises(InputError, match=r"^dentate: no scan to learn from; give more labelled scans$"):
-        train_step("dentate", list, NAMES, tmp_path, SHORT, say=print)
+def test_no_training_scan_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^dentate: no training scan; add labelled scans$"):
+        train_step("dentate", list, NAMES, tmp_path, SHORT, log=Lines())
 
 
-def test_names_that_share_a_tensor_share_its_half():
+def test_shared_tensors_stay_shared():
     values = torch.ones(3)
     halves = halve({"encoder.weight": values, "decoder.encoder.weight": values, "bias": torch.zeros(3)})
     assert halves["encoder.weight"] is halves["decoder.encoder.weight"]
     assert halves["bias"].dtype == torch.float16
 
 
-def test_the_environment_is_put_back(tmp_path, monkeypatch):
+def test_environment_is_restored(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", "/somewhere")
     monkeypatch.delenv("nnUNet_results", raising=False)
     before = dict(os.environ)

@@ -14,11 +14,12 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.train.nnunet import run as nnunet_train
-from bids_dgmseg.train.nnunet.data import Case, NnunetTraining
+from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining
 from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.train.nnunet.step import StepOutcome
 from tests.segmentation.nnunet_folders import write_folder
 from tests.terminal import Terminal
+from tests.train.recorder import Lines
 
 MODEL = get_model("nnunet2step")
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -47,14 +48,14 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], list[Case]]]:
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], list[NnunetCase]]]:
     """What the trainings are given, in place of trainings; the folders that they leave have random weights."""
-    seen: dict[str, tuple[Sequence[str], list[Case]]] = {}
+    seen: dict[str, tuple[Sequence[str], list[NnunetCase]]] = {}
 
     LENGTHS.clear()
 
-    def train_step(step, cases, names, out, this, *, say, show):
-        show(f"{step}: step 1")
+    def train_step(step, cases, names, out, this, *, log):
+        log.update(f"{step}: step 1")
         seen[step] = names, list(cases())
         LENGTHS.append(this)
         folder = out / step
@@ -71,8 +72,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def test_both_steps_learn_from_the_same_scans_and_the_others_are_scored(dataset, steps, tmp_path):
-    outcomes, table = run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+def test_both_steps_share_the_split(dataset, steps, tmp_path):
+    outcomes, table = run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), log=Lines())
     assert [outcome.folder.name for outcome in outcomes] == ["cerebellum", "dentate"]
     assert steps["cerebellum"][0] == ("cerebellum",)
     assert steps["dentate"][0] == ("DN_L", "DN_R")
@@ -82,14 +83,14 @@ def test_both_steps_learn_from_the_same_scans_and_the_others_are_scored(dataset,
     for step in ("cerebellum", "dentate"):
         parts = {case.name: case.part for case in steps[step][1]}
         assert parts == {name: row["part"] for name, row in split.items() if row["part"] != "test"}
-    kept_aside = {name for name, row in split.items() if row["part"] == "test"}
-    assert set(table["scan"]) == kept_aside
+    test_set = {name for name, row in split.items() if row["part"] == "test"}
+    assert set(table["scan"]) == test_set
     assert len(table) == 4  # two scans, two sides
-    assert {row["scan"] for row in read_table(tmp_path / "out" / "dice.tsv")} == kept_aside
+    assert {row["scan"] for row in read_table(tmp_path / "out" / "dice.tsv")} == test_set
 
 
-def test_step_one_sees_whole_maps_and_step_two_the_box_with_its_margin(dataset, steps, tmp_path):
-    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+def test_step_two_is_trained_on_crops(dataset, steps, tmp_path):
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), log=Lines())
     whole, crop = steps["cerebellum"][1][0], steps["dentate"][1][0]
     assert whole.chi.shape == SHAPE
     assert whole.labels.sum() == 8 * 6 * 6
@@ -97,7 +98,7 @@ def test_step_one_sees_whole_maps_and_step_two_the_box_with_its_margin(dataset, 
     assert np.argwhere(crop.labels).tolist() == [[4, 5, 5], [8, 5, 5]]
 
 
-def test_without_masks_the_default_model_says_where_the_cerebellum_is(dataset, steps, tmp_path, monkeypatch):
+def test_missing_masks_are_predicted_by_the_localizer(dataset, steps, tmp_path, monkeypatch, lines):
     for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
         path.unlink()
     grid = world_grid(Box((-2.0, -2.0, -2.0), (78.0, 78.0, 78.0)), (8.0, 8.0, 8.0))
@@ -106,17 +107,16 @@ def test_without_masks_the_default_model_says_where_the_cerebellum_is(dataset, s
     regions[4, 3, 3] = 5  # cerebellar nuclei
     found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
     monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
-    lines: list[str] = []
     request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",))
-    run_nnunet_training(request, say=lines.append)
-    assert lines[-1].startswith("no label-cerebellum mask of sub-00, sub-01")
+    run_nnunet_training(request, log=lines)
+    assert lines.lines[-1].startswith("no label-cerebellum mask for sub-00, sub-01")
     inside = np.argwhere(steps["cerebellum"][1][0].labels)
     assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([6, 4, 4], [13, 9, 9])
 
 
 @pytest.mark.parametrize("step", ["cerebellum", "dentate"])
 @pytest.mark.parametrize("found", [None, "no deep nuclei found in the brain"])
-def test_a_scan_in_which_no_cerebellum_is_seen_is_named(dataset, steps, tmp_path, monkeypatch, step, found):
+def test_scan_without_cerebellum_is_refused(dataset, steps, tmp_path, monkeypatch, step, found):
     for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
         path.unlink()
 
@@ -127,32 +127,32 @@ def test_a_scan_in_which_no_cerebellum_is_seen_is_named(dataset, steps, tmp_path
 
     monkeypatch.setattr(nnunet_train, "localize", localize)
     request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=(step,))
-    with pytest.raises(InputError, match=rf"^sub-\d\d: {found or 'the whole-head network sees no cerebellum; add a '}"):
-        run_nnunet_training(request, say=lambda line: None)
+    with pytest.raises(InputError, match=rf"^sub-\d\d: {found or 'the localizer finds no cerebellum; add a '}"):
+        run_nnunet_training(request, log=Lines())
 
 
-def test_of_what_the_default_model_sees_the_largest_part_is_the_cerebellum(dataset, steps, tmp_path, monkeypatch):
+def test_predicted_cerebellum_is_the_largest_component(dataset, steps, tmp_path, monkeypatch):
     for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
         path.unlink()
     grid = world_grid(Box((-2.0, -2.0, -2.0), (78.0, 78.0, 78.0)), (8.0, 8.0, 8.0))
     regions = np.zeros(grid.shape, np.uint8)
     regions[1:4, 2:5, 2:5] = 2  # x from 6 to 30 mm
-    regions[8, 8, 8] = 2  # a crumb
+    regions[8, 8, 8] = 2  # a small component
     found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
     monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
-    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",)), say=lambda line: None)
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",)), log=Lines())
     inside = np.argwhere(steps["cerebellum"][1][0].labels)
     assert (inside.min(axis=0).tolist(), inside.max(axis=0).tolist()) == ([2, 4, 4], [7, 9, 9])
 
 
-def test_a_folder_with_another_training_is_refused(dataset, steps, tmp_path):
-    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), say=print)
+def test_different_training_in_folder_is_refused(dataset, steps, tmp_path):
+    run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), log=Lines())
     other = NnunetRequest(MODEL, dataset, tmp_path / "out", training=NnunetTraining(seed=2))
-    with pytest.raises(InputError, match=r"^out: holds another training \(other seed\); give a new folder for OUT$"):
-        run_nnunet_training(other, say=print)
+    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT$"):
+        run_nnunet_training(other, log=Lines())
 
 
-def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_path, capsys):
+def test_both_steps_share_the_time(dataset, steps, tmp_path, capsys):
     command = ["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]
     assert main([*command, "--minutes", "4", "--epochs", "9"]) == 0
     assert [(this.minutes, this.epochs) for this in LENGTHS] == [(2.0, 9), (2.0, 9)]
@@ -161,16 +161,16 @@ def test_the_verb_trains_both_steps_in_half_the_time_each(dataset, steps, tmp_pa
     assert "step 1" not in said
 
 
-def test_on_a_terminal_the_verb_shows_the_steps_of_both(dataset, steps, tmp_path, monkeypatch):
+def test_terminal_shows_both_steps(dataset, steps, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
     assert main(["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
     assert terminal.shown == ["cerebellum: step 1", "dentate: step 1"]
     assert "step 1" not in "\n".join(terminal.lines)
 
 
-def test_another_plan_is_another_training(dataset, steps, tmp_path, capsys):
+def test_other_plan_is_a_different_training(dataset, steps, tmp_path, capsys):
     command = ["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]
     assert main([*command, "--plan", "small"]) == 0
     assert [this.plan for this in LENGTHS] == ["small", "small"]
     assert main(command) == 2
-    assert "out: holds another training (other plan); give a new folder for OUT" in capsys.readouterr().err
+    assert "out: contains a different training (differs in plan); choose a new OUT" in capsys.readouterr().err

@@ -10,12 +10,13 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Localizer
 from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.train.cases import Case, prepare_case
-from bids_dgmseg.train.labelled_patches import LabelledMap
-from bids_dgmseg.train.objectives import DeepQSMSegObjective
-from bids_dgmseg.train.patches import WindowSamples, list_windows, move
-from bids_dgmseg.train.recipe import Augmentation, Pace, Recipe, Sampling
+from bids_dgmseg.train.augment import Augmentation
+from bids_dgmseg.train.data import LabelledMap
+from bids_dgmseg.train.losses import DeepQSMSegObjective
+from bids_dgmseg.train.patches import Case, WindowSamples, list_windows, prepare_case
+from bids_dgmseg.train.recipe import Recipe, Sampling
 from bids_dgmseg.train.recipes import get_recipe
+from bids_dgmseg.train.schedule import Pace
 
 DCNNET = MODELS["dcnnet"]
 
@@ -33,14 +34,14 @@ def recipe(size, step, *, augmentation=STILL, **sampling):
     )
 
 
-def case(shape, *, room=0, labelled=()):
+def case(shape, *, margin=0, labelled=()):
     """A case whose values are x + 100 y + 10000 z; voxels of the region are counted from 0."""
-    outer = [width + 2 * room for width in shape]
-    x, y, z = np.indices(outer) - room
+    outer = [width + 2 * margin for width in shape]
+    x, y, z = np.indices(outer) - margin
     labels = torch.zeros(outer, dtype=torch.uint8)
     for place in labelled:
-        labels[tuple(np.add(place, room))] = 1
-    a, b, c = (slice(room, room + width) for width in shape)
+        labels[tuple(np.add(place, margin))] = 1
+    a, b, c = (slice(margin, margin + width) for width in shape)
     return Case("one", torch.from_numpy((x + 100 * y + 10_000 * z).astype(np.float32)), labels, (a, b, c))
 
 
@@ -48,38 +49,38 @@ def starts(shape, sampling, **options):
     return [window.start for window in list_windows([case(shape, **options)], sampling, seed=1)]
 
 
-def test_patches_follow_the_step_and_reach_the_end():
+def test_patches_cover_the_region():
     found = starts((12, 4, 9), recipe((4, 4, 4), (5, 5, 5)).sampling)
     assert sorted({start[0] for start in found}) == [0, 5, 8]  # 8 is the last that fits
     assert sorted({start[2] for start in found}) == [0, 5]
     assert len(found) == 6
 
 
-def test_a_step_of_zero_takes_the_middle_even_where_it_reaches_beyond():
+def test_step_zero_takes_the_centre():
     sampling = recipe((4, 4, 4), (0, 0, 0)).sampling
-    assert starts((8, 4, 2), sampling, room=3) == [(5, 3, 2)]  # 3 + (8 - 4) / 2, 3, 3 - 1
+    assert starts((8, 4, 2), sampling, margin=3) == [(5, 3, 2)]  # 3 + (8 - 4) / 2, 3, 3 - 1
 
 
-def test_each_slice_is_once_the_middle_of_a_stack_and_part_of_the_empty_ones_is_kept():
+def test_stacks_cover_slices_and_drop_empty_ones():
     sampling = recipe((4, 3, 4), (0, 1, 0), stack_axis=1, empty=0.0).sampling
-    options = {"room": 1, "labelled": [(1, 0, 1), (1, 199, 1)]}
+    options = {"margin": 1, "labelled": [(1, 0, 1), (1, 199, 1)]}
     assert starts((4, 200, 4), sampling, **options) == [(1, 0, 1), (1, 199, 1)]  # the middles are 1 + 0 and 1 + 199
     some = len(starts((4, 200, 4), replace(sampling, empty=0.3), **options))
     assert 2 + 0.3 * 198 - 25 < some < 2 + 0.3 * 198 + 25  # 4 SD of a binomial are 26
     assert len(starts((4, 200, 4), replace(sampling, empty=1.0), **options)) == 200
 
 
-def test_a_stack_has_its_slices_as_channels_and_the_labels_of_the_middle():
+def test_stack_has_labels_of_its_middle_slice():
     stacks = recipe((2, 3, 2), (0, 1, 0), stack_axis=1, empty=0)
-    samples = WindowSamples([case((2, 6, 2), labelled=[(0, 3, 1)])], stacks, seed=1, moved=False)
+    samples = WindowSamples([case((2, 6, 2), labelled=[(0, 3, 1)])], stacks, seed=1, augment=False)
     chi, labels = samples[0]
     assert chi.shape == (3, 2, 2)
     assert chi[:, 0, 0].tolist() == [200, 300, 400]
     assert labels.tolist() == [[0, 1], [0, 0]]
 
 
-def test_unmoved_samples_are_the_map_itself_in_every_epoch():
-    samples = WindowSamples([case((6, 6, 6))], recipe((3, 3, 3), (3, 3, 3)), seed=1, moved=True)
+def test_samples_without_augmentation_are_the_map():
+    samples = WindowSamples([case((6, 6, 6))], recipe((3, 3, 3), (3, 3, 3)), seed=1, augment=True)
     chi, _ = samples[1]
     assert chi[0, :, 0, 0].tolist() == [30_000, 30_001, 30_002]  # the second starts at z = 3
     assert torch.equal(samples[1 + 2 * len(samples)][0], chi)
@@ -97,28 +98,27 @@ def test_unmoved_samples_are_the_map_itself_in_every_epoch():
     ],
     ids=["a shift moves all alike", "a factor of two enlarges twofold", "the third axis stays"],
 )
-def test_samples_move_as_said(augmentation, check):
+def test_augmentation_moves_points(augmentation, check):
     still = torch.from_numpy(np.moveaxis(np.indices((5, 5, 5)), 0, -1)).float() + 6
-    points = move((6, 6, 6), (5, 5, 5), (1.0, 1.0, 1.0), augmentation, torch.Generator().manual_seed(2))
+    points = augmentation.draw_points((6, 6, 6), (5, 5, 5), (1.0, 1.0, 1.0), torch.Generator().manual_seed(2))
     assert not torch.equal(points, still)
     assert check(points, still)
 
 
-def test_a_rotation_keeps_distances_in_mm():
+def test_rotation_preserves_distances_in_mm():
     spacing = torch.tensor([1.0, 1.0, 2.0])
-    points = move(
-        (0, 0, 0), (5, 5, 5), (1.0, 1.0, 2.0), Augmentation(rotation_deg=30), torch.Generator().manual_seed(2)
-    )
+    generator = torch.Generator().manual_seed(2)
+    points = Augmentation(rotation_deg=30).draw_points((0, 0, 0), (5, 5, 5), (1.0, 1.0, 2.0), generator)
     corner, other = (points[0, 0, 0] * spacing, points[4, 0, 4] * spacing)
     assert float((corner - other).norm()) == pytest.approx(np.hypot(4, 8), rel=1e-5)
 
 
-def test_moved_samples_differ_between_epochs_and_are_the_same_whenever_asked_for():
+def test_augmented_samples_are_reproducible():
     moved = recipe((3, 3, 3), (3, 3, 3), augmentation=Augmentation(shift=2))
-    samples = WindowSamples([case((6, 6, 6), room=3)], moved, seed=1, moved=True)
+    samples = WindowSamples([case((6, 6, 6), margin=3)], moved, seed=1, augment=True)
     assert torch.equal(samples[3][0], samples[3][0])
     assert not torch.equal(samples[3][0], samples[3 + len(samples)][0])
-    assert not torch.equal(samples[3][0], WindowSamples(samples.cases, moved, seed=2, moved=True)[3][0])
+    assert not torch.equal(samples[3][0], WindowSamples(samples.cases, moved, seed=2, augment=True)[3][0])
 
 
 def labelled_phantom(model, spacing_mm=(2.0, 2.0, 2.0)):
@@ -130,7 +130,7 @@ def labelled_phantom(model, spacing_mm=(2.0, 2.0, 2.0)):
     return LabelledMap("sub-01", PHANTOM.chi(grid), Volume(channels[truth], grid.affine))
 
 
-def test_sides_are_one_class_and_the_region_lies_five_voxels_around_it():
+def test_region_has_a_margin_around_labels():
     paper = get_recipe("dcnnet")
     prepared = prepare_case(labelled_phantom(DCNNET, (1.1, 1.1, 1.1)), DCNNET, paper)
     found = np.argwhere(prepared.labels.numpy() > 0)
@@ -138,7 +138,7 @@ def test_sides_are_one_class_and_the_region_lies_five_voxels_around_it():
     for axis, part in enumerate(prepared.region):
         around = (low[axis] - part.start, part.stop - high[axis])
         widest = high[axis] - low[axis] + 10 > 32
-        assert all(4 <= room <= 6 for room in around) if widest else part.stop - part.start in (32, 33)
+        assert all(4 <= margin <= 6 for margin in around) if widest else part.stop - part.start in (32, 33)
     voxel_mm3 = 1.25**3
     for number, name in enumerate(("DN", "IN"), start=1):
         truth = sum(PHANTOM.volumes_mm3[f"{name}_{side}"] for side in "LR")
@@ -147,12 +147,12 @@ def test_sides_are_one_class_and_the_region_lies_five_voxels_around_it():
     assert (float(inside.min()), float(inside.max())) == (0.0, 1.0)
 
 
-def test_a_crop_is_as_large_as_the_papers_and_holds_both_sides_apart():
+def test_crop_has_the_papers_size():
     model = replace(MODELS["deepqsmseg"], localizer=Localizer(kind="centre"))
     paper = get_recipe("deepqsmseg")
     prepared = prepare_case(labelled_phantom(model), model, paper)
     assert [part.stop - part.start for part in prepared.region] == [128, 128, 64]
-    samples = WindowSamples([prepared], paper, seed=1, moved=True)
+    samples = WindowSamples([prepared], paper, seed=1, augment=True)
     chi, labels = samples[0]
     assert (len(samples), chi.shape, labels.shape) == (1, (1, 128, 128, 64), (128, 128, 64))
     assert (float(chi.mean()), float(chi.std())) == pytest.approx((0.0, 1.0), abs=1e-3)
@@ -161,14 +161,14 @@ def test_a_crop_is_as_large_as_the_papers_and_holds_both_sides_apart():
     assert left < np.argwhere(labels.numpy() == 2)[:, 0].mean()
 
 
-def test_a_map_without_the_classes_is_refused():
+def test_map_without_classes_is_refused():
     labelled = labelled_phantom(DCNNET)
     empty = replace(labelled, labels=labelled.labels.with_array(np.zeros_like(labelled.labels.array)))
     with pytest.raises(ValueError, match="sub-01: none of DN, IN is labelled"):
         prepare_case(empty, DCNNET, get_recipe("dcnnet"))
 
 
-def test_the_box_of_a_training_has_the_size_of_its_own_samples_not_of_the_packages(monkeypatch):
+def test_localizer_box_has_the_sample_size(monkeypatch):
     asked, model = [], MODELS["deepqsmseg"]
     box = Box((-60.0, -60.0, -60.0), (60.0, 60.0, 60.0))
 
@@ -176,6 +176,6 @@ def test_the_box_of_a_training_has_the_size_of_its_own_samples_not_of_the_packag
         asked.append(model.input.patch_mm)
         return Location(box, None)
 
-    monkeypatch.setattr("bids_dgmseg.train.cases.run_localizer", run_localizer)
+    monkeypatch.setattr("bids_dgmseg.train.patches.run_localizer", run_localizer)
     prepare_case(labelled_phantom(model), model, get_recipe("deepqsmseg"))
     assert asked == [(120.0, 120.0, 128.0)]  # 128 · 0.9375 mm, 64 · 2 mm

@@ -1,26 +1,29 @@
-from typing import get_args
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
 
 import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.weights import load_object
-from bids_dgmseg.train.objectives import AttentionUNetObjective, DCNNetObjective
-from bids_dgmseg.train.recipe import Network, Pace, changed, read_setting
+from bids_dgmseg.train.losses import AttentionUNetObjective, DCNNetObjective
+from bids_dgmseg.train.recipe import Network, override, read_setting
+from bids_dgmseg.train.recipe_values import AnyLength, Limits, convert
 from bids_dgmseg.train.recipes import RECIPES, get_recipe
+from bids_dgmseg.train.schedule import Pace
 
 DCN, ZHAO, GUAN = (get_recipe(name) for name in ("dcnnet", "attunet25d", "deepqsmseg"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_teaches_the_classes_that_its_model_gives_out(name):
+def test_recipe_has_the_classes_of_its_model(name):
     assert tuple(get_recipe(name).classes) == MODELS[name].classes
     assert {one for kind in get_recipe(name).classes for one in get_recipe(name).structures(kind)} == set(
         MODELS[name].labels
     )
 
 
-def test_the_papers_numbers_are_the_defaults():
+def test_defaults_are_the_papers_values():
     assert (DCN.sampling.size, DCN.sampling.step, DCN.sampling.margin) == ((32, 32, 32), (5, 5, 5), 5)
     assert DCN.pace == Pace(epochs=50, batch=8, learning_rate=1e-3, patience=20)
     assert (ZHAO.sampling.size, ZHAO.sampling.stack_axis, ZHAO.sampling.empty) == ((96, 3, 96), 1, 0.3)
@@ -31,32 +34,14 @@ def test_the_papers_numbers_are_the_defaults():
     assert {recipe.folds for recipe in (DCN, ZHAO, GUAN)} == {5}
 
 
-def test_the_source_network_tells_two_classes_on_transverse_slices():
+def test_source_variant_has_two_classes():
     source = get_recipe("attunet25d", "source")
     assert source.structures("SN-STN") == ("SN_L", "SN_R", "STN_L", "STN_R")
     assert (source.sampling.size, source.sampling.stack_axis) == ((128, 128, 3), 2)
 
 
-def test_the_rate_falls_to_a_tenth_at_each_milestone():
-    rates = [GUAN.pace.rate(epoch) for epoch in (0, 29, 30, 74, 75, 300, 799)]
-    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
-
-
-def test_a_milestone_falls_in_its_own_epoch_whatever_the_number_of_epochs():
-    for epochs in range(1, 200):  # 15 / 22 * 22 is below 15 in floating point
-        pace = Pace(epochs=epochs, batch=1, learning_rate=1.0, milestones=tuple(range(1, epochs)))
-        assert [pace.rate(epoch) for epoch in range(epochs)] == [0.1**epoch for epoch in range(epochs)]
-
-
-def test_a_shorter_training_has_its_milestones_at_the_same_part():
-    assert GUAN.pace.shortened(80).milestones == (3, 8, 30)  # a tenth of 30, 75 (7.5, to even) and 300
-    assert GUAN.pace.shortened(5).rate(0) == GUAN.pace.learning_rate  # 30 of 800 are less than half of one of 5
-    timed = Pace(epochs=800, batch=1, learning_rate=1.0, milestones=(400,), minutes=2)
-    assert (timed.rate(1, 59.0), timed.rate(1, 60.0)) == (1.0, 0.1)
-
-
-def test_every_value_can_be_changed_by_name():
-    recipe = changed(DCN, ["sampling.step=[9, 9, 9]", "loss.terms.attention=0", "pace.batch=4", "validation=0.5"])
+def test_values_are_changed_by_name():
+    recipe = override(DCN, ["sampling.step=[9, 9, 9]", "loss.terms.attention=0", "pace.batch=4", "validation=0.5"])
     assert recipe.sampling.step == (9, 9, 9)
     assert isinstance(recipe.loss, DCNNetObjective)
     assert recipe.loss.terms.attention == 0.0
@@ -64,13 +49,13 @@ def test_every_value_can_be_changed_by_name():
     assert recipe.sampling.size == DCN.sampling.size
 
 
-def test_lists_that_follow_the_network_or_the_length_have_any_number_of_values():
-    shallow = changed(ZHAO, ["loss.scale_weights=[0.7, 0.3]", "augmentation.axes=[0]"])
+def test_some_lists_may_change_their_length():
+    shallow = override(ZHAO, ["loss.scale_weights=[0.7, 0.3]", "augmentation.axes=[0]"])
     assert isinstance(shallow.loss, AttentionUNetObjective)
     assert (shallow.loss.scale_weights, shallow.loss.class_weights) == ((0.7, 0.3), (0.4, 0.2, 0.4))
     assert shallow.augmentation.axes == (0,)
-    assert changed(GUAN, ["pace.milestones=[400]"]).pace.milestones == (400,)
-    assert changed(GUAN, ["pace.milestones=[]"]).pace.milestones == ()
+    assert override(GUAN, ["pace.milestones=[400]"]).pace.milestones == (400,)
+    assert override(GUAN, ["pace.milestones=[]"]).pace.milestones == ()
 
 
 @pytest.mark.parametrize(
@@ -78,54 +63,54 @@ def test_lists_that_follow_the_network_or_the_length_have_any_number_of_values()
     [
         (
             "loss.class_weights=[1, 1]",
-            r"--recipe loss.class_weights: \[1, 1\] has not as many values as \[0.4, 0.2, 0.4\]",
+            r"--recipe loss.class_weights: \[1, 1\] has 2 values; give 3, as in \[0.4, 0.2, 0.4\]",
         ),
-        ("loss.scale_weights=[0.7, -1]", "--recipe loss.scale_weights: -1 is not a number from 0"),
-        ("loss.scale_weights=1", "--recipe loss.scale_weights: 1 is not a list with values"),
-        ("augmentation.axes=[3]", "--recipe augmentation.axes: 3 is not a whole number from 0, up to 2"),
+        ("loss.scale_weights=[0.7, -1]", "--recipe loss.scale_weights: -1 is not a number of at least 0"),
+        ("loss.scale_weights=1", "--recipe loss.scale_weights: 1 is not a non-empty list"),
+        ("augmentation.axes=[3]", "--recipe augmentation.axes: 3 is not an integer of at least 0 and at most 2"),
     ],
 )
-def test_lists_of_any_length_are_held_against_their_values_all_the_same(setting, message):
+def test_invalid_list_is_refused(setting, message):
     with pytest.raises(InputError, match=message):
-        changed(ZHAO, [setting])
+        override(ZHAO, [setting])
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("pace.speed=3", "--recipe pace.speed: there is no speed; choose from epochs, batch"),
-        ("pace=3", "--recipe pace: is not a single value"),
-        ("pace.batch=fast", "--recipe pace.batch: 'fast' is not a whole number from 1; give such a value"),
-        ("pace.batch=0", "--recipe pace.batch: 0 is not a whole number from 1"),
+        ("pace.speed=3", "--recipe pace.speed: unknown value speed; choose from epochs, batch"),
+        ("pace=3", "--recipe pace: not a single value"),
+        ("pace.batch=fast", "--recipe pace.batch: 'fast' is not an integer of at least 1; change the value"),
+        ("pace.batch=0", "--recipe pace.batch: 0 is not an integer of at least 1"),
         ("pace.learning_rate=nan", "--recipe pace.learning_rate: nan is not a number above 0"),
         ("pace.minutes=soon", "--recipe pace.minutes: 'soon' is not a number above 0"),
-        ("validation=0.9", "--recipe validation: 0.9 is not a number above 0, up to 0.5"),
-        ("loss.terms.attention=-1", "--recipe loss.terms.attention: -1 is not a number from 0"),
-        ("loss.terms.heads=[1]", r"--recipe loss.terms.heads: \[1\] has not as many values as \[1.0, 1.0\]; give 2"),
+        ("validation=0.9", "--recipe validation: 0.9 is not a number above 0 and at most 0.5"),
+        ("loss.terms.attention=-1", "--recipe loss.terms.attention: -1 is not a number of at least 0"),
+        ("loss.terms.heads=[1]", r"--recipe loss.terms.heads: \[1\] has 1 values; give 2, as in \[1.0, 1.0\]"),
         (
             "sampling.size=[16, 16]",
-            r"--recipe sampling.size: \[16, 16\] has not as many values as \[32, 32, 32\]; give 3",
+            r"--recipe sampling.size: \[16, 16\] has 2 values; give 3, as in",
         ),
-        ("sampling.size=[16, 16, 1.5]", "--recipe sampling.size: 1.5 is not a whole number from 1"),
-        ("sampling.step=[-5, 5, 5]", "--recipe sampling.step: -5 is not a whole number from 0"),
-        ("sampling.stack_axis=3", "--recipe sampling.stack_axis: 3 is not a whole number from 0, up to 2"),
+        ("sampling.size=[16, 16, 1.5]", "--recipe sampling.size: 1.5 is not an integer of at least 1"),
+        ("sampling.step=[-5, 5, 5]", "--recipe sampling.step: -5 is not an integer of at least 0"),
+        ("sampling.stack_axis=3", "--recipe sampling.stack_axis: 3 is not an integer of at least 0 and at most 2"),
         ("sampling.region=foo", "--recipe sampling.region: 'foo' is not one of labels, localizer"),
         ("sampling.normalization=foo", "--recipe sampling.normalization: 'foo' is not one of ppm, zscore, minmax"),
-        ("spacing_mm=[1, 1]", r"--recipe spacing_mm: \[1, 1\] is not a list of 3"),
+        ("spacing_mm=[1, 1]", r"--recipe spacing_mm: \[1, 1\] is not a list of 3 values"),
         ("augmentation.scale=[0, 1]", "--recipe augmentation.scale: 0 is not a number above 0"),
         (
             "network=os:system",
             "--recipe network: 'os:system' is not one of bids_dgmseg.networks.attention_unet:Attention",
         ),
-        ("pace.batch", "--recipe pace.batch: is not KEY=VALUE"),
+        ("pace.batch", "--recipe pace.batch: expected KEY=VALUE"),
     ],
 )
-def test_what_cannot_be_changed_is_said(setting, message):
+def test_invalid_setting_is_refused(setting, message):
     with pytest.raises(InputError, match=message):
-        changed(DCN, [setting])
+        override(DCN, [setting])
 
 
-def test_the_networks_to_choose_from_are_there_and_are_those_of_models_and_recipes():
+def test_networks_exist_and_are_all_listed():
     choices = {name for name in get_args(Network) if name}
     assert all(callable(load_object(name)) for name in choices)
     recipes = [recipe for variants in RECIPES.values() for recipe in variants.values()]
@@ -133,11 +118,59 @@ def test_the_networks_to_choose_from_are_there_and_are_those_of_models_and_recip
     assert used - {""} == choices
 
 
-def test_a_setting_is_toml_or_a_word():
+def test_setting_is_toml_or_a_word():
     pairs = [read_setting(text, option="--arch") for text in ("a=true", "b=[1, 2]", "c=batch", "d='x y'")]
     assert pairs == [("a", True), ("b", [1, 2]), ("c", "batch"), ("d", "x y")]
 
 
-def test_an_unknown_variant_is_said():
-    with pytest.raises(InputError, match="--variant fast: attunet25d has paper, source, resnet50; choose one of them"):
+def test_unknown_variant_is_refused():
+    with pytest.raises(
+        InputError, match="--variant fast: unknown variant of attunet25d; choose from paper, source, resnet50"
+    ):
         get_recipe("attunet25d", "fast")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        (float, 2, 2.0),
+        (float | None, 2, 2.0),
+        (Annotated[float, Limits(0, 1)], 1, 1.0),
+        (tuple[int, ...], [], ()),
+        (tuple[float, float], [1, 2], (1.0, 2.0)),
+        (Annotated[tuple[float, ...], AnyLength()], [1], (1.0,)),
+        (Sequence[Sequence[int]], [[1], [1, 2]], ((1,), (1, 2))),
+        (Literal["a", "b"], "b", "b"),
+        (bool, False, False),
+        (str, "word", "word"),
+    ],
+)
+def test_value_is_converted(kind, given, expected):
+    found = convert(kind, given)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (int, True, "True is not an integer of at least 0"),
+        (int, 2.0, "2.0 is not an integer of at least 0"),
+        (int, -1, "-1 is not an integer of at least 0"),
+        (float, float("inf"), "inf is not a number of at least 0"),
+        (float | None, "none", "'none' is not a number of at least 0"),
+        (Annotated[float, Limits(0, 1, above=True)], 0, "0 is not a number above 0 and at most 1"),
+        (Annotated[int, Limits(1)] | None, 0, "0 is not an integer of at least 1"),
+        (tuple[Annotated[int, Limits(1)], ...], [1, 0], "0 is not an integer of at least 1"),
+        (tuple[int, int], [1], r"\[1\] is not a list of 2 values"),
+        (Annotated[tuple[float, ...], AnyLength()], [-1], "-1 is not a number of at least 0"),
+        (tuple[int, ...], "12", "'12' is not a non-empty list"),
+        (Sequence[int], [], r"\[\] is not a non-empty list"),
+        (Literal[1, 2], True, "True is not one of 1, 2"),
+        (bool, 1, "1 is not true or false"),
+        (str, 1, "1 is not text"),
+    ],
+)
+def test_invalid_value_is_refused(kind, given, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        convert(kind, given)

@@ -147,7 +147,7 @@ def test_a_run_in_which_trainings_fail_ends_with_the_reason_of_the_first(script,
 def test_no_fold_and_no_process_are_refused(script, tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):
         script.main([str(tmp_path), str(tmp_path / "out"), option, "0"])
-    assert f"{option}: '0' is not a whole number from 1" in capsys.readouterr().err
+    assert f"{option}: '0' is not a positive integer" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""What a training of nnU-Net is given: its length, and labelled maps as a raw dataset, two files a scan."""
+"""Settings of an nnU-Net training, and labelled maps as an nnU-Net raw dataset."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,18 +14,15 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.boxes import box_of_mask
 from bids_dgmseg.image.grids import Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
-
-Part = Literal["train", "tune", "test"]
+from bids_dgmseg.io.files import write_json
+from bids_dgmseg.train.splits import FRACTIONS, Part
 
 PlanName = Literal["paper", "small"]
-
-SHARES: Mapping[Part, float] = {"train": 0.7, "tune": 0.1, "test": 0.2}
-"""As in DentateSeg's study."""
 
 
 @dataclass(frozen=True)
 class NnunetTraining:
-    """How long, how large and where; the whole length, all runs together."""
+    """Length, size and machine of a training; lengths are totals over all calls."""
 
     epochs: int = 5000
     """Of 50 iterations; nnU-Net's own 1000 have 250."""
@@ -34,18 +30,18 @@ class NnunetTraining:
     seed: int = 1
     device: str = "auto"
     workers: int = 1
-    """Processes that make samples; 1: the one that learns does."""
+    """Processes that generate samples; with 1 the training process does."""
     checkpoint_minutes: float = 2.0
     iterations: int = 50
-    """Steps an epoch, a fifth of nnU-Net's: a kill loses little."""
-    watched: int = 10
-    """Batches of other scans after each epoch."""
+    """Steps per epoch, a fifth of nnU-Net's, so that an interruption loses little."""
+    validation_iterations: int = 10
+    """Validation batches per epoch."""
     plan: PlanName = "paper"
     """Network, patch and voxels: DentateSeg's and nnU-Net's own, or small enough for a package."""
 
 
 @dataclass(frozen=True)
-class Case:
+class NnunetCase:
     """One labelled scan of an nnU-Net dataset."""
 
     name: str
@@ -56,53 +52,22 @@ class Case:
     part: Part
 
 
-def split_by_site(sites: Mapping[str, str], *, seed: int) -> dict[str, Part]:
-    """Divide participants into 70 % to learn from, 10 % to watch and 20 % to test, in each site alike.
-
-    Parameters
-    ----------
-    sites : mapping
-        Participant → site.
-    seed : int
-        Which of a site's participants go where.
-
-    Returns
-    -------
-    dict
-        Participant → part. From three participants on no part is empty.
-    """
-    random = np.random.default_rng(seed)
-    order = [name for _, _, name in sorted((sites[name], random.random(), name) for name in sorted(sites))]
-    counts: dict[Part, int] = dict.fromkeys(SHARES, 0)
-    parts: dict[str, Part] = {}
-    for place, name in enumerate(order, start=1):
-        behind = {part: share * place - counts[part] for part, share in SHARES.items()}
-        parts[name] = max(behind, key=lambda part: behind[part])
-        counts[parts[name]] += 1
-    if len(order) >= 3:
-        for part in ("tune", "test"):
-            if part not in parts.values():
-                learned = [name for name in order if parts[name] == "train"]
-                parts[learned[-1]] = part
-    return parts
-
-
-def crop_to_cerebellum(case: Case, cerebellum: NDArray[np.bool_], *, margin_mm: float) -> Case:
-    """Cut a case to the box that step one hands to step two."""
+def crop_to_cerebellum(case: NnunetCase, cerebellum: NDArray[np.bool_], *, margin_mm: float) -> NnunetCase:
+    """Crop a case to the box that step one passes to step two."""
     box = box_of_mask(case.chi.with_array(cerebellum)).expanded(margin_mm)
     block = covering_block(Grid(case.chi.shape, case.chi.affine), box)
     chi = Volume(case.chi.array[block], block_affine(case.chi.affine, block))
-    return Case(case.name, chi, case.labels[block], case.part)
+    return NnunetCase(case.name, chi, case.labels[block], case.part)
 
 
-def write_raw(folder: Path, cases: Iterable[Case], names: Sequence[str]) -> dict[Part, list[str]]:
-    """Write an nnU-Net raw dataset of the cases to learn from and to watch; those to test are left out.
+def write_raw_dataset(folder: Path, cases: Iterable[NnunetCase], names: Sequence[str]) -> dict[Part, list[str]]:
+    """Write an nnU-Net raw dataset of the training and validation cases; test cases are left out.
 
     Parameters
     ----------
     folder : path
         ``DatasetNNN_NAME``, new.
-    cases : iterable of Case
+    cases : iterable of NnunetCase
         Written with RAS+ axes.
     names : sequence of str
         Of the labels 1, 2, …
@@ -112,7 +77,7 @@ def write_raw(folder: Path, cases: Iterable[Case], names: Sequence[str]) -> dict
     dict
         Names of the cases of each part.
     """
-    written: dict[Part, list[str]] = {part: [] for part in SHARES}
+    written: dict[Part, list[str]] = {part: [] for part in FRACTIONS}
     for kind in ("imagesTr", "labelsTr"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for case in cases:
@@ -129,5 +94,5 @@ def write_raw(folder: Path, cases: Iterable[Case], names: Sequence[str]) -> dict
         "overwrite_image_reader_writer": "SimpleITKIO",
         "orientation": "RAS",
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(content, folder / "dataset.json")
     return written

@@ -1,4 +1,4 @@
-"""Plan and preprocess an nnU-Net dataset in this process, as large as nnU-Net would or small enough for a package."""
+"""Plan and preprocess an nnU-Net dataset in this process."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
 
 _INTENSITIES = 1_000_000
-"""Voxels of the labels, all scans together, whose values describe the dataset; nnU-Net takes a hundred times more."""
+"""Number of voxels inside labels for the intensity statistics, over all scans; nnU-Net uses a hundred times more."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the plan of a step is made for; by default DentateSeg's voxels and nnU-Net's own network."""
+    """Size of the network of a step; by default DentateSeg's voxels and nnU-Net's own network."""
 
     spacing_mm: float = 0.86
     memory_gb: float = 8.0
-    """What nnU-Net's planner sizes patches by."""
+    """GPU memory for which nnU-Net's planner chooses the patch size."""
     features: int = 32
-    """Filters of the first stage, doubled from stage to stage."""
+    """Filters of the first stage, doubled at each stage."""
     parameters: float = math.inf
-    """At most so many: the filters of the last stages are limited until it fits."""
+    """Maximum number; the filters of the last stages are limited to reach it."""
 
 
 SIZES: Mapping[PlanName, Mapping[str, Size]] = {
@@ -48,12 +48,12 @@ SIZES: Mapping[PlanName, Mapping[str, Size]] = {
         "dentate": Size(memory_gb=0.6, features=16, parameters=3_800_000),
     },
 }
-"""Half precision needs two bytes a parameter: both small steps together stay below 10 MB. Step one only lays a box, so
-there it sees the map at three times 0.86 mm."""
+"""In half precision (two bytes per parameter) both small networks stay below 10 MB together. Step one only finds a box,
+so it uses three times 0.86 mm."""
 
 
 class SizedPlanner(ExperimentPlanner):
-    """nnU-Net's default planner for one 3D network of a certain size."""
+    """nnU-Net's default planner for one 3D network of a given size."""
 
     def __init__(self, dataset: str, size: Size) -> None:
         super().__init__(
@@ -69,12 +69,12 @@ class SizedPlanner(ExperimentPlanner):
     def get_plans_for_configuration(
         self, spacing: Any, median_shape: Any, data_identifier: str, approximate_n_voxels_dataset: float, _cache: Any
     ) -> dict[str, Any]:
-        """Plan the 3D network, with as many filters as its limit allows; the 2D one is not wanted."""
+        """Plan the 3D network with as many filters as its limit allows, and no 2D network."""
         if len(spacing) == 2:
             return {}
         plan: dict[str, Any] = {}
-        for most in (320, 256, 192, 128, 96, 64, 48, 32):
-            self.UNet_max_features_3d = most
+        for limit in (320, 256, 192, 128, 96, 64, 48, 32):
+            self.UNet_max_features_3d = limit
             plan = super().get_plans_for_configuration(
                 spacing, median_shape, data_identifier, approximate_n_voxels_dataset, {}
             )
@@ -84,13 +84,13 @@ class SizedPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Keep the one configuration."""
+        """Save the 3D configuration only."""
         plans["configurations"] = {CONFIGURATION: plans["configurations"][CONFIGURATION]}
         super().save_plans(plans)
 
 
 def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
-    """Count the parameters of a network of plans.json."""
+    """Count the parameters of a network described in plans.json."""
     network = get_network_from_plans(
         architecture["network_class_name"],
         architecture["arch_kwargs"],
@@ -104,14 +104,14 @@ def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
 
 
 def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
-    """Do what ``nnUNetv2_plan_and_preprocess`` does, without its worker processes.
+    """Plan and preprocess as ``nnUNetv2_plan_and_preprocess`` does, without worker processes.
 
     Parameters
     ----------
     raw, preprocessed : path
-        The dataset's folders; nnU-Net's environment variables name their parents.
+        Folders of the dataset; nnU-Net's environment variables contain their parents.
     size : Size
-        Of the voxels, the patches and the network.
+        Voxels, patches and network.
     """
     names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
     files = {
@@ -131,7 +131,7 @@ def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
 
 
 def _fingerprint(files: Sequence[tuple[list[str], str]]) -> dict[str, Any]:
-    """Describe a dataset as nnU-Net's extractor does."""
+    """Compute the fingerprint of a dataset as nnU-Net's extractor does."""
     found = [
         DatasetFingerprintExtractor.analyze_case(images, labels, SimpleITKIO, _INTENSITIES // len(files))
         for images, labels in files
@@ -155,9 +155,9 @@ def _fingerprint(files: Sequence[tuple[list[str], str]]) -> dict[str, Any]:
     }
 
 
-def write_splits(preprocessed: Path, learned: Sequence[str], watched: Sequence[str]) -> None:
-    """Tell nnU-Net's trainer which cases fold 0 learns from and which it watches."""
-    _write([{"train": list(learned), "val": list(watched)}], preprocessed / "splits_final.json")
+def write_splits(preprocessed: Path, training: Sequence[str], validation: Sequence[str]) -> None:
+    """Write the training and validation cases of fold 0 for nnU-Net's trainer."""
+    _write([{"train": list(training), "val": list(validation)}], preprocessed / "splits_final.json")
 
 
 def _write(content: Any, path: Path) -> None:

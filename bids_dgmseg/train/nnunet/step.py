@@ -1,4 +1,4 @@
-"""Train one step of nnunet2step: raw dataset, plan, preprocessing, training, model folder; resumes after a kill."""
+"""Train one step of nnunet2step: raw dataset, plan, preprocessing, training, model folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import sha256, write_bytes, write_text
+from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.weights import pick_device
 from bids_dgmseg.segmentation.nnunet import quiet
-from bids_dgmseg.train.nnunet.data import Case, NnunetTraining, PlanName, write_raw
-from bids_dgmseg.train.status_line import unseen
+from bids_dgmseg.train.log import Log
+from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining, PlanName, write_raw_dataset
 
 _CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step's training has come to."""
+    """Result of training a step."""
 
     epochs: int
     folder: Path
@@ -38,63 +38,66 @@ class StepOutcome:
 
 def train_step(
     step: str,
-    cases: Callable[[], Iterable[Case]],
+    cases: Callable[[], Iterable[NnunetCase]],
     names: Sequence[str],
     out: Path,
-    this: NnunetTraining,
+    training: NnunetTraining,
     *,
-    say: Callable[[str], None],
-    show: Callable[[str], None] = unseen,
+    log: Log,
 ) -> StepOutcome:
-    """Train one of the two networks, going on where ``OUT`` stopped.
+    """Train one of the two networks; resumes the training in ``OUT``.
 
     Parameters
     ----------
     step : str
-        ``cerebellum`` or ``dentate``: names the model folder.
+        ``cerebellum`` or ``dentate``, the name of the model folder.
     cases : callable
-        Gives the labelled scans; called where they are not preprocessed yet.
+        Returns the labelled scans; only called if they are not preprocessed yet.
     names : sequence of str
         Of the labels 1, 2, …
     out : path
-        Gets the model folder ``STEP`` and, in ``training/STEP``, all that a resumed training needs.
-    this : NnunetTraining
-        How long.
-    say, show : callable
-        Get a line an epoch, and lines between that the next one may replace.
+        Gets the model folder ``STEP`` and, in ``training/STEP``, all files needed to resume.
+    training : NnunetTraining
+        Settings.
+    log : Log
+        Gets a line per epoch.
 
     Raises
     ------
     InputError
-        If no case is to be learned from.
+        If there is no training case.
     """
     work, dataset = out / "training" / step, f"Dataset001_{step.capitalize()}"
-    say, show = _heard(say), _heard(show)
+    log = _LogToStdout(log)
     with quiet():
         with environment(work, workers=1):  # planning divides by the number of workers
-            _prepare(step, cases, names, work, dataset, this.plan, say)
-        with environment(work, workers=this.workers if this.workers > 1 else 0):
-            trainer = _train(step, work / "preprocessed" / dataset, this, say, show)
-    folder = ship(trainer, out / step)
+            _prepare(step, cases, names, work, dataset, training.plan, log)
+        with environment(work, workers=training.workers if training.workers > 1 else 0):
+            trainer = _train(step, work / "preprocessed" / dataset, training, log)
+    folder = write_model(trainer, out / step)
     for curve in ("curve.tsv", "progress.png"):
         shutil.copy(Path(trainer.output_folder) / curve, out / f"{step}_{curve}")
     return StepOutcome(trainer.current_epoch, folder, sha256(folder / "fold_0" / _CHECKPOINT))
 
 
-def _heard(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Let lines go where they go now, whatever is silenced later."""
-    stream = sys.stdout
+class _LogToStdout:
+    """A log that writes to the current standard output, although nnU-Net's own output is silenced later."""
 
-    def tell_there(line: str) -> None:
-        with contextlib.redirect_stdout(stream):
-            tell(line)
+    def __init__(self, log: Log) -> None:
+        self._log, self._stream = log, sys.stdout
 
-    return tell_there
+    def log(self, text: str) -> None:
+        with contextlib.redirect_stdout(self._stream):
+            self._log.log(text)
+
+    def update(self, text: str) -> None:
+        with contextlib.redirect_stdout(self._stream):
+            self._log.update(text)
 
 
 @contextlib.contextmanager
 def environment(work: Path, *, workers: int) -> Iterator[None]:
-    """Set the variables that nnU-Net looks for, and put back what was there."""
+    """Set nnU-Net's environment variables, and restore them afterwards."""
     ours = {
         **{f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")},
         "nnUNet_n_proc_DA": str(workers),
@@ -116,14 +119,14 @@ def environment(work: Path, *, workers: int) -> Iterator[None]:
 
 def _prepare(
     step: str,
-    cases: Callable[[], Iterable[Case]],
+    cases: Callable[[], Iterable[NnunetCase]],
     names: Sequence[str],
     work: Path,
     dataset: str,
     plan: PlanName,
-    say: Callable[[str], None],
+    log: Log,
 ) -> None:
-    """Convert, plan and preprocess, once; what a kill left half done is done anew."""
+    """Convert, plan and preprocess once; start again after an interruption."""
     from bids_dgmseg.train.nnunet.plan import SIZES, plan_and_preprocess, write_splits
 
     raw, preprocessed, ready = work / "raw" / dataset, work / "preprocessed" / dataset, work / "prepared.json"
@@ -131,38 +134,39 @@ def _prepare(
         return
     for half_done in (raw, preprocessed):
         shutil.rmtree(half_done, ignore_errors=True)
-    parts = write_raw(raw, cases(), names)
+    parts = write_raw_dataset(raw, cases(), names)
     if not parts["train"]:
-        raise InputError(f"{step}: no scan to learn from; give more labelled scans")
-    say(f"{step}: {len(parts['train'])} scans to learn from, {len(parts['tune'])} to watch; planning and preprocessing")
+        raise InputError(f"{step}: no training scan; add labelled scans")
+    counts = f"{len(parts['train'])} training, {len(parts['tune'])} validation scans"
+    log.log(f"{step}: {counts}; planning and preprocessing")
     plan_and_preprocess(raw, preprocessed, SIZES[plan][step])
     write_splits(preprocessed, parts["train"], parts["tune"] or parts["train"])
     shutil.rmtree(raw)
-    ready.write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
+    write_json({str(part): names for part, names in parts.items()}, ready)
 
 
-def _train(
-    step: str, preprocessed: Path, this: NnunetTraining, say: Callable[[str], None], show: Callable[[str], None]
-) -> Any:
+def _train(step: str, preprocessed: Path, training: NnunetTraining, log: Log) -> Any:
     from bids_dgmseg.train.nnunet.plan import CONFIGURATION, PLANS
     from bids_dgmseg.train.nnunet.trainer import DentateTrainer
 
     plans, dataset = (
         json.loads((preprocessed / f"{name}.json").read_text(encoding="utf-8")) for name in (PLANS, "dataset")
     )
-    torch.manual_seed(this.seed)
-    np.random.seed(this.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
-    trainer = DentateTrainer({**plans, "continue_training": True}, CONFIGURATION, 0, dataset, pick_device(this.device))
-    trainer.use(this, say=say, show=show, step=step)
+    torch.manual_seed(training.seed)
+    np.random.seed(training.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
+    trainer = DentateTrainer(
+        {**plans, "continue_training": True}, CONFIGURATION, 0, dataset, pick_device(training.device)
+    )
+    trainer.configure(training, log=log, step=step)
     trainer.resume()
     trainer.run_training()
     return trainer
 
 
-def ship(trainer: Any, folder: Path) -> Path:
-    """Write what predicts, in half precision and without the optimizer, as a folder that stock nnU-Net reads.
+def write_model(trainer: Any, folder: Path) -> Path:
+    """Write a model folder that stock nnU-Net reads, in half precision and without the optimizer.
 
-    ``plans.json`` is written last: where it lies, the folder is whole, also for the other step's training beside.
+    ``plans.json`` is written last: if it exists, the folder is complete, also for the training of the other step.
     """
     from bids_dgmseg.train.nnunet.plan import CONFIGURATION
     from bids_dgmseg.train.nnunet.trainer import STOCK_TRAINER
@@ -186,7 +190,7 @@ def ship(trainer: Any, folder: Path) -> Path:
 
 
 def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert parameters to float16; what has several names in nnU-Net's networks stays one tensor."""
+    """Convert parameters to float16; a tensor with several names in nnU-Net's networks stays one tensor."""
     halves: dict[int, Tensor] = {}
     for values in state.values():
         halves.setdefault(values.data_ptr(), values.detach().cpu().half())

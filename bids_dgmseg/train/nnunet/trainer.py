@@ -1,4 +1,4 @@
-"""nnU-Net's trainer without mirroring, with elastic deformation, that resumes after a kill and keeps to a time."""
+"""nnU-Net's trainer without mirroring, with elastic deformation, resumable and with a time limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,37 @@ from bids_dgmseg.io.files import atomic_write, write_text
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.weights import to_channels_last
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
+from bids_dgmseg.train.log import Log, PlainLog, format_status
 from bids_dgmseg.train.nnunet.data import NnunetTraining
-from bids_dgmseg.train.status_line import live_line, part_over, seconds_left, unseen
+from bids_dgmseg.train.schedule import fraction_done, seconds_left
 
 STOCK_TRAINER = "nnUNetTrainerNoMirroring"
-"""What our model folders name, since stock ``nnUNetv2_predict`` knows it; it builds the same network."""
+"""Named in our model folders, since stock ``nnUNetv2_predict`` knows it; it builds the same network."""
 
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 
 _ELASTIC = 0.2
-"""Part of the samples that are bent, as those that are turned and scaled; nnU-Net's own trainer bends none."""
+"""Fraction of the samples with elastic deformation; nnU-Net's own trainer uses none."""
 
 _WAVE = (0.08, 0.25)
-"""SD over which a bend is smooth, relative to the edge of a patch: 4 to 12 mm of one of 48 mm."""
+"""SD of the smoothing of the deformation relative to the patch size: 4 to 12 mm for a patch of 48 mm."""
 
 _STEEPNESS = 0.25
-"""Largest displacement relative to that SD: far from folding space."""
+"""Largest displacement relative to that SD, far from folding."""
 
 
 def _draw_displacement(*, deformation_scale: float, patch_size: Sequence[int], dim: int, **_: Any) -> float:
-    """Draw by how many voxels a sample is bent along an axis at most; nnU-Net's default is less than one."""
+    """Draw the largest displacement along an axis in voxels; nnU-Net's default is less than one."""
     return float(np.random.uniform(0, _STEEPNESS * deformation_scale * patch_size[dim]))  # noqa: NPY002 - as nnU-Net
 
 
 def _as_floats(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """Convert the logits of one scale or several."""
+    """Convert the logits of one or several scales to float32."""
     return outputs.float() if isinstance(outputs, Tensor) else [logits.float() for logits in outputs]
 
 
 class _DieWithTrainer:
-    """A transform that changes nothing and lets no worker live on without its trainer, which may be killed."""
+    """A transform that changes nothing, but ends a worker process when its trainer is killed."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid  # of the trainer, which must not get the signal itself
@@ -64,56 +65,54 @@ class _DieWithTrainer:
         return sample
 
 
-class _FallingRate:
-    """Learning rate that falls to 0 over the training by the power 0.9, as nnU-Net's, by epochs or by time."""
+class _PolynomialRate:
+    """nnU-Net's learning rate, which falls to 0 with the power 0.9; by epochs or by time."""
 
     def __init__(self, trainer: DentateTrainer) -> None:
         self.trainer = trainer
 
     def step(self, epoch: int) -> None:
         """Set the rate of an epoch."""
-        rate = self.trainer.initial_lr * (1 - self.trainer.share(epoch)) ** 0.9
+        rate = self.trainer.initial_lr * (1 - self.trainer.fraction_done(epoch)) ** 0.9
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
 
 
 class DentateTrainer(nnUNetTrainerNoMirroring):
-    """Rotation, scaling, elastic deformation and intensities vary; left and right are never exchanged."""
+    """Trainer with rotation, scaling, elastic deformation and intensity augmentation, but no mirroring."""
 
-    length = NnunetTraining()
-    say: Callable[[str], None] = staticmethod(unseen)
-    show: Callable[[str], None] = staticmethod(unseen)
+    settings = NnunetTraining()
+    log: Log = PlainLog()
     step_name = ""
     _saved = 0.0
 
-    def use(
-        self, length: NnunetTraining, *, say: Callable[[str], None], show: Callable[[str], None] = unseen, step: str
-    ) -> None:
-        """Set what nnU-Net's constructor has no place for."""
-        self.length, self.say, self.show, self.step_name = length, say, show, step
-        self.num_epochs = length.epochs
-        self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = length.iterations, length.watched
+    def configure(self, settings: NnunetTraining, *, log: Log, step: str) -> None:
+        """Set what nnU-Net's constructor has no arguments for."""
+        self.settings, self.log, self.step_name = settings, log, step
+        self.num_epochs = settings.epochs
+        self.num_iterations_per_epoch = settings.iterations
+        self.num_val_iterations_per_epoch = settings.validation_iterations
         self._plot = self.logger.plot_progress_png
-        self.logger.plot_progress_png = lambda folder: None  # seconds an epoch; once at the end is enough
+        self.logger.plot_progress_png = lambda folder: None  # takes seconds; once at the end is enough
 
     @property
     def latest(self) -> Path:
-        """The checkpoint that a resumed training goes on from."""
+        """The checkpoint to resume from."""
         return Path(self.output_folder) / "checkpoint_latest.pth"
 
-    def share(self, epoch: float) -> float:
-        """Part of the training that lies behind after some epochs, 0 to 1."""
-        return part_over(epoch / self.num_epochs, self.seconds(), self.length.minutes)
+    def fraction_done(self, epoch: float) -> float:
+        """Return the finished fraction of the training after some epochs, from 0 to 1."""
+        return fraction_done(epoch / self.num_epochs, self.seconds(), self.settings.minutes)
 
     def seconds(self) -> float:
-        """Time spent learning so far, all runs together."""
+        """Return the training time so far, over all calls."""
         starts, ends = (self.logger.get_value(f"epoch_{end}_timestamps", step=None) for end in ("start", "end"))
         running = time.time() - starts[-1] if len(starts) > len(ends) else 0.0
         return float(running + sum(end - start for start, end in zip(starts, ends, strict=False)))
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> Any:
-        """Bend samples too; all else is nnU-Net's."""
+        """Add elastic deformation to nnU-Net's transforms."""
         transforms = nnUNetTrainerNoMirroring.get_training_transforms(*args, **kwargs)
         for transform in transforms.transforms:
             if isinstance(transform, SpatialTransform):
@@ -124,21 +123,21 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> Any:
-        """Prepare what is watched as nnU-Net does."""
+        """Return nnU-Net's transforms."""
         transforms = nnUNetTrainerNoMirroring.get_validation_transforms(*args, **kwargs)
         transforms.transforms.insert(0, _DieWithTrainer(os.getpid()))
         return transforms
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Keep nnU-Net's optimizer and let its rate fall by time too."""
+        """Return nnU-Net's optimizer with a learning rate that may also fall with time."""
         optimizer, _ = super().configure_optimizers()
-        return optimizer, _FallingRate(self)
+        return optimizer, _PolynomialRate(self)
 
     def plot_network_architecture(self) -> None:
-        """Draw nothing: it needs a program that nobody has."""
+        """Draw nothing: it needs graphviz."""
 
     def initialize(self) -> None:
-        """Build the network, on a CPU in the layout in which it is quickest."""
+        """Build the network, on a CPU in the memory layout that is fastest."""
         super().initialize()
         if self.device.type == "cpu":
             to_channels_last(self.network, self.device)
@@ -157,7 +156,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     @contextmanager
     def _on_cpu(self, batch: dict[str, Any]) -> Iterator[None]:
-        """Compute in bfloat16 on a CPU that gains by it, which nnU-Net does on GPUs alone; the loss in float32."""
+        """Compute in bfloat16 if the CPU is faster with it (nnU-Net does so on GPUs only); the loss in float32."""
         if self.device.type != "cpu":
             yield
             return
@@ -170,24 +169,24 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
             hook.remove()
 
     def run_training(self) -> None:
-        """Train until the epochs or the minutes are over; an epoch may end early."""
+        """Train until the epochs or the minutes are over; the last epoch may be short."""
         self.on_train_start()
-        while self.share(self.current_epoch) < 1:
+        while self.fraction_done(self.current_epoch) < 1:
             self.on_epoch_start()
             self.on_train_epoch_start()
             steps = []
             for _ in range(self.num_iterations_per_epoch):
                 steps.append(self.train_step(next(self.dataloader_train)))
                 self._show_step(len(steps), float(steps[-1]["loss"]))
-                if self.length.minutes and self.seconds() > 60 * self.length.minutes:
+                if self.settings.minutes and self.seconds() > 60 * self.settings.minutes:
                     break
             self.on_train_epoch_end(steps)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                watched = [
+                validated = [
                     self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)
                 ]
-                self.on_validation_epoch_end(watched)
+                self.on_validation_epoch_end(validated)
             self.on_epoch_end()
         self._end_workers()
         self._plot(self.output_folder)
@@ -196,28 +195,28 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         self.current_epoch += 1
 
     def _end_workers(self) -> None:
-        """End the processes that make samples; the thread that collects from them would else complain of their end."""
+        """End the worker processes, about whose end the collecting thread would otherwise complain."""
         for loader in (self.dataloader_train, self.dataloader_val):
             if isinstance(loader, NonDetMultiThreadedAugmenter):
                 loader._finish()
 
     def _show_step(self, step: int, loss: float) -> None:
-        """Show where the training is, with the Dice of the last epoch."""
+        """Show the status, with the Dice of the last epoch."""
         steps, seconds = self.num_iterations_per_epoch, self.seconds()
         dice = self.logger.get_value("dice_per_class_or_region", step=None)
-        self.show(
-            live_line(
+        self.log.update(
+            format_status(
                 f"{self.step_name}: epoch {self.current_epoch + 1}/{self.num_epochs}, step {step}/{steps}",
                 seconds=seconds,
-                left=seconds_left(seconds, self.share(self.current_epoch + step / steps)),
+                left=seconds_left(seconds, self.fraction_done(self.current_epoch + step / steps)),
                 loss=loss,
                 dice=dice[-1] if dice else (),
             )
         )
 
     def on_epoch_end(self) -> None:
-        """Save now and then, by the clock, and tell how it goes."""
-        due = time.monotonic() - self._saved > 60 * self.length.checkpoint_minutes
+        """Save a checkpoint every few minutes, and write the learning curve."""
+        due = time.monotonic() - self._saved > 60 * self.settings.checkpoint_minutes
         self.save_every = 1 if due else self.num_epochs + 1
         if due:
             self._saved = time.monotonic()
@@ -225,19 +224,19 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         self._write_curve()
 
     def _write_curve(self) -> None:
-        """Write the curve anew, from the first epoch on."""
+        """Write the learning curve from the first epoch on."""
         keys = ("train_losses", "val_losses", "lrs", "dice_per_class_or_region")
-        train, watched, rates, dice = (self.logger.get_value(key, step=None) for key in keys)
+        train, validation, rates, dice = (self.logger.get_value(key, step=None) for key in keys)
         names = list(self.dataset_json["labels"])[1:]
         lines = ["\t".join(["epoch", "loss", "loss_tune", "learning_rate", *names])]
-        for epoch, row in enumerate(zip(train, watched, rates, dice, strict=False), start=1):
+        for epoch, row in enumerate(zip(train, validation, rates, dice, strict=False), start=1):
             cells = [f"{row[0]:.4f}", f"{row[1]:.4f}", f"{row[2]:.6f}", *(f"{value:.3f}" for value in row[3])]
             lines.append("\t".join([str(epoch), *cells]))
         write_text("\n".join(lines), Path(self.output_folder) / "curve.tsv")
         scores = " ".join(f"{name} {value:.2f}" for name, value in zip(names, dice[-1], strict=True))
-        self.say(
+        self.log.log(
             f"{self.step_name}: epoch {self.current_epoch}, {self.seconds():.0f} s, loss {train[-1]:.3f}, "
-            f"Dice of other patches {scores}"
+            f"validation Dice {scores}"
         )
 
     def save_checkpoint(self, filename: str) -> None:
@@ -246,7 +245,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
             super().save_checkpoint(str(temporary))
 
     def resume(self) -> None:
-        """Go on from the latest checkpoint, where there is one."""
+        """Resume from the latest checkpoint, if there is one."""
         if not self.latest.is_file():
             return
         if not self.was_initialized:

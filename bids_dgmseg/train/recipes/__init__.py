@@ -1,4 +1,4 @@
-"""The papers' recipes, one file a model, to be ticked off against the methods sections."""
+"""The papers' recipes, one file per model, to be compared with the methods sections."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
 
 
 def get_recipe(model: str, variant: str = "paper") -> Recipe:
-    """Look a recipe up.
+    """Return a recipe.
 
     Raises
     ------
     InputError
-        If the model has none, or none of this name.
+        If the model has no recipe or no such variant.
     """
     if model not in RECIPES:
-        raise InputError(f"{model}: has no recipe to train by; choose from {', '.join(RECIPES)}")
+        raise InputError(f"{model}: no training recipe; choose from {', '.join(RECIPES)}")
     if variant not in RECIPES[model]:
-        raise InputError(f"--variant {variant}: {model} has {', '.join(RECIPES[model])}; choose one of them")
+        raise InputError(f"--variant {variant}: unknown variant of {model}; choose from {', '.join(RECIPES[model])}")
     return RECIPES[model][variant]

@@ -37,8 +37,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bids_dgmseg.train.objectives import AttentionUNetObjective
-from bids_dgmseg.train.recipe import Augmentation, Pace, Recipe, Sampling
+from bids_dgmseg.train.augment import Augmentation
+from bids_dgmseg.train.losses import AttentionUNetObjective
+from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.schedule import Pace
 
 _CORONAL, _AXIAL = 1, 2
 

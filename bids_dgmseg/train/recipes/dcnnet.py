@@ -32,8 +32,9 @@ IV.F, Table III         without attention loss, without overlap loss    ``--reci
 
 from __future__ import annotations
 
-from bids_dgmseg.train.objectives import DCNNetObjective
-from bids_dgmseg.train.recipe import Pace, Recipe, Sampling
+from bids_dgmseg.train.losses import DCNNetObjective
+from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.schedule import Pace
 
 RECIPES = {
     "paper": Recipe(

@@ -23,8 +23,10 @@ II.D                    controls and patients alike                     all scan
 
 from __future__ import annotations
 
-from bids_dgmseg.train.objectives import DeepQSMSegObjective
-from bids_dgmseg.train.recipe import Augmentation, Pace, Recipe, Sampling
+from bids_dgmseg.train.augment import Augmentation
+from bids_dgmseg.train.losses import DeepQSMSegObjective
+from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.schedule import Pace
 
 _NUCLEI = ("CN", "PUT", "GP", "SN", "RN")
 

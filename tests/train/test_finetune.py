@@ -29,11 +29,11 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.train.checkpoints import read_checkpoint
-from bids_dgmseg.train.external_validation import watch
-from bids_dgmseg.train.finetune import FineTuning
-from bids_dgmseg.train.run_finetuning import Request, run_fine_tuning, summarize
+from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.train.validation import evaluate_on_dataset
 from tests.conftest import start_dataset, write_map
 from tests.terminal import Terminal
+from tests.train.recorder import Lines
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
 GRID = world_grid(HEAD, (3.0, 3.0, 6.0))
@@ -50,7 +50,7 @@ MODEL = replace(
 def one_thread():
     """Threads wait for one another longer than these small networks compute."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bids_dgmseg.train.finetune.use_cores", lambda: torch.set_num_threads(1))
+        patch.setattr("bids_dgmseg.train.finetune.use_all_cores", lambda: torch.set_num_threads(1))
         yield
 
 
@@ -62,7 +62,7 @@ from functools import partial
 from pytest import MonkeyPatch
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.train.finetune import FineTuning
-from tests.train.test_run_finetuning import use_small_default
+from tests.train.test_finetune import use_small_default
 use_small_default(patch := MonkeyPatch())
 patch.setattr("bids_dgmseg.train.finetune.FineTuning", partial(FineTuning, checkpoint_minutes=0))
 sys.exit(main(sys.argv[1:]))
@@ -118,12 +118,12 @@ def teacher(tmp_path_factory):
     torch.manual_seed(0)
     save_weights(segmenter_network(MODEL).state_dict(), folder / "untrained" / "segmenter.safetensors")
     training = FineTuning(steps=120, learning_rate=2e-2, workers=0)
-    run_fine_tuning(Request(MODEL, root, folder / "out", folder / "untrained", training), say=lambda line: None)
+    finetune(FineTuningRequest(MODEL, root, folder / "out", folder / "untrained", training), log=Lines())
     return folder / "out"
 
 
-def tune(dataset, out, start, *, say=lambda line: None, training=QUICK, **options):
-    return run_fine_tuning(Request(MODEL, dataset, out, start, training, **options), say=say)
+def tune(dataset, out, start, *, log=None, training=QUICK, **options):
+    return finetune(FineTuningRequest(MODEL, dataset, out, start, training, **options), log=log or Lines())
 
 
 def mean(table, column, nucleus, part="training"):
@@ -131,7 +131,7 @@ def mean(table, column, nucleus, part="training"):
     return rows[column].mean()
 
 
-def test_another_protocol_is_learned_and_what_is_not_labelled_is_kept(dataset, teacher, tmp_path):
+def test_labelled_nuclei_change_and_others_stay(dataset, teacher, tmp_path):
     for scan in ("sub-01", "sub-02"):
         label(dataset, scan, "CN_L", "CN_R", moved_mm=6.0)
     training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
@@ -142,11 +142,11 @@ def test_another_protocol_is_learned_and_what_is_not_labelled_is_kept(dataset, t
         assert mean(table, "dice_between", "PUT", part) > 0.85
         assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
     assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
-    assert "Dice on 1 training scans, which were learned from:" in summarize(table)
+    assert "Dice on 1 training scans:" in summarize(table)
 
 
 @pytest.mark.parametrize("voxel_mm", [(1.5, 1.5, 3.0), (1.5, 3.0, 1.5)], ids=["axial", "coronal"])
-def test_a_nucleus_that_is_drawn_otherwise_on_slices_of_3_mm_is_learned(voxel_mm, teacher, tmp_path):
+def test_labels_on_thick_slices_are_learned(voxel_mm, teacher, tmp_path):
     root, grid = tmp_path / "thick", world_grid(HEAD, voxel_mm)
     start_dataset(root)
     for number, scan in enumerate(("sub-01", "sub-02")):
@@ -160,7 +160,7 @@ def test_a_nucleus_that_is_drawn_otherwise_on_slices_of_3_mm_is_learned(voxel_mm
         assert mean(table, "dice_between", "PUT", part) > 0.85
 
 
-def test_a_training_in_slices_is_the_training_in_one_go(dataset, untrained, tmp_path):
+def test_training_in_calls_equals_one_call(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     whole, table = tune(dataset, tmp_path / "a", untrained)
     halfway, _ = tune(dataset, tmp_path / "b", untrained, training=replace(QUICK, minutes=1e-9))
@@ -170,7 +170,7 @@ def test_a_training_in_slices_is_the_training_in_one_go(dataset, untrained, tmp_
     assert again.equals(table)
 
 
-def test_the_folder_is_one_for_weights(dataset, untrained, tmp_path):
+def test_folder_has_weights_scores_and_figures(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "out", untrained)
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -197,7 +197,7 @@ def labels_of_the_app(dataset, weights, tmp_path, monkeypatch):
     return np.asanyarray(load_image(out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.nii.gz").dataobj)
 
 
-def test_the_app_labels_with_the_folder_as_the_command_scored_it(dataset, calibrated, tmp_path, monkeypatch):
+def test_app_reproduces_the_scores(dataset, calibrated, tmp_path, monkeypatch):
     label(dataset, "sub-01", *MODEL.labels, moved_mm=3.0)
     _, table = tune(dataset, tmp_path / "out", calibrated)
     truth = np.asanyarray(load_image(next(dataset.rglob("*_dseg.nii.gz"))).dataobj)
@@ -212,14 +212,14 @@ def test_the_app_labels_with_the_folder_as_the_command_scored_it(dataset, calibr
     assert not np.array_equal(found, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))
 
 
-def test_temperatures_are_handed_on_from_folder_to_folder(dataset, calibrated, tmp_path):
+def test_temperatures_are_inherited(dataset, calibrated, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "first", calibrated)
     tune(dataset, tmp_path / "second", tmp_path / "first")
     assert read_model_folder(MODEL, tmp_path / "second").temperatures == TEMPERATURES
 
 
-def test_the_network_learns_to_be_right_with_its_temperatures(dataset, calibrated, tmp_path):
+def test_network_is_trained_with_its_temperatures(dataset, calibrated, tmp_path):
     label(dataset, "sub-01", *MODEL.labels)
     _, table = tune(dataset, tmp_path / "out", calibrated, training=FineTuning(steps=30, learning_rate=1e-2, workers=0))
     # The temperatures take more than a third of the putamen's Dice, and the teacher saw this very map.
@@ -227,7 +227,7 @@ def test_the_network_learns_to_be_right_with_its_temperatures(dataset, calibrate
     assert mean(table, "dice_after", "PUT") > 0.75
 
 
-def test_a_folder_that_was_begun_without_temperatures_goes_on_without(dataset, calibrated, tmp_path):
+def test_resumed_folder_without_temperatures_stays_without(dataset, calibrated, tmp_path):
     label(dataset, "sub-01", *MODEL.labels)  # nothing is learned from what the starting weights see
     (calibrated / "model.toml").rename(tmp_path / "model.toml")
     whole, _ = tune(dataset, tmp_path / "a", calibrated)
@@ -238,7 +238,7 @@ def test_a_folder_that_was_begun_without_temperatures_goes_on_without(dataset, c
     assert not (tmp_path / "b" / "model.toml").exists()
 
 
-def test_temperatures_fitted_since_are_kept(dataset, calibrated, tmp_path):
+def test_refitted_temperatures_are_kept(dataset, calibrated, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "out", calibrated)
     write_model_toml(MODEL, tmp_path / "out", about={"temperatures": [1.5] * 5})
@@ -246,23 +246,22 @@ def test_temperatures_fitted_since_are_kept(dataset, calibrated, tmp_path):
     assert read_model_folder(MODEL, tmp_path / "out").temperatures == (1.5,) * 5
 
 
-def test_numbers_are_matched_by_name_and_the_rest_is_said(dataset, untrained, tmp_path):
+def test_labels_are_matched_by_name(dataset, untrained, tmp_path, lines):
     numbers = {"CN_R": 3, "CN_L": 40, "GP_L": 7}
     label(dataset, "sub-01", numbers=numbers)
-    said: list[str] = []
-    _, table = tune(dataset, tmp_path / "out", untrained, say=said.append)
+    _, table = tune(dataset, tmp_path / "out", untrained, log=lines)
     counts = table.dropna(subset="n_reference").set_index("abbreviation")["n_reference"]
     truth = PHANTOM.dseg(GRID).array
     assert counts.to_dict() == {name: (truth == STRUCTURES.named(name).index).sum() for name in ("CN_L", "CN_R")}
-    assert said[:4] == [
+    assert lines.lines[:4] == [
         "no labels for sub-02; left out",
         "dseg.tsv: 7 (GP_L) not among the nuclei of dgm16; ignored",
-        "1 scans to learn from, labelled CN_L, CN_R",
-        "kept as the starting weights see them: PUT_L, PUT_R",
+        "1 training scans, labelled CN_L, CN_R",
+        "kept as the starting weights predict them: PUT_L, PUT_R",
     ]
 
 
-def test_of_several_segmentations_one_is_chosen_and_own_results_are_no_labels(dataset, untrained, tmp_path):
+def test_choose_decides_between_segmentations(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L", seg="first")
     label(dataset, "sub-01", "PUT_L", seg="dgm16")
     _, table = tune(dataset, tmp_path / "a", untrained)
@@ -274,33 +273,33 @@ def test_of_several_segmentations_one_is_chosen_and_own_results_are_no_labels(da
     assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_R"]
 
 
-def test_no_labels_no_match_and_another_grid_are_said_in_one_line(dataset, untrained, tmp_path):
-    with pytest.raises(InputError, match=r"^ds: no _dseg.nii\[.gz\] of manual labels in it or its derivatives"):
+def test_unusable_labels_are_refused(dataset, untrained, tmp_path):
+    with pytest.raises(InputError, match=r"^ds: no manual labels \(_dseg.nii\[.gz\]\) in it or its derivatives"):
         tune(dataset, tmp_path / "out", untrained)
     label(dataset, "sub-09", "CN_L")
-    with pytest.raises(InputError, match=r"^ds: no _dseg is of the same scan as a _Chimap \(sub-09_seg-manual_dseg"):
+    with pytest.raises(InputError, match=r"^ds: no _dseg belongs to the scan of a _Chimap \(sub-09_seg-manual_dseg"):
         tune(dataset, tmp_path / "out", untrained)
     label(dataset, "sub-01", numbers={"GP_L": 1, "thalamus": 2})
-    with pytest.raises(InputError, match=r"^ds: no label is a nucleus of dgm16 \(CN_L, CN_R, PUT_L, PUT_R\); name"):
+    with pytest.raises(InputError, match=r"^ds: no label is a nucleus of dgm16 \(CN_L, CN_R, PUT_L, PUT_R\); use"):
         tune(dataset, tmp_path / "out", untrained)
     label(dataset, "sub-01", "CN_L", grid=world_grid(HEAD, (3.0, 3.0, 3.0)))
-    with pytest.raises(InputError, match=r"^sub-01_seg-manual_dseg.nii.gz: does not lie on the grid of sub-01_Chimap"):
+    with pytest.raises(InputError, match=r"^sub-01_seg-manual_dseg.nii.gz: not on the grid of sub-01_Chimap"):
         tune(dataset, tmp_path / "out", untrained)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_another_training_is_not_continued(dataset, untrained, tmp_path):
+def test_different_training_in_folder_is_refused(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L")
     tune(dataset, tmp_path / "out", untrained)
-    with pytest.raises(InputError, match=r"^out: holds another training \(other seed\); give a new folder for OUT"):
+    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT"):
         tune(dataset, tmp_path / "out", untrained, training=replace(QUICK, seed=9))
 
 
-def test_a_wrong_holdout_is_said(dataset, untrained, tmp_path):
+def test_wrong_holdout_is_refused(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L")
-    with pytest.raises(InputError, match=r"^--holdout 7: no labelled scan of it \(there are 01\)"):
+    with pytest.raises(InputError, match=r"^--holdout 7: no labelled scan of this participant \(labelled: 01\)"):
         tune(dataset, tmp_path / "out", untrained, holdout=("7",))
-    with pytest.raises(InputError, match="leaves no scan to learn from"):
+    with pytest.raises(InputError, match="leaves no training scan"):
         tune(dataset, tmp_path / "out", untrained, holdout=("01",))
 
 
@@ -316,7 +315,7 @@ def use_small_default(patch):
         "bids_dgmseg.cli.training_options.get_model",
         lambda name, option: replace(MODEL, localizer=replace(MODEL.localizer, network="unused")),
     )
-    patch.setattr("bids_dgmseg.train.run_finetuning.copy_file", lambda temporary, final: None)
+    patch.setattr("bids_dgmseg.train.finetune.copy_file", lambda temporary, final: None)
 
 
 @pytest.fixture
@@ -324,7 +323,7 @@ def small_default(monkeypatch):
     use_small_default(monkeypatch)
 
 
-def test_the_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
+def test_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
     assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
@@ -334,7 +333,7 @@ def test_the_command_prints_before_and_after(dataset, untrained, small_default, 
     assert "step 1" not in said
 
 
-def test_a_killed_training_goes_on_to_the_very_same_weights(dataset, untrained, small_default, tmp_path, capsys):
+def test_killed_training_resumes_to_the_same_weights(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "100", "--workers", "0", "--device", "cpu"]
     whole, killed = (
@@ -363,12 +362,12 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(dataset, untrained, 
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_labelled_scans_are_watched_and_not_learned_from(dataset, untrained, tmp_path):
+def test_external_validation_scores_a_dataset(dataset, untrained, tmp_path, lines):
     label(dataset, "sub-01", "CN_L", "CN_R")
-    said: list[str] = []
     before = (untrained / "segmenter.safetensors").read_bytes()
     for step in (30, 10, 20, 20):  # a slice that is done again replaces its rows and those of later steps
-        table = pd.read_csv(watch(MODEL, dataset, untrained, step=step, device="cpu", say=said.append), sep="\t")
+        path = evaluate_on_dataset(MODEL, dataset, untrained, step=step, device="cpu", log=lines)
+        table = pd.read_csv(path, sep="\t")
     assert table[["step", "scan", "abbreviation"]].to_numpy().tolist() == [
         [step, "sub-01", side] for step in (10, 20) for side in ("CN_L", "CN_R")
     ]
@@ -376,11 +375,11 @@ def test_labelled_scans_are_watched_and_not_learned_from(dataset, untrained, tmp
     _, scores = tune(dataset, tmp_path / "out", untrained)
     expected = scores[scores["abbreviation"].isin(["CN_L", "CN_R"])]["dice_before"].to_numpy()
     assert table["dice"][:2].to_numpy() == pytest.approx(expected, abs=1e-4)
-    assert said[-1].startswith(f"step 20, Dice on 1 scans of {dataset.name}, not learned from: CN ")
+    assert lines.lines[-1].startswith(f"step 20, Dice on 1 scans of {dataset.name}: CN ")
     assert (untrained / "segmenter.safetensors").read_bytes() == before
 
 
-def test_on_a_terminal_the_command_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):
+def test_terminal_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
     terminal = Terminal.connected(monkeypatch)
