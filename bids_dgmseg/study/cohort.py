@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
-from bids_dgmseg.study.participants import ParticipantTables, Visit, list_some, read_participant_tables
+from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
 from bids_dgmseg.study.results import RERUN, Results, read_entities, read_results
 
 ENTITIES = {
@@ -78,7 +79,7 @@ class ResultsSelection:
         for key, prefix, option, wanted in self._criteria():
             known = {str(entities[key]) for entities in scans if not pd.isna(entities.get(key))}
             if unknown := [label for label in wanted if label not in known]:
-                some = list_some(sorted(known), prefix) or "none"
+                some = list_some(f"{prefix}{label}" for label in known) or "none"
                 raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check {option} (found {some})")
         if not any(map(self.includes, scans)):
             options = ", ".join(option for _, _, option, wanted in self._criteria() if wanted)
@@ -166,7 +167,7 @@ def load_cohort(
         If there are no results or none is selected, a named column does not exist, or a table cannot be read or joined.
     """
     selection = selection or ResultsSelection()
-    found = [read_results(folder.path) for folder in folders]
+    found = [read_results(folder.path, link=folder.link) for folder in folders]
     _check_any(folders, found)
     if selection:
         records = [record for results in found for record in results.scans.to_dict("records")]
@@ -177,6 +178,7 @@ def load_cohort(
         [names for names in (AGE, SEX, GROUP, SITE) if names not in named],
     )
     scans = pd.concat([part.results.scans for part in parts], ignore_index=True)
+    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])
     qc = pd.concat([part.results.qc for part in parts], ignore_index=True)
     keys, strata = _key_table(scans)
     if len(parts) > 1:
@@ -189,6 +191,11 @@ def load_cohort(
     site, site_from = _find_sites(parts, scans, participants, column=site_column)
     group = group_column or find_column(participants.columns, GROUP)
     demographics, warnings = _find_demographics(parts, keys, participants, group=group)
+    shared_warnings = []
+    if shared := _shared_labels(parts):
+        shared_warnings = [
+            f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"
+        ]
     column = site_from.removeprefix("column ")
     where = f"participants.tsv: {column}" if column != site_from else f"{site_from}: site"
     spellings = {
@@ -198,8 +205,14 @@ def load_cohort(
     return Cohort(
         scans=scans.drop(columns=["page", "scanner"]),
         keys=keys.assign(site=site.fillna(MISSING)),
-        stats=_join_stats(parts),
-        qc=pd.concat([_pages(parts), qc], axis=1),
+        stats=pd.concat(
+            [
+                part.results.stats.assign(scan=part.results.stats["scan"] + n)
+                for part, n in zip(parts, first, strict=True)
+            ],
+            ignore_index=True,
+        ),
+        qc=pd.concat([scans["page"], qc], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
         demographics=demographics.assign(site=site),
@@ -215,7 +228,7 @@ def load_cohort(
         spellings=spellings,
         warnings=(
             *(f"{part.folder.name}: {line}" if len(parts) > 1 else line for part in parts for line in part.warnings),
-            *_shared_label_warnings(parts),
+            *shared_warnings,
             *warnings,
             *spellings["site"],
             *spellings["group"],
@@ -250,12 +263,12 @@ def _load_part(folder: ResultsFolder, results: Results, selection: ResultsSelect
             warnings.append(f"{list_some(selected)}: {problem} and left out; {remedy}{them}")
     n_damaged = sum(selection.includes(read_entities(name)) for name in results.damaged)
     mask = [selection.includes(record) for record in results.scans.to_dict("records")]
-    selected_results = _select(results, pd.Series(mask, dtype=bool))
+    chosen = _select(results, pd.Series(mask, dtype=bool))
     # labels are matched among all scans with results: an id such as 3 may stand for sub-03 or for sub-3
     tables, more = read_participant_tables(
-        folder.dataset, _visits(results), selected=_visits(selected_results) if selection else None
+        folder.dataset, _visits(results), selected=_visits(chosen) if selection else None
     )
-    return _Part(folder, selected_results, tables, [*warnings, *more], n_damaged)
+    return _Part(folder, chosen, tables, [*warnings, *more], n_damaged)
 
 
 def _select(results: Results, mask: pd.Series) -> Results:
@@ -311,23 +324,6 @@ def _align_columns(parts: Sequence[_Part], roles: Iterable[Sequence[str]]) -> li
                 tables = part.tables.rename({column: first})
                 aligned[place] = replace(part, tables=tables, warnings=[*part.warnings, warning])
     return aligned
-
-
-def _join_stats(parts: Sequence[_Part]) -> pd.DataFrame:
-    tables, n_scans = [], 0
-    for part in parts:
-        tables.append(part.results.stats.assign(scan=part.results.stats["scan"] + n_scans))
-        n_scans += len(part.results.scans)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _pages(parts: Sequence[_Part]) -> pd.DataFrame:
-    pages = [
-        (PurePosixPath(part.folder.link) / page).as_posix() if isinstance(page, str) else None
-        for part in parts
-        for page in part.results.scans.get("page", ())
-    ]
-    return pd.DataFrame({"page": pd.Series(pages, dtype=object)})
 
 
 def _key_table(scans: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -412,12 +408,6 @@ def _find_ages(
 def _shared_labels(parts: Sequence[_Part]) -> list[str]:
     counts = Counter(label for part in parts for label in {f"sub-{participant}" for participant, _ in part.visits})
     return sorted(label for label, count in counts.items() if count > 1)
-
-
-def _shared_label_warnings(parts: Sequence[_Part]) -> list[str]:
-    if shared := _shared_labels(parts):
-        return [f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"]
-    return []
 
 
 def _spelling_warnings(values: pd.Series, where: str) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.errors import list_some
 from bids_dgmseg.stats.long_table import require_columns
-from bids_dgmseg.study.participants import list_some
 
 AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
 """Names that a column may have, in lower case."""

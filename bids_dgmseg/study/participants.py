@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.annex import (
     describe_missing,
     describe_unfetched,
@@ -47,19 +47,6 @@ _MAX_LINES = 50
 """Most lines of one row: a quote that is not closed by then is an ordinary character."""
 
 _DAYS_PER_YEAR = 365.25
-
-
-_N_LISTED = 5
-
-
-def list_some(names: Sequence[str], prefix: str = "") -> str:
-    """Format a list of names, abbreviated after the fifth.
-
-    >>> list_some(["1", "2", "3", "4", "5", "6", "7"], "sub-")
-    'sub-1, sub-2, sub-3, sub-4, sub-5 and 2 more'
-    """
-    shown = ", ".join(prefix + name for name in names[:_N_LISTED])
-    return shown if len(names) <= _N_LISTED else f"{shown} and {len(names) - _N_LISTED} more"
 
 
 @dataclass(frozen=True)
@@ -172,12 +159,10 @@ def read_participant_tables(
     participants, warnings = pd.DataFrame(), []
     if (root / "participants.tsv").is_file():
         participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
-        if unknown := sorted(labels - set(participants.index)):
-            warnings.append(f"participants.tsv: no row for {list_some(unknown, 'sub-')}; their columns are n/a")
-        if selected is None and (unmeasured := sorted(set(participants.index) - labels)):
-            warnings.append(
-                f"participants.tsv: no results of {list_some(unmeasured, 'sub-')}; they are not in the tables"
-            )
+        if unknown := [f"sub-{label}" for label in labels - set(participants.index)]:
+            warnings.append(f"participants.tsv: no row for {list_some(unknown)}; their columns are n/a")
+        if selected is None and (others := [f"sub-{label}" for label in set(participants.index) - labels]):
+            warnings.append(f"participants.tsv: no results of {list_some(others)}; they are not in the tables")
     sessions, session_warnings = _read_sessions(root, [visit for visit in scanned if visit[0] in labels], visits)
     paths = [root / "participants.json"] if len(participants) else []
     if len(sessions.columns):

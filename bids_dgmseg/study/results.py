@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Results:
 
     scans: pd.DataFrame
     """One row per scan and model, text: BIDS entities by their keys (``sub``, ``ses``, …, ``seg`` is the model), NaN if
-    the name lacks one; ``page``, file of the participant's page; ``scanner``, its name if known."""
+    the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known."""
     stats: pd.DataFrame
     """One row per scan and nucleus: ``scan``, a row of `scans`, and the columns of ``_stats.tsv`` as text."""
     qc: pd.DataFrame
@@ -76,8 +76,10 @@ class Results:
     """File names of tables that lie beside labels without a sidecar, which is written last."""
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, *, link: str = ".") -> Results:
     """Read the ``_stats.tsv`` and ``_qc.json`` of all scans below the participants' folders.
+
+    `link` is the path of the folder that links to the participants' pages start with.
 
     If labels lie beside a table, their sidecar must exist too: it marks a complete scan. Tables without images, as
     sites share them, need none.
@@ -86,7 +88,8 @@ def read_results(folder: Path) -> Results:
     found = sorted(_find_tables(folder), key=lambda item: item[0].name)
     unfinished = tuple(path.name for path, complete in found if not complete)
     complete = [path for path, is_complete in found if is_complete]
-    without_model = {path: _WITHOUT_MODEL for path in complete if "seg" not in read_entities(path.name)}
+    no_model = DamagedTableError("without a model (seg-) in the name", "rename the file")
+    without_model = dict.fromkeys((path for path in complete if "seg" not in read_entities(path.name)), no_model)
     paths = [path for path in complete if path not in without_model]
     stats, damaged = read_stats(
         paths, numbers=STATS_COLUMNS, required=("volume_mm3", "mean_ppm"), known=[s.abbreviation for s in STRUCTURES]
@@ -100,7 +103,7 @@ def read_results(folder: Path) -> Results:
         scans.append(
             {
                 **read_entities(path.name),
-                "page": page if page in pages else None,
+                "page": (PurePosixPath(link) / page).as_posix() if page in pages else None,
                 "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
             }
         )
@@ -112,9 +115,6 @@ def read_results(folder: Path) -> Results:
         {path.name: error for path, error in sorted((without_model | damaged).items(), key=lambda item: item[0].name)},
         unfinished,
     )
-
-
-_WITHOUT_MODEL = DamagedTableError("without a model (seg-) in the name", "rename the file")
 
 
 def has_results(folder: Path) -> bool:

@@ -139,19 +139,6 @@ def test_invalid_weights_stop_before_the_first_scan(script, dataset, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_choice_must_be_an_entity(script, dataset, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        script.main([str(dataset), str(tmp_path / "out"), "--choose", "manual"])
-    assert "--choose: 'manual' is not a BIDS entity such as desc-manual" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--threads", "--nprocs"])
-def test_threads_and_processes_must_be_positive(script, dataset, tmp_path, capsys, option):
-    with pytest.raises(SystemExit, match="2"):
-        script.main([str(dataset), str(tmp_path / "out"), option, "0"])
-    assert f"{option}: '0' is not" in capsys.readouterr().err
-
-
 def test_benchmark_without_segmentations_is_an_error(script, dataset, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(script, "check_candidates", lambda candidates, **given: None)
 
