@@ -46,7 +46,7 @@ def untrained(name: str, folder: Path, *, folds: int = 2) -> Path:
 
 
 @pytest.mark.parametrize("name", list(SMALL))
-def test_each_network_runs_in_the_app_and_writes_its_own_nuclei_only(name, bids_dataset, tmp_path, capsys):
+def test_each_network_writes_only_its_nuclei(name, bids_dataset, tmp_path, capsys):
     dataset, out = bids_dataset("sub-01"), tmp_path / "out"
     folder = untrained(name, tmp_path / "weights")
     arguments = ["--model", name, "--weights", str(folder), "--device", "cpu", "--skip-bids-validation"]
@@ -60,7 +60,7 @@ def test_each_network_runs_in_the_app_and_writes_its_own_nuclei_only(name, bids_
     assert name in (out / "sub-01.html").read_text("utf-8")
 
 
-def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_dataset, tmp_path, monkeypatch):
+def test_unsided_networks_split_left_and_right(bids_dataset, tmp_path, monkeypatch):
     dataset, out = bids_dataset("sub-01"), tmp_path / "out"
     folder = untrained("dcnnet", tmp_path / "weights", folds=1)
 
@@ -81,7 +81,7 @@ def test_left_and_right_of_a_network_without_sides_lie_on_their_sides(bids_datas
 
 
 @pytest.mark.parametrize("name", list(SMALL))
-def test_without_weights_one_line_says_what_to_do(name, bids_dataset, tmp_path, capsys, monkeypatch):
+def test_missing_weights_give_one_line(name, bids_dataset, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.models.registry.files", lambda package: tmp_path)  # a package without weights
     arguments = ["--model", name, "--skip-bids-validation", "-w", str(tmp_path / "work")]
     assert main([str(bids_dataset("sub-01")), str(tmp_path / "out"), "participant", *arguments]) == 2

@@ -72,12 +72,12 @@ def _store(path: Path, axes: str, kind: str) -> Path:
         ("RAS", "float64", ".nii"),
     ],
 )
-def test_axes_and_files_do_not_change_a_voxel(tmp_path, axes, kind, extension):
+def test_orientation_and_format_do_not_change_labels(tmp_path, axes, kind, extension):
     chi = Volume.read(_store(tmp_path / f"map{extension}", axes, kind))
     np.testing.assert_array_equal(_segment(chi).array, _upright_dseg().array)
 
 
-def test_sixteen_bits_change_next_to_nothing(tmp_path):
+def test_int16_storage_hardly_changes_labels(tmp_path):
     # int16 with scl_slope holds the map's 0.3 ppm in 65,536 steps of 5e-6 ppm, a thousandth of the noise.
     chi = Volume.read(_store(tmp_path / "map.nii.gz", "LPS", "int16"))
     table = dice(_upright_dseg().array, _segment(chi).array, structures=STRUCTURES)
@@ -95,7 +95,7 @@ GRIDS = {"oblique": _tilted(), "0.7 mm": world_grid(HEAD, (0.7, 0.7, 0.7)), "1 x
 
 
 @pytest.mark.parametrize("axis", ["y", "z"])
-def test_oblique_slices_have_the_nuclei_of_straight_ones(axis):
+def test_oblique_slices_keep_the_nuclei(axis):
     # The same voxels under a header that says that slices, and the head with them, were turned by 20 degrees.
     turn = nib.affines.from_matvec(Rotation.from_euler(axis, 20, degrees=True).as_matrix())
     chi = Volume(_upright_map().array, turn @ UPRIGHT.affine)
@@ -104,7 +104,7 @@ def test_oblique_slices_have_the_nuclei_of_straight_ones(axis):
 
 
 @pytest.mark.parametrize("noise_ppm", [0.01, 0.04, 0.1])
-def test_noise_about_the_head_does_not_move_the_box(noise_ppm):
+def test_noise_around_the_head_keeps_the_box(noise_ppm):
     chi = _upright_map()
     noise = np.random.default_rng(3).normal(0, noise_ppm, chi.shape).astype(np.float32)
     box = localize(chi.with_array(np.where(chi.array == 0, noise, chi.array)), MODEL).box
@@ -119,7 +119,7 @@ def _dseg_on(name: str) -> Volume:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_volumes_agree_over_grids_within_the_resampling_error(name):
+def test_volumes_agree_between_grids(name):
     dseg = _dseg_on(name)
     # A boundary known to a third of the largest voxel edge h moves the volume of a body of surface S by S h / 3; of a
     # ball of the same volume V, S = 4.84 V^(2/3), and flat nuclei have up to 1.3 times that.
@@ -130,7 +130,7 @@ def test_volumes_agree_over_grids_within_the_resampling_error(name):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_nucleus_is_found_on_its_side(name):
+def test_every_nucleus_is_on_its_side(name):
     dseg = _dseg_on(name)
     for structure in STRUCTURES:
         voxels = np.argwhere(dseg.array == structure.index)
@@ -138,14 +138,14 @@ def test_every_nucleus_is_found_on_its_side(name):
         assert (x_mm < 0) == (structure.hemisphere == "L"), structure.name
 
 
-def test_the_phantom_is_segmented_well():
+def test_phantom_is_segmented_accurately():
     table = dice(PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array, structures=STRUCTURES)
     by_nucleus = table.set_index("abbreviation")["dice"]
     assert by_nucleus.mean() >= 0.8
     assert by_nucleus[["IN_L", "IN_R"]].min() >= 0.6
 
 
-def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
+def test_probabilities_predict_volume_and_dice():
     truth, found = PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array
     overlap = dice(truth, found, structures=STRUCTURES)["dice"].to_numpy()
     block = _upright().block
@@ -162,7 +162,7 @@ def test_probabilities_add_up_to_the_volume_and_tell_the_dice():
 
 
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])
-def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
+def test_papers_models_segment_the_phantom(name):
     model, _ = choose_labels(MODELS[name], None, None)
     labels = segment_map(_upright_map(), model).labels
     table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)
@@ -171,7 +171,7 @@ def test_the_papers_models_find_their_nuclei_in_a_phantom_they_never_saw(name):
     assert table["dice"].min() > 0.2  # exchanged sides would overlap nowhere
 
 
-def test_a_mirrored_head_has_mirrored_nuclei():
+def test_mirrored_head_has_mirrored_nuclei():
     # Mirrored data under the same affine are another head, whose left side is the first one's right.
     mirrored = _segment(_upright_map().with_array(_upright_map().array[::-1].copy()))
     swapped = np.array([0, *(((index - 1) ^ 1) + 1 for index in range(1, 17))], np.uint8)

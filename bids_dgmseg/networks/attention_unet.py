@@ -1,4 +1,4 @@
-"""The multi-input attention U-Net (Zhao et al.): slices in 2D, attended skips, supervised at three scales."""
+"""Multi-input attention U-Net (Zhao et al.): 2D, attention-gated skips, deep supervision at three scales."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class _AttentionGate(nn.Module):
-    """Fig. 3B: scale a skip by what the coarser grid of the decoder finds there."""
+    """Attention gate (Fig. 3B): scale a skip connection by a signal from the coarser level of the decoder."""
 
     def __init__(self, features: int, gate: int, convolutions: Literal[1, 2]) -> None:
         super().__init__()
@@ -40,36 +40,36 @@ class _AttentionGate(nn.Module):
 
 
 class AttentionUNet25D(nn.Module):
-    """U-Net over a few neighbouring slices that predicts the middle one.
+    """U-Net that predicts the middle one of a few adjacent slices.
 
     Parameters
     ----------
     input_channels : int
-        Channels of one slice.
+        Input channels per slice.
     num_classes : int
-        Output channels, background included: 4 for red nucleus, substantia nigra, subthalamic nucleus.
+        Output channels including background: 4 for red nucleus, substantia nigra, subthalamic nucleus.
     deep_supervision : bool
         Return logits at 1, 1/2 and 1/4, full resolution first.
     slices : int
-        Neighbouring slices that the input holds, channels of the first slice first.
+        Adjacent slices in the input, channels of the first slice first.
     features : sequence of int
-        Filters a stage, top first; the last is below the last pooling.
+        Filters per stage, top first; the last is below the last pooling.
     scales : int
-        Supervised scales.
+        Number of supervised scales.
     attention : bool
-        Scale the skips by attention gates; False is the paper's ablation.
+        Whether skips pass attention gates; False is the ablation of the paper.
     gate_convolutions : {1, 2}
-        1×1 convolutions between the gate's sum and its sigmoid. The paper counts two convolutions without saying
-        which: 1 takes the strided one as the first of them, 2 puts both behind the sum.
+        1×1 convolutions between the sum and the sigmoid of a gate. The paper mentions two without stating which:
+        with 1, the strided one counts as the first; with 2, both follow the sum.
 
     Raises
     ------
     ValueError
-        If a stage has not twice the filters of the one above, or there are not as many scales.
+        If the filters do not double from stage to stage, or there are fewer stages than scales.
 
     Notes
     -----
-    The paper [1]_, line by line ("silent": the choice is that of the published program, where there is one):
+    Choices per section of the paper [1]_ ("silent": not stated there; taken from the published code if available):
 
     ==================  ===========================================  =======================================
     Section             Paper                                        Here
@@ -99,7 +99,7 @@ class AttentionUNet25D(nn.Module):
                                                                      (silent); belongs to loss and predictor
     ==================  ===========================================  =======================================
 
-    Initial weights are torch's own, there is no dropout (both silent).
+    Default initialization of torch, no dropout (both silent).
 
     References
     ----------
@@ -137,11 +137,11 @@ class AttentionUNet25D(nn.Module):
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, 2) for low, high in steps)
         self.gates = nn.ModuleList(_AttentionGate(high, low, gate_convolutions) for low, high in steps if attention)
         self.up = nn.ModuleList(_two_convolutions(2 * high, high) for _, high in steps)
-        # Heads exist in both modes, so that one set of weights loads in both.
+        # Heads exist in both modes, so that the same weights load in both.
         self.heads = nn.ModuleList(nn.Conv2d(high, num_classes, 1) for high in reversed(upper[:scales]))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map (B, C · slices, X, Z) to logits (B, classes, X, Z); with deep supervision a list, largest first."""
+        """Return logits (B, classes, X, Z) of (B, C · slices, X, Z); with deep supervision a list, largest first."""
         skips = self._encode(x)
         features = self.bottom(max_pool(skips[-1], 2))
         logits = []
@@ -155,7 +155,7 @@ class AttentionUNet25D(nn.Module):
         return logits[::-1] if self.deep_supervision else logits[-1]
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """Compute the features of every grid above the bottom, largest first."""
+        """Compute the features of every level above the bottom, largest first."""
         skips = [self.image[0](x)]
         for image, down in zip(self.image[1:], self.down, strict=True):
             x = max_pool(x, 2)
@@ -164,7 +164,7 @@ class AttentionUNet25D(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """Residual block of ResNet-50; parts are called as in the published weights."""
+    """Residual block of ResNet-50, with the names of the published weights."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class _ResNet50(nn.Module):
-    """He et al. 2016 without the classifier; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32."""
+    """ResNet-50 (He et al. 2016) without classifier; returns the features at 1/2, 1/4, 1/8, 1/16 and 1/32."""
 
     widths = (64, 256, 512, 1024, 2048)
 
@@ -208,19 +208,19 @@ class _ResNet50(nn.Module):
 
 
 class ResNet50AttentionUNet25D(nn.Module):
-    """The paper's comparison: an attention U-Net whose encoder is ResNet-50, begun from ImageNet's weights.
+    """Comparison in the paper: attention U-Net with a ResNet-50 encoder pretrained on ImageNet.
 
     Parameters
     ----------
     input_channels, num_classes, deep_supervision, slices, gate_convolutions
-        As for `AttentionUNet25D`.
+        See `AttentionUNet25D`.
     features : sequence of 5 int
-        Filters of the decoder's stages, top first.
+        Filters per stage of the decoder, top first.
 
     Raises
     ------
     ValueError
-        If there are not five stages.
+        If the number of stages is not five.
 
     Notes
     -----
@@ -255,7 +255,7 @@ class ResNet50AttentionUNet25D(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[-3:])
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map (B, C · slices, X, Z) to logits (B, classes, X, Z); with deep supervision a list, largest first."""
+        """Return logits (B, classes, X, Z) of (B, C · slices, X, Z); with deep supervision a list, largest first."""
         *skips, features = self.encoder(x)
         decoded = []
         for gate, enlarge, up in zip(self.gates, self.enlarge, self.up, strict=False):
@@ -269,16 +269,16 @@ class ResNet50AttentionUNet25D(nn.Module):
         return [head(part) for head, part in zip(self.heads, decoded[-3:], strict=True)][::-1]
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
-        """Begin from ResNet-50's published weights, named as torchvision and timm name them.
+        """Load published ResNet-50 weights, with the names of torchvision and timm.
 
         Parameters
         ----------
         state : mapping of str to Tensor
-            As read from a safetensors file; the classifier, ``fc``, is left out.
+            From a safetensors file; the classifier ``fc`` is ignored.
 
         Raises
         ------
         RuntimeError
-            If they are of another network.
+            If the weights belong to another network.
         """
         self.encoder.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})

@@ -15,7 +15,7 @@ _EPSILON = 1.1e-5
 
 
 class Attended(NamedTuple):
-    """What DCN-Net returns in training mode."""
+    """Output of DCN-Net in training mode."""
 
     logits: Tensor | list[Tensor]
     auxiliary: Tensor
@@ -37,7 +37,7 @@ class _DenseLayer(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """Layers that each see everything before them; returns input and additions together, and additions alone."""
+    """Dense block; returns input and new features together, and the new features alone."""
 
     def __init__(self, inputs: int, growth: int, dilations: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _DenseBlock(nn.Module):
 
 
 class _PyramidInput(nn.Module):
-    """3³ convolution, batch normalization and ELU on a smaller copy of the input, set beside the features."""
+    """3³ convolution, batch normalization and ELU on a downsampled input, concatenated with the features."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _PyramidInput(nn.Module):
 
 
 class _SkipAttention(nn.Module):
-    """Fig. 2b: scores from 0 to 1 that say where in a skip to look."""
+    """Attention scores from 0 to 1 for a skip connection (Fig. 2b)."""
 
     def __init__(self, skip: int, gate: int, features: int) -> None:
         super().__init__()
@@ -85,42 +85,42 @@ class _SkipAttention(nn.Module):
 
 
 def _enlarge(x: Tensor, factor: int, reference: Tensor) -> Tensor:
-    """Repeat every value, then cut to the reference's grid."""
+    """Upsample by nearest neighbour and crop to the grid of a reference."""
     return crop_like(functional.interpolate(x, scale_factor=float(factor), mode="nearest"), reference)
 
 
 class DCNNet(nn.Module):
-    """FC-Dense ContextNet with attended skips and independent label probabilities.
+    """FC-Dense ContextNet with attention on skips and independent probabilities per label.
 
     Parameters
     ----------
     input_channels : int
-        Channels of the input.
+        Input channels.
     num_classes : int
         Background and nuclei: 3 for dentate and interposed.
     deep_supervision : bool
-        Return a list; the paper supervises the full resolution only, so it holds one tensor.
+        Return a list; with one tensor, because the paper supervises the full resolution only.
     initial_features : int
         Filters of the first convolution.
     growth : int
-        Filters that every layer of a dense block adds.
+        Filters added by every layer of a dense block.
     dilations : sequence of sequence of int
         Dilation of each layer of each block of the encoder.
     bottleneck_layers : int
-        Layers of the block on the smallest grid.
+        Layers of the block at the lowest resolution.
     dropout : float
-        Share of a dense layer's outputs that training leaves out.
+        Dropout probability of dense layers.
     independent : bool
         One softmax over background and nucleus for each nucleus; otherwise one over all classes (Table II).
 
     Notes
     -----
     Logits have 2 · (num_classes − 1) channels: background and nucleus 1, background and nucleus 2, …;
-    `split_heads` takes them apart. With ``independent=False`` there are num_classes channels.
+    `split_heads` separates them. With ``independent=False`` there are num_classes channels.
 
     In training mode the result is `Attended`, whose second part is supervised with the union of the nuclei.
 
-    The paper [1]_, line by line ("silent": the choice is that of the published program, where there is one):
+    Choices per section of the paper [1]_ ("silent": not stated there; taken from the published code if available):
 
     ==================  ===========================================  =======================================
     Section             Paper                                        Here
@@ -197,7 +197,7 @@ class DCNNet(nn.Module):
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | Attended:
-        """Map (B, C, X, Y, Z) to logits (B, 2 · nuclei, X, Y, Z); in training mode to `Attended`."""
+        """Return logits (B, 2 · nuclei, X, Y, Z) of (B, C, X, Y, Z); in training mode `Attended`."""
         skips, features = self._encode(x)
         features, new = self.bottleneck(features)
         scores = []
@@ -210,7 +210,7 @@ class DCNNet(nn.Module):
         return Attended(logits, self.attention(torch.cat(scores, dim=1))) if self.training else logits
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the skips, largest grid first, and the input of the bottleneck."""
+        """Compute the skips, highest resolution first, and the input of the bottleneck."""
         features = functional.elu(self.first_norm(self.first(x)))
         skips = []
         for place, block in enumerate(self.down):
@@ -219,12 +219,12 @@ class DCNNet(nn.Module):
         return skips, self._shrink(features, x, len(self.down))
 
     def _shrink(self, features: Tensor, x: Tensor, place: int) -> Tensor:
-        """Max-pool features and set the equally small input beside them."""
+        """Max-pool features and concatenate the input at the same resolution."""
         together: Tensor = self.pyramid[place - 1](max_pool(x, 2**place), max_pool(features, 2**place))
         return together
 
     def decayed_weights(self) -> Iterator[Tensor]:
-        """Yield the weights that the published program keeps small (L2, 1e-4).
+        """Yield the weights to which the published code applies weight decay (L2, 1e-4).
 
         These are the first, pyramid and transposed convolutions and the four 1³ convolutions of each attended skip;
         not the dense layers, the heads, the 1³ convolution that joins the scores, nor any bias.
@@ -240,17 +240,17 @@ class DCNNet(nn.Module):
 
 
 def split_heads(logits: Tensor) -> tuple[Tensor, ...]:
-    """Take the logits of the independent heads apart.
+    """Separate the logits of the independent heads.
 
     Parameters
     ----------
     logits : Tensor of shape (B, 2 · nuclei, X, Y, Z)
-        As `DCNNet` returns them.
+        Output of `DCNNet`.
 
     Returns
     -------
     tuple of Tensor of shape (B, 2, X, Y, Z)
-        One a nucleus: background, nucleus.
+        One per nucleus: background, nucleus.
     """
     return tuple(logits[:, start : start + 2] for start in range(0, logits.shape[1], 2))
 

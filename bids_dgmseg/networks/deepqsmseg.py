@@ -30,7 +30,7 @@ _ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
 
 
 class _Residual(nn.Module):
-    """5×5×3 convolutions whose result is added to their input, by a 1³ convolution where widths differ."""
+    """Residual block of 5×5×3 convolutions; a 1³ convolution adapts the input if widths differ."""
 
     def __init__(
         self, inputs: int, outputs: int, *, blocks: int, normalization: Normalization, activation: Activation
@@ -39,7 +39,7 @@ class _Residual(nn.Module):
         parts: list[nn.Module] = []
         for block in range(blocks):
             seen = inputs if block == 0 else outputs
-            # A normalization takes the mean away, and with it any bias.
+            # Normalization removes the mean, and with it any bias.
             parts.append(nn.Conv3d(seen, outputs, (5, 5, 3), padding=(2, 2, 1), bias=normalization == "none"))
             parts.append(_NORMALIZATIONS[normalization](outputs))
             parts.append(_ACTIVATIONS[activation](outputs))
@@ -53,7 +53,7 @@ class _Residual(nn.Module):
 
 
 class _ChannelAttention(nn.Module):
-    """Weigh channels by what two layers make of their mean and largest value over the volume."""
+    """Channel attention: weights from two layers applied to mean and maximum over the volume."""
 
     def __init__(self, features: int, reduction: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _ChannelAttention(nn.Module):
 
 
 class _VoxelAttention(nn.Module):
-    """Weigh voxels by a 1³ convolution of the mean and the largest value over their channels."""
+    """Voxel attention: weights from a 1³ convolution of mean and maximum over channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,11 +83,11 @@ class DeepQSMSeg(nn.Module):
     Parameters
     ----------
     input_channels : int
-        Channels of the input.
+        Input channels.
     num_classes : int
         Output channels, background included: 11 for five nuclei on two sides.
     deep_supervision : bool
-        Return a list; the paper supervises the full resolution only, so it holds one tensor.
+        Return a list; with one tensor, because the paper supervises the full resolution only.
     features : sequence of int
         Filters of the input module and of each module of the encoder.
     blocks : sequence of int
@@ -95,7 +95,7 @@ class DeepQSMSeg(nn.Module):
     attended : int
         Stages with attention: the last of the encoder and the first of the decoder.
     reduction : int
-        By how much the channel attention's hidden layer is narrower.
+        Reduction factor of the hidden layer of the channel attention.
     normalization : {"batch", "group", "none"}
         After each 5×5×3 convolution; a group has eight channels. Instance normalization is not offered: it makes
         all channels' means alike, which leaves the channel attention little to see.
@@ -109,7 +109,7 @@ class DeepQSMSeg(nn.Module):
 
     Notes
     -----
-    The paper [1]_, line by line; it has no published program, so each "silent" is this project's choice:
+    Choices per section of the paper [1]_; there is no published code, so "silent" means a choice of this project:
 
     ==================  ===========================================  =======================================
     Section             Paper                                        Here
@@ -192,7 +192,7 @@ class DeepQSMSeg(nn.Module):
         self.head = nn.Conv3d(features[0], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map (B, C, X, Y, Z) to logits (B, classes, X, Y, Z)."""
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
         x = self.first(x)
         skips = []
         for shrink, down in zip(self.shrink, self.down, strict=True):
@@ -206,6 +206,6 @@ class DeepQSMSeg(nn.Module):
 
 
 def _make_even(x: Tensor) -> Tensor:
-    """Repeat the last value along each axis of odd size."""
+    """Pad axes of odd size by repeating the last value."""
     width, depth, height = x.shape[2:]
     return functional.pad(x, (0, height % 2, 0, depth % 2, 0, width % 2), mode="replicate")

@@ -1,4 +1,4 @@
-"""The small U-Net behind ``dgm16``: strided convolutions, instance normalization, leaky ReLU."""
+"""Small U-Net of ``dgm16``: strided convolutions, instance normalization, leaky ReLU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn import functional
 
 
 class _InstanceNorm(nn.InstanceNorm3d):
-    """torch's, without its copies of a single sample into another memory layout and back in use."""
+    """Instance normalization that avoids torch's copies between memory layouts for single samples in inference."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize each channel of each sample (B, C, X, Y, Z)."""
         if len(x) > 1 or torch.is_grad_enabled():  # the gradient of batch_norm is slow on several threads
             return super().forward(x)
-        # The statistics of a batch of one are those of its sample.
+        # For a single sample, batch statistics equal instance statistics.
         return functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
@@ -30,22 +30,22 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class PlainUNet(nn.Module):
-    """U-Net with two convolutions a stage, the first of them strided below the top.
+    """U-Net with two convolutions per stage, the first of them strided below the top.
 
     Parameters
     ----------
     input_channels : int
-        Channels of the input.
+        Input channels.
     num_classes : int
-        Output channels, background included.
+        Output channels including background.
     deep_supervision : bool
-        Return logits of every scale, full resolution first.
+        Whether to return the logits of every scale, full resolution first.
     features : sequence of int
-        Filters a stage, top first.
+        Filters per stage, top first.
 
     Notes
     -----
-    The decoder has two convolutions a stage except one at the top, where half of all the time would go.
+    The decoder has two convolutions per stage but only one at the top, where a second would double the time.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class PlainUNet(nn.Module):
             nn.Sequential(*(_convolution(2 * skip if part == 0 else skip, skip) for part in range(parts)))
             for (_, skip), parts in zip(steps, [2] * (len(steps) - 1) + [1], strict=True)
         )
-        # Heads exist in both modes, so that one set of weights loads in both.
+        # Heads exist in both modes, so that the same weights load in both.
         self.heads = nn.ModuleList(nn.Conv3d(skip, num_classes, 1) for _, skip in steps)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Map (B, C, X, Y, Z) to logits (B, classes, X, Y, Z); with deep supervision a list, full resolution first."""
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z); with deep supervision a list, largest first."""
         skips = []
         for stage in self.down:
             x = stage(x)
@@ -82,7 +82,7 @@ class PlainUNet(nn.Module):
         for enlarge, stage, head in zip(self.enlarge, self.up, self.heads, strict=True):
             skip = skips.pop()
             width, depth, height = skip.shape[2:]
-            # A strided convolution rounds odd sizes up, so the enlarged grid can be one voxel too long.
+            # A strided convolution rounds odd sizes up, so the upsampled grid can be one voxel too long.
             x = enlarge(x)[:, :, :width, :depth, :height]
             x = stage(torch.cat((x, skip), dim=1))
             if self.deep_supervision or not skips:

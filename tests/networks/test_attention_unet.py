@@ -17,7 +17,7 @@ def _twice(inputs: int, outputs: int) -> int:
     return 9 * inputs * outputs + 9 * outputs * outputs + 2 * (1 + 2) * outputs
 
 
-def test_the_number_of_parameters_by_hand():
+def test_number_of_parameters_by_hand():
     # The paper gives none; filters are the published program's 16 to 256.
     pairs = [(16, 32), (32, 64), (64, 128), (128, 256)]
     image = sum(_twice(3, outputs) for outputs in (16, 16, 32, 64))
@@ -38,7 +38,7 @@ def test_three_scales_are_supervised():
     ]
 
 
-def test_the_first_of_the_list_is_the_answer_without_deep_supervision():
+def test_first_scale_equals_plain_output():
     network = AttentionUNet25D(1, 4, True, features=(2, 4, 8), scales=2).eval()
     shown = torch.randn(1, 3, 9, 7)
     several = network(shown)
@@ -46,7 +46,7 @@ def test_the_first_of_the_list_is_the_answer_without_deep_supervision():
     assert torch.equal(network(shown), several[0])
 
 
-def test_the_image_enters_at_four_scales():
+def test_image_enters_at_four_scales():
     network = AttentionUNet25D(1, 4, features=(2, 4, 8, 16, 32))
     sizes = []
     for image in network.image:
@@ -62,7 +62,7 @@ def test_the_image_enters_at_four_scales():
         pytest.param(2, 0.5 + 0.25 * 10, id="sum, 1×1, ReLU, 1×1"),
     ],
 )
-def test_a_gate_scales_the_skip_by_hand(convolutions, logit):
+def test_attention_gate_by_hand(convolutions, logit):
     gate = _AttentionGate(1, 2, convolutions)
     hidden = {"hidden.weight": 2 * torch.eye(2)[:, :, None, None], "hidden.bias": torch.zeros(2)}
     gate.load_state_dict(
@@ -80,7 +80,7 @@ def test_a_gate_scales_the_skip_by_hand(convolutions, logit):
     torch.testing.assert_close(scaled, skip / (1 + math.exp(-logit)))
 
 
-def test_without_gates_the_rest_is_the_same_network():
+def test_network_without_gates_is_otherwise_equal():
     with_gates, without = (
         AttentionUNet25D(1, 4, features=(2, 4, 8), scales=2, attention=wanted) for wanted in (True, False)
     )
@@ -92,7 +92,7 @@ def test_without_gates_the_rest_is_the_same_network():
     torch.testing.assert_close(with_gates.eval()(shown), without.eval()(shown))
 
 
-def test_all_but_the_heads_transfers_from_two_classes_to_three():
+def test_all_but_the_heads_transfers():
     source, target = (AttentionUNet25D(1, classes, features=(2, 4, 8), scales=2) for classes in (3, 4))
     kept = {name: value for name, value in source.state_dict().items() if not name.startswith("heads.")}
     missing = target.load_state_dict(kept, strict=False).missing_keys
@@ -111,7 +111,7 @@ def test_impossible_arguments_are_refused(arguments, message):
         AttentionUNet25D(1, 4, **arguments)
 
 
-def test_the_resnet_encoder_takes_published_weights_and_answers_alike():
+def test_resnet_encoder_loads_published_weights():
     models = pytest.importorskip("torchvision.models", reason="torchvision is the second implementation")
     published, network = models.resnet50(weights=None).eval(), ResNet50AttentionUNet25D(1, 4).eval()
     network.load_imagenet(published.state_dict())
@@ -127,6 +127,6 @@ def test_weights_of_another_network_are_refused():
         ResNet50AttentionUNet25D(1, 4).load_imagenet({"conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
-def test_the_resnet_network_wants_five_stages():
+def test_resnet_network_needs_five_stages():
     with pytest.raises(ValueError, match="features has 2 stages, expected 5"):
         ResNet50AttentionUNet25D(1, 4, features=(8, 16))

@@ -69,7 +69,7 @@ def case(request):
     return request.param
 
 
-def test_logits_lie_on_the_input_grid(case):
+def test_logits_are_on_the_input_grid(case):
     network = case.build(False).eval()
     for size in case.sizes:
         shown = case.shown(size)
@@ -77,14 +77,14 @@ def test_logits_lie_on_the_input_grid(case):
             assert network(shown).shape == (1, case.logits, *shown.shape[2:]), size
 
 
-def test_deep_supervision_gives_every_scale_full_resolution_first(case):
+def test_deep_supervision_returns_all_scales(case):
     network = case.build(True).eval()
     with torch.inference_mode():
         logits = network(case.shown((32, 32, 32)))
     assert [part.shape[-1] for part in logits] == [32 // 2**scale for scale in range(len(logits))]
 
 
-def test_every_parameter_gets_a_gradient(case):
+def test_every_parameter_has_a_gradient(case):
     network = case.build(True).train()
     answer = network(case.shown(case.sizes[0], batch=2))  # batch statistics of a single value do not exist
     logits, *auxiliary = answer if isinstance(answer, tuple) else (answer,)
@@ -93,7 +93,7 @@ def test_every_parameter_gets_a_gradient(case):
     assert dead == []
 
 
-def test_an_exported_network_answers_alike(case):
+def test_exported_network_gives_the_same_output(case):
     network, shown = case.build(False).eval(), case.shown(case.sizes[0])
     with torch.no_grad():
         exported = torch.export.export(network, (shown,)).module()
@@ -110,12 +110,12 @@ SMALL = {
 
 
 @pytest.mark.parametrize("build", SMALL.values(), ids=list(SMALL))
-def test_deep_supervision_keeps_the_weights(build):
+def test_deep_supervision_has_the_same_weights(build):
     plain, supervised = build(False), build(True)
     assert plain.state_dict().keys() == supervised.state_dict().keys()
 
 
-def test_a_sample_alone_is_normalized_as_in_training_and_as_beside_another():
+def test_normalization_does_not_depend_on_the_batch():
     network = PlainUNet(1, 3, features=(4, 8, 8)).eval()
     two = torch.randn(2, 1, 17, 21, 12, generator=torch.Generator().manual_seed(0))
     two = two.to(memory_format=torch.channels_last_3d)
@@ -125,7 +125,7 @@ def test_a_sample_alone_is_normalized_as_in_training_and_as_beside_another():
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS.values() if model.network], ids=lambda model: model.name)
-def test_a_model_of_the_package_is_small(model: Model):
+def test_shipped_models_are_small(model: Model):
     networks = [segmenter_network(model), *([localizer_network(model)] if model.localizer.network else [])]
     count = sum(parameter.numel() for network in networks for parameter in network.parameters())
     assert 2 * count <= 16e6  # float16, megabytes

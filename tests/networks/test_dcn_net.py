@@ -19,7 +19,7 @@ def _dense(inputs: int, layers: int) -> int:
     return sum((2 + 27 * 8) * (inputs + 8 * layer) for layer in range(layers))
 
 
-def test_the_paper_s_number_of_parameters(network):
+def test_number_of_parameters_matches_the_paper(network):
     # Encoder: 16 filters, then 40, 72, 112. The pyramid doubles 72, 112 and the bottleneck's 112.
     encoder = 27 * 16 + 2 * 16 + _dense(16, 3) + _dense(40, 4) + _dense(72, 5)
     pyramid = (27 + 2) * (72 + 112 + 112)
@@ -34,14 +34,14 @@ def test_the_paper_s_number_of_parameters(network):
     assert by_hand == pytest.approx(890_000, abs=1_000)
 
 
-def test_the_encoder_is_dilated_and_the_decoder_is_not(network):
+def test_only_the_encoder_is_dilated(network):
     rates = [[layer.conv.dilation[0] for layer in block.layers] for block in network.down]
     assert rates == [[1, 1, 2], [1, 1, 2, 4], [1, 1, 2, 4, 8]]
     assert [len(block.layers) for block in (network.bottleneck, *network.up)] == [6, 5, 4, 3]
     assert {layer.conv.dilation for block in (network.bottleneck, *network.up) for layer in block.layers} == {(1, 1, 1)}
 
 
-def test_every_block_of_the_encoder_works_at_full_resolution(network):
+def test_encoder_keeps_full_resolution(network):
     sizes = []
     for block in (*network.down, network.bottleneck, *network.up):
         block.register_forward_hook(lambda module, shown, answer: sizes.append(shown[0].shape[-1]))
@@ -50,7 +50,7 @@ def test_every_block_of_the_encoder_works_at_full_resolution(network):
     assert sizes == [16, 16, 16, 2, 4, 8, 16]
 
 
-def test_training_mode_gives_the_attention_map_too(network):
+def test_training_mode_returns_the_attention_map(network):
     shown = torch.zeros(1, 1, 16, 16, 16)
     trained = network.train()(shown)
     assert trained.logits.shape == (1, 4, 16, 16, 16)
@@ -58,7 +58,7 @@ def test_training_mode_gives_the_attention_map_too(network):
     assert isinstance(network.eval()(shown), torch.Tensor)
 
 
-def test_the_heads_are_independent(network):
+def test_heads_are_independent(network):
     shown = torch.randn(1, 1, 8, 8, 8)
     with torch.no_grad():
         before = split_heads(network.eval()(shown))
@@ -69,12 +69,12 @@ def test_the_heads_are_independent(network):
     assert not after[1].any()
 
 
-def test_joint_estimation_has_one_softmax_over_all_classes():
+def test_joint_estimation_has_one_softmax():
     network = DCNNet(1, 3, dilations=((1,), (1,)), independent=False).eval()
     assert network(torch.zeros(1, 1, 4, 4, 4)).shape[1] == 3
 
 
-def test_attention_weighs_the_skip_by_mean_maximum_and_squeeze():
+def test_skip_attention_by_hand():
     attention = _SkipAttention(skip=1, gate=1, features=2)
     weights = {
         "skip.weight": [[1], [-1]],
@@ -91,7 +91,7 @@ def test_attention_weighs_the_skip_by_mean_maximum_and_squeeze():
     assert scaled.flatten().tolist() == pytest.approx([4 * expected, -4 * expected])
 
 
-def test_initial_weights_are_he_s(network):
+def test_weights_have_he_initialization(network):
     weight = network.bottleneck.layers[-1].conv.weight  # fan-in 27 * 264; 57,024 weights: the SD is known to 0.3 %
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (27 * 264)), rel=0.02)
     assert not any(
@@ -101,7 +101,7 @@ def test_initial_weights_are_he_s(network):
     )
 
 
-def test_the_decayed_weights_are_those_of_the_published_program(network):
+def test_decayed_weights_match_the_published_code(network):
     names = {id(weight): name for name, weight in network.named_parameters()}
     assert sorted(names[id(weight)] for weight in network.decayed_weights()) == sorted(
         [

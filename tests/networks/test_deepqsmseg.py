@@ -19,13 +19,13 @@ def network():
     return DeepQSMSeg(1, 11).eval()
 
 
-def test_convolutions_have_the_paper_s_kernels(network):
+def test_kernels_match_the_paper(network):
     kernels = {module.kernel_size for module in network.modules() if isinstance(module, nn.Conv3d)}
     assert kernels == {(5, 5, 3), (2, 2, 2), (1, 1, 1)}
     assert [(part.kernel_size, part.stride) for part in network.enlarge] == 4 * [((2, 2, 2), (2, 2, 2))]
 
 
-def test_each_module_has_one_to_three_blocks_and_the_decoder_mirrors_the_encoder(network):
+def test_decoder_mirrors_the_encoder(network):
     def blocks(part: nn.Module) -> int:
         return sum(isinstance(module, nn.Conv3d) and module.kernel_size == (5, 5, 3) for module in part.modules())
 
@@ -33,7 +33,7 @@ def test_each_module_has_one_to_three_blocks_and_the_decoder_mirrors_the_encoder
     assert [*(blocks(part) for part in network.up), blocks(network.last)] == [3, 3, 2, 1, 1]
 
 
-def test_channels_double_where_the_size_is_halved(network):
+def test_channels_double_as_size_halves(network):
     assert [(part.in_channels, part.out_channels) for part in network.shrink] == [
         (16, 32),
         (32, 64),
@@ -43,7 +43,7 @@ def test_channels_double_where_the_size_is_halved(network):
     assert [part.out_channels for part in network.enlarge] == [128, 64, 32, 16]
 
 
-def test_attention_is_in_the_last_two_encoder_and_the_first_two_decoder_stages(network):
+def test_attention_is_in_the_lowest_stages(network):
     def attended(parts: Iterable[nn.Module]) -> list[bool]:
         return [any(isinstance(module, _ChannelAttention) for module in part.modules()) for part in parts]
 
@@ -77,14 +77,14 @@ def test_voxel_attention_by_hand():
     assert attention(x).flatten().tolist() == pytest.approx([0.0, two, one, 3 * two])
 
 
-def test_an_odd_size_is_prolonged_by_its_last_value():
+def test_odd_sizes_are_padded_by_repetition():
     assert _make_even(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 3)).shape == (1, 1, 2, 2, 4)
     assert _make_even(torch.tensor([[1.0, 2.0, 3.0]] * 2).reshape(1, 1, 2, 1, 3))[0, 0, 0, 0].tolist() == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
 @pytest.mark.parametrize("activation", ["prelu", "relu", "elu"])
-def test_every_open_choice_works_down_to_one_voxel(normalization, activation):
+def test_all_options_work_down_to_one_voxel(normalization, activation):
     network = DeepQSMSeg(
         1, 3, features=(2, 4), blocks=(1, 2), attended=1, normalization=normalization, activation=activation
     ).eval()

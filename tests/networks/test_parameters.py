@@ -44,16 +44,16 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_the_documented_number_is_the_network_s(name):
+def test_documented_number_of_parameters_is_correct(name):
     count = sum(parameter.numel() for parameter in NETWORKS[name]().parameters())
     assert re.findall(rf"^\| {re.escape(name)}.*? \| ([\d,]+) \|", PAGE, re.MULTILINE) == [f"{count:,}"]
 
 
-def test_dcn_net_has_as_many_as_its_paper_says():
+def test_dcn_net_matches_its_paper():
     assert round(sum(parameter.numel() for parameter in DCNNet(1, 3).parameters()) / 1000, -1) == 890
 
 
 @pytest.mark.parametrize("name", ["dcnnet", "attunet25d", "deepqsmseg"])
-def test_a_registered_network_fits_into_the_package(name):
+def test_registered_networks_fit_into_the_package(name):
     network = segmenter_network(MODELS[name])
     assert 2 * sum(parameter.numel() for parameter in network.parameters()) < 10e6  # float16, at most 10 MB

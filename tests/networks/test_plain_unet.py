@@ -3,7 +3,7 @@ import torch
 from bids_dgmseg.networks.plain_unet import PlainUNet
 
 
-def test_logits_are_shifted_for_good_class_by_class():
+def test_logit_shifts_are_permanent():
     torch.manual_seed(0)
     network, image = PlainUNet(1, 3, features=(4, 8, 12)).eval(), torch.randn(1, 1, 8, 8, 8)
     before = network(image)

@@ -16,14 +16,14 @@ def atlas(label: int, ppm: float, *, valid: bool = True) -> Warped:
     return Warped(np.full(SHAPE, ppm, np.float32), np.full(SHAPE, label, np.uint8), np.full(SHAPE, valid))
 
 
-def test_an_atlas_that_looks_otherwise_counts_less():
+def test_dissimilar_atlas_has_less_weight():
     # 0.006 ppm apart: d = 9 (0.002 ppm)^2, so that its weight is a tenth of the one that looks the same.
     shares = vote_locally(np.full(SHAPE, 0.1), [atlas(1, 0.1), atlas(2, 0.106)], n_channels=4)
     np.testing.assert_allclose(shares[:, 3, 3, 3], [0, 10 / 11, 1 / 11, 0], rtol=1e-4)
     assert shares.shape == (4, *SHAPE)
 
 
-def test_only_the_neighbourhood_counts():
+def test_weights_depend_on_the_neighbourhood_only():
     chi = np.zeros(SHAPE)
     chi[6] = 0.5
     same = Warped(np.zeros(SHAPE, np.float32), np.ones(SHAPE, np.uint8), np.ones(SHAPE, bool))
@@ -32,14 +32,14 @@ def test_only_the_neighbourhood_counts():
     assert shares[2, 5, 3, 3] == pytest.approx(0.5, abs=0.01)  # the bright plane is as strange to both
 
 
-def test_an_atlas_has_no_vote_where_it_shows_nothing():
+def test_invalid_voxels_of_an_atlas_do_not_vote():
     shares = vote_locally(np.zeros(SHAPE), [atlas(0, 0.0, valid=False), atlas(1, 0.1)], n_channels=2)
     np.testing.assert_array_equal(shares[1], 1)
     shares = vote_locally(np.zeros(SHAPE), [atlas(1, 0.0, valid=False)], n_channels=2)
     np.testing.assert_array_equal(shares[0], 1)
 
 
-def test_joint_fusion_follows_the_atlases_that_agree_with_the_map():
+def test_joint_fusion_follows_similar_atlases():
     pytest.importorskip("ants", reason="joint label fusion is ANTs'")
     rng = np.random.default_rng(0)
     size = (16, 16, 16)
@@ -55,7 +55,7 @@ def test_joint_fusion_follows_the_atlases_that_agree_with_the_map():
     np.testing.assert_array_equal(shares.argmax(axis=0), labels)
 
 
-def test_joint_fusion_without_antspy_says_what_to_do(monkeypatch):
+def test_missing_antspy_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
     with pytest.raises(InputError, match="ANTsPy: not installed; run `pip install antspyx` or use multiatlas"):
         join_labels(np.zeros(SHAPE), [atlas(1, 0.1)], n_channels=2)

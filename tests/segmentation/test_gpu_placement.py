@@ -55,7 +55,7 @@ ARCHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ARCHES)
-def test_a_prediction_is_the_cpus(name, tmp_path):
+def test_gpu_prediction_equals_the_cpu(name, tmp_path):
     x, y, z = (8 * step for step in MODELS[name].input.spacing_mm)
     shown, shipped = replace(MODELS[name].input, patch_mm=(x, y, z)), name == "dgm16"
     model = replace(
@@ -77,7 +77,7 @@ def test_a_prediction_is_the_cpus(name, tmp_path):
     np.testing.assert_allclose(answer, expected, atol=1e-6)
 
 
-def test_the_nuclei_are_found_where_the_cpu_finds_them():
+def test_gpu_localizer_equals_the_cpu():
     model = get_model("default")
     expected = localize(coarse_chi(), model)
     with pretend_gpu():
@@ -85,7 +85,7 @@ def test_the_nuclei_are_found_where_the_cpu_finds_them():
     assert found.box == expected.box
 
 
-def test_an_nnunet_folder_answers_as_on_the_cpu(tmp_path):
+def test_nnunet_on_the_gpu_equals_the_cpu(tmp_path):
     trained = read_folder(write_folder(tmp_path / "model", mirror_axes=(0, 1)))
     chi = Volume(np.random.default_rng(0).normal(size=(18, 22, 20)).astype(np.float32), np.diag([1.5, 1.7, 2.1, 1.0]))
     expected = Network(trained, device="cpu", sided=True)(chi)

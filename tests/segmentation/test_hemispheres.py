@@ -32,7 +32,7 @@ def moved(volume, *, yaw=0.0, roll=0.0, shift_mm=(0.0, 0.0, 0.0)):
         {"yaw": -15, "roll": -15},
     ],
 )
-def test_the_midplane_is_found_however_the_head_lies(pose):
+def test_midplane_is_found_for_any_head_position(pose):
     chi, turn = moved(coarse_chi(), **pose)
     plane = find_midplane(chi)
     nuclei = turn[:3, :3] @ np.array([[0, 0], [-60, 20], [-30, 10]]) + turn[:3, 3:]  # middles of dentates and caudates
@@ -40,7 +40,7 @@ def test_the_midplane_is_found_however_the_head_lies(pose):
     assert np.degrees(np.arccos(plane.normal @ turn[:3, 0])) < 1
 
 
-def test_a_field_of_view_that_cuts_one_side_does_not_shift_the_midplane():
+def test_cut_field_of_view_does_not_shift_the_midplane():
     chi = PHANTOM.chi(world_grid(Box((-75, -110, -80), (45, 74, 80)), (3, 3, 3)), seed=0)
     assert find_midplane(chi).distance_mm(np.array([0.0, -20.0, 0.0])) == pytest.approx(0, abs=0.5)
 
@@ -52,7 +52,7 @@ def test_noise_outside_the_brain_does_not_shift_the_midplane():
     assert find_midplane(noisy).distance_mm(np.array([0.0, -20.0, 0.0])) == pytest.approx(0, abs=0.5)
 
 
-def test_nuclei_without_a_side_are_divided_by_hand():
+def test_nuclei_without_a_side_are_split_by_hand():
     grid = Grid((4, 1, 1), np.diag([2.0, 1.0, 1.0, 1.0]) + np.outer([1, 0, 0, 0], [0, 0, 0, -3.0]))  # x = -3, -1, 1, 3
     probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.0], [0.0, 0.0, 0.0, 0.6]], np.float32)
     divided = split_hemispheres(probabilities[:, :, None, None], grid, MODELS["dcnnet"], UPRIGHT)[:, :, 0, 0]
@@ -71,7 +71,7 @@ def test_nuclei_without_a_side_are_divided_by_hand():
     )
 
 
-def test_classes_with_a_side_stay_where_they_are():
+def test_sided_classes_stay_unchanged():
     model = replace(MODELS["dcnnet"], labels=("DN_L", "DN_R", "IN_L"), heads=(("DN", "IN_L"),))
     grid = Grid((2, 1, 1), np.diag([2.0, 1.0, 1.0, 1.0]) + np.outer([1, 0, 0, 0], [0, 0, 0, -1.0]))
     probabilities = np.array([[0.2, 0.2], [0.5, 0.5], [0.3, 0.3]], np.float32)[:, :, None, None]
@@ -80,7 +80,7 @@ def test_classes_with_a_side_stay_where_they_are():
 
 
 @pytest.mark.parametrize("name", ["RAS", "LPS", "oblique"])
-def test_left_is_the_patient_s_left_however_the_array_is_stored(name):
+def test_left_is_the_patients_left_in_any_orientation(name):
     grid = make_grid(name)
     plane = find_midplane(PHANTOM.chi(grid, supersampling=1))
     distance, labels = plane.distance_mm(grid.centres_mm()), PHANTOM.dseg(grid).array

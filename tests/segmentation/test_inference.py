@@ -16,12 +16,12 @@ def hardware(request, monkeypatch):
     return torch.bfloat16 if request.param else torch.float32
 
 
-def test_networks_compute_in_bfloat16_where_that_is_quicker(hardware):
+def test_bfloat16_is_used_where_it_is_faster(hardware):
     with mixed_precision(CPU):
         assert nn.Conv3d(1, 1, 1)(torch.zeros(1, 1, 2, 2, 2)).dtype == hardware
 
 
-def test_logits_are_float32_whatever_computed_them(hardware):
+def test_logits_are_always_float32(hardware):
     assert forward_batch(nn.Conv3d(1, 2, 1), torch.zeros(1, 1, 2, 2, 2).numpy(), "cpu").dtype == torch.float32
 
 
@@ -32,7 +32,7 @@ def test_logits_are_float32_whatever_computed_them(hardware):
         pytest.param((2, 3, 4, 5, 6), torch.channels_last_3d, id="blocks"),
     ],
 )
-def test_a_batch_is_laid_out_with_its_channels_last(shape, layout):
+def test_batches_are_channels_last(shape, layout):
     batch = torch.randn(shape)
     laid = batch_to_device(batch, CPU)
     assert laid.is_contiguous(memory_format=layout)
@@ -55,7 +55,7 @@ def leave_nan_behind():
         pytest.param(functional.conv3d, (8, 8, 4), (5, 5, 3), {"padding": (2, 2, 1)}, id="large image"),
     ],
 )
-def test_gradients_are_right_for_images_of_any_size(convolve, sides, kernel, how):
+def test_gradients_are_correct_for_any_image_size(convolve, sides, kernel, how):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((2, 4, *sides), generator=generator).bfloat16()
     weight = torch.randn((4, 4, *kernel), generator=generator).bfloat16().float().requires_grad_()
@@ -81,7 +81,7 @@ def test_gradients_are_right_for_images_of_any_size(convolve, sides, kernel, how
         (nn.ConvTranspose3d(1, 2, 3, stride=2), (2, 8, 8)),
     ],
 )
-def test_small_images_learn_in_float32_and_large_ones_as_quickly_as_they_can(hardware, convolve, sides):
+def test_only_small_images_use_float32_gradients(hardware, convolve, sides):
     small = any(side < reach for side, reach in zip(sides, convolve.kernel_size, strict=True))
     image = torch.zeros(1, 1, *sides)
     with mixed_precision(CPU):

@@ -28,14 +28,14 @@ UNSHIPPED = {name: replace(model, name="unshipped") for name, model in MODELS.it
 """Without weights in the package, whose crop would go before the registry's."""
 
 
-def test_what_is_too_small_for_a_brain_is_refused_before_any_network_looks():
+def test_too_small_brain_is_refused_before_prediction():
     chi = np.zeros((30, 30, 30), np.float32)
     chi[5:25, 5:25, 5:25] = 0.05
     with pytest.raises(InputError, match=r"^no brain found \(64 mL\); check that the map shows a head, in ppm$"):
         localize(Volume(chi, np.diag([2.0, 2.0, 2.0, 1.0])), get_model("default"))  # 20³ voxels of 8 mm³
 
 
-def test_without_a_guard_the_crop_lies_about_the_middle_of_the_brain():
+def test_centre_box_without_guard_is_centred_on_the_brain():
     model = replace(UNSHIPPED["deepqsmseg"], localizer=replace(UNSHIPPED["deepqsmseg"].localizer, guard=""))
     box = localize(coarse_chi(), model).box
     middle = np.add(HEAD.low_mm, HEAD.high_mm) / 2  # the phantom fills its box but for 5 mm and a voxel
@@ -43,14 +43,14 @@ def test_without_a_guard_the_crop_lies_about_the_middle_of_the_brain():
     np.testing.assert_allclose(box.size_mm, (120, 120, 128))
 
 
-def test_the_crop_is_as_large_as_in_the_training_of_the_weights(tmp_path):
+def test_box_has_the_patch_size_of_the_weights(tmp_path):
     model = replace(MODELS["attunet25d"], localizer=replace(MODELS["attunet25d"].localizer, guard=""))
     write_model_toml(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
     np.testing.assert_allclose(localize(coarse_chi(), model, weights=tmp_path).box.size_mm, (53.0, 89.6, 51.0))
 
 
 @pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
-def test_a_centre_crop_moves_where_it_would_cut_a_nucleus(name):
+def test_centre_box_is_shifted_to_cover_nuclei(name):
     model = UNSHIPPED[name]
     small = replace(model, input=replace(model.input, patch_mm=(80.0, 70.0, 76.8)))
     unguarded = replace(small, localizer=replace(small.localizer, guard=""))
@@ -64,7 +64,7 @@ def test_a_centre_crop_moves_where_it_would_cut_a_nucleus(name):
     assert not (np.array(localize(low, unguarded).box.high_mm) >= NUCLEI.high_mm).all()
 
 
-def test_a_registered_box_moves_where_it_would_cut_a_cerebellar_nucleus(monkeypatch):
+def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
     monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_atlases", lambda *args: [])
     monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_by_atlas", lambda *args: wrong)
@@ -106,7 +106,7 @@ def box_of(monkeypatch):
 
 
 @pytest.mark.parametrize("pitch_deg", [-30.0, -16.0, 16.0, 30.0])
-def test_the_box_follows_a_nodding_head(box_of, pitch_deg):
+def test_box_follows_the_pitch_of_the_head(box_of, pitch_deg):
     tilt = box_of(labelled_head(pitch_deg)).oriented
     assert tilt is not None
     assert tilt.rotation_deg == pytest.approx((pitch_deg, 0, 0), abs=1.5)  # voxels of 3 mm at 75 mm
@@ -114,7 +114,7 @@ def test_the_box_follows_a_nodding_head(box_of, pitch_deg):
 
 
 @pytest.mark.parametrize("pitch_deg", [-9.0, 0.0, 9.0])
-def test_an_upright_head_keeps_the_worlds_axes(box_of, pitch_deg):
+def test_upright_head_keeps_the_world_axes(box_of, pitch_deg):
     assert box_of(labelled_head(pitch_deg)).oriented is None
 
 
@@ -126,13 +126,13 @@ def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0, voxel_mm: flo
     return box
 
 
-def test_the_box_lies_along_oblique_slices(box_of):
+def test_box_is_aligned_with_oblique_slices(box_of):
     tilt = oblique_box(box_of, 20.0).oriented
     assert tilt is not None
     assert tilt.rotation_deg == pytest.approx((0, 0, 20), abs=1e-4)
 
 
-def test_in_oblique_slices_the_network_sees_whole_voxels_of_the_map(box_of):
+def test_network_sees_native_voxels_of_oblique_slices(box_of):
     grid = world_grid(HEAD, (2.0, 2.0, 2.0))
     turn = nib.affines.from_matvec(Rotation.from_euler("z", 20, degrees=True).as_matrix())
     own = Grid(grid.shape, turn @ grid.affine)
@@ -143,26 +143,26 @@ def test_in_oblique_slices_the_network_sees_whole_voxels_of_the_map(box_of):
     np.testing.assert_allclose(corners, corners.round(), atol=1e-4)
 
 
-def test_a_head_that_nods_in_oblique_slices_is_followed_in_the_world(box_of):
+def test_pitched_head_in_oblique_slices_uses_world_axes(box_of):
     tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).oriented
     assert tilt is not None
     # Seen from the side, what lies behind by cos 56.3 is cos 20 of that: atan(tan 56.3 / cos 20) - 31.3.
     assert tilt.rotation_deg == pytest.approx((26.6, 0, 0), abs=1.5)
 
 
-def test_along_slices_whose_voxels_would_be_interpolated_no_box_is_laid(box_of):
+def test_interpolated_slices_do_not_align_the_box(box_of):
     assert oblique_box(box_of, 20.0, voxel_mm=2.5).oriented is None  # neither halves nor thirds of it are about 1 mm
 
 
 @pytest.mark.parametrize("degrees", [9.0, 31.0])
-def test_along_slices_that_are_hardly_oblique_or_cannot_follow_a_head_no_box_is_laid(box_of, degrees):
+def test_box_ignores_slight_and_extreme_obliquity(box_of, degrees):
     assert oblique_box(box_of, degrees).oriented is None
 
 
 @pytest.mark.parametrize("pitch_deg", [-118.0, -60.0, 60.0])
-def test_a_cerebellum_where_none_can_be_does_not_turn_the_box(box_of, pitch_deg):
+def test_implausible_cerebellum_does_not_rotate_the_box(box_of, pitch_deg):
     assert box_of(labelled_head(pitch_deg)).oriented is None
 
 
-def test_a_cut_cerebellum_does_not_tell_how_a_head_nods(box_of):
+def test_cut_cerebellum_does_not_rotate_the_box(box_of):
     assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).oriented is None  # under 1.5 times the nuclei's size

@@ -65,7 +65,7 @@ def segmented(bent):
     return segment_by_atlases(chi, atlases, COARSE, fuse=vote_locally)
 
 
-def test_two_atlases_find_the_nuclei_of_a_bent_phantom(bent, segmented):
+def test_two_atlases_segment_a_deformed_phantom(bent, segmented):
     scores = dice(bent[1].array.astype(int), segmented.labels.astype(int), structures=LARGE)["dice"]
     assert scores.min() > 0.8
 
@@ -77,17 +77,17 @@ def test_left_stays_left(bent, segmented):
         assert (x < 0) == (structure.hemisphere == "L")
 
 
-def test_shares_of_votes_sum_to_one(segmented):
+def test_vote_fractions_sum_to_one(segmented):
     np.testing.assert_allclose(segmented.block.probabilities.sum(axis=0), 1, atol=1e-5)
 
 
-def test_the_same_input_gives_the_same_displacements(bent):
+def test_registration_is_deterministic(bent):
     moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
     first, second = (deform(bent[0], moving, HEAD.expanded(-30)).displacement_mm for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_displacement_leads_from_the_fixed_map_to_the_moving_one(bent):
+def test_displacement_points_from_fixed_to_moving(bent):
     # What moved to the left lies further right in the map that did not move: PUT_L's centre.
     moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
     found = deform(bent[0], moving, HEAD.expanded(-20))
@@ -97,7 +97,7 @@ def test_a_displacement_leads_from_the_fixed_map_to_the_moving_one(bent):
     np.testing.assert_allclose(found.displacement_mm[:, nearby].mean(axis=1), wanted, atol=1.0)
 
 
-def test_atlases_without_a_nucleus_are_refused(bent):
+def test_atlases_without_nuclei_are_refused(bent):
     bare = straight("a", seed=5)
     bare = replace(bare, labels=bare.labels.with_array(np.zeros_like(bare.labels.array)))
     with pytest.raises(InputError, match="atlases: none contains a nucleus; check their labels"):

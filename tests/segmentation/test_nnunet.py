@@ -199,7 +199,7 @@ def test_one_checkpoint_per_fold_is_read(tmp_path):
     assert len(read_folder(folder).parameters) == 2
 
 
-def test_the_largest_of_two_blobs_is_kept():
+def test_largest_component_is_kept():
     mask = np.zeros((6, 3, 3), bool)
     mask[0, 0, 0] = mask[3:5, 1, 1] = True
     assert np.argwhere(large_components(mask)).tolist() == [[3, 1, 1], [4, 1, 1]]

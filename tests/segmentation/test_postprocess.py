@@ -21,7 +21,7 @@ def cleaned(labels, **how):
     return postprocess(ProbabilityBlock(one_hot, (slice(None),) * 3), model)
 
 
-def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
+def test_threshold_must_be_exceeded():
     model = replace(
         MODELS["dgm16"],
         labels=("DN_L", "DN_R"),
@@ -33,7 +33,7 @@ def test_a_threshold_is_to_be_exceeded_by_one_nucleus():
     assert labels.ravel().tolist() == [0, 0, DN_R, 0]
 
 
-def test_only_the_largest_part_is_kept_even_of_two_alike():
+def test_only_one_of_equal_components_is_kept():
     labels = np.zeros((12, 5, 5), int)
     labels[1:3, 1:3, 1:3] = labels[6:8, 1:3, 1:3] = DN_L  # 8 voxels each
     labels[10, 4, 4] = DN_R
@@ -42,7 +42,7 @@ def test_only_the_largest_part_is_kept_even_of_two_alike():
     assert (kept == DN_R).sum() == 1
 
 
-def test_nnunet_s_labels_stay_as_they_are():
+def test_nnunet_labels_stay_unchanged():
     labels = np.zeros((9, 5, 5), int)
     labels[1:4, 1:4, 1:4] = labels[7, 4, 4] = DN_L  # a body of 27 voxels and a single one
     block = ProbabilityBlock(np.moveaxis(np.eye(3, dtype=np.float32)[labels], -1, 0), (slice(None),) * 3)
@@ -50,7 +50,7 @@ def test_nnunet_s_labels_stay_as_they_are():
     assert postprocess(block, replace(MODELS["dgm16"], labels=("DN_L", "DN_R")))[7, 4, 4] == 0
 
 
-def test_holes_are_filled_unless_another_nucleus_is_there():
+def test_holes_with_another_nucleus_stay_unfilled():
     labels = np.zeros((9, 7, 7), int)
     labels[1:8, 1:6, 1:6] = DN_L
     labels[2, 3, 3] = 0
@@ -61,7 +61,7 @@ def test_holes_are_filled_unless_another_nucleus_is_there():
     assert cleaned(labels)[2, 3, 3] == 0
 
 
-def test_smoothing_takes_thorns_and_fills_notches():
+def test_smoothing_removes_spikes_and_fills_notches():
     labels = np.zeros((9, 9, 9), int)
     labels[2:7, 2:7, 2:7] = DN_L
     labels[7, 4, 4] = DN_L  # a thorn: itself and one neighbour of seven
@@ -72,13 +72,13 @@ def test_smoothing_takes_thorns_and_fills_notches():
     assert smooth[2, 2, 2] == DN_L  # a corner: itself and three neighbours, the least majority
 
 
-def test_a_nucleus_too_thin_to_be_smoothed_stays():
+def test_thin_nucleus_survives_smoothing():
     labels = np.zeros((5, 5, 5), int)
     labels[2, 1:4, 2] = DN_L
     np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
 
 
-def test_smoothing_reaches_beyond_the_block_of_the_nucleus_but_never_into_another():
+def test_smoothing_never_overwrites_another_nucleus():
     labels = np.full((4, 4, 4), DN_L)
     labels[2, 2, 2] = DN_R
     np.testing.assert_array_equal(cleaned(labels, smooth=True), labels)
@@ -109,22 +109,22 @@ def with_patch(nuclei):
     return labels
 
 
-def test_nuclei_in_their_places_stay_as_they_are(nuclei):
+def test_well_placed_nuclei_stay_unchanged(nuclei):
     np.testing.assert_array_equal(placed(nuclei), nuclei)
 
 
-def test_a_patch_far_from_its_place_goes_though_it_is_larger_than_the_nucleus(nuclei):
+def test_large_misplaced_component_is_removed(nuclei):
     np.testing.assert_array_equal(placed(with_patch(nuclei)), nuclei)
     np.testing.assert_array_equal(placed(with_patch(nuclei), position_sd_mm=0.0), with_patch(nuclei))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_places_are_told_in_arrays_stored_in_any_order(nuclei, axis):
+def test_positions_work_in_any_orientation(nuclei, axis):
     labels = np.flip(with_patch(nuclei), axis)
     np.testing.assert_array_equal(placed(labels, axes=(2, 0, 1)), np.flip(nuclei, axis))
 
 
-def test_an_island_in_its_place_is_kept(nuclei):
+def test_well_placed_island_is_kept(nuclei):
     labels = nuclei.copy()
     labels[:, 13, :][labels[:, 13, :] == IN_L] = 0  # a gap of 2 mm across
     before, behind = (labels[:, 14:] == IN_L).sum(), (labels[:, :13] == IN_L).sum()
@@ -132,6 +132,6 @@ def test_an_island_in_its_place_is_kept(nuclei):
     np.testing.assert_array_equal(placed(labels), labels)
 
 
-def test_a_nucleus_that_lies_elsewhere_altogether_is_left_to_the_user(nuclei):
+def test_entirely_misplaced_nucleus_is_kept(nuclei):
     labels = np.where(nuclei == PUT_R, 0, with_patch(nuclei))
     np.testing.assert_array_equal(placed(labels), labels)

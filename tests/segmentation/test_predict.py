@@ -40,7 +40,7 @@ def test_volumes_and_sides_do_not_depend_on_the_grid(grid):
         assert (x_mm < 0) == (structure.hemisphere == "L")
 
 
-def test_a_thick_voxel_holds_the_mean_over_it():
+def test_thick_voxel_contains_the_mean():
     model = replace(oracle_model(), input=ModelInput(spacing_mm=(1, 1, 1), patch_mm=(90, 110, 88)))
     fine, thick = (world_grid(NUCLEI_BOX, (1, 1, step)) for step in (1.0, 4.0))
     blocks = [predict(PHANTOM.chi(grid), NUCLEI_BOX, model).probabilities for grid in (fine, thick)]
@@ -48,7 +48,7 @@ def test_a_thick_voxel_holds_the_mean_over_it():
     np.testing.assert_allclose(blocks[1], means, atol=1e-4)  # the four points of a voxel are the fine grid's
 
 
-def test_a_box_beyond_the_map_is_background_there():
+def test_box_beyond_the_map_is_background():
     half = world_grid(Box((-75, -110, -10), (75, 74, 80)), (2, 2, 2))
     block = predict(PHANTOM.chi(half), NUCLEI_BOX, oracle_model())
     assert block.slices[2].start == 0
@@ -56,7 +56,7 @@ def test_a_box_beyond_the_map_is_background_there():
 
 
 @pytest.mark.parametrize("valid_voxels_only", [True, False])
-def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(valid_voxels_only):
+def test_mask_holes_are_background_single_zeros_are_not(valid_voxels_only):
     # The oracle sees every nucleus, whatever is measured: a hole of 3 voxels and a zero in the left putamen.
     oracle = oracle_model()
     model = replace(oracle, postprocessing=replace(oracle.postprocessing, valid_voxels_only=valid_voxels_only))
@@ -73,7 +73,7 @@ def test_no_nucleus_lies_in_a_hole_of_the_mask_but_across_single_voxels_of_zero(
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
 
 
-def test_a_nucleus_whose_place_shows_nothing_was_not_seen():
+def test_hidden_nucleus_is_not_seen():
     oracle = oracle_model()
     model = replace(oracle, postprocessing=replace(oracle.postprocessing, valid_voxels_only=True))
     chi, labels = (phantom(world_grid(NUCLEI_BOX, (1, 1, 1))) for phantom in (PHANTOM.chi, PHANTOM.dseg))
@@ -96,14 +96,14 @@ class _Speck:
         return answer
 
 
-def test_a_block_knows_its_voxels_and_not_the_network_s():
+def test_block_has_the_voxel_size_of_the_map():
     model = replace(oracle_model(), labels=("DN_L", "DN_R"), predictor=_Speck)
     box = Box((0, 0, 0), (10, 10, 10))
     block = predict(PHANTOM.chi(world_grid(box, (1.0, 2.0, 5.0))), box, model)
     assert block.voxel_size_mm == pytest.approx((1.0, 2.0, 5.0))
 
 
-def test_a_block_names_what_was_labelled_before_it_was_carried_to_thicker_slices():
+def test_block_lists_nuclei_lost_in_thick_slices():
     shown = ModelInput(spacing_mm=(1, 1, 1), patch_mm=(10, 10, 10))
     model = replace(oracle_model(), labels=("DN_L", "DN_R"), predictor=_Speck, input=shown)
     box = Box((0, 0, 0), (10, 10, 10))
@@ -137,7 +137,7 @@ def some_map(shape, seed=0):
 
 @pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("patch_mm", [(20, 24, 28), (16, 16, 16), (7, 24, 9)])
-def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_mm, step):
+def test_windows_agree_with_the_whole(monkeypatch, patch_mm, step):
     values = np.random.default_rng(0).normal(0, 0.05, (20, 24, 28)).astype(np.float32)
     whole = 1 / (1 + np.exp(-2 * 10 * values.astype(np.float64)))  # softmax of (v, -v), v in tenths of a ppm
     answer = predictor_of(monkeypatch, _Position(), patch_mm=patch_mm, window_step=step)(Volume(values, np.eye(4)))
@@ -154,7 +154,7 @@ def test_windows_cover_every_voxel_and_agree_with_the_whole(monkeypatch, patch_m
         ((18, 20, 20), [(18, 20, 20)]),
     ],
 )
-def test_a_box_that_is_little_longer_than_the_patch_is_seen_at_once(monkeypatch, shape, seen):
+def test_slightly_larger_box_is_one_window(monkeypatch, shape, seen):
     shapes = []
 
     class Seen(_Position):
@@ -167,7 +167,7 @@ def test_a_box_that_is_little_longer_than_the_patch_is_seen_at_once(monkeypatch,
     assert answer.shape == (2, *shape)
 
 
-def test_a_map_of_about_the_network_s_voxels_is_seen_whole_and_labelled_as_it_is(monkeypatch):
+def test_native_voxels_are_not_interpolated(monkeypatch):
     shapes = []
 
     class Once(_Position):
@@ -203,7 +203,7 @@ class _Threshold(nn.Module):
         return self.conv(x)
 
 
-def test_votes_of_windows_at_every_step_give_a_known_volume_exactly(monkeypatch):
+def test_window_step_gives_the_exact_volume(monkeypatch):
     truth = np.zeros((23, 14, 17), bool)
     truth[3:12, 2:9, 5:16] = truth[22, 13, 16] = truth[0, 0, 0] = True
     chi = np.where(truth, 0.1, 0.0).astype(np.float32)
@@ -223,7 +223,7 @@ class _Constant(nn.Module):
         return torch.cat((torch.zeros_like(x), torch.full_like(x, self.logit)), dim=1)
 
 
-def test_the_probabilities_of_folds_are_averaged(monkeypatch):
+def test_probabilities_of_folds_are_averaged(monkeypatch):
     # Sigmoids 1/2, 1 and 0; the mean of the logits would say 1.
     folds = [_Constant(logit) for logit in (0.0, 100.0, -50.0)]
     answer = predictor_of(monkeypatch, *folds)(some_map((4, 4, 4)))
@@ -242,7 +242,7 @@ class _Middle(nn.Module):
         return torch.cat((x[:, 1:2], -x[:, 1:2]), dim=1)
 
 
-def test_coronal_slices_come_back_in_their_places_first_and_last_included(monkeypatch):
+def test_coronal_slices_return_in_order(monkeypatch):
     network, volume = _Middle(), some_map((6, 11, 5))
     answer = predictor_of(monkeypatch, network, slices=3)(volume)
     np.testing.assert_allclose(answer[0], 1 / (1 + np.exp(-20 * volume.array)), atol=1e-5)
@@ -252,7 +252,7 @@ def test_coronal_slices_come_back_in_their_places_first_and_last_included(monkey
         np.testing.assert_allclose(seen[place], volume.array[:, neighbours, :].swapaxes(0, 1), rtol=1e-6)
 
 
-def test_each_stack_of_slices_is_normalized_by_itself(monkeypatch):
+def test_each_stack_is_normalized_separately(monkeypatch):
     network = _Middle()
     predictor_of(monkeypatch, network, slices=3, normalization="zscore")(some_map((6, 9, 5)))
     seen = torch.cat(network.seen)
@@ -260,7 +260,7 @@ def test_each_stack_of_slices_is_normalized_by_itself(monkeypatch):
     torch.testing.assert_close(seen.std(dim=(1, 2, 3), correction=0), torch.ones(9))
 
 
-def test_the_same_input_gives_the_same_bits():
+def test_prediction_is_deterministic():
     torch.manual_seed(0)
     network = nn.Conv3d(1, 3, 3, padding=1).eval()
     values = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
@@ -273,7 +273,7 @@ def _block_of(labels, classes=17):
     return ProbabilityBlock(one_hot, (slice(0, labels.shape[0]), slice(0, labels.shape[1]), slice(0, labels.shape[2])))
 
 
-def test_a_stray_part_of_a_nucleus_is_dropped():
+def test_small_component_is_removed():
     labels = np.zeros((20, 10, 10), int)
     labels[1:5, 1:5, 1:5] = 5  # 64 voxels
     labels[15, 1:7, 5] = 5  # 6 voxels, less than a tenth
@@ -283,13 +283,13 @@ def test_a_stray_part_of_a_nucleus_is_dropped():
     assert cleaned[15, :, 5].max() == 0
 
 
-def test_two_parts_of_like_size_are_both_kept():
+def test_components_of_similar_size_are_kept():
     labels = np.zeros((20, 10, 10), int)
     labels[1:3, 1:3, 1:3] = labels[10:12, 1:3, 1] = 3  # 8 and 4 voxels of the interposed nucleus
     assert (postprocess(_block_of(labels), MODELS["dgm16"]) == 3).sum() == 12
 
 
-def test_labels_are_numbered_as_structures_whatever_the_channel():
+def test_labels_do_not_depend_on_the_channel():
     model = replace(MODELS["dgm16"], labels=("GP_R", "RN_L"))
     labels = np.zeros((4, 4, 4), int)
     labels[0], labels[2] = 1, 2
@@ -297,7 +297,7 @@ def test_labels_are_numbered_as_structures_whatever_the_channel():
     assert [int(cleaned[0, 0, 0]), int(cleaned[2, 0, 0]), int(cleaned[1, 0, 0])] == [16, 5, 0]
 
 
-def test_outside_the_block_the_whole_grid_is_background():
+def test_outside_the_block_is_background():
     labels = np.ones((2, 3, 4), int)
     block = ProbabilityBlock(_block_of(labels).probabilities, (slice(1, 3), slice(0, 3), slice(5, 9)))
     dseg = label_grid(block, MODELS["dgm16"], (6, 4, 10))
@@ -314,7 +314,7 @@ class _Sides(nn.Module):
 
 
 @pytest.mark.parametrize("wanted", ["mirrored", "ensemble"])
-def test_the_map_and_its_mirror_image_are_averaged(wanted, monkeypatch):
+def test_mirror_images_are_averaged(wanted, monkeypatch):
     chi = some_map((6, 5, 4))
     predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))
     predictor.model = replace(predictor.model, **{wanted: True})
@@ -325,7 +325,7 @@ def test_the_map_and_its_mirror_image_are_averaged(wanted, monkeypatch):
     np.testing.assert_allclose(predictor(chi), expected, atol=0.01)  # bfloat16
 
 
-def test_the_best_quality_averages_all_checkpoints(monkeypatch):
+def test_ensemble_averages_all_checkpoints(monkeypatch):
     chi = some_map((6, 5, 4))
     both = predictor_of(monkeypatch, _Sides(), _Position3(), labels=("DN_L", "DN_R"))(chi)
     first, second = (predictor_of(monkeypatch, one, labels=("DN_L", "DN_R"))(chi) for one in (_Sides(), _Position3()))
@@ -339,7 +339,7 @@ class _Position3(nn.Module):
         return torch.cat((-x, x, x), dim=1)
 
 
-def test_temperatures_divide_the_logits_of_their_channels(monkeypatch):
+def test_temperatures_divide_logits_per_channel(monkeypatch):
     chi = some_map((6, 5, 4))
     predictor = predictor_of(monkeypatch, _Sides(), labels=("DN_L", "DN_R"))
     predictor.model = replace(predictor.model, temperatures=(1.0, 2.0, 4.0))

@@ -41,7 +41,7 @@ def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
 
 
 @pytest.mark.parametrize(("pose", "scale"), [((0, 0, 0), 1.0), ((14, -9, 8), 1.0), ((-14, 12, -6), 0.9)])
-def test_the_box_lies_about_the_reference_s_nuclei_however_the_head_lies(reference, pose, scale):
+def test_atlas_box_follows_the_head(reference, pose, scale):
     chi, truth = turned(*pose, scale=scale)
     box = find_by_atlas(chi, [reference], MODEL)
     # Half a voxel of the map (1.25 mm) and of the affine's grid, with its corners turned.
@@ -49,12 +49,12 @@ def test_the_box_lies_about_the_reference_s_nuclei_however_the_head_lies(referen
     np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
 
 
-def test_the_same_map_gives_the_same_bits(reference):
+def test_registration_is_deterministic(reference):
     chi, _ = turned(5, 3, -4)
     assert find_by_atlas(chi, [reference], MODEL) == find_by_atlas(chi, [reference], MODEL)
 
 
-def test_the_most_similar_reference_is_taken(reference):
+def test_most_similar_atlas_is_used(reference):
     chi, truth = turned(0, 0, 0)
     # Same head, other tissue: noise in the place of all contrast inside the brain. Its labels are elsewhere.
     noise = np.random.default_rng(0).normal(0, 0.05, reference.chi.shape).astype(np.float32)
@@ -68,14 +68,14 @@ def test_the_most_similar_reference_is_taken(reference):
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
 
 
-def test_the_box_holds_a_patch_at_least(reference):
+def test_box_is_at_least_a_patch(reference):
     chi, truth = turned(0, 0, 0)
     box = find_by_atlas(chi, [reference], replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0))))
     np.testing.assert_allclose(box.size_mm, (90, 80, 70))
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
 
 
-def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
+def test_atlases_come_from_the_model_folder(tmp_path):
     folder = tmp_path / "references"
     folder.mkdir()
     nib.Nifti1Image(PHANTOM.chi(GRID, supersampling=1).array, GRID.affine).to_filename(folder / "a_Chimap.nii.gz")
@@ -85,7 +85,7 @@ def test_the_localizer_reads_its_references_from_the_model_folder(tmp_path):
     assert [one.name for one in read_atlases(MODEL, tmp_path)] == ["a"]
 
 
-def test_a_reference_without_the_model_s_nuclei_is_refused(reference):
+def test_atlas_without_the_nuclei_is_refused(reference):
     empty = replace(reference, labels=reference.labels.with_array(np.zeros_like(reference.labels.array)))
     with pytest.raises(InputError, match=r"^phantom_dseg.nii.gz: no DN_L found; correct the labels of the atlas$"):
         find_by_atlas(turned(0, 0, 0)[0], [empty], MODEL)

@@ -19,14 +19,14 @@ def whole(centres_mm):
     return {structure: Components(np.array([100]), centre[None]) for structure, centre in centres_mm.items()}
 
 
-def test_nuclei_in_their_places_are_near_them():
+def test_typical_nuclei_have_small_distances():
     missed_mm = distances_from_typical_positions(whole(CENTRES_MM))
     assert list(missed_mm) == list(STRUCTURES)
     assert max(float(missed[0]) for missed in missed_mm.values()) < 4
 
 
 @pytest.mark.parametrize("flips", list(product([1, -1], repeat=3)))
-def test_it_does_not_matter_how_head_and_array_are_turned_mirrored_and_scaled(flips):
+def test_distances_are_invariant_to_similarities(flips):
     turned = {name: 1.3 * np.array(flips) * centre[[2, 0, 1]] + 50 for name, centre in CENTRES_MM.items()}
     expected, missed_mm = (
         distances_from_typical_positions(whole(CENTRES_MM)),
@@ -36,7 +36,7 @@ def test_it_does_not_matter_how_head_and_array_are_turned_mirrored_and_scaled(fl
         assert_allclose(missed, expected[structure], atol=1e-6)
 
 
-def test_a_part_elsewhere_is_as_far_off_as_it_was_moved_even_if_it_is_the_largest():
+def test_distance_of_a_moved_component():
     found = whole(CENTRES_MM)
     before = distances_from_typical_positions(found)
     found[PUT_R] = Components(np.array([200, 100]), CENTRES_MM[PUT_R] + [[30.0, 0.0, 40.0], [0.0, 0.0, 0.0]])
@@ -46,13 +46,13 @@ def test_a_part_elsewhere_is_as_far_off_as_it_was_moved_even_if_it_is_the_larges
     assert_allclose(after[RN_L], before[RN_L], atol=1)
 
 
-def test_a_putamen_on_the_other_side_is_out_of_place():
+def test_exchanged_putamen_is_distant():
     found = whole(CENTRES_MM)
     found[PUT_R] = Components(np.array([100]), CENTRES_MM[PUT_R][None] * [[-1, 1, 1]])
     assert distances_from_typical_positions(found)[PUT_R][0] == pytest.approx(2 * 27.4, abs=7)
 
 
-def test_a_piece_of_the_caudate_far_from_its_middle_is_in_place_on_its_course_only():
+def test_caudate_ends_follow_its_course():
     found = whole(CENTRES_MM)
     # Its body above the thalamus, and as far out on the other side.
     body, across = np.array([17.0, -16.0, 21.0]), np.array([-17.0, -16.0, 21.0])
@@ -64,7 +64,7 @@ def test_a_piece_of_the_caudate_far_from_its_middle_is_in_place_on_its_course_on
     assert missed[2] > 25
 
 
-def test_few_nuclei_tell_no_place():
+def test_few_nuclei_have_distance_zero():
     five = {name: parts for name, parts in whole(CENTRES_MM).items() if name.nucleus in ("RN", "SN")}
     five[PUT_R] = Components(np.array([9, 1]), np.array([[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]]))
     assert [missed.tolist() for missed in distances_from_typical_positions(five).values()] == [[0]] * 4 + [[0, 0]]
