@@ -264,7 +264,7 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
             ["--reference", "whole-brain", "--reference-mask", "."],
             "--reference-mask: requires --reference csf, not whole-brain",
         ),
-        (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] in sub-X folders"),
+        (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] files in sub-X folders"),
     ],
 )
 def test_invalid_reference_options_exit_with_2(heads, run, capsys, monkeypatch, options, message):
@@ -278,7 +278,7 @@ def test_masks_of_other_labels_are_rejected(heads, run, capsys):
     for path in (heads / "masks").rglob("*.nii.gz"):
         path.rename(path.with_name(path.name.replace("CSF", "GM")))
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
-    assert "masks: no _label-CSF_mask.nii[.gz] and no _label-ventricles_mask.nii[.gz] in it" in capsys.readouterr().err
+    assert "masks: no _label-CSF_mask.nii[.gz] or _label-ventricles_mask.nii[.gz] files" in capsys.readouterr().err
 
 
 def test_changed_reference_repeats_the_scan(heads, run, capsys):
