@@ -175,19 +175,13 @@ def count_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> int:
 def _summarize(values: NDArray[np.float32]) -> _Summary:
     p01, p90, p99 = (float(value) for value in np.percentile(values, (1, 90, 99)))
     low, high = float(values.min()), float(values.max())
-    negative_share = float(np.mean(values < 0))
-    is_phase = any(_fills(values, low, high, *limits[:2]) for limits in PHASE_RANGES)
-    return _Summary(low, p01, p90, p99, high, negative_share, is_phase)
-
-
-def _fills(values: NDArray[np.float32], low: float, high: float, range_low: float, range_high: float) -> bool:
-    """Return whether values end where a range ends, and fill both ends."""
-    width = range_high - range_low
-    if max(abs(low - range_low), abs(high - range_high)) > 0.01 * width:
-        return False
-    edge = PHASE_EDGE * width
-    shares = np.mean(values < range_low + edge), np.mean(values > range_high - edge)
-    return bool(min(shares) > PHASE_EDGE_SHARE)
+    is_phase = False
+    for range_low, range_high, _, _ in PHASE_RANGES:  # phase ends where a range ends, and fills both ends
+        width, edge = range_high - range_low, PHASE_EDGE * (range_high - range_low)
+        if max(abs(low - range_low), abs(high - range_high)) <= 0.01 * width:
+            shares = np.mean(values < range_low + edge), np.mean(values > range_high - edge)
+            is_phase |= bool(min(shares) > PHASE_EDGE_SHARE)
+    return _Summary(low, p01, p90, p99, high, float(np.mean(values < 0)), is_phase)
 
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:

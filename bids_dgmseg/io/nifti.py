@@ -179,37 +179,31 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
             f"{name}: the axes deviate from right angles by {shear_deg:.1f} degrees (sheared affine); resample the "
             "image to an orthogonal grid"
         )
-    return (*_size_warnings(image, sizes_mm, name), *_orientation_warnings(image, name))
-
-
-def _size_warnings(image: nib.Nifti1Image, sizes_mm: NDArray[np.float64], name: str) -> tuple[str, ...]:
+    warnings = []
     pixdim_mm = np.array(image.header.get_zooms()[:3], float)
-    if np.allclose(pixdim_mm, sizes_mm, rtol=LARGEST_SIZE_DIFFERENCE, atol=0):
-        return ()
-    return (
-        f"{name}: voxel size is {_format_sizes(pixdim_mm)} mm in pixdim but {_format_sizes(sizes_mm)} mm in the "
-        "affine; the affine is used, check the voxel size",
-    )
+    if not np.allclose(pixdim_mm, sizes_mm, rtol=LARGEST_SIZE_DIFFERENCE, atol=0):
+        warnings.append(
+            f"{name}: voxel size is {_format_sizes(pixdim_mm)} mm in pixdim but {_format_sizes(sizes_mm)} mm in the "
+            "affine; the affine is used, check the voxel size"
+        )
+    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
+    if qform is None and sform is None:
+        warnings.append(
+            f"{name}: no orientation in the header (qform and sform codes are 0); the first axis is assumed to run "
+            "from right to left, check left and right"
+        )
+    elif qform is not None and sform is not None:
+        corners = np.array([[*corner, 1.0] for corner in product(*((0, size - 1) for size in image.shape[:3]))])
+        apart_mm = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
+        if apart_mm > LARGEST_FORM_DIFFERENCE_MM:
+            warnings.append(
+                f"{name}: qform and sform differ by up to {apart_mm:.0f} mm; the sform is used, check left and right"
+            )
+    return tuple(warnings)
 
 
 def _format_sizes(sizes_mm: NDArray[np.float64]) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes_mm)
-
-
-def _orientation_warnings(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
-    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
-    if qform is None and sform is None:
-        return (
-            f"{name}: no orientation in the header (qform and sform codes are 0); the first axis is assumed to run "
-            "from right to left, check left and right",
-        )
-    if qform is None or sform is None:
-        return ()
-    corners = np.array([[*corner, 1.0] for corner in product(*((0, size - 1) for size in image.shape[:3]))])
-    apart_mm = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
-    if apart_mm <= LARGEST_FORM_DIFFERENCE_MM:
-        return ()
-    return (f"{name}: qform and sform differ by up to {apart_mm:.0f} mm; the sform is used, check left and right",)
 
 
 def image_like(array: NDArray[Any], image: nib.Nifti1Image) -> nib.Nifti1Image:
