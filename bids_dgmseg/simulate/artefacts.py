@@ -132,7 +132,10 @@ def _degrade_by_filters(
         chi = chi - uniform(generator, *ranges.highpass) * blur(chi, [width_mm / step for step in voxel_size_mm])
     if chance(generator, 0.7):
         chi = _invert_with_streaks(chi, voxel_size_mm, ranges, generator, rotation)
-    return chi + _draw_noise(chi, ranges, generator)
+    low, high = ranges.noise_ppm
+    level_ppm = low * (high / low) ** uniform(generator, 0, 1)
+    noise = torch.randn(chi.shape, generator=generator, device=chi.device) * level_ppm
+    return chi + (blur(noise, [uniform(generator, 0.3, 0.9)] * 3) if chance(generator, 0.6) else noise)
 
 
 def _invert_with_streaks(
@@ -157,31 +160,12 @@ def _invert_with_streaks(
     return inverted
 
 
-def _draw_noise(chi: Tensor, ranges: ArtefactRanges, generator: torch.Generator) -> Tensor:
-    low, high = ranges.noise_ppm
-    level = low * (high / low) ** uniform(generator, 0, 1)
-    noise = torch.randn(chi.shape, generator=generator, device=chi.device) * level
-    return blur(noise, [uniform(generator, 0.3, 0.9)] * 3) if chance(generator, 0.6) else noise
-
-
 def draw_coverage(
     inside: Tensor, *, spacing_mm: float, cut_mm: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
     """Draw the coverage of a map: brain mask too tight or too loose, slices missing below or above.
 
-    Parameters
-    ----------
-    inside : Tensor of shape (X, Y, Z), bool
-        Head.
-    spacing_mm : float
-        Isotropic voxel size.
-    cut_mm : tuple of 2 float
-        Largest extent that is missing below and above.
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z), bool
+    `inside` is the mask of the head (X, Y, Z), `cut_mm` the largest extent that is missing below and above.
     """
     covered = inside.clone()
     if chance(generator, 0.5):

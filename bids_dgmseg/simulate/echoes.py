@@ -155,9 +155,9 @@ def draw_echoes(
     brain = labels > 0
     if not brain.any():
         raise ValueError("labels contain no brain")
-    inside, whole, field = _simulate_field(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
-    density = _by_label(whole, 0)
-    decay = r2star_hz(inside, b0_tesla=b0_tesla, r2_hz=0.0) + _by_label(whole, 1) * b0_tesla / 3
+    magnetized, head, field = _simulate_field(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
+    density = _by_label(head, 0)
+    decay = r2star_hz(magnetized, b0_tesla=b0_tesla, r2_hz=0.0) + _by_label(head, 1) * b0_tesla / 3
     offset = _polynomial(chi.shape, generator) * uniform(generator, *ranges.offset_rad)
     proton = density * torch.exp(_polynomial(chi.shape, generator) * uniform(generator, *ranges.sensitivity))
     first = (proton * torch.exp(-echo_times_s[0] * decay))[brain].mean()
@@ -182,21 +182,21 @@ def _simulate_field(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add head tissues to a brain: susceptibility, labels and field on the grid of the brain."""
     margin = [math.ceil(_MARGIN_MM / step) for step in voxel_size_mm]
-    inner = tuple(slice(spare, spare + size) for spare, size in zip(margin, chi.shape, strict=True))
-    brain = np.pad(labels.cpu().numpy(), [(spare, spare) for spare in margin], mode="edge")
-    whole = torch.from_numpy(add_head_tissues(brain, voxel_size_mm=voxel_size_mm, generator=generator, ranges=ranges))
-    whole = whole.to(chi.device)
+    inner = tuple(slice(before, before + size) for before, size in zip(margin, chi.shape, strict=True))
+    brain = np.pad(labels.cpu().numpy(), [(size, size) for size in margin], mode="edge")
+    head = torch.from_numpy(add_head_tissues(brain, voxel_size_mm=voxel_size_mm, generator=generator, ranges=ranges))
+    head = head.to(chi.device)
     values = torch.zeros(64)
     values[[AIR, FLUID, BONE, SCALP]] = torch.tensor(
         [_AIR_PPM, _FLUID_PPM, uniform(generator, *ranges.bone_ppm), uniform(generator, *ranges.scalp_ppm)]
     )
-    spare = [n for size in reversed(margin) for n in (size, size)]
-    continued = functional.pad(chi[None, None], spare, mode="replicate")[0, 0]
+    padding = [n for size in reversed(margin) for n in (size, size)]
+    continued = functional.pad(chi[None, None], padding, mode="replicate")[0, 0]
     inside = torch.from_numpy(brain > 0).to(chi.device)
-    everywhere = torch.where(inside, continued, values.to(chi.device)[whole.int()])
+    everywhere = torch.where(inside, continued, values.to(chi.device)[head.int()])
     # Relative to air, so that zero padding is air too; a constant does not change the field.
     field = dipole_field(everywhere - _AIR_PPM, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction)
-    return everywhere[inner], whole[inner], field[inner]
+    return everywhere[inner], head[inner], field[inner]
 
 
 def add_head_tissues(
@@ -229,13 +229,16 @@ def add_head_tissues(
     doi:10.1002/mrm.25350
     """
     thickness_mm = [uniform(generator, *pair) for pair in (ranges.fluid_mm, ranges.bone_mm, ranges.scalp_mm)]
-    whole = close_with_ball(brain > 0, _CISTERN_MM, voxel_size_mm)
-    distance_mm = ndimage.distance_transform_edt(~whole, sampling=voxel_size_mm)
+    closed = close_with_ball(brain > 0, _CISTERN_MM, voxel_size_mm)
+    distance_mm = ndimage.distance_transform_edt(~closed, sampling=voxel_size_mm)
     layers = np.array([FLUID, BONE, SCALP, AIR], np.uint8)
     head = layers[np.digitize(distance_mm, np.cumsum(thickness_mm), right=True)]
     semi_axes_mm = [uniform(generator, *ranges.sinus_mm) for _ in range(3)]
     wall_mm = thickness_mm[0] + 1.0
-    centre_mm = _below_frontal_brain(brain, voxel_size_mm) - (0.0, 0.0, wall_mm + semi_axes_mm[2])
+    x, y, z = (index * step for index, step in zip(np.nonzero(brain), voxel_size_mm, strict=True))
+    frontal = y >= y.max() - 0.25 * (y.max() - y.min())
+    below = np.array([x[frontal].mean(), y[frontal].mean(), z[frontal].min()])
+    centre_mm = below - (0.0, 0.0, wall_mm + semi_axes_mm[2])
 
     def within(semi_axes_mm: Sequence[float]) -> NDArray[np.bool_]:
         axes = np.ogrid[tuple(slice(size) for size in brain.shape)]
@@ -243,19 +246,12 @@ def add_head_tissues(
         squared: NDArray[np.float64] = sum(((i * step - c) / a) ** 2 for i, step, c, a in parts)
         return squared < 1
 
-    below = np.logical_or.accumulate((head != AIR)[:, :, ::-1], axis=2)[:, :, ::-1]
+    under_head = np.logical_or.accumulate((head != AIR)[:, :, ::-1], axis=2)[:, :, ::-1]
     aside_mm = ndimage.distance_transform_edt((brain > 0).any(axis=2), sampling=voxel_size_mm[:2])
-    neck = below & (aside_mm > _NECK_MM)[:, :, None]
+    neck = under_head & (aside_mm > _NECK_MM)[:, :, None]
     head[(neck | within([length + _FACE_MM for length in semi_axes_mm])) & (head == AIR)] = SOFT_TISSUE
     head[within(semi_axes_mm) & (distance_mm > wall_mm)] = AIR
     return np.where(brain > 0, brain, head)
-
-
-def _below_frontal_brain(brain: NDArray[np.uint8], voxel_size_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Find the lowest level of the anterior quarter of a brain, at its centre; in mm."""
-    x, y, z = (index * step for index, step in zip(np.nonzero(brain), voxel_size_mm, strict=True))
-    front = y >= y.max() - 0.25 * (y.max() - y.min())
-    return np.array([x[front].mean(), y[front].mean(), z[front].min()])
 
 
 def _by_label(labels: Tensor, column: int) -> Tensor:

@@ -77,19 +77,7 @@ def draw_pathology(ranges: PathologyRanges, generator: torch.Generator) -> Patho
 def add_calcifications(
     chi: Tensor, labels: Tensor, pathology: Pathology, *, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Add calcifications to the pallida.
-
-    Parameters
-    ----------
-    chi : Tensor of shape (X, Y, Z)
-        Susceptibility in ppm.
-    labels : Tensor of shape (X, Y, Z), uint8
-    pathology : Pathology
-        Without calcifications the map is returned unchanged.
-    spacing_mm : float
-        Isotropic voxel size.
-    generator : torch.Generator
-    """
+    """Add calcifications to the pallida of a map (X, Y, Z) in ppm; return it unchanged if there are none."""
     if pathology.mineral_ppm == 0:
         return chi
     left, right = (structure.index for structure in STRUCTURES.both_sides(["GP"]))

@@ -175,15 +175,7 @@ class ShapedHead(LabelMap):
 
 
 def prepare_shapes(head: LabelMap, whole: Tensor) -> ShapedHead:
-    """Compute the distance maps of a labelled head for `draw_shapes`.
-
-    Parameters
-    ----------
-    head : LabelMap
-        Used as it is where shape variation is switched off.
-    whole : Tensor of shape (X, Y, Z), uint8
-        Its labels, with nuclei not divided into parts.
-    """
+    """Compute the distance maps of a head for `draw_shapes`; `whole` are its labels without division of nuclei."""
     labels = whole.cpu().numpy()
     matrix = np.linalg.inv(head.world_to_index.cpu().numpy().astype(np.float64))
     wanted = [*VENTRICLES, *(structure.index for structure in STRUCTURES)]

@@ -234,17 +234,10 @@ class IntensityPattern:
 def draw_pattern(
     structure: StructureShape, values: Tensor, ageing: float, generator: torch.Generator
 ) -> IntensityPattern:
-    """Draw the pattern within a structure.
+    """Draw the pattern within a nucleus or ventricle.
 
-    Parameters
-    ----------
-    structure : StructureShape
-        Nucleus or ventricle.
-    values : Tensor of shape (64,)
-        Susceptibility per label in ppm, on the CPU.
-    ageing : float
-        0 at 45 years, 1 at 75: iron accumulates first in the posterior putamen.
-    generator : torch.Generator
+    `values` are the susceptibilities per label in ppm (64, on the CPU); `ageing` is 0 at 45 years and 1 at 75: iron
+    accumulates first in the posterior putamen.
     """
     value, medial, nucleus = float(values[structure.label]), -structure.side, structure.nucleus
 

@@ -87,9 +87,8 @@ def add_details(
 
     Parameters
     ----------
-    chi : Tensor of shape (X, Y, Z)
-        Susceptibility in ppm.
-    labels : Tensor of shape (X, Y, Z), uint8
+    chi, labels : Tensor of shape (X, Y, Z)
+        Susceptibility in ppm, and nuclei and tissues (uint8).
     points_mm : Tensor of shape (X, Y, Z, 3)
         Template coordinates of the voxels.
     spacing_mm : float
@@ -100,7 +99,7 @@ def add_details(
     Returns
     -------
     Tensor of shape (X, Y, Z)
-        In ppm, 0 outside the head.
+        Susceptibility in ppm, 0 outside the head.
     """
     shape, inside = tuple(chi.shape), labels > 0
     nuclei = inside & (labels <= LAST_NUCLEUS)
@@ -124,15 +123,7 @@ def add_details(
 
 
 class _TemplateLocator:
-    """Finds points of the template in a scan, and the voxels near them.
-
-    Parameters
-    ----------
-    points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the voxels.
-    spacing_mm : float
-        Isotropic voxel size of the scan.
-    """
+    """Finds points of the template in a scan with given template coordinates (X, Y, Z, 3) of its voxels."""
 
     def __init__(self, points_mm: Tensor, spacing_mm: float) -> None:
         self.shape, self.spacing_mm = points_mm.shape[:3], spacing_mm
@@ -161,21 +152,9 @@ class _TemplateLocator:
         return indices
 
     def volume_fractions(self, indices: Tensor, radius_mm: float, soft: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Compute how much of the voxels near indices (N, 3) balls of a radius fill.
+        """Compute the fraction of voxels filled by balls at voxel indices (N, 3), whose edges are `soft` voxels wide.
 
-        Parameters
-        ----------
-        indices : Tensor of shape (N, 3)
-            Centres in voxels.
-        radius_mm : float
-            Radius of each ball.
-        soft : float
-            Width of their edge in voxels.
-
-        Returns
-        -------
-        numbers, fractions : Tensor of shape (M,)
-            Flat voxel indices, some of them repeated, and the filled fraction, some of them 0.
+        Returns flat voxel indices (M,), some of them repeated, and fractions (M,), some of them 0.
         """
         reach = math.ceil(radius_mm / self.spacing_mm + soft / 2)
         steps = torch.arange(-reach, reach + 1, device=indices.device)

@@ -1,34 +1,13 @@
 import csv
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate.dataset import cerebellum_mask, read_template, simulate_dataset, whole_head_view
-from bids_dgmseg.simulate.phantom import PHANTOM
-
-VALIDATOR = (
-    shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
-    or shutil.which("bids-validator-deno")
-    or ""
-)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """Labels of the phantom as a file."""
-    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
-    path = tmp_path_factory.mktemp("template") / "labels.nii.gz"
-    nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(path)
-    return path
+from tests.test_promise import VALIDATOR, validate
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +48,9 @@ def test_different_seeds_share_no_map(simulated, template, tmp_path):
         assert not np.array_equal(load_image(path).dataobj, load_image(other).dataobj)
 
 
-@pytest.mark.skipif(not VALIDATOR, reason="bids-validator-deno is not installed")
-def test_dataset_is_valid_bids(simulated):
-    result = subprocess.run([VALIDATOR, str(simulated)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_dataset_is_valid_bids(simulated, tmp_path):
+    validate(simulated, tmp_path)
 
 
 def test_participants_table(simulated):

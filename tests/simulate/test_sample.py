@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
@@ -26,14 +24,14 @@ from bids_dgmseg.simulate.sample import (
     without_resampling,
 )
 from bids_dgmseg.simulate.susceptibility import merge_hilum, split_hilum
+from tests.simulate.conftest import HEAD_GRID
 
 VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), outside_noise=0.0)
 
 
 @pytest.fixture(scope="module")
 def heads():
-    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
-    return [(template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)), 1.0)]
+    return [(template_head(Volume(PHANTOM.labels(HEAD_GRID.centres_mm()), HEAD_GRID.affine)), 1.0)]
 
 
 def test_same_seed_gives_same_sample(heads):

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
-from bids_dgmseg.simulate.shapes import RenderedShape, ShapedHead, ShapeRanges, draw_shapes, prepare_shapes
+from bids_dgmseg.simulate.shapes import RenderedShape, ShapeRanges, draw_shapes, prepare_shapes
 from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges, draw_susceptibility
 
 RIGID = ShapeRanges(
@@ -215,11 +215,6 @@ def test_same_seed_gives_same_head_with_all_nuclei(head, points):
     assert not torch.equal(first[1], other[1])
     for _, labels in (first, other):
         assert set(CENTRES_MM) <= set(labels.unique().tolist())
-
-
-def test_shaped_head_is_a_label_map(head):
-    assert isinstance(head, ShapedHead)
-    assert head.at(torch.tensor([[26.0 - 14, 26.0, 26.0 + 14]])).tolist() == [13]
 
 
 def test_nucleus_outside_view_is_omitted(head, points):
