@@ -25,15 +25,15 @@ PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distanc
 _OVERLAP_COLUMNS = {
     "dice": ("Dice", 3),
     "jaccard": ("Jaccard", 3),
-    "volume_similarity": ("Volume similarity", 3),
-    "volume_difference_percent": ("Volume difference (%)", 1),
+    "volume_similarity": ("Volume sim.", 3),
+    "volume_difference_percent": ("Volume diff. (%)", 1),
     "hausdorff_mm": ("Hausdorff (mm)", 2),
     "hd95_mm": ("HD95 (mm)", 2),
-    "mean_surface_distance_mm": ("Mean surface distance (mm)", 2),
-    "mean_surface_distance_area_mm": ("weighted by area (mm)", 2),
-    "centre_distance_mm": ("Centre distance (mm)", 2),
+    "mean_surface_distance_mm": ("Mean dist. (mm)", 2),
+    "mean_surface_distance_area_mm": ("by area (mm)", 2),
+    "centre_distance_mm": ("Centres (mm)", 2),
 }
-"""Column of overlap.tsv → heading and decimals."""
+"""Column of overlap.tsv → short heading (the tooltip has the full name) and decimals."""
 
 _MIN_SCANS = 3
 """Scans that a Bland-Altman plot needs."""

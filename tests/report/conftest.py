@@ -46,7 +46,7 @@ def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.fixture(params=GRIDS)
 def two_sides(request, tmp_path) -> tuple[Volume, Volume]:
-    """A head in one slice more than needed: DN_L 20 mm to the patient's left, DN_R 20 mm to the right."""
+    """A head with five slices: DN_L 20 mm to the patient's left, DN_R 20 mm to the right."""
     shape = (48, 48, 5)
     affine = centred(GRIDS[request.param], shape)
     points_mm = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))

@@ -17,7 +17,7 @@ SCANS = (  # participant, site, group, age; volume of DN_L and DN_R (mm3), mean 
 )
 """DN_L's median volume is 610 at A and 710 at B; its median susceptibility 0.11 and 0.21."""
 KEYS = ("participant_id", "session_id", "acquisition", "run", "model", "site")
-"""The site is the last: what stands before it are the entities of a scan's name."""
+"""The site comes last, after the entities of the name of a scan."""
 
 
 def write_tables(

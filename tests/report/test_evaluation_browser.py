@@ -30,8 +30,8 @@ def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
 
 
 def test_page_loads_one_file_without_errors(tab):
-    assert not tab.said("Log.entryAdded")
-    requests = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
+    assert not tab.events_of("Log.entryAdded")
+    requests = [event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")]
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
     assert sum(url.startswith("file") for url in requests) == 1
 

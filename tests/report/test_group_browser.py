@@ -61,11 +61,11 @@ def directions(tab: Tab, table: str) -> list[str | None]:
 def test_page_makes_no_requests_and_no_errors(tab, page):
     images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
     n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
-    requests = {event["request"]["url"] for event in tab.said("Network.requestWillBeSent")}
+    requests = {event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")}
     assert len(requests) == 1 + n_images > 1
     assert all(url.startswith(page.parent.as_uri()) for url in requests)
     for event in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
-        assert not tab.said(event)
+        assert not tab.events_of(event)
 
 
 def test_click_sorts_by_number(tab):

@@ -266,6 +266,16 @@ def test_circular_source_datasets_end(tmp_path):
     assert find_study_names(tmp_path / "bern") == ["graz"]
 
 
+def test_named_group_column_replaces_group(tmp_path):
+    rows = [
+        scan_row(f"sub-0{number}", volume_mm3=600, mean_ppm=0.1, group="one", arm=arm)
+        for number, arm in enumerate(("A", "A", "B"))
+    ]
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"GroupColumn": "arm"}})
+    tables = GroupPage(write_group_page(tmp_path)).tables
+    assert tables["medians-volume_mm3_by-group"][0] == ["Nucleus", "A (n 2)", "B (n 1)"]
+
+
 def test_outliers_link_to_scans_largest_first(out):
     rows = [
         scan_row(

@@ -119,7 +119,7 @@ def test_button_moves_to_nucleus(browser, viewer, tmp_path):
             tab.click(f"button[title='{structure.name}']")
             places[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")
         link = tab.run("document.querySelector('a').getAttribute('href')")
-        requests = [event["request"]["url"] for event in tab.said("Network.requestWillBeSent")]
+        requests = [event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")]
     assert places["L"]["X"] == pytest.approx(-20, abs=2)
     assert places["R"]["X"] == pytest.approx(20, abs=2)
     assert link == "../sub-01.html#sub-01_ses-1_dgm16"
