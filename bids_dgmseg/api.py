@@ -126,6 +126,8 @@ def segment(
     ------
     InputError
         If the image is not a usable susceptibility map, the model does not exist, or its weights cannot be loaded.
+    ValueError
+        If `device` is unknown.
 
     Examples
     --------
@@ -133,6 +135,8 @@ def segment(
     >>> result.labels.to_filename("sub-01_dseg.nii.gz")  # doctest: +SKIP
     >>> result.table[["abbreviation", "volume_mm3", "mean_ppm"]]  # doctest: +SKIP
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: {device!r}, expected one of auto, cpu, cuda")
     folder = None if weights is None else Path(weights)
     chosen, notes = choose_labels(replace(get_model(model, option="model "), ensemble=ensemble), folder, None)
     if ensemble and chosen.localizer.kind == "nnunet":
@@ -237,7 +241,7 @@ def reconstruct(
     Raises
     ------
     ValueError
-        If numbers of echoes differ, or echo times are not ascending seconds.
+        If numbers of echoes differ, echo times are not ascending seconds, or the field strength is not positive.
     InputError
         If an image cannot be used, or the grids differ.
 
@@ -256,6 +260,8 @@ def reconstruct(
             )
         if not times or min(times) <= 0 or max(times) > 1 or sorted(set(times)) != times:
             raise ValueError(f"echo_times_s: {times}, expected ascending times in seconds, such as [0.005, 0.010]")
+        if not field_strength_t > 0:
+            raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")
         if phase_sign not in PHASE_SIGNS:
             raise ValueError(f"phase_sign: {phase_sign!r}, expected one of {', '.join(PHASE_SIGNS)}")
         given = None if mask is None else _write_niimg(mask, Path(folder), "mask")
@@ -277,16 +283,16 @@ def list_models() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per model, indexed by the name that `segment` takes: ``nuclei`` (both sides of each), ``default``,
-        ``licence`` of the weights and ``title``.
+        One row per model, indexed by the name that `segment` takes: ``nuclei`` (both sides of each), ``network``,
+        ``licence`` of the weights and ``default``.
     """
     rows = [
         {
             "model": name,
             "nuclei": " ".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
-            "default": name == ALIASES["default"],
+            "network": model.network.rpartition(":")[2] or "nnU-Net",
             "licence": model.weights.licence if model.weights else "n/a",
-            "title": model.title,
+            "default": name == ALIASES["default"],
         }
         for name, model in MODELS.items()
     ]

@@ -95,6 +95,8 @@ def test_unusable_images_are_refused_in_one_line(oracle, change, message):
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"^model dgm17: no such model; choose from default, dgm16"):
         segment(image_of(coarse_chi()), "dgm17")
+    with pytest.raises(ValueError, match=r"^device: 'gpu', expected one of auto, cpu, cuda$"):
+        segment(image_of(coarse_chi()), device="gpu")
     with pytest.raises(InputError, match=r"nowhere.nii.gz: "):
         segment("nowhere.nii.gz")
 
@@ -192,6 +194,7 @@ def _in_radians(phases):
     [
         ({"echo_times_s": [0.005]}, r"^2 magnitude images, 2 phase images and 1 echo times; expected one of each"),
         ({"echo_times_s": [5.0, 10.0]}, r"^echo_times_s: \[5.0, 10.0\], expected ascending times in seconds"),
+        ({"field_strength_t": 0}, r"^field_strength_t: 0, expected the field strength in T, such as 3$"),
         ({"phase_sign": "down"}, r"^phase_sign: 'down', expected one of auto, positive, negative"),
     ],
 )
@@ -235,6 +238,7 @@ def test_list_models_has_one_row_per_model():
     assert table.index.tolist()[0] == "dgm16"
     assert table.loc["dgm16", "nuclei"] == "DN IN RN SN STN CN PUT GP"
     assert table["default"].sum() == 1
+    assert max(map(len, str(table).splitlines())) <= 80  # no column is elided
 
 
 def test_importing_the_package_loads_nothing_heavy():
