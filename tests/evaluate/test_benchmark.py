@@ -224,22 +224,18 @@ def test_label_map_is_only_for_nnunet(foreign):
         parse_candidates(["dgm16"], label_map=table)
 
 
+def run_isolated(folder: Path, chi: Path, model: str, **options: Any) -> int:
+    """Segment a map as the isolated process does, into ``dseg.nii.gz`` and ``cost.json``."""
+    files = {"chi": str(chi), "out": str(folder / "dseg.nii.gz"), "cost": str(folder / "cost.json")}
+    job = {**files, "sidecar": {"Units": "ppm"}, "model": model, "weights": None, **options}
+    return isolated_run.main([str(write_json(job, folder / "request.json"))])
+
+
 def test_isolated_run_uses_the_label_map(bids_dataset, foreign, tmp_path):
     folder, table = foreign
-    write_json(
-        {
-            "chi": str(bids_dataset("sub-01") / "sub-01/anat/sub-01_Chimap.nii.gz"),
-            "sidecar": {"Units": "ppm"},
-            "model": "nnunet2step",
-            "weights": str(folder),
-            "out": str(tmp_path / "sub-01_dseg.nii.gz"),
-            "cost": str(tmp_path / "cost.json"),
-            "label_map": str(table),
-        },
-        tmp_path / "request.json",
-    )
-    assert isolated_run.main([str(tmp_path / "request.json")]) == 0
-    rows = (tmp_path / "sub-01_dseg.tsv").read_text().splitlines()[1:]
+    chi = bids_dataset("sub-01") / "sub-01/anat/sub-01_Chimap.nii.gz"
+    assert run_isolated(tmp_path, chi, "nnunet2step", weights=str(folder), label_map=str(table)) == 0
+    rows = (tmp_path / "dseg.tsv").read_text().splitlines()[1:]
     assert [row.split("\t")[2] for row in rows] == ["RN_L", "RN_R"]
 
 
@@ -323,52 +319,41 @@ def test_atlas_labels_that_are_not_nuclei_are_warnings(dataset, atlases):
     ]
 
 
-def test_atlases_without_a_nucleus_are_an_error(dataset, atlases):
-    rename(atlases, DN_L="cortex", DN_R="thalamus")
-    with pytest.raises(InputError, match=r"library: no label is a nucleus of multiatlas \(DN_L, .*; name them so"):
-        check(dataset, atlases)
-
-
-def test_atlases_of_other_nuclei_are_an_error(dataset, atlases):
-    rename(atlases, DN_L="RN_L", DN_R="thalamus")
-    with pytest.raises(InputError, match=r"^library: atlases of RN_L, but the scans have DN_L, DN_R; use atlases"):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"DN_L": "cortex", "DN_R": "thalamus"},
+            r"library: no label is a nucleus of multiatlas \(DN_L, .*; use these",
+        ),
+        ({"DN_L": "RN_L", "DN_R": "thalamus"}, "library: atlases of RN_L, but the scans have DN_L, DN_R; use atlases"),
+    ],
+)
+def test_atlases_without_a_common_nucleus_are_an_error(dataset, atlases, names, message):
+    rename(atlases, **names)
+    with pytest.raises(InputError, match=f"^{message}"):
         check(dataset, atlases)
 
 
 def test_isolated_run_reports_the_problem(dataset, tmp_path):
     scan = find_test_set(dataset, warn=print).scans[0]  # 864 voxels of 2 mm3
     cost = segment_scan(Candidate("dgm16", "dgm16"), scan, tmp_path / "out", device="cpu", threads=1)
-    told = json.loads(cost.read_text())
-    assert told["problem"] == "no brain found (2 mL); check that the map shows a head, in ppm"
+    assert json.loads(cost.read_text())["problem"] == "no brain found (2 mL); check that the map shows a head, in ppm"
     assert not list((tmp_path / "out").rglob("*_dseg.nii.gz"))
 
 
 def test_isolated_run_keeps_the_grid_of_the_map(bids_dataset, oracle, tmp_path):
     root = bids_dataset("sub-01")
     chi = root / "sub-01/anat/sub-01_Chimap.nii.gz"
-    out, cost = tmp_path / "sub-01_dseg.nii.gz", tmp_path / "cost.json"
-    write_json(
-        {
-            "chi": str(chi),
-            "sidecar": {"Units": "ppm"},
-            "model": oracle.name,
-            "weights": None,
-            "out": str(out),
-            "cost": str(cost),
-            "device": "cpu",
-            "threads": 1,
-        },
-        tmp_path / "request.json",
-    )
-    assert isolated_run.main([str(tmp_path / "request.json")]) == 0
-    image = nib.Nifti1Image.from_filename(out)
+    assert run_isolated(tmp_path, chi, oracle.name) == 0
+    image = nib.Nifti1Image.from_filename(tmp_path / "dseg.nii.gz")
     np.testing.assert_array_equal(image.affine, nib.Nifti1Image.from_filename(chi).affine)
     assert set(np.unique(image.dataobj)) == {0, *(row.index for row in STRUCTURES)}
-    assert (tmp_path / "sub-01_dseg.tsv").read_text().count("\n") == 1 + len(STRUCTURES)
-    told = json.loads(cost.read_text())
-    assert set(told) == {"seconds", "cpu_seconds", "peak_mb"}
-    assert told["peak_mb"] > 50
-    assert told["seconds"] > 0
+    assert (tmp_path / "dseg.tsv").read_text().count("\n") == 1 + len(STRUCTURES)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert set(cost) == {"seconds", "cpu_seconds", "peak_mb"}
+    assert cost["peak_mb"] > 50
+    assert cost["seconds"] > 0
 
 
 def test_atlases_exclude_the_participant_itself(bids_dataset, tmp_path, monkeypatch):
@@ -388,15 +373,6 @@ def test_atlases_exclude_the_participant_itself(bids_dataset, tmp_path, monkeypa
         raise InputError("enough")
 
     monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", remember)
-    request = {
-        "chi": str(root / "sub-02/anat/sub-02_Chimap.nii.gz"),
-        "sidecar": {"Units": "ppm"},
-        "model": "multiatlas",
-        "weights": str(root),
-        "out": str(tmp_path / "dseg.nii.gz"),
-        "cost": str(tmp_path / "cost.json"),
-    }
-    write_json(request, tmp_path / "request.json")
-    assert isolated_run.main([str(tmp_path / "request.json")]) == 1
+    assert run_isolated(tmp_path, root / "sub-02/anat/sub-02_Chimap.nii.gz", "multiatlas", weights=str(root)) == 1
     assert seen == ["sub-01"]
     assert MODELS.keys().isdisjoint({"multiatlas", "multiatlasjoint"})  # not available without atlases

@@ -233,8 +233,8 @@ def test_scans_without_a_site_are_counted(output, add_scan, tmp_path, site, why,
     participants = tmp_path / "participants.tsv"
     participants.write_text(f"participant_id\tsite\nsub-01\tA\nsub-02\t{site}\n")
     write(output, tmp_path)
-    told = json.loads((output / "group_harmonized.json").read_text())
-    assert (told["NotComputed"], told["ScansWithoutSite"], told["Sites"]) == (why, n_without, {"A": 2 - n_without})
+    about = json.loads((output / "group_harmonized.json").read_text())
+    assert (about["NotComputed"], about["ScansWithoutSite"], about["Sites"]) == (why, n_without, {"A": 2 - n_without})
 
 
 def left_out(output: Path) -> list[str]:
