@@ -155,34 +155,13 @@ def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     out = tmp_path / "out"
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     stem = "sub-01/ses-1/anat/sub-01_ses-1_acq-x"
-    results = {
-        f"{stem}_seg-oracle_{end}"
-        for end in (
-            "dseg.nii.gz",
-            "dseg.json",
-            "dseg.tsv",
-            "probseg.nii.gz",
-            "probseg.json",
-            "stats.tsv",
-            "stats.json",
-            "qc.json",
-        )
-    }
+    ends = "dseg.nii.gz dseg.json dseg.tsv probseg.nii.gz probseg.json stats.tsv stats.json qc.json"
+    results = {f"{stem}_seg-oracle_{end}" for end in ends.split()}
     masks = {f"{stem}_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}
-    pictures = {
-        f"figures/sub-01_ses-1_acq-x_seg-oracle_desc-{plane}_dseg.png" for plane in ("axial", "coronal", "sagittal")
-    }
-    top = {
-        "dataset_description.json",
-        "dseg.tsv",
-        "descriptions.tsv",
-        ".bidsignore",
-        "README",
-        "sub-01.html",
-        "logs/CITATION.md",
-        "logs/CITATION.bib",
-    }
-    assert results | masks | pictures | top <= names
+    figure = "figures/sub-01_ses-1_acq-x_seg-oracle_desc-{}_dseg.png"
+    figures = {figure.format(plane) for plane in ("axial", "coronal", "sagittal")}
+    top = "dataset_description.json dseg.tsv descriptions.tsv .bidsignore README sub-01.html".split()
+    assert results | masks | figures | {*top, "logs/CITATION.md", "logs/CITATION.bib"} <= names
     assert not [name for name in names if Path(name).name.startswith(".") and name != ".bidsignore"]
     assert "weights were provided by the user" not in (out / "sub-01.html").read_text()
 
@@ -215,37 +194,30 @@ def test_rerun_skips_finished_scans(bids_dataset, run, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
 
 
-# Resuming: a scan is processed again exactly if something that its results depend on has changed.
+def keep(dataset: Path, out: Path) -> None:
+    """Change nothing."""
 
 
-def change_map(dataset: Path, out: Path) -> list[str]:
+def change_map(dataset: Path, out: Path) -> None:
     write_map(dataset, "sub-01", coarse_chi().with_array(coarse_chi().array * np.float32(1.1)))
-    return []
 
 
-def change_sidecar(dataset: Path, out: Path) -> list[str]:
+def change_sidecar(dataset: Path, out: Path) -> None:
     write_map(dataset, "sub-01", coarse_chi(), sidecar={"Units": "ppm", "ReferenceRegion": "CSF"})
-    return []
 
 
-def lose_a_result(dataset: Path, out: Path) -> list[str]:
+def lose_a_result(dataset: Path, out: Path) -> None:
     next(out.rglob("*_probseg.nii.gz")).unlink()
-    return []
 
 
-def force(dataset: Path, out: Path) -> list[str]:
-    return ["--force"]
-
-
-def leave_out_masks(dataset: Path, out: Path) -> list[str]:
-    return ["--no-masks"]
-
-
-@pytest.mark.parametrize("change", [change_map, change_sidecar, lose_a_result, force, leave_out_masks])
-def test_rerun_processes_changed_scans(bids_dataset, run, tmp_path, capsys, change):
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [(change_map, []), (change_sidecar, []), (lose_a_result, []), (keep, ["--force"]), (keep, ["--no-masks"])],
+)
+def test_rerun_processes_changed_scans(bids_dataset, run, tmp_path, capsys, change, options):
     dataset = bids_dataset("sub-01")
     run(dataset)
-    options = change(dataset, tmp_path / "out")
+    change(dataset, tmp_path / "out")
     capsys.readouterr()
     assert run(dataset, *options) == 0
     assert "sub-01: done (1 of 1)" in capsys.readouterr().out
@@ -305,13 +277,13 @@ from tests.oracle import oracle_model
 MODELS["oracle"] = oracle_model()
 if "--die" in sys.argv:
     sys.argv.remove("--die")
-    from bids_dgmseg.bids import derivatives
-    copy_file, count = derivatives.copy_file, iter(range(9))
+    from bids_dgmseg.bids import save
+    copy_file, count = save.copy_file, iter(range(9))
     def die_at_the_third(temporary, final):
         if next(count) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        copy_file(temporary, final)
-    derivatives.copy_file = die_at_the_third
+        return copy_file(temporary, final)
+    save.copy_file = die_at_the_third
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """

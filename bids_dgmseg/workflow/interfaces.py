@@ -245,7 +245,7 @@ class Measure(Step):
         return {
             "out_stats": str(folder / "stats.tsv"),
             "out_figures": self._draw(chi, dseg, folder),
-            "out_report": report_measures(found, reference, found.warnings),
+            "out_report": report_measures(found, reference),
         }
 
     def _draw(self, chi: Volume, dseg: Volume, folder: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ Modules that load Nipype, NumPy or torch are imported inside functions, because 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +48,7 @@ def run_participant(config: RunConfig) -> int:
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     if not control.skip_bids_validation and (summary := summarize_validation(plan.inputs.root, control.work_dir)):
-        sys.stderr.write(f"bids_dgmseg: warning: {summary}\n")
+        RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
     work = make_run_folder(control.work_dir)
     try:
         with terminate_as_interrupt():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -92,15 +92,16 @@ def report_input(path: Path, checked: ChiMap) -> StepReport:
     return StepReport(values, checked.warnings)
 
 
-def report_measures(found: ScanMeasures, reference: Reference | None, warnings: Sequence[str]) -> StepReport:
+def report_measures(found: ScanMeasures, reference: Reference | None) -> StepReport:
     """Return the rating of a scan, the quality of its map and the reference region."""
     values: dict[str, Any] = {"rating": found.rating, "reasons": list(found.reasons), **found.quality}
     if reference is None:
-        return StepReport(values, tuple(warnings))
+        return StepReport(values, found.warnings)
     region = asdict(reference) | {"sem_ppm": reference.sem_ppm}
     keys = ("region", "source", "mean_ppm", "std_ppm", "sem_ppm", "n_voxels")
     values["reference"] = {key: region[key] for key in keys}
-    return StepReport(values, (*warnings, *([reference.problem] if reference.problem else [])))
+    problem = (reference.problem,) if reference.problem else ()
+    return StepReport(values, (*found.warnings, *problem))
 
 
 def describe_box(box: Box) -> dict[str, Any]:
