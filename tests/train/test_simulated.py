@@ -80,7 +80,7 @@ def test_training_starts_from_given_weights(start, tmp_path):
 
 def test_template_with_unknown_labels_is_refused(tmp_path):
     nib.Nifti1Image(np.full((4, 4, 4), 60, np.uint8), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
-    with pytest.raises(InputError, match=r"^labels\.nii\.gz: has the value 60, which is no label of a template"):
+    with pytest.raises(InputError, match=r"^labels\.nii\.gz: 60 is not a label of a template"):
         simulated_maps(SMALL, tmp_path / "labels.nii.gz", "segmenter", seed=1)
 
 
