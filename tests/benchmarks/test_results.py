@@ -11,6 +11,7 @@ import torch
 from nibabel.affines import apply_affine
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.train.schedule import Position
 
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
 CAUDATE, WHITE = 11, 22
@@ -151,9 +152,9 @@ def test_reconstruction_table_averages_heads(script):
 
 def test_nnunet_schedule_is_polynomial(script):
     schedule = script("ablation").NnunetSchedule(steps=1000)
-    assert schedule.rate(0) == 0.01
-    assert schedule.rate(500) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.5)))
-    assert schedule.rate(999) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.001)))
+    assert schedule.rate(Position(step=0)) == 0.01
+    assert schedule.rate(Position(step=500)) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.5)))
+    assert schedule.rate(Position(step=999)) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.001)))
 
 
 def test_cross_entropy_weights_nuclei_by_three(script):

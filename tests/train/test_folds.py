@@ -259,7 +259,7 @@ def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
     assert "--from source: weights of another network" in capsys.readouterr().err
     segment = [str(dataset), str(tmp_path / "results"), "participant", "--model", "attunet25d", "--weights"]
     assert app([*segment, str(source)]) == 2
-    assert "source: its network tells RN, SN-STN apart, attunet25d needs RN, SN, STN" in capsys.readouterr().err
+    assert "source: its network has the classes RN, SN-STN, attunet25d needs RN, SN, STN" in capsys.readouterr().err
 
 
 def test_folder_is_used_as_trained(dataset, tmp_path):
