@@ -227,11 +227,6 @@ def _descriptions(path: Path, scans: Sequence[Scan], model: Model) -> str:
 def _citation(model: Model, reference: ReferenceRegion, *, own_weights: bool) -> dict[str, str]:
     """Return the values of the fields in ``citation.md``."""
     keys = [key for key in model.citation if key != "bids_dgmseg"]
-    weights = ""
-    if not own_weights:
-        weights = "Its weights were provided by the user."
-    elif model.weights:
-        weights = f"Its weights were trained on {model.weights.trained_on} (licence {model.weights.licence})."
     region = {
         "none": "",
         "whole-brain": "whole brain",
@@ -242,13 +237,39 @@ def _citation(model: Model, reference: ReferenceRegion, *, own_weights: bool) ->
         "version": bids_dgmseg.__version__,
         "model": model.name,
         "title": model.title,
-        "nuclei": ", ".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
+        "nuclei": describe_nuclei(model),
         "model_citation": f" [{'; '.join(f'@{key}' for key in keys)}]" if keys else "",
-        "weights": weights,
+        "weights": describe_weights(model, shipped=own_weights),
         "referenced": (
-            f"; referenced values are relative to the mean of a region of the same map ({region})" if region else ""
+            f"; referenced values are relative to the mean of a reference region in the same map ({region})"
+            if region
+            else ""
         ),
     }
+
+
+def describe_nuclei(model: Model) -> str:
+    """List the nuclei of a model with their abbreviations for a methods section.
+
+    >>> from bids_dgmseg.models.registry import MODELS
+    >>> describe_nuclei(MODELS["dcnnet"])
+    'dentate nucleus (DN) and interposed nucleus (IN)'
+    """
+    names = {structure.nucleus: structure.name.partition(" ")[2] for structure in model.structures}
+    *others, last = [f"{name} ({abbreviation})" for abbreviation, name in names.items()]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def describe_weights(model: Model, *, shipped: bool) -> str:
+    """Return a sentence for a methods section on the training of a model; empty if it is unknown."""
+    if not shipped:
+        return "Its weights were provided by the user."
+    if not model.weights:
+        return ""
+    return (
+        f"Its weights (licence {model.weights.licence}) were trained on {model.weights.trained_on} based on public "
+        "atlases [@allen_atlas_3d; @cit168; @icbm152]."
+    )
 
 
 def read_boilerplate(name: str) -> str:
@@ -266,5 +287,5 @@ def describe_reconstruction(n_echoes: Sequence[int]) -> str:
     """
     if not any(n_echoes):
         return ""
-    some = "" if all(n_echoes) else "Some maps were provided, others reconstructed from multi-echo GRE. "
+    some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
     return some + read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")

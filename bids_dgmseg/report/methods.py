@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bids_dgmseg.bids.output_dataset import describe_reconstruction, read_boilerplate
+from bids_dgmseg.bids.output_dataset import (
+    describe_nuclei,
+    describe_reconstruction,
+    describe_weights,
+    read_boilerplate,
+)
 from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.report.format import format_size
@@ -66,13 +71,13 @@ def _describe(results: Sequence[ScanResult]) -> MethodsText:
         _describe_model(model, own_weights=own_weights) if model else f"The model was {first.model}.",
     ]
     if settings.get("mirrored"):
-        checkpoints = ", and over two checkpoints if the weights have them" if settings.get("ensemble") else ""
+        checkpoints = ", and over two checkpoints if available" if settings.get("ensemble") else ""
         sentences.append(f"Probabilities were averaged over each map and its mirror image{checkpoints}.")
     sentences += [
         "Labels and probabilities were resampled to the grid of each map.",
-        "Volumes were measured by counting voxels and by summing probabilities; susceptibility is given in ppm as "
-        "mean, median, standard deviation and percentiles over the valid voxels of each nucleus; in deep gray matter "
-        "it increases with the concentration of iron [@langkammer2012].",
+        "The volume of each nucleus was computed by counting voxels and by summing probabilities, and its "
+        "susceptibility (ppm) as mean, median, standard deviation and percentiles over valid voxels. In deep gray "
+        "matter, susceptibility increases with the concentration of iron [@langkammer2012].",
     ]
     text = " ".join(sentence for sentence in sentences if sentence)
     return MethodsText(first.model, *_number_citations(text, read_bibliography()))
@@ -83,8 +88,8 @@ def _describe_program(result: ScanResult) -> str:
     program = versions.pop("bids_dgmseg", "")
     tools = ", ".join(f"{_SPELLING.get(name, name)} {version}" for name, version in versions.items())
     return (
-        "Deep gray nuclei were segmented on quantitative susceptibility maps [@qsm_consensus] with "
-        f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] built on Nipype [@nipype], PyBIDS "
+        "Deep gray nuclei were segmented on quantitative susceptibility maps (QSM) [@qsm_consensus] with "
+        f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] based on Nipype [@nipype], PyBIDS "
         "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
         + (f" ({tools})." if tools else ".")
     )
@@ -102,10 +107,10 @@ def _describe_input(results: Sequence[ScanResult]) -> str:
     references = sorted({str(record["reference"]) for record in inputs if record.get("reference")})
     known = [reference for reference in references if reference != "not stated"]
     if len(known) == 1 and known == references:
-        return f"Susceptibility is relative to the reference of the maps ({known[0]})."
+        return f"Susceptibility is relative to the reference region of the maps ({known[0]})."
     if known:
-        return f"Susceptibility is relative to each map's own reference ({', '.join(references)})."
-    return "Susceptibility is relative to each map's own reference, which their sidecars do not state."
+        return f"Susceptibility is relative to the reference region of each map ({', '.join(references)})."
+    return "Susceptibility is relative to the reference region of each map, which is not stated in its sidecar."
 
 
 def _describe_reference(results: Sequence[ScanResult]) -> str:
@@ -114,38 +119,35 @@ def _describe_reference(results: Sequence[ScanResult]) -> str:
     regions = sorted({str(record["region"]) for record in records if record.get("region")})
     if not regions:
         return ""
-    return f"Referenced values are relative to the mean of a region of the same map ({', '.join(regions)})."
+    return f"Referenced values are relative to the mean of a reference region in the same map ({', '.join(regions)})."
 
 
 def _describe_model(model: Model, *, own_weights: bool) -> str:
-    nuclei = ", ".join(dict.fromkeys(structure.nucleus for structure in model.structures))
+    if own_weights and model.localizer.kind == "nnunet":  # its nuclei and steps are those of the user's folder
+        return f"Labels were predicted by a user-provided nnU-Net [@nnunet], run as model {model.name}."
     cited = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     share = model.input.native_voxel_tolerance
-    own_voxels = f" or on the map's own voxels if they differ from it by at most {share:.0%}" if share else ""
+    own_voxels = f", or at the voxel size of the map where it differs by at most {share:.0%}" if share else ""
     text = (
         f"{_describe_localizer(model)} Within it, the model {model.name} ({_decapitalize(model.title)})"
-        f"{f' [{cited}]' if cited else ''} labelled {nuclei}, left and right, at "
+        f"{f' [{cited}]' if cited else ''} labelled the {describe_nuclei(model)} in both hemispheres at "
         f"{format_size(model.input.spacing_mm)}{own_voxels}."
     )
-    if own_weights:
-        return f"{text} Its weights were provided by the user."
-    if model.weights:
-        return f"{text} Its weights were trained on {model.weights.trained_on} (licence {model.weights.licence})."
-    return text
+    return f"{text} {describe_weights(model, shipped=not own_weights)}".strip()
 
 
 def _describe_localizer(model: Model) -> str:
     localizer = model.localizer
-    shifted = ", and shifted if it cut a nucleus that a network found in the whole head" if localizer.guard else ""
+    shifted = ", and shifted if it excluded nuclei found by a network in the whole head" if localizer.guard else ""
     if localizer.kind == "centre":
-        return f"The region of interest was placed at the centre of the brain{shifted}."
+        return f"The region of interest was centred on the brain{shifted}."
     if localizer.kind == "atlas":
         return (
-            "The region of interest was transferred from a labelled atlas, the one with the highest mutual information "
-            f"after rigid registration, by affine registration{shifted}."
+            "The region of interest was propagated by affine registration from the atlas with the highest mutual "
+            f"information after rigid registration{shifted}."
         )
     spacing = f" at {format_size(localizer.input.spacing_mm)}" if localizer.input else ""
-    return f"The region of interest was found by a network applied to the whole head{spacing}."
+    return f"The region of interest was localized by a network in the whole head{spacing}."
 
 
 def _decapitalize(title: str) -> str:

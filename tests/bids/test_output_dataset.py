@@ -92,12 +92,12 @@ def test_citation_keys_are_in_the_bibliography(inputs, scans, write, out):
 @pytest.mark.parametrize(
     ("reference", "text"),
     [
-        (ReferenceRegion(), "relative to the reference of each map. In deep"),
+        (ReferenceRegion(), "relative to the reference region of each map. In deep"),
         (
             ReferenceRegion("csf"),
-            "; referenced values are relative to the mean of a region of the same map (cerebrospinal fluid). In deep",
+            "; referenced values are relative to the mean of a reference region in the same map (cerebrospinal fluid).",
         ),
-        (ReferenceRegion("structure", "CN_L"), "a region of the same map (CN_L). In deep"),
+        (ReferenceRegion("structure", "CN_L"), "a reference region in the same map (CN_L). In deep"),
     ],
     ids=["no region", "CSF", "structure"],
 )
@@ -139,20 +139,22 @@ def test_provided_maps_need_no_description():
 @pytest.mark.parametrize("n_echoes", [[4, 4], [1, 4]])
 def test_several_echoes_are_unwrapped_in_time(n_echoes):
     text = describe_reconstruction(n_echoes)
-    assert "from echo to echo" in text.replace("\n", " ")
-    assert "Some maps" not in text
+    assert "temporally" in text.replace("\n", " ")
+    assert "For some scans" not in text
 
 
 def test_single_echo_has_its_own_description():
     text = describe_reconstruction([1, 1]).replace("\n", " ")
-    assert "one gradient echo" in text
+    assert "single-echo gradient-echo" in text
     assert "offset" not in text
     assert "@aspire" not in text
 
 
 def test_provided_and_reconstructed_maps_are_distinguished():
     text = describe_reconstruction([0, 4])
-    assert text.startswith("Some maps were provided, others reconstructed from multi-echo GRE. Susceptibility was")
+    assert text.startswith(
+        "For some scans, susceptibility maps were provided; the others were reconstructed. Susceptibility"
+    )
 
 
 @pytest.mark.parametrize("name", ["reconstruction.md", "reconstruction_one_echo.md"])

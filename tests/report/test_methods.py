@@ -21,9 +21,9 @@ def text_of(*results: ScanResult) -> str:
 def test_text_describes_run():
     text = text_of(result(input={"reference": "CSF"}), result(input={"reference": "CSF"}))
     assert re.search(r"with bids_dgmseg 0.1.0 \[\d+\], a BIDS App .* \(Python 3.11.9\)", text)
-    assert "relative to the reference of the maps (CSF)" in text
+    assert "relative to the reference region of the maps (CSF)" in text
     assert "dgm16" in text
-    assert "DN, IN, RN, SN, STN, CN, PUT, GP, left and right" in text
+    assert "putamen (PUT) and globus pallidus (GP) in both hemispheres" in text
 
 
 def test_user_weights_are_distinguished_from_shipped():
@@ -31,18 +31,18 @@ def test_user_weights_are_distinguished_from_shipped():
     shipped = text_of(result(settings={"weights": "shipped with the program"}))
     assert "weights were provided by the user" in own
     assert "/data" not in own
-    assert "Its weights were trained on simulated maps (licence CC-BY-4.0)." in shipped
+    assert "Its weights (licence CC-BY-4.0) were trained on simulated maps" in shipped
     assert "provided by the user" not in shipped
 
 
 def test_different_references_are_listed():
     text = text_of(result(input={"reference": "CSF"}), result(input={"reference": "not stated"}))
-    assert "each map's own reference (CSF, not stated)" in text
+    assert "the reference region of each map (CSF, not stated)" in text
 
 
 def test_voxel_size_of_network_is_described():
     own, fixed = (text_of(result(model=model)) for model in ("dgm16", "dcnnet"))
-    assert "at 1 × 1 × 1 mm or on the map's own voxels if they differ from it by at most 10%." in own
+    assert "at 1 × 1 × 1 mm, or at the voxel size of the map where it differs by at most 10%." in own
     assert "at 1.25 × 1.25 × 1.25 mm." in fixed
     assert "(two-step network" in own
     assert "(DCN-Net: dilated" in fixed
@@ -76,7 +76,7 @@ def test_every_citation_has_a_reference():
     ("mirrored", "ensemble", "sentence"),
     [
         (True, False, "averaged over each map and its mirror image."),
-        (True, True, "its mirror image, and over two checkpoints if the weights have them."),
+        (True, True, "its mirror image, and over two checkpoints if available."),
         (False, False, ""),
     ],
 )

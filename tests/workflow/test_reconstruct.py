@@ -157,7 +157,7 @@ def test_reconstruction_is_documented(done):
     assert json.loads(dseg.read_text())["Sources"] == ["bids::sub-01/anat/sub-01_Chimap.nii.gz"]
     assert quality_of(done / "out")["input"]["reference"] == "whole brain"
     for text in ((done / "out" / "sub-01.html").read_text(), (done / "out" / "logs" / "CITATION.md").read_text()):
-        assert "fitted by weighted least squares" in text
+        assert "estimated by weighted least squares" in text
     page = (done / "out" / "sub-01.html").read_text()
     assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
     assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
