@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -281,11 +281,12 @@ def bootstrap(
     if who.max() + 1 < N_RESAMPLED:
         return dict.fromkeys(("alpha", "beta", "gamma"), (math.nan, math.nan))
     grid = np.geomspace(*fit.beta_bounds, _N_GRID) if fit.curve.has_rate else np.array([math.nan])
-    found = [
-        _refit(_profile(fit.curve, years, values, weights, grid))
-        for weights in _draw(who, n_replicates=n_replicates, rng=rng)
-    ]
-    replicates = np.concatenate(found, axis=1)
+    chunks = []
+    for start in range(0, n_replicates, _CHUNK):
+        n, size = int(who.max()) + 1, min(_CHUNK, n_replicates - start)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=size)  # how often each participant counts
+        chunks.append(_refit(_profile(fit.curve, years, values, drawn[:, who].astype(np.float64), grid)))
+    replicates = np.concatenate(chunks, axis=1)
     tail = (1 - fit.level) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail], axis=1)
     return {name: (float(a), float(b)) for name, a, b in zip(("alpha", "beta", "gamma"), low, high, strict=True)}
@@ -381,14 +382,6 @@ def _half_width(excess: Floats, over: ArrayLike, under: Floats) -> Floats:
     np.divide(top, under, out=width, where=under > 0)
     width[top == 0] = 0
     return np.sqrt(width)
-
-
-def _draw(who: NDArray[np.int_], *, n_replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Draw how often each scan counts, (replicates, scans), in chunks."""
-    n = int(who.max()) + 1
-    for start in range(0, n_replicates, _CHUNK):
-        size = min(_CHUNK, n_replicates - start)
-        yield rng.multinomial(n, np.full(n, 1 / n), size=size)[:, who].astype(np.float64)
 
 
 def _refit(profile: _Profile) -> Floats:

@@ -103,22 +103,18 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estim
         return Estimate(np.nan)
     rho, p = (float(number) for number in stats.spearmanr(x, y))
     if len(x) <= _N_EXACT:
-        p = _exact_p(stats.rankdata(x), stats.rankdata(y))
+        # SciPy's PermutationMethod doubles the smaller tail, which differs from this fraction if there are ties.
+        first_ranks, second_ranks = stats.rankdata(x), stats.rankdata(y)
+        covariances = np.abs(
+            (second_ranks - second_ranks.mean())[_permutations(len(y))] @ (first_ranks - first_ranks.mean())
+        )
+        p = float(np.mean(covariances >= covariances[0] - 1e-9))  # the first permutation is the identity
     return _fisher(rho, p, len(x), variance=1 + rho**2 / 2)
 
 
 @cache
 def _permutations(n: int) -> NDArray[np.intp]:
     return np.array(list(permutations(range(n))))
-
-
-def _exact_p(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Fraction of the permutations of y that correlate with x at least as much as y, with either sign.
-
-    SciPy's `PermutationMethod` doubles the smaller tail instead, which differs if there are ties.
-    """
-    covariances = np.abs((y - y.mean())[_permutations(len(y))] @ (x - x.mean()))
-    return float(np.mean(covariances >= covariances[0] - 1e-9))  # the first permutation is the identity
 
 
 def _fisher(r: float, p: float, n: int, *, variance: float) -> Estimate:
@@ -236,7 +232,7 @@ def _icc21(ms: MeanSquares) -> Estimate:
     ratio = ms.raters / ms.error
     first, second = k * rho * ratio, n * (1 + (k - 1) * rho) - k * rho
     p = float(stats.f.sf(ms.targets / ms.error, n - 1, (n - 1) * (k - 1)))
-    if first == second == 0:  # raters with equal means who rank the targets in opposite order
+    if first == second == 0:  # raters with equal means who rank the targets in opposite orders
         return Estimate(rho, p=p)
     freedom = (k - 1) * (n - 1) * (first + second) ** 2 / ((n - 1) * first**2 + second**2)
     tail = (1 + CONFIDENCE) / 2
@@ -261,7 +257,7 @@ def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> B
     Returns
     -------
     BlandAltman
-        NaN for fewer than two scans, except the bias of one.
+        All NaN for fewer than two scans, except the bias of a single scan.
 
     Notes
     -----

@@ -34,18 +34,6 @@ class Harmonized:
 
 
 @dataclass(frozen=True)
-class _Standardized:
-    """Residuals of the mean over sites plus covariates, divided by their standard deviation."""
-
-    z: Floats
-    """(scans, nuclei); NaN where missing."""
-    centre: Floats
-    """(scans, nuclei): mean over sites plus covariates."""
-    std: Floats
-    """(nuclei,)."""
-
-
-@dataclass(frozen=True)
 class _Effects:
     """Site effects in units of the residual standard deviation; all of shape (sites, nuclei)."""
 
@@ -124,17 +112,23 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
             f"group table: {used.sum()} nuclei can be harmonized ({shown or 'no more columns'}), ComBat needs 2; "
             "add scans or leave the covariates out"
         )
-    standardized = _standardize(y[:, used], indicator, x)
-    effects = _estimate(standardized.z, indicator)
+    centre, std = np.empty_like(y[:, used]), np.empty(used.sum())
+    for nucleus, column in enumerate(y[:, used].T):
+        known = np.isfinite(column)
+        means, coefficients, rss, _ = _least_squares(column, indicator, x)
+        centre[:, nucleus] = np.nansum(indicator[known].sum(axis=0) / known.sum() * means) + x @ coefficients
+        std[nucleus] = np.sqrt(rss / known.sum())
+    z = (y[:, used] - centre) / std
+    effects = _estimate(z, indicator)
     result = np.full(raw.shape, np.nan)
     # A nucleus without values at a site has neither effects nor values there.
     shift = indicator @ np.nan_to_num(effects.shift_bayes)
     scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
-    result[:, used] = standardized.std * (standardized.z - shift) / scale + standardized.centre
+    result[:, used] = std * (z - shift) / scale + centre
     frame = pd.DataFrame(result, index=values.index, columns=values.columns)
     return Harmonized(
         frame,
-        _site_table(frame, names, y=y, reasons=reasons, indicator=indicator, effects=effects, std=standardized.std),
+        _site_table(frame, names, y=y, reasons=reasons, indicator=indicator, effects=effects, std=std),
         _variance_table(values.columns, before=y, after=result, indicator=indicator, x=x),
     )
 
@@ -221,18 +215,6 @@ def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Flo
     return means, coefficients, rss, int(rank)
 
 
-def _standardize(y: Floats, indicator: Floats, x: Floats) -> _Standardized:
-    """Standardized residuals of all nuclei."""
-    centre, std = np.empty_like(y), np.empty(y.shape[1])
-    for nucleus, column in enumerate(y.T):
-        known = np.isfinite(column)
-        means, coefficients, rss, _ = _least_squares(column, indicator, x)
-        share = indicator[known].sum(axis=0) / known.sum()
-        centre[:, nucleus] = np.nansum(share * means) + x @ coefficients
-        std[nucleus] = np.sqrt(rss / known.sum())
-    return _Standardized((y - centre) / std, centre, std)
-
-
 def _estimate(z: Floats, indicator: Floats) -> _Effects:
     """Shift and variance of each site, and their posterior means."""
     shape = (indicator.shape[1], z.shape[1])
@@ -263,8 +245,7 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
         return (prior_spread * n * shift + mean * prior_shift) / (prior_spread * n + mean), variance
     # Shape and rate of the inverse gamma distribution with this mean and variance.
     a, b = (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
-    new_variance = variance
-    new_shift = shift
+    new_shift, new_variance = shift, variance
     for _ in range(_MAX_STEPS):
         old = new_shift, new_variance
         new_shift = (prior_spread * n * shift + new_variance * prior_shift) / (prior_spread * n + new_variance)
@@ -331,8 +312,7 @@ def _site_variance(y: Floats, indicator: Floats, x: Floats) -> tuple[float, floa
     share = indicator[known].sum(axis=0) / known.sum()
     centre = np.nansum(share * means)
     variance = float(np.nansum(share * (means - centre) ** 2))
-    together = np.ones((len(y), 1))
-    _, _, rss_together, rank_together = _least_squares(y, together, x)
+    _, _, rss_together, rank_together = _least_squares(y, np.ones((len(y), 1)), x)
     free = known.sum() - rank
     if free < 1 or rss == 0:
         return variance, np.nan

@@ -131,12 +131,15 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
 
     Notes
     -----
-    One linear model per nucleus with all groups and common slopes; the F test compares it with
-    the model without groups.
+    One linear model per nucleus with all groups and common slopes; the F test compares it with the model without them.
     """
     require_columns(table, *options.covariates)
-    numeric = [name for name in options.covariates if _is_number(table[name])]
-    categories = [name for name in options.covariates if name not in numeric]
+    categories = [
+        name
+        for name in options.covariates
+        if pd.api.types.is_bool_dtype(table[name]) or not pd.api.types.is_numeric_dtype(table[name])
+    ]
+    numeric = [name for name in options.covariates if name not in categories]
     participants, others = _participants(
         table, options, means=(options.value, *numeric), same=(options.group, *categories)
     )
@@ -182,10 +185,6 @@ def _noncentrality(observed: float, m: int, quantile: float) -> float:
 
     width = 10 + 3 * abs(observed)
     return float(brentq(excess, observed - width, observed + width))
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def _participants(
@@ -242,7 +241,7 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         welch = ttest_ind(y, x, equal_var=False)
         low, high = welch.confidence_interval(options.level)
     ranks = mannwhitneyu(y, x)
-    g, g_low, g_high = hedges_g(x, y, level=options.level)
+    effect = zip(("hedges_g", "hedges_g_low", "hedges_g_high"), hedges_g(x, y, level=options.level), strict=True)
     return record | {
         "difference_low": low,
         "difference_high": high,
@@ -251,9 +250,7 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         "p_t": welch.pvalue,
         "u": ranks.statistic,
         "p_mannwhitney": ranks.pvalue,
-        "hedges_g": g,
-        "hedges_g_low": g_low,
-        "hedges_g_high": g_high,
+        **dict(effect),
     }
 
 

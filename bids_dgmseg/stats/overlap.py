@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import pandas as pd
@@ -119,19 +119,22 @@ def overlap(
     table["volume_prediction_mm3"] = n_prediction * voxel_mm3
     table["volume_difference_mm3"] = np.where(total > 0, difference * voxel_mm3, np.nan)
     table["volume_difference_percent"] = 100 * _ratio(difference, n_reference)
-    boxes = _boxes(reference, prediction, structures)
-    distances = [
-        _distances(reference[box] == structure.index, prediction[box] == structure.index, voxel_size_mm)
-        for structure, box in zip(structures, boxes, strict=True)
-    ]
-    names = (
+    distances = []
+    for structure, box in zip(structures, _boxes(reference, prediction, structures), strict=True):
+        masks = reference[box] == structure.index, prediction[box] == structure.index
+        centre = np.nan
+        if masks[0].any() and masks[1].any():
+            between = np.argwhere(masks[0]).mean(axis=0) - np.argwhere(masks[1]).mean(axis=0)
+            centre = float(np.linalg.norm(between * np.asarray(voxel_size_mm)))
+        distances.append((*astuple(surface_distances(*masks, voxel_size_mm=voxel_size_mm)), centre))
+    names = [
         "hausdorff_mm",
         "hd95_mm",
         "mean_surface_distance_mm",
         "mean_surface_distance_area_mm",
         "centre_distance_mm",
-    )
-    table[list(names)] = np.array(distances, float).reshape(len(structures), len(names))
+    ]
+    table[names] = np.array(distances, float).reshape(len(structures), len(names))
     return table[list(OVERLAP_COLUMNS)]
 
 
@@ -152,18 +155,6 @@ def _boxes(
         axes = zip(*known, strict=True) if known else [(slice(0),)] * 3
         boxes.append(tuple(slice(min(s.start or 0 for s in axis), max(s.stop for s in axis)) for axis in axes))
     return boxes
-
-
-def _distances(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]
-) -> tuple[float, ...]:
-    """Distances between the surfaces and the centres of one nucleus."""
-    if not (reference.any() and prediction.any()):
-        return (np.nan,) * 5
-    surface = surface_distances(reference, prediction, voxel_size_mm=voxel_size_mm)
-    between = np.argwhere(reference).mean(axis=0) - np.argwhere(prediction).mean(axis=0)
-    centre = float(np.linalg.norm(between * np.asarray(voxel_size_mm)))
-    return surface.hausdorff_mm, surface.hd95_mm, surface.mean_mm, surface.mean_area_mm, centre
 
 
 def dice(
@@ -264,7 +255,7 @@ def surface_distances(
 
     Notes
     -----
-    The surface :math:`S` of a mask are its voxels that share a face with a voxel outside it or outside the image.
+    The surface :math:`S` of a mask consists of its voxels that share a face with a voxel outside it (or the image).
     :math:`d(a, B)` is the distance from the centre of voxel :math:`a` to the nearest centre in :math:`B`, and
     :math:`D_{RP} = \{d(a, S_P) : a \in S_R\}`. Then
 

@@ -142,10 +142,12 @@ def test_incomparable_groups_are_rejected(small, groups, message):
         compare_groups(small.assign(group=groups), options=OPTIONS)
 
 
-def test_participant_in_two_groups_is_rejected(small):
+def test_contradicting_scans_are_rejected(small, big):
     again = small[small["participant_id"] == "sub-06"].assign(group="HC")
     with pytest.raises(InputError, match=r"^sub-06: several values of group \(PD, HC\); each participant"):
         compare_groups(pd.concat([small, again]), options=OPTIONS)
+    with pytest.raises(InputError, match=r"^sub-00: several values of sex"):
+        ancova(pd.concat([big, big.head(1).assign(sex="?")]), options=OPTIONS)
 
 
 def test_ancova_agrees_with_normal_equations(big):
@@ -222,9 +224,3 @@ def test_rounding_of_means_is_no_variance():
     table = cohort([0.1] * 6, ["HC"] * 3 + ["PD"] * 3)
     again = pd.concat([table, table.query("participant_id in ['sub-00', 'sub-03']"), table.iloc[:1]])
     assert "do not vary" in first(compare_groups(again, options=OPTIONS))["note"]
-
-
-def test_changing_sex_is_rejected(big):
-    second = big.head(1).assign(sex="?")
-    with pytest.raises(InputError, match=r"^sub-00: several values of sex"):
-        ancova(pd.concat([big, second]), options=OPTIONS)

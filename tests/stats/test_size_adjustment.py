@@ -74,18 +74,14 @@ def test_missing_slope_has_a_note(volumes, note):
 
 
 def test_repeated_controls_count_once():
-    people = [name for name in ("a", "b", "c") for _ in range(2)]
-    rows = table(np.arange(600.0, 606), np.arange(6) / 10, participant_id=people)
+    rows = table(np.arange(600.0, 606), np.arange(6) / 10, participant_id=list("aabbcc"))
     result = adjust_for_size(rows, controls=np.full(6, True), participant="participant_id")
     assert result.coefficients.loc[0, "note"] == "not adjusted: 3 controls, a slope needs 5"
     assert result.values.isna().all()
 
 
-def test_no_controls_are_rejected():
+def test_invalid_controls_are_rejected():
     with pytest.raises(InputError, match=r"^group table: no scan of a control; check the filter"):
         adjust_for_size(table([1.0], [0.1]), controls=[False])
-
-
-def test_controls_of_other_length_are_rejected():
     with pytest.raises(ValueError, match=r"controls is bool of shape \(2,\), expected bool of shape \(1,\)"):
         adjust_for_size(table([1.0], [0.1]), controls=[True, False])
