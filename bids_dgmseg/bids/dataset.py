@@ -206,7 +206,16 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
         if folder.resolve() not in known:
             name = _unique_name(folder, [source.name for source in sources])
             sources.append(SourceDataset(folder, name, False, selection))
-    _check_labels(root.name, sources, selection)
+    for label in selection.participants:
+        if not any(label in source.selected() for source in sources):
+            existing = {other for source in sources for other in source.participants}
+            some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
+            raise InputError(f"{root.name}: no sub-{label}; check --participant-label (existing: {some})")
+    if selection.sessions:
+        sessions = {ses for source in sources for label in source.selected() for ses in source.sessions(label)}
+        some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
+        for label in sorted(set(selection.sessions) - sessions):
+            raise InputError(f"{root.name}: no ses-{label}; check --session-label (existing: {some})")
     return Inputs(selection, tuple(sources))
 
 
@@ -236,20 +245,6 @@ def _unique_name(folder: Path, taken: Sequence[str]) -> str:
     plain = re.sub(r"[^0-9a-zA-Z_-]+", "-", folder.name) or "derivative"
     names = [plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken and name != "raw")
-
-
-def _check_labels(name: str, sources: Sequence[SourceDataset], selection: Selection) -> None:
-    for label in selection.participants:
-        if not any(label in source.selected() for source in sources):
-            existing = {other for source in sources for other in source.participants}
-            some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
-            raise InputError(f"{name}: no sub-{label}; check --participant-label (existing: {some})")
-    if selection.sessions:
-        sessions = {ses for source in sources for label in source.selected() for ses in source.sessions(label)}
-        some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
-        for label in selection.sessions:
-            if label not in sessions:
-                raise InputError(f"{name}: no ses-{label}; check --session-label (existing: {some})")
 
 
 def _labelled_folders(folder: Path, prefix: str) -> dict[str, Path]:
@@ -346,24 +341,19 @@ def find_source(path: Path, suffix: str) -> Path | None:
         return None
     stated = read_optional_json(path.with_name(f"{stem_of(path)}.json")).get("Sources", ())
     sources = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
-    wanted = (str(source) for source in sources if f"{suffix}.nii" in str(source))
-    return next((found for found in _resolve(root, wanted) if found.is_file()), None)
-
-
-def _resolve(root: Path, sources: Iterable[str]) -> Iterator[Path]:
-    """Convert URIs and relative paths to absolute paths, without those of unknown datasets."""
-    links = linked_datasets(root)
-    for source in sources:
+    links = {name: urlsplit(url) for name, url in linked_datasets(root).items()}
+    folders = {
+        name: Path(os.path.normpath(url_to_path(link.path, root)))
+        for name, link in links.items()
+        if link.scheme in ("", "file")
+    }
+    for source in (str(source) for source in sources if f"{suffix}.nii" in str(source)):
         scheme, _, rest = source.partition(":")
-        dataset, _, relative = rest.partition(":")
-        if scheme != "bids":
-            yield root / source
-        elif not dataset:
-            yield root / relative
-        elif dataset in links:
-            link = urlsplit(links[dataset])
-            if link.scheme in ("", "file"):
-                yield Path(os.path.normpath(url_to_path(link.path, root))) / relative
+        dataset, _, relative = rest.partition(":") if scheme == "bids" else ("", "", source)
+        folder = folders.get(dataset) if dataset else root
+        if folder and (folder / relative).is_file():
+            return folder / relative
+    return None
 
 
 def summarize_validation(root: Path, work_dir: Path) -> str | None:

@@ -109,15 +109,13 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
     try:
         sidecar = read_json(output_path(output_dir, scan, "dseg", ".json", seg=model_name))
         files = [output_dir / name for name in sidecar["OutputFiles"]]
-        complete = sidecar["Fingerprint"] == fingerprint and all(map(_is_intact, files))
-        return bool(complete and (not scan.from_echoes or _is_from_current_map(output_dir, scan, sidecar)))
+        return (
+            bool(sidecar["Fingerprint"] == fingerprint)
+            and all(file.stat().st_size > 0 and (file.suffix != ".json" or read_json(file)) for file in files)
+            and (not scan.from_echoes or _is_from_current_map(output_dir, scan, sidecar))
+        )
     except (OSError, InputError, KeyError, TypeError):
         return False
-
-
-def _is_intact(file: Path) -> bool:
-    """Return whether a file exists and is not empty, and is an object if it is JSON."""
-    return file.is_file() and file.stat().st_size > 0 and (file.suffix != ".json" or bool(read_json(file)))
 
 
 def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str:

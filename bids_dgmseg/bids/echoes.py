@@ -98,7 +98,9 @@ def _read_echoes(source: SourceDataset, name: str, files: _Files, sidecars: Side
     try:
         if files.problem:
             raise InputError(files.problem)
-        _check_parts(files)
+        for present, expected, part in ((files.phase, files.mag, "mag"), (files.mag, files.phase, "phase")):
+            if lone := [path.name for echo, path in present.items() if echo not in expected]:
+                raise InputError(f"{lone[0]}: no part-{part} file of this echo; add it, or remove this echo")
         metadata = {
             path: sidecars.inherit(
                 source.root, path, _stem(path), source.consistent_entities(path, _stem(path)).items()
@@ -127,14 +129,6 @@ def _read_echoes(source: SourceDataset, name: str, files: _Files, sidecars: Side
         None,
     )
     return EchoSet(entities, earliest, echoes, *metadata[earliest], problem)
-
-
-def _check_parts(files: _Files) -> None:
-    """Check that each echo has phase and magnitude."""
-    for present, expected, part in ((files.phase, files.mag, "mag"), (files.mag, files.phase, "phase")):
-        for echo, path in present.items():
-            if echo not in expected:
-                raise InputError(f"{path.name}: no part-{part} file of this echo; add it, or remove this echo")
 
 
 def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple[float, float]) -> float:

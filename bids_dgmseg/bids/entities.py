@@ -170,12 +170,11 @@ def _as_list(value: Any) -> list[Any]:
 
 def _matches(found: Any, wanted: Any) -> bool:
     """Compare the value of an entity; numbers are compared by value, so that run 1 matches ``run-01``."""
-    for choice in _as_list(wanted):
-        if choice is None or found is None:
-            if choice is None and found is None:
-                return True
-        elif choice == "*" or str(choice) == str(found):
-            return True
-        elif str(choice).isdecimal() and str(found).isdecimal() and int(choice) == int(found):
-            return True
-    return False
+    if found is None:
+        return None in _as_list(wanted)
+    number = int(found) if str(found).isdecimal() else None
+    return any(
+        choice == "*" or str(choice) == str(found) or (str(choice).isdecimal() and int(choice) == number)
+        for choice in _as_list(wanted)
+        if choice is not None
+    )

@@ -106,9 +106,9 @@ def write_dataset_files(
     own_weights : bool
         Whether the model's own weights are used, and not the user's.
     """
-    write_json(_description(output, inputs, scans), output / DATASET_DESCRIPTION)
+    write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
-    write_text(_descriptions(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
+    write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
     _write_bidsignore(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
@@ -116,7 +116,7 @@ def write_dataset_files(
         [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes]
     )
     text = read_boilerplate("citation.md").format(
-        **_citation(model, reference, own_weights=own_weights),
+        **_citation_fields(model, reference, own_weights=own_weights),
         reconstruction=reconstruction + "\n" if reconstruction else "",
     )
     write_text(text, output / "logs" / "CITATION.md")
@@ -173,7 +173,7 @@ def label_table(structures: Sequence[Structure]) -> str:
     return "\n".join(["\t".join(columns), *rows])
 
 
-def _description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[str, Any]:
+def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[str, Any]:
     roots = {source.name: source.root for source in inputs.sources}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
     links = {name: path_to_url(os.path.relpath(root, output)) for name, root in roots.items()}
@@ -207,8 +207,8 @@ def _description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[st
     }
 
 
-def _descriptions(path: Path, scans: Sequence[Scan], model: Model) -> str:
-    """Format ``descriptions.tsv``, which describes the values of ``desc``, with the rows of earlier runs."""
+def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
+    """Format ``descriptions.tsv``, which explains the values of ``desc``, with the rows of earlier runs."""
     # Not io.tables: every run of the app comes here, and importing pandas takes longer than the rest of a dry run.
     known: dict[str, str] = {}
     if path.is_file():
@@ -224,7 +224,7 @@ def _descriptions(path: Path, scans: Sequence[Scan], model: Model) -> str:
     return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(known.items()))])
 
 
-def _citation(model: Model, reference: ReferenceRegion, *, own_weights: bool) -> dict[str, str]:
+def _citation_fields(model: Model, reference: ReferenceRegion, *, own_weights: bool) -> dict[str, str]:
     """Return the values of the fields in ``citation.md``."""
     keys = [key for key in model.citation if key != "bids_dgmseg"]
     region = {

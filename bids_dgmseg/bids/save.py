@@ -102,7 +102,12 @@ def save_scan(
     uri = f"bids::{map_path.relative_to(output_dir).as_posix()}" if chi else scan.uri
     common = {"Sources": [uri], "SpatialReference": scan.uri}
     dseg_sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    _remove_earlier(output_dir, dseg_sidecar, scan, model)
+    # The sidecar marks completeness; this run may not write masks and viewer.
+    dseg_sidecar.unlink(missing_ok=True)
+    _figure_path(output_dir, scan, model, "viewer", ".html").unlink(missing_ok=True)
+    for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
+        for extension in (".json", ".nii.gz"):
+            _mask_path(output_dir, scan, model, label, extension).unlink(missing_ok=True)
     if not chi:
         _remove_map(output_dir, scan)
     written = []
@@ -119,10 +124,9 @@ def save_scan(
     if chi:
         about = {"Description": MAP_DESCRIPTION, **MAP_SIDECAR, "Sources": scan.uris, **quality["reconstruction"]}
         written += [copy_file(chi, map_path), write_json({**about, **made_from}, map_sidecar)]
-    written += _write_texts(output_dir, scan, model, _data_dictionary(stats, quality), quality, common)
+    written += _write_texts(output_dir, scan, model, stats, quality, common)
     if masks:
-        written += _write_masks(output_dir, scan, model, out_dseg, common)
-        written += _save_regions(output_dir, scan, model, regions, common)
+        written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     sidecar = {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
         **common,
@@ -132,15 +136,6 @@ def save_scan(
         "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }
     return [*written, write_json(sidecar, dseg_sidecar)]
-
-
-def _remove_earlier(output_dir: Path, dseg_sidecar: Path, scan: Scan, model: Model) -> None:
-    """Remove the sidecar that marks completeness, then masks and viewer, which this run may not write."""
-    dseg_sidecar.unlink(missing_ok=True)
-    _figure_path(output_dir, scan, model, "viewer", ".html").unlink(missing_ok=True)
-    for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
-        for extension in (".json", ".nii.gz"):
-            _mask_path(output_dir, scan, model, label, extension).unlink(missing_ok=True)
 
 
 def _remove_map(output_dir: Path, scan: Scan) -> None:
@@ -161,21 +156,17 @@ def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension
 
 
 def _write_texts(
-    output_dir: Path,
-    scan: Scan,
-    model: Model,
-    dictionary: Mapping[str, Any],
-    quality: Mapping[str, Any],
-    common: Mapping[str, Any],
+    output_dir: Path, scan: Scan, model: Model, stats: Path, quality: Mapping[str, Any], common: Mapping[str, Any]
 ) -> list[Path]:
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
-    table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
+    with stats.open(encoding="utf-8") as file:
+        columns = file.readline().rstrip("\r\n").split("\t")
+    dictionary: dict[str, Any] = {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
+    if quality.get("reference"):
+        dictionary["SusceptibilityReference"] = quality["reference"]
     about = {"Description": f"Probability of each nucleus, one volume per nucleus, by model {model.name}"}
-    contents: dict[str, Mapping[str, Any]] = {
-        "stats": dictionary,
-        "qc": quality,
-        "probseg": {**about, **common, "LabelMap": list(model.labels)},
-    }
+    contents = {"stats": dictionary, "qc": quality, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
+    table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
     return [
         write_text(label_table(model.structures), table),
         *(
@@ -185,8 +176,15 @@ def _write_texts(
     ]
 
 
-def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, common: Mapping[str, Any]) -> list[Path]:
-    """Write one binary mask per nucleus and hemisphere on the grid of the dseg."""
+def _write_masks(
+    output_dir: Path,
+    scan: Scan,
+    model: Model,
+    out_dseg: Path,
+    regions: Mapping[str, Path],
+    common: Mapping[str, Any],
+) -> list[Path]:
+    """Write one binary mask per nucleus and hemisphere on the grid of the dseg, and those of the regions."""
     import numpy as np
 
     from bids_dgmseg.io.nifti import load_image
@@ -202,28 +200,12 @@ def _write_masks(output_dir: Path, scan: Scan, model: Model, out_dseg: Path, com
             image.to_filename(temporary)
         about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
         written += [path, write_json({**about, **common}, sidecar)]
-    return written
-
-
-def _save_regions(
-    output_dir: Path, scan: Scan, model: Model, regions: Mapping[str, Path], common: Mapping[str, Any]
-) -> list[Path]:
-    """Write the masks of the regions of the head."""
-    written = []
     for region, source in regions.items():
         path, sidecar = (_mask_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
         about = {"Description": f"{REGIONS[region]} by the localizer of model {model.name}"}
         kind = {"Type": "Brain" if region == "brain" else "ROI"}
         written += [copy_file(source, path), write_json({**about, **kind, **common}, sidecar)]
     return written
-
-
-def _data_dictionary(stats: Path, quality: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the columns of the table, and the reference region of referenced ones."""
-    with stats.open(encoding="utf-8") as file:
-        columns = file.readline().rstrip("\r\n").split("\t")
-    described: dict[str, Any] = {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
-    return described | ({"SusceptibilityReference": quality["reference"]} if quality.get("reference") else {})
 
 
 def _describe(quality: Mapping[str, Any], box_mm: Mapping[str, Any], model: Model) -> dict[str, Any]:

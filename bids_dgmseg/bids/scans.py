@@ -280,7 +280,7 @@ def _explain_no_map(inputs: Inputs, seen: _Seen) -> str:
 
 
 def _explain_no_scans(inputs: Inputs, *, echoes: bool) -> str:
-    """Explain why a run finds no scan; `echoes` states whether echoes count."""
+    """Explain why a run finds no scan; `echoes` is whether it may reconstruct maps."""
     name, selection, seen = inputs.root.name, inputs.selection, _Seen.among(inputs)
     labels = [f"sub-{label}" for label in selection.participants] + [f"ses-{label}" for label in selection.sessions]
     whom = f" for {list_some(labels)}" if labels else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ MASK_LABELS = ("CSF", "ventricles")
 """Values of ``label`` for masks of cerebrospinal fluid, in any case."""
 
 _SEGMENTATION_ENTITIES = ("seg", "atlas", "label", "scale")
-"""Entities that tell segmentations of a scan apart."""
+"""Entities that distinguish segmentations of a scan."""
 
 _PROCESSING_ENTITIES = ("desc", "space", "res", "den")
 """Entities that may differ between a scan and its segmentation."""
@@ -98,18 +98,15 @@ def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Seq
     partners: dict[Path, Path] = {}
     done: set[Path] = set()
     for ignored in (_SEGMENTATION_ENTITIES, (*_SEGMENTATION_ENTITIES, *_PROCESSING_ENTITIES)):
-        left, right = (_by_scan((p for p in paths if p not in done), ignored) for paths in (reference, other))
+        left: dict[str, list[Path]] = defaultdict(list)
+        right: dict[str, list[Path]] = defaultdict(list)
+        for groups, paths in ((left, reference), (right, other)):
+            for path in (path for path in paths if path not in done):
+                groups[_scan_name(path, ignored)].append(path)
         for scan in sorted(left.keys() & right.keys()):
             partners[_select_one(left[scan], choose)] = _select_one(right[scan], choose)
             done.update(left[scan], right[scan])  # those not chosen are not matched in the second pass
     return {path: partners[path] for path in reference if path in partners}
-
-
-def _by_scan(paths: Iterable[Path], ignored: Collection[str]) -> dict[str, list[Path]]:
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        groups[_scan_name(path, ignored)].append(path)
-    return groups
 
 
 def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
@@ -137,20 +134,16 @@ def read_label_table(path: Path) -> LabelTable:
     """
     seg = split_entities(stem_of(path)).get("seg")
     names = [*([f"seg-{seg}_dseg.tsv"] if seg else []), "dseg.tsv"]
-    inherited = (folder / name for folder in _folders_to_root(path) for name in names)
+    parents = list(path.parents)
+    roots = [level for level, folder in enumerate(parents) if (folder / DATASET_DESCRIPTION).is_file()]
+    above = [level + 1 for level, folder in enumerate(parents) if folder.name.startswith("sub-")]
+    folders = parents[: (roots or above or [0])[0] + 1]  # only the image's own if it is not in a dataset
+    inherited = (folder / name for folder in folders for name in names)
     own = path.with_name(f"{stem_of(path)}.tsv")
     source = next((table for table in (own, *inherited) if table.is_file()), None)
     if source is None:
         return LabelTable({structure.index: structure.abbreviation for structure in STRUCTURES}, None)
     return LabelTable(_read_labels(source), source)
-
-
-def _folders_to_root(path: Path) -> list[Path]:
-    """Return the folders of an image up to its dataset, nearest first; only its own if it is not in a dataset."""
-    parents = list(path.parents)
-    roots = [level for level, folder in enumerate(parents) if (folder / DATASET_DESCRIPTION).is_file()]
-    above = [level + 1 for level, folder in enumerate(parents) if folder.name.startswith("sub-")]
-    return parents[: (roots or above or [0])[0] + 1]
 
 
 def _read_labels(path: Path) -> dict[int, str]:

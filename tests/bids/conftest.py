@@ -58,6 +58,11 @@ def scans(inputs) -> list[Scan]:
 
 
 @pytest.fixture
+def filter_file(tmp_path: Path) -> Path:
+    return tmp_path / "filter.json"
+
+
+@pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 

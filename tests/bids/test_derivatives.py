@@ -59,20 +59,16 @@ def test_scan_is_done_if_complete_and_unchanged(scans, out, results):
     assert is_done(out, scan, "dgm16", "f" * 64)
     assert not is_done(out, scan, "dgm16", "0" * 64)
     assert not is_done(out, other, "dgm16", "f" * 64)
-    output_path(out, scan, "stats", ".tsv", seg="dgm16").unlink()
-    assert not is_done(out, scan, "dgm16", "f" * 64)
 
 
 @pytest.mark.parametrize(
     ("suffix", "extension", "left"),
-    [
-        ("stats", ".tsv", ""),
-        ("dseg", ".nii.gz", ""),
-        ("qc", ".json", "{"),
-    ],
+    [("stats", ".tsv", None), ("stats", ".tsv", ""), ("dseg", ".nii.gz", ""), ("qc", ".json", "{")],
 )
-def test_damaged_files_are_not_done(scans, out, results, suffix, extension, left):
-    scan = scans[0]
-    save_scan(out, scan, MODEL, **results)
-    output_path(out, scan, suffix, extension, seg="dgm16").write_text(left)
-    assert not is_done(out, scan, "dgm16", "f" * 64)
+def test_missing_or_damaged_files_are_not_done(scans, out, results, suffix, extension, left):
+    save_scan(out, scans[0], MODEL, **results)
+    path = output_path(out, scans[0], suffix, extension, seg="dgm16")
+    path.unlink()
+    if left is not None:
+        path.write_text(left)
+    assert not is_done(out, scans[0], "dgm16", "f" * 64)

@@ -82,8 +82,8 @@ def table(path: Path, text: str) -> None:
 
 def test_nearest_label_table_has_precedence(tmp_path):
     image = tmp_path / "ds/sub-01/anat/sub-01_seg-x_dseg.nii.gz"
-    for place, number in (("dseg.tsv", 1), ("seg-x_dseg.tsv", 2), ("sub-01/anat/sub-01_seg-x_dseg.tsv", 3)):
-        table(tmp_path / "ds" / place, f"index\tname\tabbreviation\n{number}\tleft dentate\tDN_L\n")
+    for name, number in (("dseg.tsv", 1), ("seg-x_dseg.tsv", 2), ("sub-01/anat/sub-01_seg-x_dseg.tsv", 3)):
+        table(tmp_path / "ds" / name, f"index\tname\tabbreviation\n{number}\tleft dentate\tDN_L\n")
         assert read_label_table(image).abbreviations == {number: "DN_L"}
 
 
