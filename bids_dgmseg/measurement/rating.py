@@ -58,13 +58,13 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     # Never red: the nucleus is smaller than the voxels, and its probability-weighted volume is valid.
     Rule("n_voxels", "below", 1, None, "found, but fills no voxel", "voxels"),
     # Nuclei are connected; the interposed nucleus has two components per side.
-    Rule("n_components", "above", 2, 4, "in many components", "components"),
+    Rule("n_components", "above", 2, 4, "many components", "components"),
     # In benchmarks/ratings.py a twentieth of dgm16's nuclei with a Dice of 0.7 and more lie below 0.65, and seven in
     # ten of the others; below 0.4 hardly any, and half.
-    Rule("expected_dice", "below", 0.65, 0.4, "the model is not certain of its outline", "expected Dice"),
-    # All eight nuclei hold more iron than their surroundings; if below 0 by more than noise, it is another place.
+    Rule("expected_dice", "below", 0.65, 0.4, "uncertain outline", "expected Dice"),
+    # All eight nuclei contain more iron than their surroundings; below 0 by more than noise, the label is misplaced.
     Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm"),
-    # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm is a wrong unit or blood.
+    # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm indicates a wrong unit or blood.
     Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm"),
     # An outline in the wrong place crosses no edge; never red, since noise alone can do this to a small nucleus.
     Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm"),
@@ -72,13 +72,13 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),
     # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/ratings.py by 4; never red, since a
     # disease may well change a volume.
-    Rule("volume_z", "away", 6.0, None, "its volume is unusual", "SD"),
+    Rule("volume_z", "away", 6.0, None, "unusual volume", "SD"),
     # References and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue.
-    Rule("mean_ppm_z", "away", 4.0, 12.0, "its susceptibility is unusual", "SD"),
+    Rule("mean_ppm_z", "away", 4.0, 12.0, "unusual susceptibility", "SD"),
     # 0.5: two thirds larger than the other side; 1: three times as large.
-    Rule("volume_asymmetry", "away", 0.5, 1.0, "its volume differs between the sides"),
+    Rule("volume_asymmetry", "away", 0.5, 1.0, "volume differs between left and right"),
     # 0.67: twice the other side, as a unilateral disease may cause; 1.2: four times.
-    Rule("mean_ppm_asymmetry", "away", 0.67, 1.2, "its susceptibility differs between the sides"),
+    Rule("mean_ppm_asymmetry", "away", 0.67, 1.2, "susceptibility differs between left and right"),
 )
 """Rules for one nucleus; columns of ``_stats.tsv``."""
 
@@ -89,9 +89,9 @@ SCAN_RULES: tuple[Rule, ...] = (
     # benchmarks/ratings.py most outlines and means withstood streaks of ten and more.
     Rule("streaking_index", "above", 6.0, None, "streaks"),
     # Cortex and CSF over white matter alone cause 0.05 ppm in the phantom, less in a folded brain.
-    Rule("rim_residual_ppm", "above", 0.08, 0.15, "residual background field at the brain's rim", "ppm"),
+    Rule("rim_residual_ppm", "above", 0.08, 0.15, "residual background field at the edge of the mask", "ppm"),
     # Within a voxel of the edge a nucleus may be cut; never red, since in benchmarks/ratings.py most were not.
-    Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the box that was segmented", "mm"),
+    Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the segmented box", "mm"),
     # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
     Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),
 )

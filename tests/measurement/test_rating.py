@@ -87,14 +87,14 @@ def test_good_nucleus_and_scan_are_green():
     [
         ({"n_components": 0}, "red", "not found"),
         ({"n_components": 3}, "amber", "many components"),
-        ({"expected_dice": 0.6}, "amber", "not certain of its outline"),
-        ({"expected_dice": 0.38}, "red", "not certain of its outline"),
+        ({"expected_dice": 0.6}, "amber", "uncertain outline"),
+        ({"expected_dice": 0.38}, "red", "uncertain outline"),
         ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb read as ppm
         ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
         ({"edge_distance_mm": 0.0}, "red", "edge of the field of view"),
-        ({"volume_z": 30.0}, "amber", "volume is unusual"),
-        ({"mean_ppm_z": 2000.0}, "red", "susceptibility is unusual"),
-        ({"volume_asymmetry": -1.3}, "red", "differs between the sides"),
+        ({"volume_z": 30.0}, "amber", "unusual volume"),
+        ({"mean_ppm_z": 2000.0}, "red", "unusual susceptibility"),
+        ({"volume_asymmetry": -1.3}, "red", "differs between left and right"),
     ],
 )
 def test_bad_nucleus_states_its_reason(change, rating, words):
@@ -107,7 +107,7 @@ def test_bad_nucleus_states_its_reason(change, rating, words):
 def test_worst_reason_comes_first():
     rating, reasons = rate({**GOOD, "expected_dice": 0.4, "n_components": 0}, NUCLEUS_RULES)
     assert rating == "red"
-    assert [words.split(" (")[0] for words in reasons] == ["not found", "the model is not certain of its outline"]
+    assert [words.split(" (")[0] for words in reasons] == ["not found", "uncertain outline"]
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, pd.NA])

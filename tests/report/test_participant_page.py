@@ -212,7 +212,7 @@ def test_damaged_file_is_named(add_scan, name, content, message):
 
 def test_ratings_are_words_with_reasons(add_scan):
     rows = [
-        {**ROW, "rating": "amber", "reasons": "its volume is unusual (5 SD, beyond ±4)"},
+        {**ROW, "rating": "amber", "reasons": "unusual volume (5 SD, beyond ±4)"},
         {**ROW, "abbreviation": "DN_R", "name": "right dentate nucleus", "rating": "green", "reasons": ""},
         {**ROW, "abbreviation": "RN_L", "name": "left red nucleus", "rating": "red", "reasons": "not found <0>"},
     ]
@@ -221,9 +221,7 @@ def test_ratings_are_words_with_reasons(add_scan):
     assert "left dentate nucleus DN_L ! amber 80" in page.text  # the word stands in the cell, not only the colour
     assert "right dentate nucleus DN_R ✓ green 80" in page.text
     reasons = page.text.partition("Reasons for amber and red ratings")[2]
-    assert reasons.startswith(
-        " ✕ red left red nucleus: not found <0> ! amber left dentate nucleus: its volume is unusual"
-    )
+    assert reasons.startswith(" ✕ red left red nucleus: not found <0> ! amber left dentate nucleus: unusual volume")
     assert {"rating amber", "rating green", "rating red"} <= {tag.get("class") for tag in page.all("span")}
 
 
