@@ -57,22 +57,21 @@ def read_phase(path: str | Path, *, units: str = "") -> Volume:
     low, high = float(stored.min()), float(stored.max())
     if low == high:
         raise InputError(f"{name}: all values are {low:g}, expected a phase image; export it again")
-    scale, offset = _find_scale(name, low, high, units)
-    wrapped = np.remainder(stored * scale + offset + math.pi, 2 * math.pi) - math.pi
-    return volume.with_array(np.where(finite, wrapped, np.nan).astype(np.float32))
-
-
-def _find_scale(name: str, low: float, high: float, units: str) -> tuple[float, float]:
-    """Find the scale to rad, and the phase in rad of a stored 0."""
     stated = units.strip().casefold() in ("rad", "rads", "radian", "radians")
     if stated and high - low <= _LARGEST_SPAN_RAD:
-        return 1.0, 0.0
-    for lowest, highest, scale, offset in PHASE_RANGES:
-        tolerance = _RANGE_TOLERANCE * (highest - lowest)
-        if abs(low - lowest) <= tolerance and abs(high - highest) <= tolerance:
-            return scale, offset
-    raise InputError(
-        f"{name}: values from {low:.4g} to {high:.4g} are {'not radians and ' if stated else ''}not in a known range "
-        'of phase images (±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale to radians and set "Units" to "rad" in its '
-        "sidecar"
-    )
+        scale, offset = 1.0, 0.0
+    else:
+        matching = [
+            (scale, offset)
+            for lowest, highest, scale, offset in PHASE_RANGES
+            if max(abs(low - lowest), abs(high - highest)) <= _RANGE_TOLERANCE * (highest - lowest)
+        ]
+        if not matching:
+            raise InputError(
+                f"{name}: values from {low:.4g} to {high:.4g} are {'not radians and ' if stated else ''}not in a known "
+                "range of phase images (±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale to radians and set "
+                '"Units" to "rad" in its sidecar'
+            )
+        scale, offset = matching[0]
+    wrapped = np.remainder(stored * scale + offset + math.pi, 2 * math.pi) - math.pi
+    return volume.with_array(np.where(finite, wrapped, np.nan).astype(np.float32))

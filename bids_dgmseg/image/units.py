@@ -136,12 +136,14 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
     n_replaced = count_holes(finite, nonzero)
+    keys = {key.casefold().replace("_", "").replace(" ", ""): value for key, value in sidecar.items()}
+    references = (keys.get(key) for key in _REFERENCE_KEYS)
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
     return ChiMap(
         chi_ppm=volume.with_array(chi),
         units=units,
         units_from="sidecar" if stated else "magnitude of the values",
-        reference=_reference(sidecar),
+        reference=next((ref.strip() for ref in references if isinstance(ref, str) and ref.strip()), "not stated"),
         n_replaced=n_replaced,
         warnings=(*header_warnings, *_warnings(name, summary, stated, units, n_replaced)),
     )
@@ -203,7 +205,12 @@ def _reject_other_images(name: str, summary: _Summary, stated: str, sidecar: Map
             f"{name}: the sidecar states Hz (a field map), expected susceptibility in ppm or ppb; "
             'reconstruct the susceptibility map, or correct "Units"'
         )
-    hinted = not stated and _is_phase_type(sidecar) and summary.spread >= PHASE_HINT_SPREAD
+    image_type = sidecar.get("ImageType", ())
+    if isinstance(image_type, str):
+        image_type = image_type.replace("/", "\\").split("\\")
+    parts = image_type if isinstance(image_type, Sequence) else ()  # it may be null or a number
+    is_phase_type = any(str(part).strip().casefold() in ("p", "phase", "phase map") for part in parts)
+    hinted = not stated and is_phase_type and summary.spread >= PHASE_HINT_SPREAD
     if stated == "rad" or summary.is_phase or hinted:
         raise InputError(
             f"{name}: looks like a phase image (values from {summary.low:.4g} to {summary.high:.4g}), expected "
@@ -250,23 +257,6 @@ def _units(name: str, summary: _Summary, stated: str) -> str:
             'an unwrapped phase; provide the susceptibility map (if it is in ppb, set "Units" in its sidecar)'
         )
     return "ppm" if like_ppm else "ppb"
-
-
-def _is_phase_type(sidecar: Mapping[str, Any]) -> bool:
-    parts = sidecar.get("ImageType", ())
-    if isinstance(parts, str):
-        parts = parts.replace("/", "\\").split("\\")
-    if not isinstance(parts, Sequence):  # null or a number
-        return False
-    return any(str(part).strip().casefold() in ("p", "phase", "phase map") for part in parts)
-
-
-def _reference(sidecar: Mapping[str, Any]) -> str:
-    known = {key.casefold().replace("_", "").replace(" ", ""): value for key, value in sidecar.items()}
-    for key in _REFERENCE_KEYS:
-        if isinstance(value := known.get(key), str) and value.strip():
-            return value.strip()
-    return "not stated"
 
 
 def _warnings(name: str, summary: _Summary, stated: str, units: str, n_replaced: int) -> tuple[str, ...]:

@@ -86,14 +86,19 @@ def measure_confidence(
         total = probability.sum(dtype=np.float64)
         within, n_voxels = 0.0, 0
         if (tight := boxes[structure.index - 1]) is not None:
-            box = _add_margin(tight, chi.shape, voxel_size_mm)
+            steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
+            x, y, z = (
+                slice(max(piece.start - step, 0), min(piece.stop + step, size))
+                for piece, step, size in zip(tight, steps, chi.shape, strict=True)
+            )
+            box = x, y, z  # with a margin as wide as the rim
             region = dseg[box] == structure.index
             n_voxels = int(np.count_nonzero(region))
             within = float(probability[box][region].sum(dtype=np.float64))
             p = np.clip(probability[box][region].astype(np.float64), 0, 1)
             row["n_components"] = ndimage.label(region, np.ones((3, 3, 3)))[1]
             row["mean_entropy_bits"] = float((special.entr(p) + special.entr(1 - p)).mean() / np.log(2))
-            row |= _contrast(values[box], region, dseg[box] == 0, voxel_size_mm)
+            row |= _compare_with_surroundings(values[box], region, dseg[box] == 0, voxel_size_mm)
             row["edge_distance_mm"] = fov.crop(box).distance_to_edge(region)
         if total > 0:
             row["mass_outside_fraction"] = max(0.0, 1 - within / total)
@@ -102,49 +107,27 @@ def measure_confidence(
     return pd.DataFrame(rows, columns=["index", "abbreviation", *CONFIDENCE_COLUMNS]).astype({"n_components": "Int64"})
 
 
-def _add_margin(
-    box: tuple[slice, ...], shape: tuple[int, ...], voxel_size_mm: tuple[float, float, float]
-) -> tuple[slice, slice, slice]:
-    """Extend a box by the width of the rim."""
-    steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
-    x, y, z = (
-        slice(max(piece.start - step, 0), min(piece.stop + step, size))
-        for piece, step, size in zip(box, steps, shape, strict=True)
-    )
-    return x, y, z
-
-
-def _contrast(
+def _compare_with_surroundings(
     chi: NDArray[np.floating],
     region: NDArray[np.bool_],
     free: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
 ) -> dict[str, float]:
-    """Compare a nucleus with its surroundings; `free` are the voxels of no nucleus."""
-    valid = np.isfinite(chi)
+    """Contrast with the rim and gradient across the surface; `free` are the voxels of no nucleus."""
+    within, beyond = region & np.isfinite(chi), free & np.isfinite(chi)
     distance_mm = ndimage.distance_transform_edt(~region, sampling=voxel_size_mm)
     rim = (distance_mm > RIM_MM[0] + _ROUNDING_MM) & (distance_mm <= RIM_MM[1] + _ROUNDING_MM)
-    inner, outer = chi[region & valid], chi[rim & free & valid]
-    contrast = float(np.median(inner) - np.median(outer)) if len(inner) and len(outer) else np.nan
-    gradient = _boundary_gradient(chi, region & valid, free & valid, voxel_size_mm)
-    return {"rim_contrast_ppm": contrast, "boundary_gradient_ppm_per_mm": gradient}
-
-
-def _boundary_gradient(
-    chi: NDArray[np.floating],
-    region: NDArray[np.bool_],
-    free: NDArray[np.bool_],
-    voxel_size_mm: tuple[float, float, float],
-) -> float:
-    """Mean inward gradient over the faces between `region` and `free`, weighted by area."""
+    contrast = np.nan
+    if within.any() and (rim & beyond).any():
+        contrast = float(np.median(chi[within]) - np.median(chi[rim & beyond]))
     flux = area = 0.0
     for axis, edge in enumerate(voxel_size_mm):
         face_mm2 = float(np.prod(voxel_size_mm)) / edge
         low = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
         high = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
         for inner, outer in ((low, high), (high, low)):
-            faces = region[inner] & free[outer]
+            faces = within[inner] & beyond[outer]
             steps = chi[inner][faces].astype(np.float64) - chi[outer][faces]
             flux += face_mm2 * float(steps.sum()) / edge
             area += face_mm2 * int(np.count_nonzero(faces))
-    return flux / area if area else np.nan
+    return {"rim_contrast_ppm": contrast, "boundary_gradient_ppm_per_mm": flux / area if area else np.nan}

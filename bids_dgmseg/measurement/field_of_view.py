@@ -146,7 +146,8 @@ def check_coverage(
     half_voxel = {structure for structure, voxels in zip(structures, voxels_pv, strict=True) if voxels >= 0.5}
     too_small = [structure for structure in absent if structure in half_voxel and structure.abbreviation in labelled]
     missing = [structure for structure in absent if structure not in too_small]
-    bounds = _bounds(valid)
+    box = next(iter(ndimage.find_objects(valid.astype(np.uint8))), [slice(0, size) for size in valid.shape])
+    bounds = np.array([(piece.start, piece.stop - 1) for piece in box])  # first and last valid voxel along each axis
     size = " x ".join(f"{edge:.3g}" for edge in dseg.voxel_size_mm)
     warnings = [
         *(f"{each.abbreviation} {_explain(dseg, each, found, valid, bounds)}; its values are n/a" for each in missing),
@@ -165,13 +166,6 @@ def check_coverage(
         *_exchanged_sides(dseg, found),
     ]
     return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
-
-
-def _bounds(valid: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """First and last valid voxel along each axis, shape (3, 2); those of the image if there is none."""
-    found = ndimage.find_objects(valid.astype(np.uint8))
-    box = found[0] if found else [slice(0, size) for size in valid.shape]
-    return np.array([(piece.start, piece.stop - 1) for piece in box])
 
 
 def _explain(

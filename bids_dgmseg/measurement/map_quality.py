@@ -28,8 +28,8 @@ N_SHELLS = 16
 """Of equal width; within a shell, anatomy has about the same power in every direction."""
 
 RIM_DEPTH_MM = 5.0
-"""Background fields, and the errors of their removal, are largest within about the radius of the smallest sphere
-of spherical-mean-value filtering."""
+"""Background fields, and the errors of their removal, are largest within about the radius of the smallest kernel of
+spherical mean value (SMV) filtering."""
 
 SMOOTH_MM = 3.0
 """Standard deviation of the Gaussian that retains background fields and suppresses cortex, veins and noise."""
@@ -156,14 +156,21 @@ def streaking_index(
        Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
     """
     found = ndimage.find_objects(inside.astype(np.uint8))
-    if not found or found[0] is None:
+    if not found:
         return np.nan
     box = found[0]
     mean = chi[inside].mean(dtype=np.float64)
-    faded = np.where(inside[box], chi[box] - mean, 0).astype(np.float32) * _taper(inside[box], voxel_size_mm)
+    # Fade in from 0 at a flat edge to 1 at TAPER_MM by the fraction inside of a box around each voxel, rescaled.
+    reach = [2 * max(1, round(TAPER_MM / edge)) + 1 for edge in voxel_size_mm]
+    fraction = ndimage.uniform_filter(inside[box].astype(np.float32), reach, mode="constant")
+    faded = np.where(inside[box], chi[box] - mean, 0).astype(np.float32) * np.clip(2 * fraction - 1, 0, 1)
     power = np.abs(fft.rfftn(faded)) ** 2
     shell, cone = _shells(faded.shape, voxel_size_mm, b0_direction)
-    multiplicity = _multiplicity(faded.shape)
+    # Each sample of rfftn represents 2 frequencies, but 1 in planes that are their own mirror image.
+    multiplicity = np.full(power.shape, 2, np.float32)
+    multiplicity[..., 0] = 1
+    if faded.shape[2] % 2 == 0:
+        multiplicity[..., -1] = 1
     on_cone, n_on_cone = _sum_shells(power, multiplicity, shell, cone)
     elsewhere, n_elsewhere = _sum_shells(power, multiplicity, shell, ~cone)
     usable = (on_cone > 0) & (elsewhere > 0)
@@ -171,14 +178,6 @@ def streaking_index(
         return np.nan
     ratios = np.log(on_cone[usable] / n_on_cone[usable]) - np.log(elsewhere[usable] / n_elsewhere[usable])
     return float(np.exp(np.average(ratios, weights=n_on_cone[usable])))
-
-
-def _taper(inside: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Weights from 0 at a flat edge to 1 at `TAPER_MM`: the fraction inside of a box around each voxel, rescaled."""
-    reach = [2 * max(1, round(TAPER_MM / edge)) + 1 for edge in voxel_size_mm]
-    fraction = ndimage.uniform_filter(inside.astype(np.float32), reach, mode="constant")
-    weight: NDArray[np.float32] = np.clip(2 * fraction - 1, 0, 1)
-    return weight
 
 
 def _sum_shells(
@@ -189,15 +188,6 @@ def _sum_shells(
     numbers, weights = shell[chosen], multiplicity[chosen]
     sums = np.bincount(numbers, power[chosen] * weights, N_SHELLS).astype(np.float64)
     return sums, np.bincount(numbers, weights, N_SHELLS).astype(np.float64)
-
-
-def _multiplicity(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Count the frequencies that each of `rfftn` represents: 2, but 1 in planes that are their own mirror image."""
-    counts = np.full(shape[2] // 2 + 1, 2, np.float32)
-    counts[0] = 1
-    if shape[2] % 2 == 0:
-        counts[-1] = 1
-    return np.broadcast_to(counts, (*shape[:2], len(counts)))
 
 
 def _shells(

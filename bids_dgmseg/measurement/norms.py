@@ -100,7 +100,7 @@ def compare_with_norms(
     Notes
     -----
     :math:`z = (x - \mu) / \sigma`. Segmentation protocols, field strengths, reconstructions and ages differ more
-    between studies than subjects do within one: a z-score of 3 is no finding, one of 30 is a wrong unit.
+    between studies than subjects do within one: a z-score of 3 is not a finding, one of 30 means a wrong unit.
     """
     nuclei = [abbreviation.split("_")[0] for abbreviation in stats["abbreviation"]]
     table = stats[["index", "abbreviation"]].reset_index(drop=True)

@@ -96,7 +96,12 @@ def measure_nuclei(
             box = boxes[structure.index - 1] or (slice(0, 0),) * 3
             region = dseg[box] == structure.index
             row |= _label_measures(chi[box], region, probability[box], voxel_size_mm)
-            row |= _weighted_measures(chi, probability, voxel_size_mm)
+            inside = probability > 0
+            weights, values = probability[inside].astype(np.float64), chi[inside].astype(np.float64)
+            valid = np.isfinite(values)
+            total = weights[valid].sum()
+            row["volume_pv_mm3"] = float(weights.sum() * np.prod(voxel_size_mm))
+            row["mean_pv_ppm"] = float(weights[valid] @ values[valid] / total) if total > 0 else np.nan
         rows.append(row)
     return pd.DataFrame(rows, columns=list(NUCLEUS_COLUMNS)).astype({"n_voxels": "Int64", "n_valid": "Int64"})
 
@@ -150,21 +155,6 @@ def _label_measures(
         "std_ppm": values.std(ddof=1) if len(values) > 1 else np.nan,
         "core_mean_ppm": core.mean() if len(core) else np.nan,
         "mass_ppm_mm3": values.sum() * voxel_mm3,
-    }
-
-
-def _weighted_measures(
-    chi: NDArray[np.floating], probability: NDArray[np.floating], voxel_size_mm: tuple[float, float, float]
-) -> Mapping[str, float]:
-    """Measures of one nucleus over all voxels, weighted by probability."""
-    inside = probability > 0
-    weights = probability[inside].astype(np.float64)
-    values = chi[inside].astype(np.float64)
-    valid = np.isfinite(values)
-    total = weights[valid].sum()
-    return {
-        "volume_pv_mm3": float(weights.sum() * np.prod(voxel_size_mm)),
-        "mean_pv_ppm": float(weights[valid] @ values[valid] / total) if total > 0 else np.nan,
     }
 
 

@@ -1,4 +1,4 @@
-"""One world, stored in many ways."""
+"""The same image, stored with various affines and codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def affine_of(axes: np.ndarray) -> np.ndarray:
 
 
 def ramp(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """Value x + 10 y + 100 z of each voxel's place in mm: any flip or swap changes it."""
+    """Value x + 10 y + 100 z of each voxel's position in mm: any flip or swap changes it."""
     indices = np.moveaxis(np.indices(shape), 0, -1)
     world = indices @ affine[:3, :3].T + affine[:3, 3]
     return np.asarray(world @ (1.0, 10.0, 100.0))
@@ -42,14 +42,14 @@ def affine(request) -> np.ndarray:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Callable[..., Path]:
-    """Write an array (by default the ramp) with an affine; codes 0 leave a form out."""
+    """Return a function that writes an array (by default the ramp); a form with code 0 is left out."""
 
     def write(affine, array=None, *, name: str = "map.nii.gz", dtype=np.float32, qform=1, sform=1) -> Path:
         array = ramp(affine) if array is None else array
         image = nib.Nifti1Image(array.astype(dtype), affine)
         image.set_qform(affine, qform)
         image.set_sform(affine, sform)
-        if not sform:  # what stands in an unused form must not matter
+        if not sform:  # the values of an unused form must not matter
             image.header["srow_x"] = image.header["srow_y"] = image.header["srow_z"] = 0
         image.to_filename(tmp_path / name)
         return tmp_path / name

@@ -58,10 +58,10 @@ def test_aligned_grid_has_the_voxels_of_the_map(degrees, voxel_mm):
     grid = aligned_grid(Box.centred(centre, (7.0, 8.0, 9.0)), (1.0, 1.0, 1.0), Grid(chi.shape, chi.affine), 0.1)
     # 7, 8 and 9 mm in voxels of 0.94, 1.06 and 1 mm, rounded up.
     assert grid.shape == ((8, 8, 9) if voxel_mm[0] < 1 else (7, 8, 9))
-    place = np.linalg.inv(chi.affine) @ grid.affine
-    np.testing.assert_allclose(place[:3, :3], np.eye(3), atol=1e-9)
-    x, y, z = np.round(place[:3, 3]).astype(int)
-    np.testing.assert_allclose(place[:3, 3], (x, y, z), atol=1e-9)
+    to_index = np.linalg.inv(chi.affine) @ grid.affine
+    np.testing.assert_allclose(to_index[:3, :3], np.eye(3), atol=1e-9)
+    x, y, z = np.round(to_index[:3, 3]).astype(int)
+    np.testing.assert_allclose(to_index[:3, 3], (x, y, z), atol=1e-9)
     nx, ny, nz = grid.shape
     np.testing.assert_array_equal(
         resample(chi, grid, antialias=True).array.round(5), chi.array[x : x + nx, y : y + ny, z : z + nz].round(5)
@@ -107,8 +107,8 @@ def test_aligned_grid_covers_the_oriented_box():
     box = Box.around(np.zeros(3), OrientedBox((20.0, 0, 0), (6.0, 7.0, 8.0)))
     grid = aligned_grid(box, (1.0, 1.0, 1.0), own, 0.1)
     assert grid.shape == (6, 7, 8)  # of the oriented box, not of the box around it
-    place = np.linalg.inv(own.affine) @ grid.affine
-    np.testing.assert_allclose(place, place.round(), atol=1e-9)
+    to_index = np.linalg.inv(own.affine) @ grid.affine
+    np.testing.assert_allclose(to_index, to_index.round(), atol=1e-9)
 
 
 def test_equal_grids_up_to_rounding_match():

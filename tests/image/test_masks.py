@@ -3,7 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.masks import close_with_ball, large_components, masked_gaussian
+from bids_dgmseg.image.masks import close_with_ball, is_valid, large_components, masked_gaussian
+
+
+def test_zeros_and_nan_are_not_valid():
+    chi = np.array([0.0, np.nan, 1e-5, -0.002, 0.1])
+    assert is_valid(chi).tolist() == [False, False, False, True, True]
 
 
 def test_closing_fills_gaps_narrower_than_the_ball():

@@ -21,20 +21,8 @@ MIRRORED = np.diag([-2.0, 2.0, 2.0, 1.0])
 
 def geometry(path) -> dict[str, bytes]:
     header = opened(path).header
-    fields = [
-        "qform_code",
-        "sform_code",
-        "quatern_b",
-        "quatern_c",
-        "quatern_d",
-        "qoffset_x",
-        "qoffset_y",
-        "qoffset_z",
-        "srow_x",
-        "srow_y",
-        "srow_z",
-    ]
-    return {field: header[field].tobytes() for field in fields} | {"pixdim": header["pixdim"][:4].tobytes()}
+    fields = "qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z"
+    return {field: header[field].tobytes() for field in fields.split()} | {"pixdim": header["pixdim"][:4].tobytes()}
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 2), (0, 0), (3, 4)])
@@ -49,24 +37,19 @@ def test_written_grid_equals_the_original(store, tmp_path, affine, codes, name):
 
 def test_channels_are_written_to_their_voxels(store, tmp_path, affine):
     stored = store(affine)
-    turned = Volume.read(stored).array
-    out = write_like(np.stack([turned, -turned], axis=-1), stored, tmp_path / "channels.nii.gz")
+    ras = Volume.read(stored).array
+    out = write_like(np.stack([ras, -ras], axis=-1), stored, tmp_path / "channels.nii.gz")
     original = opened(stored).get_fdata()
     np.testing.assert_array_equal(opened(out).get_fdata(), np.stack([original, -original], axis=-1))
 
 
-def test_scale_is_stored_in_the_header(store, tmp_path, affine):
+@pytest.mark.parametrize(("scale", "value"), [(None, 51), (1 / 255, 0.2)])
+def test_type_scale_and_unit_are_in_the_header(store, tmp_path, affine, scale, value):
     stored = store(affine)
-    out = write_like(np.full(Volume.read(stored).shape, 51, np.uint8), stored, tmp_path / "p.nii.gz", scale=1 / 255)
-    assert opened(out).get_data_dtype() == np.uint8
-    np.testing.assert_allclose(opened(out).get_fdata(), 0.2, rtol=1e-6)  # 51 / 255, the scale in float32
-
-
-def test_labels_are_written_as_uint8_in_mm(store, tmp_path, affine):
-    stored = store(affine)
-    out = write_like(np.ones(Volume.read(stored).shape, np.uint8), stored, tmp_path / "dseg.nii.gz")
+    out = write_like(np.full(Volume.read(stored).shape, 51, np.uint8), stored, tmp_path / "p.nii.gz", scale=scale)
     assert opened(out).get_data_dtype() == np.uint8
     assert opened(out).header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(opened(out).get_fdata(), value, rtol=1e-6)  # the scale is float32
 
 
 @given(
@@ -81,8 +64,8 @@ def test_any_grid_survives_a_round_trip(tmp_path_factory, angles, flips, sizes):
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     nib.Nifti1Image(array, affine).to_filename(folder / "in.nii")
     volume = Volume.read(folder / "in.nii")
-    place = opened(folder / "in.nii").affine @ (1, 2, 3, 1)
-    index = np.rint(np.linalg.solve(volume.affine, place)[:3]).astype(int)
+    position_mm = opened(folder / "in.nii").affine @ (1, 2, 3, 1)
+    index = np.rint(np.linalg.solve(volume.affine, position_mm)[:3]).astype(int)
     assert volume.array[tuple(index)] == array[1, 2, 3]
     assert np.linalg.det(volume.affine[:3, :3]) > 0
     out = write_like(volume.array, folder / "in.nii", folder / "out.nii")
@@ -221,12 +204,10 @@ def test_consistent_forms_have_no_warning(codes):
 
 
 def test_missing_orientation_is_a_warning():
-    (warning,) = check_header(image(qform=(None, 0), sform=(None, 0)), "a.nii")
+    unoriented = image(qform=(None, 0), sform=(None, 0))
+    (warning,) = check_header(unoriented, "a.nii")
     assert warning.startswith("a.nii: no orientation in the header (qform and sform codes are 0); the first axis is")
-
-
-def test_missing_orientation_means_first_axis_is_left():
-    assert nib.aff2axcodes(image(qform=(None, 0), sform=(None, 0)).affine) == ("L", "A", "S")
+    assert nib.aff2axcodes(unoriented.affine) == ("L", "A", "S")  # as the warning states
 
 
 def test_different_forms_are_a_warning():
@@ -256,8 +237,8 @@ def test_implausible_voxel_size_is_rejected(edge, shown):
 def test_sheared_affine_is_rejected(shear, refused):
     sheared = UPRIGHT.copy()
     sheared[0, 1] = 2 * shear
-    turn = np.array([[0.8, 0, 0.6, 0], [0, 1, 0, 0], [-0.6, 0, 0.8, 0], [0, 0, 0, 1]])
-    slanted = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), turn @ sheared)
+    rotation = np.array([[0.8, 0, 0.6, 0], [0, 1, 0, 0], [-0.6, 0, 0.8, 0], [0, 0, 0, 1]])
+    slanted = nib.Nifti1Image(np.zeros((10, 10, 10), np.float32), rotation @ sheared)
     if not refused:
         check_header(slanted, "a.nii")
         return

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS
+from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, REFERENCED
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.reference import (
     Reference,
@@ -119,24 +119,7 @@ def test_referenced_columns_equal_a_shifted_map():
 
 
 def test_failed_reference_leaves_columns_missing():
-    stats = pd.DataFrame(
-        {
-            name: [0.1]
-            for name in (
-                "mean_ppm",
-                "median_ppm",
-                "p05_ppm",
-                "p25_ppm",
-                "p75_ppm",
-                "p95_ppm",
-                "mean_pv_ppm",
-                "core_mean_ppm",
-                "high_iron_mean_ppm",
-                "mass_ppm_mm3",
-                "n_valid",
-            )
-        }
-    )
+    stats = pd.DataFrame({name: [0.1] for name in (*REFERENCED, "mass_ppm_mm3", "n_valid")})
     table = add_referenced_columns(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
     assert table[list(REFERENCE_COLUMNS)].isna().all(axis=None)
     assert table["mean_ppm"].tolist() == [0.1]
