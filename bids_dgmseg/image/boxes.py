@@ -20,7 +20,7 @@ class OrientedBox:
     rotation_deg : tuple of 3 float
         Rotation vector from the world's axes to the box's; along x it is the head's pitch, positive with the chin up.
     size_mm : tuple of 3 float
-        Edge lengths along the box's axes: right, front, up.
+        Edge lengths along the box's axes: right, anterior, superior.
     """
 
     rotation_deg: tuple[float, float, float]

@@ -69,9 +69,9 @@ def shape_to_cover(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> tup
 def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, tolerance: float) -> Grid:
     """Create a grid over a box that is aligned with the voxels of a map, if these nearly have the wanted spacing.
 
-    A map is interpolated twice if its grid differs from the network's: when it is shown to the network and when the
-    probabilities are resampled back. Each interpolation blurs thin walls and small nuclei. On an aligned grid, voxels
-    of the map are copied, averaged in blocks or repeated, so that neither step interpolates.
+    Data are interpolated twice if the map's grid differs from the network's: when the map is passed to the network and
+    when the probabilities are resampled back. Each interpolation blurs thin structures and small nuclei. On an aligned
+    grid, voxels of the map are copied, averaged in blocks or repeated, so that neither step interpolates.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def smooth_for_grid(volume: Volume, grid: Grid) -> Volume:
 
 
 def sample_points(values: Tensor, indices: Tensor, *, nearest: bool = False, extend: bool = False) -> Tensor:
-    """Sample images at voxel indices with fractions, on the device of `values`.
+    """Sample images at fractional voxel indices, on the device of `values`.
 
     Parameters
     ----------

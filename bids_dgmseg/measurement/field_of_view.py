@@ -91,7 +91,7 @@ class FieldOfView:
 _TOLERANCE_MM = 8.0
 """Radius of a nucleus plus the variation of its position between heads."""
 
-_FACES = (("leftmost", "rightmost"), ("hindmost", "foremost"), ("lowest", "highest"))
+_FACES = (("leftmost", "rightmost"), ("most posterior", "most anterior"), ("lowest", "highest"))
 
 
 @dataclass(frozen=True)

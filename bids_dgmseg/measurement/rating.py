@@ -66,7 +66,7 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm"),
     # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm indicates a wrong unit or blood.
     Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm"),
-    # An outline in the wrong place crosses no edge; never red, since noise alone can do this to a small nucleus.
+    # A misplaced outline follows no edge; never red, since noise alone can do this to a small nucleus.
     Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm"),
     # Maps are unreliable within some mm of the edge of their mask; at 0 the nucleus may be cut.
     Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),

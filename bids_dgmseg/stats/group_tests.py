@@ -27,6 +27,8 @@ from bids_dgmseg.stats.long_table import (
 _N_GROUP = 2
 """Minimum number of participants of a group."""
 
+_EMPTY = "no participants in the group"
+
 _NO_SPREAD = "not tested: the values do not vary within the groups"
 
 _ROUNDING = 1e-24
@@ -197,12 +199,14 @@ def _participants(
     if options.reference not in groups:
         shown = ", ".join(map(str, groups)) or "none"
         raise InputError(
-            f"participants.tsv: nobody has {options.group} {options.reference} (there are: {shown}); "
-            "name the group to compare with"
+            f"participants.tsv: no participant has {options.group} {options.reference} (existing: {shown}); "
+            "choose one of these as reference group"
         )
     others = [group for group in groups if group != options.reference]
     if not others:
-        raise InputError(f"participants.tsv: everybody has {options.group} {options.reference}; nothing to compare")
+        raise InputError(
+            f"participants.tsv: all participants have {options.group} {options.reference}; nothing to compare"
+        )
     return participants, others
 
 
@@ -292,7 +296,7 @@ def _ancova(
         note = "not tested: the values do not vary beyond groups and covariates"
         return [record | {"note": note} for record in records]
     return [
-        record | (common | terms[kept.index(record["group"])] if record["n_group"] else {"note": "nobody in the group"})
+        record | (common | terms[kept.index(record["group"])] if record["n_group"] else {"note": _EMPTY})
         for record in records
     ]
 

@@ -42,7 +42,7 @@ def test_scaling_is_applied(store, tmp_path, affine):
 
 
 def test_voxel_sizes_follow_the_axes(store):
-    # Stored as inferior, right, front with 3, 0.5 and 1 mm; turned: right 0.5, front 1, top 3.
+    # Stored as inferior, right, anterior with 3, 0.5 and 1 mm; in RAS+: 0.5, 1 and 3 mm.
     affine = np.array([[0.0, 0.5, 0, 0], [0, 0, 1, 0], [-3, 0, 0, 0], [0, 0, 0, 1]])
     assert Volume.read(store(affine)).voxel_size_mm == pytest.approx((0.5, 1.0, 3.0))
 

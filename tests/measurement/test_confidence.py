@@ -162,8 +162,8 @@ def test_confidence_does_not_depend_on_orientation(seed):
     order = tuple(rng.permutation(3).tolist())
     flips = tuple(np.flatnonzero(rng.random(3) < 0.5).tolist())
     x, y, z = (size_mm[axis] for axis in order)
-    turned = [np.flip(array.transpose(order), flips) for array in (chi, dseg, probability)]
-    first, second = measure(chi, dseg, probability, size_mm=size_mm), measure(*turned, size_mm=(x, y, z))
+    reoriented = [np.flip(array.transpose(order), flips) for array in (chi, dseg, probability)]
+    first, second = measure(chi, dseg, probability, size_mm=size_mm), measure(*reoriented, size_mm=(x, y, z))
     np.testing.assert_allclose(first[2:].astype(float), second[2:].astype(float), rtol=1e-9, atol=1e-12)
 
 

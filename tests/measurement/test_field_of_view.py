@@ -127,7 +127,7 @@ def test_exchanged_sides_are_reported():
     [
         # the first voxel's centre lies 0.75 mm inside the box
         ((-40.5, -75, -24), NUCLEI.high_mm, "lowest slice at z = -23 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
-        ((-40.5, -36, -51), NUCLEI.high_mm, "hindmost slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
+        ((-40.5, -36, -51), NUCLEI.high_mm, "most posterior slice at y = -35 mm", {"DN_L", "DN_R", "IN_L", "IN_R"}),
     ],
 )
 def test_nucleus_beyond_the_image_is_missing(low_mm, high_mm, face, missing):

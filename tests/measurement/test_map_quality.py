@@ -104,14 +104,14 @@ def test_map_quality_does_not_depend_on_orientation(seed):
     chi, size_mm, b0 = rng.normal(size=(14, 16, 18)), (1.0, 1.2, 2.0), rng.normal(size=3)
     order = tuple(rng.permutation(3).tolist())
     flips = tuple(np.flatnonzero(rng.random(3) < 0.5).tolist())
-    turned = np.flip(chi.transpose(order), flips)
+    reoriented = np.flip(chi.transpose(order), flips)
     signs = np.where(np.isin(np.arange(3), flips), -1, 1)
     x, y, z = (size_mm[axis] for axis in order)
     bx, by, bz = (b0[list(order)] * signs).tolist()
     first = streaking_index(chi, everywhere(chi), voxel_size_mm=size_mm, b0_direction=(b0[0], b0[1], b0[2]))
-    second = streaking_index(turned, everywhere(turned), voxel_size_mm=(x, y, z), b0_direction=(bx, by, bz))
+    second = streaking_index(reoriented, everywhere(reoriented), voxel_size_mm=(x, y, z), b0_direction=(bx, by, bz))
     assert second == pytest.approx(first, rel=1e-4)  # float32
-    assert estimate_noise(turned, everywhere(turned)) == pytest.approx(estimate_noise(chi, everywhere(chi)))
+    assert estimate_noise(reoriented, everywhere(reoriented)) == pytest.approx(estimate_noise(chi, everywhere(chi)))
 
 
 def test_empty_or_tiny_image_has_no_streaking_index():

@@ -133,8 +133,8 @@ def test_one_constant_group_is_still_tested():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        pytest.param(["PD"] * 7, r"^participants.tsv: nobody has group HC \(there are: PD\)", id="no reference"),
-        pytest.param(["HC"] * 7, "everybody has group HC; nothing to compare", id="one group"),
+        pytest.param(["PD"] * 7, r"^participants.tsv: no participant has group HC \(existing: PD\)", id="no reference"),
+        pytest.param(["HC"] * 7, "all participants have group HC; nothing to compare", id="one group"),
     ],
 )
 def test_incomparable_groups_are_rejected(small, groups, message):
