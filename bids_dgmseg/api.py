@@ -114,7 +114,7 @@ def segment(
     ensemble : bool
         Average over mirror images and all checkpoints of the weights: slower, slightly more accurate.
     units : {"ppm", "ppb"}, optional
-        Unit of the map. By default that of the JSON file beside it, or else judged from the values.
+        Unit of the map. By default that of the JSON file next to it, or else inferred from the values.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def measure(
         3D label image in the same space. If it has another grid, each voxel of `img` gets the label of the nearest
         voxel of `labels`; no registration is done.
     units : str, optional
-        Unit of the map, used in the names of the columns (``mean_hz``). By default that of the JSON file beside the
+        Unit of the map, used in the names of the columns (``mean_hz``). By default that of the JSON file next to the
         map, or of its BIDS suffix: ppm for ``Chimap``, s for ``T2starmap``, hz for ``R2starmap``; else the columns
         have no unit (``mean``). Maps in ppm or ppb are checked and converted to ppm as in `segment`, other values are
         used as they are.
@@ -341,7 +341,7 @@ def _echo_files(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> lis
 
 
 def _sidecar(path: Path, units: str | None = None) -> Mapping[str, Any]:
-    """Read the JSON file beside an image if there is one; stated units take precedence."""
+    """Read the JSON file next to an image if there is one; stated units take precedence."""
     beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")
     sidecar = read_json(beside) if beside.is_file() else {}
     return {**sidecar, "Units": units} if units else sidecar

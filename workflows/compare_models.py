@@ -80,7 +80,7 @@ class _CompareInputSpec(BaseInterfaceInputSpec):
 
 
 class _CompareOutputSpec(TraitedSpec):
-    out_page = File(exists=True, desc="page, beside its tables and figures")
+    out_page = File(exists=True, desc="page, next to its tables and figures")
     failures = traits.List(traits.Str, desc="one line each")
 
 
@@ -146,8 +146,8 @@ def init_compare_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is 1 if a scan failed, 2 if the benchmark cannot start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=absolute_path)
-    parser.add_argument("out", type=absolute_path)
+    parser.add_argument("dataset", type=absolute_path, help="labelled BIDS dataset")
+    parser.add_argument("out", type=absolute_path, help="folder for the tables and the page")
     parser.add_argument(
         "--models",
         nargs="+",
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=entity,
         help="if a scan or an atlas has several segmentations, use those with one of these entities",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--threads", type=positive_int, default=1, help="threads of each process (default: %(default)s)"
     )

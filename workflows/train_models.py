@@ -5,7 +5,7 @@
                                      [-- TRAINING OPTIONS]
 
 Each model gets a folder OUT/MODEL for `bids_dgmseg --model MODEL --weights OUT/MODEL`; OUT/training.tsv compares the
-folds. nnunet2step has no folds; its two nets share one split and the size given by --plan. The same command
+folds. nnunet2step has no folds; its two nnU-Nets share one split and the size given by --plan. The same command
 resumes an interrupted training. Options after -- go to `dgmseg train` or `dgmseg train-nnunet`. Copy this file to add
 models, options or steps.
 """
@@ -219,9 +219,9 @@ def init_train_models_wf(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all folds and steps of all models; return 2 if any of them failed (the others are finished first)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=absolute_path)
-    parser.add_argument("out", type=absolute_path)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("dataset", type=absolute_path, help="labelled BIDS dataset")
+    parser.add_argument("out", type=absolute_path, help="folder for the trained models")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: all")
     parser.add_argument(
         "--folds", type=positive_int, default=5, help="number of folds, not for nnunet2step (default: %(default)s)"
     )
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="size of the nnU-Nets of nnunet2step (default: %(default)s)",
     )
     parser.add_argument("--nprocs", type=positive_int, default=1, help="parallel trainings (default: %(default)s)")
-    parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: temporary)")
+    parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: a temporary folder)")
     given = list(sys.argv[1:] if argv is None else argv)
     place = given.index("--") if "--" in given else len(given)
     args, options = parser.parse_args(given[:place]), given[place + 1 :]

@@ -304,7 +304,7 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
         default=[],
         type=absolute_path,
         metavar="FOLDER",
-        help="output folders of other sites to analyze together with OUTPUT_DIR, which may be new",
+        help="output folders of other sites to analyse together with OUTPUT_DIR, which may be new",
     )
     group.add_argument(
         "--site-column",
@@ -336,7 +336,7 @@ def _add_group(group: argparse._ArgumentGroup) -> None:
         action="extend",
         default=[],
         metavar="NAME",
-        help=f"columns of _stats.tsv to analyze (default: {' '.join(GroupAnalysis.measures)})",
+        help=f"columns of _stats.tsv to analyse (default: {' '.join(GroupAnalysis.measures)})",
     )
     group.add_argument(
         "--evaluation",

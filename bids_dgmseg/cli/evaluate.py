@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=absolute_path,
         help="susceptibility map, or a dataset with _Chimap files, to compare mean susceptibilities "
-        "(default: the _stats.tsv beside each dseg, otherwise the maps named by their Sources)",
+        "(default: the _stats.tsv next to each dseg, otherwise the maps named by their Sources)",
     )
     parser.add_argument(
         "--raters",

@@ -24,9 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         metavar="M",
         type=positive_float,
-        help=f"training time (default: {_MINUTES:g}); with --steps stop after so long, to be resumed",
+        help=f"training time (default: {_MINUTES:g}); with --steps, time until the run stops (the same command "
+        "resumes it)",
     )
-    parser.add_argument("--steps", metavar="N", type=positive_int, help="length in steps, which is reproducible")
+    parser.add_argument(
+        "--steps", metavar="N", type=positive_int, help="training length in steps, for reproducible results"
+    )
     parser.add_argument(
         "--from", metavar="FOLDER", dest="start", help="starting weights (default: those that ship with the model)"
     )

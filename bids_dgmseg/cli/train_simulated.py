@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         type=positive_float,
         default=60.0,
-        help="stop after so long; the same command resumes the training (default: %(default)g)",
+        help="time until the run stops; the same command resumes the training (default: %(default)g)",
     )
     parser.add_argument(
         "--from",

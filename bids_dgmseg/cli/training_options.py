@@ -29,7 +29,12 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=seed, default=1, help="seed of initial weights and samples (default: %(default)s)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device for the network (default: %(default)s, a GPU if there is one)",
+    )
     parser.add_argument(
         "--workers",
         metavar="N",

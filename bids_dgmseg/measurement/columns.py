@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 Dictionary = Mapping[str, Mapping[str, str]]
 
-_VALID = "the valid voxels of the nucleus (in the segmentation, not NaN in the map)"
+_VALID = "the valid voxels of the nucleus (labelled, and finite in the map)"
 
 NUCLEUS_COLUMNS: Dictionary = {
     "index": {"Description": "Value of the nucleus in the segmentation (dseg)"},

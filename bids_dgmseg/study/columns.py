@@ -28,7 +28,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "direction": "Entity dir of the map",
     "resolution": "Entity res of the map",
     "dataset": "Output folder that the scan comes from",
-    "site": "Site or scanner of the scan; SiteFrom in Settings says where it was found",
+    "site": "Site or scanner of the scan; SiteFrom in Settings is its source",
     "age_years": "Age at the scan in years: that of the session, otherwise that of the participant plus the time since "
     "the first session",
     "reference": "Reference region: where the susceptibility of the map is 0, according to its sidecar; in "
@@ -43,10 +43,10 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "n_site": "Number of values of the same nucleus and site",
     "median": f"Median of these values; {_UNIT}",
     "robust_z": "(value - median) / (1.4826 median absolute deviation)",
-    "outlier": "Whether the absolute robust z exceeds 3.5; false if there is none",
+    "outlier": "Whether the absolute robust z exceeds 3.5; false if it is missing",
     "note": "Why a value is missing, or how it is limited",
     "labels": "predicted: labels of the model; reference: reference segmentation given to dgmseg evaluate",
-    "scans": "all, or only those with_reference segmentation",
+    "scans": "all: all scans; with_reference: scans with a reference segmentation",
     "curve": "exponential: alpha (1 - exp(-beta age)) + gamma; linear: alpha age + gamma; logarithmic: alpha ln(age) + "
     "gamma",
     "n": "Number of values used; in group_longitudinal, number of participants with a change",
