@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.simulate.anatomy import NO_PATHOLOGY
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.pathology import NO_PATHOLOGY
 from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
 from bids_dgmseg.simulate.shapes import ShapedHead
 

@@ -30,7 +30,7 @@ from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
-from bids_dgmseg.qsm.multi_echo import PHASE_SIGNS, reconstruct_files
+from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.results import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 

@@ -17,10 +17,8 @@ from bids_dgmseg.cli.bids_app import build_parser
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import HeadRanges
-from bids_dgmseg.simulate.artefacts import ArtefactRanges
-from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges
-from bids_dgmseg.simulate.pathology import PathologyRanges
+from bids_dgmseg.simulate.anatomy import HeadRanges, PathologyRanges
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, ReconstructionRanges
 from bids_dgmseg.simulate.shapes import ShapeRanges
 from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges
 from bids_dgmseg.simulate.tissue_details import DetailRanges

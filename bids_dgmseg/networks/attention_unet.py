@@ -142,25 +142,20 @@ class AttentionUNet25D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return logits (B, classes, X, Z) of (B, C · slices, X, Z); with deep supervision a list, largest first."""
-        skips = self._encode(x)
-        features = self.bottom(max_pool(skips[-1], 2))
-        logits = []
-        for place, (enlarge, up) in enumerate(zip(self.enlarge, self.up, strict=True)):
-            skip = skips.pop()
-            attended = self.gates[place](skip, features) if len(self.gates) else skip
-            features = up(torch.cat((attended, crop_like(enlarge(features), skip)), dim=1))
-            head = place - len(self.up) + len(self.heads)
-            if head >= 0 and (self.deep_supervision or not skips):
-                logits.append(self.heads[head](features))
-        return logits[::-1] if self.deep_supervision else logits[-1]
-
-    def _encode(self, x: Tensor) -> list[Tensor]:
-        """Compute the features of every level above the bottom, largest first."""
         skips = [self.image[0](x)]
         for image, down in zip(self.image[1:], self.down, strict=True):
             x = max_pool(x, 2)
             skips.append(down(torch.cat((image(x), max_pool(skips[-1], 2)), dim=1)))
-        return skips
+        features = self.bottom(max_pool(skips[-1], 2))
+        logits = []
+        for stage, (enlarge, up) in enumerate(zip(self.enlarge, self.up, strict=True)):
+            skip = skips.pop()
+            attended = self.gates[stage](skip, features) if len(self.gates) else skip
+            features = up(torch.cat((attended, crop_like(enlarge(features), skip)), dim=1))
+            head = stage - len(self.up) + len(self.heads)
+            if head >= 0 and (self.deep_supervision or not skips):
+                logits.append(self.heads[head](features))
+        return logits[::-1] if self.deep_supervision else logits[-1]
 
 
 class _Bottleneck(nn.Module):

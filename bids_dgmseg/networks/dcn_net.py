@@ -1,4 +1,4 @@
-"""DCN-Net (Kim et al.): dilated dense blocks, attended skips, one softmax head for each nucleus."""
+"""DCN-Net (Kim et al.): dilated dense blocks, attended skips, one softmax head per nucleus."""
 
 from __future__ import annotations
 
@@ -194,12 +194,26 @@ class DCNNet(nn.Module):
         outputs = [2] * (num_classes - 1) if independent else [num_classes]
         self.heads = nn.ModuleList(nn.Conv3d(last + gate, count, 1, bias=False) for count in outputs)
         self.attention = nn.Conv3d(len(skips), 2, 1)
-        _initialize(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | Attended:
         """Return logits (B, 2 · nuclei, X, Y, Z) of (B, C, X, Y, Z); in training mode `Attended`."""
-        skips, features = self._encode(x)
-        features, new = self.bottleneck(features)
+
+        def with_input(features: Tensor, level: int) -> Tensor:
+            """Max-pool features and concatenate the input at the same resolution."""
+            together: Tensor = self.pyramid[level - 1](max_pool(x, 2**level), max_pool(features, 2**level))
+            return together
+
+        features = functional.elu(self.first_norm(self.first(x)))
+        skips = []
+        for level, block in enumerate(self.down):
+            features, _ = block(features)
+            skips.append(with_input(features, level) if level else features)
+        features, new = self.bottleneck(with_input(features, len(self.down)))
         scores = []
         for enlarge, attend, up in zip(self.enlarge, self.attend, self.up, strict=True):
             skip, score = attend(skips.pop(), new)
@@ -208,20 +222,6 @@ class DCNNet(nn.Module):
         heads = torch.cat([head(features) for head in self.heads], dim=1)
         logits = [heads] if self.deep_supervision else heads
         return Attended(logits, self.attention(torch.cat(scores, dim=1))) if self.training else logits
-
-    def _encode(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the skips, highest resolution first, and the input of the bottleneck."""
-        features = functional.elu(self.first_norm(self.first(x)))
-        skips = []
-        for place, block in enumerate(self.down):
-            features, _ = block(features)
-            skips.append(features if place == 0 else self._shrink(features, x, place))
-        return skips, self._shrink(features, x, len(self.down))
-
-    def _shrink(self, features: Tensor, x: Tensor, place: int) -> Tensor:
-        """Max-pool features and concatenate the input at the same resolution."""
-        together: Tensor = self.pyramid[place - 1](max_pool(x, 2**place), max_pool(features, 2**place))
-        return together
 
     def decayed_weights(self) -> Iterator[Tensor]:
         """Yield the weights to which the published code applies weight decay (L2, 1e-4).
@@ -253,11 +253,3 @@ def split_heads(logits: Tensor) -> tuple[Tensor, ...]:
         One per nucleus: background, nucleus.
     """
     return tuple(logits[:, start : start + 2] for start in range(0, logits.shape[1], 2))
-
-
-def _initialize(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

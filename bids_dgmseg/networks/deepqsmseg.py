@@ -165,7 +165,9 @@ class DeepQSMSeg(nn.Module):
     ) -> None:
         super().__init__()
         if len(features) != len(blocks):
-            raise ValueError(f"features has {len(features)} stages and blocks {len(blocks)}; give one each a stage")
+            raise ValueError(
+                f"features has {len(features)} stages and blocks {len(blocks)}; give one value of each per stage"
+            )
         if not 0 <= attended < len(features):
             raise ValueError(f"attended is {attended}; it must be from 0 to {len(features) - 1}")
 

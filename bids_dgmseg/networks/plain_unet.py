@@ -91,6 +91,6 @@ class PlainUNet(nn.Module):
 
     @torch.no_grad()
     def shift_logits(self, by: Tensor) -> None:
-        """Add a number a class (background first) to the logits of full resolution, for good."""
+        """Add a constant per class (background first) to the logits at full resolution, permanently."""
         bias = self.get_parameter(f"heads.{len(self.heads) - 1}.bias")
         bias.add_(by.to(bias.device))

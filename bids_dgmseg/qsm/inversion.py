@@ -104,22 +104,14 @@ def total_variation(
     dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
     chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
     for _ in range(iterations):
-        gradient = _gradient(chi, voxel_size_mm) + dual
+        differences = [(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)]
+        gradient = torch.stack(differences) + dual
         dual = gradient.clamp(min=-strength / coupling, max=strength / coupling)
-        pull = _gradient_adjoint(gradient - 2 * dual, voxel_size_mm)
+        parts = zip(gradient - 2 * dual, voxel_size_mm, strict=True)
+        # The adjoint of the forward difference, whose sum over the axes is the negative divergence.
+        pull = torch.stack([(part.roll(1, axis) - part) / step for axis, (part, step) in enumerate(parts)]).sum(dim=0)
         chi = torch.fft.irfftn((data + coupling * torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
-
-
-def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
-
-
-def _gradient_adjoint(vectors: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    parts = zip(vectors, voxel_size_mm, strict=True)
-    backward = [(vector.roll(1, axis) - vector) / step for axis, (vector, step) in enumerate(parts)]
-    total: Tensor = torch.stack(backward).sum(dim=0)
-    return total
 
 
 def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:

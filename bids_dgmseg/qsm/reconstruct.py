@@ -1,19 +1,24 @@
-"""Reconstruct a chi map from the phase and magnitude of GRE echoes."""
+"""Reconstruct a chi map from the phase and magnitude of GRE echoes, given as files or arrays."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
-from bids_dgmseg.qsm.background import v_sharp
-from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, zero_pad
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.phase import read_phase
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_intact
+from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, v_sharp, zero_pad
 from bids_dgmseg.qsm.inversion import total_variation
 from bids_dgmseg.qsm.masking import MAX_RESIDUAL_RAD, exclude_unreliable, find_brain, phase_residual_rad
 from bids_dgmseg.qsm.unwrap import correct_bipolar_readout, unwrap_echoes
@@ -25,6 +30,9 @@ STRENGTH = 2e-4
 """Regularization of the total variation."""
 
 _RIDGE, _ITERATIONS = 0.0005, 30
+
+PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
+"""How the phase follows the field → ``phase_sign`` of `reconstruct_chi`."""
 
 _EPSILON_PPM = 1e-6
 
@@ -71,6 +79,84 @@ def describe_steps(n_echoes: int) -> dict[str, str]:
         "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
         "DipoleInversion": f"total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
     }
+
+
+def reconstruct_files(
+    magnitude: Sequence[Path],
+    phase: Sequence[Path],
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
+    phase_units: Sequence[str] = (),
+    mask: Path | None = None,
+    phase_sign: str = "auto",
+) -> Reconstruction:
+    """Read the echoes of a scan, all on one grid, and reconstruct its chi map.
+
+    Parameters
+    ----------
+    magnitude, phase : sequence of E path
+        NIfTI files, one per echo.
+    echo_times_s : sequence of E float
+        Echo times in s, in ascending order.
+    b0_tesla : float
+        Field strength in T.
+    phase_units : sequence of E str
+        ``Units`` of the phase files, see `bids_dgmseg.image.phase.read_phase`; by default judged from the values.
+    mask : path, optional
+        Brain mask; by default the brain is found in the magnitude.
+    phase_sign : {"auto", "positive", "negative"}
+        Whether phase increases or decreases with the field.
+
+    Returns
+    -------
+    Reconstruction
+        Arrays in RAS+ axes on the grid of the first magnitude.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or used, the grids differ, or no tissue is left inside the mask.
+    """
+    grid, first = Volume.read(magnitude[0]), magnitude[0].name
+    units = phase_units or [""] * len(phase)
+    phases, magnitudes = (np.empty((len(magnitude), *grid.shape), np.float32) for _ in range(2))
+
+    def on_grid(volume: Volume, path: Path, remedy: str) -> NDArray[Any]:
+        if difference := describe_grid_mismatch(grid, volume):
+            raise InputError(f"{path.name}: does not lie on the grid of {first} ({difference}); {remedy}")
+        return volume.array
+
+    for echo, (magnitude_path, phase_path) in enumerate(zip(magnitude, phase, strict=True)):
+        stored = read_phase(phase_path, units=units[echo])
+        phases[echo] = on_grid(stored, phase_path, "export both from the same scan")
+        signal = on_grid(Volume.read(magnitude_path), magnitude_path, "export both from the same scan")
+        check_intact(magnitude_path)
+        magnitudes[echo] = np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = magnitudes[echo].min(), magnitudes[echo].max()
+        if low < 0 or low == high:
+            raise InputError(
+                f"{magnitude_path.name}: values from {low:.4g} to {high:.4g}, expected a magnitude image "
+                "(not negative, not constant); export it again"
+            )
+    brain = None
+    if mask is not None:
+        brain = on_grid(Volume.read(mask), mask, "resample the mask first") > 0
+        check_intact(mask)
+    x, y, z = (grid.affine[2, :3] / grid.voxel_size_mm).tolist()
+    try:
+        return reconstruct_chi(
+            phases,
+            magnitudes,
+            echo_times_s=echo_times_s,
+            b0_tesla=b0_tesla,
+            voxel_size_mm=grid.voxel_size_mm,
+            b0_direction=(x, y, z),  # B0 is z of the world, however the slices are tilted
+            mask=brain,
+            phase_sign=PHASE_SIGNS[phase_sign],
+        )
+    except ValueError as error:
+        raise InputError(f"{(mask or magnitude[0]).name}: {error}; provide a brain mask that fits the brain") from error
 
 
 def reconstruct_chi(
@@ -137,7 +223,15 @@ def reconstruct_chi(
     )
     if not eroded.any():
         raise ValueError("no voxel is far enough from the border of the mask")
-    chi = _invert(local, voxel_size_mm, b0_direction)
+    shape = _padded_shape(local.shape, voxel_size_mm)
+    chi = total_variation(
+        zero_pad(local, shape),
+        dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device),
+        strength=STRENGTH,
+        voxel_size_mm=voxel_size_mm,
+        ridge=_RIDGE,
+        iterations=_ITERATIONS,
+    )[tuple(slice(size) for size in local.shape)]
     chi = torch.where(eroded, chi - chi[eroded].mean(), 0.0)
     ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
@@ -163,21 +257,6 @@ def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, 
     """
     padded = math.prod(_padded_shape(shape, voxel_size_mm))
     return (600e6 + 4 * 5 * n_echoes * math.prod(shape) + 140 * padded) / 1e9
-
-
-def _invert(local: Tensor, voxel_size_mm: Sequence[float], b0_direction: Sequence[float]) -> Tensor:
-    shape = _padded_shape(local.shape, voxel_size_mm)
-    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device)
-    inverted = total_variation(
-        zero_pad(local, shape),
-        kernel,
-        strength=STRENGTH,
-        voxel_size_mm=voxel_size_mm,
-        ridge=_RIDGE,
-        iterations=_ITERATIONS,
-    )
-    x, y, z = local.shape
-    return inverted[:x, :y, :z]
 
 
 def _padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:

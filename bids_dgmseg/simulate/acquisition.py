@@ -43,17 +43,23 @@ class ScanGrid:
         """Average the array (X, Y, Z) over each voxel of the scan; faces are replicated."""
         if self.rotation is not None:
             fine = sample_points(fine[None], self._rotated_indices(self.rotation), extend=True)[0]
-        for axis in range(3):
-            if self.size[axis] != self.shape[axis] or self.steps[axis] > 1:
-                fine = multiply_along(fine, self._overlap(axis, fine.device), axis)
+        for axis, (size, step) in enumerate(zip(self.size, self.steps, strict=True)):
+            if size != self.shape[axis] or step > 1:
+                edges = torch.arange(self.shape[axis] + 1, device=fine.device) - 0.5
+                edges[0], edges[-1] = -math.inf, math.inf
+                low = (self._first_centre(axis) + (torch.arange(size, device=fine.device) - 0.5) * step)[:, None]
+                overlap = (edges[1:].minimum(low + step) - edges[:-1].maximum(low)).clamp(min=0) / step
+                fine = multiply_along(fine, overlap, axis)
         return fine
 
     def interpolate(self, scan: Tensor) -> Tensor:
         """Resample the scan to the array by linear interpolation, as real maps are resampled."""
         if self.rotation is None:
-            for axis in range(3):
-                if self.steps[axis] > 1:
-                    scan = multiply_along(scan, self._interpolation_weights(axis, scan.device), axis)
+            for axis, (size, step) in enumerate(zip(self.size, self.steps, strict=True)):
+                if step > 1:
+                    index = (torch.arange(self.shape[axis], device=scan.device) - self._first_centre(axis)) / step
+                    distance = index.clamp(0, size - 1)[:, None] - torch.arange(size, device=scan.device)
+                    scan = multiply_along(scan, (1 - distance.abs()).clamp(min=0), axis)
             return scan
         indices = self._rotated_indices(self.rotation.T)
         for axis in range(3):
@@ -71,20 +77,6 @@ class ScanGrid:
         middle = torch.tensor(self.shape, device=rotation.device).sub(1).div(2)
         axes = [torch.arange(n, device=rotation.device) - m for n, m in zip(self.shape, middle, strict=True)]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) @ rotation.T + middle
-
-    def _overlap(self, axis: int, device: torch.device) -> Tensor:
-        """Fraction of each scan voxel (rows) inside each fine voxel (columns)."""
-        edges = torch.arange(self.shape[axis] + 1, device=device) - 0.5
-        edges[0], edges[-1] = -math.inf, math.inf
-        step = self.steps[axis]
-        low = (self._first_centre(axis) + (torch.arange(self.size[axis], device=device) - 0.5) * step)[:, None]
-        return (edges[1:].minimum(low + step) - edges[:-1].maximum(low)).clamp(min=0) / step
-
-    def _interpolation_weights(self, axis: int, device: torch.device) -> Tensor:
-        """Weight of each scan voxel (columns) for each fine voxel (rows)."""
-        index = (torch.arange(self.shape[axis], device=device) - self._first_centre(axis)) / self.steps[axis]
-        index = index.clamp(0, self.size[axis] - 1)
-        return (1 - (index[:, None] - torch.arange(self.size[axis], device=device)).abs()).clamp(min=0)
 
 
 def multiply_along(array: Tensor, matrix: Tensor, axis: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""Labelled anatomy in template space, and its random deformation into the space of a scan."""
+"""Labelled anatomy in template space, its pathology, and its random deformation into the space of a scan."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.ranges import smooth_noise, uniform
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.simulate.ranges import chance, smooth_noise, uniform
 
 LAST_NUCLEUS = 20
 """Labels up to here are nuclei (structures.tsv), labels above are `TISSUES`."""
@@ -35,6 +36,10 @@ TISSUES = {
     34: "fastigial nucleus",
     35: "caudate tail",
 }
+
+
+_CALCIFICATION_MM = (3.0, 6.0)
+"""Size of calcifications in the pallidum."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def draw_head_points(
     ranges: HeadRanges,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw the template coordinates of every voxel of a scan: affine transform and smooth deformation.
+    """Draw the template coordinates of each voxel of a scan: affine transform and smooth deformation.
 
     Parameters
     ----------
@@ -138,23 +143,89 @@ def draw_head_points(
         Template coordinates in RAS+ mm.
     """
     device = generator.device
-    axes = [(torch.arange(size, device=device) - (size - 1) / 2) * spacing_mm for size in shape]
+    axes = [(torch.arange(n, device=device) - (n - 1) / 2) * spacing_mm for n in shape]
     scan = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     shift = [c + uniform(generator, -s, s) for c, s in zip(centre_mm, ranges.shift_mm, strict=True)]
-    points = scan @ _draw_matrix(ranges, generator).T.to(device) + torch.tensor(shift, device=device)
-    for wavelength_mm, amplitude_mm in ranges.bends:
-        amplitude = uniform(generator, 0.2, 1.0) * amplitude_mm
-        points += smooth_noise(shape, wavelength_mm / spacing_mm, generator, 3).permute(1, 2, 3, 0) * amplitude
-    return points
-
-
-def _draw_matrix(ranges: HeadRanges, generator: torch.Generator) -> Tensor:
-    """Draw the linear map from scan to template: rotation, size, proportions, shear."""
     angles = [np.deg2rad(uniform(generator, -limit, limit)) for limit in ranges.rotation_deg]
     size = uniform(generator, *ranges.scale)
     zoom = np.diag([1 / (size * uniform(generator, *ranges.axis_scale)) for _ in range(3)])
     shear = np.eye(3)
     shear[0, 1:] = [uniform(generator, -ranges.shear / 2, ranges.shear / 2) for _ in range(2)]
     shear[1, 2] = uniform(generator, -ranges.shear, ranges.shear)
-    matrix = Rotation.from_euler("xyz", angles).as_matrix() @ zoom @ shear
-    return torch.tensor(matrix, dtype=torch.float32)
+    matrix = torch.tensor(Rotation.from_euler("xyz", angles).as_matrix() @ zoom @ shear, dtype=torch.float32)
+    points = scan @ matrix.T.to(device) + torch.tensor(shift, device=device)
+    for wavelength_mm, amplitude_mm in ranges.bends:
+        amplitude = uniform(generator, 0.2, 1.0) * amplitude_mm
+        points += smooth_noise(shape, wavelength_mm / spacing_mm, generator, 3).permute(1, 2, 3, 0) * amplitude
+    return points
+
+
+@dataclass(frozen=True)
+class PathologyRanges:
+    """Prevalence and severity of pathology."""
+
+    ataxia: float = 0.06
+    """Prevalence of small dentates, half of them with more iron and half with less."""
+    dentate_volume: tuple[float, float] = (0.4, 0.8)
+    """In ataxia, relative."""
+    dentate_iron: tuple[float, float, float, float] = (0.4, 0.7, 1.3, 1.9)
+    """In ataxia, relative: between the first two or between the last two."""
+    atrophy: float = 0.06
+    """Prevalence of small caudates and putamina between wide ventricles, as in Huntington's disease."""
+    striatal_volume: tuple[float, float] = (0.5, 0.85)
+    """In atrophy, relative; drawn for caudate and putamen each."""
+    wider_mm: tuple[float, float] = (1.0, 4.0)
+    """In atrophy, outward shift of each wall of the ventricles."""
+    calcified: float = 0.04
+    """Prevalence of calcifications in both pallida."""
+    mineral_ppm: tuple[float, float] = (-0.7, -0.1)
+    """In calcifications."""
+
+
+NO_PATHOLOGY = PathologyRanges(ataxia=0.0, atrophy=0.0, calcified=0.0)
+
+
+@dataclass(frozen=True)
+class Pathology:
+    """Pathology of one head."""
+
+    volume: Mapping[str, float] = field(default_factory=dict)
+    """Nucleus → factor of its volume."""
+    iron: Mapping[str, float] = field(default_factory=dict)
+    """Nucleus → factor of its iron."""
+    wider_mm: float = 0.0
+    """Outward shift of each wall of the ventricles."""
+    mineral_ppm: float = 0.0
+    """In calcifications of the pallidum; 0 without any."""
+
+
+HEALTHY = Pathology()
+
+
+def draw_pathology(ranges: PathologyRanges, generator: torch.Generator) -> Pathology:
+    """Draw the pathology of one head; diseases may coincide."""
+    volume: dict[str, float] = {}
+    iron: dict[str, float] = {}
+    wider_mm = mineral_ppm = 0.0
+    if chance(generator, ranges.ataxia):
+        volume["DN"] = uniform(generator, *ranges.dentate_volume)
+        low, high = ranges.dentate_iron[:2], ranges.dentate_iron[2:]
+        iron["DN"] = uniform(generator, *(high if chance(generator, 0.5) else low))
+    if chance(generator, ranges.atrophy):
+        volume |= {nucleus: uniform(generator, *ranges.striatal_volume) for nucleus in ("CN", "PUT")}
+        wider_mm = uniform(generator, *ranges.wider_mm)
+    if chance(generator, ranges.calcified):
+        mineral_ppm = uniform(generator, *ranges.mineral_ppm)
+    return Pathology(volume, iron, wider_mm, mineral_ppm)
+
+
+def add_calcifications(
+    chi: Tensor, labels: Tensor, pathology: Pathology, *, spacing_mm: float, generator: torch.Generator
+) -> Tensor:
+    """Add calcifications to the pallida of a map (X, Y, Z) in ppm; return it unchanged if there are none."""
+    if pathology.mineral_ppm == 0:
+        return chi
+    left, right = (structure.index for structure in STRUCTURES.both_sides(["GP"]))
+    noise = smooth_noise(tuple(chi.shape), uniform(generator, *_CALCIFICATION_MM) / spacing_mm, generator)[0]
+    fraction = (2 * noise - uniform(generator, -0.5, 1.5) + 0.5).clamp(0, 1) * ((labels == left) | (labels == right))
+    return chi + fraction * (pathology.mineral_ppm - chi)

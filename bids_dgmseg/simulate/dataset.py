@@ -19,7 +19,6 @@ import bids_dgmseg
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
-from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_json, write_text
 from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
@@ -35,6 +34,7 @@ from bids_dgmseg.simulate.sample import (
     phantom_head,
     template_head,
 )
+from bids_dgmseg.simulate.template import read_template
 
 _BIDS_VERSION = "1.10.0"
 
@@ -297,21 +297,3 @@ def scanner_grid(view: View) -> Grid:
     """Return the grid of a view in scanner coordinates, centred on the origin."""
     x, y, z = (size * view.spacing_mm / 2 for size in view.shape)
     return world_grid(Box((-x, -y, -z), (x, y, z)), (view.spacing_mm,) * 3, view.shape)
-
-
-def read_template(path: Path) -> Volume:
-    """Read a label template.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, contains unknown labels or no nucleus.
-    """
-    labels = Volume.read(path, np.float32)
-    nuclei = {structure.index for structure in STRUCTURES}
-    found = set(np.unique(labels.array).tolist())
-    if unknown := sorted(found - {0, *nuclei, *TISSUES}):
-        raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
-    if not found & nuclei:
-        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 16); create it with `dgmseg template`")
-    return labels.with_array(labels.array.astype(np.uint8))

@@ -34,14 +34,8 @@ _GREY, _WHITE, _WATER = (0.82, 12.0), (0.70, 14.0), (1.0, 2.0)
 
 _SIGNALS = {
     AIR: (0.0, 0.0),
-    22: _WHITE,
-    23: _WATER,
-    24: _WATER,
-    25: _WATER,
-    FLUID: _WATER,
-    28: _WHITE,
-    30: _WHITE,
-    33: _WHITE,
+    **dict.fromkeys((22, 28, 30, 33), _WHITE),
+    **dict.fromkeys((23, 24, 25, FLUID), _WATER),
     BONE: (0.05, 30.0),
     SCALP: (1.1, 20.0),
     SOFT_TISSUE: (0.7, 30.0),
@@ -156,8 +150,9 @@ def draw_echoes(
     if not brain.any():
         raise ValueError("labels contain no brain")
     magnetized, head, field = _simulate_field(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
-    density = _by_label(head, 0)
-    decay = r2star_hz(magnetized, b0_tesla=b0_tesla, r2_hz=0.0) + _by_label(head, 1) * b0_tesla / 3
+    signals = torch.tensor([_SIGNALS.get(label, _GREY) for label in range(64)], device=head.device)
+    density, r2_hz = signals[head.int()].unbind(-1)
+    decay = r2star_hz(magnetized, b0_tesla=b0_tesla, r2_hz=0.0) + r2_hz * b0_tesla / 3
     offset = _polynomial(chi.shape, generator) * uniform(generator, *ranges.offset_rad)
     proton = density * torch.exp(_polynomial(chi.shape, generator) * uniform(generator, *ranges.sensitivity))
     first = (proton * torch.exp(-echo_times_s[0] * decay))[brain].mean()
@@ -254,18 +249,10 @@ def add_head_tissues(
     return np.where(brain > 0, brain, head)
 
 
-def _by_label(labels: Tensor, column: int) -> Tensor:
-    """Look up proton density (0) or R2 at 3 T (1)."""
-    table = torch.full((64,), _GREY[column])
-    for label, signal in _SIGNALS.items():
-        table[label] = signal[column]
-    return table.to(labels.device)[labels.int()]
-
-
-def _polynomial(shape: Sequence[int], generator: torch.Generator, order: int = 2) -> Tensor:
-    """Draw a polynomial of the coordinates without constant, scaled to a range of 1."""
+def _polynomial(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw a quadratic polynomial of the coordinates without constant, scaled to a range of 1."""
     x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in shape), indexing="ij")
-    powers = [(i, j, k) for i in range(order + 1) for j in range(order + 1 - i) for k in range(order + 1 - i - j)]
+    powers = [(i, j, k) for i in range(3) for j in range(3 - i) for k in range(3 - i - j)]
     drawn = torch.zeros(tuple(shape))
     for i, j, k in powers[1:]:
         drawn += normal(generator) * x**i * y**j * z**k

@@ -129,13 +129,12 @@ class Phantom:
         supersampling : int
             Number of samples averaged along each edge of a voxel.
         """
-        chi = self._with_partial_volume(self._uppermost_on_grid(grid), grid, supersampling)
-        return chi if seed is None else _with_noise(chi, seed, noise_ppm)
+        return self._susceptibility(self._uppermost_on_grid(grid), grid, seed, noise_ppm, supersampling)
 
     def scan(self, grid: Grid, *, seed: int, noise_ppm: float = 0.005) -> tuple[Volume, Volume]:
         """Return `chi`, with noise, and `dseg`."""
         top = self._uppermost_on_grid(grid)
-        return _with_noise(self._with_partial_volume(top, grid, 2), seed, noise_ppm), self._nucleus_labels(top, grid)
+        return self._susceptibility(top, grid, seed, noise_ppm), self._nucleus_labels(top, grid)
 
     @property
     def _ellipsoids(self) -> tuple[Ellipsoid, ...]:
@@ -144,10 +143,6 @@ class Phantom:
     @property
     def _labels_by_number(self) -> NDArray[np.uint8]:
         return np.array([0, *(ellipsoid.label for ellipsoid in self._ellipsoids)], np.uint8)
-
-    @property
-    def _chi_by_number(self) -> NDArray[np.float32]:
-        return np.array([0, *(ellipsoid.chi_ppm for ellipsoid in self._ellipsoids)], np.float32)
 
     def _uppermost_on_grid(self, grid: Grid) -> NDArray[np.uint8]:
         """Find the last ellipsoid, counted from 1, that contains each voxel centre; 0 outside."""
@@ -163,7 +158,10 @@ class Phantom:
         top = np.zeros((len(offsets_mm), len(points_mm)), np.uint8)
         reach_mm = float(np.linalg.norm(offsets_mm, axis=1).max())
         for number, ellipsoid in enumerate(self._ellipsoids, 1):
-            near = np.flatnonzero(_within(points_mm, ellipsoid.box.expanded(reach_mm)))
+            box, inside = ellipsoid.box.expanded(reach_mm), np.ones(len(points_mm), bool)
+            for axis, (low, high) in enumerate(zip(box.low_mm, box.high_mm, strict=True)):
+                inside &= (points_mm[:, axis] >= low) & (points_mm[:, axis] <= high)
+            near = np.flatnonzero(inside)
             for shifted, offset in zip(top, offsets_mm, strict=True):
                 shifted[near[ellipsoid.contains(points_mm[near] + offset)]] = number
         return top
@@ -172,35 +170,22 @@ class Phantom:
         labels = self._labels_by_number[top]
         return Volume(np.where(labels <= len(STRUCTURES), labels, 0).astype(np.uint8), grid.affine)
 
-    def _with_partial_volume(self, top: NDArray[np.uint8], grid: Grid, supersampling: int) -> Volume:
-        """Fill voxels with the susceptibility of their ellipsoid, at edges with the mean of several points."""
-        chi = self._chi_by_number[top]
-        edge = _find_edges(top)
+    def _susceptibility(
+        self, top: NDArray[np.uint8], grid: Grid, seed: int | None, noise_ppm: float, supersampling: int = 2
+    ) -> Volume:
+        """Fill voxels with the value of their ellipsoid, at edges with the mean of several points; add noise."""
+        values = np.array([0, *(ellipsoid.chi_ppm for ellipsoid in self._ellipsoids)], np.float32)
+        chi = values[top]
+        # Only voxels with a different 26-neighbour contain two tissues.
+        edge = ndimage.maximum_filter(top, 3) != ndimage.minimum_filter(top, 3)
         steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
         offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
         points = np.argwhere(edge) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        chi[edge] = self._chi_by_number[self._uppermost_at(points, offsets_mm)].mean(axis=0)
+        chi[edge] = values[self._uppermost_at(points, offsets_mm)].mean(axis=0)
+        if seed is not None:
+            noise = np.random.default_rng(seed).normal(0, noise_ppm, chi.shape)
+            chi = chi + np.where(chi != 0, noise, 0).astype(np.float32)
         return Volume(chi, grid.affine)
-
-
-def _with_noise(chi: Volume, seed: int, noise_ppm: float) -> Volume:
-    """Add Gaussian noise inside the head."""
-    noise = np.random.default_rng(seed).normal(0, noise_ppm, chi.shape)
-    return chi.with_array(chi.array + np.where(chi.array != 0, noise, 0).astype(np.float32))
-
-
-def _within(points_mm: NDArray[np.floating], box: Box) -> NDArray[np.bool_]:
-    """Test which points (N, 3) lie in a box, axis by axis: `all` over an axis of length 3 is slow."""
-    near = np.ones(len(points_mm), bool)
-    for axis, (low, high) in enumerate(zip(box.low_mm, box.high_mm, strict=True)):
-        near &= (points_mm[:, axis] >= low) & (points_mm[:, axis] <= high)
-    return near
-
-
-def _find_edges(top: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Find voxels with a different 26-neighbour: only these contain two tissues."""
-    edge: NDArray[np.bool_] = ndimage.maximum_filter(top, 3) != ndimage.minimum_filter(top, 3)
-    return edge
 
 
 PHANTOM = Phantom(

@@ -13,9 +13,8 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.acquisition import blur
-from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, HeadRanges, LabelMap, draw_head_points
+from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, NO_PATHOLOGY, HeadRanges, LabelMap, draw_head_points
 from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_coverage
-from bids_dgmseg.simulate.pathology import NO_PATHOLOGY
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.ranges import chance, narrow, pick, smooth_noise, uniform
 from bids_dgmseg.simulate.shapes import ShapedHead, ShapeRanges, prepare_shapes
@@ -58,25 +57,7 @@ WHOLE_HEAD_VIEW = View(
 )
 """A whole scan, for simulated datasets."""
 
-_PHANTOM_BOX = Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0))
-
-_REGION_OF_TISSUE = {
-    21: 1,
-    22: 1,
-    23: 3,
-    24: 1,
-    25: 2,
-    26: 1,
-    27: 1,
-    28: 1,
-    29: 2,
-    30: 2,
-    31: 1,
-    32: 1,
-    33: 1,
-    34: 5,
-    35: 1,
-}
+_TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35), 2: (25, 29, 30), 3: (23,), 5: (34,)}
 
 
 def template_head(template: Volume) -> ShapedHead:
@@ -88,7 +69,7 @@ def template_head(template: Volume) -> ShapedHead:
 @cache
 def phantom_head() -> ShapedHead:
     """Prepare the phantom for drawing heads; takes seconds and is cached."""
-    grid = world_grid(_PHANTOM_BOX, (0.75, 0.75, 0.75))
+    grid = world_grid(Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0)), (0.75, 0.75, 0.75))
     return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
 
 
@@ -166,8 +147,8 @@ def nuclei_labels(labels: Tensor) -> Tensor:
 def region_labels(labels: Tensor) -> Tensor:
     """Return the classes of the localizer: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1-5)."""
     table = torch.zeros(64, dtype=torch.uint8, device=labels.device)
-    for label, region in _REGION_OF_TISSUE.items():
-        table[label] = region
+    for region, tissues in _TISSUES_OF_REGION.items():
+        table[list(tissues)] = region
     table[1:5], table[5:17] = 5, 4
     return table[labels.long()]
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, fill_from_neighbours
-from bids_dgmseg.simulate.pathology import HEALTHY, Pathology
+from bids_dgmseg.simulate.anatomy import HEALTHY, LAST_NUCLEUS, LabelMap, Pathology, fill_from_neighbours
 from bids_dgmseg.simulate.ranges import chance, normal, smooth_noise, uniform
 
 Block = tuple[slice, slice, slice]
@@ -141,6 +140,12 @@ class StructureShape:
         inverse: Tensor = torch.linalg.inv(self.world_to_lattice[:, :3])
         return inverse
 
+    def lattice_points_mm(self) -> Tensor:
+        """Compute the coordinates (X, Y, Z, 3) of the lattice points relative to the centre."""
+        axes = [torch.arange(n, device=self.depth_mm.device, dtype=torch.float32) for n in self.depth_mm.shape]
+        lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        return (lattice - self.world_to_lattice[:, 3]) @ self.lattice_to_world.T - self.centre_mm
+
 
 @dataclass(frozen=True)
 class ShapedHead(LabelMap):
@@ -159,19 +164,13 @@ class ShapedHead(LabelMap):
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
+        tensors = ("depth_mm", "world_to_lattice", "centre_mm", "reach_mm")
         structures = tuple(
-            replace(
-                structure,
-                depth_mm=structure.depth_mm.to(device),
-                world_to_lattice=structure.world_to_lattice.to(device),
-                centre_mm=structure.centre_mm.to(device),
-                reach_mm=structure.reach_mm.to(device),
-            )
+            replace(structure, **{name: getattr(structure, name).to(device) for name in tensors})
             for structure in self.structures
         )
-        return ShapedHead(
-            self.labels.to(device), self.world_to_index.to(device), self.background.to(device), structures
-        )
+        labels, world_to_index = self.labels.to(device), self.world_to_index.to(device)
+        return ShapedHead(labels, world_to_index, self.background.to(device), structures)
 
 
 def prepare_shapes(head: LabelMap, whole: Tensor) -> ShapedHead:
@@ -186,6 +185,7 @@ def prepare_shapes(head: LabelMap, whole: Tensor) -> ShapedHead:
 
 
 def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> StructureShape:
+    """Compute the distance map of one structure on a lattice as fine as its size requires."""
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
     voxels = np.argwhere(labels == label)
     volume_mm3 = float(len(voxels) * steps_mm.prod())
@@ -202,30 +202,21 @@ def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArra
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
     lattice_mm3 = float((steps_mm * stride).prod())
+    contact_mm2, inside = 0.0, crop == label
+    others = (crop > 0) & (crop <= LAST_NUCLEUS) & ~inside
+    if label <= LAST_NUCLEUS and others.any():  # the surface within 1 mm of another nucleus
+        near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
+        surface = inside & ~ndimage.binary_erosion(inside)
+        contact_mm2 = float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
     return StructureShape(
         label,
         torch.from_numpy(depth.astype(np.float16)),
-        _float_tensor(np.linalg.inv(lattice_to_world)[:3]),
-        _float_tensor(centre),
-        _float_tensor(reach),
+        torch.tensor(np.linalg.inv(lattice_to_world)[:3], dtype=torch.float32),
+        torch.tensor(centre, dtype=torch.float32),
+        torch.tensor(reach, dtype=torch.float32),
         volume_mm3 / lattice_mm3,
-        _contact_mm2(crop, label, steps_mm) / lattice_mm3,
+        contact_mm2 / lattice_mm3,
     )
-
-
-def _float_tensor(array: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
-def _contact_mm2(labels: NDArray[np.uint8], label: int, steps_mm: NDArray[np.float64]) -> float:
-    """Area of a nucleus's surface with another nucleus within 1 mm."""
-    inside = labels == label
-    others = (labels > 0) & (labels <= LAST_NUCLEUS) & ~inside
-    if label > LAST_NUCLEUS or not others.any():
-        return 0.0
-    near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
-    surface = inside & ~ndimage.binary_erosion(inside)
-    return float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
 
 
 def _signed_depth_mm(
@@ -399,43 +390,23 @@ def _draw_surface(structure: StructureShape, ranges: ShapeRanges, generator: tor
         noise = smooth_noise(depth.shape, wavelength_mm / structure.step_mm, generator)[0]
         depth = depth + ranges.amount * thin * bump_mm * noise
     if structure.nucleus == "DN":
-        return _fold_dentate(structure, depth, ranges, generator)
+        folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / structure.step_mm, generator)[0]
+        depth = depth + ranges.amount * uniform(generator, *ranges.fold_mm) * folds
+        # The hilum opens medially and anteriorly.
+        medial, anterior = -structure.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8)
+        direction = torch.tensor([medial, anterior, uniform(generator, 0.0, 0.6)])
+        direction = (direction / direction.norm()).to(depth.device)
+        points = structure.lattice_points_mm() + direction * uniform(generator, -1.5, 2.5)
+        outwards = points @ direction
+        radius = (points - outwards.clamp(min=0)[..., None] * direction).norm(dim=-1)
+        hilum = ranges.amount * uniform(generator, *ranges.hilum_mm) + 0.25 * outwards.clamp(min=0)
+        return torch.minimum(depth, radius - hilum)
     if structure.nucleus == "IN":
-        return _split_interposed(structure, depth, ranges, generator)
+        # The globose nucleus is posterior and medial, the emboliform nucleus anterior and lateral.
+        direction = torch.tensor([structure.side * uniform(generator, 0, 0.7), 1.0, uniform(generator, -0.3, 0.3)])
+        direction = (direction / direction.norm()).to(depth.device)
+        gap_mm = ranges.amount * uniform(generator, *ranges.gap_mm)
+        if gap_mm > 0:
+            between = structure.lattice_points_mm() @ direction - uniform(generator, -1.5, 0.5)
+            return torch.minimum(depth, between.abs() - gap_mm / 2)
     return depth
-
-
-def _lattice_mm(structure: StructureShape) -> Tensor:
-    """Coordinates of the lattice points relative to the structure's centre, (X, Y, Z, 3)."""
-    device = structure.depth_mm.device
-    axes = [torch.arange(size, device=device, dtype=torch.float32) for size in structure.depth_mm.shape]
-    lattice = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return (lattice - structure.world_to_lattice[:, 3]) @ structure.lattice_to_world.T - structure.centre_mm
-
-
-def _fold_dentate(structure: StructureShape, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator) -> Tensor:
-    """Fold the dentate and cut out its hilum, which opens medially and anteriorly."""
-    folds = smooth_noise(depth.shape, uniform(generator, 2.8, 4.5) / structure.step_mm, generator)[0]
-    depth = depth + ranges.amount * uniform(generator, *ranges.fold_mm) * folds
-    direction = torch.tensor(
-        [-structure.side * uniform(generator, 0.5, 1.0), uniform(generator, 0.1, 0.8), uniform(generator, 0.0, 0.6)],
-    )
-    direction = (direction / direction.norm()).to(depth.device)
-    points = _lattice_mm(structure) + direction * uniform(generator, -1.5, 2.5)
-    outwards = points @ direction
-    radius = (points - outwards.clamp(min=0)[..., None] * direction).norm(dim=-1)
-    hilum = ranges.amount * uniform(generator, *ranges.hilum_mm) + 0.25 * outwards.clamp(min=0)
-    return torch.minimum(depth, radius - hilum)
-
-
-def _split_interposed(
-    structure: StructureShape, depth: Tensor, ranges: ShapeRanges, generator: torch.Generator
-) -> Tensor:
-    """Separate the interposed nucleus into globose (posterior, medial) and emboliform (anterior, lateral) nucleus."""
-    direction = torch.tensor([structure.side * uniform(generator, 0, 0.7), 1.0, uniform(generator, -0.3, 0.3)])
-    direction = (direction / direction.norm()).to(depth.device)
-    gap_mm = ranges.amount * uniform(generator, *ranges.gap_mm)
-    if gap_mm <= 0:
-        return depth
-    between = _lattice_mm(structure) @ direction - uniform(generator, -1.5, 0.5)
-    return torch.minimum(depth, between.abs() - gap_mm / 2)

@@ -12,8 +12,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
-from bids_dgmseg.simulate.pathology import HEALTHY, Pathology, PathologyRanges, add_calcifications, draw_pathology
+from bids_dgmseg.simulate.anatomy import (
+    HEALTHY,
+    LAST_NUCLEUS,
+    LabelMap,
+    Pathology,
+    PathologyRanges,
+    add_calcifications,
+    draw_pathology,
+    look_up,
+)
 from bids_dgmseg.simulate.ranges import chance, normal, uniform
 from bids_dgmseg.simulate.shapes import RenderedShape, ShapedHead, ShapeRanges, StructureShape, draw_shapes
 from bids_dgmseg.simulate.tissue_details import DetailRanges, add_details

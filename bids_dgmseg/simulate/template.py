@@ -180,6 +180,24 @@ def build_template(
     return atlas.with_array(_insert_cerebellar_nuclei(labels, nuclei))
 
 
+def read_template(path: Path) -> Volume:
+    """Read a label template.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, contains unknown labels or no nucleus.
+    """
+    labels = Volume.read(path, np.float32)
+    nuclei = {structure.index for structure in STRUCTURES}
+    found = set(np.unique(labels.array).tolist())
+    if unknown := sorted(found - {0, *nuclei, *TISSUES}):
+        raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
+    if not found & nuclei:
+        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 16); create it with `dgmseg template`")
+    return labels.with_array(labels.array.astype(np.uint8))
+
+
 def read_symbols(allen: Path) -> list[str]:
     """Read the symbols of the structures from the JSON file next to the Allen atlas.
 

@@ -114,7 +114,11 @@ def add_details(
     chi = _add_tracts(chi, labels, locator, ranges, generator)
     vein_ppm = uniform(generator, *ranges.vein_ppm)
     if chance(generator, 0.6):
-        vessels = _draw_small_vessels(shape, spacing_mm, generator)
+        # Small vessels: thin tubes along the lines where two smooth noise fields are both near zero.
+        wavelength = uniform(generator, 7.5, 14) / spacing_mm
+        first, second = smooth_noise(shape, wavelength, generator, 2)
+        width = uniform(generator, 0.04, 0.12)
+        vessels = (1.4 - first.square_().add_(second.square_()).sqrt_() / width).clamp_(0, 1)
         chi = chi + vessels * ~nuclei * uniform(generator, 0.3, 1.0) * vein_ppm
     if chance(generator, 0.9):
         chi = _add_veins(chi, locator, vein_ppm, ranges, generator)
@@ -177,16 +181,15 @@ def _mirrored(path: Path, side: float) -> Tensor:
 
 def _draw_course(path: Tensor, generator: torch.Generator) -> Tensor:
     """Draw points (N, 3), 0.5 mm apart, along a displaced and tortuous path (P, 3); on the CPU."""
+
+    def stretch(values: Tensor) -> Tensor:
+        stretched: Tensor = functional.interpolate(values.T[None], size=count, mode="linear", align_corners=True)
+        return stretched[0].T
+
     path = path + 1.2 * torch.randn(path.shape, generator=cpu_generator(generator))
     count = max(2, round(2 * float((path[1:] - path[:-1]).norm(dim=-1).sum())))
     tortuosity = torch.randn((max(2, count // 10), 3), generator=cpu_generator(generator))
-    return _stretch(path, count) + 0.5 * _stretch(tortuosity, count)
-
-
-def _stretch(values: Tensor, count: int) -> Tensor:
-    """Interpolate rows (P, 3) to another number of rows."""
-    stretched: Tensor = functional.interpolate(values.T[None], size=count, mode="linear", align_corners=True)
-    return stretched[0].T
+    return stretch(path) + 0.5 * stretch(tortuosity)
 
 
 def _add_veins(
@@ -225,15 +228,6 @@ def _add_tracts(
         layer = torch.zeros(chi.numel(), device=chi.device).scatter_reduce_(0, numbers, fraction, "amax")
         chi = chi + added * layer.view(chi.shape) * (labels == tissue)
     return chi
-
-
-def _draw_small_vessels(shape: tuple[int, ...], spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Draw thin tubes: the lines where two smooth noise fields are both near zero."""
-    wavelength = uniform(generator, 7.5, 14) / spacing_mm
-    first, second = smooth_noise(shape, wavelength, generator, 2)
-    width = uniform(generator, 0.04, 0.12)
-    tubes: Tensor = (1.4 - first.square_().add_(second.square_()).sqrt_() / width).clamp_(0, 1)
-    return tubes
 
 
 def _add_spots(chi: Tensor, locator: _TemplateLocator, ranges: DetailRanges, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,6 @@ from bids_dgmseg.models.weights import (
 )
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.dataset import read_template
 from bids_dgmseg.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
@@ -38,6 +37,7 @@ from bids_dgmseg.simulate.sample import (
     template_head,
     typical_view,
 )
+from bids_dgmseg.simulate.template import read_template
 from bids_dgmseg.train.core import Run, State, StepResult, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.log import Log, StepLog

@@ -6,12 +6,6 @@ import torch
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D, _AttentionGate
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 def _twice(inputs: int, outputs: int) -> int:
     """Parameters of two 3×3 convolutions with bias, each with scale and shift."""
     return 9 * inputs * outputs + 9 * outputs * outputs + 2 * (1 + 2) * outputs

@@ -9,8 +9,6 @@ from bids_dgmseg.networks.dcn_net import DCNNet, _SkipAttention, split_heads
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
     return DCNNet(1, 3)
 
 

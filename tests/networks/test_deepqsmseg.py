@@ -8,12 +8,6 @@ from torch import nn
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg, _ChannelAttention, _make_even, _VoxelAttention
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def network():
     return DeepQSMSeg(1, 11).eval()

@@ -80,14 +80,20 @@ def test_first_conjugate_gradient_step_is_steepest_descent(field, kernel):
     assert torch.allclose(chi, step * downhill, atol=1e-4)
 
 
+def noisy_box():
+    """Noisy field of a box of 0.1 ppm, and the kernel of its grid."""
+    box = torch.zeros(16, 16, 16)
+    box[5:11, 5:11, 5:11] = 0.1
+    kernel = dipole_kernel(box.shape, (1, 1, 1))
+    noise = torch.randn(box.shape, generator=torch.Generator().manual_seed(5))
+    return apply_kernel(box, kernel) + 0.003 * noise, kernel
+
+
 @pytest.mark.parametrize("ridge", [0.0, 0.005])
 def test_total_variation_minimizes_its_cost(ridge):
     """Its cost on a noisy box is lower than that of closed forms and of small perturbations."""
-    shape, generator = (16, 16, 16), torch.Generator().manual_seed(5)
-    box = torch.zeros(shape)
-    box[5:11, 5:11, 5:11] = 0.1
-    kernel, strength = dipole_kernel(shape, (1, 1, 1)), 1e-3
-    field = apply_kernel(box, kernel) + 0.003 * torch.randn(shape, generator=generator)
+    (field, kernel), strength = noisy_box(), 1e-3
+    generator = torch.Generator().manual_seed(6)
 
     def cost(chi):
         gradient = sum((chi.roll(-1, axis) - chi).abs().sum() for axis in range(3))
@@ -98,15 +104,11 @@ def test_total_variation_minimizes_its_cost(ridge):
     closed = [least_squares(field, kernel, strength=s, voxel_size_mm=(1, 1, 1)) for s in (1e-3, 1e-2, 1e-1)]
     assert cost(chi) < 0.95 * min(map(cost, closed))
     for _ in range(10):
-        assert cost(chi + 1e-3 * torch.randn(shape, generator=generator)) > cost(chi)
+        assert cost(chi + 1e-3 * torch.randn(chi.shape, generator=generator)) > cost(chi)
 
 
 def test_total_variation_is_flatter_than_truncated_division():
-    shape, generator = (16, 16, 16), torch.Generator().manual_seed(5)
-    box = torch.zeros(shape)
-    box[5:11, 5:11, 5:11] = 0.1
-    kernel = dipole_kernel(shape, (1, 1, 1))
-    field = apply_kernel(box, kernel) + 0.003 * torch.randn(shape, generator=generator)
+    field, kernel = noisy_box()
     flat = total_variation(field, kernel, strength=1e-3, voxel_size_mm=(1, 1, 1))
     rough = truncated_division(field, kernel, threshold=0.1)
     inner = (slice(6, 10),) * 3

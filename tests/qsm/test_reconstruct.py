@@ -21,6 +21,11 @@ def ball(radius_mm, centre_mm=(0.0, 0.0, 0.0)):
     return x**2 + y**2 + z**2 < radius_mm**2
 
 
+def iron(nucleus):
+    """Susceptibility of a nucleus, 0 around it."""
+    return np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0))
+
+
 def measure(chi_ppm, b0_direction, sign=1, dark=False):
     """Noisy phase and magnitude of a brain of 30 mm, from the forward model; no signal where dark."""
     field = dipole_field(torch.from_numpy(chi_ppm), voxel_size_mm=VOXEL_MM, b0_direction=b0_direction).numpy()
@@ -42,7 +47,7 @@ def contrast_ppm(chi_ppm, nucleus):
 @pytest.mark.parametrize("b0_direction", [(0, 0, 1), (0, 1, 0), (0.6, 0, 0.8)])
 def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
     nucleus = ball(7, (4.0, 0.0, -6.0))
-    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), b0_direction)
+    phase, magnitude = measure(iron(nucleus), b0_direction)
     done = reconstruct(phase, magnitude, b0_direction=b0_direction)
     assert done.phase_sign == 1
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.2)
@@ -53,23 +58,23 @@ def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
 
 def test_wrong_field_direction_loses_contrast():
     nucleus = ball(7, (4.0, 0.0, -6.0))
-    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 1, 0))
+    phase, magnitude = measure(iron(nucleus), (0, 1, 0))
     assert contrast_ppm(reconstruct(phase, magnitude, phase_sign=1).chi_ppm, nucleus) < 0.5 * CONTRAST_PPM
 
 
 def test_phase_sign_is_estimated_or_given():
     nucleus = ball(7)
-    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1), sign=-1)
+    phase, magnitude = measure(iron(nucleus), (0, 0, 1), sign=-1)
     found, given = reconstruct(phase, magnitude), reconstruct(phase, magnitude, phase_sign=1)
     assert found.phase_sign == -1
     assert contrast_ppm(found.chi_ppm, nucleus) > 0.8 * CONTRAST_PPM
     np.testing.assert_array_equal(given.chi_ppm, -found.chi_ppm)
 
 
-def test_tail_ratio_tells_ambiguous_sign():
+def test_tail_ratio_reveals_ambiguous_sign():
     # An iron-rich nucleus alone, and beside a calcification of equal and opposite contrast.
-    iron, calcium = ball(7, (10.0, 0.0, 0.0)), ball(7, (-10.0, 0.0, 0.0))
-    alone = np.where(iron, np.float32(CONTRAST_PPM), np.float32(0))
+    rich, calcium = ball(7, (10.0, 0.0, 0.0)), ball(7, (-10.0, 0.0, 0.0))
+    alone = iron(rich)
     both = np.where(calcium, np.float32(-CONTRAST_PPM), alone)
     clear, ambiguous = (reconstruct(*measure(chi, (0, 0, 1))).tail_ratio for chi in (alone, both))
     assert clear > 2
@@ -78,7 +83,7 @@ def test_tail_ratio_tells_ambiguous_sign():
 
 def test_voxels_without_phase_are_excluded():
     nucleus, hole = ball(7, (8.0, 0.0, 0.0)), ball(4, (-12.0, 0.0, 0.0))
-    phase, magnitude = measure(np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)), (0, 0, 1))
+    phase, magnitude = measure(iron(nucleus), (0, 0, 1))
     phase[1, hole] = np.nan
     done = reconstruct(phase, magnitude)
     assert not done.mask[hole].any()
@@ -89,7 +94,7 @@ def test_voxels_without_phase_are_excluded():
 def test_sources_outside_mask_are_removed():
     # An air cavity next to the brain, 9 ppm above it, makes a field ten times that of the nucleus.
     nucleus, air = ball(7), ball(6, (0.0, 0.0, -32.0))
-    chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0)) + np.where(air, np.float32(9.0), np.float32(0))
+    chi = iron(nucleus) + np.where(air, np.float32(9.0), np.float32(0))
     phase, magnitude = measure(chi, (0, 0, 1))
     done = reconstruct(phase, magnitude, mask=ball(24))
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
@@ -98,7 +103,7 @@ def test_sources_outside_mask_are_removed():
 def test_cavity_in_mask_has_only_local_effects():
     # 2 ppm without signal, as if the brain mask included part of a sinus.
     nucleus, cavity = ball(7, (12.0, 0.0, 0.0)), ball(6, (-12.0, 0.0, 0.0))
-    chi = np.where(nucleus, np.float32(CONTRAST_PPM), np.float32(0))
+    chi = iron(nucleus)
     whole = reconstruct(*measure(chi, (0, 0, 1)), mask=ball(27), phase_sign=1)
     phase, magnitude = measure(np.where(cavity, np.float32(2), chi), (0, 0, 1), dark=cavity)
     done = reconstruct(phase, magnitude, mask=ball(27), phase_sign=1)

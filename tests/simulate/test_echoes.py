@@ -10,9 +10,10 @@ from scipy import ndimage
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.qsm.unwrap import wrap
-from bids_dgmseg.simulate.dataset import draw_echo_scan, echo_images, read_template, whole_head_view
+from bids_dgmseg.simulate.dataset import draw_echo_scan, echo_images, whole_head_view
 from bids_dgmseg.simulate.echoes import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, EchoRanges, add_head_tissues, draw_echoes
 from bids_dgmseg.simulate.sample import template_head
+from bids_dgmseg.simulate.template import read_template
 from tests.test_promise import VALIDATOR, validate
 
 GREY, VENTRICLE = 21, 23
@@ -107,9 +108,7 @@ def test_water_decays_slowly_and_bone_is_dark():
 def test_head_tissues_surround_brain_in_layers():
     brain = np.zeros((70, 70, 70), np.uint8)
     brain[20:50, 20:50, 20:50] = GREY
-    head = add_head_tissues(
-        brain, voxel_size_mm=(1.0, 1.0, 1.0), generator=torch.Generator().manual_seed(0), ranges=QUIET
-    )
+    head = surround(brain)
     # 3 mm of fluid, 6 of bone and 5 of scalp above the top at index 49, with voxels of 1 mm
     assert head[35, 35, 49:].tolist() == [GREY, *[FLUID] * 3, *[BONE] * 6, *[SCALP] * 5, *[AIR] * 6]
     assert head[35, 35, :7].tolist() == [SOFT_TISSUE] * 6 + [SCALP]  # the neck continues
@@ -120,14 +119,10 @@ def test_fissures_contain_fluid_without_bone():
     brain = np.zeros((70, 70, 70), np.uint8)
     brain[20:50, 20:50, 20:50] = GREY
     brain[30:40, 20:50, 40:50] = 0  # a fissure of 10 mm, too narrow for a ball with a radius of 8 mm
-    head = add_head_tissues(
-        brain, voxel_size_mm=(1.0, 1.0, 1.0), generator=torch.Generator().manual_seed(0), ranges=QUIET
-    )
+    head = surround(brain)
     assert np.unique(head[30:40, 25:45, 40:47]).tolist() == [FLUID]
     brain[15:, 20:50, 40:50] = 0  # open on one side: no fissure
-    head = add_head_tissues(
-        brain, voxel_size_mm=(1.0, 1.0, 1.0), generator=torch.Generator().manual_seed(0), ranges=QUIET
-    )
+    head = surround(brain)
     assert head[45, 35, 45] == BONE  # 6 mm above the brain, whose fluid ends at 3 mm
 
 
@@ -135,9 +130,7 @@ def test_sinus_is_closed_and_below_frontal_brain():
     voxel_size_mm, shape = (2.0, 2.0, 2.0), (90, 100, 100)
     brain = GREY * ball(60, voxel_size_mm, shape).numpy().astype(np.uint8)
     ranges = dataclasses.replace(QUIET, sinus_mm=(10.0, 10.0))
-    head = add_head_tissues(
-        brain, voxel_size_mm=voxel_size_mm, generator=torch.Generator().manual_seed(0), ranges=ranges
-    )
+    head = surround(brain, voxel_size_mm, ranges)
     cavities, n_cavities = ndimage.label(head == AIR)
     assert n_cavities == 2  # including the air outside
     volumes_mm3 = np.bincount(cavities.ravel())[1:] * 8
@@ -151,20 +144,21 @@ def test_sinus_is_closed_and_below_frontal_brain():
     assert distance_mm[cavities == sinus].min() > 4  # 3 mm of fluid, a wall of bone
 
 
+def background_ppm(chi, labels=None):
+    """Field from the phase difference of two echoes too early for wraps."""
+    phase = draw(chi, labels, echo_times_s=(0.0005, 0.001)).phase
+    return wrap(phase[1] - phase[0]) / (2 * math.pi * 42.577 * 3 * 0.0005)
+
+
 def test_background_field_exceeds_brain_field():
-    times_s = (0.0005, 0.001)  # too short for wraps
-    phase, brain = draw(torch.zeros(SHAPE), echo_times_s=times_s).phase, ball(13)
-    field_ppm = wrap(phase[1] - phase[0])[brain] / (2 * math.pi * 42.577 * 3 * 0.0005)
-    assert field_ppm.max() - field_ppm.min() > 0.5  # the field of nuclei of 0.15 ppm is 0.1 ppm
+    assert np.ptp(background_ppm(torch.zeros(SHAPE))[ball(13)].numpy()) > 0.5  # nuclei of 0.15 ppm cause 0.1 ppm
 
 
 def test_cut_brain_continues_beyond_field_of_view():
     """The central 20 mm of 70 mm of tissue: bone or air at the faces would change the field by 1 ppm or more."""
     shape = (20, 20, 20)
     everywhere = torch.full(shape, GREY, dtype=torch.uint8)
-    phase = draw(torch.zeros(shape), everywhere, echo_times_s=(0.0005, 0.001)).phase
-    field_ppm = wrap(phase[1] - phase[0]) / (2 * math.pi * 42.577 * 3 * 0.0005)
-    assert field_ppm.max() - field_ppm.min() < 0.5
+    assert np.ptp(background_ppm(torch.zeros(shape), everywhere).numpy()) < 0.5
 
 
 def test_air_contains_noise_only():
@@ -218,11 +212,10 @@ def test_quantization_error_is_half_a_step():
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory, template):
-    folder = tmp_path_factory.mktemp("echoes")
-    for name in ("ds", "again"):
-        argv = ["simulate", str(folder / name), "--scans", "2", "--seed", "5", "--spacing-mm", "4", "--echoes"]
-        assert main([*argv, "--labels", str(template)]) == 0
-    return folder / "ds"
+    root = tmp_path_factory.mktemp("echoes") / "ds"
+    argv = ["simulate", str(root), "--scans", "2", "--seed", "5", "--spacing-mm", "4", "--echoes"]
+    assert main([*argv, "--labels", str(template)]) == 0
+    return root
 
 
 def test_dataset_contains_echoes_without_maps(simulated):
@@ -251,7 +244,7 @@ def test_sidecars(simulated, part, units, dtype):
         assert load_image(path.with_suffix(".nii.gz")).get_data_dtype() == dtype
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_labels_and_true_map_match_echoes(template, seed):
     echoes, labels = draw_echo_scan(template_head(read_template(template)), whole_head_view(4.0), seed)
     chi, first, last = echoes.chi, echoes.magnitude[0].numpy(), echoes.magnitude[3].numpy()
@@ -260,11 +253,6 @@ def test_labels_and_true_map_match_echoes(template, seed):
     # At 3 T, R2* is R2, about 12 Hz, plus 137 Hz per ppm.
     assert np.median(decay_hz - 137 * chi[nuclei].abs().numpy()) == pytest.approx(12, abs=1)
     assert np.corrcoef(decay_hz, chi[nuclei].abs())[0, 1] > 0.8
-
-
-def test_same_seed_gives_same_files(simulated):
-    for path in simulated.rglob("*.nii.gz"):
-        assert path.read_bytes() == (simulated.parent / "again" / path.relative_to(simulated)).read_bytes()
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")

@@ -40,17 +40,18 @@ def test_sides_differ_in_susceptibility():
         assert left.chi_ppm - right.chi_ppm >= 0.004
 
 
-def test_bounding_box_of_rotated_ellipsoid():
-    # Semi-axes 1, 2, 3 rotated by 90 degrees about z: 2 along x, 1 along y.
-    box = Ellipsoid(1, (10, 0, 0), (1, 2, 3), 0.1, (0, 0, 90)).box
-    assert box.low_mm == pytest.approx((8, -1, -3))
-    assert box.high_mm == pytest.approx((12, 1, 3))
-
-
-def test_bounding_box_at_45_degrees():
-    # sqrt((1 cos45)^2 + (3 sin45)^2) = sqrt(5) along x, for semi-axes 1 and 3 in the plane.
-    box = Ellipsoid(1, (0, 0, 0), (1, 3, 1), 0.1, (0, 0, 45)).box
-    assert box.high_mm == pytest.approx((5**0.5, 5**0.5, 1))
+@pytest.mark.parametrize(
+    ("semi_axes_mm", "yaw_deg", "half_mm"),
+    [
+        pytest.param((1, 2, 3), 90, (2, 1, 3), id="90 degrees about z swap x and y"),
+        # sqrt((1 cos45)^2 + (3 sin45)^2) = sqrt(5)
+        pytest.param((1, 3, 1), 45, (5**0.5, 5**0.5, 1), id="45 degrees"),
+    ],
+)
+def test_bounding_box_of_rotated_ellipsoid(semi_axes_mm, yaw_deg, half_mm):
+    box = Ellipsoid(1, (10, 0, 0), semi_axes_mm, 0.1, (0, 0, yaw_deg)).box
+    assert np.subtract(box.high_mm, (10, 0, 0)) == pytest.approx(half_mm)
+    assert np.subtract((10, 0, 0), box.low_mm) == pytest.approx(half_mm)
 
 
 def test_half_voxel_has_half_the_susceptibility():

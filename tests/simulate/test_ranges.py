@@ -1,8 +1,8 @@
 import pytest
+import torch
 
-from bids_dgmseg.simulate.artefacts import ArtefactRanges
-from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges
-from bids_dgmseg.simulate.ranges import narrow
+from bids_dgmseg.simulate.artefacts import ArtefactRanges, ReconstructionRanges
+from bids_dgmseg.simulate.ranges import narrow, smooth_noise
 
 
 def test_range_is_narrowed_about_its_middle():
@@ -18,3 +18,23 @@ def test_logarithmic_range_is_narrowed_about_geometric_mean():
 
 def test_probabilities_are_not_narrowed():
     assert narrow(ReconstructionRanges(), 0.0).methods == ReconstructionRanges().methods
+
+
+def test_smooth_noise_is_isotropic_in_mm():
+    """With a wavelength of 12 mm, values 3 mm apart are correlated and those 12 mm apart hardly."""
+    shape, voxel_size_mm = (48, 48, 16), (1.0, 1.0, 3.0)
+    noise = torch.stack(
+        [
+            smooth_noise(shape, [12 / step for step in voxel_size_mm], torch.Generator().manual_seed(seed))[0]
+            for seed in range(30)
+        ]
+    )
+
+    def correlation(axis, distance_mm):
+        step = round(distance_mm / voxel_size_mm[axis])
+        first, second = (noise.narrow(axis + 1, start, shape[axis] - step) for start in (0, step))
+        return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+    for axis in range(3):
+        assert correlation(axis, 3) > 0.8
+        assert correlation(axis, 12) < 0.35

@@ -35,6 +35,14 @@ CENTRES_MM = {
 RADIUS_MM = 7.0
 
 
+def prepare(labels, origin_mm=-26):
+    """Shapes of labels with 1 mm voxels."""
+    affine = np.eye(4)
+    affine[:3, 3] = origin_mm
+    whole = LabelMap.from_volume(Volume(labels, affine))
+    return prepare_shapes(whole, whole.labels)
+
+
 def ball(centre_mm, points_mm):
     return np.linalg.norm(points_mm - centre_mm, axis=-1) <= RADIUS_MM
 
@@ -52,10 +60,7 @@ def head(points):
     labels = np.full(points.shape[:3], 22, np.uint8)
     for label, centre in CENTRES_MM.items():
         labels[ball(centre, points.numpy())] = label
-    affine = np.eye(4)
-    affine[:3, 3] = -26
-    whole = LabelMap.from_volume(Volume(labels, affine))
-    return prepare_shapes(whole, whole.labels)
+    return prepare(labels)
 
 
 def draw(head, points, seed, ranges=ShapeRanges()) -> dict[int, RenderedShape]:  # noqa: B008 -- frozen
@@ -78,8 +83,7 @@ def test_background_is_filled_with_nearest_tissue():
     labels = np.full((9, 5, 5), 22, np.uint8)
     labels[6:] = 21
     labels[3:6, 1:4, 1:4] = 13
-    whole = LabelMap.from_volume(Volume(labels, np.eye(4)))
-    background = prepare_shapes(whole, whole.labels).background
+    background = prepare(labels, 0).background
     assert background[3, 2, 2] == 22
     assert background[5, 2, 2] == 21
     assert not ((background > 0) & (background <= LAST_NUCLEUS)).any()
@@ -89,13 +93,10 @@ def test_background_is_filled_with_nearest_tissue():
 def test_ventricles_become_narrower_or_wider(points, wide_mm, edge_mm):
     labels = np.full(points.shape[:3], 22, np.uint8)
     labels[20:32, 20:32, 20:32] = 23  # a cube of 12 mm
-    affine = np.eye(4)
-    affine[:3, 3] = -26
-    whole = LabelMap.from_volume(Volume(labels, affine))
     ranges = dataclasses.replace(RIGID, ventricle_mm=(0.0, wide_mm))
     values = SusceptibilityRanges(age_years=(75.0, 75.0), mixture=0)
     _, drawn = draw_susceptibility(
-        prepare_shapes(whole, whole.labels),
+        prepare(labels),
         points,
         spacing_mm=1.0,
         ranges=values,
@@ -161,10 +162,7 @@ def test_nuclei_do_not_cross_midline(points, seed):
     deep = np.linalg.norm(points.numpy()[..., 1:], axis=-1) <= 6
     labels[near & deep & (points.numpy()[..., 0] < 0)] = 5
     labels[near & deep & (points.numpy()[..., 0] > 0)] = 6
-    affine = np.eye(4)
-    affine[:3, 3] = -26
-    whole = LabelMap.from_volume(Volume(labels, affine))
-    drawn = draw(prepare_shapes(whole, whole.labels), points, seed)
+    drawn = draw(prepare(labels), points, seed)
     for label, side in ((5, -1), (6, 1)):
         mask = full_mask(drawn[label], points.shape[:3])
         assert mask.sum() > 300

@@ -16,9 +16,14 @@ from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
 from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_scan_grid
+from bids_dgmseg.simulate.artefacts import (
+    ArtefactRanges,
+    ReconstructionRanges,
+    degrade,
+    draw_scan_grid,
+    simulate_reconstruction,
+)
 from bids_dgmseg.simulate.dataset import whole_head_view
-from bids_dgmseg.simulate.field_reconstruction import ReconstructionRanges, simulate_reconstruction
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import View, draw_sample, template_head
 from bids_dgmseg.train import finetune, learner, simulated

@@ -1,11 +1,14 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.simulate.pathology import (
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.simulate.anatomy import (
     HEALTHY,
     NO_PATHOLOGY,
+    LabelMap,
     Pathology,
     PathologyRanges,
     add_calcifications,
@@ -39,7 +42,7 @@ def volumes(head, points, pathology):
     return {shape.structure.label: int((shape.depth_mm > 0).sum()) for shape in drawn}
 
 
-def test_prevalence():
+def test_prevalence_of_pathology():
     drawn = [draw_pathology(PathologyRanges(), torch.Generator().manual_seed(seed)) for seed in range(2000)]
     # 6 % of 2000 are 120 with an SD of 11, 4 % are 80 with one of 9.
     assert sum("DN" in one.volume for one in drawn) == pytest.approx(120, abs=33)
@@ -89,3 +92,11 @@ def test_calcifications_lie_in_pallidum(points):
     assert 0.02 < float((inside < -0.3).float().mean()) < 0.9
     assert -0.5 <= float(inside.min()) < -0.45
     assert add_calcifications(chi, labels, HEALTHY, spacing_mm=1.0, generator=generator) is chi
+
+
+def test_label_map_is_indexed_in_mm():
+    array = np.zeros((3, 3, 3), np.uint8)
+    array[2, 1, 0] = 7
+    head = LabelMap.from_volume(Volume(array, np.diag([2.0, 2.0, 2.0, 1.0])))
+    points = torch.tensor([[4.0, 2.0, 0.0], [4.9, 2.9, 0.9], [5.1, 2.0, 0.0], [-20.0, 0.0, 0.0]])
+    assert head.at(head.indices(points)).tolist() == [7, 7, 0, 0]
