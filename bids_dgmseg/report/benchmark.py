@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.evaluation import PLOTTED_OVERLAP, QUANTITIES
-from bids_dgmseg.report.html import save_plot, write_page
+from bids_dgmseg.report.evaluation import PLOTTED_OVERLAP
+from bids_dgmseg.report.html import QUANTITIES, save_plot, write_page
 from bids_dgmseg.report.style import DPI, INK, TEXT, WIDTH_IN, jitter, style_axes, to_png
 
 _SUMMARY_COLUMNS = {
@@ -32,13 +32,9 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#e69f00", "#
 """Safe for colour-blind readers (Okabe and Ito 2008)."""
 
 _MARKERS = "osD^vPX*"
-
 _POINTS: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
-
 _COSTS = {"seconds": "seconds per scan", "cpu_seconds": "CPU seconds per scan", "peak_mb": "peak memory (MB)"}
-
-_TICKS = (1.0, 2.0, 5.0)
-"""Ticks per decade of a logarithmic axis."""
+_TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
 
 
 def write_benchmark_page(
@@ -89,20 +85,7 @@ def write_benchmark_page(
 
 
 def draw_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
-    """Draw Dice, HD95 and mean surface distance of every scan by nucleus, models side by side.
-
-    Parameters
-    ----------
-    comparison : DataFrame
-        Rows of ``comparison.tsv``.
-    models : sequence of str
-        From left to right.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
+    """Draw the overlap of every scan in ``comparison.tsv`` by nucleus as a PNG, models from left to right."""
     nuclei = list(dict.fromkeys(comparison["abbreviation"].dropna()))
     figure = Figure(figsize=(max(WIDTH_IN, 0.16 * len(models) * len(nuclei)), 7.6), dpi=DPI, layout="constrained")
     rows = figure.subplots(len(PLOTTED_OVERLAP), 1, sharex=True)
@@ -131,31 +114,13 @@ def _draw_model(
         x += (position + shift + spread * jitter(len(values))).tolist()
         y += values.tolist()
         if len(values):
-            axes.plot(
-                [position + shift - 0.4 * width, position + shift + 0.4 * width],
-                [np.median(values)] * 2,
-                color=INK,
-                linewidth=1.4,
-                zorder=4,
-            )
+            ends = [position + shift - 0.4 * width, position + shift + 0.4 * width]
+            axes.plot(ends, [np.median(values)] * 2, color=INK, linewidth=1.4, zorder=4)
     axes.scatter(x, y, color=colour, marker=marker, label=str(rows["model"].iloc[0]) if len(rows) else "", **_POINTS)
 
 
 def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
-    """Draw time (logarithmic) and memory of every scan, one row per model.
-
-    Parameters
-    ----------
-    comparison : DataFrame
-        Rows of ``comparison.tsv``.
-    models : sequence of str
-        From top to bottom.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
+    """Draw time (logarithmic) and memory of every scan in ``comparison.tsv`` as a PNG, models from top to bottom."""
     costs = comparison.drop_duplicates(["model", "scan"])
     figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.4 * len(models)), dpi=DPI, layout="constrained")
     for axes, (cost, label) in zip(figure.subplots(1, len(_COSTS), sharey=True), _COSTS.items(), strict=True):

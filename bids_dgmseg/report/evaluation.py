@@ -12,13 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bids_dgmseg.report.format import format_significant
-from bids_dgmseg.report.html import save_plot, slug, write_page
+from bids_dgmseg.report.html import QUANTITIES, format_significant, save_plot, slug, write_page
 from bids_dgmseg.report.style import DPI, INK, LINE, SOFT, TEXT, WIDTH_IN, colour_of, jitter, style_axes, to_png
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
-
-QUANTITIES = {"volume_mm3": ("Volume", "mm³", 1), "mean_ppm": ("Mean susceptibility", "ppm", 4)}
-"""Quantity → name, unit and decimals."""
 
 PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
 
@@ -35,17 +31,10 @@ _OVERLAP_COLUMNS = {
 }
 """Column of overlap.tsv → short heading (the tooltip has the full name) and decimals."""
 
-_MIN_SCANS = 3
-"""Scans that a Bland-Altman plot needs."""
-
-_N_LOWEST = 5
-"""Lowest Dice that are listed."""
-
+_MIN_SCANS = 3  # that a Bland-Altman plot needs
+_N_LOWEST = 5  # Dice that are listed
 _NUCLEI_PER_ROW = 2
-
-_MAX_LABEL = 34
-"""Characters of an axis label."""
-
+_MAX_LABEL = 34  # characters of an axis label
 _POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
 
 
@@ -99,6 +88,7 @@ def _pair_section(
     quantities = []
     for quantity, rows in agreement.groupby("quantity", sort=False):
         name, unit, digits = QUANTITIES[str(quantity)]
+        name = name.capitalize()
         drawn, plot = rows[rows["n"] >= _MIN_SCANS], None
         if len(drawn):
             of_quantity = values[values["quantity"] == quantity]
@@ -119,20 +109,7 @@ def _pair_section(
 
 
 def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
-    """Draw Dice, HD95 and mean surface distance of every scan by nucleus.
-
-    Parameters
-    ----------
-    overlap : DataFrame
-        Rows of ``overlap.tsv`` of one pair of raters.
-    title : str
-        Title of the figure.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
+    """Draw Dice, HD95 and mean surface distance of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
     figure = Figure(figsize=(WIDTH_IN, 6.6), dpi=DPI, layout="constrained")
     rows = figure.subplots(len(PLOTTED_OVERLAP), 1, sharex=True)
@@ -155,7 +132,7 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
 
 
 def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str, unit: str) -> bytes:
-    """Draw scatter and Bland-Altman plots of one quantity by nucleus.
+    """Draw scatter and Bland-Altman plots of one quantity by nucleus as a PNG.
 
     Parameters
     ----------
@@ -165,11 +142,6 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         Rows of ``agreement.tsv`` of this quantity and pair.
     title, unit : str
         Title of the figure, and unit at its axes.
-
-    Returns
-    -------
-    bytes
-        PNG.
     """
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
     nuclei = list(agreement["abbreviation"])
@@ -194,15 +166,8 @@ def _draw_scatter(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, An
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_aspect("equal", adjustable="box")
     r, icc = format_significant(row["pearson_r"]), format_significant(row["icc21"])
-    axes.set_title(
-        f"{row['abbreviation']}   r {r}   ICC(2,1) {icc}",
-        color=INK,
-        fontsize=8.2,
-        loc="left",
-        **TEXT,
-    )
-    _label(axes, f"{row['reference']} ({unit})", f"{row['prediction']} ({unit})")
-    style_axes(axes)
+    title = f"{row['abbreviation']}   r {r}   ICC(2,1) {icc}"
+    _finish(axes, title, f"{row['reference']} ({unit})", f"{row['prediction']} ({unit})")
 
 
 def _draw_differences(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, Any], unit: str) -> None:
@@ -216,11 +181,8 @@ def _draw_differences(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any
     bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
     axes.set_ylim(*_padded_range([*(y - x), *bounds, 0.0]))
     limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
-    axes.set_title(
-        f"bias {format_significant(row['bias'])}   limits {limits}", color=INK, fontsize=8.2, loc="left", **TEXT
-    )
-    _label(axes, f"mean of both ({unit})", f"difference ({unit})")
-    style_axes(axes)
+    title = f"bias {format_significant(row['bias'])}   limits {limits}"
+    _finish(axes, title, f"mean of both ({unit})", f"difference ({unit})")
 
 
 def _padded_range(values: Sequence[float]) -> tuple[float, float]:
@@ -229,7 +191,9 @@ def _padded_range(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
+def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, color=INK, fontsize=8.2, loc="left", **TEXT)
     for text, set_label in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
         shown = text if len(text) <= _MAX_LABEL else f"…{text[-_MAX_LABEL:]}"
         set_label(shown, fontsize=7.5, color=SOFT, **TEXT)
+    style_axes(axes)

@@ -15,9 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.tables import read_tsv
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.format import NO_VALUE
-
-MEASURES = ("volume_mm3", "mean_ppm")
+from bids_dgmseg.report.html import NO_VALUE, QUANTITIES
 
 DATASET = "dataset"
 """Column with the output dataset of a scan, if several were merged."""
@@ -113,11 +111,11 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
     # with --group-column, another column may also be called group
-    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", *MEASURES, "volume_pv_mm3"} - {"group"} | {group}
-    stats = _read_table(output_dir, "group_stats", columns=columns, text=group)
+    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", *QUANTITIES, "volume_pv_mm3"} - {"group"} | {group}
+    stats = _read_table(output_dir, "group_stats", columns=columns, group=group)
     if stats is None:
         raise InputError(f"{output_dir.name}: group_stats.tsv not found; run the group level first")
-    required = ("participant_id", "model", "abbreviation", *MEASURES)
+    required = ("participant_id", "model", "abbreviation", *QUANTITIES)
     if missing := [name for name in required if name not in stats.rows]:
         raise InputError(f"group_stats.tsv: column {', '.join(missing)} not found; run the group level again")
     tables = [_read_table(output_dir, name) for name in names]
@@ -126,35 +124,39 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
 
 
 def _read_table(
-    output_dir: Path, name: str, *, columns: set[str] | None = None, text: str = "group"
+    output_dir: Path, name: str, *, columns: set[str] | None = None, group: str = "group"
 ) -> GroupTable | None:
     """Read a table and its data dictionary; None if there is no such file.
 
-    Entities, sites and groups stay text, because ``01`` differs from ``1``. Only `columns` and those of the entities
-    are read, by default all.
+    Only `columns` and those of the entities are read, by default all.
     """
     path = output_dir / f"{name}.tsv"
     if not path.is_file():
         return None
     header = list(map(str, read_tsv(path, nrows=0)))
-    entities = _entity_columns(header)
-    text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, text}
+    # columns after the site may be participants' columns with the name of an entity
+    front = header[: header.index(_SITE)] if _SITE in header else []
+    entities = [column for column in front if column not in ("model", DATASET)] if "participant_id" in front else []
+    text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, group}  # 01 differs from 1
     rows = read_tsv(
         path,
         low_memory=False,
         usecols=[column for column in header if columns is None or column in columns or column in entities],
         dtype={column: str for column in header if column in text_columns},
     )
-    if "participant_id" in entities:
-        rows = rows.assign(name=scan_names(rows[entities]))
-        rows = rows.assign(scan=_unique_names(rows))
-    return GroupTable(name, _separate_reconstructions(rows), read_optional_json(path.with_suffix(".json")))
-
-
-def _entity_columns(header: Sequence[str]) -> list[str]:
-    """Return the columns of a scan's entities; those after ``site`` may be participants' columns of the same name."""
-    front = header[: header.index(_SITE)] if _SITE in header else []
-    return [column for column in front if column not in ("model", DATASET)] if "participant_id" in front else []
+    if entities:
+        scan = names = scan_names(rows[entities])
+        if DATASET in rows and rows[DATASET].nunique() > 1:
+            scan = rows[DATASET].astype(object).fillna(NO_VALUE) + ": " + names
+        rows = rows.assign(name=names, scan=scan)
+    if "model" in rows:
+        model = rows["model"].astype(object)
+        for column in _NOT_POOLED:
+            if column in rows:
+                values = rows[column].astype(object)
+                model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
+        rows = rows.assign(seg=rows["model"], model=model)
+    return GroupTable(name, rows, read_optional_json(path.with_suffix(".json")))
 
 
 def scan_names(keys: pd.DataFrame) -> pd.Series:
@@ -178,26 +180,6 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=keys.index, dtype=object)
 
 
-def _unique_names(rows: pd.DataFrame) -> pd.Series:
-    """Return scan names with their dataset in front if there are several."""
-    names = rows["name"].astype(object)
-    if DATASET not in rows or rows[DATASET].nunique() < 2:
-        return names
-    return rows[DATASET].astype(object).fillna(NO_VALUE) + ": " + names
-
-
-def _separate_reconstructions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Append the reconstruction to the model, so that different reconstructions are never pooled."""
-    if "model" not in rows:
-        return rows
-    model = rows["model"].astype(object)
-    for column in _NOT_POOLED:
-        if column in rows:
-            values = rows[column].astype(object)
-            model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
-    return rows.assign(seg=rows["model"], model=model)
-
-
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep known nuclei, add nucleus and side, and write ``n/a`` for missing sites and groups."""
     known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
@@ -207,8 +189,13 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
         "nucleus": names.map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
         "side": names.map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
     }
-    for measure in (*MEASURES, "volume_pv_mm3"):
+    for measure in (*QUANTITIES, "volume_pv_mm3"):
         added[measure] = pd.to_numeric(known[measure], errors="coerce").astype(np.float64)
     for factor in {"site", "group"} & set(known):
         added[factor] = known[factor].astype(object).fillna(NO_VALUE)
     return known.assign(**added).reset_index(drop=True)
+
+
+def is_true(values: pd.Series) -> pd.Series:
+    """Return where a column of a table is ``true``; missing values are not."""
+    return values.astype(str).str.lower() == "true"

@@ -10,20 +10,16 @@ from pathlib import Path
 import pandas as pd
 
 from bids_dgmseg.report.evaluation import draw_agreement
-from bids_dgmseg.report.format import format_significant
-from bids_dgmseg.report.group_data import MEASURES, GroupData, GroupTable
-from bids_dgmseg.report.group_plots import LABELS, MAX_LEVELS, MAX_POINTS, draw_ageing, draw_asymmetry, draw_violins
-from bids_dgmseg.report.group_statistics import NOT_IDENTIFIED
+from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
+from bids_dgmseg.report.group_plots import MAX_LEVELS, MAX_POINTS, draw_ageing, draw_asymmetry, draw_violins
 from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
-from bids_dgmseg.report.html import PlotFile, save_plot, slug
-from bids_dgmseg.report.style import natural_order, shorten_labels
+from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, save_plot, slug
+from bids_dgmseg.report.style import natural_key, shorten_labels
+from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 from bids_dgmseg.stats.agreement import agree
 
-MAX_PAIRS = 3
-"""Pairs of models that are compared."""
-
-_MIN_SCANS = 3
-"""Scans that both models of a pair must have."""
+MAX_PAIRS = 3  # pairs of models that are compared
+_MIN_SCANS = 3  # that both models of a pair must have
 
 _AGREEMENT_COLUMNS = {
     "abbreviation": "Nucleus",
@@ -60,33 +56,33 @@ def violin_figures(data: GroupData, output_dir: Path, *, factor: str) -> Iterato
         return
     for model in data.models:
         rows = data.stats[data.stats["model"] == model]
-        for measure in MEASURES:
-            yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=_named(data, model))
-    if factor == "site":
-        for model, rows in _harmonized_susceptibility(data):
-            name = _named(data, model)
-            yield _violins(
-                rows, output_dir, measure="mean_ppm", factor=factor, levels=levels, model=name, harmonized=True
-            )
-
-
-def _harmonized_susceptibility(data: GroupData) -> Iterator[tuple[str, pd.DataFrame]]:
+        name = _name_if_several(data, model)
+        for measure in QUANTITIES:
+            yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=name)
     table = data.tables.get("group_harmonized")
-    if table is None or table.rows.empty or not {"site", "measure", "harmonized"} <= set(table.rows):
+    if factor != "site" or table is None or not {"site", "measure", "harmonized"} <= set(table.rows):
         return
-    rows = table.rows[table.rows["measure"] == "mean_ppm"].dropna(subset=["harmonized", "site"])
-    sides = rows["abbreviation"].str.split("_", expand=True)
-    rows = rows.assign(nucleus=sides[0], side=sides[1], mean_ppm=rows["harmonized"], site=rows["site"].astype(str))
-    for model, of_model in rows.groupby("model", sort=False):
-        yield str(model), of_model
+    rows = _harmonized_rows(table, "mean_ppm").dropna(subset=["harmonized", "site"])
+    for key, of_model in rows.groupby("model", sort=False):
+        sides = of_model["abbreviation"].str.split("_", expand=True)
+        of_model = of_model.assign(nucleus=sides[0], side=sides[1])
+        name = _name_if_several(data, str(key))
+        yield _violins(
+            of_model, output_dir, measure="mean_ppm", factor=factor, levels=levels, model=name, harmonized=True
+        )
+
+
+def _harmonized_rows(table: GroupTable, measure: str) -> pd.DataFrame:
+    """Return the harmonized values of a measure under its own name."""
+    rows = table.rows[table.rows["measure"] == measure]
+    return rows.assign(**{measure: rows["harmonized"]})
 
 
 def overall_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     """Draw volume and mean susceptibility of each model over all scans."""
     for model in data.models:
-        rows = data.stats[data.stats["model"] == model].assign(scans="all")
-        for measure in MEASURES:
-            name = _named(data, model)
+        rows, name = data.stats[data.stats["model"] == model].assign(scans="all"), _name_if_several(data, model)
+        for measure in QUANTITIES:
             yield _violins(rows, output_dir, measure=measure, factor="scans", levels=["all"], model=name)
 
 
@@ -101,8 +97,8 @@ def _violins(
     harmonized: bool = False,
 ) -> PageFigure:
     """Draw the most frequent levels, in natural order."""
-    shown = natural_order(levels[:MAX_LEVELS])
-    name = ("harmonized " if harmonized else "") + _quantity(measure)
+    shown = sorted(levels[:MAX_LEVELS], key=natural_key)
+    name = ("harmonized " if harmonized else "") + QUANTITIES[measure].name
     file = f"{measure}_by-{factor}{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
     by = f"by {factor}" if len(levels) > 1 else "over all scans"
     left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
@@ -136,8 +132,9 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
         return "No nucleus has values."
     name = str(spread.idxmax())
     ordered = medians.loc[[name]].iloc[0].dropna().sort_values()
-    unit = LABELS[measure].partition("(")[2].rstrip(")")
-    low, high = (f"{format_significant(ordered.iloc[end])} {unit} ({ordered.index[end]})" for end in (0, -1))
+    low, high = (
+        f"{format_significant(ordered.iloc[end])} {QUANTITIES[measure].unit} ({ordered.index[end]})" for end in (0, -1)
+    )
     return f"Medians differ most in {name}: from {low} to {high}."
 
 
@@ -146,7 +143,7 @@ def ageing_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     curves = _best_curves(data)
     if curves.empty or "age_years" not in data.stats:
         return
-    for measure, model in product(MEASURES, data.models):
+    for measure, model in product(QUANTITIES, data.models):
         of_model = curves[curves["model"] == model]
         harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
         rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
@@ -157,11 +154,15 @@ def ageing_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
 def _ageing(
     data: GroupData, output_dir: Path, curves: pd.DataFrame, *, measure: str, model: str, harmonized: bool
 ) -> PageFigure:
-    points = _harmonized_points(data, measure) if harmonized else data.stats
+    points = data.stats
+    if harmonized:
+        points = _harmonized_rows(data.tables["group_harmonized"], measure)
+        ages = data.scans.drop_duplicates("scan").set_index("scan")["age_years"]
+        points = points.assign(age_years=points["scan"].map(ages))
     points = points[points["model"] == model].dropna(subset=["age_years"])
-    prefix, model = "harmonized " if harmonized else "", _named(data, model)
-    png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{LABELS[measure]}".strip())
-    name = prefix + _quantity(measure)
+    prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
+    png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{QUANTITIES[measure].label}".strip())
+    name = prefix + QUANTITIES[measure].name
     pooled = [f"{factor}s" for factor in ("site", "group") if len(data.levels(factor)) > 1]
     pooled = [factor for factor in pooled if not (harmonized and factor == "sites")]
     notes = " Values are harmonized over sites (ComBat)." if harmonized else ""
@@ -177,14 +178,6 @@ def _ageing(
     )
 
 
-def _harmonized_points(data: GroupData, measure: str) -> pd.DataFrame:
-    """Return harmonized values, under the name of the measure, with the ages of their scans."""
-    table = data.tables["group_harmonized"].rows
-    ages = data.scans.drop_duplicates("scan").set_index("scan")["age_years"]
-    rows = table[table["measure"] == measure]
-    return rows.assign(**{measure: rows["harmonized"]}, age_years=rows["scan"].map(ages))
-
-
 def _best_curves(data: GroupData) -> pd.DataFrame:
     """Select the best curve of each nucleus, fitted to the predicted labels of all scans.
 
@@ -198,7 +191,7 @@ def _best_curves(data: GroupData) -> pd.DataFrame:
     unidentified = fits.rows["note"].astype(str).str.contains(NOT_IDENTIFIED)
     fitted = fits.rows.assign(unidentified=unidentified).dropna(subset=["aicc"])
     best = fitted.sort_values(["unidentified", "aicc"], kind="stable").drop_duplicates(keys)
-    best = best.assign(not_best=best["best"].astype(str).str.lower() != "true")
+    best = best.assign(not_best=~is_true(best["best"]))
     rows = curves.rows.merge(best[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
     for column, value in (("labels", "predicted"), ("scans", "all")):
         rows = rows[rows[column] == value] if column in rows else rows
@@ -226,11 +219,15 @@ def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]
     if table is None or table.rows.empty:
         return
     for key, rows in table.rows.groupby("model", sort=False):
-        model = _named(data, str(key))
-        measures = [measure for measure in MEASURES if (rows["measure"] == measure).any()]
+        model = _name_if_several(data, str(key))
+        measures = [measure for measure in QUANTITIES if (rows["measure"] == measure).any()]
         if not measures:
             continue
-        medians = [_describe_asymmetry(rows[rows["measure"] == measure], measure) for measure in measures]
+        medians = []
+        for measure in measures:
+            values = rows[rows["measure"] == measure].groupby("nucleus", sort=False)["asymmetry"].median().dropna()
+            text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
+            medians.append(f"Median asymmetry of {QUANTITIES[measure].name}: {text or 'none'}.")
         yield PageFigure(
             _save(output_dir, draw_asymmetry(rows, measures=measures), f"asymmetry{model and f'_{model}'}"),
             title=f"Asymmetry{_suffix(model)}",
@@ -240,24 +237,14 @@ def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]
         )
 
 
-def _describe_asymmetry(rows: pd.DataFrame, measure: str) -> str:
-    medians = rows.groupby("nucleus", sort=False)["asymmetry"].median().dropna()
-    text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in medians.items())
-    return f"Median asymmetry of {_quantity(measure)}: {text or 'none'}."
-
-
 def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, one figure per measure and pair."""
     for first, second in list(combinations(data.models, 2))[:MAX_PAIRS]:
-        for measure in MEASURES:
+        pair = {"reference": first, "prediction": second}
+        for measure in QUANTITIES:
             values = _shared_values(data, measure, (first, second))
             rows = [
-                {
-                    "abbreviation": name,
-                    "reference": first,
-                    "prediction": second,
-                    **agree(group[first].to_numpy(float), group[second].to_numpy(float)),
-                }
+                {"abbreviation": name, **pair, **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
                 for name, group in values.groupby("abbreviation", sort=False)
                 if len(group) >= _MIN_SCANS
             ]
@@ -269,7 +256,7 @@ def explain_missing_pairs(data: GroupData) -> Iterator[str]:
     """Explain which pairs of models have no figure."""
     pairs = list(combinations(data.models, 2))
     for first, second in pairs[:MAX_PAIRS]:
-        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in MEASURES]
+        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in QUANTITIES]
         n_shared = max(names.value_counts().to_numpy().max(initial=0) for names in shared)
         if n_shared < _MIN_SCANS:
             yield f"{first} and {second} have {n_shared} scans in common, {_MIN_SCANS} are needed"
@@ -287,7 +274,7 @@ def _agreement(
     values: pd.DataFrame, rows: pd.DataFrame, output_dir: Path, *, measure: str, pair: tuple[str, str]
 ) -> PageFigure:
     first, second = pair
-    name, unit = _quantity(measure), LABELS[measure].partition("(")[2].rstrip(")")
+    name, unit, _ = QUANTITIES[measure]
     title = f"{name.capitalize()}, {second} against {first}"
     anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
     largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
@@ -302,12 +289,7 @@ def _agreement(
     )
 
 
-def _quantity(measure: str) -> str:
-    return LABELS[measure].partition(" (")[0]
-
-
-def _named(data: GroupData, model: str) -> str:
-    """Return the model's name if there are several, else nothing."""
+def _name_if_several(data: GroupData, model: str) -> str:
     return model if len(data.models) > 1 else ""
 
 

@@ -13,7 +13,6 @@ import pandas as pd
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.dataset import generators, linked_datasets, read_description, source_datasets
 from bids_dgmseg.io.files import url_to_path
-from bids_dgmseg.report.format import NO_VALUE, format_count, format_value
 from bids_dgmseg.report.group_data import DATASET, GroupData, read_group_data
 from bids_dgmseg.report.group_figures import (
     PageFigure,
@@ -26,12 +25,10 @@ from bids_dgmseg.report.group_figures import (
 )
 from bids_dgmseg.report.group_statistics import STATISTICS, select_rows, statistic_tables
 from bids_dgmseg.report.group_tables import PageTable, has_ratings, link_scans, nuclei_table, scans_table
-from bids_dgmseg.report.html import write_page
+from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
 
 MAX_WARNINGS = 100
-
-MAX_VALUES = 5
-"""Different values of a property of the maps that are listed."""
+MAX_VALUES = 5  # different values of a property of the maps
 
 _PLOTTED = ("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized")
 """Tables that are read in addition to those of `STATISTICS`."""

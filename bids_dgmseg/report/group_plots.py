@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.html import QUANTITIES
 from bids_dgmseg.report.style import (
     DPI,
     INK,
     SOFT,
     TEXT,
     WIDTH_IN,
-    TickLabels,
     colour_of,
     jitter,
     shorten_labels,
@@ -38,13 +38,10 @@ MAX_POINTS = 150
 MAX_LEVELS = 12
 """Sites or groups side by side."""
 
-LABELS = {"volume_mm3": "volume (mm³)", "mean_ppm": "mean susceptibility (ppm)"}
-
 _COLUMNS = 2
-
 _HALF_WIDTH = 0.4
-
 _MIN_FOR_DENSITY = 5
+_AGE_POINTS: Mapping[str, Any] = {"s": 15, "linewidths": 0.4, "edgecolors": INK, "alpha": 0.75, "zorder": 2}
 
 _LABEL_SHARE = 0.12
 """Share of a panel's height for a label at its top or bottom, with the space around it."""
@@ -71,23 +68,18 @@ _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure
 
 
 def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> bytes:
-    """Draw the distribution of a measure in each nucleus; the left half of a violin is the patient's left.
+    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
 
     Parameters
     ----------
     values : DataFrame
         One row per scan and nucleus: ``scan``, ``nucleus``, ``side``, the measure and the factor.
     measure : str
-        Key of `LABELS`.
+        Key of `QUANTITIES`.
     levels : sequence of str
         Values of the factor, from left to right.
     factor : str
         Column with one violin per value in each panel.
-
-    Returns
-    -------
-    bytes
-        PNG.
     """
     nuclei, labels = _nuclei_in(values), shorten_labels(levels)
     figure, panels = _make_panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9)
@@ -102,13 +94,19 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
                 colour = colour_of(f"{nucleus}_{side}")
                 _draw_half_violin(axes, x, numbers, side=side, colour=colour)
                 _draw_points(axes, x + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
-        _label_levels(axes, labels, counts)
-        _finish(axes, title=_title(nucleus), label=LABELS[measure])
+        separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
+        ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
+        axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
+        if labels.rotated:
+            for label in axes.get_xticklabels():
+                label.set(rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_xlim(-0.6, len(ticks) - 0.4)
+        _finish(axes, title=_title(nucleus), label=QUANTITIES[measure].label)
     return to_png(figure)
 
 
 def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
-    """Draw a measure over age with the fitted curves and their confidence bands.
+    """Draw a measure over age with the fitted curves and their confidence bands as a PNG.
 
     Parameters
     ----------
@@ -120,11 +118,6 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
         Column of `points`.
     label : str
         Label of the measure's axis.
-
-    Returns
-    -------
-    bytes
-        PNG.
     """
     present = set(points["abbreviation"]) | set(curves["abbreviation"])
     nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
@@ -133,41 +126,35 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
         names = []
         for style in _SIDES:
             name = f"{nucleus}_{style.side}"
-            curve = curves[curves["abbreviation"] == name]
+            colour, curve = colour_of(name), curves[curves["abbreviation"] == name]
             of_side = points.loc[points["abbreviation"] == name, ["age_years", measure]].dropna()
-            _draw_over_age(axes, of_side.to_numpy(float), curve, colour=colour_of(name), style=style)
+            ordered = of_side.sort_values("age_years", kind="stable").to_numpy(float)
+            age, value = ordered[_select_points(len(ordered))].T
+            axes.scatter(age, value, color=colour, marker=style.marker, **_AGE_POINTS)
+            axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
+            axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
         axes.set_xlabel("age (years)", fontsize=9, color=SOFT, **TEXT)
         _finish(axes, title=_title(nucleus, ", ".join(names)), label=label)
-    _add_legend(figure)
+    handles = [
+        Line2D(
+            [], [], color=INK, linestyle=one.line, marker=one.marker, ms=5, markerfacecolor=one.colour, label=one.label
+        )
+        for one in _SIDES
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
     return to_png(figure)
 
 
-def _draw_over_age(axes: Axes, points: Floats, curve: pd.DataFrame, *, colour: str, style: _SideStyle) -> None:
-    """Draw one side of a nucleus; points are age and value, shape (n, 2)."""
-    ordered = points[np.argsort(points[:, 0], kind="stable")]
-    age, value = ordered[_select_points(len(ordered))].T
-    axes.scatter(
-        age, value, s=15, marker=style.marker, color=colour, linewidths=0.4, edgecolors=INK, alpha=0.75, zorder=2
-    )
-    axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
-    axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
-
-
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
-    """Draw the asymmetry between left and right of each nucleus.
+    """Draw the asymmetry between left and right of each nucleus as a PNG.
 
     Parameters
     ----------
     values : DataFrame
         Rows of ``group_asymmetry.tsv``.
     measures : sequence of str
-        Keys of `LABELS`, one panel each.
-
-    Returns
-    -------
-    bytes
-        PNG.
+        Keys of `QUANTITIES`, one panel each.
     """
     nuclei = _nuclei_in(values)
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
@@ -179,17 +166,9 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
             for side in "LR":
                 _draw_half_violin(axes, x, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
             _draw_points(axes, x, numbers, colour=colour_of(f"{nucleus}_L"))
-        _finish(axes, title="", label=f"asymmetry of\n{LABELS[measure].partition(' (')[0]}")
-        for height, side in ((0.98, "left larger ↑"), (0.02, "right larger ↓")):
-            axes.annotate(
-                side,
-                (0.004, height),
-                xycoords="axes fraction",
-                va="top" if height > 0.5 else "bottom",
-                fontsize=9,
-                color=SOFT,
-                **TEXT,
-            )
+        _finish(axes, title="", label=f"asymmetry of\n{QUANTITIES[measure].name}")
+        for y, va, side in ((0.98, "top", "left larger ↑"), (0.02, "bottom", "right larger ↓")):
+            axes.annotate(side, (0.004, y), xycoords="axes fraction", va=va, fontsize=9, color=SOFT, **TEXT)
         # Widen the axis so that the zero line does not cross either label.
         low, high = axes.get_ylim()
         room = _LABEL_SHARE * (high - low) / (1 - 2 * _LABEL_SHARE)
@@ -232,16 +211,8 @@ def _draw_half_violin(axes: Axes, x: float, values: Floats, *, side: str, colour
 
 def _draw_points(axes: Axes, x: float, values: Floats, *, colour: str) -> None:
     shown = np.sort(values)[_select_points(len(values))]
-    axes.scatter(
-        x + 0.14 * jitter(len(shown)),
-        shown,
-        s=9,
-        color=colour,
-        alpha=0.9,
-        linewidths=0.35,
-        edgecolors=INK,
-        zorder=3,
-    )
+    x_shown = x + 0.14 * jitter(len(shown))
+    axes.scatter(x_shown, shown, s=9, color=colour, alpha=0.9, linewidths=0.35, edgecolors=INK, zorder=3)
 
 
 def _select_points(n: int) -> NDArray[np.intp]:
@@ -249,35 +220,8 @@ def _select_points(n: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp)) if n else np.arange(0)
 
 
-def _label_levels(axes: Axes, labels: TickLabels, counts: Sequence[int]) -> None:
-    separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
-    ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
-    axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
-    if labels.rotated:
-        for label in axes.get_xticklabels():
-            label.set(rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_xlim(-0.6, len(ticks) - 0.4)
-
-
 def _finish(axes: Axes, *, title: str, label: str) -> None:
     if title:
         axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
     axes.set_ylabel(label, fontsize=9, color=SOFT, **TEXT)
     style_axes(axes, fontsize=9)
-
-
-def _add_legend(figure: Figure) -> None:
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=INK,
-            linestyle=style.line,
-            marker=style.marker,
-            markersize=5,
-            markerfacecolor=style.colour,
-            label=style.label,
-        )
-        for style in _SIDES
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)

@@ -10,18 +10,13 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
-from bids_dgmseg.report.format import format_number, format_significant
-from bids_dgmseg.report.group_data import GroupTable
-from bids_dgmseg.report.group_plots import LABELS
-from bids_dgmseg.report.group_tables import MAX_ROWS, Cell, Heading, PageTable, describe_column, make_cell
-
-NOT_IDENTIFIED = "not identified"
-"""Part of the note of a curve whose parameters cannot be estimated from the ages."""
+from bids_dgmseg.report.group_data import GroupTable, is_true
+from bids_dgmseg.report.group_tables import MAX_ROWS, Cell, PageTable, make_cell, make_heading
+from bids_dgmseg.report.html import QUANTITIES, format_number, format_significant
+from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 
 _DIGITS = {"ppm": 3, "mm³": 1}
-
 _VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
-
 _IF_SEVERAL = ("model", "labels", "scans", "reference")
 
 
@@ -52,11 +47,14 @@ class Statistic:
     """Whether each measure has its own table."""
 
 
+def _plain(**titles: str) -> list[_Column]:
+    """Columns without limits and decimals, by their keys."""
+    return [_Column(key, title) for key, title in titles.items()]
+
+
 def _with_limits(key: str, title: str, *, extra_digits: int | None = None, digits: int | None = None) -> _Column:
     return _Column(key, title, (f"{key}_low", f"{key}_high"), extra_digits, digits)
 
-
-_NUCLEUS = (_Column("abbreviation", "Nucleus"), _Column("model", "Model"))
 
 STATISTICS = (
     Statistic(
@@ -64,11 +62,7 @@ STATISTICS = (
         "age",
         "Age curves, the best fit per nucleus",
         (
-            *_NUCLEUS,
-            _Column("labels", "Labels"),
-            _Column("scans", "Scans"),
-            _Column("curve", "Curve"),
-            _Column("n", "n"),
+            *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
             _with_limits("alpha", "α"),
             _with_limits("beta_per_year", "β (1/year)"),
             _with_limits("gamma", "γ"),
@@ -83,13 +77,10 @@ STATISTICS = (
         "sites",
         "Between-site variance before and after harmonization",
         (
-            *_NUCLEUS,
-            _Column("n", "n"),
-            _Column("site_variance_before", "Before"),
-            _Column("site_variance_after", "After"),
+            *_plain(abbreviation="Nucleus", model="Model", n="n"),
+            *_plain(site_variance_before="Before", site_variance_after="After"),
             _Column("reduction", "Reduction", digits=2),
-            _Column("p_site_before", "p before"),
-            _Column("p_site_after", "p after"),
+            *_plain(p_site_before="p before", p_site_after="p after"),
         ),
         "Variance of the site means adjusted for covariates, in squared units of the measure; reduction is "
         "1 − after / before.",
@@ -99,22 +90,15 @@ STATISTICS = (
         "groups",
         "Differences between groups",
         (
-            *_NUCLEUS,
-            _Column("reference", "Reference"),
-            _Column("group", "Group"),
+            *_plain(abbreviation="Nucleus", model="Model", reference="Reference", group="Group"),
             _with_limits("difference", "Difference", extra_digits=0),
             _with_limits("hedges_g", "Hedges' g", digits=2),
-            _Column("q_t", "q (t)"),
-            _Column("q_mannwhitney", "q (Mann-Whitney)"),
-            _Column(
-                "ancova_difference", "Adjusted for {covariates}", ("ancova_difference_low", "ancova_difference_high"), 0
-            ),
+            *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),
+            _with_limits("ancova_difference", "Adjusted for {covariates}", extra_digits=0),
             _Column("ancova_q", "q (ANCOVA)"),
             _Column("mean_reference", "Ref. mean", extra_digits=0),
             _Column("mean_group", "Group mean", extra_digits=0),
-            _Column("n_reference", "Ref. n"),
-            _Column("n_group", "Group n"),
-            _Column("note", "Note"),
+            *_plain(n_reference="Ref. n", n_group="Group n", note="Note"),
         ),
         "Difference is group minus reference group, with 95 % confidence limits in brackets; q is the p value adjusted "
         "for the number of nuclei (false discovery rate).",
@@ -124,12 +108,9 @@ STATISTICS = (
         "change",
         "Mean change per year",
         (
-            *_NUCLEUS,
+            *_plain(abbreviation="Nucleus", model="Model"),
             _Column("change_per_year", "Change per year", ("change_low", "change_high"), 1),
-            _Column("q", "q"),
-            _Column("p", "p"),
-            _Column("n", "Participants"),
-            _Column("n_scans", "Scans"),
+            *_plain(q="q", p="p", n="Participants", n_scans="Scans"),
             _Column("years_median", "Median years", digits=1),
             _Column("note", "Note"),
         ),
@@ -140,10 +121,7 @@ STATISTICS = (
         "outliers",
         "Outliers within their site",
         (
-            _Column("scan", "Scan"),
-            *_NUCLEUS,
-            _Column("measure", "Measure"),
-            _Column("site", "Site"),
+            *_plain(scan="Scan", abbreviation="Nucleus", model="Model", measure="Measure", site="Site"),
             _Column("value", "Value", extra_digits=0),
             _Column("median", "Site median", extra_digits=0),
             _Column("robust_z", "Robust z", digits=1),
@@ -161,7 +139,7 @@ def select_rows(table: GroupTable) -> pd.DataFrame:
     rows = table.rows
     for column in ("best", "outlier"):
         if column in rows:
-            rows = rows[rows[column].astype(str).str.lower() == "true"]
+            rows = rows[is_true(rows[column])]
     if "robust_z" in rows:
         rows = rows.sort_values("robust_z", key=abs, ascending=False, kind="stable")
     return rows
@@ -189,22 +167,18 @@ def name_measure(measure: str) -> str:
     >>> name_measure("mean_ppm_harmonized"), name_measure("median_ppm")
     ('mean susceptibility (ppm), harmonized over sites', 'median_ppm (ppm)')
     """
-    base, variants = _split_variants(measure)
-    unit = _unit(base)
-    return ", ".join([LABELS.get(base) or (f"{base} ({unit})" if unit else base), *variants])
+    base, unit, variants = _split_measure(measure)
+    name = QUANTITIES[base].label if base in QUANTITIES else f"{base} ({unit})" if unit else base
+    return ", ".join([name, *variants])
 
 
-def _split_variants(measure: str) -> tuple[str, list[str]]:
-    """Split a measure into the column of stats.tsv and how it was changed."""
+def _split_measure(measure: str) -> tuple[str, str, list[str]]:
+    """Split a measure into the column of stats.tsv, its unit, and how it was changed."""
     variants: list[str] = []
     while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
         measure = measure.removesuffix(ending)
         variants.insert(0, _VARIANTS[ending])
-    return measure, variants
-
-
-def _unit(column: str) -> str:
-    return STATS_COLUMNS.get(column, {}).get("Units", "").replace("^3", "³")
+    return measure, STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³"), variants
 
 
 def _make_table(
@@ -216,38 +190,27 @@ def _make_table(
     anchor: str,
     caption: str,
 ) -> PageTable:
-    rows, shared_note = _split_shared_notes(rows)
+    """Make one table; notes that all its rows share are moved below it."""
+    note = statistic.note
+    if "note" in rows and rows["note"].notna().all():
+        notes = [str(text).split("; ") for text in rows["note"]]
+        shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
+        own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
+        rows = rows.assign(note=pd.Series(own, index=rows.index, dtype=object))
+        note += "".join(f" All rows: {part}." for part in shared)
     columns = [column for column in columns if column.key in rows and rows[column.key].notna().any()]
     covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
-    headings = [
-        Heading(
-            column.title.format(covariates=covariates),
-            describe_column(table, column.key),
-            kind="" if pd.api.types.is_numeric_dtype(rows[column.key]) else "text",
-        )
-        for column in columns
-    ]
+    headings = [make_heading(table, column.key, column.title.format(covariates=covariates)) for column in columns]
     cells = [[_make_cell(record, column) for column in columns] for record in rows.head(MAX_ROWS).to_dict("records")]
-    note = statistic.note + shared_note
     return PageTable(f"{statistic.name}-{anchor}", caption, headings, cells, len(rows), file=table.file, note=note)
 
 
-def _split_shared_notes(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Move notes that all rows share below the table."""
-    if "note" not in rows or rows["note"].isna().any():
-        return rows, ""
-    notes = [str(note).split("; ") for note in rows["note"]]
-    shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in note for note in notes)]
-    own = ["; ".join(part for part in note if part not in shared) or None for note in notes]
-    text = "".join(f" All rows: {part}." for part in shared)
-    return rows.assign(note=pd.Series(own, index=rows.index, dtype=object)), text
-
-
 def _make_cell(record: Mapping[Any, Any], column: _Column) -> Cell:
+    """Format a value of a row, with its limits in brackets."""
     value = record[column.key]
     if column.key == "measure":
         return Cell(name_measure(str(value)))
-    digits, unit_digits = column.digits, _DIGITS.get(_unit(_split_variants(str(record["measure"]))[0]))
+    digits, unit_digits = column.digits, _DIGITS.get(_split_measure(str(record["measure"]))[1])
     if column.extra_digits is not None and unit_digits is not None:
         digits = unit_digits + column.extra_digits
     if isinstance(value, int) and (column.limits or digits is not None):

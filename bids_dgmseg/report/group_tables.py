@@ -9,28 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.format import NO_VALUE, format_number, format_p, format_significant
-from bids_dgmseg.report.group_data import DATASET, MEASURES, GroupData, GroupTable
-from bids_dgmseg.report.html import scan_anchor
+from bids_dgmseg.report.group_data import DATASET, GroupData, GroupTable, is_true
+from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, format_significant, scan_anchor
 
-MAX_ROWS = 200
-"""Rows of a table on the page."""
-
-MAX_SCANS = 100
-
-_DIGITS = {"volume_mm3": 1, "mean_ppm": 4}
+MAX_ROWS, MAX_SCANS = 200, 100  # rows of a table on the page
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
-
 _KEYS = ["scan", "model"]
-
 _NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=_KEYS)
-
 _TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
 
 
@@ -74,34 +66,18 @@ class PageTable:
 
 
 def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
-    """Select columns of a group table for the page.
-
-    Parameters
-    ----------
-    table : GroupTable
-        Rows in the order of the page.
-    anchor, caption : str
-        Identifier and caption.
-    columns : mapping of str to str
-        Column → heading; missing and empty columns are left out.
-    """
+    """Make a table of the columns (column → heading) that exist and are not empty."""
     shown = [column for column in columns if column in table.rows and table.rows[column].notna().any()]
-    headings = [
-        Heading(
-            columns[column],
-            describe_column(table, column),
-            kind="" if pd.api.types.is_numeric_dtype(table.rows[column]) else "text",
-        )
-        for column in shown
-    ]
+    headings = [make_heading(table, column, columns[column]) for column in shown]
     records = table.rows[shown].head(MAX_ROWS).to_dict("records")
     rows = [[make_cell(record[column], column=column) for column in shown] for record in records]
     return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file)
 
 
-def describe_column(table: GroupTable, column: str) -> str:
-    """Return the description of a column in the data dictionary."""
-    return str((table.dictionary.get(column) or {}).get("Description", ""))
+def make_heading(table: GroupTable, column: str, title: str) -> Heading:
+    """Make the heading of a column, with its description in the data dictionary as the tooltip."""
+    description = str((table.dictionary.get(column) or {}).get("Description", ""))
+    return Heading(title, description, kind="" if pd.api.types.is_numeric_dtype(table.rows[column]) else "text")
 
 
 def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cell:
@@ -130,15 +106,15 @@ def nuclei_table(data: GroupData) -> PageTable:
     rows, several = [], len(data.models) > 1
     for (model, name), group in data.stats.groupby(["model", "abbreviation"], sort=False):
         cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
-        for measure in MEASURES:
+        for measure, quantity in QUANTITIES.items():
             values = group[measure].dropna()
             numbers = (values.mean(), values.std(), values.min(), values.median(), values.max())
-            cells += [make_cell(len(values)), *(make_cell(float(x), digits=_DIGITS[measure]) for x in numbers)]
+            cells += [make_cell(len(values)), *(make_cell(float(x), digits=quantity.digits) for x in numbers)]
         rows.append(cells)
     headings = [Heading(name, kind="text") for name in ("Nucleus", "Model")[: 1 + several]] + [Heading("Scans")]
-    for quantity, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
-        headings.append(Heading(f"{quantity}: n"))
-        headings += [Heading(f"{quantity}: {name} ({unit})") for name in ("mean", "SD", "min", "median", "max")]
+    for title, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
+        headings.append(Heading(f"{title}: n"))
+        headings += [Heading(f"{title}: {name} ({unit})") for name in ("mean", "SD", "min", "median", "max")]
     caption = "Volume and mean susceptibility χ per nucleus over all scans"
     return PageTable("nuclei-table", caption, headings, rows, len(rows), file="group_stats.tsv")
 
@@ -150,7 +126,7 @@ def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Se
     names = list(dict.fromkeys(values["abbreviation"]))
     numbers = medians.reindex(index=names, columns=list(levels)).to_numpy(float)
     rows = [
-        [Cell(name), *(make_cell(value, digits=_DIGITS[measure]) for value in row)]
+        [Cell(name), *(make_cell(value, digits=QUANTITIES[measure].digits) for value in row)]
         for name, row in zip(names, numbers.tolist(), strict=True)
     ]
     headings = [Heading("Nucleus", kind="text"), *(Heading(f"{level} (n {counts.get(level, 0)})") for level in levels)]
@@ -158,15 +134,7 @@ def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Se
 
 
 def scans_table(data: GroupData, output_dir: Path) -> PageTable:
-    """Rank the scans, the worst first: by rating, nuclei not found, outliers and warnings.
-
-    Parameters
-    ----------
-    data : GroupData
-        The group tables.
-    output_dir : Path
-        Folder of the page; scans are linked to the pages of their participants that exist there.
-    """
+    """Rank the scans by rating, nuclei not found, outliers and warnings; link them to the pages in `output_dir`."""
     scans = _rank_scans(data)
     ratings, reasons = _nucleus_ratings(data), _one_column_per_nucleus(data, "reasons")
     nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in ratings]
@@ -205,7 +173,11 @@ def _rank_scans(data: GroupData) -> pd.DataFrame:
     scans["rating"] = _scan_ratings(data).reindex(scans.index)
     scans["not_found"] = not_found.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
     scans["without_voxel"] = without_voxel.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    scans["n_outliers"] = _count_outliers(data).reindex(scans.index)
+    outliers = data.tables.get("group_outliers")
+    scans["n_outliers"] = np.nan  # missing if they were not computed
+    if outliers is not None and "outlier" in outliers.rows:
+        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in _KEYS]).sum()
+        scans["n_outliers"] = counts.reindex(scans.index)
     for column in ("n_warnings", "page", "reasons"):
         scans[column] = _qc_column(data, column).reindex(scans.index)
     ranks = {
@@ -248,15 +220,6 @@ def _qc_column(data: GroupData, column: str) -> pd.Series:
     if table is None or column not in table.rows:
         return pd.Series(index=_NO_SCANS, dtype=object)
     return table.rows.drop_duplicates(_KEYS).set_index(_KEYS)[column]
-
-
-def _count_outliers(data: GroupData) -> pd.Series:
-    """Count the outliers of each scan; missing if they were not computed."""
-    table = data.tables.get("group_outliers")
-    if table is None or "outlier" not in table.rows:
-        return pd.Series(index=_NO_SCANS, dtype=float)
-    is_outlier = table.rows["outlier"].astype(str).str.lower() == "true"
-    return is_outlier.groupby([table.rows[key] for key in _KEYS]).sum()
 
 
 def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:

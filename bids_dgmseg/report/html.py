@@ -1,22 +1,142 @@
-"""The base of all pages: templates, embedded plots, atomic writing."""
+"""The base of all pages: formatted values, templates, embedded plots, atomic writing."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.report.format import format_count, format_number, format_p, format_value
 from bids_dgmseg.report.style import colour_of
+
+NO_VALUE = "n/a"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Quantity(NamedTuple):
+    """A measure that pages plot and compare."""
+
+    name: str
+    unit: str
+    digits: int
+
+    @property
+    def label(self) -> str:
+        """Name and unit, as at an axis."""
+        return f"{self.name} ({self.unit})"
+
+
+QUANTITIES = {"volume_mm3": Quantity("volume", "mm³", 1), "mean_ppm": Quantity("mean susceptibility", "ppm", 4)}
+"""By their columns in stats.tsv."""
+
+
+def format_number(value: Any, digits: int = 3) -> str:
+    """Format a number, or the text of one, with fixed decimals; anything else is ``n/a``.
+
+    >>> format_number(-0.01249), format_number("640.04", 1), format_number("-0.0001"), format_number(None)
+    ('−0.012', '640.0', '0.000', 'n/a')
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return NO_VALUE
+    if not math.isfinite(number):
+        return NO_VALUE
+    rounded = f"{number:.{digits}f}"
+    if float(rounded) == 0:
+        rounded = rounded.removeprefix("-")
+    return rounded.replace("-", "−")
+
+
+def format_significant(value: float) -> str:
+    """Format three significant digits, or all digits before the point up to 100,000.
+
+    >>> [format_significant(value) for value in (1234.5, -0.012345, -12050130, 0.0000002)]
+    ['1234', '−0.0123', '−1.21 × 10⁷', '2 × 10⁻⁷']
+    """
+    if not math.isfinite(value):
+        return NO_VALUE
+    text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
+    mantissa, _, exponent = text.partition("e")
+    power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
+    return mantissa.replace("-", "−") + power
+
+
+def format_p(value: Any) -> str:
+    """Format a p value.
+
+    >>> format_p(0.00002), format_p(0.0412)
+    ('< 0.001', '0.041')
+    """
+    if isinstance(value, int | float) and value < 0.001:
+        return "< 0.001"
+    return format_number(value)
+
+
+def format_value(value: Any, unit: str = "") -> str:
+    """Format a value of a JSON file.
+
+    >>> format_value([0.9375, 0.9375, 3.0]), format_value(0.01234, "ppm"), format_value(None, "ppm")
+    ('0.938, 0.938, 3', '0.0123 ppm', 'n/a')
+    """
+    if value is None:
+        return NO_VALUE
+    if isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, float):
+        text = f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NO_VALUE
+    elif isinstance(value, Mapping):
+        text = "; ".join(f"{key}: {format_value(item)}" for key, item in value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        text = ", ".join(format_value(item) for item in value) or "none"
+    else:
+        text = str(value)
+    return f"{text} {unit}" if unit and text != NO_VALUE else text
+
+
+def format_size(values: Sequence[float] | None, unit: str = "mm") -> str:
+    """Format edge lengths.
+
+    >>> format_size([1, 1, 3])
+    '1 × 1 × 3 mm'
+    """
+    return f"{' × '.join(format_value(float(value)) for value in values)} {unit}".strip() if values else NO_VALUE
+
+
+def format_box(box: Mapping[str, Any] | None) -> str:
+    """Format a box in mm.
+
+    >>> format_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
+    'x −50 to 50, y −80 to 40, z −60 to 50 mm'
+    >>> format_box({"low": [0, 0, 0], "high": [1, 2, 3], "rotation_deg": [-17.6, 0, 5]})
+    'x 0 to 1, y 0 to 2, z 0 to 3 mm, rotated by 18°'
+    """
+    if not box or not box.get("low") or not box.get("high"):
+        return NO_VALUE
+    edges = zip("xyz", box["low"], box["high"], strict=True)
+    text = ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in edges) + " mm"
+    if box.get("rotation_deg"):
+        text += f", rotated by {math.hypot(*box['rotation_deg']):.0f}°"
+    return text.replace("-", "−")
+
+
+def format_count(n: int, noun: str) -> str:
+    """Format a count with its noun.
+
+    >>> format_count(1, "scan"), format_count(3, "scan")
+    ('1 scan', '3 scans')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 @cache
@@ -46,12 +166,10 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
 
 @dataclass(frozen=True)
 class PlotFile:
-    """A plot in ``figures/`` beside a page."""
+    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels."""
 
     href: str
-    """Link from the page."""
     data: str
-    """Data URL, for pages that hold their plots."""
     width: int
     height: int
 

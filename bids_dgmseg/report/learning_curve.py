@@ -30,8 +30,9 @@ def write_learning_curve(table: Path) -> Path | None:
     part = table.stem.removesuffix("_curve")
     validation_path = table.with_name(f"{part}_validation.tsv")
     validation = _read_curves(validation_path) if validation_path.is_file() else None
+    losses = {"training": curves.pop("loss").tolist()}
     png = draw_learning_curve(
-        {"training": curves.pop("loss").tolist()},
+        losses,
         {str(name): curves[name].tolist() for name in curves},
         best=None,
         title=part,
@@ -57,7 +58,7 @@ def draw_learning_curve(
     samples: str = "validation samples",
     validation: pd.DataFrame | None = None,
 ) -> bytes:
-    """Plot losses, and the Dice of each class, over a training.
+    """Plot losses, and the Dice of each class, over a training as a PNG.
 
     Parameters
     ----------
@@ -73,11 +74,6 @@ def draw_learning_curve(
         Samples whose Dice it is.
     validation : DataFrame, optional
         Dice on other samples, drawn as dots: one column per class, indexed like `x`.
-
-    Returns
-    -------
-    bytes
-        PNG.
     """
     unit, steps = x or ("epoch", range(1, 1 + len(next(iter(loss.values())))))
     figure = Figure(figsize=(WIDTH_IN, 3.4), dpi=DPI, layout="constrained")

@@ -16,7 +16,7 @@ from bids_dgmseg.bids.output_dataset import (
 )
 from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.report.format import format_size
+from bids_dgmseg.report.html import format_size
 from bids_dgmseg.report.scan_results import ScanResult
 
 _MAX_AUTHORS = 6

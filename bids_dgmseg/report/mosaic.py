@@ -13,6 +13,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -22,33 +23,18 @@ from skimage.measure import find_contours
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.report.slices import (
-    LAYOUTS,
-    PLANES,
-    MosaicSlices,
-    Plane,
-    PlaneLayout,
-    choose_mosaic,
-    format_position,
-)
+from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, Plane, PlaneLayout, choose_mosaic, format_position
 
 WINDOW_PPM = (-0.1, 0.2)
 """Black and white."""
 
 _WIDTH = 1800  # pixels; 1.5 times the width of the page, for high-resolution screens
-
-_HEADER, _LEGEND_LINE, _FOOTER = 54, 34, 64
-
-_DPI = 150
-
-_DARK, _PALE, _MIDDLE = "#14171c", "#e8eaed", "#9aa3ad"
-
-_FONT = "DejaVu Sans"  # comes with matplotlib, so that figures do not depend on the machine
-
+_HEADER, _LEGEND_LINE, _FOOTER = 54, 34, 64  # pixels
 _LEGEND_COLUMNS = 8
-
+_DPI = 150
+_DARK, _PALE, _MIDDLE = "#14171c", "#e8eaed", "#9aa3ad"
+_FONT = "DejaVu Sans"  # comes with matplotlib, so that figures do not depend on the machine
 _LINE_PT = 0.8
-
 _RIM_PT = 0.6  # both sides of a line together; a point is 2 pixels
 
 
@@ -158,16 +144,9 @@ def _draw_slices(axes: Axes, chi: Volume, *, panels: _Panels) -> Any:
         row, column = panels.corner(number)
         mosaic[row : row + panels.height, column : column + panels.width] = panels.cut(chi, position)
     rows, columns = mosaic.shape
-    low, high = WINDOW_PPM
-    image = axes.imshow(
-        np.ma.masked_invalid(mosaic),
-        cmap=colormaps["gray"].with_extremes(bad="black"),
-        vmin=low,
-        vmax=high,
-        interpolation="nearest",
-        aspect="auto",
-        extent=(0, columns, rows, 0),
-    )
+    grey, norm = colormaps["gray"].with_extremes(bad="black"), Normalize(*WINDOW_PPM)
+    extent, masked = (0, columns, rows, 0), np.ma.masked_invalid(mosaic)
+    image = axes.imshow(masked, cmap=grey, norm=norm, interpolation="nearest", aspect="auto", extent=extent)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     n_last = len(panels.chosen.slices) - (panels.rows - 1) * panels.columns
     corner = (n_last * panels.width, (panels.rows - 1) * panels.height)
@@ -217,17 +196,15 @@ def _draw_legend(axes: Axes, *, structures: Sequence[Structure], height: int) ->
     nuclei = list(dict.fromkeys(structure.nucleus for structure in structures))
     step = 1330 / _LEGEND_COLUMNS
     for number, nucleus in enumerate(nuclei):
-        line, column = divmod(number, _LEGEND_COLUMNS)
-        x, y = 18 + column * step, height - _FOOTER / 2 - _LEGEND_LINE * (line + 0.5)
+        row, column = divmod(number, _LEGEND_COLUMNS)
+        x, y = 18 + column * step, height - _FOOTER / 2 - _LEGEND_LINE * (row + 0.5)
         _write(axes, x, y, nucleus, va="center", size=8, color=_PALE)
         sides = [structure for structure in structures if structure.nucleus == nucleus]
         for index, structure in enumerate(sides):
             start = x + 46 + 44 * index
             _write(axes, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
-            axes.add_collection(
-                LineCollection([[(start + 14, y), (start + 36, y)]], colors=structure.color, linewidths=2.5),
-                autolim=False,
-            )
+            line = LineCollection([[(start + 14, y), (start + 36, y)]], colors=structure.color, linewidths=2.5)
+            axes.add_collection(line, autolim=False)
 
 
 def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: int) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
-from bids_dgmseg.report.format import NO_VALUE, format_box, format_size, format_value
-from bids_dgmseg.report.html import write_page
+from bids_dgmseg.report.html import NO_VALUE, format_box, format_size, format_value, write_page
 from bids_dgmseg.report.methods import describe_methods
 from bids_dgmseg.report.mosaic import WINDOW_PPM
 from bids_dgmseg.report.scan_results import ScanResult, is_found, is_without_voxel, read_results
@@ -121,7 +120,6 @@ def write_participant_page(
         measures=MEASURES,
         qc_measures=QC_MEASURES,
         column_groups=_column_groups,
-        nuclei=_nuclei,
         facts=_facts,
         is_found=is_found,
         is_without_voxel=is_without_voxel,
@@ -132,12 +130,6 @@ def _column_groups(result: ScanResult, columns: Sequence[Column]) -> list[tuple[
     """Select the columns that the table has, by their shared headings."""
     present = [column for column in columns if result.rows and column.key in result.rows[0]]
     return [(group, list(members)) for group, members in groupby(present, key=lambda column: column.group)]
-
-
-def _nuclei(result: ScanResult) -> list[list[Mapping[str, str]]]:
-    """Group the rows of both hemispheres of a nucleus."""
-    rows = groupby(result.rows, key=lambda row: row["abbreviation"].rpartition("_")[0])
-    return [list(members) for _, members in rows]
 
 
 def _facts(result: ScanResult) -> dict[str, dict[str, str]]:

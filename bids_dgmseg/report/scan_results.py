@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json
 from bids_dgmseg.io.tables import read_tsv
 from bids_dgmseg.measurement.rating import RATINGS, Rating
-from bids_dgmseg.report.format import NO_VALUE, format_number
-from bids_dgmseg.report.html import scan_anchor
+from bids_dgmseg.report.html import NO_VALUE, format_number, scan_anchor
 from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.style import natural_key
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class ScanResult:
         """Name within the participant, such as ``ses-1 · run-1``."""
         parts = self.name.split("_")
         return " · ".join(parts[1:]) if len(parts) > 1 else self.name
+
+    @property
+    def nuclei(self) -> list[list[Mapping[str, str]]]:
+        """Rows by nucleus, both hemispheres together."""
+        rows = groupby(self.rows, key=lambda row: row["abbreviation"].rpartition("_")[0])
+        return [list(members) for _, members in rows]
 
     @property
     def session(self) -> str | None:
@@ -144,7 +150,7 @@ def read_results(output_dir: Path, participant: str, *, models: Sequence[str] | 
     sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
     results = (_read_result(sidecar, output_dir) for sidecar in sidecars)
     chosen = (result for result in results if models is None or result.model in models)
-    return tuple(sorted(chosen, key=lambda result: (_natural_key(result.name), result.model)))
+    return tuple(sorted(chosen, key=lambda result: (natural_key(result.name), result.model)))
 
 
 def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
@@ -197,8 +203,3 @@ def _read_png_size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path.name}: not a PNG file; delete it and rerun with --force")
     width, height = struct.unpack(">II", header[16:24])
     return int(width), int(height)
-
-
-def _natural_key(name: str) -> list[tuple[int, str]]:
-    """Sort run-2 before run-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -14,7 +14,7 @@ from scipy.ndimage import center_of_mass
 from bids_dgmseg.image.similarity import fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.report.format import format_number
+from bids_dgmseg.report.html import format_number
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -23,21 +23,15 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 _MIN_AREA = 0.25
 """A slice shows a nucleus if it has this fraction of the nucleus's largest cross-section."""
 
-_TIMES = 3
-"""Slices on which each nucleus is to be seen."""
-
+_TIMES = 3  # slices on which each nucleus is to be seen
 _MAX_ITERATIONS = 20
-
 _MARGIN_MM = 12.0
-
+_WIDE_MARGIN_MM = (20.0, 45.0, 45.0)  # x, y, z: from the midbrain to beyond the dentate nuclei
 _SEARCH_MM = 8.0
 """Around the expected centre of a nucleus that was not found: its radius and the variation between heads."""
 
 _WHOLE_MM = 0.999
 """Slice distance from which positions in integer mm differ, apart from the header's rounding."""
-
-_WIDE_MARGIN_MM = (20.0, 45.0, 45.0)
-"""x, y, z: from the midbrain to beyond the dentate nuclei."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +65,10 @@ class MosaicSlices:
 
 
 def choose_mosaic(chi: Volume, dseg: Volume, *, layout: PlaneLayout, structures: Sequence[Structure]) -> MosaicSlices:
-    """Choose slices that show every nucleus, more of them if nuclei are small or many.
+    """Choose slices that show every nucleus of a model, more of them if nuclei are small or many.
 
     For nuclei that were not found, their expected positions relative to the others are shown too, or a wider field of
-    view if too few were found; if none was found, the whole head.
-
-    Parameters
-    ----------
-    chi, dseg : Volume
-        Map and labels on one grid.
-    layout : PlaneLayout
-        The plane.
-    structures : sequence of Structure
-        The nuclei of the model.
+    view if too few were found; if none was found, the whole head. Map and labels are on one grid.
     """
     head = np.isfinite(chi.array) & (chi.array != 0)
     if not head.any():
@@ -108,19 +93,7 @@ def choose_mosaic(chi: Volume, dseg: Volume, *, layout: PlaneLayout, structures:
 
 
 def format_position(volume: Volume, position: int, *, mosaic: MosaicSlices, layout: PlaneLayout) -> str:
-    """Format the world coordinate of the centre of a slice, with a decimal if slices are closer than 1 mm.
-
-    Parameters
-    ----------
-    volume : Volume
-        Volume with the grid.
-    position : int
-        Index of the slice.
-    mosaic : MosaicSlices
-        Field of view of the slice.
-    layout : PlaneLayout
-        The plane.
-    """
+    """Format the world coordinate of the centre of a slice, with a decimal if slices are closer than 1 mm."""
     centre = np.empty(3)
     centre[layout.axis] = position
     centre[layout.across] = (mosaic.across.start + mosaic.across.stop - 1) / 2

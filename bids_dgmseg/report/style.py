@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.models.structures import STRUCTURES
 
-DPI = 140
-
-WIDTH_IN = 11.0
-
+DPI, WIDTH_IN = 140, 11.0
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
 
 TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
@@ -29,14 +26,9 @@ TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
 
 _COLOURS = {structure.abbreviation: structure.color for structure in STRUCTURES}
 
-_MAX_HORIZONTAL = 60
-"""Characters of all labels together that fit side by side below a panel."""
-
-_MAX_ROTATED = 22
-"""Characters of one rotated label."""
-
+_MAX_HORIZONTAL = 60  # characters of all labels together that fit side by side below a panel
+_MAX_ROTATED = 22  # characters of one rotated label
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
 _WORD_END = re.compile(r"[\s_/.,:;-]")
 
 
@@ -101,7 +93,12 @@ def shorten_labels(names: Sequence[str]) -> TickLabels:
     end = _common_start([name[::-1] for name in rest])
     bare = [name[: len(name) - end] for name in rest]
     rotated = max(map(len, bare)) > max_horizontal
-    texts = [_elide(name, _MAX_ROTATED) for name in bare] if rotated else bare
+    texts = bare
+    if rotated:
+        half = (_MAX_ROTATED - 1) // 2
+        texts = [
+            name if len(name) <= _MAX_ROTATED else f"{name[: _MAX_ROTATED - 1 - half]}…{name[-half:]}" for name in bare
+        ]
     if len(set(texts)) < len(texts):
         texts, rotated = [str(number) for number in range(1, len(names) + 1)], False
     if texts == bare:
@@ -111,18 +108,14 @@ def shorten_labels(names: Sequence[str]) -> TickLabels:
     return TickLabels(tuple(texts), rotated, "; ".join(pairs))
 
 
-def natural_order(names: Iterable[str]) -> list[str]:
-    """Sort names by their text and by the numbers in it.
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts names by their text and by the numbers in it.
 
-    >>> natural_order(["Site 10", "Site 9", "2", "10"])
+    >>> sorted(["Site 10", "Site 9", "2", "10"], key=natural_key)
     ['2', '10', 'Site 9', 'Site 10']
     """
-    return sorted(
-        names,
-        key=lambda name: [
-            (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.findall(r"\d+|\D+", name)
-        ],
-    )
+    parts = re.findall(r"\d+|\D+", name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _common_start(names: Sequence[str]) -> int:
@@ -131,15 +124,3 @@ def _common_start(names: Sequence[str]) -> int:
     common = "".join(letters[0] for letters in shared)
     ends = [match.end() for match in _WORD_END.finditer(common) if match.end() < min(map(len, names))]
     return ends[-1] if ends and len(names) > 1 else 0
-
-
-def _elide(name: str, longest: int) -> str:
-    """Replace the middle of a long name.
-
-    >>> _elide("abcdefgh", 5)
-    'ab…gh'
-    """
-    if len(name) <= longest:
-        return name
-    end = (longest - 1) // 2
-    return f"{name[: longest - 1 - end]}…{name[-end:]}"

@@ -26,9 +26,7 @@ MAX_BYTES = 3_000_000
 """Largest viewer; the images are sampled more coarsely until the file is smaller."""
 
 _MARGIN_MM = 15.0
-
 _MAX_VOXELS = 1.5e6
-
 _OPACITY = 0.5
 
 
@@ -76,22 +74,17 @@ def _render(
 ) -> bytes:
     grid = world_grid(box, (spacing_mm,) * 3)
     labels = resample(dseg, grid, order=0).array
-    viewer = _view(_background(chi, grid), labels, grid, structures)
+    low, high = WINDOW_PPM
+    sampled = resample(chi.with_array(np.nan_to_num(chi.array, nan=low)), grid, fill=low).array
+    grey = np.clip((sampled - low) / (high - low), 0, 1).astype(np.float32)
+    grey[0, 0, 0], grey[-1, -1, -1] = 0, 1  # nilearn scales greys by the extremes
+    viewer = _view(grey, labels, grid, structures)
     nuclei: dict[str, list[tuple[Structure, list[int] | None]]] = {}
     for structure in structures:
         centre = _find_centre(labels == structure.index)
         nuclei.setdefault(structure.name.partition(" ")[2], []).append((structure, centre))
     page = f"../{scan.partition('_')[0]}.html#{scan_anchor(scan, model)}"
     return render("viewer.html.j2", scan=scan, model=model, page=page, viewer=viewer, nuclei=nuclei, window=WINDOW_PPM)
-
-
-def _background(chi: Volume, grid: Grid) -> NDArray[np.float32]:
-    """Sample the map from 0 (black) to 1 (white); nilearn scales greys by the extremes, so both must occur."""
-    low, high = WINDOW_PPM
-    sampled = resample(chi.with_array(np.nan_to_num(chi.array, nan=low)), grid, fill=low).array
-    grey = np.clip((sampled - low) / (high - low), 0, 1).astype(np.float32)
-    grey[0, 0, 0], grey[-1, -1, -1] = 0, 1
-    return grey
 
 
 def _view(grey: NDArray[np.float32], labels: NDArray[np.integer], grid: Grid, structures: Sequence[Structure]) -> str:

@@ -23,6 +23,9 @@ from bids_dgmseg.stats.age_curves import (
 )
 from bids_dgmseg.stats.long_table import iter_groups, numeric_column, require_columns
 
+NOT_IDENTIFIED = "not identified"
+"""Part of the note of a curve whose parameters cannot be estimated from the ages."""
+
 _PARAMETERS = {"alpha": "alpha", "beta": "beta_per_year", "gamma": "gamma"}
 
 _COLUMNS = (
@@ -152,7 +155,7 @@ def _fit(
     if fit.at_bound:
         low, high = options.beta_bounds
         reached = f"beta or its interval reaches {low:g} or {high:g} per year"
-        notes.append(f"{reached}: alpha, beta, gamma are not identified")
+        notes.append(f"{reached}: alpha, beta, gamma are {NOT_IDENTIFIED}")
     who, intervals = used[options.participant], fit.intervals
     n_participants = who.nunique()
     if options.n_replicates and rng is not None:

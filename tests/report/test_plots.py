@@ -10,7 +10,7 @@ from scipy.stats import gaussian_kde
 
 from bids_dgmseg.report import group_plots, learning_curve
 from bids_dgmseg.report.learning_curve import write_learning_curve
-from bids_dgmseg.report.style import natural_order, shorten_labels
+from bids_dgmseg.report.style import natural_key, shorten_labels
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_shortened_labels_stay_different(names, texts, key):
 
 
 def test_sites_are_sorted_by_number():
-    assert natural_order(["Site 10", "Site 9", "10", "2", "01"]) == ["01", "2", "10", "Site 9", "Site 10"]
+    assert sorted(["Site 10", "Site 9", "10", "2", "01"], key=natural_key) == ["01", "2", "10", "Site 9", "Site 10"]
 
 
 @pytest.fixture
