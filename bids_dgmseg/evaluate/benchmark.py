@@ -140,16 +140,7 @@ def check_candidates(
 ) -> None:
     """Load every model once, so that a benchmark that cannot work ends before its first scan.
 
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        The models.
-    test_set : TestSet
-        The scans.
-    device : str
-        Where the networks run.
-    warn : callable
-        Called with each line about labels of the atlases that are not used.
+    `warn` is called with each line about labels of the atlases that are not used.
 
     Raises
     ------
@@ -246,18 +237,9 @@ def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, th
 
 
 def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequence[Path], out: Path) -> BenchmarkResult:
-    """Compare the segmentations with the labels, and write tables, figures and the page.
+    """Compare the segmentations with the labels, and write tables, figures and the page to `out`.
 
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        The models.
-    test_set : TestSet
-        The scans.
-    costs : sequence of path
-        Results of `segment_scan` for each model and scan.
-    out : path
-        Folder of the results.
+    `costs` are the results of `segment_scan` for each candidate and scan.
 
     Raises
     ------

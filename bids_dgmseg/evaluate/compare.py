@@ -125,8 +125,11 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     }
     if len(names) > 2:
         results["raters"] = raters_table(values, raters=names)
-    if len(names) > 2 and not options.raters and len(methods := _compare_predictions(overlap, names[1:])):
-        results["methods"] = methods
+    if len(names) > 2 and not options.raters:
+        long = overlap.melt(["scan", "abbreviation", "prediction"], list(_RANKED), "quantity")
+        order = long[["quantity", "scan", "abbreviation"]].drop_duplicates()
+        methods = methods_table(_pivot(long, order, "prediction", names[1:]), raters=names[1:])
+        results |= {"methods": methods} if len(methods) else {}
     n_scans = overlap["scan"].nunique()
     if "mean_ppm" not in set(values["quantity"]):
         remedy = "the maps could not be used" if options.chi else "pass the maps with --chi"
@@ -162,12 +165,13 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, columns in _DICTIONARIES.items():
+            table, dictionary = out / f"{name}.tsv", out / f"{name}.json"
             if name in evaluation.tables:
-                write_tsv(evaluation.tables[name], out / f"{name}.tsv", float_format="%.7g")
-                write_json(columns, out / f"{name}.json")
+                write_tsv(evaluation.tables[name], table, float_format="%.7g")
+                write_json(columns, dictionary)
             else:
-                (out / f"{name}.tsv").unlink(missing_ok=True)
-                (out / f"{name}.json").unlink(missing_ok=True)
+                table.unlink(missing_ok=True)
+                dictionary.unlink(missing_ok=True)
         write_json(facts, out / "evaluation.json")
         write_evaluation_page(out, tables=evaluation.tables, values=evaluation.values, facts=facts)
     except OSError as error:
@@ -284,10 +288,3 @@ def _complete_overlap(overlap: pd.DataFrame, values: pd.DataFrame) -> pd.DataFra
         means = [ppm.at[(scan, name), rater] if (scan, name) in ppm.index else None for scan, name, rater in keys]
         table[f"mean_{side}_ppm"] = pd.Series(means, index=table.index, dtype=float)
     return table[list(OVERLAP_TABLE_COLUMNS)]
-
-
-def _compare_predictions(overlap: pd.DataFrame, predictions: Sequence[str]) -> pd.DataFrame:
-    """Compare the predictions by each measure of overlap."""
-    long = overlap.melt(["scan", "abbreviation", "prediction"], list(_RANKED), "quantity")
-    order = long[["quantity", "scan", "abbreviation"]].drop_duplicates()
-    return methods_table(_pivot(long, order, "prediction", predictions), raters=predictions)

@@ -40,53 +40,29 @@ BASELINES = (LOCAL_VOTING, JOINT_FUSION)
 
 @dataclass(frozen=True)
 class SegmentationJob:
-    """Map to segment, model and output files.
-
-    Parameters
-    ----------
-    chi : str
-        Susceptibility map.
-    sidecar : mapping
-        Its metadata.
-    model : str
-        Key of the registry, or one of `BASELINES`.
-    weights : str or None
-        Model folder to use instead of the weights in the package; a labelled dataset for the baselines.
-    out : str
-        Label image to write, ``…_dseg.nii.gz``, with its label table beside it.
-    cost : str
-        JSON to write: ``seconds``, ``cpu_seconds``, ``peak_mb``, or ``problem``.
-    device : {"auto", "cpu", "cuda"}
-    threads : int
-    label_map : str or None
-        Table that maps the labels of an nnU-Net folder to nuclei.
-    choose : sequence of str
-        Entities that decide if a scan of the atlases has several segmentations.
-    """
+    """Map to segment, model and output files."""
 
     chi: str
     sidecar: Mapping[str, Any]
     model: str
+    """Key of the registry, or one of `BASELINES`."""
     weights: str | None
+    """Model folder to use instead of the weights in the package; a labelled dataset for the baselines."""
     out: str
+    """Label image to write, ``…_dseg.nii.gz``, with its label table beside it."""
     cost: str
+    """JSON to write: ``seconds``, ``cpu_seconds``, ``peak_mb``, or ``problem``."""
     device: str = "cpu"
     threads: int = 1
     label_map: str | None = None
+    """Table that maps the labels of an nnU-Net folder to nuclei."""
     choose: Sequence[str] = ()
+    """Entities that decide if a scan of the atlases has several segmentations."""
 
     def run(self, folder: Path) -> dict[str, Any]:
-        """Segment in a new process.
+        """Segment in a new process, with its request in `folder`, and return the content of `cost`.
 
-        Parameters
-        ----------
-        folder : path
-            For the request.
-
-        Returns
-        -------
-        dict
-            Content of `cost`; a process that ends without writing it has a ``problem``.
+        A process that ends without writing it has a ``problem``.
         """
         cost = Path(self.cost)
         cost.unlink(missing_ok=True)

@@ -91,7 +91,12 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair]) -> ScanCo
     """
     read, failures = _read_images(images)
     names = _sort_nuclei({name for image in read.values() for name in image.names.values()})
-    structures = {name: _structure(name, index) for index, name in enumerate(names, start=1)}
+    structures = {
+        name: replace(STRUCTURES.named(name), index=index)
+        if name in _ABBREVIATIONS
+        else Structure(index, name, name, "R" if name.endswith("_R") else "L", "#888888", 0)
+        for index, name in enumerate(names, start=1)
+    }
     arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
     tables, absent = [], {}
     for reference, prediction in pairs:
@@ -99,10 +104,7 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair]) -> ScanCo
             continue
         first, second = read[reference], read[prediction]
         if mismatch := describe_grid_mismatch(first.volume, second.volume):
-            failures.append(
-                f"{images.scan}: {second.path.name} ({_describe_grid(second.volume)}) is not on the grid of "
-                f"{first.path.name} ({_describe_grid(first.volume)}; {mismatch}); resample one of them first"
-            )
+            failures.append(_grid_failure(images.scan, second, first.path.name, first.volume, mismatch))
             continue
         absent[reference, prediction] = frozenset(second.nuclei - set(first.names.values()))
         absent[prediction, reference] = frozenset(first.nuclei - set(second.names.values()))
@@ -167,12 +169,6 @@ def _read_images(images: ScanImages) -> tuple[dict[str, _LabelImage], list[str]]
     return read, failures
 
 
-def _structure(name: str, index: int) -> Structure:
-    if name in _ABBREVIATIONS:
-        return replace(STRUCTURES.named(name), index=index)
-    return Structure(index, name, name, "R" if name.endswith("_R") else "L", "#888888", 0)
-
-
 def _renumber(image: _LabelImage, structures: Mapping[str, Structure]) -> NDArray[np.uint16]:
     """Replace the labels of a rater by common indices; labels without a name become 0."""
     inside = image.volume.array != 0
@@ -183,10 +179,16 @@ def _renumber(image: _LabelImage, structures: Mapping[str, Structure]) -> NDArra
     return renumbered
 
 
-def _describe_grid(volume: Volume) -> str:
-    shape, size = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (volume.shape, volume.voxel_size_mm))
-    origin = ", ".join(f"{value:.4g}" for value in volume.affine[:3, 3])
-    return f"{shape} voxels of {size} mm from ({origin}) mm in RAS+"
+def _grid_failure(scan: str, image: _LabelImage, other: str, volume: Volume, mismatch: str) -> str:
+    grids = []
+    for one in (image.volume, volume):
+        shape, size = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (one.shape, one.voxel_size_mm))
+        origin = ", ".join(f"{value:.4g}" for value in one.affine[:3, 3])
+        grids.append(f"{shape} voxels of {size} mm from ({origin}) mm in RAS+")
+    return (
+        f"{scan}: {image.path.name} ({grids[0]}) is not on the grid of {other} ({grids[1]}; {mismatch}); resample one "
+        "of them first"
+    )
 
 
 def _measure(
@@ -209,11 +211,8 @@ def _measure(
     for rater, image in read.items():
         mismatch = describe_grid_mismatch(image.volume, chi) if chi else None
         if chi and mismatch:
-            failures.append(
-                f"{images.scan}: {image.path.name} ({_describe_grid(image.volume)}) is not on the grid of "
-                f"{images.chi.name if images.chi else 'the map'} ({_describe_grid(chi)}; {mismatch}); resample one of "
-                "them first"
-            )
+            name = images.chi.name if images.chi else "the map"
+            failures.append(_grid_failure(images.scan, image, name, chi, mismatch))
         means = _mean_by_index(chi.array, arrays[rater]) if chi and not mismatch else {}
         voxel_mm3 = float(np.prod(image.volume.voxel_size_mm))
         counts = np.bincount(arrays[rater].ravel(), minlength=len(structures) + 1)

@@ -6,9 +6,8 @@ rater and, if some scans could not be compared, ``scan``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,8 @@ from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, es
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 
 Pair = tuple[str, str]
+
+_NUCLEUS = ["quantity", "abbreviation"]
 
 
 def agreement_table(
@@ -53,8 +54,8 @@ def agreement_table(
         The columns of `AGREEMENT_COLUMNS`. p values are corrected over the nuclei and pairs of each quantity.
     """
     rows = []
-    for quantity, abbreviation, group in _nuclei(values):
-        present = _present(group, raters)
+    for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
+        present = [rater for rater in raters if group[rater].notna().any()]
         among = tukey(group[present].to_numpy(float)) if len(present) > 2 else None
         for reference, prediction in pairs:
             first, second = (group[rater].to_numpy(float) for rater in (reference, prediction))
@@ -91,8 +92,8 @@ def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame
         The columns of `RATERS_COLUMNS`, one row per quantity and nucleus, for raters that have it in any scan.
     """
     rows = []
-    for quantity, abbreviation, group in _nuclei(values):
-        present = _present(group, raters)
+    for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
+        present = [rater for rater in raters if group[rater].notna().any()]
         if len(present) < 2:
             continue
         ratings = group[present].to_numpy(float)
@@ -128,8 +129,8 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
         over the nuclei and pairs of each measure.
     """
     rows = []
-    for quantity, abbreviation, group in _nuclei(values):
-        present = _present(group, raters)
+    for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
+        present = [rater for rater in raters if group[rater].notna().any()]
         if len(present) < 2:
             continue
         ratings = group[present].to_numpy(float)
@@ -213,7 +214,10 @@ def nuclei_table(
     DataFrame
         The columns of `NUCLEI_COLUMNS`; NaN and ``n`` 0 for a nucleus that no reference segmentation has.
     """
-    measured, agreed = _by_nucleus(summary, "measure"), _by_nucleus(agreement, "quantity")
+    measured, agreed = (
+        {(row["prediction"], row["abbreviation"], row[key]): row for row in table.to_dict("records")}
+        for table, key in ((summary, "measure"), (agreement, "quantity"))
+    )
     rows = []
     for model, nuclei in models.items():
         for nucleus in nuclei:
@@ -269,21 +273,6 @@ def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, *, models: Mapping[
     return pd.DataFrame(rows, columns=list(MODELS_COLUMNS))
 
 
-def _by_nucleus(table: pd.DataFrame, what: str) -> dict[tuple[str, str, str], Mapping[Any, Any]]:
-    """Index rows by model, nucleus and quantity or measure."""
-    return {(row["prediction"], row["abbreviation"], row[what]): row for row in table.to_dict("records")}
-
-
-def _nuclei(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    for (quantity, abbreviation), group in values.groupby(["quantity", "abbreviation"], sort=False):
-        yield str(quantity), str(abbreviation), group
-
-
-def _present(group: pd.DataFrame, raters: Sequence[str]) -> list[str]:
-    """Return the raters with a value; others do not segment the nucleus, and would leave no complete scan."""
-    return [rater for rater in raters if group[rater].notna().any()]
-
-
 def _tests(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str, float]:
     t, ranks = paired_t(first, second), wilcoxon(first, second)
     return {"t": t.statistic, "t_p": t.p, "wilcoxon_w": ranks.statistic, "wilcoxon_p": ranks.p}
@@ -303,23 +292,19 @@ def _variance(ratings: NDArray[np.floating]) -> dict[str, float]:
 
 def _of_pair(table: NDArray[np.float64] | None, raters: Sequence[str], first: str, second: str) -> float:
     names = list(raters)
-    if table is None or not {first, second} <= set(names):
+    if table is None or not {first, second} <= set(names):  # others do not segment the nucleus
         return np.nan
     return float(table[names.index(first), names.index(second)])
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """Insert corrected p values after each p value of a paired test."""
+    """Insert corrected p values after each p value of a paired test; a family is all rows with the same first value."""
     if table.empty:
         return table
-    table = table.copy()
-    families = table.groupby(str(table.columns[0]), sort=False).indices.values()
+    columns = {str(name): table[name] for name in table}
+    families = table.groupby(str(table.columns[0]), sort=False)
     for test in ("t_p", "wilcoxon_p"):
-        place = list(table.columns).index(test)
-        methods: tuple[Literal["bonferroni", "holm"], ...] = ("bonferroni", "holm")
-        for step, method in enumerate(methods, start=1):
-            p, adjusted = table[test].to_numpy(float), np.full(len(table), np.nan)
-            for family in families:
-                adjusted[family] = adjust_p_values(p[family], method=method)
-            table.insert(place + step, f"{test}_{method}", adjusted)
-    return table
+        for method in ("bonferroni", "holm"):
+            columns[f"{test}_{method}"] = families[test].transform(adjust_p_values, method=method)
+    order = [column for name in table for column in (name, f"{name}_bonferroni", f"{name}_holm") if column in columns]
+    return pd.DataFrame(columns)[order]

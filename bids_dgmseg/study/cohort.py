@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ import pandas as pd
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
-from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
-from bids_dgmseg.study.results import RERUN, Results, read_entities, read_results
+from bids_dgmseg.study.folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
 
 ENTITIES = {
     "sub": "participant_id",
@@ -35,67 +33,6 @@ _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 
 _RECONSTRUCTION = ("reconstruction", "description")
 """Columns that distinguish reconstructions of the same scan."""
-
-_GENERIC_NAMES = ("bids_dgmseg", "derivatives")
-
-
-@dataclass(frozen=True)
-class ResultsFolder:
-    """An output folder of the participant level."""
-
-    path: Path
-    name: str
-    dataset: Path | None
-    """Dataset with its participants.tsv and sessions.tsv."""
-    link: str = "."
-    """Relative path of the folder from the one of the group tables."""
-
-
-@dataclass(frozen=True)
-class ResultsSelection:
-    """Labels of the scans to use; empty means all."""
-
-    participants: tuple[str, ...] = ()
-    """Without ``sub-``."""
-    sessions: tuple[str, ...] = ()
-    """Without ``ses-``."""
-    models: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.participants or self.sessions or self.models)
-
-    def includes(self, entities: Mapping[Any, Any]) -> bool:
-        """Return whether a scan with these entities is selected."""
-        return all(not wanted or entities.get(key) in wanted for key, _, _, wanted in self._criteria())
-
-    def check(self, scans: Sequence[Mapping[Any, Any]], *, where: str) -> None:
-        """Check that every label exists and that some scan is selected.
-
-        Raises
-        ------
-        InputError
-            Otherwise; the message lists the existing labels. `where` names the folder.
-        """
-        for key, prefix, option, wanted in self._criteria():
-            known = {str(entities[key]) for entities in scans if not pd.isna(entities.get(key))}
-            if unknown := [label for label in wanted if label not in known]:
-                some = list_some(f"{prefix}{label}" for label in known) or "none"
-                raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check {option} (found {some})")
-        if not any(map(self.includes, scans)):
-            options = ", ".join(option for _, _, option, wanted in self._criteria() if wanted)
-            raise InputError(f"{where}: no scan matches all of {options}; check them")
-
-    def describe(self) -> dict[str, list[str]]:
-        """Return the labels by option, for the data dictionaries."""
-        return {option.removeprefix("--"): list(wanted) for _, _, option, wanted in self._criteria() if wanted}
-
-    def _criteria(self) -> Sequence[tuple[str, str, str, tuple[str, ...]]]:
-        """List entity, prefix of its labels, option and labels."""
-        return (
-            ("sub", "sub-", "--participant-label", self.participants),
-            ("ses", "ses-", "--session-label", self.sessions),
-            ("seg", "", "--model", self.models),
-        )
 
 
 @dataclass(frozen=True)
@@ -128,21 +65,6 @@ class Cohort:
     """Selected tables that cannot be used; `warnings` name them."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Selected scans of one folder."""
-
-    folder: ResultsFolder
-    results: Results
-    tables: ParticipantTables
-    warnings: Sequence[str]
-    n_damaged: int
-
-    @property
-    def visits(self) -> list[Visit]:
-        return _visits(self.results)
-
-
 def load_cohort(
     folders: Sequence[ResultsFolder],
     *,
@@ -167,22 +89,11 @@ def load_cohort(
         If there are no results or none is selected, a named column does not exist, or a table cannot be read or joined.
     """
     selection = selection or ResultsSelection()
-    found = [read_results(folder.path, link=folder.link) for folder in folders]
-    _check_any(folders, found)
-    if selection:
-        records = [record for results in found for record in results.scans.to_dict("records")]
-        selection.check(records, where=list_some([folder.name for folder in folders]))
     named = [names for names, column in ((SITE, site_column), (GROUP, group_column)) if column]
-    parts = _align_columns(
-        [_load_part(folder, results, selection) for folder, results in zip(folders, found, strict=True)],
-        [names for names in (AGE, SEX, GROUP, SITE) if names not in named],
-    )
+    parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
     scans = pd.concat([part.results.scans for part in parts], ignore_index=True)
-    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])
     qc = pd.concat([part.results.qc for part in parts], ignore_index=True)
-    keys, strata = _key_table(scans)
-    if len(parts) > 1:
-        keys["dataset"] = [part.folder.name for part in parts for _ in part.visits]
+    keys = _key_table(parts, scans)
     participants = pd.concat([part.tables.at_visits(part.visits) for part in parts], ignore_index=True)
     for column, option in ((site_column, "--site-column"), (group_column, "--group-column")):
         if column is not None and column not in participants.columns:
@@ -190,33 +101,19 @@ def load_cohort(
             raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {shown}); fix the name")
     site, site_from = _find_sites(parts, scans, participants, column=site_column)
     group = group_column or find_column(participants.columns, GROUP)
-    demographics, warnings = _find_demographics(parts, keys, participants, group=group)
-    shared_warnings = []
-    if shared := _shared_labels(parts):
-        shared_warnings = [
-            f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"
-        ]
-    column = site_from.removeprefix("column ")
-    where = f"participants.tsv: {column}" if column != site_from else f"{site_from}: site"
-    spellings = {
-        "site": _spelling_warnings(site, where),
-        "group": _spelling_warnings(demographics["group"], f"participants.tsv: {group}"),
-    }
+    shared = _shared_labels(parts)
+    demographics, warnings = _find_demographics(parts, keys, participants, group=group, shared=shared)
+    demographics = demographics.assign(site=site)
+    spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     return Cohort(
         scans=scans.drop(columns=["page", "scanner"]),
         keys=keys.assign(site=site.fillna(MISSING)),
-        stats=pd.concat(
-            [
-                part.results.stats.assign(scan=part.results.stats["scan"] + n)
-                for part, n in zip(parts, first, strict=True)
-            ],
-            ignore_index=True,
-        ),
+        stats=_stack_stats(parts),
         qc=pd.concat([scans["page"], qc], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
-        demographics=demographics.assign(site=site),
-        strata=strata,
+        demographics=demographics,
+        strata=("model", *(column for column in _RECONSTRUCTION if column in keys)),
         settings={
             "Datasets": {part.folder.name: len(part.results.scans) for part in parts},
             "SiteFrom": site_from,
@@ -228,148 +125,68 @@ def load_cohort(
         spellings=spellings,
         warnings=(
             *(f"{part.folder.name}: {line}" if len(parts) > 1 else line for part in parts for line in part.warnings),
-            *shared_warnings,
             *warnings,
-            *spellings["site"],
-            *spellings["group"],
+            *(line for lines in spellings.values() for line in lines),
             *_mixed_map_warnings(qc),
         ),
         n_damaged=sum(part.n_damaged for part in parts),
     )
 
 
-def name_folders(paths: Sequence[Path]) -> list[str]:
-    """Return names of folders that distinguish them, without parts that say nothing, such as ``derivatives``.
-
-    >>> name_folders([Path("/data/bern/derivatives/bids_dgmseg"), Path("/data/graz/derivatives/bids_dgmseg")])
-    ['bern', 'graz']
-    >>> name_folders([Path("/a/study"), Path("/b/study")])
-    ['a/study', 'b/study']
-    """
-    parts = [[part for part in path.parts[1:] if part not in _GENERIC_NAMES] or [path.name] for path in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        # a name that is not valid UTF-8 could not be written to a table
-        names = ["/".join(part[-depth:]).encode(errors="replace").decode() for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def _load_part(folder: ResultsFolder, results: Results, selection: ResultsSelection) -> _Part:
-    warnings = []
-    for (problem, remedy), names in _left_out(results).items():
-        if selected := [name for name in names if selection.includes(read_entities(name))]:
-            them = " for them" if remedy.startswith(RERUN) else ""
-            warnings.append(f"{list_some(selected)}: {problem} and left out; {remedy}{them}")
-    n_damaged = sum(selection.includes(read_entities(name)) for name in results.damaged)
-    mask = [selection.includes(record) for record in results.scans.to_dict("records")]
-    chosen = _select(results, pd.Series(mask, dtype=bool))
-    # labels are matched among all scans with results: an id such as 3 may stand for sub-03 or for sub-3
-    tables, more = read_participant_tables(
-        folder.dataset, _visits(results), selected=_visits(chosen) if selection else None
-    )
-    return _Part(folder, chosen, tables, [*warnings, *more], n_damaged)
-
-
-def _select(results: Results, mask: pd.Series) -> Results:
-    """Return the results of some scans, which are numbered anew."""
-    new_row = mask.cumsum() - 1
-    stats = results.stats[mask.to_numpy()[results.stats["scan"]]] if len(mask) else results.stats
-    return replace(
-        results,
-        scans=results.scans[mask].reset_index(drop=True),
-        qc=results.qc[mask].reset_index(drop=True),
-        stats=stats.assign(scan=new_row.to_numpy()[stats["scan"]]),
-    )
-
-
-def _left_out(results: Results) -> dict[tuple[str, str], list[str]]:
-    """Names of the tables that are not used, by problem and remedy."""
-    names: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, error in results.damaged.items():
-        names[error.problem, error.remedy].append(name)
-    if results.unfinished:
-        names["unfinished (_dseg.json is missing)", RERUN] += results.unfinished
-    return names
-
-
-def _check_any(folders: Sequence[ResultsFolder], found: Sequence[Results]) -> None:
-    if any(len(results.scans) for results in found):
-        return
-    for folder, results in zip(folders, found, strict=True):
-        for (problem, remedy), names in _left_out(results).items():
-            raise InputError(f"{folder.path.name}: all tables are {problem} ({names[0]}); {remedy}")
-    where = ", ".join(folder.path.name for folder in folders)
-    raise InputError(f"{where}: no *_stats.tsv found; run the participant level first")
-
-
-def _visits(results: Results) -> list[Visit]:
-    sessions = results.scans.get("ses", pd.Series(index=results.scans.index, dtype=object))
-    return [
-        (participant, None if pd.isna(session) else session)
-        for participant, session in zip(results.scans.get("sub", ()), sessions, strict=True)
-    ]
-
-
-def _align_columns(parts: Sequence[_Part], roles: Iterable[Sequence[str]]) -> list[_Part]:
-    """Name each folder's columns of age, sex, group and site as the first folder with one does."""
-    aligned = list(parts)
-    for names in roles:
-        columns = [find_column(part.tables.columns, names) for part in parts]
-        first = next(filter(None, columns), None)
-        for place, column in enumerate(columns):
-            part = aligned[place]
-            if column and first and column != first and first not in part.tables.columns:
-                warning = f"participants.tsv: using its column {column} as {first}"
-                tables = part.tables.rename({column: first})
-                aligned[place] = replace(part, tables=tables, warnings=[*part.warnings, warning])
-    return aligned
-
-
-def _key_table(scans: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Entities by column, and the columns that are never pooled."""
-    entities = [*dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in ("page", "scanner"))])]
-    keys = scans.reindex(columns=entities).rename(columns=ENTITIES).astype(object)
+def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
+    """Return the entities by column, and the dataset if there are several."""
+    entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in ("page", "scanner"))])
+    keys = scans.reindex(columns=list(entities)).rename(columns=ENTITIES).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
-    keys = keys.where(keys.notna(), MISSING)
-    return keys, ("model", *(column for column in _RECONSTRUCTION if column in keys))
+    if len(parts) > 1:
+        keys["dataset"] = [part.folder.name for part in parts for _ in part.visits]
+    return keys.where(keys.notna(), MISSING)
+
+
+def _stack_stats(parts: Sequence[FolderScans]) -> pd.DataFrame:
+    """Stack the measures of all folders, with scans numbered throughout."""
+    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])
+    stats = (part.results.stats for part in parts)
+    tables = [table.assign(scan=table["scan"] + row) for table, row in zip(stats, first, strict=True)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _find_sites(
-    parts: Sequence[_Part], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None
+    parts: Sequence[FolderScans], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None
 ) -> tuple[pd.Series, str]:
     """Return the site of each scan, NaN if unknown, and where it was found."""
     named = column or find_column(participants.columns, SITE)
-    sites: list[Any] = []
-    for part in parts:
-        rows = slice(len(sites), len(sites) + len(part.results.scans))
-        if named and (column or named in part.tables.columns):
-            sites += participants[named].iloc[rows].tolist()
-        elif len(parts) > 1:
-            sites += [part.folder.name] * len(part.results.scans)
-        else:
-            sites += scans["scanner"].iloc[rows].tolist()
-    series = pd.Series(sites, index=participants.index, dtype=object)
-    if named:
-        return series, f"column {named}"
-    if len(parts) > 1:
-        return series, "output folder"
-    return series, "scanner in the maps' sidecars" if series.notna().any() else "not known"
+    if len(parts) == 1:
+        if named:
+            return participants[named], f"column {named}"
+        return scans["scanner"], "scanner in the maps' sidecars" if scans["scanner"].notna().any() else "not known"
+    sites = pd.Series([part.folder.name for part in parts for _ in part.visits], dtype=object)
+    if not named:
+        return sites, "output folder"
+    has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.visits]
+    return participants[named].where(has_column, sites), f"column {named}"
 
 
 def _find_demographics(
-    parts: Sequence[_Part], keys: pd.DataFrame, participants: pd.DataFrame, *, group: str | None
+    parts: Sequence[FolderScans],
+    keys: pd.DataFrame,
+    participants: pd.DataFrame,
+    *,
+    group: str | None,
+    shared: Sequence[str],
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Person, age, time, sex and group of each scan."""
+    """Return person, age, time, sex and group of each scan; `shared` labels are different persons by dataset."""
     person = keys["participant_id"]
-    if "dataset" in keys:
-        person = person.where(~person.isin(_shared_labels(parts)), person + " (" + keys["dataset"] + ")")
+    warnings = []
+    if shared:
+        person = person.where(~person.isin(shared), person + " (" + keys["dataset"] + ")")
+        warnings = [f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"]
     missing = pd.Series(float("nan"), index=keys.index, dtype=object)
     sex = find_column(participants.columns, SEX)
     sexes = participants[sex] if sex else missing
     since_first = pd.concat([part.tables.years_since_first(part.visits) for part in parts], ignore_index=True)
-    ages, warnings = _find_ages(parts, participants.assign(participant_id=person), since_first)
+    ages, age_warnings = _find_ages(parts, participants.assign(participant_id=person), since_first)
     # one time axis per person, the one with more distinct times: the two must not be subtracted from each other
     n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since_first, ages))
     facts = {
@@ -379,11 +196,11 @@ def _find_demographics(
         "sex": sexes.map(lambda text: SEXES.get(text.casefold(), text), na_action="ignore"),
         "group": participants[group] if group else missing,
     }
-    return pd.DataFrame(facts), warnings
+    return pd.DataFrame(facts), [*warnings, *age_warnings]
 
 
 def _find_ages(
-    parts: Sequence[_Part], participants: pd.DataFrame, since_first: pd.Series
+    parts: Sequence[FolderScans], participants: pd.DataFrame, since_first: pd.Series
 ) -> tuple[pd.Series, list[str]]:
     """Ages at the scans in years; an age at the first session grows with the time since."""
     column = find_column(participants.columns, AGE)
@@ -405,21 +222,27 @@ def _find_ages(
     return ages, [*dict.fromkeys(warnings), *lines]
 
 
-def _shared_labels(parts: Sequence[_Part]) -> list[str]:
+def _shared_labels(parts: Sequence[FolderScans]) -> list[str]:
     counts = Counter(label for part in parts for label in {f"sub-{participant}" for participant, _ in part.visits})
     return sorted(label for label, count in counts.items() if count > 1)
 
 
-def _spelling_warnings(values: pd.Series, where: str) -> list[str]:
-    """Warn about values that differ only in case."""
-    spellings: dict[str, set[str]] = defaultdict(set)
-    for value in values.dropna().unique():
-        spellings[str(value).casefold()].add(str(value))
-    return [
-        f"{where} is spelled {' and '.join(map(repr, sorted(same)))}, which count as different; use one spelling"
-        for same in spellings.values()
-        if len(same) > 1
-    ]
+def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:
+    """Return warnings about sites and groups that differ only in case."""
+    column = site_from.removeprefix("column ")
+    where = {
+        "site": f"{site_from}: site" if column == site_from else f"participants.tsv: {column}",
+        "group": f"participants.tsv: {group}",
+    }
+    warnings: dict[str, list[str]] = {}
+    for name, place in where.items():
+        values = pd.Series(demographics[name].dropna().unique(), dtype=object).astype(str)
+        warnings[name] = [
+            f"{place} is spelled {' and '.join(map(repr, sorted(same)))}, which count as different; use one spelling"
+            for _, same in values.groupby(values.str.casefold(), sort=False)
+            if len(same) > 1
+        ]
+    return warnings
 
 
 def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -39,12 +38,7 @@ _MISSING = ("", "n/a", "na", "nan", "#n/a")
 
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
-_INTEGER = re.compile(r"(\d{1,255})(\.0+)?")
-
-_BLANK = "\t;, "
-
-_MAX_LINES = 50
-"""Most lines of one row: a quote that is not closed by then is an ordinary character."""
+_INTEGER = re.compile(r"(\d+)(\.0+)?")
 
 _DAYS_PER_YEAR = 365.25
 
@@ -269,31 +263,33 @@ class _LabelMatcher:
 
     def __init__(self, labels: Iterable[str], prefix: str) -> None:
         self.labels, self.prefix = set(labels), prefix
-        by_number: dict[int, list[str]] = defaultdict(list)
-        for label in sorted(self.labels):
-            if label.isdecimal():
-                by_number[int(label)].append(label)
-        self.by_number = {number: found[0] for number, found in by_number.items() if len(found) == 1}
+        numbers = Counter(int(label) for label in self.labels if label.isdecimal())
+        self.by_number = {int(label): label for label in self.labels if label.isdecimal() and numbers[int(label)] == 1}
 
     def __call__(self, text: str) -> str:
         label = text.removeprefix(self.prefix)
-        if label in self.labels:
-            return label
-        if number := _INTEGER.fullmatch(label):
-            return self.by_number.get(int(number[1]), label)
-        return label
+        number = _INTEGER.fullmatch(label)
+        return label if label in self.labels or not number else self.by_number.get(int(number[1]), label)
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Split a table into its header and its rows, each with its line number; missing values are empty."""
-    lines = re.split("\r\n|\r|\n", _decode(path))
-    first = next((line for line in lines if line.strip(_BLANK)), None)
+    text = _read_text(path)
+    first = next((line for line in text.splitlines() if line.strip("\t;, ")), None)
     if first is None:
         raise InputError(f"{path.name}: the file is empty; write at least the header participant_id")
     separator = "\t" if "\t" in first else max(";,", key=first.count)
     if separator not in first:
-        separator = " "
-    rows = [(number, _clean(values, separator)) for number, values in _split_rows(lines, separator)]
+        separator, text = "\t", re.sub(" +", "\t", text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, number = [], 1
+    try:
+        for values in reader:
+            if any(map(str.strip, values)):
+                rows.append((number, _clean(values, separator)))
+            number = reader.line_num + 1  # a quoted value may span several lines
+    except csv.Error as error:
+        raise InputError(f"{path.name}: line {number} has a quote that is not closed; remove or close it") from error
     header = rows[0][1]
     while header and not header[-1]:
         header.pop()
@@ -305,49 +301,17 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows[1:]
 
 
-def _decode(path: Path) -> str:
-    """Decode a text file of unknown encoding: UTF-8, UTF-16 (Excel's "Unicode text") or that of Western Windows."""
+def _read_text(path: Path) -> str:
+    """Read UTF-8, with or without a byte order mark, or UTF-16 (Excel's "Unicode text")."""
     if is_pointer_file(path):
         raise InputError(describe_unfetched(path))
     try:
         data = path.read_bytes()
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    for encoding in ("utf-16" if is_utf16 else "utf-8-sig", "cp1252"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return data.decode(encoding)
-    return data.decode("latin-1")
-
-
-def _split_rows(lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Split lines into values, with the number of each row's first line; a quoted value may span several lines."""
-    place, width = 0, 0
-    while place < len(lines):
-        number, line = place + 1, lines[place]
-        place += 1
-        if not line.strip(_BLANK):
-            continue
-        values = line.split() if separator == " " else line.split(separator)
-        if separator != " " and '"' in line:
-            values, n_lines = _split_quoted(lines[place - 1 : place - 1 + _MAX_LINES], separator, width=width)
-            place += n_lines - 1
-        width = width or len(values)
-        yield number, values
-
-
-def _split_quoted(lines: Sequence[str], separator: str, *, width: int) -> tuple[list[str], int]:
-    """Split the first row of some lines and count its lines; a quote that is never closed is an ordinary character."""
-    for n_lines in range(1, len(lines) + 1):
-        row = io.StringIO("\n".join(lines[:n_lines]), newline="")
-        try:
-            found = list(csv.reader(row, delimiter=separator, strict=True))
-        except csv.Error:  # the quote is still open, or closes inside a value
-            continue
-        # several lines are one row only if it is as wide as the table; otherwise the character was no quote
-        if n_lines == 1 or (len(found) == 1 and len(found[0]) == (width or len(found[0]))):
-            return found[0], n_lines
-    return lines[0].split(separator), 1
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: not UTF-8; save it as UTF-8") from error
 
 
 def _clean(values: Sequence[str], separator: str) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +21,7 @@ from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.study.participants import Visit
 
 STATS = "_stats.tsv"
 
@@ -74,6 +75,34 @@ class Results:
     """File name of each table that cannot be used."""
     unfinished: tuple[str, ...]
     """File names of tables that lie beside labels without a sidecar, which is written last."""
+
+    @property
+    def visits(self) -> list[Visit]:
+        """Labels of participant and session of each scan."""
+        scans = self.scans.reindex(columns=["sub", "ses"]).to_numpy(object).tolist()
+        return [(participant, None if pd.isna(session) else session) for participant, session in scans]
+
+    @property
+    def left_out(self) -> dict[tuple[str, str], list[str]]:
+        """Names of the tables that are not used, by problem and remedy."""
+        names: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for name, error in self.damaged.items():
+            names[error.problem, error.remedy].append(name)
+        if self.unfinished:
+            names["unfinished (_dseg.json is missing)", RERUN] += self.unfinished
+        return names
+
+    def select(self, chosen: Sequence[bool]) -> Results:
+        """Return the results of some scans, which are numbered anew."""
+        mask = np.array(chosen, dtype=bool)
+        row = np.cumsum(mask) - 1
+        stats = self.stats[mask[self.stats["scan"]]]
+        return replace(
+            self,
+            scans=self.scans[mask].reset_index(drop=True),
+            qc=self.qc[mask].reset_index(drop=True),
+            stats=stats.assign(scan=row[stats["scan"]]),
+        )
 
 
 def read_results(folder: Path, *, link: str = ".") -> Results:

@@ -20,7 +20,7 @@ from bids_dgmseg.workflow.environment import prepare_environment
 from bids_dgmseg.workflow.plan import check_folders
 
 if TYPE_CHECKING:
-    from bids_dgmseg.study.cohort import ResultsFolder
+    from bids_dgmseg.study.folders import ResultsFolder
 
 
 def run_group(config: RunConfig) -> int:
@@ -47,7 +47,8 @@ def run_group(config: RunConfig) -> int:
     """
     prepare_environment(config.control.work_dir, n_threads=config.resources.omp_nthreads)
     from bids_dgmseg.study.analyses import run_analyses
-    from bids_dgmseg.study.cohort import ResultsSelection, load_cohort
+    from bids_dgmseg.study.cohort import load_cohort
+    from bids_dgmseg.study.folders import ResultsSelection
     from bids_dgmseg.study.study import build_study
     from bids_dgmseg.study.tables import list_empty_tables, scan_tables, write_tables
 
@@ -147,7 +148,7 @@ def find_folders(config: RunConfig) -> list[ResultsFolder]:
     InputError
         If a folder does not exist or has no results.
     """
-    from bids_dgmseg.study.cohort import ResultsFolder, name_folders
+    from bids_dgmseg.study.folders import ResultsFolder, name_folders
     from bids_dgmseg.study.results import has_results
 
     output = config.output_dir

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from bids_dgmseg.study.cohort import ResultsFolder, ResultsSelection, load_cohort
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.folders import ResultsFolder, ResultsSelection
 from bids_dgmseg.study.results import name_scanner
 
 DAYS = 365.25

@@ -8,7 +8,8 @@ from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import fit_ageing
-from bids_dgmseg.study.cohort import ResultsFolder, load_cohort
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.folders import ResultsFolder
 from bids_dgmseg.study.reference_segmentations import read_reference_values
 from bids_dgmseg.study.study import build_study
 
