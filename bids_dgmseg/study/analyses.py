@@ -177,10 +177,11 @@ def harmonize_sites(study: Study) -> Analysis:
         why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
         if len(sites) and n_without:
             why += f"; {n_without} {'scan' if n_without == 1 else 'scans'} without a site"
-        empty = (pd.DataFrame(columns=names) for names in columns.values())
-        tables = (GroupTable(name, rows, facts, not_computed=why) for name, rows in zip(columns, empty, strict=True))
-        return Analysis(tuple(tables))
-    covariates = _covariates_to_preserve(study)
+        empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
+        return Analysis(tuple(GroupTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
+    covariates = list(study.covariates)
+    if not study.options.covariates and study.cohort.demographics["group"].nunique() > 1:
+        covariates.append("group")  # unless the covariates were chosen by the user
     parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
     measures: dict[str, list[pd.Series]] = defaultdict(list)
     lines: list[str] = []
@@ -207,12 +208,6 @@ def harmonize_sites(study: Study) -> Analysis:
     )
     harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
     return Analysis(tuple(tables), tuple(lines), pd.DataFrame(harmonized_columns, index=study.table.index))
-
-
-def _covariates_to_preserve(study: Study) -> list[str]:
-    """Return the covariates of the study and, unless they were chosen by the user, the group."""
-    add_group = not study.options.covariates and study.cohort.demographics["group"].nunique() > 1
-    return [*study.covariates, *(["group"] if add_group and "group" not in study.covariates else [])]
 
 
 def _harmonize_stratum(

@@ -165,7 +165,7 @@ def _find_sites(
     if not named:
         return sites, "output folder"
     has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.visits]
-    return participants[named].where(has_column, sites), f"column {named}"
+    return participants[named].where(np.array(has_column), sites), f"column {named}"
 
 
 def _find_demographics(

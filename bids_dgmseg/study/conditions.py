@@ -133,8 +133,12 @@ class _Evaluator:
             valid = False
         if not valid:
             raise self._invalid(right)
-        name = self._find(left.id)
-        values = self._order_values(name, values) if is_order else self._equal_values(name, values)
+        name = self._names.get(left.id, left.id)
+        if name not in self._table.columns:
+            known = ", ".join(map(str, self._table.columns))
+            raise InputError(f"{self._where}: no column {name} (columns: {known}); fix the name")
+        self.used.append(name)
+        values = self._convert(name, values, is_order=is_order)
         # nullable dtypes, in which a comparison with a missing value is missing
         if isinstance(values[0], str):
             column: pd.Series = self._table[name].map(str, na_action="ignore").astype("string")
@@ -145,47 +149,26 @@ class _Evaluator:
         equal = reduce(operator.or_, (column == value for value in values))
         return equal if isinstance(op, ast.Eq | ast.In) else ~equal
 
-    def _order_values(self, name: str, values: list[str | float]) -> list[str | float]:
-        """Convert quoted numbers to order a column with numbers by: as text, 9 follows 50."""
-        is_number = self._is_number(name)
-        if any(isinstance(value, str) for value in values) and is_number.any():
-            numbers = [_number(value) for value in values]
-            if None not in numbers:
-                return [number for number in numbers if number is not None]
-            if is_number.all():
-                word = values[numbers.index(None)]
-                raise InputError(f"{self._where}: {name} has numbers, {word!r} is not one; compare it with a number")
-        return values
+    def _convert(self, name: str, values: list[str | float], *, is_order: bool) -> list[str | float]:
+        """Convert the constants to numbers, otherwise all to text, to suit the column.
 
-    def _equal_values(self, name: str, values: list[str | float]) -> list[str | float]:
-        """Convert all values to numbers if the whole column has numbers, otherwise all to text if one is."""
-        if not any(isinstance(value, str) for value in values):
+        Quoted constants are numbers if all of the column are, or, to order it by them, any: as text, 9 follows 50.
+        """
+        words = [value for value in values if isinstance(value, str)]
+        is_number = parse_numbers(self._table, name)[0].notna()[self._table[name].notna()]
+        if not words:
             return values
-        numbers = [_number(value) for value in values]
-        if None not in numbers and self._is_number(name).all():
-            return [number for number in numbers if number is not None]
-        return [value if isinstance(value, str) else f"{value:g}" for value in values]
-
-    def _is_number(self, name: str) -> pd.Series:
-        """Return which of the values that are not missing are numbers."""
-        return parse_numbers(self._table, name)[0].notna()[self._table[name].notna()]
-
-    def _find(self, name: str) -> str:
-        column = self._names.get(name, name)
-        if column not in self._table.columns:
+        no_numbers = [word for word in words if not PLAIN_NUMBER.fullmatch(word.strip())]
+        if not no_numbers and (is_number.any() if is_order else is_number.all()):
+            return [float(value) for value in values]
+        if is_order and no_numbers and len(is_number) and is_number.all():
             raise InputError(
-                f"{self._where}: no column {column} (columns: {', '.join(map(str, self._table.columns))}); fix the name"
+                f"{self._where}: {name} has numbers, {no_numbers[0]!r} is not one; compare it with a number"
             )
-        self.used.append(column)
-        return column
+        return [value if isinstance(value, str) else f"{value:g}" for value in values]
 
     def _invalid(self, node: ast.AST) -> InputError:
         return InputError(f"{self._where}: {ast.unparse(node)!r} is not allowed; {_USAGE}")
-
-
-def _number(value: str | float) -> float | None:
-    """Convert a value to a number; None if it is none."""
-    return float(value) if not isinstance(value, str) or PLAIN_NUMBER.fullmatch(value.strip()) else None
 
 
 def _list_values(column: pd.Series) -> str:

@@ -51,14 +51,17 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     """
     overlap = _read_overlap(folder)
     chosen = read_optional_json(folder / "evaluation.json").get("choose", ())
-    sessions = _scans_by_session(cohort)
+    sessions: dict[tuple[str, str], dict[int, Entities]] = defaultdict(dict)
+    keys, entities = cohort.keys[["participant_id", "session_id"]].to_numpy().tolist(), _entities(cohort)
+    for row in np.unique(first_rows(cohort)).tolist():
+        sessions[tuple(keys[row])][row] = entities[row]
     # with several predictions, the values of the reference are repeated
     overlap = overlap.drop_duplicates(["scan", "abbreviation"])
     rows: dict[str, int | None] = {}
     for scan, participant, session in overlap[["scan", "participant_id", "session_id"]].to_numpy().tolist():
         if scan not in rows:
-            entities = {key: value for key, _, value in (part.partition("-") for part in scan.split("_"))}
-            rows[scan] = _match(entities, sessions.get((participant, session), {}), chosen)
+            labels = {key: value for key, _, value in (part.partition("-") for part in scan.split("_"))}
+            rows[scan] = _match(labels, sessions.get((participant, session), {}), chosen)
     unmatched = [scan for scan, row in rows.items() if row is None]
     if len(unmatched) == len(rows):
         raise InputError(
@@ -94,22 +97,12 @@ def _read_overlap(folder: Path) -> pd.DataFrame:
     return table.fillna({"session_id": MISSING}).astype(dict.fromkeys(COLUMNS.values(), float))
 
 
-def _scans_by_session(cohort: Cohort) -> dict[tuple[str, str], dict[int, Entities]]:
-    """Participant and session → the first rows of their scans, with their entities."""
-    sessions: dict[tuple[str, str], dict[int, Entities]] = defaultdict(dict)
-    keys = cohort.keys[["participant_id", "session_id"]].to_numpy().tolist()
-    entities = _entities(cohort)
-    for row in np.unique(first_rows(cohort)).tolist():
-        sessions[tuple(keys[row])][row] = entities[row]
-    return sessions
-
-
 def _match(wanted: Entities, scans: Mapping[int, Entities], chosen: Collection[str]) -> int | None:
     """Return the row of the scan that labels belong to; None if there is not exactly one."""
-    plain = _without_desc(wanted)
+    plain = {key: value for key, value in wanted.items() if key != "desc"}
     tests = (
         lambda entities: entities == wanted,
-        lambda entities: _without_desc(entities) == plain,
+        lambda entities: {**entities, "desc": ""} == {**plain, "desc": ""},
         # each may have entities that the other lacks, such as space
         lambda entities: all(entities.get(key, value) == value for key, value in plain.items()),
     )
@@ -124,7 +117,3 @@ def _entities(cohort: Cohort) -> list[Entities]:
     scans = cohort.scans.drop(columns="seg").to_dict("records")
     named = [{str(key): value for key, value in scan.items() if isinstance(value, str)} for scan in scans]
     return [scan | ({"run": str(int(scan["run"]))} if scan.get("run", "").isdecimal() else {}) for scan in named]
-
-
-def _without_desc(entities: Entities) -> Entities:
-    return {key: value for key, value in entities.items() if key != "desc"}

@@ -44,8 +44,6 @@ _TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
 
 _NOT_A_NUMBER = (MISSING, "", "nan")
 
-_MAX_QUOTED = 20
-
 _NOT_IN_QC_TABLE = ("scan", "model", "settings", "versions", "seconds", "nuclei")
 
 _RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
@@ -227,10 +225,10 @@ def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> 
     nuclei = [line.split("\t", place + 1)[place] for line in lines]
     labels = _read_label_names(path)
     if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
-        raise DamagedTableError(f"damaged ({_quote(repeated[0])} appears twice)")
+        raise DamagedTableError(f"damaged ({repeated[0]!r} appears twice)")
     expected = labels or known
     if unknown := [name for name in nuclei if expected and name not in expected]:
-        raise DamagedTableError(f"damaged ({_quote(unknown[0])} is not one of its nuclei)")
+        raise DamagedTableError(f"damaged ({unknown[0]!r} is not one of its nuclei)")
     if not set(labels) <= set(nuclei):
         raise DamagedTableError(CUT_SHORT)
     return header, lines
@@ -274,13 +272,9 @@ def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int
             if int(file) not in found or row < found[int(file)][0]:
                 found[int(file)] = (int(str(row)), str(column), cells[row])
     return {
-        file: DamagedTableError(f"damaged ({column} of {table['abbreviation'][row]} is {_quote(cell)})")
+        file: DamagedTableError(f"damaged ({column} of {table['abbreviation'][row]} is {cell!r})")
         for file, (row, column, cell) in found.items()
     }
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…")
 
 
 def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:

@@ -162,7 +162,9 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         if demographic:
             values = cohort.demographics[demographic]
         elif name in cohort.participants:
-            values = _numbers_or_text(cohort.participants[name])
+            texts = cohort.participants[name]
+            numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
+            values = numbers if (numbers.notna() == texts.notna()).all() else texts
         else:
             shown = ", ".join(cohort.participants.columns) or "none"
             raise InputError(f"--covariates {name}: no such column in participants.tsv (columns: {shown}); fix it")
@@ -171,12 +173,6 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         elif wanted:
             warnings.append(f"--covariates {name}: constant or missing, so it is not used")
     return covariates, warnings
-
-
-def _numbers_or_text(texts: pd.Series) -> pd.Series:
-    """Convert a column to numbers if all its values are."""
-    numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-    return numbers if (numbers.notna() == texts.notna()).all() else texts
 
 
 def _find_reference_group(groups: pd.Series, controls: NDArray[np.bool_] | None) -> str | None:

@@ -41,7 +41,12 @@ def scan_tables(cohort: Cohort) -> list[GroupTable]:
     row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json`` are included.
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
-    volumes, susceptibilities = (_wide(cohort, measure) for measure in WIDE)
+    wide = []
+    for measure in WIDE:
+        table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
+        nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in table]
+        wide.append(table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}"))
+    volumes, susceptibilities = wide
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
     tables = {
         "group_stats": cohort.stats,
@@ -50,13 +55,6 @@ def scan_tables(cohort: Cohort) -> list[GroupTable]:
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
     }
     return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
-
-
-def _wide(cohort: Cohort, measure: str) -> pd.DataFrame:
-    """Return one row per scan and one column per nucleus."""
-    wide = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
-    nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in wide]
-    return wide.reindex(index=range(len(cohort.scans)), columns=nuclei).add_suffix(f"_{measure}")
 
 
 def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> GroupTable:

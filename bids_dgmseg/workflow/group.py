@@ -29,11 +29,6 @@ def run_group(config: RunConfig) -> int:
     Of the input dataset only participants.tsv and sessions.tsv are read, if it has them. Nothing is written before all
     results are read, nor in a dry run.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Options of the run.
-
     Returns
     -------
     int
