@@ -21,7 +21,14 @@ from bids_dgmseg.report.scan_results import ScanResult
 
 _MAX_AUTHORS = 6
 
-_SPELLING = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": "SciPy", "nibabel": "NiBabel"}
+_SPELLING = {
+    "python": "Python",
+    "torch": "PyTorch",
+    "numpy": "NumPy",
+    "scipy": "SciPy",
+    "nibabel": "NiBabel",
+    "nipype": "Nipype",
+}
 
 _ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", '"': "\u0308", "~": "\u0303"}  # combining
 
@@ -127,7 +134,7 @@ def _describe_model(model: Model, *, own_weights: bool) -> str:
         return f"Labels were predicted by a user-provided nnU-Net [@nnunet], run as model {model.name}."
     cited = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     share = model.input.native_voxel_tolerance
-    own_voxels = f", or at the voxel size of the map where it differs by at most {share:.0%}" if share else ""
+    own_voxels = f", or at the voxel size of the map where it differs by at most {100 * share:.0f} %" if share else ""
     text = (
         f"{_describe_localizer(model)} Within it, the model {model.name} ({_decapitalize(model.title)})"
         f"{f' [{cited}]' if cited else ''} labelled the {describe_nuclei(model)} in both hemispheres at "

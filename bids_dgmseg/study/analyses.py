@@ -317,7 +317,7 @@ def estimate_changes(study: Study) -> Analysis:
     demographics = study.cohort.demographics
     if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
         several = demographics["participant_id"].duplicated().any()
-        why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "nobody has two sessions"
+        why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "no participant has two sessions"
         why = f"no participant was scanned at two known times ({why})"
         return Analysis(tuple(_empty(name, study, why) for name in names))
     summaries, changes, warnings = [], [], []

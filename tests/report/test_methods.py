@@ -42,9 +42,9 @@ def test_different_references_are_listed():
 
 def test_voxel_size_of_network_is_described():
     own, fixed = (text_of(result(model=model)) for model in ("dgm16", "dcnnet"))
-    assert "at 1 × 1 × 1 mm, or at the voxel size of the map where it differs by at most 10%." in own
+    assert "at 1 × 1 × 1 mm, or at the voxel size of the map where it differs by at most 10 %." in own
     assert "at 1.25 × 1.25 × 1.25 mm." in fixed
-    assert "(two-step network" in own
+    assert "(two-step 3D U-Net" in own
     assert "(DCN-Net: dilated" in fixed
 
 

@@ -215,7 +215,7 @@ def test_empty_tables_say_why(output, add_scan):
         "group_differences": "participants.tsv has no column group or diagnosis; name one with --group-column",
         **dict.fromkeys(
             ("group_longitudinal", "group_changes"),
-            "no participant was scanned at two known times (nobody has two sessions)",
+            "no participant was scanned at two known times (no participant has two sessions)",
         ),
     }
     assert result.notes[0] == "group_adjusted.tsv: empty, no --control-filter was given"
