@@ -280,7 +280,7 @@ def _add_reference(group: argparse._ArgumentGroup) -> None:
         choices=("none", "whole-brain", "csf", "structure"),
         default="none",
         help="region whose mean susceptibility is subtracted; tables have both raw and referenced values. csf: lateral "
-        "ventricles (default: none, values relative to the map's own reference)",
+        "ventricles (default: none, values relative to the reference region of the map)",
     )
     group.add_argument(
         "--reference-structure",

@@ -47,7 +47,7 @@ _TITLES = {
 
 _MAP_PROPERTIES = {
     "input_units": "Units",
-    "input_reference": "Reference",
+    "input_reference": "Reference region",
     "input_reconstructed_from": "Reconstructed from",
 }
 

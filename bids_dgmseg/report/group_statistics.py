@@ -90,7 +90,7 @@ STATISTICS = (
         "groups",
         "Differences between groups",
         (
-            *_plain(abbreviation="Nucleus", model="Model", reference="Reference", group="Group"),
+            *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
             _with_limits("difference", "Difference", extra_digits=0),
             _with_limits("hedges_g", "Hedges' g", digits=2),
             *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),

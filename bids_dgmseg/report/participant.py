@@ -170,7 +170,7 @@ def _describe_input(record: Mapping[str, Any]) -> dict[str, str]:
     return {
         "Map": format_value(record.get("file")),
         "Units": units,
-        "Reference": format_value(record.get("reference")),
+        "Reference region": format_value(record.get("reference")),
         "Voxel size": format_size(record.get("voxel_size_mm")),
         "Matrix": format_size(record.get("shape"), unit=""),
         "Stored as": format_value(record.get("orientation")),
