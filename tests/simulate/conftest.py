@@ -7,7 +7,9 @@ import pytest
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.sample import template_head
 
 HEAD_GRID: Grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
 
@@ -18,3 +20,9 @@ def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("template") / "labels.nii.gz"
     nib.Nifti1Image(PHANTOM.labels(HEAD_GRID.centres_mm()), HEAD_GRID.affine).to_filename(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def head():
+    """The phantom with voxels of 3 mm, prepared for drawing heads."""
+    return template_head(Volume(PHANTOM.labels(HEAD_GRID.centres_mm()), HEAD_GRID.affine))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import (
     HEALTHY,
@@ -14,17 +16,13 @@ from bids_dgmseg.simulate.anatomy import (
     add_calcifications,
     draw_pathology,
 )
-from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, phantom_head, typical_view
+from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, template_head, typical_view
 from bids_dgmseg.simulate.shapes import ShapeRanges, draw_shapes
 from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges, draw_values
 
 ALIKE = SusceptibilityRanges(age_years=(45, 45), mixture=0, iron_sd=0, odd=0, nuclei_gain=(1, 1), side_difference=0)
 MEAN_SHAPE = ShapeRanges(volume_sd=0, odd=(0, 0), ventricle_mm=(0, 0))
-
-
-@pytest.fixture(scope="module")
-def head():
-    return phantom_head()
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +32,17 @@ def points():
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-def volumes(head, points, pathology):
-    """Voxels per structure of the same head with a pathology."""
-    drawn = draw_shapes(
-        head, points, ranges=MEAN_SHAPE, ageing=0.0, pathology=pathology, generator=torch.Generator().manual_seed(3)
-    )
+@pytest.fixture(scope="module")
+def striatum():
+    """The basal ganglia of the phantom with voxels of 1 mm."""
+    grid = world_grid(Box((-40, -40, -25), (40, 40, 30)), (1.0, 1.0, 1.0))
+    return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
+
+
+def volumes(head, points, factors):
+    """Voxels per structure of the same head with changed volumes."""
+    pathology, generator = Pathology(volume=factors), torch.Generator().manual_seed(3)
+    drawn = draw_shapes(head, points, ranges=MEAN_SHAPE, ageing=0.0, pathology=pathology, generator=generator)
     return {shape.structure.label: int((shape.depth_mm > 0).sum()) for shape in drawn}
 
 
@@ -65,9 +69,8 @@ def test_ataxia_dentates_are_small_with_abnormal_iron():
     assert 30 <= int(low.sum()) <= 70
 
 
-def test_atrophy_reduces_volume(head, points):
-    healthy = volumes(head, points, HEALTHY)
-    diseased = volumes(head, points, Pathology(volume={"CN": 0.6, "PUT": 0.6}))
+def test_atrophy_reduces_volume(striatum, points):
+    healthy, diseased = (volumes(striatum, points, factors) for factors in ({}, {"CN": 0.6, "PUT": 0.6}))
     for label in (11, 12, 13, 14):
         assert diseased[label] / healthy[label] == pytest.approx(0.6, abs=0.06)
     assert diseased[15] == healthy[15]
@@ -81,7 +84,7 @@ def test_abnormal_iron_affects_one_nucleus():
     assert torch.equal(diseased[5:21], healthy[5:21])
 
 
-def test_calcifications_lie_in_pallidum(points):
+def test_calcifications_lie_in_pallidum():
     labels = torch.zeros((40, 40, 40), dtype=torch.uint8)
     labels[:, 10:30], labels[:, :10] = 15, 13
     chi = torch.full(labels.shape, 0.1)

@@ -40,13 +40,6 @@ def draw(chi, seed, *, spacing_mm=1.25, **changes):
     return degrade(chi, spacing_mm=spacing_mm, ranges=ranges, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("physics", [0.0, 0.5, 1.0])
-def test_same_seed_gives_same_map(chi, physics):
-    first, again, other = (draw(chi, seed, physics=physics) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 @pytest.mark.parametrize("physics", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(10))
 def test_maps_are_finite_with_visible_nucleus(chi, physics, seed):
@@ -173,10 +166,8 @@ def test_mean_over_mask_is_preserved(head):
 def test_noise_is_inverse_to_snr(head):
     _, brain, _ = head
     clean = reconstruct(head, CLEAN, 0)
-    errors = [
-        (reconstruct(head, dataclasses.replace(CLEAN, snr=(snr, snr)), 0) - clean)[brain].std().item()
-        for snr in (100, 25)
-    ]
+    noisy = [reconstruct(head, dataclasses.replace(CLEAN, snr=(snr, snr)), 0) for snr in (100, 25)]
+    errors = [(chi - clean)[brain].std().item() for chi in noisy]
     assert errors[1] == pytest.approx(4 * errors[0], rel=0.05)  # linear while the weights stay the same
 
 

@@ -12,8 +12,6 @@ from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.qsm.unwrap import wrap
 from bids_dgmseg.simulate.dataset import draw_echo_scan, echo_images, whole_head_view
 from bids_dgmseg.simulate.echoes import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, EchoRanges, add_head_tissues, draw_echoes
-from bids_dgmseg.simulate.sample import template_head
-from bids_dgmseg.simulate.template import read_template
 from tests.test_promise import VALIDATOR, validate
 
 GREY, VENTRICLE = 21, 23
@@ -245,8 +243,8 @@ def test_sidecars(simulated, part, units, dtype):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_labels_and_true_map_match_echoes(template, seed):
-    echoes, labels = draw_echo_scan(template_head(read_template(template)), whole_head_view(4.0), seed)
+def test_labels_and_true_map_match_echoes(head, seed):
+    echoes, labels = draw_echo_scan(head, whole_head_view(4.0), seed)
     chi, first, last = echoes.chi, echoes.magnitude[0].numpy(), echoes.magnitude[3].numpy()
     nuclei = (labels > 0) & (labels <= 16)
     decay_hz = np.log(first[nuclei] / last[nuclei]) / 0.015

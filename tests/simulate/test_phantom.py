@@ -15,12 +15,14 @@ def test_every_nucleus_occurs_once():
 
 @pytest.mark.parametrize("ellipsoid", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
 def test_voxel_count_matches_analytic_volume(ellipsoid):
-    grid = world_grid(ellipsoid.box.expanded(1), (0.25, 0.25, 0.25))
-    counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == ellipsoid.label) * 0.25**3
     x, y, z = ellipsoid.semi_axes_mm
-    # With 5,000 or more points the counting error is N^(-2/3), a third of a percent.
-    assert counted_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z, rel=0.01)
-    assert ellipsoid.volume_mm3 == pytest.approx(4 / 3 * np.pi * x * y * z)
+    volume_mm3 = 4 / 3 * np.pi * x * y * z
+    assert ellipsoid.volume_mm3 == pytest.approx(volume_mm3)
+    step_mm = (volume_mm3 / 5_000) ** (1 / 3)
+    grid = world_grid(ellipsoid.box.expanded(1), (step_mm,) * 3)
+    # With 5,000 points the counting error is N^(-2/3), a third of a percent.
+    counted_mm3 = np.count_nonzero(PHANTOM.labels(grid.centres_mm()) == ellipsoid.label) * step_mm**3
+    assert counted_mm3 == pytest.approx(volume_mm3, rel=0.01)
 
 
 def test_nuclei_do_not_touch_each_other():
