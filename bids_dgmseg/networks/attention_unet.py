@@ -24,7 +24,7 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-class _AttentionGate(nn.Module):
+class AttentionGate(nn.Module):
     """Attention gate (Fig. 3B): scale a skip connection by a signal from the coarser level of the decoder."""
 
     def __init__(self, features: int, gate: int, convolutions: Literal[1, 2]) -> None:
@@ -34,6 +34,7 @@ class _AttentionGate(nn.Module):
         self.score = nn.Conv2d(gate, 1, 1)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Scale a skip (B, C, X, Z) by a gate of half its size."""
         both = functional.relu(self.hidden(self.to_gate(x) + gate))
         score = torch.sigmoid(self.score(both))
         return x * functional.interpolate(score, size=x.shape[2:], mode="bilinear", align_corners=False)
@@ -85,7 +86,7 @@ class AttentionUNet25D(nn.Module):
     Architecture        image downsampled 2, 4 and 8 times is put    max-pooled (silent), two convolutions, set
                         in too                                       beside the pooled features; each gives
                                                                      half of the stage's channels (silent)
-    Fig. 3B             gate: 1×1 convolution of stride 2 on the     ``_AttentionGate``: to the gate's
+    Fig. 3B             gate: 1×1 convolution of stride 2 on the     ``AttentionGate``: to the gate's
                         skip, as large as the gate signal; added     channels, added, ReLU, 1×1, sigmoid,
                         to it; 1×1 convolutions, ReLU, sigmoid,      bilinear (silent), times the skip;
                         up-sampling; input times coefficient         ``gate_convolutions``
@@ -135,7 +136,7 @@ class AttentionUNet25D(nn.Module):
         self.bottom = _two_convolutions(upper[-1], bottom)
         steps = list(pairwise(reversed(features)))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, 2) for low, high in steps)
-        self.gates = nn.ModuleList(_AttentionGate(high, low, gate_convolutions) for low, high in steps if attention)
+        self.gates = nn.ModuleList(AttentionGate(high, low, gate_convolutions) for low, high in steps if attention)
         self.up = nn.ModuleList(_two_convolutions(2 * high, high) for _, high in steps)
         # Heads exist in both modes, so that the same weights load in both.
         self.heads = nn.ModuleList(nn.Conv2d(high, num_classes, 1) for high in reversed(upper[:scales]))
@@ -244,7 +245,7 @@ class ResNet50AttentionUNet25D(nn.Module):
         self.gates, self.enlarge, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for skip, low, width in zip([*reversed(skips), 0], [bottom, *widths], widths, strict=False):
             if skip:
-                self.gates.append(_AttentionGate(skip, low, gate_convolutions))
+                self.gates.append(AttentionGate(skip, low, gate_convolutions))
             self.enlarge.append(nn.ConvTranspose2d(low, width, 2, 2))
             self.up.append(_two_convolutions(width + skip, width))
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[-3:])

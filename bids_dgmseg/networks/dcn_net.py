@@ -66,7 +66,7 @@ class _PyramidInput(nn.Module):
         return torch.cat((features, functional.elu(self.norm(self.conv(image)))), dim=1)
 
 
-class _SkipAttention(nn.Module):
+class SkipAttention(nn.Module):
     """Attention scores from 0 to 1 for a skip connection (Fig. 2b)."""
 
     def __init__(self, skip: int, gate: int, features: int) -> None:
@@ -77,6 +77,7 @@ class _SkipAttention(nn.Module):
         self.score = nn.Conv3d(3, 1, 1)
 
     def forward(self, skip: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scaled skip, with the channels of the gate, and the scores (B, 1, X, Y, Z)."""
         skip = self.skip(skip)
         both = skip + _enlarge(self.gate(gate), 2, skip)
         where = torch.cat((both.mean(1, keepdim=True), both.amax(1, keepdim=True), self.squeeze(both)), dim=1)
@@ -141,7 +142,7 @@ class DCNNet(nn.Module):
                                                                      convolution without bias, dropout 0.2
     II.B, eq. 1         background/dentate and                       a 1³ convolution each (``heads``); their
                         background/interposed, softmax each          softmax belongs to loss and predictor
-    II.C, Fig. 2b       skip to the gate's channels by 1³; gate      ``_SkipAttention``: nearest neighbour, sum;
+    II.C, Fig. 2b       skip to the gate's channels by 1³; gate      ``SkipAttention``: nearest neighbour, sum;
                         enlarged; channel mean, max, squeeze;        the gate passes a 1³ convolution too
                         ELU, 1³ convolution, sigmoid; skip scaled    (silent); the scaled skip has its channels
     II.C, Fig. 2a       scores of all skips concatenated, 1³         enlarged to the input's grid; ``attention``
@@ -188,7 +189,7 @@ class DCNNet(nn.Module):
         gate = self.bottleneck.added
         for skip, rates in zip(reversed(skips), reversed(dilations), strict=True):
             self.enlarge.append(nn.ConvTranspose3d(gate, gate, 3, 2, padding=1, output_padding=1))
-            self.attend.append(_SkipAttention(skip, gate, gate))
+            self.attend.append(SkipAttention(skip, gate, gate))
             self.up.append(_DenseBlock(2 * gate, growth, [1] * len(rates), dropout))
             last, gate = 2 * gate, growth * len(rates)
         outputs = [2] * (num_classes - 1) if independent else [num_classes]
@@ -235,7 +236,7 @@ class DCNNet(nn.Module):
                 yield module.conv.weight
             elif isinstance(module, nn.ConvTranspose3d):
                 yield module.weight
-            elif isinstance(module, _SkipAttention):
+            elif isinstance(module, SkipAttention):
                 yield from (part.weight for part in (module.skip, module.gate, module.squeeze, module.score))
 
 

@@ -52,7 +52,7 @@ class _Residual(nn.Module):
         return total
 
 
-class _ChannelAttention(nn.Module):
+class ChannelAttention(nn.Module):
     """Channel attention: weights from two layers applied to mean and maximum over the volume."""
 
     def __init__(self, features: int, reduction: int) -> None:
@@ -61,11 +61,12 @@ class _ChannelAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of a volume (B, C, X, Y, Z)."""
         weight = torch.sigmoid(self.mlp(x.mean((2, 3, 4))) + self.mlp(x.amax((2, 3, 4))))
         return x * weight[:, :, None, None, None]
 
 
-class _VoxelAttention(nn.Module):
+class VoxelAttention(nn.Module):
     """Voxel attention: weights from a 1³ convolution of mean and maximum over channels."""
 
     def __init__(self) -> None:
@@ -73,6 +74,7 @@ class _VoxelAttention(nn.Module):
         self.score = nn.Conv3d(2, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale each voxel of a volume (B, C, X, Y, Z)."""
         where = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), dim=1)
         return x * torch.sigmoid(self.score(where))
 
@@ -116,7 +118,7 @@ class DeepQSMSeg(nn.Module):
     ==================  ===========================================  =======================================
     II.B, Fig. 1a       input module and four feature extraction     ``first``, ``down``
                         modules
-    II.B                one to three 5×5×3 convolution blocks a      ``blocks`` 1, 2, 3, 3, 3 as V-Net, the
+    II.B                one to three 5×5×3 convolution blocks per    ``blocks`` 1, 2, 3, 3, 3 as V-Net, the
                         module, residual structure                   baseline (silent); the module's input is
                                                                      added before the last activation
                                                                      (silent); third axis slices
@@ -140,7 +142,7 @@ class DeepQSMSeg(nn.Module):
                         perceptron                                   hidden width 1/16: CBAM's (silent)
     II.B                average and maximum over channels, 1×1×1     concatenated, sigmoid
                         convolution
-    II.D                patches of 128×128×64                        any size: an odd one is prolonged by its
+    II.D                patches of 128×128×64                        any size: an odd one is padded with its
                                                                      last value before it is halved
     ==================  ===========================================  =======================================
 
@@ -175,7 +177,7 @@ class DeepQSMSeg(nn.Module):
             return _Residual(inputs, outputs, blocks=blocks, normalization=normalization, activation=activation)
 
         def attention(width: int, *, wanted: bool) -> nn.Module:
-            return nn.Sequential(_ChannelAttention(width, reduction), _VoxelAttention()) if wanted else nn.Identity()
+            return nn.Sequential(ChannelAttention(width, reduction), VoxelAttention()) if wanted else nn.Identity()
 
         self.deep_supervision = deep_supervision
         steps = list(pairwise(features))
@@ -199,7 +201,7 @@ class DeepQSMSeg(nn.Module):
         skips = []
         for shrink, down in zip(self.shrink, self.down, strict=True):
             skips.append(x)
-            x = down(shrink(_make_even(x)))
+            x = down(shrink(pad_to_even(x)))
         for enlarge, up in zip(self.enlarge, self.up, strict=True):
             skip = skips.pop()
             x = up(torch.cat((crop_like(enlarge(x), skip), skip), dim=1))
@@ -207,7 +209,7 @@ class DeepQSMSeg(nn.Module):
         return [logits] if self.deep_supervision else logits
 
 
-def _make_even(x: Tensor) -> Tensor:
+def pad_to_even(x: Tensor) -> Tensor:
     """Pad axes of odd size by repeating the last value."""
     width, depth, height = x.shape[2:]
     return functional.pad(x, (0, height % 2, 0, depth % 2, 0, width % 2), mode="replicate")

@@ -34,12 +34,12 @@ from bids_dgmseg.io.tables import read_tsv, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import TISSUES
 
-_NUCLEI = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
+NUCLEUS_SYMBOLS = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
 """Nucleus → symbols of the Allen atlas; DN and IN are parts of CbDN."""
 
 _CEREBELLAR_NUCLEI = "CbDN"
 
-_TISSUES = {
+TISSUE_SYMBOLS = {
     "white matter": "FWM ac fx mtt ot olt or",
     "lateral ventricle": "aLV bLV pLV iLV xLV",
     "third ventricle": "3V",
@@ -247,7 +247,7 @@ def _with_extension(path: Path, extension: str) -> Path:
 
 def _relabel(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Map the structures of the atlas to labels of the template; `left` marks slices (X, 1, 1)."""
-    groups = {**_NUCLEI, **_TISSUES}
+    groups = {**NUCLEUS_SYMBOLS, **TISSUE_SYMBOLS}
     missing = {symbol for group in (_AIR, *groups.values()) for symbol in group.split()} - set(symbols)
     if missing:
         raise InputError(
@@ -261,7 +261,9 @@ def _relabel(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -> 
     table = np.full((2, len(symbols)), _TISSUE["cortex"], np.uint8)
     table[:, symbols.index(_AIR)] = 0
     for name, group in groups.items():
-        numbers = [row.index for row in STRUCTURES.both_sides([name])] if name in _NUCLEI else [_TISSUE[name]] * 2
+        numbers = (
+            [row.index for row in STRUCTURES.both_sides([name])] if name in NUCLEUS_SYMBOLS else [_TISSUE[name]] * 2
+        )
         for symbol in group.split():
             table[:, symbols.index(symbol)] = numbers
     values = atlas.array.astype(np.uint16)

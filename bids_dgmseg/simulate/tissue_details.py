@@ -110,7 +110,7 @@ def add_details(
 
     chi = chi * (1 + nuclei * noise(ranges.texture, (3, 8)))
     chi = chi + noise(ranges.fine_ppm, (2.5, 6)) + noise(ranges.slow_ppm, (10, 25))
-    locator = _TemplateLocator(points_mm, spacing_mm)
+    locator = TemplateLocator(points_mm, spacing_mm)
     chi = _add_tracts(chi, labels, locator, ranges, generator)
     vein_ppm = uniform(generator, *ranges.vein_ppm)
     if chance(generator, 0.6):
@@ -126,7 +126,7 @@ def add_details(
     return chi * inside
 
 
-class _TemplateLocator:
+class TemplateLocator:
     """Finds points of the template in a scan with given template coordinates (X, Y, Z, 3) of its voxels."""
 
     def __init__(self, points_mm: Tensor, spacing_mm: float) -> None:
@@ -193,7 +193,7 @@ def _draw_course(path: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _add_veins(
-    chi: Tensor, locator: _TemplateLocator, vein_ppm: float, ranges: DetailRanges, generator: torch.Generator
+    chi: Tensor, locator: TemplateLocator, vein_ppm: float, ranges: DetailRanges, generator: torch.Generator
 ) -> Tensor:
     """Add the deep cerebral veins."""
     layer = torch.zeros(chi.numel(), device=chi.device)
@@ -211,7 +211,7 @@ def _add_veins(
 
 
 def _add_tracts(
-    chi: Tensor, labels: Tensor, locator: _TemplateLocator, ranges: DetailRanges, generator: torch.Generator
+    chi: Tensor, labels: Tensor, locator: TemplateLocator, ranges: DetailRanges, generator: torch.Generator
 ) -> Tensor:
     """Add differences between fibre tracts, due to iron, myelin and orientation to B0."""
     courses: list[Tensor] = []
@@ -230,7 +230,7 @@ def _add_tracts(
     return chi
 
 
-def _add_spots(chi: Tensor, locator: _TemplateLocator, ranges: DetailRanges, generator: torch.Generator) -> Tensor:
+def _add_spots(chi: Tensor, locator: TemplateLocator, ranges: DetailRanges, generator: torch.Generator) -> Tensor:
     """Add calcifications, and vessels and perivascular spaces cut across."""
     spots: list[Tensor] = []
     contrasts: list[tuple[float, float]] = []

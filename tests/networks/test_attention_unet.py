@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D, _AttentionGate
+from bids_dgmseg.networks.attention_unet import AttentionGate, AttentionUNet25D, ResNet50AttentionUNet25D
 
 
 def _twice(inputs: int, outputs: int) -> int:
@@ -57,7 +57,7 @@ def test_image_enters_at_four_scales():
     ],
 )
 def test_attention_gate_by_hand(convolutions, logit):
-    gate = _AttentionGate(1, 2, convolutions)
+    gate = AttentionGate(1, 2, convolutions)
     hidden = {"hidden.weight": 2 * torch.eye(2)[:, :, None, None], "hidden.bias": torch.zeros(2)}
     gate.load_state_dict(
         {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dgmseg.networks.dcn_net import DCNNet, _SkipAttention, split_heads
+from bids_dgmseg.networks.dcn_net import DCNNet, SkipAttention, split_heads
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_joint_estimation_has_one_softmax():
 
 
 def test_skip_attention_by_hand():
-    attention = _SkipAttention(skip=1, gate=1, features=2)
+    attention = SkipAttention(skip=1, gate=1, features=2)
     weights = {
         "skip.weight": [[1], [-1]],
         "gate.weight": [[1], [2]],

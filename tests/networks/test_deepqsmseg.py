@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg, _ChannelAttention, _make_even, _VoxelAttention
+from bids_dgmseg.networks.deepqsmseg import ChannelAttention, DeepQSMSeg, VoxelAttention, pad_to_even
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def test_channels_double_as_size_halves(network):
 
 def test_attention_is_in_the_lowest_stages(network):
     def attended(parts: Iterable[nn.Module]) -> list[bool]:
-        return [any(isinstance(module, _ChannelAttention) for module in part.modules()) for part in parts]
+        return [any(isinstance(module, ChannelAttention) for module in part.modules()) for part in parts]
 
     assert attended(network.down) == [False, False, True, True]
     assert attended(network.up) == [True, True, False, False]
 
 
 def test_channel_attention_by_hand():
-    attention = _ChannelAttention(2, reduction=2)
+    attention = ChannelAttention(2, reduction=2)
     attention.load_state_dict(
         {
             "mlp.0.weight": torch.tensor([[1.0, 1.0]]),
@@ -62,7 +62,7 @@ def test_channel_attention_by_hand():
 
 
 def test_voxel_attention_by_hand():
-    attention = _VoxelAttention()
+    attention = VoxelAttention()
     weight = torch.tensor([1.0, 2.0]).reshape(1, 2, 1, 1, 1)
     attention.load_state_dict({"score.weight": weight, "score.bias": torch.zeros(1)})
     x = torch.tensor([[0.0, 1.0], [1.0, 3.0]]).reshape(1, 2, 1, 1, 2)
@@ -72,8 +72,8 @@ def test_voxel_attention_by_hand():
 
 
 def test_odd_sizes_are_padded_by_repetition():
-    assert _make_even(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 3)).shape == (1, 1, 2, 2, 4)
-    assert _make_even(torch.tensor([[1.0, 2.0, 3.0]] * 2).reshape(1, 1, 2, 1, 3))[0, 0, 0, 0].tolist() == [1, 2, 3, 3]
+    assert pad_to_even(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 3)).shape == (1, 1, 2, 2, 4)
+    assert pad_to_even(torch.tensor([[1.0, 2.0, 3.0]] * 2).reshape(1, 1, 2, 1, 3))[0, 0, 0, 0].tolist() == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])

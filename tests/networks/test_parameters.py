@@ -34,11 +34,11 @@ def shipped_nnunet(step):
 NETWORKS = {
     "DCN-Net": lambda: DCNNet(1, 3),
     "Attention U-Net, 16": lambda: AttentionUNet25D(1, 4),
-    "Its comparison": lambda: ResNet50AttentionUNet25D(1, 4),
+    "Attention U-Net with ResNet-50": lambda: ResNet50AttentionUNet25D(1, 4),
     "DeepQSMSeg, 16": lambda: DeepQSMSeg(1, 11),
     "DeepQSMSeg, 6": lambda: DeepQSMSeg(1, 11, **MODELS["deepqsmseg"].arch),
-    "DentateSeg's nnU-Net for the cerebellum": lambda: shipped_nnunet("cerebellum"),
-    "DentateSeg's nnU-Net for the dentates": lambda: shipped_nnunet("dentate"),
+    "DentateSeg, cerebellum": lambda: shipped_nnunet("cerebellum"),
+    "DentateSeg, dentate nuclei": lambda: shipped_nnunet("dentate"),
 }
 
 
