@@ -43,6 +43,17 @@ def dataset(root: Path, images: dict[str, np.ndarray], table: dict[int, str] | N
     return root
 
 
+def grown(number: int, *, places: int = 99) -> dict[str, np.ndarray]:
+    """Scans with ever longer DN_L: 36 mm3, and 12 more in each."""
+    return {f"sub-0{place + 1}": labels(1, 2, grow=place % places) for place in range(number)}
+
+
+@pytest.fixture
+def same(tmp_path):
+    """Two datasets with the same labels of two scans."""
+    return [dataset(tmp_path / name, dict.fromkeys(("sub-01", "sub-02"), labels(1, 2))) for name in ("first", "second")]
+
+
 @pytest.fixture
 def evaluate(tmp_path, capsys):
     """Run the command with output folder ``out``: exit code, standard output, standard error."""
@@ -106,24 +117,18 @@ def test_axis_order_does_not_matter(evaluate, tmp_path):
 
 
 def test_unmatched_scans_and_nuclei_are_notes(evaluate, tmp_path):
-    first = dataset(tmp_path / "first", {"sub-01": labels(1, 2), "sub-02": labels(1, 9)})
+    first = dataset(tmp_path / "first", {"sub-01": labels(1, 9), "sub-02": labels(1, 2)})
     second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-03": labels(1)}, {1: "DN_L", 5: "RN_L"})
     code, out, _ = evaluate(first, second)
     assert code == 0
-    assert out.splitlines()[:4] == [
+    assert out.splitlines()[:5] == [
         "note: first: no partner in second for sub-02; left out",
         "note: second: no partner in first for sub-03; left out",
+        "note: first: label 9 without a row in the label table; ignored",
         "note: first: lacks RN_L, which second has; not compared",
         "note: second: lacks DN_R, which first has; not compared",
     ]
     assert read(tmp_path, "overlap")["abbreviation"].tolist() == ["DN_L"]
-
-
-def test_label_without_a_name_is_a_note(evaluate, tmp_path):
-    first = dataset(tmp_path / "first", {"sub-01": labels(1, 9)})
-    code, out, _ = evaluate(first, dataset(tmp_path / "second", {"sub-01": labels(1, 2)}))
-    assert code == 0
-    assert "note: first: label 9 without a row in the label table; ignored" in out
 
 
 def test_files_on_different_grids_are_an_error(evaluate, tmp_path):
@@ -139,14 +144,13 @@ def test_files_on_different_grids_are_an_error(evaluate, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_scan_on_another_grid_fails_alone(evaluate, tmp_path):
-    names = ["sub-01", "sub-02"]
-    first = dataset(tmp_path / "first", dict.fromkeys(names, labels(1, 2)))
-    second = dataset(tmp_path / "second", dict.fromkeys(names, labels(1, 2)))
-    shifted = AFFINE.copy()
-    shifted[2, 3] = 3
-    write(second / "sub-02/anat/sub-02_seg-x_dseg.nii.gz", labels(1, 2), shifted)
-    code, out, _ = evaluate(first, second)
+def moved(affine: np.ndarray) -> np.ndarray:
+    return np.asarray(affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1]))
+
+
+def test_scan_on_another_grid_fails_alone(evaluate, tmp_path, same):
+    write(same[1] / "sub-02/anat/sub-02_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
+    code, out, _ = evaluate(*same)
     assert code == 1
     assert "failed: sub-02: sub-02_seg-x_dseg.nii.gz" in out
     assert "corners are 3 mm apart" in out
@@ -154,14 +158,8 @@ def test_scan_on_another_grid_fails_alone(evaluate, tmp_path):
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["failures"]
 
 
-def moved(affine: np.ndarray) -> np.ndarray:
-    return np.asarray(affine + np.outer([0, 0, 3.0, 0], [0, 0, 0, 1]))
-
-
 def test_failed_scan_is_missing_from_agreement(evaluate, tmp_path):
-    names = [f"sub-0{number}" for number in range(1, 6)]
-    first = dataset(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
-    second = dataset(tmp_path / "second", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+    first, second = (dataset(tmp_path / name, grown(5)) for name in ("first", "second"))
     write(second / "sub-05/anat/sub-05_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
     assert evaluate(first, second)[0] == 1
     row = row_of(tmp_path, "agreement", quantity="volume_mm3", abbreviation="DN_L")
@@ -170,9 +168,8 @@ def test_failed_scan_is_missing_from_agreement(evaluate, tmp_path):
 
 
 def test_raters_on_the_same_grid_are_compared(evaluate, tmp_path):
-    names = [f"sub-0{number}" for number in range(1, 5)]
     for rater in "abcd":
-        root = dataset(tmp_path / rater, {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
+        root = dataset(tmp_path / rater, grown(4))
         if rater in "cd":
             write(root / "sub-04/anat/sub-04_seg-x_dseg.nii.gz", labels(1, 2), moved(AFFINE))
     assert evaluate(*(tmp_path / rater for rater in "abcd"), "--raters")[0] == 1
@@ -182,14 +179,13 @@ def test_raters_on_the_same_grid_are_compared(evaluate, tmp_path):
 
 
 def test_missed_nucleus_is_missing_from_agreement(evaluate, tmp_path):
-    scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
-    first = dataset(tmp_path / "first", scans)
-    second = dataset(tmp_path / "second", {**scans, "sub-03": labels(0, 2)})
+    first = dataset(tmp_path / "first", grown(5))
+    second = dataset(tmp_path / "second", {**grown(5), "sub-03": labels(0, 2)})
     assert evaluate(first, second)[0] == 0
     row = row_of(tmp_path, "agreement", abbreviation="DN_L")
     assert (row["n"], row["n_missing"], row["bias"], row["icc21"]) == (4, 1, 0, 1)
     missed = row_of(tmp_path, "overlap", scan="sub-03", abbreviation="DN_L")
-    assert (missed["dice"], missed["volume_difference_mm3"]) == (0, -72)
+    assert (missed["dice"], missed["volume_difference_mm3"]) == (0, -60)
     assert np.isnan(missed["hd95_mm"])
 
 
@@ -225,21 +221,19 @@ def test_stats_tables_give_mean_susceptibilities(evaluate, tmp_path):
     ("content", "what"),
     [
         (b"abbreviation\tmean_ppm\nDN_L\tabc\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is 'abc')"),
-        (b"abbreviation\tmean_ppm\nDN_L\t1e999\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is '1e999')"),
         (b"abbreviation\tmean_ppm\nDN_L\t0.1\nDN_\xff\t0.1\n", "damaged ('DN_\ufffd' is not one of its nuclei)"),
         (b"abbreviation\tmean_ppm\nDN_L\t0.1\n", "cut short"),
         (None, "not fetched (a broken link)"),
     ],
 )
-def test_damaged_table_fails_alone(evaluate, tmp_path, content, what):
-    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
-    for stats in (root / f"sub-0{n}/anat/sub-0{n}_seg-x_stats.tsv" for root in roots for n in (1, 2)):
+def test_damaged_table_fails_alone(evaluate, tmp_path, same, content, what):
+    for stats in (root / f"sub-0{n}/anat/sub-0{n}_seg-x_stats.tsv" for root in same for n in (1, 2)):
         stats.write_text("abbreviation\tmean_ppm\nDN_L\t0.1\nDN_R\t0.1\n")
-    broken = roots[1] / "sub-01/anat/sub-01_seg-x_stats.tsv"
+    broken = same[1] / "sub-01/anat/sub-01_seg-x_stats.tsv"
     (broken.parent / "sub-01_seg-x_dseg.tsv").write_text("index\tabbreviation\n1\tDN_L\n2\tDN_R\n")
     broken.unlink()
     broken.write_bytes(content) if content else broken.symlink_to("gone")
-    code, out, err = evaluate(*roots)
+    code, out, err = evaluate(*same)
     assert (code, err) == (1, "")
     (line,) = [line for line in out.splitlines() if line.startswith("failed: ")]
     assert line.startswith(f"failed: sub-01: second: sub-01_seg-x_stats.tsv: {what}; ")
@@ -248,11 +242,10 @@ def test_damaged_table_fails_alone(evaluate, tmp_path, content, what):
     assert read(tmp_path, "overlap")["dice"].tolist() == [1] * 4
 
 
-def test_corrupt_image_fails_alone(evaluate, tmp_path):
-    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2), "sub-02": labels(1, 2)}) for name in ("first", "second")]
-    image = roots[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz"
+def test_corrupt_image_fails_alone(evaluate, tmp_path, same):
+    image = same[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz"
     image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
-    code, out, _ = evaluate(*roots)
+    code, out, _ = evaluate(*same)
     assert code == 1
     assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or truncated (CRC" in out
     assert set(read(tmp_path, "overlap")["scan"]) == {"sub-02"}
@@ -295,7 +288,7 @@ def test_unusable_source_map_is_no_failure(evaluate, tmp_path, derived, harm):
 
 
 def test_predictions_are_compared_with_each_other(evaluate, tmp_path):
-    scans = {f"sub-0{number}": labels(1, 2, grow=number) for number in range(1, 6)}
+    scans = grown(5)
     truth = dataset(tmp_path / "truth", scans)
     close = dataset(tmp_path / "close", {name: np.roll(array, 1, 1) for name, array in scans.items()})
     far = dataset(tmp_path / "far", {name: np.roll(array, 2, 1) for name, array in scans.items()})
@@ -323,26 +316,20 @@ def test_one_of_several_segmentations_can_be_chosen(evaluate, tmp_path):
     assert read(tmp_path, "overlap")["dice"].tolist() == [1, 0]
 
 
-def test_tables_of_an_earlier_run_are_removed(evaluate, tmp_path):
+def test_every_table_of_the_run_has_a_dictionary(evaluate, tmp_path):
     roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"]
     assert evaluate(*roots)[0] == 0
-    assert (tmp_path / "out/raters.tsv").exists()
-    assert evaluate(*roots[:2])[0] == 0
-    assert not (tmp_path / "out/raters.tsv").exists()
-
-
-def test_every_table_has_a_dictionary(evaluate, tmp_path):
-    assert evaluate(*(dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "abc"))[0] == 0
     tables = sorted((tmp_path / "out").glob("*.tsv"))
     assert [table.stem for table in tables] == ["agreement", "methods", "overlap", "overlap_summary", "raters"]
     for table in tables:
         assert list(json.loads(table.with_suffix(".json").read_text())) == list(pd.read_csv(table, sep="\t"))
+    assert evaluate(*roots[:2])[0] == 0  # removes what it does not write
+    assert not list((tmp_path / "out").glob("raters.*"))
 
 
 def test_page_is_self_contained(evaluate, tmp_path):
-    names = [f"sub-0{number}" for number in range(1, 5)]
-    first = dataset(tmp_path / "first", {name: labels(1, 2, grow=place) for place, name in enumerate(names)})
-    second = dataset(tmp_path / "second <b>", {name: labels(1, 2, grow=place % 2) for place, name in enumerate(names)})
+    first = dataset(tmp_path / "first", grown(4))
+    second = dataset(tmp_path / "second <b>", grown(4, places=2))
     assert evaluate(first, second)[0] == 0
     page = (tmp_path / "out/evaluate.html").read_text(encoding="utf-8")
     assert "<script" not in page

@@ -51,34 +51,25 @@ def test_every_column_has_a_dictionary_entry(values):
 
 
 def test_missing_values_are_counted(values):
-    rows = agreement_table(values, raters=RATERS, pairs=[("A", "B")]).set_index("abbreviation")
+    rows = agreement_table(values, raters=["A", "B"], pairs=[("A", "B")]).set_index("abbreviation")
     assert rows["n"].tolist() == [6, 5]
     assert rows["n_missing"].tolist() == [0, 1]
+    assert rows["tukey_p"].isna().all()  # of two raters
     # The means of the second are over the five scans that both have.
     assert rows.loc["DN_R", "mean_reference"] == pytest.approx((6 + 8 + 7 + 10 + 6) / 5)
 
 
-def test_p_values_are_corrected_over_nuclei_and_pairs(values):
-    rows = agreement_table(values, raters=RATERS, pairs=[("A", "B"), ("A", "C")])
-    assert rows["t_p_bonferroni"].tolist() == pytest.approx((4 * rows["t_p"]).tolist())
-    assert (rows["t_p_holm"] <= rows["t_p_bonferroni"]).all()
-
-
-def test_each_quantity_is_its_own_family(values):
+def test_p_values_are_corrected_within_each_quantity(values):
     both = pd.concat([values, values.assign(quantity="mean_ppm")], ignore_index=True)
-    alone = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
-    rows = agreement_table(both, raters=RATERS, pairs=[("A", "B")])
-    assert rows["t_p_bonferroni"].tolist() == pytest.approx(2 * alone["t_p_bonferroni"].tolist())
+    rows = agreement_table(both, raters=RATERS, pairs=[("A", "B"), ("A", "C")])
+    assert rows["t_p_bonferroni"].tolist() == pytest.approx((4 * rows["t_p"]).tolist())  # two nuclei and pairs
+    assert (rows["t_p_holm"] <= rows["t_p_bonferroni"]).all()
 
 
 def test_icc_matches_shrout_and_fleiss(values):
     row = raters_table(values, raters=RATERS).iloc[0]
     assert (row["k"], row["n"]) == (4, 6)
     assert [round(row[name], 2) for name in ("icc11", "icc21", "icc31")] == [0.17, 0.29, 0.71]
-
-
-def test_two_raters_have_no_tukey_test(values):
-    assert agreement_table(values, raters=["A", "B"], pairs=[("A", "B")])["tukey_p"].isna().all()
 
 
 def test_all_pairs_of_predictions_are_compared(values):
@@ -154,30 +145,10 @@ def test_models_are_summarized_over_their_nuclei(overlap):
 
 
 def test_nucleus_without_reference_has_no_values():
-    summary = pd.DataFrame(
-        {
-            "prediction": "net",
-            "abbreviation": "DN_L",
-            "measure": ["dice", "hd95_mm"],
-            "n": 2,
-            "mean": [0.7, 2.0],
-            "sd": [0.1, 0.5],
-        }
-    )
-    agreement = pd.DataFrame(
-        {
-            "quantity": ["volume_mm3"],
-            "prediction": "net",
-            "abbreviation": "DN_L",
-            "mean_reference": 100.0,
-            "mean_prediction": 90.0,
-            "pearson_r": 0.9,
-            "icc21": 0.8,
-            "bias": -10.0,
-            "loa_lower": -30.0,
-            "loa_upper": 10.0,
-        }
-    )
+    front = {"prediction": "net", "abbreviation": "DN_L"}
+    measures = {"measure": ["dice", "hd95_mm"], "n": 2, "mean": [0.7, 2.0], "sd": [0.1, 0.5]}
+    estimates = {"bias": -10.0, "icc21": 0.8, "loa_upper": 10.0}
+    summary, agreement = pd.DataFrame(front | measures), pd.DataFrame([front | {"quantity": "volume_mm3"} | estimates])
     table = nuclei_table(summary, agreement, models=MODELS)
     assert table[["model", "abbreviation", "n"]].to_numpy().tolist() == [
         ["net", "DN_L", 2],

@@ -29,14 +29,12 @@ PEOPLE = pd.DataFrame(
         ('group == "HC" and age > 20', [1, 0, 0, 0]),
         ('(group == "HC") & ~(age > 20)', [0, 0, 0, 0]),
         ('group == "PD" or age == 50', [0, 1, 1, 0]),
-        ('(group == "PD") | (age == 50)', [0, 1, 1, 0]),
         ('group in ["PD", "MSA"]', [0, 1, 0, 0]),
         ('group not in ["PD"]', [1, 0, 0, 1]),
         ("age in [30, 50]", [1, 0, 1, 0]),
         ('`disease status` == "none"', [1, 0, 1, 0]),
         ('years > "50"', [0, 1, 0, 0]),  # as text, 9 and 100 would change places
         ('"50" < years', [0, 1, 0, 0]),
-        ('years <= "30"', [1, 0, 1, 0]),
         ('score > "40"', [0, 0, 1, 1]),  # a word among numbers is missing
         ('years == "30"', [0, 0, 1, 0]),
         ('years != "30"', [1, 1, 0, 0]),
@@ -45,7 +43,6 @@ PEOPLE = pd.DataFrame(
         ('age == "89+"', [0, 1, 0, 0]),  # not a plain number: compared as text
         ('score in ["unknown", 9]', [1, 1, 0, 0]),
         ('visit > "2020-06-01"', [0, 1, 0, 0]),  # text is ordered as text
-        ('group > "M"', [0, 1, 0, 0]),
         ('age == 30 or group == "HC"', [1, 0, 0, 1]),  # one true part is enough where the other is missing
     ],
 )
@@ -69,9 +66,7 @@ def test_conditions_match_as_pandas_queries(condition, met):
         "group ==",
         "group == []",
         "age + 1 > 3",
-        "group == open('x')",
         "age < [1, 2]",
-        "[x for x in (1,)]",
         "age in 3",
         "group is 'HC'",
     ],
@@ -81,13 +76,14 @@ def test_other_expressions_are_not_evaluated(condition):
         match_condition(PEOPLE, condition, option="--control-filter")
 
 
-def test_message_lists_columns_or_values():
-    with pytest.raises(InputError, match=r"no column grp \(columns: participant_id, group, age, disease status"):
-        match_condition(PEOPLE, 'grp == "HC"', option="--control-filter")
-    with pytest.raises(InputError, match=r"matches no participant with results \(group is HC, PD\)"):
-        match_condition(PEOPLE, 'group == "hc"', option="--control-filter")
-
-
-def test_numbers_cannot_be_ordered_by_a_word():
-    with pytest.raises(InputError, match="age has numbers, 'old' is not one; compare it with a number"):
-        match_condition(PEOPLE, 'age > "old"', option="--control-filter")
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ('grp == "HC"', r"no column grp \(columns: participant_id, group, age, disease status"),
+        ('group == "hc"', r"matches no participant with results \(group is HC, PD\)"),
+        ('age > "old"', "age has numbers, 'old' is not one; compare it with a number"),
+    ],
+)
+def test_message_names_the_problem(condition, message):
+    with pytest.raises(InputError, match=message):
+        match_condition(PEOPLE, condition, option="--control-filter")

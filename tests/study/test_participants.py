@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,8 @@ def read(path: Path, labels: list[str]) -> tuple[list[str], dict[str, list[str]]
         pytest.param(
             "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n", "utf-8", id="spaces around values"
         ),
-        pytest.param("participant_id\tage\tsite\n01\t30.5\tA\n02\tNA\tB\n", "utf-8", id="without sub-"),
         pytest.param("participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n", "utf-8", id="lost zeros"),
         pytest.param("participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n", "utf-8", id="ids as decimal numbers"),
-        pytest.param("participant_id\tage\tsite\nsub-1\t30.5\tA\nsub-2\tn/a\tB\n", "utf-8", id="lost zeros after sub-"),
         pytest.param(
             "Subject ID\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8", id="another name of the column"
         ),
@@ -181,11 +178,6 @@ def test_unreadable_dictionary_is_a_warning(root, text, problem):
     assert warning.startswith("participants.json: ")
     assert problem in warning
     assert warning.endswith("until then units and descriptions of its columns are unknown")
-
-
-def test_dictionary_without_its_table_is_ignored(tmp_path):
-    (tmp_path / "participants.json").write_text(json.dumps({"age": {"Units": "months"}}))
-    assert read_participant_tables(tmp_path, VISITS)[0].descriptions == {}
 
 
 def test_session_values_win_with_their_dictionary(root):

@@ -162,41 +162,6 @@ def test_each_dataset_has_its_unit_of_age(tmp_path, plain_scans, run, out, capsy
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("participant_id\tage\nsub-01\t30\n01\t31\n", "participants.tsv: sub-01 appears twice (lines 2 and 3)"),
-        ("name\tage\nsub-01\t30\n", "participants.tsv: no column participant_id (columns: name, age)"),
-    ],
-)
-def test_table_that_cannot_be_joined_is_an_error(dataset, plain_scans, run, out, capsys, text, message):
-    plain_scans("01")
-    (dataset / "participants.tsv").write_text(text)
-    assert run() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-    assert not list(out.glob("group_*"))
-
-
-@pytest.mark.parametrize(
-    ("condition", "message"),
-    [
-        ('grup == "HC"', "no column grup"),
-        ('group == "hc"', "matches no participant with results (group is HC, PD)"),
-        ('__import__("os").system("true") == 0', "is not allowed"),
-        ("@x == 1", "cannot be parsed"),
-    ],
-)
-def test_invalid_control_filter_is_an_error(dataset, plain_scans, run, out, capsys, condition, message):
-    plain_scans("01", "02")
-    (dataset / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tHC\nsub-02\tPD\n")
-    assert run("--control-filter", condition) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"bids_dgmseg: error: --control-filter {condition}: ")
-    assert message in line
-    assert not list(out.glob("group_*"))
-
-
 def test_too_few_controls_adjust_nothing(dataset, plain_scans, run, out, capsys):
     plain_scans("01", "02")
     (dataset / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tHC\nsub-02\tPD\n")
@@ -309,19 +274,23 @@ def test_scanner_is_the_default_site(plain_scans, run, out):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age)"),
+        (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age, group)"),
         (("--group-column", "dx"), "--group-column dx: no such column"),
         (("--covariates", "bmi"), "--covariates bmi: no such column"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
         (("--evaluation", "nowhere"), "--evaluation nowhere: overlap.tsv not found"),
+        (("--control-filter", '__import__("os").system("true") == 0'), "is not allowed"),
+        (("--control-filter", 'group == "hc"'), "matches no participant with results (group is HC, PD)"),
     ],
 )
-def test_option_that_does_not_fit_is_an_error(dataset, plain_scans, run, capsys, options, message):
+def test_option_that_does_not_fit_is_an_error(dataset, plain_scans, run, out, capsys, options, message):
     plain_scans("01", "02")
-    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\n")
+    (dataset / "participants.tsv").write_text("participant_id\tage\tgroup\nsub-01\t30\tHC\nsub-02\t40\tPD\n")
     assert run(*options) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bids_dgmseg: error: --")
     assert message in line
+    assert not list(out.glob("group_*"))
 
 
 def test_small_site_is_not_harmonized(dataset, out, run, capsys):

@@ -178,7 +178,7 @@ def test_unfinished_scan_is_left_out(out, run, capsys):
     assert "out: all tables are unfinished (_dseg.json is missing)" in capsys.readouterr().err
 
 
-def test_unfetched_participants_are_a_warning(tmp_path, dataset, out, run, capsys):
+def test_unfetched_participants_are_a_warning(dataset, out, run, capsys):
     (dataset / "participants.tsv").symlink_to("../.git/annex/objects/gone")
     assert run() == 0
     assert capsys.readouterr().err.splitlines() == [
@@ -187,10 +187,9 @@ def test_unfetched_participants_are_a_warning(tmp_path, dataset, out, run, capsy
     ]
 
 
-def test_unfetched_participants_are_not_replaced(tmp_path, dataset, out, run, capsys):
-    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\n")
-    (out / "participants.tsv").symlink_to("nowhere")
-    assert run("--merge", out, to=tmp_path / "pooled") == 0
+def test_unfetched_participants_are_not_replaced(tmp_path, study, run, capsys):
+    (study / "participants.tsv").symlink_to("nowhere")  # that of the dataset has ages
+    assert run("--merge", study, to=tmp_path / "pooled") == 0
     assert "participants.tsv: content not fetched" in capsys.readouterr().err
     assert "age" not in rows_of(tmp_path / "pooled" / "group_volumes.tsv")[0]
 

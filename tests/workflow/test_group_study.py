@@ -73,20 +73,8 @@ def study(tmp_path_factory) -> Study:
         "mean_reference_ppm"
     )
     (folder / "compared" / "overlap.tsv").write_text("\n".join([header, *overlap]) + "\n")
-    assert (
-        main(
-            [
-                str(folder / "ds"),
-                str(folder / "out"),
-                "group",
-                "--control-filter",
-                'group == "HC"',
-                "--evaluation",
-                str(folder / "compared"),
-            ]
-        )
-        == 0
-    )
+    options = ["--control-filter", 'group == "HC"', "--evaluation", str(folder / "compared")]
+    assert main([str(folder / "ds"), str(folder / "out"), "group", *options]) == 0
     return Study(folder / "out")
 
 
