@@ -125,7 +125,7 @@ def evaluate_on_dataset(model: Model, dataset: Path, out: Path, *, step: int, de
     Returns
     -------
     path
-        ``segmenter_watch.tsv`` in `out`: step, scan, abbreviation, Dice. Rows of earlier steps are kept.
+        ``segmenter_external_validation.tsv`` in `out`: step, scan, abbreviation, Dice. Rows of earlier steps are kept.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def evaluate_on_dataset(model: Model, dataset: Path, out: Path, *, step: int, de
     means = " ".join(f"{name} {value:.3f}" for name, value in nuclei.items())
     n_scans = table["scan"].nunique()
     log.log(f"step {step}, Dice on {n_scans} scans of {dataset.name}: {means} mean {nuclei.mean():.3f}")
-    path = out / "segmenter_watch.tsv"
+    path = out / "segmenter_external_validation.tsv"
     earlier = read_steps(path, until=step - 1)
     return write_tsv(pd.concat([earlier, table]) if len(earlier) else table, path, float_format="%.4f")
 
