@@ -27,8 +27,8 @@ _README = """\
 Demo of bids_dgmseg: phantom maps
 =================================
 
-Simulated magnetic susceptibility of a head of ellipsoids, with noise. Nobody was scanned; ages and sexes are invented.
-All maps show the same head, so all should give the same results:
+Simulated susceptibility of a head of ellipsoids, with noise. Participants are fictitious, with their ages and sexes.
+All maps show the same head, so their measures should agree:
 
 sub-01 ses-1    1 mm, RAS, ppm
 sub-01 ses-2    1 mm, oblique by 15 degrees about two axes, scaled 16-bit integers, ppb
