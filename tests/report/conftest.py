@@ -44,8 +44,8 @@ def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return moved
 
 
-@pytest.fixture(params=GRIDS)
-def two_sides(request, tmp_path) -> tuple[Volume, Volume]:
+@pytest.fixture(scope="module", params=GRIDS)
+def two_sides(request, tmp_path_factory) -> tuple[Volume, Volume]:
     """A head with five slices: DN_L 20 mm to the patient's left, DN_R 20 mm to the right."""
     shape = (48, 48, 5)
     affine = centred(GRIDS[request.param], shape)
@@ -53,9 +53,10 @@ def two_sides(request, tmp_path) -> tuple[Volume, Volume]:
     dseg = np.zeros(shape, np.uint8)
     for structure, x_mm in zip(DENTATES, (-20, 20), strict=True):
         dseg[(np.abs(points_mm - (x_mm, 0, 0)) < (6, 6, 1)).all(axis=-1)] = structure.index
+    folder = tmp_path_factory.mktemp("two_sides")
     for name, array in (("chi", 0.1 * (dseg > 0) + 0.01), ("dseg", dseg)):
-        nib.Nifti1Image(array.astype(np.float32), affine).to_filename(tmp_path / f"{name}.nii.gz")
-    return Volume.read(tmp_path / "chi.nii.gz"), Volume.read(tmp_path / "dseg.nii.gz", dtype=np.uint8)
+        nib.Nifti1Image(array.astype(np.float32), affine).to_filename(folder / f"{name}.nii.gz")
+    return Volume.read(folder / "chi.nii.gz"), Volume.read(folder / "dseg.nii.gz", dtype=np.uint8)
 
 
 ROW = {

@@ -32,20 +32,12 @@ def write_tables(
     out.mkdir(parents=True, exist_ok=True)
     rows, quality = [], []
     for model, description in product(models, descriptions or [""]):
-        for place, (participant, site, group, age, *values) in enumerate(SCANS):
+        for place, (participant, site, group, age, *measures) in enumerate(SCANS):
             keys = {"description": description} if description else {}
             keys |= dict(zip(KEYS, (participant, "ses-1", "n/a", "n/a", model, site if sites else "n/a"), strict=True))
-            for side, volume, mean in zip("LR", values[:2], values[2:], strict=True):
-                rows.append(
-                    {
-                        **keys,
-                        "age_years": age,
-                        "abbreviation": f"DN_{side}",
-                        "volume_mm3": volume,
-                        "mean_ppm": mean,
-                        "diagnosis": group,
-                    }
-                )
+            for side, volume, mean in zip("LR", measures[:2], measures[2:], strict=True):
+                values = {"age_years": age, "abbreviation": f"DN_{side}", "volume_mm3": volume, "mean_ppm": mean}
+                rows.append({**keys, **values, "diagnosis": group})
                 if ratings:
                     red = (participant, side) == ("sub-03", "L")
                     rows[-1] |= {"rating": "red" if red else "green", "reasons": "in many parts" if red else "n/a"}

@@ -12,8 +12,8 @@ from bids_dgmseg.cli.main import main
 from tests.report.devtools import Tab, open_tab
 
 
-@pytest.fixture(scope="module", params=[1280, 400], ids=["desktop", "phone"])
-def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
     """The page of three raters of five scans."""
     root = Path(tmp_path_factory.mktemp("raters"))
     for rater, more in (("A", 0), ("B", 1), ("C", 2)):
@@ -24,8 +24,13 @@ def tab(request, browser, tmp_path_factory) -> Iterator[Tab]:
             path.parent.mkdir(parents=True)
             nib.Nifti1Image(labels, np.eye(4)).to_filename(path)
     assert main(["evaluate", *(str(root / rater) for rater in "ABC"), "--raters", "--out", str(root / "out")]) == 0
-    with open_tab(browser, root / "profile", width=request.param) as opened:
-        opened.open((root / "out/evaluate.html").as_uri())
+    return root / "out/evaluate.html"
+
+
+@pytest.fixture(scope="module", params=[1280, 400], ids=["desktop", "phone"])
+def tab(request, browser, page, tmp_path_factory) -> Iterator[Tab]:
+    with open_tab(browser, tmp_path_factory.mktemp("profile"), width=request.param) as opened:
+        opened.open(page.as_uri())
         yield opened
 
 
@@ -43,10 +48,6 @@ def test_plots_load_and_have_alternative_text(tab):
     assert len({alt for _, alt in shown if alt}) == 6
 
 
-def test_page_fits(tab):
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
-
-
 def test_tables_have_captions_and_scoped_headings(tab):
     tables = tab.run(
         "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
@@ -62,7 +63,8 @@ def test_heading_levels_are_not_skipped(tab):
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_wide_tables_scroll_by_keyboard(tab):
+def test_page_fits_and_wide_tables_scroll_by_keyboard(tab):
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
     script = """[...document.querySelectorAll('table')].map(table => table.parentElement)
       .filter(frame => frame.scrollWidth > frame.clientWidth).every(frame => frame.tabIndex >= 0)"""
     assert tab.run(script)

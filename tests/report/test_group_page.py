@@ -1,5 +1,6 @@
 """The group page, from tables made by hand."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from bids_dgmseg.errors import InputError
@@ -65,6 +67,14 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
     return {**keys, "abbreviation": "DN_L", **columns}
 
 
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch) -> None:
+    """Write a pixel in place of each figure; only the page of `plain` has real ones."""
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(pixel, format="PNG")
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _self, file, **_options: file.write(pixel.getvalue()))
+
+
 @pytest.fixture
 def out(tmp_path) -> Path:
     return write_tables(tmp_path / "out")
@@ -112,12 +122,6 @@ def test_ratings_have_symbol_word_and_reason(plain):
     assert '<span class="rating red" aria-hidden="true">✕</span><span class="hidden">red</span>' in html
 
 
-def test_missing_ratings_are_mentioned(tmp_path):
-    page = GroupPage(write_group_page(write_tables(tmp_path / "out", ratings=False)))
-    assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
-    assert "Ratings of the scans: not in group_stats.tsv and group_qc.tsv" in page.items
-
-
 def test_nuclei_table_summarizes_all_scans(plain):
     table = GroupPage(plain).tables["nuclei-table"]
     row = next(row for row in table if row[0] == "DN_R")
@@ -156,20 +160,10 @@ def test_figures_of_earlier_page_are_removed(out):
 
 
 def test_every_entity_distinguishes_scans(tmp_path):
+    scan = {"participant_id": "sub-01", "session_id": "n/a", "run": "1", "model": "dgm16"}
+    values = {"site": "A", "abbreviation": "DN_L", "volume_mm3": 600, "mean_ppm": 0.1, "cohort": "old"}
     rows = [
-        {
-            "participant_id": "sub-01",
-            "session_id": "n/a",
-            "run": "1",
-            "model": "dgm16",
-            "space": space,
-            "echo": echo,
-            "site": "A",
-            "abbreviation": "DN_L",
-            "volume_mm3": 600,
-            "mean_ppm": 0.1,
-            "cohort": "old",
-        }
+        {**scan, "space": space, "echo": echo, **values}
         for space, echo in (("n/a", "n/a"), ("T1w", "n/a"), ("T1w", "2"))
     ]
     write_table(tmp_path, "group_stats", rows)
@@ -217,12 +211,17 @@ def test_heading_levels_are_not_skipped(plain):
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_omissions_are_explained(out):
+def test_omissions_are_explained(tmp_path):
+    out = write_tables(tmp_path / "out", ratings=False)
     write_table(out, "group_longitudinal", [], {"NotComputed": "nobody has scans at two ages"})
-    items = GroupPage(write_group_page(out)).items
-    assert "group_longitudinal.tsv: nobody has scans at two ages" in items
-    assert "group_ageing.tsv: not found" in items
-    assert "Comparison of models: all scans were segmented by dgm16" in items
+    page = GroupPage(write_group_page(out))
+    assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
+    assert {
+        "Ratings of the scans: not in group_stats.tsv and group_qc.tsv",
+        "group_longitudinal.tsv: nobody has scans at two ages",
+        "group_ageing.tsv: not found",
+        "Comparison of models: all scans were segmented by dgm16",
+    } <= set(page.items)
 
 
 def test_first_hundred_warnings_are_shown(out):
@@ -277,16 +276,9 @@ def test_named_group_column_replaces_group(tmp_path):
 
 
 def test_outliers_link_to_scans_largest_first(out):
+    values: dict[str, Any] = {"measure": "mean_ppm", "value": 0.1, "n_site": 9, "median": 0.2}
     rows = [
-        scan_row(
-            f"sub-0{number}",
-            measure="mean_ppm",
-            value=0.1,
-            n_site=9,
-            median=0.2,
-            robust_z=z,
-            outlier=str(abs(z) > 3.5).lower(),
-        )
+        scan_row(f"sub-0{number}", **values, robust_z=z, outlier=str(abs(z) > 3.5).lower())
         for number, z in ((1, 4.0), (2, 1.0), (3, -6.0))
     ]
     write_table(out, "group_outliers", rows)
@@ -341,17 +333,8 @@ def write_curves(out: Path, notes: dict[str, str], *, measures: tuple[str, ...] 
         out,
         "group_ageing",
         [
-            {
-                **key,
-                "curve": curve,
-                "n": 6,
-                "alpha": 12050130,
-                "alpha_low": -70009350,
-                "alpha_high": 70009350,
-                "aicc": aicc,
-                "best": str(curve == "exponential").lower(),
-                "note": notes.get(curve, "n/a"),
-            }
+            {**key, "curve": curve, "n": 6, "alpha": 12050130, "alpha_low": -70009350, "alpha_high": 70009350}
+            | {"aicc": aicc, "best": str(curve == "exponential").lower(), "note": notes.get(curve, "n/a")}
             for key in keys
             for curve, aicc in (("exponential", -9), ("linear", -8))
         ],
@@ -405,88 +388,52 @@ def test_harmonized_values_are_drawn_over_age(out):
     assert "Values are harmonized over sites (ComBat). Groups are pooled." in html.read_text(encoding="utf-8")
 
 
-def test_missing_curves_are_explained(out):
-    note = "not fitted: 3 scans, the linear curve needs 6"
-    write_table(out, "group_ageing", [{**KEY, "curve": "linear", "n": 3, "aicc": "n/a", "best": "false", "note": note}])
-    write_table(out, "group_ageing_curves", [])
-    assert f"group_ageing_curves.tsv: no curve could be fitted ({note})" in GroupPage(write_group_page(out)).items
-
-
-def test_missing_curves_are_explained_per_model(tmp_path):
-    out = write_tables(tmp_path / "out", models=("dgm16", "other", "third"))
-    notes = {
-        "dgm16": "n/a",
-        "other": "not fitted: 3 scans, the linear curve needs 6",
-        "third": "not fitted: 5 scans, the linear curve needs 6",
-    }
-    write_table(
-        out,
-        "group_ageing",
-        [
-            {
-                **KEY,
-                "model": model,
-                "curve": "linear",
-                "n": 6,
-                "aicc": -8 if note == "n/a" else "n/a",
-                "best": "false",
-                "note": note,
-            }
-            for model, note in notes.items()
-        ],
-    )
-    write_table(
-        out,
-        "group_ageing_curves",
-        [{**KEY, "curve": "linear", "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)],
-    )
-    items = [item for item in GroupPage(write_group_page(out)).items if item.startswith("group_ageing_curves.tsv: ")]
-    assert items == [
-        f"group_ageing_curves.tsv: {model}: no curve could be fitted ({notes[model]})" for model in ("other", "third")
-    ]
+@pytest.mark.parametrize(
+    ("notes", "reasons"),
+    [
+        pytest.param({"dgm16": 3}, ["no curve could be fitted ({})"], id="one model"),
+        pytest.param(
+            {"dgm16": None, "other": 3, "third": 5},
+            ["other: no curve could be fitted ({})", "third: no curve could be fitted ({})"],
+            id="per model",
+        ),
+    ],
+)
+def test_missing_curves_are_explained(tmp_path, notes, reasons):
+    out = write_tables(tmp_path / "out", models=tuple(notes))
+    texts = {model: f"not fitted: {n} scans, the linear curve needs 6" for model, n in notes.items() if n}
+    fits, curves = [], []
+    for model in notes:
+        key = {**KEY, "model": model, "curve": "linear"}
+        aicc, note = ("n/a", texts[model]) if model in texts else (-8, "n/a")
+        fits.append({**key, "n": 6, "aicc": aicc, "best": "false", "note": note})
+        if model not in texts:
+            curves += [{**key, "age": age, "fit": age, "low": age, "high": age} for age in (20, 70)]
+    write_table(out, "group_ageing", fits)
+    write_table(out, "group_ageing_curves", curves)
+    start = "group_ageing_curves.tsv: "
+    items = [item for item in GroupPage(write_group_page(out)).items if item.startswith(start)]
+    assert items == [start + why.format(note) for why, note in zip(reasons, texts.values(), strict=True)]
 
 
 def test_differences_have_limits_and_covariates(out):
     rows = [
-        {
-            "measure": measure,
-            "model": "dgm16",
-            "abbreviation": "DN_L",
-            "reference": "HC",
-            "group": "MS",
-            "n_reference": 3,
-            "n_group": 3,
-            "mean_reference": mean,
-            "difference": difference,
-            "difference_low": -2 * difference,
-            "difference_high": 4 * difference,
-            "q_t": 0.3,
-            "hedges_g": 0.5,
-            "hedges_g_low": -1,
-            "hedges_g_high": 2,
-            "ancova_difference": difference,
-            "ancova_difference_low": "n/a",
-            "ancova_difference_high": "n/a",
-        }
+        {"measure": measure, "model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS"}
+        | {"n_reference": 3, "n_group": 3, "mean_reference": mean, "q_t": 0.3}
+        | {"difference": difference, "difference_low": -2 * difference, "difference_high": 4 * difference}
+        | {"hedges_g": 0.5, "hedges_g_low": -1, "hedges_g_high": 2}
+        | {"ancova_difference": difference, "ancova_difference_low": "n/a", "ancova_difference_high": "n/a"}
         for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))
     ]
     write_table(out, "group_differences", rows, {"AncovaCovariates": ["age", "sex", "education"]})
     html = write_group_page(out)
     tables = GroupPage(html).tables
-    assert tables["group_differences-mean_ppm"] == [
-        [
-            "Nucleus",
-            "Group",
-            "Difference",
-            "Hedges' g",
-            "q (t)",
-            "Adjusted for age, sex and education",
-            "Ref. mean",
-            "Ref. n",
-            "Group n",
-        ],
-        ["DN_L", "MS", "0.012 [−0.024, 0.048]", "0.50 [−1.00, 2.00]", "0.300", "0.012", "0.050", "3", "3"],
-    ]
+    headings, row = tables["group_differences-mean_ppm"]
+    assert dict(zip(headings, row, strict=True)) == {
+        **{"Nucleus": "DN_L", "Group": "MS", "Difference": "0.012 [−0.024, 0.048]", "Hedges' g": "0.50 [−1.00, 2.00]"},
+        **{"q (t)": "0.300", "Adjusted for age, sex and education": "0.012"},
+        **{"Ref. mean": "0.050", "Ref. n": "3", "Group n": "3"},
+    }
     assert tables["group_differences-volume_mm3"][1][2] == "8.2 [−16.5, 33.0]"
     text = html.read_text(encoding="utf-8")
     assert "Differences between groups, relative to HC: mean susceptibility (ppm)<" in text
@@ -497,9 +444,8 @@ def test_thinned_points_are_mentioned(tmp_path):
     for n, is_mentioned in ((150, False), (151, True)):
         rows = [scan_row(f"sub-{number:03}", session="n/a", volume_mm3=number, mean_ppm=0.1) for number in range(n)]
         write_table(tmp_path, "group_stats", rows)
-        assert (
-            "At most 150 points are drawn" in write_group_page(tmp_path).read_text(encoding="utf-8")
-        ) == is_mentioned
+        text = write_group_page(tmp_path).read_text(encoding="utf-8")
+        assert ("At most 150 points are drawn" in text) == is_mentioned
 
 
 def test_models_with_shared_scans_are_compared(tmp_path):

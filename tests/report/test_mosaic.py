@@ -50,27 +50,37 @@ def test_left_is_on_the_left(two_sides, plane, tmp_path):
     assert left[:, 1].max() < pixels.shape[1] / 2 < right[:, 1].min()
 
 
+def draw_uniform(
+    folder: Path, dseg: NDArray[np.uint8], chi_ppm: float, *, slice_mm: float = 1, **options
+) -> NDArray[np.int_]:
+    """Draw labels on a map of one value and read the slices."""
+    labels = Volume(dseg, np.diag([1.0, 1, slice_mm, 1]))
+    chi = labels.with_array(np.full(dseg.shape, chi_ppm, np.float32))
+    return read_slices(draw_mosaic(chi, labels, folder / "uniform.png", **options))
+
+
 def test_sagittal_slices_run_from_left_to_right(tmp_path):
     dseg = np.zeros((20, 30, 20), np.uint8)
     dseg[5, 4:8, 8:12], dseg[15, 22:26, 8:12] = 1, 2  # left and behind, right and in front
-    volume = Volume(dseg, np.eye(4))
     # Dark, as a red line on white would blend to the right's pink.
-    chi = Volume(np.full(dseg.shape, 0.01, np.float32), np.eye(4))
-    pixels = read_slices(draw_mosaic(chi, volume, tmp_path / "s.png", plane="sagittal", structures=DENTATES))
+    pixels = draw_uniform(tmp_path, dseg, 0.01, plane="sagittal", structures=DENTATES)
     panel = pixels.shape[1] / 2  # two slices have a nucleus
     left, right = (find_pixels(structure.color, pixels)[:, 1] for structure in DENTATES)
     assert left.max() < panel / 2
     assert right.min() > 1.5 * panel
 
 
+def test_superior_is_up(tmp_path):
+    dseg = np.zeros((20, 5, 20), np.uint8)
+    dseg[5:15, 2, 15:18] = 1
+    pixels = draw_uniform(tmp_path, dseg, 1, plane="coronal", structures=DENTATES[:1])
+    assert find_pixels(DENTATES[0].color, pixels)[:, 0].max() < pixels.shape[0] / 2
+
+
 def test_anisotropic_voxels_keep_proportions(tmp_path):
-    affine = np.diag([1.0, 1, 3, 1])
     dseg = np.zeros((60, 5, 20), np.uint8)
     dseg[24:36, 2, 8:12] = 1  # 12 mm × 12 mm
-    chi = Volume(np.ones(dseg.shape, np.float32), affine)
-    pixels = read_slices(
-        draw_mosaic(chi, Volume(dseg, affine), tmp_path / "c.png", plane="coronal", structures=DENTATES[:1])
-    )
+    pixels = draw_uniform(tmp_path, dseg, 1, slice_mm=3, plane="coronal", structures=DENTATES[:1])
     height, width = np.ptp(find_pixels(DENTATES[0].color, pixels), axis=0)
     assert height == pytest.approx(width, rel=0.02)  # a line is 2 of 600 pixels wide
 
@@ -78,10 +88,7 @@ def test_anisotropic_voxels_keep_proportions(tmp_path):
 def test_outline_has_thin_dark_rim(tmp_path):
     dseg = np.zeros((20, 20, 3), np.uint8)
     dseg[8:12, 8:12, 1] = 2
-    white = Volume(np.full(dseg.shape, 0.3, np.float32), np.eye(4))
-    pixels = read_slices(
-        draw_mosaic(white, white.with_array(dseg), tmp_path / "r.png", plane="axial", structures=DENTATES[1:])
-    )
+    pixels = draw_uniform(tmp_path, dseg, 0.3, plane="axial", structures=DENTATES[1:])  # white
     row = pixels[len(pixels) * 7 // 16].max(axis=-1)  # through the nucleus, clear of the letters in the middle
     assert (row < 0.6 * 255).any()  # the lines themselves are pale pink, 245 in red
     assert np.count_nonzero(row < 250) <= 2 * 4  # both edges of the nucleus, 4 of 1800 pixels each
@@ -98,16 +105,6 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(pair, side, blindn
         rgb = np.clip(np.array(DICHROMATS[blindness]) @ linear, 0, 1)
         lab.append(rgb2lab(np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)))
     assert deltaE_ciede2000(*lab) > 10  # thin lines can be distinguished from about 10, shades of one colour from 2
-
-
-def test_superior_is_up(tmp_path):
-    dseg = np.zeros((20, 5, 20), np.uint8)
-    dseg[5:15, 2, 15:18] = 1
-    chi = Volume(np.ones(dseg.shape, np.float32), np.eye(4))
-    pixels = read_slices(
-        draw_mosaic(chi, Volume(dseg, np.eye(4)), tmp_path / "u.png", plane="coronal", structures=DENTATES[:1])
-    )
-    assert find_pixels(DENTATES[0].color, pixels)[:, 0].max() < pixels.shape[0] / 2
 
 
 def test_grey_scale_is_fixed_and_nan_black(tmp_path):
@@ -144,16 +141,17 @@ def test_same_input_gives_same_bytes(two_sides, tmp_path):
     assert first == second
 
 
-def test_labels_of_other_shape_are_rejected(tmp_path):
-    chi, dseg = (Volume(np.zeros(shape, np.float32), np.eye(4)) for shape in ((4, 4, 4), (4, 4, 5)))
-    with pytest.raises(ValueError, match=r"dseg has shape \(4, 4, 5\), expected \(4, 4, 4\)"):
-        draw_mosaic(chi, dseg, tmp_path / "x.png", plane="axial", structures=DENTATES)
-
-
-def test_unknown_plane_is_rejected(tmp_path):
-    chi = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
-    with pytest.raises(ValueError, match="plane 'oblique', expected one of axial, coronal, sagittal"):
-        draw_mosaic(chi, chi, tmp_path / "x.png", plane="oblique", structures=DENTATES)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("n_slices", "plane", "message"),
+    [
+        (5, "axial", r"dseg has shape \(4, 4, 5\), expected \(4, 4, 4\)"),
+        (4, "oblique", "plane 'oblique', expected one of axial, coronal, sagittal"),
+    ],
+)
+def test_other_shape_or_plane_is_rejected(tmp_path, n_slices, plane, message):
+    chi, dseg = (Volume(np.zeros((4, 4, n), np.float32), np.eye(4)) for n in (4, n_slices))
+    with pytest.raises(ValueError, match=message):
+        draw_mosaic(chi, dseg, tmp_path / "x.png", plane=plane, structures=DENTATES)
 
 
 HEAD = Box((-75, -105, -65), (75, 75, 75))
@@ -168,21 +166,14 @@ def phantom_on_grid(request):
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_every_nucleus_is_shown_twice(phantom_on_grid, plane):
-    chi, dseg = phantom_on_grid
-    mosaic = choose_mosaic(chi, dseg, layout=LAYOUTS[plane], structures=STRUCTURES)
-    drawn = np.take(dseg.array, mosaic.slices, axis=LAYOUTS[plane].axis)
-    for structure in STRUCTURES:
-        slices = (np.moveaxis(drawn == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
-        available = (np.moveaxis(dseg.array == structure.index, LAYOUTS[plane].axis, 0)).any(axis=(1, 2)).sum()
-        assert slices >= min(2, available), structure.abbreviation
-
-
-@pytest.mark.parametrize("plane", PLANES)
-def test_no_nucleus_is_cropped(phantom_on_grid, plane):
+def test_every_nucleus_is_shown_twice_and_uncropped(phantom_on_grid, plane):
     chi, dseg = phantom_on_grid
     layout = LAYOUTS[plane]
     mosaic = choose_mosaic(chi, dseg, layout=layout, structures=STRUCTURES)
+    upright = np.moveaxis(dseg.array, layout.axis, 0)
+    for structure in STRUCTURES:
+        has_nucleus = (upright == structure.index).any(axis=(1, 2))
+        assert has_nucleus[list(mosaic.slices)].sum() >= min(2, has_nucleus.sum()), structure.abbreviation
     kept = [slice(None)] * 3
     kept[layout.across], kept[layout.up] = mosaic.across, mosaic.up
     assert np.count_nonzero(dseg.array[tuple(kept)]) == np.count_nonzero(dseg.array)
@@ -199,13 +190,11 @@ def test_small_and_large_nuclei_get_equal_slices():
 
 def test_expected_position_of_missing_nucleus_is_shown(phantom_on_grid):
     chi, dseg = phantom_on_grid
-    dentates = [STRUCTURES.named(f"DN_{side}") for side in "LR"]
-    without_dentates = dseg.with_array(
-        np.where(np.isin(dseg.array, [nucleus.index for nucleus in dentates]), 0, dseg.array)
-    )
+    is_dentate = np.isin(dseg.array, [nucleus.index for nucleus in DENTATES])
+    without_dentates = dseg.with_array(np.where(is_dentate, 0, dseg.array))
     mosaic = choose_mosaic(chi, without_dentates, layout=LAYOUTS["axial"], structures=STRUCTURES)
     shown_mm = chi.affine[2, 2] * np.array(mosaic.slices) + chi.affine[2, 3]
-    mni_mm = np.array([nucleus.mni_mm[2] for nucleus in dentates])
+    mni_mm = np.array([nucleus.mni_mm[2] for nucleus in DENTATES])
     assert (np.abs(shown_mm - mni_mm.mean()) < 8).any()
     others = np.flatnonzero((without_dentates.array > 0).any(axis=(0, 1)))
     assert max(mosaic.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
@@ -216,9 +205,7 @@ def test_expected_position_of_missing_nucleus_is_shown(phantom_on_grid):
     [
         pytest.param(1.0, 0, ["z = −1 mm", "z = 0 mm", "z = 1 mm"], id="integer mm"),
         pytest.param(0.5, 0, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="half mm"),
-        pytest.param(
-            1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique: cos 60° is half a step along z"
-        ),
+        pytest.param(1.0, 60, ["z = −0.5 mm", "z = 0.0 mm", "z = 0.5 mm"], id="oblique, cos 60°"),
     ],
 )
 def test_slice_labels_are_unique(step_mm, tilt_deg, names):
@@ -228,19 +215,17 @@ def test_slice_labels_are_unique(step_mm, tilt_deg, names):
     affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
     volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
     mosaic = MosaicSlices((0, 1, 2), slice(0, 3), slice(0, 3))
-    assert [
-        format_position(volume, position, mosaic=mosaic, layout=LAYOUTS["axial"]) for position in mosaic.slices
-    ] == names
+    found = [format_position(volume, number, mosaic=mosaic, layout=LAYOUTS["axial"]) for number in mosaic.slices]
+    assert found == names
 
 
 def test_field_of_view_widens_for_missing_nucleus():
-    shape, affine = (120, 120, 120), np.eye(4)
-    chi = Volume(np.ones(shape, np.float32), affine)
-    dseg = np.zeros(shape, np.uint8)
-    dseg[60, 60, 60] = STRUCTURES.named("RN_L").index
     red, dentate = STRUCTURES.named("RN_L"), STRUCTURES.named("DN_L")
-    near = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red])
-    wide = choose_mosaic(chi, Volume(dseg, affine), layout=LAYOUTS["axial"], structures=[red, dentate])
+    chi = Volume(np.ones((120, 120, 120), np.float32), np.eye(4))
+    dseg = chi.with_array(np.zeros(chi.shape, np.uint8))
+    dseg.array[60, 60, 60] = red.index
+    near = choose_mosaic(chi, dseg, layout=LAYOUTS["axial"], structures=[red])
+    wide = choose_mosaic(chi, dseg, layout=LAYOUTS["axial"], structures=[red, dentate])
     assert (near.up, near.slices) == (slice(48, 73), (60,))  # 12 mm on both sides
     assert wide.up == slice(15, 106)  # 45 mm
     assert min(wide.slices) < 25

@@ -19,10 +19,10 @@ from tests.report.conftest import DENTATES
 from tests.report.devtools import open_tab
 
 
-@pytest.fixture
-def viewer(two_sides, tmp_path):
-    chi, dseg = two_sides
-    return write_viewer(chi, dseg, tmp_path / "viewer.html", structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
+@pytest.fixture(scope="module")
+def viewer(two_sides, tmp_path_factory):
+    (chi, dseg), out = two_sides, tmp_path_factory.mktemp("viewer") / "viewer.html"
+    return write_viewer(chi, dseg, out, structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
 
 
 def read_sprite(html, name):
@@ -80,26 +80,18 @@ def test_same_input_gives_same_bytes(two_sides, viewer, tmp_path):
 
 def test_noisy_large_map_stays_small(tmp_path):
     noise = np.random.default_rng(0).normal(0.05, 0.06, (170, 170, 130)).astype(np.float32)
-    labels = np.zeros(noise.shape, np.uint8)
+    chi, labels = Volume(noise, np.diag([0.9, 0.9, 0.9, 1])), np.zeros(noise.shape, np.uint8)
     labels[3:-3, 3:-3, 3:-3] = 1
-    affine = np.diag([0.9, 0.9, 0.9, 1])
-    path = write_viewer(
-        Volume(noise, affine),
-        Volume(labels, affine),
-        tmp_path / "viewer.html",
-        structures=DENTATES,
-        scan="sub-01",
-        model="dgm16",
-    )
+    out = tmp_path / "viewer.html"
+    path = write_viewer(chi, chi.with_array(labels), out, structures=DENTATES, scan="sub-01", model="dgm16")
     assert path.stat().st_size <= MAX_BYTES
 
 
 def test_missing_nuclei_are_named(two_sides, tmp_path):
     chi, dseg = two_sides
     empty = dseg.with_array(np.zeros_like(dseg.array))
-    path = write_viewer(
-        chi, empty, tmp_path / "viewer.html", structures=tuple(STRUCTURES), scan="sub-01", model="dgm16"
-    )
+    out = tmp_path / "viewer.html"
+    path = write_viewer(chi, empty, out, structures=tuple(STRUCTURES), scan="sub-01", model="dgm16")
     assert path.read_text().count("not found</span>") == 16
 
 
@@ -111,6 +103,7 @@ def test_app_writes_and_links_viewer(bids_dataset, oracle, tmp_path):
     assert f'href="{name}"' in (tmp_path / "out" / "sub-01.html").read_text()
 
 
+@pytest.mark.parametrize("two_sides", ["oblique"], indirect=True)
 def test_button_moves_to_nucleus(browser, viewer, tmp_path):
     with open_tab(browser, tmp_path / "profile") as tab:
         tab.open(viewer.as_uri())
