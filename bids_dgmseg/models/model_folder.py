@@ -72,7 +72,12 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
     path = (folder or weights_folder(model)) / DESCRIPTION
     if not path.is_file():
         return model
-    described = _read_description(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: invalid TOML ({error}); copy the folder again") from error
+    known = {name: value for name, value in content.items() if name in _Description.__dataclass_fields__}
+    described = to_record(known, _Description, where=str(path), remedy="copy the folder again")
     if described.model not in (None, model.name):
         raise InputError(
             f"{path}: contains weights of {described.model}, not of {model.name}; use --model {described.model}"
@@ -102,15 +107,6 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
             f"{path}: temperatures: {len(trained.temperatures)} values, expected {n_channels}; copy the folder again"
         )
     return trained
-
-
-def _read_description(path: Path) -> _Description:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: invalid TOML ({error}); copy the folder again") from error
-    known = {name: value for name, value in content.items() if name in _Description.__dataclass_fields__}
-    return to_record(known, _Description, where=str(path), remedy="copy the folder again")
 
 
 def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | int | float | list[float]]) -> Path:

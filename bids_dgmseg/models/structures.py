@@ -6,7 +6,9 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Literal, cast, overload
+from typing import Literal, overload
+
+import msgspec
 
 _RIGHT_MNI_MM: Mapping[str, tuple[float, float, float]] = {
     "DN": (15.0, -58.0, -35.0),
@@ -121,22 +123,8 @@ class Structures(Sequence[Structure]):
         return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
 
 
-def _read_structures() -> Structures:
-    text = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines(), delimiter="\t")
-    return Structures(
-        [
-            Structure(
-                index=int(row["index"]),
-                name=row["name"],
-                abbreviation=row["abbreviation"],
-                hemisphere=cast(Literal["L", "R"], row["hemisphere"]),
-                color=row["color"],
-                mapping=int(row["mapping"]),
-            )
-            for row in rows
-        ]
-    )
+_TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
 
-
-STRUCTURES = _read_structures()
+STRUCTURES = Structures(
+    msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")), list[Structure], strict=False)
+)

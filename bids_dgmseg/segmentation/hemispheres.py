@@ -67,11 +67,11 @@ def find_midplane(chi: Volume) -> Midplane:
         Maximizes the correlation of the map and its mirror image over voxels that are valid on both sides.
     """
     valid = valid_mask(chi)
-    box = box_of_mask(valid)
+    box, valid = box_of_mask(valid), valid.with_array(valid.array.astype(np.float32))
     start: NDArray[np.float64] = np.zeros(3)
     for spacing_mm in _SPACINGS_MM:
         grid = world_grid(box, (spacing_mm,) * 3)
-        mirror = _Mirror(resample(chi, grid, antialias=True), resample(_as_float(valid), grid, antialias=True))
+        mirror = _Mirror(resample(chi, grid, antialias=True), resample(valid, grid, antialias=True))
         if spacing_mm == _SPACINGS_MM[0]:
             starts = [np.array([0, 0, mirror.middle_mm]) + at for at in product(_ANGLES_DEG, _ANGLES_DEG, _SHIFTS_MM)]
             start = min(starts, key=mirror.asymmetry)
@@ -84,10 +84,6 @@ def find_midplane(chi: Volume) -> Midplane:
         )
         start = found.x
     return _plane(start)
-
-
-def _as_float(mask: Volume) -> Volume:
-    return mask.with_array(mask.array.astype(np.float32))
 
 
 def _plane(parameters: NDArray[np.float64]) -> Midplane:
@@ -117,19 +113,13 @@ class _Mirror:
         reflection = np.eye(3) - 2 * np.outer(plane.normal, plane.normal)
         start = self._start + self._matrix @ (2 * plane.offset_mm * plane.normal)
         mirrored = self._points @ (self._matrix @ reflection).T + start
-        valid, image = self._sample(mirrored)
+        last_axis_first = torch.from_numpy(mirrored.astype(np.float32)).flip(1)[None, None, None]
+        sampled = functional.grid_sample(self._images, last_axis_first, mode="bilinear", align_corners=True)
+        valid, image = sampled[0, :, 0, 0].numpy()
         both = (valid > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
         if both.mean() < _MIN_OVERLAP:
             return 2.0
         return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
-
-    def _sample(self, points: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Interpolate the mask of valid voxels and the map at points (n, 3) from -1 to 1."""
-        last_axis_first = torch.from_numpy(points.astype(np.float32)).flip(1)[None, None, None]
-        sampled: NDArray[np.float32] = functional.grid_sample(
-            self._images, last_axis_first, mode="bilinear", align_corners=True
-        )[0, :, 0, 0].numpy()
-        return sampled
 
 
 def split_hemispheres(

@@ -39,28 +39,8 @@ def minmax(chi: FloatArray) -> FloatArray:
 NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {"ppm": in_ppm, "zscore": zscore, "minmax": minmax}
 
 
-def forward(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
-    """Predict one patch.
-
-    Parameters
-    ----------
-    network : Module
-        In inference mode.
-    values : ndarray of shape (channels, X, Y, Z)
-        Normalized input.
-    device : {"cpu", "cuda", "auto"}
-        Where to run.
-
-    Returns
-    -------
-    Tensor of shape (classes, X, Y, Z)
-        Softmax over all classes, float32.
-    """
-    return forward_batch(network, values[None], device)[0].softmax(dim=0)
-
-
 def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
-    """Return the logits (B, classes, ...) of patches (B, channels, ...); see `forward`."""
+    """Return the float32 logits (B, classes, ...) of normalized patches (B, channels, ...)."""
     target = pick_device(device)
     network = to_channels_last(network, target)
     batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), target)

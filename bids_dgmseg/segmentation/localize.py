@@ -26,7 +26,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.weights import load_weights, localizer_network
-from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box, valid_mask
 from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.results import Location
@@ -140,7 +140,8 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
     box = Box.centred(np.array(valid_box(chi).centre_mm), network_input.patch_mm)
     coarse = _extend_noise(resample(chi, world_grid(box, network_input.spacing_mm), antialias=True), chi)
     network = load_weights(localizer_network(model), model, "localizer", weights)
-    probabilities = forward(network, NORMALIZATIONS[network_input.normalization](coarse.array)[None], device)
+    values = NORMALIZATIONS[network_input.normalization](coarse.array)[None, None]
+    probabilities = forward_batch(network, values, device)[0].softmax(dim=0)
     return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
 
 

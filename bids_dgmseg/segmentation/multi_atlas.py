@@ -63,7 +63,12 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     InputError
         If the map is 0 everywhere, no atlas has a nucleus, or a package is not installed.
     """
-    aligned = _align(chi, atlases)
+    head = Head(chi)
+    aligned = []  # by changing affines; no voxel is resampled
+    for atlas in atlases:
+        to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
+        moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
+        aligned.append(Atlas(atlas.name, *moved))
     box = _nuclei_box(chi, aligned, model.localizer.margin_mm)
     grid = world_grid(box, model.input.spacing_mm)
     warped = [_warp(chi, atlas, box, grid) for atlas in aligned]
@@ -72,17 +77,6 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     slices = covering_block(own, box)
     block = ProbabilityBlock(resample_back(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
     return Segmentation(label_grid(block, model, chi.shape), block, Location(box, None), model)
-
-
-def _align(chi: Volume, atlases: Sequence[Atlas]) -> list[Atlas]:
-    """Align each atlas with the map by changing its affine; no voxel is resampled."""
-    head = Head(chi)
-    aligned = []
-    for atlas in atlases:
-        to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
-        moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
-        aligned.append(Atlas(atlas.name, *moved))
-    return aligned
 
 
 def _nuclei_box(chi: Volume, aligned: Sequence[Atlas], margin_mm: float) -> Box:

@@ -144,22 +144,16 @@ def _from_sitk_order(fractions: NDArray[np.float32], axes: str) -> NDArray[np.fl
     return np.stack(turned)
 
 
-class NnunetPredictor:
-    """Second step: the nuclei inside the box, on the map's own grid."""
-
-    def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
-        self.model = model
-        trained = _read_step(model, weights, DENTATE)
-        self._network = Network(trained, device=device, sided=True)
-
-    def predict_block(self, chi: Volume, box: Box) -> ProbabilityBlock:
-        """Compute the probability of each nucleus in the part of a map inside a box."""
-        slices = covering_block(Grid(chi.shape, chi.affine), box)
-        found = self._network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
-        numbers = self.model.arch["numbers"]
-        nuclei = np.stack([found[numbers[name]].sum(axis=0) for name in self.model.labels])
-        probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
-        return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
+def predict_block(
+    chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu"
+) -> ProbabilityBlock:
+    """Second step: compute the probability of each nucleus in the part of a map inside a box."""
+    network = Network(_read_step(model, weights, DENTATE), device=device, sided=True)
+    slices = covering_block(Grid(chi.shape, chi.affine), box)
+    found = network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
+    nuclei = np.stack([found[model.arch["numbers"][name]].sum(axis=0) for name in model.labels])
+    probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+    return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
 
 
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
@@ -211,17 +205,13 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
 
 
 def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
-    folder = nnunet_step_folder(weights or weights_folder(model), step)
+    """Read the model folder of a step; weights in the package are checked against their checksums."""
+    root = weights or weights_folder(model)
+    folder = nnunet_step_folder(root, step)
     if folder is None:
         raise ValueError(f"{step}: a single model folder does not have this step")
-    if weights is None:
-        _check_registered(model)
-    return read_folder(folder)
-
-
-def _check_registered(model: Model) -> None:
-    """Check the weights in the package against their checksums."""
-    root = weights_folder(model)
+    if weights is not None:
+        return read_folder(folder)
     if model.weights is None or not root.is_dir():
         raise InputError(
             f"{model.name}: no weights in the package; train it (dgmseg train-nnunet {model.name}) and pass "
@@ -230,6 +220,7 @@ def _check_registered(model: Model) -> None:
     for name, expected in model.weights.files.items():
         if sha256(root / name) != expected:
             raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
+    return read_folder(folder)
 
 
 @contextlib.contextmanager

@@ -117,17 +117,15 @@ def _remove_misplaced(
 
 
 def _clean_up(mask: NDArray[np.bool_], options: Postprocessing) -> NDArray[np.bool_]:
+    """Fill holes, remove small components, and apply a majority vote of each voxel and its six neighbours."""
     if options.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
     mask = large_components(mask, options.min_component_fraction, over_corners=True)
-    return _majority_vote(mask) if options.smooth else mask
-
-
-def _majority_vote(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Apply a majority vote of each voxel and its six neighbours; masks too thin for any majority stay unchanged."""
+    if not options.smooth:
+        return mask
     votes = ndimage.convolve(mask.astype(np.uint8), ndimage.generate_binary_structure(3, 1), mode="constant")
     smooth: NDArray[np.bool_] = votes >= 4
-    return smooth if smooth.any() else mask
+    return smooth if smooth.any() else mask  # thin masks have no majority anywhere
 
 
 @dataclass(frozen=True)

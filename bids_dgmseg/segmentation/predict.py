@@ -75,9 +75,9 @@ def predict(
     """
     chi = clip_and_remove_small_components(chi)
     if model.localizer.kind == "nnunet":  # resamples on its own
-        from bids_dgmseg.segmentation.nnunet import NnunetPredictor
+        from bids_dgmseg.segmentation.nnunet import predict_block
 
-        return NnunetPredictor(model, weights=weights, device=device).predict_block(chi, box)
+        return predict_block(chi, box, model, weights=weights, device=device)
     grid = network_grid(chi, box, read_model_folder(model, weights))
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,15 +38,10 @@ def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatur
     for channels in _channels_of_heads(groups):
         head = logits[:, channels].softmax(dim=1)
         if temperatures:
-            _zero_low_probabilities(head)
+            classes = functional.threshold(head[:, 1:], _MIN_CALIBRATED, 0.0, inplace=True)
+            head[:, 0] = 1 - classes.sum(dim=1)
         probabilities[:, channels] = head
     return probabilities
-
-
-def _zero_low_probabilities(head: Tensor) -> None:
-    """Assign probabilities of classes below 0.01 to the background (channel 0), in place."""
-    classes = functional.threshold(head[:, 1:], _MIN_CALIBRATED, 0.0, inplace=True)
-    head[:, 0] = 1 - classes.sum(dim=1)
 
 
 def apply_temperature(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -145,22 +139,15 @@ def resample_back(
     widths = np.linalg.norm(to_source[:3, :3], axis=0)
     counts = np.maximum(np.round(widths).astype(int), 1)
     offsets = [(np.array(position) + 0.5) / counts - 0.5 for position in np.ndindex(*counts)]
+    # grid_sample expects coordinates from -1 to 1 between the outer edges, last axis first; it returns 0 beyond.
+    scale = 2 / np.array(source.shape[2:])
+    matrix = (to_source[:3, :3].T * scale)[:, ::-1]
     for offset in offsets:
-        total += _sample(source, to_source, shape, offset)
+        start = ((to_source[:3, :3] @ offset + to_source[:3, 3] + 0.5) * scale - 1)[::-1]
+        points = torch.tensor(start.copy())
+        for width, step in zip(shape, matrix, strict=True):
+            points = points.unsqueeze(-2) + torch.arange(width)[:, None] * torch.tensor(step.copy())
+        total += functional.grid_sample(source, points[None].float(), mode="bilinear", align_corners=False)[0]
     total /= len(offsets)
     total[0] = 1 - total[1:].sum(dim=0)
     return total.numpy()
-
-
-def _sample(source: Tensor, to_source: NDArray[np.float64], shape: tuple[int, ...], offset: NDArray[Any]) -> Tensor:
-    """Sample all channels at the voxels of a block, shifted by a fraction of a voxel; 0 outside the source."""
-    size = np.array(source.shape[2:])
-    # grid_sample expects coordinates from -1 to 1 between the outer edges, last axis first.
-    scale = 2 / size
-    matrix = (to_source[:3, :3].T * scale)[:, ::-1]
-    start = ((to_source[:3, :3] @ offset + to_source[:3, 3] + 0.5) * scale - 1)[::-1]
-    points = torch.tensor(start.copy())
-    for width, step in zip(shape, matrix, strict=True):
-        points = points.unsqueeze(-2) + torch.arange(width)[:, None] * torch.tensor(step.copy())
-    sampled: Tensor = functional.grid_sample(source, points[None].float(), mode="bilinear", align_corners=False)
-    return sampled[0]

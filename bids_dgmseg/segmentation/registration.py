@@ -121,10 +121,12 @@ class Registration:
 
 def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
     """Read the atlases of a model folder; see `bids_dgmseg.models.model_folder.atlas_files`."""
-    return [
-        Atlas(chi.name.removesuffix("_Chimap.nii.gz"), _finite(Volume.read(chi)), Volume.read(labels, np.uint8))
-        for chi, labels in atlas_files(model, weights)
-    ]
+    atlases = []
+    for path, labels in atlas_files(model, weights):
+        chi = Volume.read(path)
+        chi = chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
+        atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, Volume.read(labels, np.uint8)))
+    return atlases
 
 
 def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
@@ -149,7 +151,11 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     InputError
         If the map is 0 everywhere, an atlas has no nucleus of the model, or SimpleITK is not installed.
     """
-    masks = [_nuclei_mask(atlas, model) for atlas in atlases]
+    numbers, masks = [structure.index for structure in model.structures], []
+    for atlas in atlases:
+        masks.append(atlas.labels.with_array(np.isin(atlas.labels.array, numbers)))
+        if not masks[-1].array.any():
+            raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
     head = Head(chi)
     rigid = [align_rigidly(head, atlas) for atlas in atlases]
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
@@ -159,23 +165,18 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
-def _nuclei_mask(atlas: Atlas, model: Model) -> Volume:
-    wanted = np.isin(atlas.labels.array, [structure.index for structure in model.structures])
-    if not wanted.any():
-        raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
-    return atlas.labels.with_array(wanted)
-
-
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:
     """Register an atlas to a map rigidly, at 8 and 4 mm.
 
     Aligning the midplanes of both heads leaves one angle unknown, the pitch: several starting values are tried.
     """
-    other = Head(atlas.chi)
-    from_map = _inverse(head.upright)
-    starts = [other.upright @ _pitched(degrees) @ from_map for degrees in _PITCHES_DEG]
-    transform = import_sitk().Euler3DTransform
-    found = [_register(head, other, transform(), start, _RIGID_MM, share=1.0) for start in starts]
+    other, from_map = Head(atlas.chi), _inverse(head.upright)
+    found = []
+    for degrees in _PITCHES_DEG:
+        pitch = np.eye(4)
+        pitch[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+        start, transform = other.upright @ pitch @ from_map, import_sitk().Euler3DTransform()
+        found.append(_register(head, other, transform, start, _RIGID_MM, share=1.0))
     return max(found, key=lambda one: one.similarity)
 
 
@@ -222,21 +223,10 @@ def _register(
     method.SetSmoothingSigmasPerLevel([2, 1])
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(head.image(spacing_mm), other.image(spacing_mm))
-    return Registration(_inverse(_matrix(transform)), -method.GetMetricValue())
-
-
-def _pitched(degrees: float) -> Matrix:
-    pitched = np.eye(4)
-    pitched[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
-    return pitched
-
-
-def _matrix(transform: Any) -> Matrix:
-    """Return the matrix of a linear transform in world coordinates."""
-    matrix, centre = np.eye(4), np.array(transform.GetCenter())
-    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
-    return matrix
+    to_atlas, centre = np.eye(4), np.array(transform.GetCenter())
+    to_atlas[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    to_atlas[:3, 3] = centre + transform.GetTranslation() - to_atlas[:3, :3] @ centre
+    return Registration(_inverse(to_atlas), -method.GetMetricValue())
 
 
 def _inverse(matrix: Matrix) -> Matrix:
@@ -249,10 +239,6 @@ def to_itk(array: NDArray[Any], grid: Grid) -> Any:
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
-
-
-def _finite(chi: Volume) -> Volume:
-    return chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def import_sitk() -> Any:
@@ -305,6 +291,7 @@ class Deformation:
         return np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
 
 
+@on_one_thread()
 def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     """Register a map deformably to another it is aligned with: symmetric demons at 4 and 2 mm, deterministic.
 
@@ -330,27 +317,21 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     .. [1] Vercauteren T, et al. Diffeomorphic demons: efficient non-parametric image registration. NeuroImage 45
        (2009) S61-S72. doi:10.1016/j.neuroimage.2008.10.040
     """
-    grid = world_grid(box, (_LEVELS[0][0],) * 3)
+    sitk, grid = import_sitk(), world_grid(box, (_LEVELS[0][0],) * 3)
     found = Deformation(np.zeros((3, *grid.shape)), grid)
     for spacing_mm, iterations in _LEVELS:
         grid = world_grid(box, (spacing_mm,) * 3)
-        found = _improve(found.on_grid(grid), _shown(fixed, grid), _shown(moving, grid), iterations)
+        demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+        demons.SetNumberOfIterations(iterations)
+        demons.SetMaximumRMSError(0.0)  # always run all iterations
+        demons.SetStandardDeviations(_SMOOTHING_MM / grid.affine[0, 0])
+        images = []
+        for chi in (fixed, moving):
+            clipped = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
+            images.append(to_itk(clipped.astype(np.float64), grid))
+        displacement_mm = found.on_grid(grid).displacement_mm
+        start = sitk.GetImageFromArray(displacement_mm.transpose(3, 2, 1, 0), isVector=True)
+        start.CopyInformation(images[0])
+        field = sitk.GetArrayFromImage(demons.Execute(*images, start))
+        found = Deformation(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), grid)
     return found
-
-
-@on_one_thread()
-def _improve(begin: Deformation, fixed: Any, moving: Any, iterations: int) -> Deformation:
-    sitk = import_sitk()
-    demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
-    demons.SetNumberOfIterations(iterations)
-    demons.SetMaximumRMSError(0.0)  # always run all iterations
-    demons.SetStandardDeviations(_SMOOTHING_MM / begin.grid.affine[0, 0])
-    start = sitk.GetImageFromArray(begin.displacement_mm.transpose(3, 2, 1, 0), isVector=True)
-    start.CopyInformation(fixed)
-    field = sitk.GetArrayFromImage(demons.Execute(fixed, moving, start))
-    return Deformation(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), begin.grid)
-
-
-def _shown(chi: Volume, grid: Grid) -> Any:
-    shown = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
-    return to_itk(shown.astype(np.float64), grid)

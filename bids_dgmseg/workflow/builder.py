@@ -16,7 +16,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
-from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, StepNode
+from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
 from bids_dgmseg.workflow.plan import Job
 
 STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
@@ -66,57 +66,17 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
     out_files
         The derivatives in the output directory.
     """
-    scan, resources, weights = job.scan, config.resources, config.segmentation.weights
-    threads = min(resources.omp_nthreads, resources.nprocs)
+    scan = job.scan
     inputs = Node(IdentityInterface(fields=["in_chi"]), name="inputs")
     outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
-    sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
-    prepare = StepNode(Prepare(sidecar=sidecar, problem=scan.problem or ""), name="prepare", mem_gb=1.0)
-    segment = StepNode(
-        Segment(
-            model=model,
-            device=resources.device,
-            n_threads=resources.omp_nthreads,
-            **_if_given(weights=weights),
-        ),
-        name="segment",
-        n_procs=threads,
-        mem_gb=model.memory_gb,
-    )
-    measure = StepNode(
-        Measure(
-            model=model,
-            reference=config.reference,
-            title=scan.name,
-            viewer=config.segmentation.viewer,
-            **_if_given(reference_mask=job.reference_mask),
-        ),
-        name="measure",
-        mem_gb=1.5,
-    )
-    save = StepNode(
-        Save(scan=scan, model=model, config=config, fingerprint=job.fingerprint, reconstruction=job.reconstruction),
-        name="save",
-        mem_gb=1.0,
-    )
+    *reconstruct, prepare, segment, measure, save = _steps(job, model, config)
     workflow = Workflow(name=workflow_name(scan.name))
-    if scan.from_echoes:
-        reconstruct = StepNode(
-            Reconstruct(
-                scan=scan,
-                phase_sign=config.reconstruction.phase_sign,
-                n_threads=threads,
-                **_if_given(mask=job.brain_mask),
-            ),
-            name="reconstruct",
-            n_procs=threads,
-            mem_gb=_plan_memory_gb(scan),
-        )
-        workflow.connect(reconstruct, "out_chi", inputs, "in_chi")
-        workflow.connect(reconstruct, "out_chi", save, "in_chi")
-        workflow.connect(reconstruct, "out_report", save, "in_reconstructed")
-    else:
+    if not reconstruct:
         inputs.inputs.in_chi = str(scan.chi)
+    for node in reconstruct:
+        workflow.connect(node, "out_chi", inputs, "in_chi")
+        workflow.connect(node, "out_chi", save, "in_chi")
+        workflow.connect(node, "out_report", save, "in_reconstructed")
     workflow.connect(
         [
             (inputs, prepare, [("in_chi", "in_chi")]),
@@ -126,11 +86,7 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
             (segment, measure, [(f"out_{name}", f"in_{name}") for name in ("dseg", "block", "box", "seen", "regions")]),
             (segment, save, [(f"out_{name}", f"in_{name}") for name in ("dseg", "probseg", "box", "regions")]),
             (segment, outputs, [("out_dseg", "out_dseg"), ("out_probseg", "out_probseg")]),
-            (
-                measure,
-                save,
-                [("out_stats", "in_stats"), ("out_figures", "in_figures"), ("out_report", "in_measured")],
-            ),
+            (measure, save, [("out_stats", "in_stats"), ("out_figures", "in_figures"), ("out_report", "in_measured")]),
             (measure, outputs, [("out_stats", "out_stats")]),
             (save, outputs, [("out_files", "out_files")]),
         ]
@@ -138,9 +94,44 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
     return workflow
 
 
-def _if_given(**paths: Path | None) -> dict[str, Any]:
-    """Return the inputs that have a value; Nipype does not accept None for a file."""
-    return {name: str(path) for name, path in paths.items() if path}
+def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
+    """Return the nodes of `STEPS`, not yet connected; the first only for a scan with echoes."""
+    scan, resources, segmentation = job.scan, config.resources, config.segmentation
+    threads = min(resources.omp_nthreads, resources.nprocs)
+
+    def node(step: type[Step], mem_gb: float, *, n_procs: int = 1, **inputs: Any) -> StepNode:
+        # Nipype does not accept None for a file that is not given.
+        given = {name: str(one) if isinstance(one, Path) else one for name, one in inputs.items() if one is not None}
+        return StepNode(step(**given), name=step.__name__.lower(), n_procs=n_procs, mem_gb=mem_gb)
+
+    sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
+    hashes: dict[str, Any] = {"fingerprint": job.fingerprint, "reconstruction": job.reconstruction}
+    nodes = [
+        node(Prepare, 1.0, sidecar=sidecar, problem=scan.problem or ""),
+        node(
+            Segment,
+            model.memory_gb,
+            n_procs=threads,
+            model=model,
+            device=resources.device,
+            n_threads=resources.omp_nthreads,
+            weights=segmentation.weights,
+        ),
+        node(
+            Measure,
+            1.5,
+            model=model,
+            reference=config.reference,
+            reference_mask=job.reference_mask,
+            title=scan.name,
+            viewer=segmentation.viewer,
+        ),
+        node(Save, 1.0, scan=scan, model=model, config=config, **hashes),
+    ]
+    if scan.from_echoes:
+        options = {"phase_sign": config.reconstruction.phase_sign, "n_threads": threads, "mask": job.brain_mask}
+        nodes.insert(0, node(Reconstruct, _plan_memory_gb(scan), n_procs=threads, scan=scan, **options))
+    return nodes
 
 
 def _plan_memory_gb(scan: Scan) -> float:

@@ -6,12 +6,13 @@ Nipype writes to the log only, not to the terminal, HOME or the network.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,37 +66,27 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
-    with contextlib.ExitStack() as stack:
-        for name in _LOGGERS:
-            stack.enter_context(_handled_by(name, handlers))
-        logging.captureWarnings(True)
-        try:
-            yield
-        finally:
-            logging.captureWarnings(False)
-            for handler in handlers:
-                handler.close()
-
-
-@contextlib.contextmanager
-def _handled_by(name: str, handlers: Sequence[logging.Handler]) -> Iterator[None]:
-    import nibabel
-    import nipype  # both add their own handlers when they are imported
-
-    del nibabel, nipype
-    logger: Any = logging.getLogger(name)
-    before = (logger.handlers, logger.propagate)
-    logger.handlers, logger.propagate = list(handlers), False
+    for library in ("nibabel", "nipype"):
+        importlib.import_module(library)  # which adds handlers of its own
+    loggers: list[Any] = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = list(handlers), False
+    logging.captureWarnings(True)
     try:
         yield
     finally:
-        logger.handlers, logger.propagate = before
+        logging.captureWarnings(False)
+        for logger, (own, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = own, propagate
+        for handler in handlers:
+            handler.close()
 
 
 @contextlib.contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM (``docker stop``, ``scancel``) as Ctrl-C: workers stop, intermediate files are removed."""
-    with _handled(signal.SIGTERM, _interrupt):
+    with _handled(signal.SIGTERM, signal.default_int_handler):
         yield
 
 
@@ -118,7 +109,3 @@ def _handled(
         yield
     finally:
         signal.signal(number, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

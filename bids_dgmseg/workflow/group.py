@@ -50,16 +50,14 @@ def run_group(config: RunConfig) -> int:
     if not config.bids_dir.is_dir():
         raise InputError(f"{config.bids_dir}: no such folder; pass the root directory of the BIDS dataset")
     folders = find_folders(config)
+    names = [folder.name for folder in folders] if len(folders) > 1 else [config.bids_dir.name]
     warnings = [
-        f"{config.bids_dir.name if len(folders) == 1 else folder.name}: {problem}"
-        for folder in folders
+        f"{name}: {problem}"
+        for name, folder in zip(names, folders, strict=True)
         if (problem := _participants_problem(folder))
     ]
-    selection = ResultsSelection(
-        config.selection.participants,
-        config.selection.sessions,
-        (config.segmentation.model,) if config.segmentation.model else (),
-    )
+    models = (config.segmentation.model,) if config.segmentation.model else ()
+    selection = ResultsSelection(config.selection.participants, config.selection.sessions, models)
     cohort = load_cohort(
         folders, selection=selection, site_column=config.group.site_column, group_column=config.group.group_column
     )

@@ -116,7 +116,10 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run
     for participant in sorted({scan.participant for scan in scans}):
         names = [scan.name for scan in scans if scan.participant == participant]
         failed = [name for name in names if name in run.failed]
-        if not failed and run.done.isdisjoint(names) and not _is_page_outdated(output_dir, participant):
+        page = output_dir / f"sub-{participant}.html"
+        results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
+        outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
+        if not (failed or outdated) and run.done.isdisjoint(names):
             continue
         problems, earlier = [run.failed[name] for name in failed], [(name, model.name) for name in failed]
         try:
@@ -125,12 +128,6 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run
             progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             complete = False
     return complete
-
-
-def _is_page_outdated(output_dir: Path, participant: str) -> bool:
-    page = output_dir / f"sub-{participant}.html"
-    results = [path.stat().st_mtime for path in (output_dir / f"sub-{participant}").rglob("*_qc.json")]
-    return bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
 
 
 def _print_summary(n_scans: int, run: Run, logs: Path, progress: RunProgress) -> None:

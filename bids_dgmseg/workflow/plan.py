@@ -14,7 +14,7 @@ from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is
 from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
-from bids_dgmseg.config import Reconstruction, RunConfig
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
 from bids_dgmseg.io.files import read_json
@@ -84,9 +84,14 @@ def plan_run(config: RunConfig) -> Plan:
     warnings += _find_outdated_results(config.output_dir, model, jobs)
     warnings += find_skipped(inputs, scans)
     if not any(scan.from_echoes for scan in scans):
+        given = {
+            "--brain-mask": config.reconstruction.brain_masks is not None,
+            "--phase-sign": config.reconstruction.phase_sign != "auto",
+        }
         warnings += [
             f"{option} has no effect: every selected scan already has a chi map"
-            for option in _given_options(config.reconstruction)
+            for option, is_given in given.items()
+            if is_given
         ]
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
 
@@ -120,12 +125,6 @@ def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) 
     ]
 
 
-def _given_options(given: Reconstruction) -> list[str]:
-    default = Reconstruction()
-    options = {"brain_masks": "--brain-mask", "phase_sign": "--phase-sign"}
-    return [option for name, option in options.items() if getattr(given, name) != getattr(default, name)]
-
-
 def check_folders(config: RunConfig) -> None:
     """Reject an output or working directory that would damage the input or another program's dataset.
 
@@ -151,10 +150,7 @@ def check_folders(config: RunConfig) -> None:
             f"{work_dir.name}: --work-dir inside the output directory, which would not be valid BIDS; choose a folder "
             "outside it"
         )
-    maker = _find_other_maker(output_dir)
-    if not maker and config.level == "participant":
-        maker = _find_unknown_maker(output_dir)
-    if maker:
+    if maker := _find_other_maker(output_dir, described=config.level != "participant"):
         raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
     if not config.control.dry_run:
         check_writable(output_dir)
@@ -175,15 +171,19 @@ def make_run_folder(work_dir: Path) -> Path:
         raise InputError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir") from error
 
 
-def _find_other_maker(folder: Path) -> str | None:
-    """Return the program that made the dataset in a folder, unless it is this one or there is no dataset."""
+def _find_other_maker(folder: Path, *, described: bool) -> str | None:
+    """Return the program that made the dataset in a folder; None if it is this one or there is no dataset.
+
+    Unless datasets must be described, participants without dataset_description.json are one too, as SEPIA writes them.
+    """
     path = folder / DATASET_DESCRIPTION
     if is_broken_symlink(path):
         raise InputError(f"{folder.name}: {describe_missing(path)}")
     if is_pointer_file(path):
         raise InputError(f"{folder.name}: {describe_unfetched(path)}")
     if not path.is_file():
-        return None
+        found = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
+        return f"another program ({found}, but no {DATASET_DESCRIPTION})" if found and not described else None
     try:
         read_json(path)
     except InputError as error:
@@ -191,11 +191,3 @@ def _find_other_maker(folder: Path) -> str | None:
     if is_own(folder):
         return None
     return ", ".join(maker["Name"] for maker in generators(folder)) or "another program"
-
-
-def _find_unknown_maker(folder: Path) -> str | None:
-    """Return a description of a folder with participants but without dataset_description.json, as SEPIA writes it."""
-    if (folder / DATASET_DESCRIPTION).exists():
-        return None
-    found = next((one.name for one in sorted(folder.glob("sub-*")) if one.is_dir() and any(one.iterdir())), None)
-    return f"another program ({found}, but no {DATASET_DESCRIPTION})" if found else None

@@ -133,15 +133,10 @@ def _work(sender: Connection, node: StepNode, updatehash: bool, taskid: int, log
         try:
             result = {"result": node.run(updatehash=updatehash), "traceback": None, "error": None}
         except BaseException as error:  # noqa: BLE001 - whatever it is, the run reports it
-            result = _failure(error) | {"error": _picklable(error)}
+            result = _failure(error)
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:  # noqa: BLE001 - the classes of other libraries may not survive pickling
+                result["error"] = RuntimeError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(BrokenPipeError):  # the run was interrupted and does not wait
             sender.send({**result, "taskid": taskid})
-
-
-def _picklable(error: BaseException) -> BaseException:
-    """Return an exception that survives the way to the run's process."""
-    try:
-        copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - classes of other libraries may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return copy

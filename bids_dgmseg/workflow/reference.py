@@ -65,7 +65,13 @@ def _find_region(
         indices = [one.index for one in scan.structures if wanted.structure in (one.nucleus, one.abbreviation)]
         return np.isin(scan.dseg.array, indices), f"{wanted.structure} labelled by {model.name}"
     if mask is not None:
-        return _read_mask(mask, scan.chi), f"mask {mask.name}"
+        values = Volume.read(mask)
+        check_intact(mask)
+        if difference := describe_grid_mismatch(scan.chi, values):
+            raise InputError(
+                f"{mask.name}: does not lie on the grid of the map ({difference}); resample the mask first"
+            )
+        return np.asarray(values.array > 0.5), f"mask {mask.name}"
     if wanted.kind == "whole-brain":
         if "brain" in regions:
             return _read_region(regions["brain"]), f"brain labelled by {model.name}"
@@ -83,11 +89,3 @@ def _read_region(path: str) -> NDArray[np.bool_]:
     region = Volume.read(path, np.uint8).array > 0
     check_intact(path)
     return np.asarray(region)
-
-
-def _read_mask(path: Path, chi: Volume) -> NDArray[np.bool_]:
-    mask = Volume.read(path)
-    check_intact(path)
-    if difference := describe_grid_mismatch(chi, mask):
-        raise InputError(f"{path.name}: does not lie on the grid of the map ({difference}); resample the mask first")
-    return np.asarray(mask.array > 0.5)

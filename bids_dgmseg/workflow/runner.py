@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Sequence
@@ -137,17 +138,11 @@ class Run:
             where = f": {error.filename}" if error.filename else ""
             return f"{step}: {error.strerror}{where}; {DISK_ADVICE}"
         for folder in (self._config.output_dir, self._work):
-            if _is_full(folder):
-                return f"{step}: no space left on the disk of {folder}; free some space"
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(folder).free < _DISK_FULL_BYTES:
+                    return f"{step}: no space left on the disk of {folder}; free some space"
         crashes = sorted((self._logs / scan).glob("crash-*"), key=lambda path: path.stat().st_mtime)
         details = crashes[-1] if crashes else self._logs / LOG_NAME
         text = " ".join(str(error).split())
         reason = "" if error is None else f" ({type(error).__name__}{': ' * bool(text)}{text})"
         return f"{step} crashed{reason}; see {details}"
-
-
-def _is_full(folder: Path) -> bool:
-    try:
-        return shutil.disk_usage(folder).free < _DISK_FULL_BYTES
-    except OSError:
-        return False

@@ -11,7 +11,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.inference import forward
+from bids_dgmseg.segmentation.inference import forward_batch
 from bids_dgmseg.segmentation.postprocess import label_grid, postprocess
 from bids_dgmseg.segmentation.predict import NetworkPredictor, predict
 from bids_dgmseg.segmentation.results import ProbabilityBlock
@@ -264,7 +264,7 @@ def test_prediction_is_deterministic():
     torch.manual_seed(0)
     network = nn.Conv3d(1, 3, 3, padding=1).eval()
     values = np.random.default_rng(0).normal(size=(1, 20, 20, 20)).astype(np.float32)
-    first, second = (forward(network, values, "cpu").numpy().tobytes() for _ in range(2))
+    first, second = (forward_batch(network, values[None], "cpu").softmax(dim=1).numpy().tobytes() for _ in range(2))
     assert first == second
 
 
