@@ -15,6 +15,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.localize import localize
@@ -52,46 +53,41 @@ def _volumes_mm3(dseg: Volume) -> np.ndarray:
     return np.bincount(dseg.array.ravel(), minlength=17)[1:17] * np.prod(dseg.voxel_size_mm)
 
 
-def _store(path: Path, axes: str, kind: str) -> Path:
-    """Write the upright map with other axes and another data type, without resampling."""
-    chi = _upright_map()
+def _store(path: Path, axes: str, kind: str) -> Volume:
+    """Write the upright map with other axes and another data type, without resampling, and read it back."""
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
-    array = orientations.apply_orientation(chi.array, turn)
-    image = nib.Nifti1Image(array, chi.affine @ orientations.inv_ornt_aff(turn, chi.shape))
+    image = nib.Nifti1Image(_upright_map().array, _upright_map().affine).as_reoriented(turn)
     image.set_data_dtype(kind)
     image.to_filename(path)
-    return path
+    return Volume.read(path)
 
 
 @pytest.mark.parametrize(
     ("axes", "kind", "extension"),
     [
         ("LAS", "float32", ".nii.gz"),
-        ("LPS", "float32", ".nii"),
         ("PIR", "float32", ".nii.gz"),
-        ("RAS", "float64", ".nii"),
+        ("LPS", "float64", ".nii"),
     ],
 )
 def test_orientation_and_format_do_not_change_labels(tmp_path, axes, kind, extension):
-    chi = Volume.read(_store(tmp_path / f"map{extension}", axes, kind))
+    chi = _store(tmp_path / f"map{extension}", axes, kind)
     np.testing.assert_array_equal(_segment(chi).array, _upright_dseg().array)
 
 
 def test_int16_storage_hardly_changes_labels(tmp_path):
     # int16 with scl_slope holds the map's 0.3 ppm in 65,536 steps of 5e-6 ppm, a thousandth of the noise.
-    chi = Volume.read(_store(tmp_path / "map.nii.gz", "LPS", "int16"))
+    chi = _store(tmp_path / "map.nii.gz", "LPS", "int16")
     table = dice(_upright_dseg().array, _segment(chi).array, structures=STRUCTURES)
     assert table["dice"].min() > 0.99
 
 
-def _tilted() -> Grid:
-    about_x, about_z = np.deg2rad([12, 8])
-    x = np.array([[1, 0, 0], [0, np.cos(about_x), -np.sin(about_x)], [0, np.sin(about_x), np.cos(about_x)]])
-    z = np.array([[np.cos(about_z), -np.sin(about_z), 0], [np.sin(about_z), np.cos(about_z), 0], [0, 0, 1]])
-    return Grid(UPRIGHT.shape, nib.affines.from_matvec(z @ x) @ UPRIGHT.affine)
-
-
-GRIDS = {"oblique": _tilted(), "0.7 mm": world_grid(HEAD, (0.7, 0.7, 0.7)), "1 x 1 x 3 mm": world_grid(HEAD, (1, 1, 3))}
+TILT = nib.affines.from_matvec(Rotation.from_euler("xz", [12, 8], degrees=True).as_matrix())
+GRIDS = {
+    "oblique": Grid(UPRIGHT.shape, TILT @ UPRIGHT.affine),
+    "0.7 mm": world_grid(HEAD, (0.7, 0.7, 0.7)),
+    "1 x 1 x 3 mm": world_grid(HEAD, (1, 1, 3)),
+}
 
 
 @pytest.mark.parametrize("axis", ["y", "z"])
@@ -115,7 +111,8 @@ def test_noise_around_the_head_keeps_the_box(noise_ppm):
 @cache
 def _dseg_on(name: str) -> Volume:
     """The phantom's labels on one of the grids, found once for the tests of them."""
-    return _segment(PHANTOM.chi(GRIDS[name], seed=5))
+    # Averaging the points of a voxel hardly changes voxels of 0.7 mm, and takes most of the time there.
+    return _segment(PHANTOM.chi(GRIDS[name], seed=5, supersampling=1 if name == "0.7 mm" else 2))
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -162,7 +159,9 @@ def test_probabilities_predict_volume_and_dice():
 
 
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])
-def test_papers_models_segment_the_phantom(name):
+def test_papers_models_segment_the_phantom(name, monkeypatch):
+    # dcnnet registers all its atlases to find the best; two of them show the same in a fifth of the time.
+    monkeypatch.setattr("bids_dgmseg.segmentation.registration.atlas_files", lambda *given: atlas_files(*given)[:2])
     model, _ = choose_labels(MODELS[name], None, None)
     labels = segment_map(_upright_map(), model).labels
     table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)

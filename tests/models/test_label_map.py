@@ -63,54 +63,50 @@ def test_regions_are_numbered_in_their_order(tmp_path):
     assert read_labels(folder) == {"both": 1, "DN_R": 2}
 
 
-def refuse_nothing_known(tmp_path: Path) -> None:
-    choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "left": 1, "right": 2}), None)
-
-
-def refuse_unknown_cerebellum(tmp_path: Path) -> None:
-    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1})
-    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "a": 1, "b": 2})
-    choose_labels(MODEL, tmp_path / "w", None)
-
-
-def refuse_other_folder(tmp_path: Path) -> None:
-    choose_labels(MODEL, tmp_path, None)
-
-
-def refuse_abbreviation(tmp_path: Path) -> None:
-    (tmp_path / "map.json").write_text('{"left": "Dentate"}')
-    read_label_map(tmp_path / "map.json")
-
-
-def refuse_columns(tmp_path: Path) -> None:
-    (tmp_path / "map.tsv").write_text("number\tname\n1\tDN_L\n")
-    read_label_map(tmp_path / "map.tsv")
-
-
-def refuse_other_model(tmp_path: Path) -> None:
-    choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
+@pytest.mark.parametrize(
+    ("dentate", "cerebellum", "message"),
+    [
+        (
+            {"background": 0, "left": 1, "right": 2},
+            {"cerebellum": 1},
+            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use --label-map",
+        ),
+        (
+            {"background": 0, "DN_L": 1},
+            {"background": 0, "a": 1, "b": 2},
+            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use --label-map",
+        ),
+    ],
+)
+def test_unmatched_labels_are_refused(tmp_path, dentate, cerebellum, message):
+    write_labels(tmp_path / "w" / "dentate", dentate)
+    write_labels(tmp_path / "w" / "cerebellum", cerebellum)
+    with pytest.raises(InputError, match=message):
+        choose_labels(MODEL, tmp_path / "w", None)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "message"),
+    ("name", "text", "message"),
     [
+        ("map.json", '{"left": "Dentate"}', r"^map.json: unknown nucleus Dentate; use e.g. DN_L, or cerebellum$"),
         (
-            refuse_nothing_known,
-            r"^m: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use --label-map",
-        ),
-        (refuse_unknown_cerebellum, r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use --label-map"),
-        (refuse_other_folder, r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder with"),
-        (refuse_abbreviation, r"^map.json: unknown nucleus Dentate; use e.g. DN_L, or cerebellum$"),
-        (
-            refuse_columns,
+            "map.tsv",
+            "number\tname\n1\tDN_L\n",
             r"^map.tsv: not a label map; write a TSV with the columns label and abbreviation, or a JSON object$",
         ),
-        (refuse_other_model, r"^--label-map has no effect on dgm16; omit it or use --model nnunet2step$"),
     ],
 )
-def test_unmatched_labels_are_refused(tmp_path, attempt, message):
+def test_invalid_label_map_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
-        attempt(tmp_path)
+        read_label_map(tmp_path / name)
+
+
+def test_folder_and_model_must_be_of_nnunet(tmp_path):
+    with pytest.raises(InputError, match=r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder"):
+        choose_labels(MODEL, tmp_path, None)
+    with pytest.raises(InputError, match=r"^--label-map has no effect on dgm16; omit it or use --model nnunet2step$"):
+        choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
 
 
 def test_changed_weights_in_the_package_are_refused(tmp_path, monkeypatch):

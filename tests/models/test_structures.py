@@ -10,12 +10,13 @@ def test_eight_nuclei_on_two_sides():
     assert {structure.nucleus for structure in STRUCTURES} == {"DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"}
 
 
-def test_names_and_abbreviations_agree_on_the_side():
+def test_names_and_labels_agree_on_the_side():
     for structure in STRUCTURES:
         side = {"L": "left", "R": "right"}[structure.hemisphere]
         assert structure.name.startswith(f"{side} ")
         assert structure.abbreviation.endswith(f"_{structure.hemisphere}")
         assert structure.bids_label.endswith(side)
+        assert structure.bids_label.isalnum()  # as BIDS names require
 
 
 def test_abbreviations_and_colours_are_unique():
@@ -29,22 +30,14 @@ def test_both_sides_map_to_the_same_tissue():
         assert (left.nucleus, left.mapping) == (right.nucleus, right.mapping)
 
 
-def test_labels_are_valid_in_bids_names():
-    assert all(structure.bids_label.isalnum() for structure in STRUCTURES)
-
-
 def test_structures_are_found_by_name_and_label():
     assert STRUCTURES.named("SN_R").index == 8
     assert STRUCTURES.numbered(8).abbreviation == "SN_R"
 
 
 def test_both_sides_follow_the_order_given():
-    assert [structure.abbreviation for structure in STRUCTURES.both_sides(["GP", "DN"])] == [
-        "GP_L",
-        "GP_R",
-        "DN_L",
-        "DN_R",
-    ]
+    both = STRUCTURES.both_sides(["GP", "DN"])
+    assert [structure.abbreviation for structure in both] == ["GP_L", "GP_R", "DN_L", "DN_R"]
 
 
 def test_rows_are_sorted_by_label():
@@ -52,11 +45,8 @@ def test_rows_are_sorted_by_label():
     assert list(Structures([second, first])) == [first, second]
 
 
-def test_unknown_name_is_refused():
+def test_unknown_structures_are_refused():
     with pytest.raises(ValueError, match=r"unknown structure 'DN'; expected one of DN_L, DN_R, IN_L"):
         STRUCTURES.named("DN")
-
-
-def test_unknown_label_is_refused():
     with pytest.raises(ValueError, match="no structure has the label 0"):
         STRUCTURES.numbered(0)

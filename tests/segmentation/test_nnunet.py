@@ -10,7 +10,6 @@ import torch
 from nibabel import orientations
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
 from bids_dgmseg.segmentation.nnunet import Network
@@ -185,24 +184,12 @@ def test_unusable_folder_is_refused(tmp_path, how, message):
         read_folder(folder)
 
 
-def test_best_checkpoint_replaces_a_missing_final_one(tmp_path):
-    folder = write_folder(tmp_path / "model")
-    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
-    assert len(read_folder(folder).parameters) == 1
-
-
 def test_one_checkpoint_per_fold_is_read(tmp_path):
-    folder = write_folder(tmp_path / "model", seed=1)
+    folder = write_folder(tmp_path / "model", seed=1)  # with a final checkpoint, the second fold with the best one only
     (write_folder(tmp_path / "other", seed=2) / "fold_0").rename(folder / "fold_1")
     (folder / "fold_1" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_best.pth")
     (write_folder(tmp_path / "all", seed=3) / "fold_0").rename(folder / "fold_all")
     assert len(read_folder(folder).parameters) == 2
-
-
-def test_largest_component_is_kept():
-    mask = np.zeros((6, 3, 3), bool)
-    mask[0, 0, 0] = mask[3:5, 1, 1] = True
-    assert np.argwhere(large_components(mask)).tolist() == [[3, 1, 1], [4, 1, 1]]
 
 
 def test_environment_stays_unchanged(tmp_path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
     return Volume(chi.array, turn @ chi.affine), box_of_mask(wanted)
 
 
-@pytest.mark.parametrize(("pose", "scale"), [((0, 0, 0), 1.0), ((14, -9, 8), 1.0), ((-14, 12, -6), 0.9)])
+@pytest.mark.parametrize(("pose", "scale"), [((14, -9, 8), 1.0), ((-14, 12, -6), 0.9)])
 def test_atlas_box_follows_the_head(reference, pose, scale):
     chi, truth = turned(*pose, scale=scale)
     box = find_by_atlas(chi, [reference], MODEL)

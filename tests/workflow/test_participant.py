@@ -36,6 +36,19 @@ def special(monkeypatch) -> Callable[[str], str]:
     return register
 
 
+@pytest.fixture
+def crash(monkeypatch) -> Callable[..., None]:
+    """Make a function, by default one of the step that measures, raise an exception."""
+
+    def register(error: Exception, name: str = "bids_dgmseg.workflow.interfaces.draw_mosaic") -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(name, fail)
+
+    return register
+
+
 def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
     assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
@@ -57,14 +70,17 @@ def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, n
     assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
 
 
-def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys):
+def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     erase(dataset, "sub-02")
     assert run(dataset) == 1
+    (folder,) = (tmp_path / "work").glob("run-*")
+    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for inspection
     bids_dataset("sub-02")
     capsys.readouterr()
     assert run(dataset) == 0
     assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+    assert list((tmp_path / "work").glob("run-*")) == [folder]
 
 
 @pytest.mark.timeout(120)
@@ -95,22 +111,16 @@ def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
     assert not (tmp_path / "out" / "sub-04").exists()
 
 
-def test_crash_message_names_the_crash_file(bids_dataset, run, monkeypatch, capsys):
-    def crash(*args, **kwargs):
-        raise RuntimeError("the pen broke")
-
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", crash)
+def test_crash_message_names_the_crash_file(bids_dataset, run, crash, capsys):
+    crash(RuntimeError("the pen broke"))
     assert run(bids_dataset("sub-01")) == 1
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: measure crashed"))
     assert line.startswith("sub-01: measure crashed (RuntimeError: the pen broke); see ")
     assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
 
 
-def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, monkeypatch, capsys):
-    def stop(*args, **kwargs):
-        raise RuntimeError("no more")
-
-    monkeypatch.setattr("bids_dgmseg.workflow.runner.Workflow.run", stop)
+def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, crash, capsys):
+    crash(RuntimeError("no more"), "bids_dgmseg.workflow.runner.Workflow.run")
     assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
     err = capsys.readouterr().err
     assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
@@ -131,11 +141,8 @@ def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, npr
     assert len(list(folder.iterdir())) == 1
 
 
-def test_full_disk_is_one_line(bids_dataset, run, monkeypatch, capsys):
-    def fill(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz")
-
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", fill)
+def test_full_disk_is_one_line(bids_dataset, run, crash, capsys):
+    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz"))
     assert run(bids_dataset("sub-01")) == 1
     assert capsys.readouterr().err.startswith(
         "sub-01: measure: No space left on device: dseg.nii.gz; check the path, its permissions and the free disk "
@@ -143,11 +150,8 @@ def test_full_disk_is_one_line(bids_dataset, run, monkeypatch, capsys):
     )
 
 
-def test_full_disk_is_reported_for_any_exception(bids_dataset, run, monkeypatch, capsys, tmp_path):
-    def crash(*args, **kwargs):
-        raise RuntimeError
-
-    monkeypatch.setattr("bids_dgmseg.workflow.interfaces.draw_mosaic", crash)
+def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
+    crash(RuntimeError())
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     assert run(bids_dataset("sub-01")) == 1
     assert capsys.readouterr().err.startswith(
@@ -187,17 +191,6 @@ def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatc
     assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
 
 
-def test_work_dir_keeps_only_failed_scans(bids_dataset, run, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    erase(dataset, "sub-02")
-    run(dataset)
-    (folder,) = (tmp_path / "work").glob("run-*")
-    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for inspection
-    bids_dataset("sub-02")
-    run(dataset)
-    assert list((tmp_path / "work").glob("run-*")) == [folder]
-
-
 def test_missing_page_is_written_by_the_next_run(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01")
     run(dataset)
@@ -207,11 +200,8 @@ def test_missing_page_is_written_by_the_next_run(bids_dataset, run, tmp_path):
     assert page.is_file()
 
 
-def test_unwritable_page_exits_with_1(bids_dataset, run, monkeypatch, capsys, tmp_path):
-    def crash(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("bids_dgmseg.report.participant.write_participant_page", crash)
+def test_unwritable_page_exits_with_1(bids_dataset, run, crash, capsys, tmp_path):
+    crash(OSError("disk full"), "bids_dgmseg.report.participant.write_participant_page")
     assert run(bids_dataset("sub-01")) == 1
     assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
     assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))

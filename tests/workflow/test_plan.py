@@ -15,36 +15,46 @@ def raw(tmp_path):
     return tmp_path / "ds"
 
 
+def check(raw, out="../out", work="../work"):
+    """Check an output and a working directory, relative to the dataset."""
+    control = RunControl(work_dir=(raw / work).resolve())
+    check_folders(RunConfig(raw, (raw / out).resolve(), control=control))
+
+
+@pytest.fixture
+def out(raw):
+    (raw.parent / "out").mkdir()
+    return raw.parent / "out"
+
+
 @pytest.mark.parametrize("place", ["derivatives/dgmseg", "../out"])
 def test_output_beside_dataset_or_in_derivatives_is_accepted(raw, place):
-    check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
+    check(raw, place)
 
 
 @pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
 def test_output_in_the_raw_data_is_rejected(raw, place):
     with pytest.raises(InputError, match="input"):
-        check_folders(RunConfig(raw, (raw / place).resolve(), control=RunControl(work_dir=raw.parent / "work")))
+        check(raw, place)
 
 
 def test_work_dir_in_the_raw_data_is_rejected(raw):
     message = r"^work: --work-dir inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
     with pytest.raises(InputError, match=message):
-        check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw / "work")))
+        check(raw, work="work")
 
 
 @pytest.mark.parametrize("place", ["out", "out/work"])
 def test_work_dir_in_the_output_is_rejected(raw, place):
     name = place.rpartition("/")[2]
     with pytest.raises(InputError, match=rf"^{name}: --work-dir inside the output directory, which would"):
-        check_folders(RunConfig(raw, raw.parent / "out", control=RunControl(work_dir=raw.parent / place)))
+        check(raw, work=f"../{place}")
 
 
-def test_invalid_dataset_description_is_reported(raw):
-    out = raw.parent / "out"
-    out.mkdir()
+def test_invalid_dataset_description_is_reported(raw, out):
     (out / "dataset_description.json").write_text('"broken"')
     with pytest.raises(InputError, match=r"^out/dataset_description.json: contains a str, expected a JSON object"):
-        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
+        check(raw)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +64,10 @@ def test_invalid_dataset_description_is_reported(raw):
         ({"Name": "a raw dataset"}, "another program"),
     ],
 )
-def test_dataset_of_another_program_is_rejected(raw, description, maker):
-    out = raw.parent / "out"
-    out.mkdir()
+def test_dataset_of_another_program_is_rejected(raw, out, description, maker):
     (out / "dataset_description.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match=f"^out: contains a dataset of {maker}; choose another output directory"):
-        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
+        check(raw)
 
 
 @pytest.mark.parametrize(
@@ -69,19 +77,15 @@ def test_dataset_of_another_program_is_rejected(raw, description, maker):
         pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
     ],
 )
-def test_unfetched_dataset_description_is_rejected(raw, leave):
-    out = raw.parent / "out"
-    out.mkdir()
+def test_unfetched_dataset_description_is_rejected(raw, out, leave):
     leave(out / "dataset_description.json")
     with pytest.raises(InputError, match=r"^out: dataset_description\.json: content not fetched.*; fetch it first"):
-        check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
+        check(raw)
 
 
-def test_own_output_is_accepted_again(raw):
-    out = raw.parent / "out"
-    out.mkdir()
+def test_own_output_is_accepted_again(raw, out):
     (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
-    check_folders(RunConfig(raw, out, control=RunControl(work_dir=raw.parent / "work")))
+    check(raw)
 
 
 def test_runs_have_separate_folders(tmp_path):

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
@@ -55,54 +56,75 @@ def read_quality(out: Path, scan: str = "sub-01") -> dict[str, Any]:
     return quality
 
 
+def write_heads(root: Path) -> Path:
+    """Write the phantom without noise, stored RAS (sub-01) and LPS (sub-02), each with a CSF mask stored RAS."""
+    start_dataset(root / "ds")
+    for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
+        write_map(root / "ds", scan, head(name)[0])
+        write_mask(root / "masks", scan, whole_voxels(), make_grid("RAS").affine)
+    return root
+
+
 @pytest.fixture
 def heads(tmp_path) -> Path:
-    """The phantom without noise, stored RAS (sub-01) and LPS (sub-02), each with a CSF mask stored RAS."""
-    start_dataset(tmp_path / "ds")
-    ras = make_grid("RAS")
-    for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
-        write_map(tmp_path / "ds", scan, head(name)[0])
-        write_mask(tmp_path / "masks", scan, whole_voxels(), ras.affine)
-    return Path(tmp_path)
+    return write_heads(tmp_path)
 
 
-def test_csf_mask_shifts_all_values_by_csf(heads, run):
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """Folder of the heads with the results ``out`` of a run with their CSF masks."""
+    root, model = write_heads(tmp_path_factory.mktemp("heads")), oracle_model()
+    options = [
+        "-w",
+        str(root / "work"),
+        "--model",
+        model.name,
+        "--nprocs",
+        "1",
+        "--skip-bids-validation",
+        "--no-viewer",
+    ]
+    options += ["--reference", "csf", "--reference-mask", str(root / "masks")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, model.name, model)
+        assert main([str(root / "ds"), str(root / "out"), "participant", *options]) == 0
+    return root
+
+
+def test_csf_mask_shifts_all_values_by_csf(done):
     n_voxels = int(whole_voxels().sum())
     for scan in ("sub-01", "sub-02"):
-        reference = read_quality(heads / "out", scan)["reference"]
+        reference = read_quality(done / "out", scan)["reference"]
         assert reference["n_voxels"] == n_voxels > 50
         assert reference["mean_ppm"] == pytest.approx(CSF_PPM, rel=1e-6)  # float32
         assert reference["std_ppm"] == pytest.approx(0, abs=1e-7)
         assert reference["source"] == f"mask {scan}_label-CSF_mask.nii.gz"
-        for name, row in read_stats(heads / "out", scan).items():
+        for name, row in read_stats(done / "out", scan).items():
             for measure in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv"):
                 shift = float(row[f"{measure}_ppm"]) - float(row[f"{measure}_ref_ppm"])
                 assert shift == pytest.approx(CSF_PPM, rel=1e-5), (name, measure)
             mass = float(row["mass_ppm_mm3"]) - float(row["mass_ref_ppm_mm3"])
             assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels are valid
-    (dictionary,) = (heads / "out").rglob("sub-01_*_stats.json")
-    assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(heads / "out")["reference"]
+    (dictionary,) = (done / "out").rglob("sub-01_*_stats.json")
+    assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(done / "out")["reference"]
 
 
-def test_group_level_keeps_the_reference(heads, run):
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
-    assert run(heads / "ds", level="group") == 0
-    with (heads / "out" / "group_qc.tsv").open(newline="") as file:
+def test_group_level_keeps_the_reference(done, run):
+    assert run(done / "ds", level="group", out=done / "out") == 0
+    with (done / "out" / "group_qc.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["reference_region"] for row in rows] == ["csf", "csf"]
     assert [float(row["reference_mean_ppm"]) for row in rows] == pytest.approx([CSF_PPM] * 2, rel=1e-5)
-    with (heads / "out" / "group_stats.tsv").open(newline="") as file:
+    with (done / "out" / "group_stats.tsv").open(newline="") as file:
         assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
 
 
-def test_ratings_are_independent_of_storage_orientation(heads, run):
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
-    one, other = (read_quality(heads / "out", scan) for scan in ("sub-01", "sub-02"))
+def test_ratings_are_independent_of_storage_orientation(done):
+    one, other = (read_quality(done / "out", scan) for scan in ("sub-01", "sub-02"))
     assert one["rating"] == other["rating"] == "green"
     for name in ("noise_sd_ppm", "streaking_index", "rim_residual_ppm", "box_margin_mm"):
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-9), name
-    left, right = (read_stats(heads / "out", scan) for scan in ("sub-01", "sub-02"))
+    left, right = (read_stats(done / "out", scan) for scan in ("sub-01", "sub-02"))
     large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others are dominated by partial volume
     assert {left[nucleus]["rating"] for nucleus in large} == {"green"}
     for nucleus, row in left.items():
