@@ -1,4 +1,4 @@
-"""What the suite shares: the phantom, ways to sample it, the oracle, and datasets made of them."""
+"""Shared fixtures: the phantom, grids to sample it on, the oracle model, and datasets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ settings.register_profile("suite", deadline=None, derandomize=True)  # the same 
 settings.load_profile("suite")
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
-"""Holds the phantom."""
+"""Box that contains the phantom."""
 SIDECAR = {"Units": "ppm", "ReferenceRegion": "whole brain"}
 
 
@@ -39,13 +39,13 @@ def phantom() -> Phantom:
 
 @pytest.fixture(params=["RAS", "LAS", "LPS", "PIR", "oblique", "anisotropic"])
 def grid(request: pytest.FixtureRequest) -> Grid:
-    """One world sampled six ways; what is in mm, mm3 and ppm must not change."""
+    """The same head on six grids; values in mm, mm3 and ppm must not depend on the grid."""
     return make_grid(request.param)
 
 
 @cache
 def make_grid(name: str) -> Grid:
-    """The head's grid in a named orientation."""
+    """Grid over the head in a named orientation."""
     if name == "anisotropic":
         return world_grid(HEAD, (1.5, 1.5, 3.0))
     upright = world_grid(HEAD, (2.0, 2.0, 2.0))
@@ -68,27 +68,27 @@ def _tilt() -> NDArray[np.float64]:
 
 @cache
 def coarse_chi() -> Volume:
-    """The phantom's map at 2.5 mm, made once for the suite."""
+    """Chi map of the phantom at 2.5 mm, computed once per process."""
     return PHANTOM.chi(world_grid(HEAD, (2.5, 2.5, 2.5)), seed=1)
 
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A model that answers with the phantom's own labels, registered for one test."""
+    """Model that returns the true labels of the phantom, registered for one test."""
     model = oracle_model()
     monkeypatch.setitem(MODELS, model.name, model)
     return model
 
 
 class MakeDataset(Protocol):
-    """Writes a dataset and returns its root."""
+    """Write a dataset and return its root."""
 
     def __call__(self, *scans: str, extension: str = ..., sidecar: Mapping[str, Any] | None = ...) -> Path: ...
 
 
 @pytest.fixture
 def bids_dataset(tmp_path: Path) -> MakeDataset:
-    """Writer of small BIDS datasets of phantom maps; a scan is ``sub-01_ses-1_acq-x``."""
+    """Function that writes a small BIDS dataset of phantom maps; scans are named like ``sub-01_ses-1_acq-x``."""
 
     def make(*scans: str, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR) -> Path:
         root = tmp_path / "ds"
@@ -101,7 +101,7 @@ def bids_dataset(tmp_path: Path) -> MakeDataset:
 
 
 def start_dataset(root: Path, **description: str) -> None:
-    """Write what a BIDS dataset needs at its root."""
+    """Write the files that BIDS requires at the root of a dataset."""
     root.mkdir(parents=True, exist_ok=True)
     content = {"Name": "Phantoms", "BIDSVersion": "1.10.0", "License": "CC0", "Authors": ["Nobody"], **description}
     (root / "dataset_description.json").write_text(json.dumps(content), encoding="utf-8")
@@ -111,7 +111,7 @@ def start_dataset(root: Path, **description: str) -> None:
 def write_map(
     root: Path, scan: str, chi: Volume, *, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR
 ) -> Path:
-    """Write one chi map where BIDS wants it; its axes are those of `chi.affine`, whatever they are."""
+    """Write one chi map under its BIDS name, with the axes of `chi.affine`."""
     folder = root.joinpath(*(part for part in scan.split("_") if part.startswith(("sub-", "ses-"))), "anat")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{scan}_Chimap{extension}"
@@ -123,7 +123,7 @@ def write_map(
 
 @pytest.fixture
 def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
-    """The command line with the oracle, into ``out``: returns the exit code."""
+    """Function that runs the command line with the oracle into ``out`` and returns the exit code."""
     from bids_dgmseg.cli.bids_app import main
 
     def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
@@ -135,13 +135,13 @@ def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Read every result by its name; logs differ from run to run."""
+    """Return the bytes of every result by name, except logs, which differ between runs."""
     paths = (path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): path.read_bytes() for path in paths if "logs" not in path.parts}
 
 
 def read_stats(out: Path, scan: str = "*") -> dict[str, dict[str, str]]:
-    """Read the one table of measures there is, or that of a scan: a row by each abbreviation."""
+    """Read the table of measures of a scan (by default of the only one): one row per abbreviation."""
     (path,) = out.rglob(f"{scan}_seg-*_stats.tsv")
     with path.open(encoding="utf-8") as file:
         return {row["abbreviation"]: row for row in csv.DictReader(file, delimiter="\t")}

@@ -1,4 +1,4 @@
-"""A predictor that knows the answer: it ignores the image and looks its grid up in the phantom."""
+"""Predictors for tests; the oracle ignores the image and samples the phantom on its grid."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bids_dgmseg.simulate.phantom import PHANTOM
 
 
 class Oracle:
-    """Answers with the share of each voxel that lies in each nucleus of the phantom."""
+    """Return the fraction of each voxel inside each nucleus of the phantom."""
 
     def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
         self._numbers = [structure.index for structure in model.structures]
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        nuclei = _shares_of_nuclei(volume.shape, volume.affine.tobytes())[self._numbers]
+        nuclei = _fractions_of_nuclei(volume.shape, volume.affine.tobytes())[self._numbers]
         return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
 
 
 @cache
-def _shares_of_nuclei(shape: tuple[int, int, int], affine: bytes) -> NDArray[np.float32]:
-    """Share of each voxel in each number of structures.tsv, from eight points a voxel."""
+def _fractions_of_nuclei(shape: tuple[int, int, int], affine: bytes) -> NDArray[np.float32]:
+    """Fraction of each voxel inside each structure of structures.tsv, from eight points per voxel."""
     grid = Grid(shape, np.frombuffer(affine).reshape(4, 4))
     points = grid.centres_mm()
     labels = PHANTOM.labels(points)
@@ -46,7 +46,7 @@ def _shares_of_nuclei(shape: tuple[int, int, int], affine: bytes) -> NDArray[np.
 
 
 class Blind:
-    """Answers that there is no nucleus anywhere."""
+    """Return background everywhere."""
 
     def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
         self._channels = len(model.labels) + 1
@@ -58,7 +58,7 @@ class Blind:
 
 
 class Greedy(Oracle):
-    """Dies as a process does that the kernel kills for its memory."""
+    """Die like a process that the kernel kills for lack of memory."""
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +66,7 @@ class Greedy(Oracle):
 
 
 class Interrupted(Oracle):
-    """Gets the Ctrl-C that a terminal sends to every process of a run."""
+    """Receive the Ctrl-C that a terminal sends to every process of a run."""
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         os.kill(os.getpid(), signal.SIGINT)
@@ -74,7 +74,7 @@ class Interrupted(Oracle):
 
 
 def oracle_model(name: str = "oracle", predictor: str = "Oracle") -> Model:
-    """A registry entry for one of the predictors above."""
+    """Return a registry entry for one of the predictors above."""
     return Model(
         name=name,
         title="The phantom's own labels",

@@ -1,14 +1,14 @@
-"""A GPU that is not there: tensors of the CPU that are watched as if they lay on another device.
+"""Fake GPU: CPU tensors that are tracked as if they were on another device.
 
-A storage carries a mark where its tensor pretends to lie on the GPU. Two modes of torch keep the marks right:
+A storage carries a mark if its tensor is meant to be on the GPU. Two torch modes maintain the marks:
 
-- `_Calls` sees torch's functions as they are called in Python. It answers ``tensor.device``, moves tensors (copying
-  them, as a transfer does), takes ``device="cuda"`` out of calls that make tensors, and refuses ``.numpy()``.
-- `_Operators` sees the operators that they are made of, those of the backward pass too. It marks what comes of marked
-  tensors and refuses to mix marked and unmarked ones as CUDA does.
+- `_Calls` intercepts torch functions called from Python: it answers ``tensor.device``, moves tensors (copying them, as
+  a transfer does), removes ``device="cuda"`` from calls that create tensors, and refuses ``.numpy()``.
+- `_Operators` intercepts the underlying operators, including those of the backward pass: it marks the results of
+  marked tensors and, like CUDA, refuses to mix marked and unmarked ones.
 
-All numbers are computed by the CPU, so values and control flow are real; kernels of CUDA, their precision and what
-they lack are not tested. Autocast is the CPU's, with bfloat16.
+The CPU computes all values, so values and control flow are real; CUDA kernels, their precision and missing kernels
+are not tested. Autocast is that of the CPU, with bfloat16.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from bids_dgmseg.segmentation.inference import SafeGradients
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 _CROSSING = {"copy_", "fill_", "_foreach_copy_", "_has_compatible_shallow_copy_type"}
-"""Operators that may see both devices: what copies, and what asks whether one tensor can take the place of another."""
+"""Operators that accept both devices: copies, and the check whether one tensor can replace another."""
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
-"""Operators whose indices may lie on the CPU."""
+"""Operators whose indices may be on the CPU."""
 _PRETENDS = "pretends"
-"""The mark of a storage."""
+"""Attribute that marks a storage."""
 _local = threading.local()
 
 
 @contextmanager
 def pretend_gpu() -> Iterator[None]:
-    """Let torch believe that there is one GPU, in this thread and in those that start meanwhile."""
+    """Make torch report one GPU, in this thread and in threads started meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in _CUDA.items():
             patch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
-        # Asks a stream whether it is captured; the name differs between versions.
+        # Checks whether a stream is being captured; the name differs between torch versions.
         check = "_accelerator_graph_capture_health_check"
         patch.setattr(torch.optim.Optimizer, check, lambda self: None, raising=False)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch.autocast, "__init__", _on_the_cpu(torch.autocast.__init__))
         patch.setattr(threading.Thread, "run", _watched(threading.Thread.run))
-        # Checkpoints tell where a tensor lay, and it comes back there unless the reader says otherwise.
+        # Checkpoints record the device of a tensor and restore it there unless told otherwise.
         places = [(5, _name_place, _restore_place), *torch.serialization._package_registry]
         patch.setattr(torch.serialization, "_package_registry", places)
         with _watching():
@@ -57,7 +57,7 @@ def pretend_gpu() -> Iterator[None]:
 
 
 def place_of(tensor: Tensor) -> torch.device:
-    """Tell where a tensor lies, without asking torch, which may be wrong while it is not watched."""
+    """Return the device of a tensor from its mark; torch itself may be wrong outside the modes."""
     with torch._C.DisableTorchFunction():
         return GPU if _is_marked(tensor) else CPU
 
@@ -77,7 +77,7 @@ _CUDA = {
 
 
 class _Generator(torch.Generator):
-    """Numbers of the CPU's generator, for tensors of a device of its own."""
+    """CPU generator that reports another device."""
 
     place: torch.device
 
@@ -110,7 +110,7 @@ def _watched(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thr
 def _watching() -> Iterator[None]:
     with ExitStack() as modes:
         modes.enter_context(_Operators())
-        modes.enter_context(SafeGradients())  # faults of the CPU's kernels are not the GPU's
+        modes.enter_context(SafeGradients())  # CPU kernel bugs do not occur on the GPU
         modes.enter_context(_Calls())
         yield
 
@@ -151,7 +151,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class _Move(torch.autograd.Function):
-    """A transfer; gradients go the way back."""
+    """Transfer between devices; gradients travel back."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, place: torch.device) -> Tensor:
@@ -171,10 +171,10 @@ def _moved(tensor: Tensor, place: torch.device) -> Tensor:
 
 
 def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-    """Do what ``Tensor.to`` does, in two steps: kind and layout, then place."""
+    """Mimic ``Tensor.to`` in two steps: dtype and layout, then device."""
     if args and isinstance(args[0], Tensor):  # like another tensor
         args = (place_of(args[0]), args[0].dtype, *args[1:])
-    parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)  # None where nothing is wanted
+    parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)  # None if not given
     device, dtype, _, layout = parsed
     place = place_of(tensor) if device is None else _full(device)
     how: dict[str, Any] = {"dtype": dtype or tensor.dtype, "memory_format": layout or torch.preserve_format}
@@ -203,11 +203,11 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__array__: lambda *args, **kwargs: _refuse(*args, original=torch.Tensor.__array__, **kwargs),
 }
 _SHARING = {torch.as_tensor, torch.asarray}
-"""Makers of tensors that share what they are made of where they can, which nothing does across devices."""
+"""Functions that share memory with their input if possible, which never happens across devices."""
 
 
 class _Calls(TorchFunctionMode):
-    """Answers for the GPU where Python calls torch."""
+    """Answer for the GPU when Python calls torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -227,13 +227,13 @@ class _Calls(TorchFunctionMode):
             result = func(*args, **kwargs)
         finally:
             _local.place = before
-        if wanted is None and func is not torch.Tensor.__deepcopy__:  # which copies the storage without an operator
+        if wanted is None and func is not torch.Tensor.__deepcopy__:  # deepcopy copies the storage without an operator
             return result
         return _moved(result, place) if func in _SHARING else _mark(result, place)
 
 
 class _Operators(TorchDispatchMode):
-    """Marks results and refuses mixtures."""
+    """Mark results and refuse mixed devices."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -254,7 +254,7 @@ class _Operators(TorchDispatchMode):
 
 
 def _place_of_new() -> torch.device:
-    """Tell where torch makes a tensor: where the call wants it, in a backward pass where the gradients are."""
+    """Return the device of a new tensor: that of the call, or of the gradients in a backward pass."""
     place: torch.device | None = getattr(_local, "place", None)
     if place is None:
         return GPU if torch._C._current_graph_task_id() != -1 else CPU
@@ -262,7 +262,7 @@ def _place_of_new() -> torch.device:
 
 
 def _check(func: Any, args: Any, kwargs: Any) -> None:
-    """Raise what CUDA does where the tensors of an operator lie on both sides."""
+    """Raise the error of CUDA if the tensors of an operator are on different devices."""
     name = func._schema.name.partition("::")[2]
     if name in _CROSSING:
         return
