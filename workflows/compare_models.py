@@ -113,13 +113,10 @@ def init_compare_models_wf(
     Parameters
     ----------
     candidates : sequence of Candidate
-        The models.
     test_set : TestSet
-        The labelled scans.
     out : path
         Folder for ``predictions``, ``evaluation``, tables, figures and ``compare.html``.
     device : {"cpu", "cuda", "auto"}
-        Where the networks run.
     threads : int
         Threads of each process.
     name : str

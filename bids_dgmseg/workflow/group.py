@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,12 +50,7 @@ def run_group(config: RunConfig) -> int:
     if not config.bids_dir.is_dir():
         raise InputError(f"{config.bids_dir}: no such folder; pass the root directory of the BIDS dataset")
     folders = find_folders(config)
-    names = [folder.name for folder in folders] if len(folders) > 1 else [config.bids_dir.name]
-    warnings = [
-        f"{name}: {problem}"
-        for name, folder in zip(names, folders, strict=True)
-        if (problem := _participants_problem(folder))
-    ]
+    warnings = _check_participants(folders, config)
     models = (config.segmentation.model,) if config.segmentation.model else ()
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, models)
     cohort = load_cohort(
@@ -88,14 +83,17 @@ def run_group(config: RunConfig) -> int:
     return 1 if cohort.n_damaged else 0
 
 
-def _participants_problem(folder: ResultsFolder) -> str:
-    """Return why the participants of a folder are unknown; empty if they are known."""
-    table = folder.dataset / "participants.tsv" if folder.dataset else None
-    if table is None or not is_file_or_unfetched(table):
-        return "no participants.tsv; the tables have no columns from it"
-    if is_broken_symlink(table):
-        return f"{describe_missing(table)}; until then the tables have no columns from it"
-    return ""
+def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> list[str]:
+    """Return warnings about folders whose participants are unknown."""
+    warnings = []
+    for folder in folders:
+        name = config.bids_dir.name if len(folders) == 1 else folder.name
+        table = folder.dataset / "participants.tsv" if folder.dataset else None
+        if table is None or not is_file_or_unfetched(table):
+            warnings.append(f"{name}: no participants.tsv; the tables have no columns from it")
+        elif is_broken_symlink(table):
+            warnings.append(f"{name}: {describe_missing(table)}; until then the tables have no columns from it")
+    return warnings
 
 
 def list_stale_scans(config: RunConfig, models: Iterable[str]) -> list[str]:

@@ -49,11 +49,6 @@ def write_labels(path: Path, array: np.ndarray, names: tuple[str, ...]) -> None:
     path.with_name(path.name.replace(".nii.gz", ".tsv")).write_text("\n".join(rows))
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    return write_dataset(tmp_path / "ds")
-
-
 def write_dataset(root: Path) -> Path:
     """Write three maps whose value is 0.1 ppm in the labels' DN_L and 0.02 ppm elsewhere."""
     start_dataset(root)
@@ -64,6 +59,11 @@ def write_dataset(root: Path) -> Path:
         write_labels(truth, labels, ("DN_L", "DN_R"))
     start_dataset(root / "derivatives/truth")
     return root
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "ds")
 
 
 @pytest.fixture(scope="module")
@@ -283,18 +283,18 @@ def test_labels_that_are_not_nuclei_are_one_warning(dataset):
     ]
 
 
-def test_labels_without_any_nucleus_are_an_error(dataset):
-    rename(dataset, DN_L="thalamus", DN_R="cortex")
-    with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
-        find_test_set(dataset, warn=print)
-
-
 def rename(dataset: Path, **names: str) -> None:
     """Rename labels of a dataset in its label tables."""
     for path in (dataset / "derivatives/truth").rglob("*_dseg.tsv"):
         (header, *rows) = [row.split("\t") for row in path.read_text().splitlines()]
         named = [[index, "", names.get(abbreviation, abbreviation)] for index, _, abbreviation in rows]
         path.write_text("\n".join("\t".join(row) for row in [header, *named]))
+
+
+def test_labels_without_any_nucleus_are_an_error(dataset):
+    rename(dataset, DN_L="thalamus", DN_R="cortex")
+    with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
+        find_test_set(dataset, warn=print)
 
 
 @pytest.fixture
@@ -358,14 +358,13 @@ def test_isolated_run_keeps_the_grid_of_the_map(bids_dataset, oracle, tmp_path):
 
 def test_atlases_exclude_the_participant_itself(bids_dataset, tmp_path, monkeypatch):
     root = bids_dataset("sub-01", "sub-02")
-    shape = nib.Nifti1Image.from_filename(root / "sub-01/anat/sub-01_Chimap.nii.gz").shape
+    chi = nib.Nifti1Image.from_filename(root / "sub-01/anat/sub-01_Chimap.nii.gz")
+    labels = np.zeros(chi.shape, np.uint8)
+    labels[20:23, 20:23, 20:23] = 1
     for scan in ("sub-01", "sub-02"):
-        labels = np.zeros(shape, np.uint8)
-        labels[20:23, 20:23, 20:23] = 1
         path = root / f"derivatives/truth/{scan}/anat/{scan}_dseg.nii.gz"
         path.parent.mkdir(parents=True)
-        affine = nib.Nifti1Image.from_filename(root / "sub-01/anat/sub-01_Chimap.nii.gz").affine
-        nib.Nifti1Image(labels, affine).to_filename(path)
+        nib.Nifti1Image(labels, chi.affine).to_filename(path)
     seen: list[str] = []
 
     def remember(chi, atlases, model, *, fuse):

@@ -121,10 +121,7 @@ def test_choice_applies_to_atlases(script, dataset, atlases, models, monkeypatch
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
     assert script.main(given) == 2
     assert "are of the same scan; select one with --choose, such as --choose seg-" in capsys.readouterr().err
-    for entity, numbers in (
-        ("seg-truth", set(range(17))),
-        ("seg-second", {0, 1}),
-    ):  # results of the other choice are not reused
+    for entity, numbers in {"seg-truth": set(range(17)), "seg-second": {0, 1}}.items():  # neither is reused
         assert script.main([*given, "--choose", entity]) == 0
         assert used == [numbers, numbers]
         used.clear()
