@@ -148,7 +148,8 @@ def region_labels(labels: Tensor) -> Tensor:
     """Return the classes of the localizer: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1-5)."""
     table = torch.zeros(64, dtype=torch.uint8, device=labels.device)
     for region, tissues in _TISSUES_OF_REGION.items():
-        table[list(tissues)] = region
+        for tissue in tissues:
+            table[tissue] = region
     table[1:5], table[5:17] = 5, 4
     return table[labels.long()]
 
