@@ -84,7 +84,7 @@ def write_dataset_files(
     model: Model,
     *,
     reference: ReferenceRegion,
-    own_weights: bool,
+    shipped_weights: bool,
 ) -> None:
     """Write the files that describe the output as a whole.
 
@@ -103,8 +103,8 @@ def write_dataset_files(
         The model of this run.
     reference : ReferenceRegion
         The reference region of this run.
-    own_weights : bool
-        Whether the model's own weights are used, and not the user's.
+    shipped_weights : bool
+        Whether the weights in the package are used, not those of the user.
     """
     write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
@@ -116,7 +116,7 @@ def write_dataset_files(
         [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes]
     )
     text = read_boilerplate("citation.md").format(
-        **_citation_fields(model, reference, own_weights=own_weights),
+        **_citation_fields(model, reference, shipped_weights=shipped_weights),
         reconstruction=reconstruction + "\n" if reconstruction else "",
     )
     write_text(text, output / "logs" / "CITATION.md")
@@ -224,7 +224,7 @@ def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
     return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(known.items()))])
 
 
-def _citation_fields(model: Model, reference: ReferenceRegion, *, own_weights: bool) -> dict[str, str]:
+def _citation_fields(model: Model, reference: ReferenceRegion, *, shipped_weights: bool) -> dict[str, str]:
     """Return the values of the fields in ``citation.md``."""
     keys = [key for key in model.citation if key != "bids_dgmseg"]
     region = {
@@ -239,7 +239,7 @@ def _citation_fields(model: Model, reference: ReferenceRegion, *, own_weights: b
         "title": model.title,
         "nuclei": describe_nuclei(model),
         "model_citation": f" [{'; '.join(f'@{key}' for key in keys)}]" if keys else "",
-        "weights": describe_weights(model, shipped=own_weights),
+        "weights": describe_weights(model, shipped=shipped_weights),
         "referenced": (
             f"; referenced values are relative to the mean of a reference region in the same map ({region})"
             if region

@@ -69,13 +69,13 @@ def describe_methods(results: Sequence[ScanResult]) -> tuple[MethodsText, ...]:
 def _describe(results: Sequence[ScanResult]) -> MethodsText:
     first = results[0]
     model, settings = MODELS.get(first.model), first.qc.get("settings") or {}
-    own_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
+    user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
         _describe_program(first),
         _describe_reconstruction(results),
         _describe_input(results),
         _describe_reference(results),
-        _describe_model(model, own_weights=own_weights) if model else f"The model was {first.model}.",
+        _describe_model(model, user_weights=user_weights) if model else f"The model was {first.model}.",
     ]
     if settings.get("mirrored"):
         checkpoints = ", and over two checkpoints if available" if settings.get("ensemble") else ""
@@ -129,8 +129,8 @@ def _describe_reference(results: Sequence[ScanResult]) -> str:
     return f"Referenced values are relative to the mean of a reference region in the same map ({', '.join(regions)})."
 
 
-def _describe_model(model: Model, *, own_weights: bool) -> str:
-    if own_weights and model.localizer.kind == "nnunet":  # its nuclei and steps are those of the user's folder
+def _describe_model(model: Model, *, user_weights: bool) -> str:
+    if user_weights and model.localizer.kind == "nnunet":  # its nuclei and steps are those of the user's folder
         return f"Labels were predicted by a user-provided nnU-Net [@nnunet], run as model {model.name}."
     cited = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     share = model.input.native_voxel_tolerance
@@ -140,7 +140,7 @@ def _describe_model(model: Model, *, own_weights: bool) -> str:
         f"{f' [{cited}]' if cited else ''} labelled the {describe_nuclei(model)} in both hemispheres at "
         f"{format_size(model.input.spacing_mm)}{own_voxels}."
     )
-    return f"{text} {describe_weights(model, shipped=not own_weights)}".strip()
+    return f"{text} {describe_weights(model, shipped=not user_weights)}".strip()
 
 
 def _describe_localizer(model: Model) -> str:

@@ -68,9 +68,14 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
-        own_weights = config.segmentation.weights is None
+        shipped_weights = config.segmentation.weights is None
         write_dataset_files(
-            config.output_dir, plan.inputs, plan.scans, plan.model, reference=config.reference, own_weights=own_weights
+            config.output_dir,
+            plan.inputs,
+            plan.scans,
+            plan.model,
+            reference=config.reference,
+            shipped_weights=shipped_weights,
         )
         for warning in plan.warnings:
             progress.warn(warning)

@@ -35,7 +35,7 @@ def write(out):
     """Return a function that writes the files at the top level."""
 
     def call(inputs, scans, *, model=MODEL, reference=None) -> None:
-        write_dataset_files(out, inputs, scans, model, reference=reference or ReferenceRegion(), own_weights=True)
+        write_dataset_files(out, inputs, scans, model, reference=reference or ReferenceRegion(), shipped_weights=True)
 
     return call
 
