@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def absolute_path(text: str) -> Path:
-    """Return an absolute path, with ``~`` expanded; steps run in folders of their own."""
+    """Return an absolute path, with ``~`` expanded; each step runs in a different working directory."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return Path(os.path.normpath(Path(text).expanduser().absolute()))

@@ -39,7 +39,7 @@ _INPUT = ("spacing_mm", "patch_mm", "normalization", "slices")
 
 @dataclass(frozen=True)
 class _Description:
-    """Content of ``model.toml`` that changes how the network is run; other keys are for people."""
+    """Content of ``model.toml`` that changes how the network is run; other keys are informative."""
 
     model: str | None = None
     network: str | None = None

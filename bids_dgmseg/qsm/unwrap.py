@@ -74,7 +74,7 @@ def unwrap_echoes(
     for echo, time_s in enumerate(times):
         expected = rate * time_s
         rest = phase[echo] - offset - expected
-        # Full turns that the first phase difference misses are the same in all voxels, but for unevenly spaced echoes
+        # Full turns that the first phase difference misses are the same in all voxels, but, for unevenly spaced echoes,
         # they are not full turns in the later ones: remove the mean angle before wrapping.
         power = (magnitude[echo] * mask).square()
         rest = rest - torch.atan2((power * rest.sin()).sum(), (power * rest.cos()).sum())

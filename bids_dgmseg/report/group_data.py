@@ -181,7 +181,7 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
 
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep known nuclei, add nucleus and side, and write ``n/a`` for missing sites and groups."""
+    """Select known nuclei, add nucleus and side, and write ``n/a`` for missing sites and groups."""
     known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
     known = known.assign(volume_pv_mm3=known.get("volume_pv_mm3", np.nan))
     names = known["abbreviation"]

@@ -115,7 +115,7 @@ def _violins(
 
 
 def _describe_thinning(values: pd.DataFrame, measures: Sequence[str], panel: Sequence[str]) -> str:
-    """Say that not all points are drawn, if there are too many."""
+    """Write that not all points are drawn, if there are too many."""
     counts = values.groupby(list(panel), sort=False)[list(measures)].count().to_numpy(int)
     if counts.max(initial=0) <= MAX_POINTS:
         return ""
@@ -123,7 +123,7 @@ def _describe_thinning(values: pd.DataFrame, measures: Sequence[str], panel: Seq
 
 
 def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
-    """Name the nucleus whose medians differ most between levels, relative to its overall median."""
+    """Find the nucleus whose medians differ most between levels, relative to its overall median."""
     if len(levels) == 1:
         return "The medians are in the table below."
     medians = rows.groupby(["abbreviation", factor])[measure].median().unstack(factor).reindex(columns=list(levels))

@@ -32,7 +32,7 @@ class Quantity(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Name and unit, as at an axis."""
+        """Return name and unit, as on an axis."""
         return f"{self.name} ({self.unit})"
 
 

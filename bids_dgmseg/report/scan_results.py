@@ -55,7 +55,7 @@ class ScanResult:
 
     @property
     def title(self) -> str:
-        """Name within the participant, such as ``ses-1 · run-1``."""
+        """Return the name within the participant, such as ``ses-1 · run-1``."""
         parts = self.name.split("_")
         return " · ".join(parts[1:]) if len(parts) > 1 else self.name
 

@@ -22,7 +22,7 @@ from bids_dgmseg.simulate.ranges import chance, normal, smooth_noise, uniform
 Block = tuple[slice, slice, slice]
 
 VENTRICLES = (23, 24)
-"""Lateral and third ventricle: tissues with a shape of their own, since they widen with age."""
+"""Lateral and third ventricle: tissues with separate shapes, since they widen with age."""
 
 _MARGIN_MM, _VENTRICLE_MARGIN_MM = 4.0, 9.0
 """Around a nucleus and around a ventricle, for growth and partial volume."""

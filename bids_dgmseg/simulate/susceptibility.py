@@ -97,7 +97,7 @@ class SusceptibilityRanges:
 
 
 def split_hilum(labels: LabelMap) -> LabelMap:
-    """Give the inside of each dentate, deeper than 1.6 mm, a separate label (`merge_hilum` reverts it)."""
+    """Assign a separate label to the inside of each dentate, deeper than 1.6 mm (`merge_hilum` reverts it)."""
     array = labels.labels.numpy().copy()
     step_mm = (1 / labels.world_to_index[:3, :3].norm(dim=0)).tolist()
     boxes = ndimage.find_objects(array, max_label=LAST_NUCLEUS)

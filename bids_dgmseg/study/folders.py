@@ -139,7 +139,7 @@ def _select_scans(folder: ResultsFolder, results: Results, selection: ResultsSel
 
 
 def _align_columns(parts: Sequence[FolderScans], roles: Iterable[Sequence[str]]) -> list[FolderScans]:
-    """Name each folder's columns of age, sex, group and site as the first folder with one does."""
+    """Rename the age, sex, group and site columns of each folder as in the first folder that has them."""
     aligned = list(parts)
     for names in roles:
         columns = [find_column(part.tables.columns, names) for part in parts]

@@ -80,7 +80,7 @@ class ParticipantTables:
     def dictionary_entry(self, visit: Visit, column: str, *, own: bool) -> tuple[Mapping[str, Any], str]:
         """Return the entry that describes a value, and the name of the file that has it.
 
-        `own` says whether the value is that of the session; its dictionary lies beside sessions.tsv.
+        `own` says whether the value is that of the session; its data dictionary is that of sessions.tsv.
         """
         names = [f"sub-{visit[0]}_sessions.json", "sessions.json"] if own else ["participants.json"]
         name = next((name for name in names if column in self.dictionaries.get(name, {})), names[-1])
@@ -200,7 +200,7 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
 
 
 def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
-    """Read participants.tsv, tolerating how people and spreadsheets write it.
+    """Read participants.tsv, tolerating common variants written by hand and by spreadsheets.
 
     Tabs, semicolons, commas or spaces separate the columns. A byte order mark, spaces around values, ids without
     ``sub-`` and ids that lost their leading zeros to a spreadsheet are accepted.

@@ -86,7 +86,7 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     Raises
     ------
     InputError
-        If a measure or covariate does not exist, or the control filter is not valid or matches nobody.
+        If a measure or covariate does not exist, or the control filter is not valid or matches no participant.
     """
     controls = None
     if options.control_filter:

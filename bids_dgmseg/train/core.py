@@ -182,7 +182,7 @@ def train(
 
 
 def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -> tuple[float, Tensor, Tensor]:
-    """Take one step of gradient descent; returns loss, logits and labels."""
+    """Do one step of gradient descent; return loss, logits and labels."""
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     torch.manual_seed(mix(run.seed, state.epoch, state.step))  # dropout does not depend on earlier calls
@@ -274,7 +274,7 @@ def dice_of_counts(counts: Tensor) -> Tensor:
 
 
 def use_all_cores() -> None:
-    """Let torch use all cores that this process may run on, or as many as OMP_NUM_THREADS says."""
+    """Set the number of torch threads to OMP_NUM_THREADS, or to the cores available to this process."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 

@@ -210,7 +210,7 @@ def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
     frozenset of str
         Abbreviations of the nuclei in any of them.
     list of str
-        Labels that are no nuclei, one line per label table.
+        Labels that are not nuclei, one line per label table.
     """
     known_names = {structure.abbreviation for structure in STRUCTURES}
     found: dict[Path, tuple[LabelTable, set[int]]] = {}

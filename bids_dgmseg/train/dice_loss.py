@@ -43,8 +43,8 @@ def dice_and_focal(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5,
     .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
               - \frac{\lambda}{N K} \sum_i (1 - p_{g_i i})^2 \log p_{g_i i}
 
-    What `deepqsmseg_loss` (Guan et al. 2021, eqs. 1 to 3) is where all K classes are there, but for a Dice of the
-    background; in a quarter of its time and memory.
+    Equals `deepqsmseg_loss` (Guan et al. 2021, eqs. 1 to 3) if all K classes are present, except for the Dice of the
+    background, in a quarter of its time and memory.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class _DiceAndFocal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        r"""Give the gradient for the logits.
+        r"""Return the gradient with respect to the logits.
 
         By a probability of the true class t the loss changes by :math:`a_t - b_t - w_t f / p_t`, by one of another
         class c by :math:`a_c`; f is 1 for cross-entropy and :math:`(1 - p_t)^\gamma - \gamma p_t (1 - p_t)^{\gamma - 1}
@@ -133,7 +133,7 @@ class _DiceAndFocal(torch.autograd.Function):
 
 
 def _focal_slope(likelihood: Tensor, gamma: float) -> Tensor | float:
-    r"""Give :math:`-p \, d/dp` of a focal loss, 1 for cross-entropy."""
+    r"""Return :math:`-p \, d/dp` of a focal loss, 1 for cross-entropy."""
     if gamma == 0:
         return 1.0
     rest = 1 - likelihood

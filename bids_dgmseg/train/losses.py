@@ -209,7 +209,7 @@ def attention_unet_loss(
               - \frac{1}{N} \sum_i (g_i \log p_i + (1 - g_i) \log (1 - p_i)) \right]
 
     :math:`p_i` is the softmax probability of nucleus c in pixel i, :math:`g_i` whether it is there; the sums run
-    over the N pixels of the batch. Background has no term of its own.
+    over the N pixels of the batch. There is no background term.
 
     Parameters
     ----------

@@ -127,7 +127,7 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
 def train_on_simulations(
     model: Model, template: Path | None, out: Path, config: TrainingConfig, *, log: Log
 ) -> Outcome:
-    """Train one network of a model for a while; resumes the training in ``OUT``.
+    """Train one network of a model for a limited time; resume the training in ``OUT``.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def training_heads(template: Volume | None, device: str | torch.device = "cpu") 
 
 
 def mix_in_typical_maps(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
-    """Let every third sample be a typical map, with the size that the network sees in use."""
+    """Replace every third sample by a typical map of the size that the network gets at inference."""
     view = maps.view
     shape = shape_to_cover(model.input.patch_mm, (view.spacing_mm,) * 3)
     # As many nuclei are cut off as in a smaller view.

@@ -67,7 +67,7 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
     for library in ("nibabel", "nipype"):
-        importlib.import_module(library)  # which adds handlers of its own
+        importlib.import_module(library)  # which adds its own handlers
     loggers: list[Any] = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:

@@ -105,7 +105,7 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
 
 
 def _case_name(one: LabelledMap) -> str:
-    """Name a case without underscores, which have a meaning in nnU-Net's file names."""
+    """Return a case name without underscores, which have a meaning in nnU-Net's file names."""
     return one.name.replace("_", "-")
 
 

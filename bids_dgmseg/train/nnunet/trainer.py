@@ -143,7 +143,7 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
             to_channels_last(self.network, self.device)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take nnU-Net's step."""
+        """Run one training step of nnU-Net."""
         with self._on_cpu(batch):
             step: dict[str, Any] = super().train_step(batch)
         return step

@@ -10,7 +10,7 @@ III.A                   box around the labels in training, placed by    ``region
 III.A                   1.25 mm isotropic                               the model's ``spacing_mm``
 III.B                   patches of 32³, step 5                          ``size``, ``step``; all of them
 III.B                   intensities (silent)                            minimum to maximum of the region
-III.B                   patches in place of augmentation                no augmentation
+III.B                   patches instead of augmentation                 no augmentation
 II.B, eqs. 3, 4, 5      Tversky α 0.3, β 0.7; focal; both weigh 0.5     ``terms``; β weighs what is missed
 II.B, eq. 5             class weights from the volume ratio             inverse frequency in the batch (silent)
 II.C, eqs. 7, 8, 9      λ 1, 1, attention 0.5, overlap 0.1              ``terms``
