@@ -72,7 +72,7 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuningRequest:
-    """What to fine-tune on what."""
+    """Model, dataset and output of a fine-tuning."""
 
     model: Model
     dataset: Path
