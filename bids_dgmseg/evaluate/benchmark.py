@@ -21,10 +21,9 @@ from bids_dgmseg.bids.segmentations import name_scan, read_label_table
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.config import Segmentation as SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.evaluate.columns import COMPARISON_COLUMNS, COST_COLUMNS, MODELS_COLUMNS, NUCLEI_COLUMNS
 from bids_dgmseg.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
 from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
-from bids_dgmseg.evaluate.tables import models_table, nuclei_table
+from bids_dgmseg.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
 from bids_dgmseg.io.files import read_json, read_optional_json, write_json
 from bids_dgmseg.io.tables import MISSING, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
@@ -246,7 +245,7 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
     InputError
         If no model has a nucleus in common with the labels.
     """
-    columns = ["model", "scan", *COST_COLUMNS, "problem"]
+    columns = ["model", "scan", "seconds", "cpu_seconds", "peak_mb", "problem"]
     spent = pd.DataFrame([read_json(path) for path in costs]).reindex(columns=columns).replace(MISSING, np.nan)
     failures = [
         f"{row['model']}: {row['scan']}: {row['problem']}" for row in spent[spent["problem"].notna()].to_dict("records")
@@ -298,10 +297,9 @@ def _comparison_table(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mappin
 def _write(result: BenchmarkResult, out: Path) -> None:
     from bids_dgmseg.report.benchmark import write_benchmark_page
 
-    dictionaries = {"models": MODELS_COLUMNS, "summary": NUCLEI_COLUMNS, "comparison": COMPARISON_COLUMNS}
     for name, table in result.tables.items():
         write_tsv(table, out / f"{name}.tsv", float_format="%.7g")
-        write_json({str(column): dictionaries[name][str(column)] for column in table}, out / f"{name}.json")
+        write_json({str(column): BENCHMARK_DICTIONARIES[name][str(column)] for column in table}, out / f"{name}.json")
     facts: dict[str, Any] = {
         "models": {
             one.name: {"model": one.model, "weights": str(one.weights) if one.weights else "shipped with the package"}

@@ -15,13 +15,6 @@ import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.evaluate.columns import (
-    AGREEMENT_COLUMNS,
-    METHODS_COLUMNS,
-    OVERLAP_TABLE_COLUMNS,
-    RATERS_COLUMNS,
-    SUMMARY_COLUMNS,
-)
 from bids_dgmseg.evaluate.label_images import (
     Pair,
     ScanComparison,
@@ -29,7 +22,13 @@ from bids_dgmseg.evaluate.label_images import (
     compare_label_images,
     describe_label_issues,
 )
-from bids_dgmseg.evaluate.tables import agreement_table, methods_table, raters_table, summarize
+from bids_dgmseg.evaluate.summary_tables import (
+    EVALUATION_DICTIONARIES,
+    agreement_table,
+    methods_table,
+    raters_table,
+    summarize,
+)
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.io.tables import write_tsv
 
@@ -52,14 +51,6 @@ _RANKED = tuple(name for name in SUMMARIZED if "difference" not in name)
 
 _MIN_SCANS = 3
 """Fewest scans for statistics of agreement."""
-
-_DICTIONARIES = {
-    "overlap": OVERLAP_TABLE_COLUMNS,
-    "overlap_summary": SUMMARY_COLUMNS,
-    "agreement": AGREEMENT_COLUMNS,
-    "raters": RATERS_COLUMNS,
-    "methods": METHODS_COLUMNS,
-}
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, columns in _DICTIONARIES.items():
+        for name, columns in EVALUATION_DICTIONARIES.items():
             table, dictionary = out / f"{name}.tsv", out / f"{name}.json"
             if name in evaluation.tables:
                 write_tsv(evaluation.tables[name], table, float_format="%.7g")
@@ -287,4 +278,4 @@ def _complete_overlap(overlap: pd.DataFrame, values: pd.DataFrame) -> pd.DataFra
         keys = zip(table["scan"], table["abbreviation"], table[side], strict=True)
         means = [ppm.at[(scan, name), rater] if (scan, name) in ppm.index else None for scan, name, rater in keys]
         table[f"mean_{side}_ppm"] = pd.Series(means, index=table.index, dtype=float)
-    return table[list(OVERLAP_TABLE_COLUMNS)]
+    return table[list(EVALUATION_DICTIONARIES["overlap"])]

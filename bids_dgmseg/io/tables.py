@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,24 @@ from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_pointe
 from bids_dgmseg.io.files import write_text
 
 MISSING = "n/a"
+
+DataDictionary = Mapping[str, Mapping[str, str]]
+"""Column → its entry in the BIDS data dictionary: ``Description`` and, if it has one, ``Units``."""
+
+
+def read_data_dictionaries(name: str) -> dict[str, DataDictionary]:
+    """Read the data dictionaries of the program's own tables from ``data/columns_NAME.tsv``, in the order of columns.
+
+    >>> read_data_dictionaries("stats")["nucleus"]["volume_mm3"]
+    {'Description': 'n_voxels times the voxel volume', 'Units': 'mm^3'}
+    """
+    text = files("bids_dgmseg").joinpath("data", f"columns_{name}.tsv").read_text(encoding="utf-8")
+    dictionaries: dict[str, dict[str, dict[str, str]]] = {}
+    for row in csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        entry = {"Description": row["description"], "Units": row["units"]}
+        entries = dictionaries.setdefault(row["table"], {})
+        entries[row["name"]] = {key: value for key, value in entry.items() if value != MISSING}
+    return dict(dictionaries)
 
 
 def read_tsv(path: Path, **options: Any) -> pd.DataFrame:

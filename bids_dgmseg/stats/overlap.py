@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -10,55 +10,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from bids_dgmseg.io.tables import read_data_dictionaries
 from bids_dgmseg.models.structures import Structure
 
-OVERLAP_COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "index": {"Description": "Label of the nucleus"},
-    "abbreviation": {"Description": "Nucleus and hemisphere, such as DN_L; left is the patient's left"},
-    "n_reference": {"Description": "Number of voxels of the nucleus in the reference segmentation"},
-    "n_prediction": {"Description": "Number of voxels of the nucleus in the prediction"},
-    "dice": {
-        "Description": "2 |R and P| / (|R| + |P|), from 0 to 1 (best); n/a if the nucleus is in neither, 0 if it is in "
-        "one only"
-    },
-    "jaccard": {"Description": "|R and P| / |R or P|, from 0 to 1 (best); n/a and 0 as for dice"},
-    "volume_similarity": {
-        "Description": "1 - |V_P - V_R| / (V_P + V_R), from 0 to 1 (best), regardless of overlap; n/a and 0 as for dice"
-    },
-    "volume_reference_mm3": {"Description": "n_reference times the voxel volume", "Units": "mm^3"},
-    "volume_prediction_mm3": {"Description": "n_prediction times the voxel volume", "Units": "mm^3"},
-    "volume_difference_mm3": {
-        "Description": "Volume in the prediction minus that in the reference; n/a if the nucleus is in neither",
-        "Units": "mm^3",
-    },
-    "volume_difference_percent": {
-        "Description": "volume_difference_mm3 relative to the volume in the reference; n/a if that is 0",
-        "Units": "percent",
-    },
-    "hausdorff_mm": {
-        "Description": "Largest distance from a surface voxel of either to the nearest surface voxel of the other, "
-        "between centres; surface voxels share a face with the outside; n/a unless the nucleus is in both",
-        "Units": "mm",
-    },
-    "hd95_mm": {
-        "Description": "As hausdorff_mm, with the 95th percentile (linear interpolation) of each direction instead of "
-        "the maximum",
-        "Units": "mm",
-    },
-    "mean_surface_distance_mm": {
-        "Description": "Mean distance over the surface voxels of both",
-        "Units": "mm",
-    },
-    "mean_surface_distance_area_mm": {
-        "Description": "As mean_surface_distance_mm, with each surface voxel weighted by the area of its outer faces: "
-        "preferable for thick slices",
-        "Units": "mm",
-    },
-    "centre_distance_mm": {
-        "Description": "Distance between the centres of mass; n/a unless the nucleus is in both",
-        "Units": "mm",
-    },
-}
+OVERLAP_COLUMNS = read_data_dictionaries("evaluation")["overlap"]
 """Column → description and units, in the order of the table of `overlap`."""
 
 

@@ -24,7 +24,7 @@ from bids_dgmseg.stats.outliers import robust_z
 from bids_dgmseg.stats.size_adjustment import N_CONTROLS, adjust_for_size
 from bids_dgmseg.study.reference_segmentations import COLUMNS, first_rows, read_reference_values
 from bids_dgmseg.study.study import VOLUME, Study
-from bids_dgmseg.study.tables import GroupTable
+from bids_dgmseg.study.tabular_files import GroupTable
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""

@@ -45,7 +45,7 @@ def run_group(config: RunConfig) -> int:
     from bids_dgmseg.study.cohort import load_cohort
     from bids_dgmseg.study.folders import ResultsSelection
     from bids_dgmseg.study.study import build_study
-    from bids_dgmseg.study.tables import list_empty_tables, scan_tables, write_tables
+    from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
 
     if not config.bids_dir.is_dir():
         raise InputError(f"{config.bids_dir}: no such folder; pass the root directory of the BIDS dataset")

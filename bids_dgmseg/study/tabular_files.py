@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_json
-from bids_dgmseg.io.tables import MISSING, write_tsv
+from bids_dgmseg.io.tables import MISSING, read_data_dictionaries, write_tsv
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.columns import WIDE, describe
+
+_WIDE = ("volume_mm3", "mean_ppm")
+"""Measures that have a table with one column per nucleus."""
+
+_GROUP_COLUMNS = read_data_dictionaries("group")["group"]
+
+_COLUMNS = {**_GROUP_COLUMNS, **STATS_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ def scan_tables(cohort: Cohort) -> list[GroupTable]:
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
     wide = []
-    for measure in WIDE:
+    for measure in _WIDE:
         table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
         nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in table]
         wide.append(table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}"))
@@ -117,6 +125,24 @@ def write_tables(
         except OSError as error:
             raise InputError(f"{path.name}: cannot be written ({error.strerror}); check the output folder") from error
     return paths
+
+
+def describe(column: str) -> Mapping[str, str]:
+    """Return the data dictionary entry of a column of a group table.
+
+    >>> describe("DN_L_volume_mm3")["Description"].partition(":")[0]
+    'left dentate nucleus'
+    """
+    if column in _COLUMNS:
+        return _COLUMNS[column]
+    unadjusted = column.removeprefix("ancova_")
+    if unadjusted != column and unadjusted in _GROUP_COLUMNS:
+        return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
+    for structure, measure in product(STRUCTURES, _WIDE):
+        if column == f"{structure.abbreviation}_{measure}":
+            entry = STATS_COLUMNS[measure]
+            return {**entry, "Description": f"{structure.name}: {entry['Description']}"}
+    return {"Description": f"Value of {column} in the scan's files or file name"}
 
 
 def _format_column(values: pd.Series) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Tables of agreement between raters, differences between predictions, and the model benchmark.
+"""Tables over all scans: agreement between raters, differences between predictions, and the model benchmark.
 
 In all functions, `values` has one row per scan, quantity and nucleus: ``quantity``, ``abbreviation``, one column per
 rater and, if some scans could not be compared, ``scan``.
@@ -13,17 +13,39 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.evaluate.columns import (
-    BENCHMARK_ESTIMATES,
-    BENCHMARK_MEASURES,
-    MODELS_COLUMNS,
-    NUCLEI_COLUMNS,
-    QUANTITIES,
-)
+from bids_dgmseg.evaluate.label_images import Pair
+from bids_dgmseg.io.tables import DataDictionary, read_data_dictionaries
 from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
-Pair = tuple[str, str]
+_EVALUATION, _BENCHMARK = read_data_dictionaries("evaluation"), read_data_dictionaries("benchmark")
+
+OVERLAP_TABLE_COLUMNS: DataDictionary = {
+    **_EVALUATION["scan"],
+    **{name: entry for name, entry in OVERLAP_COLUMNS.items() if name != "index"},
+    **_EVALUATION["susceptibility"],
+}
+
+EVALUATION_DICTIONARIES: Mapping[str, DataDictionary] = {
+    "overlap": OVERLAP_TABLE_COLUMNS,
+    **{name: _EVALUATION[name] for name in ("overlap_summary", "agreement", "raters", "methods")},
+}
+"""Table of ``dgmseg evaluate`` → its data dictionary."""
+
+BENCHMARK_DICTIONARIES: Mapping[str, DataDictionary] = {
+    "models": _BENCHMARK["models"],
+    "summary": _BENCHMARK["summary"],
+    "comparison": {
+        **{name: entry for name, entry in OVERLAP_TABLE_COLUMNS.items() if name not in ("reference", "prediction")},
+        **_BENCHMARK["comparison"],
+    },
+}
+"""Table of the model benchmark → its data dictionary."""
+
+_BENCHMARK_MEASURES = [name.removesuffix("_sd") for name in _BENCHMARK["summary"] if name.endswith("_sd")]
+
+_BENCHMARK_ESTIMATES = ("mean_reference", "mean_prediction", "pearson_r", "icc21", "bias", "loa_lower", "loa_upper")
 
 _NUCLEUS = ["quantity", "abbreviation"]
 
@@ -35,23 +57,11 @@ def agreement_table(
     pairs: Sequence[Pair],
     compared: Collection[tuple[str, ...]] | None = None,
 ) -> pd.DataFrame:
-    """Compute agreement and differences of pairs of raters.
+    """Compute agreement and differences of pairs of raters (``agreement.tsv``).
 
-    Parameters
-    ----------
-    values : DataFrame
-        See the module.
-    raters : sequence of str
-        All columns of raters, which Tukey's test is over if there are three or more.
-    pairs : sequence of (str, str)
-        Reference and prediction, or two raters.
-    compared : collection of (str, str, str), optional
-        Scan and pair, if they could be compared; by default all. Otherwise the values of the pair are missing.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `AGREEMENT_COLUMNS`. p values are corrected over the nuclei and pairs of each quantity.
+    Tukey's test is over all `raters` if they are three or more. `compared` are the scan and pair of each comparison
+    that was possible, by default all; otherwise the values of the pair are missing. p values are corrected over the
+    nuclei and pairs of each quantity.
     """
     rows = []
     for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
@@ -69,27 +79,16 @@ def agreement_table(
                     "reference": reference,
                     "prediction": prediction,
                     **agree(first, second),
-                    **_tests(first, second),
-                    "tukey_p": _of_pair(among, present, reference, prediction),
+                    **_paired_tests(first, second, among, present, (reference, prediction)),
                 }
             )
-    return _corrected(pd.DataFrame(rows))
+    return _correct_p_values(pd.DataFrame(rows))
 
 
 def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
-    """Compute agreement of three or more raters, and test whether their means differ.
+    """Compute agreement of three or more raters, and test whether their means differ (``raters.tsv``).
 
-    Parameters
-    ----------
-    values : DataFrame
-        See the module.
-    raters : sequence of str
-        The columns to compare.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `RATERS_COLUMNS`, one row per quantity and nucleus, for raters that have it in any scan.
+    A nucleus is compared between the raters that have it in any scan.
     """
     rows = []
     for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
@@ -108,25 +107,15 @@ def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame
         }
         for name, estimate in icc(ratings).items():
             row |= estimate_columns(name, estimate)
-        rows.append({**row, **_variance(ratings)})
+        rows.append({**row, **_analysis_of_variance(ratings)})
     return pd.DataFrame(rows)
 
 
 def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:
-    """Test which of several predictions is closer to the reference, by each measure of overlap.
+    """Test which of several predictions is closer to the reference, by each measure of overlap (``methods.tsv``).
 
-    Parameters
-    ----------
-    values : DataFrame
-        See the module; the quantities are measures such as ``dice``.
-    raters : sequence of str
-        Columns of the predictions, two or more.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `METHODS_COLUMNS`, one row per measure, nucleus and pair of predictions. p values are corrected
-        over the nuclei and pairs of each measure.
+    The quantities of `values` are measures such as ``dice``; `raters` are the columns of two or more predictions.
+    p values are corrected over the nuclei and pairs of each measure.
     """
     rows = []
     for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
@@ -134,7 +123,7 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
         if len(present) < 2:
             continue
         ratings = group[present].to_numpy(float)
-        among, variance = tukey(ratings), _variance(ratings)
+        among, variance = tukey(ratings), _analysis_of_variance(ratings)
         for first, second in combinations(present, 2):
             x, y = complete_pairs(group[first].to_numpy(float), group[second].to_numpy(float))
             rows.append(
@@ -148,40 +137,72 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
                     "mean_first": mean_or_nan(x),
                     "mean_second": mean_or_nan(y),
                     "mean_difference": mean_or_nan(y - x),
-                    **_tests(x, y),
-                    "tukey_p": _of_pair(among, present, first, second),
+                    **_paired_tests(x, y, among, present, (first, second)),
                     **variance,
                 }
             )
-    return _corrected(pd.DataFrame(rows))
+    return _correct_p_values(pd.DataFrame(rows))
+
+
+def _paired_tests(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    among: NDArray[np.float64] | None,
+    raters: Sequence[str],
+    pair: Pair,
+) -> dict[str, float]:
+    """Test the difference of a pair; `among` are the p values of Tukey's test for all `raters` with the nucleus."""
+    t, ranks = paired_t(first, second), wilcoxon(first, second)
+    tukey_p = np.nan
+    if among is not None and set(pair) <= set(raters):  # others do not segment the nucleus
+        tukey_p = float(among[raters.index(pair[0]), raters.index(pair[1])])
+    return {
+        "t": t.statistic,
+        "t_p": t.p,
+        "wilcoxon_w": ranks.statistic,
+        "wilcoxon_p": ranks.p,
+        "tukey_p": tukey_p,
+    }
+
+
+def _analysis_of_variance(ratings: NDArray[np.floating]) -> dict[str, float]:
+    one_way, repeated = anova(ratings), repeated_anova(ratings)
+    return {
+        "anova_f": one_way.statistic,
+        "anova_p": one_way.p,
+        "repeated_f": repeated.f,
+        "repeated_p": repeated.p,
+        "repeated_epsilon": repeated.epsilon,
+        "repeated_p_corrected": repeated.p_corrected,
+    }
+
+
+def _correct_p_values(table: pd.DataFrame) -> pd.DataFrame:
+    """Insert corrected p values after each p value of a paired test; a family is all rows with the same first value."""
+    if table.empty:
+        return table
+    columns = {str(name): table[name] for name in table}
+    families = table.groupby(str(table.columns[0]), sort=False)
+    for test in ("t_p", "wilcoxon_p"):
+        for method in ("bonferroni", "holm"):
+            columns[f"{test}_{method}"] = families[test].transform(adjust_p_values, method=method)
+    order = [column for name in table for column in (name, f"{name}_bonferroni", f"{name}_holm") if column in columns]
+    return pd.DataFrame(columns)[order]
 
 
 def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame:
-    """Summarize measures of overlap over the scans, one row per pair of raters, nucleus and measure.
+    """Summarize measures of overlap over the scans, per pair of raters, nucleus and measure (``overlap_summary.tsv``).
 
-    Parameters
-    ----------
-    overlap : DataFrame
-        ``reference``, ``prediction``, ``abbreviation`` and the measures; one row per scan and nucleus.
-    measures : sequence of str
-        The columns to summarize.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `SUMMARY_COLUMNS`.
+    `overlap` has ``reference``, ``prediction``, ``abbreviation`` and the measures; one row per scan and nucleus.
     """
+    keys = ["reference", "prediction", "abbreviation"]
     rows = []
-    for (reference, prediction, abbreviation), group in overlap.groupby(
-        ["reference", "prediction", "abbreviation"], sort=False
-    ):
+    for names, group in overlap.groupby(keys, sort=False):
         for measure in measures:
             known = group[measure].dropna()
             rows.append(
                 {
-                    "reference": reference,
-                    "prediction": prediction,
-                    "abbreviation": abbreviation,
+                    **dict(zip(keys, names, strict=True)),
                     "measure": measure,
                     "n": len(known),
                     "n_missing": len(group) - len(known),
@@ -198,21 +219,10 @@ def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame
 def nuclei_table(
     summary: pd.DataFrame, agreement: pd.DataFrame, *, models: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """Summarize overlap and agreement of each model per nucleus.
+    """Summarize overlap and agreement of each model per nucleus (``summary.tsv`` of the benchmark).
 
-    Parameters
-    ----------
-    summary : DataFrame
-        ``prediction``, ``abbreviation``, ``measure``, ``n``, ``mean``, ``sd``: see `summarize`.
-    agreement : DataFrame
-        ``quantity``, ``prediction``, ``abbreviation`` and the estimates: see `agreement_table`.
-    models : mapping of str to sequence of str
-        Model → its nuclei.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `NUCLEI_COLUMNS`; NaN and ``n`` 0 for a nucleus that no reference segmentation has.
+    `summary` is a table of `summarize`, `agreement` one of `agreement_table`; `models` are the nuclei by model. A
+    nucleus that no reference segmentation has is NaN, with ``n`` 0.
     """
     measured, agreed = (
         {(row["prediction"], row["abbreviation"], row[key]): row for row in table.to_dict("records")}
@@ -222,18 +232,18 @@ def nuclei_table(
     for model, nuclei in models.items():
         for nucleus in nuclei:
             row = {"model": model, "abbreviation": nucleus, "n": measured.get((model, nucleus, "dice"), {}).get("n", 0)}
-            for measure in BENCHMARK_MEASURES:
+            for measure in _BENCHMARK_MEASURES:
                 found = measured.get((model, nucleus, measure), {})
                 row |= {measure: found.get("mean", np.nan), f"{measure}_sd": found.get("sd", np.nan)}
-            for quantity in QUANTITIES:
+            for quantity in ("volume_mm3", "mean_ppm"):
                 found = agreed.get((model, nucleus, quantity), {})
-                row |= {f"{quantity}_{name}": found.get(name, np.nan) for name in BENCHMARK_ESTIMATES}
+                row |= {f"{quantity}_{name}": found.get(name, np.nan) for name in _BENCHMARK_ESTIMATES}
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(NUCLEI_COLUMNS))
+    return pd.DataFrame(rows, columns=list(BENCHMARK_DICTIONARIES["summary"]))
 
 
 def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, *, models: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Summarize each model over its nuclei and all scans.
+    """Summarize each model over its nuclei and all scans (``models.tsv`` of the benchmark).
 
     Parameters
     ----------
@@ -244,11 +254,6 @@ def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, *, models: Mapping[
         ``model``, ``seconds``, ``cpu_seconds``, ``peak_mb``; NaN if a scan could not be segmented.
     models : mapping of str to sequence of str
         Model → its nuclei.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `MODELS_COLUMNS`.
     """
     rows = []
     for model, nuclei in models.items():
@@ -270,41 +275,4 @@ def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, *, models: Mapping[
                 "peak_mb": cost["peak_mb"].max(),
             }
         )
-    return pd.DataFrame(rows, columns=list(MODELS_COLUMNS))
-
-
-def _tests(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str, float]:
-    t, ranks = paired_t(first, second), wilcoxon(first, second)
-    return {"t": t.statistic, "t_p": t.p, "wilcoxon_w": ranks.statistic, "wilcoxon_p": ranks.p}
-
-
-def _variance(ratings: NDArray[np.floating]) -> dict[str, float]:
-    one_way, repeated = anova(ratings), repeated_anova(ratings)
-    return {
-        "anova_f": one_way.statistic,
-        "anova_p": one_way.p,
-        "repeated_f": repeated.f,
-        "repeated_p": repeated.p,
-        "repeated_epsilon": repeated.epsilon,
-        "repeated_p_corrected": repeated.p_corrected,
-    }
-
-
-def _of_pair(table: NDArray[np.float64] | None, raters: Sequence[str], first: str, second: str) -> float:
-    names = list(raters)
-    if table is None or not {first, second} <= set(names):  # others do not segment the nucleus
-        return np.nan
-    return float(table[names.index(first), names.index(second)])
-
-
-def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """Insert corrected p values after each p value of a paired test; a family is all rows with the same first value."""
-    if table.empty:
-        return table
-    columns = {str(name): table[name] for name in table}
-    families = table.groupby(str(table.columns[0]), sort=False)
-    for test in ("t_p", "wilcoxon_p"):
-        for method in ("bonferroni", "holm"):
-            columns[f"{test}_{method}"] = families[test].transform(adjust_p_values, method=method)
-    order = [column for name in table for column in (name, f"{name}_bonferroni", f"{name}_holm") if column in columns]
-    return pd.DataFrame(columns)[order]
+    return pd.DataFrame(rows, columns=list(BENCHMARK_DICTIONARIES["models"]))

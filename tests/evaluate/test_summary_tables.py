@@ -6,15 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.evaluate.columns import (
-    AGREEMENT_COLUMNS,
-    METHODS_COLUMNS,
-    MODELS_COLUMNS,
-    NUCLEI_COLUMNS,
-    RATERS_COLUMNS,
-    SUMMARY_COLUMNS,
-)
-from bids_dgmseg.evaluate.tables import (
+from bids_dgmseg.evaluate.summary_tables import (
+    BENCHMARK_DICTIONARIES,
+    EVALUATION_DICTIONARIES,
     agreement_table,
     methods_table,
     models_table,
@@ -42,12 +36,15 @@ def values():
 
 
 def test_every_column_has_a_dictionary_entry(values):
-    agreement = agreement_table(values, raters=RATERS, pairs=[("A", "B")])
-    assert list(agreement) == list(AGREEMENT_COLUMNS)
-    assert list(raters_table(values, raters=RATERS)) == list(RATERS_COLUMNS)
-    assert list(methods_table(values, raters=RATERS)) == list(METHODS_COLUMNS)
     overlap = values.rename(columns={"A": "dice"}).assign(reference="R", prediction="P")
-    assert list(summarize(overlap, measures=["dice"])) == list(SUMMARY_COLUMNS)
+    tables = {
+        "agreement": agreement_table(values, raters=RATERS, pairs=[("A", "B")]),
+        "raters": raters_table(values, raters=RATERS),
+        "methods": methods_table(values, raters=RATERS),
+        "overlap_summary": summarize(overlap, measures=["dice"]),
+    }
+    for name, table in tables.items():
+        assert list(table) == list(EVALUATION_DICTIONARIES[name])
 
 
 def test_missing_values_are_counted(values):
@@ -162,8 +159,7 @@ def test_nucleus_without_reference_has_no_values():
     assert table.loc[1:].drop(columns=["model", "abbreviation", "n"]).isna().to_numpy().all()
 
 
-def test_every_benchmark_column_is_described(overlap):
-    assert all(entry["Description"] for entry in [*NUCLEI_COLUMNS.values(), *MODELS_COLUMNS.values()])
-    assert NUCLEI_COLUMNS["volume_mm3_bias"]["Units"] == "mm^3"
-    assert NUCLEI_COLUMNS["hd95_mm_sd"]["Units"] == "mm"
-    assert "Units" not in NUCLEI_COLUMNS["mean_ppm_icc21"]
+def test_benchmark_measures_have_units():
+    summary = BENCHMARK_DICTIONARIES["summary"]
+    assert (summary["volume_mm3_bias"]["Units"], summary["hd95_mm_sd"]["Units"]) == ("mm^3", "mm")
+    assert "Units" not in summary["mean_ppm_icc21"]

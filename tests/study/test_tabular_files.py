@@ -13,7 +13,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
-from bids_dgmseg.study.tables import list_empty_tables, scan_tables, write_tables
+from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
 
 
 @dataclass(frozen=True)
