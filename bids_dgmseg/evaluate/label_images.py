@@ -22,7 +22,7 @@ from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.stats.overlap import overlap
-from bids_dgmseg.study.results import STATS, read_stats
+from bids_dgmseg.study.stats_files import STATS, read_stats
 
 Pair = tuple[str, str]
 """Reference and prediction, or two raters."""

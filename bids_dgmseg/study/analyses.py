@@ -22,28 +22,11 @@ from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.longitudinal import change_per_year
 from bids_dgmseg.stats.outliers import robust_z
 from bids_dgmseg.stats.size_adjustment import N_CONTROLS, adjust_for_size
-from bids_dgmseg.study.reference_segmentations import COLUMNS, first_rows, read_reference_values
-from bids_dgmseg.study.study import VOLUME, Study
+from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_scans, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import GroupTable
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
-
-_ADJUSTED = ("scan", "abbreviation", "control", "measure", "volume_mm3", "value", "adjusted")
-
-_HARMONIZED = ("scan", "abbreviation", "measure", "raw", "harmonized")
-
-_SITE_VARIANCE = (
-    "abbreviation",
-    "n",
-    "site_variance_before",
-    "site_variance_after",
-    "reduction",
-    "p_site_before",
-    "p_site_after",
-)
-
-_SITE_EFFECTS = ("site", "abbreviation", "n", "n_unused", "shift", "scale", "shift_bayes", "scale_bayes", "note")
 
 
 @dataclass(frozen=True)
@@ -62,11 +45,7 @@ def run_analyses(study: Study) -> tuple[list[GroupTable], list[str]]:
     Volume adjustment and harmonization start from the measures that were asked for; the analyses of age, groups and
     change use these and also the adjusted and the harmonized ones.
 
-    Returns
-    -------
-    tables : list of GroupTable
-    warnings : list of str
-        Those of the study and of all analyses.
+    The warnings are those of the study and of all analyses.
 
     Raises
     ------
@@ -119,7 +98,7 @@ def find_outliers(study: Study) -> Analysis:
 def adjust_for_volume(study: Study) -> Analysis:
     """Adjust susceptibilities for volume by the controls' regression (``group_adjusted``)."""
     name = "group_adjusted"
-    empty = pd.DataFrame(columns=list(_ADJUSTED))
+    empty = pd.DataFrame(columns=["scan", "abbreviation", "control", "measure", "volume_mm3", "value", "adjusted"])
     if study.controls is None:
         return Analysis((GroupTable(name, empty, not_computed="no --control-filter was given"),))
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
@@ -166,9 +145,15 @@ def harmonize_sites(study: Study) -> Analysis:
     """
     strata = ("measure", *study.cohort.strata)
     columns = {
-        "group_harmonized": list(_HARMONIZED),
-        "group_site_variance": [*strata, *_SITE_VARIANCE],
-        "group_site_effects": [*strata, *_SITE_EFFECTS],
+        "group_harmonized": ["scan", "abbreviation", "measure", "raw", "harmonized"],
+        "group_site_variance": [
+            *(*strata, "abbreviation", "n"),
+            *("site_variance_before", "site_variance_after", "reduction", "p_site_before", "p_site_after"),
+        ],
+        "group_site_effects": [
+            *(*strata, "site", "abbreviation", "n", "n_unused"),
+            *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
+        ],
     }
     sites = study.cohort.demographics["site"].value_counts().sort_index()
     n_without = len(study.cohort.scans) - int(sites.sum())
@@ -176,7 +161,7 @@ def harmonize_sites(study: Study) -> Analysis:
     if len(sites) < 2:
         why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
         if len(sites) and n_without:
-            why += f"; {n_without} {'scan' if n_without == 1 else 'scans'} without a site"
+            why += f"; {count_scans(n_without)} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
         return Analysis(tuple(GroupTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
     covariates = list(study.covariates)
@@ -222,13 +207,14 @@ def _harmonize_stratum(
     small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
     where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
     warnings = [
-        f"{where}site {site} has {counts.get(site, 0)} usable scans, harmonization needs {N_SITE}; its values are not "
-        "harmonized"
+        f"{where}site {site} has {count_scans(counts.get(site, 0), 'usable')}, harmonization needs {N_SITE}; its "
+        "values are not harmonized"
         for site in sorted(small, key=str)
     ]
     if n_unusable := int((~usable).sum()):
         lacking = " or ".join(["site", *varying.columns])
-        warnings.append(f"{where}{n_unusable} scans lack {lacking}; their values are not harmonized")
+        verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
+        warnings.append(f"{where}{count_scans(n_unusable)} {verb} {lacking}; {whose} values are not harmonized")
     try:
         if (counts >= N_SITE).sum() < 2:
             raise InputError(f"fewer than two sites have {N_SITE} usable scans")
@@ -265,7 +251,7 @@ def fit_ageing(study: Study) -> Analysis:
 
 def _reference_sources(study: Study, reference: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, tuple[str, ...]]]:
     """Return the reference values, and the predictions for the same scans and nuclei."""
-    measures = tuple(measure for measure in study.options.measures if measure in COLUMNS)
+    measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
     scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
     table = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
     # a scan has one row per model, which are identified by the first of them

@@ -13,9 +13,9 @@ import pandas as pd
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
-from bids_dgmseg.study.folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
+from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
 
-ENTITIES = {
+_ENTITIES = {
     "sub": "participant_id",
     "ses": "session_id",
     "acq": "acquisition",
@@ -74,14 +74,9 @@ def load_cohort(
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
-    Parameters
-    ----------
-    folders : sequence of ResultsFolder
-        With several, each is a site, unless its participants have a column of sites.
-    selection : ResultsSelection, optional
-        Which scans; by default all.
-    site_column, group_column : str, optional
-        Columns of participants.tsv or sessions.tsv; by default ``site`` or ``site_id``, and ``group`` or ``diagnosis``.
+    With several folders, each is a site, unless its participants have a column of sites. `site_column` and
+    `group_column` name columns of participants.tsv or sessions.tsv; by default these are ``site`` or ``site_id``, and
+    ``group`` or ``diagnosis``.
 
     Raises
     ------
@@ -93,22 +88,24 @@ def load_cohort(
     parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
     scans = pd.concat([part.results.scans for part in parts], ignore_index=True)
     qc = pd.concat([part.results.qc for part in parts], ignore_index=True)
+    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])  # scans are numbered throughout
+    parts_stats = zip((part.results.stats for part in parts), first, strict=True)
+    stats = pd.concat([table.assign(scan=table["scan"] + row) for table, row in parts_stats], ignore_index=True)
     keys = _key_table(parts, scans)
-    participants = pd.concat([part.tables.at_visits(part.visits) for part in parts], ignore_index=True)
+    participants = pd.concat([part.tables.at_visits(part.results.visits) for part in parts], ignore_index=True)
     for column, option in ((site_column, "--site-column"), (group_column, "--group-column")):
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {shown}); fix the name")
     site, site_from = _find_sites(parts, scans, participants, column=site_column)
     group = group_column or find_column(participants.columns, GROUP)
-    shared = _shared_labels(parts)
-    demographics, warnings = _find_demographics(parts, keys, participants, group=group, shared=shared)
+    demographics, warnings = _find_demographics(parts, keys, participants, group=group)
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     return Cohort(
         scans=scans.drop(columns=["page", "scanner"]),
         keys=keys.assign(site=site.fillna(MISSING)),
-        stats=_stack_stats(parts),
+        stats=stats,
         qc=pd.concat([scans["page"], qc], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
@@ -136,20 +133,12 @@ def load_cohort(
 def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
     """Return the entities by column, and the dataset if there are several."""
     entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in ("page", "scanner"))])
-    keys = scans.reindex(columns=list(entities)).rename(columns=ENTITIES).astype(object)
+    keys = scans.reindex(columns=list(entities)).rename(columns=_ENTITIES).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
     if len(parts) > 1:
-        keys["dataset"] = [part.folder.name for part in parts for _ in part.visits]
+        keys["dataset"] = [part.folder.name for part in parts for _ in part.results.visits]
     return keys.where(keys.notna(), MISSING)
-
-
-def _stack_stats(parts: Sequence[FolderScans]) -> pd.DataFrame:
-    """Stack the measures of all folders, with scans numbered throughout."""
-    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])
-    stats = (part.results.stats for part in parts)
-    tables = [table.assign(scan=table["scan"] + row) for table, row in zip(stats, first, strict=True)]
-    return pd.concat(tables, ignore_index=True)
 
 
 def _find_sites(
@@ -161,31 +150,29 @@ def _find_sites(
         if named:
             return participants[named], f"column {named}"
         return scans["scanner"], "scanner in the maps' sidecars" if scans["scanner"].notna().any() else "not known"
-    sites = pd.Series([part.folder.name for part in parts for _ in part.visits], dtype=object)
+    sites = pd.Series([part.folder.name for part in parts for _ in part.results.visits], dtype=object)
     if not named:
         return sites, "output folder"
-    has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.visits]
+    has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.results.visits]
     return participants[named].where(np.array(has_column), sites), f"column {named}"
 
 
 def _find_demographics(
-    parts: Sequence[FolderScans],
-    keys: pd.DataFrame,
-    participants: pd.DataFrame,
-    *,
-    group: str | None,
-    shared: Sequence[str],
+    parts: Sequence[FolderScans], keys: pd.DataFrame, participants: pd.DataFrame, *, group: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return person, age, time, sex and group of each scan; `shared` labels are different persons by dataset."""
+    """Return person, age, time, sex and group of each scan; a label in several datasets is one person in each."""
     person = keys["participant_id"]
     warnings = []
-    if shared:
-        person = person.where(~person.isin(shared), person + " (" + keys["dataset"] + ")")
-        warnings = [f"{list_some(shared)}: in several datasets; treated as different participants, see column dataset"]
+    if "dataset" in keys:
+        datasets = keys.groupby("participant_id")["dataset"].nunique()
+        if shared := sorted(datasets.index[datasets > 1]):
+            person = person.where(~person.isin(shared), person + " (" + keys["dataset"] + ")")
+            shown = list_some(shared)
+            warnings = [f"{shown}: in several datasets; treated as different participants, see column dataset"]
     missing = pd.Series(float("nan"), index=keys.index, dtype=object)
     sex = find_column(participants.columns, SEX)
     sexes = participants[sex] if sex else missing
-    since_first = pd.concat([part.tables.years_since_first(part.visits) for part in parts], ignore_index=True)
+    since_first = pd.concat([part.tables.years_since_first(part.results.visits) for part in parts], ignore_index=True)
     ages, age_warnings = _find_ages(parts, participants.assign(participant_id=person), since_first)
     # one time axis per person, the one with more distinct times: the two must not be subtracted from each other
     n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since_first, ages))
@@ -209,22 +196,17 @@ def _find_ages(
     units: list[str] = []
     warnings: list[str] = []
     for part in parts:
-        own = part.tables.is_session_value(part.visits, column)
-        for visit, is_own in zip(part.visits, own, strict=True):
+        own = part.tables.is_session_value(part.results.visits, column)
+        for visit, is_own in zip(part.results.visits, own, strict=True):
             entry, source = part.tables.dictionary_entry(visit, column, own=is_own)
             unit, warning = find_age_unit(entry, column, source=source)
             units.append(unit)
             if warning:
                 warnings.append(f"{part.folder.name}: {warning}" if len(parts) > 1 else warning)
     ages, lines = read_ages(participants, column, pd.Series(units, index=participants.index, dtype=object))
-    at_first = [part.tables.is_first_sessions_value(part.visits, column) for part in parts]
+    at_first = [part.tables.is_first_sessions_value(part.results.visits, column) for part in parts]
     ages += since_first.where(pd.concat(at_first, ignore_index=True)).fillna(0)
     return ages, [*dict.fromkeys(warnings), *lines]
-
-
-def _shared_labels(parts: Sequence[FolderScans]) -> list[str]:
-    counts = Counter(label for part in parts for label in {f"sub-{participant}" for participant, _ in part.visits})
-    return sorted(label for label, count in counts.items() if count > 1)
 
 
 def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:

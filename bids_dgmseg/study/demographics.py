@@ -1,15 +1,24 @@
-"""Columns with age, sex, group and site; numbers as spelled in participants.tsv, and ages in years."""
+"""Participants' columns: names of age, sex, group and site, numbers and ages as spelled there, conditions on them.
+
+Conditions such as ``group == "HC" and age > 50`` have the syntax of pandas queries, but are not evaluated by
+`pandas.DataFrame.query`, which may call functions, and which replaces ``!=`` with text by ``not in`` (pandas 2 and 3),
+so that a missing group would satisfy ``group != "PD"``.
+"""
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from bids_dgmseg.errors import list_some
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
 
 AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
@@ -17,33 +26,49 @@ AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("s
 
 SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
 
-PLAIN_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-
-DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
-
-PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
-
-_PER_YEAR_BY_LETTER = {unit[0].upper(): count for unit, count in PER_YEAR.items()}
-
 _MISSING = ("", "n/a", "na", "nan")
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 _CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
 
-_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 
-_N_SHOWN = 5
+_DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
 
-_YEARS = "years"
+_PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
 
-_UNITS = {
-    **{unit: unit for unit in PER_YEAR},
-    **dict.fromkeys(("year", "yr", "yrs", "y", "a"), _YEARS),
+_UNIT_NAMES = {
+    **{unit: unit for unit in _PER_YEAR},
+    **dict.fromkeys(("year", "yr", "yrs", "y", "a"), "years"),
     **dict.fromkeys(("month", "mo", "mos", "mon"), "months"),
     **dict.fromkeys(("week", "wk", "wks"), "weeks"),
     **dict.fromkeys(("day", "d"), "days"),
 }
 
-_OLDEST = 130
+_OLDEST_YEARS = 130
+
+_MAX_WARNINGS = 5
+
+_MAX_VALUES = 8
+
+_BACKTICKS = re.compile(r"`([^`]+)`")
+
+_USAGE = 'write it like group == "HC" and age > 50, or site in ["A", "B"]'
+
+_MIRRORED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+}
+
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], pd.Series]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
@@ -53,69 +78,31 @@ def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
 
 
 def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tuple[str, str]:
-    """Return the unit of a column of ages from its entry in the data dictionary.
+    """Return the unit of a column of ages from its entry in the data dictionary `source`, and a warning unless years.
 
-    Parameters
-    ----------
-    entry : mapping
-        May be empty; BIDS has ages in years.
-    column, source : str
-        Name of the column and of the dictionary, for the warning.
-
-    Returns
-    -------
-    unit : str
-        A key of `PER_YEAR`.
-    warning : str
-        Empty for years.
-
-    Examples
-    --------
     >>> find_age_unit({"Units": "Months"}, "age", source="participants.json")
     ('months', 'participants.json: age is in months; age_years has it in years')
     """
     text = str(entry.get("Units") or "").strip()
     folded = text.casefold()
     if folded in ("", "n/a"):
-        return _YEARS, ""
+        return "years", ""  # as BIDS has them
     # a single letter is a unit only if nothing else is written
-    words = [folded] if folded in _UNITS else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
-    units = {_UNITS[word] for word in words if word in _UNITS}
+    words = [folded] if folded in _UNIT_NAMES else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
+    units = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES}
     if len(units) != 1:
-        return _YEARS, f"{source}: unknown Units {text!r} of {column}, assuming years; use one of {', '.join(PER_YEAR)}"
+        known = ", ".join(_PER_YEAR)
+        return "years", f"{source}: unknown Units {text!r} of {column}, assuming years; use one of {known}"
     (unit,) = units
-    return unit, "" if unit == _YEARS else f"{source}: {column} is in {unit}; age_years has it in years"
+    return unit, "" if unit == "years" else f"{source}: {column} is in {unit}; age_years has it in years"
 
 
-def parse_numbers(
-    table: pd.DataFrame, column: str, *, participant: str = "participant_id"
-) -> tuple[pd.Series, tuple[str, ...]]:
-    """Parse a column of participants.tsv as numbers, with warnings about unusual spellings.
+def parse_numbers(table: pd.DataFrame, column: str) -> tuple[pd.Series, tuple[str, ...]]:
+    """Parse a column of participants.tsv as numbers, with one warning per participant with an unusual spelling.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per scan, or per scan and nucleus.
-    column : str
-        Numbers, or text as in participants.tsv.
-    participant : str
-        Column of the participants, for the warnings.
+    ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5`` is 30.5; anything else that is
+    not a number is missing. `table` has ``participant_id``, for the warnings; from the sixth on they are joined.
 
-    Returns
-    -------
-    values : Series of float
-        With the index of `table`. ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5``
-        is 30.5; anything else that is not a number is missing.
-    warnings : tuple of str
-        One per such value and participant up to the fifth, and one for all others; none for ``n/a`` and empty cells.
-
-    Raises
-    ------
-    InputError
-        If there is no such column.
-
-    Examples
-    --------
     >>> ages = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "age": ["30", "89+", "n/a"]})
     >>> values, warnings = parse_numbers(ages, "age")
     >>> values.tolist()
@@ -123,21 +110,21 @@ def parse_numbers(
     >>> warnings
     ("participants.tsv: age of sub-2 is '89+', taken as 89",)
     """
-    require_columns(table, column, participant)
+    require_columns(table, column, "participant_id")
     if pd.api.types.is_numeric_dtype(table[column]):
         return table[column].astype(np.float64), ()
     texts = table[column].astype(object).where(table[column].notna(), "").astype(str).str.strip()
     parsed = {text: _parse_number(text) for text in texts.unique()}
     values = texts.map(lambda text: parsed[text][0]).astype(np.float64)
-    unusual = pd.DataFrame({"who": table[participant], "text": texts})[[parsed[text][1] for text in texts]]
+    unusual = pd.DataFrame({"who": table["participant_id"], "text": texts})[[parsed[text][1] for text in texts]]
     unusual = unusual.drop_duplicates()
     warnings = []
-    for who, text in unusual.head(_N_SHOWN).itertuples(index=False):
+    for who, text in unusual.head(_MAX_WARNINGS).itertuples(index=False):
         value = parsed[text][0]
         taken = "not a number; it counts as missing" if np.isnan(value) else f"taken as {value:g}"
         warnings.append(f"participants.tsv: {column} of {who} is {text!r}, {taken}")
-    if len(unusual) > _N_SHOWN:
-        others = unusual["text"].iloc[_N_SHOWN:]
+    if len(unusual) > _MAX_WARNINGS:
+        others = unusual["text"].iloc[_MAX_WARNINGS:]
         n_missing = sum(bool(np.isnan(parsed[text][0])) for text in others)
         warnings.append(
             f"participants.tsv: {column} of {len(others)} more is not plainly a number, such as "
@@ -150,41 +137,29 @@ def _parse_number(text: str) -> tuple[float, bool]:
     """Value of a cell, and whether its spelling is unusual."""
     if text.casefold() in _MISSING:
         return np.nan, False
-    if plain := PLAIN_NUMBER.fullmatch(text):
+    if plain := _NUMBER.fullmatch(text):
         return float(plain[0]), False
-    if comma := _COMMA.fullmatch(text):
+    if comma := _DECIMAL_COMMA.fullmatch(text):
         return float(f"{comma[1]}.{comma[2]}"), True
     if capped := _CAPPED.fullmatch(text):
         return float(capped[1] or capped[2]), True
-    if dicom := DICOM_AGE.fullmatch(text):
-        return int(dicom[1]) / _PER_YEAR_BY_LETTER[dicom[2].upper()], True
+    if dicom := _DICOM_AGE.fullmatch(text):
+        unit = next(unit for unit in _PER_YEAR if unit[0] == dicom[2].lower())
+        return int(dicom[1]) / _PER_YEAR[unit], True
     return np.nan, True
 
 
 def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Convert ages to years.
+    """Convert the ages in a column to years, NaN where missing or impossible, with warnings about these.
 
-    Parameters
-    ----------
-    values : DataFrame
-        Text, one row per scan, with ``participant_id``.
-    column : str
-        The ages.
-    units : Series of str
-        Key of `PER_YEAR` for each row. A value that has its own unit, as in DICOM (``018M``), keeps it.
-
-    Returns
-    -------
-    ages : Series of float
-        NaN where missing or impossible.
-    warnings : list of str
-        One line per value that is not a plain age, and one for all missing ages.
+    `units` are ``years``, ``months``, ``weeks`` or ``days`` per row; a value with its own, as in DICOM (``018M``),
+    keeps it.
     """
     numbers, warnings = parse_numbers(values, column)
-    own_unit = values[column].astype(str).str.strip().str.fullmatch(DICOM_AGE.pattern)
-    ages = numbers / units.map(PER_YEAR).astype(float).mask(own_unit, 1.0)
-    impossible = (ages < 0) | (ages > _OLDEST)
-    shown = numbers.map("{:g}".format) + units.map(lambda unit: "" if unit == _YEARS else f" {unit}")
+    own_unit = values[column].astype(str).str.strip().str.fullmatch(_DICOM_AGE.pattern)
+    ages = numbers / units.map(_PER_YEAR).astype(float).mask(own_unit, 1.0)
+    impossible = (ages < 0) | (ages > _OLDEST_YEARS)
+    shown = numbers.map("{:g}".format) + units.map(lambda unit: "" if unit == "years" else f" {unit}")
     participants = values["participant_id"]
     lines = [
         f"participants.tsv: {column} of {participant} is {age}, not an age in years; treated as missing"
@@ -197,3 +172,122 @@ def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.S
             "participants are left out of analyses with age"
         )
     return ages, [*warnings, *lines]
+
+
+def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDArray[np.bool_]:
+    """Return which rows satisfy a condition, given as `option`.
+
+    It has comparisons (``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``) of columns of text with text,
+    numbers or lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; column names with spaces are in
+    backticks. Quoted numbers are numbers if the column has numbers. A comparison with a missing value is neither true
+    nor false, and such rows do not match.
+
+    >>> table = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "group": ["HC", "PD", None]})
+    >>> match_condition(table, 'group != "PD"', option="--control-filter").tolist()
+    [True, False, False]
+
+    Raises
+    ------
+    InputError
+        If the condition is not valid, names an unknown column, orders numbers relative to a word, or matches no row.
+    """
+    where = f"{option} {condition}"
+    quoted: list[str] = []
+
+    def unquote(match: re.Match[str]) -> str:
+        quoted.append(match[1])
+        return f"quoted_{len(quoted) - 1}"
+
+    try:
+        tree = ast.parse(_BACKTICKS.sub(unquote, condition).strip(), mode="eval")
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{where}: cannot be parsed; {_USAGE}") from error
+    evaluator = _Evaluator(table, {f"quoted_{place}": name for place, name in enumerate(quoted)}, where)
+    matched: NDArray[np.bool_] = evaluator.evaluate(tree.body).fillna(False).to_numpy(bool)
+    if not matched.any():
+        shown = []
+        for name in dict.fromkeys(evaluator.used):
+            values = sorted({str(value) for value in table[name].dropna().unique()})
+            more = ", …" if len(values) > _MAX_VALUES else ""
+            shown.append(f"{name} is {', '.join(values[:_MAX_VALUES]) or 'always missing'}{more}")
+        raise InputError(f"{where}: matches no participant with results ({'; '.join(shown)}); fix the condition")
+    return matched
+
+
+class _Evaluator:
+    """Evaluates a condition on a table; only comparisons of columns with constants are allowed."""
+
+    def __init__(self, table: pd.DataFrame, names: dict[str, str], where: str) -> None:
+        self._table, self._names, self._where = table, names, where
+        self.used: list[str] = []
+
+    def evaluate(self, node: ast.expr) -> pd.Series:
+        """Evaluate an expression; the result is nullable, as in Kleene's three-valued logic."""
+        match node:
+            case ast.BoolOp(op=ast.And(), values=values):
+                return reduce(operator.and_, map(self.evaluate, values))
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return reduce(operator.or_, map(self.evaluate, values))
+            case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
+                return self.evaluate(left) & self.evaluate(right)
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                return self.evaluate(left) | self.evaluate(right)
+            case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
+                return ~self.evaluate(operand)
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                operands = [left, *comparators]
+                return reduce(operator.and_, map(self._compare, operands, ops, comparators))
+        raise self._invalid(node)
+
+    def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pd.Series:
+        if isinstance(left, ast.Constant | ast.UnaryOp) and isinstance(right, ast.Name):  # 50 < age
+            return self._compare(right, _MIRRORED.get(type(op), type(op))(), left)
+        if not isinstance(left, ast.Name):
+            raise self._invalid(left)
+        try:
+            constant = ast.literal_eval(right)
+        except (ValueError, TypeError, SyntaxError):
+            raise self._invalid(right) from None
+        is_list, is_order = isinstance(constant, list | tuple | set), isinstance(op, tuple(_COMPARE))
+        values = list(constant) if is_list else [constant]
+        valid = values and all(isinstance(value, str | int | float) for value in values)
+        if isinstance(op, ast.Is | ast.IsNot) or (is_order if is_list else isinstance(op, ast.In | ast.NotIn)):
+            valid = False
+        if not valid:
+            raise self._invalid(right)
+        name = self._names.get(left.id, left.id)
+        if name not in self._table.columns:
+            known = ", ".join(map(str, self._table.columns))
+            raise InputError(f"{self._where}: no column {name} (columns: {known}); fix the name")
+        self.used.append(name)
+        values = self._convert(name, values, is_order=is_order)
+        # nullable dtypes, in which a comparison with a missing value is missing
+        if isinstance(values[0], str):
+            column: pd.Series = self._table[name].map(str, na_action="ignore").astype("string")
+        else:
+            column = parse_numbers(self._table, name)[0].astype("Float64")
+        if is_order:
+            return _COMPARE[type(op)](column, values[0])
+        equal = reduce(operator.or_, (column == value for value in values))
+        return equal if isinstance(op, ast.Eq | ast.In) else ~equal
+
+    def _convert(self, name: str, values: list[str | float], *, is_order: bool) -> list[str | float]:
+        """Convert the constants to numbers, otherwise all to text, to suit the column.
+
+        Quoted constants are numbers if all of the column are, or, to order it by them, any: as text, 9 follows 50.
+        """
+        words = [value for value in values if isinstance(value, str)]
+        is_number = parse_numbers(self._table, name)[0].notna()[self._table[name].notna()]
+        if not words:
+            return values
+        no_numbers = [word for word in words if not _NUMBER.fullmatch(word.strip())]
+        if not no_numbers and (is_number.any() if is_order else is_number.all()):
+            return [float(value) for value in values]
+        if is_order and no_numbers and len(is_number) and is_number.all():
+            raise InputError(
+                f"{self._where}: {name} has numbers, {no_numbers[0]!r} is not one; compare it with a number"
+            )
+        return [value if isinstance(value, str) else f"{value:g}" for value in values]
+
+    def _invalid(self, node: ast.AST) -> InputError:
+        return InputError(f"{self._where}: {ast.unparse(node)!r} is not allowed; {_USAGE}")

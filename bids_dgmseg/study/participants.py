@@ -123,23 +123,10 @@ class ParticipantTables:
 def read_participant_tables(
     root: Path | None, scanned: Sequence[Visit], *, selected: Sequence[Visit] | None = None
 ) -> tuple[ParticipantTables, list[str]]:
-    """Read participants.tsv and the sessions.tsv of every participant with sessions.
+    """Read participants.tsv and the sessions.tsv of every participant with sessions, from the dataset `root`.
 
-    Parameters
-    ----------
-    root : Path or None
-        Dataset that holds the files.
-    scanned : sequence of (str, str or None)
-        Labels of participant and session of each scan.
-    selected : sequence of (str, str or None), optional
-        Part of `scanned` to warn about; by default all.
-
-    Returns
-    -------
-    tables : ParticipantTables
-        Empty if there are no such files.
-    warnings : list of str
-        Participants without a row or without a scan, unfetched files, broken dictionaries.
+    `scanned` are participant and session of each scan, `selected` those to warn about; by default all. Warnings are
+    about participants without a row or without a scan, unfetched files and broken dictionaries.
 
     Raises
     ------

@@ -1,9 +1,11 @@
-"""What all analyses of a study share: the table of measures, controls, reference group, covariates."""
+"""What all analyses of a study share: measures of the scans and of reference segmentations, controls, covariates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,23 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.tables import MISSING, read_tsv
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.conditions import match_condition
-from bids_dgmseg.study.demographics import parse_numbers
+from bids_dgmseg.study.demographics import match_condition, parse_numbers
 
-REFERENCE_GROUPS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
+_REFERENCE_GROUPS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
 """Names of a reference group, in lower case."""
-
-NO_COVARIATES = "none"
 
 VOLUME = "volume_mm3"
 """Measure that susceptibility is adjusted for."""
+
+REFERENCE_MEASURES: Mapping[str, str] = {"mean_ppm": "mean_reference_ppm", "volume_mm3": "volume_reference_mm3"}
+"""Measure that reference segmentations have → column of overlap.tsv."""
+
+_OVERLAP_KEYS = ("participant_id", "session_id", "scan", "reference", "abbreviation")
+
+_Entities = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
         participants = cohort.participants.assign(**keys.where(keys != MISSING))
         controls = match_condition(participants, options.control_filter, option="--control-filter")
     covariates, warnings = _find_covariates(cohort, options.covariates)
-    table = measures_table(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
+    table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
         cohort=cohort,
@@ -108,25 +115,11 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     )
 
 
-def measures_table(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
-    """Parse measures of all scans.
+def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
+    """Parse measures of all scans, NaN where a scan lacks one.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        All scans.
-    measures : sequence of str
-        Columns of ``_stats.tsv``; NaN where a scan lacks one.
-
-    Returns
-    -------
-    DataFrame
-        One row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata.
-
-    Raises
-    ------
-    InputError
-        If no scan has a measure, or a value of it is not a number.
+    There is one row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata. It
+    is an `InputError` if no scan has a measure, or a value of it is not a number.
     """
     if unknown := [measure for measure in measures if measure not in cohort.stats]:
         shown = ", ".join(sorted(str(column) for column in cohort.stats if column != "scan"))
@@ -154,7 +147,7 @@ def measures_table(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
     """Return the values of each covariate that varies, by default of age and sex."""
-    if wanted == (NO_COVARIATES,):
+    if wanted == ("none",):
         return {}, []
     covariates, warnings = {}, []
     for name in wanted or ("age", "sex"):
@@ -176,9 +169,102 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
 
 
 def _find_reference_group(groups: pd.Series, controls: NDArray[np.bool_] | None) -> str | None:
-    """Return the group of the controls, otherwise one with a name of `REFERENCE_GROUPS`, otherwise the largest."""
+    """Return the group of the controls, otherwise one with a name of `_REFERENCE_GROUPS`, otherwise the largest."""
     if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
         return str(matched.iloc[0])
     counts = groups.value_counts()
-    named = [str(group) for group in counts.index if str(group).casefold() in REFERENCE_GROUPS]
+    named = [str(group) for group in counts.index if str(group).casefold() in _REFERENCE_GROUPS]
     return named[0] if named else str(counts.index[0]) if len(counts) else None
+
+
+def count_scans(number: int, kind: str = "") -> str:
+    """Return a number of scans in words.
+
+    >>> count_scans(1), count_scans(2, "usable")
+    ('1 scan', '2 usable scans')
+    """
+    return " ".join(filter(None, (str(number), kind, "scan" if number == 1 else "scans")))
+
+
+def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str]]:
+    """Read the measures of the reference segmentations of the cohort's scans.
+
+    A scan is matched by all entities of the labels, otherwise without ``desc``, otherwise by the entities that both
+    have; if several match, the entities that the evaluation was told to choose decide.
+
+    The table has one row per scan and nucleus: ``scan`` (row of the cohort, see `first_rows`), ``reference`` (its
+    name), ``abbreviation`` and the keys of `REFERENCE_MEASURES`; warnings are about scans that the cohort lacks.
+
+    Raises
+    ------
+    InputError
+        If ``overlap.tsv`` does not exist, lacks these columns, or has no scan of the cohort.
+    """
+    overlap = _read_overlap(folder)
+    chosen = read_optional_json(folder / "evaluation.json").get("choose", ())
+    sessions: dict[tuple[str, str], dict[int, _Entities]] = defaultdict(dict)
+    keys, entities = cohort.keys[["participant_id", "session_id"]].to_numpy().tolist(), _entities(cohort)
+    for row in np.unique(first_rows(cohort)).tolist():
+        sessions[tuple(keys[row])][row] = entities[row]
+    # with several predictions, the values of the reference are repeated
+    overlap = overlap.drop_duplicates(["scan", "abbreviation"])
+    rows: dict[str, int | None] = {}
+    for scan, participant, session in overlap[["scan", "participant_id", "session_id"]].to_numpy().tolist():
+        if scan not in rows:
+            labels = {key: value for key, _, value in (part.partition("-") for part in scan.split("_"))}
+            rows[scan] = _match(labels, sessions.get((participant, session), {}), chosen)
+    unmatched = [scan for scan, row in rows.items() if row is None]
+    if len(unmatched) == len(rows):
+        raise InputError(
+            f"--evaluation {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan of the "
+            "study; evaluate the same output folder"
+        )
+    warnings = []
+    if unmatched:
+        warnings.append(
+            f"--evaluation {folder.name}: {count_scans(len(unmatched))}, such as {min(unmatched)}, "
+            f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan of the study; left out"
+        )
+    overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})
+    table = overlap[["scan", "reference", "abbreviation", *REFERENCE_MEASURES.values()]]
+    return table.rename(columns={column: measure for measure, column in REFERENCE_MEASURES.items()}), warnings
+
+
+def first_rows(cohort: Cohort) -> NDArray[np.intp]:
+    """Return for each row of the cohort the first row of the same scan, which may be of another model."""
+    first: dict[tuple[str, ...], int] = {}
+    scans = zip(cohort.demographics["participant_id"], _entities(cohort), strict=True)
+    names = [(person, *(f"{key}-{value}" for key, value in entities.items())) for person, entities in scans]
+    return np.array([first.setdefault(name, row) for row, name in enumerate(names)], dtype=np.intp)
+
+
+def _read_overlap(folder: Path) -> pd.DataFrame:
+    path = folder / "overlap.tsv"
+    if not path.is_file():
+        raise InputError(f"--evaluation {folder.name}: overlap.tsv not found; pass an output folder of dgmseg evaluate")
+    table = read_tsv(path, dtype=object)
+    if table.empty or not {*_OVERLAP_KEYS, *REFERENCE_MEASURES.values()} <= set(table.columns):
+        raise InputError(f"--evaluation {folder.name}: overlap.tsv is not from dgmseg evaluate; run it again")
+    return table.fillna({"session_id": MISSING}).astype(dict.fromkeys(REFERENCE_MEASURES.values(), float))
+
+
+def _match(wanted: _Entities, scans: Mapping[int, _Entities], chosen: Collection[str]) -> int | None:
+    """Return the row of the scan that labels belong to; None if there is not exactly one."""
+    plain = {key: value for key, value in wanted.items() if key != "desc"}
+    tests = (
+        lambda entities: entities == wanted,
+        lambda entities: {**entities, "desc": ""} == {**plain, "desc": ""},
+        # each may have entities that the other lacks, such as space
+        lambda entities: all(entities.get(key, value) == value for key, value in plain.items()),
+    )
+    found = next(filter(None, ([row for row in scans if test(scans[row])] for test in tests)), [])
+    if len(found) > 1:
+        found = [row for row in found if any(f"{key}-{value}" in chosen for key, value in scans[row].items())]
+    return found[0] if len(found) == 1 else None
+
+
+def _entities(cohort: Cohort) -> list[_Entities]:
+    """Return the entities by which the evaluation names each scan: without ``seg``, runs as integers."""
+    scans = cohort.scans.drop(columns="seg").to_dict("records")
+    named = [{str(key): value for key, value in scan.items() if isinstance(value, str)} for scan in scans]
+    return [scan | ({"run": str(int(scan["run"]))} if scan.get("run", "").isdecimal() else {}) for scan in named]

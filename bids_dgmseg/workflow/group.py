@@ -20,7 +20,7 @@ from bids_dgmseg.workflow.environment import prepare_environment
 from bids_dgmseg.workflow.plan import check_folders
 
 if TYPE_CHECKING:
-    from bids_dgmseg.study.folders import ResultsFolder
+    from bids_dgmseg.study.results_folders import ResultsFolder
 
 
 def run_group(config: RunConfig) -> int:
@@ -43,7 +43,7 @@ def run_group(config: RunConfig) -> int:
     prepare_environment(config.control.work_dir, n_threads=config.resources.omp_nthreads)
     from bids_dgmseg.study.analyses import run_analyses
     from bids_dgmseg.study.cohort import load_cohort
-    from bids_dgmseg.study.folders import ResultsSelection
+    from bids_dgmseg.study.results_folders import ResultsSelection
     from bids_dgmseg.study.study import build_study
     from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
 
@@ -139,8 +139,7 @@ def find_folders(config: RunConfig) -> list[ResultsFolder]:
     InputError
         If a folder does not exist or has no results.
     """
-    from bids_dgmseg.study.folders import ResultsFolder, name_folders
-    from bids_dgmseg.study.results import has_results
+    from bids_dgmseg.study.results_folders import ResultsFolder, has_results, name_folders
 
     output = config.output_dir
     if not config.group.merge:

@@ -23,7 +23,7 @@ from bids_dgmseg.measurement.scan import ScanMeasures
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps
-from bids_dgmseg.study.results import SCANNER_FIELDS
+from bids_dgmseg.study.results_folders import SCANNER_FIELDS
 
 MIN_SIGN_RATIO = 1.3
 """Ratio of the map's extremes below which the automatic phase sign is uncertain; five real maps have 1.6 to 2.1."""

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.folders import ResultsFolder, ResultsSelection
-from bids_dgmseg.study.results import name_scanner
+from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection, name_scanner
 
 DAYS = 365.25
 NAN = math.nan

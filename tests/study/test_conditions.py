@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.conditions import match_condition
+from bids_dgmseg.study.demographics import match_condition
 
 PEOPLE = pd.DataFrame(
     {

@@ -9,9 +9,8 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import fit_ageing
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.folders import ResultsFolder
-from bids_dgmseg.study.reference_segmentations import read_reference_values
-from bids_dgmseg.study.study import build_study
+from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.study import build_study, read_reference_values
 
 HEADER = "participant_id\tsession_id\tscan\treference\tabbreviation\tvolume_reference_mm3\tmean_reference_ppm"
 
@@ -66,7 +65,9 @@ def test_labels_are_matched_by_entities(output, add_scan, compared, labels, choo
     assert warnings == (
         []
         if found
-        else [f"--evaluation compared: 1 scans, such as {labels}, do not match exactly one scan of the study; left out"]
+        else [
+            f"--evaluation compared: 1 scan, such as {labels}, does not match exactly one scan of the study; left out"
+        ]
     )
 
 

@@ -11,7 +11,7 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.folders import ResultsFolder
+from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
 

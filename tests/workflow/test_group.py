@@ -320,7 +320,7 @@ def test_harmonization_warnings_name_the_model(dataset, out, run, capsys):
     assert run("--measures", "mean_ppm") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "group_harmonized" in line]
     assert said == [
-        "group_harmonized.tsv: dcnnet: site A has 1 usable scans, harmonization needs 3; its values are not harmonized",
+        "group_harmonized.tsv: dcnnet: site A has 1 usable scan, harmonization needs 3; its values are not harmonized",
         "group_harmonized.tsv: not computed for dcnnet: fewer than two sites have 3 usable scans",
     ]
     assert {row["model"] for row in rows_of(out / "group_site_variance.tsv")} == {"dgm16"}

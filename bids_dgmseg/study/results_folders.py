@@ -1,14 +1,12 @@
-"""Results of the participant level: the tables of all scans, whole or damaged."""
+"""Output folders of the participant level: their names, the scans to use with their results, and the participants."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,18 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.io.annex import is_broken_symlink, is_pointer_content
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.study.participants import Visit
-
-STATS = "_stats.tsv"
-
-CUT_SHORT = "cut short"
-
-RERUN = "run the participant level again"
+from bids_dgmseg.study.demographics import find_column
+from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
+from bids_dgmseg.study.stats_files import RERUN, STATS, DamagedTableError, read_stats
 
 SCANNER_FIELDS = (
     "InstitutionName",
@@ -40,22 +34,66 @@ SCANNER_FIELDS = (
 
 _STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
 
-_TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
-
-_NOT_A_NUMBER = (MISSING, "", "nan")
-
 _NOT_IN_QC_TABLE = ("scan", "model", "settings", "versions", "seconds", "nuclei")
 
 _RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
 """What may differ between the maps of a study; the steps of a reconstruction are in ``_qc.json`` only."""
 
 
-class DamagedTableError(Exception):
-    """A table cannot be used: what is wrong with it, worded to follow its name, and what to do."""
+_GENERIC_NAMES = ("bids_dgmseg", "derivatives")
 
-    def __init__(self, problem: str, remedy: str = f"{RERUN} with --force") -> None:
-        super().__init__(problem)
-        self.problem, self.remedy = problem, remedy
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """An output folder of the participant level."""
+
+    path: Path
+    name: str
+    dataset: Path | None
+    """Dataset with its participants.tsv and sessions.tsv."""
+    link: str = "."
+    """Relative path of the folder from the one of the group tables."""
+
+
+@dataclass(frozen=True)
+class ResultsSelection:
+    """Labels of the scans to use; empty means all."""
+
+    participants: tuple[str, ...] = ()
+    """Without ``sub-``."""
+    sessions: tuple[str, ...] = ()
+    """Without ``ses-``."""
+    models: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.participants or self.sessions or self.models)
+
+    def includes(self, entities: Mapping[Any, Any]) -> bool:
+        """Return whether a scan with these entities is selected."""
+        return all(not wanted or entities.get(key) in wanted for key, _, _, wanted in self._criteria())
+
+    def check(self, scans: Sequence[Mapping[Any, Any]], *, where: str) -> None:
+        """Raise an `InputError` if a label does not exist, with the existing ones, or no scan is selected."""
+        for key, prefix, option, wanted in self._criteria():
+            known = {str(entities[key]) for entities in scans if not pd.isna(entities.get(key))}
+            if unknown := [label for label in wanted if label not in known]:
+                some = list_some(f"{prefix}{label}" for label in known) or "none"
+                raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check {option} (found {some})")
+        if not any(map(self.includes, scans)):
+            options = ", ".join(option for _, _, option, wanted in self._criteria() if wanted)
+            raise InputError(f"{where}: no scan matches all of {options}; check them")
+
+    def describe(self) -> dict[str, list[str]]:
+        """Return the labels by option, for the data dictionaries."""
+        return {option.removeprefix("--"): list(wanted) for _, _, option, wanted in self._criteria() if wanted}
+
+    def _criteria(self) -> Sequence[tuple[str, str, str, tuple[str, ...]]]:
+        """List entity, prefix of its labels, option and labels."""
+        return (
+            ("sub", "sub-", "--participant-label", self.participants),
+            ("ses", "ses-", "--session-label", self.sessions),
+            ("seg", "", "--model", self.models),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +139,74 @@ class Results:
             qc=self.qc[mask].reset_index(drop=True),
             stats=stats.assign(scan=row[stats["scan"]]),
         )
+
+
+@dataclass(frozen=True)
+class FolderScans:
+    """Selected scans of one folder."""
+
+    folder: ResultsFolder
+    results: Results
+    tables: ParticipantTables
+    warnings: Sequence[str]
+    n_damaged: int
+
+
+def read_folders(
+    folders: Sequence[ResultsFolder], selection: ResultsSelection, *, roles: Iterable[Sequence[str]]
+) -> list[FolderScans]:
+    """Read the selected scans of all folders.
+
+    `roles` are the names of the columns of age, sex and so on: each folder's columns are named as in the first folder
+    with one.
+
+    Raises
+    ------
+    InputError
+        If there are no results, none is selected, or a table of participants cannot be read.
+    """
+    found = [read_results(folder.path, link=folder.link) for folder in folders]
+    if not any(len(results.scans) for results in found):
+        for folder, results in zip(folders, found, strict=True):
+            for (problem, remedy), names in results.left_out.items():
+                raise InputError(f"{folder.path.name}: all tables are {problem} ({names[0]}); {remedy}")
+        where = ", ".join(folder.path.name for folder in folders)
+        raise InputError(f"{where}: no *_stats.tsv found; run the participant level first")
+    if selection:
+        records = [record for results in found for record in results.scans.to_dict("records")]
+        selection.check(records, where=list_some([folder.name for folder in folders]))
+    scans = [_select_scans(folder, results, selection) for folder, results in zip(folders, found, strict=True)]
+    return _align_columns(scans, roles)
+
+
+def _select_scans(folder: ResultsFolder, results: Results, selection: ResultsSelection) -> FolderScans:
+    warnings = []
+    for (problem, remedy), names in results.left_out.items():
+        if selected := [name for name in names if selection.includes(read_entities(name))]:
+            them = " for them" if remedy.startswith(RERUN) else ""
+            warnings.append(f"{list_some(selected)}: {problem} and left out; {remedy}{them}")
+    n_damaged = sum(selection.includes(read_entities(name)) for name in results.damaged)
+    chosen = results.select([selection.includes(record) for record in results.scans.to_dict("records")])
+    # labels are matched among all scans with results: an id such as 3 may stand for sub-03 or for sub-3
+    tables, more = read_participant_tables(
+        folder.dataset, results.visits, selected=chosen.visits if selection else None
+    )
+    return FolderScans(folder, chosen, tables, [*warnings, *more], n_damaged)
+
+
+def _align_columns(parts: Sequence[FolderScans], roles: Iterable[Sequence[str]]) -> list[FolderScans]:
+    """Rename the age, sex, group and site columns of each folder as in the first folder that has them."""
+    aligned = list(parts)
+    for names in roles:
+        columns = [find_column(part.tables.columns, names) for part in parts]
+        first = next(filter(None, columns), None)
+        for place, column in enumerate(columns):
+            part = aligned[place]
+            if column and first and column != first and first not in part.tables.columns:
+                warning = f"participants.tsv: using its column {column} as {first}"
+                tables = part.tables.rename({column: first})
+                aligned[place] = replace(part, tables=tables, warnings=[*part.warnings, warning])
+    return aligned
 
 
 def read_results(folder: Path, *, link: str = ".") -> Results:
@@ -157,124 +263,6 @@ def read_entities(name: str) -> dict[str, str]:
     """
     pairs = (part.split("-", 1) for part in name.removesuffix(STATS).split("_"))
     return {key: value for key, value in pairs}
-
-
-def read_stats(
-    paths: Sequence[Path], *, numbers: Collection[str], required: Sequence[str], known: Collection[str] = ()
-) -> tuple[pd.DataFrame, dict[Path, DamagedTableError]]:
-    """Read ``_stats.tsv`` files and separate the damaged ones.
-
-    A table is whole if every row is as long as the header, each nucleus of the label table beside it (``_dseg.tsv``)
-    has one row, and every number is finite or missing. Without a label table no nucleus can be missing.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        The tables.
-    numbers : collection of str
-        Columns to check for numbers, if a table has them.
-    required : sequence of str
-        Columns that a table must have besides ``abbreviation``.
-    known : collection of str
-        Valid abbreviations for tables without a label table; empty: any.
-
-    Returns
-    -------
-    stats : DataFrame
-        ``file``, the place among the whole tables, and the columns of all tables as text, NaN if a table lacks one.
-    damaged : dict
-        Path → reason.
-    """
-    damaged: dict[Path, DamagedTableError] = {}
-    rows: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
-    for path in paths:
-        try:
-            header, lines = _read_lines(path, required, known)
-        except DamagedTableError as error:
-            damaged[path] = error
-            continue
-        rows[header].append((path, lines))
-    place_of = {path: place for place, path in enumerate(paths)}
-    tables = []
-    for header, files in rows.items():  # one frame per header: much faster than one per file
-        text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
-        table = pd.read_csv(
-            text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
-        )
-        file = np.repeat([place_of[path] for path, _ in files], [len(lines) for _, lines in files])
-        table.insert(0, "file", file)
-        damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
-        tables.append(table)
-    if not tables:
-        return pd.DataFrame({"file": pd.Series(dtype=int)}), damaged
-    whole = [place for path, place in place_of.items() if path not in damaged]
-    stats = pd.concat(tables).sort_values("file", kind="stable", ignore_index=True)
-    stats = stats[stats["file"].isin(whole)].reset_index(drop=True)
-    return stats.assign(file=np.searchsorted(whole, stats["file"])), damaged
-
-
-def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> tuple[str, list[str]]:
-    """Return the header and the lines of a table whose rows and nuclei are complete."""
-    text = _read_text(path)
-    header, *lines = text.splitlines() or [""]
-    columns = header.split("\t")
-    whole = lines and text.endswith("\n") and all(line.count("\t") == len(columns) - 1 for line in lines)
-    if not whole or not {"abbreviation", *required} <= set(columns):
-        raise DamagedTableError(CUT_SHORT)
-    place = columns.index("abbreviation")
-    nuclei = [line.split("\t", place + 1)[place] for line in lines]
-    labels = _read_label_names(path)
-    if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
-        raise DamagedTableError(f"damaged ({repeated[0]!r} appears twice)")
-    expected = labels or known
-    if unknown := [name for name in nuclei if expected and name not in expected]:
-        raise DamagedTableError(f"damaged ({unknown[0]!r} is not one of its nuclei)")
-    if not set(labels) <= set(nuclei):
-        raise DamagedTableError(CUT_SHORT)
-    return header, lines
-
-
-def _read_text(path: Path) -> str:
-    if is_broken_symlink(path):
-        raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
-    if is_pointer_content(content):
-        raise DamagedTableError("not fetched (only a pointer)", "fetch it (datalad get or git lfs pull)")
-    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _read_label_names(path: Path) -> list[str]:
-    """Return the abbreviations of the label table beside a table, if there is one."""
-    try:
-        text = path.with_name(f"{path.name.removesuffix(STATS)}_dseg.tsv").read_text("utf-8-sig", errors="replace")
-    except OSError:
-        return []
-    header, *lines = text.splitlines() or [""]
-    columns = header.split("\t")
-    if "abbreviation" not in columns:
-        return []
-    rows = (line.split("\t") for line in lines)
-    return [row[columns.index("abbreviation")] for row in rows if len(row) == len(columns)]
-
-
-def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
-    """Return the first value of each file that is neither a finite number nor missing: file → error."""
-    found: dict[int, tuple[int, str, Any]] = {}
-    for column in table.columns:
-        if column not in numbers or column in _TEXT_COLUMNS:
-            continue
-        cells = table[column]
-        bad = ~np.isfinite(pd.to_numeric(cells, errors="coerce")) & ~cells.isin(_NOT_A_NUMBER)
-        for row, file in table["file"][bad].drop_duplicates().items():
-            if int(file) not in found or row < found[int(file)][0]:
-                found[int(file)] = (int(str(row)), str(column), cells[row])
-    return {
-        file: DamagedTableError(f"damaged ({column} of {table['abbreviation'][row]} is {cell!r})")
-        for file, (row, column, cell) in found.items()
-    }
 
 
 def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:
@@ -351,3 +339,20 @@ def _one_line(value: Any) -> str:
         return MISSING
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return " ".join(text.split()) or MISSING
+
+
+def name_folders(paths: Sequence[Path]) -> list[str]:
+    """Return names of folders that distinguish them, without parts that say nothing, such as ``derivatives``.
+
+    >>> name_folders([Path("/data/bern/derivatives/bids_dgmseg"), Path("/data/graz/derivatives/bids_dgmseg")])
+    ['bern', 'graz']
+    >>> name_folders([Path("/a/study"), Path("/b/study")])
+    ['a/study', 'b/study']
+    """
+    parts = [[part for part in path.parts[1:] if part not in _GENERIC_NAMES] or [path.name] for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        # a name that is not valid UTF-8 could not be written to a table
+        names = ["/".join(part[-depth:]).encode(errors="replace").decode() for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -1,0 +1,149 @@
+"""Reading the ``_stats.tsv`` of many scans at once, apart from damaged ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.io.annex import is_broken_symlink, is_pointer_content
+from bids_dgmseg.io.tables import MISSING
+
+STATS = "_stats.tsv"
+
+RERUN = "run the participant level again"
+
+_TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
+
+_NOT_A_NUMBER = (MISSING, "", "nan")
+
+
+class DamagedTableError(Exception):
+    """A table cannot be used: what is wrong with it, worded to follow its name, and what to do."""
+
+    def __init__(self, problem: str, remedy: str = f"{RERUN} with --force") -> None:
+        super().__init__(problem)
+        self.problem, self.remedy = problem, remedy
+
+
+def read_stats(
+    paths: Sequence[Path], *, numbers: Collection[str], required: Sequence[str], known: Collection[str] = ()
+) -> tuple[pd.DataFrame, dict[Path, DamagedTableError]]:
+    """Read ``_stats.tsv`` files and separate the damaged ones.
+
+    A table is whole if every row is as long as the header, each nucleus of the label table beside it (``_dseg.tsv``)
+    has one row, and every number is finite or missing. Without a label table no nucleus can be missing.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    numbers : collection of str
+        Columns to check for numbers, if a table has them.
+    required : sequence of str
+        Columns that a table must have besides ``abbreviation``.
+    known : collection of str
+        Valid abbreviations for tables without a label table; empty: any.
+
+    Returns
+    -------
+    stats : DataFrame
+        ``file``, the place among the whole tables, and the columns of all tables as text, NaN if a table lacks one.
+    damaged : dict
+        Path → reason.
+    """
+    damaged: dict[Path, DamagedTableError] = {}
+    rows: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
+    for path in paths:
+        try:
+            header, lines = _read_lines(path, required, known)
+        except DamagedTableError as error:
+            damaged[path] = error
+            continue
+        rows[header].append((path, lines))
+    place_of = {path: place for place, path in enumerate(paths)}
+    tables = []
+    for header, files in rows.items():  # one frame per header: much faster than one per file
+        text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
+        table = pd.read_csv(
+            text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
+        )
+        file = np.repeat([place_of[path] for path, _ in files], [len(lines) for _, lines in files])
+        table.insert(0, "file", file)
+        damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame({"file": pd.Series(dtype=int)}), damaged
+    whole = [place for path, place in place_of.items() if path not in damaged]
+    stats = pd.concat(tables).sort_values("file", kind="stable", ignore_index=True)
+    stats = stats[stats["file"].isin(whole)].reset_index(drop=True)
+    return stats.assign(file=np.searchsorted(whole, stats["file"])), damaged
+
+
+def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> tuple[str, list[str]]:
+    """Return the header and the lines of a table whose rows and nuclei are complete."""
+    text = _read_text(path)
+    header, *lines = text.splitlines() or [""]
+    columns = header.split("\t")
+    whole = lines and text.endswith("\n") and all(line.count("\t") == len(columns) - 1 for line in lines)
+    if not whole or not {"abbreviation", *required} <= set(columns):
+        raise DamagedTableError("cut short")
+    place = columns.index("abbreviation")
+    nuclei = [line.split("\t", place + 1)[place] for line in lines]
+    labels = _read_label_names(path)
+    if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
+        raise DamagedTableError(f"damaged ({repeated[0]!r} appears twice)")
+    expected = labels or known
+    if unknown := [name for name in nuclei if expected and name not in expected]:
+        raise DamagedTableError(f"damaged ({unknown[0]!r} is not one of its nuclei)")
+    if not set(labels) <= set(nuclei):
+        raise DamagedTableError("cut short")
+    return header, lines
+
+
+def _read_text(path: Path) -> str:
+    if is_broken_symlink(path):
+        raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
+    if is_pointer_content(content):
+        raise DamagedTableError("not fetched (only a pointer)", "fetch it (datalad get or git lfs pull)")
+    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_label_names(path: Path) -> list[str]:
+    """Return the abbreviations of the label table beside a table, if there is one."""
+    try:
+        text = path.with_name(f"{path.name.removesuffix(STATS)}_dseg.tsv").read_text("utf-8-sig", errors="replace")
+    except OSError:
+        return []
+    header, *lines = text.splitlines() or [""]
+    columns = header.split("\t")
+    if "abbreviation" not in columns:
+        return []
+    rows = (line.split("\t") for line in lines)
+    return [row[columns.index("abbreviation")] for row in rows if len(row) == len(columns)]
+
+
+def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
+    """Return the first value of each file that is neither a finite number nor missing: file → error."""
+    found: dict[int, tuple[int, str, Any]] = {}
+    for column in table.columns:
+        if column not in numbers or column in _TEXT_COLUMNS:
+            continue
+        cells = table[column]
+        bad = ~np.isfinite(pd.to_numeric(cells, errors="coerce")) & ~cells.isin(_NOT_A_NUMBER)
+        for row, file in table["file"][bad].drop_duplicates().items():
+            if int(file) not in found or row < found[int(file)][0]:
+                found[int(file)] = (int(str(row)), str(column), cells[row])
+    return {
+        file: DamagedTableError(f"damaged ({column} of {table['abbreviation'][row]} is {cell!r})")
+        for file, (row, column, cell) in found.items()
+    }
