@@ -30,9 +30,6 @@ from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.train.data import find_nuclei, labelled_structures, match_labels, read_labelled_maps
 
-EVALUATION, PREDICTIONS = "evaluation", "predictions"
-"""Folders of the results."""
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -89,18 +86,11 @@ class BenchmarkResult:
 def parse_candidates(
     given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None, choose: Sequence[str] = ()
 ) -> list[Candidate]:
-    """Parse the models to compare.
+    """Parse the models to compare, which are ``KEY`` or ``KEY=FOLDER``.
 
-    Parameters
-    ----------
-    given : sequence of str
-        ``KEY`` or ``KEY=FOLDER``. A repeated key is named with its folder: ``dgm16=tuned`` becomes dgm16tuned.
-    atlases : path, optional
-        Labelled dataset of the baselines; `LOCAL_VOTING` is added unless a baseline is among those given.
-    label_map : path, optional
-        Table that maps the labels of nnU-Net folders to nuclei.
-    choose : sequence of str
-        Entities that decide if a scan of the atlases has several segmentations.
+    A repeated key is named with its folder: ``dgm16=tuned`` becomes dgm16tuned. `atlases` are the labelled dataset of
+    the baselines; `LOCAL_VOTING` is added unless a baseline is among those given. `label_map` maps the labels of
+    nnU-Net folders to nuclei, and `choose` are entities that decide if an atlas has several segmentations.
 
     Raises
     ------
@@ -198,12 +188,9 @@ def find_test_set(dataset: Path, *, choose: Sequence[str] = (), warn: Callable[[
 def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, threads: int) -> Path:
     """Segment a scan in its own process, unless that was done with the same map, weights and version.
 
-    Returns
-    -------
-    path
-        JSON with time and memory; ``problem`` says why there are no labels.
+    Return a JSON file with time and memory; ``problem`` says why there are no labels.
     """
-    root = out / PREDICTIONS / candidate.name
+    root = out / "predictions" / candidate.name
     state = [
         fingerprint(scan, candidate.registered, SegmentationOptions(weights=candidate.weights), ReferenceRegion()),
         candidate.model,
@@ -250,14 +237,14 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
     failures = [
         f"{row['model']}: {row['scan']}: {row['problem']}" for row in spent[spent["problem"].notna()].to_dict("records")
     ]
-    predictions = {one.name: sorted((out / PREDICTIONS / one.name).rglob("*_dseg.nii.gz")) for one in candidates}
+    predictions = {one.name: sorted((out / "predictions" / one.name).rglob("*_dseg.nii.gz")) for one in candidates}
     segmented = [name for name, paths in predictions.items() if paths]
     if not segmented:
         raise InputError(f"no scan could be segmented: {failures[0]}")
     options = EvaluationOptions(
         test_set.reference,
-        tuple(out / PREDICTIONS / name for name in segmented),
-        out / EVALUATION,
+        tuple(out / "predictions" / name for name in segmented),
+        out / "evaluation",
         test_set.scans[0].dataset_root,
         test_set.choose,
     )
@@ -313,4 +300,4 @@ def _write(result: BenchmarkResult, out: Path) -> None:
     }
     write_json(facts, out / "compare.json")
     tables = {**result.tables, "methods": result.evaluation.tables.get("methods", pd.DataFrame())}
-    write_benchmark_page(out, tables=tables, facts=facts, evaluation=f"{EVALUATION}/evaluate.html")
+    write_benchmark_page(out, tables=tables, facts=facts, evaluation="evaluation/evaluate.html")

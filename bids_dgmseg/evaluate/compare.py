@@ -31,22 +31,16 @@ from bids_dgmseg.evaluate.summary_tables import (
 )
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.io.tables import write_tsv
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
-SUMMARIZED = (
-    "dice",
-    "jaccard",
-    "volume_similarity",
-    "volume_difference_mm3",
-    "volume_difference_percent",
-    "hausdorff_mm",
-    "hd95_mm",
-    "mean_surface_distance_mm",
-    "mean_surface_distance_area_mm",
-    "centre_distance_mm",
+_SUMMARIZED = tuple(
+    name
+    for name in OVERLAP_COLUMNS
+    if not name.startswith(("index", "abbreviation", "n_", "volume_reference", "volume_prediction"))
 )
-"""Columns of overlap.tsv in overlap_summary.tsv."""
+"""Measures of overlap.tsv in overlap_summary.tsv."""
 
-_RANKED = tuple(name for name in SUMMARIZED if "difference" not in name)
+_RANKED = tuple(name for name in _SUMMARIZED if "difference" not in name)
 """Measures that predictions are compared by: they have a best value."""
 
 _MIN_SCANS = 3
@@ -111,7 +105,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     overlap = _complete_overlap(overlap, values)
     results = {
         "overlap": overlap,
-        "overlap_summary": summarize(overlap, measures=SUMMARIZED),
+        "overlap_summary": summarize(overlap, measures=_SUMMARIZED),
         "agreement": agreement_table(values, raters=names, pairs=pairs, compared=compared),
     }
     if len(names) > 2:

@@ -93,21 +93,20 @@ def _segment(job: SegmentationJob) -> dict[str, Any]:
     checked = check_chi(job.chi, job.sidecar).chi_ppm
     chi = checked.with_array(np.nan_to_num(checked.array))
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
-    labels, structures = (_segment_by_atlases if job.model in BASELINES else _segment_by_network)(chi, job)
+    if job.model in BASELINES:
+        labels, structures = _segment_by_atlases(chi, job)
+    else:
+        from bids_dgmseg.segmentation.segment import segment_map
+
+        weights, label_map = (Path(name) if name else None for name in (job.weights, job.label_map))
+        model, _ = choose_labels(get_model(job.model), weights, label_map)
+        labels, structures = segment_map(chi, model, weights=weights, device=job.device).labels, model.structures
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     cost = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": _peak_mb()}
     out = Path(job.out)
     write_text(label_table(structures), out.with_name(out.name.replace(".nii.gz", ".tsv")))
     write_like(labels, job.chi, out)
     return cost
-
-
-def _segment_by_network(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
-    from bids_dgmseg.segmentation.segment import segment_map
-
-    weights, label_map = (Path(name) if name else None for name in (job.weights, job.label_map))
-    model, _ = choose_labels(get_model(job.model), weights, label_map)
-    return segment_map(chi, model, weights=weights, device=job.device).labels, model.structures
 
 
 def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:

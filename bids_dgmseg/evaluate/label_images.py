@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +77,11 @@ class _LabelImage:
 def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair]) -> ScanComparison:
     """Compare the label images of one scan, pair by pair.
 
-    Parameters
-    ----------
-    images : ScanImages
-        Their paths.
-    pairs : sequence of (str, str)
-        Reference and prediction, or two raters.
-
-    Returns
-    -------
-    ScanComparison
-        Images that cannot be read or have different grids are failures, one line per file or pair.
+    Images that cannot be read or have different grids are failures of the result, one line per file or pair.
     """
     read, failures = _read_images(images)
     names = _sort_nuclei({name for image in read.values() for name in image.names.values()})
-    structures = {
-        name: replace(STRUCTURES.named(name), index=index)
-        if name in _ABBREVIATIONS
-        else Structure(index, name, name, "R" if name.endswith("_R") else "L", "#888888", 0)
-        for index, name in enumerate(names, start=1)
-    }
+    structures = {name: Structure(index, name, name, "L", "", 0) for index, name in enumerate(names, start=1)}
     arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
     tables, absent = [], {}
     for reference, prediction in pairs:
@@ -213,16 +198,21 @@ def _measure(
         if chi and mismatch:
             name = images.chi.name if images.chi else "the map"
             failures.append(_grid_failure(images.scan, image, name, chi, mismatch))
-        means = _mean_by_index(chi.array, arrays[rater]) if chi and not mismatch else {}
         voxel_mm3 = float(np.prod(image.volume.voxel_size_mm))
         counts = np.bincount(arrays[rater].ravel(), minlength=len(structures) + 1)
+        means = tables.get(rater, {})
+        if chi and not mismatch:
+            valid = (arrays[rater] > 0) & np.isfinite(chi.array)
+            n_valid = np.bincount(arrays[rater][valid], minlength=len(counts))
+            sums = np.bincount(arrays[rater][valid], weights=chi.array[valid].astype(np.float64), minlength=len(counts))
+            measured = {name: sums[s.index] / n_valid[s.index] for name, s in structures.items() if n_valid[s.index]}
+            means = {**means, **measured}
         for name in (name for name in structures if name in image.names.values()):
             index = structures[name].index
             row = {"scan": images.scan, "abbreviation": name, "rater": rater}
             volume = counts[index] * voxel_mm3 if counts[index] else np.nan
             rows.append({"quantity": "volume_mm3", **row, "value": volume})
-            mean = means.get(index, tables.get(rater, {}).get(name, np.nan))
-            rows.append({"quantity": "mean_ppm", **row, "value": mean})
+            rows.append({"quantity": "mean_ppm", **row, "value": means.get(name, np.nan)})
     return pd.DataFrame(rows, columns=["quantity", "scan", "abbreviation", "rater", "value"]), failures
 
 
@@ -241,14 +231,6 @@ def _read_source(images: Collection[_LabelImage]) -> Volume | None:
 def _read_chi(path: Path) -> Volume:
     sidecar = path.with_name(f"{path.name.partition('.')[0]}.json")
     return check_chi(path, read_json(sidecar) if sidecar.is_file() else {}).chi_ppm
-
-
-def _mean_by_index(chi: NDArray[np.floating], labels: NDArray[np.uint16]) -> dict[int, float]:
-    """Mean of the valid voxels of each label."""
-    inside = (labels > 0) & np.isfinite(chi)
-    counts = np.bincount(labels[inside])
-    sums = np.bincount(labels[inside], weights=chi[inside].astype(np.float64))
-    return {int(index): float(sums[index] / counts[index]) for index in np.flatnonzero(counts)}
 
 
 def _read_mean_ppm(scan: str, images: Mapping[str, _LabelImage]) -> tuple[dict[str, dict[str, float]], list[str]]:
