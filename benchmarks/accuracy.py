@@ -22,7 +22,7 @@ import pandas as pd
 from conditions import conditions
 from reporting import dice_by_nucleus, markdown
 
-from bids_dgmseg.cli import demo
+from bids_dgmseg.cli.simulate import write_demo_dataset
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
         if not root.is_dir():
             raise InputError(f"--{name} {root}: no such folder; pass a BIDS dataset of labelled maps")
     with tempfile.TemporaryDirectory() as folder:
-        demo.run(argparse.Namespace(dir=Path(folder) / "demo"))
+        write_demo_dataset(argparse.Namespace(dir=Path(folder) / "demo"))
         tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
     for name, root in datasets.items():
         tables.append(score(root, model, args.weights).assign(dataset=name))

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 import re
 import subprocess
@@ -14,6 +13,8 @@ import pytest
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
+from bids_dgmseg.cli.main import VERBS
+from bids_dgmseg.cli.options import add_options
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -101,9 +102,8 @@ def test_every_option_is_documented():
 @pytest.mark.parametrize("verb", re.findall(r"^### dgmseg ([\w-]+)$", read("docs/options.md"), flags=re.MULTILINE))
 def test_every_option_of_a_verb_is_documented(verb):
     section = read("docs/options.md").partition(f"### dgmseg {verb}\n")[2].partition("\n### ")[0]
-    module = importlib.import_module(f"bids_dgmseg.cli.{verb.replace('-', '_')}")
     parser = argparse.ArgumentParser(add_help=False)
-    module.add_arguments(parser)
+    add_options(parser, VERBS[verb].options)
     options = {word for action in parser._actions for word in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", section)) == options
     assert [a.metavar for a in parser._actions if a.metavar and str(a.metavar) not in section] == []

@@ -1,52 +1,30 @@
-"""Command line of `dgmseg`, one module per verb.
-
-A verb is a module of this package with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args)``, which returns
-the exit code, and optionally ``AFTER_INTERRUPT``, a hint for interrupted runs. Nothing heavy is imported before a verb
-runs.
-"""
+"""Command line of `dgmseg`: one `Verb` per command; nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
+from bids_dgmseg.cli import evaluate, models, simulate, train
+from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.workflow.environment import terminate_as_interrupt
 
-VERBS = (
-    "demo",
-    "evaluate",
-    "finetune",
-    "models",
-    "simulate",
-    "template",
-    "train",
-    "train-nnunet",
-    "train-simulated",
-)
-"""Modules of this package, with hyphens for underscores."""
+VERBS = {
+    verb.name: verb
+    for verb in sorted((*evaluate.VERBS, *models.VERBS, *simulate.VERBS, *train.VERBS), key=lambda verb: verb.name)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dgmseg VERB``.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments without the program's name; by default those of the process.
-
-    Returns
-    -------
-    int
-        0: done. 1: the verb found a problem. 2: invalid options or files. 130: interrupted.
-    """
+    """Run ``dgmseg VERB`` and return the exit code: 0 done, 1 the verb found a problem, else as in `errors`."""
     args = build_parser().parse_args(argv)
+    verb: Verb = VERBS[args.verb]
     keep_freed_memory()
     with terminate_as_interrupt():
-        return run_command(f"dgmseg {args.verb}", lambda: int(args.run(args)), after_interrupt=args.after_interrupt)
+        return run_command(f"dgmseg {verb.name}", lambda: verb.run(args), after_interrupt=verb.after_interrupt)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,10 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in VERBS:
-        verb = importlib.import_module(f"bids_dgmseg.cli.{name.replace('-', '_')}")
-        description = f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
-        subparser = verbs.add_parser(name, help=verb.HELP, description=description, allow_abbrev=False)
-        verb.add_arguments(subparser)
-        subparser.set_defaults(run=verb.run, after_interrupt=getattr(verb, "AFTER_INTERRUPT", ""))
+    for verb in VERBS.values():
+        description = f"{verb.help[0].upper()}{verb.help[1:]}."
+        add_options(
+            verbs.add_parser(verb.name, help=verb.help, description=description, allow_abbrev=False), verb.options
+        )
     return parser

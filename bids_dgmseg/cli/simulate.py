@@ -1,48 +1,29 @@
-"""``dgmseg simulate``: labelled datasets of simulated maps."""
+"""``dgmseg demo``, ``dgmseg simulate`` and ``dgmseg template``: simulated datasets, and their anatomy."""
 
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
+import shlex
 from pathlib import Path
 
-from bids_dgmseg.cli.options import absolute_path, seed
+from bids_dgmseg.cli.options import Verb, absolute_path, number, option, seed
 from bids_dgmseg.errors import InputError
 
-HELP = "write a labelled BIDS dataset of simulated susceptibility maps"
+NEW_FOLDER = option("DIR", "folder to create; must be new or empty", absolute_path)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the verb."""
-    parser.add_argument("dir", metavar="DIR", type=absolute_path, help="folder to create; must be new or empty")
-    parser.add_argument(
-        "--scans", type=_n_scans, required=True, metavar="N", help="number of participants, one scan per participant"
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="S", help="the same seed gives the same maps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="TEMPLATE",
-        help="label template from `dgmseg template` (default: the anatomy of the phantom)",
-    )
-    parser.add_argument(
-        "--spacing-mm",
-        type=_spacing_mm,
-        default=1.0,
-        metavar="MM",
-        help="voxel size in mm, 0.4 to 4 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--echoes",
-        action="store_true",
-        help="write multi-echo GRE (magnitude and phase of four echoes) instead of chi maps",
-    )
+def write_demo_dataset(args: argparse.Namespace) -> int:
+    """Write a small dataset and print how to process it."""
+    from bids_dgmseg.simulate.demo import write_demo
+
+    for scan in write_demo(args.dir):
+        print(scan, flush=True)
+    print(f"next: bids_dgmseg {shlex.join([str(args.dir), f'{args.dir}-out'])} participant")
+    return 0
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the dataset."""
+def write_simulated_dataset(args: argparse.Namespace) -> int:
+    """Write a dataset of simulated maps."""
     if args.labels is not None and not args.labels.is_file():
         raise InputError(f"{args.labels}: no such label template; build one with `dgmseg template`")
     from bids_dgmseg.simulate.dataset import simulate_dataset
@@ -60,14 +41,72 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _n_scans(text: str) -> int:
-    if text.isdecimal() and 0 < int(text) <= 99_999:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1 to 99999")
+def build_template(args: argparse.Namespace) -> int:
+    """Build the label template and write it with a table of its labels."""
+    if not args.out.name.endswith((".nii.gz", ".nii")):
+        raise InputError(f"{args.out.name}: not a NIfTI file name; use a name that ends in .nii.gz")
+    if not args.out.absolute().parent.is_dir():
+        raise InputError(f"{args.out.parent}: no such folder; create it first")
+    from bids_dgmseg.simulate.template import write_template
+
+    for line in write_template(args.allen, args.midbrain, args.mask, args.out):
+        print(line)
+    return 0
 
 
-def _spacing_mm(text: str) -> float:
-    with suppress(ValueError):
-        if 0.4 <= (value := float(text)) <= 4:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a voxel size from 0.4 to 4 mm")
+VERBS = (
+    Verb(
+        "demo",
+        "write a small valid BIDS dataset of phantom maps with their true labels",
+        write_demo_dataset,
+        [NEW_FOLDER],
+    ),
+    Verb(
+        "simulate",
+        "write a labelled BIDS dataset of simulated susceptibility maps",
+        write_simulated_dataset,
+        [
+            NEW_FOLDER,
+            option(
+                "--scans N",
+                "number of participants, one scan per participant",
+                lambda text: number(text, int, 1, 99_999, "an integer from 1 to 99999"),
+                required=True,
+            ),
+            option("--seed S", "the same seed gives the same maps (default: %(default)s)", seed, default=0),
+            option(
+                "--labels TEMPLATE",
+                "label template from `dgmseg template` (default: the anatomy of the phantom)",
+                Path,
+            ),
+            option(
+                "--spacing-mm MM",
+                "voxel size in mm, 0.4 to 4 (default: %(default)s)",
+                lambda text: number(text, float, 0.4, 4, "a voxel size from 0.4 to 4 mm"),
+                default=1.0,
+            ),
+            option("--echoes", "write multi-echo GRE (magnitude and phase of four echoes) instead of chi maps"),
+        ],
+    ),
+    Verb(
+        "template",
+        "build the label template for simulated maps from public atlas files",
+        build_template,
+        [
+            option(
+                "ALLEN",
+                "Allen Human Reference Atlas 3D 2020: NIfTI with the labels 0 to 141, and a .json of the same name "
+                'with the symbols of the structures under "labels"',
+                Path,
+            ),
+            option(
+                "MIDBRAIN",
+                "CIT168 probabilities (4D) registered to the Allen atlas, and a .tsv of the same name with the columns "
+                "volume and name, which include SNc and SNr",
+                Path,
+            ),
+            option("MASK", "ICBM152 2009 symmetric T1w without skull, or its brain mask", Path),
+            option("OUT", "label template to write (.nii.gz)", Path),
+        ],
+    ),
+)

@@ -1,91 +1,45 @@
-"""``dgmseg train``: train a published network on labelled maps, as its paper describes."""
+"""``dgmseg train``, ``train-nnunet``, ``train-simulated`` and ``finetune``."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg.cli import training_options as shared
-from bids_dgmseg.cli.options import absolute_path, non_negative_int, positive_float, positive_int
-from bids_dgmseg.cli.training_options import AFTER_INTERRUPT as AFTER_INTERRUPT
+from bids_dgmseg.cli.options import (
+    CHECKPOINT,
+    LABELS,
+    OUT,
+    RUNTIME,
+    Verb,
+    absolute_path,
+    non_negative_int,
+    option,
+    participant_label,
+    positive_float,
+    positive_int,
+)
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.nnunet_folder import STEPS
+from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
 
 if TYPE_CHECKING:
     from bids_dgmseg.train.folds import RecipeTraining
 
-HELP = "train a published network (dcnnet, attunet25d, deepqsmseg) on labelled maps; OUT is a folder for --weights"
+RESUME = "; run the same command again to resume"
+
+PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
+"""The keys of `bids_dgmseg.train.recipes.RECIPES`; importing it loads torch."""
+
+SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES = 4500, 40, 10.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
-    shared.add_positionals(
-        parser, models=", ".join(shared.PAPER_MODELS), source="BIDS dataset of maps with labels (_dseg)"
-    )
-    parser.add_argument(
-        "--folds",
-        metavar="K",
-        type=positive_int,
-        help="number of folds, stratified by the column site of participants.tsv; 1 trains on all participants "
-        "(default: the paper's, 5)",
-    )
-    parser.add_argument(
-        "--fold",
-        metavar="N",
-        type=non_negative_int,
-        nargs="+",
-        action="extend",
-        default=[],
-        help="train only these folds, counted from 0 (default: all, one after the other)",
-    )
-    parser.add_argument("--epochs", metavar="N", type=positive_int, help="maximum epochs (default: the paper's)")
-    parser.add_argument("--minutes", metavar="M", type=positive_float, help="time limit per fold (default: none)")
-    parser.add_argument("--learning-rate", metavar="RATE", type=positive_float, help="default: the paper's")
-    parser.add_argument(
-        "--from", metavar="FOLDER", dest="start", help="initialize with these weights (default: random initialization)"
-    )
-    parser.add_argument(
-        "--scans", metavar="N", type=positive_int, help="use only N training participants per fold (default: all)"
-    )
-    shared.add_holdout_option(parser, purpose="participants to leave out entirely")
-    shared.add_label_options(parser)
-    parser.add_argument(
-        "--variant",
-        metavar="NAME",
-        default="paper",
-        help="another training described in the paper: attunet25d has source (two classes on axial slices, for --from) "
-        "and resnet50 (default: %(default)s)",
-    )
-    for option, what in (
-        ("--arch", "arguments of the network, such as attention=false"),
-        ("--recipe", "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0"),
-    ):
-        parser.add_argument(option, metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=what)
-    pseudo_labels = parser.add_mutually_exclusive_group()
-    for option, what in (
-        ("--pretrain-on", "train on them before the manual labels; several folders are fused by majority vote"),
-        ("--distill", "train on them together with the manual labels; one folder per model"),
-    ):
-        pseudo_labels.add_argument(
-            option,
-            metavar="FOLDER",
-            nargs="+",
-            action="extend",
-            default=[],
-            type=absolute_path,
-            help=f"output of bids_dgmseg for maps without manual labels: {what}",
-        )
-    shared.add_checkpoint_option(parser)
-    shared.add_runtime_options(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train folds of a model."""
-    model = shared.find_model(args.model, "train")
-    shared.check_dataset(args.dataset)
+def train_recipe(args: argparse.Namespace) -> int:
+    """Train folds of a published network."""
+    model, _ = find_model(args.model, "train"), check_dataset(args.dataset)
     from bids_dgmseg.train.folds import train_folds
 
     training = make_training(model, args)
@@ -102,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
-    """Return the training that the options describe."""
+    """Return the training that the options of ``dgmseg train`` describe."""
     from bids_dgmseg.train.folds import RecipeTraining
     from bids_dgmseg.train.learner import RuntimeOptions
     from bids_dgmseg.train.recipe import override, read_setting
@@ -115,6 +69,14 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     given = dict(read_setting(text, option="--arch") for text in args.arch)
     # The registry's arguments belong to the model's own network, not to that of another variant.
     arch: dict[str, Any] = given if recipe.network else {**model.arch, **given}
+    start = args.start and absolute_path(args.start)
+    if args.start == "default" or (args.start == model.name and not start.exists()):  # OUT may have the model's name
+        start = weights_folder(model)
+    if start and not start.exists():
+        raise InputError(
+            f"--from {args.start}: no such folder or file; pass a model folder, default for the shipped weights, or "
+            "weights of ResNet-50"
+        )
     return RecipeTraining(
         replace(model, arch=arch),
         recipe,
@@ -122,7 +84,7 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
         args.out.absolute(),
         RuntimeOptions(args.seed, args.device, args.workers, args.checkpoint_minutes),
         args.scans,
-        _find_start(model, args.start),
+        start,
         tuple(args.pretrain_on),
         tuple(args.distill),
         tuple(args.holdout),
@@ -131,15 +93,321 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     )
 
 
-def _find_start(model: Model, name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = absolute_path(name)
-    if name == "default" or (name == model.name and not path.exists()):  # an OUT folder may have the model's name
-        path = weights_folder(model)
-    if not path.exists():
+def train_nnunet(args: argparse.Namespace) -> int:
+    """Train one nnU-Net or both, and print the mean Dice on the test set."""
+    model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset)
+    from bids_dgmseg.train.nnunet.data import NnunetTraining
+    from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+
+    steps = (args.step,) if args.step else STEPS
+    training = NnunetTraining(
+        epochs=args.epochs,
+        minutes=args.minutes and args.minutes / len(steps),
+        seed=args.seed,
+        device=args.device,
+        workers=args.workers,
+        checkpoint_minutes=args.checkpoint_minutes,
+        plan=args.plan,
+    )
+    request = NnunetRequest(
+        model, dataset, args.out.absolute(), steps, training, tuple(args.derivatives), tuple(args.choose)
+    )
+    with StatusLine() as line:
+        outcomes, table = run_nnunet_training(request, log=line)
+    for outcome in outcomes:
+        print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
+    for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():
+        print(f"{name}: mean Dice {dice:.3f} on {table['scan'].nunique()} test scans")
+    print(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
+    return 0
+
+
+def train_simulated(args: argparse.Namespace) -> int:
+    """Train one network on simulated maps for a while, or calibrate the segmenter."""
+    model = find_model(args.model, "train-simulated")
+    template = None if str(args.template) == "phantom" else args.template
+    if template and not template.is_file():
         raise InputError(
-            f"--from {name}: no such folder or file; pass a model folder, default for the shipped weights, or weights "
-            "of ResNet-50"
+            f"{template}: no such label template; create one with `dgmseg template`, pass `phantom`, or train on "
+            "labelled maps with `dgmseg finetune`"
         )
-    return path
+    if args.external_validation and args.part != "segmenter":
+        raise InputError(f"--external-validation: only evaluates the segmenter; omit it with --part {args.part}")
+    if args.part == "calibration":
+        from bids_dgmseg.train.calibration import calibrate
+
+        n_maps = args.steps or CALIBRATION_MAPS
+        calibrate(model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log)
+        print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
+        return 0
+    from bids_dgmseg.report.learning_curve import write_learning_curve
+    from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
+    from bids_dgmseg.train.validation import evaluate_on_dataset
+
+    config = TrainingConfig(
+        args.part,
+        args.steps or SIMULATION_STEPS,
+        args.minutes,
+        args.seed,
+        args.device,
+        args.workers,
+        args.learning_rate,
+        args.validation_maps,
+        None if args.start is None else find_start(model, args.start) or weights_folder(model),
+        args.loss,
+    )
+    with StatusLine() as line:
+        outcome = train_on_simulations(model, template, args.out, config, log=line)
+        if args.external_validation:
+            evaluate_on_dataset(
+                model, args.external_validation, args.out, step=outcome.step, device=args.device, log=line
+            )
+    write_learning_curve(args.out / f"{args.part}_curve.tsv")
+    print(f"{args.part}: step {outcome.step} of {config.steps}, sha256 {outcome.sha256}")
+    if not outcome.done:
+        print("run the same command again to continue")
+    return 0
+
+
+def finetune_default(args: argparse.Namespace) -> int:
+    """Fine-tune the default model, and print the Dice before and after."""
+    model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset)
+    from bids_dgmseg.report.learning_curve import write_learning_curve
+    from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+
+    training = FineTuning(
+        minutes=args.minutes or (math.inf if args.steps else FINETUNING_MINUTES),
+        steps=args.steps,
+        seed=args.seed,
+        learning_rate=args.learning_rate,
+        device=args.device,
+        workers=args.workers,
+    )
+    request = FineTuningRequest(
+        model,
+        dataset,
+        args.out.absolute(),
+        find_start(model, args.start),
+        training,
+        tuple(args.holdout),
+        tuple(args.derivatives),
+        tuple(args.choose),
+    )
+    with StatusLine() as line:
+        outcome, table = finetune(request, log=line)
+    write_learning_curve(args.out / "segmenter_curve.tsv")
+    print(summarize(table))
+    print(f"step {outcome.step}, sha256 {outcome.sha256}; Dice of each scan in {args.out.name}/dice.tsv")
+    print(f"use it with bids_dgmseg --weights {args.out}" if outcome.done else "run the same command again to continue")
+    return 0
+
+
+def find_model(name: str, verb: str) -> Model:
+    """Look up a model and check that this verb trains it."""
+    model = get_model(name, option="")
+    if model.name in PAPER_MODELS:
+        verbs = ["train"]
+    elif model.name == "nnunet2step":
+        verbs = ["train-nnunet"]
+    elif model.network and model.localizer.network:
+        verbs = ["finetune", "train-simulated"]
+    else:
+        raise InputError(f"{model.name}: this model cannot be trained; choose another one")
+    if verb not in verbs:
+        raise InputError(f"{model.name}: not trained by dgmseg {verb}; use dgmseg {' or dgmseg '.join(verbs)}")
+    return model
+
+
+def check_dataset(path: Path) -> Path:
+    """Return the absolute path of an existing dataset folder."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; pass the root directory of a labelled BIDS dataset")
+    return path.absolute()
+
+
+def find_start(model: Model, name: str | None) -> Path | None:
+    """Return the folder of the starting weights; None for the weights that ship with the model."""
+    if name is None or ALIASES.get(name, name) == model.name:
+        return None
+    if name in MODELS:
+        raise InputError(f"--from {name}: its network differs from that of {model.name}; pass {model.name} or a folder")
+    folder = absolute_path(name)
+    if not folder.is_dir():
+        raise InputError(f"--from {name}: no such folder or model; pass {model.name} or a folder with its weights")
+    return folder
+
+
+VERBS = (
+    Verb(
+        "train",
+        "train a published network (dcnnet, attunet25d, deepqsmseg) on labelled maps; OUT is a folder for --weights",
+        train_recipe,
+        [
+            option("MODEL", ", ".join(PAPER_MODELS)),
+            option("DATASET", "BIDS dataset of maps with labels (_dseg)", Path),
+            OUT,
+            option(
+                "--folds K",
+                "number of folds, stratified by the column site of participants.tsv; 1 trains on all participants "
+                "(default: the paper's, 5)",
+                positive_int,
+            ),
+            option(
+                "--fold N ...",
+                "train only these folds, counted from 0 (default: all, one after the other)",
+                non_negative_int,
+            ),
+            option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
+            option("--minutes M", "time limit per fold (default: none)", positive_float),
+            option("--learning-rate RATE", "default: the paper's", positive_float),
+            option("--from FOLDER", "initialize with these weights (default: random initialization)", dest="start"),
+            option("--scans N", "use only N training participants per fold (default: all)", positive_int),
+            option("--holdout LABEL ...", "participants to leave out entirely", participant_label),
+            *LABELS,
+            option(
+                "--variant NAME",
+                "another training described in the paper: attunet25d has source (two classes on axial slices, for "
+                "--from) and resnet50 (default: %(default)s)",
+                default="paper",
+            ),
+            option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),
+            option(
+                "--recipe KEY=VALUE ...",
+                "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0",
+            ),
+            [
+                option(
+                    "--pretrain-on FOLDER ...",
+                    "output of bids_dgmseg for maps without manual labels: train on them before the manual labels; "
+                    "several folders are fused by majority vote",
+                    absolute_path,
+                ),
+                option(
+                    "--distill FOLDER ...",
+                    "output of bids_dgmseg for maps without manual labels: train on them together with the manual "
+                    "labels; one folder per model",
+                    absolute_path,
+                ),
+            ],
+            CHECKPOINT,
+            *RUNTIME,
+        ],
+        RESUME,
+    ),
+    Verb(
+        "train-nnunet",
+        "train the two nnU-Nets of nnunet2step on labelled maps; OUT is a folder for --weights",
+        train_nnunet,
+        [
+            option("MODEL", "nnunet2step"),
+            option(
+                "DATASET",
+                "BIDS dataset of maps with labels of the dentate nuclei (_dseg) and, if available, masks of the "
+                "cerebellum (label-cerebellum_mask)",
+                Path,
+            ),
+            OUT,
+            option("--step", "train only one of the two nnU-Nets (default: both)", choices=STEPS),
+            option(
+                "--plan",
+                "paper: 0.86 mm voxels and nnU-Net's own filters and patches, for a GPU; small: weights below 10 MB in "
+                "total, for a CPU (default: %(default)s)",
+                choices=("paper", "small"),
+                default="paper",
+            ),
+            option("--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=5000),
+            option("--minutes M", "time limit, for both nets together (default: none)", positive_float),
+            *LABELS,
+            CHECKPOINT,
+            *RUNTIME,
+        ],
+        RESUME,
+    ),
+    Verb(
+        "train-simulated",
+        "train the default model on simulated maps; OUT is a folder for --weights",
+        train_simulated,
+        [
+            option("MODEL", "default"),
+            option(
+                "TEMPLATE",
+                "label template (.nii.gz, see `dgmseg template`) to simulate maps from, or `phantom` for the analytic "
+                "phantom",
+                Path,
+            ),
+            OUT,
+            option(
+                "--part",
+                "which of the two networks to train, or calibration: fit the temperatures and biases of the trained "
+                "segmenter in OUT (default: %(default)s)",
+                choices=("localizer", "segmenter", "calibration"),
+                default="segmenter",
+            ),
+            option(
+                "--steps N",
+                f"length of the whole training (default: {SIMULATION_STEPS}); with --part calibration the number of "
+                f"maps (default: {CALIBRATION_MAPS})",
+                positive_int,
+            ),
+            option(
+                "--minutes M",
+                "time until the run stops; the same command resumes the training (default: %(default)g)",
+                positive_float,
+                default=60.0,
+            ),
+            option(
+                "--from FOLDER",
+                "initialize with these weights; `default` for the shipped ones (default: random initialization)",
+                dest="start",
+            ),
+            option(
+                "--learning-rate RATE", "maximum learning rate (default: %(default)g)", positive_float, default=2e-3
+            ),
+            option(
+                "--loss",
+                "loss that is added to Dice (default: %(default)s)",
+                choices=("cross-entropy", "focal"),
+                default="cross-entropy",
+            ),
+            option(
+                "--validation-maps N",
+                "number of fixed simulated maps for validation, every ten minutes and at the end (default: "
+                "%(default)s)",
+                non_negative_int,
+                default=10,
+            ),
+            option(
+                "--external-validation DATASET",
+                "labelled BIDS dataset on which the segmenter is evaluated at the end; not used for training",
+                absolute_path,
+            ),
+            *RUNTIME,
+        ],
+        RESUME,
+    ),
+    Verb(
+        "finetune",
+        "fine-tune the default model on labelled maps; OUT is a folder for --weights",
+        finetune_default,
+        [
+            option("MODEL", "default"),
+            option("DATASET", "BIDS dataset of maps with manual labels (_dseg, in it or its derivatives)", Path),
+            OUT,
+            option(
+                "--minutes M",
+                f"training time (default: {FINETUNING_MINUTES:g}); with --steps, time until the run stops (the same "
+                "command resumes it)",
+                positive_float,
+            ),
+            option("--steps N", "training length in steps, for reproducible results", positive_int),
+            option("--from FOLDER", "starting weights (default: those that ship with the model)", dest="start"),
+            option(
+                "--learning-rate RATE", "maximum learning rate (default: %(default)g)", positive_float, default=5e-4
+            ),
+            option("--holdout LABEL ...", "participants to evaluate only, not to train on", participant_label),
+            *LABELS,
+            *RUNTIME,
+        ],
+        RESUME,
+    ),
+)

@@ -41,7 +41,7 @@ def test_invalid_usage_exits_with_2(argv):
 
 
 def test_terminated_training_tells_how_to_resume(monkeypatch, capsys):
-    monkeypatch.setattr(train, "run", lambda args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, "find_model", lambda name, verb: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "dcnnet", "ds", "out"]) == 130
     told = "dgmseg train: interrupted; run the same command again to resume\n"
     assert capsys.readouterr().err == told

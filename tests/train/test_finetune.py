@@ -312,7 +312,7 @@ def use_small_default(patch):
     """Let the command's default model be the small one."""
     patch.setitem(MODELS, "dgm16", MODEL)
     patch.setattr(
-        "bids_dgmseg.cli.training_options.get_model",
+        "bids_dgmseg.cli.train.get_model",
         lambda name, option: replace(MODEL, localizer=replace(MODEL.localizer, network="unused")),
     )
     patch.setattr("bids_dgmseg.train.finetune.copy_file", lambda temporary, final: None)
