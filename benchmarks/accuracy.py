@@ -23,7 +23,7 @@ from conditions import conditions
 from reporting import dice_by_nucleus, markdown
 
 from bids_dgmseg.cli.simulate import write_demo_dataset
-from bids_dgmseg.errors import InputError, run_command
+from bids_dgmseg.errors import InputError, count, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.results import ProbabilityBlock
@@ -68,7 +68,10 @@ def _run(args: argparse.Namespace) -> int:
     for name, root in datasets.items():
         tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
-        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scans\n\n{scans_table(table)}", flush=True)
+        print(
+            f"\n{table['dataset'].iloc[0]}: {count(table['scan'].nunique(), 'scan')}\n\n{scans_table(table)}",
+            flush=True,
+        )
     if args.maps:
         drawn = try_conditions(model, args.weights, template, n_heads=args.maps, n_each=args.each, seed=args.seed)
         for condition in conditions():
@@ -168,7 +171,7 @@ def measures_table(table: pd.DataFrame) -> str:
                 "wrong side": scores["wrong_side"].sum(),
             }
         )
-    return f"{table['condition'].iloc[0]}: {table['scan'].nunique()} maps\n\n{markdown(pd.DataFrame(rows))}"
+    return f"{table['condition'].iloc[0]}: {count(table['scan'].nunique(), 'map')}\n\n{markdown(pd.DataFrame(rows))}"
 
 
 def conditions_table(table: pd.DataFrame) -> str:

@@ -33,8 +33,7 @@ from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
 from bids_dgmseg.train.log import PlainLog
 from bids_dgmseg.train.losses import DiceCrossEntropyObjective
-from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining, crop_to_cerebellum
-from bids_dgmseg.train.nnunet.step import train_step
+from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, crop_to_cerebellum, train_step
 from bids_dgmseg.train.patches import prepare_case
 from bids_dgmseg.train.recipe import Recipe, Sampling, override
 from bids_dgmseg.train.recipes import RECIPES, get_recipe
@@ -132,7 +131,7 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
 
     length = NnunetTraining(minutes=minutes, device=device, plan="small")
     outcome = train_step("dentate", cases, model.labels, out, length, log=PlainLog())
-    from bids_dgmseg.train.nnunet.plan import CONFIGURATION, count_parameters
+    from bids_dgmseg.train.nnunet.planner import CONFIGURATION, count_parameters
 
     plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
     last = read_tsv(out / "dentate_curve.tsv").iloc[-1]

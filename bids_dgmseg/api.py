@@ -18,7 +18,7 @@ import pandas as pd
 from nilearn.image import load_img
 from numpy.typing import NDArray
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.units import check_chi
@@ -255,7 +255,8 @@ def reconstruct(
         times = [float(time_s) for time_s in echo_times_s]
         if not len(magnitudes) == len(phases) == len(times):
             raise ValueError(
-                f"{len(magnitudes)} magnitude images, {len(phases)} phase images and {len(times)} echo times; "
+                f"{count(len(magnitudes), 'magnitude image')}, {count(len(phases), 'phase image')} and "
+                f"{count(len(times), 'echo time')}; "
                 "expected one of each per echo"
             )
         if not times or min(times) <= 0 or max(times) > 1 or sorted(set(times)) != times:

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from bids_dgmseg.errors import count
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -82,8 +84,8 @@ class RunProgress:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        counts = f"{self._n_done} of {self._total} scans done, {self._n_failed} failed, {len(self._running)} running"
-        table.add_row(counts)
+        done = f"{self._n_done} of {count(self._total, 'scan')} done"
+        table.add_row(f"{done}, {self._n_failed} failed, {len(self._running)} running")
         for scan, running in list(self._running.items()):
             table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.started:.0f} s")
         return table

@@ -61,3 +61,12 @@ def list_some(names: Iterable[str], *, most: int = 5) -> str:
     """
     known = sorted(names)
     return ", ".join(known) if len(known) <= most else f"{', '.join(known[:most])}, … ({len(known)} in all)"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or plural.
+
+    >>> count(1, "scan"), count(0, "scan")
+    ('1 scan', '0 scans')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

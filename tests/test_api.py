@@ -192,7 +192,7 @@ def _in_radians(phases):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"echo_times_s": [0.005]}, r"^2 magnitude images, 2 phase images and 1 echo times; expected one of each"),
+        ({"echo_times_s": [0.005]}, r"^2 magnitude images, 2 phase images and 1 echo time; expected one of each"),
         ({"echo_times_s": [5.0, 10.0]}, r"^echo_times_s: \[5.0, 10.0\], expected ascending times in seconds"),
         ({"field_strength_t": 0}, r"^field_strength_t: 0, expected the field strength in T, such as 3$"),
         ({"phase_sign": "down"}, r"^phase_sign: 'down', expected one of auto, positive, negative"),

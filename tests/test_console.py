@@ -56,7 +56,7 @@ def test_terminal_has_a_live_display(monkeypatch, capsys):
         progress.warn("sub-01: DN_L was not found")
     out, err = capsys.readouterr()
     assert "sub-01: DN_L was not found" in out
-    assert "0 of 1 scans done" in out
+    assert "0 of 1 scan done" in out
     assert err == ""
 
 

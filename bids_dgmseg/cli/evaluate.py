@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bids_dgmseg.cli.options import Verb, absolute_path, entity, option
+from bids_dgmseg.errors import count
 
 
 def compare_segmentations(args: argparse.Namespace) -> int:
@@ -17,8 +18,10 @@ def compare_segmentations(args: argparse.Namespace) -> int:
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
     lines = [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
-    scans = f"{evaluation.n_scans} {'scan' if evaluation.n_scans == 1 else 'scans'}"
-    print("\n".join([*lines, f"{scans} compared; open {args.out / 'evaluate.html'}"]), flush=True)
+    print(
+        "\n".join([*lines, f"{count(evaluation.n_scans, 'scan')} compared; open {args.out / 'evaluate.html'}"]),
+        flush=True,
+    )
     return 1 if evaluation.failures else 0
 
 

@@ -22,7 +22,7 @@ from bids_dgmseg.cli.options import (
     positive_int,
 )
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.models.nnunet_folder import STEPS
 from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
 
@@ -96,8 +96,8 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
 def train_nnunet(args: argparse.Namespace) -> int:
     """Train one nnU-Net or both, and print the mean Dice on the test set."""
     model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset)
-    from bids_dgmseg.train.nnunet.data import NnunetTraining
     from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+    from bids_dgmseg.train.nnunet.step import NnunetTraining
 
     steps = (args.step,) if args.step else STEPS
     training = NnunetTraining(
@@ -115,9 +115,9 @@ def train_nnunet(args: argparse.Namespace) -> int:
     with StatusLine() as line:
         outcomes, table = run_nnunet_training(request, log=line)
     for outcome in outcomes:
-        print(f"{outcome.folder.name}: {outcome.epochs} epochs, sha256 {outcome.sha256}")
+        print(f"{outcome.folder.name}: {count(outcome.epochs, 'epoch')}, sha256 {outcome.sha256}")
     for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():
-        print(f"{name}: mean Dice {dice:.3f} on {table['scan'].nunique()} test scans")
+        print(f"{name}: mean Dice {dice:.3f} on {count(table['scan'].nunique(), 'test scan')}")
     print(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
     return 0
 

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.train.nnunet.data import NnunetCase, crop_to_cerebellum, write_raw_dataset
+from bids_dgmseg.train.nnunet.step import NnunetCase, crop_to_cerebellum, write_raw_dataset
 
 
 def make_case(part="train", name="sub-01") -> NnunetCase:

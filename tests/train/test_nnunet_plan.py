@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from bids_dgmseg.segmentation.nnunet import quiet
-from bids_dgmseg.train.nnunet.data import NnunetTraining
-from bids_dgmseg.train.nnunet.step import environment
+from bids_dgmseg.train.nnunet.step import NnunetTraining, environment
 
 HALF_PRECISION_BYTES = 2
 
@@ -17,7 +16,7 @@ HALF_PRECISION_BYTES = 2
 def planned(tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
     """What is planned for heads of 150 x 180 x 150 mm, and for boxes of 130 x 95 x 85 mm about cerebella."""
     with quiet():
-        from bids_dgmseg.train.nnunet.plan import SIZES, SizedPlanner
+        from bids_dgmseg.train.nnunet.planner import SIZES, SizedPlanner
 
         plans: dict[tuple[str, str], dict[str, Any]] = {}
         for name, steps in SIZES.items():
@@ -53,7 +52,7 @@ def write_empty_dataset(work: Path, labels: list[str]) -> None:
 
 
 def test_small_networks_fit_into_ten_megabytes(planned):
-    from bids_dgmseg.train.nnunet.plan import count_parameters
+    from bids_dgmseg.train.nnunet.planner import count_parameters
 
     counts = {
         step: count_parameters(planned["small", step]["architecture"], classes=3) for step in ("cerebellum", "dentate")

@@ -23,8 +23,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.segmentation.nnunet import Network, quiet
-from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining
-from bids_dgmseg.train.nnunet.step import environment, halve, train_step
+from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, environment, halve, train_step
 from bids_dgmseg.train.splits import Part
 from tests.segmentation.nnunet_folders import predict_with_stock
 from tests.train.recorder import Lines
@@ -32,7 +31,7 @@ from tests.train.recorder import Lines
 SHORT = NnunetTraining(epochs=1, iterations=1, validation_iterations=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
 FOREVER = """
-from bids_dgmseg.train.nnunet.data import NnunetTraining
+from bids_dgmseg.train.nnunet.step import NnunetTraining
 from bids_dgmseg.train.log import PlainLog
 from bids_dgmseg.train.nnunet.step import train_step
 from tests.train.test_nnunet_step import NAMES, make_cases
@@ -64,7 +63,7 @@ def trained(tmp_path_factory) -> Path:
     log = Lines()
     outcome = train_step("dentate", make_cases, NAMES, out, SHORT, log=log)
     assert outcome.folder == out / "dentate"
-    assert log.lines[0] == "dentate: 2 training, 1 validation scans; planning and preprocessing"
+    assert log.lines[0] == "dentate: 2 training scans, 1 validation scan; planning and preprocessing"
     assert log.lines[1].startswith("dentate: epoch 1, ")
     assert len(log.status) == 1
     assert re.fullmatch(

@@ -14,9 +14,8 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.results import Location
 from bids_dgmseg.simulate.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.train.nnunet import run as nnunet_train
-from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining
 from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
-from bids_dgmseg.train.nnunet.step import StepOutcome
+from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, StepOutcome
 from tests.segmentation.nnunet_folders import write_folder
 from tests.terminal import Terminal
 from tests.train.recorder import Lines

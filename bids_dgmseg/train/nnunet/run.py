@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,7 @@ from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.checkpoints import write_record
 from bids_dgmseg.train.data import LabelledMap, list_derivatives, manual_labels, read_labelled_maps
 from bids_dgmseg.train.log import Log
-from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining, crop_to_cerebellum
-from bids_dgmseg.train.nnunet.step import StepOutcome, train_step
+from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, StepOutcome, crop_to_cerebellum, train_step
 from bids_dgmseg.train.splits import read_sites, split_by_site
 
 Mask = NDArray[np.bool_]
@@ -83,30 +83,25 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
     rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(parts)]
     write_tsv(pd.DataFrame(rows), request.out / "split.tsv")
 
-    def whole_maps() -> Iterator[NnunetCase]:
+    def cases(step: str) -> Iterator[NnunetCase]:
         for one in maps:
             if (part := parts[one.participant]) != "test":
-                yield NnunetCase(_case_name(one), one.chi, masks.read(one).astype(np.uint8), part)
-
-    def crops() -> Iterator[NnunetCase]:
-        for one in maps:
-            if (part := parts[one.participant]) != "test":
-                case = NnunetCase(_case_name(one), one.chi, one.labels.array, part)
-                yield crop_to_cerebellum(case, masks.read(one), margin_mm=model.localizer.margin_mm)
+                name = one.name.replace("_", "-")  # underscores have a meaning in nnU-Net's file names
+                mask = masks.read(one)
+                if step == CEREBELLUM:
+                    yield NnunetCase(name, one.chi, mask.astype(np.uint8), part)
+                else:
+                    case = NnunetCase(name, one.chi, one.labels.array, part)
+                    yield crop_to_cerebellum(case, mask, margin_mm=model.localizer.margin_mm)
 
     outcomes = []
     for step in request.steps:
-        cases, names = (whole_maps, (CEREBELLUM,)) if step == CEREBELLUM else (crops, model.labels)
-        outcomes.append(train_step(step, cases, names, request.out, request.training, log=log))
+        names = (CEREBELLUM,) if step == CEREBELLUM else model.labels
+        outcomes.append(train_step(step, partial(cases, step), names, request.out, request.training, log=log))
     table = _evaluate([one for one in maps if parts[one.participant] == "test"], request)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(DICE_COLUMNS, request.out / "dice.json")
     return outcomes, table
-
-
-def _case_name(one: LabelledMap) -> str:
-    """Return a case name without underscores, which have a meaning in nnU-Net's file names."""
-    return one.name.replace("_", "-")
 
 
 class _CerebellumMasks:
@@ -131,18 +126,13 @@ class _CerebellumMasks:
 
     def read(self, one: LabelledMap) -> Mask:
         """Return the mask of a scan on its grid."""
-        path = self._paths.get(one.dseg)
-        if path is None:
-            return self._predict(one)
-        mask = Volume.read(path, np.uint8)
-        if mismatch := describe_grid_mismatch(one.chi, mask):
-            raise InputError(f"{path.name}: not on the grid of {one.name} ({mismatch}); resample it first")
-        inside: Mask = mask.array > 0
-        if not inside.any():
-            raise InputError(f"{path.name}: the mask is empty; segment the cerebellum or delete the file")
-        return inside
-
-    def _predict(self, one: LabelledMap) -> Mask:
+        if path := self._paths.get(one.dseg):
+            mask = Volume.read(path, np.uint8)
+            if mismatch := describe_grid_mismatch(one.chi, mask):
+                raise InputError(f"{path.name}: not on the grid of {one.name} ({mismatch}); resample it first")
+            if not mask.array.any():
+                raise InputError(f"{path.name}: the mask is empty; segment the cerebellum or delete the file")
+            return mask.array > 0
         default = get_model("default")
         try:
             labels = localize(one.chi, default, device=self._device).labels
@@ -152,12 +142,12 @@ class _CerebellumMasks:
             raise ValueError(f"{default.name}: has no localizer network")
         grid = Grid(one.chi.shape, one.chi.affine)
         regions = resample_regions(labels, grid, names=default.localizer.labels, valid=valid_mask(one.chi).array)
-        mask = large_components(regions[CEREBELLUM])  # as in use
-        if not mask.any():
+        predicted = large_components(regions[CEREBELLUM])  # as in use
+        if not predicted.any():
             raise InputError(
                 f"{one.name}: the localizer finds no cerebellum; add a label-cerebellum mask or delete its labels"
             )
-        return mask
+        return predicted
 
 
 def _evaluate(maps: Sequence[LabelledMap], request: NnunetRequest) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Train one step of nnunet2step: raw dataset, plan, preprocessing, training, model folder."""
+"""Train one step of nnunet2step: settings, raw dataset, preprocessing, training, model folder."""
 
 from __future__ import annotations
 
@@ -11,20 +11,59 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.image.boxes import box_of_mask
+from bids_dgmseg.image.grids import Grid, block_affine, covering_block
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.weights import pick_device
 from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.log import Log
-from bids_dgmseg.train.nnunet.data import NnunetCase, NnunetTraining, PlanName, write_raw_dataset
+from bids_dgmseg.train.splits import FRACTIONS, Part
+
+PlanName = Literal["paper", "small"]
 
 _CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class NnunetTraining:
+    """Length, size and machine of a training; lengths are totals over all calls."""
+
+    epochs: int = 5000
+    """Of 50 iterations; nnU-Net's own 1000 have 250."""
+    minutes: float | None = None
+    seed: int = 1
+    device: str = "auto"
+    workers: int = 1
+    """Processes that generate samples; with 1 the training process does."""
+    checkpoint_minutes: float = 2.0
+    iterations: int = 50
+    """Steps per epoch, a fifth of nnU-Net's, so that an interruption loses little."""
+    validation_iterations: int = 10
+    """Validation batches per epoch."""
+    plan: PlanName = "paper"
+    """Network, patch and voxels: DentateSeg's and nnU-Net's own, or small enough for a package."""
+
+
+@dataclass(frozen=True)
+class NnunetCase:
+    """One labelled scan of an nnU-Net dataset."""
+
+    name: str
+    chi: Volume
+    """In ppm, finite."""
+    labels: NDArray[np.uint8]
+    """On the grid of `chi`: 1, 2, … in the order of the dataset's names."""
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,20 @@ def train_step(
         with environment(work, workers=1):  # planning divides by the number of workers
             _prepare(step, cases, names, work, dataset, training.plan, log)
         with environment(work, workers=training.workers if training.workers > 1 else 0):
-            trainer = _train(step, work / "preprocessed" / dataset, training, log)
+            from bids_dgmseg.train.nnunet.planner import CONFIGURATION, PLANS
+            from bids_dgmseg.train.nnunet.trainer import DentateTrainer
+
+            plans, description = (
+                json.loads((work / "preprocessed" / dataset / f"{name}.json").read_text(encoding="utf-8"))
+                for name in (PLANS, "dataset")
+            )
+            torch.manual_seed(training.seed)
+            np.random.seed(training.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
+            device = pick_device(training.device)
+            trainer = DentateTrainer({**plans, "continue_training": True}, CONFIGURATION, 0, description, device)
+            trainer.configure(training, log=log, step=step)
+            trainer.resume()
+            trainer.run_training()
     folder = write_model(trainer, out / step)
     for curve in ("curve.tsv", "progress.png"):
         shutil.copy(Path(trainer.output_folder) / curve, out / f"{step}_{curve}")
@@ -93,6 +145,40 @@ class _LogToStdout:
     def update(self, text: str) -> None:
         with contextlib.redirect_stdout(self._stream):
             self._log.update(text)
+
+
+def crop_to_cerebellum(case: NnunetCase, cerebellum: NDArray[np.bool_], *, margin_mm: float) -> NnunetCase:
+    """Crop a case to the box that step one passes to step two."""
+    box = box_of_mask(case.chi.with_array(cerebellum)).expanded(margin_mm)
+    block = covering_block(Grid(case.chi.shape, case.chi.affine), box)
+    chi = Volume(case.chi.array[block], block_affine(case.chi.affine, block))
+    return NnunetCase(case.name, chi, case.labels[block], case.part)
+
+
+def write_raw_dataset(folder: Path, cases: Iterable[NnunetCase], names: Sequence[str]) -> dict[Part, list[str]]:
+    """Write a new nnU-Net raw dataset ``DatasetNNN_NAME`` and return the names of the cases of each part.
+
+    Test cases are left out; axes are RAS+; `names` are those of the labels 1, 2, …
+    """
+    written: dict[Part, list[str]] = {part: [] for part in FRACTIONS}
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        written[case.part].append(case.name)
+        if case.part != "test":
+            chi = np.asarray(case.chi.array, np.float32)
+            nib.Nifti1Image(chi, case.chi.affine).to_filename(folder / "imagesTr" / f"{case.name}_0000.nii.gz")
+            nib.Nifti1Image(case.labels, case.chi.affine).to_filename(folder / "labelsTr" / f"{case.name}.nii.gz")
+    content = {
+        "channel_names": {"0": "QSM"},
+        "labels": {"background": 0, **{name: number for number, name in enumerate(names, start=1)}},
+        "numTraining": len(written["train"]) + len(written["tune"]),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+        "orientation": "RAS",
+    }
+    write_json(content, folder / "dataset.json")
+    return written
 
 
 @contextlib.contextmanager
@@ -127,7 +213,7 @@ def _prepare(
     log: Log,
 ) -> None:
     """Convert, plan and preprocess once; start again after an interruption."""
-    from bids_dgmseg.train.nnunet.plan import SIZES, plan_and_preprocess, write_splits
+    from bids_dgmseg.train.nnunet.planner import SIZES, plan_and_preprocess
 
     raw, preprocessed, ready = work / "raw" / dataset, work / "preprocessed" / dataset, work / "prepared.json"
     if ready.is_file():
@@ -137,30 +223,13 @@ def _prepare(
     parts = write_raw_dataset(raw, cases(), names)
     if not parts["train"]:
         raise InputError(f"{step}: no training scan; add labelled scans")
-    counts = f"{len(parts['train'])} training, {len(parts['tune'])} validation scans"
-    log.log(f"{step}: {counts}; planning and preprocessing")
+    training, validation = count(len(parts["train"]), "training scan"), count(len(parts["tune"]), "validation scan")
+    log.log(f"{step}: {training}, {validation}; planning and preprocessing")
     plan_and_preprocess(raw, preprocessed, SIZES[plan][step])
-    write_splits(preprocessed, parts["train"], parts["tune"] or parts["train"])
+    fold = {"train": parts["train"], "val": parts["tune"] or parts["train"]}
+    write_text(json.dumps([fold], indent=2), preprocessed / "splits_final.json")
     shutil.rmtree(raw)
     write_json({str(part): names for part, names in parts.items()}, ready)
-
-
-def _train(step: str, preprocessed: Path, training: NnunetTraining, log: Log) -> Any:
-    from bids_dgmseg.train.nnunet.plan import CONFIGURATION, PLANS
-    from bids_dgmseg.train.nnunet.trainer import DentateTrainer
-
-    plans, dataset = (
-        json.loads((preprocessed / f"{name}.json").read_text(encoding="utf-8")) for name in (PLANS, "dataset")
-    )
-    torch.manual_seed(training.seed)
-    np.random.seed(training.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
-    trainer = DentateTrainer(
-        {**plans, "continue_training": True}, CONFIGURATION, 0, dataset, pick_device(training.device)
-    )
-    trainer.configure(training, log=log, step=step)
-    trainer.resume()
-    trainer.run_training()
-    return trainer
 
 
 def write_model(trainer: Any, folder: Path) -> Path:
@@ -168,7 +237,7 @@ def write_model(trainer: Any, folder: Path) -> Path:
 
     ``plans.json`` is written last: if it exists, the folder is complete, also for the training of the other step.
     """
-    from bids_dgmseg.train.nnunet.plan import CONFIGURATION
+    from bids_dgmseg.train.nnunet.planner import CONFIGURATION
     from bids_dgmseg.train.nnunet.trainer import STOCK_TRAINER
 
     content = io.BytesIO()  # saved to a file, the archive would contain the random name that it is written under

@@ -24,7 +24,7 @@ from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.weights import to_channels_last
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.train.log import Log, PlainLog, format_status
-from bids_dgmseg.train.nnunet.data import NnunetTraining
+from bids_dgmseg.train.nnunet.step import NnunetTraining
 from bids_dgmseg.train.schedule import fraction_done, seconds_left
 
 STOCK_TRAINER = "nnUNetTrainerNoMirroring"
@@ -45,11 +45,6 @@ _STEEPNESS = 0.25
 def _draw_displacement(*, deformation_scale: float, patch_size: Sequence[int], dim: int, **_: Any) -> float:
     """Draw the largest displacement along an axis in voxels; nnU-Net's default is less than one."""
     return float(np.random.uniform(0, _STEEPNESS * deformation_scale * patch_size[dim]))  # noqa: NPY002 - as nnU-Net
-
-
-def _as_floats(outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """Convert the logits of one or several scales to float32."""
-    return outputs.float() if isinstance(outputs, Tensor) else [logits.float() for logits in outputs]
 
 
 class _DieWithTrainer:
@@ -160,8 +155,12 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         if self.device.type != "cpu":
             yield
             return
+
+        def to_float32(network: Any, inputs: Any, outputs: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+            return outputs.float() if isinstance(outputs, Tensor) else [logits.float() for logits in outputs]
+
         batch["data"] = batch_to_device(batch["data"], self.device)
-        hook = self.network.register_forward_hook(lambda network, inputs, outputs: _as_floats(outputs))
+        hook = self.network.register_forward_hook(to_float32)
         try:
             with mixed_precision(self.device):
                 yield
@@ -188,17 +187,13 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
                 ]
                 self.on_validation_epoch_end(validated)
             self.on_epoch_end()
-        self._end_workers()
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()  # otherwise the collecting thread complains about the end of its workers
         self._plot(self.output_folder)
         self.current_epoch -= 1  # a checkpoint names the epoch after the one it was saved in
         self.save_checkpoint(str(self.latest))
         self.current_epoch += 1
-
-    def _end_workers(self) -> None:
-        """End the worker processes, about whose end the collecting thread would otherwise complain."""
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                loader._finish()
 
     def _show_step(self, step: int, loss: float) -> None:
         """Show the status, with the Dice of the last epoch."""
@@ -221,10 +216,6 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         if due:
             self._saved = time.monotonic()
         super().on_epoch_end()
-        self._write_curve()
-
-    def _write_curve(self) -> None:
-        """Write the learning curve from the first epoch on."""
         keys = ("train_losses", "val_losses", "lrs", "dice_per_class_or_region")
         train, validation, rates, dice = (self.logger.get_value(key, step=None) for key in keys)
         names = list(self.dataset_json["labels"])[1:]

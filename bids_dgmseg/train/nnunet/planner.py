@@ -18,7 +18,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from bids_dgmseg.train.nnunet.data import PlanName
+from bids_dgmseg.train.nnunet.step import PlanName
 
 CONFIGURATION = "3d_fullres"
 
@@ -106,12 +106,7 @@ def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
 def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
     """Plan and preprocess as ``nnUNetv2_plan_and_preprocess`` does, without worker processes.
 
-    Parameters
-    ----------
-    raw, preprocessed : path
-        Folders of the dataset; nnU-Net's environment variables contain their parents.
-    size : Size
-        Voxels, patches and network.
+    nnU-Net's environment variables contain the parents of both folders.
     """
     names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
     files = {
@@ -119,7 +114,9 @@ def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
         for name in names
     }
     preprocessed.mkdir(parents=True, exist_ok=True)
-    _write(_fingerprint(list(files.values())), preprocessed / "dataset_fingerprint.json")
+    fingerprint = _fingerprint(list(files.values()))
+    recursive_fix_for_json_export(fingerprint)
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
     planner = SizedPlanner(raw.name, size)
     manager = PlansManager(planner.plan_experiment())
     configuration = manager.get_configuration(CONFIGURATION)
@@ -153,13 +150,3 @@ def _fingerprint(files: Sequence[tuple[list[str], str]]) -> dict[str, Any]:
         "foreground_intensity_properties_per_channel": {"0": intensities},
         "median_relative_size_after_cropping": np.median([case[4] for case in found]),
     }
-
-
-def write_splits(preprocessed: Path, training: Sequence[str], validation: Sequence[str]) -> None:
-    """Write the training and validation cases of fold 0 for nnU-Net's trainer."""
-    _write([{"train": list(training), "val": list(validation)}], preprocessed / "splits_final.json")
-
-
-def _write(content: Any, path: Path) -> None:
-    recursive_fix_for_json_export(content) if isinstance(content, dict) else None
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
