@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import matplotlib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -30,15 +29,6 @@ settings.load_profile("suite")
 HEAD = Box((-75, -110, -80), (75, 74, 80))
 """Box that contains the phantom."""
 SIDECAR = {"Units": "ppm", "ReferenceRegion": "whole brain"}
-
-RC_PARAMS = {key: value for key, value in dict(matplotlib.rcParams.copy()).items() if key != "backend"}
-
-
-@pytest.fixture(autouse=True)
-def _default_rc_params() -> None:
-    """Undo changes of matplotlib's settings: nnU-Net's trainer applies a seaborn theme to the whole process."""
-    for key, value in RC_PARAMS.items():
-        dict.__setitem__(matplotlib.rcParams, key, value)  # without validation, as rc_context does
 
 
 @pytest.fixture(scope="session")

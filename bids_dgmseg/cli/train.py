@@ -140,7 +140,7 @@ def train_simulated(args: argparse.Namespace) -> int:
         calibrate(model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log)
         print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
-    from bids_dgmseg.report.learning_curve import write_learning_curve
+    from bids_dgmseg.report.figures import write_learning_curve
     from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
     from bids_dgmseg.train.validation import evaluate_on_dataset
 
@@ -172,7 +172,7 @@ def train_simulated(args: argparse.Namespace) -> int:
 def finetune_default(args: argparse.Namespace) -> int:
     """Fine-tune the default model, and print the Dice before and after."""
     model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset)
-    from bids_dgmseg.report.learning_curve import write_learning_curve
+    from bids_dgmseg.report.figures import write_learning_curve
     from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
 
     training = FineTuning(

@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.evaluation import PLOTTED_OVERLAP
+from bids_dgmseg.report.figures import DPI, INK, TEXT, WIDTH_IN, jitter, style_axes, to_png, with_default_settings
 from bids_dgmseg.report.html import QUANTITIES, save_plot, write_page
-from bids_dgmseg.report.style import DPI, INK, TEXT, WIDTH_IN, jitter, style_axes, to_png
 
 _SUMMARY_COLUMNS = {
     "dice": ("Dice", 3),
@@ -84,6 +84,7 @@ def write_benchmark_page(
     )
 
 
+@with_default_settings
 def draw_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
     """Draw the overlap of every scan in ``comparison.tsv`` by nucleus as a PNG, models from left to right."""
     nuclei = list(dict.fromkeys(comparison["abbreviation"].dropna()))
@@ -119,6 +120,7 @@ def _draw_model(
     axes.scatter(x, y, color=colour, marker=marker, label=str(rows["model"].iloc[0]) if len(rows) else "", **_POINTS)
 
 
+@with_default_settings
 def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
     """Draw time (logarithmic) and memory of every scan in ``comparison.tsv`` as a PNG, models from top to bottom."""
     costs = comparison.drop_duplicates(["model", "scan"])

@@ -12,8 +12,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bids_dgmseg.report.figures import (
+    DPI,
+    INK,
+    LINE,
+    SOFT,
+    TEXT,
+    WIDTH_IN,
+    colour_of,
+    jitter,
+    style_axes,
+    to_png,
+    with_default_settings,
+)
 from bids_dgmseg.report.html import QUANTITIES, format_significant, save_plot, slug, write_page
-from bids_dgmseg.report.style import DPI, INK, LINE, SOFT, TEXT, WIDTH_IN, colour_of, jitter, style_axes, to_png
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
@@ -108,6 +120,7 @@ def _pair_section(
     }
 
 
+@with_default_settings
 def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     """Draw Dice, HD95 and mean surface distance of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
@@ -131,6 +144,7 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     return to_png(figure)
 
 
+@with_default_settings
 def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str, unit: str) -> bytes:
     """Draw scatter and Bland-Altman plots of one quantity by nucleus as a PNG.
 

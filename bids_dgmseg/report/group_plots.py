@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.html import QUANTITIES
-from bids_dgmseg.report.style import (
+from bids_dgmseg.report.figures import (
     DPI,
     INK,
     SOFT,
@@ -28,7 +27,9 @@ from bids_dgmseg.report.style import (
     shorten_labels,
     style_axes,
     to_png,
+    with_default_settings,
 )
+from bids_dgmseg.report.html import QUANTITIES
 
 Floats = NDArray[np.float64]
 
@@ -67,6 +68,7 @@ _SIDES = (
 _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
 
 
+@with_default_settings
 def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> bytes:
     """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
 
@@ -105,6 +107,7 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
     return to_png(figure)
 
 
+@with_default_settings
 def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
     """Draw a measure over age with the fitted curves and their confidence bands as a PNG.
 
@@ -146,6 +149,7 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
     return to_png(figure)
 
 
+@with_default_settings
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
     """Draw the asymmetry between left and right of each nucleus as a PNG.
 

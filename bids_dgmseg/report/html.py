@@ -17,7 +17,7 @@ from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.report.style import colour_of
+from bids_dgmseg.report.figures import colour_of
 
 NO_VALUE = "n/a"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -23,6 +23,7 @@ from skimage.measure import find_contours
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.report.figures import with_default_settings
 from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, Plane, PlaneLayout, choose_mosaic, format_position
 
 WINDOW_PPM = (-0.1, 0.2)
@@ -67,6 +68,7 @@ class _Panels:
         return np.asarray(upright[::-1])
 
 
+@with_default_settings
 def draw_mosaic(
     chi: Volume, dseg: Volume, out: Path, *, plane: Plane, structures: Sequence[Structure], title: str = ""
 ) -> Path:

@@ -14,9 +14,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json
 from bids_dgmseg.io.tables import read_tsv
 from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.report.figures import natural_key
 from bids_dgmseg.report.html import NO_VALUE, format_number, scan_anchor
 from bids_dgmseg.report.slices import PLANES
-from bids_dgmseg.report.style import natural_key
 
 
 @dataclass(frozen=True)

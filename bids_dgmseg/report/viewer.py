@@ -19,6 +19,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.report.figures import with_default_settings
 from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.mosaic import WINDOW_PPM
 
@@ -30,6 +31,7 @@ _MAX_VOXELS = 1.5e6
 _OPACITY = 0.5
 
 
+@with_default_settings
 def write_viewer(
     chi: Volume, dseg: Volume, out: Path, *, structures: Sequence[Structure], scan: str, model: str
 ) -> Path:

@@ -13,7 +13,7 @@ import torch
 
 from bids_dgmseg.io.files import write_bytes, write_text
 from bids_dgmseg.io.tables import MISSING, read_tsv
-from bids_dgmseg.report.learning_curve import draw_learning_curve
+from bids_dgmseg.report.figures import draw_learning_curve
 from bids_dgmseg.train.core import State, StepResult
 from bids_dgmseg.train.schedule import Pace
 

@@ -1,16 +1,22 @@
 """Labels, violins, asymmetry and learning curves, read from the figure before it becomes a PNG."""
 
 import math
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
-from bids_dgmseg.report import group_plots, learning_curve
-from bids_dgmseg.report.learning_curve import write_learning_curve
-from bids_dgmseg.report.style import natural_key, shorten_labels
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report import benchmark, evaluation, figures, group_plots
+from bids_dgmseg.report.figures import natural_key, shorten_labels, write_learning_curve
+from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.viewer import write_viewer
+from bids_dgmseg.stats.agreement import agree
 
 
 @pytest.mark.parametrize(
@@ -59,18 +65,61 @@ def test_sites_are_sorted_by_number():
     assert sorted(["Site 10", "Site 9", "10", "2", "01"], key=natural_key) == ["01", "2", "10", "Site 9", "Site 10"]
 
 
+LOUD: Any = {
+    **{"axes.facecolor": "yellow", "axes.grid": True, "axes.unicode_minus": False, "figure.facecolor": "red"},
+    **{"font.size": 20, "image.cmap": "jet", "image.interpolation": "bicubic", "image.origin": "lower"},
+    **{"lines.linewidth": 9, "lines.antialiased": False, "path.sketch": (1, 100, 2), "xtick.major.size": 20},
+}
+SCANS = pd.DataFrame(
+    {
+        **{"scan": [f"sub-0{number}" for number in range(6)], "model": "a", "site": list("AABBBB")},
+        **{"nucleus": "DN", "side": "L", "abbreviation": "DN_L", "measure": "mean_ppm", "asymmetry": 0.1},
+        **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
+        **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4},
+        **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
+    }
+)
+CURVE = pd.DataFrame({"abbreviation": "DN_L", "curve": "linear", "age": [20, 70], "fit": [0, 1], "low": -1, "high": 2})
+AGREEMENT = pd.DataFrame(
+    [{"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(*[np.arange(6.0)] * 2)}]
+)
+CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
+LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
+FIGURES = {
+    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site"),
+    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi"),
+    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
+    "overlap": lambda _: evaluation.draw_overlap(SCANS, title="a"),
+    "agreement": lambda _: evaluation.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
+    "models": lambda _: benchmark.draw_overlap(SCANS, models=["a"]),
+    "costs": lambda _: benchmark.draw_costs(SCANS, models=["a"]),
+    "learning curve": lambda _: figures.draw_learning_curve({"a": [2, 1]}, {"DN_L": [0.1, 0.9]}, best=2, title="a"),
+    "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
+    "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_do_not_depend_on_settings(name, tmp_path):
+    """A matplotlibrc, or a theme of another library, changes no figure."""
+    usual = FIGURES[name](tmp_path / "usual")
+    with matplotlib.rc_context(LOUD):
+        assert FIGURES[name](tmp_path / "loud") == usual
+        assert matplotlib.rcParams["font.size"] == 20
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
     """Figures that were drawn."""
-    figures: list[Figure] = []
+    kept: list[Figure] = []
 
     def keep(figure: Figure) -> bytes:
-        figures.append(figure)
+        kept.append(figure)
         return b""
 
-    for module in (group_plots, learning_curve):
+    for module in (group_plots, figures):
         monkeypatch.setattr(module, "to_png", keep)
-    return figures
+    return kept
 
 
 def test_tick_labels_of_many_sites_are_unique(drawn):

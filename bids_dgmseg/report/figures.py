@@ -1,4 +1,4 @@
-"""Colours, fonts and axes that all plots share, and their PNG files."""
+"""What all figures share, their settings, colours, axes and PNG files; and learning curves."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from bids_dgmseg.io.files import write_bytes
+from bids_dgmseg.io.tables import read_tsv
 from bids_dgmseg.models.structures import STRUCTURES
 
 DPI, WIDTH_IN = 140, 11.0
@@ -23,6 +29,10 @@ INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
 
 TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}
 """The font comes with matplotlib; "$" in a name does not start a formula."""
+
+with_default_settings = matplotlib.style.context("default")
+"""Decorator of every function that draws: figures must not depend on the user's matplotlibrc, nor on other libraries
+in the process (nnU-Net's trainer applies a seaborn theme). It covers rendering too, as ticks are created only then."""
 
 _COLOURS = {structure.abbreviation: structure.color for structure in STRUCTURES}
 
@@ -77,8 +87,6 @@ def shorten_labels(names: Sequence[str]) -> TickLabels:
     First the start and end that all names share are removed, then the middle of long names; if two names would then be
     alike, all are replaced by numbers. Control characters are written as ``\x00``.
 
-    Examples
-    --------
     >>> shorten_labels(["Site A", "Site B"]).texts
     ('Site A', 'Site B')
     >>> shorten_labels([f"University Hospital {city}" for city in ("Bern", "Graz", "Vaud")]).texts
@@ -108,6 +116,14 @@ def shorten_labels(names: Sequence[str]) -> TickLabels:
     return TickLabels(tuple(texts), rotated, "; ".join(pairs))
 
 
+def _common_start(names: Sequence[str]) -> int:
+    """Count the characters that all names start with, up to the end of a word and leaving no name empty."""
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = "".join(letters[0] for letters in shared)
+    ends = [match.end() for match in _WORD_END.finditer(common) if match.end() < min(map(len, names))]
+    return ends[-1] if ends and len(names) > 1 else 0
+
+
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return a key that sorts names by their text and by the numbers in it.
 
@@ -118,9 +134,91 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def _common_start(names: Sequence[str]) -> int:
-    """Count the characters that all names start with, up to the end of a word and leaving no name empty."""
-    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common = "".join(letters[0] for letters in shared)
-    ends = [match.end() for match in _WORD_END.finditer(common) if match.end() < min(map(len, names))]
-    return ends[-1] if ends and len(names) > 1 else 0
+def write_learning_curve(table: Path) -> Path | None:
+    """Plot ``PART_curve.tsv`` of a training that counts steps, beside the table.
+
+    The Dice of the averaged weights on fixed maps is added as dots if there is a ``PART_validation.tsv``.
+
+    Returns
+    -------
+    path or None
+        ``PART_curve.png``; None if the table has no rows yet.
+    """
+
+    def read_curves(path: Path) -> pd.DataFrame:
+        return read_tsv(path, index_col="step").drop(columns="seconds", errors="ignore").astype(float)
+
+    curves = read_curves(table)
+    if curves.empty:
+        return None
+    part = table.stem.removesuffix("_curve")
+    validation_path = table.with_name(f"{part}_validation.tsv")
+    validation = read_curves(validation_path) if validation_path.is_file() else None
+    losses = {"training": curves.pop("loss").tolist()}
+    png = draw_learning_curve(
+        losses,
+        {str(name): curves[name].tolist() for name in curves},
+        best=None,
+        title=part,
+        x=("step", curves.index.tolist()),
+        validation=validation,
+        samples="training maps" + ("" if validation is None else " (dots: fixed maps)"),
+    )
+    return write_bytes(png, table.with_suffix(".png"))
+
+
+@with_default_settings
+def draw_learning_curve(
+    loss: Mapping[str, Sequence[float]],
+    dice: Mapping[str, Sequence[float]],
+    *,
+    best: int | None,
+    title: str,
+    x: tuple[str, Sequence[int]] | None = None,
+    samples: str = "validation samples",
+    validation: pd.DataFrame | None = None,
+) -> bytes:
+    """Plot losses, and the Dice of each class, over a training as a PNG.
+
+    Parameters
+    ----------
+    loss, dice : mapping of str to sequence of float
+        Name of the curve or class → values; NaN is not drawn.
+    best : int or None
+        Epoch, from 1, whose weights are kept.
+    title : str
+        Title of the figure.
+    x : tuple of str and sequence of int, optional
+        Label and values of the horizontal axis; by default epochs from 1.
+    samples : str
+        Samples whose Dice it is.
+    validation : DataFrame, optional
+        Dice on other samples, drawn as dots: one column per class, indexed like `x`.
+    """
+    unit, steps = x or ("epoch", range(1, 1 + len(next(iter(loss.values())))))
+    figure = Figure(figsize=(WIDTH_IN, 3.4), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title, color=INK, fontsize=10, **TEXT)
+    for (name, values), line in zip(loss.items(), ("-", "--", ":"), strict=False):
+        left.plot(steps, values, color=INK, linewidth=1.3, linestyle=line, label=name)
+    for name, values in dice.items():
+        right.plot(steps, values, color=_class_colour(name), linewidth=1.3, label=name)
+    if validation is not None:
+        for name in map(str, validation):
+            dots = {"color": _class_colour(name), "linestyle": "", "marker": "o", "markersize": 3}
+            right.plot(validation.index, validation[name], **dots)
+    right.set_ylim(-0.03, 1.03)
+    for axes, label in ((left, "loss"), (right, f"Dice of {samples}")):
+        if best is not None:
+            axes.axvline(best, color=SOFT, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(unit, color=INK, fontsize=8, **TEXT)
+        axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
+        axes.legend(fontsize=7, frameon=False, ncols=2)
+        style_axes(axes)
+    return to_png(figure)
+
+
+def _class_colour(name: str) -> str:
+    """Return the colour of a class, which may have no side, such as ``DN`` or ``CN-PUT``."""
+    return colour_of(name if "_" in name else f"{name.split('-')[0]}_L")
