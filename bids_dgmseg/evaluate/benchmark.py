@@ -282,7 +282,7 @@ def _comparison_table(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mappin
 
 
 def _write(result: BenchmarkResult, out: Path) -> None:
-    from bids_dgmseg.report.benchmark import write_benchmark_page
+    from bids_dgmseg.report.evaluation import write_benchmark_page
 
     for name, table in result.tables.items():
         write_tsv(table, out / f"{name}.tsv", float_format="%.7g")

@@ -1,4 +1,4 @@
-"""Page of `dgmseg evaluate`: one file with its plots embedded, which are also written as PNG files."""
+"""Pages of `dgmseg evaluate` and of the model benchmark, with their plots embedded and as PNG files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -28,7 +30,7 @@ from bids_dgmseg.report.figures import (
 from bids_dgmseg.report.html import QUANTITIES, format_significant, save_plot, slug, write_page
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
-PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
+_PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
 
 _OVERLAP_COLUMNS = {
     "dice": ("Dice", 3),
@@ -43,11 +45,30 @@ _OVERLAP_COLUMNS = {
 }
 """Column of overlap.tsv → short heading (the tooltip has the full name) and decimals."""
 
+_SUMMARY_COLUMNS = {
+    "dice": ("Dice", 3),
+    "hd95_mm": ("HD95 (mm)", 2),
+    "mean_surface_distance_mm": ("Mean surface distance (mm)", 2),
+    "centre_distance_mm": ("Centre distance (mm)", 2),
+    "volume_difference_percent": ("Volume difference (%)", 1),
+}
+"""Column of the benchmark's summary.tsv → heading and decimals; its standard deviation has the suffix ``_sd``."""
+
+_TESTED = {"dice": "Dice", "hd95_mm": "HD95"}
+_COSTS = {"seconds": "seconds per scan", "cpu_seconds": "CPU seconds per scan", "peak_mb": "peak memory (MB)"}
+
 _MIN_SCANS = 3  # that a Bland-Altman plot needs
 _N_LOWEST = 5  # Dice that are listed
 _NUCLEI_PER_ROW = 2
 _MAX_LABEL = 34  # characters of an axis label
+_TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
 _POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
+_MODEL_POINTS: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#e69f00", "#56b4e9", "#5a6675")
+"""Of the models; safe for colour-blind readers (Okabe and Ito 2008)."""
+
+_MARKERS = "osD^vPX*"
 
 
 def write_evaluation_page(
@@ -125,9 +146,9 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     """Draw Dice, HD95 and mean surface distance of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
     figure = Figure(figsize=(WIDTH_IN, 6.6), dpi=DPI, layout="constrained")
-    rows = figure.subplots(len(PLOTTED_OVERLAP), 1, sharex=True)
+    rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
-    for axes, (measure, label) in zip(rows, PLOTTED_OVERLAP.items(), strict=True):
+    for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
         for x, nucleus in enumerate(nuclei):
             values = overlap.loc[overlap["abbreviation"] == nucleus, measure].dropna().to_numpy(float)
             width = 0.45 if len(values) > 1 else 0
@@ -148,55 +169,45 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
 def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str, unit: str) -> bytes:
     """Draw scatter and Bland-Altman plots of one quantity by nucleus as a PNG.
 
-    Parameters
-    ----------
-    values : DataFrame
-        One row per scan and nucleus: ``abbreviation``, and one column for each of the two raters.
-    agreement : DataFrame
-        Rows of ``agreement.tsv`` of this quantity and pair.
-    title, unit : str
-        Title of the figure, and unit at its axes.
+    `values` has one row per scan and nucleus: ``abbreviation``, and one column for each of the two raters. `agreement`
+    has the rows of ``agreement.tsv`` of this quantity and pair.
     """
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
-    nuclei = list(agreement["abbreviation"])
-    rows = math.ceil(len(nuclei) / _NUCLEI_PER_ROW)
+    rows = math.ceil(len(agreement) / _NUCLEI_PER_ROW)
     figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 2 * _NUCLEI_PER_ROW, squeeze=False).ravel()
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
-    for number, row in enumerate(agreement.to_dict("records")):
-        both = values.loc[values["abbreviation"] == row["abbreviation"], [reference, prediction]].dropna()
-        x, y = both.to_numpy(float).T
-        _draw_scatter(panels[2 * number], x, y, row, unit)
-        _draw_differences(panels[2 * number + 1], x, y, row, unit)
-    for axes in panels[2 * len(nuclei) :]:
+    for axes in panels[2 * len(agreement) :]:
         axes.set_axis_off()
+    for row, axes, difference_axes in zip(agreement.to_dict("records"), panels[::2], panels[1::2], strict=False):
+        name, colour = row["abbreviation"], colour_of(row["abbreviation"])
+        x, y = values.loc[values["abbreviation"] == name, [reference, prediction]].dropna().to_numpy(float).T
+        axes.scatter(x, y, color=colour, **_POINTS)
+        low, high = _padded_range([*x, *y])
+        axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)
+        axes.set(xlim=(low, high), ylim=(low, high))
+        axes.set_aspect("equal", adjustable="box")
+        scatter_title = (
+            f"{name}   r {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
+        )
+        _label(axes, scatter_title, f"{reference} ({unit})", f"{prediction} ({unit})")
+        difference_axes.scatter((x + y) / 2, y - x, color=colour, **_POINTS)
+        _draw_limits(difference_axes, y - x, row)
+        limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
+        difference_title = f"bias {format_significant(row['bias'])}   limits {limits}"
+        _label(difference_axes, difference_title, f"mean of both ({unit})", f"difference ({unit})")
     return to_png(figure)
 
 
-def _draw_scatter(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, Any], unit: str) -> None:
-    axes.scatter(x, y, color=colour_of(row["abbreviation"]), **_POINTS)
-    low, high = _padded_range([*x, *y])
-    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)
-    axes.set(xlim=(low, high), ylim=(low, high))
-    axes.set_aspect("equal", adjustable="box")
-    r, icc = format_significant(row["pearson_r"]), format_significant(row["icc21"])
-    title = f"{row['abbreviation']}   r {r}   ICC(2,1) {icc}"
-    _finish(axes, title, f"{row['reference']} ({unit})", f"{row['prediction']} ({unit})")
-
-
-def _draw_differences(axes: Axes, x: np.ndarray, y: np.ndarray, row: Mapping[Any, Any], unit: str) -> None:
-    axes.scatter((x + y) / 2, y - x, color=colour_of(row["abbreviation"]), **_POINTS)
+def _draw_limits(axes: Axes, differences: np.ndarray, row: Mapping[Any, Any]) -> None:
+    """Draw bias and limits of agreement with their confidence bands, and fit the axis to them."""
     axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
     for name, style in (("loa_lower", "--"), ("bias", "-"), ("loa_upper", "--")):
-        if not math.isfinite(row[f"{name}_low"]):
-            continue
-        axes.axhspan(row[f"{name}_low"], row[f"{name}_high"], color=LINE, alpha=0.25, linewidth=0, zorder=0)
-        axes.axhline(row[name], color=INK, linewidth=1, linestyle=style, zorder=2)
+        if math.isfinite(row[f"{name}_low"]):
+            axes.axhspan(row[f"{name}_low"], row[f"{name}_high"], color=LINE, alpha=0.25, linewidth=0, zorder=0)
+            axes.axhline(row[name], color=INK, linewidth=1, linestyle=style, zorder=2)
     bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
-    axes.set_ylim(*_padded_range([*(y - x), *bounds, 0.0]))
-    limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
-    title = f"bias {format_significant(row['bias'])}   limits {limits}"
-    _finish(axes, title, f"mean of both ({unit})", f"difference ({unit})")
+    axes.set_ylim(*_padded_range([*differences, *bounds, 0.0]))
 
 
 def _padded_range(values: Sequence[float]) -> tuple[float, float]:
@@ -205,9 +216,110 @@ def _padded_range(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, color=INK, fontsize=8.2, loc="left", **TEXT)
     for text, set_label in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
         shown = text if len(text) <= _MAX_LABEL else f"…{text[-_MAX_LABEL:]}"
         set_label(shown, fontsize=7.5, color=SOFT, **TEXT)
     style_axes(axes)
+
+
+def write_benchmark_page(
+    out: Path, *, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], evaluation: str
+) -> Path:
+    """Write ``compare.html`` and ``figures/*.png``.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the results.
+    tables : mapping of str to DataFrame
+        ``models``, ``summary``, ``comparison`` and ``methods``.
+    facts : mapping
+        Content of ``compare.json``.
+    evaluation : str
+        Link from `out` to the evaluation page.
+
+    Returns
+    -------
+    Path
+        The page, which needs no network and no JavaScript.
+    """
+    names, comparison, methods = list(tables["models"]["model"]), tables["comparison"], tables["methods"]
+    has_overlap, has_costs = comparison["abbreviation"].notna().any(), comparison["seconds"].notna().any()
+    # nuclei in the order of structures.tsv, each model's row of summary.tsv
+    order = {structure.abbreviation: structure.index for structure in STRUCTURES}
+    nuclei: dict[str, dict[str, Mapping[Any, Any]]] = {}
+    for row in tables["summary"].to_dict("records"):
+        nuclei.setdefault(row["abbreviation"], {})[row["model"]] = row
+    return write_page(
+        "benchmark.html.j2",
+        out / "compare.html",
+        facts=facts,
+        names=names,
+        overlap_plot=save_plot(draw_model_overlap(comparison, models=names), out, "overlap") if has_overlap else None,
+        cost_plot=save_plot(draw_costs(comparison, models=names), out, "costs") if has_costs else None,
+        evaluation=evaluation,
+        models=tables["models"].to_dict("records"),
+        summary=dict(sorted(nuclei.items(), key=lambda item: order.get(item[0], len(order) + 1))),
+        measures=_SUMMARY_COLUMNS,
+        quantities=QUANTITIES,
+        tests=[] if methods.empty else methods[methods["measure"].isin(_TESTED)].to_dict("records"),
+        titles=_TESTED,
+        files=[f"{name}.{extension}" for name in ("models", "summary", "comparison") for extension in ("tsv", "json")]
+        + [evaluation],
+    )
+
+
+@with_default_settings
+def draw_model_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
+    """Draw the overlap of every scan in ``comparison.tsv`` by nucleus as a PNG, models from left to right."""
+    nuclei = list(dict.fromkeys(comparison["abbreviation"].dropna()))
+    figure = Figure(figsize=(max(WIDTH_IN, 0.16 * len(models) * len(nuclei)), 7.6), dpi=DPI, layout="constrained")
+    panels, width = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True), 0.8 / len(models)
+    for axes, (measure, label) in zip(panels, _PLOTTED_OVERLAP.items(), strict=True):
+        for number, model in enumerate(models):
+            rows, shift = comparison[comparison["model"] == model], (number + 0.5) * width - 0.4
+            x, y = [], []
+            for position, nucleus in enumerate(nuclei):
+                values = rows.loc[rows["abbreviation"] == nucleus, measure].dropna().to_numpy(float)
+                spread = 0.6 * width if len(values) > 1 else 0
+                x += (position + shift + spread * jitter(len(values))).tolist()
+                y += values.tolist()
+                if len(values):
+                    ends = [position + shift - 0.4 * width, position + shift + 0.4 * width]
+                    axes.plot(ends, [np.median(values)] * 2, color=INK, linewidth=1.4, zorder=4)
+            look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+            axes.scatter(x, y, label=model if len(rows) else "", **look, **_MODEL_POINTS)
+        axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
+        axes.set_ylim(bottom=-0.03 if measure == "dice" else 0, top=1.03 if measure == "dice" else None)
+        style_axes(axes)
+    panels[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **TEXT)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=min(6, len(models)), fontsize=8, frameon=False)
+    return to_png(figure)
+
+
+@with_default_settings
+def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
+    """Draw time (logarithmic) and memory of every scan in ``comparison.tsv`` as a PNG, models from top to bottom."""
+    costs = comparison.drop_duplicates(["model", "scan"])
+    figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.4 * len(models)), dpi=DPI, layout="constrained")
+    for axes, (cost, label) in zip(figure.subplots(1, len(_COSTS), sharey=True), _COSTS.items(), strict=True):
+        for number, model in enumerate(models):
+            values = costs.loc[costs["model"] == model, cost].dropna().to_numpy(float)
+            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            axes.scatter(values, np.full(len(values), number), color=colour, marker=marker, **_MODEL_POINTS)
+        if cost == "peak_mb":
+            axes.set_xlim(0, 1.08 * np.nanmax([1.0, *costs[cost]]))
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=_TICKS))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(label, color=INK, fontsize=8, **TEXT)
+        axes.set_ylim(len(models) - 0.5, -0.5)
+        style_axes(axes)
+        axes.grid(axis="x", color="#e8ecf0", linewidth=0.6)
+        axes.set_yticks(range(len(models)), models, fontsize=8, **TEXT)
+    return to_png(figure)

@@ -16,7 +16,7 @@ from bids_dgmseg.io.tables import read_tsv
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.report.figures import natural_key
 from bids_dgmseg.report.html import NO_VALUE, format_number, scan_anchor
-from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.mosaic import PLANES
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.weights import limit_threads
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
-from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer
 from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map

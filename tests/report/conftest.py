@@ -16,7 +16,7 @@ from PIL import Image
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.mosaic import PLANES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DENTATES = STRUCTURES.both_sides(["DN"])

@@ -12,8 +12,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, format_position
+from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, draw_mosaic
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.report.conftest import DENTATES
 
@@ -214,8 +213,8 @@ def test_slice_labels_are_unique(step_mm, tilt_deg, names):
     affine[1:3, 1:3] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ affine[1:3, 1:3]
     affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
     volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
-    mosaic = MosaicSlices((0, 1, 2), slice(0, 3), slice(0, 3))
-    found = [format_position(volume, number, mosaic=mosaic, layout=LAYOUTS["axial"]) for number in mosaic.slices]
+    mosaic = MosaicSlices(LAYOUTS["axial"], (0, 1, 2), slice(0, 3), slice(0, 3))
+    found = [mosaic.format_position(volume, number) for number in mosaic.slices]
     assert found == names
 
 

@@ -12,7 +12,7 @@ from scipy.stats import gaussian_kde
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report import benchmark, evaluation, figures, group_plots
+from bids_dgmseg.report import evaluation, figures, group_plots
 from bids_dgmseg.report.figures import natural_key, shorten_labels, write_learning_curve
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer
@@ -91,8 +91,8 @@ FIGURES = {
     "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
     "overlap": lambda _: evaluation.draw_overlap(SCANS, title="a"),
     "agreement": lambda _: evaluation.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
-    "models": lambda _: benchmark.draw_overlap(SCANS, models=["a"]),
-    "costs": lambda _: benchmark.draw_costs(SCANS, models=["a"]),
+    "models": lambda _: evaluation.draw_model_overlap(SCANS, models=["a"]),
+    "costs": lambda _: evaluation.draw_costs(SCANS, models=["a"]),
     "learning curve": lambda _: figures.draw_learning_curve({"a": [2, 1]}, {"DN_L": [0.1, 0.9]}, best=2, title="a"),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
