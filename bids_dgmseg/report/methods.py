@@ -17,7 +17,6 @@ from bids_dgmseg.bids.output_dataset import (
 from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.report.html import format_size
-from bids_dgmseg.report.scan_results import ScanResult
 
 _MAX_AUTHORS = 6
 
@@ -56,26 +55,31 @@ class MethodsText:
     """In the order of their numbers."""
 
 
-def describe_methods(results: Sequence[ScanResult]) -> tuple[MethodsText, ...]:
-    """Write one paragraph per model, version and weights of the results."""
-    groups: dict[tuple[str, str, str], list[ScanResult]] = {}
-    for result in results:
-        settings, versions = result.qc.get("settings") or {}, result.qc.get("versions") or {}
-        key = (result.model, str(versions.get("bids_dgmseg")), str(settings.get("weights")))
-        groups.setdefault(key, []).append(result)
-    return tuple(_describe(group) for group in groups.values())
+def describe_methods(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[MethodsText, ...]:
+    """Write one paragraph per model, version and weights, from the model and ``_qc.json`` of each scan."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for model, qc in runs:
+        settings, versions = qc.get("settings") or {}, qc.get("versions") or {}
+        groups.setdefault((model, str(versions.get("bids_dgmseg")), str(settings.get("weights"))), []).append(qc)
+    return tuple(_describe(model, records) for (model, _, _), records in groups.items())
 
 
-def _describe(results: Sequence[ScanResult]) -> MethodsText:
-    first = results[0]
-    model, settings = MODELS.get(first.model), first.qc.get("settings") or {}
+def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
+    model, settings = MODELS.get(name), records[0].get("settings") or {}
+    versions = {str(key): str(value) for key, value in (records[0].get("versions") or {}).items()}
+    program = versions.pop("bids_dgmseg", "")
+    tools = ", ".join(f"{_SPELLING.get(tool, tool)} {version}" for tool, version in versions.items())
+    reconstructions = [record.get("reconstruction") or {} for record in records]
+    n_echoes = [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions]
     user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
-        _describe_program(first),
-        _describe_reconstruction(results),
-        _describe_input(results),
-        _describe_reference(results),
-        _describe_model(model, user_weights=user_weights) if model else f"The model was {first.model}.",
+        "Deep gray nuclei were segmented on quantitative susceptibility maps (QSM) [@qsm_consensus] with "
+        f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] based on Nipype [@nipype], PyBIDS "
+        "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
+        + (f" ({tools})." if tools else "."),
+        " ".join(describe_reconstruction(n_echoes).split()),
+        _describe_reference_regions(records),
+        _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]
     if settings.get("mirrored"):
         checkpoints = ", and over two checkpoints if available" if settings.get("ensemble") else ""
@@ -87,80 +91,55 @@ def _describe(results: Sequence[ScanResult]) -> MethodsText:
         "matter, susceptibility increases with the concentration of iron [@langkammer2012].",
     ]
     text = " ".join(sentence for sentence in sentences if sentence)
-    return MethodsText(first.model, *_number_citations(text, read_bibliography()))
+    bibliography = parse_bibtex(read_boilerplate("references.bib"))
+    return MethodsText(name, *_number_citations(text, bibliography))
 
 
-def _describe_program(result: ScanResult) -> str:
-    versions = {str(key): str(value) for key, value in (result.qc.get("versions") or {}).items()}
-    program = versions.pop("bids_dgmseg", "")
-    tools = ", ".join(f"{_SPELLING.get(name, name)} {version}" for name, version in versions.items())
-    return (
-        "Deep gray nuclei were segmented on quantitative susceptibility maps (QSM) [@qsm_consensus] with "
-        f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] based on Nipype [@nipype], PyBIDS "
-        "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
-        + (f" ({tools})." if tools else ".")
-    )
-
-
-def _describe_reconstruction(results: Sequence[ScanResult]) -> str:
-    """Describe the reconstruction from multi-echo GRE; empty if all chi maps were given."""
-    records = [result.qc.get("reconstruction") or {} for result in results]
-    text = describe_reconstruction([len(record.get("EchoTime") or [0]) if record else 0 for record in records])
-    return " ".join(text.split())
-
-
-def _describe_input(results: Sequence[ScanResult]) -> str:
-    inputs: list[Mapping[str, Any]] = [result.qc.get("input") or {} for result in results]
+def _describe_reference_regions(records: Sequence[Mapping[str, Any]]) -> str:
+    """Describe what the maps are relative to, and the reference region if one was chosen."""
+    inputs: list[Mapping[str, Any]] = [record.get("input") or {} for record in records]
     references = sorted({str(record["reference"]) for record in inputs if record.get("reference")})
     known = [reference for reference in references if reference != "not stated"]
+    text = "Susceptibility is relative to the reference region of each map, which is not stated in its sidecar."
     if len(known) == 1 and known == references:
-        return f"Susceptibility is relative to the reference region of the maps ({known[0]})."
-    if known:
-        return f"Susceptibility is relative to the reference region of each map ({', '.join(references)})."
-    return "Susceptibility is relative to the reference region of each map, which is not stated in its sidecar."
-
-
-def _describe_reference(results: Sequence[ScanResult]) -> str:
-    """Describe the reference region; empty if none was chosen."""
-    records = [result.qc.get("reference") or {} for result in results]
-    regions = sorted({str(record["region"]) for record in records if record.get("region")})
-    if not regions:
-        return ""
-    return f"Referenced values are relative to the mean of a reference region in the same map ({', '.join(regions)})."
+        text = f"Susceptibility is relative to the reference region of the maps ({known[0]})."
+    elif known:
+        text = f"Susceptibility is relative to the reference region of each map ({', '.join(references)})."
+    chosen: list[Mapping[str, Any]] = [record.get("reference") or {} for record in records]
+    if regions := sorted({str(record["region"]) for record in chosen if record.get("region")}):
+        text += (
+            f" Referenced values are relative to the mean of a reference region in the same map ({', '.join(regions)})."
+        )
+    return text
 
 
 def _describe_model(model: Model, *, user_weights: bool) -> str:
-    if user_weights and model.localizer.kind == "nnunet":  # its nuclei and steps are those of the user's folder
+    """Describe localizer, network and weights of a model."""
+    localizer = model.localizer
+    if user_weights and localizer.kind == "nnunet":  # its nuclei and steps are those of the user's folder
         return f"Labels were predicted by a user-provided nnU-Net [@nnunet], run as model {model.name}."
+    shifted = ", and shifted if it excluded nuclei found by a network in the whole head" if localizer.guard else ""
+    if localizer.kind == "centre":
+        located = f"The region of interest was centred on the brain{shifted}."
+    elif localizer.kind == "atlas":
+        located = (
+            "The region of interest was propagated by affine registration from the atlas with the highest mutual "
+            f"information after rigid registration{shifted}."
+        )
+    else:
+        spacing = f" at {format_size(localizer.input.spacing_mm)}" if localizer.input else ""
+        located = f"The region of interest was localized by a network in the whole head{spacing}."
+    # as within a sentence; names such as DCN-Net and DeepQSMSeg keep their capitals
+    first = model.title.split()[0].rstrip(":")
+    title = model.title if first[1:] != first[1:].lower() else model.title[:1].lower() + model.title[1:]
     cited = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     share = model.input.native_voxel_tolerance
     own_voxels = f", or at the voxel size of the map where it differs by at most {100 * share:.0f} %" if share else ""
     text = (
-        f"{_describe_localizer(model)} Within it, the model {model.name} ({_decapitalize(model.title)})"
-        f"{f' [{cited}]' if cited else ''} labelled the {describe_nuclei(model)} in both hemispheres at "
-        f"{format_size(model.input.spacing_mm)}{own_voxels}."
+        f"{located} Within it, the model {model.name} ({title}){f' [{cited}]' if cited else ''} labelled the "
+        f"{describe_nuclei(model)} in both hemispheres at {format_size(model.input.spacing_mm)}{own_voxels}."
     )
     return f"{text} {describe_weights(model, shipped=not user_weights)}".strip()
-
-
-def _describe_localizer(model: Model) -> str:
-    localizer = model.localizer
-    shifted = ", and shifted if it excluded nuclei found by a network in the whole head" if localizer.guard else ""
-    if localizer.kind == "centre":
-        return f"The region of interest was centred on the brain{shifted}."
-    if localizer.kind == "atlas":
-        return (
-            "The region of interest was propagated by affine registration from the atlas with the highest mutual "
-            f"information after rigid registration{shifted}."
-        )
-    spacing = f" at {format_size(localizer.input.spacing_mm)}" if localizer.input else ""
-    return f"The region of interest was localized by a network in the whole head{spacing}."
-
-
-def _decapitalize(title: str) -> str:
-    """Write a title as within a sentence; names such as DCN-Net and DeepQSMSeg keep their capitals."""
-    first = title.split()[0].rstrip(":")
-    return title if first[1:] != first[1:].lower() else title[:1].lower() + title[1:]
 
 
 def _number_citations(text: str, known: Mapping[str, BibEntry]) -> tuple[str, tuple[BibEntry, ...]]:
@@ -175,11 +154,6 @@ def _number_citations(text: str, known: Mapping[str, BibEntry]) -> tuple[str, tu
     return re.sub(r" \[@[^]]*\]", number, text), tuple(known[key] for key in numbers)
 
 
-def read_bibliography() -> dict[str, BibEntry]:
-    """Read ``data/boilerplate/references.bib``."""
-    return parse_bibtex(read_boilerplate("references.bib"))
-
-
 def parse_bibtex(text: str) -> dict[str, BibEntry]:
     r"""Parse a plain bibliography: entries start a line, and each line has one ``field = {value}``.
 
@@ -187,22 +161,20 @@ def parse_bibtex(text: str) -> dict[str, BibEntry]:
     {'a2020': BibEntry(key='a2020', authors='Lee A, Ros B', title='On MRI', source='2020', url='')}
     """
     entries = {}
-    for entry in re.split(r"^@", text, flags=re.MULTILINE)[1:]:
-        if head := re.match(r"\w+\s*\{\s*([^,\s]+)\s*,", entry):
-            fields = re.findall(r"^\s*(\w+)\s*=\s*[{\"]?(.*?)[}\"]?\s*,?\s*}?\s*$", entry, flags=re.MULTILINE)
-            entries[head[1]] = _bib_entry(head[1], {name.lower(): value for name, value in fields})
+    for block in re.split(r"^@", text, flags=re.MULTILINE)[1:]:
+        if not (head := re.match(r"\w+\s*\{\s*([^,\s]+)\s*,", block)):
+            continue
+        found = re.findall(r"^\s*(\w+)\s*=\s*[{\"]?(.*?)[}\"]?\s*,?\s*}?\s*$", block, flags=re.MULTILINE)
+        fields = {name.lower(): value for name, value in found}
+        names = [_short_name(name) for name in fields.get("author", "").split(" and ")]
+        authors = ", ".join(names[:_MAX_AUTHORS]) + (" et al." if len(names) > _MAX_AUTHORS else "")
+        authors = authors.replace(", et al.", " et al.").removesuffix(".")
+        entry = {name: _plain_text(value) for name, value in fields.items()}
+        publisher = entry.get("journal") or entry.get("booktitle") or entry.get("publisher") or ""
+        source = " ".join(part for part in (publisher, entry.get("volume", ""), entry.get("year", "")) if part)
+        url = f"https://doi.org/{entry['doi']}" if "doi" in entry else entry.get("url", "")
+        entries[head[1]] = BibEntry(head[1], authors, entry.get("title", head[1]), source, url)
     return entries
-
-
-def _bib_entry(key: str, fields: Mapping[str, str]) -> BibEntry:
-    names = [_short_name(name) for name in fields.get("author", "").split(" and ")]
-    authors = ", ".join(names[:_MAX_AUTHORS]) + (" et al." if len(names) > _MAX_AUTHORS else "")
-    entry = {name: _plain_text(value) for name, value in fields.items()}
-    publisher = entry.get("journal") or entry.get("booktitle") or entry.get("publisher") or ""
-    source = " ".join(part for part in (publisher, entry.get("volume", ""), entry.get("year", "")) if part)
-    url = f"https://doi.org/{entry['doi']}" if "doi" in entry else entry.get("url", "")
-    authors = authors.replace(", et al.", " et al.").removesuffix(".")
-    return BibEntry(key, authors, entry.get("title", key), source, url)
 
 
 def _short_name(name: str) -> str:

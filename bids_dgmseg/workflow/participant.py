@@ -115,7 +115,7 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
 
 def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run, progress: RunProgress) -> bool:
     """Write the page of each participant with new results or failures, or whose page is missing or outdated."""
-    from bids_dgmseg.report.participant import write_participant_page
+    from bids_dgmseg.report.scan_page import write_participant_page
 
     complete = True
     for participant in sorted({scan.participant for scan in scans}):

@@ -4,16 +4,15 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.report.methods import describe_methods, parse_bibtex
-from bids_dgmseg.report.scan_results import ScanResult
 
 VERSIONS = {"bids_dgmseg": "0.1.0", "python": "3.11.9"}
 
 
-def result(model: str = "dgm16", **qc: Any) -> ScanResult:
-    return ScanResult(name="sub-01", model=model, qc={"versions": VERSIONS, **qc})
+def result(model: str = "dgm16", **qc: Any) -> tuple[str, dict[str, Any]]:
+    return model, {"versions": VERSIONS, **qc}
 
 
-def text_of(*results: ScanResult) -> str:
+def text_of(*results: tuple[str, dict[str, Any]]) -> str:
     (methods,) = describe_methods(results)
     return methods.text
 

@@ -14,7 +14,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
-from bids_dgmseg.report.participant import write_participant_page
+from bids_dgmseg.report.scan_page import write_participant_page
 from tests.report.conftest import LOST, ROW, Page
 from tests.report.devtools import open_tab
 

@@ -201,7 +201,7 @@ def test_missing_page_is_written_by_the_next_run(bids_dataset, run, tmp_path):
 
 
 def test_unwritable_page_exits_with_1(bids_dataset, run, crash, capsys, tmp_path):
-    crash(OSError("disk full"), "bids_dgmseg.report.participant.write_participant_page")
+    crash(OSError("disk full"), "bids_dgmseg.report.scan_page.write_participant_page")
     assert run(bids_dataset("sub-01")) == 1
     assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
     assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))

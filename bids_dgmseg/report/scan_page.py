@@ -1,0 +1,343 @@
+"""Page of one participant: figures, tables and warnings of all scans, read back from the output dataset."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from bids_dgmseg.bids.entities import join_entities, split_entities
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import path_to_url, read_json
+from bids_dgmseg.io.tables import read_tsv
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.report.figures import natural_key
+from bids_dgmseg.report.html import (
+    NO_VALUE,
+    format_box,
+    format_number,
+    format_size,
+    format_value,
+    scan_anchor,
+    write_page,
+)
+from bids_dgmseg.report.methods import describe_methods
+from bids_dgmseg.report.mosaic import PLANES, WINDOW_PPM
+
+Row = Mapping[str, str]
+"""Row of ``_stats.tsv`` as text."""
+
+
+class _Column(NamedTuple):
+    """A column of a table on the page."""
+
+    key: str
+    """Column of ``_stats.tsv``."""
+    title: str
+    digits: int
+    """Decimals shown; the tooltip has the full value."""
+
+
+_MEASURES: Mapping[str, Sequence[_Column]] = {
+    "Voxels": (_Column("n_voxels", "count", 0),),
+    "Volume (mm³)": (_Column("volume_mm3", "label", 1), _Column("volume_pv_mm3", "weighted", 1)),
+    "Susceptibility (ppm)": (
+        _Column("mean_ppm", "mean", 3),
+        _Column("median_ppm", "median", 3),
+        _Column("std_ppm", "SD", 3),
+        _Column("p05_ppm", "5th %", 3),
+        _Column("p95_ppm", "95th %", 3),
+        _Column("mean_pv_ppm", "weighted", 3),
+        _Column("core_mean_ppm", "core", 3),
+    ),
+    "Relative to the reference region (ppm)": (
+        _Column("mean_ref_ppm", "mean", 3),
+        _Column("core_mean_ref_ppm", "core", 3),
+    ),
+    "Probability": (_Column("mean_probability", "mean", 2),),
+}
+"""By the heading that neighbouring columns share, with the unit."""
+
+_QC_MEASURES: Mapping[str, Sequence[_Column]] = {
+    "Segmentation": (
+        _Column("n_components", "components", 0),
+        _Column("mean_entropy_bits", "entropy (bit)", 2),
+        _Column("mass_outside_fraction", "outside", 2),
+        _Column("expected_dice", "expected Dice", 2),
+    ),
+    "Surrounding map": (
+        _Column("rim_contrast_ppm", "contrast (ppm)", 3),
+        _Column("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
+        _Column("edge_distance_mm", "to the edge (mm)", 1),
+    ),
+    "Literature norms (SD)": (_Column("volume_z", "volume", 1), _Column("mean_ppm_z", "susceptibility", 1)),
+    "(Left − right) / mean": (
+        _Column("volume_asymmetry", "volume", 2),
+        _Column("mean_ppm_asymmetry", "susceptibility", 2),
+    ),
+}
+
+_MAP_QUALITY = {
+    "noise_sd_ppm": ("Noise SD", "ppm"),
+    "streaking_index": ("Streaking index", ""),
+    "rim_residual_ppm": ("Residual at the rim", "ppm"),
+    "box_margin_mm": ("Margin of the box", "mm"),
+}
+"""Key of ``_qc.json`` → name and unit."""
+
+_NOT_FOUND, _WITHOUT_VOXEL = "not found", "smaller than a voxel"
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """A PNG in ``figures/``."""
+
+    plane: str
+    href: str
+    """Relative to the page."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """One scan segmented by one model."""
+
+    name: str
+    """Entities of the scan without suffix, such as ``sub-01_ses-1_run-1``."""
+    model: str
+    anchor: str
+    """Identifier on the page."""
+    title: str
+    """Name within the participant, such as ``ses-1 · run-1``."""
+    qc: Mapping[str, Any]
+    """Content of ``_qc.json``."""
+    rows: Sequence[Row]
+    """One per nucleus."""
+    not_found: Sequence[str]
+    without_voxel: Sequence[str]
+    """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
+    rating: str
+    """``green``, ``amber`` or ``red``; empty if the scan has none."""
+    flagged: Sequence[Row]
+    """Rows of the nuclei rated red, then amber."""
+    mosaics: Sequence[Mosaic]
+    viewer: str
+    """Link to the interactive viewer; empty if there is none."""
+    files: Sequence[tuple[str, str]]
+    """Names and links of all files except figures and masks."""
+    n_masks: int
+
+    @property
+    def flag_counts(self) -> str:
+        """Numbers of flagged nuclei, such as ``1 red, 3 amber``; empty if all are green."""
+        counts = {rating: sum(row["rating"] == rating for row in self.flagged) for rating in reversed(RATINGS[1:])}
+        return ", ".join(f"{count} {rating}" for rating, count in counts.items() if count)
+
+
+def write_participant_page(
+    output_dir: Path,
+    participant: str,
+    *,
+    models: Sequence[str] | None = None,
+    failures: Sequence[str] = (),
+    outdated: Collection[tuple[str, str]] = (),
+) -> Path:
+    """Write ``sub-X.html`` from the tables and figures of the output dataset.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivative dataset; the page is written to its root and links to ``figures/``.
+    participant : str
+        Label without ``sub-``.
+    models : sequence of str, optional
+        Only these models; by default all.
+    failures : sequence of str
+        Error messages of failed scans, printed first.
+    outdated : collection of (str, str)
+        Scans and models that failed in the last run; results of an earlier run are marked as such.
+
+    Returns
+    -------
+    Path
+        The page, which is also written without any result.
+
+    Raises
+    ------
+    InputError
+        If a table or figure cannot be read.
+    """
+    # A scan is complete if it has a _dseg.json, which lists the files that belong to it.
+    sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
+    results = [_read_result(sidecar, output_dir) for sidecar in sidecars]
+    results = [result for result in results if models is None or result.model in models]
+    results.sort(key=lambda result: (natural_key(result.name), result.model))
+    return write_page(
+        "participant.html.j2",
+        output_dir / f"sub-{participant}.html",
+        participant=f"sub-{participant}",
+        results=results,
+        sessions={session for result in results if (session := split_entities(result.name).get("ses"))},
+        models=sorted({result.model for result in results}),
+        failures=failures,
+        outdated=outdated,
+        methods=describe_methods([(result.model, result.qc) for result in results]),
+        window=WINDOW_PPM,
+        measures=_MEASURES,
+        qc_measures=_QC_MEASURES,
+        descriptions={key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
+        column_groups=_column_groups,
+        by_nucleus=_group_by_nucleus,
+        facts=_facts,
+        state=_state,
+    )
+
+
+def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
+    """Read what belongs to a ``_dseg.json``."""
+
+    def href(path: Path) -> str:
+        return path_to_url(path.relative_to(output_dir))
+
+    def kind(figure: Path) -> str:
+        # the plane or viewer in desc, which may come after the scan's own, as in rtsAxial
+        return split_entities(figure.stem).get("desc", "").lower()
+
+    names = [*map(str, read_json(sidecar).get("OutputFiles") or ()), sidecar.relative_to(output_dir).as_posix()]
+    paths = [output_dir / name for name in sorted(names) if (output_dir / name).is_file()]
+    qc = next((read_json(path) for path in paths if path.name.endswith("_qc.json")), {})
+    figures = [path for path in paths if path.parent.name == "figures"]
+    others = [path for path in paths if path not in figures and not path.name.endswith(("_mask.nii.gz", "_mask.json"))]
+    entities = split_entities(sidecar.name.partition(".")[0])
+    model = str(qc.get("model") or entities.pop("seg", NO_VALUE))
+    name = str(qc.get("scan") or join_entities(entities))
+    rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
+    flagged = [row for row in rows if row.get("rating") in RATINGS[1:]]
+    return ScanResult(
+        name,
+        model,
+        anchor=scan_anchor(name, model),
+        title=" · ".join(name.split("_")[1:]) or name,
+        qc=qc,
+        rows=rows,
+        not_found=[row["abbreviation"] for row in rows if _state(row) == _NOT_FOUND],
+        without_voxel=[row["abbreviation"] for row in rows if _state(row) == _WITHOUT_VOXEL],
+        rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
+        flagged=sorted(flagged, key=lambda row: -RATINGS.index(cast(Rating, row["rating"]))),
+        mosaics=[
+            Mosaic(plane, href(path), *_read_png_size(path))
+            for plane in PLANES
+            for path in figures
+            if kind(path).endswith(plane) and path.suffix == ".png"
+        ],
+        viewer=next((href(path) for path in figures if kind(path).endswith("viewer")), ""),
+        files=[(path.name, href(path)) for path in others],
+        n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
+    )
+
+
+def _read_rows(path: Path) -> Sequence[Row]:
+    table = read_tsv(path, dtype=str, na_values=[])
+    if "abbreviation" not in table:
+        raise InputError(f"{path.name}: column abbreviation not found; delete the file and rerun with --force")
+    return cast(Sequence[Row], table.to_dict("records"))
+
+
+def _read_png_size(path: Path) -> tuple[int, int]:
+    """Read the size from the header; decoding a mosaic takes much longer."""
+    with path.open("rb") as file:
+        header = file.read(24)
+    if len(header) < 24 or not header.startswith(b"\x89PNG"):
+        raise InputError(f"{path.name}: not a PNG file; delete it and rerun with --force")
+    width, height = struct.unpack(">II", header[16:24])
+    return int(width), int(height)
+
+
+def _state(row: Row) -> str:
+    """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), or nothing."""
+
+    def is_positive(column: str) -> bool:
+        return format_number(row.get(column)) != NO_VALUE and float(row[column]) > 0
+
+    if is_positive("n_voxels"):
+        return ""
+    return _WITHOUT_VOXEL if is_positive("volume_pv_mm3") else _NOT_FOUND
+
+
+def _group_by_nucleus(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group rows by nucleus, both hemispheres together."""
+    return [list(members) for _, members in groupby(rows, key=lambda row: row["abbreviation"].rpartition("_")[0])]
+
+
+def _column_groups(
+    result: ScanResult, groups: Mapping[str, Sequence[_Column]]
+) -> Sequence[tuple[str, Sequence[_Column]]]:
+    """Select the columns that the table has, by their shared headings."""
+    present = result.rows[0] if result.rows else {}
+    selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}
+    return [(group, columns) for group, columns in selected.items() if columns]
+
+
+def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
+    """Return input, settings and versions as headings → names → values."""
+    qc = result.qc
+    given: Mapping[str, Any] = qc.get("input") or {}
+    reference: Mapping[str, Any] = qc.get("reference") or {}
+    units_from = f" (from the {given['units_from']})" if given.get("units_from") else ""
+    n_replaced = given.get("n_replaced")
+    return {
+        "Input": {
+            "Map": format_value(given.get("file")),
+            "Units": format_value(given.get("units")) + units_from,
+            "Reference region": format_value(given.get("reference")),
+            "Voxel size": format_size(given.get("voxel_size_mm")),
+            "Matrix": format_size(given.get("shape"), unit=""),
+            "Stored as": format_value(given.get("orientation")),
+            "Replaced voxels": "none" if n_replaced == 0 else format_value(n_replaced),
+        },
+        "Reconstruction": _describe_reconstruction(qc.get("reconstruction") or {}),
+        "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
+        "Reference region": {
+            "Region": format_value(reference.get("region")),
+            "Source": format_value(reference.get("source")),
+            "Mean": format_value(reference.get("mean_ppm"), "ppm"),
+            "SD": format_value(reference.get("std_ppm"), "ppm"),
+            "Voxels": format_value(reference.get("n_voxels")),
+        }
+        if reference
+        else {},
+        "Run": {
+            "Model": result.model,
+            "Box of the localizer": format_box(qc.get("box_mm")),
+            **{f"Time, {step}": format_value(seconds, "s") for step, seconds in (qc.get("seconds") or {}).items()},
+        },
+        "Settings": {
+            str(key): "default" if value is None else format_value(value)
+            for key, value in (qc.get("settings") or {}).items()
+        },
+        "Versions": {str(key): format_value(value) for key, value in (qc.get("versions") or {}).items()},
+    }
+
+
+def _describe_reconstruction(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a chi map was reconstructed from multi-echo GRE; empty if it was given."""
+    if not record:
+        return {}
+    times_ms = ", ".join(f"{1000 * float(time_s):g}" for time_s in record.get("EchoTime") or [])
+    sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
+    return {
+        "Echo times": f"{times_ms} ms" if times_ms else NO_VALUE,
+        "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
+        "Brain mask": format_value(record.get("BrainMask")),
+        "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
+        "Readout": format_value(record.get("ReadoutCorrection")),
+        "Unwrapping": format_value(record.get("Unwrapping")),
+        "Field": format_value(record.get("FieldFit")),
+        "Background field": format_value(record.get("BackgroundFieldRemoval")),
+        "Inversion": format_value(record.get("DipoleInversion")),
+    }
