@@ -14,6 +14,7 @@ from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.tables import read_tsv
+from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES
 
@@ -38,6 +39,8 @@ _ENTITIES = {
 _NOT_POOLED = ("reconstruction", "description")
 """Columns that tell maps of different reconstructions apart."""
 
+SCAN_KEYS = ["scan", "model"]
+_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
 _TEXT_COLUMNS = (DATASET, "model", "abbreviation", "site", "group", "reference")
 
 _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
@@ -47,15 +50,10 @@ _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
 class GroupTable:
     """A table of the group level with its data dictionary."""
 
-    name: str
-    """File name without ``.tsv``; empty if it is not a file."""
+    file: str
+    """Link from the page; empty if it is not a file."""
     rows: pd.DataFrame
     dictionary: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def file(self) -> str:
-        """Link from the page."""
-        return f"{self.name}.tsv" if self.name else ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class GroupData:
         """One row per scan and model: its names, site, group and age."""
         optional = [name for name in (DATASET, "site", "group", "age_years") if name in self.stats]
         columns = ["scan", "name", "participant_id", "model", "seg", *optional]
-        return self.stats[columns].drop_duplicates(["scan", "model"]).reset_index(drop=True)
+        return self.stats[columns].drop_duplicates(SCAN_KEYS).reset_index(drop=True)
 
     @property
     def models(self) -> list[str]:
@@ -88,26 +86,30 @@ class GroupData:
         values = self.scans[factor]
         return [str(level) for level in values[values != NO_VALUE].value_counts().index]
 
-    def count_scans(self, factor: str, level: str) -> int:
-        """Count the scans of a site or group; ``n/a`` counts those without one."""
-        return self.scans.loc[self.scans[factor] == level, "scan"].nunique() if factor in self.stats else 0
+    def by_nucleus(self, column: str) -> pd.DataFrame:
+        """Return ratings or their reasons by scan and model, one column per nucleus; no column if there are none."""
+        if column not in self.stats:
+            return pd.DataFrame(index=_NO_SCANS)
+        keys = [*SCAN_KEYS, "abbreviation"]
+        table = self.stats.drop_duplicates(keys).set_index(keys)[column].unstack("abbreviation")
+        return table.where(table.isin(RATINGS)).dropna(axis=1, how="all") if column == "rating" else table
+
+    def by_scan(self, column: str) -> pd.Series:
+        """Return a column of ``group_qc.tsv`` by scan and model; empty if there is none."""
+        table = self.tables.get("group_qc")
+        if table is None or column not in table.rows:
+            return pd.Series(index=_NO_SCANS, dtype=object)
+        values = table.rows.drop_duplicates(SCAN_KEYS).set_index(SCAN_KEYS)[column]
+        return values.where(values.isin(RATINGS)) if column == "rating" else values
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether any nucleus or scan has a rating."""
+        return bool(self.by_nucleus("rating").notna().any(axis=None)) or bool(self.by_scan("rating").notna().any())
 
 
 def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
-    """Read ``group_stats.tsv`` and those of the other tables that exist.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivative dataset.
-    names : sequence of str
-        Other tables, without ``.tsv``.
-
-    Raises
-    ------
-    InputError
-        If ``group_stats.tsv`` does not exist or a table cannot be read.
-    """
+    """Read ``group_stats.tsv`` and those of the other tables (`names`, without ``.tsv``) that exist."""
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
     # with --group-column, another column may also be called group
@@ -118,9 +120,20 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     required = ("participant_id", "model", "abbreviation", *QUANTITIES)
     if missing := [name for name in required if name not in stats.rows]:
         raise InputError(f"group_stats.tsv: column {', '.join(missing)} not found; run the group level again")
-    tables = [_read_table(output_dir, name) for name in names]
-    known = {table.name: table for table in (stats, *tables) if table}
-    return GroupData(_complete(stats.rows.rename(columns={group: "group"})), known)
+    tables = {"group_stats": stats, **{name: _read_table(output_dir, name) for name in names}}
+    rows = stats.rows.rename(columns={group: "group"})
+    rows = rows[rows["abbreviation"].isin(list(_NUCLEI))]
+    rows = rows.assign(volume_pv_mm3=rows.get("volume_pv_mm3", np.nan))
+    added: dict[str, pd.Series] = {
+        "nucleus": rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
+        "side": rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
+    }
+    for measure in (*QUANTITIES, "volume_pv_mm3"):
+        added[measure] = pd.to_numeric(rows[measure], errors="coerce").astype(np.float64)
+    for factor in {"site", "group"} & set(rows):
+        added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
+    rows = rows.assign(**added).reset_index(drop=True)
+    return GroupData(rows, {name: table for name, table in tables.items() if table})
 
 
 def _read_table(
@@ -156,14 +169,12 @@ def _read_table(
                 values = rows[column].astype(object)
                 model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
         rows = rows.assign(seg=rows["model"], model=model)
-    return GroupTable(name, rows, read_optional_json(path.with_suffix(".json")))
+    return GroupTable(path.name, rows, read_optional_json(path.with_suffix(".json")))
 
 
 def scan_names(keys: pd.DataFrame) -> pd.Series:
     """Return the name of each row's scan, as its files start, from one text column per entity.
 
-    Examples
-    --------
     >>> keys = pd.DataFrame({"participant_id": ["sub-01"], "space": ["T1w"], "run": ["2"], "session_id": ["ses-1"]})
     >>> scan_names(keys).tolist()
     ['sub-01_ses-1_run-2_space-T1w']
@@ -178,22 +189,6 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
             known[values] = join_entities({key: value.removeprefix(f"{key}-") for key, value in present.items()})
         names.append(known[values])
     return pd.Series(names, index=keys.index, dtype=object)
-
-
-def _complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """Select known nuclei, add nucleus and side, and write ``n/a`` for missing sites and groups."""
-    known = rows[rows["abbreviation"].isin(list(_NUCLEI))]
-    known = known.assign(volume_pv_mm3=known.get("volume_pv_mm3", np.nan))
-    names = known["abbreviation"]
-    added: dict[str, pd.Series] = {
-        "nucleus": names.map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
-        "side": names.map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
-    }
-    for measure in (*QUANTITIES, "volume_pv_mm3"):
-        added[measure] = pd.to_numeric(known[measure], errors="coerce").astype(np.float64)
-    for factor in {"site", "group"} & set(known):
-        added[factor] = known[factor].astype(object).fillna(NO_VALUE)
-    return known.assign(**added).reset_index(drop=True)
 
 
 def is_true(values: pd.Series) -> pd.Series:

@@ -47,43 +47,32 @@ class PageFigure:
 
 
 def violin_figures(data: GroupData, output_dir: Path, *, factor: str) -> Iterator[PageFigure]:
-    """Draw volume and mean susceptibility of each model by site or group, if there are several.
+    """Draw volume and mean susceptibility of each model by site or group, if there are several, or over all ``scans``.
 
     For sites, draw also the harmonized susceptibility if ``group_harmonized.tsv`` has it.
     """
-    levels = data.levels(factor)
-    if len(levels) < 2:
+    stats, levels = data.stats, data.levels(factor)
+    if factor == "scans":
+        stats, levels = stats.assign(scans="all"), ["all"]
+    elif len(levels) < 2:
         return
-    for model in data.models:
-        rows = data.stats[data.stats["model"] == model]
-        name = _name_if_several(data, model)
-        for measure in QUANTITIES:
-            yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=name)
+    for model, measure in product(data.models, QUANTITIES):
+        rows, name = stats[stats["model"] == model], _name_if_several(data, model)
+        yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=name)
     table = data.tables.get("group_harmonized")
     if factor != "site" or table is None or not {"site", "measure", "harmonized"} <= set(table.rows):
         return
-    rows = _harmonized_rows(table, "mean_ppm").dropna(subset=["harmonized", "site"])
-    for key, of_model in rows.groupby("model", sort=False):
-        sides = of_model["abbreviation"].str.split("_", expand=True)
-        of_model = of_model.assign(nucleus=sides[0], side=sides[1])
-        name = _name_if_several(data, str(key))
-        yield _violins(
-            of_model, output_dir, measure="mean_ppm", factor=factor, levels=levels, model=name, harmonized=True
-        )
+    harmonized = _harmonized_rows(table, "mean_ppm").dropna(subset=["harmonized", "site"])
+    for key, rows in harmonized.groupby("model", sort=False):
+        sides, name = rows["abbreviation"].str.split("_", expand=True), _name_if_several(data, str(key))
+        rows = rows.assign(nucleus=sides[0], side=sides[1])
+        yield _violins(rows, output_dir, measure="mean_ppm", factor="site", levels=levels, model=name, harmonized=True)
 
 
 def _harmonized_rows(table: GroupTable, measure: str) -> pd.DataFrame:
     """Return the harmonized values of a measure under its own name."""
     rows = table.rows[table.rows["measure"] == measure]
     return rows.assign(**{measure: rows["harmonized"]})
-
-
-def overall_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
-    """Draw volume and mean susceptibility of each model over all scans."""
-    for model in data.models:
-        rows, name = data.stats[data.stats["model"] == model].assign(scans="all"), _name_if_several(data, model)
-        for measure in QUANTITIES:
-            yield _violins(rows, output_dir, measure=measure, factor="scans", levels=["all"], model=name)
 
 
 def _violins(
@@ -100,13 +89,14 @@ def _violins(
     shown = sorted(levels[:MAX_LEVELS], key=natural_key)
     name = ("harmonized " if harmonized else "") + QUANTITIES[measure].name
     file = f"{measure}_by-{factor}{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
-    by = f"by {factor}" if len(levels) > 1 else "over all scans"
+    by = ("by " + factor if len(levels) > 1 else "over all scans") + (model and f", {model}")
     left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
     key = shorten_labels(shown).key
+    png = draw_violins(rows, measure=measure, levels=shown, factor=factor)
     return PageFigure(
-        _save(output_dir, draw_violins(rows, measure=measure, levels=shown, factor=factor), file),
-        title=f"{name.capitalize()} {by}{_suffix(model)}",
-        alt=f"Violin plots of the {name} of each nucleus {by}{_suffix(model)}; the left half of a violin is the "
+        save_plot(png, output_dir, slug(f"group_{file}")),
+        title=f"{name.capitalize()} {by}",
+        alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
         f"patient's left. {_describe_medians(rows, measure=measure, factor=factor, levels=shown)}",
         caption=f"Left half of a violin: patient's left; right half: right. Bars are medians, points are scans."
         f"{left_out}{f' {key}.' if key else ''}{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
@@ -163,14 +153,15 @@ def _ageing(
     prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
     png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{QUANTITIES[measure].label}".strip())
     name = prefix + QUANTITIES[measure].name
+    file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
     pooled = [f"{factor}s" for factor in ("site", "group") if len(data.levels(factor)) > 1]
     pooled = [factor for factor in pooled if not (harmonized and factor == "sites")]
     notes = " Values are harmonized over sites (ComBat)." if harmonized else ""
     notes += f" {' and '.join(pooled).capitalize()} are pooled." if pooled else ""
     identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
     return PageFigure(
-        _save(output_dir, png, f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"),
-        title=f"{name.capitalize()} over age{_suffix(model)}",
+        save_plot(png, output_dir, slug(f"group_{file}")),
+        title=f"{name.capitalize()} over age{model and f', {model}'}",
         alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
         f" {_describe_trend(curves)}",
         caption=f"Points are scans.{notes} Curves have the lowest AICc{identified}; bands are 95 % confidence bands."
@@ -229,8 +220,10 @@ def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]
             text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
             medians.append(f"Median asymmetry of {QUANTITIES[measure].name}: {text or 'none'}.")
         yield PageFigure(
-            _save(output_dir, draw_asymmetry(rows, measures=measures), f"asymmetry{model and f'_{model}'}"),
-            title=f"Asymmetry{_suffix(model)}",
+            save_plot(
+                draw_asymmetry(rows, measures=measures), output_dir, slug(f"group_asymmetry{model and f'_{model}'}")
+            ),
+            title=f"Asymmetry{model and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
             f"side is larger by 20 % of the mean.{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
@@ -239,17 +232,33 @@ def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]
 
 def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, one figure per measure and pair."""
-    for first, second in list(combinations(data.models, 2))[:MAX_PAIRS]:
+    for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], QUANTITIES):
+        values = _shared_values(data, measure, (first, second))
         pair = {"reference": first, "prediction": second}
-        for measure in QUANTITIES:
-            values = _shared_values(data, measure, (first, second))
-            rows = [
-                {"abbreviation": name, **pair, **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
-                for name, group in values.groupby("abbreviation", sort=False)
-                if len(group) >= _MIN_SCANS
-            ]
-            if rows:
-                yield _agreement(values, pd.DataFrame(rows), output_dir, measure=measure, pair=(first, second))
+        records = [
+            {"abbreviation": name, **pair, **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
+            for name, group in values.groupby("abbreviation", sort=False)
+            if len(group) >= _MIN_SCANS
+        ]
+        if not records:
+            continue
+        rows, (name, unit, _) = pd.DataFrame(records), QUANTITIES[measure]
+        against = f"{second} against {first}"
+        title = f"{name.capitalize()}, {against}"
+        anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
+        largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
+        png = draw_agreement(values, rows, title=title, unit=unit)
+        yield PageFigure(
+            save_plot(png, output_dir, slug(f"group_{measure}_{first}_{second}")),
+            title=title,
+            alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {against}. The largest bias is "
+            f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
+            caption=f"Left of each pair: both models with the line of equality. Right: difference ({second} minus "
+            f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
+            table=make_table(
+                GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS
+            ),
+        )
 
 
 def explain_missing_pairs(data: GroupData) -> Iterator[str]:
@@ -270,32 +279,5 @@ def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.D
     return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 
-def _agreement(
-    values: pd.DataFrame, rows: pd.DataFrame, output_dir: Path, *, measure: str, pair: tuple[str, str]
-) -> PageFigure:
-    first, second = pair
-    name, unit, _ = QUANTITIES[measure]
-    title = f"{name.capitalize()}, {second} against {first}"
-    anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
-    largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
-    return PageFigure(
-        _save(output_dir, draw_agreement(values, rows, title=title, unit=unit), f"{measure}_{first}_{second}"),
-        title=title,
-        alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {second} against {first}. The largest bias is "
-        f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
-        caption=f"Left of each pair: both models with the line of equality. Right: difference ({second} minus {first}) "
-        "over the mean, with bias, limits of agreement and their 95 % confidence bands.",
-        table=make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS),
-    )
-
-
 def _name_if_several(data: GroupData, model: str) -> str:
     return model if len(data.models) > 1 else ""
-
-
-def _suffix(model: str) -> str:
-    return f", {model}" if model else ""
-
-
-def _save(output_dir: Path, png: bytes, name: str) -> PlotFile:
-    return save_plot(png, output_dir, f"group_{slug(name)}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,11 +19,17 @@ from bids_dgmseg.report.group_figures import (
     asymmetry_figures,
     explain_missing_pairs,
     model_figures,
-    overall_figures,
     violin_figures,
 )
-from bids_dgmseg.report.group_statistics import STATISTICS, select_rows, statistic_tables
-from bids_dgmseg.report.group_tables import PageTable, has_ratings, link_scans, nuclei_table, scans_table
+from bids_dgmseg.report.group_tables import (
+    STATISTICS,
+    PageTable,
+    link_scans,
+    nuclei_table,
+    scans_table,
+    select_rows,
+    statistic_tables,
+)
 from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
 
 MAX_WARNINGS = 100
@@ -52,8 +57,7 @@ _MAP_PROPERTIES = {
 }
 
 
-@dataclass(frozen=True)
-class _Section:
+class _Section(NamedTuple):
     anchor: str
     title: str
     figures: Sequence[PageFigure]
@@ -104,7 +108,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         facts=_facts(data, output_dir),
         files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
         sections=sections,
-        has_ratings=has_ratings(data),
+        has_ratings=data.has_ratings,
     )
 
 
@@ -112,7 +116,7 @@ def _make_sections(data: GroupData, output_dir: Path) -> Iterator[_Section]:
     by_site = list(violin_figures(data, output_dir, factor="site"))
     by_group = list(violin_figures(data, output_dir, factor="group"))
     figures = {
-        "nuclei": [] if by_site or by_group else list(overall_figures(data, output_dir)),
+        "nuclei": [] if by_site or by_group else list(violin_figures(data, output_dir, factor="scans")),
         "sites": by_site,
         "groups": by_group,
         "age": list(ageing_figures(data, output_dir)),
@@ -140,7 +144,7 @@ def _explain_omissions(data: GroupData, names: Sequence[str]) -> Iterator[str]:
     if len(data.models) < 2:
         yield f"Comparison of models: all scans were segmented by {data.models[0]}"
     yield from (f"Comparison of models: {reason}" for reason in explain_missing_pairs(data))
-    if not has_ratings(data):
+    if not data.has_ratings:
         yield "Ratings of the scans: not in group_stats.tsv and group_qc.tsv"
     for name in names:
         yield from (f"{name}.tsv: {reason}" for reason in _explain_table(data, name))
@@ -148,15 +152,16 @@ def _explain_omissions(data: GroupData, names: Sequence[str]) -> Iterator[str]:
 
 def _explain_factor(data: GroupData, factor: str) -> str:
     """Explain which scans the plots by site or group lack; empty if none."""
-    levels, n_without = data.levels(factor), data.count_scans(factor, NO_VALUE)
+    levels = data.levels(factor)
     if not levels:
         return f"group_stats.tsv has no {factor}"
+    counts = data.scans.groupby(factor)["scan"].nunique()
+    n_without = int(counts.get(NO_VALUE, 0))
     if len(levels) > 1:
         return f"without {format_count(n_without, 'scan')} that have no {factor}" if n_without else ""
     if not n_without:
         return f"all scans have the same {factor}, {levels[0]}"
-    n_scans = format_count(data.count_scans(factor, levels[0]), "scan")
-    return f"{n_scans} of {factor} {levels[0]}, {n_without} without a {factor}"
+    return f"{format_count(int(counts[levels[0]]), 'scan')} of {factor} {levels[0]}, {n_without} without a {factor}"
 
 
 def _explain_table(data: GroupData, name: str) -> Iterator[str]:
@@ -217,16 +222,12 @@ def _most_frequent_note(rows: pd.DataFrame) -> str:
     return found.iloc[0].removeprefix("no z: ") if len(found) else ""
 
 
-def find_study_names(output_dir: Path) -> Sequence[str]:
+def find_study_names(output_dir: Path, *, visited: frozenset[Path] = frozenset()) -> Sequence[str]:
     """Return the names of the datasets that the results come from, or of the output folder if none is known.
 
-    Names are those of ``dataset_description.json``, or of the folder if it cannot be read.
+    Names are those of ``dataset_description.json``, or of the folder if it cannot be read. `visited` guards against
+    circular links.
     """
-    return _find_source_names(output_dir, frozenset()) or [output_dir.resolve().name]
-
-
-def _find_source_names(output_dir: Path, visited: frozenset[Path]) -> list[str]:
-    """Follow the links of a dataset to its sources; `visited` guards against circular links."""
     names = []
     for link in linked_datasets(output_dir).values():
         folder = url_to_path(link, output_dir).resolve()
@@ -234,13 +235,9 @@ def _find_source_names(output_dir: Path, visited: frozenset[Path]) -> list[str]:
     if not names:  # merged from other outputs, which have links themselves
         visited = visited | {output_dir.resolve()}
         sources = [url_to_path(link, output_dir).resolve() for link in source_datasets(output_dir)]
-        names = [
-            name
-            for source in sources
-            if source.is_dir() and source not in visited
-            for name in _find_source_names(source, visited) or [source.name]
-        ]
-    return list(dict.fromkeys(names))
+        sources = [source for source in sources if source.is_dir() and source not in visited]
+        names = [name for source in sources for name in find_study_names(source, visited=visited)]
+    return list(dict.fromkeys(names)) or [output_dir.resolve().name]
 
 
 def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:

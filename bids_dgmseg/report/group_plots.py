@@ -72,16 +72,8 @@ _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure
 def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> bytes:
     """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
 
-    Parameters
-    ----------
-    values : DataFrame
-        One row per scan and nucleus: ``scan``, ``nucleus``, ``side``, the measure and the factor.
-    measure : str
-        Key of `QUANTITIES`.
-    levels : sequence of str
-        Values of the factor, from left to right.
-    factor : str
-        Column with one violin per value in each panel.
+    `values` has one row per scan and nucleus (``scan``, ``nucleus``, ``side``, the measure and the factor). `levels`
+    are the values of the factor from left to right, one violin each.
     """
     nuclei, labels = _nuclei_in(values), shorten_labels(levels)
     figure, panels = _make_panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9)
@@ -111,16 +103,8 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
 def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
     """Draw a measure over age with the fitted curves and their confidence bands as a PNG.
 
-    Parameters
-    ----------
-    points : DataFrame
-        One row per scan and nucleus: ``abbreviation``, ``age_years`` and the measure.
-    curves : DataFrame
-        Rows of ``group_ageing_curves.tsv``, one curve per nucleus.
-    measure : str
-        Column of `points`.
-    label : str
-        Label of the measure's axis.
+    `points` has one row per scan and nucleus (``abbreviation``, ``age_years`` and the measure), `curves` the rows of
+    ``group_ageing_curves.tsv`` of one curve per nucleus.
     """
     present = set(points["abbreviation"]) | set(curves["abbreviation"])
     nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
@@ -151,15 +135,7 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
 
 @with_default_settings
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
-    """Draw the asymmetry between left and right of each nucleus as a PNG.
-
-    Parameters
-    ----------
-    values : DataFrame
-        Rows of ``group_asymmetry.tsv``.
-    measures : sequence of str
-        Keys of `QUANTITIES`, one panel each.
-    """
+    """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` as a PNG, one panel per measure."""
     nuclei = _nuclei_in(values)
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
     for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False).ravel(), measures, strict=True):

@@ -1,68 +1,177 @@
-"""Tables of the group page: cells with text, sort key and link; scans, nuclei and medians."""
+"""Tables of the group page: scans, nuclei, medians and statistics, with sort keys, tooltips and links."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bids_dgmseg.io.files import path_to_url
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.group_data import DATASET, GroupData, GroupTable, is_true
+from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, GroupTable, is_true
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, format_significant, scan_anchor
+from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 
 MAX_ROWS, MAX_SCANS = 200, 100  # rows of a table on the page
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
-_KEYS = ["scan", "model"]
-_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=_KEYS)
 _TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
+_DIGITS = {"ppm": 3, "mm³": 1}
+_VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
+_IF_SEVERAL = ("model", "labels", "scans", "reference")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a cell, and what it is sorted by."""
+    """Text of a cell with the number to sort by (None: by text, ``n/a`` last), link, colour of a rating and tooltip."""
 
     text: str
     sort: float | None = None
-    """Number to sort by; None to sort by text, with ``n/a`` last."""
     href: str = ""
     rating: str = ""
-    """``green``, ``amber``, ``red`` or empty."""
     title: str = ""
-    """Tooltip."""
 
 
-@dataclass(frozen=True)
-class Heading:
-    """Heading of a column."""
+class Heading(NamedTuple):
+    """Heading of a column with its tooltip, and whether the column has numbers, text or ratings."""
 
     text: str
     description: str = ""
-    """Tooltip."""
     kind: Literal["", "text", "ratings"] = ""
-    """Numbers, text or ratings."""
 
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of the page; the first cell of a row is its heading."""
+    """The first of the `n_rows` rows of a table; the first cell of a row is its heading."""
 
     anchor: str
     caption: str
     headings: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
     n_rows: int
-    """Rows of the whole table, of which the first ones are on the page."""
     file: str = ""
     note: str = ""
+
+
+class _Column(NamedTuple):
+    """A column of the page: one of the table, or a value with its confidence limits."""
+
+    key: str
+    title: str
+    """May hold ``{covariates}``."""
+    limits: tuple[str, str] | None = None
+    extra_digits: int | None = None
+    """Decimals in addition to those of the measure's unit."""
+    digits: int | None = None
+    """Decimals for any measure; without either, three significant digits."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What the page shows of a group table."""
+
+    name: str
+    section: str
+    caption: str
+    columns: Sequence[_Column]
+    note: str = ""
+    split: bool = True
+    """Whether each measure has its own table."""
+
+
+def _plain(**titles: str) -> list[_Column]:
+    """Columns without limits and decimals, by their keys."""
+    return [_Column(key, title) for key, title in titles.items()]
+
+
+def _with_limits(key: str, title: str, *, extra_digits: int | None = None, digits: int | None = None) -> _Column:
+    return _Column(key, title, (f"{key}_low", f"{key}_high"), extra_digits, digits)
+
+
+STATISTICS = (
+    Statistic(
+        "group_ageing",
+        "age",
+        "Age curves, the best fit per nucleus",
+        (
+            *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
+            _with_limits("alpha", "α"),
+            _with_limits("beta_per_year", "β (1/year)"),
+            _with_limits("gamma", "γ"),
+            _Column("r2", "R²", digits=2),
+            _Column("note", "Note"),
+        ),
+        "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
+        "the measure, or that unit per year; 95 % confidence limits in brackets.",
+    ),
+    Statistic(
+        "group_site_variance",
+        "sites",
+        "Between-site variance before and after harmonization",
+        (
+            *_plain(abbreviation="Nucleus", model="Model", n="n"),
+            *_plain(site_variance_before="Before", site_variance_after="After"),
+            _Column("reduction", "Reduction", digits=2),
+            *_plain(p_site_before="p before", p_site_after="p after"),
+        ),
+        "Variance of the site means adjusted for covariates, in squared units of the measure; reduction is "
+        "1 − after / before.",
+    ),
+    Statistic(
+        "group_differences",
+        "groups",
+        "Differences between groups",
+        (
+            *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
+            _with_limits("difference", "Difference", extra_digits=0),
+            _with_limits("hedges_g", "Hedges' g", digits=2),
+            *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),
+            _with_limits("ancova_difference", "Adjusted for {covariates}", extra_digits=0),
+            _Column("ancova_q", "q (ANCOVA)"),
+            _Column("mean_reference", "Ref. mean", extra_digits=0),
+            _Column("mean_group", "Group mean", extra_digits=0),
+            *_plain(n_reference="Ref. n", n_group="Group n", note="Note"),
+        ),
+        "Difference is group minus reference group, with 95 % confidence limits in brackets; q is the p value adjusted "
+        "for the number of nuclei (false discovery rate).",
+    ),
+    Statistic(
+        "group_longitudinal",
+        "change",
+        "Mean change per year",
+        (
+            *_plain(abbreviation="Nucleus", model="Model"),
+            _Column("change_per_year", "Change per year", ("change_low", "change_high"), 1),
+            *_plain(q="q", p="p", n="Participants", n_scans="Scans"),
+            _Column("years_median", "Median years", digits=1),
+            _Column("note", "Note"),
+        ),
+        "Mean of the participants' slopes, with 95 % confidence limits in brackets.",
+    ),
+    Statistic(
+        "group_outliers",
+        "outliers",
+        "Outliers within their site",
+        (
+            *_plain(scan="Scan", abbreviation="Nucleus", model="Model", measure="Measure", site="Site"),
+            _Column("value", "Value", extra_digits=0),
+            _Column("median", "Site median", extra_digits=0),
+            _Column("robust_z", "Robust z", digits=1),
+            _Column("n_site", "Site n"),
+        ),
+        "Robust z: distance from the site median divided by 1.4826 times the median absolute deviation.",
+        split=False,
+    ),
+)
+"""In the order of the page."""
 
 
 def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
@@ -136,8 +245,8 @@ def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Se
 def scans_table(data: GroupData, output_dir: Path) -> PageTable:
     """Rank the scans by rating, nuclei not found, outliers and warnings; link them to the pages in `output_dir`."""
     scans = _rank_scans(data)
-    ratings, reasons = _nucleus_ratings(data), _one_column_per_nucleus(data, "reasons")
-    nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in ratings]
+    ratings, reasons = data.by_nucleus("rating"), data.by_nucleus("reasons")
+    nuclei = [structure for structure in STRUCTURES if structure.abbreviation in ratings]
     keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
     has_overall = scans["rating"].notna().any()
     lists = {"not_found": "Not found"}
@@ -145,7 +254,7 @@ def scans_table(data: GroupData, output_dir: Path) -> PageTable:
         lists["without_voxel"] = "Smaller than a voxel"
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
     headings += [Heading("Whole scan", kind="ratings")] if has_overall else []
-    headings += [Heading(nucleus, STRUCTURES.named(nucleus).name, kind="ratings") for nucleus in nuclei]
+    headings += [Heading(nucleus.abbreviation, nucleus.name, kind="ratings") for nucleus in nuclei]
     headings += [Heading(title, kind="text") for title in lists.values()]
     headings += [Heading("Outliers"), Heading("Warnings")]
     rows = []
@@ -154,8 +263,8 @@ def scans_table(data: GroupData, output_dir: Path) -> PageTable:
         cells = [Cell(scan["scan"], href=_link(scan, output_dir)), *(Cell(str(scan[key])) for key in keys)]
         cells += [_rating_cell(scan["rating"], "whole scan", scan["reasons"])] if has_overall else []
         for nucleus in nuclei:
-            reason = reasons.at[row, nucleus] if nucleus in reasons else None
-            cells.append(_rating_cell(ratings.at[row, nucleus], STRUCTURES.named(nucleus).name, reason))
+            reason = reasons.at[row, nucleus.abbreviation] if nucleus.abbreviation in reasons else None
+            cells.append(_rating_cell(ratings.at[row, nucleus.abbreviation], nucleus.name, reason))
         cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in lists]
         rows.append([*cells, make_cell(scan["n_outliers"]), make_cell(scan["n_warnings"])])
     file = "group_qc.tsv" if "group_qc" in data.tables else "group_stats.tsv"
@@ -164,62 +273,31 @@ def scans_table(data: GroupData, output_dir: Path) -> PageTable:
 
 def _rank_scans(data: GroupData) -> pd.DataFrame:
     """Collect the evidence against each scan, the worst first."""
-    scans = data.scans.set_index(_KEYS, drop=False)
+    scans = data.scans.set_index(SCAN_KEYS, drop=False)
     scans.index.names = [None, None]
-    ratings = _nucleus_ratings(data).reindex(scans.index)
+    ratings = data.by_nucleus("rating").reindex(scans.index)
     empty = data.stats[~(data.stats["volume_mm3"] > 0)]
     is_without_voxel = empty["volume_pv_mm3"] > 0
     not_found, without_voxel = empty[~is_without_voxel], empty[is_without_voxel]
-    scans["rating"] = _scan_ratings(data).reindex(scans.index)
-    scans["not_found"] = not_found.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    scans["without_voxel"] = without_voxel.groupby(_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
+    scans["not_found"] = not_found.groupby(SCAN_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
+    scans["without_voxel"] = without_voxel.groupby(SCAN_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
     outliers = data.tables.get("group_outliers")
     scans["n_outliers"] = np.nan  # missing if they were not computed
     if outliers is not None and "outlier" in outliers.rows:
-        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in _KEYS]).sum()
+        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in SCAN_KEYS]).sum()
         scans["n_outliers"] = counts.reindex(scans.index)
-    for column in ("n_warnings", "page", "reasons"):
-        scans[column] = _qc_column(data, column).reindex(scans.index)
+    for column in ("rating", "n_warnings", "page", "reasons"):
+        scans[column] = data.by_scan(column).reindex(scans.index)
     ranks = {
         "rating": scans["rating"].map({rating: level for level, rating in enumerate(RATINGS)}).fillna(-1),
         "red": (ratings == "red").sum(axis=1),
         "amber": (ratings == "amber").sum(axis=1),
-        "not_found": not_found.groupby(_KEYS).size().reindex(scans.index, fill_value=0),
+        "not_found": not_found.groupby(SCAN_KEYS).size().reindex(scans.index, fill_value=0),
         "outliers": scans["n_outliers"].fillna(0),
         "warnings": pd.to_numeric(scans["n_warnings"]).fillna(0),
     }
     order = pd.DataFrame(ranks).sort_values(list(ranks), ascending=False, kind="stable").index
     return scans.loc[order]
-
-
-def has_ratings(data: GroupData) -> bool:
-    """Return whether any nucleus or scan has a rating."""
-    return bool(_nucleus_ratings(data).notna().any(axis=None)) or bool(_scan_ratings(data).notna().any())
-
-
-def _nucleus_ratings(data: GroupData) -> pd.DataFrame:
-    """Return ratings by scan and model, one column per nucleus; no column if there are none."""
-    ratings = _one_column_per_nucleus(data, "rating")
-    return ratings.where(ratings.isin(RATINGS)).dropna(axis=1, how="all")
-
-
-def _one_column_per_nucleus(data: GroupData, column: str) -> pd.DataFrame:
-    if column not in data.stats:
-        return pd.DataFrame(index=_NO_SCANS)
-    keys = [*_KEYS, "abbreviation"]
-    return data.stats.drop_duplicates(keys).set_index(keys)[column].unstack("abbreviation")
-
-
-def _scan_ratings(data: GroupData) -> pd.Series:
-    ratings = _qc_column(data, "rating")
-    return ratings.where(ratings.isin(RATINGS))
-
-
-def _qc_column(data: GroupData, column: str) -> pd.Series:
-    table = data.tables.get("group_qc")
-    if table is None or column not in table.rows:
-        return pd.Series(index=_NO_SCANS, dtype=object)
-    return table.rows.drop_duplicates(_KEYS).set_index(_KEYS)[column]
 
 
 def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
@@ -232,7 +310,7 @@ def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
 
 def link_scans(table: PageTable, rows: pd.DataFrame, data: GroupData, output_dir: Path) -> PageTable:
     """Link the first cell of each row to its scan on the page of the participant."""
-    pages = _qc_column(data, "page")
+    pages = data.by_scan("page")
     records = rows[["scan", "name", "participant_id", "model", "seg"]].head(len(table.rows)).to_dict("records")
     links = [_link({**row, "page": pages.get((row["scan"], row["model"]))}, output_dir) for row in records]
     linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=True)]
@@ -243,3 +321,105 @@ def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
     """Return the link to a scan on the page of its participant; empty if there is no page."""
     page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
     return f"{path_to_url(page)}#{scan_anchor(scan['name'], scan['seg'])}" if (output_dir / page).is_file() else ""
+
+
+def select_rows(table: GroupTable) -> pd.DataFrame:
+    """Select what the page shows: the best curves, or the outliers from the largest robust z down."""
+    rows = table.rows
+    for column in ("best", "outlier"):
+        if column in rows:
+            rows = rows[is_true(rows[column])]
+    if "robust_z" in rows:
+        rows = rows.sort_values("robust_z", key=abs, ascending=False, kind="stable")
+    return rows
+
+
+def statistic_tables(statistic: Statistic, table: GroupTable) -> Iterator[PageTable]:
+    """Make the page's tables of a group table, one per measure unless it says otherwise."""
+    rows = select_rows(table)
+    several = {key for key in _IF_SEVERAL if key in rows and rows[key].nunique() > 1}
+    columns = [column for column in statistic.columns if column.key not in _IF_SEVERAL or column.key in several]
+    references = [*rows["reference"].unique()] if "reference" in rows else []
+    caption = f"{statistic.caption}, relative to {references[0]}" if len(references) == 1 else statistic.caption
+    if not statistic.split:
+        yield _statistic_table(statistic, table, rows, columns, anchor="table", caption=caption)
+        return
+    for number, (measure, part) in enumerate(rows.groupby("measure", sort=False)):
+        title = f"{caption}: {name_measure(str(measure))}"
+        made = _statistic_table(statistic, table, part, columns, anchor=str(measure), caption=title)
+        yield made if number == 0 else replace(made, note=made.note.removeprefix(statistic.note).strip())
+
+
+def name_measure(measure: str) -> str:
+    """Return the name of a measure with its unit.
+
+    >>> name_measure("mean_ppm_harmonized"), name_measure("median_ppm")
+    ('mean susceptibility (ppm), harmonized over sites', 'median_ppm (ppm)')
+    """
+    base, unit, variants = _split_measure(measure)
+    name = QUANTITIES[base].label if base in QUANTITIES else f"{base} ({unit})" if unit else base
+    return ", ".join([name, *variants])
+
+
+def _split_measure(measure: str) -> tuple[str, str, list[str]]:
+    """Split a measure into the column of stats.tsv, its unit, and how it was changed."""
+    variants: list[str] = []
+    while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
+        measure = measure.removesuffix(ending)
+        variants.insert(0, _VARIANTS[ending])
+    return measure, STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³"), variants
+
+
+def _statistic_table(
+    statistic: Statistic,
+    table: GroupTable,
+    rows: pd.DataFrame,
+    columns: Sequence[_Column],
+    *,
+    anchor: str,
+    caption: str,
+) -> PageTable:
+    """Make one table; notes that all its rows share are moved below it."""
+    note = statistic.note
+    if "note" in rows and rows["note"].notna().all():
+        notes = [str(text).split("; ") for text in rows["note"]]
+        shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
+        own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
+        rows = rows.assign(note=pd.Series(own, index=rows.index, dtype=object))
+        note += "".join(f" All rows: {part}." for part in shared)
+    columns = [column for column in columns if column.key in rows and rows[column.key].notna().any()]
+    covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
+    headings = [make_heading(table, column.key, column.title.format(covariates=covariates)) for column in columns]
+    cells = [
+        [_statistic_cell(record, column) for column in columns] for record in rows.head(MAX_ROWS).to_dict("records")
+    ]
+    return PageTable(f"{statistic.name}-{anchor}", caption, headings, cells, len(rows), file=table.file, note=note)
+
+
+def _statistic_cell(record: Mapping[Any, Any], column: _Column) -> Cell:
+    """Format a value of a row, with its limits in brackets."""
+    value = record[column.key]
+    if column.key == "measure":
+        return Cell(name_measure(str(value)))
+    digits, unit_digits = column.digits, _DIGITS.get(_split_measure(str(record["measure"]))[1])
+    if column.extra_digits is not None and unit_digits is not None:
+        digits = unit_digits + column.extra_digits
+    if isinstance(value, int) and (column.limits or digits is not None):
+        value = float(value)  # a measure without decimals, not a count
+    cell = make_cell(value, column=column.key, digits=digits)
+    if column.limits is None or cell.sort is None:
+        return cell
+    limits = [record.get(key, math.nan) for key in column.limits]
+    if all(map(math.isnan, limits)):
+        return cell
+    if NOT_IDENTIFIED in str(record.get("note")):
+        interval = NOT_IDENTIFIED
+    else:
+        interval = ", ".join(_format_limit(limit, digits) for limit in limits)
+    return replace(cell, text=f"{cell.text} [{interval}]", title=f"{value} [{limits[0]}, {limits[1]}]")
+
+
+def _format_limit(limit: float, digits: int | None) -> str:
+    if math.isinf(limit):
+        return "∞" if limit > 0 else "−∞"
+    return format_significant(limit) if digits is None else format_number(limit, digits)
