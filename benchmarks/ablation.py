@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
-from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, batch_to_device, mixed_precision
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.simulate.template import read_template

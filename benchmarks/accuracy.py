@@ -26,7 +26,7 @@ from bids_dgmseg.cli.simulate import write_demo_dataset
 from bids_dgmseg.errors import InputError, count, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.simulate.template import read_template

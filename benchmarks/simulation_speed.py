@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.cli.options import positive_int, seed
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.models.model_folder import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.weights import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.train.core import Run, State, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy

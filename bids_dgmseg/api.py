@@ -27,11 +27,11 @@ from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.nifti import image_like, load_image
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
-from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 
 Niimg: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage
@@ -149,7 +149,7 @@ def segment(
     block = found.block
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(found.labels)
-    scan = SegmentedScan(chi, dseg, probseg, block.slices, found.structures, labelled=block.seen)
+    scan = SegmentedScan(chi, dseg, probseg, block.slices, found.model.structures, labelled=block.seen)
     measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference)
     warnings = (*notes, *checked.warnings, *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)

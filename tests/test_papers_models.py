@@ -13,9 +13,8 @@ import torch
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.models.model_folder import write_model_toml
+from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi, read_stats

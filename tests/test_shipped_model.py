@@ -14,13 +14,12 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import atlas_files
+from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.results import Segmentation
-from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.segmentation.segment import SegmentedMap, segment_map
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
 
@@ -41,7 +40,7 @@ def _upright_map() -> Volume:
 
 
 @cache
-def _upright() -> Segmentation:
+def _upright() -> SegmentedMap:
     return segment_map(_upright_map(), MODEL)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from bids_dgmseg.models.weights import pick_device, to_channels_last
+from bids_dgmseg.models.model_folder import pick_device, to_channels_last
 
 FloatArray = NDArray[np.float32]
 

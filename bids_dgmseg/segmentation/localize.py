@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
 from bids_dgmseg.image.grids import (
     MAX_ROTATION_DEG,
-    Grid,
     axis_directions,
     integer_ratio,
     max_axis_angle_deg,
@@ -23,13 +23,11 @@ from bids_dgmseg.image.grids import (
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import read_model_folder
-from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.weights import load_weights, localizer_network
+from bids_dgmseg.models.model_folder import load_weights, localizer_network, read_model_folder
+from bids_dgmseg.models.registry import MODELS, Model, ModelInput
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
-from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box, valid_mask
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box
 from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
-from bids_dgmseg.segmentation.results import Location
 
 _MIN_PITCH_DEG = 12.0
 """Networks tolerate less; from here on the benefit of an upright grid exceeds the harm of interpolation."""
@@ -57,6 +55,22 @@ _CORNER = 1 / 16
 
 _MIN_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is not a head, even if the field of view is cut."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Result of the localizer.
+
+    Parameters
+    ----------
+    box : Box
+        Region in which the nuclei are segmented.
+    labels : Volume or None
+        Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
+    """
+
+    box: Box
+    labels: Volume | None
 
 
 def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
@@ -87,7 +101,7 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
     if model.localizer.kind == "nnunet":
         from bids_dgmseg.segmentation.nnunet import localize_cerebellum
 
-        _check_brain_size(valid_mask(chi).array, chi)
+        _check_brain_size(is_valid(chi.array), chi)
         return localize_cerebellum(chi_clean, model, weights=weights, device=device)
     return run_localizer(chi_clean, read_model_folder(model, weights), weights=weights, device=device)
 
@@ -97,33 +111,28 @@ def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, dev
 
     Training uses this for the model that is being trained.
     """
-    kind = model.localizer.kind
-    if kind == "centre" and not model.localizer.guard:
-        return Location(_centre_box(chi, model), None)
+    localizer = model.localizer
+    if localizer.kind == "centre" and not localizer.guard:
+        return Location(_centre_box(chi, model.input), None)
     # In a few voxels among zeros, a network labels a whole head, and a registration puts one there.
-    _check_brain_size(valid_mask(chi).array, chi)
-    if kind == "network":
+    _check_brain_size(is_valid(chi.array), chi)
+    if localizer.kind == "network":
         labels = _label_head(chi, model, weights, device)
-        return Location(_box_of_nuclei(labels, model, _slice_axes(chi, model)), labels)
-    box = _centre_box(chi, model) if kind == "centre" else find_by_atlas(chi, read_atlases(model, weights), model)
-    return Location(_shift_box_to_cover_nuclei(box, chi, model, device), None)
+        return Location(_box_of_nuclei(labels, chi, model), labels)
+    centred = localizer.kind == "centre"
+    box = _centre_box(chi, model.input) if centred else find_by_atlas(chi, read_atlases(model, weights), model)
+    if localizer.guard:  # shift the box as little as necessary so that it cuts no nucleus of the model
+        guard = MODELS[localizer.guard]
+        labels = _label_head(chi, guard, None, device)
+        cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
+        nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
+        if nuclei.any():
+            box = box.shifted_to_cover(box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm))
+    return Location(box, None)
 
 
-def _centre_box(chi: Volume, model: Model) -> Box:
-    return Box.centred(np.array(valid_box(chi).centre_mm), model.input.patch_mm)
-
-
-def _shift_box_to_cover_nuclei(box: Box, chi: Volume, model: Model, device: str) -> Box:
-    """Shift a box as little as necessary so that it cuts none of the model's nuclei that a whole-head network finds."""
-    if not model.localizer.guard:
-        return box
-    guard = MODELS[model.localizer.guard]
-    labels = _label_head(chi, guard, None, device)
-    cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
-    nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
-    if not nuclei.any():
-        return box
-    return box.shifted_to_cover(box_of_mask(labels.with_array(nuclei)).expanded(model.localizer.margin_mm))
+def _centre_box(chi: Volume, network_input: ModelInput) -> Box:
+    return Box.centred(np.array(valid_box(chi).centre_mm), network_input.patch_mm)
 
 
 def _check_brain_size(brain: NDArray[np.bool_], grid: Volume) -> None:
@@ -137,58 +146,35 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
     network_input = model.localizer.input
     if network_input is None:
         raise ValueError(f"{model.name}: its localizer {model.localizer.kind!r} has no network")
-    box = Box.centred(np.array(valid_box(chi).centre_mm), network_input.patch_mm)
-    coarse = _extend_noise(resample(chi, world_grid(box, network_input.spacing_mm), antialias=True), chi)
+    coarse_grid = world_grid(_centre_box(chi, network_input), network_input.spacing_mm)
+    coarse = resample(chi, coarse_grid, antialias=True)
+    ends = [np.minimum(np.arange(size), np.arange(size)[::-1]) < max(_CORNER * size, 1) for size in chi.shape]
+    corners = chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
+    if is_valid(chi.array[corners.array > 0]).mean() >= 0.9:
+        # The map has noise around the head: fill the grid beyond the map with noise too, or the network takes the
+        # edge of the noise for the surface of the head.
+        beyond = resample(chi.with_array(np.ones(chi.shape, np.float32)), coarse_grid).array < 0.5
+        level_ppm = coarse.array[resample(corners, coarse_grid, order=0).array > 0].std()
+        noise = np.random.default_rng(0).normal(0, level_ppm, coarse.shape).astype(np.float32)
+        coarse = coarse.with_array(np.where(beyond, noise, coarse.array))
     network = load_weights(localizer_network(model), model, "localizer", weights)
     values = NORMALIZATIONS[network_input.normalization](coarse.array)[None, None]
     probabilities = forward_batch(network, values, device)[0].softmax(dim=0)
     return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
 
 
-def _extend_noise(coarse: Volume, chi: Volume) -> Volume:
-    """Fill the grid beyond the map with noise if the map has noise around the head.
-
-    Otherwise the network takes the edge of the noise for the surface of the head.
-    """
-    ends = [np.minimum(np.arange(size), np.arange(size)[::-1]) < max(_CORNER * size, 1) for size in chi.shape]
-    corners = chi.with_array((ends[0][:, None, None] & ends[1][:, None] & ends[2]).astype(np.uint8))
-    if is_valid(chi.array[corners.array > 0]).mean() < 0.9:
-        return coarse
-    grid = Grid(coarse.shape, coarse.affine)
-    beyond = resample(chi.with_array(np.ones(chi.shape, np.float32)), grid).array < 0.5
-    level_ppm = coarse.array[resample(corners, grid, order=0).array > 0].std()
-    noise = np.random.default_rng(0).normal(0, level_ppm, coarse.shape).astype(np.float32)
-    return coarse.with_array(np.where(beyond, noise, coarse.array))
-
-
-def _slice_axes(chi: Volume, model: Model) -> NDArray[np.float64]:
-    """Return the axes (unit vectors, one per column) of oblique slices if the network sees their voxels unresampled.
-
-    The identity if slices are straight, or the network sees resampled voxels anyway.
-    """
-    axes = axis_directions(chi.affine)
-    orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
-    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(axes) < _MAX_OBLIQUITY_DEG
-    tolerance = model.input.native_voxel_tolerance
-    native = tolerance and integer_ratio(model.input.spacing_mm, chi.voxel_size_mm, tolerance)[1].any()
-    return axes if orthogonal and oblique and native else np.eye(3)
-
-
-def _box_of_nuclei(labels: Volume, model: Model, slice_axes: NDArray[np.float64]) -> Box:
+def _box_of_nuclei(labels: Volume, chi: Volume, model: Model) -> Box:
     """Center the patch of the segmentation network on the nuclei.
 
-    It includes the usual position of the dentate nuclei if the map does not show them. Its axes are those of the
-    slices, or of the head if that is tilted more than the network tolerates.
+    It includes the usual position of the dentate nuclei if the map does not show them.
     """
-    upper, lower, cerebellum = (
-        apply_affine(labels.affine, np.argwhere(mask))
-        for mask in (
-            _upper_nuclei(labels, model),
-            _region(labels, model, "cerebellar_nuclei"),
-            _region(labels, model, "cerebellum"),
-        )
+    masks = (
+        _upper_nuclei(labels, model),
+        _region(labels, model, "cerebellar_nuclei"),
+        _region(labels, model, "cerebellum"),
     )
-    axes = _choose_axes(upper, cerebellum, slice_axes)
+    upper, lower, cerebellum = (apply_affine(labels.affine, np.argwhere(mask)) for mask in masks)
+    axes = _choose_axes(upper, cerebellum, chi, model)
     # Voxels extend half a voxel beyond their centres.
     found, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
     low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
@@ -205,24 +191,30 @@ def _box_of_nuclei(labels: Volume, model: Model, slice_axes: NDArray[np.float64]
 
 
 def _choose_axes(
-    nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64], slice_axes: NDArray[np.float64]
+    nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64], chi: Volume, model: Model
 ) -> NDArray[np.float64]:
-    """Choose axes in which the head is hardly tilted: those of the slices, the world, or else the head itself."""
-    for axes in (slice_axes, np.eye(3)):
-        pitch_deg = _estimate_pitch(nuclei_mm @ axes, cerebellum_mm @ axes)
-        if abs(pitch_deg) <= _MIN_PITCH_DEG:
+    """Choose axes (unit vectors, one per column) in which the head is hardly tilted.
+
+    Those of oblique slices if the network sees their voxels unresampled, the world, or else those of the head, whose
+    pitch follows from the position of the cerebellum.
+    """
+    choices, slice_axes = [np.eye(3)], axis_directions(chi.affine)
+    orthogonal = np.allclose(slice_axes.T @ slice_axes, np.eye(3), atol=1e-3)
+    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(slice_axes) < _MAX_OBLIQUITY_DEG
+    tolerance = model.input.native_voxel_tolerance
+    native = tolerance and integer_ratio(model.input.spacing_mm, chi.voxel_size_mm, tolerance)[1].any()
+    if orthogonal and oblique and native:
+        choices.insert(0, slice_axes)
+    cut_off = len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm)
+    for axes in choices:
+        if cut_off:
+            return axes
+        _, back, down = (nuclei_mm @ axes).mean(axis=0) - (cerebellum_mm @ axes).mean(axis=0)
+        pitch_deg = float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
+        if abs(pitch_deg) <= _MIN_PITCH_DEG or abs(pitch_deg) >= _MAX_PITCH_DEG:
             return axes
     rotation: NDArray[np.float64] = Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
     return rotation
-
-
-def _estimate_pitch(nuclei_mm: NDArray[np.float64], cerebellum_mm: NDArray[np.float64]) -> float:
-    """Estimate the pitch of the head from the position of its cerebellum; 0 if that is cut off or implausible."""
-    if len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm):
-        return 0.0
-    _, back, down = nuclei_mm.mean(axis=0) - cerebellum_mm.mean(axis=0)
-    pitch_deg = float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
-    return pitch_deg if abs(pitch_deg) < _MAX_PITCH_DEG else 0.0
 
 
 def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:

@@ -16,15 +16,17 @@ from scipy import ndimage
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.grids import Grid, covering_block, world_grid
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.probabilities import resample_back
-from bids_dgmseg.segmentation.regions import valid_box, valid_mask
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, resample_back
+from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.segmentation.registration import Atlas, Head, align_affinely, align_rigidly, deform
-from bids_dgmseg.segmentation.results import Location, ProbabilityBlock, Segmentation
+from bids_dgmseg.segmentation.segment import SegmentedMap
 
 Fuse = Callable[..., NDArray[np.float32]]
 """As `bids_dgmseg.segmentation.multi_atlas.vote_locally`."""
@@ -39,7 +41,7 @@ MULTI_ATLAS = Model(
 """Not in the registry, because it needs the user's atlases."""
 
 
-def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, fuse: Fuse) -> Segmentation:
+def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, fuse: Fuse) -> SegmentedMap:
     """Register each atlas to a map (rigid, affine, deformable) and fuse their labels.
 
     Parameters
@@ -51,11 +53,11 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     model : Model
         Defines spacing, margin around the nuclei, and channels.
     fuse : callable
-        `vote_locally` or `join_labels` of `bids_dgmseg.segmentation.multi_atlas`.
+        `vote_locally` or `join_labels`.
 
     Returns
     -------
-    Segmentation
+    SegmentedMap
         Probabilities are fractions of the votes.
 
     Raises
@@ -69,55 +71,21 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
         to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map
         moved = [Volume(volume.array, to_map @ volume.affine) for volume in (atlas.chi, atlas.labels)]
         aligned.append(Atlas(atlas.name, *moved))
-    box = _nuclei_box(chi, aligned, model.localizer.margin_mm)
+    boxes = [box_of_mask(atlas.labels) for atlas in aligned if atlas.labels.array.any()]
+    if not boxes:
+        raise InputError("atlases: none contains a nucleus; check their labels")
+    margin_mm, valid = model.localizer.margin_mm, valid_box(chi)
+    low = np.maximum(np.min([box.low_mm for box in boxes], axis=0) - margin_mm, valid.low_mm)
+    high = np.minimum(np.max([box.high_mm for box in boxes], axis=0) + margin_mm, valid.high_mm)
+    x, y, z = (high - low).tolist()
+    box = Box.centred((low + high) / 2, (x, y, z))
     grid = world_grid(box, model.input.spacing_mm)
     warped = [_warp(chi, atlas, box, grid) for atlas in aligned]
     probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
     block = ProbabilityBlock(resample_back(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
-    return Segmentation(label_grid(block, model, chi.shape), block, Location(box, None), model)
-
-
-def _nuclei_box(chi: Volume, aligned: Sequence[Atlas], margin_mm: float) -> Box:
-    """Return the bounding box of the nuclei of all atlases with a margin, inside the valid part of the map."""
-    boxes = [box_of_mask(atlas.labels) for atlas in aligned if atlas.labels.array.any()]
-    if not boxes:
-        raise InputError("atlases: none contains a nucleus; check their labels")
-    view = valid_box(chi)
-    low = np.maximum(np.min([box.low_mm for box in boxes], axis=0) - margin_mm, view.low_mm)
-    high = np.minimum(np.max([box.high_mm for box in boxes], axis=0) + margin_mm, view.high_mm)
-    x, y, z = (high - low).tolist()
-    return Box.centred((low + high) / 2, (x, y, z))
-
-
-def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
-    """Register an aligned atlas deformably and sample it on a grid."""
-    points_mm = deform(chi, atlas.chi, box).on_grid(grid).points_mm()
-    valid = valid_mask(atlas.chi)
-    return Warped(
-        chi=_sample(atlas.chi, points_mm, order=1),
-        labels=_sample(atlas.labels, points_mm, order=0),
-        valid=_sample(valid.with_array(valid.array.astype(np.uint8)), points_mm, order=0) > 0,
-    )
-
-
-def _sample(volume: Volume, points_mm: NDArray[np.float64], *, order: int) -> NDArray[Any]:
-    """Sample a volume at points (3, X, Y, Z) in mm; 0 outside."""
-    to_index = np.linalg.inv(volume.affine)
-    indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
-    sampled: NDArray[Any] = ndimage.map_coordinates(volume.array, indices, order=order, mode="constant", cval=0)
-    return sampled
-
-
-_RADIUS = 2
-"""Radius in voxels of the neighbourhood in which maps are compared."""
-
-_NOISE_PPM = 0.002
-"""Difference between repeated maps of a head."""
-
-_SEARCH = 1
-"""Voxels by which joint label fusion may shift the neighbourhood of an atlas."""
+    return SegmentedMap(label_grid(block, model, chi.shape), block, Location(box, None), model)
 
 
 @dataclass(frozen=True)
@@ -137,6 +105,29 @@ class Warped:
     chi: NDArray[np.float32]
     labels: NDArray[np.uint8]
     valid: NDArray[np.bool_]
+
+
+def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
+    """Register an aligned atlas deformably and sample it on a grid; 0 outside the atlas."""
+    deformation = deform(chi, atlas.chi, box).on_grid(grid)
+    points_mm = np.moveaxis(grid.centres_mm(), -1, 0) + deformation.displacement_mm
+    sampled: list[NDArray[Any]] = []
+    valid = atlas.chi.with_array(is_valid(atlas.chi.array).astype(np.uint8))
+    for volume, order in ((atlas.chi, 1), (atlas.labels, 0), (valid, 0)):
+        to_index = np.linalg.inv(volume.affine)
+        indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
+        sampled.append(ndimage.map_coordinates(volume.array, indices, order=order, mode="constant", cval=0))
+    return Warped(chi=sampled[0], labels=sampled[1], valid=sampled[2] > 0)
+
+
+_RADIUS = 2
+"""Radius in voxels of the neighbourhood in which maps are compared."""
+
+_NOISE_PPM = 0.002
+"""Difference between repeated maps of a head."""
+
+_SEARCH = 1
+"""Voxels by which joint label fusion may shift the neighbourhood of an atlas."""
 
 
 def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_channels: int) -> NDArray[np.float32]:
@@ -170,9 +161,8 @@ def vote_locally(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chan
     voxels = np.arange(chi.size)
     for atlas in atlases:
         apart = ndimage.uniform_filter(np.square(chi - atlas.chi), 2 * _RADIUS + 1, mode="nearest")
-        weight = 1 / (
-            np.maximum(apart, 0) / _NOISE_PPM**2 + 1
-        )  # rounding of the filter's running sums may leave negative values
+        # Rounding of the filter's running sums may leave negative values.
+        weight = 1 / (np.maximum(apart, 0) / _NOISE_PPM**2 + 1)
         votes[atlas.labels.ravel(), voxels] += np.where(atlas.valid, weight, 0).ravel()
     total = votes.sum(axis=0)
     votes[0, total == 0] = 1
@@ -194,16 +184,20 @@ def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chann
     611-623. doi:10.1109/TPAMI.2012.143. Default settings of ANTs except for a search radius of one voxel.
     """
     ants = import_ants()
+
+    def to_ants(array: NDArray[Any]) -> Any:
+        return ants.from_numpy(array.astype(np.float32))
+
     near = ndimage.binary_dilation(np.any([atlas.labels > 0 for atlas in atlases], axis=0), iterations=2)
     probabilities = np.zeros((n_channels, *chi.shape), np.float32)
     if near.any():
         with tempfile.TemporaryDirectory(prefix="joint_label_fusion_") as folder:
             joined = ants.joint_label_fusion(
-                _to_ants(chi),
-                _to_ants(near),
-                [_to_ants(atlas.chi) for atlas in atlases],
+                to_ants(chi),
+                to_ants(near),
+                [to_ants(atlas.chi) for atlas in atlases],
                 rad=[_RADIUS] * 3,
-                label_list=[_to_ants(atlas.labels) for atlas in atlases],
+                label_list=[to_ants(atlas.labels) for atlas in atlases],
                 r_search=_SEARCH,
                 output_prefix=str(Path(folder) / "joined"),
             )
@@ -225,7 +219,3 @@ def import_ants() -> Any:
         return importlib.import_module("ants")
     except ImportError as error:
         raise InputError("ANTsPy: not installed; run `pip install antspyx` or use multiatlas") from error
-
-
-def _to_ants(array: NDArray[Any]) -> Any:
-    return import_ants().from_numpy(array.astype(np.float32))

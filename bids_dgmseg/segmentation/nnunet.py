@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.grids import Grid, block_affine, covering_block
-from bids_dgmseg.image.masks import large_components
+from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
+from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.nnunet_folder import (
     CEREBELLUM,
     DENTATE,
@@ -30,9 +31,8 @@ from bids_dgmseg.models.nnunet_folder import (
     read_folder,
 )
 from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.models.weights import pick_device
-from bids_dgmseg.segmentation.regions import valid_mask
-from bids_dgmseg.segmentation.results import Location, ProbabilityBlock
+from bids_dgmseg.segmentation.localize import Location
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -173,7 +173,7 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
         return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
     found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
     seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
-    part = large_components(seen & (valid_mask(chi).array > 0))
+    part = large_components(seen & is_valid(chi.array))
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))

@@ -13,7 +13,7 @@ from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.similarity import Similarity, fit_similarity
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, choose_channels
 
 _NEIGHBOURS = np.ones((3, 3, 3))
 """Components are connected over faces, edges or corners."""
@@ -43,7 +43,7 @@ def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
         Indices of structures.tsv, 0 for background.
     """
     numbers = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
-    dseg: NDArray[np.uint8] = numbers[_choose_channels(block.probabilities, model.postprocessing.threshold)]
+    dseg: NDArray[np.uint8] = numbers[choose_channels(block.probabilities, model.postprocessing.threshold)]
     if model.postprocessing.position_sd_mm:
         dseg = _remove_misplaced(dseg, model, block.voxel_size_mm)
     for number, box in zip(numbers[1:], _find_boxes(dseg, numbers[1:]), strict=True):
@@ -61,21 +61,6 @@ def label_grid(block: ProbabilityBlock, model: Model, shape: tuple[int, int, int
     dseg = np.zeros(shape, np.uint8)
     dseg[block.slices] = postprocess(block, model)
     return dseg
-
-
-def labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
-    """Return the abbreviations of the nuclei to which at least one voxel is assigned."""
-    channels = np.unique(_choose_channels(probabilities, model.postprocessing.threshold))
-    return tuple(model.labels[channel - 1] for channel in channels if channel)
-
-
-def _choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
-    """Return the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
-    if not threshold:
-        most_probable: NDArray[np.intp] = probabilities.argmax(axis=0)
-        return most_probable
-    nucleus = 1 + probabilities[1:].argmax(axis=0)
-    return np.where(probabilities[1:].max(axis=0) > threshold, nucleus, 0)
 
 
 def _find_boxes(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, aligned_grid, covering_block, shape_to_cover
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import read_model_folder
+from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device, read_model_folder
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.weights import load_object, load_segmenters, pick_device
-from bids_dgmseg.segmentation.hemispheres import find_midplane, split_hemispheres
 from bids_dgmseg.segmentation.inference import (
     NORMALIZATIONS,
     coronal_stacks,
@@ -26,18 +27,47 @@ from bids_dgmseg.segmentation.inference import (
     gaussian_weight,
     sliding_windows,
 )
-from bids_dgmseg.segmentation.postprocess import labelled_nuclei
-from bids_dgmseg.segmentation.probabilities import merge_heads, mirrored_channels, resample_back, softmax_heads
-from bids_dgmseg.segmentation.regions import clip_and_remove_small_components
-from bids_dgmseg.segmentation.results import ProbabilityBlock
-
-Item = TypeVar("Item")
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, find_midplane, split_hemispheres
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
 """Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
 
 _SLICES = 8
 """Batch size of 2D networks."""
+
+_MIN_BACKGROUND = 1e-7
+"""Below this, the background of a softmax in float32 is rounding error."""
+
+_MIN_CALIBRATED = 0.01
+"""Temperatures are fitted to doubtful voxels. Far from any nucleus they raise 0 to about a thousandth, which summed
+over the voxels of a whole head exceeds the volume of a nucleus."""
+
+
+@dataclass(frozen=True)
+class ProbabilityBlock:
+    """Probabilities on a block of a map's grid; every voxel outside is background.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C + 1, x, y, z)
+        float32, channel 0 background, then the model's labels; the channels sum to 1.
+    slices : tuple of 3 slice
+        Position of the block in the map's array.
+    seen : tuple of str
+        Nuclei with at least one voxel on the network's own grid, before resampling to the map's grid; empty if
+        unknown.
+    voxel_size_mm : tuple of 3 float
+        Voxel size of the map.
+    """
+
+    probabilities: NDArray[np.float32]
+    slices: tuple[slice, slice, slice]
+    seen: tuple[str, ...] = ()
+    voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def fractions(self) -> NDArray[np.uint8]:
+        """Return the probabilities (C, x, y, z) of the nuclei in steps of 1/255, as ``_probseg`` files store them."""
+        return np.rint(np.clip(self.probabilities[1:], 0, 1) * 255).astype(np.uint8)
 
 
 class Predictor(Protocol):
@@ -53,25 +83,9 @@ class Predictor(Protocol):
 def predict(
     chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu"
 ) -> ProbabilityBlock:
-    """Compute the probability of each nucleus.
+    """Compute the probability of each nucleus inside a box of a finite map in ppm; see `segment_map`.
 
-    Parameters
-    ----------
-    chi : Volume
-        Map in ppm, finite.
-    box : Box
-        Region of interest.
-    model : Model
-        Registry entry.
-    weights : path, optional
-        Model folder to use instead of the weights in the package.
-    device : {"cpu", "cuda", "auto"}
-        Where the network runs.
-
-    Returns
-    -------
-    ProbabilityBlock
-        On the map's own grid; a voxel larger than the network's contains the mean over it.
+    A voxel larger than the network's contains the mean over it.
     """
     chi = clip_and_remove_small_components(chi)
     if model.localizer.kind == "nnunet":  # resamples on its own
@@ -82,15 +96,15 @@ def predict(
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
-    seen = labelled_nuclei(probabilities, model)
+    seen = _labelled_nuclei(probabilities, model)
     probabilities = resample_back(probabilities, grid, own, slices)
     if model.postprocessing.valid_voxels_only:
         outside = outside_field_of_view(is_valid(chi.array))[slices]
-        hidden = set(labelled_nuclei(probabilities[:, outside], model))
+        hidden = set(_labelled_nuclei(probabilities[:, outside], model))
         probabilities[0, outside] = 1
         probabilities[1:, outside] = 0
         if hidden:  # rare, and looking at all voxels takes a tenth of a second
-            hidden -= set(labelled_nuclei(probabilities, model))
+            hidden -= set(_labelled_nuclei(probabilities, model))
             seen = tuple(name for name in seen if name not in hidden)
     return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
 
@@ -112,17 +126,33 @@ def predict_on_grid(
     return split_hemispheres(probabilities, grid, model, find_midplane(chi))
 
 
+def choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
+    """Return the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
+    if not threshold:
+        most_probable: NDArray[np.intp] = probabilities.argmax(axis=0)
+        return most_probable
+    nucleus = 1 + probabilities[1:].argmax(axis=0)
+    return np.where(probabilities[1:].max(axis=0) > threshold, nucleus, 0)
+
+
+def _labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[str, ...]:
+    """Return the abbreviations of the nuclei to which at least one voxel is assigned."""
+    channels = np.unique(choose_channels(probabilities, model.postprocessing.threshold))
+    return tuple(model.labels[channel - 1] for channel in channels if channel)
+
+
 class NetworkPredictor:
     """Torch networks, one per fold or checkpoint, whose probabilities in sliding windows are averaged."""
 
     def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
         self.model, self.device = read_model_folder(model, weights), device
         self.networks = load_segmenters(model, weights)
+        self.n_channels = sum(1 + len(group) for group in self.model.groups)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         """Average windows, networks and, if the model uses mirroring, mirror images; then merge the heads."""
         predict_one = self._predict_slices if self.model.input.slices else self._predict_windows
-        total, count = np.zeros((self._n_channels, *volume.shape), np.float32), 0
+        total, count = np.zeros((self.n_channels, *volume.shape), np.float32), 0
         for network in self.networks:
             total += predict_one(network, volume)
             count += 1
@@ -134,16 +164,17 @@ class NetworkPredictor:
 
     def _predict_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
-        options = self.model.input
+        options, batch_size = self.model.input, _WINDOWS[pick_device(self.device).type]
         values = NORMALIZATIONS[options.normalization](chi.array)[None]
         patch = shape_to_cover(options.patch_mm, chi.voxel_size_mm)
         windows = list(sliding_windows(chi.shape, patch, options.window_step, options.window_slack))
-        total = np.zeros((self._n_channels, *chi.shape), np.float32)
+        uniform = options.window_step or len(windows) == 1
+        total = np.zeros((self.n_channels, *chi.shape), np.float32)
         weights = np.zeros(chi.shape, np.float32)
-        for batch in _batches(windows, _WINDOWS[pick_device(self.device).type]):
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
             predicted = self._probabilities(network, np.stack([values[:, *window] for window in batch]))
             for window, one in zip(batch, predicted, strict=True):
-                uniform = options.window_step or len(windows) == 1
                 weight = np.float32(1) if uniform else gaussian_weight(one.shape[1:])
                 total[:, *window] += one * weight
                 weights[window] += weight
@@ -154,15 +185,12 @@ class NetworkPredictor:
         """Predict the probabilities (channels, X, Y, Z) of all coronal slices, each stacked with its neighbours."""
         normalize = NORMALIZATIONS[self.model.input.normalization]
         stacks = coronal_stacks(chi.array, self.model.input.slices)
-        total = np.empty((self._n_channels, *chi.shape), np.float32)
-        for batch in _batches(range(len(stacks)), _SLICES):
-            values = np.stack([normalize(stacks[index]) for index in batch])
-            total[:, :, batch] = self._probabilities(network, values).swapaxes(0, 1).swapaxes(1, 2)
+        total = np.empty((self.n_channels, *chi.shape), np.float32)
+        for start in range(0, len(stacks), _SLICES):
+            values = np.stack([normalize(stack) for stack in stacks[start : start + _SLICES]])
+            predicted = self._probabilities(network, values)
+            total[:, :, start : start + _SLICES] = predicted.swapaxes(0, 1).swapaxes(1, 2)
         return total
-
-    @property
-    def _n_channels(self) -> int:
-        return sum(1 + len(group) for group in self.model.groups)
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = forward_batch(network, values, self.device)
@@ -171,6 +199,106 @@ class NetworkPredictor:
         return array
 
 
-def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatures: Sequence[float] = ()) -> Tensor:
+    """Compute a softmax over the background and classes of each head in logits (B, channels, ...).
+
+    With temperatures, one per channel, logits are divided by them first, and probabilities below 0.01 are assigned to
+    the background. `groups` are the classes of each head, see `bids_dgmseg.models.registry.Model.groups`.
+    """
+    logits = apply_temperature(logits, temperatures)
+    probabilities = logits.clone()
+    for channels in _channels_of_heads(groups):
+        head = logits[:, channels].softmax(dim=1)
+        if temperatures:
+            classes = functional.threshold(head[:, 1:], _MIN_CALIBRATED, 0.0, inplace=True)
+            head[:, 0] = 1 - classes.sum(dim=1)
+        probabilities[:, channels] = head
+    return probabilities
+
+
+def apply_temperature(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Divide logits (B, channels, ...) by one temperature per channel; without temperatures they stay unchanged."""
+    if not temperatures:
+        return logits
+    return logits / torch.tensor(temperatures, device=logits.device).view(-1, *[1] * (logits.ndim - 2))
+
+
+def merge_heads(probabilities: NDArray[np.float32], groups: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    r"""Merge the probabilities (channels, X, Y, Z) of independent heads into one distribution (1 + classes, X, Y, Z).
+
+    The probabilities of a single head are returned unchanged.
+
+    Notes
+    -----
+    Heads are independent classifiers that may contradict each other: two may be certain of different nuclei in the same
+    voxel, and the plain product of their distributions would give combinations that do not exist. The merged
+    distribution is that product conditioned on at most one head being right, because a voxel belongs to one nucleus or
+    none. With class :math:`c` and background :math:`b` of head :math:`h`,
+
+    .. math:: q_c = \frac{p_c / p_{b(h)}}{1 + \sum_{h'} \sum_{c' \in h'} p_{c'} / p_{b(h')}}, \qquad
+       q_0 = 1 - \sum_c q_c.
+
+    For heads with one class each, the most probable class is that of the most certain head, if its probability exceeds
+    one half.
+    """
+    if len(groups) == 1:
+        return probabilities
+    # Odds against the head's own background; that of a certain head is 0 and would divide by zero.
+    odds = [
+        probabilities[channels][1:] / np.maximum(probabilities[channels][:1], np.float32(_MIN_BACKGROUND))
+        for channels in _channels_of_heads(groups)
+    ]
+    merged = np.concatenate([np.ones_like(odds[0][:1]), *odds])
+    merged /= merged.sum(axis=0)
+    return merged
+
+
+def mirrored_channels(groups: Sequence[Sequence[str]]) -> list[int]:
+    """Return, for each channel of all heads, its counterpart in the mirror image: left and right are exchanged.
+
+    >>> mirrored_channels([["DN_L", "DN_R"], ["RN"]])
+    [0, 2, 1, 3, 4]
+    """
+    names = [name for head, group in enumerate(groups) for name in (f"background {head}", *group)]
+    swap = {"_L": "_R", "_R": "_L"}
+    return [
+        names.index(name[:-2] + swap[name[-2:]]) if name[-2:] in swap else channel for channel, name in enumerate(names)
+    ]
+
+
+def _channels_of_heads(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
+    start = 0
+    for group in groups:
+        yield slice(start, start := start + 1 + len(group))
+
+
+def resample_back(
+    probabilities: NDArray[np.float32], grid: Grid, own: Grid, slices: tuple[slice, slice, slice]
+) -> NDArray[np.float32]:
+    """Resample probabilities (C, X, Y, Z), background first, from the network's grid to a block of the map's own grid.
+
+    They are interpolated linearly. Voxels larger than the network's get the mean over about as many points as they
+    contain voxels of the network, so that sums of probabilities remain volumes. Beyond the network's grid is
+    background.
+    """
+    corner = np.eye(4)
+    corner[:3, 3] = [part.start for part in slices]
+    shape = tuple(part.stop - part.start for part in slices)
+    to_source = np.linalg.inv(grid.affine) @ own.affine @ corner
+    source = torch.from_numpy(probabilities)[None]
+    total = torch.zeros(source.shape[1], *shape)
+    widths = np.linalg.norm(to_source[:3, :3], axis=0)
+    counts = np.maximum(np.round(widths).astype(int), 1)
+    offsets = [(np.array(position) + 0.5) / counts - 0.5 for position in np.ndindex(*counts)]
+    # grid_sample expects coordinates from -1 to 1 between the outer edges, last axis first; it returns 0 beyond.
+    scale = 2 / np.array(source.shape[2:])
+    matrix = (to_source[:3, :3].T * scale)[:, ::-1]
+    for offset in offsets:
+        start = ((to_source[:3, :3] @ offset + to_source[:3, 3] + 0.5) * scale - 1)[::-1]
+        points = torch.tensor(start.copy())
+        for width, step in zip(shape, matrix, strict=True):
+            points = points.unsqueeze(-2) + torch.arange(width)[:, None] * torch.tensor(step.copy())
+        total += functional.grid_sample(source, points[None].float(), mode="bilinear", align_corners=False)[0]
+    total /= len(offsets)
+    total[0] = 1 - total[1:].sum(dim=0)
+    return total.numpy()

@@ -1,21 +1,26 @@
-"""Valid voxels of a map and regions of the head."""
+"""Regions of a map: valid voxels, regions of the head, hemispheres."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, optimize
+from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.grids import Grid, covering_block
+from bids_dgmseg.image.grids import Grid, covering_block, world_grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model
 
-LARGEST_PPM = 5.0
+_LARGEST_PPM = 5.0
 """Upper limit of |chi|; bone, calcifications and hemorrhages stay below it."""
 
 _SMALL = 0.01
@@ -29,23 +34,18 @@ REGIONS: Mapping[str, tuple[str, ...]] = {
 """Region → the localizer's labels that form it, the required one first; ``ventricles`` are the lateral ventricles."""
 
 
-def valid_mask(chi: Volume) -> Volume:
-    """Return the mask of valid voxels of a finite map (ppm): those that are not 0, whatever the file's data type."""
-    return chi.with_array(is_valid(chi.array))
-
-
 def valid_box(chi: Volume) -> Box:
-    """Return the bounding box of the valid voxels, without small separate components.
+    """Return the bounding box of the valid voxels of a finite map (ppm), without small separate components.
 
     Raises
     ------
     InputError
         If no voxel is valid.
     """
-    valid = valid_mask(chi)
-    if not valid.array.any():
+    valid = is_valid(chi.array)
+    if not valid.any():
         raise InputError("the map is 0 everywhere; check how it was reconstructed")
-    return box_of_mask(valid.with_array(_without_small_components(valid.array)))
+    return box_of_mask(chi.with_array(_without_small_components(valid)))
 
 
 def clip_and_remove_small_components(chi: Volume) -> Volume:
@@ -53,13 +53,13 @@ def clip_and_remove_small_components(chi: Volume) -> Volume:
 
     A single voxel of extreme susceptibility changes what a network predicts far inside the head.
     """
-    valid = valid_mask(chi).array
+    valid = is_valid(chi.array)
     if (small := valid & ~_without_small_components(valid)).any():
         chi = chi.with_array(np.where(small, np.float32(0), chi.array))
     low, high = float(chi.array.min()), float(chi.array.max())
-    if -LARGEST_PPM <= low and high <= LARGEST_PPM:
+    if -_LARGEST_PPM <= low and high <= _LARGEST_PPM:
         return chi
-    return chi.with_array(np.clip(chi.array, -LARGEST_PPM, LARGEST_PPM))
+    return chi.with_array(np.clip(chi.array, -_LARGEST_PPM, _LARGEST_PPM))
 
 
 def _without_small_components(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -108,20 +108,140 @@ def resample_regions(
     """
     regions = {}
     for region, parts in REGIONS.items():
-        if parts[0] in names:
-            numbers = [names.index(part) + 1 for part in parts if part in names]
-            regions[region] = _resample_mask(labels.with_array(np.isin(labels.array, numbers)), grid) & valid
+        if parts[0] not in names:
+            continue
+        regions[region] = np.zeros(grid.shape, bool)
+        mask = np.isin(labels.array, [names.index(part) + 1 for part in parts if part in names])
+        if mask.any():
+            box = box_of_mask(labels.with_array(mask)).expanded(max(labels.voxel_size_mm))
+            x, y, z = block = covering_block(grid, box)
+            corner = np.eye(4)
+            corner[:3, 3] = x.start, y.start, z.start
+            fine = Grid((x.stop - x.start, y.stop - y.start, z.stop - z.start), grid.affine @ corner)
+            fraction = resample(labels.with_array(mask.astype(np.float32)), fine)
+            regions[region][block] = (fraction.array > 0.5) & valid[block]
     return regions
 
 
-def _resample_mask(mask: Volume, grid: Grid) -> NDArray[np.bool_]:
-    resampled = np.zeros(grid.shape, bool)
-    if not mask.array.any():
-        return resampled
-    x, y, z = block = covering_block(grid, box_of_mask(mask).expanded(max(mask.voxel_size_mm)))
-    corner = np.eye(4)
-    corner[:3, 3] = x.start, y.start, z.start
-    shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
-    fraction = resample(mask.with_array(mask.array.astype(np.float32)), Grid(shape, grid.affine @ corner))
-    resampled[block] = fraction.array > 0.5
-    return resampled
+_SPACINGS_MM = (6.0, 3.0)
+
+_ANGLES_DEG = (-18.0, -9.0, 0.0, 9.0, 18.0)
+
+_SHIFTS_MM = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)
+"""Starting points of the search; they cover the tilts of heads and the asymmetries of masks that occur."""
+
+_CLIPPED_PPM = 0.15
+"""Veins and streaks have larger values and are less symmetric than nuclei."""
+
+_MIN_OVERLAP = 0.5
+"""Minimum fraction of voxels with a mirror image; planes near the edge of the head would correlate trivially."""
+
+
+@dataclass(frozen=True)
+class Midplane:
+    """Plane between the hemispheres.
+
+    Parameters
+    ----------
+    normal : ndarray of shape (3,)
+        Unit vector towards the patient's right, RAS+.
+    offset_mm : float
+        ``normal @ point`` for every point of the plane.
+    """
+
+    normal: NDArray[np.float64]
+    offset_mm: float
+
+    @classmethod
+    def from_angles(cls, parameters: NDArray[np.float64]) -> Midplane:
+        """Return the plane of a yaw and roll in degrees and an offset in mm."""
+        yaw, roll = np.deg2rad(parameters[:2])
+        normal = np.array([np.cos(yaw) * np.cos(roll), np.sin(yaw) * np.cos(roll), np.sin(roll)])
+        return cls(normal, float(parameters[2]))
+
+    def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
+        distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
+        return distance
+
+
+def find_midplane(chi: Volume) -> Midplane:
+    """Find the plane about which a map is most symmetric.
+
+    Parameters
+    ----------
+    chi : Volume
+        Map in ppm, finite, 0 outside the brain; the head is tilted by at most 18 degrees.
+
+    Returns
+    -------
+    Midplane
+        Maximizes the correlation of the map and its mirror image over voxels that are valid on both sides.
+    """
+    mask = is_valid(chi.array)
+    box, valid = box_of_mask(chi.with_array(mask)), chi.with_array(mask.astype(np.float32))
+    start: NDArray[np.float64] = np.zeros(3)
+    for spacing_mm in _SPACINGS_MM:
+        grid = world_grid(box, (spacing_mm,) * 3)
+        mirror = _Mirror(resample(chi, grid, antialias=True), resample(valid, grid, antialias=True))
+        if spacing_mm == _SPACINGS_MM[0]:
+            starts = [np.array([0, 0, mirror.middle_mm]) + at for at in product(_ANGLES_DEG, _ANGLES_DEG, _SHIFTS_MM)]
+            start = min(starts, key=mirror.asymmetry)
+        steps = np.vstack([start, start + np.diag([4.0, 4.0, spacing_mm / 2])])
+        found = optimize.minimize(
+            mirror.asymmetry,
+            start,
+            method="Nelder-Mead",
+            options={"initial_simplex": steps, "xatol": 0.02, "fatol": 1e-5, "maxfev": 200},
+        )
+        start = found.x
+    return Midplane.from_angles(start)
+
+
+class _Mirror:
+    """Correlation of a map with its mirror images."""
+
+    def __init__(self, chi: Volume, valid: Volume) -> None:
+        clipped = np.clip(chi.array, -_CLIPPED_PPM, _CLIPPED_PPM)
+        inside = valid.array > 0.5
+        self._points = Grid(chi.shape, chi.affine).centres_mm()[inside]
+        self._values = clipped[inside]
+        self._images = torch.from_numpy(np.stack([valid.array, clipped]))[None]
+        # grid_sample expects coordinates of -1 and 1 at the outermost voxel centres.
+        to_index, scale = np.linalg.inv(chi.affine), 2 / np.maximum(np.array(chi.shape) - 1, 1)
+        self._matrix, self._start = scale[:, None] * to_index[:3, :3], scale * to_index[:3, 3] - 1
+        self.middle_mm = float(self._points[:, 0].mean())
+
+    def asymmetry(self, parameters: NDArray[np.float64]) -> float:
+        """Return 1 minus the correlation of the map and its mirror image."""
+        plane = Midplane.from_angles(parameters)
+        reflection = np.eye(3) - 2 * np.outer(plane.normal, plane.normal)
+        start = self._start + self._matrix @ (2 * plane.offset_mm * plane.normal)
+        mirrored = self._points @ (self._matrix @ reflection).T + start
+        last_axis_first = torch.from_numpy(mirrored.astype(np.float32)).flip(1)[None, None, None]
+        sampled = functional.grid_sample(self._images, last_axis_first, mode="bilinear", align_corners=True)
+        valid, image = sampled[0, :, 0, 0].numpy()
+        both = (valid > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
+        if both.mean() < _MIN_OVERLAP:
+            return 2.0
+        return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
+
+
+def split_hemispheres(
+    probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
+) -> NDArray[np.float32]:
+    """Split the channels of nuclei without a side at the midplane.
+
+    Takes the channels (1 + classes, X, Y, Z) of a model on a grid, background first; returns (1 + labels, X, Y, Z).
+    """
+    right = plane.distance_mm(grid.centres_mm()) >= 0
+    split = np.empty((1 + len(model.labels), *probabilities.shape[1:]), np.float32)
+    split[0] = probabilities[0]
+    channels = {name: channel for channel, name in enumerate(model.classes, 1)}
+    for channel, structure in enumerate(model.structures, 1):
+        if structure.abbreviation in channels:
+            split[channel] = probabilities[channels[structure.abbreviation]]
+        else:
+            side = right if structure.hemisphere == "R" else ~right
+            split[channel] = probabilities[channels[structure.nucleus]] * side
+    return split

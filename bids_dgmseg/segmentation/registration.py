@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box, box_of_mask
 from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.hemispheres import find_midplane
-from bids_dgmseg.segmentation.regions import valid_box, valid_mask
+from bids_dgmseg.segmentation.regions import find_midplane, valid_box
+
+sitk: Any = SimpleITK  # its functions have no types
 
 Matrix = NDArray[np.float64]
 
 _RIGID_MM, _AFFINE_MM = 4.0, 2.5
 
-RANGE_PPM = (-0.1, 0.2)
+_RANGE_PPM = (-0.1, 0.2)
 """Range to which maps are clipped; larger values, of veins and bone, would dominate the metric."""
 
 _PITCHES_DEG = (-12.0, 0.0, 12.0)
@@ -57,7 +60,7 @@ class Head:
     """
 
     def __init__(self, chi: Volume) -> None:
-        self.chi = chi
+        self.chi, self._box = chi, valid_box(chi)
         self._images: dict[float, Any] = {}
         self._masks: dict[float, Any] = {}
 
@@ -73,7 +76,7 @@ class Head:
     @cached_property
     def middle_mm(self) -> NDArray[np.float64]:
         """Centre of mass of the valid voxels."""
-        valid = valid_mask(self.chi).array
+        valid = is_valid(self.chi.array)
         counts = [np.count_nonzero(valid, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
         index = [np.average(np.arange(len(count)), weights=count) for count in counts]
         middle: NDArray[np.float64] = self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
@@ -83,24 +86,20 @@ class Head:
         """Return the map as a SimpleITK image along the world's axes, with RAS+ coordinates where ITK expects LPS+."""
         if spacing_mm not in self._images:
             grid = self._grid(spacing_mm)
-            array = np.clip(resample(self.chi, grid, antialias=True).array, *RANGE_PPM)
-            self._images[spacing_mm] = to_itk(array, grid)
+            array = np.clip(resample(self.chi, grid, antialias=True).array, *_RANGE_PPM)
+            self._images[spacing_mm] = _to_itk(array, grid)
         return self._images[spacing_mm]
 
     def mask(self, spacing_mm: float) -> Any:
         """Return the mask of `image`: voxels that are mostly valid."""
         if spacing_mm not in self._masks:
-            grid, valid = self._grid(spacing_mm), valid_mask(self.chi)
-            share = resample(valid.with_array(valid.array.astype(np.float32)), grid, antialias=True).array
-            self._masks[spacing_mm] = to_itk((share > 0.5).astype(np.uint8), grid)
+            grid, valid = self._grid(spacing_mm), is_valid(self.chi.array).astype(np.float32)
+            share = resample(self.chi.with_array(valid), grid, antialias=True).array
+            self._masks[spacing_mm] = _to_itk((share > 0.5).astype(np.uint8), grid)
         return self._masks[spacing_mm]
 
     def _grid(self, spacing_mm: float) -> Grid:
         return world_grid(self._box.expanded(2 * spacing_mm), (spacing_mm,) * 3)
-
-    @cached_property
-    def _box(self) -> Box:
-        return valid_box(self.chi)
 
 
 @dataclass(frozen=True)
@@ -132,24 +131,13 @@ def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
 def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     """Find the box of the nuclei by registering the most similar atlas.
 
-    Parameters
-    ----------
-    chi : Volume
-        Map in ppm, finite, 0 outside the brain.
-    atlases : list of Atlas
-        All are registered rigidly; the one with the largest mutual information is then registered affinely.
-    model : Model
-        Defines nuclei, margin and patch.
-
-    Returns
-    -------
-    Box
-        Contains all voxels of the model's nuclei with the margin, and is at least as large as the patch.
+    All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
+    contains all voxels of the model's nuclei with its margin, and is at least as large as its patch.
 
     Raises
     ------
     InputError
-        If the map is 0 everywhere, an atlas has no nucleus of the model, or SimpleITK is not installed.
+        If the map is 0 everywhere or an atlas has no nucleus of the model.
     """
     numbers, masks = [structure.index for structure in model.structures], []
     for atlas in atlases:
@@ -175,24 +163,24 @@ def align_rigidly(head: Head, atlas: Atlas) -> Registration:
     for degrees in _PITCHES_DEG:
         pitch = np.eye(4)
         pitch[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
-        start, transform = other.upright @ pitch @ from_map, import_sitk().Euler3DTransform()
+        start, transform = other.upright @ pitch @ from_map, sitk.Euler3DTransform()
         found.append(_register(head, other, transform, start, _RIGID_MM, share=1.0))
     return max(found, key=lambda one: one.similarity)
 
 
 def align_affinely(head: Head, atlas: Atlas, start: Registration) -> Registration:
     """Register an atlas to a map affinely, at 5 and 2.5 mm, starting from a rigid registration."""
-    transform = import_sitk().AffineTransform(3)
-    return _register(head, Head(atlas.chi), transform, _inverse(start.to_map), _AFFINE_MM, share=0.5)
+    transform, begin = sitk.AffineTransform(3), _inverse(start.to_map)
+    return _register(head, Head(atlas.chi), transform, begin, _AFFINE_MM, share=0.5)
 
 
 @contextmanager
-def on_one_thread() -> Iterator[None]:
+def _on_one_thread() -> Iterator[None]:
     """Limit ITK to one thread: with several, the last bits of sums differ from run to run.
 
     The number of threads of a filter does not apply to the filters that it uses; the global default does.
     """
-    settings = import_sitk().ProcessObject
+    settings = sitk.ProcessObject
     before = settings.GetGlobalDefaultNumberOfThreads()
     settings.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -201,12 +189,11 @@ def on_one_thread() -> Iterator[None]:
         settings.SetGlobalDefaultNumberOfThreads(before)
 
 
-@on_one_thread()
+@_on_one_thread()
 def _register(
     head: Head, other: Head, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
     """Optimize a linear transform from map to atlas by mutual information; deterministic."""
-    sitk = import_sitk()
     middle = head.middle_mm
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(begin[:3, :3].ravel().tolist())
@@ -233,27 +220,12 @@ def _inverse(matrix: Matrix) -> Matrix:
     return np.linalg.inv(matrix).astype(np.float64)
 
 
-def to_itk(array: NDArray[Any], grid: Grid) -> Any:
+def _to_itk(array: NDArray[Any], grid: Grid) -> Any:
     """Return a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
-    image = import_sitk().GetImageFromArray(array.T)  # SimpleITK reverses the order of axes
+    image = sitk.GetImageFromArray(array.T)  # SimpleITK reverses the order of axes
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
-
-
-def import_sitk() -> Any:
-    """Import SimpleITK.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise InputError("SimpleITK: not installed; run `pip install SimpleITK` or choose another --model") from error
-    return SimpleITK
 
 
 _LEVELS = ((4.0, 40), (2.0, 25))
@@ -286,26 +258,12 @@ class Deformation:
         parts = [resample(Volume(part, self.grid.affine), grid).array for part in self.displacement_mm]
         return Deformation(np.stack(parts), grid)
 
-    def points_mm(self) -> NDArray[np.float64]:
-        """Return the points (3, X, Y, Z) of the moving map that correspond to the voxels of the grid."""
-        return np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
 
-
-@on_one_thread()
+@_on_one_thread()
 def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
-    """Register a map deformably to another it is aligned with: symmetric demons at 4 and 2 mm, deterministic.
+    """Register a finite map in ppm deformably, inside a box, to another in the same space.
 
-    Parameters
-    ----------
-    fixed, moving : Volume
-        Maps in ppm, finite, in the same space.
-    box : Box
-        Region to register.
-
-    Raises
-    ------
-    InputError
-        If SimpleITK is not installed.
+    Symmetric demons at 4 and 2 mm, deterministic.
 
     Notes
     -----
@@ -317,7 +275,7 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     .. [1] Vercauteren T, et al. Diffeomorphic demons: efficient non-parametric image registration. NeuroImage 45
        (2009) S61-S72. doi:10.1016/j.neuroimage.2008.10.040
     """
-    sitk, grid = import_sitk(), world_grid(box, (_LEVELS[0][0],) * 3)
+    grid = world_grid(box, (_LEVELS[0][0],) * 3)
     found = Deformation(np.zeros((3, *grid.shape)), grid)
     for spacing_mm, iterations in _LEVELS:
         grid = world_grid(box, (spacing_mm,) * 3)
@@ -327,8 +285,8 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
         demons.SetStandardDeviations(_SMOOTHING_MM / grid.affine[0, 0])
         images = []
         for chi in (fixed, moving):
-            clipped = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
-            images.append(to_itk(clipped.astype(np.float64), grid))
+            clipped = np.clip(resample(chi, grid, antialias=True).array, *_RANGE_PPM) * _PPB
+            images.append(_to_itk(clipped.astype(np.float64), grid))
         displacement_mm = found.on_grid(grid).displacement_mm
         start = sitk.GetImageFromArray(displacement_mm.transpose(3, 2, 1, 0), isVector=True)
         start.CopyInformation(images[0])

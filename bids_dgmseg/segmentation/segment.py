@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.model_folder import load_segmenters, load_weights, localizer_network, pick_device
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.weights import load_segmenters, load_weights, localizer_network, pick_device
-from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.localize import Location, localize
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, predict
 from bids_dgmseg.segmentation.registration import read_atlases
-from bids_dgmseg.segmentation.results import Location, Segmentation
+
+
+@dataclass(frozen=True)
+class SegmentedMap:
+    """Labels and probabilities of one map.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (X, Y, Z)
+        uint8, indices of structures.tsv on the map's grid; 0 is background.
+    block : ProbabilityBlock
+        Probabilities inside the box.
+    location : Location
+        Box and head regions.
+    model : Model
+        The model that was used.
+    """
+
+    labels: NDArray[np.uint8]
+    block: ProbabilityBlock
+    location: Location
+    model: Model
 
 
 def segment_map(
@@ -25,7 +47,7 @@ def segment_map(
     device: str = "cpu",
     ensemble: bool = False,
     location: Location | None = None,
-) -> Segmentation:
+) -> SegmentedMap:
     """Segment the nuclei of a map.
 
     Parameters
@@ -33,7 +55,7 @@ def segment_map(
     chi : Volume
         Susceptibility in ppm, 0, NaN or noise outside the brain.
     model : Model
-        Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.label_map.choose_labels`.
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.nnunet_folder.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
@@ -46,7 +68,7 @@ def segment_map(
 
     Returns
     -------
-    Segmentation
+    SegmentedMap
         Labels on the grid of `chi`.
 
     Raises
@@ -60,7 +82,7 @@ def segment_map(
     if location is None:
         location = localize(chi, model, weights=weights, device=device)
     block = predict(chi, location.box, model, weights=weights, device=device)
-    return Segmentation(label_grid(block, model, chi.shape), block, location, model)
+    return SegmentedMap(label_grid(block, model, chi.shape), block, location, model)
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]:

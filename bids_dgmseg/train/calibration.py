@@ -18,15 +18,18 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import block_affine, covering_block
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.predict import network_grid
-from bids_dgmseg.segmentation.probabilities import mirrored_channels
-from bids_dgmseg.segmentation.results import Location
+from bids_dgmseg.segmentation.localize import Location, localize
+from bids_dgmseg.segmentation.predict import mirrored_channels, network_grid
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view

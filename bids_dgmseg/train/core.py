@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
-from bids_dgmseg.segmentation.probabilities import apply_temperature
+from bids_dgmseg.segmentation.predict import apply_temperature
 from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
 from bids_dgmseg.train.losses import Objective, main_logits, most_probable_classes
 from bids_dgmseg.train.schedule import Position, Schedule, mix, seconds_left

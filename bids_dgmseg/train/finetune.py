@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.io.files import copy_file, sha256, write_json
 from bids_dgmseg.io.tables import MISSING, write_tsv
-from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    pick_device,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    to_channels_last,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.models.weights import load_weights, pick_device, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW

@@ -11,8 +11,8 @@ from torch import nn
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import sha256
+from bids_dgmseg.models.model_folder import save_weights
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.weights import save_weights
 from bids_dgmseg.train.checkpoints import write_record
 from bids_dgmseg.train.core import use_all_cores
 from bids_dgmseg.train.data import LabelledMap, check_holdout, read_labelled_maps, read_pseudo_labels

@@ -20,8 +20,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, network_grid, predict_on_grid
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.ranges import chance
 from bids_dgmseg.train.augment import Variation, mirrored_labels

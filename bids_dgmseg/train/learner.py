@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json
+from bids_dgmseg.models.model_folder import load_object, pick_device, to_channels_last
 from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.models.weights import load_object, pick_device, to_channels_last
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.train.core import Run, State, StepResult, train
 from bids_dgmseg.train.losses import main_logits

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.weights import (
+from bids_dgmseg.models.model_folder import (
     load_weights,
     localizer_network,
     pick_device,
@@ -24,6 +23,7 @@ from bids_dgmseg.models.weights import (
     segmenter_network,
     to_channels_last,
 )
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.sample import (

@@ -21,7 +21,7 @@ from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
-from bids_dgmseg.models.weights import limit_threads
+from bids_dgmseg.models.model_folder import limit_threads
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
 from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer

@@ -18,7 +18,7 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
 from bids_dgmseg.io.files import read_json
-from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 
 

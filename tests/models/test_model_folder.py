@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.model_folder import atlas_files, read_model_folder, segmenter_parts, write_model_toml
+from bids_dgmseg.models.model_folder import (
+    atlas_files,
+    load_object,
+    load_segmenters,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    segmenter_parts,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import MODELS, NETWORKS
-from bids_dgmseg.models.weights import load_object, load_segmenters, save_weights, segmenter_network
 
 SMALL = replace(
     MODELS["dcnnet"], arch={"dilations": [[1], [1, 2]], "initial_features": 2, "growth": 2, "bottleneck_layers": 1}

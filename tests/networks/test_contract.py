@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bids_dgmseg.models.model_folder import localizer_network, segmenter_network
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.weights import localizer_network, segmenter_network
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import write_model_toml
+from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.models.registry import MODELS, get_model
-from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.segmentation.inference import forward_batch
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.nnunet import Network

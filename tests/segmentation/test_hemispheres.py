@@ -8,7 +8,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation.hemispheres import Midplane, find_midplane, split_hemispheres
+from bids_dgmseg.segmentation.regions import Midplane, find_midplane, split_hemispheres
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import coarse_chi, make_grid
 

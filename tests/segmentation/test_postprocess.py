@@ -10,7 +10,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.postprocess import Components, distances_from_typical_positions, postprocess
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.simulate.phantom import PHANTOM
 
 DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14

@@ -13,8 +13,7 @@ from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.inference import forward_batch
 from bids_dgmseg.segmentation.postprocess import label_grid, postprocess
-from bids_dgmseg.segmentation.predict import NetworkPredictor, predict
-from bids_dgmseg.segmentation.results import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import NetworkPredictor, ProbabilityBlock, predict
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.segmentation.probabilities import merge_heads, softmax_heads
+from bids_dgmseg.segmentation.predict import merge_heads, softmax_heads
 
 TWO = (("DN",), ("IN",))
 

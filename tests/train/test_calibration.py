@@ -8,9 +8,14 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.segmentation.predict import network_grid, predict
 from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import (

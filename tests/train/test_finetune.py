@@ -23,10 +23,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
+from bids_dgmseg.models.model_folder import read_model_folder, save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.train.checkpoints import read_checkpoint
 from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize

@@ -21,9 +21,8 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import atlas_files, read_model_folder
+from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder
-from bids_dgmseg.models.weights import load_segmenters
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segmentation.predict import predict

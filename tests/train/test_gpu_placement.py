@@ -11,10 +11,9 @@ from torch import nn
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import write_model_toml
+from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
-from bids_dgmseg.models.weights import save_weights, segmenter_network
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.artefacts import (
     ArtefactRanges,

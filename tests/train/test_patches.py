@@ -8,7 +8,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Localizer
-from bids_dgmseg.segmentation.results import Location
+from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.train.augment import Augmentation
 from bids_dgmseg.train.data import LabelledMap

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, get_args
 import pytest
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.model_folder import load_object
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.models.weights import load_object
 from bids_dgmseg.train.losses import AttentionUNetObjective, DCNNetObjective
 from bids_dgmseg.train.recipe import Network, override, read_setting
 from bids_dgmseg.train.recipe_values import AnyLength, Limits, convert

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.weights import load_weights, save_weights, segmenter_network
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.train import simulated

@@ -19,7 +19,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
-from bids_dgmseg.segmentation.results import Location
+from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model

@@ -16,8 +16,10 @@ from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation import results
+from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
+from bids_dgmseg.segmentation.segment import SegmentedMap
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
@@ -113,9 +115,9 @@ def test_choice_applies_to_atlases(script, dataset, atlases, models, monkeypatch
         (own,) = (one for one in atlases if np.array_equal(one.chi.array, chi.array))
         used.append(set(np.unique(own.labels.array).tolist()))
         shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
-        block = results.ProbabilityBlock(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
-        location = results.Location(Box((0, 0, 0), (1, 1, 1)), None)
-        return results.Segmentation(label_grid(block, model, chi.shape), block, location, model)
+        block = ProbabilityBlock(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
+        location = Location(Box((0, 0, 0), (1, 1, 1)), None)
+        return SegmentedMap(label_grid(block, model, chi.shape), block, location, model)
 
     monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]

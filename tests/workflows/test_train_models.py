@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from bids_dgmseg.cli.main import build_parser
+from bids_dgmseg.models.model_folder import load_segmenters
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.models.weights import load_segmenters
 from tests.train.test_folds import SMALL, make_dataset
 
 SCRIPT = Path(__file__).parents[2] / "workflows" / "train_models.py"

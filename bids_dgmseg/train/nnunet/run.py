@@ -16,15 +16,14 @@ from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import large_components
+from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.io.tables import write_tsv
-from bids_dgmseg.models.label_map import choose_labels
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS, choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, get_model
 from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.regions import resample_regions, valid_mask
+from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.checkpoints import write_record
@@ -141,7 +140,7 @@ class _CerebellumMasks:
         if labels is None:
             raise ValueError(f"{default.name}: has no localizer network")
         grid = Grid(one.chi.shape, one.chi.affine)
-        regions = resample_regions(labels, grid, names=default.localizer.labels, valid=valid_mask(one.chi).array)
+        regions = resample_regions(labels, grid, names=default.localizer.labels, valid=is_valid(one.chi.array))
         predicted = large_components(regions[CEREBELLUM])  # as in use
         if not predicted.any():
             raise InputError(

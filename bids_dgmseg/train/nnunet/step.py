@@ -24,7 +24,7 @@ from bids_dgmseg.image.boxes import box_of_mask
 from bids_dgmseg.image.grids import Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
-from bids_dgmseg.models.weights import pick_device
+from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.log import Log
 from bids_dgmseg.train.splits import FRACTIONS, Part

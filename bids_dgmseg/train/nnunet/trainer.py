@@ -20,8 +20,8 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoM
 from torch import Tensor
 
 from bids_dgmseg.io.files import atomic_write, write_text
+from bids_dgmseg.models.model_folder import to_channels_last
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
-from bids_dgmseg.models.weights import to_channels_last
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.train.log import Log, PlainLog, format_status
 from bids_dgmseg.train.nnunet.step import NnunetTraining
