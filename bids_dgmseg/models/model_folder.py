@@ -279,7 +279,9 @@ def pick_device(device: str) -> torch.device:
 def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, in the memory layout in which small convolutions are fastest."""
     flat = any(parameter.ndim == 4 for parameter in network.parameters())
-    return network.to(device).to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
+    layout: Any = {"memory_format": torch.channels_last if flat else torch.channels_last_3d}  # untyped in torch 2.13
+    moved: nn.Module = network.to(device).to(**layout)
+    return moved
 
 
 def limit_threads(count: int) -> None:
