@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.blocks import crop_like, max_pool
+from bids_dgmseg.networks.plain_unet import crop_like, max_pool
 
 _EPSILON = 1.1e-5
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.blocks import crop_like
+from bids_dgmseg.networks.plain_unet import crop_like
 
 Normalization = Literal["batch", "group", "none"]
 

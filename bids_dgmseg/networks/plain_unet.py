@@ -1,4 +1,4 @@
-"""Small U-Net of ``dgm16``: strided convolutions, instance normalization, leaky ReLU."""
+"""Small U-Net of ``dgm16``, and pooling and cropping on grids of any size, which the papers' networks share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def max_pool(x: Tensor, factor: int) -> Tensor:
+    """Max-pool (B, C, X, Z) or (B, C, X, Y, Z); an incomplete group at the end of an axis counts too.
+
+    Sizes are rounded up, so that pooling twice by 2 equals pooling by 4 for every size.
+    """
+    pool = functional.max_pool2d if x.ndim == 4 else functional.max_pool3d
+    with torch.autocast(x.device.type, enabled=False):  # autocast would convert x to float32 first
+        pooled: Tensor = pool(x, factor, ceil_mode=True)
+    return pooled
+
+
+def crop_like(x: Tensor, reference: Tensor) -> Tensor:
+    """Crop the ends of `x` (B, C, ...), upsampled from a grid that was rounded up, to the grid of a reference."""
+    for axis in range(2, x.ndim):
+        x = x.narrow(axis, 0, reference.shape[axis])
+    return x
 
 
 class _InstanceNorm(nn.InstanceNorm3d):
@@ -81,10 +99,8 @@ class PlainUNet(nn.Module):
         logits = []
         for enlarge, stage, head in zip(self.enlarge, self.up, self.heads, strict=True):
             skip = skips.pop()
-            width, depth, height = skip.shape[2:]
             # A strided convolution rounds odd sizes up, so the upsampled grid can be one voxel too long.
-            x = enlarge(x)[:, :, :width, :depth, :height]
-            x = stage(torch.cat((x, skip), dim=1))
+            x = stage(torch.cat((crop_like(enlarge(x), skip), skip), dim=1))
             if self.deep_supervision or not skips:
                 logits.append(head(x))
         return logits[::-1] if self.deep_supervision else logits[-1]

@@ -1,16 +1,22 @@
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bids_dgmseg.models.model_folder import localizer_network, segmenter_network
-from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.models.model_folder import load_object, localizer_network, segmenter_network
+from bids_dgmseg.models.registry import MODELS, NETWORKS, Model, weights_folder
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
-from bids_dgmseg.networks.plain_unet import PlainUNet
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def _registered(model: Model, part: str) -> Case:
     assert shown is not None
     groups = model.groups if part == "segmenter" else (model.localizer.labels,)
     dotted = model.network if part == "segmenter" else model.localizer.network
-    # Instance normalization wants more than one value on the smallest grid.
+    # Instance normalization needs more than one value on the smallest grid.
     sizes = ((32, 32, 32), (32, 33, 40), (17, 21, 35)) if dotted.endswith(":PlainUNet") else Case.sizes
     return Case(
         build,
@@ -59,7 +65,7 @@ CASES = {
     "attention_unet_resnet50": Case(lambda deep: ResNet50AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
     "deepqsmseg_paper_size": Case(lambda deep: DeepQSMSeg(1, 11, deep), 11),
 }
-"""Registered networks, and what the papers have besides."""
+"""Registered networks, and others of the papers."""
 
 
 @pytest.fixture(params=list(CASES.values()), ids=list(CASES))
@@ -98,23 +104,46 @@ def test_exported_network_gives_the_same_output(case):
         torch.testing.assert_close(exported(shown), network(shown))
 
 
-SMALL = {
-    "plain_unet": lambda deep: PlainUNet(1, 3, deep, features=(4, 8, 8)),
-    "dcn_net": lambda deep: DCNNet(1, 3, deep, dilations=((1,), (1, 2)), bottleneck_layers=2),
-    "attention_unet": lambda deep: AttentionUNet25D(1, 4, deep, features=(2, 4, 8), scales=2),
-    "attention_unet_resnet50": lambda deep: ResNet50AttentionUNet25D(1, 4, deep),
-    "deepqsmseg": lambda deep: DeepQSMSeg(1, 11, deep, features=(2, 4), blocks=(1, 1), attended=1),
-}
-
-
-@pytest.mark.parametrize("build", SMALL.values(), ids=list(SMALL))
-def test_deep_supervision_has_the_same_weights(build):
-    plain, supervised = build(False), build(True)
-    assert plain.state_dict().keys() == supervised.state_dict().keys()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_deep_supervision_has_the_same_weights(name):
+    plain, supervised = (load_object(name)(1, 4, deep).state_dict() for deep in (False, True))
+    assert plain.keys() == supervised.keys()
 
 
 @pytest.mark.parametrize("model", [model for model in MODELS.values() if model.network], ids=lambda model: model.name)
 def test_shipped_models_are_small(model: Model):
     networks = [segmenter_network(model), *([localizer_network(model)] if model.localizer.network else [])]
-    count = sum(parameter.numel() for network in networks for parameter in network.parameters())
-    assert 2 * count <= 16e6  # float16, megabytes
+    assert 2 * sum(map(count_parameters, networks)) <= 16e6  # float16, megabytes
+
+
+def shipped_nnunet(step):
+    """Build what the package's plans.json describes, with nnU-Net's own builder."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    folder = weights_folder(MODELS["nnunet2step"]) / step
+    plans, dataset = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("plans", "dataset"))
+    parts = plans["configurations"]["3d_fullres"]["architecture"]
+    return get_network_from_plans(
+        *(parts[name] for name in ("network_class_name", "arch_kwargs", "_kw_requires_import")),
+        len(dataset["channel_names"]),
+        len(dataset["labels"]),
+        deep_supervision=False,
+    )
+
+
+DOCUMENTED = {
+    "DCN-Net": lambda: DCNNet(1, 3),
+    "Attention U-Net, 16": lambda: AttentionUNet25D(1, 4),
+    "Attention U-Net with ResNet-50": lambda: ResNet50AttentionUNet25D(1, 4),
+    "DeepQSMSeg, 16": lambda: DeepQSMSeg(1, 11),
+    "DeepQSMSeg, 6": lambda: DeepQSMSeg(1, 11, **MODELS["deepqsmseg"].arch),
+    "DentateSeg, cerebellum": lambda: shipped_nnunet("cerebellum"),
+    "DentateSeg, dentate nuclei": lambda: shipped_nnunet("dentate"),
+}
+
+
+@pytest.mark.parametrize("name", list(DOCUMENTED))
+def test_documented_number_of_parameters_is_correct(name):
+    page = (Path(__file__).parents[2] / "docs" / "papers.md").read_text("utf-8")
+    count = f"{count_parameters(DOCUMENTED[name]()):,}"
+    assert re.findall(rf"^\| {re.escape(name)}.*? \| ([\d,]+) \|", page, re.MULTILINE) == [count]

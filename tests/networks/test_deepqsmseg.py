@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,28 +14,22 @@ def network():
     return DeepQSMSeg(1, 11).eval()
 
 
-def test_kernels_match_the_paper(network):
+def test_kernels_and_channels_match_the_paper(network):
     kernels = {module.kernel_size for module in network.modules() if isinstance(module, nn.Conv3d)}
     assert kernels == {(5, 5, 3), (2, 2, 2), (1, 1, 1)}
     assert [(part.kernel_size, part.stride) for part in network.enlarge] == 4 * [((2, 2, 2), (2, 2, 2))]
+    channels = [16, 32, 64, 128, 256]
+    assert [(part.in_channels, part.out_channels) for part in network.shrink] == list(pairwise(channels))
+    assert [part.out_channels for part in network.enlarge] == channels[-2::-1]
 
 
 def test_decoder_mirrors_the_encoder(network):
-    def blocks(part: nn.Module) -> int:
-        return sum(isinstance(module, nn.Conv3d) and module.kernel_size == (5, 5, 3) for module in part.modules())
+    def blocks(*parts: nn.Module) -> list[int]:
+        convolutions = ([m for m in part.modules() if isinstance(m, nn.Conv3d)] for part in parts)
+        return [sum(convolution.kernel_size == (5, 5, 3) for convolution in inside) for inside in convolutions]
 
-    assert [blocks(network.first), *(blocks(part) for part in network.down)] == [1, 2, 3, 3, 3]
-    assert [*(blocks(part) for part in network.up), blocks(network.last)] == [3, 3, 2, 1, 1]
-
-
-def test_channels_double_as_size_halves(network):
-    assert [(part.in_channels, part.out_channels) for part in network.shrink] == [
-        (16, 32),
-        (32, 64),
-        (64, 128),
-        (128, 256),
-    ]
-    assert [part.out_channels for part in network.enlarge] == [128, 64, 32, 16]
+    assert blocks(network.first, *network.down) == [1, 2, 3, 3, 3]
+    assert blocks(*network.up, network.last) == [3, 3, 2, 1, 1]
 
 
 def test_attention_is_in_the_lowest_stages(network):
