@@ -20,12 +20,10 @@ from reporting import markdown
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
-from bids_dgmseg.stats.ageing import fit_age_curves
+from bids_dgmseg.stats.ageing import change_per_year, fit_age_curves
 from bids_dgmseg.stats.combat import harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups, hedges_g
-from bids_dgmseg.stats.longitudinal import change_per_year
-from bids_dgmseg.stats.outliers import robust_z
-from bids_dgmseg.stats.size_adjustment import adjust_for_size
+from bids_dgmseg.stats.long_table import adjust_for_size, robust_z
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""

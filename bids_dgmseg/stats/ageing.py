@@ -1,4 +1,4 @@
-"""Age curves of all nuclei of a cohort, as tables."""
+"""Age curves of all nuclei of a cohort, and change per year of participants with several sessions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.stats import ttest_1samp
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.age_curves import (
@@ -21,6 +22,8 @@ from bids_dgmseg.stats.age_curves import (
     bootstrap,
     fit_curve,
 )
+from bids_dgmseg.stats.agreement import is_constant
+from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
 from bids_dgmseg.stats.long_table import iter_groups, numeric_column, require_columns
 
 NOT_IDENTIFIED = "not identified"
@@ -172,3 +175,119 @@ def _fit(
         low, high = intervals[name]
         record |= {column: getattr(fit, name), f"{column}_low": low, f"{column}_high": high}
     return fit, record | {"std": fit.std, "r2": fit.r2, "aicc": fit.aicc}
+
+
+_SLOPES = ("n_scans", "n_missing", "years", "first", "change_per_year", "note")
+
+_SUMMARY = "n n_single n_scans years_median change_per_year change_low change_high std t df p q note".split()
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change per year of each participant, and summary over participants."""
+
+    participants: pd.DataFrame
+    summary: pd.DataFrame
+
+
+def change_per_year(
+    table: pd.DataFrame,
+    *,
+    time: str = "age",
+    value: str = "mean_ppm",
+    participant: str = "participant_id",
+    by: tuple[str, ...] = ("abbreviation",),
+    level: float = 0.95,
+) -> Change:
+    """Regress the scans of each participant on time, and test the mean slope against 0.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per scan and nucleus; measures and times are numeric, NaN where missing.
+    time : str
+        Column of the age at the scan or the time since the first, in years.
+    value, participant : str
+        Columns of the measure and of the participants.
+    by : tuple of str
+        Columns that define separate regressions.
+    level : float
+        Confidence level of the limits.
+
+    Returns
+    -------
+    Change
+        ``participants`` has one row per nucleus and participant: the columns of `by`, the participant, ``n_scans``
+        used, ``n_missing`` without time or measure, ``years`` between first and last, ``first`` (measure at the first
+        scan), ``change_per_year`` (least-squares slope) and ``note``; ``summary`` has one row per nucleus: ``n``
+        participants with a slope, ``n_single`` without, ``n_scans`` in the slopes, ``years_median``, mean
+        ``change_per_year`` with limits, ``std`` over participants, ``t``, ``df``, ``p`` (one-sample t test), ``q``
+        (false discovery rate over the nuclei), ``note``.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, or no participant has scans at two times.
+
+    Notes
+    -----
+    The slopes of all participants have equal weight, regardless of the number and spacing of scans; a mixed model would
+    weight them.
+    """
+    require_columns(table, participant, *by)
+    plain = table.assign(**{column: numeric_column(table, column) for column in (time, value)})
+    slopes = _slopes(plain, [*by, participant], time=time, value=value)
+    if slopes["change_per_year"].isna().all():
+        raise InputError(
+            f"group table: no participant has scans at two values of {time}; give each session a value in years"
+        )
+    records = []
+    for key, rows in iter_groups(slopes, by):
+        used = rows.dropna(subset=["change_per_year"])
+        changes = used["change_per_year"].to_numpy(np.float64)
+        record = key | {
+            "n": changes.size,
+            "n_single": len(rows) - changes.size,
+            "n_scans": int(used["n_scans"].sum()),
+            "years_median": used["years"].median(),
+            "p": np.nan,
+            "change_per_year": changes.mean() if changes.size else np.nan,
+            "note": f"not tested: {changes.size} participants with a change, or all the same",
+        }
+        if changes.size > 1 and not is_constant(changes):
+            test = ttest_1samp(changes, 0)
+            low, high = test.confidence_interval(level)
+            record |= {"change_low": low, "change_high": high, "std": changes.std(ddof=1), "note": ""}
+            record |= {"t": test.statistic, "df": test.df, "p": test.pvalue}
+        records.append(record)
+    summary = pd.DataFrame(records, columns=[*by, *_SUMMARY])
+    return Change(slopes, summary.assign(q=adjust_p_values(summary["p"].to_numpy(np.float64), method="fdr")))
+
+
+def _slopes(table: pd.DataFrame, keys: list[str], *, time: str, value: str) -> pd.DataFrame:
+    """Slope of each participant and nucleus, vectorized: a cohort has a hundred thousand of them."""
+    rows = table[[*keys, time, value]].replace([np.inf, -np.inf], np.nan).sort_values(time, kind="stable")
+    known = rows.dropna(subset=[time, value])
+
+    def grouped(frame: pd.DataFrame) -> Any:
+        return frame.groupby(keys, sort=False, dropna=False, observed=True)
+
+    # In the order of the table; participants without a usable scan have a row too.
+    result: pd.DataFrame = grouped(table).size().rename("n_rows").to_frame()
+    means = grouped(known)[[time, value]].transform("mean")
+    years = known[time] - means[time]
+    sums = grouped(known.assign(_xy=years * (known[value] - means[value]), _xx=years**2))[["_xy", "_xx"]].sum()
+    times = grouped(known)[time]
+    result["n_scans"] = times.size()
+    result["n_scans"] = result["n_scans"].fillna(0).astype(int)
+    result["n_missing"] = result["n_rows"] - result["n_scans"]
+    result["years"] = times.max() - times.min()
+    result["first"] = grouped(known)[value].first()
+    has_slope = (result["years"] > 0) & (result["n_scans"] > 1)
+    result["change_per_year"] = (sums["_xy"] / sums["_xx"].where(sums["_xx"] > 0)).where(has_slope)
+    start = times.min().reindex(result.index)
+    result["note"] = [
+        "" if known_slope else f"no change: {n} scans" if n < 2 else f"no change: all scans at {year:g} years"
+        for known_slope, n, year in zip(has_slope, result["n_scans"], start, strict=True)
+    ]
+    return result.reset_index()[[*keys, *_SLOPES]]

@@ -69,13 +69,7 @@ class MeanSquares:
 
 
 def pearson(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estimate:
-    """Compute Pearson's correlation with Fisher's interval (for four scans or more).
-
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan, NaN if missing.
-    """
+    """Compute Pearson's correlation with Fisher's interval (for four scans or more)."""
     x, y = complete_pairs(first, second)
     if len(x) < 3 or is_constant(x) or is_constant(y):
         return Estimate(np.nan)
@@ -88,11 +82,6 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estim
 
     p is exact (over all permutations) up to eight scans, otherwise by Student's t.
 
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan, NaN if missing.
-
     References
     ----------
     .. [1] Bonett DG, Wright TA. Sample size requirements for estimating Pearson, Kendall and Spearman correlations.
@@ -104,10 +93,8 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estim
     rho, p = (float(number) for number in stats.spearmanr(x, y))
     if len(x) <= _N_EXACT:
         # SciPy's PermutationMethod doubles the smaller tail, which differs from this fraction if there are ties.
-        first_ranks, second_ranks = stats.rankdata(x), stats.rankdata(y)
-        covariances = np.abs(
-            (second_ranks - second_ranks.mean())[_permutations(len(y))] @ (first_ranks - first_ranks.mean())
-        )
+        first_ranks, second_ranks = (ranks - ranks.mean() for ranks in (stats.rankdata(x), stats.rankdata(y)))
+        covariances = np.abs(second_ranks[_permutations(len(y))] @ first_ranks)
         p = float(np.mean(covariances >= covariances[0] - 1e-9))  # the first permutation is the identity
     return _fisher(rho, p, len(x), variance=1 + rho**2 / 2)
 
@@ -127,18 +114,7 @@ def _fisher(r: float, p: float, n: int, *, variance: float) -> Estimate:
 
 
 def mean_squares(ratings: NDArray[np.floating]) -> MeanSquares:
-    """Compute the mean squares of a table of ratings.
-
-    Parameters
-    ----------
-    ratings : ndarray of shape (N, K)
-        One row per target (scan), one column per rater; rows with NaN are excluded.
-
-    Returns
-    -------
-    MeanSquares
-        NaN for fewer than two complete targets or two raters.
-    """
+    """Compute the mean squares of (targets, raters); NaN for fewer than two complete targets or two raters."""
     table = complete_rows(ratings)
     n, k = table.shape
     if n < 2 or k < 2:
@@ -195,7 +171,7 @@ def icc(ratings: NDArray[np.floating]) -> dict[str, Estimate]:
     ms = mean_squares(ratings)
     n, k = ms.n, ms.k
     if not ms.targets + ms.within > 0:
-        return {name: Estimate(np.nan) for name in ("icc11", "icc21", "icc31")}
+        return dict.fromkeys(("icc11", "icc21", "icc31"), Estimate(np.nan))
     one = (ms.targets - ms.within) / (ms.targets + (k - 1) * ms.within)
     consistency = Estimate(np.nan)
     if (denominator := ms.targets + (k - 1) * ms.error) > 0:
@@ -247,20 +223,8 @@ def _icc21(ms: MeanSquares) -> Estimate:
 
 
 def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> BlandAltman:
-    r"""Compute bias and limits of agreement with 95 % confidence intervals.
+    r"""Compute bias and limits of agreement; NaN for fewer than two scans, except the bias of a single scan.
 
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan, NaN if missing.
-
-    Returns
-    -------
-    BlandAltman
-        All NaN for fewer than two scans, except the bias of a single scan.
-
-    Notes
-    -----
     With mean :math:`\bar d` and standard deviation :math:`s` of the differences second - first, the limits are
     :math:`\bar d \pm 1.96 s`, their standard error :math:`s \sqrt{1/n + 1.96^2 / (2 (n - 1))}`, that of the bias
     :math:`s / \sqrt{n}`; intervals by Student's t with :math:`n - 1` degrees of freedom [1]_.
@@ -291,18 +255,7 @@ def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> B
 def complete_pairs(
     first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the pairs without missing values, as float64.
-
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ.
-    """
+    """Return the pairs without missing values, as float64; `ValueError` if the lengths differ."""
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"second has shape {y.shape}, expected {x.shape} with one axis")
@@ -311,13 +264,7 @@ def complete_pairs(
 
 
 def complete_rows(ratings: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the rows of (targets, raters) without missing values.
-
-    Raises
-    ------
-    ValueError
-        If `ratings` does not have two axes.
-    """
+    """Return the rows of (targets, raters) without missing values; `ValueError` unless there are two axes."""
     table = np.asarray(ratings, np.float64)
     if table.ndim != 2:
         raise ValueError(f"ratings have shape {table.shape}, expected (targets, raters)")
@@ -343,12 +290,8 @@ def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str
     """
     x, y = complete_pairs(first, second)
     limits = bland_altman(x, y)
-    row = {
-        "n": len(x),
-        "n_missing": len(first) - len(x),
-        "mean_reference": mean_or_nan(x),
-        "mean_prediction": mean_or_nan(y),
-    }
+    row: dict[str, float] = {"n": len(x), "n_missing": len(first) - len(x)}
+    row |= {"mean_reference": mean_or_nan(x), "mean_prediction": mean_or_nan(y)}
     row |= estimate_columns("pearson_r", pearson(x, y)) | estimate_columns("spearman_rho", spearman(x, y))
     for name, estimate in icc(np.column_stack([x, y])).items():
         row |= estimate_columns(name, estimate)
@@ -359,18 +302,10 @@ def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str
 
 def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
     """Return an estimate as columns `name`, ``_low``, ``_high`` and ``_p``."""
-    return {
-        name: estimate.value,
-        f"{name}_low": estimate.low,
-        f"{name}_high": estimate.high,
-        f"{name}_p": estimate.p,
-    }
+    low, high, p = (f"{name}_{end}" for end in ("low", "high", "p"))
+    return {name: estimate.value, low: estimate.low, high: estimate.high, p: estimate.p}
 
 
 def mean_or_nan(values: NDArray[np.float64]) -> float:
-    """Return the mean, NaN without values.
-
-    >>> mean_or_nan(np.array([1.0, 2.0])), mean_or_nan(np.array([]))
-    (1.5, nan)
-    """
+    """Return the mean, NaN without values."""
     return float(values.mean()) if len(values) else np.nan

@@ -95,9 +95,7 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     if len(site) != len(values) or len(x) != len(values):
         raise ValueError(f"{len(values)} scans, {len(site)} sites and {len(x)} rows of covariates")
     usable = site.notna().to_numpy() & np.isfinite(x).all(axis=1)
-    names, codes = _sites(site, usable)
-    indicator = np.zeros((len(values), len(names)))
-    indicator[np.flatnonzero(usable), codes[usable]] = 1
+    names, indicator = _sites(site, usable)
     if not _identifiable(indicator[usable], x[usable]):
         raise InputError(
             "participants.tsv: sites and covariates are confounded (a covariate is constant within each site); "
@@ -151,8 +149,8 @@ def _covariate_matrix(covariates: pd.DataFrame | None, n_scans: int) -> Floats:
     return np.column_stack(columns)
 
 
-def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], NDArray[np.intp]]:
-    """Names of the sites, and the index of each scan's site."""
+def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], Floats]:
+    """Names of the sites, and which usable scan is from which; shape (scans, sites)."""
     codes, levels = pd.factorize(site, sort=True)
     if len(levels) < 2:
         shown = ", ".join(map(str, levels)) or "none"
@@ -166,7 +164,9 @@ def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], NDArr
                 f"participants.tsv: site {name} has {n} scans{lacking}, harmonization needs {N_SITE}; merge it with a "
                 "site of the same scanner or leave it out"
             )
-    return list(levels), codes
+    indicator = np.zeros((len(site), len(levels)))
+    indicator[np.flatnonzero(usable), codes[usable]] = 1
+    return list(levels), indicator
 
 
 def _identifiable(indicator: Floats, x: Floats) -> bool:
@@ -182,24 +182,23 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
     usable = np.isfinite(raw) & (indicator.sum(axis=1) > 0)[:, None]
     enough = indicator.T @ usable >= N_SITE
     selected = np.where(usable & (indicator @ enough > 0), raw, np.nan)
-    reasons = [_why_not(column, indicator, x) for column in selected.T]
+    reasons = []
+    for y in selected.T:
+        known = np.isfinite(y)
+        reason = ""
+        if (indicator[known].sum(axis=0) > 0).sum() < 2:
+            reason = "no second site with enough values"
+        elif not _identifiable(indicator[known], x[known]):
+            reason = "sites and covariates are confounded"
+        else:
+            _, _, rss, rank = _least_squares(y, indicator, x)
+            if known.sum() <= rank:
+                reason = f"{known.sum()} values for {rank} terms of sites and covariates"
+            elif rss <= np.finfo(float).eps * (y[known] ** 2).sum():
+                reason = "values do not vary within sites"
+        reasons.append(reason)
     selected[:, [bool(reason) for reason in reasons]] = np.nan
     return selected, reasons
-
-
-def _why_not(y: Floats, indicator: Floats, x: Floats) -> str:
-    """Why one nucleus cannot be harmonized; empty if it can."""
-    known = np.isfinite(y)
-    if (indicator[known].sum(axis=0) > 0).sum() < 2:
-        return "no second site with enough values"
-    if not _identifiable(indicator[known], x[known]):
-        return "sites and covariates are confounded"
-    _, _, rss, rank = _least_squares(y, indicator, x)
-    if known.sum() <= rank:
-        return f"{known.sum()} values for {rank} terms of sites and covariates"
-    if rss <= np.finfo(float).eps * (y[known] ** 2).sum():
-        return "values do not vary within sites"
-    return ""
 
 
 def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float, int]:
@@ -217,9 +216,8 @@ def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Flo
 
 def _estimate(z: Floats, indicator: Floats) -> _Effects:
     """Shift and variance of each site, and their posterior means."""
-    shape = (indicator.shape[1], z.shape[1])
-    shift, variance, shift_bayes, variance_bayes = (np.full(shape, np.nan) for _ in range(4))
-    for site in range(shape[0]):
+    shift, variance, shift_bayes, variance_bayes = np.full((4, indicator.shape[1], z.shape[1]), np.nan)
+    for site in range(indicator.shape[1]):
         at_site = z[indicator[:, site] > 0]
         known = np.isfinite(at_site).any(axis=0)
         if not known.any():
@@ -284,8 +282,7 @@ def _site_table(
             else:
                 record["note"] = f"not harmonized: {reasons[nucleus] or f'a site needs {N_SITE} values'}"
             records.append(record)
-    columns = ["site", "nucleus", "n", "n_unused", "shift", "scale", "shift_bayes", "scale_bayes", "note"]
-    return pd.DataFrame(records, columns=columns)
+    return pd.DataFrame(records, columns="site nucleus n n_unused shift scale shift_bayes scale_bayes note".split())
 
 
 def _variance_table(

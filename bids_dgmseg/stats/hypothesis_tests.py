@@ -44,13 +44,7 @@ _NO_TEST = TestResult(np.nan, np.nan)
 
 
 def paired_t(first: NDArray[np.floating], second: NDArray[np.floating]) -> TestResult:
-    """Test the mean of second - first against 0 by Student's t test.
-
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan, NaN if missing.
-    """
+    """Test the mean of second - first (one value per scan, NaN if missing) against 0 by Student's t test."""
     difference = _differences(first, second)
     if len(difference) < 2 or is_constant(difference):
         return _NO_TEST
@@ -61,16 +55,8 @@ def paired_t(first: NDArray[np.floating], second: NDArray[np.floating]) -> TestR
 def wilcoxon(first: NDArray[np.floating], second: NDArray[np.floating]) -> TestResult:
     """Test second - first for symmetry about 0 by Wilcoxon's signed-rank test, without zero differences.
 
-    Parameters
-    ----------
-    first, second : ndarray of shape (N,)
-        One value per scan, NaN if missing.
-
-    Returns
-    -------
-    TestResult
-        The smaller of the two rank sums. p is exact up to 50 scans without ties, otherwise by the normal approximation
-        (by permutation up to 13 scans), as chosen by SciPy.
+    The statistic is the smaller of the two rank sums. p is exact up to 50 scans without ties, otherwise by the normal
+    approximation (by permutation up to 13 scans), as chosen by SciPy.
     """
     difference = _differences(first, second)
     difference = difference[difference != 0]

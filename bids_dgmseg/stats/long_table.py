@@ -1,17 +1,32 @@
-"""Access to long tables (one row per scan and nucleus): columns, groups, repeated scans."""
+"""Long tables (one row per scan and nucleus): columns, repeated scans, outliers, adjustment for nucleus volume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import linregress, median_abs_deviation, t
 
 from bids_dgmseg.errors import InputError
 
 Floats = NDArray[np.float64]
+
+N_OUTLIERS = 5
+"""Minimum number of values of a site for a median and a spread."""
+
+N_CONTROLS = 5
+"""Minimum number of participants for a slope."""
+
+_LEVEL = 0.95
+"""Confidence level of the limits of the slope."""
+
+_COEFFICIENTS = (
+    "n_controls n_controls_missing mean_volume_controls slope slope_low slope_high intercept r p note".split()
+)
 
 
 def require_columns(table: pd.DataFrame, *columns: str) -> None:
@@ -25,15 +40,7 @@ def require_columns(table: pd.DataFrame, *columns: str) -> None:
 
 
 def numeric_column(table: pd.DataFrame, column: str) -> Floats:
-    """Return a numeric column as float64, NaN where missing.
-
-    Raises
-    ------
-    InputError
-        If there is no such column.
-    ValueError
-        If it contains text.
-    """
+    """Return a numeric column as float64, NaN where missing; `ValueError` if it contains text."""
     require_columns(table, column)
     values = table[column]
     if not pd.api.types.is_numeric_dtype(values) and values.notna().any():
@@ -53,28 +60,8 @@ def average_repeated_scans(
 ) -> pd.DataFrame:
     """Average the scans of each participant, so that each counts once.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per scan and nucleus.
-    participant : str
-        Column of the participants.
-    by : sequence of str
-        Columns that identify nuclei (and models).
-    means : sequence of str
-        Numeric columns to average over the scans of a participant that have all of them; NaN if there is none.
-    same : sequence of str
-        Columns that must not vary within a participant.
-
-    Returns
-    -------
-    DataFrame
-        One row per participant and group of `by`; ``n_scans`` counts the scans averaged.
-
-    Raises
-    ------
-    InputError
-        If a column is missing, or one of `same` varies within a participant.
+    Returns one row per participant and group of `by`: the columns `means`, averaged over the scans that have all of
+    them (NaN if there is none), the columns `same`, which must not vary within a participant, and ``n_scans`` averaged.
     """
     require_columns(table, participant, *by, *means, *same)
     for column in same:
@@ -89,3 +76,163 @@ def average_repeated_scans(
     how: dict[str, Any] = dict.fromkeys(means, "mean") | dict.fromkeys(same, "first") | {"n_scans": "sum"}
     grouped = masked.groupby([*by, participant], sort=False, dropna=False, observed=True)
     return grouped.agg(how).reset_index()
+
+
+def robust_z(
+    table: pd.DataFrame, *, value: str = "mean_ppm", by: tuple[str, ...] = ("abbreviation", "site"), limit: float = 3.5
+) -> pd.DataFrame:
+    r"""Compute robust z-scores of each value within its nucleus and site.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per scan and nucleus; the measure is numeric, NaN where missing.
+    value : str
+        Column of the measure.
+    by : tuple of str
+        Columns that define the groups; rows without a site form one site.
+    limit : float
+        Absolute robust z-score above which a value is an outlier.
+
+    Returns
+    -------
+    DataFrame
+        In the order and with the index of `table`: ``n_site`` values in the group, their ``median``, ``robust_z``,
+        ``outlier`` (False without a z-score) and ``note``, which states why there is no z-score: the value is missing,
+        there are fewer than 5 values, or half of them are equal.
+
+    Raises
+    ------
+    InputError
+        If a column is missing.
+
+    Notes
+    -----
+    :math:`z = (x - \text{median}) / (1.4826\,\text{MAD})`; the limit of 3.5 is that of [1]_.
+
+    References
+    ----------
+    .. [1] Iglewicz B, Hoaglin DC. How to detect and handle outliers. ASQC Quality Press (1993).
+    """
+    plain = table.assign(**{value: numeric_column(table, value)}).reset_index(drop=True)
+    n_site, median, z = np.zeros(len(plain), dtype=np.int64), np.full(len(plain), np.nan), np.full(len(plain), np.nan)
+    note = np.full(len(plain), "", dtype=object)
+    for _, rows in iter_groups(plain, by):
+        index, values = rows.index.to_numpy(), rows[value].to_numpy(np.float64)
+        known = np.isfinite(values)
+        n_site[index] = known.sum()
+        note[index[~known]] = "missing"
+        if not known.any():
+            continue
+        median[index] = np.median(values[known])
+        spread = median_abs_deviation(values[known], scale="normal")
+        if known.sum() < N_OUTLIERS:
+            note[index[known]] = f"no z: {known.sum()} values, a site needs {N_OUTLIERS}"
+        elif spread == 0:
+            note[index[known]] = "no z: half of the values are equal"
+        else:
+            z[index] = (values - median[index]) / spread
+    return pd.DataFrame(
+        {"n_site": n_site, "median": median, "robust_z": z, "outlier": np.abs(z) > limit, "note": note},
+        index=table.index,
+    )
+
+
+@dataclass(frozen=True)
+class SizeAdjustment:
+    """Adjusted values and regression coefficients."""
+
+    values: pd.Series
+    """In the order and with the index of the table; NaN without measure, volume or slope."""
+    coefficients: pd.DataFrame
+    """One row per nucleus."""
+
+
+def adjust_for_size(
+    table: pd.DataFrame,
+    *,
+    controls: ArrayLike,
+    value: str = "mean_ppm",
+    volume: str = "volume_mm3",
+    by: tuple[str, ...] = ("abbreviation",),
+    participant: str | None = None,
+) -> SizeAdjustment:
+    r"""Adjust susceptibility for nucleus volume by linear regression in the controls.
+
+    A larger fraction of the voxels of a small nucleus contains surrounding tissue, so that its mean susceptibility
+    depends on its size.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per scan and nucleus; measure and volume are numeric, NaN where missing.
+    controls : array_like of bool, shape (rows,)
+        Which rows are of healthy controls.
+    value, volume : str
+        Columns of the measure and of the volume.
+    by : tuple of str
+        Columns that define separate regressions.
+    participant : str, optional
+        Column of the participants, who are counted instead of rows for the minimum number of controls.
+
+    Returns
+    -------
+    SizeAdjustment
+        Adjusted values in the unit of the measure; one row of coefficients per nucleus: the columns of `by`,
+        ``n_controls`` rows used, ``n_controls_missing``, ``mean_volume_controls``, ``slope`` (ppm/mm³) with 95 %
+        limits, ``intercept``, ``r``, ``p`` (two-sided, slope 0) and ``note``. With fewer than 5 controls or without
+        variation in their volumes, slope and adjusted values are missing and the note states why.
+
+    Raises
+    ------
+    InputError
+        If there is no control or a column is missing.
+    ValueError
+        If `controls` is not one boolean per row.
+
+    Notes
+    -----
+    With the slope :math:`b` of :math:`\chi` on :math:`V` and the mean volume :math:`\bar V`, both of the controls,
+
+    .. math:: \chi_{adj} = \chi - b\,(V - \bar V)
+
+    for all scans: our reading of the one sentence in [1]_. Unlike a slope from all scans, this is not confounded by a
+    disease that shrinks the nucleus and raises its iron. Rows count as independent in the limits.
+
+    References
+    ----------
+    .. [1] Biswas S. Automated MRI-based mapping of dentate nucleus using advanced neural networks, on DentateSeg:
+       "a linear regression-based adjustment factor derived from healthy controls".
+    """
+    mask = np.asarray(controls)
+    if mask.dtype != bool or mask.shape != (len(table),):
+        raise ValueError(f"controls is {mask.dtype} of shape {mask.shape}, expected bool of shape ({len(table)},)")
+    if not mask.any():
+        raise InputError("group table: no scan of a control; check the filter of the controls")
+    plain = table.assign(**{column: numeric_column(table, column) for column in (value, volume)}, _control=mask)
+    plain = plain.reset_index(drop=True)  # the index of the table may repeat
+    adjusted = np.full(len(plain), np.nan)
+    records = []
+    for key, rows in iter_groups(plain, by):
+        chi, size = rows[value].to_numpy(np.float64), rows[volume].to_numpy(np.float64)
+        used = rows["_control"].to_numpy(bool) & np.isfinite(chi) & np.isfinite(size)
+        n_participants = int(used.sum()) if participant is None else rows.loc[used, participant].nunique()
+        n = int(used.sum())
+        mean_volume = size[used].mean() if n else np.nan
+        missing = int(rows["_control"].sum()) - n
+        record = key | {"n_controls": n, "n_controls_missing": missing, "mean_volume_controls": mean_volume, "note": ""}
+        if n_participants < N_CONTROLS:
+            record["note"] = f"not adjusted: {n_participants} controls, a slope needs {N_CONTROLS}"
+        elif np.ptp(size[used]) == 0:
+            record["note"] = f"not adjusted: the volumes of all controls are {size[used][0]:g}"
+        else:
+            line = linregress(size[used], chi[used])
+            half = float(t.ppf((1 + _LEVEL) / 2, n - 2)) * line.stderr
+            record |= {"slope": line.slope, "slope_low": line.slope - half, "slope_high": line.slope + half}
+            record |= {"intercept": line.intercept, "r": line.rvalue, "p": line.pvalue}
+            adjusted[rows.index.to_numpy()] = chi - line.slope * (size - mean_volume)
+        records.append(record)
+    return SizeAdjustment(
+        pd.Series(adjusted, index=table.index, name=f"{value}_adjusted"),
+        pd.DataFrame(records, columns=[*by, *_COEFFICIENTS]),
+    )

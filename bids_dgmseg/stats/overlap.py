@@ -74,21 +74,21 @@ def overlap(
     table["volume_prediction_mm3"] = n_prediction * voxel_mm3
     table["volume_difference_mm3"] = np.where(total > 0, difference * voxel_mm3, np.nan)
     table["volume_difference_percent"] = 100 * _ratio(difference, n_reference)
+    top = max((structure.index for structure in structures), default=0)
+    found = [ndimage.find_objects(labels.astype(np.int64), max_label=top) for labels in (reference, prediction)]
     distances = []
-    for structure, box in zip(structures, _boxes(reference, prediction, structures), strict=True):
+    for structure in structures:
+        known = [each[structure.index - 1] for each in found if each[structure.index - 1] is not None]
+        axes = zip(*known, strict=True) if known else [(slice(0),)] * 3
+        # The smallest box around the nucleus in either segmentation, empty if it is in neither.
+        box = tuple(slice(min(s.start or 0 for s in axis), max(s.stop for s in axis)) for axis in axes)
         masks = reference[box] == structure.index, prediction[box] == structure.index
         centre = np.nan
         if masks[0].any() and masks[1].any():
             between = np.argwhere(masks[0]).mean(axis=0) - np.argwhere(masks[1]).mean(axis=0)
             centre = float(np.linalg.norm(between * np.asarray(voxel_size_mm)))
         distances.append((*astuple(surface_distances(*masks, voxel_size_mm=voxel_size_mm)), centre))
-    names = [
-        "hausdorff_mm",
-        "hd95_mm",
-        "mean_surface_distance_mm",
-        "mean_surface_distance_area_mm",
-        "centre_distance_mm",
-    ]
+    names = "hausdorff_mm hd95_mm mean_surface_distance_mm mean_surface_distance_area_mm centre_distance_mm".split()
     table[names] = np.array(distances, float).reshape(len(structures), len(names))
     return table[list(OVERLAP_COLUMNS)]
 
@@ -96,20 +96,6 @@ def overlap(
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
     return ratio
-
-
-def _boxes(
-    reference: NDArray[np.integer], prediction: NDArray[np.integer], structures: Sequence[Structure]
-) -> list[tuple[slice, ...]]:
-    """Smallest box around each nucleus in either segmentation; an empty one if it is in neither."""
-    top = max((structure.index for structure in structures), default=0)
-    found = [ndimage.find_objects(labels.astype(np.int64), max_label=top) for labels in (reference, prediction)]
-    boxes: list[tuple[slice, ...]] = []
-    for structure in structures:
-        known = [each[structure.index - 1] for each in found if each[structure.index - 1] is not None]
-        axes = zip(*known, strict=True) if known else [(slice(0),)] * 3
-        boxes.append(tuple(slice(min(s.start or 0 for s in axis), max(s.stop for s in axis)) for axis in axes))
-    return boxes
 
 
 def dice(
@@ -168,11 +154,6 @@ def _count(labels: NDArray[np.integer], numbers: Sequence[int]) -> NDArray[np.in
     top = max(numbers, default=0)
     inside = labels[(labels > 0) & (labels <= top)]
     return np.bincount(inside.ravel(), minlength=top + 1)[list(numbers)].astype(np.int64)
-
-
-_FACES = ndimage.generate_binary_structure(3, 1)
-
-ROBUST_PERCENTILE = 95.0
 
 
 @dataclass(frozen=True)
@@ -238,31 +219,26 @@ def surface_distances(
         return SurfaceDistances(np.nan, np.nan, np.nan, np.nan)
     box = ndimage.find_objects((reference | prediction).astype(np.uint8))[0]
     masks = [np.pad(mask[box], 1) for mask in (reference, prediction)]
-    surfaces = [mask & ~ndimage.binary_erosion(mask, _FACES) for mask in masks]
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in masks]
     distances = [
         ndimage.distance_transform_edt(~target, sampling=voxel_size_mm)[start]
         for start, target in (surfaces, surfaces[::-1])
     ]
     both = np.concatenate(distances)
-    areas = np.concatenate(
-        [_outer_areas(mask, voxel_size_mm)[surface] for mask, surface in zip(masks, surfaces, strict=True)]
-    )
+    areas = []  # of the outer faces of each voxel in mm²
+    for mask, surface in zip(masks, surfaces, strict=True):
+        area = np.zeros(mask.shape)
+        for axis, edge in enumerate(voxel_size_mm):
+            face_mm2 = np.prod(voxel_size_mm) / edge
+            for step in (-1, 1):
+                area += face_mm2 * (mask & ~np.roll(mask, step, axis))
+        areas.append(area[surface])
     return SurfaceDistances(
         hausdorff_mm=float(both.max()),
-        hd95_mm=float(max(np.percentile(each, ROBUST_PERCENTILE) for each in distances)),
+        hd95_mm=float(max(np.percentile(each, 95.0) for each in distances)),
         mean_mm=float(both.mean()),
-        mean_area_mm=float(np.average(both, weights=areas)),
+        mean_area_mm=float(np.average(both, weights=np.concatenate(areas))),
     )
-
-
-def _outer_areas(mask: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Area in mm² of the outer faces of each voxel; `mask` is padded."""
-    areas = np.zeros(mask.shape)
-    for axis, edge in enumerate(voxel_size_mm):
-        face_mm2 = np.prod(voxel_size_mm) / edge
-        for step in (-1, 1):
-            areas += face_mm2 * (mask & ~np.roll(mask, step, axis))
-    return areas
 
 
 def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> float:

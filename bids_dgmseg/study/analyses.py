@@ -16,12 +16,10 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measurement.nuclei import asymmetry_index
-from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
+from bids_dgmseg.stats.ageing import AgeingOptions, change_per_year, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
-from bids_dgmseg.stats.longitudinal import change_per_year
-from bids_dgmseg.stats.outliers import robust_z
-from bids_dgmseg.stats.size_adjustment import N_CONTROLS, adjust_for_size
+from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_scans, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import GroupTable
 

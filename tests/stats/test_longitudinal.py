@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import t
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.longitudinal import change_per_year
+from bids_dgmseg.stats.ageing import change_per_year
 
 
 def scans(rows: list[tuple[str, float, float]], abbreviation: str = "RN_L") -> pd.DataFrame:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.stats.outliers import robust_z
+from bids_dgmseg.stats.long_table import robust_z
 
 
 def site(values: list[float], name: str | None = "A") -> pd.DataFrame:

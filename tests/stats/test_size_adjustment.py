@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import linregress
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.size_adjustment import adjust_for_size
+from bids_dgmseg.stats.long_table import adjust_for_size
 
 
 def table(volumes: Any, values: Any, **columns: Any) -> pd.DataFrame:
