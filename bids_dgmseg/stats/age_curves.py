@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -173,11 +174,7 @@ def fit_curve(
        doi:10.1002/9780470316757
     """
     years, values = _check(age, chi, curve)
-    one = np.ones((1, values.size))
-
-    def profile(beta: Floats) -> _Profile:
-        return _profile(curve, years, values, one, beta)
-
+    profile = partial(_profile, curve, years, values, np.ones((1, values.size)))
     total = float(((values - values.mean()) ** 2).sum())
     beta = _best_rate(profile, beta_bounds) if curve.has_rate else math.nan
     best = profile(np.array([beta]))
@@ -185,43 +182,24 @@ def fit_curve(
     free = values.size - curve.n_parameters
     limit = rss * (1 + float(f_distribution.ppf(level, 1, free)) / free)
     beta_limits = _rate_limits(profile, beta, limit, beta_bounds) if curve.has_rate else (math.nan, math.nan)
-    rates = np.array([beta])
-    if curve.has_rate:
-        rates = np.union1d(np.geomspace(*beta_limits, 2 * _N_GRID), rates)
+    rates = np.union1d(np.geomspace(*beta_limits, 2 * _N_GRID), [beta]) if curve.has_rate else np.array([beta])
     region = profile(rates)
-    zero = np.zeros(rates.size)
     half = _half_width(limit - region.rss[0], 1.0, region.spread[0])
     intervals = {
         "alpha": (float((region.alpha[0] - half).min()), float((region.alpha[0] + half).max())),
         "beta": beta_limits,
-        "gamma": _value_limits(region, zero, limit),
+        "gamma": _value_limits(region, np.zeros(rates.size), limit),
     }
-    gamma = float(best.value(np.zeros(1))[0, 0])
-    return Fit(
-        curve, float(best.alpha[0, 0]), beta, gamma, values.size, rss, total, level, beta_bounds, intervals, region
-    )
+    alpha, gamma = float(best.alpha[0, 0]), float(best.value(np.zeros(1))[0, 0])
+    return Fit(curve, alpha, beta, gamma, values.size, rss, total, level, beta_bounds, intervals, region)
 
 
 def bands(fit: Fit, ages: ArrayLike) -> pd.DataFrame:
-    """Compute a fitted curve with its confidence and prediction bands.
+    """Compute a fitted curve with its confidence and prediction bands, one row per age in years.
 
-    Parameters
-    ----------
-    fit : Fit
-        As `fit_curve` returned it.
-    ages : array_like of shape (m,)
-        Years; above 0 for the logarithmic curve.
-
-    Returns
-    -------
-    DataFrame
-        One row per age: ``age``, ``fit``; the confidence band ``low`` to ``high``; the prediction band of a further
-        scan ``prediction_low`` to ``prediction_high``; both pointwise at the level of `fit`.
-
-    Notes
-    -----
-    The limits of the curve are its extremes over the confidence region of `fit_curve`; the prediction band adds the
-    residual variance in quadrature.
+    Columns: ``age``, ``fit``; the confidence band ``low`` to ``high``, extremes over the confidence region of
+    `fit_curve`; the prediction band of a further scan ``prediction_low`` to ``prediction_high``, which adds the
+    residual variance in quadrature. Both are pointwise at the level of `fit`.
     """
     years = np.asarray(ages, dtype=np.float64)
     region = fit.region

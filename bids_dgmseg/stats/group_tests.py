@@ -16,18 +16,10 @@ from scipy.stats import mannwhitneyu, nct, ttest_ind
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.agreement import is_constant
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
-from bids_dgmseg.stats.long_table import (
-    Floats,
-    average_repeated_scans,
-    iter_groups,
-    numeric_column,
-    require_columns,
-)
+from bids_dgmseg.stats.long_table import Floats, average_repeated_scans, iter_groups, numeric_column, require_columns
 
 _N_GROUP = 2
 """Minimum number of participants of a group."""
-
-_EMPTY = "no participants in the group"
 
 _NO_SPREAD = "not tested: the values do not vary within the groups"
 
@@ -98,11 +90,10 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
     .. [1] Hedges LV. Distribution theory for Glass's estimator of effect size and related estimators. J Educ Stat 6
        (1981) 107-128. doi:10.3102/10769986006002107
     """
-    records = []
     participants, others = _participants(table, options, means=(options.value,), same=(options.group,))
-    for key, rows in iter_groups(participants, options.by):
-        for other in others:
-            records.append(key | _compare(rows, other, options))
+    records = [
+        key | _compare(rows, other, options) for key, rows in iter_groups(participants, options.by) for other in others
+    ]
     result = pd.DataFrame(records, columns=[*options.by, *_COMPARED])
     return _with_q(result, {"p_t": "q_t", "p_mannwhitney": "q_mannwhitney"})
 
@@ -136,15 +127,15 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     One linear model per nucleus with all groups and common slopes; the F test compares it with the model without them.
     """
     require_columns(table, *options.covariates)
-    categories = [
+    types = pd.api.types
+    numeric = [
         name
         for name in options.covariates
-        if pd.api.types.is_bool_dtype(table[name]) or not pd.api.types.is_numeric_dtype(table[name])
+        if types.is_numeric_dtype(table[name]) and not types.is_bool_dtype(table[name])
     ]
-    numeric = [name for name in options.covariates if name not in categories]
-    participants, others = _participants(
-        table, options, means=(options.value, *numeric), same=(options.group, *categories)
-    )
+    categories = [name for name in options.covariates if name not in numeric]
+    means, same = (options.value, *numeric), (options.group, *categories)
+    participants, others = _participants(table, options, means=means, same=same)
     records = []
     for key, rows in iter_groups(participants, options.by):
         records += [key | record for record in _ancova(rows, others, numeric, categories, options)]
@@ -172,21 +163,21 @@ def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[
     d = (group.mean() - reference.mean()) / pooled
     correction = math.exp(gammaln(m / 2) - gammaln((m - 1) / 2)) / math.sqrt(m / 2)
     unit = math.sqrt(1 / n_1 + 1 / n_2)
-    low, high = (_noncentrality(d / unit, m, quantile) for quantile in ((1 + level) / 2, (1 - level) / 2))
-    return correction * d, correction * low * unit, correction * high * unit
+    student = d / unit
 
-
-def _noncentrality(observed: float, m: int, quantile: float) -> float:
-    """Noncentrality of the t distribution that has `observed` at `quantile`."""
-
-    def excess(centre: float) -> float:
-        probability = float(nct.cdf(observed, m, centre))
+    def excess(centre: float, quantile: float) -> float:
+        probability = float(nct.cdf(student, m, centre))
         if math.isnan(probability):  # the series underflows far from the centre
-            probability = 1.0 if centre < observed else 0.0
+            probability = 1.0 if centre < student else 0.0
         return probability - quantile
 
-    width = 10 + 3 * abs(observed)
-    return float(brentq(excess, observed - width, observed + width))
+    # The noncentralities of the t distributions that have the observed value at the quantiles.
+    width = 10 + 3 * abs(student)
+    low, high = (
+        float(brentq(excess, student - width, student + width, args=(quantile,)))
+        for quantile in ((1 + level) / 2, (1 - level) / 2)
+    )
+    return correction * d, correction * low * unit, correction * high * unit
 
 
 def _participants(
@@ -231,13 +222,8 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     }
     if min(x.size, y.size) < _N_GROUP:
         return record | {"note": f"not compared: {x.size} and {y.size} participants, a group needs {_N_GROUP}"}
-    record |= {
-        "mean_reference": x.mean(),
-        "mean_group": y.mean(),
-        "std_reference": x.std(ddof=1),
-        "std_group": y.std(ddof=1),
-        "difference": y.mean() - x.mean(),
-    }
+    record |= {"mean_reference": x.mean(), "mean_group": y.mean(), "difference": y.mean() - x.mean()}
+    record |= {"std_reference": x.std(ddof=1), "std_group": y.std(ddof=1)}
     if is_constant(x) and is_constant(y):
         return record | {"note": _NO_SPREAD}
     with warnings.catch_warnings():
@@ -245,17 +231,11 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         welch = ttest_ind(y, x, equal_var=False)
         low, high = welch.confidence_interval(options.level)
     ranks = mannwhitneyu(y, x)
-    effect = zip(("hedges_g", "hedges_g_low", "hedges_g_high"), hedges_g(x, y, level=options.level), strict=True)
-    return record | {
-        "difference_low": low,
-        "difference_high": high,
-        "t": welch.statistic,
-        "df": welch.df,
-        "p_t": welch.pvalue,
-        "u": ranks.statistic,
-        "p_mannwhitney": ranks.pvalue,
-        **dict(effect),
-    }
+    g, g_low, g_high = hedges_g(x, y, level=options.level)
+    record |= {"difference_low": low, "difference_high": high}
+    record |= {"t": welch.statistic, "df": welch.df, "p_t": welch.pvalue}
+    record |= {"u": ranks.statistic, "p_mannwhitney": ranks.pvalue}
+    return record | {"hedges_g": g, "hedges_g_low": g_low, "hedges_g_high": g_high}
 
 
 def _ancova(
@@ -296,7 +276,12 @@ def _ancova(
         note = "not tested: the values do not vary beyond groups and covariates"
         return [record | {"note": note} for record in records]
     return [
-        record | (common | terms[kept.index(record["group"])] if record["n_group"] else {"note": _EMPTY})
+        record
+        | (
+            common | terms[kept.index(record["group"])]
+            if record["n_group"]
+            else {"note": "no participants in the group"}
+        )
         for record in records
     ]
 
@@ -320,17 +305,9 @@ def _fit_groups(
         "std": math.sqrt(fit.mse_resid),
     }
     limits = fit.conf_int(1 - level)
-    terms = [
-        {
-            "difference": fit.params[term],
-            "difference_low": limits[term, 0],
-            "difference_high": limits[term, 1],
-            "t": fit.tvalues[term],
-            "p": fit.pvalues[term],
-        }
-        for term in range(design.shape[1] - n_groups, design.shape[1])
-    ]
-    return common, terms
+    names = ("difference", "difference_low", "difference_high", "t", "p")
+    values = np.column_stack([fit.params, limits, fit.tvalues, fit.pvalues])[-n_groups:].tolist()
+    return common, [dict(zip(names, row, strict=True)) for row in values]
 
 
 def _covariates(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> Floats:
