@@ -3,18 +3,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import curve_fit
-from scipy.stats import linregress, t
+from scipy.stats import t
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.age_curves import EXPONENTIAL, LINEAR, LOGARITHMIC, bands, bootstrap, fit_curve
-from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
-
-ALPHA, BETA, GAMMA = 0.1, 0.05, 0.02
-
-
-def rise(age: Any, alpha: float, beta: float, gamma: float) -> Any:
-    return alpha * (1 - np.exp(-beta * age)) + gamma
+from bids_dgmseg.stats.age_curves import EXPONENTIAL, LINEAR, bootstrap, fit_curve
+from bids_dgmseg.stats.ageing import AgeingOptions, change_per_year, fit_age_curves
 
 
 @pytest.fixture
@@ -26,7 +19,7 @@ def rng():
 def cohort(rng):
     """Ages and noisy susceptibilities of 80 scans."""
     age = rng.uniform(8, 85, 80)
-    return age, rise(age, ALPHA, BETA, GAMMA) + rng.normal(0, 0.008, age.size)
+    return age, 0.1 * (1 - np.exp(-0.05 * age)) + 0.02 + rng.normal(0, 0.008, age.size)
 
 
 def long(age: Any, chi: Any, abbreviation: str = "GP_L") -> pd.DataFrame:
@@ -36,145 +29,6 @@ def long(age: Any, chi: Any, abbreviation: str = "GP_L") -> pd.DataFrame:
 
 def parameters_of(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return fit_age_curves(table, **options)[0]
-
-
-@pytest.mark.parametrize("truth", [(0.1, 0.05, 0.02), (0.03, 0.2, 0.1), (-0.05, 0.02, 0.0), (120.0, 0.08, 20.0)])
-def test_exact_curves_are_recovered(truth):
-    age = np.linspace(1, 90, 30)
-    fit = fit_curve(age, rise(age, *truth), curve=EXPONENTIAL)
-    assert (fit.alpha, fit.beta, fit.gamma) == pytest.approx(truth, rel=1e-5, abs=1e-6)
-    assert fit.r2 == pytest.approx(1)
-
-
-def test_exponential_fit_agrees_with_scipy(cohort):
-    theirs, _ = curve_fit(rise, *cohort, p0=[0.1, 0.03, 0.0])
-    fit = fit_curve(*cohort, curve=EXPONENTIAL)
-    assert (fit.alpha, fit.beta, fit.gamma) == pytest.approx(tuple(theirs), rel=1e-4)
-    assert fit.rss == pytest.approx(((cohort[1] - rise(cohort[0], *theirs)) ** 2).sum(), rel=1e-9)
-
-
-@pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
-def test_profile_limits_match_independent_refits(cohort, name):
-    """Independent refits of the other two parameters; F(1, 77) at 95 % is t(77) at 97.5 %, squared."""
-    age, chi = cohort
-    fit = fit_curve(age, chi, curve=EXPONENTIAL)
-    at = {"alpha": fit.alpha, "beta": fit.beta, "gamma": fit.gamma}
-    others = [other for other in at if other != name]
-    for end in fit.intervals[name]:
-
-        def model(years: Any, a: float, b: float, end: float = end) -> Any:
-            return rise(years, **(dict(zip(others, (a, b), strict=True)) | {name: end}))
-
-        found, _ = curve_fit(model, age, chi, p0=[at[other] for other in others], maxfev=20000)
-        rss = ((chi - model(age, *found)) ** 2).sum()
-        assert (rss / fit.rss - 1) * 77 == pytest.approx(t.ppf(0.975, 77) ** 2, rel=2e-3)  # grid of 400 rates
-
-
-@pytest.mark.parametrize(("curve", "basis"), [(LINEAR, lambda age: age), (LOGARITHMIC, np.log)])
-def test_linear_curves_have_student_limits(cohort, curve, basis):
-    line = linregress(basis(cohort[0]), cohort[1])
-    fit = fit_curve(*cohort, curve=curve)
-    assert (fit.alpha, fit.gamma) == pytest.approx((line.slope, line.intercept))
-    width = t.ppf(0.975, 78)
-    assert fit.intervals["alpha"] == pytest.approx((line.slope - width * line.stderr, line.slope + width * line.stderr))
-    assert fit.intervals["gamma"] == pytest.approx(
-        (line.intercept - width * line.intercept_stderr, line.intercept + width * line.intercept_stderr)
-    )
-    assert np.isnan([fit.beta, *fit.intervals["beta"]]).all()
-
-
-def test_aicc_and_bands_of_a_line_by_hand():
-    """Ages 0..6 around 3 with squares of 28; alternating residuals around a line of slope 0.01."""
-    age = np.arange(7.0)
-    chi = 0.01 * age + 0.01 * np.array([1, -2, 1, 0, 1, -2, 1])  # orthogonal to 1 and age: squares 12e-4
-    fit = fit_curve(age, chi, curve=LINEAR)
-    assert fit.aicc == pytest.approx(7 * np.log(12e-4 / 7) + 6 + 24 / 3)  # two parameters and the variance
-    band: Any = bands(fit, [3, 7]).set_index("age")
-    variance, width = 12e-4 / 5, t.ppf(0.975, 5)
-    assert band.loc[3, "fit"] == pytest.approx(0.03)
-    assert band.loc[3, "high"] - 0.03 == pytest.approx(width * np.sqrt(variance / 7))
-    assert 0.07 - band.loc[7, "low"] == pytest.approx(width * np.sqrt(variance * (1 / 7 + 16 / 28)))
-    assert band.loc[7, "prediction_high"] - 0.07 == pytest.approx(width * np.sqrt(variance * (1 + 1 / 7 + 16 / 28)))
-
-
-def test_bands_contain_curve_and_scans(cohort):
-    band = bands(fit_curve(*cohort, curve=EXPONENTIAL), cohort[0])
-    assert ((band["low"] <= band["fit"]) & (band["fit"] <= band["high"])).all()
-    within = (band["prediction_low"] <= cohort[1]) & (cohort[1] <= band["prediction_high"])
-    assert 0.88 <= within.mean() <= 1  # 95 % of 80, within three standard errors
-
-
-def test_bootstrap_of_a_line_approximates_student_limits(cohort, rng):
-    fit = fit_curve(*cohort, curve=LINEAR)
-    low, high = bootstrap(fit, *cohort, rng=rng)["alpha"]
-    assert (low, high) == pytest.approx(fit.intervals["alpha"], rel=0.3)  # resamples pairs
-
-
-def test_bootstrap_draws_participants_with_all_scans(cohort, rng):
-    """Repeating every scan four times adds no information: only the bootstrap accounts for it."""
-    age, chi = (np.repeat(values, 4) for values in cohort)
-    fit, once = fit_curve(age, chi, curve=EXPONENTIAL), fit_curve(*cohort, curve=EXPONENTIAL)
-    who = np.repeat(np.arange(80), 4)
-    one = bootstrap(once, *cohort, rng=np.random.default_rng(1))
-    four = bootstrap(fit, age, chi, rng=np.random.default_rng(1), participants=who)
-    assert four["alpha"] == pytest.approx(one["alpha"])
-    assert np.diff(fit.intervals["alpha"]) < 0.6 * np.diff(once.intervals["alpha"])
-
-
-def test_simulated_cohorts_recover_the_truth(rng):
-    """Forty cohorts of 150: limits contain the truth in about 95 %, medians are unbiased within 10 %."""
-    found, held = [], []
-    for _ in range(40):
-        age = rng.uniform(5, 85, 150)
-        fit = fit_curve(age, rise(age, ALPHA, BETA, GAMMA) + rng.normal(0, 0.01, 150), curve=EXPONENTIAL)
-        found.append((fit.alpha, fit.beta))
-        held += [
-            low <= truth <= high
-            for truth, (low, high) in zip((ALPHA, BETA, GAMMA), fit.intervals.values(), strict=True)
-        ]
-    assert np.median(found, axis=0) == pytest.approx((ALPHA, BETA), rel=0.1)
-    assert 0.87 <= np.mean(held) <= 1
-
-
-def test_linear_data_put_rate_at_bound():
-    age = np.linspace(20, 80, 30)
-    fit = fit_curve(age, 0.001 * age + 0.001 * np.cos(7 * age), curve=EXPONENTIAL)
-    assert fit.at_bound
-    assert fit.intervals["beta"][0] == 0.001
-
-
-def test_plateau_leaves_alpha_without_limits():
-    """Above 45 years all fast rates give the same curve: 1 - exp(-45) is 1 in floating point."""
-    age = np.linspace(45, 80, 20)
-    fit = fit_curve(age, 0.1 + 0.01 * np.cos(age**2), curve=EXPONENTIAL)
-    assert fit.at_bound
-    assert np.isinf(fit.intervals["alpha"]).all()
-    band = bands(fit, [60.0])
-    assert np.isfinite(band.to_numpy()).all()
-
-
-def test_bootstrap_tolerates_samples_without_spread():
-    """Two of ten participants have all the variance: one sample in nine has none."""
-    age = np.array([30.0] * 8 + [60, 70])
-    fit = fit_curve(age, np.sin(np.arange(10.0)), curve=LINEAR)
-    assert np.isfinite(bootstrap(fit, age, np.sin(np.arange(10.0)), rng=np.random.default_rng(0))["alpha"]).all()
-
-
-@pytest.mark.parametrize(
-    ("age", "chi", "curve", "message"),
-    [
-        pytest.param(range(9), range(9), EXPONENTIAL, "9 scans, the exponential curve needs 10", id="few"),
-        pytest.param(range(6), range(6), LOGARITHMIC, "age 0 has no logarithm", id="logarithm of 0"),
-        pytest.param([-1, *range(6)], range(7), LINEAR, "age -1 is below 0", id="negative age"),
-        pytest.param([np.nan, *range(6)], range(7), LINEAR, "not finite", id="missing age"),
-        pytest.param([30] * 6, range(6), LINEAR, "all ages are 30", id="no spread"),
-        pytest.param(range(6), [0.5] * 6, LINEAR, "all values are 0.5", id="no variation"),
-        pytest.param(range(6), range(7), LINEAR, r"shapes \(6,\) and \(7,\)", id="lengths"),
-    ],
-)
-def test_unsuitable_data_are_rejected(age, chi, curve, message):
-    with pytest.raises(ValueError, match=message):
-        fit_curve(list(age), list(chi), curve=curve)
 
 
 def test_best_curve_is_selected_per_nucleus(cohort, rng):
@@ -188,12 +42,16 @@ def test_best_curve_is_selected_per_nucleus(cohort, rng):
     assert result.loc[("GP_L", "exponential"), "alpha"] == fit_curve(age, chi, curve=EXPONENTIAL).alpha
 
 
-def test_missing_values_are_counted(cohort):
+def test_missing_values_and_repeated_scans_are_counted(cohort):
     table = long(*cohort)
     table.loc[:4, "age"] = np.nan
     table.loc[4:9, "mean_ppm"] = np.nan
     row = parameters_of(table).iloc[0]
-    assert (row["n"], row["n_missing"], row["n_participants"]) == (70, 10, 70)
+    assert (row["n"], row["n_missing"], row["n_participants"], row["note"]) == (70, 10, 70, "")
+    table["participant_id"] = np.repeat(table["participant_id"].iloc[:40].to_numpy(), 2)
+    row = parameters_of(table).iloc[0]
+    assert (row["n"], row["n_participants"]) == (70, 35)
+    assert "scans of one participant count as independent" in row["note"]
 
 
 def test_too_few_scans_have_a_note():
@@ -212,16 +70,10 @@ def test_models_are_fitted_separately(cohort):
     assert gamma["dgm16"] - gamma["manual"] == pytest.approx(0.01)
 
 
-def test_repeated_scans_are_noted(cohort):
-    table = long(*cohort)
-    table["participant_id"] = np.repeat(table["participant_id"].iloc[:40].to_numpy(), 2)
-    row = parameters_of(table).iloc[0]
-    assert (row["n"], row["n_participants"]) == (80, 40)
-    assert "scans of one participant count as independent" in row["note"]
-
-
 def test_bootstrap_replaces_profile_limits(cohort):
     options = AgeingOptions(curves=(EXPONENTIAL,), n_replicates=60)
+    with pytest.raises(ValueError, match="a bootstrap needs rng"):
+        parameters_of(long(*cohort), options=options)
     row = parameters_of(long(*cohort), options=options, rng=np.random.default_rng(0)).iloc[0]
     limits = bootstrap(fit_curve(*cohort, curve=EXPONENTIAL), *cohort, rng=np.random.default_rng(0), n_replicates=60)
     assert (row["beta_per_year_low"], row["beta_per_year_high"]) == limits["beta"]
@@ -237,11 +89,6 @@ def test_bootstrap_of_few_participants_has_no_limits(cohort, n, note):
     assert np.isfinite(row["alpha"])
 
 
-def test_bootstrap_needs_a_generator(cohort):
-    with pytest.raises(ValueError, match="a bootstrap needs rng"):
-        parameters_of(long(*cohort), options=AgeingOptions(n_replicates=10))
-
-
 def test_bands_span_the_ages(cohort):
     table = fit_age_curves(long(*cohort))[1]
     assert table["curve"].value_counts().to_dict() == {"exponential": 101, "linear": 101, "logarithmic": 101}
@@ -251,16 +98,71 @@ def test_bands_span_the_ages(cohort):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"age": -3.0}, "^sub-000: age is -3, expected years from 0", id="negative"),
-        pytest.param(
-            {"age": None},
-            r"^group table: no column age \(columns: participant_id, abbreviation, mean_ppm\)",
-            id="no ages",
-        ),
+        (lambda table: table.assign(age=-3.0), "^sub-000: age is -3, expected years from 0"),
+        (lambda table: table.drop(columns="age"), r"^group table: no column age \(columns: participant_id"),
     ],
+    ids=["negative", "no ages"],
 )
 def test_invalid_ages_are_rejected(cohort, change, message):
-    table = long(*cohort)
-    table = table.drop(columns="age") if change["age"] is None else table.assign(**change)
     with pytest.raises(InputError, match=message):
-        parameters_of(table)
+        parameters_of(change(long(*cohort)))
+
+
+def scans(rows: list[tuple[str, float, float]], abbreviation: str = "RN_L") -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["participant_id", "age", "mean_ppm"])
+    return table.assign(abbreviation=abbreviation)
+
+
+TWO = scans([("sub-1", 50.0, 0.10), ("sub-1", 52.0, 0.12), ("sub-2", 60.0, 0.10), ("sub-2", 60.5, 0.12)])
+
+
+def test_change_per_year_by_hand():
+    """0.02 ppm in two years and in half a year: 0.01 and 0.04 per year, mean 0.025, standard error 0.015."""
+    change = change_per_year(TWO)
+    assert change.participants["change_per_year"].tolist() == pytest.approx([0.01, 0.04])
+    row: Any = change.summary.loc[0]
+    assert (row["change_per_year"], row["std"], row["t"]) == pytest.approx((0.025, 0.015 * np.sqrt(2), 5 / 3))
+    assert (row["n"], row["n_single"], row["n_scans"], row["years_median"]) == (2, 0, 4, 1.25)
+
+
+def test_three_sessions_give_a_least_squares_slope():
+    """Times -1, 0, 1 around their mean: half the difference of the ends."""
+    change = change_per_year(scans([("sub-1", 53.0, 0.13), ("sub-1", 51.0, 0.10), ("sub-1", 52.0, 0.5)]))
+    row: Any = change.participants.loc[0]
+    assert (row["change_per_year"], row["first"], row["years"]) == pytest.approx((0.015, 0.10, 2))
+
+
+def test_summary_is_a_t_test_of_slopes():
+    rng = np.random.default_rng(1)
+    visits = [(f"sub-{number}", year) for number in range(8) for year in range(3)]
+    change = change_per_year(
+        scans([(name, 50.0 + year, rng.normal(0.1 + 0.002 * year, 0.003)) for name, year in visits])
+    )
+    slopes = change.participants["change_per_year"]
+    mean, error = slopes.mean(), slopes.std() / np.sqrt(8)
+    row: Any = change.summary.loc[0]
+    assert (row["t"], row["df"], row["p"]) == pytest.approx((mean / error, 7, 2 * t.sf(abs(mean / error), 7)))
+    assert (row["change_low"], row["change_high"]) == pytest.approx(tuple(mean + t.ppf([0.025, 0.975], 7) * error))
+    assert row["q"] == row["p"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        pytest.param([("sub-3", 40.0, 0.1)], "no change: 1 scans", id="one session"),
+        pytest.param([("sub-3", 40.0, 0.1), ("sub-3", 42.0, np.nan)], "no change: 1 scans", id="one value"),
+        pytest.param([("sub-3", 40.0, 0.1), ("sub-3", 40.0, 0.2)], "no change: all scans at 40 years", id="one age"),
+    ],
+)
+def test_participants_without_change_have_a_note(rows, note):
+    change = change_per_year(pd.concat([TWO, scans(rows)]))
+    assert change.participants["note"].tolist() == ["", "", note]
+    assert change.summary[["n", "n_single"]].iloc[0].tolist() == [2, 1]
+
+
+def test_single_changes_and_sessions_are_not_tested():
+    row: Any = change_per_year(TWO.head(2)).summary.loc[0]
+    assert row["note"] == "not tested: 1 participants with a change, or all the same"
+    assert np.isnan(row["p"])
+    with pytest.raises(InputError, match="no participant has scans at two values of age; give each session"):
+        change_per_year(TWO.iloc[[0, 2]])

@@ -10,21 +10,12 @@ SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6]
 """Table 2 of Shrout and Fleiss (1979): six targets, four raters."""
 
 
-def test_mean_squares_agree_with_shrout_and_fleiss():
-    # Their table 3: BMS 11.24, WMS 6.26, JMS 32.49, EMS 1.02.
-    ms = mean_squares(SHROUT_FLEISS)
+def test_icc_agrees_with_shrout_and_fleiss_and_r_psych():
+    # Their table 3: BMS 11.24, WMS 6.26, JMS 32.49, EMS 1.02; table 4.
+    ms, found = mean_squares(SHROUT_FLEISS), icc(SHROUT_FLEISS)
     assert [ms.targets, ms.within, ms.raters, ms.error] == pytest.approx([11.24, 6.26, 32.49, 1.02], abs=0.005)
-
-
-def test_icc_agrees_with_shrout_and_fleiss():
-    # Their table 4.
-    found = [round(estimate.value, 2) for estimate in icc(SHROUT_FLEISS).values()]
-    assert found == [0.17, 0.29, 0.71]
-
-
-def test_icc_intervals_agree_with_r_psych():
+    assert [round(estimate.value, 2) for estimate in found.values()] == [0.17, 0.29, 0.71]
     # psych::ICC on the same table: -.13 to .72, .02 to .76, .34 to .95; F = 1.8, 11 and 11.
-    found = icc(SHROUT_FLEISS)
     bounds = [(round(estimate.low, 2), round(estimate.high, 2)) for estimate in found.values()]
     assert bounds == [(-0.13, 0.72), (0.02, 0.76), (0.34, 0.95)]
     assert [estimate.p for estimate in found.values()] == pytest.approx([0.16, 0.00013, 0.00013], rel=0.05)
@@ -52,8 +43,7 @@ def test_undefined_icc_is_nan(ratings):
 
 
 def test_incomplete_scans_are_excluded():
-    gap = np.vstack([SHROUT_FLEISS, [5, np.nan, 3, 3]])
-    assert icc(gap) == icc(SHROUT_FLEISS)
+    assert icc(np.vstack([SHROUT_FLEISS, [5, np.nan, 3, 3]])) == icc(SHROUT_FLEISS)
 
 
 def test_icc_intervals_have_nominal_coverage():

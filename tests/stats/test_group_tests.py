@@ -39,13 +39,9 @@ def big() -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def first(table: pd.DataFrame) -> Any:
-    return table.iloc[0]
-
-
 def test_group_comparison_by_hand(small):
     """Means 0.115, 0.15; variances 5e-4/3, 1e-4; U counts all 12 pairs; J(5) = gamma(2.5) / sqrt(2.5) gamma(2)."""
-    row = first(compare_groups(small, options=OPTIONS))
+    row = compare_groups(small, options=OPTIONS).iloc[0]
     assert row["difference"] == pytest.approx(0.035)
     error = np.sqrt(5e-4 / 12 + 1e-4 / 3)
     assert row["t"] == pytest.approx(0.035 / error)
@@ -78,54 +74,42 @@ def test_limits_of_g_are_noncentral_t_quantiles():
         assert nct.cdf(student, 5, limit * student / g) == pytest.approx(quantile)
 
 
-def test_groups_are_compared_with_the_reference_only(big):
+def test_each_group_is_compared_with_the_reference_over_nuclei(big):
     table = compare_groups(big, options=OPTIONS)
-    assert table[["abbreviation", "group"]].to_numpy().tolist() == [
-        [nucleus, group] for nucleus in ("SN_L", "RN_L", "DN_L") for group in ("PD", "PSP")
-    ]
-    assert (table["reference"] == "HC").all()
-
-
-def test_q_values_adjust_over_nuclei(big):
-    table = compare_groups(big, options=OPTIONS)
+    expected = [["HC", nucleus, group] for nucleus in ("SN_L", "RN_L", "DN_L") for group in ("PD", "PSP")]
+    assert table[["reference", "abbreviation", "group"]].to_numpy().tolist() == expected
     rows = table[table["group"] == "PD"].sort_values("p_t")
     p = rows["p_t"].to_numpy()
     assert rows["q_t"].to_numpy() == pytest.approx(np.minimum.accumulate((p * 3 / [1, 2, 3])[::-1])[::-1])
 
 
-def test_repeated_scans_count_once(small):
+def test_repeated_scans_and_missing_values_are_counted(small):
     again = small[small["participant_id"] == "sub-06"].assign(mean_ppm=0.18)
-    row = first(compare_groups(pd.concat([small, again]), options=OPTIONS))
+    row = compare_groups(pd.concat([small, again]), options=OPTIONS).iloc[0]
     assert row["mean_group"] == pytest.approx((0.14 + 0.15 + 0.17) / 3)
     assert (row["n_group"], row["n_scans"]) == (3, 8)
-
-
-def test_missing_values_are_counted(small):
     small.loc[0, "mean_ppm"] = np.nan
     small.loc[4, "group"] = None
-    row = first(compare_groups(small, options=OPTIONS))
+    row = compare_groups(small, options=OPTIONS).iloc[0]
     assert (row["n_reference"], row["n_group"], row["n_missing"], row["n_no_group"]) == (3, 2, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("values", "note"),
     [
-        pytest.param(
-            [0.1, 0.2, np.nan, np.nan, 0.3, np.nan, np.nan],
-            "not compared: 2 and 1 participants, a group needs 2",
-            id="few",
-        ),
-        pytest.param([0.1] * 4 + [0.2] * 3, "not tested: the values do not vary within the groups", id="no spread"),
+        ([0.1, 0.2, np.nan, np.nan, 0.3, np.nan, np.nan], "not compared: 2 and 1 participants, a group needs 2"),
+        ([0.1] * 4 + [0.2] * 3, "not tested: the values do not vary within the groups"),
     ],
+    ids=["few", "no spread"],
 )
 def test_missing_test_has_a_note(values, note):
-    row = first(compare_groups(cohort(values, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS))
+    row = compare_groups(cohort(values, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS).iloc[0]
     assert row["note"] == note
     assert np.isnan([row["p_t"], row["q_t"], row["p_mannwhitney"], row["hedges_g"]]).all()
 
 
 def test_one_constant_group_is_still_tested():
-    row = first(compare_groups(cohort([0.1] * 4 + PATIENTS, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS))
+    row = compare_groups(cohort([0.1] * 4 + PATIENTS, ["HC"] * 4 + ["PD"] * 3), options=OPTIONS).iloc[0]
     assert row["df"] == pytest.approx(2)
     assert row["t"] == pytest.approx(0.05 / np.sqrt(1e-4 / 3))
 
@@ -133,9 +117,10 @@ def test_one_constant_group_is_still_tested():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        pytest.param(["PD"] * 7, r"^participants.tsv: no participant has group HC \(existing: PD\)", id="no reference"),
-        pytest.param(["HC"] * 7, "all participants have group HC; nothing to compare", id="one group"),
+        (["PD"] * 7, r"^participants.tsv: no participant has group HC \(existing: PD\)"),
+        (["HC"] * 7, "all participants have group HC; nothing to compare"),
     ],
+    ids=["no reference", "one group"],
 )
 def test_incomparable_groups_are_rejected(small, groups, message):
     with pytest.raises(InputError, match=message):
@@ -175,30 +160,29 @@ def test_ancova_removes_the_effect_of_age():
     age = np.array([*np.linspace(40, 60, 12), *np.linspace(50, 70, 12)])
     table = cohort(age / 1000 + 1e-4 * np.cos(5 * age), ["HC"] * 12 + ["PD"] * 12, age=age)
     options = GroupOptions(reference="HC", covariates=("age",))
-    assert first(compare_groups(table, options=options))["difference"] == pytest.approx(0.01, rel=0.02)
-    assert abs(first(ancova(table, options=options))["difference"]) < 1e-4
+    assert compare_groups(table, options=options).iloc[0]["difference"] == pytest.approx(0.01, rel=0.02)
+    assert abs(ancova(table, options=options).iloc[0]["difference"]) < 1e-4
 
 
 def test_ancova_counts_missing_covariates(big):
     big.loc[[0, 40], "age"] = np.nan
     big.loc[1, "sex"] = None
-    row = first(ancova(big, options=OPTIONS))
+    row = ancova(big, options=OPTIONS).iloc[0]
     assert (row["n_reference"], row["n_group"], row["n_missing"], row["n_scans"]) == (28, 19, 3, 59)
 
 
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        pytest.param({"age": [50.0] * 4 + [60.0] * 3}, "groups and covariates are confounded", id="age equals group"),
-        pytest.param({"mean_ppm": CONTROLS + [np.nan] * 3}, "participants of one group only", id="one group"),
-        pytest.param(
-            {"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "3 participants for 3 terms", id="few"
-        ),
+        ({"age": [50.0] * 4 + [60.0] * 3}, "groups and covariates are confounded"),
+        ({"mean_ppm": CONTROLS + [np.nan] * 3}, "participants of one group only"),
+        ({"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "3 participants for 3 terms"),
     ],
+    ids=["age equals group", "one group", "few"],
 )
 def test_failed_ancova_has_a_note(small, change, note):
     table = small.assign(age=[50.0, 61, 55, 43, 58, 49, 66]).assign(**change)
-    row = first(ancova(table, options=GroupOptions(reference="HC", covariates=("age",))))
+    row = ancova(table, options=GroupOptions(reference="HC", covariates=("age",))).iloc[0]
     assert row["note"] == f"not fitted: {note}"
     assert np.isnan([row["difference"], row["p"], row["q"]]).all()
 
@@ -206,15 +190,15 @@ def test_failed_ancova_has_a_note(small, change, note):
 @pytest.mark.parametrize(
     ("values", "note"),
     [
-        pytest.param(lambda age: np.full(14, 0.1), "within the groups", id="one value"),
-        pytest.param(lambda age: np.repeat([0.1 + 0.2, 0.4], 7), "within the groups", id="one value per group"),
-        pytest.param(lambda age: age / 1000, "beyond groups and covariates", id="the age"),
+        (lambda age: np.repeat([0.1 + 0.2, 0.4], 7), "within the groups"),
+        (lambda age: age / 1000, "beyond groups and covariates"),
     ],
+    ids=["one value per group", "the age"],
 )
 def test_ancova_does_not_test_rounding_errors(values, note):
     age = np.linspace(30, 70, 14) ** 1.01
     table = cohort(values(age), ["HC"] * 7 + ["PD"] * 7, age=age, sex=["F", "M"] * 7)
-    row = first(ancova(table, options=OPTIONS))
+    row = ancova(table, options=OPTIONS).iloc[0]
     assert row["note"] == f"not tested: the values do not vary {note}"
     assert row[["difference", "t", "p", "q", "f_groups", "p_groups", "q_groups", "partial_eta2"]].isna().all()
 
@@ -223,4 +207,4 @@ def test_rounding_of_means_is_no_variance():
     """(0.1 + 0.1 + 0.1) / 3 differs from 0.1 in the last digit."""
     table = cohort([0.1] * 6, ["HC"] * 3 + ["PD"] * 3)
     again = pd.concat([table, table.query("participant_id in ['sub-00', 'sub-03']"), table.iloc[:1]])
-    assert "do not vary" in first(compare_groups(again, options=OPTIONS))["note"]
+    assert "do not vary" in compare_groups(again, options=OPTIONS).iloc[0]["note"]

@@ -1,4 +1,3 @@
-import math
 from dataclasses import astuple
 from typing import Any
 
@@ -29,10 +28,7 @@ def test_dice_by_hand():
     assert table["n_reference"].tolist() == [3, 1]
     assert table["n_prediction"].tolist() == [2, 2]
     assert table["abbreviation"].tolist() == ["DN_L", "DN_R"]
-
-
-def test_other_labels_are_ignored():
-    assert dice(np.array([1, 99, -5]), np.array([1, 99, -5]), structures=DN)["dice"].tolist()[0] == 1
+    assert dice(np.array([1, 99, -5]), np.array([1, 99, -5]), structures=DN)["dice"].tolist()[0] == 1  # others ignored
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -43,14 +39,11 @@ def test_dice_is_symmetric_and_one_with_itself(seed):
     assert set(dice(first, first, structures=DN)["dice"].dropna()) <= {1.0}
 
 
-def test_other_shapes_are_rejected():
+def test_other_shapes_and_types_are_rejected():
     with pytest.raises(ValueError, match=r"prediction has shape \(2,\), expected \(1,\)"):
         dice(np.array([1]), np.array([1, 1]), structures=DN)
     with pytest.raises(ValueError, match=r"prediction has shape \(3, 1, 1\), expected \(12, 1, 1\)"):
         surface_distances(line(1), line(1, length=3), voxel_size_mm=UNIT)
-
-
-def test_float_labels_are_rejected():
     with pytest.raises(ValueError, match="prediction holds float64, expected integers"):
         dice(np.array([1]), np.array([0.5]), structures=DN)
 
@@ -80,20 +73,14 @@ def test_overlap_by_hand():
     assert found["mean_surface_distance_mm"] == pytest.approx((1 + 1 + 2) / 7)
 
 
-def test_unpredicted_nucleus_has_volume_difference_only():
+def test_nucleus_in_one_or_none_has_no_distances():
     found = row([1, 1, 0], [0, 0, 0])
     assert (found["dice"], found["jaccard"], found["volume_similarity"]) == (0, 0, 0)
     assert (found["volume_difference_mm3"], found["volume_difference_percent"]) == (-4, -100)
     assert np.isnan([found[name] for name in found if name.endswith("_mm")]).all()
-
-
-def test_nucleus_only_predicted_has_no_percentage():
     found = row([0, 0, 0], [1, 1, 0])
     assert found["volume_difference_mm3"] == 4
     assert np.isnan(found["volume_difference_percent"])
-
-
-def test_nucleus_in_neither_has_no_measures():
     found = row([0, 2], [0, 2])
     counts = ("index", "abbreviation", "n_reference", "n_prediction", "volume_reference_mm3", "volume_prediction_mm3")
     assert np.isnan([value for name, value in found.items() if name not in counts]).all()
@@ -197,29 +184,19 @@ def test_distances_agree_with_all_pairs_of_points(seed, size_mm):
     assert found.mean_area_mm == pytest.approx(weighted)
 
 
-def test_calibrated_probabilities_have_no_error():
-    # Ten voxels at 0.3, of which three are of the class.
-    assert expected_calibration_error([0.3] * 10, [True] * 3 + [False] * 7) == pytest.approx(0)
-
-
-def test_calibration_bins_are_weighted_by_voxels():
-    # Three voxels at 0.9, two of them inside: |0.9 − 2/3|. One at 0.2 outside: 0.2. (3·0.2333 + 0.2) / 4 = 0.225.
-    probability, truth = [0.9, 0.9, 0.9, 0.2], [True, True, False, False]
-    assert expected_calibration_error(probability, truth, n_bins=10) == pytest.approx(0.225)
-
-
-def test_probability_one_falls_into_last_bin():
-    assert expected_calibration_error([1.0, 1.0], [True, False], n_bins=4) == pytest.approx(0.5)
-
-
-def test_errors_do_not_cancel_across_bins():
-    probability = np.repeat([0.25, 0.75], 100)
-    truth = np.repeat([False, True], 100)
-    assert expected_calibration_error(probability, truth, n_bins=2) == pytest.approx(0.25)
-
-
-def test_calibration_without_voxels_is_nan():
-    assert math.isnan(expected_calibration_error([], []))
+@pytest.mark.parametrize(
+    ("probability", "truth", "n_bins", "error"),
+    [
+        pytest.param([0.3] * 10, [True] * 3 + [False] * 7, 15, 0, id="calibrated"),
+        # Three voxels at 0.9, two of them inside: |0.9 − 2/3|. One at 0.2 outside: 0.2. (3·0.2333 + 0.2) / 4 = 0.225.
+        pytest.param([0.9, 0.9, 0.9, 0.2], [True, True, False, False], 10, 0.225, id="weighted by voxels"),
+        pytest.param([1.0, 1.0], [True, False], 4, 0.5, id="1 is in the last bin"),
+        pytest.param([0.25, 0.75], [False, True], 2, 0.25, id="errors of two bins do not cancel"),
+        pytest.param([], [], 15, np.nan, id="no voxels"),
+    ],
+)
+def test_calibration_error_by_hand(probability, truth, n_bins, error):
+    assert expected_calibration_error(probability, truth, n_bins=n_bins) == pytest.approx(error, nan_ok=True)
 
 
 def test_calibration_excess_cancels_across_maps():
