@@ -28,19 +28,9 @@ class FieldOfView:
 
     @classmethod
     def of(cls, valid: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> FieldOfView:
-        """Find the field of view of a map.
+        """Find the field of view of the valid voxels (X, Y, Z) of a map, on its whole grid.
 
-        Parameters
-        ----------
-        valid : ndarray of bool, shape (X, Y, Z)
-            Valid voxels, on the whole grid of the map.
-        voxel_size_mm : tuple of 3 float
-            Edge lengths of a voxel in mm.
-
-        Returns
-        -------
-        FieldOfView
-            Everything beyond the image is outside, and so are holes that contain a cube of 3 voxels.
+        Everything beyond the image is outside, and so are holes that contain a cube of 3 voxels.
         """
         outside = outside_field_of_view(valid)
         # The gap between two voxels is the distance of their centres once one of them is dilated by a layer.
@@ -52,21 +42,11 @@ class FieldOfView:
         return FieldOfView(self.inside[block], self.edge - [piece.start for piece in block], self.voxel_size_mm)
 
     def distance_to_edge(self, region: NDArray[np.bool_]) -> float:
-        """Compute the shortest distance from a region to the edge of the field of view.
+        """Compute the smallest gap in mm between a voxel of a region and a voxel outside.
 
-        Parameters
-        ----------
-        region : ndarray of bool, shape (X, Y, Z)
-            On the grid of `inside`.
+        From surface to surface, so that it does not depend on the slice thickness; 0 if they touch, NaN for an empty
+        region.
 
-        Returns
-        -------
-        float
-            Smallest gap in mm between a voxel of the region and a voxel outside, from surface to surface, so that it
-            does not depend on the slice thickness; 0 if they touch, NaN for an empty region.
-
-        Examples
-        --------
         >>> fov = FieldOfView.of(np.ones((9, 9, 9), bool), voxel_size_mm=(1.0, 1.0, 1.0))
         >>> region = np.zeros((9, 9, 9), bool)
         >>> region[4, 4, 2:7] = True
@@ -114,28 +94,11 @@ def check_coverage(
 ) -> Coverage:
     """Find nuclei that are outside the field of view, cut by its edge, smaller than a voxel, or not found.
 
-    Parameters
-    ----------
-    dseg : Volume
-        Integers of ``structures.tsv`` on the whole grid of the map.
-    structures : sequence of Structure
-        Nuclei that were segmented.
-    voxels_pv : ndarray of shape (C,)
-        Sum of the probabilities of nucleus ``structures[c]`` over the voxels.
-    valid : ndarray of bool, shape (X, Y, Z)
-        Valid voxels of the map.
-    labelled : collection of str
-        Abbreviations of the nuclei that the network labelled on its own grid; one of them without a voxel on the grid
-        of the map was lost in resampling.
+    `dseg` and the `valid` voxels cover the whole grid of the map; `voxels_pv` are the sums of the probabilities of each
+    nucleus over the voxels. A nucleus without a voxel was lost in resampling if it is one of those that the network
+    `labelled` on its own grid and its probabilities still sum to half a voxel; otherwise it is missing. Probabilities
+    alone are not enough: low values everywhere sum to many voxels.
 
-    Returns
-    -------
-    Coverage
-        A nucleus without a voxel is missing, unless it was labelled and its probabilities still sum to half a voxel.
-        Probabilities alone are not enough: low values everywhere sum to many voxels.
-
-    Notes
-    -----
     The expected position of a missing nucleus follows from the others: the similarity transform (least squares) from
     typical positions in the MNI152 brain to the centres found. It is outside the field of view if it lies beyond the
     bounding box of the valid voxels or closer than 8 mm to its faces, or if most voxels within 8 mm are not valid.
@@ -149,6 +112,8 @@ def check_coverage(
     box = next(iter(ndimage.find_objects(valid.astype(np.uint8))), [slice(0, size) for size in valid.shape])
     bounds = np.array([(piece.start, piece.stop - 1) for piece in box])  # first and last valid voxel along each axis
     size = " x ".join(f"{edge:.3g}" for edge in dseg.voxel_size_mm)
+    # The first axis runs to the right.
+    centres = {each.abbreviation: np.nonzero(dseg.array == each.index)[0].mean() for each in found}
     warnings = [
         *(f"{each.abbreviation} {_explain(dseg, each, found, valid, bounds)}; its values are n/a" for each in missing),
         *(
@@ -163,7 +128,12 @@ def check_coverage(
                 for piece, (first, last) in zip(boxes[each.index - 1], bounds, strict=True)
             )
         ),
-        *_exchanged_sides(dseg, found),
+        *(
+            f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
+            "nnU-Net folder, the axes of its training (orientation in dataset.json)"
+            for left, right in ((name, f"{name[:-1]}R") for name in centres if name.endswith("_L"))
+            if centres[left] > centres.get(right, np.inf)
+        ),
     ]
     return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
 
@@ -196,14 +166,3 @@ def _explain(
     middle[axis] = bounds[axis, side]
     face_mm = (dseg.affine @ [*middle, 1.0])[axis]
     return f"lies outside the field of view ({_FACES[axis][side]} slice at {'xyz'[axis]} = {face_mm:.0f} mm)"
-
-
-def _exchanged_sides(dseg: Volume, found: Sequence[Structure]) -> list[str]:
-    """Warn of nuclei whose left one lies to the right of the right one; the first axis runs to the right."""
-    centres = {each.abbreviation: np.nonzero(dseg.array == each.index)[0].mean() for each in found}
-    return [
-        f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
-        "nnU-Net folder, the axes of its training (orientation in dataset.json)"
-        for left, right in ((name, f"{name[:-1]}R") for name in centres if name.endswith("_L"))
-        if centres[left] > centres.get(right, np.inf)
-    ]

@@ -86,15 +86,7 @@ def measure_map_quality(
 def estimate_noise(chi: NDArray[np.floating], inside: NDArray[np.bool_]) -> float:
     r"""Estimate the standard deviation of the noise in ppm.
 
-    Parameters
-    ----------
-    chi, inside : ndarray of shape (X, Y, Z)
-        Map in ppm, and mask of the voxels to use.
-
-    Returns
-    -------
-    float
-        NaN if no cube of 3 voxels is inside.
+    NaN if no cube of 3 voxels is inside.
 
     Notes
     -----
@@ -126,18 +118,8 @@ def streaking_index(
 ) -> float:
     r"""Compute the power near the magic-angle cone relative to that elsewhere.
 
-    Parameters
-    ----------
-    chi, inside : ndarray of shape (X, Y, Z)
-        Map in ppm, and mask of the voxels to use.
-    voxel_size_mm, b0_direction : tuple of 3 float
-        As in `measure_map_quality`.
-
-    Returns
-    -------
-    float
-        1 for a map without preferred directions, more if streaks add power near the cone, less if regularization
-        removed power there. NaN if the image is too small.
+    1 for a map without preferred directions, more if streaks add power near the cone, less if regularization removed
+    power there. NaN if the image is too small.
 
     Notes
     -----
@@ -212,17 +194,7 @@ def rim_residual(
 ) -> float:
     r"""Estimate the residual background field near the edge of the mask, in ppm.
 
-    Parameters
-    ----------
-    chi, inside : ndarray of shape (X, Y, Z)
-        Map in ppm, and mask of the voxels to use.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
-
-    Returns
-    -------
-    float
-        NaN if the whole image is inside, or nothing is. The edge of the image itself is not a rim.
+    NaN if the whole image is inside, or nothing is. The edge of the image itself is not a rim.
 
     Notes
     -----
@@ -241,20 +213,9 @@ def rim_residual(
 
 
 def box_margin(dseg: Volume, box: Box) -> float:
-    """Compute the smallest distance in mm between the nuclei and the faces of the segmented box.
+    """Compute the smallest distance in mm between the nuclei and the faces of the box that the localizer found.
 
-    Parameters
-    ----------
-    dseg : Volume
-        Integers of ``structures.tsv``.
-    box : Box
-        Box that the localizer found.
-
-    Returns
-    -------
-    float
-        From a face of the box to the nearest corner of a labelled voxel; negative if the nuclei reach beyond the box.
-        NaN without nuclei.
+    From a face to the nearest corner of a labelled voxel; negative if the nuclei reach beyond the box, NaN without any.
     """
     indices = np.argwhere(dseg.array)
     if not len(indices):

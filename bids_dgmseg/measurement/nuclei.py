@@ -1,15 +1,19 @@
-"""Volume, susceptibility, high-iron region and asymmetry of each nucleus."""
+"""Volume, susceptibility, high-iron region, asymmetry and z-scores of each nucleus."""
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from bids_dgmseg.measurement.columns import ASYMMETRY_OF, HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
+from bids_dgmseg.measurement.columns import ASYMMETRY_OF, HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS, Z_SCORE_OF
 from bids_dgmseg.models.structures import Structure
 
 CORE_DEPTH_MM = 1.0
@@ -112,13 +116,6 @@ def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, f
     A voxel remains if every voxel outside the region (and outside the array) is farther from it, centre to centre, than
     1 mm and than 1.2 times the shortest edge. On isotropic voxels of 0.85 mm and more this is an erosion by one layer
     of face neighbours; thick slices are eroded in-plane only.
-
-    Parameters
-    ----------
-    region : ndarray of bool, shape (X, Y, Z)
-        Voxels of one nucleus.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
     """
     if not region.any():
         return region.copy()
@@ -167,22 +164,9 @@ def measure_high_iron(
 ) -> pd.DataFrame:
     r"""Measure the high-iron region of each nucleus and the standard errors of the means.
 
-    Parameters
-    ----------
-    chi, dseg, structures, voxel_size_mm
-        As in `measure_nuclei`.
-
-    Returns
-    -------
-    DataFrame
-        One row per nucleus: ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`. Standard error and
-        threshold need two voxels; if no voxel exceeds the threshold (all are equal), the region has volume 0 and no
-        mean.
-
-    Raises
-    ------
-    ValueError
-        If the arrays differ in shape.
+    Arguments are those of `measure_nuclei`. Returns ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`.
+    Standard error and threshold need two voxels; if no voxel exceeds the threshold (all are equal), the region has
+    volume 0 and no mean.
 
     Notes
     -----
@@ -263,17 +247,9 @@ def asymmetry_index(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
 
 
 def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
-    """Compute the asymmetry of each nucleus of one scan.
+    """Compute the asymmetry of each nucleus from the table of `measure_nuclei`; measures that it lacks are omitted.
 
-    Parameters
-    ----------
-    stats : DataFrame
-        Table of `measure_nuclei`; the measures that it lacks are omitted.
-
-    Returns
-    -------
-    DataFrame
-        One row per nucleus, in the order of its first hemisphere: ``nucleus`` and the columns of `ASYMMETRY_OF`.
+    Returns ``nucleus`` and the columns of `ASYMMETRY_OF`, in the order of the first hemispheres.
     """
     nuclei = stats["abbreviation"].str.removesuffix("_L").str.removesuffix("_R")
     sides = {side: stats[stats["hemisphere"] == side].set_index(nuclei[stats["hemisphere"] == side]) for side in "LR"}
@@ -282,4 +258,80 @@ def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
         if measure in stats:
             left, right = (sides[side][measure].reindex(table["nucleus"]).to_numpy(np.float64) for side in "LR")
             table[name] = asymmetry_index(left, right)
+    return table
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Mean and standard deviation of a measure of one nucleus and hemisphere in adults."""
+
+    mean: float
+    sd: float
+    reference: str | None
+    """Region whose susceptibility is 0; None for volumes and if it is not known."""
+    source: str
+    doi: str | None
+
+
+_NORMS_TSV = files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8")
+
+NORMS = {
+    (row["nucleus"], row["measure"]): Norm(
+        mean=float(row["mean"]),
+        sd=float(row["sd"]),
+        reference=None if row["reference"] == "n/a" else row["reference"],
+        source=row["source"],
+        doi=None if row["doi"] == "n/a" else row["doi"],
+    )
+    for row in csv.DictReader(_NORMS_TSV.splitlines(), delimiter="\t")
+    if row["mean"] != "n/a"
+}
+"""(nucleus, measure) → norm of ``norms.tsv``, without those for which no published value was found."""
+
+_EXCLUDED = re.compile(
+    r"\b(without|excluding|excludes|except|minus|outside|no)\b.*"
+    r"|\bnon\W?csf\b"
+    r"|\b(csf|cerebrospinal fluid|ventric\w*)\W+((is|was|are|were)\s+)?(excluded|removed|masked out)\b"
+)
+"""What the description of a region excludes."""
+
+
+def parse_reference_region(description: str) -> str | None:
+    """Parse the reference region that a sidecar describes into the terms of ``norms.tsv``; None if it states none.
+
+    >>> [parse_reference_region(text) for text in ("CSF (lateral ventricles)", "whole brain without CSF", "not stated")]
+    ['csf', 'whole-brain', None]
+    """
+    text = description.casefold()
+    included = _EXCLUDED.sub(" ", text).strip(" ,;()")
+    if any(word in included for word in ("csf", "cerebrospinal", "ventric")):
+        return "csf"
+    if "whole" in included or included in ("brain", "brain mask"):
+        return "whole-brain"
+    return None if text in ("", "n/a", "none", "unknown", "not stated") else text
+
+
+def compare_with_norms(
+    stats: pd.DataFrame, *, reference: str | None = None, norms: Mapping[tuple[str, str], Norm] = NORMS
+) -> pd.DataFrame:
+    r"""Compute z-scores of the table of `measure_nuclei` relative to the norms.
+
+    `reference` is the region whose susceptibility is 0 in the map, such as ``csf`` or ``whole-brain``, None if it is
+    not known. Returns ``index``, ``abbreviation`` and the columns of `Z_SCORE_OF`: NaN if the measure is missing, there
+    is no norm, or norm and map are known to have different references.
+
+    :math:`z = (x - \mu) / \sigma`. Segmentation protocols, field strengths, reconstructions and ages differ more
+    between studies than subjects do within one: a z-score of 3 is not a finding, one of 30 means a wrong unit.
+    """
+    nuclei = [abbreviation.split("_")[0] for abbreviation in stats["abbreviation"]]
+    table = stats[["index", "abbreviation"]].reset_index(drop=True)
+    for measure, name in Z_SCORE_OF.items():
+        values = stats[measure].to_numpy(np.float64, na_value=np.nan)
+        scores = np.full(len(values), np.nan)
+        for row, nucleus in enumerate(nuclei):
+            norm = norms.get((nucleus, measure))
+            if norm is None or not norm.sd > 0 or (norm.reference and reference and norm.reference != reference):
+                continue
+            scores[row] = (values[row] - norm.mean) / norm.sd
+        table[name] = scores
     return table

@@ -18,8 +18,7 @@ from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.units import ChiMap
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.measurement.reference import Reference
-from bids_dgmseg.measurement.scan import ScanMeasures
+from bids_dgmseg.measurement.scan import Reference, ScanMeasures
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps

@@ -13,8 +13,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.measurement.reference import Reference, describe_erosion, erode_ventricles, measure_reference
-from bids_dgmseg.measurement.scan import SegmentedScan
+from bids_dgmseg.measurement.scan import Reference, SegmentedScan, describe_erosion, erode_ventricles, measure_reference
 from bids_dgmseg.models.registry import Model
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bids_dgmseg.measurement.columns import CONFIDENCE_COLUMNS
-from bids_dgmseg.measurement.confidence import measure_confidence
 from bids_dgmseg.measurement.field_of_view import FieldOfView
+from bids_dgmseg.measurement.rating import measure_confidence
 from bids_dgmseg.models.structures import STRUCTURES
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measurement.norms import NORMS, Norm, compare_with_norms, parse_reference_region
+from bids_dgmseg.measurement.nuclei import NORMS, Norm, compare_with_norms, parse_reference_region
 from bids_dgmseg.models.structures import STRUCTURES
 
 MEASURES = ("volume_mm3", "mean_ppm")

@@ -8,12 +8,19 @@ import pytest
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.measurement.columns import ASYMMETRY_OF, CONFIDENCE_COLUMNS, NUCLEUS_COLUMNS, Z_SCORE_OF
-from bids_dgmseg.measurement.confidence import measure_confidence
 from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY, measure_map_quality
-from bids_dgmseg.measurement.norms import compare_with_norms
-from bids_dgmseg.measurement.nuclei import measure_asymmetry, measure_nuclei
-from bids_dgmseg.measurement.rating import NUCLEUS_RULES, SCAN_RULES, Rating, Rule, rate, rate_nuclei, rate_scan
+from bids_dgmseg.measurement.nuclei import compare_with_norms, measure_asymmetry, measure_nuclei
+from bids_dgmseg.measurement.rating import (
+    NUCLEUS_RULES,
+    SCAN_RULES,
+    Rating,
+    Rule,
+    measure_confidence,
+    rate,
+    rate_nuclei,
+    rate_scan,
+)
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid

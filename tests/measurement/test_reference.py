@@ -6,7 +6,7 @@ import pytest
 
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, REFERENCED
 from bids_dgmseg.measurement.nuclei import measure_nuclei
-from bids_dgmseg.measurement.reference import (
+from bids_dgmseg.measurement.scan import (
     Reference,
     add_referenced_columns,
     describe_erosion,

@@ -7,8 +7,7 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
-from bids_dgmseg.measurement.reference import Reference
-from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
+from bids_dgmseg.measurement.scan import Reference, ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid
