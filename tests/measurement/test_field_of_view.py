@@ -52,20 +52,17 @@ def test_hole_of_three_voxels_is_an_edge():
     assert gap(fov, 11, 7, 7) == 2
 
 
-def test_map_without_valid_voxels_is_all_outside():
-    fov = FieldOfView.of(np.zeros((4, 4, 4), bool), voxel_size_mm=(1.0, 1.0, 1.0))
+def test_empty_maps_and_regions():
+    valid = np.ones((4, 4, 4), bool)
+    fov = FieldOfView.of(~valid, voxel_size_mm=(1.0, 1.0, 1.0))
     assert not fov.inside.any()
     assert gap(fov, 1, 1, 1) == 0
+    assert np.isnan(FieldOfView.of(valid, voxel_size_mm=(1.0, 1.0, 1.0)).distance_to_edge(~valid))
 
 
 def test_cropping_keeps_the_distances():
     fov = FieldOfView.of(np.ones((9, 9, 9), bool), voxel_size_mm=(1.0, 1.0, 1.0))
     assert gap(fov.crop((slice(4, 5),) * 3), 0, 0, 0) == 4
-
-
-def test_empty_region_has_no_distance():
-    valid = np.ones((4, 4, 4), bool)
-    assert np.isnan(FieldOfView.of(valid, voxel_size_mm=(1.0, 1.0, 1.0)).distance_to_edge(~valid))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -166,25 +163,23 @@ def test_expected_position_follows_a_rotated_head():
     assert all("lies outside the field of view (lowest slice at z = " in line for line in found.warnings)
 
 
+SMALL = "was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3"
+
+
 @pytest.mark.parametrize(
     ("labelled", "fills", "missing", "warning"),
     [
-        (
-            ["STN_R"],
-            0.5,
-            (),
-            "STN_R was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3",
-        ),
-        ([], 0.0, ("STN_R",), "STN_R was not found; its values are n/a"),
-        (["STN_R"], 0.4, ("STN_R",), "STN_R was not found; its values are n/a"),
-        (["STN_L"], 9.0, ("STN_R",), "STN_R was not found; its values are n/a"),  # low probabilities everywhere
+        (["STN_R"], 0.5, (), SMALL),
+        ([], 0.0, ("STN_R",), "was not found; its values are n/a"),
+        (["STN_R"], 0.4, ("STN_R",), "was not found; its values are n/a"),
+        (["STN_L"], 9.0, ("STN_R",), "was not found; its values are n/a"),  # low probabilities everywhere
     ],
 )
 def test_labelled_nucleus_of_half_a_voxel_is_not_missing(labelled, fills, missing, warning):
     dseg = phantom_in()
     dseg.array[dseg.array == STRUCTURES.named("STN_R").index] = 0
     voxels_pv = np.where([structure.abbreviation == "STN_R" for structure in STRUCTURES], fills, 0)
-    assert coverage(dseg, voxels_pv=voxels_pv, labelled=labelled) == Coverage(missing, (warning,))
+    assert coverage(dseg, voxels_pv=voxels_pv, labelled=labelled) == Coverage(missing, (f"STN_R {warning}",))
 
 
 def test_empty_segmentation_lists_every_nucleus():

@@ -57,14 +57,11 @@ def test_noise_estimate_ignores_veins_and_holes():
     assert estimate_noise(chi, inside) == pytest.approx(0.02, rel=0.08)  # the vein affects the median slightly
 
 
-def test_noise_of_one_cube_of_three_voxels():
+def test_noise_of_one_cube_needs_three_slices():
     # Only the centre is not 0: weight -8, divided by the square root of 216, times 1.4826.
     chi = np.zeros((3, 3, 3))
     chi[1, 1, 1] = 0.1
     assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.8 * 1.4826 / np.sqrt(216), rel=1e-4)
-
-
-def test_noise_needs_three_slices():
     assert np.isnan(estimate_noise(np.zeros((9, 9, 2)), np.ones((9, 9, 2), bool)))
 
 
@@ -125,12 +122,6 @@ def ball(radius: float = 14, size: int = 35) -> np.ndarray:
     return inside
 
 
-def test_constant_map_has_no_rim_residual():
-    inside = ball()
-    chi = np.where(inside, 0.05, 0)
-    assert rim_residual(chi, inside, voxel_size_mm=UNIT) == pytest.approx(0, abs=1e-6)
-
-
 def test_rim_residual_of_a_shifted_layer():
     # 50 mm inside, 0.1 ppm in the last 4 of them: the median is 0. The five voxels of the rim lie 0.5 to 4.5 mm deep;
     # smoothing by 3 mm over the inside leaves (Φ(1.5 / 3) - Φ(-2.5 / 3)) / Φ(2.5 / 3) = 0.613 at the middle one.
@@ -141,7 +132,9 @@ def test_rim_residual_of_a_shifted_layer():
     assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
 
 
-def test_edge_of_image_is_no_rim():
+def test_constant_map_and_edge_of_image_have_no_rim_residual():
+    inside = ball()
+    assert rim_residual(np.where(inside, 0.05, 0), inside, voxel_size_mm=UNIT) == pytest.approx(0, abs=1e-6)
     assert np.isnan(rim_residual(np.zeros((5, 5, 5)), np.ones((5, 5, 5), bool), voxel_size_mm=UNIT))
 
 
@@ -156,11 +149,8 @@ def test_map_quality_returns_all_measures():
 
 @pytest.mark.parametrize(
     ("high_x", "margin"),
-    [
-        pytest.param(20.0, 4.0, id="below, along z"),
-        pytest.param(9.0, 1.0, id="right"),
-        pytest.param(7.0, -1.0, id="beyond the box"),
-    ],
+    [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)],
+    ids=["below, along z", "right", "beyond the box"],
 )
 def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
     # Voxels 2 and 3 of 2 mm from 0 reach from 3 to 7 along x moved by 1: 4 to 8; y alike; z of 3 mm: 4.5 to 10.5.

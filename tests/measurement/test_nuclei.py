@@ -1,3 +1,6 @@
+import csv
+import math
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,15 @@ from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.measurement.nuclei import (
+    NORMS,
+    Norm,
     asymmetry_index,
+    compare_with_norms,
     core_mask,
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
+    parse_reference_region,
 )
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -31,13 +38,8 @@ def measure_line(chi: ArrayLike, labels: ArrayLike, probabilities: ArrayLike, **
 
 
 def test_columns_match_the_data_dictionary():
-    table = measure_nuclei(
-        np.zeros((2, 2, 2)),
-        np.ones((2, 2, 2), np.uint8),
-        np.ones((16, 2, 2, 2)),
-        structures=STRUCTURES,
-        voxel_size_mm=VOXEL_MM,
-    )
+    arrays = np.zeros((2, 2, 2)), np.ones((2, 2, 2), np.uint8), np.ones((16, 2, 2, 2))
+    table = measure_nuclei(*arrays, structures=STRUCTURES, voxel_size_mm=VOXEL_MM)
     assert list(table.columns) == list(NUCLEUS_COLUMNS)
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
@@ -84,16 +86,16 @@ def test_invalid_voxels_count_only_for_volume():
     assert np.isnan(row["core_mean_ppm"])  # too thin
 
 
-def test_nucleus_without_voxels_has_volume_zero():
+def test_empty_missing_and_single_voxel_nuclei():
     row = measure_line([0.1, 0.2], [0, 0], [0, 0])
     assert (row["n_voxels"], row["volume_mm3"], row["volume_pv_mm3"]) == (0, 0, 0)
     assert row.filter(like="ppm").isna().all()
     assert np.isnan(row["mean_probability"])
-
-
-def test_missing_nucleus_has_no_values():
     row = measure_line([0.1, 0.2], [1, 0], [1, 0], missing=["DN_L"])
     assert row.drop(["index", "name", "abbreviation", "hemisphere"]).isna().all()
+    row = measure_line([0.1], [1], [1])
+    assert np.isnan(row["std_ppm"])
+    assert row["mean_ppm"] == pytest.approx(0.1)
 
 
 def test_missing_values_are_written_as_na():
@@ -101,18 +103,6 @@ def test_missing_values_are_written_as_na():
     table = measure_nuclei(*arrays, structures=[DN_L, DN_R], voxel_size_mm=VOXEL_MM, missing={"DN_L"})
     text = table[["n_voxels", "volume_mm3", "mean_ppm"]].to_csv(sep="\t", index=False, na_rep="n/a")
     assert text.splitlines()[1:] == ["n/a\tn/a\tn/a", "0\t0.0\tn/a"]
-
-
-def test_single_voxel_has_no_standard_deviation():
-    row = measure_line([0.1], [1], [1])
-    assert np.isnan(row["std_ppm"])
-    assert row["mean_ppm"] == pytest.approx(0.1)
-
-
-def test_other_labels_in_the_box_are_ignored():
-    # DN_R (2) lies inside the box of DN_L (1).
-    row = measure_line([0.1, 9, 0.3], [1, 2, 1], [1, 0, 1])
-    assert (row["n_voxels"], row["mean_ppm"]) == (2, pytest.approx(0.2))
 
 
 def test_channels_follow_the_structures():
@@ -125,10 +115,9 @@ def test_channels_follow_the_structures():
 
 def test_float32_maps_are_summed_in_float64():
     # 0.1 in float32 is 13421773 / 2^27; a sum kept in float32 would be off by up to 6e-8 of itself.
-    ones = np.ones((100, 100, 100), np.uint8)
-    table = measure_nuclei(
-        (0.1 * ones).astype(np.float32), ones, ones[None].astype(np.float32), structures=[DN_L], voxel_size_mm=VOXEL_MM
-    )
+    ones = np.ones((100, 100, 100), np.float32)
+    chi, dseg = np.float32(0.1) * ones, ones.astype(np.uint8)
+    table = measure_nuclei(chi, dseg, ones[None], structures=[DN_L], voxel_size_mm=VOXEL_MM)
     assert table.loc[0, "mass_ppm_mm3"] == pytest.approx(2e6 * 13421773 / 2**27, rel=1e-12)
 
 
@@ -175,9 +164,7 @@ def test_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
     core = core_mask(region, voxel_size_mm=voxel_size_mm)
     assert tuple(np.ptp(np.argwhere(core), axis=0) + 1) == kept
     assert core.sum() == np.prod(kept)
-
-
-def test_core_is_eroded_at_image_border():
+    # The border of the image is eroded too.
     assert core_mask(np.ones((3, 3, 3), bool), voxel_size_mm=(1, 1, 1)).sum() == 1
 
 
@@ -196,13 +183,10 @@ def test_core_mean_excludes_the_boundary():
         ((2, 2, 2), (1, 2, 2, 3), r"dseg has shape \(2, 2, 2\), expected \(2, 2, 3\)"),
     ],
 )
-def test_arrays_on_another_grid_are_rejected(dseg, probseg, message):
+def test_other_grids_and_unknown_nuclei_are_rejected(dseg, probseg, message):
     arrays = np.zeros((2, 2, 3)), np.zeros(dseg, int), np.zeros(probseg)
     with pytest.raises(ValueError, match=message):
         measure_nuclei(*arrays, structures=[DN_L], voxel_size_mm=VOXEL_MM)
-
-
-def test_unknown_missing_nucleus_is_rejected():
     with pytest.raises(ValueError, match=r"missing contains \['DN'\], not among the structures"):
         measure_line([0.1], [1], [1], missing=["DN"])
 
@@ -272,13 +256,9 @@ def test_high_iron_lies_one_sd_above_mean():
     assert row["high_iron_fraction"] == pytest.approx(0.2)
     assert row["sem_ppm"] == pytest.approx(np.sqrt(0.03 / 5))
     assert np.isnan(row["high_iron_sem_ppm"])  # one voxel has no spread
-
-
-def test_high_iron_error_uses_its_own_voxels():
     # Ten voxels at 0 and two at 1 and 1.2: SD of the two 0.1414, divided by the square root of 2.
     row = high_iron_of([0.0] * 10 + [1.0, 1.2])
-    assert row["high_iron_mean_ppm"] == pytest.approx(1.1)
-    assert row["high_iron_sem_ppm"] == pytest.approx(0.1)
+    assert (row["high_iron_mean_ppm"], row["high_iron_sem_ppm"]) == pytest.approx((1.1, 0.1))
 
 
 def test_high_iron_mean_of_gaussian_noise():
@@ -296,22 +276,12 @@ def test_reference_shifts_threshold_and_mean_alike():
     assert second["high_iron_volume_mm3"] == first["high_iron_volume_mm3"]
 
 
-def test_equal_voxels_have_no_high_iron_region():
+def test_high_iron_needs_two_different_voxels():
     row = high_iron_of([0.1, 0.1, 0.1])
     assert row["high_iron_volume_mm3"] == 0
     assert np.isnan(row["high_iron_mean_ppm"])
-
-
-@pytest.mark.parametrize(
-    ("chi", "labels"),
-    [
-        pytest.param([0.1, 0.2], [0, 0], id="absent"),
-        pytest.param([0.1, 0.2], [1, 0], id="one voxel"),
-        pytest.param([np.nan, 0.2], [1, 1], id="one valid voxel"),
-    ],
-)
-def test_high_iron_needs_two_valid_voxels(chi, labels):
-    assert high_iron_of(chi, labels)[list(HIGH_IRON_COLUMNS)].isna().all()
+    for chi, labels in (([0.1, 0.2], [0, 0]), ([0.1, 0.2], [1, 0]), ([np.nan, 0.2], [1, 1])):
+        assert high_iron_of(chi, labels)[list(HIGH_IRON_COLUMNS)].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -331,16 +301,102 @@ def test_asymmetry_is_difference_over_mean(left, right, index):
 
 
 def test_sides_are_matched_by_nucleus():
-    stats = pd.DataFrame(
-        {
-            "abbreviation": ["GP_R", "RN_L", "GP_L"],
-            "hemisphere": ["R", "L", "L"],
-            "volume_mm3": [900.0, 300.0, 1100.0],
-            "mean_ppm": [0.1, 0.1, 0.3],
-        }
-    )
+    rows = [("GP_R", "R", 900.0, 0.1), ("RN_L", "L", 300.0, 0.1), ("GP_L", "L", 1100.0, 0.3)]
+    stats = pd.DataFrame(rows, columns=["abbreviation", "hemisphere", "volume_mm3", "mean_ppm"])
     table = measure_asymmetry(stats).set_index("nucleus")
     assert table.loc["GP", "volume_asymmetry"] == pytest.approx(0.2)
     assert table.loc["GP", "mean_ppm_asymmetry"] == pytest.approx(1.0)  # 0.2 over 0.2
     assert table["volume_asymmetry"].isna().tolist() == [False, True]
     assert list(table.columns) == ["volume_asymmetry", "mean_ppm_asymmetry"]
+
+
+MEASURES = ("volume_mm3", "mean_ppm")
+
+
+def table_rows() -> list[dict[str, str]]:
+    text = files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines(), delimiter="\t"))
+
+
+def stats(**rows: tuple[float, float]) -> pd.DataFrame:
+    """One row per nucleus: volume and mean."""
+    return pd.DataFrame(
+        [
+            {"index": STRUCTURES.named(name).index, "abbreviation": name, "volume_mm3": volume, "mean_ppm": mean}
+            for name, (volume, mean) in rows.items()
+        ]
+    )
+
+
+OWN = {
+    ("RN", "volume_mm3"): Norm(200.0, 50.0, None, "example", None),
+    ("RN", "mean_ppm"): Norm(0.1, 0.02, "csf", "example", None),
+}
+
+
+def test_z_score_counts_standard_deviations():
+    row = compare_with_norms(stats(RN_L=(300.0, 0.05)), norms=OWN).iloc[0]
+    assert row["volume_z"] == pytest.approx(2)
+    assert row["mean_ppm_z"] == pytest.approx(-2.5)
+
+
+def test_no_norm_or_measure_no_z_score():
+    assert compare_with_norms(stats(GP_R=(1500.0, 0.1)), norms=OWN)[["volume_z", "mean_ppm_z"]].isna().all(axis=None)
+    table = stats(RN_L=(np.nan, np.nan)).astype({"volume_mm3": "Float64"})
+    table["volume_mm3"] = table["volume_mm3"].mask(table["volume_mm3"].isna())
+    assert compare_with_norms(table, norms=OWN)[["volume_z", "mean_ppm_z"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(("reference", "scored"), [("csf", True), (None, True), ("whole-brain", False)])
+def test_other_reference_has_no_z_score(reference, scored):
+    row = compare_with_norms(stats(RN_L=(300.0, 0.05)), reference=reference, norms=OWN).iloc[0]
+    assert math.isfinite(row["mean_ppm_z"]) is scored
+    assert math.isfinite(row["volume_z"])  # a volume has no reference
+
+
+@pytest.mark.parametrize(
+    ("words", "region"),
+    [
+        ("whole brain without CSF", "whole-brain"),
+        ("Brain mask, excluding ventricles", "whole-brain"),
+        ("whole brain (CSF excluded)", "whole-brain"),
+        ("CSF-excluded whole brain", "whole-brain"),
+        ("brain without CSF", "whole-brain"),
+        ("ventricular CSF", "csf"),
+        ("CSF without choroid plexus", "csf"),
+        ("cerebrospinal fluid, vessels excluded", "csf"),
+        ("white matter without CSF", "white matter without csf"),
+        ("not stated", None),
+    ],
+)
+def test_excluded_region_is_not_the_reference(words, region):
+    assert parse_reference_region(words) == region
+
+
+def test_norms_have_a_row_per_nucleus_and_measure():
+    nuclei = {structure.nucleus for structure in STRUCTURES}
+    assert sorted((row["nucleus"], row["measure"]) for row in table_rows()) == sorted(
+        (nucleus, measure) for nucleus in nuclei for measure in MEASURES
+    )
+
+
+@pytest.mark.parametrize("row", table_rows(), ids=lambda row: f"{row['nucleus']} {row['measure']}")
+def test_norms_state_source_or_reason(row):
+    assert len(row) == 11
+    known = row["mean"] != "n/a"
+    assert (row["sd"] != "n/a") == known
+    assert (row["source"] != "n/a") == known
+    assert row["note"] != "n/a"
+    assert not known or float(row["sd"]) > 0
+    assert not known or (row["reference"] != "n/a") == (row["measure"] == "mean_ppm")
+
+
+@pytest.mark.parametrize(
+    ("nucleus", "mean", "sd"),
+    [("RN", 459.0, 71.2), ("SN", 984.5, 210.8), ("STN", 230.9, 63.1), ("CN", 8420, 880), ("PUT", 8900, 890)],
+)
+def test_bilateral_volumes_are_halved(nucleus, mean, sd):
+    # The sum of two independent sides of SD s has SD √2 s.
+    norm = NORMS[nucleus, "volume_mm3"]
+    assert norm.mean == pytest.approx(mean / 2, abs=0.06)
+    assert norm.sd == pytest.approx(sd / math.sqrt(2), abs=0.06)

@@ -1,13 +1,25 @@
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bids_dgmseg.image.boxes import Box
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, STATS_COLUMNS
+from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
-from bids_dgmseg.measurement.scan import Reference, ScanMeasures, SegmentedScan, measure_scan
+from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.measurement.scan import (
+    Reference,
+    ScanMeasures,
+    SegmentedScan,
+    add_referenced_columns,
+    describe_erosion,
+    erode_ventricles,
+    measure_reference,
+    measure_scan,
+)
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid
@@ -21,18 +33,12 @@ def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(
-    chi: Volume,
-    dseg: Volume,
-    *,
-    reference: Reference | None = None,
-    map_reference: str = "not stated",
-) -> ScanMeasures:
+def find(chi: Volume, dseg: Volume, **reference: Any) -> ScanMeasures:
     """Measure the phantom with probabilities of 0 or 1."""
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
     scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, labelled=())
-    return measure_scan(scan, box=BOX, reference=reference, map_reference=map_reference)
+    return measure_scan(scan, box=BOX, **reference)
 
 
 def test_good_scan_has_all_columns_and_is_green():
@@ -41,9 +47,7 @@ def test_good_scan_has_all_columns_and_is_green():
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "red_nuclei_fraction"]
-
-
-def test_no_reference_no_referenced_columns():
+    assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [name for name in STATS_COLUMNS if name not in REFERENCE_COLUMNS]
 
 
@@ -86,3 +90,126 @@ def test_z_scores_need_the_same_reference(reference, map_reference, shift):
     # norms.tsv: RN 0.082 ± 0.036 ppm, CSF-referenced.
     expected = np.nan if shift is None else (row["mean_ppm"] - shift - 0.082) / 0.036
     assert row["mean_ppm_z"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_phantom_is_green_in_every_orientation(grid):
+    """Nuclei are 0.03 ppm (white matter) to 0.1 ppm brighter than their surroundings; DN is 18 mm from the edge."""
+    stats = find(PHANTOM.chi(grid), PHANTOM.dseg(grid)).stats
+    assert stats["rating"].tolist() == ["green"] * 16, stats["reasons"].tolist()
+    assert stats["rim_contrast_ppm"].between(0.03, 0.2).all()
+    assert stats["edge_distance_mm"].min() > 15
+
+
+def rated(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
+    there, _ = upright()
+    return find(there.with_array(chi), there.with_array(dseg)).stats.set_index("abbreviation")
+
+
+def test_wrong_maps_and_labels_are_not_green():
+    chi, dseg = (volume.array for volume in upright())
+    assert (rated(1000 * chi, dseg)["rating"] == "red").all()  # ppb read as ppm
+    inverted = rated(-chi, dseg)
+    assert (inverted["rating"] == "red").all()
+    assert inverted["reasons"].str.contains("hardly brighter").all()
+    displaced = rated(chi, np.roll(dseg, 10, axis=1))  # 20 mm towards the front
+    assert (displaced["rating"] != "green").mean() > 0.5
+
+
+def test_nucleus_cut_by_field_of_view_is_red():
+    chi, dseg = (volume.array for volume in upright())
+    first = int(np.argwhere(dseg == STRUCTURES.named("DN_L").index)[:, 2].min()) + 2
+    empty = chi.copy()
+    empty[:, :, :first] = 0
+    found = rated(empty, np.where(empty != 0, dseg, 0))
+    assert found.loc["DN_L", "rating"] == "red"
+    assert "edge of the field of view" in str(found.loc["DN_L", "reasons"])
+    assert found.loc["GP_L", "rating"] == "green"
+
+
+UNIT = (1.0, 1.0, 1.0)
+
+
+def measure(chi: np.ndarray, size_mm: tuple[float, float, float] = UNIT) -> Reference:
+    """Measure the whole array as the region."""
+    return measure_reference(chi, np.ones(chi.shape, bool), name="csf", source="mask x", voxel_size_mm=size_mm)
+
+
+def test_reference_averages_the_valid_voxels():
+    # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. Ten more are NaN.
+    chi = np.repeat([0.01, 0.03], 50).reshape(10, 10, 1)
+    found = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
+    assert found.mean_ppm == pytest.approx(0.02)
+    assert (found.n_voxels, found.problem) == (100, "")
+    assert found.std_ppm == pytest.approx(np.sqrt(100 * 1e-4 / 99))
+    assert found.sem_ppm == pytest.approx(found.std_ppm / 10)
+
+
+@pytest.mark.parametrize(
+    ("n_voxels", "size_mm", "enough"),
+    [
+        (19, (2.0, 2.0, 2.0), False),  # 152 mm3, but 19 voxels
+        (20, (2.0, 2.0, 2.0), True),
+        (49, UNIT, False),
+        (50, UNIT, True),
+        (0, UNIT, False),
+    ],
+)
+def test_small_region_is_no_reference(n_voxels, size_mm, enough):
+    found = measure(np.full((n_voxels, 1, 1), 0.02), size_mm)
+    assert np.isfinite(found.mean_ppm) == enough
+    assert found.n_voxels == n_voxels
+    assert (found.problem == "") == enough
+    if not enough:
+        assert found.problem.startswith(f"reference csf: {n_voxels} voxels")
+
+
+def test_ventricles_are_eroded_at_image_border():
+    whole = np.ones((6, 6, 6), bool)
+    assert erode_ventricles(whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).sum() == 4**3
+    assert not erode_ventricles(~whole, voxel_size_mm=UNIT, label_size_mm=(3.0,) * 3).any()
+
+
+@pytest.mark.parametrize(
+    ("size_mm", "label_mm", "layers"),
+    [((2.0,) * 3, 3.0, 1), ((1.0, 1.0, 3.0), 3.0, 1), ((1.5,) * 3, 3.0, 1), ((0.7,) * 3, 3.0, 2), ((1.0,) * 3, 4.0, 2)],
+)
+def test_ventricles_are_eroded_by_half_a_label_and_one_layer_at_least(size_mm, label_mm, layers):
+    # Of labels of 3 mm, 1.5 mm cover one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
+    ventricles, core = np.zeros((2, 11, 11, 11), bool)
+    ventricles[2:9, 2:9, 2:9] = True
+    core[(slice(2 + layers, 9 - layers),) * 3] = True
+    found = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=(label_mm,) * 3)
+    np.testing.assert_array_equal(found, core)
+
+
+@pytest.mark.parametrize(
+    ("edge_mm", "words"), [(1.5 + 1e-8, "eroded by 1.5 mm"), (2.0, "eroded by 1.5 mm, at least by one voxel")]
+)
+def test_erosion_is_described(edge_mm, words):
+    assert describe_erosion(voxel_size_mm=(1.0, 1.0, edge_mm), label_size_mm=(3.0, 3.0, 3.0)) == words
+
+
+def test_referenced_columns_equal_a_shifted_map():
+    rng = np.random.default_rng(0)
+    chi, dseg = rng.normal(0.1, 0.03, (9, 9, 9)), np.zeros((9, 9, 9), np.uint8)
+    dseg[2:7, 2:7, 2:7] = 1
+    chi[4, 4, 4] = np.nan
+    measure_dentates = partial(measure_nuclei, structures=STRUCTURES.both_sides(["DN"]), voxel_size_mm=(1.0, 1.0, 2.0))
+    probseg = np.stack([0.8 * (dseg == 1), 0 * dseg]).astype(np.float32)
+    raw = measure_dentates(chi, dseg, probseg).assign(high_iron_mean_ppm=[0.15, np.nan])
+    shifted = measure_dentates(chi - 0.02, dseg, probseg)
+    table = add_referenced_columns(raw, Reference("csf", "", 0.02, 0.01, 99), voxel_size_mm=(1.0, 1.0, 2.0))
+    assert list(table.columns) == [*raw.columns, *REFERENCE_COLUMNS]
+    for column in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv", "core_mean"):
+        assert table[f"{column}_ref_ppm"][0] == pytest.approx(shifted[f"{column}_ppm"][0], abs=1e-9), column
+    assert table["mass_ref_ppm_mm3"][0] == pytest.approx(shifted["mass_ppm_mm3"][0])
+    assert table["high_iron_mean_ref_ppm"][0] == pytest.approx(0.13)
+    assert table["mean_ppm"][0] == raw["mean_ppm"][0]
+    assert table.loc[1, list(REFERENCE_COLUMNS)].isna().all()  # DN_R has no voxel
+
+
+def test_failed_reference_leaves_columns_missing():
+    stats = pd.DataFrame({name: [0.1] for name in (*REFERENCED, "mass_ppm_mm3", "n_valid")})
+    table = add_referenced_columns(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
+    assert table[list(REFERENCE_COLUMNS)].isna().all(axis=None)
+    assert table["mean_ppm"].tolist() == [0.1]
