@@ -18,10 +18,10 @@ HIGH_IRON_COLUMNS = _DICTIONARIES["high_iron"]
 """Columns of `bids_dgmseg.measurement.nuclei.measure_high_iron`."""
 
 REFERENCE_COLUMNS = _DICTIONARIES["reference"]
-"""Columns of `bids_dgmseg.measurement.reference`; present if a reference region was requested."""
+"""Columns of `bids_dgmseg.measurement.scan`; present if a reference region was requested."""
 
 CONFIDENCE_COLUMNS = _DICTIONARIES["confidence"]
-"""Columns of `bids_dgmseg.measurement.confidence`."""
+"""Columns of `bids_dgmseg.measurement.rating`."""
 
 ASYMMETRY_OF: Mapping[str, str] = {
     "volume_mm3": "volume_asymmetry",

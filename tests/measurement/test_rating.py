@@ -149,7 +149,7 @@ def test_red_nuclei_show_in_scan_rating(n_red, rating):
 
 
 def test_scan_rating_states_red_nuclei_or_map():
-    ratings: list[Rating] = ["red"] * 2 + ["green"] * 14
+    ratings: list[Rating] = ["red" if number < 2 else "green" for number in range(16)]
     assert rate_scan(GOOD_SCAN, ratings)[1] == ("nuclei with a red rating (12.5 %, above 0)",)
     assert rate_scan({"noise_sd_ppm": 0.1}, [])[0] == "red"
 
