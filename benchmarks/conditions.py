@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import NO_PATHOLOGY
 from bids_dgmseg.simulate.dataset import whole_head_view

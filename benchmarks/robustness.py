@@ -23,8 +23,7 @@ from reporting import dice_by_nucleus, markdown
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
-from bids_dgmseg.image.grids import Grid, block_affine, world_grid
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model

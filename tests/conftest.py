@@ -16,8 +16,7 @@ from hypothesis import settings
 from nibabel import orientations
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom

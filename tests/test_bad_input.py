@@ -21,8 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES

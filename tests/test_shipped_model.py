@@ -11,8 +11,7 @@ import pytest
 from nibabel import orientations
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.nnunet_folder import choose_labels

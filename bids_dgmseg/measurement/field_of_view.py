@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from bids_dgmseg.image.grids import fit_similarity
 from bids_dgmseg.image.masks import outside_field_of_view
-from bids_dgmseg.image.similarity import fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.image.volume import Volume
 

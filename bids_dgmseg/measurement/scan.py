@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCED, STATS_COLUMNS

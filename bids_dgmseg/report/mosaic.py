@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import center_of_mass
 from skimage.measure import find_contours
 
-from bids_dgmseg.image.similarity import fit_similarity
+from bids_dgmseg.image.grids import fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.figures import with_default_settings

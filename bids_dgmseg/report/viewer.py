@@ -13,8 +13,7 @@ from nibabel import Nifti1Image
 from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes

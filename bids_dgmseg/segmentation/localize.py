@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
 from bids_dgmseg.image.grids import (
     MAX_ROTATION_DEG,
+    Box,
+    OrientedBox,
     axis_directions,
+    box_of_mask,
     integer_ratio,
     max_axis_angle_deg,
     world_grid,

@@ -16,8 +16,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.grids import Grid, block_affine, covering_block
+from bids_dgmseg.image.grids import Box, Grid, block_affine, box_of_mask, covering_block
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.masks import large_components
-from bids_dgmseg.image.similarity import Similarity, fit_similarity
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.predict import ProbabilityBlock, choose_channels

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, aligned_grid, covering_block, shape_to_cover
+from bids_dgmseg.image.grids import Box, Grid, aligned_grid, covering_block, shape_to_cover
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume

@@ -13,8 +13,7 @@ from scipy import ndimage, optimize
 from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.grids import Grid, covering_block, world_grid
+from bids_dgmseg.image.grids import Box, Grid, box_of_mask, covering_block, world_grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume

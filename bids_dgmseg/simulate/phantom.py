@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, covering_block
+from bids_dgmseg.image.grids import Box, Grid, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 

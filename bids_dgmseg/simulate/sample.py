@@ -9,8 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.acquisition import blur
 from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, NO_PATHOLOGY, HeadRanges, LabelMap, draw_head_points

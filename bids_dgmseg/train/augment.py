@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.simulate.acquisition import blur
 from bids_dgmseg.simulate.anatomy import HeadRanges, draw_head_points

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import block_affine, covering_block
+from bids_dgmseg.image.grids import Box, block_affine, covering_block
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import (

@@ -13,8 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
-from bids_dgmseg.image.grids import Grid, block_affine, covering_block, world_grid
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, covering_block, world_grid
 from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model

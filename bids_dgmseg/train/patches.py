@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.image.boxes import Box, box_of_mask
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample, sample_points
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 import bids_dgmseg
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.units import ChiMap
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.measurement.scan import Reference, ScanMeasures

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.boxes import Box, OrientedBox, box_of_mask
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, OrientedBox, box_of_mask, world_grid
 from bids_dgmseg.image.volume import Volume
 
 

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.boxes import Box, OrientedBox
-from bids_dgmseg.image.grids import Grid, aligned_grid, covering_block, describe_grid_mismatch, world_grid
+from bids_dgmseg.image.grids import (
+    Box,
+    Grid,
+    OrientedBox,
+    aligned_grid,
+    covering_block,
+    describe_grid_mismatch,
+    world_grid,
+)
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 

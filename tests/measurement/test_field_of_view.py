@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.models.structures import STRUCTURES

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bids_dgmseg.image.boxes import Box, OrientedBox
+from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import (
     MAP_QUALITY,

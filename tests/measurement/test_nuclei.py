@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.measurement.nuclei import (
     NORMS,

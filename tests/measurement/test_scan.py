@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY

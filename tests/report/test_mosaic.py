@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, draw_mosaic

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.postprocess import (

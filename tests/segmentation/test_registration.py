@@ -6,8 +6,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import box_of_mask
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.localize import localize

@@ -5,8 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import pytest
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.sample import template_head

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import (
     HEALTHY,

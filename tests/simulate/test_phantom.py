@@ -3,8 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM, Ellipsoid, Phantom
 

@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.model_folder import read_model_folder, save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import build_parser, main
 from bids_dgmseg.cli.train import make_training
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.image.boxes import Box, OrientedBox
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import ModelInput
 from bids_dgmseg.simulate.anatomy import HeadRanges

@@ -7,8 +7,7 @@ import pytest
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.localize import Location

@@ -8,7 +8,7 @@ import pytest
 
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
-from bids_dgmseg.image.boxes import Box, OrientedBox
+from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.workflow.qc_record import StepReport, build_qc_record, describe_box
 from tests.oracle import oracle_model
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.boxes import Box
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput

@@ -13,7 +13,7 @@ import pytest
 
 from bids_dgmseg.evaluate import isolated_run
 from bids_dgmseg.evaluate.isolated_run import SegmentationJob
-from bids_dgmseg.image.boxes import Box
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.localize import Location

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bids_dgmseg.errors import InputError, count
-from bids_dgmseg.image.boxes import box_of_mask
-from bids_dgmseg.image.grids import Grid, block_affine, covering_block
+from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.model_folder import pick_device
