@@ -1,7 +1,8 @@
-"""Read susceptibility maps: find their unit, and reject images of other kinds, from the sidecar and the values."""
+"""Read susceptibility maps and phase images: find their unit, and reject images of other kinds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,25 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.phase import PHASE_RANGES
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
 PPM_PER_UNIT = {"ppm": 1.0, "ppb": 1e-3}
+
+PHASE_RANGES = (
+    (-math.pi, math.pi, 1.0, 0.0),
+    (0.0, 2 * math.pi, 1.0, 0.0),
+    (-4096.0, 4095.0, math.pi / 4096, 0.0),
+    (0.0, 4095.0, 2 * math.pi / 4096, -math.pi),
+    (-3142.0, 3142.0, 1e-3, 0.0),
+)
+"""Lowest and highest value, scale to rad and offset in rad: radians, 12 bits with and without sign, milliradians."""
+
+_LARGEST_SPAN_RAD = 200.0
+"""Largest span of an unwrapped phase; sidecars also state rad for larger values, which are integers of a converter."""
+
+_RANGE_TOLERANCE = 0.02
+"""Fraction of a range by which values may end before it, or beyond it by rounding."""
 
 # The spread is the difference between the 99th and the 1st percentile of the voxels that are not 0.
 LARGEST_SPREAD_PPM = 3.0
@@ -82,21 +97,15 @@ class _Summary:
     """Robust summary of an image's values."""
 
     low: float
-    p01: float
     p90: float
-    p99: float
     high: float
     negative_share: float
     is_phase: bool
 
-    @property
-    def spread(self) -> float:
-        return self.p99 - self.p01
-
-    @property
-    def reach(self) -> str:
-        """The 1st or 99th percentile, whichever is larger in size."""
-        return f"{max(self.p01, self.p99, key=abs):.3g}"
+    spread: float
+    """99th minus 1st percentile."""
+    reach: str
+    """1st or 99th percentile, whichever is larger in size."""
 
 
 def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
@@ -120,10 +129,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         If the file is damaged, not a 3D image of real numbers, has an implausible voxel size or no finite or non-zero
         voxel, is a field map, phase or magnitude image, or its values contradict the unit in its sidecar.
     """
-    name = Path(path).name
-    volume = Volume.read(path)
-    check_intact(path)
-    header_warnings = check_header(load_image(path), name)
+    name, volume, warnings = _read_intact(path)
     array = volume.array
     finite = np.isfinite(array)
     if not finite.any():
@@ -136,6 +142,18 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
     n_replaced = count_holes(finite, nonzero)
+    if n_replaced:
+        warnings.append(
+            f"{name}: {n_replaced} voxels inside the brain are NaN or infinite; "
+            "they are filled in for the network and excluded from the measures"
+        )
+    if not stated and units == "ppb":
+        warnings.append(f'{name}: no "Units" in its sidecar; read as ppb because values reach {summary.reach}')
+    if summary.negative_share < NEGATIVE_SHARE:
+        warnings.append(
+            f"{name}: no negative values, as in maps of paramagnetic sources only; "
+            "the networks were trained on total susceptibility, so check the segmentation"
+        )
     keys = {key.casefold().replace("_", "").replace(" ", ""): value for key, value in sidecar.items()}
     references = (keys.get(key) for key in _REFERENCE_KEYS)
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
@@ -145,22 +163,15 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         units_from="sidecar" if stated else "magnitude of the values",
         reference=next((ref.strip() for ref in references if isinstance(ref, str) and ref.strip()), "not stated"),
         n_replaced=n_replaced,
-        warnings=(*header_warnings, *_warnings(name, summary, stated, units, n_replaced)),
+        warnings=tuple(warnings),
     )
 
 
 def count_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> int:
-    """Count the voxels inside the brain that are not finite.
+    """Count the voxels inside the brain that are not finite; `nonzero` are the finite voxels other than 0.
 
     If the background is NaN, too, holes are the voxels enclosed by finite ones. Otherwise a group of voxels is a hole
     if enough of the voxels around it are not 0, so that holes at the border of the brain or of the image are counted.
-
-    Parameters
-    ----------
-    finite : ndarray of bool, shape (X, Y, Z)
-        Finite voxels.
-    nonzero : ndarray of bool, shape (X, Y, Z)
-        Finite voxels other than 0.
     """
     if finite.all():
         return 0
@@ -174,6 +185,13 @@ def count_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> int:
     return int(sizes[n_nonzero >= HOLES_RIM_SHARE * n_around].sum())
 
 
+def _read_intact(path: str | Path) -> tuple[str, Volume, list[str]]:
+    """Read an image and check its data and header: its file name, the image, and warnings."""
+    name, volume = Path(path).name, Volume.read(path)
+    check_intact(path)
+    return name, volume, list(check_header(load_image(path), name))
+
+
 def _summarize(values: NDArray[np.float32]) -> _Summary:
     p01, p90, p99 = (float(value) for value in np.percentile(values, (1, 90, 99)))
     low, high = float(values.min()), float(values.max())
@@ -183,7 +201,8 @@ def _summarize(values: NDArray[np.float32]) -> _Summary:
         if max(abs(low - range_low), abs(high - range_high)) <= 0.01 * width:
             shares = np.mean(values < range_low + edge), np.mean(values > range_high - edge)
             is_phase |= bool(min(shares) > PHASE_EDGE_SHARE)
-    return _Summary(low, p01, p90, p99, high, float(np.mean(values < 0)), is_phase)
+    negative_share, reach = float(np.mean(values < 0)), f"{max(p01, p99, key=abs):.3g}"
+    return _Summary(low, p90, high, negative_share, is_phase, p99 - p01, reach)
 
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
@@ -259,18 +278,48 @@ def _units(name: str, summary: _Summary, stated: str) -> str:
     return "ppm" if like_ppm else "ppb"
 
 
-def _warnings(name: str, summary: _Summary, stated: str, units: str, n_replaced: int) -> tuple[str, ...]:
-    warnings = []
-    if n_replaced:
-        warnings.append(
-            f"{name}: {n_replaced} voxels inside the brain are NaN or infinite; "
-            "they are filled in for the network and excluded from the measures"
-        )
-    if not stated and units == "ppb":
-        warnings.append(f'{name}: no "Units" in its sidecar; read as ppb because values reach {summary.reach}')
-    if summary.negative_share < NEGATIVE_SHARE:
-        warnings.append(
-            f"{name}: no negative values, as in maps of paramagnetic sources only; "
-            "the networks were trained on total susceptibility, so check the segmentation"
-        )
-    return tuple(warnings)
+def read_phase(path: str | Path, *, units: str = "") -> Volume:
+    """Read a phase image.
+
+    Parameters
+    ----------
+    path : path
+        NIfTI file.
+    units : str
+        Unit in its sidecar. Values in rad are used as they are; otherwise the range of the values determines the scale.
+
+    Returns
+    -------
+    Volume
+        Phase in rad, wrapped to -π to π; NaN where a value is not finite.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or not a 3D image, its header is implausible, its values are constant, or their range is
+        unknown.
+    """
+    name, volume, _ = _read_intact(path)
+    finite = np.isfinite(volume.array)
+    stored = np.where(finite, volume.array, 0.0)
+    low, high = float(stored.min()), float(stored.max())
+    if low == high:
+        raise InputError(f"{name}: all values are {low:g}, expected a phase image; export it again")
+    stated = units.strip().casefold() in ("rad", "rads", "radian", "radians")
+    if stated and high - low <= _LARGEST_SPAN_RAD:
+        scale, offset = 1.0, 0.0
+    else:
+        matching = [
+            (scale, offset)
+            for lowest, highest, scale, offset in PHASE_RANGES
+            if max(abs(low - lowest), abs(high - highest)) <= _RANGE_TOLERANCE * (highest - lowest)
+        ]
+        if not matching:
+            raise InputError(
+                f"{name}: values from {low:.4g} to {high:.4g} are {'not radians and ' if stated else ''}not in a known "
+                "range of phase images (±π, 0 to 2π, ±4096, 0 to 4095, ±3142); rescale to radians and set "
+                '"Units" to "rad" in its sidecar'
+            )
+        scale, offset = matching[0]
+    wrapped = np.remainder(stored * scale + offset + math.pi, 2 * math.pi) - math.pi
+    return volume.with_array(np.where(finite, wrapped, np.nan).astype(np.float32))

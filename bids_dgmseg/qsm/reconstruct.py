@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.phase import read_phase
+from bids_dgmseg.image.units import read_phase
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, v_sharp, zero_pad
@@ -102,7 +102,7 @@ def reconstruct_files(
     b0_tesla : float
         Field strength in T.
     phase_units : sequence of E str
-        ``Units`` of the phase files, see `bids_dgmseg.image.phase.read_phase`; by default judged from the values.
+        ``Units`` of the phase files, see `bids_dgmseg.image.units.read_phase`; by default judged from the values.
     mask : path, optional
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}

@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from bids_dgmseg.image.grids import (
     Box,
     Grid,
     OrientedBox,
     aligned_grid,
+    box_of_mask,
     covering_block,
     describe_grid_mismatch,
+    fit_similarity,
     world_grid,
 )
 from bids_dgmseg.image.resample import resample
@@ -16,16 +19,78 @@ from bids_dgmseg.image.volume import Volume
 IDENTITY = np.eye(4)
 
 
+def test_box_has_size_and_centre():
+    box = Box((-1, 0, 2), (3, 1, 8))
+    assert box.size_mm == (4.0, 1.0, 6.0)
+    assert box.centre_mm == (1.0, 0.5, 5.0)
+
+
+def test_margin_is_added_on_every_side():
+    assert Box((0, 0, 0), (1, 2, 3)).expanded(0.5) == Box((-0.5, -0.5, -0.5), (1.5, 2.5, 3.5))
+
+
+def test_centred_box_has_the_size():
+    assert Box.centred(np.array([1.0, 2, 3]), (2, 4, 6)) == Box((0, 0, 0), (2, 4, 6))
+
+
+def test_box_without_extent_is_rejected():
+    with pytest.raises(ValueError, match=r"box has no extent: \(0, 0, 0\) to \(1, 0, 1\)"):
+        Box((0, 0, 0), (1, 0, 1))
+
+
+def test_box_of_mask_includes_voxel_edges():
+    mask = np.zeros((5, 5, 5), bool)
+    mask[1, 2, 3] = True
+    # One voxel of 2 x 1 x 1 mm at index (1, 2, 3): its centre at (2, 2, 3) mm.
+    box = box_of_mask(Volume(mask, np.diag([2.0, 1, 1, 1])))
+    assert box == Box((1, 1.5, 2.5), (3, 2.5, 3.5))
+
+
+def test_box_of_mask_encloses_oblique_voxels():
+    # A unit square rotated by 45 degrees reaches sqrt(1/2) from its centre.
+    half = np.sqrt(0.5)
+    affine = np.array([[half, -half, 0, 0], [half, half, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    box = box_of_mask(Volume(np.ones((1, 1, 1), bool), affine))
+    assert box.high_mm == pytest.approx((half, half, 0.5))
+
+
+def test_empty_mask_is_rejected():
+    with pytest.raises(ValueError, match="the mask is empty"):
+        box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
+
+
+def test_oriented_box_has_the_axes():
+    axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
+    box = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
+    assert_allclose(box.axes, axes, atol=1e-12)
+    assert box.rotation_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
+
+
+@pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])
+def test_grid_of_oriented_box_follows_its_axes(pitch_deg):
+    centre = np.array([3.0, -7.0, 11.0])
+    box = Box.around(centre, OrientedBox((pitch_deg, 0.0, 0.0), (10.0, 20.0, 30.0)))
+    grid = world_grid(box, (1.0, 2.0, 3.0))
+    assert grid.shape == (10, 10, 10)
+    points = grid.centres_mm()
+    assert_allclose(points.mean(axis=(0, 1, 2)), centre, atol=1e-9)
+    assert (points >= np.array(box.low_mm)).all()
+    assert (points <= np.array(box.high_mm)).all()
+    front = (points[0, 1, 0] - points[0, 0, 0]) / 2
+    angle = np.deg2rad(pitch_deg)
+    assert_allclose(front, [0, np.cos(angle), np.sin(angle)], atol=1e-9)  # chin up: the front rises
+
+
 def test_world_grid_covers_its_box():
     grid = world_grid(Box((-3, 0, 10), (3, 5, 12)), (1.0, 2.0, 2.0))
     assert grid.shape == (6, 3, 1)  # 6 / 1, 5 / 2 rounded up, 2 / 2
     # Centred: voxel centres at -2.5 … 2.5, at 0.5, 2.5, 4.5 around 2.5, and at 11.
-    np.testing.assert_allclose(grid.affine[:3, 3], (-2.5, 0.5, 11.0))
+    assert_allclose(grid.affine[:3, 3], (-2.5, 0.5, 11.0))
 
 
 def test_world_grid_of_given_shape_keeps_the_centre():
     grid = world_grid(Box((0, 0, 0), (10, 10, 10)), (1.0, 1.0, 1.0), (4, 4, 4))
-    np.testing.assert_allclose(grid.affine[:3, 3], (3.5, 3.5, 3.5))  # 5 - (4 - 1) / 2
+    assert_allclose(grid.affine[:3, 3], (3.5, 3.5, 3.5))  # 5 - (4 - 1) / 2
 
 
 def test_covering_block_contains_voxel_centres_in_box(grid):
@@ -66,9 +131,9 @@ def test_aligned_grid_has_the_voxels_of_the_map(degrees, voxel_mm):
     # 7, 8 and 9 mm in voxels of 0.94, 1.06 and 1 mm, rounded up.
     assert grid.shape == ((8, 8, 9) if voxel_mm[0] < 1 else (7, 8, 9))
     to_index = np.linalg.inv(chi.affine) @ grid.affine
-    np.testing.assert_allclose(to_index[:3, :3], np.eye(3), atol=1e-9)
+    assert_allclose(to_index[:3, :3], np.eye(3), atol=1e-9)
     x, y, z = np.round(to_index[:3, 3]).astype(int)
-    np.testing.assert_allclose(to_index[:3, 3], (x, y, z), atol=1e-9)
+    assert_allclose(to_index[:3, 3], (x, y, z), atol=1e-9)
     nx, ny, nz = grid.shape
     np.testing.assert_array_equal(
         resample(chi, grid, antialias=True).array.round(5), chi.array[x : x + nx, y : y + ny, z : z + nz].round(5)
@@ -86,9 +151,9 @@ def test_aligned_grid_joins_voxels_and_divides_slices():
     seen = resample(chi, grid, antialias=True).array
     joined = chi.array.reshape(10, 2, 10, 2, 10).mean(axis=(1, 3))
     # The middle third of a slice has the slice's values: slices 4, 5 and 6, from 10.8 to 19.8 mm.
-    np.testing.assert_allclose(seen[:, :, 1::3], joined[3:7, 3:7, 4:7], atol=1e-6)
+    assert_allclose(seen[:, :, 1::3], joined[3:7, 3:7, 4:7], atol=1e-6)
     # One third of the way to the next slice.
-    np.testing.assert_allclose(seen[:, :, 2], (2 * joined[3:7, 3:7, 4] + joined[3:7, 3:7, 5]) / 3, atol=1e-6)
+    assert_allclose(seen[:, :, 2], (2 * joined[3:7, 3:7, 4] + joined[3:7, 3:7, 5]) / 3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +171,7 @@ def test_unalignable_grid_follows_the_box(degrees, voxel_mm, oriented, tolerance
     box = Box.around(np.zeros(3), oriented) if oriented else Box.centred(np.array((0.2, 0.1, 0.3)), size_mm)
     grid, expected = aligned_grid(box, (1.0, 1.0, 1.0), own, tolerance), world_grid(box, (1.0, 1.0, 1.0))
     assert grid.shape == expected.shape
-    np.testing.assert_allclose(grid.affine, expected.affine, atol=1e-9)
+    assert_allclose(grid.affine, expected.affine, atol=1e-9)
 
 
 def test_aligned_grid_covers_the_oriented_box():
@@ -115,7 +180,7 @@ def test_aligned_grid_covers_the_oriented_box():
     grid = aligned_grid(box, (1.0, 1.0, 1.0), own, 0.1)
     assert grid.shape == (6, 7, 8)  # of the oriented box, not of the box around it
     to_index = np.linalg.inv(own.affine) @ grid.affine
-    np.testing.assert_allclose(to_index, to_index.round(), atol=1e-9)
+    assert_allclose(to_index, to_index.round(), atol=1e-9)
 
 
 def test_equal_grids_up_to_rounding_match():
@@ -129,3 +194,27 @@ def test_grid_mismatch_is_described():
     shifted[0, 3] = 3
     assert describe_grid_mismatch(first, noise((2, 3, 5), IDENTITY)) == "shape (2, 3, 4) differs from (2, 3, 5)"
     assert describe_grid_mismatch(first, noise((2, 3, 4), shifted)) == "corners are 3 mm apart"
+
+
+CORNERS = np.array([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
+
+
+def test_rotation_scaling_and_translation_are_recovered():
+    # A quarter rotation about z takes x to y and y to -x; then twice as large, and 5 upward.
+    targets = np.array([[0.0, 0, 5], [0, 2, 5], [-4, 0, 5], [0, 0, 11]])
+    transform = fit_similarity(CORNERS, targets)
+    assert_allclose(transform(CORNERS), targets, atol=1e-12)
+    assert_allclose(transform(np.array([1.0, 1.0, 1.0])), [-2, 2, 7], atol=1e-12)
+
+
+def test_reflection_is_found_only_if_allowed():
+    targets = CORNERS * [-1, 1, 1]
+    assert_allclose(fit_similarity(CORNERS, targets, mirrored=True)(CORNERS), targets, atol=1e-12)
+    assert np.linalg.det(fit_similarity(CORNERS, targets).matrix) > 0
+
+
+def test_points_without_weight_are_ignored():
+    targets = CORNERS + 7
+    targets[3] += 100
+    fitted = fit_similarity(CORNERS, targets, np.array([1.0, 1.0, 1.0, 0.0]))
+    assert fitted(CORNERS[3]) == pytest.approx([7, 7, 10])
