@@ -24,17 +24,7 @@ def is_valid(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the voxels that a map does not cover: invalid voxels in a cube of 3, which may extend beyond the image.
-
-    Parameters
-    ----------
-    valid : ndarray of bool, shape (X, Y, Z)
-        Valid voxels.
-
-    Returns
-    -------
-    ndarray of bool, shape (X, Y, Z)
-    """
+    """Find the voxels that a map does not cover: invalid voxels in a cube of 3, which may extend beyond the image."""
     invalid = np.pad(~valid, _SMALLEST_GAP, constant_values=True).view(np.uint8)
     eroded = ndimage.minimum_filter(invalid, _SMALLEST_GAP, mode="constant", cval=1)
     opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)
@@ -43,15 +33,7 @@ def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Close a mask with a ball; beyond the image it continues as at the edge.
-
-    Parameters
-    ----------
-    mask : ndarray of bool, shape (X, Y, Z)
-    radius_mm : float
-        Radius of the ball.
-    voxel_size_mm : sequence of 3 float
-    """
+    """Close a mask (X, Y, Z) with a ball; beyond the image it continues as at the edge."""
     if not mask.any():
         return mask
     dilated = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + _ROUNDING_MM

@@ -18,10 +18,16 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import read_phase
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, v_sharp, zero_pad
-from bids_dgmseg.qsm.inversion import total_variation
-from bids_dgmseg.qsm.masking import MAX_RESIDUAL_RAD, exclude_unreliable, find_brain, phase_residual_rad
-from bids_dgmseg.qsm.unwrap import correct_bipolar_readout, unwrap_echoes
+from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, zero_pad
+from bids_dgmseg.qsm.inversion import total_variation, v_sharp
+from bids_dgmseg.qsm.phase import (
+    MAX_RESIDUAL_RAD,
+    correct_bipolar_readout,
+    exclude_unreliable,
+    find_brain,
+    phase_residual_rad,
+    unwrap_echoes,
+)
 
 RADII_MM = (12.0, 8.0, 5.0, 3.0)
 """Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
@@ -233,25 +239,19 @@ def reconstruct_chi(
         iterations=_ITERATIONS,
     )[tuple(slice(size) for size in local.shape)]
     chi = torch.where(eroded, chi - chi[eroded].mean(), 0.0)
-    ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
+    # The sign: compare the distances of the highest and the lowest values of the deep brain from its median.
+    depth_mm = ndimage.distance_transform_edt(eroded.numpy(), sampling=voxel_size_mm)
+    smooth = ndimage.gaussian_filter(chi.numpy(), [_BLUR_MM / step for step in voxel_size_mm])
+    deep = smooth[depth_mm > _DEEP * depth_mm.max()]
+    low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
+    ratio = float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))
     sign = phase_sign or (1 if ratio >= 1 else -1)
     return Reconstruction(sign * chi.numpy(), eroded.numpy(), sign, ratio if sign > 0 else 1 / ratio, ramp_rad)
 
 
 def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:
-    """Estimate the peak memory of `reconstruct_chi`, its arguments included.
+    """Estimate the peak memory of `reconstruct_chi`, its arguments included, for echoes of a shape (X, Y, Z).
 
-    Parameters
-    ----------
-    shape : sequence of 3 int
-        Voxels of one echo.
-    voxel_size_mm : sequence of 3 float
-        Voxel size in mm.
-    n_echoes : int
-        Number of echoes.
-
-    Notes
-    -----
     Five arrays of all echoes, 140 bytes per voxel of the padded grid of the inversion, and the imported libraries;
     `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
     """
@@ -262,12 +262,3 @@ def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, 
 def _padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:
     sizes = zip(shape, voxel_size_mm, strict=True)
     return [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]
-
-
-def _tail_ratio(chi: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:
-    """Compare the distances of the highest and the lowest values of the deep brain from its median."""
-    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
-    deep = depth_mm > _DEEP * depth_mm.max()
-    smooth = ndimage.gaussian_filter(chi, [_BLUR_MM / step for step in voxel_size_mm])
-    low, median, high = np.percentile(smooth[deep], (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
-    return float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))

@@ -18,10 +18,15 @@ from bids_dgmseg.qsm.field import (
     fast_size,
     field_noise_sd,
     r2star_hz,
+)
+from bids_dgmseg.qsm.inversion import (
+    conjugate_gradients,
+    least_squares,
     spherical_mean_kernel,
+    total_variation,
+    truncated_division,
     v_sharp,
 )
-from bids_dgmseg.qsm.inversion import conjugate_gradients, least_squares, total_variation, truncated_division
 from bids_dgmseg.simulate.acquisition import ScanGrid, blur, diffuse_anisotropically, truncate_frequencies
 from bids_dgmseg.simulate.ranges import chance, log_uniform, pick, smooth_noise, uniform
 

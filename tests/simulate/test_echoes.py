@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.qsm.unwrap import wrap
+from bids_dgmseg.qsm.phase import wrap
 from bids_dgmseg.simulate.dataset import draw_echo_scan, echo_images, whole_head_view
 from bids_dgmseg.simulate.echoes import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, EchoRanges, add_head_tissues, draw_echoes
 from tests.test_promise import VALIDATOR, validate

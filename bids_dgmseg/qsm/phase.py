@@ -1,0 +1,246 @@
+"""From the echoes to a reliable field: brain mask, bipolar readout correction, unwrapping, unreliable voxels.
+
+In this module, `phase` (E, X, Y, Z) is in rad, `magnitude` (E, X, Y, Z) in any unit, `mask` (X, Y, Z) is the tissue,
+and `echo_times_s` are in ascending order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from skimage.restoration import unwrap_phase
+from torch import Tensor
+
+from bids_dgmseg.image.masks import large_components, masked_gaussian
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, apply_kernel, fast_size, frequencies_per_mm, zero_pad
+
+_OFFSET_SIGMA_MM = 5.0
+"""SD of the Gaussian that smooths the phase offset: coil phase varies over centimetres, noise from voxel to voxel."""
+
+_SPACING_TOLERANCE = 0.01
+"""Echo spacings may differ by this fraction of their mean."""
+
+_MIN_RAMP_RAD = 0.1
+"""Ramps with a smaller range over the tissue are within the noise."""
+
+_BRIDGE_MM = 3.0
+"""Half-width of structures that connect brain and scalp: vessels, nerves, noise in the skull."""
+
+_REGROWTH_MM = 1.0
+"""The eroded tissue grows back by this much more than was eroded."""
+
+_OTSU_FRACTION = 0.6
+"""Fraction of Otsu's threshold: tissue far from the coils is dark."""
+
+MAX_RESIDUAL_RAD = 0.3
+
+_MAX_RESIDUAL_OVER_MEDIAN = 5.0
+"""In a noisy scan, a fixed limit of 0.3 rad would exclude as many voxels as it keeps."""
+
+_MIN_CAVITY_MM3 = 10.0
+
+_DARK = 0.1
+"""Fraction of the median signal of tissue: anything darker is air, bone or haemorrhage."""
+
+_FILL_SIGMA_MM = 2.0
+"""SD of the Gaussian that interpolates excluded voxels."""
+
+_CONNECTIVITY = np.ones((3, 3, 3))
+"""Voxels that share a face, an edge or a corner are neighbours."""
+
+
+def find_brain(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
+    """Find the largest connected tissue in a magnitude (X, Y, Z), which in a head is the brain.
+
+    Otsu's threshold separates tissue from air; connections narrower than 6 mm are cut. The mask is one component
+    without holes: empty if no component is thicker than 6 mm, all voxels with signal if these share one value.
+    """
+    finite = np.where(np.isfinite(magnitude), magnitude, 0.0)
+    signal = finite[finite > 0]
+    if not signal.size or signal.min() == signal.max():
+        return np.asarray(finite > 0)
+    tissue = finite > _OTSU_FRACTION * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
+    if tissue.all():
+        return tissue
+    depth_mm = ndimage.distance_transform_edt(tissue, sampling=voxel_size_mm)
+    core = large_components(depth_mm > _BRIDGE_MM)
+    if not core.any():
+        return core
+    distance_mm = ndimage.distance_transform_edt(~core, sampling=voxel_size_mm)
+    grown = tissue & (distance_mm <= _BRIDGE_MM + _REGROWTH_MM)
+    filled = ndimage.binary_fill_holes(large_components(grown))
+    return np.asarray(filled, bool)
+
+
+def correct_bipolar_readout(
+    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float]
+) -> tuple[Tensor, float | None]:
+    r"""Remove the linear phase that alternates in sign between echoes acquired with a bipolar readout.
+
+    Returns the corrected and wrapped phase, or the input itself if no ramp was found, and the range of the ramp r over
+    the tissue in rad: 0 if none was found, None if it cannot be determined (fewer than three echoes or uneven spacing).
+
+    Notes
+    -----
+    If the phase of echo j is :math:`\varphi_0 + \omega T_j + (-1)^j r`, offset and field cancel in the second
+    difference of three evenly spaced echoes:
+
+    .. math:: \varphi_j - 2 \varphi_{j+1} + \varphi_{j+2} = (-1)^j\, 4 r \pmod{2\pi}.
+
+    The gradient of 4r along each axis is the angle of the mean product of neighbouring voxels. Only the linear part
+    is removed, as in [1]_.
+
+    References
+    ----------
+    .. [1] Li J, et al. Phase-corrected bipolar gradients in multi-echo gradient-echo sequences for quantitative
+       susceptibility mapping. Magn Reson Mater Phys 28 (2015) 347-355. doi:10.1007/s10334-014-0470-3
+    """
+    spacing_s = [after - before for before, after in pairwise(echo_times_s)]
+    even = len(spacing_s) > 1 and max(spacing_s) - min(spacing_s) < _SPACING_TOLERANCE * sum(spacing_s) / len(spacing_s)
+    if not mask.any() or not even:
+        return phase, None
+    fourfold = torch.zeros(mask.shape, dtype=torch.complex64, device=phase.device)
+    for echo in range(len(phase) - 2):
+        angle = (-1) ** echo * (phase[echo] - 2 * phase[echo + 1] + phase[echo + 2])
+        fourfold += torch.polar(magnitude[echo + 2] * mask, angle)
+    ramp = torch.zeros((), device=phase.device)
+    for axis, size in enumerate(mask.shape):
+        index = torch.arange(size, device=phase.device).view([-1 if other == axis else 1 for other in range(3)])
+        before, after = fourfold.narrow(axis, 0, size - 1), fourfold.narrow(axis, 1, size - 1)
+        ramp = ramp + (after * before.conj()).sum().angle() / 4 * index
+    inside = ramp[mask]
+    range_rad = float(inside.max() - inside.min())
+    if range_rad < _MIN_RAMP_RAD:
+        return phase, 0.0
+    signs = torch.tensor([(-1.0) ** echo for echo in range(len(phase))], device=phase.device)
+    return wrap(phase - signs.view(-1, 1, 1, 1) * ramp), range_rad
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """Wrap angles in rad to [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def unwrap_echoes(
+    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
+) -> Tensor:
+    r"""Unwrap the phase of all echoes for `combine_echoes` and remove the phase offset at echo time 0.
+
+    It is 0 outside the mask. A constant field may remain in it.
+
+    Notes
+    -----
+    The phase difference of the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it
+    is unwrapped spatially, most reliable voxels first [1]_. The offset is
+    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped temporally: up to a
+    constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
+    `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
+
+    References
+    ----------
+    .. [1] Abdul-Rahman HS, et al. Appl Opt 46 (2007) 6623-6635. doi:10.1364/AO.46.006623
+    .. [2] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
+    """
+    if len(echo_times_s) == 1:
+        return unwrap_spatially(phase[0], mask)[None]
+    times = list(echo_times_s)
+    rate = unwrap_spatially(wrap(phase[1] - phase[0]), mask) / (times[1] - times[0])  # rad/s
+    offset = _smooth_angle(phase[0] - rate * times[0], magnitude[0] * mask, voxel_size_mm)
+    unwrapped = torch.zeros_like(phase)
+    weighted, weights = torch.zeros_like(rate), torch.zeros_like(rate)
+    for echo, time_s in enumerate(times):
+        expected = rate * time_s
+        rest = phase[echo] - offset - expected
+        # Full turns that the first phase difference misses are the same in all voxels, but, for unevenly spaced echoes,
+        # they are not full turns in the later ones: remove the mean angle before wrapping.
+        power = (magnitude[echo] * mask).square()
+        rest = rest - torch.atan2((power * rest.sin()).sum(), (power * rest.cos()).sum())
+        unwrapped[echo] = torch.where(mask, expected + wrap(rest), 0.0)
+        weight = magnitude[echo].square() * time_s
+        weighted, weights = weighted + weight * unwrapped[echo], weights + weight * time_s
+        if echo:  # the first echo alone is noisier than the phase difference of the first two
+            rate = torch.where(weights > 0, weighted / weights, rate)
+    return unwrapped
+
+
+def unwrap_spatially(phase: Tensor, mask: Tensor) -> Tensor:
+    """Unwrap one phase image (X, Y, Z) within a mask; its median in the mask lies within half a turn of 0."""
+    masked = np.ma.masked_array(phase.cpu().double().numpy(), ~mask.cpu().numpy())
+    # scikit-image breaks ties between equally reliable voxels at random: fix the seed.
+    unwrapped = torch.from_numpy(np.asarray(np.ma.filled(unwrap_phase(masked, rng=0), 0.0))).to(phase)
+    inside = unwrapped[mask]
+    turns = torch.round(inside.median() / (2 * math.pi)) if len(inside) else 0.0
+    return torch.where(mask, unwrapped - 2 * math.pi * turns, 0.0)
+
+
+def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Smooth an angle: the argument of weighted phasors after a Gaussian filter, zero beyond the grid."""
+    steps = zip(angle.shape, voxel_size_mm, strict=True)
+    shape = [fast_size(size + math.ceil(4 * _OFFSET_SIGMA_MM / step)) for size, step in steps]
+    squared = torch.zeros((), device=angle.device)
+    for k in frequencies_per_mm(shape, voxel_size_mm, device=angle.device):
+        squared = squared + k**2
+    gaussian = torch.exp(-2 * (math.pi * _OFFSET_SIGMA_MM) ** 2 * squared)
+    x, y = (apply_kernel(zero_pad(weight * part, shape), gaussian) for part in (angle.cos(), angle.sin()))
+    inner = tuple(slice(size) for size in angle.shape)
+    return torch.atan2(y[inner], x[inner])
+
+
+def phase_residual_rad(
+    phase: Tensor, magnitude: Tensor, field: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float, mask: Tensor
+) -> Tensor:
+    r"""Compute the residual (X, Y, Z) in rad of the field fitted by `combine_echoes` (ppm of B0) to unwrapped phase.
+
+    It is the root mean square over the echoes, weighted by the squared signal; 0 without signal:
+
+    .. math:: \sqrt{\frac{\sum_j M_j^2 (\varphi_j - 2\pi\gamma B_0 T_j \hat f - c_j)^2}{\sum_j M_j^2}},
+
+    where :math:`c_j` is the mean of echo j over the tissue, with the same weights: an offset common to all tissue in an
+    echo does not count.
+    """
+    squared, weights = torch.zeros_like(field), torch.zeros_like(field)
+    for echo, time_s in enumerate(echo_times_s):
+        power = magnitude[echo].square()
+        rest = phase[echo] - 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * field
+        rest = rest - (power * rest)[mask].sum() / power[mask].sum().clamp(min=1e-30)
+        squared, weights = squared + power * rest.square(), weights + power
+    return torch.where(weights > 0, squared / weights, 0.0).sqrt()
+
+
+def exclude_unreliable(
+    field: NDArray[np.float32],
+    residual_rad: NDArray[np.float32],
+    signal: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    *,
+    voxel_size_mm: Sequence[float],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Remove unreliable voxels from the mask, or interpolate their field where they are enclosed by tissue.
+
+    All arrays have shape (X, Y, Z); `signal` combines all echoes. A voxel is unreliable if its residual exceeds 0.3 rad
+    and five times the median residual. Those at the border leave the mask, and so do enclosed dark cavities of more
+    than 10 mm³, whose own field background removal could not remove. Flowing blood, which is bright, stays; its field
+    is interpolated.
+    """
+    if not mask.any():
+        return field, mask
+    limit_rad = max(MAX_RESIDUAL_RAD, _MAX_RESIDUAL_OVER_MEDIAN * float(np.median(residual_rad[mask])))
+    unreliable = mask & (residual_rad > limit_rad)
+    components, count = ndimage.label(unreliable, _CONNECTIVITY)
+    if not count:
+        return field, mask
+    numbers = np.arange(1, count + 1)
+    large = np.bincount(components.ravel())[1:] * math.prod(voxel_size_mm) > _MIN_CAVITY_MM3
+    dark = ndimage.median(signal[unreliable], components[unreliable], numbers) < _DARK * np.median(signal[mask])
+    at_border = np.isin(numbers, components[ndimage.binary_dilation(~mask, _CONNECTIVITY)])
+    kept = mask & ~np.append(False, (dark & large) | at_border)[components]
+    sums, share = masked_gaussian(field, mask & ~unreliable, [_FILL_SIGMA_MM / step for step in voxel_size_mm])
+    interpolated = sums / np.maximum(share, np.finfo(np.float32).tiny)
+    return np.where(kept & unreliable & (share > 0), interpolated, field).astype(np.float32), kept
