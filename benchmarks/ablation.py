@@ -30,9 +30,9 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, batch_to_device, mixed_precision
+from bids_dgmseg.simulate.label_template import read_template
+from bids_dgmseg.simulate.ranges import DetailRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
-from bids_dgmseg.simulate.template import read_template
-from bids_dgmseg.simulate.tissue_details import DetailRanges
 from bids_dgmseg.train.core import Run, State, StepResult, class_counts, dice_of_counts, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
 from bids_dgmseg.train.losses import deepqsmseg_loss

@@ -28,8 +28,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
-from bids_dgmseg.simulate.template import read_template
 from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
 from bids_dgmseg.train.log import PlainLog
 from bids_dgmseg.train.validation import score_dataset

@@ -31,9 +31,9 @@ from bids_dgmseg.measurement.rating import NUCLEUS_RULES, RATINGS, SCAN_RULES, R
 from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
+from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
-from bids_dgmseg.simulate.template import read_template
+from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import dice
 
 BAD_DICE, WRONG_PPM = 0.7, 0.05

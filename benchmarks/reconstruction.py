@@ -36,10 +36,10 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
-from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
+from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
-from bids_dgmseg.simulate.template import read_template
+from bids_dgmseg.simulate.signal import Echoes, draw_echoes
+from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import dice
 
 _FIRST_SEED = 4 * 10**13

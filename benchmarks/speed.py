@@ -24,7 +24,7 @@ import nibabel as nib
 import pandas as pd
 from reporting import markdown, measure
 
-from bids_dgmseg.simulate.dataset import simulate_dataset
+from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 
 _OURS = """
 import sys

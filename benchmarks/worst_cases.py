@@ -27,8 +27,8 @@ from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, Plane, draw_mosaic
 from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
-from bids_dgmseg.simulate.template import read_template
 
 _MARGIN_MM = 12.0
 _SLICES = 6

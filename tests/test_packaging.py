@@ -18,11 +18,15 @@ from bids_dgmseg.cli.options import add_options
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import HeadRanges, PathologyRanges
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, ReconstructionRanges
-from bids_dgmseg.simulate.shapes import ShapeRanges
-from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges
-from bids_dgmseg.simulate.tissue_details import DetailRanges
+from bids_dgmseg.simulate.ranges import (
+    ArtefactRanges,
+    DetailRanges,
+    HeadRanges,
+    PathologyRanges,
+    ReconstructionRanges,
+    ShapeRanges,
+    SusceptibilityRanges,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -14,7 +14,7 @@ NEW_FOLDER = option("DIR", "folder to create; must be new or empty", absolute_pa
 
 def write_demo_dataset(args: argparse.Namespace) -> int:
     """Write a small dataset and print how to process it."""
-    from bids_dgmseg.simulate.demo import write_demo
+    from bids_dgmseg.simulate.simulated_dataset import write_demo
 
     for scan in write_demo(args.dir):
         print(scan, flush=True)
@@ -26,7 +26,7 @@ def write_simulated_dataset(args: argparse.Namespace) -> int:
     """Write a dataset of simulated maps."""
     if args.labels is not None and not args.labels.is_file():
         raise InputError(f"{args.labels}: no such label template; build one with `dgmseg template`")
-    from bids_dgmseg.simulate.dataset import simulate_dataset
+    from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 
     scans = simulate_dataset(
         args.dir,
@@ -47,7 +47,7 @@ def build_template(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out.name}: not a NIfTI file name; use a name that ends in .nii.gz")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out.parent}: no such folder; create it first")
-    from bids_dgmseg.simulate.template import write_template
+    from bids_dgmseg.simulate.label_template import write_template
 
     for line in write_template(args.allen, args.midbrain, args.mask, args.out):
         print(line)

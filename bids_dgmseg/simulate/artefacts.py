@@ -1,10 +1,10 @@
-"""Errors of acquisition, field measurement and reconstruction, applied to the true susceptibility."""
+"""Artefacts of acquisition, field measurement and reconstruction, applied to the true susceptibility."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
+from bids_dgmseg.image.resample import sample_points
 from bids_dgmseg.qsm.field import (
     apply_kernel,
     dipole_kernel,
@@ -27,76 +28,18 @@ from bids_dgmseg.qsm.inversion import (
     truncated_division,
     v_sharp,
 )
-from bids_dgmseg.simulate.acquisition import ScanGrid, blur, diffuse_anisotropically, truncate_frequencies
-from bids_dgmseg.simulate.ranges import chance, log_uniform, pick, smooth_noise, uniform
+from bids_dgmseg.simulate.ranges import (
+    ArtefactRanges,
+    ReconstructionRanges,
+    chance,
+    log_uniform,
+    pick,
+    smooth_noise,
+    uniform,
+)
 
 _MARGIN_MM = 5.0
 """Replicated padding around the field of view, against aliasing between its opposite faces."""
-
-
-@dataclass(frozen=True)
-class ReconstructionRanges:
-    """Variation of scanners and reconstruction methods."""
-
-    b0_tesla: tuple[float, ...] = (1.5, 3.0, 3.0, 7.0)
-    """Field strengths to choose from."""
-    snr: tuple[float, float] = (20.0, 200.0)
-    """At echo time 0; log-uniform."""
-    r2_hz: tuple[float, float] = (10.0, 20.0)
-    """Decay rate where the susceptibility is 0, at 3 T."""
-    last_echo_ms_t: tuple[float, float] = (60.0, 110.0)
-    """Last echo time multiplied by field strength."""
-    tilt: float = 0.35
-    """Largest tangent of the angle between B0 and the vertical, in the sagittal and coronal plane."""
-    rim_ppm: tuple[float, float] = (0.0, 0.015)
-    """Residual background field at the border of the mask."""
-    slow_ppm: tuple[float, float] = (0.0, 0.002)
-    """Residual smooth field everywhere."""
-    largest_radius_mm: tuple[float, float] = (5.0, 12.0)
-    smallest_radius_mm: tuple[float, float] = (2.0, 3.0)
-    """Of V-SHARP."""
-    methods: tuple[float, float, float, float] = (0.40, 0.25, 0.20, 0.15)
-    """Probabilities of truncated division, least squares, conjugate gradients and total variation."""
-    threshold: tuple[float, float] = (0.08, 0.25)
-    """Of truncated division."""
-    least_squares: tuple[float, float] = (0.004, 0.05)
-    """Regularization of the closed-form solutions; log-uniform, as for the other methods."""
-    ridge: tuple[float, float] = (0.003, 0.02)
-    """Weight of the squared values, next to gradient or total variation."""
-    conjugate_gradients: tuple[float, float] = (1e-4, 1e-2)
-    iterations: tuple[float, float] = (4.0, 24.0)
-    """Of conjugate gradients."""
-    total_variation: tuple[float, float] = (5e-5, 1e-3)
-
-
-@dataclass(frozen=True)
-class ArtefactRanges:
-    """Variation of acquisition and image quality."""
-
-    physics: float = 0.5
-    """Fraction of maps reconstructed from a simulated field; the others are degraded by filters and noise."""
-    in_plane_mm: tuple[float, float] = (0.5, 1.2)
-    """Voxel size in plane."""
-    slice_mm: tuple[float, float] = (1.0, 3.2)
-    """Slice thickness of thick-slice scans, half of all scans."""
-    oblique_deg: float = 20.0
-    """Largest rotation of oblique slices, a quarter of the thick-slice scans."""
-    blur_mm: tuple[float, float] = (0.0, 0.8)
-    """SD of the point spread function along each axis."""
-    threshold: tuple[float, float] = (0.03, 0.18)
-    """Of truncated division, in maps degraded by filters."""
-    field_noise_ppm: tuple[float, float] = (0.0005, 0.004)
-    noise_ppm: tuple[float, float] = (0.002, 0.02)
-    """Log-uniform."""
-    tilt: float = 0.35
-    """Largest tangent of the angle between B0 and the vertical, in the sagittal and coronal plane."""
-    highpass: tuple[float, float] = (0.2, 0.8)
-    """Fraction of low frequencies removed by background removal and regularization."""
-    edge_ppm: tuple[float, float] = (0.01, 0.04)
-    """Contrast that anisotropic diffusion preserves."""
-    reference_ppm: float = 0.015
-    """Largest offset of the susceptibility reference."""
-    reconstruction: ReconstructionRanges = field(default_factory=ReconstructionRanges)
 
 
 def degrade(
@@ -334,3 +277,124 @@ def draw_coverage(
     if chance(generator, 0.3) and above:
         covered[:, :, -above:] = False
     return covered
+
+
+@dataclass(frozen=True)
+class ScanGrid:
+    """Voxel grid of a scan over an array of smaller isotropic voxels.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Size of the fine array.
+    steps : tuple of 3 float
+        Voxel size of the scan in fine voxels, at least 1.
+    offsets : tuple of 3 float
+        Shift of the scan's centre in its own voxels, along the axes with a step above 1.
+    rotation : Tensor of shape (3, 3), optional
+        Axes of the scan as columns, on the device of the arrays; by default those of the array.
+    """
+
+    shape: tuple[int, int, int]
+    steps: tuple[float, float, float]
+    offsets: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Number of voxels of the scan, enough to cover the array without rotation."""
+        x, y, z = (math.ceil(n / step - 1e-6) + (step > 1) for n, step in zip(self.shape, self.steps, strict=True))
+        return x, y, z
+
+    def average(self, fine: Tensor) -> Tensor:
+        """Average the array (X, Y, Z) over each voxel of the scan; faces are replicated."""
+        if self.rotation is not None:
+            fine = sample_points(fine[None], self._rotated_indices(self.rotation), extend=True)[0]
+        for axis, (size, step) in enumerate(zip(self.size, self.steps, strict=True)):
+            if size != self.shape[axis] or step > 1:
+                edges = torch.arange(self.shape[axis] + 1, device=fine.device) - 0.5
+                edges[0], edges[-1] = -math.inf, math.inf
+                low = (self._first_centre(axis) + (torch.arange(size, device=fine.device) - 0.5) * step)[:, None]
+                overlap = (edges[1:].minimum(low + step) - edges[:-1].maximum(low)).clamp(min=0) / step
+                fine = multiply_along(fine, overlap, axis)
+        return fine
+
+    def interpolate(self, scan: Tensor) -> Tensor:
+        """Resample the scan to the array by linear interpolation, as real maps are resampled."""
+        if self.rotation is None:
+            for axis, (size, step) in enumerate(zip(self.size, self.steps, strict=True)):
+                if step > 1:
+                    index = (torch.arange(self.shape[axis], device=scan.device) - self._first_centre(axis)) / step
+                    distance = index.clamp(0, size - 1)[:, None] - torch.arange(size, device=scan.device)
+                    scan = multiply_along(scan, (1 - distance.abs()).clamp(min=0), axis)
+            return scan
+        indices = self._rotated_indices(self.rotation.T)
+        for axis in range(3):
+            indices[..., axis] = (indices[..., axis] - self._first_centre(axis)) / self.steps[axis]
+        return sample_points(scan[None], indices, extend=True)[0]
+
+    def _first_centre(self, axis: int) -> float:
+        """Centre of the scan's first voxel in fine voxels."""
+        middle = (self.shape[axis] - 1) / 2
+        offset = self.offsets[axis] if self.steps[axis] > 1 else 0.0
+        return middle + (offset - (self.size[axis] - 1) / 2) * self.steps[axis]
+
+    def _rotated_indices(self, rotation: Tensor) -> Tensor:
+        """Rotate the indices of the fine voxels about the centre."""
+        middle = torch.tensor(self.shape, device=rotation.device).sub(1).div(2)
+        axes = [torch.arange(n, device=rotation.device) - m for n, m in zip(self.shape, middle, strict=True)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) @ rotation.T + middle
+
+
+def multiply_along(array: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Multiply the lines of an array along an axis by a matrix (new size, old size)."""
+    product: Tensor = torch.tensordot(matrix, array, dims=([1], [axis]))
+    return product.movedim(0, axis).contiguous()
+
+
+def blur(chi: Tensor, sigma_voxels: Sequence[float]) -> Tensor:
+    """Apply a Gaussian filter with an SD per axis; faces are replicated."""
+    for axis, sigma in enumerate(sigma_voxels):
+        size = chi.shape[axis]
+        radius = min(math.ceil(3 * sigma), size - 1)
+        if radius < 1 or sigma < 0.05:
+            continue
+        # On the CPU, since a GPU adds the repeated columns at a face in any order.
+        offsets = torch.arange(-radius, radius + 1, device="cpu")
+        taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        columns = (torch.arange(size, device="cpu")[:, None] + offsets).clamp(0, size - 1)
+        matrix = torch.zeros((size, size), device="cpu")
+        matrix.scatter_add_(1, columns, (taps / taps.sum()).expand(size, -1))
+        chi = multiply_along(chi, matrix.to(chi.device), axis)
+    return chi
+
+
+def truncate_frequencies(chi: Tensor, kept: Sequence[float]) -> Tensor:
+    """Set frequencies above a fraction of the Nyquist frequency, given per axis, to 0 (Gibbs ringing)."""
+    spectrum = torch.fft.rfftn(chi)
+    for axis, (size, part) in enumerate(zip(chi.shape, kept, strict=True)):
+        frequency = torch.fft.fftfreq(size, device=chi.device)[: spectrum.shape[axis]]
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        spectrum = spectrum * (frequency.abs() <= 0.5 * part).view(shape)
+    truncated: Tensor = torch.fft.irfftn(spectrum, s=chi.shape)
+    return truncated
+
+
+def diffuse_anisotropically(chi: Tensor, *, edge_ppm: float, steps: int) -> Tensor:
+    """Smooth differences between neighbours well below `edge_ppm` and preserve larger ones.
+
+    References
+    ----------
+    Perona P, Malik J. Scale-space and edge detection using anisotropic diffusion. IEEE Trans Pattern Anal Mach Intell
+    12 (1990) 629-639. doi:10.1109/34.56205
+    """
+    for _ in range(steps):
+        change = torch.zeros_like(chi)
+        for axis, size in enumerate(chi.shape):
+            difference = chi.narrow(axis, 1, size - 1) - chi.narrow(axis, 0, size - 1)
+            flow = difference / (1 + (difference / edge_ppm) ** 2)
+            change.narrow(axis, 0, size - 1).add_(flow)
+            change.narrow(axis, 1, size - 1).sub_(flow)
+        chi = chi + change / 7  # stable: a weight of 1/7 for each of six neighbours and the voxel itself
+    return chi

@@ -11,13 +11,23 @@ from torch import Tensor
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.acquisition import blur
-from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, NO_PATHOLOGY, HeadRanges, LabelMap, draw_head_points
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, degrade, draw_coverage
+from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, draw_head_points
+from bids_dgmseg.simulate.artefacts import blur, degrade, draw_coverage
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.simulate.ranges import chance, narrow, pick, smooth_noise, uniform
-from bids_dgmseg.simulate.shapes import ShapedHead, ShapeRanges, prepare_shapes
-from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges, draw_susceptibility, split_hilum
+from bids_dgmseg.simulate.ranges import (
+    NO_PATHOLOGY,
+    ArtefactRanges,
+    HeadRanges,
+    ShapeRanges,
+    SusceptibilityRanges,
+    chance,
+    narrow,
+    pick,
+    smooth_noise,
+    uniform,
+)
+from bids_dgmseg.simulate.shapes import ShapedHead, prepare_shapes
+from bids_dgmseg.simulate.susceptibility import draw_susceptibility, split_hilum
 
 
 @dataclass(frozen=True)

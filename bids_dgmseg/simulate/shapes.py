@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.anatomy import HEALTHY, LAST_NUCLEUS, LabelMap, Pathology, fill_from_neighbours
-from bids_dgmseg.simulate.ranges import chance, normal, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import HEALTHY, LAST_NUCLEUS, LabelMap, Pathology
+from bids_dgmseg.simulate.ranges import ShapeRanges, chance, normal, smooth_noise, uniform
 
 Block = tuple[slice, slice, slice]
 
@@ -53,36 +53,6 @@ _MIN_VOLUME = 0.35
 
 _OVERLAP_MM = 0.2
 """Mean depth by which a neighbour reaches into a nucleus where they touch."""
-
-
-@dataclass(frozen=True)
-class ShapeRanges:
-    """Variation of each nucleus relative to the head; drawn separately for left and right."""
-
-    amount: float = 1.0
-    """Factor for everything below; 0 uses the labels of the template unchanged."""
-    volume_sd: float = 0.12
-    """SD of the relative volume; its mean is 1."""
-    odd: tuple[float, float] = (0.2, 0.3)
-    """Fraction of subjects with a larger SD of the volume, and that SD."""
-    stretch: float = 0.08
-    """SD of the relative proportions at constant volume."""
-    shift_mm: float = 0.8
-    rotation_deg: float = 8.0
-    bend_mm: float = 1.2
-    """Largest displacement of the ends of a nucleus relative to its middle."""
-    bumps: tuple[float, float] = (0.45, 0.25)
-    """SD of the surface displacement in mm at wavelengths of 8 and 4 mm; smaller for thin nuclei."""
-    fold_mm: tuple[float, float] = (0.3, 1.0)
-    """SD of the folds of the dentate."""
-    hilum_mm: tuple[float, float] = (0.6, 3.0)
-    """Radius of the hilum of the dentate at its bottom."""
-    spread: tuple[float, float] = (1.0, 1.15)
-    """Extent of the folded dentate relative to the atlas at the same volume."""
-    gap_mm: tuple[float, float] = (-0.5, 1.8)
-    """Between the two parts of the interposed nucleus; none below 0."""
-    ventricle_mm: tuple[float, float] = (0.8, 1.6)
-    """SD of the shift of the ventricles' walls, and outward shift from 45 to 75 years."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +152,19 @@ def prepare_shapes(head: LabelMap, whole: Tensor) -> ShapedHead:
     structures = [_compute_shape(labels, label, matrix) for label in wanted if label in present]
     background = torch.from_numpy(fill_from_neighbours(labels, wanted))
     return ShapedHead(head.labels, head.world_to_index, background, tuple(structures))
+
+
+def fill_from_neighbours(labels: NDArray[np.uint8], removed: Sequence[int]) -> NDArray[np.uint8]:
+    """Replace labels by the nearest of the other labels around them."""
+    inside = np.isin(labels, removed)
+    filled = labels.copy()
+    for box in ndimage.find_objects(ndimage.label(inside)[0]):
+        block = tuple(slice(max(0, along.start - 2), along.stop + 2) for along in box)
+        nearest = ndimage.distance_transform_edt(
+            inside[block] | (labels[block] == 0), return_distances=False, return_indices=True
+        )
+        filled[block][inside[block]] = labels[block][tuple(nearest)][inside[block]]
+    return filled
 
 
 def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> StructureShape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +17,13 @@ from bids_dgmseg.simulate.anatomy import (
     LAST_NUCLEUS,
     LabelMap,
     Pathology,
-    PathologyRanges,
     add_calcifications,
+    add_details,
     draw_pathology,
     look_up,
 )
-from bids_dgmseg.simulate.ranges import chance, normal, uniform
-from bids_dgmseg.simulate.shapes import RenderedShape, ShapedHead, ShapeRanges, StructureShape, draw_shapes
-from bids_dgmseg.simulate.tissue_details import DetailRanges, add_details
+from bids_dgmseg.simulate.ranges import ShapeRanges, SusceptibilityRanges, chance, normal, uniform
+from bids_dgmseg.simulate.shapes import RenderedShape, ShapedHead, StructureShape, draw_shapes
 
 _IRON = {
     "DN": (18.5, 0.06, 0.4),
@@ -72,28 +71,6 @@ _TOUCHING = 0.25
 """Nuclei closer than this fraction of a voxel have no background between them."""
 
 _SHAPES = ShapeRanges()
-
-
-@dataclass(frozen=True)
-class SusceptibilityRanges:
-    """Variation of susceptibility between subjects."""
-
-    age_years: tuple[float, float] = (10.0, 80.0)
-    """Determines iron, ventricles, caudate and putamen."""
-    mixture: float = 0.2
-    """Fraction of subjects with a random value per label, unrelated to age and tissue."""
-    iron_sd: float = 0.2
-    """Relative SD of a nucleus's iron between subjects of one age."""
-    odd: float = 0.08
-    """Fraction of nuclei with far more or less iron than expected for the age."""
-    nuclei_gain: tuple[float, float] = (0.55, 1.2)
-    tissue_gain: tuple[float, float] = (0.3, 1.5)
-    side_difference: float = 0.1
-    """Relative SD of the difference between left and right."""
-    hilum: tuple[float, float] = (0.35, 1.05)
-    """Inside of the dentate relative to its wall."""
-    details: DetailRanges = field(default_factory=DetailRanges)
-    pathology: PathologyRanges = field(default_factory=PathologyRanges)
 
 
 def split_hilum(labels: LabelMap) -> LabelMap:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.simulate.acquisition import blur
-from bids_dgmseg.simulate.anatomy import HeadRanges, draw_head_points
-from bids_dgmseg.simulate.ranges import chance, smooth_noise, uniform
+from bids_dgmseg.simulate.anatomy import draw_head_points
+from bids_dgmseg.simulate.artefacts import blur
+from bids_dgmseg.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
 from bids_dgmseg.train.recipe_values import AnyLength, Axis, Positive
 
 _SHIFT_MM = 6.0

@@ -31,8 +31,8 @@ from bids_dgmseg.segmentation.localize import Location, localize
 from bids_dgmseg.segmentation.predict import mirrored_channels, network_grid
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
 from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import expected_calibration_error
 from bids_dgmseg.train.simulated import TYPICAL_WIDTH, simulated_maps
 

@@ -26,6 +26,7 @@ from bids_dgmseg.models.model_folder import (
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
@@ -37,7 +38,6 @@ from bids_dgmseg.simulate.sample import (
     template_head,
     typical_view,
 )
-from bids_dgmseg.simulate.template import read_template
 from bids_dgmseg.train.core import Run, State, StepResult, train, use_all_cores
 from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.log import Log, StepLog

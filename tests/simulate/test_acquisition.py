@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.acquisition import ScanGrid, blur, diffuse_anisotropically, truncate_frequencies
+from bids_dgmseg.simulate.artefacts import ScanGrid, blur, diffuse_anisotropically, truncate_frequencies
 
 
 def thick(**changes):

@@ -6,19 +6,12 @@ import torch
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.anatomy import (
-    HEALTHY,
-    NO_PATHOLOGY,
-    LabelMap,
-    Pathology,
-    PathologyRanges,
-    add_calcifications,
-    draw_pathology,
-)
+from bids_dgmseg.simulate.anatomy import HEALTHY, LabelMap, Pathology, add_calcifications, draw_pathology
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.ranges import NO_PATHOLOGY, PathologyRanges, ShapeRanges, SusceptibilityRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, template_head, typical_view
-from bids_dgmseg.simulate.shapes import ShapeRanges, draw_shapes
-from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges, draw_values
+from bids_dgmseg.simulate.shapes import draw_shapes
+from bids_dgmseg.simulate.susceptibility import draw_values
 
 ALIKE = SusceptibilityRanges(age_years=(45, 45), mixture=0, iron_sd=0, odd=0, nuclei_gain=(1, 1), side_difference=0)
 MEAN_SHAPE = ShapeRanges(volume_sd=0, odd=(0, 0), ventricle_mm=(0, 0))

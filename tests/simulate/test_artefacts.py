@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from bids_dgmseg.simulate.artefacts import (
-    ArtefactRanges,
-    ReconstructionRanges,
     degrade,
     draw_b0_direction,
     draw_coverage,
     draw_scan_grid,
     simulate_reconstruction,
 )
+from bids_dgmseg.simulate.ranges import ArtefactRanges, ReconstructionRanges
 
 SHAPE = (24, 24, 20)
 BRAIN_SHAPE = (40, 40, 32)

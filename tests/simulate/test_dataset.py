@@ -6,8 +6,8 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.simulate.dataset import cerebellum_mask, simulate_dataset, whole_head_view
-from bids_dgmseg.simulate.template import read_template
+from bids_dgmseg.simulate.label_template import read_template
+from bids_dgmseg.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
 from tests.test_promise import VALIDATOR, validate
 
 

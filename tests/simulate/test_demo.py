@@ -10,11 +10,11 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.simulate.demo import SCANS, head_grid, scan_phantom, write_demo
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.simulated_dataset import DEMO_SCANS, head_grid, scan_phantom, write_demo
 from tests.test_promise import VALIDATOR, validate
 
-COARSE = tuple(dataclasses.replace(scan, spacing_mm=(3.0, 3.0, 4.0)) for scan in SCANS)
+COARSE = tuple(dataclasses.replace(scan, spacing_mm=(3.0, 3.0, 4.0)) for scan in DEMO_SCANS)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_units_are_read_back(demo):
 
 
 def test_grids_match_readme():
-    upright, oblique, other = (head_grid(scan) for scan in SCANS)
+    upright, oblique, other = (head_grid(scan) for scan in DEMO_SCANS)
     assert nib.aff2axcodes(upright.affine) == ("R", "A", "S")
     assert nib.aff2axcodes(other.affine) == ("L", "P", "S")
     assert nib.affines.voxel_sizes(other.affine) == pytest.approx([0.9, 0.9, 1.5])

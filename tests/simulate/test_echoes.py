@@ -10,8 +10,9 @@ from scipy import ndimage
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.qsm.phase import wrap
-from bids_dgmseg.simulate.dataset import draw_echo_scan, echo_images, whole_head_view
-from bids_dgmseg.simulate.echoes import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, EchoRanges, add_head_tissues, draw_echoes
+from bids_dgmseg.simulate.ranges import EchoRanges
+from bids_dgmseg.simulate.signal import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, add_head_tissues, draw_echoes
+from bids_dgmseg.simulate.simulated_dataset import draw_echo_scan, echo_images, whole_head_view
 from tests.test_promise import VALIDATOR, validate
 
 GREY, VENTRICLE = 21, 23

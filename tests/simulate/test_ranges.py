@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from bids_dgmseg.simulate.artefacts import ArtefactRanges, ReconstructionRanges
-from bids_dgmseg.simulate.ranges import narrow, smooth_noise
+from bids_dgmseg.simulate.ranges import ArtefactRanges, ReconstructionRanges, narrow, smooth_noise
 
 
 def test_range_is_narrowed_about_its_middle():

@@ -7,8 +7,9 @@ from scipy import ndimage
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
-from bids_dgmseg.simulate.shapes import RenderedShape, ShapeRanges, draw_shapes, prepare_shapes
-from bids_dgmseg.simulate.susceptibility import SusceptibilityRanges, draw_susceptibility
+from bids_dgmseg.simulate.ranges import ShapeRanges, SusceptibilityRanges
+from bids_dgmseg.simulate.shapes import RenderedShape, draw_shapes, prepare_shapes
+from bids_dgmseg.simulate.susceptibility import draw_susceptibility
 
 RIGID = ShapeRanges(
     volume_sd=0,

@@ -7,15 +7,9 @@ import torch
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.anatomy import LabelMap
+from bids_dgmseg.simulate.ranges import SusceptibilityRanges
 from bids_dgmseg.simulate.shapes import RenderedShape, prepare_shapes
-from bids_dgmseg.simulate.susceptibility import (
-    IntensityPattern,
-    SusceptibilityRanges,
-    composite,
-    draw_values,
-    merge_hilum,
-    split_hilum,
-)
+from bids_dgmseg.simulate.susceptibility import IntensityPattern, composite, draw_values, merge_hilum, split_hilum
 
 AVERAGE = SusceptibilityRanges(mixture=0, iron_sd=0, odd=0, nuclei_gain=(1, 1), tissue_gain=(1, 1), side_difference=0)
 

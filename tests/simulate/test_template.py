@@ -10,7 +10,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.simulate.anatomy import TISSUES
-from bids_dgmseg.simulate.template import (
+from bids_dgmseg.simulate.label_template import (
     NUCLEUS_SYMBOLS,
     TISSUE_SYMBOLS,
     build_template,

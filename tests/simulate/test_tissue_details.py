@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from bids_dgmseg.simulate.tissue_details import DetailRanges, TemplateLocator, add_details
+from bids_dgmseg.simulate.anatomy import TemplateLocator, add_details
+from bids_dgmseg.simulate.ranges import DetailRanges
 
 NOTHING = DetailRanges(
     texture=(0, 0), fine_ppm=(0, 0), slow_ppm=(0, 0), tracts=0, vein_ppm=(0, 0), veins=0, spots=(0, 0)

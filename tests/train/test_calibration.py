@@ -17,15 +17,8 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.predict import network_grid, predict
-from bids_dgmseg.simulate.dataset import scanner_grid, whole_head_view
-from bids_dgmseg.simulate.sample import (
-    View,
-    draw_sample,
-    nuclei_labels,
-    phantom_head,
-    typical_view,
-    without_resampling,
-)
+from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, phantom_head, typical_view, without_resampling
+from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.train import calibration, simulated
 from bids_dgmseg.train.calibration import calibrate, choose_voxels, fit_shifts, fit_temperatures, volume_errors
 

@@ -14,16 +14,11 @@ from bids_dgmseg.models.model_folder import save_weights, segmenter_network, wri
 from bids_dgmseg.models.nnunet_folder import read_checkpoint
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
 from bids_dgmseg.simulate.anatomy import LabelMap
-from bids_dgmseg.simulate.artefacts import (
-    ArtefactRanges,
-    ReconstructionRanges,
-    degrade,
-    draw_scan_grid,
-    simulate_reconstruction,
-)
-from bids_dgmseg.simulate.dataset import whole_head_view
+from bids_dgmseg.simulate.artefacts import degrade, draw_scan_grid, simulate_reconstruction
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.ranges import ArtefactRanges, ReconstructionRanges
 from bids_dgmseg.simulate.sample import View, draw_sample, template_head
+from bids_dgmseg.simulate.simulated_dataset import whole_head_view
 from bids_dgmseg.train import finetune, learner, simulated
 from bids_dgmseg.train.calibration import calibrate
 from bids_dgmseg.train.core import train

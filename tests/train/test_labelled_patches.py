@@ -7,8 +7,8 @@ import torch
 from bids_dgmseg.image.grids import Box, Grid, OrientedBox, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import ModelInput
-from bids_dgmseg.simulate.anatomy import HeadRanges
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.ranges import HeadRanges
 from bids_dgmseg.train.augment import Variation, mirrored_labels
 from bids_dgmseg.train.data import LabelledMap, majority_vote
 from bids_dgmseg.train.labelled_patches import LabelledPatches, most_probable, prepare_map, soft_masks

@@ -11,7 +11,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.localize import Location
-from bids_dgmseg.simulate.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.simulate.simulated_dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
 from bids_dgmseg.train.nnunet import run as nnunet_train
 from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, StepOutcome

@@ -21,8 +21,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.echoes import Echoes, draw_echoes
 from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.simulate.signal import Echoes, draw_echoes
 from tests.conftest import HEAD, contents, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 from tests.test_promise import VALIDATOR, validate

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_hz
-from bids_dgmseg.simulate.ranges import normal, uniform
+from bids_dgmseg.simulate.ranges import EchoRanges, normal, uniform
 
 ECHO_TIMES_S = (0.005, 0.010, 0.015, 0.020)
 
@@ -53,27 +53,6 @@ _FACE_MM = 6.0
 
 _NECK_MM = 12.0
 """Neck and face are narrower than the brain by this much on each side."""
-
-
-@dataclass(frozen=True)
-class EchoRanges:
-    """Variation of head tissues and scanners."""
-
-    fluid_mm: tuple[float, float] = (2.0, 4.0)
-    bone_mm: tuple[float, float] = (5.0, 7.0)
-    scalp_mm: tuple[float, float] = (4.0, 6.0)
-    """Thickness of the layers around the brain, from inside out."""
-    bone_ppm: tuple[float, float] = (-2.5, -1.7)
-    scalp_ppm: tuple[float, float] = (0.0, 0.3)
-    """Relative to soft tissue."""
-    sinus_mm: tuple[float, float] = (9.0, 15.0)
-    """Each semi-axis of the air cavity below the frontal brain."""
-    snr: tuple[float, float] = (40.0, 120.0)
-    """Mean signal of the brain at the first echo over the SD of the noise in the real part."""
-    offset_rad: tuple[float, float] = (2.0, 6.0)
-    """Range of the coil phase over the field of view; the same in all echoes."""
-    sensitivity: tuple[float, float] = (0.3, 1.0)
-    """Logarithm of the ratio of the highest to the lowest coil sensitivity in the field of view."""
 
 
 _RANGES = EchoRanges()
