@@ -142,7 +142,7 @@ RANGES = [
 
 @pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)
 def test_simulation_ranges_are_documented(ranges):
-    table = read("docs/models.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
+    table = read("docs/simulation.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
     known = dataclasses.asdict(ranges)
     for told_elsewhere in ("bends", "details", "pathology", "reconstruction"):
