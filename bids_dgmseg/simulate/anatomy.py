@@ -104,23 +104,9 @@ def draw_head_points(
     ranges: HeadRanges,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw the template coordinates of each voxel of a scan: affine transform and smooth deformation.
+    """Draw the template coordinates (X, Y, Z, 3) in mm of each voxel: affine transform and smooth deformation.
 
-    Parameters
-    ----------
-    shape : tuple of 3 int
-        Grid of the scan, RAS+.
-    spacing_mm : float
-        Isotropic voxel size.
-    centre_mm : sequence of 3 float
-        Template point about which the field of view is centred.
-    ranges : HeadRanges
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z, 3)
-        Template coordinates in RAS+ mm.
+    The grid of the scan is isotropic and RAS+; `centre_mm` is the template point about which it is centred.
     """
     device = generator.device
     axes = [(torch.arange(n, device=device) - (n - 1) / 2) * spacing_mm for n in shape]
@@ -238,23 +224,9 @@ def add_details(
     ranges: DetailRanges,
     generator: torch.Generator,
 ) -> Tensor:
-    """Add texture, tracts, veins and small lesions to a map.
+    """Add texture, tracts, veins and small lesions to a map in ppm, 0 outside the head.
 
-    Parameters
-    ----------
-    chi, labels : Tensor of shape (X, Y, Z)
-        Susceptibility in ppm, and nuclei and tissues (uint8).
-    points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the voxels.
-    spacing_mm : float
-        Isotropic voxel size of the scan.
-    ranges : DetailRanges
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z)
-        Susceptibility in ppm, 0 outside the head.
+    The map and its labels have shape (X, Y, Z), the template coordinates of their voxels (X, Y, Z, 3).
     """
     shape, inside = tuple(chi.shape), labels > 0
     nuclei = inside & (labels <= LAST_NUCLEUS)

@@ -45,24 +45,9 @@ _MARGIN_MM = 5.0
 def degrade(
     chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator, mask: Tensor | None = None
 ) -> Tensor:
-    """Simulate acquisition and reconstruction of a map.
+    """Simulate acquisition and reconstruction of a true susceptibility (X, Y, Z) in ppm, 0 outside the head.
 
-    Parameters
-    ----------
-    chi : Tensor of shape (X, Y, Z)
-        True susceptibility in ppm, 0 outside the head.
-    spacing_mm : float
-        Isotropic voxel size.
-    ranges : ArtefactRanges
-    generator : torch.Generator
-        On the device of `chi`.
-    mask : Tensor of shape (X, Y, Z), bool, optional
-        Brain mask of the map; by default where `chi` is not 0.
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z)
-        Map in ppm, not masked.
+    The map, in ppm, is not masked. `mask` is the brain mask of its reconstruction, by default where `chi` is not 0.
     """
     grid = draw_scan_grid(tuple(chi.shape), spacing_mm, ranges, generator)
     voxel_size_mm = [spacing_mm * step for step in grid.steps]
@@ -150,23 +135,9 @@ def simulate_reconstruction(
 ) -> Tensor:
     """Simulate a reconstruction: forward field, noise of several echoes, background removal, dipole inversion.
 
-    Parameters
-    ----------
-    chi : Tensor of shape (X, Y, Z)
-        True susceptibility in ppm on the scan's grid.
-    mask : Tensor of shape (X, Y, Z), bool
-        Brain after erosion by background removal.
-    voxel_size_mm : sequence of 3 float
-        Voxel size of the scan.
-    ranges : ReconstructionRanges
-    generator : torch.Generator
-    rotation : Tensor of shape (3, 3), optional
-        Axes of an oblique scan as columns.
-
-    Returns
-    -------
-    Tensor of shape (X, Y, Z)
-        Map in ppm with the true mean over the mask; not masked.
+    `chi` in ppm and `mask` (the brain after erosion by background removal) are on the grid of the scan (X, Y, Z), whose
+    axes are the columns of `rotation` if it is oblique. The map in ppm has the true mean over the mask, but is not
+    masked.
     """
     inner: list[slice] = []
     padding: list[int] = []
@@ -281,24 +252,16 @@ def draw_coverage(
 
 @dataclass(frozen=True)
 class ScanGrid:
-    """Voxel grid of a scan over an array of smaller isotropic voxels.
-
-    Parameters
-    ----------
-    shape : tuple of 3 int
-        Size of the fine array.
-    steps : tuple of 3 float
-        Voxel size of the scan in fine voxels, at least 1.
-    offsets : tuple of 3 float
-        Shift of the scan's centre in its own voxels, along the axes with a step above 1.
-    rotation : Tensor of shape (3, 3), optional
-        Axes of the scan as columns, on the device of the arrays; by default those of the array.
-    """
+    """Voxel grid of a scan over an array of smaller isotropic voxels."""
 
     shape: tuple[int, int, int]
+    """Of the fine array."""
     steps: tuple[float, float, float]
+    """Voxel size of the scan in fine voxels, at least 1."""
     offsets: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Shift of the scan's centre in its own voxels, along the axes with a step above 1."""
     rotation: Tensor | None = None
+    """Axes of the scan as columns (3, 3), on the device of the arrays; by default those of the array."""
 
     @property
     def size(self) -> tuple[int, int, int]:

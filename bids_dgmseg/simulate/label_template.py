@@ -130,32 +130,15 @@ def build_template(
     *,
     volumes_mm3: Mapping[str, float] = LITERATURE_MM3,
 ) -> Volume:
-    """Build the label template.
+    """Build the label template (uint8, on the grid of the atlas): nuclei as in structures.tsv, tissues as in `TISSUES`.
 
-    Nuclei are those of the Allen atlas with the following changes. The laminae between putamen and pallidum belong to
-    the pallidum (closing by 2 mm). The substantia nigra includes voxels where CIT168 has a probability above 0.4.
-    Pallidum and nigra grow into white matter and brainstem to the volumes of manual segmentations on chi maps. The
-    cerebellar nuclei, one structure in the atlas, are divided geometrically and shifted to their position on chi maps.
-    The caudate tail is a tissue, since segmentation protocols exclude it. Brain outside the atlas is cerebrospinal
-    fluid.
-
-    Parameters
-    ----------
-    atlas : Volume
-        Allen atlas; values are indices of `symbols`.
-    symbols : sequence of str
-        Symbols of the structures, the first is ``Air``.
-    nigra : Volume
-        Probability of the substantia nigra of both sides, on any grid.
-    head : Volume
-        Skull-stripped T1w image or brain mask, on any grid.
-    volumes_mm3 : mapping of str to float
-        Target volume per side in vivo of nuclei that grow.
-
-    Returns
-    -------
-    Volume
-        uint8 on the grid of the atlas: nuclei as in structures.tsv, tissues as in `anatomy.TISSUES`.
+    Nuclei are those of the Allen atlas, whose values are indices of `symbols`, with the following changes. The laminae
+    between putamen and pallidum belong to the pallidum (closing by 2 mm). The substantia nigra includes voxels where
+    CIT168 has a probability above 0.4 (`nigra`, both sides). Pallidum and nigra grow into white matter and brainstem to
+    the volumes of manual segmentations on chi maps (`volumes_mm3`, per side in vivo). The cerebellar nuclei, one
+    structure in the atlas, are divided geometrically and shifted to their position on chi maps. The caudate tail is a
+    tissue, since segmentation protocols exclude it. Brain outside the atlas is cerebrospinal fluid; `head` is a
+    skull-stripped T1w image or brain mask. `nigra` and `head` may have any grid.
 
     Raises
     ------
@@ -199,13 +182,7 @@ def read_template(path: Path) -> Volume:
 
 
 def read_symbols(allen: Path) -> list[str]:
-    """Read the symbols of the structures from the JSON file next to the Allen atlas.
-
-    Raises
-    ------
-    InputError
-        If it is missing or has no list ``labels``.
-    """
+    """Read the symbols of the structures from the JSON file next to the Allen atlas."""
     path = _with_extension(allen, ".json")
     if not path.is_file():
         raise InputError(f"{allen.name}: {path.name} not found next to it; it must list the structures in order")
@@ -216,13 +193,7 @@ def read_symbols(allen: Path) -> list[str]:
 
 
 def read_nigra(midbrain: Path) -> Volume:
-    """Read the probability of the substantia nigra of both sides, 0 to 1.
-
-    Raises
-    ------
-    InputError
-        If the file is not 4D or its table does not list SNc and SNr.
-    """
+    """Read the probability of the substantia nigra of both sides, 0 to 1, with the table of its volumes."""
     image, path = nib.as_closest_canonical(load_image(midbrain)), _with_extension(midbrain, ".tsv")
     if len(image.shape) != 4:
         raise InputError(f"{midbrain.name}: has {len(image.shape)} dimensions, expected 4, one volume per structure")

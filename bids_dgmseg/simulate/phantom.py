@@ -94,18 +94,7 @@ class Phantom:
         return {STRUCTURES.numbered(ellipsoid.label).abbreviation: ellipsoid.chi_ppm for ellipsoid in self.nuclei}
 
     def labels(self, points_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Return the label at each point.
-
-        Parameters
-        ----------
-        points_mm : ndarray of shape (..., 3)
-            RAS+ world coordinates.
-
-        Returns
-        -------
-        ndarray of shape (...)
-            Nuclei as in structures.tsv, tissues above 20, 0 outside the head.
-        """
+        """Return the label (uint8) at points (..., 3) in RAS+ mm: nuclei, tissues above 20, 0 outside the head."""
         top = self._uppermost_at(points_mm.reshape(-1, 3), np.zeros((1, 3)))[0]
         labels: NDArray[np.uint8] = self._labels_by_number[top.reshape(points_mm.shape[:-1])]
         return labels
@@ -115,25 +104,38 @@ class Phantom:
         return self._nucleus_labels(self._uppermost_on_grid(grid), grid)
 
     def chi(self, grid: Grid, *, seed: int | None = None, noise_ppm: float = 0.005, supersampling: int = 2) -> Volume:
-        """Return a chi map in ppm, 0 outside the head.
+        """Return a chi map in ppm, 0 outside the head; without a seed it is free of noise (see `scan`)."""
+        return self.scan(grid, seed=seed, noise_ppm=noise_ppm, supersampling=supersampling)[0]
+
+    def scan(
+        self, grid: Grid, *, seed: int | None, noise_ppm: float = 0.005, supersampling: int = 2
+    ) -> tuple[Volume, Volume]:
+        """Return a chi map in ppm, 0 outside the head, and its `dseg`.
 
         Parameters
         ----------
         grid : Grid
             Voxel grid.
         seed : int, optional
-            Adds Gaussian noise inside the head; without a seed the map is noise-free.
+            Adds Gaussian noise inside the head.
         noise_ppm : float
             SD of the noise.
         supersampling : int
             Number of samples averaged along each edge of a voxel.
         """
-        return self._susceptibility(self._uppermost_on_grid(grid), grid, seed, noise_ppm, supersampling)
-
-    def scan(self, grid: Grid, *, seed: int, noise_ppm: float = 0.005) -> tuple[Volume, Volume]:
-        """Return `chi`, with noise, and `dseg`."""
         top = self._uppermost_on_grid(grid)
-        return self._susceptibility(top, grid, seed, noise_ppm), self._nucleus_labels(top, grid)
+        values = np.array([0, *(ellipsoid.chi_ppm for ellipsoid in self._ellipsoids)], np.float32)
+        chi = values[top]
+        # At edges, the mean of several points; only voxels with a different 26-neighbour contain two tissues.
+        edge = ndimage.maximum_filter(top, 3) != ndimage.minimum_filter(top, 3)
+        steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
+        offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
+        points = np.argwhere(edge) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        chi[edge] = values[self._uppermost_at(points, offsets_mm)].mean(axis=0)
+        if seed is not None:
+            noise = np.random.default_rng(seed).normal(0, noise_ppm, chi.shape)
+            chi = chi + np.where(chi != 0, noise, 0).astype(np.float32)
+        return Volume(chi, grid.affine), self._nucleus_labels(top, grid)
 
     @property
     def _ellipsoids(self) -> tuple[Ellipsoid, ...]:
@@ -168,23 +170,6 @@ class Phantom:
     def _nucleus_labels(self, top: NDArray[np.uint8], grid: Grid) -> Volume:
         labels = self._labels_by_number[top]
         return Volume(np.where(labels <= len(STRUCTURES), labels, 0).astype(np.uint8), grid.affine)
-
-    def _susceptibility(
-        self, top: NDArray[np.uint8], grid: Grid, seed: int | None, noise_ppm: float, supersampling: int = 2
-    ) -> Volume:
-        """Fill voxels with the value of their ellipsoid, at edges with the mean of several points; add noise."""
-        values = np.array([0, *(ellipsoid.chi_ppm for ellipsoid in self._ellipsoids)], np.float32)
-        chi = values[top]
-        # Only voxels with a different 26-neighbour contain two tissues.
-        edge = ndimage.maximum_filter(top, 3) != ndimage.minimum_filter(top, 3)
-        steps = (np.arange(supersampling) + 0.5) / supersampling - 0.5
-        offsets_mm = np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T @ grid.affine[:3, :3].T
-        points = np.argwhere(edge) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-        chi[edge] = values[self._uppermost_at(points, offsets_mm)].mean(axis=0)
-        if seed is not None:
-            noise = np.random.default_rng(seed).normal(0, noise_ppm, chi.shape)
-            chi = chi + np.where(chi != 0, noise, 0).astype(np.float32)
-        return Volume(chi, grid.affine)
 
 
 PHANTOM = Phantom(

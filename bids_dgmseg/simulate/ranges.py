@@ -288,13 +288,9 @@ def narrow(ranges: Ranges, width: float) -> Ranges:
     for entry in fields(ranges):
         value = getattr(ranges, entry.name)
         if isinstance(value, tuple) and len(value) == 2:
-            changed[entry.name] = _narrow_pair(*value, width, logarithmic=entry.name in _LOGARITHMIC)
+            logarithmic = entry.name in _LOGARITHMIC
+            low, high = map(math.log, value) if logarithmic else value
+            middle, half = (low + high) / 2, width * (high - low) / 2
+            low, high = middle - half, middle + half
+            changed[entry.name] = (math.exp(low), math.exp(high)) if logarithmic else (low, high)
     return replace(ranges, **changed)
-
-
-def _narrow_pair(low: float, high: float, width: float, *, logarithmic: bool) -> tuple[float, float]:
-    if logarithmic:
-        low, high = _narrow_pair(math.log(low), math.log(high), width, logarithmic=False)
-        return math.exp(low), math.exp(high)
-    middle, half = (low + high) / 2, width * (high - low) / 2
-    return middle - half, middle + half

@@ -106,7 +106,16 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     chi, labels = draw_head(heads, view, generator)
     covered = draw_coverage(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
     chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
-    chi = _fill_outside(chi, covered, view, generator)
+    outside = torch.zeros_like(chi)
+    if chance(generator, view.outside_noise):
+        level_ppm = 0.3 * 10 ** uniform(generator, -2.5, 0.0)
+        outside = torch.randn(chi.shape, generator=generator, device=device) * level_ppm
+        if chance(generator, 0.5):  # residual scalp, as in maps without skull stripping
+            wavelength = uniform(generator, 6.0, 20.0) / view.spacing_mm
+            outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
+            near = blur(covered.float(), [8.0 / view.spacing_mm] * 3) > uniform(generator, 0.01, 0.3)
+            outside = outside * near
+    chi = torch.where(covered, chi, outside)
     return mirror_randomly(chi, torch.where(covered, labels, torch.zeros_like(labels)), generator)
 
 
@@ -126,20 +135,6 @@ def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> 
     if chance(generator, 0.5):
         return chi.flip(0), swap_sides(labels.flip(0))
     return chi, labels
-
-
-def _fill_outside(chi: Tensor, covered: Tensor, view: View, generator: torch.Generator) -> Tensor:
-    """Set voxels outside the coverage to 0, to noise, or to residual scalp as in maps without skull stripping."""
-    if not chance(generator, view.outside_noise):
-        return torch.where(covered, chi, torch.zeros_like(chi))
-    level_ppm = 0.3 * 10 ** uniform(generator, -2.5, 0.0)
-    outside = torch.randn(chi.shape, generator=generator, device=chi.device) * level_ppm
-    if chance(generator, 0.5):
-        wavelength = uniform(generator, 6.0, 20.0) / view.spacing_mm
-        outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
-        near = blur(covered.float(), [8.0 / view.spacing_mm] * 3) > uniform(generator, 0.01, 0.3)
-        outside = outside * near
-    return torch.where(covered, chi, outside)
 
 
 def swap_sides(labels: Tensor) -> Tensor:

@@ -57,30 +57,20 @@ _OVERLAP_MM = 0.2
 
 @dataclass(frozen=True)
 class StructureShape:
-    """One structure of the template as a signed distance map.
-
-    Parameters
-    ----------
-    label : int
-    depth_mm : Tensor of shape (X, Y, Z), float16
-        Distance from the surface on a lattice around the structure, positive inside.
-    world_to_lattice : Tensor of shape (3, 4)
-    centre_mm : Tensor of shape (3,)
-    reach_mm : Tensor of shape (3,)
-        Half the size of the box that contains the lattice.
-    voxels : float
-        Volume in voxels of the lattice.
-    touching : float
-        Lattice voxels in a layer of 1 mm where the structure touches other nuclei.
-    """
+    """One structure of the template as a signed distance map."""
 
     label: int
     depth_mm: Tensor
+    """Shape (X, Y, Z), float16: distance from the surface on a lattice around the structure, positive inside."""
     world_to_lattice: Tensor
+    """Shape (3, 4)."""
     centre_mm: Tensor
     reach_mm: Tensor
+    """Shape (3,): half the size of the box that contains the lattice."""
     voxels: float
+    """Volume in voxels of the lattice."""
     touching: float = 0.0
+    """Lattice voxels in a layer of 1 mm where the structure touches other nuclei."""
 
     @property
     def nucleus(self) -> str:
@@ -119,18 +109,12 @@ class StructureShape:
 
 @dataclass(frozen=True)
 class ShapedHead(LabelMap):
-    """A labelled head with a distance map per nucleus and ventricle.
-
-    Parameters
-    ----------
-    background : Tensor of shape (X, Y, Z), uint8
-        Labels without these structures, filled with the nearest tissue.
-    structures : tuple of StructureShape
-        Ventricles first.
-    """
+    """A labelled head with a distance map per nucleus and ventricle."""
 
     background: Tensor
+    """Shape (X, Y, Z), uint8: labels without these structures, filled with the nearest tissue."""
     structures: tuple[StructureShape, ...]
+    """Ventricles first."""
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
@@ -238,25 +222,10 @@ def draw_shapes(
     generator: torch.Generator,
     pathology: Pathology = HEALTHY,
 ) -> Iterator[RenderedShape]:
-    """Draw the shapes of the ventricles and nuclei of a head.
+    """Draw the shapes of the ventricles and then of the nuclei of a head.
 
-    Parameters
-    ----------
-    head : ShapedHead
-        Anatomy in template space.
-    points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the voxels of the scan.
-    ranges : ShapeRanges
-    ageing : float
-        0 at 45 years, 1 at 75: widens ventricles, shifts caudates outwards, shrinks caudate and putamen.
-    generator : torch.Generator
-    pathology : Pathology
-        Changes volumes and ventricles.
-
-    Yields
-    ------
-    RenderedShape
-        Ventricles first.
+    `points_mm` are the template coordinates of the voxels of the scan (X, Y, Z, 3). `ageing`, 0 at 45 years and 1 at 75,
+    widens ventricles, shifts caudates outwards, shrinks caudate and putamen.
     """
     wider_mm = ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing + pathology.wider_mm
     wider_mm *= ranges.amount

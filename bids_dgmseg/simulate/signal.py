@@ -182,20 +182,8 @@ def add_head_tissues(
 ) -> NDArray[np.uint8]:
     """Add fluid, skull and scalp around a brain, face and neck below it, and a frontal sinus.
 
-    Parameters
-    ----------
-    brain : ndarray of shape (X, Y, Z)
-        Labels, 0 outside, in RAS+ orientation.
-    voxel_size_mm : sequence of 3 float
-        Voxel size in mm.
-    generator : torch.Generator
-    ranges : EchoRanges
-
-    Returns
-    -------
-    ndarray of uint8, shape (X, Y, Z)
-        The labels, with `FLUID` in the fissures, `FLUID`, `BONE`, `SCALP` and `AIR` by distance from the brain, and
-        `SOFT_TISSUE` for face and neck down to the end of the grid.
+    The labels of the brain (X, Y, Z), 0 outside, are in RAS+ orientation. Added are `FLUID` in the fissures, `FLUID`,
+    `BONE`, `SCALP` and `AIR` by distance from the brain, and `SOFT_TISSUE` for face and neck down to the end of the grid.
 
     References
     ----------

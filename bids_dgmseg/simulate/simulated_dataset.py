@@ -124,13 +124,7 @@ class LabelledScan:
 
 
 def start_dataset(root: Path, *, name: str, readme: str) -> None:
-    """Write the top-level files of a dataset and of its ``derivatives/truth``.
-
-    Raises
-    ------
-    InputError
-        If `root` exists and is not an empty folder, or cannot be written.
-    """
+    """Write the top-level files of a dataset, in a new or empty folder, and of its ``derivatives/truth``."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
     common = {

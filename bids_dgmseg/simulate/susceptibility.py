@@ -101,26 +101,10 @@ def draw_susceptibility(
     generator: torch.Generator,
     shapes: ShapeRanges = _SHAPES,
 ) -> tuple[Tensor, Tensor]:
-    """Draw shapes and susceptibility of a head.
+    """Draw shapes and susceptibility of a head; the nuclei of a `ShapedHead` vary in shape.
 
-    Parameters
-    ----------
-    head : LabelMap
-        Anatomy in template space; the nuclei of a `ShapedHead` vary in shape.
-    points_mm : Tensor of shape (X, Y, Z, 3)
-        Template coordinates of the voxels, from `draw_head_points`.
-    spacing_mm : float
-        Isotropic voxel size of the scan.
-    ranges : SusceptibilityRanges
-    generator : torch.Generator
-    shapes : ShapeRanges
-
-    Returns
-    -------
-    chi : Tensor of shape (X, Y, Z)
-        Susceptibility in ppm with partial volume, 0 outside the head.
-    labels : Tensor of shape (X, Y, Z), uint8
-        Nuclei and tissues at the voxel centres.
+    `points_mm` are the template coordinates of the voxels (X, Y, Z, 3), from `draw_head_points`. Returns the susceptibility
+    (X, Y, Z) in ppm with partial volume, 0 outside the head, and nuclei and tissues at the voxel centres (uint8).
     """
     pathology = draw_pathology(ranges.pathology, generator)
     values, age_years = draw_values(ranges, generator, pathology)
@@ -270,20 +254,8 @@ def composite(
 ) -> tuple[Tensor, Tensor]:
     """Combine shapes and background: where nuclei overlap the deeper one wins, and borders are partial volumes.
 
-    Parameters
-    ----------
-    shapes : iterable of (RenderedShape, IntensityPattern)
-        Ventricles, which become background, and nuclei.
-    background : Tensor of shape (X, Y, Z), uint8
-        Labels without nuclei and ventricles.
-    chi : Tensor of shape (X, Y, Z)
-        Susceptibility of the background in ppm.
-    voxel_mm : float
-        Voxel size in mm of the template.
-
-    Returns
-    -------
-    chi, labels : Tensor of shape (X, Y, Z)
+    Ventricles become part of the background, whose labels and susceptibility in ppm have shape (X, Y, Z); `voxel_mm` is the
+    voxel size in mm of the template. Returns susceptibility and labels.
     """
     background, chi = background.clone(), chi.clone()
     label = torch.zeros_like(background)
