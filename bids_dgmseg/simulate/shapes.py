@@ -224,8 +224,8 @@ def draw_shapes(
 ) -> Iterator[RenderedShape]:
     """Draw the shapes of the ventricles and then of the nuclei of a head.
 
-    `points_mm` are the template coordinates of the voxels of the scan (X, Y, Z, 3). `ageing`, 0 at 45 years and 1 at 75,
-    widens ventricles, shifts caudates outwards, shrinks caudate and putamen.
+    `points_mm` are the template coordinates of the voxels of the scan (X, Y, Z, 3). `ageing`, 0 at 45 years and 1 at
+    75, widens ventricles, shifts caudates outwards, shrinks caudate and putamen.
     """
     wider_mm = ranges.ventricle_mm[0] * normal(generator) + ranges.ventricle_mm[1] * ageing + pathology.wider_mm
     wider_mm *= ranges.amount

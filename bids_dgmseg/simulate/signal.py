@@ -183,7 +183,7 @@ def add_head_tissues(
     """Add fluid, skull and scalp around a brain, face and neck below it, and a frontal sinus.
 
     The labels of the brain (X, Y, Z), 0 outside, are in RAS+ orientation. Added are `FLUID` in the fissures, `FLUID`,
-    `BONE`, `SCALP` and `AIR` by distance from the brain, and `SOFT_TISSUE` for face and neck down to the end of the grid.
+    `BONE`, `SCALP` and `AIR` by distance from the brain, `SOFT_TISSUE` for face and neck down to the end of the grid.
 
     References
     ----------

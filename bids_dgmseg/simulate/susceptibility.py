@@ -103,7 +103,7 @@ def draw_susceptibility(
 ) -> tuple[Tensor, Tensor]:
     """Draw shapes and susceptibility of a head; the nuclei of a `ShapedHead` vary in shape.
 
-    `points_mm` are the template coordinates of the voxels (X, Y, Z, 3), from `draw_head_points`. Returns the susceptibility
+    `points_mm` are the template coordinates of the voxels (X, Y, Z, 3), from `draw_head_points`. Returns the map
     (X, Y, Z) in ppm with partial volume, 0 outside the head, and nuclei and tissues at the voxel centres (uint8).
     """
     pathology = draw_pathology(ranges.pathology, generator)
@@ -254,8 +254,8 @@ def composite(
 ) -> tuple[Tensor, Tensor]:
     """Combine shapes and background: where nuclei overlap the deeper one wins, and borders are partial volumes.
 
-    Ventricles become part of the background, whose labels and susceptibility in ppm have shape (X, Y, Z); `voxel_mm` is the
-    voxel size in mm of the template. Returns susceptibility and labels.
+    Ventricles become part of the background, whose labels and susceptibility in ppm have shape (X, Y, Z); `voxel_mm` is
+    the voxel size in mm of the template. Returns susceptibility and labels.
     """
     background, chi = background.clone(), chi.clone()
     label = torch.zeros_like(background)
