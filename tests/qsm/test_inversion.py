@@ -44,28 +44,14 @@ def test_truncated_division(field, kernel):
     np.testing.assert_allclose(chi.numpy(), with_numpy(field, transfer), atol=1e-4)
 
 
-def test_least_squares(field, kernel):
-    chi = least_squares(field, kernel, strength=0.02)
-    np.testing.assert_allclose(chi.numpy(), with_numpy(field, lambda d, _: d / (d**2 + 0.02)), atol=1e-4)
-
-
-@pytest.mark.parametrize("ridge", [0.0, 0.01])
-def test_least_squares_of_the_gradient(field, kernel, ridge):
+@pytest.mark.parametrize(("voxel_size_mm", "ridge"), [(None, 0.0), (VOXEL_MM, 0.0), (VOXEL_MM, 0.01)])
+def test_least_squares(field, kernel, voxel_size_mm, ridge):
     def transfer(d, k):
         gradient = sum(np.abs((np.exp(2j * np.pi * ki * h) - 1) / h) ** 2 for ki, h in zip(k, VOXEL_MM, strict=True))
-        return d / np.maximum(d**2 + 0.02 * gradient + ridge, 1e-12)
+        return d / np.maximum(d**2 + 0.02 * (gradient if voxel_size_mm else 1) + ridge, 1e-12)
 
-    chi = least_squares(field, kernel, strength=0.02, voxel_size_mm=VOXEL_MM, ridge=ridge)
+    chi = least_squares(field, kernel, strength=0.02, voxel_size_mm=voxel_size_mm, ridge=ridge)
     np.testing.assert_allclose(chi.numpy(), with_numpy(field, transfer), atol=1e-4)
-
-
-def test_division_recovers_frequencies_above_threshold(kernel):
-    # A wave along x, across the main field (B0 along z): D = 1/3, above the threshold.
-    wave = torch.cos(2 * torch.pi * 2 * torch.arange(13) / 13).view(-1, 1, 1).expand(SHAPE).contiguous()
-    upright = dipole_kernel(SHAPE, VOXEL_MM)
-    field = apply_kernel(wave, upright)
-    assert torch.allclose(field, wave / 3, atol=1e-6)
-    assert torch.allclose(truncated_division(field, upright, threshold=0.2), wave, atol=1e-5)
 
 
 def test_conjugate_gradients_converge_to_closed_form(field, kernel):
@@ -79,13 +65,6 @@ def test_conjugate_gradients_solve_the_weighted_normal_equations(field, kernel):
     chi = conjugate_gradients(field, kernel, weight=weight, strength=0.02, iterations=100)
     gradient = apply_kernel(weight**2 * (apply_kernel(chi, kernel) - field), kernel) + 0.02 * chi
     assert gradient.abs().max().item() < 1e-5
-
-
-def test_first_conjugate_gradient_step_is_steepest_descent(field, kernel):
-    chi = conjugate_gradients(field, kernel, weight=torch.ones(SHAPE), strength=0.0, iterations=1)
-    downhill = apply_kernel(field, kernel)
-    step = downhill.square().sum() / apply_kernel(downhill, kernel).square().sum()
-    assert torch.allclose(chi, step * downhill, atol=1e-4)
 
 
 def noisy_box():
@@ -113,15 +92,6 @@ def test_total_variation_minimizes_its_cost(ridge):
     assert cost(chi) < 0.95 * min(map(cost, closed))
     for _ in range(10):
         assert cost(chi + 1e-3 * torch.randn(chi.shape, generator=generator)) > cost(chi)
-
-
-def test_total_variation_is_flatter_than_truncated_division():
-    field, kernel = noisy_box()
-    flat = total_variation(field, kernel, strength=1e-3, voxel_size_mm=(1, 1, 1))
-    rough = truncated_division(field, kernel, threshold=0.1)
-    inner = (slice(6, 10),) * 3
-    assert flat[inner].std() < 0.5 * rough[inner].std()
-    assert (flat[inner].mean() - flat[0].mean()).item() > 0.06  # and the box is still there
 
 
 @pytest.fixture(scope="module")

@@ -56,12 +56,6 @@ def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
     assert float(done.chi_ppm[done.mask].mean()) == pytest.approx(0, abs=1e-6)
 
 
-def test_wrong_field_direction_loses_contrast():
-    nucleus = ball(7, (4.0, 0.0, -6.0))
-    phase, magnitude = measure(iron(nucleus), (0, 1, 0))
-    assert contrast_ppm(reconstruct(phase, magnitude, phase_sign=1).chi_ppm, nucleus) < 0.5 * CONTRAST_PPM
-
-
 def test_phase_sign_is_estimated_or_given():
     nucleus = ball(7)
     phase, magnitude = measure(iron(nucleus), (0, 0, 1), sign=-1)

@@ -233,12 +233,6 @@ def test_slices_are_shifted_by_offset():
     assert thick(offsets=(0.0, 0.0, 1 / 3)).average(spot)[0, 0].tolist() == pytest.approx([0, 1 / 3, 0, 0, 0])
 
 
-def test_fine_scan_is_unchanged():
-    array = torch.randn(8, 8, 12)
-    grid = ScanGrid((8, 8, 12), (1.0, 1.0, 1.0))
-    assert torch.equal(grid.interpolate(grid.average(array)), array)
-
-
 def test_constant_is_preserved_by_any_grid():
     tilted = torch.tensor(Rotation.from_euler("xyz", [10, -5, 20], degrees=True).as_matrix(), dtype=torch.float32)
     for grid in (thick(), thick(steps=(1.3, 1.3, 2.6)), thick(rotation=tilted, offsets=(0.0, 0.0, 0.4))):
@@ -318,8 +312,4 @@ def test_diffusion_removes_noise_and_keeps_edges(noise):
     assert flat[:7].std() < 0.4 * (0.005 * noise[:7]).std()
     assert (flat[9:].mean() - flat[:5].mean()).item() == pytest.approx(0.2, rel=0.03)
     assert (flat[7] - flat[6]).mean().item() > 0.16  # an equally strong Gaussian would leave 0.06
-
-
-def test_diffusion_preserves_mean(noise):
-    diffused = diffuse_anisotropically(noise, edge_ppm=0.1, steps=3)
-    assert diffused.mean().item() == pytest.approx(noise.mean().item(), abs=1e-6)
+    assert flat.mean().item() == pytest.approx((box + 0.005 * noise).mean().item(), abs=1e-6)

@@ -147,15 +147,12 @@ def test_dentate_is_shifted(labels):
     assert (x.max(), y.min(), y.max(), z.min(), z.max()) == (63 + 3, 16 - 7, 25 - 7, 8 - 5, 12 - 5)
 
 
-def test_missing_structure_is_reported(atlas, nigra, head):
+def test_unknown_atlas_is_rejected(atlas, nigra, head):
     symbols = [symbol if symbol != "STH" else "PrCG" for symbol in SYMBOLS]
     with pytest.raises(InputError, match="structures STH not found among its labels"):
         build_template(atlas, symbols, nigra, head)
-
-
-def test_ontology_ids_are_rejected(atlas, nigra, head):
     with pytest.raises(InputError, match=r"has values up to 10154 for \d+ labels"):
-        build_template(atlas.with_array(atlas.array * 0 + 10154), SYMBOLS, nigra, head)
+        build_template(atlas.with_array(atlas.array * 0 + 10154), SYMBOLS, nigra, head)  # ids of the ontology
 
 
 def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> list[Path]:
