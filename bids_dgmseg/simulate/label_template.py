@@ -151,7 +151,14 @@ def build_template(
     grid = Grid(atlas.shape, atlas.affine)
     brain = resample(head, grid).array > _BRAIN_LEVEL * head.array.max()
     labels[(labels == 0) & brain] = _TISSUE["cerebrospinal fluid"]
-    laminae = _find_laminae(labels, step_mm=atlas.voxel_size_mm[0])
+    putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.both_sides([n])]) for n in ("PUT", "GP"))
+    laminae, step_mm = np.zeros(labels.shape, bool), atlas.voxel_size_mm[0]
+    block = _bounding_block(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
+    if block is not None:
+        closed = close_with_ball(pallidum[block], _LAMINA_MM, (step_mm,) * 3)
+        near = ndimage.binary_dilation(closed, iterations=max(1, round(1 / step_mm)))
+        gaps = close_with_ball((putamen | pallidum)[block], _LAMINA_MM, (step_mm,) * 3) & near
+        laminae[block] = gaps & (labels[block] == _TISSUE["white matter"])
     labels = _assign(labels, laminae, "GP", left)
     likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
     labels = _assign(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
@@ -248,20 +255,6 @@ def _assign(
     """Assign a mask to the left and right label of a nucleus."""
     sides = STRUCTURES.both_sides([nucleus])
     return np.where(mask, np.where(left, sides[0].index, sides[1].index), labels).astype(np.uint8)
-
-
-def _find_laminae(labels: NDArray[np.uint8], *, step_mm: float) -> NDArray[np.bool_]:
-    """Find thin white matter within the pallidum and between pallidum and putamen."""
-    putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.both_sides([n])]) for n in ("PUT", "GP"))
-    laminae = np.zeros(labels.shape, bool)
-    block = _bounding_block(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
-    if block is not None:
-        edges_mm = (step_mm,) * 3
-        closed = close_with_ball(pallidum[block], _LAMINA_MM, edges_mm)
-        near = ndimage.binary_dilation(closed, iterations=max(1, round(1 / step_mm)))
-        gaps = close_with_ball((putamen | pallidum)[block], _LAMINA_MM, edges_mm) & near
-        laminae[block] = gaps & (labels[block] == _TISSUE["white matter"])
-    return laminae
 
 
 def _find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.bool_]:

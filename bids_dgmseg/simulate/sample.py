@@ -131,16 +131,12 @@ def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: to
 
 
 def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror left and right with a probability of 1/2."""
-    if chance(generator, 0.5):
-        return chi.flip(0), swap_sides(labels.flip(0))
-    return chi, labels
-
-
-def swap_sides(labels: Tensor) -> Tensor:
-    """Exchange left and right labels; left nuclei have odd numbers, right nuclei even ones."""
-    nuclei = (labels > 0) & (labels <= LAST_NUCLEUS)
-    return torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
+    """Mirror a map and exchange its left and right labels with a probability of 1/2."""
+    if not chance(generator, 0.5):
+        return chi, labels
+    labels = labels.flip(0)
+    nuclei = (labels > 0) & (labels <= LAST_NUCLEUS)  # left nuclei have odd numbers, right nuclei even ones
+    return chi.flip(0), torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
 
 
 def nuclei_labels(labels: Tensor) -> Tensor:

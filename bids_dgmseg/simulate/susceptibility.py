@@ -74,7 +74,7 @@ _SHAPES = ShapeRanges()
 
 
 def split_hilum(labels: LabelMap) -> LabelMap:
-    """Assign a separate label to the inside of each dentate, deeper than 1.6 mm (`merge_hilum` reverts it)."""
+    """Assign a separate label to the inside of each dentate, deeper than 1.6 mm."""
     array = labels.labels.numpy().copy()
     step_mm = (1 / labels.world_to_index[:3, :3].norm(dim=0)).tolist()
     boxes = ndimage.find_objects(array, max_label=LAST_NUCLEUS)
@@ -85,11 +85,6 @@ def split_hilum(labels: LabelMap) -> LabelMap:
             depth_mm = ndimage.distance_transform_edt(inside, sampling=step_mm)[1:-1, 1:-1, 1:-1]
             array[box][depth_mm > _HILUM_DEPTH_MM] = structure.index + _HILUM
     return LabelMap(torch.from_numpy(array), labels.world_to_index)
-
-
-def merge_hilum(labels: Tensor) -> Tensor:
-    """Merge the label of the hilum with that of the dentate."""
-    return torch.where(labels > _HILUM, labels - _HILUM, labels)
 
 
 def draw_susceptibility(
@@ -120,7 +115,7 @@ def draw_susceptibility(
         chi, labels = composite(filled, background, chi, voxel_mm=voxel_mm)
     else:
         labels, chi = _look_up_values(head.labels, head, indices, values_here, spacing_mm)
-        labels = merge_hilum(labels)
+        labels = torch.where(labels > _HILUM, labels - _HILUM, labels)
     chi = add_calcifications(chi, labels, pathology, spacing_mm=spacing_mm, generator=generator)
     chi = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
     return chi, labels

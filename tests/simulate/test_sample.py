@@ -15,7 +15,6 @@ from bids_dgmseg.simulate.sample import (
     mirror_randomly,
     nuclei_labels,
     region_labels,
-    swap_sides,
     typical_view,
     without_resampling,
 )
@@ -41,21 +40,15 @@ def test_left_is_at_low_x(head):
         assert middle_x[11] < middle_x[12], seed
 
 
-def test_swapping_sides_keeps_nuclei_and_tissues():
-    tissues = torch.tensor([0, 21, 34, 35], dtype=torch.uint8)
-    assert torch.equal(swap_sides(tissues), tissues)
-    for structure in STRUCTURES:
-        other = STRUCTURES.numbered(int(swap_sides(torch.tensor(structure.index))))
-        assert other.nucleus == structure.nucleus
-        assert other.hemisphere != structure.hemisphere
-
-
 def test_half_of_samples_are_mirrored_with_labels():
-    chi, labels = torch.tensor([[[0.1]], [[0.2]]]), torch.tensor([[[11]], [[21]]], dtype=torch.uint8)
+    others = {row.index: STRUCTURES.both_sides([row.nucleus])[row.hemisphere == "L"].index for row in STRUCTURES}
+    names = [0, *others, *TISSUES]
+    labels = torch.tensor(names, dtype=torch.uint8).view(-1, 1, 1)
+    chi = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0))
     mirrored = [mirror_randomly(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
     pairs = [(part[0].flatten().tolist(), part[1].flatten().tolist()) for part in mirrored]
-    original, flipped = (chi.flatten().tolist(), [11, 21]), (chi.flip(0).flatten().tolist(), [21, 12])
-    assert all(one in (original, flipped) for one in pairs)
+    flipped = (chi.flip(0).flatten().tolist(), [others.get(label, label) for label in reversed(names)])
+    assert all(one in ((chi.flatten().tolist(), names), flipped) for one in pairs)
     assert 8 < pairs.count(flipped) < 32  # 20, and four SD of 3
 
 
