@@ -193,58 +193,32 @@ def test_invalid_maps_do_not_stop_the_valid_one(outcome):
     assert (outcome.out / "sub-good.html").is_file()
 
 
-def no_map(root: Path) -> list[str]:
-    (root / "sub-01" / "anat" / "sub-01_Chimap.nii.gz").unlink()
-    return []
-
-
-def no_dataset(root: Path) -> list[str]:
-    (root / "dataset_description.json").unlink()
-    return []
-
-
-def unknown_participant(root: Path) -> list[str]:
-    return ["--participant-label", "sub-07"]
-
-
-def unknown_session(root: Path) -> list[str]:
-    return ["--session-label", "9"]
-
-
-def unknown_model(root: Path) -> list[str]:
-    return ["--model", "unet"]
-
-
-def no_weights(root: Path) -> list[str]:
-    return ["--weights", str(root / "gone")]
-
-
-def mirrored_nnunet(root: Path) -> list[str]:
-    return ["--model", "nnunet2step", "--ensemble"]
-
-
-def broken_filter(root: Path) -> list[str]:
-    (root.parent / "filter.json").write_text("{")
-    return ["--bids-filter-file", str(root.parent / "filter.json")]
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("missing", "options", "message"),
     [
-        (no_map, r"ds: no _Chimap or _MEGRE files; "),
-        (no_dataset, r"ds: dataset_description\.json not found; pass the root directory of the BIDS dataset"),
-        (unknown_participant, r"ds: no sub-07; check --participant-label \(existing: sub-01\)"),
-        (unknown_session, r"ds: no ses-9; check --session-label "),
-        (unknown_model, r"--model unet: no such model; choose from default, dgm16"),
-        (no_weights, r".*gone: no such folder; check --weights"),
-        (mirrored_nnunet, r"--ensemble: not supported by nnunet2step, whose labels are side-specific"),
-        (broken_filter, r"filter\.json: "),
+        ("sub-01/anat/sub-01_Chimap.nii.gz", "", r"ds: no _Chimap or _MEGRE files; "),
+        (
+            "dataset_description.json",
+            "",
+            r"ds: dataset_description\.json not found; pass the root directory of the BIDS",
+        ),
+        (None, "--participant-label sub-07", r"ds: no sub-07; check --participant-label \(existing: sub-01\)"),
+        (None, "--session-label 9", r"ds: no ses-9; check --session-label "),
+        (None, "--model unet", r"--model unet: no such model; choose from default, dgm16"),
+        (None, "--weights gone", r".*gone: no such folder; check --weights"),
+        (None, "--model nnunet2step --ensemble", r"--ensemble: not supported by nnunet2step, whose labels are side-"),
+        (None, "--bids-filter-file filter.json", r"filter\.json: "),
     ],
 )
-def test_invalid_run_exits_with_2_and_one_line(bids_dataset, run, tmp_path, capsys, damage, message):
+def test_invalid_run_exits_with_2_and_one_line(
+    bids_dataset, run, tmp_path, monkeypatch, capsys, missing, options, message
+):
     dataset = bids_dataset("sub-01")
-    options = damage(dataset)
-    assert run(dataset, *options) == 2
+    if missing:
+        (dataset / missing).unlink()
+    monkeypatch.chdir(tmp_path)
+    Path("filter.json").write_text("{")
+    assert run(dataset, *options.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"bids_dgmseg: error: " + message, line)
     assert not (tmp_path / "out").exists()
@@ -262,27 +236,16 @@ def test_participants_of_another_program_are_kept(bids_dataset, run, tmp_path, c
     assert kept.read_bytes() == b"a map"
 
 
-def read_only_folder(tmp_path: Path) -> Path:
-    if os.geteuid() == 0:
+@pytest.mark.parametrize("kind", ["read-only folder", "file"])
+def test_unwritable_output_directory_is_rejected(bids_dataset, run, tmp_path, capsys, kind):
+    parent = tmp_path / "parent"
+    if kind == "file":
+        parent.touch()
+    elif os.geteuid() == 0:
         pytest.skip("root may write to read-only folders")
-    (tmp_path / "locked").mkdir(mode=0o555)
-    return tmp_path / "locked" / "out"
-
-
-def below_a_file(tmp_path: Path) -> Path:
-    (tmp_path / "file").touch()
-    return tmp_path / "file" / "out"
-
-
-def read_only_file_system(tmp_path: Path) -> Path:
-    if not Path("/proc/self").exists():
-        pytest.skip("no /proc, where nobody may make folders")
-    return Path("/proc/out")
-
-
-@pytest.mark.parametrize("choose", [read_only_folder, below_a_file, read_only_file_system])
-def test_unwritable_output_directory_is_rejected(bids_dataset, run, tmp_path, capsys, choose):
-    assert run(bids_dataset("sub-01"), out=choose(tmp_path)) == 2
+    else:
+        parent.mkdir(mode=0o555)
+    assert run(bids_dataset("sub-01"), out=parent / "out") == 2
     assert re.match(r"bids_dgmseg: error: .*out: cannot be written \(.+\); ", capsys.readouterr().err)
 
 
@@ -309,9 +272,8 @@ def test_invalid_voxels_are_counted_and_excluded(bids_dataset, run, tmp_path, ca
     assert read_quality(tmp_path / "out")["input"]["n_replaced"] == 2  # type: ignore[index]
     putamen = read_stats(tmp_path / "out")["PUT_L"]
     mean_ppm, mass, voxel_mm3 = float(putamen["mean_ppm"]), float(putamen["mass_ppm_mm3"]), 2.5**3
-    assert mass / mean_ppm / voxel_mm3 == pytest.approx(
-        int(putamen["n_voxels"]) - 1
-    )  # the invalid voxel counts only in the volume
+    # The invalid voxel counts only in the volume.
+    assert mass / mean_ppm / voxel_mm3 == pytest.approx(int(putamen["n_voxels"]) - 1)
 
 
 @pytest.mark.parametrize(
@@ -330,19 +292,14 @@ def test_ppb_is_converted_and_reported(run, tmp_path, capsys, sidecar, said):
     assert float(pallidum["core_mean_ppm"]) == pytest.approx(PHANTOM.chi_ppm["GP_L"], abs=0.005)  # the noise is 0.005
 
 
-@pytest.fixture
-def without_cerebellum(tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Path:
-    """Results of a map whose lowest slice is at z = -24 mm, above the dentate nuclei."""
+def test_nuclei_outside_the_field_of_view_are_missing(run, tmp_path, capsys):
     start_dataset(tmp_path / "ds")
     x, y, _ = HEAD.low_mm
-    grid = world_grid(Box((x, y, -24), HEAD.high_mm), (2.0, 2.0, 2.0))
+    grid = world_grid(Box((x, y, -24), HEAD.high_mm), (2.0, 2.0, 2.0))  # the dentate nuclei lie below it
     write_map(tmp_path / "ds", "sub-01", PHANTOM.chi(grid))
     assert run(tmp_path / "ds") == 0
-    return tmp_path / "out"
-
-
-def test_nuclei_outside_the_field_of_view_are_missing(without_cerebellum, capsys):
-    stats = read_stats(without_cerebellum)
+    out = tmp_path / "out"
+    stats = read_stats(out)
     for name, row in stats.items():
         values = [value for column, value in row.items() if column.endswith(("voxels", "mm3", "ppm", "probability"))]
         assert all(value == "n/a" for value in values) == name.startswith(("DN", "IN")), name
@@ -350,21 +307,20 @@ def test_nuclei_outside_the_field_of_view_are_missing(without_cerebellum, capsys
     err = capsys.readouterr().err.splitlines()
     assert "sub-01: DN_L lies outside the field of view (lowest slice at z = -23 mm); its values are n/a" in err
     assert len(err) == 4
-    assert read_quality(without_cerebellum)["warnings"] == err
-    assert "DN_L lies outside the field of view" in (without_cerebellum / "sub-01.html").read_text(encoding="utf-8")
+    assert read_quality(out)["warnings"] == err
+    assert "DN_L lies outside the field of view" in (out / "sub-01.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("doubt", [0.0, 0.03])  # probabilities of 0.03 add up to many voxels, but no voxel is labelled
 def test_empty_segmentation_warns_per_nucleus(bids_dataset, run, tmp_path, monkeypatch, capsys, doubt):
-    monkeypatch.setattr("tests.oracle.Oracle.__call__", lambda self, volume: background(volume, doubt))
+    def background(self, volume: Volume) -> NDArray[np.float32]:
+        shares: NDArray[np.float32] = np.full((len(STRUCTURES) + 1, *volume.shape), doubt, np.float32)
+        shares[0] = 1 - doubt * len(STRUCTURES)
+        return shares
+
+    monkeypatch.setattr("tests.oracle.Oracle.__call__", background)
     assert run(bids_dataset("sub-01")) == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "sub-01: DN_L was not found; its values are n/a"
     assert len(err) == len(STRUCTURES)
     assert all(row["volume_pv_mm3"] == "n/a" for row in read_stats(tmp_path / "out").values())
-
-
-def background(volume: Volume, doubt: float) -> NDArray[np.float32]:
-    shares: NDArray[np.float32] = np.full((len(STRUCTURES) + 1, *volume.shape), doubt, np.float32)
-    shares[0] = 1 - doubt * len(STRUCTURES)
-    return shares

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 import bids_dgmseg
-from bids_dgmseg import resources
 from bids_dgmseg.cli import bids_app
 from bids_dgmseg.cli.bids_app import main, read_config
 from bids_dgmseg.config import Resources, RunControl, Segmentation
-from bids_dgmseg.errors import InputError
 
 BASE = ("ds", "out", "participant")
 
@@ -73,9 +71,7 @@ def test_model_alias_is_resolved():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--nprocs", "0", "'0' is not a positive integer"),
         ("--nprocs", "two", "'two' is not a positive integer"),
-        ("--mem-gb", "lots", "'lots' is not a positive number"),
         ("--mem-gb", "inf", "'inf' is not a positive number"),
         ("--mem-gb", "nan", "'nan' is not a positive number"),
         ("--device", "tpu", "invalid choice: 'tpu'"),
@@ -91,14 +87,6 @@ def test_invalid_option_exits_with_2(option, value, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_unknown_model_and_weights_exit_with_2(capsys, tmp_path):
-    assert main([*BASE, "--model", "unet"]) == 2
-    assert main([*BASE, "--weights", str(tmp_path / "gone")]) == 2
-    model, weights = capsys.readouterr().err.splitlines()
-    assert model.startswith("bids_dgmseg: error: --model unet: no such model; choose from default, dgm16")
-    assert weights == f"bids_dgmseg: error: {tmp_path / 'gone'}: no such folder; check --weights"
-
-
 def test_resources_default_to_what_is_available(monkeypatch):
     monkeypatch.setattr(bids_app, "count_cpus", lambda: 12)
     monkeypatch.setattr(bids_app, "available_memory_gb", lambda: 10.0)
@@ -107,24 +95,6 @@ def test_resources_default_to_what_is_available(monkeypatch):
 
 def test_threads_never_exceed_nprocs():
     assert read_config([*BASE, "--nprocs", "3", "--omp-nthreads", "8"]).resources.omp_nthreads == 3
-
-
-def test_affinity_and_quota_limit_the_cpus(monkeypatch, tmp_path):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setattr(resources, "_own_cgroups", lambda: [tmp_path])
-    assert resources.count_cpus() == 16
-    for quota, cpus in (("350000 100000\n", 3), ("max 100000\n", 16)):
-        (tmp_path / "cpu.max").write_text(quota)
-        assert resources.count_cpus() == cpus
-
-
-def test_container_limit_counts_for_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(resources, "_free_bytes", lambda: 50_000_000_000)
-    monkeypatch.setattr(resources, "_own_cgroups", lambda: [tmp_path])
-    assert resources.available_memory_gb() == 50
-    (tmp_path / "memory.max").write_text("4000000000\n")
-    (tmp_path / "memory.current").write_text("1000000000\n")
-    assert resources.available_memory_gb() == 3
 
 
 def test_work_dir_defaults_to_the_temporary_folder():
@@ -138,27 +108,14 @@ def test_exit_code_is_that_of_the_level(monkeypatch, level, code):
     assert main(["ds", "out", level]) == code
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (InputError("ds: wrong\n  and more"), 2, "error: ds: wrong and more"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again (finished scans are kept)"),
-    ],
-)
-def test_errors_are_one_line_and_an_exit_code(monkeypatch, capsys, error, code, message):
-    def fail(config: object) -> int:
-        raise error
+def test_interrupted_run_keeps_finished_scans(monkeypatch, capsys):
+    def interrupt(config: object) -> int:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", fail)
-    assert main(BASE) == code
-    assert capsys.readouterr().err == f"bids_dgmseg: {message}\n"
-
-
-def test_help_imports_nothing_heavy():
-    code = "from bids_dgmseg.cli.bids_app import build_parser; build_parser().format_help()"
-    loaded = run_python("-c", f"import sys; {code}; print(*sys.modules)")
-    heavy = {"torch", "nipype", "pandas", "bids", "matplotlib", "numpy", "nibabel", "scipy", "rich"}
-    assert heavy & set(loaded.split()) == set()
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", interrupt)
+    assert main(BASE) == 130
+    advice = "run the same command again (finished scans are kept)"
+    assert capsys.readouterr().err == f"bids_dgmseg: interrupted; {advice}\n"
 
 
 def test_dry_run_writes_nothing_and_imports_no_torch(tmp_path):
