@@ -34,8 +34,7 @@ from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.ranges import DetailRanges
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
 from bids_dgmseg.train.core import Run, State, StepResult, class_counts, dice_of_counts, train, use_all_cores
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
-from bids_dgmseg.train.losses import deepqsmseg_loss
+from bids_dgmseg.train.losses import deepqsmseg_loss, dice_and_cross_entropy
 from bids_dgmseg.train.schedule import Position, StepSchedule
 from bids_dgmseg.train.simulated import SimulatedMaps, mix_in_typical_maps, training_heads
 

@@ -32,7 +32,7 @@ from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
 from bids_dgmseg.train.log import PlainLog
-from bids_dgmseg.train.validation import score_dataset
+from bids_dgmseg.train.simulated import score_dataset
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""

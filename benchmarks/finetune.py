@@ -20,8 +20,8 @@ import pandas as pd
 from bids_dgmseg.cli.options import positive_float, positive_int
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.train.data import read_labelled_maps
 from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.train.labelled_maps import read_labelled_maps
 from bids_dgmseg.train.log import PlainLog
 
 

@@ -29,13 +29,12 @@ from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 from bids_dgmseg.train.augment import Augmentation
 from bids_dgmseg.train.core import State, use_all_cores
-from bids_dgmseg.train.data import read_labelled_maps
+from bids_dgmseg.train.labelled_maps import read_labelled_maps
 from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
 from bids_dgmseg.train.log import PlainLog
-from bids_dgmseg.train.losses import DiceCrossEntropyObjective
 from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, crop_to_cerebellum, train_step
 from bids_dgmseg.train.patches import prepare_case
-from bids_dgmseg.train.recipe import Recipe, Sampling, override
+from bids_dgmseg.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling, override
 from bids_dgmseg.train.recipes import RECIPES, get_recipe
 from bids_dgmseg.train.schedule import Pace
 

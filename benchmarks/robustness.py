@@ -29,7 +29,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
-from bids_dgmseg.train.data import manual_labels, read_labelled_maps
+from bids_dgmseg.train.labelled_maps import manual_labels, read_labelled_maps
 
 GRIDS = {
     "1 × 1 × 1 mm": (1.0, 1.0, 1.0),

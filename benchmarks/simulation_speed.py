@@ -30,7 +30,7 @@ from bids_dgmseg.models.model_folder import load_weights, pick_device, segmenter
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.train.core import Run, State, train, use_all_cores
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
+from bids_dgmseg.train.losses import dice_and_cross_entropy
 from bids_dgmseg.train.schedule import StepSchedule
 from bids_dgmseg.train.simulated import mix_in_typical_maps, simulated_maps
 

@@ -141,8 +141,7 @@ def train_simulated(args: argparse.Namespace) -> int:
         print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
     from bids_dgmseg.report.figures import write_learning_curve
-    from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
-    from bids_dgmseg.train.validation import evaluate_on_dataset
+    from bids_dgmseg.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations
 
     config = TrainingConfig(
         args.part,

@@ -28,7 +28,7 @@ from bids_dgmseg.io.files import read_json, read_optional_json, write_json
 from bids_dgmseg.io.tables import MISSING, write_tsv
 from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.train.data import find_nuclei, labelled_structures, match_labels, read_labelled_maps
+from bids_dgmseg.train.labelled_maps import find_nuclei, labelled_structures, match_labels, read_labelled_maps
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _segment(job: SegmentationJob) -> dict[str, Any]:
 def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.segmentation.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
     from bids_dgmseg.segmentation.registration import Atlas
-    from bids_dgmseg.train.data import labelled_structures, read_labelled_maps
+    from bids_dgmseg.train.labelled_maps import labelled_structures, read_labelled_maps
 
     dataset, path = Path(str(job.weights)), Path(job.chi)
     # a map of the dataset itself is not segmented by atlases of the same participant

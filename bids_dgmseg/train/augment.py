@@ -10,16 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from bids_dgmseg.image.grids import Box
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.registry import Model, Positive
 from bids_dgmseg.simulate.anatomy import draw_head_points
 from bids_dgmseg.simulate.artefacts import blur
 from bids_dgmseg.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
-from bids_dgmseg.train.recipe_values import AnyLength, Axis, Positive
+
+Axis = Annotated[int, msgspec.Meta(ge=0, le=2)]
 
 _SHIFT_MM = 6.0
 """Largest error of the localizer that fine-tuning prepares for."""
@@ -29,7 +31,7 @@ _SHIFT_MM = 6.0
 class Augmentation:
     """Geometric augmentation of a recipe; the default is none."""
 
-    axes: Annotated[tuple[Axis, ...], AnyLength()] = (0, 1, 2)
+    axes: tuple[Axis, ...] = (0, 1, 2)
     """Axes along which samples are shifted and scaled; rotations are those within them."""
     shift: float = 0.0
     """Largest shift along each axis, in voxels."""

@@ -160,7 +160,13 @@ def _fit_in_turn(
             temperatures = fit_temperatures(logits, labels, nuclei)
             _write_temperatures(model, folder, temperatures, {})
             calibrated = read_model_folder(model, folder)
-            uncertain = [_uncertain_voxels_in_use(head, calibrated, folder, device) for head in heads]
+            uncertain = []
+            for head in heads:
+                location = Location(head.box, None)
+                block = segment_map(head.chi, calibrated, weights=folder, device=device, location=location).block
+                logs, true = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log(), head.labels
+                found = _find_uncertain(logs.softmax(dim=0)[0], true[block.slices])
+                uncertain.append((logs.flatten(1)[:, found].T, true[block.slices].flatten()[found]))
             shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
             before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
             total_shift = total_shift + shifts
@@ -168,8 +174,8 @@ def _fit_in_turn(
             network.shift_logits(shifts * temperatures)
             logits = logits + shifts * temperatures
     probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
-    true = torch.cat([own for _, own in uncertain])
-    return _Fit(temperatures, probabilities, true, before or [], volume_errors(uncertain, nuclei, shifts))
+    classes = torch.cat([own for _, own in uncertain])
+    return _Fit(temperatures, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
 
 
 def _nuclei(model: Model) -> dict[str, list[int]]:
@@ -220,36 +226,24 @@ def _logits(network: nn.Module, values: Tensor, model: Model, device: str) -> Te
     return torch.stack(passes)
 
 
-def _uncertain_voxels_in_use(head: _Head, model: Model, out: Path, device: str) -> tuple[Tensor, Tensor]:
-    """Segment a head, and return the log-probabilities and true classes of its uncertain voxels."""
-    location = Location(head.box, None)
-    block = segment_map(head.chi, model, weights=out, device=device, location=location).block
-    logs = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log()
-    return uncertain_voxels(logs, head.labels[block.slices])
-
-
 def fit_temperatures(
     logits: Tensor, labels: Tensor, shared: Sequence[Sequence[int]] = (), *, n_iterations: int = 50
 ) -> Tensor:
-    """Fit the temperatures with which the probabilities are calibrated.
+    """Fit the temperatures (classes,) with which the probabilities are calibrated.
+
+    They minimize the cross-entropy of the mean over passes of ``softmax(logits / temperatures)``; above 1 the network
+    was overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
 
     Parameters
     ----------
     logits : Tensor of shape (passes, N, classes)
-        Of voxels that were not used for training, in one or more passes, for example with a mirror image; the
-        probabilities of the passes are averaged.
+        Of voxels that were not used for training, in one or more passes, for example with a mirror image.
     labels : Tensor of shape (N,), integer
         Their true classes.
     shared : sequence of sequence of int
         Classes that share a temperature: left and right.
     n_iterations : int
         Maximum number of L-BFGS iterations.
-
-    Returns
-    -------
-    Tensor of shape (classes,)
-        Minimize the cross-entropy of the mean of ``softmax(logits / temperatures)``; above 1 if the network was
-        overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
 
     Notes
     -----
@@ -277,33 +271,14 @@ def fit_temperatures(
 def choose_voxels(
     logits: Tensor, labels: Tensor, *, n_voxels: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Choose uncertain voxels of a map at random.
+    """Choose at most `n_voxels` uncertain voxels of a map at random.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (passes, classes, X, Y, Z)
-        Background first.
-    labels : Tensor of shape (X, Y, Z), integer
-        True classes.
-    n_voxels : int
-        Maximum number.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    logits : Tensor of shape (passes, n, classes)
-    labels : Tensor of shape (n,)
+    From logits (passes, classes, X, Y, Z) and true classes (X, Y, Z), returns those of the voxels, (passes, n, classes)
+    and (n,).
     """
     uncertain = _find_uncertain(logits.softmax(dim=1)[:, 0].mean(dim=0), labels)
     chosen = uncertain[torch.randperm(len(uncertain), generator=generator)[:n_voxels]]
     return logits.flatten(2)[:, :, chosen].transpose(1, 2), labels.flatten()[chosen]
-
-
-def uncertain_voxels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits (n, classes) and labels (n,) of the uncertain voxels of a map (classes, X, Y, Z)."""
-    chosen = _find_uncertain(logits.softmax(dim=0)[0], labels)
-    return logits.flatten(1)[:, chosen].T, labels.flatten()[chosen]
 
 
 def _find_uncertain(background: Tensor, labels: Tensor) -> Tensor:

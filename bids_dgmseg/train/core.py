@@ -5,12 +5,15 @@ What differs between them is data: the samples, the schedule (steps or epochs) a
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import math
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,14 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.segmentation.predict import apply_temperature
-from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint
-from bids_dgmseg.train.losses import Objective, main_logits, most_probable_classes
+from bids_dgmseg.train.losses import main_logits, most_probable_classes
+from bids_dgmseg.train.recipe import Objective
 from bids_dgmseg.train.schedule import Position, Schedule, mix, seconds_left
 
 Samples = Dataset[tuple[Tensor, Tensor]]
+
+LARGEST_BYTES = 16 * 1024 * 1024
+"""Size of a file that file hosts and version control accept."""
 
 
 @dataclass(kw_only=True)
@@ -197,7 +205,11 @@ def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -
         nn.utils.clip_grad_norm_(state.network.parameters(), run.schedule.gradient_norm)
     state.optimizer.step()
     if state.average is not None and run.schedule.average is not None:
-        _move_average(state.average, state.network, min(run.schedule.average, state.step / (state.step + 20)))
+        decay = min(run.schedule.average, state.step / (state.step + 20))
+        for name, value in state.network.state_dict().items():
+            mean = state.average[name]
+            # Counters, such as those of batch normalization, have no mean.
+            mean.lerp_(value, 1 - decay) if value.is_floating_point() else mean.copy_(value)
     return float(loss.detach()), main_logits(answer).detach(), labels
 
 
@@ -209,12 +221,6 @@ def _forward(network: nn.Module, inputs: Tensor, labels: Tensor, run: Run) -> tu
         if run.temperatures:
             answer = apply_temperature(answer, run.temperatures)
     return run.loss(network, answer, labels), answer, labels
-
-
-def _move_average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for name, value in network.state_dict().items():
-        # Counters, such as those of batch normalization, have no mean.
-        average[name].lerp_(value, 1 - decay) if value.is_floating_point() else average[name].copy_(value)
 
 
 def _finish_epoch(state: State, validation: Samples | None, run: Run, rate: float) -> None:
@@ -271,6 +277,43 @@ def dice_of_counts(counts: Tensor) -> Tensor:
     """Compute the Dice per class except background from `class_counts`; NaN for classes absent from the reference."""
     truth, predicted, both = counts
     return torch.where(truth > 0, 2 * both / (truth + predicted), torch.nan)[1:]
+
+
+def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write the state of a training: tensors and plain values.
+
+    If it is larger than `LARGEST_BYTES`, it is split into files beside `path`, which then lists them. A reader sees the
+    earlier checkpoint or the new one, never a mixture.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content, parts = buffer.getvalue(), []
+    if len(content) > LARGEST_BYTES:
+        digest = hashlib.sha256(content).hexdigest()
+        starts = range(0, len(content), LARGEST_BYTES)
+        for number, start in enumerate(starts, 1):
+            parts.append(f"{path.name}.{digest[:8]}.{number}of{len(starts)}")
+            write_bytes(content[start : start + LARGEST_BYTES], path.with_name(parts[-1]))
+        content = json.dumps({"sha256": digest, "parts": parts}).encode()
+    write_bytes(content, path)
+    for earlier in path.parent.glob(f"{path.name}.*of*"):
+        if earlier.name not in parts:
+            earlier.unlink()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `write_checkpoint` wrote; InputError if a part is missing or damaged."""
+    content = path.read_bytes()
+    if content.startswith(b"{"):  # a torch file begins with PK
+        index = json.loads(content)
+        files = [path.with_name(name) for name in index["parts"]]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise InputError(f"{path.name}: its part {missing[0]} is missing; copy the whole folder")
+        content = b"".join(file.read_bytes() for file in files)
+        if hashlib.sha256(content).hexdigest() != index["sha256"]:
+            raise InputError(f"{path.name}: its parts are damaged; copy the whole folder again")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
 
 
 def use_all_cores() -> None:

@@ -27,12 +27,17 @@ from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.stats.overlap import dice
-from bids_dgmseg.train.checkpoints import write_record
 from bids_dgmseg.train.core import Run, State, train, use_all_cores
-from bids_dgmseg.train.data import LabelledMap, check_holdout, labelled_structures, manual_labels, read_labelled_maps
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
-from bids_dgmseg.train.labelled_patches import LabelledPatches, prepare_map
-from bids_dgmseg.train.log import Log, StepLog
+from bids_dgmseg.train.labelled_maps import (
+    LabelledMap,
+    check_holdout,
+    labelled_structures,
+    manual_labels,
+    read_labelled_maps,
+)
+from bids_dgmseg.train.log import Log, StepLog, write_record
+from bids_dgmseg.train.losses import dice_and_cross_entropy
+from bids_dgmseg.train.patches import LabelledPatches, prepare_map
 from bids_dgmseg.train.schedule import StepSchedule
 from bids_dgmseg.train.simulated import Outcome
 
@@ -65,16 +70,6 @@ class FineTuning:
     device: str = "auto"
     workers: int = 1
     checkpoint_minutes: float = 1.0
-
-    @property
-    def schedule(self) -> StepSchedule:
-        """Schedule by steps or by time."""
-        return StepSchedule(
-            steps=self.steps or _NO_LIMIT,
-            minutes=None if self.steps is not None else self.minutes,
-            learning_rate=self.learning_rate,
-            warmup_steps=20,
-        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,10 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
     prepared = [
         prepare_map(one, locations[one.name].box, model, weights=request.start, device=device) for one in training_maps
     ]
-    samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=_sample_size_mm(model))
+    # At most as large as samples of the training on simulated maps: a whole patch takes twice as long.
+    seen_mm = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
+    x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen_mm, strict=True))
+    samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=(x, y, z))
     outcome = train_segmenter(model, samples, request.out, request.training, start=request.start, log=log)
     tables = []
     for one in maps:
@@ -149,27 +147,21 @@ def train_segmenter(
 ) -> Outcome:
     """Train the segmenter from the starting weights; resumes the training in ``OUT``.
 
-    Parameters
-    ----------
-    model : Model
-        With a network in this package.
-    samples : LabelledPatches
-        Training samples.
-    out : path
-        Model folder: gets ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``. The
-        network is trained with the temperatures in its ``model.toml``, so that its labels are right with them.
-    training : FineTuning
-        Length and learning rate.
-    start : path or None
-        Folder of the starting weights; None for those in the package.
-    log : Log
-        Where lines go.
+    ``OUT`` gets ``segmenter_checkpoint.pt``, ``segmenter_curve.tsv`` and ``segmenter.safetensors``. The network is
+    trained with the temperatures in its ``model.toml``, so that its labels are right with them. `start` is the folder
+    of the starting weights; None for those in the package.
     """
     model = read_model_folder(model, out)
     use_all_cores()
     torch.manual_seed(training.seed)
     out.mkdir(parents=True, exist_ok=True)
-    device, schedule = pick_device(training.device), training.schedule
+    device = pick_device(training.device)
+    schedule = StepSchedule(
+        steps=training.steps or _NO_LIMIT,
+        minutes=None if training.steps is not None else training.minutes,
+        learning_rate=training.learning_rate,
+        warmup_steps=20,
+    )
     network = load_weights(segmenter_network(model), model, "segmenter", start).requires_grad_(True)
     state = State.start(to_channels_last(network, device), schedule)
     if (checkpoint := out / _CHECKPOINT).is_file():
@@ -189,13 +181,6 @@ def train_segmenter(
     )
     train(state, samples, run, report=curve.step)
     return Outcome(state.step, schedule.finished(state), save_weights(state.weights, out / "segmenter.safetensors"))
-
-
-def _sample_size_mm(model: Model) -> tuple[float, float, float]:
-    """Return the size of samples: at most that of the training on simulated maps; a whole patch takes twice as long."""
-    seen = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
-    x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen, strict=True))
-    return x, y, z
 
 
 def _prepare_folder(request: FineTuningRequest, maps: Sequence[LabelledMap], *, n_training: int) -> None:

@@ -7,15 +7,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.model_folder import save_weights
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.io.files import atomic_write, sha256
+from bids_dgmseg.models.model_folder import save_weights, write_model_toml
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.train.checkpoints import write_record
+from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.train.core import use_all_cores
-from bids_dgmseg.train.data import LabelledMap, check_holdout, read_labelled_maps, read_pseudo_labels
+from bids_dgmseg.train.labelled_maps import (
+    LabelledMap,
+    Split,
+    check_holdout,
+    choose_some,
+    manual_labels,
+    read_labelled_maps,
+    read_pseudo_labels,
+    read_sites,
+    split_fold,
+)
 from bids_dgmseg.train.learner import (
     CHECKPOINT,
     RuntimeOptions,
@@ -24,12 +38,16 @@ from bids_dgmseg.train.learner import (
     initialize,
     train_network,
 )
-from bids_dgmseg.train.log import EpochLog, Log
-from bids_dgmseg.train.model_output import finish_folder
+from bids_dgmseg.train.log import EpochLog, Log, write_record
 from bids_dgmseg.train.patches import Case, prepare_case
 from bids_dgmseg.train.recipe import Recipe
 from bids_dgmseg.train.recipes import get_recipe
-from bids_dgmseg.train.splits import Split, choose_some, read_sites, split_fold
+
+_REFERENCE_MM = 2.0
+"""Voxel size of reference maps: registration uses 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""
+
+_STEP_PPM = 1e-4
+"""Resolution of stored values; as integers they compress to a third of the size."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +116,14 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
             f"{len(split.test)} test participants"
         )
         _train_fold(training, data, split, fold, log)
-    finish_folder(
-        training.model,
-        training.out,
-        _used_scans(training, data),
-        recipe=training.recipe,
-        seed=training.options.seed,
-    )
+    used = set[str]()
+    for fold in range(max(training.recipe.folds, 1)):
+        if (training.out / f"fold_{fold}.safetensors").is_file():
+            split = _split(training, data, fold)
+            # A fold's own part validates if there is no test set; such scans are not used otherwise.
+            used |= {*split.training, *(split.validation if training.recipe.validation is not None else ())}
+    _finish_folder(training, [one for one in data.manual if one.participant in used])
     return training.out
-
-
-def _used_scans(training: RecipeTraining, data: FoldData) -> list[LabelledMap]:
-    """List the scans that some fold in the folder used for training, or for validation beside a test set."""
-    n_folds = max(training.recipe.folds, 1)
-    folds = [fold for fold in range(n_folds) if (training.out / f"fold_{fold}.safetensors").is_file()]
-    splits = [_split(training, data, fold) for fold in folds]
-    validated = {one for split in splits for one in split.validation if training.recipe.validation is not None}
-    used = validated.union(*(split.training for split in splits))
-    return [one for one in data.manual if one.participant in used]
 
 
 def _check_recipe(training: RecipeTraining) -> None:
@@ -174,6 +182,7 @@ def _read_data(training: RecipeTraining, log: Log) -> FoldData:
 
 
 def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
+    """Split the participants for a fold, with as many for training as asked for."""
     recipe, seed = training.recipe, training.options.seed
     split = split_fold(data.sites, folds=recipe.folds, fold=fold, seed=seed, validation=recipe.validation)
     return replace(split, training=tuple(choose_some(split.training, training.scans, seed=seed)))
@@ -200,13 +209,19 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
 
 
 def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: int, log: Log) -> None:
+    """Train one fold, after its pretraining if there is one, and write its weights."""
     options = replace(training.options, seed=training.options.seed * 1000 + fold)
     try:
         network = build_trainable(training.model, training.recipe, seed=options.seed)
     except ValueError as error:
         raise InputError(f"--arch: {error}; see docs/models.md for the arguments of {training.model.name}") from error
     if training.start is not None:
-        _initialize(network, training, training.start, fold, log)
+        path, classes = find_start(training.start, fold, training.model)
+        try:
+            random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
+        except ValueError as error:
+            raise InputError(f"--from {training.start.name}: {error}; pass weights of the same network") from error
+        log.log(f"initialized from {training.start.name}{', with new output layers' if random else ''}")
     manual = [one for one in data.manual if one.participant in split.training]
     validation = [one for one in data.manual if one.participant in split.validation]
     pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
@@ -242,17 +257,8 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
     save_weights(network.state_dict(), training.out / f"fold_{fold}.safetensors")
 
 
-def _initialize(network: nn.Module, training: RecipeTraining, start: Path, fold: int, log: Log) -> None:
-    """Load starting weights; output layers stay random if they were trained for other classes."""
-    path, classes = find_start(start, fold, training.model)
-    try:
-        random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
-    except ValueError as error:
-        raise InputError(f"--from {start.name}: {error}; pass weights of the same network") from error
-    log.log(f"initialized from {start.name}{', with new output layers' if random else ''}")
-
-
 def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:
+    """Resample maps for the recipe, unless an earlier fold did."""
     for number, one in enumerate(labelled, start=1):
         if one.name not in data.cases:
             log.update(f"preparing {one.name}, {number} of {len(labelled)}")  # localizing takes seconds per map
@@ -262,3 +268,49 @@ def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[Labell
                 raise InputError(f"{error}; use --holdout, or label it") from error
             data.cases[one.name] = case
     return [data.cases[one.name] for one in labelled]
+
+
+def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) -> None:
+    """Write the description of the model folder, and some maps that folds used as references of an atlas localizer.
+
+    References of an earlier call that are not chosen any more are deleted.
+    """
+    model, recipe, out, seed = training.model, training.recipe, training.out, training.options.seed
+    network, sampling, classes = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
+    as_registered = network == model.network and classes == model.classes and model.arch.get("independent", True)
+    shown = replace(
+        model.input,
+        spacing_mm=recipe.voxel_size_mm(model),
+        patch_mm=recipe.patch_mm(model),
+        normalization=sampling.normalization,
+        slices=0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis],
+    )
+    trained = replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))
+    about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
+    write_model_toml(trained, out, about=about)
+    names = choose_some([one.name for one in labelled], recipe.references, seed=seed)
+    for path in (out / "references").glob("*.nii.gz"):
+        if path.name.rpartition("_")[0] not in names:
+            path.unlink()
+    for one in labelled:
+        if one.name in names:
+            _write_reference(one, model, out / "references")
+
+
+def _write_reference(one: LabelledMap, model: Model, folder: Path) -> None:
+    """Write a coarse map and its labels, unless they exist."""
+    final = folder / f"{one.name}_Chimap.nii.gz"
+    if not final.is_file():
+        grid = world_grid(valid_box(one.chi), (_REFERENCE_MM,) * 3)
+        coarse = np.clip(resample(one.chi, grid, antialias=True).array, -1, 1)
+        _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, final, slope=_STEP_PPM)
+    final = folder / f"{one.name}_dseg.nii.gz"
+    if not final.is_file():
+        _write(manual_labels(one, model), one.chi.affine, final)
+
+
+def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path, *, slope: float = 1.0) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_slope_inter(slope, 0)
+    with atomic_write(final) as temporary:
+        image.to_filename(temporary)

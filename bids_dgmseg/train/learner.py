@@ -1,8 +1,8 @@
-"""Train one network by a recipe."""
+"""Build, initialize and train one network by a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -10,7 +10,7 @@ from typing import get_type_hints
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json
@@ -20,8 +20,7 @@ from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.train.core import Run, State, StepResult, train
 from bids_dgmseg.train.losses import main_logits
 from bids_dgmseg.train.patches import Case, WindowSamples
-from bids_dgmseg.train.recipe import Recipe
-from bids_dgmseg.train.recipe_values import convert
+from bids_dgmseg.train.recipe import Recipe, convert
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -40,21 +39,8 @@ class RuntimeOptions:
 def build_trainable(model: Model, recipe: Recipe, *, seed: int) -> nn.Module:
     """Build a network with deep supervision, and try a sample and the loss before any map is prepared.
 
-    Parameters
-    ----------
-    model : Model
-        Gives the network and its arguments.
-    recipe : Recipe
-        Gives classes, samples and loss.
-    seed : int
-        Of the initial weights.
-
-    Raises
-    ------
-    ValueError
-        If the network does not accept its arguments or the recipe's samples.
-    InputError
-        If the loss does not accept the network's output.
+    `seed` is that of the initial weights. ValueError if the network does not accept its arguments or the recipe's
+    samples; InputError if the loss does not accept the network's output.
     """
     torch.manual_seed(seed)
     kind = load_object(recipe.network or model.network)
@@ -86,28 +72,11 @@ def build_trainable(model: Model, recipe: Recipe, *, seed: int) -> nn.Module:
 
 
 def find_start(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:
-    """Find weights to start from.
+    """Find weights to start from, and the classes that they were trained for (empty if unknown).
 
-    Parameters
-    ----------
-    path : path
-        A ``.safetensors`` file, or a model folder: its ``fold_N``, else ``fold_0``, else ``segmenter``.
-    fold : int
-        N.
-    model : Model
-        Whose folder in the package has no record of its training.
-
-    Returns
-    -------
-    file : path
-        With the weights.
-    classes : list of str
-        Classes that they were trained for; empty if unknown.
-
-    Raises
-    ------
-    InputError
-        If there are no weights.
+    `path` is a ``.safetensors`` file, or a model folder: its ``fold_N`` (N is `fold`), else ``fold_0``, else
+    ``segmenter``. `model` is the one whose folder in the package has no record of its training. InputError if there are
+    no weights.
     """
     parts = (f"fold_{fold}", "fold_0", "segmenter")
     files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
@@ -121,26 +90,11 @@ def find_start(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:
 
 
 def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:
-    """Load weights from a safetensors file into a network; of an ImageNet ResNet-50 only the encoder's.
+    """Load weights from a safetensors file into a network; all of them stay trainable (Zhao et al. 2022).
 
-    Parameters
-    ----------
-    network : Module
-        Changed in place.
-    path : path
-        File.
-    new_heads : bool
-        Leave the output layers as they are, since the classes differ.
-
-    Returns
-    -------
-    list of str
-        Parameters that were not loaded.
-
-    Raises
-    ------
-    ValueError
-        If the file has no weights, or those of another network.
+    With `new_heads` the output layers (``head`` or ``heads``) stay as they are, since the classes differ; an ImageNet
+    ResNet-50 only gives the encoder. Returns the names of the parameters that were not loaded. ValueError if the file
+    has no weights, or those of another network.
     """
     try:
         weights = {name: value.float() for name, value in load_file(path).items()}
@@ -149,31 +103,6 @@ def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:
             return [name for name in network.state_dict() if not name.startswith("encoder.")]
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
-    return transfer(network, weights, new_heads=new_heads)
-
-
-def transfer(network: nn.Module, weights: Mapping[str, Tensor], *, new_heads: bool) -> list[str]:
-    """Load the weights of a network trained for something else; all of them stay trainable (Zhao et al. 2022).
-
-    Parameters
-    ----------
-    network : Module
-        Changed in place.
-    weights : mapping of str to Tensor
-        Of the same architecture; the output layers may have other classes.
-    new_heads : bool
-        Leave the output layers (``head`` or ``heads``) as they are.
-
-    Returns
-    -------
-    list of str
-        Parameters that were not loaded.
-
-    Raises
-    ------
-    ValueError
-        If the other weights do not fit.
-    """
     own = network.state_dict()
     kept = [name for name in own if new_heads and name.split(".")[0] in ("head", "heads")]
     wrong = [
@@ -199,22 +128,10 @@ def train_network(
     report: Callable[[State, StepResult], None] = lambda state, result: None,
     finish_epoch: Callable[[State], bool | None] = lambda state: None,
 ) -> State:
-    """Train a network on some maps and validate it on others; resumes the training in the folder.
+    """Train a network on some maps and validate it on others; resumes from ``checkpoint.pt`` in the folder.
 
-    Parameters
-    ----------
-    network : Module
-        Has the weights to keep when this returns.
-    recipe : Recipe
-        How to train.
-    cases, validation : sequence of Case
-        Maps; without validation the last weights are kept.
-    folder : path
-        Gets ``checkpoint.pt``.
-    options : RuntimeOptions
-        Seed and machine.
-    report, finish_epoch : callable
-        As for `bids_dgmseg.train.core.train`.
+    When this returns, the network has the weights to keep: without validation the last ones. `report` and
+    `finish_epoch` are called as by `bids_dgmseg.train.core.train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     samples = WindowSamples(cases, recipe, seed=options.seed, augment=True)

@@ -1,4 +1,4 @@
-"""Training log: learning curve, and lines for the terminal."""
+"""Log of a training: lines for the terminal, the learning curve, and the record of what is trained on what."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
 
-from bids_dgmseg.io.files import write_bytes, write_text
+from bids_dgmseg import __version__
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import read_json, to_json, write_bytes, write_json, write_text
 from bids_dgmseg.io.tables import MISSING, read_tsv
 from bids_dgmseg.report.figures import draw_learning_curve
 from bids_dgmseg.train.core import State, StepResult
@@ -41,20 +43,9 @@ class PlainLog:
 
 
 class StepLog:
-    """Log of a training without epochs: one row of the learning curve per `every` steps.
+    """Log of a training without epochs: one row of the learning curve, a TSV file, per `every` steps.
 
-    Parameters
-    ----------
-    path : path
-        Learning curve, a TSV file.
-    classes : sequence of str
-        Names of the classes except background.
-    log : Log
-        Where lines go.
-    steps : int, optional
-        Length of the training, if it is given in steps.
-    every : int
-        Steps per row.
+    `classes` are those except background, `steps` is the length of the training, if it is given in steps.
     """
 
     def __init__(
@@ -73,7 +64,10 @@ class StepLog:
     def step(self, state: State, result: StepResult) -> None:
         """Show the status; each sample is new, so its Dice is that of unseen data."""
         dice = result.dice
-        self.log.update(status(f"step {state.step}{self._total}", state, result, dice.tolist()))
+        where = f"step {state.step}{self._total}"
+        self.log.update(
+            format_status(where, seconds=state.seconds, left=result.seconds_left, loss=result.loss, dice=dice.tolist())
+        )
         self._losses.append(result.loss)
         self._dice.append(dice)
         if state.step % self.every:
@@ -89,20 +83,9 @@ class StepLog:
 
 
 class EpochLog:
-    """Log of a training in epochs: one row of the learning curve per epoch.
+    """Log of a training in epochs: one row of the learning curve, ``curve.tsv`` in a folder, per epoch.
 
-    Parameters
-    ----------
-    name : str
-        Begins each line.
-    classes : sequence of str
-        Names of the classes except background.
-    pace : Pace
-        Schedule.
-    folder : path
-        Gets ``curve.tsv`` and ``curve.png``.
-    log : Log
-        Where lines go.
+    `name` begins each line; `classes` are those except background.
     """
 
     def __init__(self, name: str, classes: Sequence[str], pace: Pace, folder: Path, log: Log) -> None:
@@ -111,8 +94,9 @@ class EpochLog:
     def step(self, state: State, result: StepResult) -> None:
         """Show the status, with the Dice of the last epoch."""
         where = f"{self.name}: epoch {state.epoch + 1}/{self.pace.epochs}, step {state.step}/{result.epoch_steps}"
+        dice = [state.rows[-1][name] for name in self.classes] if state.rows else ()
         self.log.update(
-            status(where, state, result, [state.rows[-1][name] for name in self.classes] if state.rows else ())
+            format_status(where, seconds=state.seconds, left=result.seconds_left, loss=result.loss, dice=dice)
         )
 
     def epoch(self, state: State) -> None:
@@ -141,13 +125,8 @@ class EpochLog:
         write_curve(state.rows, self.folder / "curve.tsv", {"epoch": "d", "steps": "d", **dict.fromkeys(names, ".6g")})
 
 
-def status(where: str, state: State, result: StepResult, dice: Iterable[float]) -> str:
-    """Format the status line; `dice` has one value per class, NaN for absent ones, of which the mean is shown."""
-    return format_status(where, seconds=state.seconds, left=result.seconds_left, loss=result.loss, dice=dice)
-
-
 def format_status(where: str, *, seconds: float, left: float, loss: float, dice: Iterable[float]) -> str:
-    """Format a status line.
+    """Format a status line with the mean of `dice`, whose absent values are NaN.
 
     Examples
     --------
@@ -156,11 +135,9 @@ def format_status(where: str, *, seconds: float, left: float, loss: float, dice:
     """
     known = [value for value in dice if not math.isnan(value)]
     mean = f"{sum(known) / len(known):.2f}" if known else MISSING
-    return f"{where}, {_minutes(seconds)} min, {_minutes(left)} left, loss {loss:.3f}, Dice {mean}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.{1 if seconds < 6000 else 0}f}"  # a terminal may have 80 columns
+    # A terminal may have 80 columns.
+    spent, left_over = (f"{time / 60:.{1 if time < 6000 else 0}f}" for time in (seconds, left))
+    return f"{where}, {spent} min, {left_over} left, loss {loss:.3f}, Dice {mean}"
 
 
 def write_curve(rows: Iterable[Mapping[str, float]], path: Path, formats: Mapping[str, str]) -> None:
@@ -176,3 +153,19 @@ def _format(value: float, spec: str) -> str:
 def read_steps(path: Path, *, until: int) -> pd.DataFrame:
     """Read the rows of a table up to a step; later ones are left over from a training that was started again."""
     return read_tsv(path).query("step <= @until") if path.is_file() else pd.DataFrame()
+
+
+def write_record(out: Path, record: Mapping[str, Any], *, begun: bool, length: Mapping[str, Any] | None = None) -> None:
+    """Write ``training.json`` to a model folder; InputError if it contains results of a different training.
+
+    `record` has what is trained on what (model, checksums of labels, seed, …), `begun` whether the folder contains
+    results of a training, and `length` what may differ when a training is continued.
+    """
+    path = out / "training.json"
+    if begun and path.is_file():
+        earlier = read_json(path)
+        if differing := [name for name, value in to_json(record).items() if earlier.get(name) != value]:
+            raise InputError(
+                f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT"
+            )
+    write_json({**record, **({"length": length} if length else {}), "version": __version__}, path)

@@ -1,19 +1,21 @@
-"""Loss functions of the papers, and objectives: losses with their parameters, as recipes name them."""
+"""Loss functions: those of the papers, and soft Dice with cross-entropy or a focal loss.
+
+Logits have shape (B, C, X, Y, Z), with background in channel 0, and labels (B, X, Y, Z) hold the class of each voxel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
-from bids_dgmseg.train.recipe_values import AnyLength
+from bids_dgmseg.networks.dcn_net import Attended, split_heads
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,8 @@ def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = DCNNetTe
 
     .. math:: \sum_c w_c (\pi_T TL_c + \pi_F FL_c)
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, C, X, Y, Z)
-        Channel 0 is background; two channels per head of DCN-Net, all classes when they are estimated jointly.
-    labels : Tensor of shape (B, X, Y, Z), integer or bool
-        Class of each voxel.
-    terms : DCNNetTerms
-        The weights.
-
-    Returns
-    -------
-    Tensor
-        Scalar; :math:`w_c` is `inverse_frequency` over the batch.
+    :math:`w_c` is `inverse_frequency` over the batch. The classes are those of one head of DCN-Net (background and
+    nucleus), or all of them when they are estimated jointly.
     """
     logits = logits.float()
     truth = _one_hot(labels, logits)
@@ -99,19 +90,11 @@ def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = DCNNetTe
 
 
 def inverse_frequency(truth: Tensor) -> Tensor:
-    r"""Weigh the classes of a batch by the inverse of their share of it.
+    r"""Weigh the classes of a one-hot batch (B, C, ...) by the inverse of their share of it.
 
     .. math:: w_c = N_c^{-1} / \sum_k N_k^{-1}
 
-    Parameters
-    ----------
-    truth : Tensor of shape (B, C, ...)
-        One-hot.
-
-    Returns
-    -------
-    Tensor of shape (C,)
-        Sums to 1. A class without a voxel has no frequency and weighs 0.
+    The weights (C,) sum to 1. A class without a voxel has no frequency and weighs 0.
     """
     counts = truth.sum((0, *range(2, truth.ndim)))
     inverse = torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
@@ -119,7 +102,7 @@ def inverse_frequency(truth: Tensor) -> Tensor:
 
 
 def tversky_loss(probabilities: Tensor, truth: Tensor, *, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
-    r"""Tversky loss of every class, averaged over samples (Kim et al. 2020, eq. 3).
+    r"""Tversky loss (C,) of every class, averaged over samples (Kim et al. 2020, eq. 3); `truth` is one-hot.
 
     .. math:: TL_c = 1 - \frac{1}{n} \sum_i \frac{\sum_j p_{ijc} g_{ijc}}
               {\sum_j p_{ijc} g_{ijc} + \alpha F^+_{ic} + \beta F^-_{ic}}
@@ -128,20 +111,6 @@ def tversky_loss(probabilities: Tensor, truth: Tensor, *, alpha: float = 0.3, be
     nucleus. The paper's sums have the same indices for both classes, so background has them the other way round:
     what is missed is always the foreground. They are printed with α and β exchanged; the prose holds, where β
     weighs false negatives.
-
-    Parameters
-    ----------
-    probabilities : Tensor of shape (B, C, X, Y, Z)
-        Channel 0 is background.
-    truth : Tensor of the same shape
-        One-hot.
-    alpha, beta : float
-        Weights of false positives and of false negatives.
-
-    Returns
-    -------
-    Tensor of shape (C,)
-        From 0 to 1.
     """
     axes = tuple(range(2, truth.ndim))
     hits = (probabilities * truth).sum(axes)
@@ -153,22 +122,11 @@ def tversky_loss(probabilities: Tensor, truth: Tensor, *, alpha: float = 0.3, be
 
 
 def squared_error_focal_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    r"""Focal term of DCN-Net for every class (Kim et al. 2020, eq. 4).
+    r"""Focal term (C,) of DCN-Net for every class (Kim et al. 2020, eq. 4); `truth` is one-hot.
 
     .. math:: FL_c = -\frac{1}{nm} \sum_i \sum_j (g_{ijc} - p_{ijc})^2 \log p_{ijc}
 
     Unlike the usual focal loss it has no factor :math:`g`: voxels of other classes count too.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (B, C, X, Y, Z)
-        Before the softmax.
-    truth : Tensor of the same shape
-        One-hot.
-
-    Returns
-    -------
-    Tensor of shape (C,)
     """
     log_probabilities = logits.log_softmax(dim=1)
     terms = (truth - log_probabilities.exp()).square() * log_probabilities
@@ -176,22 +134,12 @@ def squared_error_focal_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def overlap_penalty(one: Tensor, other: Tensor) -> Tensor:
-    r"""Soft Dice of two nuclei that must not overlap (Kim et al. 2020, eq. 8).
+    r"""Soft Dice of the probabilities (B, X, Y, Z) of two nuclei that must not overlap (Kim et al. 2020, eq. 8).
 
     .. math:: \frac{1}{n} \sum_i \frac{2 \sum_j p^D_{ij} p^I_{ij}}{\sum_j (p^D_{ij} + p^I_{ij})}
-
-    Parameters
-    ----------
-    one, other : Tensor of shape (B, X, Y, Z)
-        Probabilities of the nuclei.
     """
     axes = tuple(range(1, one.ndim))
     return (2 * (one * other).sum(axes) / (one + other).sum(axes).clamp(min=1e-10)).mean()
-
-
-def l2_penalty(weights: Iterable[Tensor], *, factor: float = 1e-4) -> Tensor:
-    """Sum of squares times a factor, for the weights that `DCNNet.decayed_weights` yields."""
-    return factor * torch.stack([weight.square().sum() for weight in weights]).sum()
 
 
 def attention_unet_loss(
@@ -237,22 +185,15 @@ def attention_unet_loss(
     for scale, weight in zip(logits, scale_weights, strict=True):
         seen = functional.interpolate(labels[:, None].float(), size=scale.shape[2:], mode="nearest")[:, 0]
         for number, share in enumerate(class_weights, start=1):
-            nucleus = _against_the_rest(scale.float(), number)
-            loss = loss + weight * share * _dice_and_binary_cross_entropy(nucleus, seen == number, smooth)
+            values = scale.float()  # for each nucleus anew: the order in which bfloat16 gradients are added up
+            rest = torch.cat((values[:, :number], values[:, number + 1 :]), dim=1)
+            nucleus = values[:, number] - rest.logsumexp(dim=1)  # its sigmoid is the softmax probability
+            truth = (seen == number).to(nucleus.dtype)
+            probabilities = nucleus.sigmoid()
+            overlap = (2 * (probabilities * truth).sum() + smooth) / (probabilities.sum() + truth.sum() + smooth)
+            cross_entropy = functional.binary_cross_entropy_with_logits(nucleus, truth)
+            loss = loss + weight * share * (1 - overlap + cross_entropy)
     return loss
-
-
-def _against_the_rest(logits: Tensor, number: int) -> Tensor:
-    """Logit whose sigmoid is the softmax probability of one class."""
-    rest = torch.cat((logits[:, :number], logits[:, number + 1 :]), dim=1)
-    return logits[:, number] - rest.logsumexp(dim=1)
-
-
-def _dice_and_binary_cross_entropy(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
-    truth = labels.to(logits.dtype)
-    probabilities = logits.sigmoid()
-    overlap = (2 * (probabilities * truth).sum() + smooth) / (probabilities.sum() + truth.sum() + smooth)
-    return 1 - overlap + functional.binary_cross_entropy_with_logits(logits, truth)
 
 
 def deepqsmseg_loss(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5, epsilon: float = 1e-20) -> Tensor:
@@ -262,19 +203,9 @@ def deepqsmseg_loss(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5
               \right] - \lambda \operatorname{mean} \left( g_n (1 - p_n)^2 \log (p_n + \epsilon) \right)
 
     The paper prints eq. 2 without its minus. Dice sums over the voxels of the batch for each class, background
-    included; the mean runs over voxels and channels alike (the paper is silent on both).
-
-    Parameters
-    ----------
-    logits : Tensor of shape (B, C, X, Y, Z)
-        Channel 0 is background.
-    labels : Tensor of shape (B, X, Y, Z), integer
-        Class of each voxel.
-    focal_weight : float
-        λ.
-    epsilon : float
-        ε of both equations (the paper gives no value). The focal term stops moving probabilities that are less, and
-        Dice hardly moves small ones: a nucleus once below a larger ε would never be seen again.
+    included; the mean runs over voxels and channels alike (the paper is silent on both). It gives no value of ε
+    either: the focal term stops moving probabilities that are less, and Dice hardly moves small ones, so a nucleus
+    once below a larger ε would never be seen again. `focal_weight` is λ.
     """
     probabilities = logits.float().softmax(dim=1)
     truth = _one_hot(labels, probabilities)
@@ -290,77 +221,6 @@ def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
     return functional.one_hot(labels.long(), like.shape[1]).movedim(-1, 1).to(like.dtype)
 
 
-class Objective(Protocol):
-    """A loss function of a network's output in training mode."""
-
-    def __call__(self, network: nn.Module, answer: Any, labels: Tensor) -> Tensor:
-        """Compute the loss; labels (B, ...) hold classes."""
-
-
-@dataclass(frozen=True)
-class DCNNetObjective:
-    """`dcn_net_loss`, and the L2 penalty of the published program; attention counts in training mode alone."""
-
-    terms: DCNNetTerms = field(default_factory=DCNNetTerms)
-    l2: float = 1e-4
-
-    def __call__(self, network: nn.Module, answer: Attended | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss; jointly estimated classes (``independent = false``) have the hybrid loss alone."""
-        attention = answer.auxiliary.float() if isinstance(answer, Attended) else None
-        logits = main_logits(answer)
-        if logits.shape[1] == 2 * len(self.terms.heads):
-            loss = dcn_net_loss(logits, labels, attention=attention, terms=self.terms)
-        else:
-            loss = hybrid_loss(logits, labels, terms=self.terms)
-        if self.l2 and isinstance(network, DCNNet):
-            loss = loss + l2_penalty(network.decayed_weights(), factor=self.l2)
-        return loss
-
-
-@dataclass(frozen=True)
-class AttentionUNetObjective:
-    """`attention_unet_loss`."""
-
-    class_weights: tuple[float, ...] = (0.4, 0.2, 0.4)
-    scale_weights: Annotated[tuple[float, ...], AnyLength()] = (0.6, 0.3, 0.1)
-    """λ, full resolution first; as many as the network has scales."""
-    smooth: float = 1e-2
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        if isinstance(answer, list) and len(answer) != len(self.scale_weights):
-            found = f"{len(self.scale_weights)} values for {len(answer)} scales of the network"
-            raise ValueError(f"scale_weights has {found}; give one per scale")
-        return attention_unet_loss(
-            answer, labels, class_weights=self.class_weights, scale_weights=self.scale_weights, smooth=self.smooth
-        )
-
-
-@dataclass(frozen=True)
-class DeepQSMSegObjective:
-    """`deepqsmseg_loss`."""
-
-    focal_weight: float = 0.5
-    epsilon: float = 1e-20
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        return deepqsmseg_loss(main_logits(answer), labels, focal_weight=self.focal_weight, epsilon=self.epsilon)
-
-
-@dataclass(frozen=True)
-class DiceCrossEntropyObjective:
-    """`dice_and_cross_entropy`."""
-
-    foreground_weight: float = 3.0
-    smooth: float = 1.0
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        logits = main_logits(answer)
-        return dice_and_cross_entropy(logits, labels, foreground_weight=self.foreground_weight, smooth=self.smooth)
-
-
 def main_logits(answer: Any) -> Tensor:
     """Return the logits at full resolution of a network's output in training or evaluation mode."""
     logits = answer.logits if isinstance(answer, Attended) else answer
@@ -369,22 +229,117 @@ def main_logits(answer: Any) -> Tensor:
 
 
 def most_probable_classes(logits: Tensor, classes: int) -> Tensor:
-    """Return the most probable class of each voxel.
+    """Return the most probable class (B, ...) of each voxel.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, classes, ...) or (B, 2 · (classes − 1), ...)
-        One softmax over all classes, or one with two channels per nucleus.
-    classes : int
-        Background included.
-
-    Returns
-    -------
-    Tensor of shape (B, ...)
-        Of independent nuclei the most probable one, if its probability exceeds one half.
+    Logits have one softmax over all `classes`, background included, or one with two channels per nucleus. Of such
+    independent nuclei the most probable one is returned, if its probability exceeds one half.
     """
     if logits.shape[1] == classes:
         return logits.argmax(dim=1)
     nuclei = torch.stack([head[:, 1] - head[:, 0] for head in split_heads(logits)], dim=1)
     highest, place = nuclei.max(dim=1)
     return torch.where(highest > 0, place + 1, 0)
+
+
+def dice_and_cross_entropy(
+    logits: Tensor, labels: Tensor, *, foreground_weight: float = 3.0, smooth: float = 1.0
+) -> Tensor:
+    r"""Soft Dice over the classes C that are present, plus cross-entropy.
+
+    .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
+              - \frac{\sum_i w_{g_i} \log p_{g_i i}}{\sum_i w_{g_i}}
+
+    The sums run over the voxels of the batch. `foreground_weight` is w of every class but the background, `smooth` is s
+    in voxels.
+    """
+    weights = torch.full((logits.shape[1],), foreground_weight, device=logits.device)
+    weights[0] = 1.0
+    return _apply(logits, labels, weights, 1.0, 0.0, smooth)
+
+
+def dice_and_focal(logits: Tensor, labels: Tensor, *, focal_weight: float = 0.5, smooth: float = 1.0) -> Tensor:
+    r"""Soft Dice over the classes C that are present, plus focal loss.
+
+    .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
+              - \frac{\lambda}{N K} \sum_i (1 - p_{g_i i})^2 \log p_{g_i i}
+
+    Equals `deepqsmseg_loss` (Guan et al. 2021, eqs. 1 to 3) if all K classes are present, except for the Dice of the
+    background, in a quarter of its time and memory. The sums run over the N voxels of the batch; `focal_weight` is λ,
+    `smooth` is s in voxels.
+    """
+    weights = torch.ones(logits.shape[1], device=logits.device)
+    share = focal_weight / logits.shape[1]
+    return _apply(logits, labels, weights, share, 2.0, smooth)
+
+
+def _apply(logits: Tensor, labels: Tensor, *settings: Tensor | float) -> Tensor:
+    """Compute `_DiceAndFocal` with one row per voxel."""
+    # What `movedim` gives lies in one piece where the network's layout is channels-last.
+    voxels = logits.movedim(1, -1).reshape(-1, logits.shape[1])
+    function: Any = _DiceAndFocal  # some versions of torch have no types for `apply`
+    loss: Tensor = function.apply(voxels, labels.reshape(-1).long(), *settings)
+    return loss
+
+
+class _DiceAndFocal(torch.autograd.Function):
+    """Dice and `share` of a focal loss of voxels in rows, a few at a time: all of them at once is slow on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, voxels: Tensor, labels: Tensor, weights: Tensor, share: float, gamma: float, smooth: float
+    ) -> Tensor:
+        """Sum up what both parts need: logits (N, C) and labels (N,), weights (C,)."""
+        predicted, inside = torch.zeros_like(weights), torch.zeros_like(weights)
+        log_likelihood = weights.new_zeros(())
+        for rows, own in _parts(voxels, labels):
+            log_probability = rows.float().log_softmax(dim=-1)
+            of_truth = log_probability.gather(1, own[:, None])[:, 0]
+            likelihood = of_truth.exp()
+            focal = of_truth if gamma == 0 else (1 - likelihood) ** gamma * of_truth
+            log_likelihood += (weights[own] * focal).sum()
+            predicted += log_probability.exp_().sum(dim=0)
+            inside.index_add_(0, own, likelihood)
+        true = torch.bincount(labels, minlength=len(weights)).to(weights.dtype)
+        there = true > 0
+        there[0] = False
+        part = there / there.sum().clamp(min=1)
+        denominator = predicted + true + smooth
+        overlap = (2 * inside + smooth) / denominator
+        weight = (weights * true).sum()
+        ctx.save_for_backward(
+            voxels, labels, part * overlap / denominator, 2 * part / denominator, share * weights / weight
+        )
+        ctx.gamma = gamma
+        dice_loss: Tensor = (part * (1 - overlap)).sum()
+        return dice_loss - share * log_likelihood / weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        r"""Return the gradient with respect to the logits.
+
+        By a probability of the true class t the loss changes by :math:`a_t - b_t - w_t f / p_t`, by one of another
+        class c by :math:`a_c`; f is 1 for cross-entropy and :math:`(1 - p_t)^\gamma - \gamma p_t (1 - p_t)^{\gamma - 1}
+        \log p_t` for a focal loss. Through the softmax that is :math:`p_c (a_c - \sum_k p_k a_k + b_t p_t + w_t f)`,
+        less :math:`b_t p_t + w_t f` where c is t.
+        """
+        voxels, labels, *terms = ctx.saved_tensors
+        a, b, weights = (gradients[0] * term for term in terms)
+        result = torch.empty_like(voxels)
+        for rows, own, out in _parts(voxels, labels, result):
+            probability = rows.float().softmax(dim=-1)
+            likelihood = probability.gather(1, own[:, None])[:, 0]
+            slope: Tensor | float = 1.0
+            if ctx.gamma:
+                gamma, rest = ctx.gamma, 1 - likelihood
+                slope = rest**gamma - gamma * rest ** (gamma - 1) * torch.special.xlogy(likelihood, likelihood)
+            pull = b[own] * likelihood + weights[own] * slope
+            change = probability * (a + (pull - probability @ a)[:, None])
+            out.copy_(change.scatter_add_(1, own[:, None], -pull[:, None]))
+        return result, *(None,) * 5
+
+
+def _parts(voxels: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Go over rows in parts that fit into a core's cache, or all at once on a GPU."""
+    rows = 8192 if voxels.device.type == "cpu" else len(voxels)
+    return zip(*(torch.split(tensor, rows) for tensor in (voxels, *others)), strict=True)

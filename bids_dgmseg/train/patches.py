@@ -1,28 +1,39 @@
-"""Samples of the papers' recipes: patches, stacks of slices or whole crops of labelled maps."""
+"""Samples of labelled maps: windows of voxels for the papers' recipes, patches in mm for fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from bids_dgmseg.image.grids import Box, Grid, box_of_mask, world_grid
-from bids_dgmseg.image.resample import resample, sample_points
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, covering_block, world_grid
+from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.localize import run_localizer
+from bids_dgmseg.segmentation.postprocess import postprocess
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, network_grid, predict_on_grid
+from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.ranges import chance
-from bids_dgmseg.train.data import LabelledMap
-from bids_dgmseg.train.labelled_patches import most_probable, soft_masks
+from bids_dgmseg.train.augment import Variation, mirrored_labels
+from bids_dgmseg.train.labelled_maps import LabelledMap
 from bids_dgmseg.train.recipe import Recipe, Sampling
 from bids_dgmseg.train.schedule import mix
+
+_FINER = 0.75
+"""Voxel size of fine-tuning's targets relative to the network's: they are read by nearest neighbour."""
+
+_MARGIN_MM = 30.0
+"""Margin around a patch of fine-tuning, for samples that are rotated, shifted and bent."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +51,17 @@ class Case:
 
 
 def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device: str = "cpu") -> Case:
-    """Resample a labelled map to the spacing and region of a recipe.
+    """Resample a labelled map to the spacing and region of a recipe; ValueError if none of its classes is labelled.
 
-    Parameters
-    ----------
-    labelled : LabelledMap
-        Map, and labels as channels of `model`.
-    model : Model
-        Gives spacing and localizer.
-    recipe : Recipe
-        Gives classes, region and normalization.
-    device : {"cpu", "cuda", "auto"}
-        Where a localizer's network runs.
-
-    Raises
-    ------
-    ValueError
-        If no class of the recipe is labelled.
+    `model` gives spacing and localizer, whose network runs on `device` ("cpu", "cuda" or "auto").
     """
     spacing_mm = recipe.voxel_size_mm(model)
-    classes = labelled.labels.with_array(_to_classes(labelled.labels.array, model, recipe))
+    class_of = np.zeros(len(model.labels) + 1, np.uint8)
+    for number, name in enumerate(recipe.classes, start=1):
+        for abbreviation in recipe.structures(name):
+            if abbreviation in model.labels:
+                class_of[model.labels.index(abbreviation) + 1] = number
+    classes = labelled.labels.with_array(class_of[labelled.labels.array])
     if not classes.array.any():
         raise ValueError(f"{labelled.name}: none of {', '.join(recipe.classes)} is labelled")
     inner = world_grid(_find_region(labelled, classes, model, recipe, device), spacing_mm)
@@ -69,16 +71,6 @@ def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device:
     if recipe.sampling.normalized == "region":
         chi[region] = NORMALIZATIONS[recipe.sampling.normalization](chi[region])
     return Case(labelled.name, torch.from_numpy(chi), torch.from_numpy(labels), region, spacing_mm)
-
-
-def _to_classes(channels: NDArray[np.uint8], model: Model, recipe: Recipe) -> NDArray[np.uint8]:
-    table = np.zeros(len(model.labels) + 1, np.uint8)
-    for number, name in enumerate(recipe.classes, start=1):
-        for abbreviation in recipe.structures(name):
-            if abbreviation in model.labels:
-                table[model.labels.index(abbreviation) + 1] = number
-    classes: NDArray[np.uint8] = table[channels]
-    return classes
 
 
 def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: Recipe, device: str) -> Box:
@@ -122,13 +114,14 @@ def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> lis
     """List the samples of an epoch, in the order of the cases; `seed` chooses which ones without labels are kept."""
     windows = []
     for number, case in enumerate(cases):
-        starts = product(*(_starts(case.region[axis], axis, sampling) for axis in range(3)))
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
-        windows += [
-            Window(number, (x, y, z))
-            for x, y, z in starts
-            if _has_labels(case, (x, y, z), sampling) or chance(generator, sampling.empty)
-        ]
+        for x, y, z in product(*(_starts(case.region[axis], axis, sampling) for axis in range(3))):
+            block = [slice(first, first + size) for first, size in zip((x, y, z), sampling.size, strict=True)]
+            if (axis := sampling.stack_axis) is not None:
+                middle = block[axis].start + sampling.size[axis] // 2
+                block[axis] = slice(middle, middle + 1)
+            if case.labels[tuple(block)].any() or chance(generator, sampling.empty):
+                windows.append(Window(number, (x, y, z)))
     return windows
 
 
@@ -144,32 +137,10 @@ def _starts(extent: slice, axis: int, sampling: Sampling) -> list[int]:
     return [extent.start + start for start in [*starts, *([last] if starts[-1] < last else [])]]
 
 
-def _has_labels(case: Case, start: tuple[int, int, int], sampling: Sampling) -> bool:
-    block = [slice(first, first + size) for first, size in zip(start, sampling.size, strict=True)]
-    if (axis := sampling.stack_axis) is not None:
-        middle = start[axis] + sampling.size[axis] // 2
-        block[axis] = slice(middle, middle + 1)
-    return bool(case.labels[tuple(block)].any())
-
-
 class WindowSamples(Dataset[tuple[Tensor, Tensor]]):
     """Samples of all epochs: index e · n + i is sample i of epoch e, the same whenever it is read.
 
-    Parameters
-    ----------
-    cases : sequence of Case
-        Maps.
-    recipe : Recipe
-        Sampling, augmentation and normalization.
-    seed : int
-        Of the augmentation.
-    augment : bool
-        Apply the recipe's augmentation.
-
-    Raises
-    ------
-    ValueError
-        If there is no sample.
+    `seed` is that of the augmentation, which `augment` applies. ValueError if there is no sample.
     """
 
     def __init__(self, cases: Sequence[Case], recipe: Recipe, *, seed: int, augment: bool) -> None:
@@ -202,3 +173,138 @@ class WindowSamples(Dataset[tuple[Tensor, Tensor]]):
         if (axis := sampling.stack_axis) is None:
             return chi[None], labels
         return chi.movedim(axis, 0), labels.select(axis, sampling.size[axis] // 2)
+
+
+@dataclass(frozen=True)
+class PreparedMap:
+    """A labelled map from which many samples can be drawn."""
+
+    chi: Tensor
+    """(X, Y, Z), in ppm, smoothed for the spacing."""
+    world_to_index: Tensor
+    """RAS+ mm to indices of `chi`, (4, 4)."""
+    target: LabelMap
+    """Channels to learn, 0 for background."""
+    box: Box
+    """Box of the localizer."""
+
+
+def prepare_map(
+    labelled: LabelledMap, box: Box, model: Model, *, weights: Path | None, device: str = "cpu"
+) -> PreparedMap:
+    """Compute the target of each voxel.
+
+    Manual labels count. Elsewhere a nucleus without manual labels in this map lies where the starting weights
+    predict it; one with manual labels does not, whatever they predict.
+
+    Slices may be thick and in any orientation. `box` is that of the model's localizer; `weights` is the folder of the
+    starting weights (None for those in the package), which run on `device` ("cpu", "cuda" or "auto").
+    """
+    spacing_mm = model.input.spacing_mm
+    centre_mm, (_, axes) = np.array(box.centre_mm), box.frame
+    wide = Box.around(centre_mm, OrientedBox.from_axes(axes, model.input.patch_mm)).expanded(_MARGIN_MM)
+    x, y, z = (_FINER * step for step in spacing_mm)
+    fine = world_grid(wide, (x, y, z))
+    grid = network_grid(labelled.chi, box, model)
+    probabilities = predict_on_grid(labelled.chi, grid, model, weights=weights, device=device)
+    kept = postprocess(ProbabilityBlock(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm), model)
+    probabilities[1:, (kept == 0) & (probabilities.argmax(axis=0) > 0)] = 0
+    parts = enumerate(probabilities[1:], start=1)
+    predicted = most_probable(((channel, Volume(part, grid.affine)) for channel, part in parts), fine)
+    drawn = most_probable(soft_masks(labelled.labels), fine, at_least=0.5)
+    target = np.where(np.isin(predicted, labelled.channels), 0, predicted)
+    target[drawn > 0] = drawn[drawn > 0]
+    chi = smooth_for_grid(labelled.chi, Grid(fine.shape, np.diag([*spacing_mm, 1.0])))
+    block = covering_block(Grid(chi.shape, chi.affine), wide)
+    to_index = torch.tensor(np.linalg.inv(block_affine(chi.affine, block)), dtype=torch.float32)
+    values = torch.from_numpy(np.ascontiguousarray(chi.array[block], np.float32))
+    return PreparedMap(values, to_index, LabelMap.from_volume(Volume(target, fine.affine)), box)
+
+
+def soft_masks(labels: Volume) -> Iterator[tuple[int, Volume]]:
+    """Turn labels into fractions that rise with the distance from the outline, 0.5 on it.
+
+    Interpolated linearly they move the outline gradually from one thick slice to the next (Raya and Udupa 1990);
+    fractions of 0 and 1 would repeat each slice.
+    """
+    width_mm = 2 * max(labels.voxel_size_mm)
+    for channel, found in enumerate(ndimage.find_objects(labels.array), start=1):
+        if found is None:
+            continue
+        block = tuple(slice(max(side.start - 3, 0), side.stop + 3) for side in found)
+        mask = np.pad(labels.array[block] == channel, 1)
+        inner, outer = (ndimage.distance_transform_edt(side, labels.voxel_size_mm) for side in (mask, ~mask))
+        depth_mm = (inner - outer)[1:-1, 1:-1, 1:-1]
+        soft = np.clip(0.5 + depth_mm / (2 * width_mm), 0, 1).astype(np.float32)
+        yield channel, Volume(soft, block_affine(labels.affine, block))
+
+
+def most_probable(
+    fractions: Iterable[tuple[int, Volume]], grid: Grid, *, at_least: float | None = None
+) -> NDArray[np.uint8]:
+    """Resample fractions (0 to 1) of classes linearly to a grid, and label each voxel with the class of the largest.
+
+    Fractions less than `at_least` become background; by default those less than what all classes lack to a sum of 1.
+    """
+    labels = np.zeros(grid.shape, np.uint8)
+    largest, total = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
+    for number, volume in fractions:
+        present = volume.array > 0.02
+        if not present.any():
+            continue
+        around = box_of_mask(volume.with_array(present)).expanded(max(volume.voxel_size_mm))
+        block = covering_block(grid, around)
+        x, y, z = (piece.stop - piece.start for piece in block)
+        if not x * y * z:
+            continue
+        part = resample(volume, Grid((x, y, z), block_affine(grid.affine, block))).array
+        larger = part > largest[block]
+        labels[block][larger] = number
+        largest[block][larger] = part[larger]
+        total[block] += part
+    labels[largest < (1 - total if at_least is None else at_least)] = 0
+    return labels
+
+
+class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented patches of labelled maps; sample i of a seed is always the same, and two seeds share no sample.
+
+    Each map is drawn once before any is drawn again. Samples lie anywhere in the box; their `size_mm` is that of the
+    model's patch by default. ValueError if the model's voxels are not isotropic.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[PreparedMap],
+        model: Model,
+        *,
+        seed: int,
+        variation: Variation | None = None,
+        size_mm: tuple[float, float, float] | None = None,
+    ) -> None:
+        if len(set(model.input.spacing_mm)) > 1:
+            raise ValueError(f"{model.name}: its voxels are not isotropic: {model.input.spacing_mm} mm")
+        self.maps, self.seed, self.variation = tuple(maps), seed, variation or Variation()
+        self.spacing_mm = model.input.spacing_mm[0]
+        self.size_mm = size_mm or model.input.patch_mm
+        x, y, z = (round(size / self.spacing_mm) for size in self.size_mm)
+        self.shape = (x, y, z)
+        self.normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+        self.normalize = NORMALIZATIONS[model.input.normalization]
+        self.mirrored = mirrored_labels(model)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Draw sample `index`: input (1, X, Y, Z) and channels (X, Y, Z)."""
+        if get_worker_info() is not None:
+            torch.set_num_threads(1)
+        turn, number = divmod(index, len(self.maps))
+        one = self.maps[np.random.default_rng((self.seed, turn)).permutation(len(self.maps))[number]]
+        generator = torch.Generator().manual_seed(self.seed * 10_000_000 + index)
+        points = self.variation.draw_points(one.box, self.shape, self.spacing_mm, self.size_mm, generator)
+        indices = points @ one.world_to_index[:3, :3].T + one.world_to_index[:3, 3]
+        chi = sample_points(one.chi[None], indices)[0]
+        labels = one.target.at(one.target.indices(points))
+        chi = self.variation.change_values(chi, self.spacing_mm, generator)
+        if chance(generator, self.variation.mirrored):
+            chi, labels = chi.flip(0), self.mirrored[labels.flip(0).long()]
+        return torch.from_numpy(self.normalize(chi.numpy()))[None], labels

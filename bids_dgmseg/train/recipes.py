@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.train.augment import Augmentation
-from bids_dgmseg.train.losses import AttentionUNetObjective, DCNNetObjective, DeepQSMSegObjective
-from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.recipe import AttentionUNetObjective, DCNNetObjective, DeepQSMSegObjective, Recipe, Sampling
 from bids_dgmseg.train.schedule import Pace
 
 DCNNET = {

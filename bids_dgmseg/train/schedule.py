@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
 import torch
 
-from bids_dgmseg.train.recipe_values import AnyLength, Count, Positive
+from bids_dgmseg.models.registry import Positive
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass
@@ -27,48 +30,6 @@ class Position:
     """Epochs since the lowest validation loss."""
 
 
-class Schedule(Protocol):
-    """What the training core asks of a schedule."""
-
-    @property
-    def learning_rate(self) -> float:
-        """Maximum learning rate."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Of AdamW; without it AdamW is Adam."""
-
-    @property
-    def gradient_norm(self) -> float | None:
-        """Norm to which gradients are clipped; None for no clipping."""
-
-    @property
-    def average(self) -> float | None:
-        """Decay of the exponential moving average of the weights; None for no average."""
-
-    @property
-    def batch(self) -> int:
-        """Samples per step."""
-
-    def rate(self, at: Position) -> float:
-        """Return the learning rate of the next step."""
-
-    def epoch_steps(self, n_samples: int) -> int | None:
-        """Return the number of steps per epoch; None for a training without epochs."""
-
-    def fraction_done(self, at: Position, epoch_steps: int | None = None) -> float:
-        """Return the finished fraction of the training, from 0 to 1."""
-
-    def epoch_finished(self, at: Position, epoch_steps: int | None) -> bool:
-        """Return whether the current epoch ends here."""
-
-    def finished(self, at: Position) -> bool:
-        """Return whether the training ends here."""
-
-    def batches(self, n_samples: int, at: Position, *, seed: int) -> Iterator[list[int]]:
-        """Yield the sample indices of each remaining step."""
-
-
 @dataclass(frozen=True)
 class StepSchedule:
     """Training without epochs: each sample is used once; linear warm-up, then half a cosine down to a hundredth."""
@@ -78,11 +39,16 @@ class StepSchedule:
     minutes: float | None = None
     """Total training time, which then determines the learning rate."""
     learning_rate: float = 2e-3
+    """Maximum."""
     weight_decay: float = 1e-4
+    """Of AdamW; without it AdamW is Adam."""
     warmup_steps: int = 50
     gradient_norm: float | None = 5.0
+    """Norm to which gradients are clipped; None for no clipping."""
     average: float | None = 0.995
+    """Decay of the exponential moving average of the weights; None for no average."""
     batch: int = 1
+    """Samples per step."""
 
     def rate(self, at: Position) -> float:
         """Return the learning rate of the next step."""
@@ -121,7 +87,7 @@ class Pace:
     learning_rate: Positive
     patience: Count | None = None
     """Epochs without a lower validation loss after which the training ends; None for never."""
-    milestones: Annotated[tuple[int, ...], AnyLength()] = ()
+    milestones: tuple[int, ...] = ()
     """Epochs at which the learning rate drops to a tenth."""
     minutes: Positive | None = None
     """Training time after which the training ends."""
@@ -172,17 +138,12 @@ class Pace:
         return self.minutes is not None and at.seconds >= 60 * self.minutes
 
 
-def fraction_done(fraction: float, seconds: float, minutes: float | None) -> float:
-    """Return the finished fraction of a training by its steps or by its time, whichever is larger.
+Schedule = StepSchedule | Pace
+"""What the training core accepts."""
 
-    Parameters
-    ----------
-    fraction : float
-        Finished fraction of the steps or epochs.
-    seconds : float
-        Training time so far.
-    minutes : float or None
-        Maximum training time.
+
+def fraction_done(fraction: float, seconds: float, minutes: float | None) -> float:
+    """Return the finished fraction of a training by its steps (`fraction`) or by its time, whichever is larger.
 
     Examples
     --------

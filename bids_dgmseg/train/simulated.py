@@ -1,13 +1,19 @@
-"""Train the default model's two networks on maps that are simulated during training."""
+"""Train the default model's two networks on maps that are simulated during training.
+
+A training is validated on fixed simulated maps while it runs, and on labelled scans at its end.
+"""
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +21,7 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.models.model_folder import (
     load_weights,
     localizer_network,
@@ -24,7 +31,9 @@ from bids_dgmseg.models.model_folder import (
     to_channels_last,
 )
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.inference import NORMALIZATIONS
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
+from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import (
@@ -38,17 +47,22 @@ from bids_dgmseg.simulate.sample import (
     template_head,
     typical_view,
 )
-from bids_dgmseg.train.core import Run, State, StepResult, train, use_all_cores
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
-from bids_dgmseg.train.log import Log, StepLog
+from bids_dgmseg.stats.overlap import dice
+from bids_dgmseg.train.core import Run, State, StepResult, hard_dice, train, use_all_cores
+from bids_dgmseg.train.labelled_maps import manual_labels, read_labelled_maps
+from bids_dgmseg.train.log import Log, StepLog, read_steps
+from bids_dgmseg.train.losses import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.schedule import StepSchedule
-from bids_dgmseg.train.validation import SEED, FixedMaps
 
 PHANTOM_FRACTION = 0.15
 """Fraction of the samples that show the ellipsoids of the phantom instead of the template."""
 
 TYPICAL_EVERY = 3
 """Every third sample of the segmenter's training is a typical map: rare maps teach more, but most maps are not rare."""
+
+FIRST_FIXED_MAP, FIXED_SEED = 8_000_000, 0
+"""Fixed maps for validation: beyond the samples of a training of any length and before those of the calibration; of one
+seed, whatever that of a training, so that trainings can be compared."""
 
 TYPICAL_WIDTH = 0.5
 """Fraction of the width of each parameter range that typical maps use."""
@@ -158,7 +172,7 @@ def train_on_simulations(
     curve.start(state)
     maps = simulated_maps(model, template, config.part, seed=config.seed, device=device)
     validation = FixedMaps(
-        replace(maps, seed=SEED),
+        replace(maps, seed=FIXED_SEED),
         state,
         n_maps=config.validation_maps,
         path=out / f"{config.part}_validation.tsv",
@@ -185,6 +199,66 @@ def train_on_simulations(
     validation.measure()
     sha256 = save_weights(state.weights, out / f"{config.part}.safetensors")
     return Outcome(state.step, schedule.finished(state), sha256)
+
+
+class FixedMaps:
+    """Measures the averaged weights of a training on a fixed set of simulated maps, every few minutes.
+
+    Maps from number `FIRST_FIXED_MAP` on are used. The table at `path` gets the mean Dice of each class except
+    background; rows of earlier calls are kept.
+    """
+
+    def __init__(
+        self,
+        maps: Dataset[tuple[Tensor, Tensor]],
+        state: State,
+        *,
+        n_maps: int,
+        path: Path,
+        classes: Sequence[str],
+        device: torch.device,
+        log: Log,
+        every_minutes: float = 10.0,
+    ) -> None:
+        self.state, self.path, self.classes, self.device, self.log = state, path, tuple(classes), device, log
+        self.every_seconds = 60 * every_minutes
+        self._network = copy.deepcopy(state.network).eval()
+        self._maps, self._indices = maps, range(FIRST_FIXED_MAP, FIRST_FIXED_MAP + n_maps)
+        self._samples: list[tuple[Tensor, Tensor]] = []
+        self._measured, self._next_seconds = state.step, state.seconds + self.every_seconds
+        if n_maps:
+            self._table = read_steps(path, until=state.step)
+            self._write()
+
+    def step(self) -> None:
+        """Measure if it is time."""
+        if self.state.seconds >= self._next_seconds:
+            self._next_seconds = self.state.seconds + self.every_seconds
+            self.measure()
+
+    def measure(self) -> None:
+        """Add the mean Dice per class to the table, unless this step was measured before."""
+        step = self.state.step
+        if not self._indices or step == self._measured:
+            return
+        self._measured = step
+        self._samples = self._samples or [self._maps[index] for index in self._indices]
+        self._network.load_state_dict(self.state.weights)
+        scores = torch.stack(
+            [
+                hard_dice(forward_batch(self._network, chi[None].numpy(), self.device.type).cpu(), labels[None].cpu())
+                for chi, labels in self._samples
+            ]
+        ).nanmean(dim=0)
+        row = pd.DataFrame([{"step": step, **dict(zip(self.classes, scores.tolist(), strict=True))}])
+        self._table = pd.concat([self._table, row]) if len(self._table) else row
+        self._write()
+        n_maps = len(self._samples)
+        self.log.log(f"step {step}, Dice {float(scores.nanmean()):.3f} on {n_maps} simulated validation maps")
+
+    def _write(self) -> None:
+        table = self._table if len(self._table) else pd.DataFrame(columns=["step", *self.classes])
+        write_tsv(table, self.path, float_format="%.4f")
 
 
 def simulated_maps(
@@ -216,3 +290,83 @@ def mix_in_typical_maps(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
     below_mm, above_mm = (cut_mm + beyond_mm for cut_mm in view.cut_mm)
     larger = replace(view, shape=shape, cut_mm=(below_mm, above_mm))
     return replace(maps, typical=typical_view(larger, TYPICAL_WIDTH))
+
+
+def evaluate_on_dataset(model: Model, dataset: Path, out: Path, *, step: int, device: str, log: Log) -> Path:
+    """Evaluate a model folder on a labelled dataset that is not used for training.
+
+    Parameters
+    ----------
+    model : Model
+        Whose segmenter is in ``out``.
+    dataset : path
+        BIDS dataset of labelled maps.
+    out : path
+        Model folder; its localizer is used if there is one, else that of the package.
+    step : int
+        Number of training steps so far.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute.
+    log : Log
+        Gets the mean Dice of each nucleus, left and right together.
+
+    Returns
+    -------
+    path
+        ``segmenter_external_validation.tsv`` in `out`: step, scan, abbreviation, Dice. Rows of earlier steps are kept.
+
+    Raises
+    ------
+    InputError
+        If the dataset has no labelled maps.
+    """
+    borrows = bool(model.localizer.network) and not (out / "localizer.safetensors").is_file()
+    scores = score_dataset(dataset, model, weights=out, localizer=None if borrows else out, device=device, log=log)
+    table = scores.assign(step=step)[["step", "scan", "abbreviation", "dice"]]
+    nuclei = table["dice"].groupby(table["abbreviation"].str.split("_").str[0], sort=False).mean()
+    means = " ".join(f"{name} {value:.3f}" for name, value in nuclei.items())
+    n_scans = table["scan"].nunique()
+    log.log(f"step {step}, Dice on {n_scans} scans of {dataset.name}: {means} mean {nuclei.mean():.3f}")
+    path = out / "segmenter_external_validation.tsv"
+    earlier = read_steps(path, until=step - 1)
+    return write_tsv(pd.concat([earlier, table]) if len(earlier) else table, path, float_format="%.4f")
+
+
+def score_dataset(
+    dataset: Path, model: Model, *, weights: Path | None, localizer: Path | None, device: str, log: Log
+) -> pd.DataFrame:
+    """Segment every labelled map of a dataset and compute the Dice.
+
+    Parameters
+    ----------
+    dataset : path
+        BIDS dataset of labelled maps.
+    model : Model
+        Which nuclei.
+    weights, localizer : path or None
+        Folders of the segmenter and of the localizer; None for those in the package.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute.
+    log : Log
+        Gets warnings about the labels.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `dice`, scan and seconds; one row per scan and nucleus that is labelled in it.
+
+    Raises
+    ------
+    InputError
+        If the dataset has no labelled maps.
+    """
+    tables = []
+    for one in read_labelled_maps(dataset, model, warn=log.log):
+        started = time.perf_counter()
+        location = localize(one.chi, model, weights=localizer, device=device)
+        found = segment_map(one.chi, model, weights=weights, device=device, location=location).labels
+        seconds = time.perf_counter() - started
+        known = [model.structures[channel - 1] for channel in one.channels]
+        table = dice(manual_labels(one, model), found, structures=known)
+        tables.append(table.assign(scan=one.name, seconds=seconds))
+    return pd.concat(tables)

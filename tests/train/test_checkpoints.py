@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.train import checkpoints
-from bids_dgmseg.train.checkpoints import read_checkpoint, write_checkpoint, write_record
+from bids_dgmseg.train import core
+from bids_dgmseg.train.core import read_checkpoint, write_checkpoint
+from bids_dgmseg.train.log import write_record
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_small_checkpoint_is_one_file(path, state):
 
 
 def test_large_checkpoint_is_split(path, state, monkeypatch):
-    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
     write_checkpoint(state, path)
     assert len(names(path)) == 4
     assert all(file.stat().st_size <= 30_000 for file in path.parent.iterdir())
@@ -35,7 +36,7 @@ def test_large_checkpoint_is_split(path, state, monkeypatch):
 
 
 def test_earlier_parts_are_removed(path, state, monkeypatch):
-    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     before = names(path)
     write_checkpoint({**state, "step": 8}, path)
@@ -44,7 +45,7 @@ def test_earlier_parts_are_removed(path, state, monkeypatch):
 
 
 def test_missing_part_is_refused(path, state, monkeypatch):
-    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     (part,) = path.parent.glob("*.2of3")
     part.unlink()
@@ -53,7 +54,7 @@ def test_missing_part_is_refused(path, state, monkeypatch):
 
 
 def test_damaged_part_is_refused(path, state, monkeypatch):
-    monkeypatch.setattr(checkpoints, "LARGEST_BYTES", 30_000)
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
     write_checkpoint(state, path)
     (part,) = path.parent.glob("*.2of3")
     part.write_bytes(part.read_bytes()[::-1])

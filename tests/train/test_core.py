@@ -19,10 +19,9 @@ from bids_dgmseg.simulate.anatomy import LabelMap
 from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, nuclei_labels
 from bids_dgmseg.train.augment import Augmentation
 from bids_dgmseg.train.core import Run, State, train, validate
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy
-from bids_dgmseg.train.losses import DiceCrossEntropyObjective
+from bids_dgmseg.train.losses import dice_and_cross_entropy
 from bids_dgmseg.train.patches import Case, WindowSamples
-from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling
 from bids_dgmseg.train.schedule import Pace, Position, StepSchedule
 from bids_dgmseg.train.simulated import SimulatedMaps
 

@@ -26,9 +26,9 @@ from bids_dgmseg.models.model_folder import read_model_folder, save_weights, seg
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.train.checkpoints import read_checkpoint
+from bids_dgmseg.train.core import read_checkpoint
 from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
-from bids_dgmseg.train.validation import evaluate_on_dataset
+from bids_dgmseg.train.simulated import evaluate_on_dataset
 from tests.conftest import start_dataset, write_map
 from tests.terminal import Terminal
 from tests.train.recorder import Lines

@@ -22,12 +22,11 @@ from bids_dgmseg.simulate.simulated_dataset import whole_head_view
 from bids_dgmseg.train import finetune, learner, simulated
 from bids_dgmseg.train.calibration import calibrate
 from bids_dgmseg.train.core import train
-from bids_dgmseg.train.data import LabelledMap
 from bids_dgmseg.train.finetune import FineTuning, train_segmenter
-from bids_dgmseg.train.labelled_patches import LabelledPatches, prepare_map
+from bids_dgmseg.train.labelled_maps import LabelledMap
 from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
 from bids_dgmseg.train.nnunet.step import NnunetTraining, train_step
-from bids_dgmseg.train.patches import Case
+from bids_dgmseg.train.patches import Case, LabelledPatches, prepare_map
 from bids_dgmseg.train.recipes import get_recipe
 from bids_dgmseg.train.simulated import TrainingConfig, train_on_simulations
 from tests.conftest import HEAD

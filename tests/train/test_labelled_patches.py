@@ -10,8 +10,8 @@ from bids_dgmseg.models.registry import ModelInput
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.simulate.ranges import HeadRanges
 from bids_dgmseg.train.augment import Variation, mirrored_labels
-from bids_dgmseg.train.data import LabelledMap, majority_vote
-from bids_dgmseg.train.labelled_patches import LabelledPatches, most_probable, prepare_map, soft_masks
+from bids_dgmseg.train.labelled_maps import LabelledMap, majority_vote
+from bids_dgmseg.train.patches import LabelledPatches, most_probable, prepare_map, soft_masks
 from tests.oracle import oracle_model
 
 MODEL = replace(oracle_model(), input=ModelInput(spacing_mm=(3.0, 3.0, 3.0), patch_mm=(90.0, 111.0, 90.0)))

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
-from bids_dgmseg.train.learner import build_trainable, initialize, transfer
-from bids_dgmseg.train.losses import AttentionUNetObjective
+from bids_dgmseg.train.learner import build_trainable, initialize
+from bids_dgmseg.train.recipe import AttentionUNetObjective
 from bids_dgmseg.train.recipes import get_recipe
 
 ZHAO = replace(MODELS["attunet25d"], arch={"features": (2, 4, 8, 16)})
@@ -48,11 +48,11 @@ def test_bad_file_and_unknown_argument_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arch", "message"),
     [
-        ("deepqsmseg", {"normalization": "instance"}, "normalization: 'instance' is not one of batch, group, none"),
+        ("deepqsmseg", {"normalization": "instance"}, "normalization: 'instance': choose from batch, group, none"),
         ("deepqsmseg", {"reduction": 0}, "division"),
-        ("attunet25d", {"features": []}, r"features: \[\] is not a non-empty list"),
-        ("attunet25d", {"attention": 1}, "attention: 1 is not true or false"),
-        ("attunet25d", {"gate_convolutions": 3}, "gate_convolutions: 3 is not one of 1, 2"),
+        ("attunet25d", {"features": []}, r"features: \[\]: expected finite numbers"),
+        ("attunet25d", {"attention": 1}, "attention: 1: expected bool, got int"),
+        ("attunet25d", {"gate_convolutions": 3}, "gate_convolutions: 3: choose from 1, 2"),
         ("attunet25d", {"features": [2, 4], "scales": 1, "slices": 5}, r"samples of \(96, 3, 96\) do not fit .*5"),
     ],
 )
@@ -71,11 +71,12 @@ def test_scale_weights_must_match_the_network(scales, weights):
     build_trainable(model, replace(recipe, loss=AttentionUNetObjective(scale_weights=(0.5,) * scales)), seed=1)
 
 
-def test_transfer_skips_output_layers():
+def test_transfer_skips_output_layers(tmp_path):
     torch.manual_seed(0)
     source, target = unet(3), unet(4)
     before = target.state_dict()["heads.0.weight"].clone()
-    kept = transfer(target, source.state_dict(), new_heads=True)
+    save_file(source.state_dict(), tmp_path / "source.safetensors")
+    kept = initialize(target, tmp_path / "source.safetensors", new_heads=True)
     assert kept == [f"heads.{scale}.{part}" for scale in (0, 1) for part in ("weight", "bias")]
     state = target.state_dict()
     assert torch.equal(state["heads.0.weight"], before)
@@ -83,12 +84,12 @@ def test_transfer_skips_output_layers():
     assert all(parameter.requires_grad for parameter in target.parameters())
 
 
-def test_weights_of_another_network_are_refused():
-    with pytest.raises(ValueError, match=r"first difference: heads\.0\.weight"):
-        transfer(unet(4), unet(3).state_dict(), new_heads=False)
-    with pytest.raises(ValueError, match=r"weights of another network \(first difference: image"):
-        transfer(
-            unet(4),
-            {name: value for name, value in unet(4).state_dict().items() if "image" not in name},
-            new_heads=True,
-        )
+@pytest.mark.parametrize(
+    ("classes", "without", "new_heads", "difference"),
+    [(3, "nothing", False, r"heads\.0\.weight"), (4, "image", True, "image")],
+)
+def test_weights_of_another_network_are_refused(tmp_path, classes, without, new_heads, difference):
+    weights = {name: value for name, value in unet(classes).state_dict().items() if without not in name}
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=rf"weights of another network \(first difference: {difference}"):
+        initialize(unet(4), tmp_path / "other.safetensors", new_heads=new_heads)

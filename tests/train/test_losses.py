@@ -4,20 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.train.core import hard_dice
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.losses import (
     DCNNetTerms,
     attention_unet_loss,
     dcn_net_loss,
     deepqsmseg_loss,
+    dice_and_cross_entropy,
+    dice_and_focal,
     hybrid_loss,
     inverse_frequency,
-    l2_penalty,
     overlap_penalty,
     squared_error_focal_loss,
     tversky_loss,
 )
+from bids_dgmseg.train.recipe import DCNNetObjective
 
 
 def _logits(probabilities: list[list[float]]) -> Tensor:
@@ -188,7 +190,11 @@ def test_wrong_number_of_heads_is_refused():
 
 
 def test_l2_penalty_is_a_sum_of_squares():
-    assert l2_penalty([torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]).item() == pytest.approx(14e-4)
+    network = DCNNet(1, 3, initial_features=2, growth=2, dilations=((1,),), bottleneck_layers=1)
+    logits = torch.cat((_logits(HEAD), _logits(HEAD)), dim=1)
+    with_penalty, without = (DCNNetObjective(l2=l2)(network, logits, _labels(0, 1)) for l2 in (0.1, 0.0))
+    squares = sum(float(weight.detach().square().sum()) for weight in network.decayed_weights())
+    assert (with_penalty - without).item() == pytest.approx(0.1 * squares, rel=1e-4)
 
 
 def _flat(probabilities: list[list[float]]) -> Tensor:

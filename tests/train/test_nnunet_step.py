@@ -23,8 +23,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.segmentation.nnunet import Network, quiet
+from bids_dgmseg.train.labelled_maps import Part
 from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, environment, halve, train_step
-from bids_dgmseg.train.splits import Part
 from tests.segmentation.nnunet_folders import predict_with_stock
 from tests.train.recorder import Lines
 

@@ -10,10 +10,9 @@ from bids_dgmseg.models.registry import MODELS, Localizer
 from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.train.augment import Augmentation
-from bids_dgmseg.train.data import LabelledMap
-from bids_dgmseg.train.losses import DeepQSMSegObjective
+from bids_dgmseg.train.labelled_maps import LabelledMap
 from bids_dgmseg.train.patches import Case, WindowSamples, list_windows, prepare_case
-from bids_dgmseg.train.recipe import Recipe, Sampling
+from bids_dgmseg.train.recipe import DeepQSMSegObjective, Recipe, Sampling
 from bids_dgmseg.train.recipes import get_recipe
 from bids_dgmseg.train.schedule import Pace
 

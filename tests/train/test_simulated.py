@@ -12,8 +12,8 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.train import simulated
-from bids_dgmseg.train.dice_loss import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.log import StepLog
+from bids_dgmseg.train.losses import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.train.simulated import TrainingConfig, mix_in_typical_maps, simulated_maps, train_on_simulations
 from tests.train.recorder import Lines
 

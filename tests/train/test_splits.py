@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from bids_dgmseg.train.splits import choose_some, split_by_site, split_fold, stratified_folds
+from bids_dgmseg.train.labelled_maps import choose_some, split_by_site, split_fold, stratified_folds
 
 SITES = {**{f"a{number}": "A" for number in range(10)}, **{f"b{number}": "B" for number in range(5)}}
 

@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.train.core import State
 from bids_dgmseg.train.schedule import StepSchedule
-from bids_dgmseg.train.validation import FIRST_MAP, FixedMaps
+from bids_dgmseg.train.simulated import FIRST_FIXED_MAP, FixedMaps
 
 
 class Ramps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -73,7 +73,7 @@ def test_averaged_weights_are_measured(fixed, tmp_path, lines):
 
 def test_maps_are_simulated_once(fixed, maps):
     measure(*fixed(), 1, 2)
-    assert maps.drawn == [FIRST_MAP, FIRST_MAP + 1]
+    assert maps.drawn == [FIRST_FIXED_MAP, FIRST_FIXED_MAP + 1]
 
 
 @pytest.mark.parametrize(

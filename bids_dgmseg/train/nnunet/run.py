@@ -26,11 +26,16 @@ from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
-from bids_dgmseg.train.checkpoints import write_record
-from bids_dgmseg.train.data import LabelledMap, list_derivatives, manual_labels, read_labelled_maps
-from bids_dgmseg.train.log import Log
+from bids_dgmseg.train.labelled_maps import (
+    LabelledMap,
+    list_derivatives,
+    manual_labels,
+    read_labelled_maps,
+    read_sites,
+    split_by_site,
+)
+from bids_dgmseg.train.log import Log, write_record
 from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, StepOutcome, crop_to_cerebellum, train_step
-from bids_dgmseg.train.splits import read_sites, split_by_site
 
 Mask = NDArray[np.bool_]
 

@@ -25,8 +25,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.segmentation.nnunet import quiet
+from bids_dgmseg.train.labelled_maps import FRACTIONS, Part
 from bids_dgmseg.train.log import Log
-from bids_dgmseg.train.splits import FRACTIONS, Part
 
 PlanName = Literal["paper", "small"]
 

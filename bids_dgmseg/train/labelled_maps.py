@@ -1,11 +1,12 @@
-"""Labelled maps of a BIDS dataset: manual labels, and pseudo-labels that models predicted."""
+"""Labelled maps of a BIDS dataset (manual labels, or pseudo-labels of models), and the split of its participants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,15 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
+from bids_dgmseg.io.tables import MISSING
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.study.participants import read_participants
+
+Part = Literal["train", "tune", "test"]
+
+FRACTIONS: Mapping[Part, float] = {"train": 0.7, "tune": 0.1, "test": 0.2}
+"""As in DentateSeg's study; ``tune`` is the validation set."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,7 @@ def manual_labels(labelled: LabelledMap, model: Model) -> NDArray[np.uint8]:
 
 
 def check_holdout(labelled: Sequence[LabelledMap], holdout: Collection[str]) -> list[LabelledMap]:
-    """Return the maps of the participants that are not held out.
-
-    Raises
-    ------
-    InputError
-        If a participant that is held out has no map, or none is left.
-    """
+    """Return the maps of the other participants; InputError if a held-out one has no map, or if none is left."""
     known = {one.participant for one in labelled}
     if missing := sorted(set(holdout) - known):
         raise InputError(f"--holdout {missing[0]}: no labelled scan of this participant (labelled: {list_some(known)})")
@@ -137,13 +139,14 @@ def match_labels(
     dict of path to path
         Map → segmentation, for maps that have one.
     """
-    scans = _find_maps(dataset, derivatives)
+    scans = find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
     dsegs: list[Path] = []
     for root in (dataset, *(derivatives or list_derivatives(dataset))):
         with suppress(InputError):  # a dataset without segmentations
             dsegs += find_images(root, "dseg")
     predicted = {f"seg-{name}" for name in MODELS} - set(choose)
-    dsegs = [path for path in dsegs if f"seg-{_entities(path).get('seg')}" not in predicted]
+    models = {path: split_entities(path.name.partition(".")[0]).get("seg") for path in dsegs}
+    dsegs = [path for path in dsegs if f"seg-{models[path]}" not in predicted]
     if not dsegs:
         raise InputError(f"{dataset.name}: no manual labels (_dseg.nii[.gz]) in it or its derivatives; add them")
     segmentations = match_scans([scan.chi for scan in scans], dsegs, choose=choose)
@@ -155,21 +158,13 @@ def match_labels(
     return scans, segmentations
 
 
-def _find_maps(dataset: Path, derivatives: Sequence[Path]) -> list[Scan]:
-    return find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
-
-
 def list_derivatives(dataset: Path) -> list[Path]:
     """List the derivative datasets inside a dataset."""
     return sorted(path for path in (dataset / "derivatives").glob("*") if any(path.glob("sub-*")))
 
 
-def _entities(path: Path) -> dict[str, str]:
-    return split_entities(path.name.partition(".")[0])
-
-
 def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str, None]) -> LabelledMap:
-    """Read a map with its labels; adds to `warnings`."""
+    """Read a map with its labels; values without a channel become 0 and are added to `warnings`."""
     if scan.problem:
         raise InputError(scan.problem)
     checked = check_chi(scan.chi, scan.sidecar)
@@ -178,28 +173,22 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str,
     labels = read_labels(dseg)
     if mismatch := describe_grid_mismatch(chi, labels):
         raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")
-    channels = Volume(_to_channels(dseg, labels, model, warnings), chi.affine)
-    return LabelledMap(scan.name, chi, channels, scan.participant, dseg)
-
-
-def _to_channels(dseg: Path, labels: Volume, model: Model, warnings: dict[str, None]) -> NDArray[np.uint8]:
-    """Convert the values of a label image to channels; values without a channel become 0 and a warning."""
     table = read_label_table(dseg)
     if table.source is None:
         warnings["no dseg.tsv found; labels are read as the indices of this package (1 DN_L, 2 DN_R, …)"] = None
     full_names = {structure.name: structure.abbreviation for structure in STRUCTURES}
-    array = np.zeros(labels.shape, np.uint8)
+    channels = np.zeros(labels.shape, np.uint8)
     unknown = []
     for value in _values(labels):
         name = table.abbreviations.get(value, "")
         name = full_names.get(name, name)
         if name in model.labels:
-            array[labels.array == value] = model.labels.index(name) + 1
+            channels[labels.array == value] = model.labels.index(name) + 1
         else:
             unknown.append(value)
     if unknown:
         warnings[_describe_unknown(unknown, table, table.source or dseg, model.name)] = None
-    return array
+    return LabelledMap(scan.name, chi, Volume(channels, chi.affine), scan.participant, dseg)
 
 
 def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
@@ -250,33 +239,13 @@ def read_pseudo_labels(
 ) -> list[LabelledMap]:
     """Read the maps of a dataset with labels that models predicted, fused by majority vote if there are several.
 
-    Parameters
-    ----------
-    dataset : path
-        Root of the BIDS dataset of the maps.
-    model : Model
-        Which nuclei, in which channels.
-    folders : sequence of path
-        Outputs of ``bids_dgmseg``, one per model. A map is used if all of them have its labels.
-    exclude : collection of str
-        Names of scans to leave out: those with manual labels.
-    option : str
-        Command-line option of the folders, for messages.
-    warn : callable
-        Gets a line per problem.
-    derivatives : sequence of path
-        Derivative datasets of the maps; by default those in ``dataset/derivatives``.
-    holdout : collection of str
-        Participants to leave out, without ``sub-``.
-
-    Raises
-    ------
-    InputError
-        If no map is left.
+    `folders` are outputs of ``bids_dgmseg``, one per model; a map is used if all of them have its labels. Scans in
+    `exclude` (those with manual labels) and participants in `holdout` are left out. `option` is the command-line option
+    of the folders, for messages; the other arguments are those of `read_labelled_maps`. InputError if no map is left.
     """
     scans = [
         scan
-        for scan in _find_maps(dataset, derivatives)
+        for scan in find_scans(open_inputs(dataset, Selection(derivatives=tuple(derivatives))))
         if scan.name not in exclude and scan.participant not in holdout
     ]
     choose = (f"seg-{model.name}",)
@@ -315,3 +284,80 @@ def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
             votes[number] += one == number
     winner: NDArray[np.uint8] = votes.argmax(axis=0).astype(np.uint8)
     return winner
+
+
+@dataclass(frozen=True)
+class Split:
+    """Participants of one fold."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
+    """Read the site of each participant from participants.tsv (``site`` or ``site_id``); without it all have one."""
+    path = dataset / "participants.tsv"
+    table = read_participants(path, participants) if path.is_file() else None
+    columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
+    if table is None or not columns:
+        return dict.fromkeys(sorted(participants), MISSING)
+    sites = table[columns[0]].fillna(MISSING)
+    return {one: sites.get(one, MISSING) for one in sorted(participants)}
+
+
+def stratified_folds(sites: Mapping[str, str], folds: int, *, seed: int) -> list[list[str]]:
+    """Assign participants (→ site) to folds, those of each site as evenly as possible; ValueError if they are too few.
+
+    The sizes of folds differ by at most one; `seed` shuffles the participants of each site.
+    """
+    if len(sites) < folds:
+        raise ValueError(f"{len(sites)} participants are too few for {folds} folds")
+    generator = np.random.default_rng(seed)
+    order: list[str] = []
+    for site in sorted(set(sites.values())):
+        members = sorted(one for one, other in sites.items() if other == site)
+        order += [members[number] for number in generator.permutation(len(members))]
+    return [sorted(order[fold::folds]) for fold in range(folds)]
+
+
+def split_fold(sites: Mapping[str, str], *, folds: int, fold: int, seed: int, validation: float | None) -> Split:
+    """Split participants (→ site) for one fold, counted from 0; with one fold the test set is empty.
+
+    `validation` is the fraction of the training participants for validation, with the fold's own part as test set; None
+    to validate on the fold's own part.
+    """
+    own = stratified_folds(sites, folds, seed=seed)[fold] if folds > 1 else []
+    rest = {one: site for one, site in sites.items() if one not in own}
+    if own and validation is None:
+        return Split(tuple(sorted(rest)), tuple(own), ())
+    parts = round(1 / (validation or 0.2))
+    chosen = stratified_folds(rest, parts, seed=seed + 1)[0] if len(rest) >= parts else sorted(rest)[: len(rest) > 1]
+    return Split(tuple(one for one in sorted(rest) if one not in chosen), tuple(chosen), tuple(own))
+
+
+def choose_some(names: Sequence[str], count: int | None, *, seed: int) -> list[str]:
+    """Choose a number of names at random; a smaller choice is part of a larger one."""
+    order = np.random.default_rng(seed).permutation(len(names))[:count]
+    return sorted(names[number] for number in order)
+
+
+def split_by_site(sites: Mapping[str, str], *, seed: int) -> dict[str, Part]:
+    """Split participants (→ site) into training, validation and test set by `FRACTIONS`, each site in proportion.
+
+    `seed` shuffles the participants of each site. With three or more participants no part is empty.
+    """
+    random = np.random.default_rng(seed)
+    order = [name for _, _, name in sorted((sites[name], random.random(), name) for name in sorted(sites))]
+    counts: dict[Part, int] = dict.fromkeys(FRACTIONS, 0)
+    parts: dict[str, Part] = {}
+    for number, name in enumerate(order, start=1):
+        lacking = {part: fraction * number - counts[part] for part, fraction in FRACTIONS.items()}
+        parts[name] = max(lacking, key=lambda part: lacking[part])
+        counts[parts[name]] += 1
+    if len(order) >= 3:
+        for part in ("tune", "test"):
+            if part not in parts.values():
+                training = [name for name in order if parts[name] == "train"]
+                parts[training[-1]] = part
+    return parts
