@@ -60,20 +60,17 @@ def measure_confidence(
     voxel of the nucleus and one of no nucleus, with area :math:`a_f` and distance of centres :math:`d_f`.
     """
     channels = (len(structures), *chi.shape)
-    for name, array, shape in (
-        ("probseg", probseg, channels),
-        ("dseg", dseg, chi.shape),
-        ("fov", fov.inside, chi.shape),
-    ):
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    if probseg.shape != channels:
+        raise ValueError(f"probseg has shape {probseg.shape}, expected {channels}")
+    for name, shape in (("dseg", dseg.shape), ("fov", fov.inside.shape)):
+        if shape != chi.shape:
+            raise ValueError(f"{name} has shape {shape}, expected {chi.shape}")
     boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
     values = np.where(fov.inside, chi, np.nan)
     rows = []
     for structure, probability in zip(structures, probseg, strict=True):
         row: dict[str, Any] = {"index": structure.index, "abbreviation": structure.abbreviation, "n_components": 0}
-        total = probability.sum(dtype=np.float64)
-        within, n_voxels = 0.0, 0
+        total, within, n_voxels = probability.sum(dtype=np.float64), 0.0, 0
         if (tight := boxes[structure.index - 1]) is not None:
             steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
             x, y, z = (

@@ -32,19 +32,9 @@ NOT_IDENTIFIED = "not identified"
 _PARAMETERS = {"alpha": "alpha", "beta": "beta_per_year", "gamma": "gamma"}
 
 _COLUMNS = (
-    "curve",
-    "n",
-    "n_missing",
-    "n_participants",
-    "age_min",
-    "age_max",
+    *("curve", "n", "n_missing", "n_participants", "age_min", "age_max"),
     *(f"{column}{end}" for column in _PARAMETERS.values() for end in ("", "_low", "_high")),
-    "std",
-    "r2",
-    "aicc",
-    "delta_aicc",
-    "best",
-    "note",
+    *("std", "r2", "aicc", "delta_aicc", "best", "note"),
 )
 
 
@@ -89,11 +79,8 @@ def fit_age_curves(
     Returns
     -------
     parameters : DataFrame
-        One row per nucleus and curve: the columns of ``options.by``; ``curve``; ``n`` scans used, ``n_missing`` without
-        age or measure, ``n_participants`` used; ``age_min``, ``age_max`` (years); ``alpha``, ``gamma`` (unit of the
-        measure) and ``beta_per_year``, each with ``_low`` and ``_high``; ``std`` of the residuals; ``r2``; ``aicc``;
-        ``delta_aicc`` relative to the best curve of the nucleus, whose ``best`` is True; ``note``. A curve that cannot
-        be fitted (too few scans, no variance) has missing values and a note that states why.
+        One row per nucleus and curve: the columns of ``options.by`` and those described in ``columns_group.tsv``. A
+        curve that cannot be fitted (too few scans, no variance) has missing values and a ``note`` that states why.
     curves : DataFrame
         One row per age of each fitted curve: the columns of ``options.by``, ``curve`` and those of `bands`, with
         profile limits.
@@ -217,12 +204,9 @@ def change_per_year(
     Returns
     -------
     Change
-        ``participants`` has one row per nucleus and participant: the columns of `by`, the participant, ``n_scans``
-        used, ``n_missing`` without time or measure, ``years`` between first and last, ``first`` (measure at the first
-        scan), ``change_per_year`` (least-squares slope) and ``note``; ``summary`` has one row per nucleus: ``n``
-        participants with a slope, ``n_single`` without, ``n_scans`` in the slopes, ``years_median``, mean
-        ``change_per_year`` with limits, ``std`` over participants, ``t``, ``df``, ``p`` (one-sample t test), ``q``
-        (false discovery rate over the nuclei), ``note``.
+        ``participants`` has one row per nucleus and participant with the least-squares slope ``change_per_year``,
+        ``summary`` one per nucleus with the mean slope, its limits and one-sample t test, and the false discovery rate
+        ``q`` over the nuclei; all columns are described in ``columns_group.tsv``.
 
     Raises
     ------

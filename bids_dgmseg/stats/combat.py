@@ -58,11 +58,10 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     Returns
     -------
     Harmonized
-        ``sites`` has ``site``, ``nucleus``, ``n`` (values used), ``n_unused``, the least-squares ``shift`` and
-        ``scale``, ``shift_bayes`` and ``scale_bayes`` as removed, with shifts in the unit of `values`, and ``note``;
-        ``variance`` has ``nucleus``, ``n``, ``site_variance_before`` and ``_after`` (variance of the site means
-        adjusted for covariates, weighted by scans), ``reduction`` (1 − after / before), ``p_site_before`` and
-        ``_after`` (F test of sites; the second is only descriptive, since the sites were fitted to the same data).
+        ``sites`` has the least-squares ``shift`` and ``scale``, and ``shift_bayes`` and ``scale_bayes`` as removed,
+        with shifts in the unit of `values`; ``variance`` the variance of the site means adjusted for covariates,
+        weighted by scans, and p of the F test of sites, before and after; the latter p is only descriptive, since the
+        sites were fitted to the same data. All columns are described in ``columns_group.tsv``.
 
     Raises
     ------

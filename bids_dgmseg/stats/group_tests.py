@@ -18,9 +18,6 @@ from bids_dgmseg.stats.agreement import is_constant
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
 from bids_dgmseg.stats.long_table import Floats, average_repeated_scans, iter_groups, numeric_column, require_columns
 
-_N_GROUP = 2
-"""Minimum number of participants of a group."""
-
 _NO_SPREAD = "not tested: the values do not vary within the groups"
 
 _ROUNDING = 1e-24
@@ -67,12 +64,9 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
     Returns
     -------
     DataFrame
-        One row per nucleus and group: the columns of ``options.by``; ``reference`` and ``group``; ``n_reference`` and
-        ``n_group`` participants used, ``n_missing`` of both groups without a value, ``n_no_group`` without a group,
-        ``n_scans`` averaged; means, standard deviations and ``difference`` (group − reference) with confidence limits
-        in the unit of the measure; Welch's ``t``, ``df``, ``p_t``; ``u`` and ``p_mannwhitney``; ``hedges_g`` with
-        limits; ``q_t`` and ``q_mannwhitney``, false discovery rates over the nuclei (and models) of the same two
-        groups; ``note``, which states why the tests are missing (fewer than 2 participants in a group, no variance).
+        One row per nucleus and group: the columns of ``options.by`` and those described in ``columns_group.tsv``, with
+        confidence limits of ``difference`` (group − reference) and ``hedges_g``, false discovery rates ``q_`` over the
+        nuclei (and models) of the same two groups, and ``note``, which states why the tests are missing.
 
     Raises
     ------
@@ -111,11 +105,8 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per nucleus and group: the columns of ``options.by``; ``reference`` and ``group``; ``n_reference`` and
-        ``n_group`` participants used, ``n_missing`` of all groups without measure or covariate, ``n_scans`` averaged;
-        the adjusted ``difference`` (group − reference) with limits, ``t``, ``df``, ``p``, ``q``; the F test of all
-        groups, ``f_groups``, ``df_groups``, ``p_groups``, ``q_groups``, ``partial_eta2``; ``std`` of the residuals;
-        ``note``, which states why these are missing. q is the false discovery rate over the nuclei (and models).
+        As in `compare_groups`: the adjusted ``difference`` with its t test, the F test of all groups (``_groups``) and
+        ``std`` of the residuals; ``n_missing`` counts all groups.
 
     Raises
     ------
@@ -144,16 +135,9 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
 
 
 def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[float, float, float]:
-    """Compute Hedges' g of group − reference and its confidence limits; NaN if neither varies.
+    """Compute Hedges' g of group − reference (2 or more finite values each) and its limits; NaN if neither varies.
 
     statsmodels approximates the correction and takes large-sample limits; these are exact.
-
-    Parameters
-    ----------
-    reference, group : ndarray
-        At least 2 finite values each.
-    level : float
-        Confidence level of the limits.
     """
     n_1, n_2 = reference.size, group.size
     m = n_1 + n_2 - 2
@@ -220,8 +204,8 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         "n_scans": int(known["n_scans"].sum()),
         "note": "",
     }
-    if min(x.size, y.size) < _N_GROUP:
-        return record | {"note": f"not compared: {x.size} and {y.size} participants, a group needs {_N_GROUP}"}
+    if min(x.size, y.size) < 2:
+        return record | {"note": f"not compared: {x.size} and {y.size} participants, a group needs 2"}
     record |= {"mean_reference": x.mean(), "mean_group": y.mean(), "difference": y.mean() - x.mean()}
     record |= {"std_reference": x.std(ddof=1), "std_group": y.std(ddof=1)}
     if is_constant(x) and is_constant(y):
@@ -296,14 +280,8 @@ def _fit_groups(
     if fit.ssr <= _ROUNDING * float((y**2).sum()):
         return {}, []
     f_groups, p_groups, df_groups = fit.compare_f_test(without_groups)
-    common = {
-        "df": int(fit.df_resid),
-        "f_groups": f_groups,
-        "df_groups": int(df_groups),
-        "p_groups": p_groups,
-        "partial_eta2": (without_groups.ssr - fit.ssr) / without_groups.ssr,
-        "std": math.sqrt(fit.mse_resid),
-    }
+    common = {"df": int(fit.df_resid), "f_groups": f_groups, "df_groups": int(df_groups), "p_groups": p_groups}
+    common |= {"partial_eta2": (without_groups.ssr - fit.ssr) / without_groups.ssr, "std": math.sqrt(fit.mse_resid)}
     limits = fit.conf_int(1 - level)
     names = ("difference", "difference_low", "difference_high", "t", "p")
     values = np.column_stack([fit.params, limits, fit.tvalues, fit.pvalues])[-n_groups:].tolist()

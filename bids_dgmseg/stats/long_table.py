@@ -21,9 +21,6 @@ N_OUTLIERS = 5
 N_CONTROLS = 5
 """Minimum number of participants for a slope."""
 
-_LEVEL = 0.95
-"""Confidence level of the limits of the slope."""
-
 _COEFFICIENTS = (
     "n_controls n_controls_missing mean_volume_controls slope slope_low slope_high intercept r p note".split()
 )
@@ -98,8 +95,7 @@ def robust_z(
     -------
     DataFrame
         In the order and with the index of `table`: ``n_site`` values in the group, their ``median``, ``robust_z``,
-        ``outlier`` (False without a z-score) and ``note``, which states why there is no z-score: the value is missing,
-        there are fewer than 5 values, or half of them are equal.
+        ``outlier`` (False without a z-score) and ``note``, which states why there is no z-score.
 
     Raises
     ------
@@ -178,10 +174,9 @@ def adjust_for_size(
     Returns
     -------
     SizeAdjustment
-        Adjusted values in the unit of the measure; one row of coefficients per nucleus: the columns of `by`,
-        ``n_controls`` rows used, ``n_controls_missing``, ``mean_volume_controls``, ``slope`` (ppm/mm³) with 95 %
-        limits, ``intercept``, ``r``, ``p`` (two-sided, slope 0) and ``note``. With fewer than 5 controls or without
-        variation in their volumes, slope and adjusted values are missing and the note states why.
+        Adjusted values in the unit of the measure; per nucleus the ``slope`` (ppm/mm³) with 95 % limits, ``p`` (slope
+        0, two-sided) and the other coefficients. With fewer than 5 controls or without variation in their volumes,
+        slope and adjusted values are missing and ``note`` states why.
 
     Raises
     ------
@@ -227,7 +222,7 @@ def adjust_for_size(
             record["note"] = f"not adjusted: the volumes of all controls are {size[used][0]:g}"
         else:
             line = linregress(size[used], chi[used])
-            half = float(t.ppf((1 + _LEVEL) / 2, n - 2)) * line.stderr
+            half = float(t.ppf((1 + 0.95) / 2, n - 2)) * line.stderr
             record |= {"slope": line.slope, "slope_low": line.slope - half, "slope_high": line.slope + half}
             record |= {"intercept": line.intercept, "r": line.rvalue, "p": line.pvalue}
             adjusted[rows.index.to_numpy()] = chi - line.slope * (size - mean_volume)
