@@ -24,7 +24,7 @@ from reporting import markdown
 
 from bids_dgmseg.cli.options import positive_float
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.io.tables import read_tsv, write_tsv
+from bids_dgmseg.io.files import read_tsv, write_tsv
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 from bids_dgmseg.train.augment import Augmentation

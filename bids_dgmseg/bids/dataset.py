@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.annex import is_file_or_unfetched
-from bids_dgmseg.io.files import read_json, read_optional_json, url_to_path
+from bids_dgmseg.io.files import is_file_or_unfetched, read_json, read_optional_json, url_to_path
 
 DATASET_DESCRIPTION = "dataset_description.json"
 

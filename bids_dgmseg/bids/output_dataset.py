@@ -209,7 +209,7 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
 
 def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
     """Format ``descriptions.tsv``, which explains the values of ``desc``, with the rows of earlier runs."""
-    # Not io.tables: every run of the app comes here, and importing pandas takes longer than the rest of a dry run.
+    # Not read_tsv: every run of the app comes here, and importing pandas takes longer than the rest of a dry run.
     known: dict[str, str] = {}
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):

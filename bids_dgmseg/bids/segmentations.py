@@ -13,6 +13,7 @@ from bids_dgmseg.bids.entities import comparable, is_partial_chi, join_entities,
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -147,8 +148,6 @@ def read_label_table(path: Path) -> LabelTable:
 
 
 def _read_labels(path: Path) -> dict[int, str]:
-    from bids_dgmseg.io.tables import read_tsv  # pandas is slow to import
-
     table = read_tsv(path, dtype=str, na_filter=False)
     column = next((name for name in ("abbreviation", "name") if name in table), None)
     if column is None or "index" not in table or table.empty:

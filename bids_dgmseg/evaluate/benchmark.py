@@ -24,8 +24,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
 from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
 from bids_dgmseg.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
-from bids_dgmseg.io.files import read_json, read_optional_json, write_json
-from bids_dgmseg.io.tables import MISSING, write_tsv
+from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, write_json, write_tsv
 from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.train.labelled_maps import find_nuclei, labelled_structures, match_labels, read_labelled_maps

@@ -29,8 +29,7 @@ from bids_dgmseg.evaluate.summary_tables import (
     raters_table,
     summarize,
 )
-from bids_dgmseg.io.files import write_json
-from bids_dgmseg.io.tables import write_tsv
+from bids_dgmseg.io.files import write_json, write_tsv
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(

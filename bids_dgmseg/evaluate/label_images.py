@@ -18,8 +18,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.files import read_json
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import MISSING, read_json
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.evaluate.label_images import Pair
-from bids_dgmseg.io.tables import DataDictionary, read_data_dictionaries
+from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS

@@ -1,8 +1,9 @@
-"""Atomic writing, JSON, checksums and relative URLs."""
+"""Atomic writing, JSON, BIDS tables (TSV), checksums, relative URLs, and files whose content has not been fetched."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import math
@@ -10,12 +11,26 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_pointer_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "n/a"
+"""A missing value in JSON files and tables."""
+
+DataDictionary = Mapping[str, Mapping[str, str]]
+"""Column → its entry in the BIDS data dictionary: ``Description`` and, if it has one, ``Units``."""
+
+_POINTER_SIZE = 200
+"""Bytes that are enough to recognize a pointer."""
+
+_FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
 @contextlib.contextmanager
@@ -78,7 +93,7 @@ def to_json(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return "n/a"
+        return MISSING
     return str(value) if isinstance(value, Path) else value
 
 
@@ -116,6 +131,58 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         return {}
 
 
+def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a tab-separated table; ``n/a`` and empty cells are NaN, and no other text is.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8 text, with or without byte order mark.
+    **options
+        Passed to `pandas.read_csv`, for example ``dtype=str`` or ``usecols``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unfetched or not a table.
+    """
+    import pandas as pd  # slow; every run of the app imports this module
+
+    defaults = {"na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
+    settings: dict[str, Any] = defaults | options
+    if is_pointer_file(path):  # pandas would read it as a header without rows
+        raise InputError(describe_unfetched(path))
+    try:
+        table: pd.DataFrame = pd.read_csv(path, sep="\t", **settings)
+        return table
+    except FileNotFoundError:
+        raise InputError(describe_missing(path)) from None
+    except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path.name}: not a tab-separated table ({reason}); fix the file") from error
+
+
+def write_tsv(table: pd.DataFrame, final: Path, float_format: str | None = None) -> Path:
+    """Write a table atomically without its index; NaN becomes ``n/a``."""
+    text = table.to_csv(sep="\t", index=False, na_rep=MISSING, float_format=float_format, lineterminator="\n")
+    return write_text(text, final)
+
+
+def read_data_dictionaries(name: str) -> dict[str, DataDictionary]:
+    """Read the data dictionaries of the program's own tables from ``data/columns_NAME.tsv``, in the order of columns.
+
+    >>> read_data_dictionaries("stats")["nucleus"]["volume_mm3"]
+    {'Description': 'n_voxels times the voxel volume', 'Units': 'mm^3'}
+    """
+    text = files("bids_dgmseg").joinpath("data", f"columns_{name}.tsv").read_text(encoding="utf-8")
+    dictionaries: dict[str, dict[str, dict[str, str]]] = {}
+    for row in csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+        entry = {"Description": row["description"], "Units": row["units"]}
+        entries = dictionaries.setdefault(row["table"], {})
+        entries[row["name"]] = {key: value for key, value in entry.items() if value != MISSING}
+    return dict(dictionaries)
+
+
 def sha256(path: Path) -> str:
     """Compute the checksum of a file."""
     with path.open("rb") as file:
@@ -151,3 +218,40 @@ def url_to_path(url: str, start: Path) -> Path:
     'out/../my maps'
     """
     return start / unquote(url, errors="surrogateescape")
+
+
+def is_broken_symlink(path: Path) -> bool:
+    """Return whether a path is a symlink to a missing file, as git-annex leaves unfetched files."""
+    return path.is_symlink() and not path.exists()
+
+
+def is_file_or_unfetched(path: Path) -> bool:
+    """Return whether a file of that name exists, fetched or not."""
+    return path.is_file() or is_broken_symlink(path)
+
+
+def is_pointer_file(path: Path) -> bool:
+    """Return whether a file holds only the pointer that git-annex or Git LFS leave for unfetched content."""
+    try:
+        with path.open("rb") as file:
+            return is_pointer_content(file.read(_POINTER_SIZE))
+    except OSError:
+        return False
+
+
+def is_pointer_content(content: bytes) -> bool:
+    """Return whether the first bytes of a file are such a pointer."""
+    start = content[:_POINTER_SIZE]
+    return start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start
+
+
+def describe_missing(path: Path) -> str:
+    """Return the error message for a file that does not exist, or is a broken symlink."""
+    if path.is_symlink():
+        return f"{path.name}: content not fetched (broken symlink); {_FETCH}"
+    return f"{path}: no such file; check the path"
+
+
+def describe_unfetched(path: Path) -> str:
+    """Return the error message for a file that holds only an annex or LFS pointer."""
+    return f"{path.name}: content not fetched (the file is only a pointer); {_FETCH}"

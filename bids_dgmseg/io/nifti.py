@@ -15,8 +15,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_pointer_file
-from bids_dgmseg.io.files import atomic_write
+from bids_dgmseg.io.files import atomic_write, describe_missing, describe_unfetched, is_pointer_file
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
 """Sizes beyond these come from headers in metres or micrometres."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bids_dgmseg.io.tables import DataDictionary, read_data_dictionaries
+from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 
 _DICTIONARIES = read_data_dictionaries("stats")
 

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.io.tables import read_tsv
+from bids_dgmseg.io.files import read_tsv, write_bytes
 from bids_dgmseg.models.structures import STRUCTURES
 
 DPI, WIDTH_IN = 140, 11.0

@@ -12,8 +12,7 @@ import pandas as pd
 
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_optional_json
-from bids_dgmseg.io.tables import read_tsv
+from bids_dgmseg.io.files import read_optional_json, read_tsv
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES

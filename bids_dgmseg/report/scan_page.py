@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from bids_dgmseg.bids.entities import join_entities, split_entities
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import path_to_url, read_json
-from bids_dgmseg.io.tables import read_tsv
+from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.report.figures import natural_key

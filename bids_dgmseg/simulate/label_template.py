@@ -28,9 +28,8 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.files import read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.io.tables import read_tsv, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import TISSUES
 

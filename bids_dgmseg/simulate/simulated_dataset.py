@@ -20,8 +20,7 @@ from torch import Tensor
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.io.files import write_json, write_text
-from bids_dgmseg.io.tables import write_tsv
+from bids_dgmseg.io.files import write_json, write_text, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.anatomy import TISSUES, LabelMap
 from bids_dgmseg.simulate.label_template import read_template

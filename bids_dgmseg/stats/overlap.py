@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from bids_dgmseg.io.tables import read_data_dictionaries
+from bids_dgmseg.io.files import read_data_dictionaries
 from bids_dgmseg.models.structures import Structure
 
 OVERLAP_COLUMNS = read_data_dictionaries("evaluation")["overlap"]

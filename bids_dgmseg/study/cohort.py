@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
 from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
 

@@ -15,14 +15,14 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.annex import (
+from bids_dgmseg.io.files import (
     describe_missing,
     describe_unfetched,
     is_broken_symlink,
     is_file_or_unfetched,
     is_pointer_file,
+    read_json,
 )
-from bids_dgmseg.io.files import read_json
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""

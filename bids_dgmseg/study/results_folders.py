@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_optional_json
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import MISSING, read_optional_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.demographics import find_column

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.io.annex import is_broken_symlink, is_pointer_content
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import MISSING, is_broken_symlink, is_pointer_content
 
 STATS = "_stats.tsv"
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_optional_json
-from bids_dgmseg.io.tables import MISSING, read_tsv
+from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
 

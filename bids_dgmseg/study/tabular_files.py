@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import write_json
-from bids_dgmseg.io.tables import MISSING, read_data_dictionaries, write_tsv
+from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort

@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from bids_dgmseg.io.files import copy_file, sha256, write_json
-from bids_dgmseg.io.tables import MISSING, write_tsv
+from bids_dgmseg.io.files import MISSING, copy_file, sha256, write_json, write_tsv
 from bids_dgmseg.models.model_folder import (
     load_weights,
     pick_device,

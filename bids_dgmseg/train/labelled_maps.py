@@ -20,7 +20,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.tables import MISSING
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.study.participants import read_participants

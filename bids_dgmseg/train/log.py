@@ -13,8 +13,7 @@ import torch
 
 from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_json, to_json, write_bytes, write_json, write_text
-from bids_dgmseg.io.tables import MISSING, read_tsv
+from bids_dgmseg.io.files import MISSING, read_json, read_tsv, to_json, write_bytes, write_json, write_text
 from bids_dgmseg.report.figures import draw_learning_curve
 from bids_dgmseg.train.core import State, StepResult
 from bids_dgmseg.train.schedule import Pace

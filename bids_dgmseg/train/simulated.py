@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.tables import write_tsv
+from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.models.model_folder import (
     load_weights,
     localizer_network,

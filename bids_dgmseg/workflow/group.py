@@ -14,8 +14,7 @@ from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.annex import describe_missing, is_broken_symlink, is_file_or_unfetched
-from bids_dgmseg.io.files import url_to_path
+from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
 from bids_dgmseg.workflow.environment import prepare_environment
 from bids_dgmseg.workflow.plan import check_folders
 

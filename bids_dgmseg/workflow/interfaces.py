@@ -17,8 +17,8 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.io.nifti import write_like
-from bids_dgmseg.io.tables import write_tsv
 from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.model_folder import limit_threads

@@ -16,8 +16,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.annex import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.files import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file, read_json
 from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 
