@@ -277,13 +277,13 @@ from tests.oracle import oracle_model
 MODELS["oracle"] = oracle_model()
 if "--die" in sys.argv:
     sys.argv.remove("--die")
-    from bids_dgmseg.bids import save
-    copy_file, count = save.copy_file, iter(range(9))
+    from bids_dgmseg.bids import derivatives
+    copy_file, count = derivatives.copy_file, iter(range(9))
     def die_at_the_third(temporary, final):
         if next(count) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return copy_file(temporary, final)
-    save.copy_file = die_at_the_third
+    derivatives.copy_file = die_at_the_third
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """

@@ -71,21 +71,11 @@ def _objects(dataset: Path, key: str, text: str) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """A dataset with chi maps or echoes, and the files of the selected participants in it.
-
-    Parameters
-    ----------
-    root : path
-    name : str
-        Name in BIDS URIs (``bids:NAME:path``) and filters.
-    raw : bool
-        Whether it is a raw dataset.
-    selection : Selection
-        Participants and sessions.
-    """
+    """A dataset with chi maps or echoes, and the files of the selected participants in it."""
 
     root: Path
     name: str
+    """Name in BIDS URIs (``bids:NAME:path``) and filters."""
     raw: bool
     selection: Selection
 
@@ -98,12 +88,8 @@ class SourceDataset:
     def files(self) -> dict[str, tuple[Path, ...]]:
         """Files by selected participant; with selected sessions, only theirs.
 
-        Only the folders of the selection are listed, once per run, so that large datasets cost nothing.
-
-        Raises
-        ------
-        InputError
-            If a folder cannot be listed.
+        Only the folders of the selection are listed, once per run, so that large datasets cost nothing. `InputError` if
+        a folder cannot be listed.
         """
         sessions = self.selection.sessions
         files = {label: tuple(_walk(folder, _DEPTH, sessions)) for label, folder in self.selected().items()}
@@ -126,11 +112,6 @@ class SourceDataset:
         """Return the labels of the ``ses-Y`` folders of a participant."""
         return set(_labelled_folders(self.root / f"sub-{participant}", "ses"))
 
-    def invalid_folders(self) -> list[str]:
-        """List folders that start like a participant's, but whose label is not valid in BIDS."""
-        names = [path.name for path in sorted(self.root.glob("sub-*")) if path.is_dir()]
-        return [name for name in names if not _FOLDER.fullmatch(name)]
-
     def relative(self, path: Path) -> PurePosixPath:
         """Return a path relative to the dataset."""
         return PurePosixPath(path.relative_to(self.root).as_posix())
@@ -144,13 +125,7 @@ class SourceDataset:
         return {**split_entities(stem_of(path)), **self._folder_entities(path)}
 
     def consistent_entities(self, path: Path, stem: str) -> dict[str, str]:
-        """Parse the entities in a file's stem (without suffix) and folders.
-
-        Raises
-        ------
-        InputError
-            If they differ.
-        """
+        """Parse the entities in a file's stem (without suffix) and folders; `InputError` if they differ."""
         entities = split_entities(stem)
         for prefix, label in self._folder_entities(path).items():
             if entities.setdefault(prefix, label) != label:
@@ -270,13 +245,7 @@ def _walk(folder: Path, depth: int, sessions: Sequence[str]) -> Iterator[Path]:
 
 
 class Sidecars:
-    """The JSON sidecars of one kind of images; each folder is listed once.
-
-    Parameters
-    ----------
-    suffix : str
-        Suffix of the images, such as ``Chimap``.
-    """
+    """The JSON sidecars of images with one suffix, such as ``Chimap``; each folder is listed once."""
 
     def __init__(self, suffix: str) -> None:
         self._end = f"{suffix}.json"
@@ -314,19 +283,17 @@ class Sidecars:
         merged: dict[str, Any] = {}
         nearest = None
         for folder in (parent for parent in reversed(path.parents) if parent.is_relative_to(root)):
-            candidates = [sidecar for sidecar in self._in_folder(folder) if self._applies(sidecar, stem, own)]
-            for candidate in sorted(candidates, key=lambda sidecar: len(split_entities(sidecar.stem))):
-                merged.update(read_json(candidate))
-                nearest = candidate
+            candidates = []
+            for sidecar in self._in_folder(folder):
+                shared = sidecar.name.removesuffix(self._end).rstrip("_")
+                parsed = split_entities(shared)
+                # Its entities must be a subset of the image's, and other parts of its name the same.
+                if shared == stem or (join_entities(parsed) == shared and parsed.items() <= own):
+                    candidates.append((len(parsed), sidecar))
+            for _, sidecar in sorted(candidates, key=lambda candidate: candidate[0]):
+                merged.update(read_json(sidecar))
+                nearest = sidecar
         return merged, nearest
-
-    def _applies(self, sidecar: Path, stem: str, own: set[tuple[str, str]]) -> bool:
-        """Return whether a sidecar's entities are a subset of the image's; other parts of its name must be equal."""
-        shared = sidecar.name.removesuffix(self._end).rstrip("_")
-        if shared == stem:
-            return True
-        entities = split_entities(shared)
-        return join_entities(entities) == shared and entities.items() <= own
 
 
 def find_source(path: Path, suffix: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,8 +22,6 @@ _PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")
 
 _NUMBERED = ("run", "echo")
 """Entities with numbers, which may have leading zeros."""
-
-_FILTER_BLOCKS = ("chimap", "megre")
 
 _PYBIDS_NAMES = {
     "sub": "subject",
@@ -55,15 +54,6 @@ def split_entities(stem: str) -> dict[str, str]:
     return {pair[1]: pair[2] for pair in pairs if pair}
 
 
-def invalid_entities(stem: str) -> list[str]:
-    """List the parts of a file name that look like entities but are not valid.
-
-    >>> invalid_entities("sub-01_acq-my-map_run-1_Chimap")
-    ['acq-my-map']
-    """
-    return [part for part in stem.split("_") if "-" in part and not _PAIR.fullmatch(part)]
-
-
 def join_entities(entities: Mapping[str, str]) -> str:
     """Format entities in the order of BIDS, with unknown ones before ``atlas``.
 
@@ -89,18 +79,12 @@ def is_partial_chi(name: str) -> bool:
     return any(f"_desc-{part}_" in name for part in _PARTIAL_CHI)
 
 
+@dataclass(frozen=True)
 class Filter:
-    """A block of a ``--bids-filter-file``, in the format of fMRIPrep's filter files.
+    """A block of a ``--bids-filter-file``, in the format of fMRIPrep's filter files."""
 
-    Parameters
-    ----------
-    wanted : mapping
-        Entity (pybids' name, such as ``acquisition``, or ``scope``) → value, list of values, ``"*"`` for any value, or
-        None for files without it.
-    """
-
-    def __init__(self, wanted: Mapping[str, Any] | None = None) -> None:
-        self.wanted = dict(wanted or {})
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+    """Entity or ``scope`` → value, list of values, ``"*"`` for any value, or None for files without it."""
 
     @classmethod
     def read(cls, path: Path | None, name: str) -> Filter:
@@ -114,7 +98,7 @@ class Filter:
         if path is None:
             return cls()
         blocks = read_json(path)
-        if not any(isinstance(blocks.get(known), dict) for known in _FILTER_BLOCKS):
+        if not any(isinstance(blocks.get(known), dict) for known in ("chimap", "megre")):
             example = '{"chimap": {"acquisition": "x"}}'
             raise InputError(f'{path.name}: no "chimap" or "megre" block; add one, such as {example}')
         block = blocks.get(name, {})
@@ -132,17 +116,7 @@ class Filter:
         return cls(wanted)
 
     def keeps(self, relative: PurePosixPath, dataset: str, raw: bool) -> bool:
-        """Return whether a file is wanted.
-
-        Parameters
-        ----------
-        relative : path
-            File, relative to its dataset.
-        dataset : str
-            Name of the dataset, for ``scope``.
-        raw : bool
-            Whether the dataset is raw.
-        """
+        """Return whether a file of a dataset is wanted; its path is relative to the dataset."""
         if "desc" not in self.wanted and is_partial_chi(relative.name):
             return False
         if not self.wanted:
@@ -150,11 +124,21 @@ class Filter:
         from bids.layout import parse_file_entities  # slow to import
 
         found = parse_file_entities(f"/{relative}", config=_pybids_configs())
-        scopes = ("all", dataset, "raw" if raw else "derivatives")
-        return all(
-            any(scope in scopes for scope in _as_list(wanted)) if key == "scope" else _matches(found.get(key), wanted)
-            for key, wanted in self.wanted.items()
-        )
+        for key, wanted in self.wanted.items():
+            choices, value = wanted if isinstance(wanted, list) else [wanted], found.get(key)
+            if key == "scope":
+                matches = any(scope in ("all", dataset, "raw" if raw else "derivatives") for scope in choices)
+            elif value is None:
+                matches = None in choices
+            else:  # numbers are compared by value, so that run 1 matches run-01
+                texts = [str(choice) for choice in choices if choice is not None]
+                numbers = {int(text) for text in texts if text.isdecimal()}
+                matches = bool({"*", str(value)}.intersection(texts)) or (
+                    str(value).isdecimal() and int(value) in numbers
+                )
+            if not matches:
+                return False
+        return True
 
 
 @cache
@@ -162,19 +146,3 @@ def _pybids_configs() -> list[Any]:
     from bids.layout.models import Config  # slow to import
 
     return [Config.load("bids"), Config.load("derivatives")]
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _matches(found: Any, wanted: Any) -> bool:
-    """Compare the value of an entity; numbers are compared by value, so that run 1 matches ``run-01``."""
-    if found is None:
-        return None in _as_list(wanted)
-    number = int(found) if str(found).isdecimal() else None
-    return any(
-        choice == "*" or str(choice) == str(found) or (str(choice).isdecimal() and int(choice) == number)
-        for choice in _as_list(wanted)
-        if choice is not None
-    )

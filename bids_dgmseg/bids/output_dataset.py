@@ -60,13 +60,7 @@ _BOILERPLATE = files("bids_dgmseg").joinpath("data", "boilerplate")
 
 
 def check_writable(output: Path) -> None:
-    """Create the output folder and check that files can be written.
-
-    Raises
-    ------
-    InputError
-        If not.
-    """
+    """Create the output folder and check that files can be written; `InputError` if not."""
     probe = output / f".{uuid.uuid4().hex}"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -95,14 +89,8 @@ def write_dataset_files(
     ----------
     output : path
         The derivative dataset.
-    inputs : Inputs
-        The datasets of this run.
-    scans : sequence of Scan
-        The scans of this run.
-    model : Model
-        The model of this run.
-    reference : ReferenceRegion
-        The reference region of this run.
+    inputs, scans, model, reference
+        Those of this run.
     shipped_weights : bool
         Whether the weights in the package are used, not those of the user.
     """
@@ -115,8 +103,22 @@ def write_dataset_files(
     reconstruction = describe_reconstruction(
         [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes]
     )
+    keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
+    region = {
+        "none": "",
+        "whole-brain": "whole brain",
+        "csf": f"cerebrospinal fluid{', masked by the user' if reference.masks else ''}",
+        "structure": str(reference.structure),
+    }[reference.kind]
+    referenced = f"; referenced values are relative to the mean of a reference region in the same map ({region})"
     text = read_boilerplate("citation.md").format(
-        **_citation_fields(model, reference, shipped_weights=shipped_weights),
+        version=bids_dgmseg.__version__,
+        model=model.name,
+        title=model.title,
+        nuclei=describe_nuclei(model),
+        model_citation=f" [{keys}]" if keys else "",
+        weights=describe_weights(model, shipped=shipped_weights),
+        referenced=referenced if region else "",
         reconstruction=reconstruction + "\n" if reconstruction else "",
     )
     write_text(text, output / "logs" / "CITATION.md")
@@ -124,19 +126,12 @@ def write_dataset_files(
 
 
 def write_merged_dataset_files(output: Path, folders: Sequence[Path]) -> None:
-    """Write the description of a dataset with group tables of several output folders; existing files are kept.
-
-    Parameters
-    ----------
-    output : path
-        Folder of the tables.
-    folders : sequence of path
-        Output folders that are merged.
+    """Write the description of a dataset with the group tables of several output folders; existing files are kept.
 
     Raises
     ------
     InputError
-        If the folder cannot be written.
+        If the dataset cannot be written.
     """
     check_writable(output)
     _write_bidsignore(output)
@@ -222,30 +217,6 @@ def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
         known[f"desc-{own}"] = f"From the chi map with desc-{own}"
         known[f"desc-{own}{named}"] = f"Nuclei by model {model.name} on the chi map with desc-{own}"
     return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(known.items()))])
-
-
-def _citation_fields(model: Model, reference: ReferenceRegion, *, shipped_weights: bool) -> dict[str, str]:
-    """Return the values of the fields in ``citation.md``."""
-    keys = [key for key in model.citation if key != "bids_dgmseg"]
-    region = {
-        "none": "",
-        "whole-brain": "whole brain",
-        "csf": f"cerebrospinal fluid{', masked by the user' if reference.masks else ''}",
-        "structure": str(reference.structure),
-    }[reference.kind]
-    return {
-        "version": bids_dgmseg.__version__,
-        "model": model.name,
-        "title": model.title,
-        "nuclei": describe_nuclei(model),
-        "model_citation": f" [{'; '.join(f'@{key}' for key in keys)}]" if keys else "",
-        "weights": describe_weights(model, shipped=shipped_weights),
-        "referenced": (
-            f"; referenced values are relative to the mean of a reference region in the same map ({region})"
-            if region
-            else ""
-        ),
-    }
 
 
 def describe_nuclei(model: Model) -> str:

@@ -1,24 +1,35 @@
-"""Find the scans of a run: chi maps, and echoes of sessions without a map; report what is skipped."""
+"""Find the scans of a run: chi maps, and multi-echo GRE of sessions without a map; report what is skipped."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.dataset import ECHO_NAME, MAP_NAME, Inputs, Sidecars, SourceDataset
-from bids_dgmseg.bids.echoes import Echo, gather_echoes
-from bids_dgmseg.bids.entities import (
-    Filter,
-    comparable,
-    invalid_entities,
-    join_entities,
-    split_entities,
-    stem_of,
-)
+from bids_dgmseg.bids.entities import Filter, comparable, join_entities, split_entities, stem_of
 from bids_dgmseg.errors import InputError, list_some
+
+_ECHO_TIME_LIMITS_S = 1e-4, 0.5
+"""Echo times beyond these are in other units."""
+
+_MIN_ECHO_SPACING_S = 1e-4
+
+_FIELD_LIMITS_T = 0.01, 20.0
+
+
+@dataclass(frozen=True)
+class Echo:
+    """One echo of a scan."""
+
+    phase: Path
+    magnitude: Path
+    time_s: float
+    units: str = ""
+    """Units of the phase in its sidecar."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Scan:
     session: str | None
     """Without ``ses-``."""
     entities: Mapping[str, str]
-    """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order."""
+    """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order; without ``echo`` and ``part``."""
     chi: Path
     """Absolute path of the map, or of the first echo's phase, which defines the grid of the map."""
     sidecar: Mapping[str, Any]
@@ -90,7 +101,8 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
     inputs : Inputs
         The datasets and the selection.
     echoes : bool
-        Whether to find echoes (``_MEGRE``), too, in sessions (or participants without sessions) without a map.
+        Whether to find multi-echo GRE (``_MEGRE``), too, in sessions (or participants without sessions) without a map.
+        Echoes without phase images are ignored.
     misplaced : list of str, optional
         Collects one line per file in the folder of another participant or session, which is then skipped; by default
         such a file is an error.
@@ -98,8 +110,8 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
     Returns
     -------
     list of Scan
-        Sorted by participant, session and name; never empty. Scans with a broken sidecar or with two maps have a
-        `problem`.
+        Sorted by participant, session and name; never empty. Scans with a broken sidecar, missing echoes or two maps
+        have a `problem`.
 
     Raises
     ------
@@ -108,20 +120,16 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         problem.
     """
     maps = Filter.read(inputs.selection.filter_file, "chimap")
-    found: dict[tuple[str, ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
-    for source, paths in listed:
-        sidecars = Sidecars("Chimap")
-        for path in paths:
-            if MAP_NAME.fullmatch(path.name) and maps.keeps(source.relative(path), source.name, source.raw):
-                scan = _read_scan(source, path, sidecars)
-                found[_key(scan)].append((source, scan))
+    found = list(_find_maps(listed, maps))
     if echoes:
-        for source, scan in _find_echoes(listed, Filter.read(inputs.selection.filter_file, "megre")):
-            found[_key(scan)].append((source, scan))
-    scans = [_select_one(group) for group in found.values()]
+        found += _find_echoes(listed, Filter.read(inputs.selection.filter_file, "megre"))
+    by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
+    for source, scan in found:
+        by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
+    scans = [_select_one(group) for group in by_name.values()]
     if not scans:
-        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs, echoes=echoes))
+        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs, reconstruct=echoes))
     if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
         raise InputError(scans[0].problem)  # a sidecar shared by all
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
@@ -140,45 +148,47 @@ def _consistent(source: SourceDataset, misplaced: list[str] | None) -> Iterator[
             misplaced.append(str(error))
 
 
-def _read_scan(source: SourceDataset, path: Path, sidecars: Sidecars) -> Scan:
-    match = MAP_NAME.fullmatch(path.name)
-    stem = match[1] if match else stem_of(path)
-    entities = source.consistent_entities(path, stem)
-    sidecar: dict[str, Any] = {}
-    nearest = problem = None
-    try:
-        sidecar, nearest = sidecars.inherit(source.root, path, stem, tuple(entities.items()))
-    except InputError as error:  # the other scans can be processed
-        problem = str(error)
-    participant, session = entities.pop("sub"), entities.pop("ses", None)
-    ordered = split_entities(join_entities(entities))
-    return Scan(participant, session, ordered, path, sidecar, nearest, source.root, source.name, problem)
+def _find_maps(
+    listed: Sequence[tuple[SourceDataset, Sequence[Path]]], wanted: Filter
+) -> Iterator[tuple[SourceDataset, Scan]]:
+    for source, paths in listed:
+        sidecars = Sidecars("Chimap")
+        for path in paths:
+            match = MAP_NAME.fullmatch(path.name)
+            if not match or not wanted.keeps(source.relative(path), source.name, source.raw):
+                continue
+            entities = source.consistent_entities(path, match[1])
+            sidecar: dict[str, Any] = {}
+            nearest = problem = None
+            try:
+                sidecar, nearest = sidecars.inherit(source.root, path, match[1], entities.items())
+            except InputError as error:  # the other scans can be processed
+                problem = str(error)
+            yield source, _build_scan(source, entities, path, sidecar, nearest, problem)
 
 
 def _find_echoes(
     listed: Sequence[tuple[SourceDataset, Sequence[Path]]], wanted: Filter
 ) -> Iterator[tuple[SourceDataset, Scan]]:
-    """Find echoes in sessions without any map, selected or not."""
+    """Group the echoes of sessions without any map, selected or not, by scan."""
     mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
     for source, paths in listed:
-        echoes = [(path, _session(source, path)) for path in paths if ECHO_NAME.fullmatch(path.name)]
-        unmapped = [path for path, (sub, ses) in echoes if not {(sub, ses), (sub, None)} & mapped]
-        kept = [path for path in unmapped if wanted.keeps(source.relative(path), source.name, source.raw)]
-        for one in gather_echoes(source, kept):
-            entities = dict(one.entities)
-            scan = Scan(
-                participant=entities.pop("sub"),
-                session=entities.pop("ses", None),
-                entities=entities,
-                chi=one.phase,
-                sidecar=one.sidecar,
-                sidecar_path=one.sidecar_path,
-                dataset_root=source.root,
-                dataset_name=source.name,
-                problem=one.problem,
-                echoes=one.echoes,
-            )
-            yield source, scan
+        scans: dict[str, dict[str, dict[str, Path]]] = defaultdict(lambda: {"phase": {}, "mag": {}})
+        problems: dict[str, str] = {}
+        for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
+            sub, ses = _session(source, path)
+            if {(sub, ses), (sub, None)} & mapped or not wanted.keeps(source.relative(path), source.name, source.raw):
+                continue
+            entities = source.consistent_entities(path, _stem(path))
+            part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
+            number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
+            name = join_entities(entities)
+            if (twin := scans[name].get(part, {}).setdefault(number, path)) != path:
+                problems[name] = f"{path.name}: same echo as {twin.name}; keep one of them"
+        sidecars = Sidecars("MEGRE")
+        for name, files in sorted(scans.items()):
+            if files["phase"]:
+                yield source, _read_echoes(source, name, files["phase"], files["mag"], sidecars, problems.get(name))
 
 
 def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
@@ -186,8 +196,76 @@ def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]
     return entities.get("sub"), entities.get("ses")
 
 
-def _key(scan: Scan) -> tuple[str, ...]:
-    return tuple(f"{key}-{value}" for key, value in comparable(scan.named_entities).items())
+def _stem(path: Path) -> str:
+    return path.name.partition("_MEGRE.")[0]
+
+
+def _read_echoes(
+    source: SourceDataset,
+    name: str,
+    phase: Mapping[str, Path],
+    mag: Mapping[str, Path],
+    sidecars: Sidecars,
+    problem: str | None,
+) -> Scan:
+    """Read the metadata of a scan's echoes; files are given by echo."""
+    entities, first = split_entities(name), phase[min(phase, key=lambda echo: (len(echo), echo))]
+    try:
+        if problem:
+            raise InputError(problem)
+        for present, expected, part in ((phase, mag, "mag"), (mag, phase, "phase")):
+            if lone := [path.name for echo, path in present.items() if echo not in expected]:
+                raise InputError(f"{lone[0]}: no part-{part} file of this echo; add it, or remove this echo")
+        metadata = {
+            echo: sidecars.inherit(
+                source.root, path, _stem(path), source.consistent_entities(path, _stem(path)).items()
+            )
+            for echo, path in phase.items()
+        }
+        times = {
+            echo: _read_number(phase[echo], sidecar, "EchoTime", _ECHO_TIME_LIMITS_S)
+            for echo, (sidecar, _) in metadata.items()
+        }
+        order = sorted(times, key=lambda echo: (times[echo], len(echo), echo))
+        earliest, (sidecar, nearest) = phase[order[0]], metadata[order[0]]
+        _read_number(earliest, sidecar, "MagneticFieldStrength", _FIELD_LIMITS_T)
+    except InputError as error:
+        return _build_scan(source, entities, first, {}, None, str(error))
+    echoes = [Echo(phase[echo], mag[echo], times[echo], str(metadata[echo][0].get("Units", ""))) for echo in order]
+    for before, after in pairwise(echoes):
+        if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:
+            same = f"same EchoTime as {before.phase.name} ({after.time_s:g} s)"
+            problem = problem or f"{after.phase.name}: {same}; correct one of them"
+    return _build_scan(source, entities, earliest, sidecar, nearest, problem, tuple(echoes))
+
+
+def _build_scan(
+    source: SourceDataset,
+    entities: Mapping[str, str],
+    chi: Path,
+    sidecar: Mapping[str, Any],
+    sidecar_path: Path | None,
+    problem: str | None,
+    echoes: tuple[Echo, ...] = (),
+) -> Scan:
+    """Return a scan with its entities in BIDS order."""
+    rest = split_entities(join_entities(entities))
+    sub, ses = rest.pop("sub"), rest.pop("ses", None)
+    return Scan(sub, ses, rest, chi, sidecar, sidecar_path, source.root, source.name, problem, echoes)
+
+
+def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple[float, float]) -> float:
+    """Read a positive number within limits from the metadata of an echo."""
+    name = f"{_stem(path)}_MEGRE.json"
+    units, example = {"EchoTime": ("seconds", "0.005 to 0.05"), "MagneticFieldStrength": ("tesla", "3")}[key]
+    if key not in sidecar:
+        raise InputError(f"{name}: {key} is missing; add it in {units}")
+    value = sidecar[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise InputError(f"{name}: {key} is {value!r:.40}, expected a positive number in {units}; correct it")
+    if not limits[0] <= value <= limits[1]:
+        raise InputError(f"{name}: {key} is {value:g}, expected {units} (such as {example}); correct it")
+    return float(value)
 
 
 def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
@@ -226,78 +304,74 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     lines = []
     for label in sorted({label for source in inputs.sources for label in source.selected()}):
         if label not in found:
-            lines.append(f"sub-{label}: {_explain_no_map(inputs, _Seen.among(inputs, label))}; skipped")
+            lines.append(f"sub-{label}: {_explain_no_map(inputs, *_has_files(inputs, label))}; skipped")
             continue
         sessions = {session for source in inputs.sources for session in source.sessions(label)} - found[label]
         for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
-            seen = _Seen.among(inputs, label, session)
-            if not seen.maps and (seen.echoes or inputs.selection.sessions):
-                reason = _explain_no_map(inputs, seen) if seen.echoes else "no _Chimap"
+            maps, echoes = _has_files(inputs, label, session)
+            if not maps and (echoes or inputs.selection.sessions):
+                reason = _explain_no_map(inputs, maps, echoes) if echoes else "no _Chimap"
                 lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
     for scan in scans:
-        if invalid := invalid_entities(stem_of(scan.chi)):
+        if invalid := [part for part in stem_of(scan.chi).split("_") if "-" in part and not split_entities(part)]:
             lines.append(
                 f"{scan.chi.name}: {', '.join(invalid)} is not a valid BIDS entity (key-value with letters and digits) "
                 f"and was ignored; the scan is treated as {scan.name}; rename the file"
             )
     if not inputs.selection.participants:
+        source = inputs.sources[0]
         lines += [
-            f"{name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
-            for name in inputs.sources[0].invalid_folders()
+            f"{path.name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
+            for path in sorted(source.root.glob("sub-*"))
+            if path.is_dir() and path.name.removeprefix("sub-") not in source.participants
         ]
     return lines
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Whether some folders contain maps and echoes, selected or not."""
-
-    maps: bool
-    echoes: bool
-
-    @classmethod
-    def among(cls, inputs: Inputs, participant: str | None = None, session: str | None = None) -> _Seen:
-        names = [
-            path.name
-            for source in inputs.sources
-            for label, paths in source.files.items()
-            for path in paths
-            if participant in (None, label) and session in (None, source.entities(path).get("ses"))
-        ]
-        return cls(*(any(map(kind.fullmatch, names)) for kind in (MAP_NAME, ECHO_NAME)))
+def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[bool, bool]:
+    """Return whether there are chi maps and whether there are echoes, selected or not."""
+    names = [
+        path.name
+        for source in inputs.sources
+        for label, paths in source.files.items()
+        for path in paths
+        if participant in (None, label) and session in (None, source.entities(path).get("ses"))
+    ]
+    return any(map(MAP_NAME.fullmatch, names)), any(map(ECHO_NAME.fullmatch, names))
 
 
-def _explain_no_map(inputs: Inputs, seen: _Seen) -> str:
-    """Explain why no chi map was selected among these files."""
+def _explain_no_map(inputs: Inputs, maps: bool, echoes: bool) -> str:
+    """Explain why no chi map was selected, given whether there are maps and echoes."""
     selection = inputs.selection
     selected = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
-    if not seen.maps and seen.echoes:
+    if not maps and echoes:
         return f"no _Chimap, and no _MEGRE with part-phase{selected}"
-    if not seen.maps:
+    if not maps:
         sessions = list_some(f"ses-{label}" for label in selection.sessions)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
     return f"no _Chimap{selected}" if selected else "only maps of paramagnetic or diamagnetic sources"
 
 
-def _explain_no_scans(inputs: Inputs, *, echoes: bool) -> str:
-    """Explain why a run finds no scan; `echoes` is whether it may reconstruct maps."""
-    name, selection, seen = inputs.root.name, inputs.selection, _Seen.among(inputs)
+def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
+    """Explain why a run finds no scan; `reconstruct` is whether it may reconstruct maps."""
+    name, selection = inputs.root.name, inputs.selection
+    maps, echoes = _has_files(inputs)
     labels = [f"sub-{label}" for label in selection.participants] + [f"ses-{label}" for label in selection.sessions]
     whom = f" for {list_some(labels)}" if labels else ""
-    if selection.filter_file and (seen.maps or (seen.echoes and echoes)):
-        kind = "_Chimap" if seen.maps else "_MEGRE"
+    if selection.filter_file and (maps or (echoes and reconstruct)):
+        kind = "_Chimap" if maps else "_MEGRE"
         return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check --bids-filter-file"
-    if seen.maps:
+    if maps:
         return (
             f"{name}: only _Chimap files of paramagnetic or diamagnetic sources{whom}; provide maps of total "
             "susceptibility, or select these by desc with --bids-filter-file"
         )
-    if seen.echoes and not echoes:
+    if echoes and not reconstruct:
         return (
             f"{name}: _MEGRE but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
             "participant level or QSMxT, and pass their folder to --derivatives"
         )
-    if seen.echoes:
+    if echoes:
         return (
             f"{name}: _MEGRE files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
             "folder of the chi maps to --derivatives"

@@ -64,16 +64,12 @@ def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     return found
 
 
-def name_scan(path: Path) -> str:
+def name_scan(path: Path, *, ignored: Collection[str] = _SEGMENTATION_ENTITIES) -> str:
     """Return the name of the scan that an image belongs to, from its entities; without entities, its stem.
 
     >>> name_scan(Path("sub-01_run-02_seg-dgm16_dseg.nii.gz"))
     'sub-01_run-2'
     """
-    return _scan_name(path, _SEGMENTATION_ENTITIES)
-
-
-def _scan_name(path: Path, ignored: Collection[str]) -> str:
     entities = comparable(split_entities(stem_of(path)))
     return join_entities({key: value for key, value in entities.items() if key not in ignored}) or stem_of(path)
 
@@ -103,7 +99,7 @@ def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Seq
         right: dict[str, list[Path]] = defaultdict(list)
         for groups, paths in ((left, reference), (right, other)):
             for path in (path for path in paths if path not in done):
-                groups[_scan_name(path, ignored)].append(path)
+                groups[name_scan(path, ignored=ignored)].append(path)
         for scan in sorted(left.keys() & right.keys()):
             partners[_select_one(left[scan], choose)] = _select_one(right[scan], choose)
             done.update(left[scan], right[scan])  # those not chosen are not matched in the second pass
@@ -144,24 +140,20 @@ def read_label_table(path: Path) -> LabelTable:
     source = next((table for table in (own, *inherited) if table.is_file()), None)
     if source is None:
         return LabelTable({structure.index: structure.abbreviation for structure in STRUCTURES}, None)
-    return LabelTable(_read_labels(source), source)
-
-
-def _read_labels(path: Path) -> dict[int, str]:
-    table = read_tsv(path, dtype=str, na_filter=False)
+    table = read_tsv(source, dtype=str, na_filter=False)
     column = next((name for name in ("abbreviation", "name") if name in table), None)
     if column is None or "index" not in table or table.empty:
-        raise InputError(f"{path.name}: columns index and abbreviation are missing; provide a BIDS label table")
+        raise InputError(f"{source.name}: columns index and abbreviation are missing; provide a BIDS label table")
     labels: dict[int, str] = {}
     for number, abbreviation in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
         if not number.isdecimal() or not abbreviation:
             raise InputError(
-                f"{path.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"
+                f"{source.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"
             )
         if int(number) in labels or (abbreviation in labels.values() and abbreviation != "n/a"):
-            raise InputError(f"{path.name}: {number} or {abbreviation} is listed twice; keep one row per label")
+            raise InputError(f"{source.name}: {number} or {abbreviation} is listed twice; keep one row per label")
         labels[int(number)] = abbreviation
-    return {number: name for number, name in labels.items() if number > 0 and name != "n/a"}
+    return LabelTable({number: name for number, name in labels.items() if number > 0 and name != "n/a"}, source)
 
 
 def check_reference(reference: ReferenceRegion, model: Model) -> None:
@@ -196,19 +188,10 @@ def check_reference(reference: ReferenceRegion, model: Model) -> None:
 
 
 def find_reference_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Path]:
-    """Find the user's ``_label-CSF_mask`` or ``_label-ventricles_mask`` of each scan.
+    """Find the user's ``_label-CSF_mask`` or ``_label-ventricles_mask`` of each scan, by the name of the scan.
 
-    Parameters
-    ----------
-    folder : path or None
-        Folder with masks named as in BIDS derivatives.
-    scans : sequence of Scan
-
-    Returns
-    -------
-    dict
-        Name of the scan → mask with the same entities; if there is none, one that differs in ``desc``, ``space`` or
-        ``res``. Empty without a folder.
+    A mask has the entities of its scan; if there is none, it may differ in ``desc``, ``space`` or ``res``. Without a
+    folder the result is empty.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from nibabel.affines import voxel_sizes
 from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 
-from bids_dgmseg.bids.save import MAP_SIDECAR
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError

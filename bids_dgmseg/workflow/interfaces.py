@@ -11,7 +11,7 @@ from nipype import Node
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleInterface, TraitedSpec, traits
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.save import save_scan
+from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid

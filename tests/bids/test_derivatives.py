@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.derivatives import fingerprint, is_done, output_path
-from bids_dgmseg.bids.save import save_scan
+from bids_dgmseg.bids.derivatives import fingerprint, is_done, output_path, save_scan
 from bids_dgmseg.config import ReferenceRegion, Segmentation
 from bids_dgmseg.models.registry import MODELS
 

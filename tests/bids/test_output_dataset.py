@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.derivatives import REGIONS, save_scan
 from bids_dgmseg.bids.output_dataset import (
     check_writable,
     describe_reconstruction,
     read_boilerplate,
     write_dataset_files,
 )
-from bids_dgmseg.bids.save import REGIONS, save_scan
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import ReferenceRegion, Selection
 from bids_dgmseg.errors import InputError

@@ -8,8 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.derivatives import is_done, output_path
-from bids_dgmseg.bids.save import REGIONS, save_scan
+from bids_dgmseg.bids.derivatives import REGIONS, is_done, output_path, save_scan
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 

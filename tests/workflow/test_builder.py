@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from nipype import Workflow
 
-from bids_dgmseg.bids.echoes import Echo
-from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.scans import Echo, Scan
 from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.workflow.builder import STEPS, init_scan_wf
 from bids_dgmseg.workflow.plan import Job
