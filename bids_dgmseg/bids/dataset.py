@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -112,14 +112,6 @@ class SourceDataset:
         """Return the labels of the ``ses-Y`` folders of a participant."""
         return set(_labelled_folders(self.root / f"sub-{participant}", "ses"))
 
-    def relative(self, path: Path) -> PurePosixPath:
-        """Return a path relative to the dataset."""
-        return PurePosixPath(path.relative_to(self.root).as_posix())
-
-    def show(self, path: Path) -> str:
-        """Format a path with the name of the dataset's folder."""
-        return (self.root.name / self.relative(path)).as_posix()
-
     def entities(self, path: Path) -> dict[str, str]:
         """Parse the entities in a file's name and folders; folders have precedence."""
         return {**split_entities(stem_of(path)), **self._folder_entities(path)}
@@ -152,16 +144,9 @@ class Inputs:
 
 
 def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: Path | None = None) -> Inputs:
-    """Find the datasets to search for chi maps.
+    """Find the datasets to search for chi maps: the input dataset, raw or derivative, and its derivatives.
 
-    Parameters
-    ----------
-    root : path
-        The input dataset, raw or derivative.
-    selection : Selection, optional
-        Participants, sessions, and derivative datasets; without these, all below ``derivatives/`` are searched.
-    output_dir : path, optional
-        Output of the run, which is not an input.
+    Without derivative datasets in the selection, all below ``derivatives/`` are searched, except the output of the run.
 
     Raises
     ------
@@ -256,28 +241,8 @@ class Sidecars:
     ) -> tuple[dict[str, Any], Path | None]:
         """Merge the sidecars that apply to an image by BIDS' inheritance principle, from the root to its folder.
 
-        Not pybids' ``get_metadata``: indexing a dataset takes seconds, and one broken sidecar stops it.
-
-        Parameters
-        ----------
-        root, path : path
-            The dataset and the image in it.
-        stem : str
-            The image's name without suffix and extension.
-        entities : iterable of (str, str)
-            Entities in the image's name and folders.
-
-        Returns
-        -------
-        metadata : dict
-            Empty if there are no sidecars.
-        nearest : path or None
-            The sidecar with the highest precedence.
-
-        Raises
-        ------
-        InputError
-            If one of them cannot be read.
+        Not pybids' ``get_metadata``: indexing a dataset takes seconds, and one broken sidecar stops it. `stem` is the
+        image's name without suffix and extension. Returns the metadata and the sidecar with the highest precedence.
         """
         own = set(entities)
         merged: dict[str, Any] = {}
@@ -325,10 +290,7 @@ def find_source(path: Path, suffix: str) -> Path | None:
 def summarize_validation(root: Path, work_dir: Path) -> str | None:
     """Run ``bids-validator-deno`` on a dataset and summarize its errors in one line.
 
-    Returns
-    -------
-    str or None
-        None if there are no errors, or the validator is not installed, fails or takes longer than a minute.
+    None if there are no errors, or the validator is not installed, fails or takes longer than a minute.
     """
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     validator = shutil.which("bids-validator-deno", path=search_path)
@@ -338,14 +300,8 @@ def summarize_validation(root: Path, work_dir: Path) -> str | None:
     environment = {**os.environ, "DENO_DIR": str(work_dir / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
     command = [validator, str(root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
     try:
-        run = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            timeout=VALIDATOR_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        options: dict[str, Any] = {"env": environment, "capture_output": True, "stdin": subprocess.DEVNULL}
+        run = subprocess.run(command, timeout=VALIDATOR_TIMEOUT_S, check=False, **options)
         issues = json.loads(run.stdout)["issues"]["issues"]
         codes = Counter(str(issue["code"]) for issue in issues if issue["severity"] == "error")
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.errors import InputError, list_some
@@ -88,13 +88,7 @@ class Filter:
 
     @classmethod
     def read(cls, path: Path | None, name: str) -> Filter:
-        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all files are wanted.
-
-        Raises
-        ------
-        InputError
-            If the file is missing or not JSON, has neither block, or names an unknown entity.
-        """
+        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted."""
         if path is None:
             return cls()
         blocks = read_json(path)
@@ -115,7 +109,7 @@ class Filter:
             wanted.pop("part", None)  # reconstruction needs both parts
         return cls(wanted)
 
-    def keeps(self, relative: PurePosixPath, dataset: str, raw: bool) -> bool:
+    def keeps(self, relative: Path, dataset: str, raw: bool) -> bool:
         """Return whether a file of a dataset is wanted; its path is relative to the dataset."""
         if "desc" not in self.wanted and is_partial_chi(relative.name):
             return False
@@ -123,7 +117,7 @@ class Filter:
             return True
         from bids.layout import parse_file_entities  # slow to import
 
-        found = parse_file_entities(f"/{relative}", config=_pybids_configs())
+        found = parse_file_entities(f"/{relative.as_posix()}", config=_pybids_configs())
         for key, wanted in self.wanted.items():
             choices, value = wanted if isinstance(wanted, list) else [wanted], found.get(key)
             if key == "scope":

@@ -155,7 +155,7 @@ def _find_maps(
         sidecars = Sidecars("Chimap")
         for path in paths:
             match = MAP_NAME.fullmatch(path.name)
-            if not match or not wanted.keeps(source.relative(path), source.name, source.raw):
+            if not match or not wanted.keeps(path.relative_to(source.root), source.name, source.raw):
                 continue
             entities = source.consistent_entities(path, match[1])
             sidecar: dict[str, Any] = {}
@@ -177,7 +177,9 @@ def _find_echoes(
         problems: dict[str, str] = {}
         for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
             sub, ses = _session(source, path)
-            if {(sub, ses), (sub, None)} & mapped or not wanted.keeps(source.relative(path), source.name, source.raw):
+            if {(sub, ses), (sub, None)} & mapped or not wanted.keeps(
+                path.relative_to(source.root), source.name, source.raw
+            ):
                 continue
             entities = source.consistent_entities(path, _stem(path))
             part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
@@ -271,10 +273,7 @@ def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple
 def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     """Return the only scan of a name; of two in one dataset, the first, with a `problem`.
 
-    Raises
-    ------
-    InputError
-        If they are in two datasets, which affects all scans.
+    Two datasets with the same scan are an `InputError`, because that affects all scans.
     """
     (source, scan), (other, twin) = group[0], group[-1]
     if scan is twin:
@@ -283,7 +282,8 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
         return replace(scan, echoes=(), problem=f"{path.name}: {second.name} exists, too; keep one of them")
     kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
-    both = f"{source.show(path)} and {other.show(second)} are {kind} of the same scan"
+    shown = (f"{one.root.name}/{found.chi.relative_to(one.root).as_posix()}" for one, found in (group[0], group[-1]))
+    both = f"{' and '.join(shown)} are {kind} of the same scan"
     if source == other:
         advice = "keep one, rename one with desc-, or select one with --bids-filter-file"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")

@@ -15,8 +15,7 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
-from bids_dgmseg.workflow.environment import prepare_environment
-from bids_dgmseg.workflow.plan import check_folders
+from bids_dgmseg.workflow.environment import check_folders, prepare_environment
 
 if TYPE_CHECKING:
     from bids_dgmseg.study.results_folders import ResultsFolder
@@ -64,8 +63,9 @@ def run_group(config: RunConfig) -> int:
         for warning in (*warnings, *cohort.warnings, *study.warnings):
             progress.warn(warning)
         for name, n_scans in cohort.settings["Datasets"].items():
-            progress.info(f"{name}: {n_scans} scans would be used")
-        progress.info(f"group tables of {len(cohort.scans)} scans would be written to {config.output_dir}")
+            progress.info(f"{name}: {n_scans} scan{'' if n_scans == 1 else 's'} would be used")
+        plural = "" if len(cohort.scans) == 1 else "s"
+        progress.info(f"group tables of {len(cohort.scans)} scan{plural} would be written to {config.output_dir}")
         return 0
     from bids_dgmseg.report.group_page import write_group_page
 
@@ -154,20 +154,12 @@ def find_folders(config: RunConfig) -> list[ResultsFolder]:
             raise InputError(f"--merge {path}: {problem}; pass output folders of the participant level")
     own = [output] if output.is_dir() and has_results(output) else []
     paths = [*own, *merged]
-    return [
-        ResultsFolder(
-            path,
-            name,
-            config.bids_dir if path in own else _find_dataset(path, config.bids_dir),
-            link=Path(os.path.relpath(path, output)).as_posix(),
-        )
-        for path, name in zip(paths, name_folders(paths), strict=True)
-    ]
-
-
-def _find_dataset(folder: Path, default: Path) -> Path:
-    """Find the dataset whose participants.tsv describes the participants of a results folder."""
-    linked = [Path(os.path.normpath(url_to_path(link, folder))) for link in linked_datasets(folder).values()]
-    around = [folder.parent.parent] if folder.parent.name == "derivatives" else []
-    candidates = [folder, *linked, *around]
-    return next((root for root in candidates if is_file_or_unfetched(root / "participants.tsv")), default)
+    folders = []
+    for path, name in zip(paths, name_folders(paths), strict=True):
+        linked = [Path(os.path.normpath(url_to_path(link, path))) for link in linked_datasets(path).values()]
+        around = [path.parent.parent] if path.parent.name == "derivatives" else []
+        candidates = [] if path in own else [path, *linked, *around]
+        described = (root for root in candidates if is_file_or_unfetched(root / "participants.tsv"))
+        link = Path(os.path.relpath(path, output)).as_posix()
+        folders.append(ResultsFolder(path, name, next(described, config.bids_dir), link=link))
+    return folders

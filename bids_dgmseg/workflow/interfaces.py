@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,25 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleIn
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.derivatives import save_scan
+from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_tsv
-from bids_dgmseg.io.nifti import write_like
+from bids_dgmseg.io.nifti import check_intact, write_like
 from bids_dgmseg.measurement.field_of_view import FieldOfView
-from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
+from bids_dgmseg.measurement.scan import (
+    Reference,
+    SegmentedScan,
+    describe_erosion,
+    erode_ventricles,
+    measure_reference,
+    measure_scan,
+)
 from bids_dgmseg.models.model_folder import limit_threads
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
 from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer
@@ -34,7 +44,6 @@ from bids_dgmseg.workflow.qc_record import (
     report_measures,
     report_reconstruction,
 )
-from bids_dgmseg.workflow.reference import find_reference
 
 FRACTION_SCALE = np.float32(1 / 255)
 """Probabilities are stored as integers from 0 to 255, as in probseg files."""
@@ -54,7 +63,7 @@ class StepNode(Node):
             raise self.error from None
 
 
-class Step(SimpleInterface):
+class Step(SimpleInterface, ABC):
     """Interface with one function, ``run_step(folder) -> outputs``, that remembers the exception it raised."""
 
     error: BaseException | None = None
@@ -67,9 +76,9 @@ class Step(SimpleInterface):
             raise
         return runtime
 
+    @abstractmethod
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Do the work in an empty folder and return the outputs."""
-        raise NotImplementedError
 
 
 def _object(desc: str, **metadata: Any) -> Any:
@@ -241,23 +250,62 @@ class Measure(Step):
             map_reference=self.inputs.in_report.values["reference"],
         )
         write_tsv(found.stats, folder / "stats.tsv")
-        return {
-            "out_stats": str(folder / "stats.tsv"),
-            "out_figures": self._draw(chi, dseg, folder),
-            "out_report": report_measures(found, reference),
-        }
-
-    def _draw(self, chi: Volume, dseg: Volume, folder: Path) -> dict[str, str]:
-        """Draw the outlines in three planes, and write the interactive viewer."""
-        structures, scan = self.inputs.model.structures, self.inputs.title
+        title = self.inputs.title
         figures: dict[str, Path] = {
-            plane: draw_mosaic(chi, dseg, folder / f"{plane}.png", plane=plane, structures=structures, title=scan)
+            plane: draw_mosaic(chi, dseg, folder / f"{plane}.png", plane=plane, structures=structures, title=title)
             for plane in PLANES
         }
         if self.inputs.viewer:
-            model, path = self.inputs.model.name, folder / "viewer.html"
-            figures["viewer"] = write_viewer(chi, dseg, path, structures=structures, scan=scan, model=model)
-        return {name: str(path) for name, path in figures.items()}
+            path = folder / "viewer.html"
+            figures["viewer"] = write_viewer(chi, dseg, path, structures=structures, scan=title, model=model.name)
+        return {
+            "out_stats": str(folder / "stats.tsv"),
+            "out_figures": {name: str(path) for name, path in figures.items()},
+            "out_report": report_measures(found, reference),
+        }
+
+
+def find_reference(
+    wanted: ReferenceRegion, scan: SegmentedScan, *, mask: Path | None, regions: Mapping[str, str], model: Model
+) -> Reference | None:
+    """Measure the reference region of a scan; None if no reference was asked for.
+
+    `mask` is the user's mask of this scan and `regions` are the masks of the head regions that the model segments. A
+    reference without a value has a `problem`. `InputError` if the user's mask is not readable or on another grid.
+    """
+    if wanted.kind == "none":
+        return None
+    name, size_mm = wanted.structure or wanted.kind, scan.chi.voxel_size_mm
+    if wanted.masks is not None and mask is None:
+        return Reference(name, "", problem=f"reference {name}: no mask for this scan; its referenced values are n/a")
+    if wanted.kind == "structure":
+        indices = [one.index for one in scan.structures if wanted.structure in (one.nucleus, one.abbreviation)]
+        region, source = np.isin(scan.dseg.array, indices), f"{wanted.structure} labelled by {model.name}"
+    elif mask is not None:
+        values = Volume.read(mask)
+        check_intact(mask)
+        if difference := describe_grid_mismatch(scan.chi, values):
+            raise InputError(
+                f"{mask.name}: does not lie on the grid of the map ({difference}); resample the mask first"
+            )
+        region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
+    elif wanted.kind == "whole-brain" and "brain" in regions:
+        region, source = _read_region(regions["brain"]), f"brain labelled by {model.name}"
+    elif wanted.kind == "whole-brain":
+        region, source = scan.fov.inside, "field of view of the map"
+    else:
+        label_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
+        ventricles = _read_region(regions["ventricles"])
+        region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
+        erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
+        source = f"lateral ventricles labelled by {model.name}, {erosion}"
+    return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
+
+
+def _read_region(path: str) -> NDArray[np.bool_]:
+    region = Volume.read(path, np.uint8).array > 0
+    check_intact(path)
+    return np.asarray(region)
 
 
 class _SaveInputSpec(BaseInterfaceInputSpec):

@@ -7,30 +7,134 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.dataset import summarize_validation
-from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
+from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map
+from bids_dgmseg.bids.output_dataset import write_dataset_files
+from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
+from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK
-from bids_dgmseg.models.registry import Model
-from bids_dgmseg.workflow.environment import configure_nipype, log_to, prepare_environment, terminate_as_interrupt
-from bids_dgmseg.workflow.plan import Plan, make_run_folder, plan_run
+from bids_dgmseg.errors import FAILED, OK, InputError, list_some
+from bids_dgmseg.models.nnunet_folder import choose_labels
+from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.workflow.environment import (
+    check_folders,
+    configure_nipype,
+    log_to,
+    make_run_folder,
+    prepare_environment,
+    terminate_as_interrupt,
+)
 
 if TYPE_CHECKING:
     from bids_dgmseg.workflow.runner import Run
 
 
+@dataclass(frozen=True)
+class Job:
+    """A scan to be processed."""
+
+    scan: Scan
+    fingerprint: str
+    """Hash of everything that its results depend on."""
+    reference_mask: Path | None = None
+    """The user's mask of the reference region."""
+    brain_mask: Path | None = None
+    """The user's brain mask, if the map is to be reconstructed."""
+    reconstruction: str = ""
+    """Hash of everything that a reconstructed map depends on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first scan."""
+
+    inputs: Inputs
+    model: Model
+    scans: tuple[Scan, ...]
+    jobs: tuple[Job, ...]
+    """Scans without results, or with results of another map, model or option."""
+    warnings: tuple[str, ...]
+    misplaced: bool
+    """Whether files in the wrong folder were ignored."""
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Check the options and directories, and find the scans to process; `InputError` if the run cannot start.
+
+    Writes nothing, except that the output directory is created unless this is a dry run.
+    """
+    segmentation, device = config.segmentation, config.resources.device
+    chosen = replace(get_model(segmentation.model or "default"), ensemble=segmentation.ensemble)
+    if chosen.ensemble and chosen.localizer.kind == "nnunet":
+        raise InputError(
+            f"--ensemble: not supported by {chosen.name}, whose labels are side-specific, so that mirrored images "
+            "cannot be averaged; omit it"
+        )
+    model, warnings = choose_labels(chosen, segmentation.weights, segmentation.label_map)
+    check_reference(config.reference, model)
+    inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+    misplaced: list[str] = []
+    scans = find_scans(inputs, echoes=True, misplaced=misplaced)
+    check_folders(config)
+    jobs = _find_jobs(config, model, scans)
+    warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
+    # In a dry run the shipped weights are taken for granted, because importing torch is slow.
+    if jobs and (not config.control.dry_run or segmentation.weights or device == "cuda"):
+        from bids_dgmseg.segmentation.segment import check_ready
+
+        warnings += check_ready(model, weights=segmentation.weights, device=device)
+    warnings += _find_outdated_results(config.output_dir, model, jobs)
+    warnings += find_skipped(inputs, scans)
+    if not any(scan.from_echoes for scan in scans):
+        given = {
+            "--brain-mask": config.reconstruction.brain_masks is not None,
+            "--phase-sign": config.reconstruction.phase_sign != "auto",
+        }
+        warnings += [
+            f"{option} has no effect: every selected scan already has a chi map"
+            for option, is_given in given.items()
+            if is_given
+        ]
+    return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
+
+
+def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan]) -> list[Job]:
+    masks = find_reference_masks(config.reference.masks, scans)
+    brains = find_brain_masks(config.reconstruction.brain_masks, scans)
+    jobs = []
+    for scan in scans:
+        mask, brain = masks.get(scan.name), brains.get(scan.name)
+        made = map_fingerprint(scan, config.reconstruction.phase_sign, brain)
+        mark = fingerprint(scan, model, config.segmentation, config.reference, reference_mask=mask, reconstruction=made)
+        if config.control.force or not is_done(config.output_dir, scan, model.name, mark):
+            jobs.append(Job(scan, mark, mask, brain, made))
+    return jobs
+
+
+def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -> list[str]:
+    """Return warnings about results of other models whose reconstructed map this run replaces."""
+    outdated: dict[str, list[str]] = {}
+    for job in jobs:
+        if not job.reconstruction:
+            continue
+        for other in models_using_map(output_dir, job.scan, other_than=job.reconstruction):
+            if other != model.name:
+                outdated.setdefault(other, []).append(job.scan.name)
+    return [
+        f"{list_some(scans)}: results of {other} belong to another reconstruction, which this run replaces; run "
+        f"--model {other} again with the same --phase-sign and --brain-mask"
+        for other, scans in outdated.items()
+    ]
+
+
 def run_participant(config: RunConfig) -> int:
     """Segment and measure the selected scans.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Options of the run.
 
     Returns
     -------
@@ -59,9 +163,7 @@ def run_participant(config: RunConfig) -> int:
 
 
 def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
-    from bids_dgmseg.bids.output_dataset import write_dataset_files
-    from bids_dgmseg.workflow.builder import workflow_name
-    from bids_dgmseg.workflow.runner import Run
+    from bids_dgmseg.workflow.runner import Run, workflow_name
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
     logs.mkdir(parents=True)
@@ -109,7 +211,8 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
     for warning in plan.warnings:
         progress.warn(warning)
     to_do -= {scan.name for scan in plan.scans if scan.problem}
-    progress.info(f"{len(to_do)} of {len(plan.scans)} scans would be segmented into {output_dir}")
+    plural = "" if len(plan.scans) == 1 else "s"
+    progress.info(f"{len(to_do)} of {len(plan.scans)} scan{plural} would be segmented into {output_dir}")
     return OK
 
 
@@ -136,14 +239,15 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run
 
 
 def _print_summary(n_scans: int, run: Run, logs: Path, progress: RunProgress) -> None:
-    kept = n_scans - len(run.done) - len(run.failed)
+    kept, scans = n_scans - len(run.done) - len(run.failed), "scan" if n_scans == 1 else "scans"
     if run.failed:
         progress.warn(
-            f"{len(run.failed)} of {n_scans} scans failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
+            f"{len(run.failed)} of {n_scans} {scans} failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
             "same command again (finished scans are kept)"
         )
     elif run.done:
         earlier = f", {kept} unchanged since an earlier run" if kept else ""
-        progress.info(f"{len(run.done)} of {n_scans} scans done{earlier}; see {logs.parent.parent}/sub-*.html")
+        progress.info(f"{len(run.done)} of {n_scans} {scans} done{earlier}; see {logs.parent.parent}/sub-*.html")
     else:
-        progress.info(f"all {n_scans} scans are up to date; use --force to process them again")
+        every, them = ("the only scan is", "it") if n_scans == 1 else (f"all {n_scans} scans are", "them")
+        progress.info(f"{every} up to date; use --force to process {them} again")

@@ -55,24 +55,22 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
         warnings.append(
             "only one echo, so the coil's phase offset is not removed; background field removal may leave some of it"
         )
+    readout = "none needed: no phase ramp alternates between echoes"
+    if result.readout_ramp_rad is None:
+        readout = "not assessed: bipolar readouts can be detected only with three or more evenly spaced echoes"
+    elif result.readout_ramp_rad:
+        ramp_rad = f"{result.readout_ramp_rad:.2g} rad"
+        readout = f"phase ramp of {ramp_rad} across the brain, alternating between echoes, removed"
     values = {
         "EchoTime": [echo.time_s for echo in scan.echoes],
         "MagneticFieldStrength": scan.sidecar["MagneticFieldStrength"],
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": result.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
-        "ReadoutCorrection": _describe_readout(result.readout_ramp_rad),
+        "ReadoutCorrection": readout,
         **describe_steps(len(scan.echoes)),
     }
     return StepReport(values, tuple(warnings))
-
-
-def _describe_readout(ramp_rad: float | None) -> str:
-    if ramp_rad is None:
-        return "not assessed: bipolar readouts can be detected only with three or more evenly spaced echoes"
-    if not ramp_rad:
-        return "none needed: no phase ramp alternates between echoes"
-    return f"phase ramp of {ramp_rad:.2g} rad across the brain, alternating between echoes, removed"
 
 
 def report_input(path: Path, checked: ChiMap) -> StepReport:
@@ -121,24 +119,9 @@ def build_qc_record(
     measured: StepReport,
     reconstructed: StepReport | None = None,
 ) -> dict[str, Any]:
-    """Combine the reports of the steps; the record depends only on the scan, the options and the versions.
+    """Combine the reports of the steps to the content of ``_qc.json``, see docs/outputs.md.
 
-    Parameters
-    ----------
-    scan : Scan
-    model : Model
-    config : RunConfig
-    prepared, measured : StepReport
-        Reports of the steps of these names.
-    box : Box
-        Result of the localizer.
-    reconstructed : StepReport, optional
-        How the map was reconstructed from echoes.
-
-    Returns
-    -------
-    dict
-        Content of ``_qc.json``, see docs/outputs.md.
+    The record depends only on the scan, the options and the versions. `box` is the result of the localizer.
     """
     warnings = [*(reconstructed.warnings if reconstructed else ()), *prepared.warnings, *measured.warnings]
     given, reference, weights = dict(prepared.values), config.reference, config.segmentation.weights

@@ -1,27 +1,44 @@
-"""Run the workflows of many scans, in series or in parallel; a scan that fails does not stop the others."""
+"""Nipype workflow of a scan, and the run of many, in series or in parallel; failed scans do not stop the others."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gc
+import multiprocessing
+import os
+import pickle
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
+from traceback import format_exception
+from typing import Any
 
-from nipype import Workflow
+from nibabel.affines import voxel_sizes
+from nipype import Node, Workflow
+from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.plugins import LinearPlugin
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
-from bids_dgmseg.bids.derivatives import output_path
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR, output_path
+from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.workflow.builder import STEPS, init_scan_wf, workflow_name
-from bids_dgmseg.workflow.environment import LOG_NAME
-from bids_dgmseg.workflow.interfaces import StepNode
-from bids_dgmseg.workflow.plan import Job
-from bids_dgmseg.workflow.plugin import WorkersPlugin
-from bids_dgmseg.workflow.qc_record import StepReport, with_scan
+from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
+from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.workflow.environment import LOG_NAME, ignore_interrupts, log_to
+from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
+from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.qc_record import with_scan
+
+STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
+"""Nodes in the order of the data; only scans with echoes have the first."""
 
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
@@ -32,21 +49,121 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
 _DISK_FULL_BYTES = 1 << 16
 
 
+def workflow_name(scan: str) -> str:
+    """Return the name of a scan's workflow; Nipype's names have no plus sign, which BIDS labels may have.
+
+    >>> workflow_name("sub-a+b_acq-x")
+    'sub-a-plus-b_acq-x'
+    """
+    return scan.replace("+", "-plus-")
+
+
+def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
+    """Build the workflow of a scan, from one susceptibility map, or the echoes to reconstruct it from, to derivatives.
+
+    Inputs
+    ------
+    in_chi
+        The scan's susceptibility map, in any orientation, in ppm or ppb; set to ``scan.chi`` or to the output of
+        ``reconstruct``.
+
+    Outputs
+    -------
+    out_dseg
+        Labels on the grid of ``in_chi``, indices of structures.tsv.
+    out_probseg
+        Probabilities on the same grid, one volume per nucleus.
+    out_stats
+        Tab-separated table, one row per nucleus.
+    out_files
+        The derivatives in the output directory.
+    """
+    scan = job.scan
+    inputs = Node(IdentityInterface(fields=["in_chi"]), name="inputs")
+    outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
+    *reconstruct, prepare, segment, measure, save = _steps(job, model, config)
+    workflow = Workflow(name=workflow_name(scan.name))
+    if not reconstruct:
+        inputs.inputs.in_chi = str(scan.chi)
+    for node in reconstruct:
+        workflow.connect(node, "out_chi", inputs, "in_chi")
+        workflow.connect(node, "out_chi", save, "in_chi")
+        workflow.connect(node, "out_report", save, "in_reconstructed")
+    workflow.connect(
+        [
+            (inputs, prepare, [("in_chi", "in_chi")]),
+            (prepare, segment, [("out_chi", "in_chi")]),
+            (prepare, measure, [("out_chi", "in_chi"), ("out_report", "in_report")]),
+            (prepare, save, [("out_report", "in_prepared")]),
+            (segment, measure, [(f"out_{name}", f"in_{name}") for name in ("dseg", "block", "box", "seen", "regions")]),
+            (segment, save, [(f"out_{name}", f"in_{name}") for name in ("dseg", "probseg", "box", "regions")]),
+            (segment, outputs, [("out_dseg", "out_dseg"), ("out_probseg", "out_probseg")]),
+            (measure, save, [("out_stats", "in_stats"), ("out_figures", "in_figures"), ("out_report", "in_measured")]),
+            (measure, outputs, [("out_stats", "out_stats")]),
+            (save, outputs, [("out_files", "out_files")]),
+        ]
+    )
+    return workflow
+
+
+def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
+    """Return the nodes of `STEPS`, not yet connected; the first only for a scan with echoes."""
+    scan, resources, segmentation = job.scan, config.resources, config.segmentation
+    threads = min(resources.omp_nthreads, resources.nprocs)
+
+    def node(step: type[Step], mem_gb: float, *, n_procs: int = 1, **inputs: Any) -> StepNode:
+        # Nipype does not accept None for a file that is not given.
+        given = {name: str(one) if isinstance(one, Path) else one for name, one in inputs.items() if one is not None}
+        return StepNode(step(**given), name=step.__name__.lower(), n_procs=n_procs, mem_gb=mem_gb)
+
+    sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
+    hashes: dict[str, Any] = {"fingerprint": job.fingerprint, "reconstruction": job.reconstruction}
+    nodes = [
+        node(Prepare, 1.0, sidecar=sidecar, problem=scan.problem or ""),
+        node(
+            Segment,
+            model.memory_gb,
+            n_procs=threads,
+            model=model,
+            device=resources.device,
+            n_threads=resources.omp_nthreads,
+            weights=segmentation.weights,
+        ),
+        node(
+            Measure,
+            1.5,
+            model=model,
+            reference=config.reference,
+            reference_mask=job.reference_mask,
+            title=scan.name,
+            viewer=segmentation.viewer,
+        ),
+        node(Save, 1.0, scan=scan, model=model, config=config, **hashes),
+    ]
+    if scan.from_echoes:
+        options = {"phase_sign": config.reconstruction.phase_sign, "n_threads": threads, "mask": job.brain_mask}
+        nodes.insert(0, node(Reconstruct, _plan_memory_gb(scan), n_procs=threads, scan=scan, **options))
+    return nodes
+
+
+def _plan_memory_gb(scan: Scan) -> float:
+    """Estimate the memory of a reconstruction from the header of the first echo.
+
+    Returns 1 GB if it cannot be read: the step itself then reports why.
+    """
+    try:
+        image = load_image(scan.echoes[0].magnitude) if scan.echoes else None
+    except InputError:
+        image = None
+    if image is None or len(image.shape) < 3:
+        return 1.0
+    return estimate_memory_gb(image.shape[:3], voxel_sizes(image.affine).tolist(), n_echoes=len(scan.echoes))
+
+
 class Run:
     """Processing of the scans of one call of the program.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Options of the run.
-    model : Model
-        Registry entry.
-    work : path
-        Working directory of this run; the folder of a scan is removed when the scan is done.
-    logs : path
-        Folder of this run for the log and, per scan, crash files.
-    progress : RunProgress
-        Terminal output.
+    `work` has a folder per scan, which is removed when the scan is done; `logs` gets the log and crash files per scan.
     """
 
     def __init__(self, *, config: RunConfig, model: Model, work: Path, logs: Path, progress: RunProgress) -> None:
@@ -60,31 +177,27 @@ class Run:
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Process scans and fill `done` and `failed`."""
-        size = 1 if self._config.resources.nprocs == 1 else _BATCH
+        resources, stop = self._config.resources, self._config.control.stop_on_first_crash
+        size = 1 if resources.nprocs == 1 else _BATCH
         for first in range(0, len(jobs), size):
-            if self.failed and self._config.control.stop_on_first_crash:
+            batch = jobs[first : first + size]
+            self._jobs = {workflow_name(job.scan.name): job for job in batch}
+            stopped_by: Exception | None = None
+            try:
+                if resources.nprocs == 1:
+                    self._build(batch[0]).run(plugin=LinearPlugin({"status_callback": self._follow}))
+                else:
+                    workflow = Workflow(name=self._work.name, base_dir=str(self._work.parent))
+                    workflow.add_nodes([self._build(job) for job in batch])
+                    arguments = {"n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "logs": self._logs}
+                    workflow.run(plugin=WorkersPlugin({"status_callback": self._follow, **arguments}))
+            except Exception as error:  # noqa: BLE001 - Nipype raises the exception of any node, after running the others
+                stopped_by = error
+            if not (self.failed and stop):
+                for scan in [job.scan.name for job in batch if job.scan.name not in self.done | self.failed.keys()]:
+                    self._fail(scan, f"Nipype stopped ({stopped_by}); see {self._logs / LOG_NAME}")
+            if self.failed and stop:
                 return
-            self._execute_batch(jobs[first : first + size])
-
-    def _execute_batch(self, jobs: Sequence[Job]) -> None:
-        self._jobs = {workflow_name(job.scan.name): job for job in jobs}
-        resources = self._config.resources
-        stopped_by: Exception | None = None
-        try:
-            if resources.nprocs == 1:
-                self._build(jobs[0]).run(plugin=LinearPlugin({"status_callback": self._follow}))
-            else:
-                workflow = Workflow(name=self._work.name, base_dir=str(self._work.parent))
-                workflow.add_nodes([self._build(job) for job in jobs])
-                arguments = {"n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "logs": self._logs}
-                workflow.run(plugin=WorkersPlugin({"status_callback": self._follow, **arguments}))
-        except Exception as error:  # noqa: BLE001 - Nipype raises the exception of any node, after running the others
-            stopped_by = error
-        if self.failed and self._config.control.stop_on_first_crash:
-            return
-        for job in jobs:
-            if job.scan.name not in self.done | self.failed.keys():
-                self._fail(job.scan.name, f"Nipype stopped ({stopped_by}); see {self._logs / LOG_NAME}")
 
     def _build(self, job: Job) -> Workflow:
         workflow = init_scan_wf(job, self._model, self._config)
@@ -104,20 +217,16 @@ class Run:
         elif status == "exception":
             self._fail(scan, self._describe_error(scan, node.name, node.error))
         else:
-            self._print_report(scan, getattr(node.result.outputs, "out_report", None))
+            report = getattr(node.result.outputs, "out_report", None)
+            if report and "units" in report.values:
+                units, source, reference = (report.values[key] for key in ("units", "units_from", "reference"))
+                self._progress.info(f"{scan}: {units} (from {source}), reference {reference}")
+            for warning in report.warnings if report else ():
+                self._progress.warn(with_scan(scan, warning))
             if node.name == "save":
                 shutil.rmtree(Path(node.output_dir()).parent, ignore_errors=True)
                 self.done.add(scan)
                 self._progress.finish(scan)
-
-    def _print_report(self, scan: str, report: StepReport | None) -> None:
-        if report is None:
-            return
-        if "units" in report.values:
-            units, source, reference = (report.values[key] for key in ("units", "units_from", "reference"))
-            self._progress.info(f"{scan}: {units} (from {source}), reference {reference}")
-        for warning in report.warnings:
-            self._progress.warn(with_scan(scan, warning))
 
     def _fail(self, scan: str, message: str) -> None:
         self.failed[scan] = with_scan(scan, message)
@@ -146,3 +255,117 @@ class Run:
         text = " ".join(str(error).split())
         reason = "" if error is None else f" ({type(error).__name__}{': ' * bool(text)}{text})"
         return f"{step} crashed{reason}; see {details}"
+
+
+class WorkersPlugin(MultiProcPlugin):
+    """Run nodes in parallel, each in a new process, so that a killed node fails alone and never blocks the run.
+
+    In a shared pool a killed worker takes the others' work with it, and Nipype waits for its result forever. New
+    processes come from a server that has loaded the libraries already.
+
+    Parameters
+    ----------
+    plugin_args : dict
+        Those of MultiProc, and ``logs``: the folder of the log.
+    """
+
+    def __init__(self, plugin_args: dict[str, Any]) -> None:
+        super().__init__({**plugin_args, "mp_context": "forkserver", "raise_insufficient": False})
+        self.pool.shutdown()
+        self._report: Callable[[StepNode, str], None] = plugin_args["status_callback"]
+        self._status_callback: Callable[[StepNode, str], None] = self._report_progress
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["bids_dgmseg.workflow.runner", "torch"])
+        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
+            forkserver.ensure_running()
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        """Run the graph; no process outlives it."""
+        gc.freeze()  # Nipype collects garbage at every poll, which with torch loaded keeps a whole core busy
+        try:
+            super().run(*args, **kwargs)
+        finally:
+            gc.unfreeze()
+            for process, _, _ in self._task_obj.values():
+                process.kill()
+                process.join()
+
+    def _report_progress(self, node: StepNode, status: str) -> None:
+        if status != "exception":  # reported by _report_crash, once there is a crash file
+            self._report(node, status)
+
+    def _report_crash(self, node: StepNode, result: dict[str, Any] | None = None) -> str:
+        node.error = result.get("error") if result else None
+        crash_file: str = super()._report_crash(node, result)
+        self._report(node, "exception")
+        return crash_file
+
+    def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = None) -> list[int]:
+        """Finish scans that have been started before starting others."""
+        return sorted(jobids, key=lambda job: (-STEPS.index(self.procs[job].name), job))
+
+    def _submit_job(self, node: StepNode, updatehash: bool = False) -> int:
+        self._taskid += 1
+        receiver, sender = self._context.Pipe(duplex=False)
+        arguments = (sender, node, updatehash, self._taskid, self.plugin_args["logs"])
+        process = self._context.Process(target=_work, args=arguments, name=node.fullname)
+        process.start()
+        sender.close()  # the worker has the only copy now, so that the pipe ends with the worker
+        self._task_obj[self._taskid] = (process, receiver, node)
+        return int(self._taskid)
+
+    def _get_result(self, taskid: int) -> dict[str, Any] | None:
+        process, receiver, node = self._task_obj[taskid]
+        alive = process.is_alive()  # asked first: whatever a dead process has sent is in the pipe
+        if receiver.poll():
+            with contextlib.suppress(EOFError):
+                result: dict[str, Any] = receiver.recv()
+                _end(process)
+                return result
+        elif alive:
+            return None
+        _end(process)
+        problem = f"ended without a result (exit code {process.exitcode}); see the log"
+        if process.exitcode == -signal.SIGKILL:
+            advice = f"lower --nprocs or raise --mem-gb (now {self.memory_gb:g})"
+            problem = f"was killed, probably out of memory; {advice}"
+        elif process.exitcode < 0:
+            problem = f"was terminated by {signal.Signals(-process.exitcode).name}; see the log"
+        return _failure(InputError(f"{node.name} {problem}"))
+
+    def _clear_task(self, taskid: int) -> None:
+        _, receiver, _ = self._task_obj.pop(taskid)
+        receiver.close()
+
+    def _postrun_check(self) -> None:
+        pass  # there is no pool
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """Return Nipype's result of a failed node, with the exception."""
+    return {"result": None, "traceback": format_exception(error), "error": error}
+
+
+def _end(process: Any) -> None:
+    """Wait for a process that has sent its result; kill it if it does not end."""
+    process.join(10)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+def _work(sender: Connection, node: StepNode, updatehash: bool, taskid: int, logs: Path) -> None:
+    """Run one node in this process and send its result."""
+    keep_freed_memory()
+    os.chdir("/")  # the directory that the run was started from may be gone
+    with log_to(logs), contextlib.closing(sender):
+        try:
+            result = {"result": node.run(updatehash=updatehash), "traceback": None, "error": None}
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the run reports it
+            result = _failure(error)
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:  # noqa: BLE001 - the classes of other libraries may not survive pickling
+                result["error"] = RuntimeError(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(BrokenPipeError):  # the run was interrupted and does not wait
+            sender.send({**result, "taskid": taskid})

@@ -10,8 +10,8 @@ from nipype import Workflow
 
 from bids_dgmseg.bids.scans import Echo, Scan
 from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
-from bids_dgmseg.workflow.builder import STEPS, init_scan_wf
-from bids_dgmseg.workflow.plan import Job
+from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.runner import STEPS, init_scan_wf
 from tests.oracle import oracle_model
 
 

@@ -224,7 +224,7 @@ def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):
         "sub-01_ses-1: measure",
         "sub-01_ses-1: save",
         "sub-01_ses-1: done (1 of 1)",
-        f"1 of 1 scans done; see {tmp_path / 'out'}/sub-*.html",
+        f"1 of 1 scan done; see {tmp_path / 'out'}/sub-*.html",
     ]
     assert err == ""
 

@@ -252,7 +252,7 @@ def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
     assert run(ds, "--model", second) == 0
     assert run(ds) == 0
     out, err = capsys.readouterr()
-    assert "all 1 scans are up to date" in out
+    assert "the only scan is up to date" in out
     assert "another" not in err
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
     assert (
@@ -264,10 +264,10 @@ def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
         capsys.readouterr().err
     )
     assert run(ds, "--dry-run") == 0
-    assert "1 of 1 scans would be segmented" in capsys.readouterr().out
+    assert "1 of 1 scan would be segmented" in capsys.readouterr().out
     assert run(ds, "--phase-sign", "negative") == 0
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
-    assert "all 1 scans are up to date" in capsys.readouterr().out
+    assert "the only scan is up to date" in capsys.readouterr().out
     assert run(ds, level="group") == 0
     assert "earlier reconstruction" not in capsys.readouterr().err
 

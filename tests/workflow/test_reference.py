@@ -309,7 +309,7 @@ def test_changed_reference_repeats_the_scan(heads, run, capsys):
     assert run(heads / "ds", *options) == 0
     assert "done (1 of 1)" in capsys.readouterr().out
     run(heads / "ds", *options)
-    assert "all 1 scans are up to date" in capsys.readouterr().out
+    assert "the only scan is up to date" in capsys.readouterr().out
     mask = whole_voxels()
     mask[:, :, : make_grid("RAS").shape[2] // 2 + 10] = False
     write_mask(heads / "masks", "sub-01", mask, make_grid("RAS").affine)

@@ -8,7 +8,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.workflow.interfaces import Prepare, StepNode
-from bids_dgmseg.workflow.plugin import _work
+from bids_dgmseg.workflow.runner import _work
 
 
 class UnpicklableError(Exception):
