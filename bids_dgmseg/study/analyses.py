@@ -20,7 +20,7 @@ from bids_dgmseg.stats.ageing import AgeingOptions, change_per_year, fit_age_cur
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
-from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_scans, first_rows, read_reference_values
+from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_of, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import GroupTable
 
 _SEED = 1
@@ -102,7 +102,8 @@ def adjust_for_volume(study: Study) -> Analysis:
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
     facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
     if n_controls < N_CONTROLS:
-        why = f"--control-filter matches {n_controls} participants, at least {N_CONTROLS} are needed for a slope"
+        matched = count_of(n_controls, "participant")
+        why = f"--control-filter matches {matched}, at least {N_CONTROLS} are needed for a slope"
         table = GroupTable(name, empty, facts=facts, not_computed=why)
         return Analysis((table,), (f"{name}.tsv: not computed: {why}",))
     control = study.controls[study.table["scan"].to_numpy()]
@@ -159,7 +160,7 @@ def harmonize_sites(study: Study) -> Analysis:
     if len(sites) < 2:
         why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
         if len(sites) and n_without:
-            why += f"; {count_scans(n_without)} without a site"
+            why += f"; {count_of(n_without, 'scan')} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
         return Analysis(tuple(GroupTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
     covariates = list(study.covariates)
@@ -205,14 +206,14 @@ def _harmonize_stratum(
     small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
     where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
     warnings = [
-        f"{where}site {site} has {count_scans(counts.get(site, 0), 'usable')}, harmonization needs {N_SITE}; its "
+        f"{where}site {site} has {count_of(counts.get(site, 0), 'usable scan')}, harmonization needs {N_SITE}; its "
         "values are not harmonized"
         for site in sorted(small, key=str)
     ]
     if n_unusable := int((~usable).sum()):
         lacking = " or ".join(["site", *varying.columns])
         verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
-        warnings.append(f"{where}{count_scans(n_unusable)} {verb} {lacking}; {whose} values are not harmonized")
+        warnings.append(f"{where}{count_of(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
     try:
         if (counts >= N_SITE).sum() < 2:
             raise InputError(f"fewer than two sites have {N_SITE} usable scans")

@@ -176,13 +176,13 @@ def _find_reference_group(groups: pd.Series, controls: NDArray[np.bool_] | None)
     return named[0] if named else str(counts.index[0]) if len(counts) else None
 
 
-def count_scans(number: int, kind: str = "") -> str:
-    """Return a number of scans in words.
+def count_of(number: int, noun: str) -> str:
+    """Return a number and a noun.
 
-    >>> count_scans(1), count_scans(2, "usable")
+    >>> count_of(1, "scan"), count_of(2, "usable scan")
     ('1 scan', '2 usable scans')
     """
-    return " ".join(filter(None, (str(number), kind, "scan" if number == 1 else "scans")))
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str]]:
@@ -221,7 +221,7 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     warnings = []
     if unmatched:
         warnings.append(
-            f"--evaluation {folder.name}: {count_scans(len(unmatched))}, such as {min(unmatched)}, "
+            f"--evaluation {folder.name}: {count_of(len(unmatched), 'scan')}, such as {min(unmatched)}, "
             f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan of the study; left out"
         )
     overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})

@@ -163,7 +163,11 @@ def test_costs_match_labels_with_their_own_desc(tmp_path):
 def test_tables_have_dictionaries_and_the_page_figures(outcome):
     out = outcome[1]
     for name in ("models", "summary", "comparison"):
-        assert list(json.loads((out / f"{name}.json").read_text())) == list(read(out, name))
+        dictionary = json.loads((out / f"{name}.json").read_text())
+        assert list(dictionary) == list(read(out, name))
+        assert all(entry["Description"] for entry in dictionary.values())
+    units = {name: entry.get("Units") for name, entry in json.loads((out / "summary.json").read_text()).items()}
+    assert [units[name] for name in ("volume_mm3_bias", "hd95_mm_sd", "mean_ppm_icc21")] == ["mm^3", "mm", None]
     page = (out / "compare.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 2
     assert "two: sub-03: no brain found" in page
@@ -257,11 +261,15 @@ def test_scan_is_segmented_once(dataset, tmp_path, monkeypatch):
     assert cost == tmp_path / "out/predictions/dgm16/sub-01/anat/sub-01_seg-dgm16_cost.json"
 
 
-def test_labels_in_two_datasets_are_an_error(dataset):
+def test_unusable_labels_are_an_error(dataset):
     other = dataset / "derivatives/other/sub-04/anat"
     write_map(dataset, "sub-04", Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
     write_labels(other / "sub-04_dseg.nii.gz", boxes(3), ("DN_L",))
     with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); select one with --choose"):
+        find_test_set(dataset, warn=print)
+    shutil.rmtree(dataset / "derivatives/other")
+    rename(dataset, DN_L="thalamus", DN_R="cortex")
+    with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
         find_test_set(dataset, warn=print)
 
 
@@ -291,12 +299,6 @@ def rename(dataset: Path, **names: str) -> None:
         path.write_text("\n".join("\t".join(row) for row in [header, *named]))
 
 
-def test_labels_without_any_nucleus_are_an_error(dataset):
-    rename(dataset, DN_L="thalamus", DN_R="cortex")
-    with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
-        find_test_set(dataset, warn=print)
-
-
 @pytest.fixture
 def atlases(dataset, tmp_path):
     """A copy of the dataset, to change its labels."""
@@ -320,17 +322,14 @@ def test_atlas_labels_that_are_not_nuclei_are_warnings(dataset, atlases):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("name", "message"),
     [
-        (
-            {"DN_L": "cortex", "DN_R": "thalamus"},
-            r"library: no label is a nucleus of multiatlas \(DN_L, .*; use these",
-        ),
-        ({"DN_L": "RN_L", "DN_R": "thalamus"}, "library: atlases of RN_L, but the scans have DN_L, DN_R; use atlases"),
+        ("cortex", r"library: no label is a nucleus of multiatlas \(DN_L, .*; use these"),
+        ("RN_L", "library: atlases of RN_L, but the scans have DN_L, DN_R; use atlases"),
     ],
 )
-def test_atlases_without_a_common_nucleus_are_an_error(dataset, atlases, names, message):
-    rename(atlases, **names)
+def test_atlases_without_a_common_nucleus_are_an_error(dataset, atlases, name, message):
+    rename(atlases, DN_L=name, DN_R="thalamus")
     with pytest.raises(InputError, match=f"^{message}"):
         check(dataset, atlases)
 

@@ -32,64 +32,42 @@ OWN = ("63.5", "2023-05-02T10:12:00"), ("65.1", "2024-12-10T09:40:00")
 
 
 @pytest.mark.parametrize(
-    ("scans", "ages"),
-    [
-        pytest.param({}, [63.5, 65.1], id="all sessions"),
-        pytest.param({"selected": ("2",)}, [65.1], id="one selected"),
-        pytest.param({"measured": (2,)}, [65.1], id="one measured"),
-    ],
+    ("scans", "ages"), [({}, [63.5, 65.1]), ({"selected": ("2",)}, [65.1]), ({"measured": (2,)}, [65.1])]
 )
 def test_session_age_does_not_depend_on_other_sessions(times, scans, ages):
-    assert times(*OWN, **scans)[0] == pytest.approx(ages)
+    rows = ("63.5", "2023-05-02T10:12:00"), ("65.1", "2024-12-10T09:40:00")
+    assert times(*rows, **scans)[0] == pytest.approx(ages)
+
+
+LATER, LAST = 63.5 + 731 / DAYS, 63.5 + 1461 / DAYS
+"""Ages 731 and 1461 days after the first session, on the same day of 2025 and 2027."""
 
 
 @pytest.mark.parametrize(
-    ("sessions", "measured", "ages"),
+    ("own_ages", "measured", "ages"),
     [
-        # 731 and 730 days between the years
-        pytest.param(
-            [("n/a", "2023-05-02"), ("n/a", "2025-05-02"), ("67.5", "2027-05-02")],
-            None,
-            [63.5, 63.5 + 731 / DAYS, 67.5],
-            id="beside a session's own age",
-        ),
-        pytest.param(
-            [("63.5", "2023-05-02"), ("63.5", "2025-05-02"), ("n/a", "2027-05-02")],
-            None,
-            [63.5, 63.5 + 731 / DAYS, 63.5 + 1461 / DAYS],
-            id="repeated by the sessions that have one",
-        ),
-        pytest.param(
-            [("63.5", "2023-05-02"), ("63.5", "2025-05-02")],
-            (2,),
-            [63.5 + 731 / DAYS],
-            id="repeated, one session measured",
-        ),
-        pytest.param([("n/a", "2023-05-02"), ("65.5", "2025-05-02")], (2,), [65.5], id="of one session only"),
+        (("n/a", "n/a", "67.5"), None, [63.5, LATER, 67.5]),  # beside a session's own age
+        (("63.5", "63.5", "n/a"), None, [63.5, LATER, LAST]),  # repeated by the sessions that have one
+        (("63.5", "63.5"), (2,), [LATER]),  # repeated, one session measured
+        (("n/a", "65.5"), (2,), [65.5]),  # of one session only
     ],
 )
-def test_age_at_first_session_grows_with_time(times, sessions, measured, ages):
+def test_age_at_first_session_grows_with_time(times, own_ages, measured, ages):
+    sessions = zip(own_ages, ("2023-05-02", "2025-05-02", "2027-05-02"), strict=False)
     assert times(*sessions, age="63.5", measured=measured)[0] == pytest.approx(ages)
 
 
 @pytest.mark.parametrize(
     ("sessions", "years"),
     [
-        pytest.param(
-            [("60", "2023-01-01"), ("n/a", "2025-01-01")], [0, 731 / DAYS], id="time, where an age is missing"
-        ),
-        pytest.param([("60", "2023-01-01"), ("62", "n/a")], [60, 62], id="age, where a time is missing"),
-        pytest.param([("63", "2023-01-01"), ("64", "2023-04-01")], [0, 90 / DAYS], id="time before whole years of age"),
-        pytest.param(
+        ([("60", "2023-01-01"), ("n/a", "2025-01-01")], [0, 731 / DAYS]),  # time, where an age is missing
+        ([("60", "2023-01-01"), ("62", "n/a")], [60, 62]),  # age, where a time is missing
+        ([("63", "2023-01-01"), ("64", "2023-04-01")], [0, 90 / DAYS]),  # time before whole years of age
+        (  # the one of more sessions, the rest missing
             [("n/a", "2021-01-01"), ("60", "2023-01-01"), ("62", "2025-01-01"), ("64", "n/a"), ("66", "n/a")],
             [NAN, 60, 62, 64, 66],
-            id="the one of more sessions, the rest missing",
         ),
-        pytest.param(
-            [("63.5", "1925-01-01T10:12:00"), ("65.1", "1925-01-01T09:40:00")],
-            [63.5, 65.1],
-            id="age, where dates were removed",
-        ),
+        ([("63.5", "1925-01-01T10:12:00"), ("65.1", "1925-01-01T09:40:00")], [63.5, 65.1]),  # dates were removed
     ],
 )
 def test_times_of_a_participant_share_one_axis(times, sessions, years):

@@ -1,29 +1,22 @@
+"""Ages and numbers as spelled in participants.tsv, and conditions on participants' columns."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.study.demographics import find_age_unit, parse_numbers, read_ages
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.demographics import find_age_unit, match_condition, parse_numbers, read_ages
 
 
 def ages(*values: object) -> pd.DataFrame:
     return pd.DataFrame({"participant_id": [f"sub-{row}" for row in range(len(values))], "age": list(values)})
 
 
-@pytest.mark.parametrize(
-    ("units", "unit"),
-    [
-        (None, "years"),
-        ("n/a", "years"),
-        ("year", "years"),
-        ("Years", "years"),
-        ("a", "years"),
-        ("age in years (at scan)", "years"),
-        ("months", "months"),
-        ("mo", "months"),
-        ("d", "days"),
-    ],
-)
-def test_age_units_are_read_as_people_write_them(units, unit):
+YEARS = dict.fromkeys((None, "n/a", "year", "Years", "a", "age in years (at scan)"), "years")
+
+
+@pytest.mark.parametrize(("units", "unit"), [*YEARS.items(), ("months", "months"), ("mo", "months"), ("d", "days")])
+def test_common_spellings_of_age_units_are_read(units, unit):
     found, line = find_age_unit({} if units is None else {"Units": units}, "age", source="participants.json")
     assert found == unit
     assert line == ("" if unit == "years" else f"participants.json: age is in {unit}; age_years has it in years")
@@ -51,16 +44,14 @@ def test_unknown_age_unit_is_a_warning(units):
     ],
 )
 def test_ages_are_converted_to_years(text, unit, years):
-    people = pd.DataFrame({"participant_id": ["sub-01"], "age": [text]})
-    ages, _ = read_ages(people, "age", pd.Series([unit]))
-    assert ages.tolist() == pytest.approx([years])
+    found, _ = read_ages(ages(text), "age", pd.Series([unit]))
+    assert found.tolist() == pytest.approx([years])
 
 
 def test_impossible_age_is_a_warning():
-    people = pd.DataFrame({"participant_id": ["sub-01", "sub-02"], "age": ["1600", "1200"]})
-    ages, lines = read_ages(people, "age", pd.Series(["months"] * 2))
-    assert ages.tolist() == pytest.approx([float("nan"), 100.0], nan_ok=True)
-    assert lines[0] == "participants.tsv: age of sub-01 is 1600 months, not an age in years; treated as missing"
+    found, lines = read_ages(ages("1600", "1200"), "age", pd.Series(["months"] * 2))
+    assert found.tolist() == pytest.approx([float("nan"), 100.0], nan_ok=True)
+    assert lines[0] == "participants.tsv: age of sub-0 is 1600 months, not an age in years; treated as missing"
 
 
 @pytest.mark.parametrize(
@@ -88,3 +79,78 @@ def test_each_participant_is_reported_once():
     values, warnings = parse_numbers(table, "age")
     assert values.index.equals(table.index)
     assert warnings == ("participants.tsv: age of sub-0 is '89+', taken as 89",)
+
+
+TABLE = pd.DataFrame(
+    {
+        "participant_id": ["sub-1", "sub-2", "sub-3", "sub-4"],
+        "group": ["HC", "PD", None, "HC"],
+        "age": ["30", "89+", "50", None],
+        "disease status": ["none", "late", "none", "early"],
+        "years": ["9", "100", "30.0", None],
+        "visit": ["2020-01-01", "2021-01-01", None, "2019-05-01"],
+        "score": ["9", "unknown", "100", "50"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [
+        ('group == "HC"', [1, 0, 0, 1]),
+        ("group != 'PD'", [1, 0, 0, 1]),  # a missing group is not known to differ
+        ("not group == 'PD'", [1, 0, 0, 1]),
+        ("age > 40", [0, 1, 1, 0]),
+        ("40 < age", [0, 1, 1, 0]),
+        ("30 <= age < 60", [1, 0, 1, 0]),
+        ('group == "HC" and age > 20', [1, 0, 0, 0]),
+        ('(group == "HC") & ~(age > 20)', [0, 0, 0, 0]),
+        ('group == "PD" or age == 50', [0, 1, 1, 0]),
+        ('group in ["PD", "MSA"]', [0, 1, 0, 0]),
+        ('group not in ["PD"]', [1, 0, 0, 1]),
+        ("age in [30, 50]", [1, 0, 1, 0]),
+        ('`disease status` == "none"', [1, 0, 1, 0]),
+        ('years > "50"', [0, 1, 0, 0]),  # as text, 9 and 100 would change places
+        ('"50" < years', [0, 1, 0, 0]),
+        ('score > "40"', [0, 0, 1, 1]),  # a word among numbers is missing
+        ('years == "30"', [0, 0, 1, 0]),
+        ('years != "30"', [1, 1, 0, 0]),
+        ('years in ["30", "9"]', [1, 0, 1, 0]),
+        ('years in ["30", 9]', [1, 0, 1, 0]),
+        ('age == "89+"', [0, 1, 0, 0]),  # not a plain number: compared as text
+        ('score in ["unknown", 9]', [1, 1, 0, 0]),
+        ('visit > "2020-06-01"', [0, 1, 0, 0]),  # text is ordered as text
+        ('age == 30 or group == "HC"', [1, 0, 0, 1]),  # one true part is enough where the other is missing
+    ],
+)
+def test_conditions_match_as_pandas_queries(condition, met):
+    if not any(met):
+        with pytest.raises(InputError, match="matches no participant with results"):
+            match_condition(TABLE, condition, option="--control-filter")
+    else:
+        assert match_condition(TABLE, condition, option="--control-filter").tolist() == [bool(value) for value in met]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        *("group.str.startswith('H')", "group == __import__('os')", "@secret == 1", "group", "'HC'", "", "group =="),
+        *("group == []", "age + 1 > 3", "age < [1, 2]", "age in 3", "group is 'HC'"),
+    ],
+)
+def test_other_expressions_are_not_evaluated(condition):
+    with pytest.raises(InputError, match=r"(cannot be parsed|is not allowed); write it like group"):
+        match_condition(TABLE, condition, option="--control-filter")
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ('grp == "HC"', r"no column grp \(columns: participant_id, group, age, disease status"),
+        ('group == "hc"', r"matches no participant with results \(group is HC, PD\)"),
+        ('age > "old"', "age has numbers, 'old' is not one; compare it with a number"),
+    ],
+)
+def test_message_names_the_problem(condition, message):
+    with pytest.raises(InputError, match=message):
+        match_condition(TABLE, condition, option="--control-filter")

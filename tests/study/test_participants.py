@@ -18,36 +18,30 @@ def read(path: Path, labels: list[str]) -> tuple[list[str], dict[str, list[str]]
     return list(table.columns), dict(zip(table.index, table.fillna("n/a").to_numpy().tolist(), strict=True))
 
 
+PLAIN = "participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n"
+VARIANTS = {
+    "Windows, empty cell": "participant_id\tage\tsite\r\nsub-01\t30.5\tA\r\nsub-02\t\tB\r\n",
+    "commas": "participant_id,age,site\nsub-01,30.5,A\nsub-02,,B\n",
+    "semicolons and decimal commas": "participant_id;age;site\nsub-01;30,5;A\nsub-02;;B\n",
+    "spaces": "participant_id  age site\nsub-01  30.5  A\nsub-02 n/a B\n",
+    "spaces around values": "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n",
+    "lost zeros": "participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n",
+    "ids as decimal numbers": "participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n",
+    "another name of the column": "Subject ID\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n",
+    "not the first column": "age\tparticipant_id\tsite\n30.5\tsub-01\tA\n\tsub-02\tB\n",
+    "empty cells": "participant_id\tage\tsite\t\nsub-01\t30.5\tA\t\t\n\nsub-02\t\tB\n\t\t\n",
+    "quotes": 'participant_id,age,site\n"sub-01","30.5","A"\n"sub-02",,"B"\n',
+}
+
+
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8", id="BIDS"),
-        pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8-sig", id="byte order mark"),
-        pytest.param("participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-16", id="UTF-16"),
-        pytest.param(
-            "participant_id\tage\tsite\r\nsub-01\t30.5\tA\r\nsub-02\t\tB\r\n", "utf-8", id="Windows, empty cell"
-        ),
-        pytest.param("participant_id,age,site\nsub-01,30.5,A\nsub-02,,B\n", "utf-8", id="commas"),
-        pytest.param(
-            "participant_id;age;site\nsub-01;30,5;A\nsub-02;;B\n", "utf-8", id="semicolons and decimal commas"
-        ),
-        pytest.param("participant_id  age site\nsub-01  30.5  A\nsub-02 n/a B\n", "utf-8", id="spaces"),
-        pytest.param(
-            "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n", "utf-8", id="spaces around values"
-        ),
-        pytest.param("participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n", "utf-8", id="lost zeros"),
-        pytest.param("participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n", "utf-8", id="ids as decimal numbers"),
-        pytest.param(
-            "Subject ID\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n", "utf-8", id="another name of the column"
-        ),
-        pytest.param("age\tparticipant_id\tsite\n30.5\tsub-01\tA\n\tsub-02\tB\n", "utf-8", id="not the first column"),
-        pytest.param(
-            "participant_id\tage\tsite\t\nsub-01\t30.5\tA\t\t\n\nsub-02\t\tB\n\t\t\n", "utf-8", id="empty cells"
-        ),
-        pytest.param('participant_id,age,site\n"sub-01","30.5","A"\n"sub-02",,"B"\n', "utf-8", id="quotes"),
+        *(pytest.param(PLAIN, encoding, id=encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16")),
+        *(pytest.param(text, "utf-8", id=name) for name, text in VARIANTS.items()),
     ],
 )
-def test_tables_are_read_as_people_write_them(tmp_path, text, encoding):
+def test_common_variants_of_tables_are_read(tmp_path, text, encoding):
     table = read(write(tmp_path, text, encoding), ["01", "02"])
     assert table == (["age", "site"], {"01": ["30.5", "A"], "02": ["n/a", "B"]})
 
@@ -55,30 +49,18 @@ def test_tables_are_read_as_people_write_them(tmp_path, text, encoding):
 @pytest.mark.parametrize(
     ("text", "columns", "rows"),
     [
-        pytest.param(
+        (
             'participant_id\tnote\tage\r\nsub-01\t"left\nside"\t30\r\nsub-02\t\t40\r\n',
             ["note", "age"],
             {"01": ["left side", "30"], "02": ["n/a", "40"]},
-            id="a line break in a quoted cell",
         ),
-        pytest.param(
+        (
             'participant_id,note,age\nsub-01,"left, ""then""\n\nright",30\nsub-02,,40\n',
             ["note", "age"],
             {"01": ['left, "then" right', "30"], "02": ["n/a", "40"]},
-            id="commas, quotes, an empty line",
         ),
-        pytest.param(
-            'participant_id\tnote\tage\nsub-01\t5" scar\t30\n',
-            ["note", "age"],
-            {"01": ['5" scar', "30"]},
-            id="inches",
-        ),
-        pytest.param(
-            "participant_id\tscore (a, b, c, d)\tage\nsub-01\t1,5\t30\n",
-            ["score (a, b, c, d)", "age"],
-            {"01": ["1,5", "30"]},
-            id="more commas than tabs in the header",
-        ),
+        ('participant_id\tnote\tage\nsub-01\t5" scar\t30\n', ["note", "age"], {"01": ['5" scar', "30"]}),  # inches
+        ("participant_id\ta (b, c, d, e)\nsub-01\t1,5\n", ["a (b, c, d, e)"], {"01": ["1,5"]}),  # more commas than tabs
     ],
 )
 def test_quoted_cells_are_split_as_spreadsheets_do(tmp_path, text, columns, rows):
@@ -94,38 +76,32 @@ def test_line_numbers_count_line_breaks_in_cells(tmp_path):
 @pytest.mark.parametrize(
     ("text", "labels", "rows"),
     [
-        pytest.param("participant_id\tage\tsite\nsub-01\t30\n", ["01"], {"01": ["30", "n/a"]}, id="short line"),
-        pytest.param("participant_id\nsub-01\n", ["01"], {"01": []}, id="ids only"),
-        pytest.param(
-            "participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}, id="exact label"
-        ),
-        pytest.param("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}, id="number of two labels"),
+        ("participant_id\tage\tsite\nsub-01\t30\n", ["01"], {"01": ["30", "n/a"]}),
+        ("participant_id\nsub-01\n", ["01"], {"01": []}),
+        ("participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}),
+        ("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}),  # the number of two labels
     ],
 )
 def test_rows_are_matched_with_labels(tmp_path, text, labels, rows):
     assert read(write(tmp_path, text), labels)[1] == rows
 
 
+TWICE = r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param(
-            "participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n",
-            r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant",
-            id="twice",
-        ),
-        pytest.param(
-            "participant_id\tage\nsub-01\t30\n1\t30\n",
-            r"sub-01 appears twice \(lines 2 and 3\)",
-            id="twice in two spellings",
-        ),
-        pytest.param("name\tage\nsub-01\t30\n", r"no column participant_id \(columns: name, age\)", id="no ids"),
-        pytest.param("participant_id\tage\nsub-01\t30\tA\n", "line 2 has 3 values, expected 2", id="long line"),
-        pytest.param("participant_id\tage\tage\nsub-01\t30\t31\n", "column 'age' appears twice", id="column twice"),
-        pytest.param("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name", id="column without a name"),
-        pytest.param("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id", id="no id"),
-        pytest.param('participant_id\tage\nsub-01\t"30\n', "line 2 has a quote that is not closed", id="open quote"),
-        pytest.param("", "the file is empty; write at least the header participant_id", id="empty"),
+        ("participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n", TWICE),
+        ("participant_id\tage\nsub-01\t30\n1\t30\n", r"sub-01 appears twice \(lines 2 and 3\)"),
+        ("name\tage\nsub-01\t30\n", r"no column participant_id \(columns: name, age\)"),
+        ("participant_id\tage\nsub-01\t30\tA\n", "line 2 has 3 values, expected 2"),
+        ('participant_id\tnote\nsub-01\t"a\nb"\nsub-02\tx\ty\n', "line 4 has 3 values, expected 2"),
+        ("participant_id\tage\tage\nsub-01\t30\t31\n", "column 'age' appears twice"),
+        ("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name"),
+        ("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id"),
+        ('participant_id\tage\nsub-01\t"30\n', "line 2 has a quote that is not closed"),
+        ("", "the file is empty; write at least the header participant_id"),
     ],
 )
 def test_tables_that_cannot_be_joined_are_errors(tmp_path, text, message):
@@ -137,12 +113,13 @@ def test_unreadable_tables_are_errors(tmp_path):
     path = tmp_path / "participants.tsv"
     with pytest.raises(InputError, match=r"^participants.tsv: cannot be read \(No such file or directory\)"):
         read_participants(path, ["01"])
-    path.write_bytes("participant_id\tsite\nsub-01\tZürich\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"^participants.tsv: not UTF-8; save it as UTF-8"):
-        read_participants(path, ["01"])
-    path.write_text("/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n")
-    with pytest.raises(InputError, match=r"^participants.tsv: .*fetch it"):
-        read_participants(path, ["01"])
+    for content, message in (
+        ("participant_id\tsite\nsub-01\tZürich\n".encode("latin-1"), "not UTF-8; save it as UTF-8"),
+        (b"/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n", ".*fetch it"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"^participants.tsv: {message}"):
+            read_participants(path, ["01"])
 
 
 VISITS = [("01", "1"), ("01", "2")]

@@ -166,7 +166,7 @@ def test_too_few_controls_adjust_nothing(dataset, plain_scans, run, out, capsys)
     plain_scans("01", "02")
     (dataset / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tHC\nsub-02\tPD\n")
     assert run("--control-filter", 'group == "HC"') == 0
-    why = "--control-filter matches 1 participants, at least 5 are needed for a slope"
+    why = "--control-filter matches 1 participant, at least 5 are needed for a slope"
     assert f"group_adjusted.tsv: not computed: {why}" in capsys.readouterr().err
     assert sidecar(out / "group_adjusted.tsv")["NotComputed"] == why
     assert rows_of(out / "group_adjusted.tsv") == []
