@@ -143,16 +143,15 @@ def write_learning_curve(table: Path) -> Path | None:
     path or None
         ``PART_curve.png``; None if the table has no rows yet.
     """
-
-    def read_curves(path: Path) -> pd.DataFrame:
-        return read_tsv(path, index_col="step").drop(columns="seconds", errors="ignore").astype(float)
-
-    curves = read_curves(table)
+    part = table.stem.removesuffix("_curve")
+    fixed = table.with_name(f"{part}_validation.tsv")
+    curves, *others = (
+        read_tsv(path, index_col="step").drop(columns="seconds", errors="ignore").astype(float)
+        for path in ([table, fixed] if fixed.is_file() else [table])
+    )
     if curves.empty:
         return None
-    part = table.stem.removesuffix("_curve")
-    validation_path = table.with_name(f"{part}_validation.tsv")
-    validation = read_curves(validation_path) if validation_path.is_file() else None
+    validation = others[0] if others else None
     losses = {"training": curves.pop("loss").tolist()}
     png = draw_learning_curve(
         losses,

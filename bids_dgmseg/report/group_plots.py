@@ -95,7 +95,7 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
             for label in axes.get_xticklabels():
                 label.set(rotation=40, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.6, len(ticks) - 0.4)
-        _finish(axes, title=_title(nucleus), label=QUANTITIES[measure].label)
+        _finish(axes, nucleus, label=QUANTITIES[measure].label)
     return to_png(figure)
 
 
@@ -122,7 +122,7 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
             axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
         axes.set_xlabel("age (years)", fontsize=9, color=SOFT, **TEXT)
-        _finish(axes, title=_title(nucleus, ", ".join(names)), label=label)
+        _finish(axes, nucleus, ", ".join(names), label=label)
     handles = [
         Line2D(
             [], [], color=INK, linestyle=one.line, marker=one.marker, ms=5, markerfacecolor=one.colour, label=one.label
@@ -146,7 +146,7 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
             for side in "LR":
                 _draw_half_violin(axes, x, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
             _draw_points(axes, x, numbers, colour=colour_of(f"{nucleus}_L"))
-        _finish(axes, title="", label=f"asymmetry of\n{QUANTITIES[measure].name}")
+        _finish(axes, label=f"asymmetry of\n{QUANTITIES[measure].name}")
         for y, va, side in ((0.98, "top", "left larger ↑"), (0.02, "bottom", "right larger ↓")):
             axes.annotate(side, (0.004, y), xycoords="axes fraction", va=va, fontsize=9, color=SOFT, **TEXT)
         # Widen the axis so that the zero line does not cross either label.
@@ -162,10 +162,6 @@ def _nuclei_in(values: pd.DataFrame) -> list[str]:
     """Return the nuclei of the rows in the order of structures.tsv."""
     present = set(values["nucleus"].unique())
     return [nucleus for nucleus in _NUCLEI if nucleus in present]
-
-
-def _title(nucleus: str, *extra: str) -> str:
-    return "   ".join([f"{nucleus}  {_NUCLEI[nucleus].name.removeprefix('left ')}", *extra])
 
 
 def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
@@ -200,8 +196,11 @@ def _select_points(n: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp)) if n else np.arange(0)
 
 
-def _finish(axes: Axes, *, title: str, label: str) -> None:
-    if title:
+def _finish(axes: Axes, *titles: str, label: str) -> None:
+    """Label a panel; its titles are a nucleus and what else stands above it."""
+    if titles:
+        nucleus, *extra = titles
+        title = "   ".join([f"{nucleus}  {_NUCLEI[nucleus].name.removeprefix('left ')}", *extra])
         axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
     axes.set_ylabel(label, fontsize=9, color=SOFT, **TEXT)
     style_axes(axes, fontsize=9)

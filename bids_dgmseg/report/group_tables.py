@@ -67,7 +67,8 @@ class _Column(NamedTuple):
     key: str
     title: str
     """May hold ``{covariates}``."""
-    limits: tuple[str, str] | None = None
+    limits: str = ""
+    """Start of the two columns with the limits."""
     extra_digits: int | None = None
     """Decimals in addition to those of the measure's unit."""
     digits: int | None = None
@@ -92,10 +93,6 @@ def _plain(**titles: str) -> list[_Column]:
     return [_Column(key, title) for key, title in titles.items()]
 
 
-def _with_limits(key: str, title: str, *, extra_digits: int | None = None, digits: int | None = None) -> _Column:
-    return _Column(key, title, (f"{key}_low", f"{key}_high"), extra_digits, digits)
-
-
 STATISTICS = (
     Statistic(
         "group_ageing",
@@ -103,9 +100,9 @@ STATISTICS = (
         "Age curves, the best fit per nucleus",
         (
             *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
-            _with_limits("alpha", "α"),
-            _with_limits("beta_per_year", "β (1/year)"),
-            _with_limits("gamma", "γ"),
+            _Column("alpha", "α", "alpha"),
+            _Column("beta_per_year", "β (1/year)", "beta_per_year"),
+            _Column("gamma", "γ", "gamma"),
             _Column("r2", "R²", digits=2),
             _Column("note", "Note"),
         ),
@@ -131,10 +128,10 @@ STATISTICS = (
         "Differences between groups",
         (
             *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
-            _with_limits("difference", "Difference", extra_digits=0),
-            _with_limits("hedges_g", "Hedges' g", digits=2),
+            _Column("difference", "Difference", "difference", extra_digits=0),
+            _Column("hedges_g", "Hedges' g", "hedges_g", digits=2),
             *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),
-            _with_limits("ancova_difference", "Adjusted for {covariates}", extra_digits=0),
+            _Column("ancova_difference", "Adjusted for {covariates}", "ancova_difference", extra_digits=0),
             _Column("ancova_q", "q (ANCOVA)"),
             _Column("mean_reference", "Ref. mean", extra_digits=0),
             _Column("mean_group", "Group mean", extra_digits=0),
@@ -149,7 +146,7 @@ STATISTICS = (
         "Mean change per year",
         (
             *_plain(abbreviation="Nucleus", model="Model"),
-            _Column("change_per_year", "Change per year", ("change_low", "change_high"), 1),
+            _Column("change_per_year", "Change per year", "change", 1),
             *_plain(q="q", p="p", n="Participants", n_scans="Scans"),
             _Column("years_median", "Median years", digits=1),
             _Column("note", "Note"),
@@ -337,89 +334,74 @@ def select_rows(table: GroupTable) -> pd.DataFrame:
 def statistic_tables(statistic: Statistic, table: GroupTable) -> Iterator[PageTable]:
     """Make the page's tables of a group table, one per measure unless it says otherwise."""
     rows = select_rows(table)
-    several = {key for key in _IF_SEVERAL if key in rows and rows[key].nunique() > 1}
-    columns = [column for column in statistic.columns if column.key not in _IF_SEVERAL or column.key in several]
     references = [*rows["reference"].unique()] if "reference" in rows else []
     caption = f"{statistic.caption}, relative to {references[0]}" if len(references) == 1 else statistic.caption
-    if not statistic.split:
-        yield _statistic_table(statistic, table, rows, columns, anchor="table", caption=caption)
-        return
-    for number, (measure, part) in enumerate(rows.groupby("measure", sort=False)):
-        title = f"{caption}: {name_measure(str(measure))}"
-        made = _statistic_table(statistic, table, part, columns, anchor=str(measure), caption=title)
-        yield made if number == 0 else replace(made, note=made.note.removeprefix(statistic.note).strip())
+    covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
+    parts = [
+        (f"{caption}: {describe_measure(str(measure))[0]}", part)
+        for measure, part in rows.groupby("measure", sort=False)
+    ]
+    hidden = {key for key in _IF_SEVERAL if key not in rows or rows[key].nunique() <= 1}
+    for number, (title, part) in enumerate(parts if statistic.split else [(caption, rows)]):
+        anchor = part["measure"].iloc[0] if statistic.split else "table"
+        part, shared_notes = _take_shared_notes(part)
+        note = " ".join([statistic.note, *shared_notes] if number == 0 else shared_notes)
+        columns = [
+            column
+            for column in statistic.columns
+            if column.key in part and part[column.key].notna().any() and column.key not in hidden
+        ]
+        headings = [make_heading(table, column.key, column.title.format(covariates=covariates)) for column in columns]
+        records = part.head(MAX_ROWS).to_dict("records")
+        cells = [[_statistic_cell(record, column) for column in columns] for record in records]
+        yield PageTable(f"{statistic.name}-{anchor}", title, headings, cells, len(part), file=table.file, note=note)
 
 
-def name_measure(measure: str) -> str:
-    """Return the name of a measure with its unit.
+def _take_shared_notes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Remove notes that all rows share, and return them as sentences."""
+    if "note" not in rows or not rows["note"].notna().all():
+        return rows, []
+    notes = [str(text).split("; ") for text in rows["note"]]
+    shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
+    own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
+    rows = rows.assign(note=pd.Series(own, index=rows.index, dtype=object))
+    return rows, [f"All rows: {part}." for part in shared]
 
-    >>> name_measure("mean_ppm_harmonized"), name_measure("median_ppm")
-    ('mean susceptibility (ppm), harmonized over sites', 'median_ppm (ppm)')
+
+def describe_measure(measure: str) -> tuple[str, str]:
+    """Return the name of a measure with its unit and how it was changed, and the unit alone.
+
+    >>> describe_measure("mean_ppm_harmonized"), describe_measure("median_ppm")
+    (('mean susceptibility (ppm), harmonized over sites', 'ppm'), ('median_ppm (ppm)', 'ppm'))
     """
-    base, unit, variants = _split_measure(measure)
-    name = QUANTITIES[base].label if base in QUANTITIES else f"{base} ({unit})" if unit else base
-    return ", ".join([name, *variants])
-
-
-def _split_measure(measure: str) -> tuple[str, str, list[str]]:
-    """Split a measure into the column of stats.tsv, its unit, and how it was changed."""
     variants: list[str] = []
     while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
         measure = measure.removesuffix(ending)
         variants.insert(0, _VARIANTS[ending])
-    return measure, STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³"), variants
-
-
-def _statistic_table(
-    statistic: Statistic,
-    table: GroupTable,
-    rows: pd.DataFrame,
-    columns: Sequence[_Column],
-    *,
-    anchor: str,
-    caption: str,
-) -> PageTable:
-    """Make one table; notes that all its rows share are moved below it."""
-    note = statistic.note
-    if "note" in rows and rows["note"].notna().all():
-        notes = [str(text).split("; ") for text in rows["note"]]
-        shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
-        own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
-        rows = rows.assign(note=pd.Series(own, index=rows.index, dtype=object))
-        note += "".join(f" All rows: {part}." for part in shared)
-    columns = [column for column in columns if column.key in rows and rows[column.key].notna().any()]
-    covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
-    headings = [make_heading(table, column.key, column.title.format(covariates=covariates)) for column in columns]
-    cells = [
-        [_statistic_cell(record, column) for column in columns] for record in rows.head(MAX_ROWS).to_dict("records")
-    ]
-    return PageTable(f"{statistic.name}-{anchor}", caption, headings, cells, len(rows), file=table.file, note=note)
+    unit = STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³")
+    name = QUANTITIES[measure].label if measure in QUANTITIES else f"{measure} ({unit})" if unit else measure
+    return ", ".join([name, *variants]), unit
 
 
 def _statistic_cell(record: Mapping[Any, Any], column: _Column) -> Cell:
     """Format a value of a row, with its limits in brackets."""
     value = record[column.key]
     if column.key == "measure":
-        return Cell(name_measure(str(value)))
-    digits, unit_digits = column.digits, _DIGITS.get(_split_measure(str(record["measure"]))[1])
+        return Cell(describe_measure(str(value))[0])
+    digits, unit_digits = column.digits, _DIGITS.get(describe_measure(str(record["measure"]))[1])
     if column.extra_digits is not None and unit_digits is not None:
         digits = unit_digits + column.extra_digits
     if isinstance(value, int) and (column.limits or digits is not None):
         value = float(value)  # a measure without decimals, not a count
     cell = make_cell(value, column=column.key, digits=digits)
-    if column.limits is None or cell.sort is None:
+    if not column.limits or cell.sort is None:
         return cell
-    limits = [record.get(key, math.nan) for key in column.limits]
+    limits = [record.get(f"{column.limits}_{end}", math.nan) for end in ("low", "high")]
     if all(map(math.isnan, limits)):
         return cell
-    if NOT_IDENTIFIED in str(record.get("note")):
-        interval = NOT_IDENTIFIED
-    else:
-        interval = ", ".join(_format_limit(limit, digits) for limit in limits)
+    texts = [format_significant(limit) if digits is None else format_number(limit, digits) for limit in limits]
+    texts = [
+        ("∞" if limit > 0 else "−∞") if math.isinf(limit) else text for limit, text in zip(limits, texts, strict=True)
+    ]
+    interval = NOT_IDENTIFIED if NOT_IDENTIFIED in str(record.get("note")) else ", ".join(texts)
     return replace(cell, text=f"{cell.text} [{interval}]", title=f"{value} [{limits[0]}, {limits[1]}]")
-
-
-def _format_limit(limit: float, digits: int | None) -> str:
-    if math.isinf(limit):
-        return "∞" if limit > 0 else "−∞"
-    return format_significant(limit) if digits is None else format_number(limit, digits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -124,18 +125,14 @@ class ScanResult:
     """``green``, ``amber`` or ``red``; empty if the scan has none."""
     flagged: Sequence[Row]
     """Rows of the nuclei rated red, then amber."""
+    flag_counts: str
+    """Numbers of these, such as ``1 red, 3 amber``; empty if all are green."""
     mosaics: Sequence[Mosaic]
     viewer: str
     """Link to the interactive viewer; empty if there is none."""
     files: Sequence[tuple[str, str]]
     """Names and links of all files except figures and masks."""
     n_masks: int
-
-    @property
-    def flag_counts(self) -> str:
-        """Numbers of flagged nuclei, such as ``1 red, 3 amber``; empty if all are green."""
-        counts = {rating: sum(row["rating"] == rating for row in self.flagged) for rating in reversed(RATINGS[1:])}
-        return ", ".join(f"{count} {rating}" for rating, count in counts.items() if count)
 
 
 def write_participant_page(
@@ -199,24 +196,21 @@ def write_participant_page(
 
 def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     """Read what belongs to a ``_dseg.json``."""
-
-    def href(path: Path) -> str:
-        return path_to_url(path.relative_to(output_dir))
-
-    def kind(figure: Path) -> str:
-        # the plane or viewer in desc, which may come after the scan's own, as in rtsAxial
-        return split_entities(figure.stem).get("desc", "").lower()
-
     names = [*map(str, read_json(sidecar).get("OutputFiles") or ()), sidecar.relative_to(output_dir).as_posix()]
     paths = [output_dir / name for name in sorted(names) if (output_dir / name).is_file()]
     qc = next((read_json(path) for path in paths if path.name.endswith("_qc.json")), {})
-    figures = [path for path in paths if path.parent.name == "figures"]
+    hrefs = {path: path_to_url(path.relative_to(output_dir)) for path in paths}
+    # the plane or viewer in desc, which may come after the scan's own, as in rtsAxial
+    figures = {
+        path: split_entities(path.stem).get("desc", "").lower() for path in paths if path.parent.name == "figures"
+    }
     others = [path for path in paths if path not in figures and not path.name.endswith(("_mask.nii.gz", "_mask.json"))]
     entities = split_entities(sidecar.name.partition(".")[0])
     model = str(qc.get("model") or entities.pop("seg", NO_VALUE))
     name = str(qc.get("scan") or join_entities(entities))
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     flagged = [row for row in rows if row.get("rating") in RATINGS[1:]]
+    flagged.sort(key=lambda row: -RATINGS.index(cast(Rating, row["rating"])))
     return ScanResult(
         name,
         model,
@@ -227,15 +221,16 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         not_found=[row["abbreviation"] for row in rows if _state(row) == _NOT_FOUND],
         without_voxel=[row["abbreviation"] for row in rows if _state(row) == _WITHOUT_VOXEL],
         rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
-        flagged=sorted(flagged, key=lambda row: -RATINGS.index(cast(Rating, row["rating"]))),
+        flagged=flagged,
+        flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),
         mosaics=[
-            Mosaic(plane, href(path), *_read_png_size(path))
+            Mosaic(plane, hrefs[path], *_read_png_size(path))
             for plane in PLANES
-            for path in figures
-            if kind(path).endswith(plane) and path.suffix == ".png"
+            for path, desc in figures.items()
+            if desc.endswith(plane) and path.suffix == ".png"
         ],
-        viewer=next((href(path) for path in figures if kind(path).endswith("viewer")), ""),
-        files=[(path.name, href(path)) for path in others],
+        viewer=next((hrefs[path] for path, desc in figures.items() if desc.endswith("viewer")), ""),
+        files=[(path.name, hrefs[path]) for path in others],
         n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
     )
 
@@ -259,13 +254,13 @@ def _read_png_size(path: Path) -> tuple[int, int]:
 
 def _state(row: Row) -> str:
     """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), or nothing."""
-
-    def is_positive(column: str) -> bool:
-        return format_number(row.get(column)) != NO_VALUE and float(row[column]) > 0
-
-    if is_positive("n_voxels"):
+    n_voxels, volume_mm3 = (
+        0.0 if format_number(row.get(column)) == NO_VALUE else float(row[column])
+        for column in ("n_voxels", "volume_pv_mm3")
+    )
+    if n_voxels > 0:
         return ""
-    return _WITHOUT_VOXEL if is_positive("volume_pv_mm3") else _NOT_FOUND
+    return _WITHOUT_VOXEL if volume_mm3 > 0 else _NOT_FOUND
 
 
 def _group_by_nucleus(rows: Sequence[Row]) -> list[list[Row]]:
