@@ -21,16 +21,13 @@ def test_icc_agrees_with_shrout_and_fleiss_and_r_psych():
     assert [estimate.p for estimate in found.values()] == pytest.approx([0.16, 0.00013, 0.00013], rel=0.05)
 
 
-def test_offset_lowers_only_absolute_agreement():
+def test_icc_of_offsets_and_perfect_agreement():
     # Targets 1, 2, 3; the second rater adds 2: B = 2, W = 2, J = 6, E = 0.
     found = icc(np.array([[1, 3], [2, 4], [3, 5]]))
     assert [found[name].value for name in ("icc11", "icc21", "icc31")] == pytest.approx([0, 1 / 3, 1])
-
-
-def test_perfect_agreement_has_no_interval():
     found = icc(np.array([[0.1, 0.1], [0.7, 0.7], [0.3, 0.3]]))
     assert [estimate.value for estimate in found.values()] == [1, 1, 1]
-    assert np.isnan([estimate.low for estimate in found.values()]).all()
+    assert np.isnan([estimate.low for estimate in found.values()]).all()  # no disagreement, no interval
 
 
 @pytest.mark.parametrize(
@@ -68,6 +65,8 @@ def test_limits_of_agreement_by_hand():
     assert [found.lower.value, found.upper.value] == pytest.approx([0.04, 3.96], abs=1e-4)
     assert found.bias.high - 2 == pytest.approx(4.3027 / np.sqrt(3), abs=1e-4)
     assert found.upper.high - found.upper.value == pytest.approx(4.3027 * np.sqrt(1 / 3 + 1.96**2 / 4), abs=1e-3)
+    assert np.isnan(bland_altman(np.array([1.0]), np.array([2.0])).sd)
+    assert np.isnan(bland_altman(np.array([]), np.array([])).bias.value)
 
 
 def test_limits_agree_with_bland_and_altman():
@@ -78,11 +77,6 @@ def test_limits_agree_with_bland_and_altman():
     # Their intervals, whose standard error has n instead of n - 1: -61.9 to -47.5 and 14.9 to 29.3.
     assert [found.lower.low, found.lower.high] == pytest.approx([-61.9, -47.5], abs=0.15)
     assert [found.upper.low, found.upper.high] == pytest.approx([14.9, 29.3], abs=0.15)
-
-
-def test_limits_need_two_scans():
-    assert np.isnan(bland_altman(np.array([1.0]), np.array([2.0])).sd)
-    assert np.isnan(bland_altman(np.array([]), np.array([])).bias.value)
 
 
 def test_pearson_has_fisher_interval():
