@@ -178,15 +178,11 @@ def load_object(dotted: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def build_network(dotted: str, arch: Mapping[str, Any], *, input_channels: int, classes: int) -> nn.Module:
-    """Build an untrained network from its name and arguments."""
-    network: nn.Module = load_object(dotted)(input_channels, classes, **arch)
-    return network
-
-
 def segmenter_network(model: Model) -> nn.Module:
     """Build the untrained segmentation network of a model."""
-    return build_network(model.network, model.arch, input_channels=model.input.channels, classes=len(model.classes) + 1)
+    build = load_object(model.network)
+    network: nn.Module = build(model.input.channels, len(model.classes) + 1, **model.arch)
+    return network
 
 
 def localizer_network(model: Model) -> nn.Module:
@@ -200,9 +196,9 @@ def localizer_network(model: Model) -> nn.Module:
     localizer = model.localizer
     if localizer.input is None:
         raise ValueError(f"{model.name}: its localizer {localizer.kind!r} has no network")
-    return build_network(
-        localizer.network, localizer.arch, input_channels=localizer.input.channels, classes=len(localizer.labels) + 1
-    )
+    build = load_object(localizer.network)
+    network: nn.Module = build(localizer.input.channels, len(localizer.labels) + 1, **localizer.arch)
+    return network
 
 
 def load_weights(network: nn.Module, model: Model, part: str, folder: Path | None = None) -> nn.Module:

@@ -264,12 +264,7 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
 
 
 def read_label_map(path: Path) -> dict[str, str]:
-    """Read a table of labels (name or number) and our abbreviations.
-
-    Parameters
-    ----------
-    path : path
-        TSV with the columns ``label`` and ``abbreviation``, or a JSON object ``{"label": "abbreviation"}``.
+    """Read labels (name or number) and our abbreviations: a TSV with these columns, or a JSON object.
 
     Raises
     ------
@@ -340,12 +335,9 @@ def _match_name(name: str) -> str | None:
     >>> _match_name("Left-Dentate-Nucleus"), _match_name("dn_r"), _match_name("lesion")
     ('DN_L', 'DN_R', None)
     """
-    wanted = _simplify(name)
+    spaces = str.maketrans("-_", "  ")
     for structure in STRUCTURES:
-        if wanted in (_simplify(structure.abbreviation), _simplify(structure.name)):
+        known = (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces))
+        if name.lower().translate(spaces) in known:
             return structure.abbreviation
     return None
-
-
-def _simplify(name: str) -> str:
-    return name.lower().replace("-", " ").replace("_", " ")

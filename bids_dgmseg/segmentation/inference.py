@@ -117,17 +117,11 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 def sliding_windows(
     shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0
 ) -> Iterator[tuple[slice, ...]]:
-    """Yield windows that cover a grid.
+    """Yield windows that cover a grid; shapes are in voxels.
 
-    Parameters
-    ----------
-    shape, patch : sequence of int
-        Voxels along each axis.
-    step : int
-        Voxels between windows; the last one is shifted back to the end of the grid. 0: the smallest number of windows
-        that overlap by half or more.
-    slack : float
-        Fraction of the patch by which a window may be longer along an axis if a single one then covers it.
+    `step` is the distance between windows, the last of which is shifted back to the end of the grid; 0: the smallest
+    number of windows that overlap by half or more. `slack` is the fraction of the patch by which a window may be longer
+    along an axis if a single one then covers it.
     """
     starts = []
     patch = [size if width < size <= (1 + slack) * width else width for size, width in zip(shape, patch, strict=True)]
@@ -151,19 +145,10 @@ def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def coronal_stacks(array: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
-    """Stack each coronal slice with its neighbours; the first and last slices are repeated at the ends.
+    """Stack each coronal slice of a map (X, Y, Z; RAS+) with its neighbours: (Y, slices, X, Z).
 
-    Parameters
-    ----------
-    array : ndarray of shape (X, Y, Z)
-        RAS+ axes.
-    slices : int
-        Slices per stack, odd.
-
-    Returns
-    -------
-    ndarray of shape (Y, slices, X, Z)
-        Stack ``y`` is centred on slice ``y``, from posterior to anterior.
+    Stack ``y`` is centred on slice ``y``, from posterior to anterior, with an odd number of slices; the first and last
+    slices are repeated at the ends.
     """
     half = slices // 2
     padded = np.pad(array, ((0, 0), (half, half), (0, 0)), mode="edge")

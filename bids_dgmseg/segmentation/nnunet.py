@@ -156,17 +156,9 @@ def predict_block(
 
 
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """First step: find the box of the cerebellum in the whole map.
+    """First step: find the box of the cerebellum, and its mask on the map's grid.
 
-    Returns
-    -------
-    Location
-        The labels are the mask of the cerebellum on the map's grid. For a single model folder, the whole map and None.
-
-    Raises
-    ------
-    InputError
-        If no cerebellum is found.
+    For a single model folder, the whole map and no mask. Raises `InputError` if no cerebellum is found.
     """
     if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is None:
         return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
@@ -180,18 +172,7 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
 
 
 def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
-    """Read the model folders of both steps once.
-
-    Returns
-    -------
-    list of str
-        Warnings: the trainer mirrors left and right.
-
-    Raises
-    ------
-    InputError
-        If a folder is missing or damaged.
-    """
+    """Read the model folders of both steps once; return a warning if the trainer mirrors left and right."""
     if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
         _read_step(model, weights, CEREBELLUM)
     trained = _read_step(model, weights, DENTATE)

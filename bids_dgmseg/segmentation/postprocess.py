@@ -133,18 +133,8 @@ def distances_from_typical_positions(found: Mapping[Structure, Components]) -> d
     """Measure how far components are from where the other nuclei make them expected.
 
     A similarity transform (mirroring allowed, because axes may be flipped) maps the centres of the largest components
-    to typical positions in MNI152 space; outliers hardly influence it.
-
-    Parameters
-    ----------
-    found : mapping of Structure to Components
-        Nuclei with at least one component.
-
-    Returns
-    -------
-    mapping of Structure to ndarray of shape (n,)
-        Distances in mm in MNI152 space from the nearest typical point of the nucleus; all 0 if fewer than six nuclei
-        were found.
+    to typical positions in MNI152 space; outliers hardly influence it. The result is the distance (n,) in mm in that
+    space from the nearest typical point of the nucleus; all 0 if fewer than six nuclei were found.
     """
     if len(found) < _MIN_NUCLEI:
         return {structure: np.zeros(len(components.sizes)) for structure, components in found.items()}

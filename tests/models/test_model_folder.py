@@ -8,7 +8,6 @@ import torch
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.model_folder import (
     atlas_files,
-    load_object,
     load_segmenters,
     read_model_folder,
     save_weights,
@@ -16,7 +15,7 @@ from bids_dgmseg.models.model_folder import (
     segmenter_parts,
     write_model_toml,
 )
-from bids_dgmseg.models.registry import MODELS, NETWORKS
+from bids_dgmseg.models.registry import MODELS
 
 SMALL = replace(
     MODELS["dcnnet"], arch={"dilations": [[1], [1, 2]], "initial_features": 2, "growth": 2, "bottleneck_layers": 1}
@@ -64,10 +63,6 @@ def test_networks_outside_the_list_are_not_imported(network, tmp_path, monkeypat
     with pytest.raises(InputError, match=rf"model.toml: unknown network {re.escape(repr(network))}; expected one of"):
         load_segmenters(MODELS["dcnnet"], tmp_path)
     assert "intruder" not in sys.modules
-
-
-def test_every_listed_network_exists():
-    assert all(issubclass(load_object(name), torch.nn.Module) for name in NETWORKS)
 
 
 @pytest.mark.parametrize("arch", ["depth = 3", 'growth = "a"', "growth = -2", "dilations = 3"])

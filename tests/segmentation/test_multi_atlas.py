@@ -20,8 +20,6 @@ from bids_dgmseg.simulate.phantom import PHANTOM
 from bids_dgmseg.stats.overlap import dice
 from tests.conftest import HEAD
 
-pytest.importorskip("SimpleITK", reason="registration is SimpleITK's")
-
 GRID = world_grid(HEAD, (2.5, 2.5, 2.5))
 COARSE = replace(MULTI_ATLAS, input=replace(MULTI_ATLAS.input, spacing_mm=(2.0, 2.0, 2.0)))
 LARGE = [STRUCTURES.named(f"{name}_{side}") for name in ("DN", "CN", "PUT", "GP") for side in "LR"]
@@ -34,68 +32,45 @@ def bump_mm(points_mm):
     return near * [-4.0, 3.0, 3.0]
 
 
-def bent_phantom(*, seed=1):
-    """The phantom after its points have moved by `bump_mm`, whose inverse is good to a fraction of a mm."""
+@pytest.fixture(scope="module")
+def bent():
+    """Map and labels of the phantom after its points have moved by `bump_mm`; the inverse is approximate."""
     points = GRID.centres_mm()
     back = points - bump_mm(points - bump_mm(points))
     fine = world_grid(HEAD.expanded(5), (1.25, 1.25, 1.25))
-    chi, labels = PHANTOM.chi(fine, seed=seed, supersampling=1), PHANTOM.dseg(fine)
     indices = np.moveaxis(back - fine.affine[:3, 3], -1, 0) / 1.25
-    return (
-        Volume(ndimage.map_coordinates(chi.array, indices, order=1), GRID.affine),
-        Volume(ndimage.map_coordinates(labels.array, indices, order=0), GRID.affine),
-    )
+    images = (PHANTOM.chi(fine, seed=1, supersampling=1), 1), (PHANTOM.dseg(fine), 0)
+    return [Volume(ndimage.map_coordinates(one.array, indices, order=order), GRID.affine) for one, order in images]
 
 
 def straight(name, *, seed, pitch_deg=0.0):
-    """The phantom itself, turned in its own world."""
+    """Atlas of the phantom itself, turned in its own world."""
     turn = nib.affines.from_matvec(Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix(), [10, -6, 4])
     chi, labels = PHANTOM.chi(GRID, seed=seed, supersampling=1), PHANTOM.dseg(GRID)
     return Atlas(name, Volume(chi.array, turn @ chi.affine), Volume(labels.array, turn @ labels.affine))
 
 
-@pytest.fixture(scope="module")
-def bent():
-    return bent_phantom()
-
-
-@pytest.fixture(scope="module")
-def segmented(bent):
-    chi, _ = bent
+def test_two_atlases_segment_a_deformed_phantom(bent):
     atlases = [straight("a", seed=5), straight("b", seed=6, pitch_deg=6.0)]
-    return segment_by_atlases(chi, atlases, COARSE, fuse=vote_locally)
-
-
-def test_two_atlases_segment_a_deformed_phantom(bent, segmented):
+    segmented = segment_by_atlases(bent[0], atlases, COARSE, fuse=vote_locally)
     scores = dice(bent[1].array.astype(int), segmented.labels.astype(int), structures=LARGE)["dice"]
     assert scores.min() > 0.8
-
-
-def test_left_stays_left(bent, segmented):
-    dseg = segmented.labels
+    np.testing.assert_allclose(segmented.block.probabilities.sum(axis=0), 1, atol=1e-5)
     for structure in STRUCTURES:
-        x = (bent[0].affine @ [*np.argwhere(dseg == structure.index).mean(axis=0), 1])[0]
+        x = (bent[0].affine @ [*np.argwhere(segmented.labels == structure.index).mean(axis=0), 1])[0]
         assert (x < 0) == (structure.hemisphere == "L")
 
 
-def test_vote_fractions_sum_to_one(segmented):
-    np.testing.assert_allclose(segmented.block.probabilities.sum(axis=0), 1, atol=1e-5)
-
-
-def test_registration_is_deterministic(bent):
-    moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
-    first, second = (deform(bent[0], moving, HEAD.expanded(-30)).displacement_mm for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
 def test_displacement_points_from_fixed_to_moving(bent):
-    # What moved to the left lies further right in the map that did not move: PUT_L's centre.
+    # A point that moved to the left is further right in the map that did not move: the centre of PUT_L.
     moving = PHANTOM.chi(GRID, seed=5, supersampling=1)
-    found = deform(bent[0], moving, HEAD.expanded(-20))
+    found, again = (deform(bent[0], moving, HEAD.expanded(-20)) for _ in range(2))
+    np.testing.assert_array_equal(found.displacement_mm, again.displacement_mm)
     labels = bent[1].array == STRUCTURES.named("PUT_L").index
     nearby = resample(bent[1].with_array(labels.astype(np.uint8)), found.grid, order=0).array > 0
-    wanted = -bump_mm(found.grid.centres_mm()[nearby] - bump_mm(found.grid.centres_mm()[nearby])).mean(axis=0)
-    np.testing.assert_allclose(found.displacement_mm[:, nearby].mean(axis=1), wanted, atol=1.0)
+    points = found.grid.centres_mm()[nearby]
+    expected = -bump_mm(points - bump_mm(points)).mean(axis=0)
+    np.testing.assert_allclose(found.displacement_mm[:, nearby].mean(axis=1), expected, atol=1.0)
 
 
 def test_atlases_without_nuclei_are_refused(bent):
@@ -126,7 +101,7 @@ def test_weights_depend_on_the_neighbourhood_only():
     same = Warped(np.zeros(SHAPE, np.float32), np.ones(SHAPE, np.uint8), np.ones(SHAPE, bool))
     shares = vote_locally(chi, [same, atlas(2, 0.002)], n_channels=3)
     np.testing.assert_allclose(shares[1:, 3, 3, 3], [2 / 3, 1 / 3], rtol=1e-4)  # weights 1 and 1 / 2
-    assert shares[2, 5, 3, 3] == pytest.approx(0.5, abs=0.01)  # the bright plane is as strange to both
+    assert shares[2, 5, 3, 3] == pytest.approx(0.5, abs=0.01)  # the bright plane differs from both alike
 
 
 def test_invalid_voxels_of_an_atlas_do_not_vote():

@@ -33,17 +33,14 @@ def test_missing_values_count_as_background():
     np.testing.assert_array_equal(segment_map(holes, model).labels, segment_map(chi, model).labels)
 
 
-def test_a_known_location_is_used():
+def test_given_location_and_ensemble_are_used():
     chi, model = coarse_chi(), oracle_model()
     box = localize(chi, model).box
     left = Location(replace(box, high_mm=(0.0, *box.high_mm[1:])), None)
-    found = segment_map(chi, model, location=left)
+    found = segment_map(chi, model, location=left, ensemble=True)
     assert found.location is left
+    assert found.model.uses_mirroring
     assert set(np.unique(found.labels)) == {0, *range(1, 17, 2)}  # odd numbers are on the left
-
-
-def test_ensemble_is_passed_to_the_model():
-    assert segment_map(coarse_chi(), oracle_model(), ensemble=True).model.uses_mirroring
 
 
 @pytest.mark.parametrize("model", [MODELS["dgm16"], replace(MODELS["dgm16"], localizer=Localizer(kind="centre"))])

@@ -108,15 +108,16 @@ def test_folder_and_model_must_be_of_nnunet(tmp_path):
         choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
 
 
-def test_changed_weights_in_the_package_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("w", r"^dentate/plans.json: its checksum differs from the registry's; install the package again$"),
+        ("none", r"^nnunet2step: no weights in the package; train it \(dgmseg train-nnunet "),
+    ],
+)
+def test_changed_or_missing_weights_are_refused(tmp_path, monkeypatch, folder, message):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
-    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "w")
+    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / folder)
     model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
-    with pytest.raises(InputError, match=r"^dentate/plans.json: its checksum differs from the registry's; install the"):
+    with pytest.raises(InputError, match=message):
         check_ready(model, weights=None, device="cpu")
-
-
-def test_missing_weights_say_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
-    with pytest.raises(InputError, match=r"^nnunet2step: no weights in the package; train it \(dgmseg train-nnunet "):
-        check_ready(MODEL, weights=None, device="cpu")
