@@ -54,7 +54,7 @@ def test_antialias_averages_fine_stripes():
 
 def test_antialias_blurs_by_the_remaining_fraction():
     # Sampled every 1.5 voxels no whole block fits; a Gaussian of FWHM sqrt(1.5² - 1) voxels has sigma 0.4748, and
-    # its taps 1, exp(-1 / 2 sigma²) = 0.1088 pass (1 - 0.2177) / (1 + 0.2177) = 0.642 of half a cycle a voxel.
+    # its taps 1, exp(-1 / 2 sigma²) = 0.1088 pass (1 - 0.2177) / (1 + 0.2177) = 0.642 of half a cycle per voxel.
     grid = Grid((12, 1, 1), np.diag([1.5, 1, 1, 1]))
     seen = resample(line(*[0, 1] * 10), grid, antialias=True).array.ravel()[2:-2]
     assert seen.max() - 0.5 == pytest.approx(0.5 * 0.642, abs=1e-3)
