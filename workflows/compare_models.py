@@ -93,9 +93,9 @@ class Compare(SimpleInterface):
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
         given, out = self.inputs, Path(self.inputs.out_folder)
-        result = benchmark(given.candidates, given.test_set, [Path(path) for path in given.in_costs], out)
+        failures = benchmark(given.candidates, given.test_set, [Path(path) for path in given.in_costs], out)
         self._results["out_page"] = str(out / "compare.html")
-        self._results["failures"] = list(result.failures)
+        self._results["failures"] = failures
         return runtime
 
 

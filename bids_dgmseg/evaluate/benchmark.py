@@ -71,17 +71,6 @@ class TestSet:
     """Name of a scan → name of its labels, which may have their own ``desc``."""
 
 
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """Tables of a benchmark."""
-
-    tables: Mapping[str, pd.DataFrame]
-    """``models``, ``summary``, ``comparison``."""
-    evaluation: Evaluation
-    candidates: Sequence[Candidate]
-    failures: tuple[str, ...] = ()
-
-
 def parse_candidates(
     given: Sequence[str], *, atlases: Path | None = None, label_map: Path | None = None, choose: Sequence[str] = ()
 ) -> list[Candidate]:
@@ -221,10 +210,10 @@ def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, th
     return write_json({"model": candidate.name, "scan": scan.name, **spent, "fingerprint": digest}, cost)
 
 
-def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequence[Path], out: Path) -> BenchmarkResult:
+def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequence[Path], out: Path) -> list[str]:
     """Compare the segmentations with the labels, and write tables, figures and the page to `out`.
 
-    `costs` are the results of `segment_scan` for each candidate and scan.
+    `costs` are the results of `segment_scan` for each candidate and scan. Return one line per scan that failed.
 
     Raises
     ------
@@ -262,9 +251,9 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
         "summary": nuclei_table(summary, agreement, models=nuclei),
         "comparison": _comparison_table(overlap, spent, test_set.labels),
     }
-    result = BenchmarkResult(tables, evaluation, candidates, (*failures, *evaluation.failures))
-    _write(result, out)
-    return result
+    failures += evaluation.failures
+    _write_results(out, tables, evaluation, candidates, failures)
+    return failures
 
 
 def _comparison_table(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
@@ -280,23 +269,29 @@ def _comparison_table(overlap: pd.DataFrame, spent: pd.DataFrame, labels: Mappin
     return table.sort_values(["model", "scan"], kind="stable").reset_index(drop=True)
 
 
-def _write(result: BenchmarkResult, out: Path) -> None:
+def _write_results(
+    out: Path,
+    tables: Mapping[str, pd.DataFrame],
+    evaluation: Evaluation,
+    candidates: Sequence[Candidate],
+    failures: Sequence[str],
+) -> None:
     from bids_dgmseg.report.evaluation import write_benchmark_page
 
-    for name, table in result.tables.items():
+    for name, table in tables.items():
         write_tsv(table, out / f"{name}.tsv", float_format="%.7g")
         write_json({str(column): BENCHMARK_DICTIONARIES[name][str(column)] for column in table}, out / f"{name}.json")
     facts: dict[str, Any] = {
         "models": {
             one.name: {"model": one.model, "weights": str(one.weights) if one.weights else "shipped with the package"}
-            for one in result.candidates
+            for one in candidates
         },
-        "reference": result.evaluation.raters[0],
-        "n_scans": result.evaluation.n_scans,
-        "notes": list(result.evaluation.notes),
-        "failures": list(result.failures),
+        "reference": evaluation.raters[0],
+        "n_scans": evaluation.n_scans,
+        "notes": list(evaluation.notes),
+        "failures": list(failures),
         "version": bids_dgmseg.__version__,
     }
     write_json(facts, out / "compare.json")
-    tables = {**result.tables, "methods": result.evaluation.tables.get("methods", pd.DataFrame())}
+    tables = {**tables, "methods": evaluation.tables.get("methods", pd.DataFrame())}
     write_benchmark_page(out, tables=tables, facts=facts, evaluation="evaluation/evaluate.html")

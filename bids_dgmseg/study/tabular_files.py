@@ -85,21 +85,8 @@ def write_tables(
 ) -> list[Path]:
     """Write tables and their data dictionaries atomically.
 
-    Parameters
-    ----------
-    folder : Path
-        Where to.
-    tables : sequence of GroupTable
-        Numbers are written to seven digits, missing values as ``n/a``.
-    keys : DataFrame
-        One row per scan of the cohort.
-    settings : mapping
-        What the run was asked for and found.
-
-    Returns
-    -------
-    list of Path
-        Each table, followed by its data dictionary.
+    Numbers have seven digits. `keys` has one row per scan of the cohort; `settings` are what the run was asked for and
+    found. Return the path of each table, followed by that of its data dictionary.
 
     Raises
     ------

@@ -100,23 +100,23 @@ def overlap():
 
 def test_models_are_summarized_over_their_nuclei(overlap):
     costs = pd.DataFrame(
-        [
-            ("net", 1, 1, 900),
-            ("net", 3, 2, 950),
-            ("net", 2, 9, 910),
-            ("atlas", 50, 40, 1200),
-            ("atlas", 70, 60, 1100),
-            ("atlas", *[np.nan] * 3),
-        ],
-        columns=["model", "seconds", "cpu_seconds", "peak_mb"],
+        {
+            "model": ["net"] * 3 + ["atlas"] * 3,
+            "seconds": [1, 3, 2, 50, np.nan, 70],
+            "cpu_seconds": [1, 2, 9, 40, np.nan, 60],
+            "peak_mb": [900, 950, 910, 1200, np.nan, 1100],
+        }
     )
     table: Any = models_table(overlap, costs, models=MODELS).set_index("model")
-    counts, values = (
-        ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"],
-        ["seconds", "cpu_seconds", "peak_mb"],
-    )
+    counts = ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"]
     assert table.loc["net", counts].tolist() == [2, 2, 3, 0, 0]
     assert table.loc["net", "dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)  # without the scan whose labels lack RN_L
-    assert table.loc["net", ["dice_least", "hd95_mm", *values]].tolist() == [0.5, 2, 2, 2, 950]
+    assert table.loc["net", ["dice_least", "hd95_mm", "seconds", "cpu_seconds", "peak_mb"]].tolist() == [
+        0.5,
+        2,
+        2,
+        2,
+        950,
+    ]
     assert table.loc["atlas", counts].tolist() == [1, 1, 2, 1, 1]
     assert table.loc["atlas", ["dice", "hd95_mm", "seconds"]].tolist() == [0.2, 5, 60]
