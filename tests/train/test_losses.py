@@ -31,24 +31,31 @@ def _labels(*values: int) -> Tensor:
     return torch.tensor([[[list(values)]]], dtype=torch.uint8)
 
 
-def test_dice_and_cross_entropy_of_two_voxels():
-    # Class 1 is true in the second voxel only: overlap (2 * 0.8 + 1) / (0.4 + 0.8 + 1 + 1) = 2.6 / 3.2.
-    # Cross-entropy with weights 1 and 3: -(1 ln 0.6 + 3 ln 0.8) / 4.
-    loss = dice_and_cross_entropy(_logits([[0.6, 0.4], [0.2, 0.8]]), _labels(0, 1))
-    expected = (1 - 2.6 / 3.2) - (math.log(0.6) + 3 * math.log(0.8)) / 4
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_absent_class_does_not_count():
-    # Class 2 is nowhere; its false probability shows in the cross-entropy alone.
-    loss = dice_and_cross_entropy(_logits([[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]]), _labels(0, 1))
-    expected = 1 - (2 * 0.7 + 1) / (0.2 + 0.7 + 1 + 1) - (math.log(0.5) + 3 * math.log(0.7)) / 4
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_empty_patch_has_only_cross_entropy():
-    loss = dice_and_cross_entropy(_logits([[0.5, 0.5], [0.25, 0.75]]), _labels(0, 0))
-    assert float(loss) == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2, rel=1e-5)
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "dice", "cross_entropy"),
+    [
+        # Class 1 is true in the second voxel only: overlap (2 * 0.8 + 1) / (0.4 + 0.8 + 1 + 1); weights 1 and 3.
+        pytest.param(
+            [[0.6, 0.4], [0.2, 0.8]],
+            (0, 1),
+            1 - 2.6 / 3.2,
+            -(math.log(0.6) + 3 * math.log(0.8)) / 4,
+            id="two classes",
+        ),
+        # Class 2 is nowhere; its false probability shows in the cross-entropy alone.
+        pytest.param(
+            [[0.5, 0.2, 0.3], [0.1, 0.7, 0.2]],
+            (0, 1),
+            1 - (2 * 0.7 + 1) / (0.2 + 0.7 + 1 + 1),
+            -(math.log(0.5) + 3 * math.log(0.7)) / 4,
+            id="absent class",
+        ),
+        pytest.param([[0.5, 0.5], [0.25, 0.75]], (0, 0), 0.0, -(math.log(0.5) + math.log(0.25)) / 2, id="empty patch"),
+    ],
+)
+def test_dice_and_cross_entropy_of_two_voxels(probabilities, labels, dice, cross_entropy):
+    loss = dice_and_cross_entropy(_logits(probabilities), _labels(*labels))
+    assert float(loss) == pytest.approx(dice + cross_entropy, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -118,18 +125,18 @@ def test_tversky_penalizes_missed_nuclei_more():
     assert loss.tolist() == pytest.approx(TVERSKY, rel=1e-5)
 
 
-def test_false_negative_costs_more():
-    # Of two voxels of nucleus one is missed: 1 - 1 / (1 + 0.7). One too many beside one: 1 - 1 / (1 + 0.3).
-    missed, invented = _truth(1, 0, 0), _truth(1, 1, 0)
-    assert tversky_loss(missed, _truth(1, 1, 0))[1].item() == pytest.approx(1 - 1 / 1.7)
-    assert tversky_loss(invented, _truth(1, 0, 0))[1].item() == pytest.approx(1 - 1 / 1.3)
-
-
-def test_tversky_is_averaged_over_samples():
-    # One sample right (0), one without any hit (1); their pooled voxels would give another value.
-    probabilities = torch.cat((_truth(1, 1, 1), _truth(0, 1, 0)))
-    truth = torch.cat((_truth(1, 1, 1), _truth(1, 0, 1)))
-    assert tversky_loss(probabilities, truth)[1].item() == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("found", "labels", "expected"),
+    [
+        pytest.param([(1, 0, 0)], [(1, 1, 0)], 1 - 1 / 1.7, id="one of two missed: 1 - 1 / (1 + 0.7)"),
+        pytest.param([(1, 1, 0)], [(1, 0, 0)], 1 - 1 / 1.3, id="one too many: 1 - 1 / (1 + 0.3)"),
+        # One sample right (0), one without any hit (1); their pooled voxels would give another value.
+        pytest.param([(1, 1, 1), (0, 1, 0)], [(1, 1, 1), (1, 0, 1)], 0.5, id="mean over samples"),
+    ],
+)
+def test_tversky_of_hard_labels(found, labels, expected):
+    one, other = (torch.cat([_truth(*values) for values in samples]) for samples in (found, labels))
+    assert tversky_loss(one, other)[1].item() == pytest.approx(expected)
 
 
 def test_focal_term_counts_every_class():
@@ -138,19 +145,16 @@ def test_focal_term_counts_every_class():
 
 
 @pytest.mark.parametrize(
-    ("labels", "weights"),
+    ("batch", "weights"),
     [
-        pytest.param((0, 0, 0, 1), [0.25, 0.75], id="three to one: 1/3 and 1 over their sum"),
-        pytest.param((0, 0, 0, 0), [1.0, 0.0], id="a class that is absent has no frequency"),
+        pytest.param([(0, 0, 0, 1)], [0.25, 0.75], id="three to one: 1/3 and 1 over their sum"),
+        pytest.param([(0, 0, 0, 0)], [1.0, 0.0], id="a class that is absent has no frequency"),
+        pytest.param([(0, 0), (0, 1)], [0.25, 0.75], id="over the whole batch"),
     ],
 )
-def test_class_weights_are_inverse_frequencies(labels, weights):
-    assert inverse_frequency(_truth(*labels)).tolist() == pytest.approx(weights)
-
-
-def test_class_weights_cover_the_batch():
-    truth = torch.cat((_truth(0, 0), _truth(0, 1)))
-    assert inverse_frequency(truth).tolist() == pytest.approx([0.25, 0.75])
+def test_class_weights_are_inverse_frequencies(batch, weights):
+    truth = torch.cat([_truth(*labels) for labels in batch])
+    assert inverse_frequency(truth).tolist() == pytest.approx(weights)
 
 
 def test_hybrid_loss_averages_its_terms():
@@ -182,11 +186,6 @@ def test_dcn_net_weights_are_parameters():
     logits, terms = torch.cat((_logits(HEAD), _logits(HEAD)), dim=1), DCNNetTerms(heads=(0, 0), overlap=1)
     # Both heads alike: 2 (.04 + .36) / 1.6.
     assert dcn_net_loss(logits, _labels(0, 1), terms=terms).item() == pytest.approx(0.5)
-
-
-def test_wrong_number_of_heads_is_refused():
-    with pytest.raises(ValueError, match="logits have 3 channels, expected 4, two per head"):
-        dcn_net_loss(torch.zeros(1, 3, 1, 1, 2), _labels(0, 1))
 
 
 def test_l2_penalty_is_a_sum_of_squares():
@@ -228,9 +227,10 @@ def test_scales_are_weighted():
     assert loss.item() == pytest.approx(0.6 * full + 0.3 * half, rel=1e-5)
 
 
-def test_wrong_number_of_nuclei_is_refused():
+@pytest.mark.parametrize("loss", [dcn_net_loss, attention_unet_loss])
+def test_wrong_number_of_channels_is_refused(loss):
     with pytest.raises(ValueError, match="logits have 3 channels, expected 4"):
-        attention_unet_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2))
+        loss(torch.zeros(1, 3, 1, 2), torch.zeros(1, 1, 2))
 
 
 def test_deepqsmseg_loss_of_two_voxels():
@@ -249,35 +249,25 @@ def test_deepqsmseg_loss_keeps_a_gradient():
     assert gradient[0, 1, 0, 0, 1].item() == pytest.approx(-1 / 8, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param(lambda logits: dcn_net_loss(logits, _labels(0, 1), attention=logits[:, :2]), id="dcn_net"),
-        pytest.param(lambda logits: attention_unet_loss(logits[:, :, 0], _labels(0, 1)[0]), id="attention_unet"),
-        pytest.param(lambda logits: deepqsmseg_loss(logits, _labels(0, 1)), id="deepqsmseg"),
-    ],
-)
+PAPERS = {
+    "dcn_net": lambda logits, labels: dcn_net_loss(logits, labels, attention=logits[:, :2]),
+    "attention_unet": lambda logits, labels: attention_unet_loss(logits[:, :, 0], labels[:, 0]),
+    "deepqsmseg": deepqsmseg_loss,
+}
+
+
+@pytest.mark.parametrize("loss", PAPERS.values(), ids=PAPERS)
 @pytest.mark.parametrize("size", [0.0, 300.0])
 def test_losses_and_gradients_are_finite(loss, size):
     logits = (size * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [0.0, 1.0]]))[None, :, None, None]
     logits.requires_grad_()
-    value = loss(logits)
+    value = loss(logits, _labels(0, 1))
     (gradient,) = torch.autograd.grad(value, logits)
     assert value.isfinite()
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param(lambda logits, labels: dcn_net_loss(logits, labels), id="dcn_net"),
-        pytest.param(
-            lambda logits, labels: attention_unet_loss(logits[:, :3, 0], labels[:, 0], class_weights=(1, 1)),
-            id="attention_unet",
-        ),
-        pytest.param(lambda logits, labels: deepqsmseg_loss(logits[:, :3], labels), id="deepqsmseg"),
-    ],
-)
+@pytest.mark.parametrize("loss", PAPERS.values(), ids=PAPERS)
 def test_empty_patch_lowers_probabilities(loss):
     logits = torch.zeros(1, 4, 1, 1, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(logits, _labels(0, 0, 0)), logits)
