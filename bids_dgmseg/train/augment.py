@@ -54,19 +54,8 @@ class Augmentation:
     ) -> Tensor:
         """Rotate, scale and shift a window about its centre.
 
-        Parameters
-        ----------
-        start, size : tuple of 3 int
-            First voxel and number of voxels.
-        spacing_mm : tuple of 3 float
-            Voxel size: rotations are those of the head, not of the array.
-        generator : torch.Generator
-            Source of randomness.
-
-        Returns
-        -------
-        Tensor of shape (*size, 3)
-            Fractional voxel indices to read the map at.
+        `start` and `size` are its first voxel and number of voxels; rotations are those of the head, not of the array.
+        Returns the fractional voxel indices (*size, 3) to read the map at.
         """
         angles, factors, shifts = torch.zeros(3), torch.ones(3), torch.zeros(3)
         for axis in self.axes:

@@ -231,8 +231,9 @@ def fit_temperatures(
 ) -> Tensor:
     """Fit the temperatures (classes,) with which the probabilities are calibrated.
 
-    They minimize the cross-entropy of the mean over passes of ``softmax(logits / temperatures)``; above 1 the network
-    was overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), per class or group of classes. They
+    minimize the cross-entropy of the mean over passes of ``softmax(logits / temperatures)``; above 1 the network was
+    overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
 
     Parameters
     ----------
@@ -244,11 +245,6 @@ def fit_temperatures(
         Classes that share a temperature: left and right.
     n_iterations : int
         Maximum number of L-BFGS iterations.
-
-    Notes
-    -----
-    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), with one temperature per class
-    or group of classes.
     """
     logits, labels = logits.double(), labels.long()
     of_class = torch.arange(logits.shape[2])
@@ -291,19 +287,9 @@ def fit_shifts(
 ) -> Tensor:
     """Fit a shift of each nucleus's logits with which its median volume is right.
 
-    Parameters
-    ----------
-    maps : sequence of (Tensor, Tensor)
-        Logits (n, classes) and true classes (n,) of the uncertain voxels of each map.
-    nuclei : sequence of sequence of int
-        Classes that share a shift: left and right.
-    n_iterations : int
-        All nuclei change in each iteration, since they are adjacent.
-
-    Returns
-    -------
-    Tensor of shape (classes,)
-        To be added to logits; 0 for background, at most ±1.5: a nucleus that needs more is not detected at all.
+    From the logits (n, classes) and true classes (n,) of the uncertain voxels of each map, returns shifts (classes,) to
+    be added to logits: 0 for background, the same for classes of one nucleus (left and right), and at most ±1.5: a
+    nucleus that needs more is not detected at all. All change in each iteration, since nuclei are adjacent.
     """
     shifts = torch.zeros(maps[0][0].shape[1])
     for _ in range(n_iterations):

@@ -138,27 +138,11 @@ def train(
     report: Callable[[State, StepResult], None] = lambda state, result: None,
     finish_epoch: Callable[[State], bool | None] = lambda state: None,
 ) -> None:
-    """Train until the schedule or this call's time is over.
+    """Train until the schedule or this call's time is over; changes `state` in place.
 
-    Parameters
-    ----------
-    state : State
-        Where to start; changed in place.
-    samples : Dataset
-        Map-style; sample i is the same whenever it is read.
-    run : Run
-        Settings.
-    validation : Dataset, optional
-        Evaluated after each epoch; without it the last weights are kept.
-    report : callable
-        Called after each step.
-    finish_epoch : callable
-        Called after each epoch, when its row of the learning curve exists; True ends this call.
-
-    Raises
-    ------
-    FloatingPointError
-        If the loss is not finite.
+    Sample i of the map-style `samples` is the same whenever it is read. `validation` is evaluated after each epoch;
+    without it the last weights are kept. `report` is called after each step, and `finish_epoch` after each epoch, when
+    its row of the learning curve exists; True ends this call. FloatingPointError if the loss is not finite.
     """
     schedule = run.schedule
     if schedule.finished(state):

@@ -44,21 +44,9 @@ def dcn_net_loss(
     Each head's :math:`L_h` is `hybrid_loss` (eq. 5). :math:`L_A` is the cross-entropy of the attention map and
     the union of the nuclei, averaged over voxels (eq. 7). :math:`L_O` is `overlap_penalty` (eq. 8).
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, 2 · nuclei, X, Y, Z)
-        Background and nucleus of each head in turn.
-    labels : Tensor of shape (B, X, Y, Z), integer
-        0 background, k the nucleus of head k, counted from 1.
-    attention : Tensor of shape (B, 2, X, Y, Z), optional
-        The network's auxiliary logits; without them (in evaluation mode) their term is left out.
-    terms : DCNNetTerms
-        The weights.
-
-    Raises
-    ------
-    ValueError
-        If the logits have not two channels for each of ``terms.heads``.
+    The logits have two channels for each of ``terms.heads``, background and nucleus (ValueError if not); label k is the
+    nucleus of head k, counted from 1. `attention` are the network's auxiliary logits (B, 2, X, Y, Z); without them (in
+    evaluation mode) their term is left out.
     """
     if logits.shape[1] != 2 * len(terms.heads):
         raise ValueError(f"logits have {logits.shape[1]} channels, expected {2 * len(terms.heads)}, two per head")
@@ -159,23 +147,10 @@ def attention_unet_loss(
     :math:`p_i` is the softmax probability of nucleus c in pixel i, :math:`g_i` whether it is there; the sums run
     over the N pixels of the batch. There is no background term.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (B, C, X, Z), or one per scale, full resolution first
-        Channel 0 is background. A single tensor counts in full.
-    labels : Tensor of shape (B, X, Z), integer
-        Class of each pixel; coarser scales see every second, every fourth, ….
-    class_weights : sequence of C − 1 float
-        Of red nucleus, substantia nigra and subthalamic nucleus; 0.8 and 0.2 for the two source classes.
-    scale_weights : sequence of float
-        λ; 0.6, 0.2, 0.1 for the source network.
-    smooth : float
-        ε, in pixels.
-
-    Raises
-    ------
-    ValueError
-        If the number of weights differs from that of the nuclei.
+    Logits are 2D, (B, C, X, Z) for labels (B, X, Z): one tensor, which counts in full, or one per scale, full
+    resolution first; coarser scales see every second, every fourth, … label. `class_weights` are those of red nucleus,
+    substantia nigra and subthalamic nucleus (ValueError if there are not C − 1), 0.8 and 0.2 for the source classes.
+    `scale_weights` are λ, 0.6, 0.2 and 0.1 for the source network. `smooth` is ε, in pixels.
     """
     if isinstance(logits, Tensor):
         logits, scale_weights = [logits], [1.0]

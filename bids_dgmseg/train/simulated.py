@@ -337,28 +337,9 @@ def score_dataset(
 ) -> pd.DataFrame:
     """Segment every labelled map of a dataset and compute the Dice.
 
-    Parameters
-    ----------
-    dataset : path
-        BIDS dataset of labelled maps.
-    model : Model
-        Which nuclei.
-    weights, localizer : path or None
-        Folders of the segmenter and of the localizer; None for those in the package.
-    device : {"cpu", "cuda", "auto"}
-        Where to compute.
-    log : Log
-        Gets warnings about the labels.
-
-    Returns
-    -------
-    DataFrame
-        The columns of `dice`, scan and seconds; one row per scan and nucleus that is labelled in it.
-
-    Raises
-    ------
-    InputError
-        If the dataset has no labelled maps.
+    `weights` and `localizer` are the folders of the segmenter and of the localizer; None for those in the package.
+    Returns the columns of `dice`, scan and seconds, one row per scan and nucleus that is labelled in it. InputError if
+    the dataset has no labelled maps.
     """
     tables = []
     for one in read_labelled_maps(dataset, model, warn=log.log):

@@ -129,33 +129,24 @@ def mean(table, column, nucleus, part="training"):
     return rows[column].mean()
 
 
-def test_labelled_nuclei_change_and_others_stay(dataset, teacher, tmp_path):
-    for scan in ("sub-01", "sub-02"):
-        label(dataset, scan, "CN_L", "CN_R", moved_mm=6.0)
-    training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
-    outcome, table = tune(dataset, tmp_path / "out", teacher, training=training, holdout=("02",))
-    assert outcome.done
-    for part in ("training", "held-out"):
-        assert mean(table, "dice_after", "CN", part) > mean(table, "dice_before", "CN", part) + 0.1
-        assert mean(table, "dice_between", "PUT", part) > 0.85
-        assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
-    assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
-    assert "Dice on 1 training scans:" in summarize(table)
-
-
-@pytest.mark.parametrize("voxel_mm", [(1.5, 1.5, 3.0), (1.5, 3.0, 1.5)], ids=["axial", "coronal"])
-def test_labels_on_thick_slices_are_learned(voxel_mm, teacher, tmp_path):
-    root, grid = tmp_path / "thick", world_grid(HEAD, voxel_mm)
+@pytest.mark.parametrize(
+    "voxel_mm", [(3.0, 3.0, 6.0), (1.5, 1.5, 3.0), (1.5, 3.0, 1.5)], ids=["coarse", "thick axial", "thick coronal"]
+)
+def test_labelled_nuclei_change_and_others_stay(voxel_mm, teacher, tmp_path):
+    root, grid = tmp_path / "ds", world_grid(HEAD, voxel_mm)
     start_dataset(root)
     for number, scan in enumerate(("sub-01", "sub-02")):
         write_map(root, scan, PHANTOM.chi(grid, seed=number))
         label(root, scan, "CN_L", "CN_R", moved_mm=6.0, grid=grid)
     training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
-    _, table = tune(root, tmp_path / "out", teacher, training=training, holdout=("02",))
+    outcome, table = tune(root, tmp_path / "out", teacher, training=training, holdout=("02",))
+    assert outcome.done
     for part in ("training", "held-out"):
-        assert mean(table, "dice_before", "CN", part) < 0.72
-        assert mean(table, "dice_after", "CN", part) > 0.78
+        assert mean(table, "dice_after", "CN", part) > mean(table, "dice_before", "CN", part) + 0.06
         assert mean(table, "dice_between", "PUT", part) > 0.85
+        assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
+    assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
+    assert "Dice on 1 training scans:" in summarize(table)
 
 
 def test_training_in_calls_equals_one_call(dataset, untrained, tmp_path):

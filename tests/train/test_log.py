@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.train.core import State, StepResult
-from bids_dgmseg.train.log import EpochLog, StepLog
+from bids_dgmseg.train.log import EpochLog, StepLog, write_record
 from bids_dgmseg.train.schedule import Pace, StepSchedule
 
 NAN = math.nan
@@ -105,3 +106,11 @@ def test_end_tells_which_weights_are_kept(tmp_path, lines, best, kept):
     EpochLog("fold_0", CLASSES, pace, tmp_path, lines).finish(state)
     assert lines.lines == [f"fold_0: finished after 2 epochs and 0.0 min, keeping {kept}"]
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_record_of_a_different_training_is_refused(tmp_path):
+    write_record(tmp_path, {"seed": 1, "folds": (1, 2)}, begun=False, length={"epochs": 1})
+    write_record(tmp_path, {"seed": 1, "folds": [1, 2]}, begun=True, length={"epochs": 2})
+    with pytest.raises(InputError, match=r"contains a different training \(differs in seed\); choose a new OUT"):
+        write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=True)
+    write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=False)

@@ -1,8 +1,9 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from bids_dgmseg.train.labelled_maps import choose_some, split_by_site, split_fold, stratified_folds
+from bids_dgmseg.train.labelled_maps import choose_some, majority_vote, split_by_site, split_fold, stratified_folds
 
 SITES = {**{f"a{number}": "A" for number in range(10)}, **{f"b{number}": "B" for number in range(5)}}
 
@@ -63,3 +64,8 @@ def test_no_part_is_empty_from_three_participants(count):
 
 def test_two_participants_give_a_training_set():
     assert "train" in split_by_site({"a": "n/a", "b": "n/a"}, seed=1).values()
+
+
+def test_majority_vote_prefers_background_in_ties():
+    votes = [np.array(row, np.uint8) for row in ([1, 2, 0, 1], [1, 2, 2, 2], [0, 1, 1, 0])]
+    assert majority_vote(votes).tolist() == [1, 2, 0, 0]
