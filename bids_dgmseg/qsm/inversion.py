@@ -132,16 +132,8 @@ def least_squares(
 def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int) -> Tensor:
     r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients with early stopping.
 
-    Parameters
-    ----------
-    field : Tensor of shape (X, Y, Z)
-    kernel : Tensor of shape (X, Y, Z // 2 + 1)
-    weight : Tensor of shape (X, Y, Z)
-        W, the reliability of the field: 0 outside the brain, about 1 inside.
-    strength : float
-        Regularization λ.
-    iterations : int
-        Number of iterations; fewer iterations regularize more.
+    The weight W (X, Y, Z) is the reliability of the field: 0 outside the brain, about 1 inside. `strength` is λ; fewer
+    iterations regularize more.
 
     References
     ----------

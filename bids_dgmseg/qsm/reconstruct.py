@@ -103,10 +103,8 @@ def reconstruct_files(
     ----------
     magnitude, phase : sequence of E path
         NIfTI files, one per echo.
-    echo_times_s : sequence of E float
-        Echo times in s, in ascending order.
-    b0_tesla : float
-        Field strength in T.
+    echo_times_s, b0_tesla
+        As for `reconstruct_chi`.
     phase_units : sequence of E str
         ``Units`` of the phase files, see `bids_dgmseg.image.units.read_phase`; by default judged from the values.
     mask : path, optional
