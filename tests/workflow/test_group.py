@@ -172,21 +172,6 @@ def test_too_few_controls_adjust_nothing(dataset, plain_scans, run, out, capsys)
     assert rows_of(out / "group_adjusted.tsv") == []
 
 
-def test_volume_adjustment_uses_the_controls_slope(dataset, out, run):
-    # controls lie on 0.1 + 0.0001 (V - 700); the patient lies 0.05 above that line
-    lines = ["participant_id\tgroup"]
-    for place in range(6):
-        add_scan(out, f"sub-{place}", {"DN_L": (700.0 + 10 * place, 0.1 + 0.001 * place)})
-        lines.append(f"sub-{place}\tHC")
-    add_scan(out, "sub-9", {"DN_L": (600.0, 0.14)})
-    (dataset / "participants.tsv").write_text("\n".join([*lines, "sub-9\tPD"]) + "\n")
-    assert run("--control-filter", 'group == "HC"', "--measures", "mean_ppm") == 0
-    (coefficients,) = sidecar(out / "group_adjusted.tsv")["Coefficients"]
-    assert (coefficients["slope"], coefficients["mean_volume_controls"]) == pytest.approx((1e-4, 725.0))
-    adjusted = [float(row["adjusted"]) for row in rows_of(out / "group_adjusted.tsv")]
-    assert adjusted == pytest.approx([0.1025] * 6 + [0.1525])
-
-
 def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
     for name in ("bern", "graz"):
         plain_scans("01", "02", "03", "04", tree=tmp_path / name / "derivatives" / "bids_dgmseg")

@@ -40,16 +40,6 @@ def test_raw_dataset_is_not_an_output(dataset, out, run, capsys):
     assert files_of(dataset) == before
 
 
-def test_dataset_of_another_program_is_not_an_output(tmp_path, out, run, capsys):
-    other = tmp_path / "qsmxt"
-    other.mkdir()
-    (other / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "QSMxT"}]}')
-    before = files_of(other)
-    assert run("--merge", out, to=other) == 2
-    assert "qsmxt: contains a dataset of QSMxT; choose another output directory" in capsys.readouterr().err
-    assert files_of(other) == before
-
-
 def test_user_lines_in_bidsignore_are_kept(tmp_path, out, run):
     pooled = tmp_path / "pooled"
     pooled.mkdir()
@@ -86,14 +76,6 @@ def test_linked_folder_counts_once(tmp_path, out, run, capsys):
     assert "different participants" not in capsys.readouterr().err
     assert run("--merge", tmp_path / "link") == 0  # the output itself
     assert len(rows_of(out / "group_volumes.tsv")) == 2
-
-
-def test_missing_dataset_is_an_error(tmp_path, out, capsys):
-    before = files_of(tmp_path)
-    assert main([str(tmp_path / "gone"), str(out), "group"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"bids_dgmseg: error: {tmp_path}/gone: no such folder; pass the root directory of the BIDS dataset"
-    assert files_of(tmp_path) == before
 
 
 @pytest.fixture

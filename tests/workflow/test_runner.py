@@ -1,14 +1,97 @@
 from __future__ import annotations
 
+import re
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+from nipype import Workflow
 
+from bids_dgmseg.bids.scans import Echo, Scan
+from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.workflow.interfaces import Prepare, StepNode
-from bids_dgmseg.workflow.runner import _work
+from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.runner import STEPS, _work, init_scan_wf
+from tests.oracle import oracle_model
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Workflow:
+    chi = tmp_path / "sub-01_Chimap.nii.gz"
+    chi.touch()
+    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm"}, None, tmp_path, "raw")
+    config = RunConfig(
+        tmp_path,
+        tmp_path / "out",
+        segmentation=Segmentation(weights=Path("/weights")),
+        resources=Resources(omp_nthreads=4, nprocs=3),
+    )
+    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
+
+
+def workflow_of(folder: Path, *echoes: Echo) -> Workflow:
+    """Workflow of a scan with echoes whose phase decreases with the field."""
+    scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=echoes)
+    config = RunConfig(folder, folder / "out", reconstruction=Reconstruction(phase_sign="negative"))
+    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
+
+
+def documented(part: str) -> set[str]:
+    (section,) = re.findall(rf"{part}\n    -+\n(.*?)(?:\n\n|\Z)", str(init_scan_wf.__doc__), re.DOTALL)
+    return set(re.findall(r"^    (\w+)$", section, re.MULTILINE))
+
+
+def test_documented_outputs_are_connected(workflow):
+    assert set(workflow.get_node("inputs").interface._fields) == documented("Inputs")
+    assert set(workflow.get_node("outputs").interface._fields) == documented("Outputs")
+    outputs = workflow.get_node("outputs")
+    edges = [data["connect"] for _, target, data in workflow._graph.edges(data=True) if target is outputs]
+    assert {field for connections in edges for _, field in connections} == documented("Outputs")
+
+
+def test_steps_are_in_the_order_of_the_data(workflow):
+    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS[1:]}
+    for source, target in workflow._graph.edges():
+        if {source.name, target.name} <= set(STEPS):
+            assert STEPS.index(source.name) < STEPS.index(target.name)
+
+
+def test_scan_with_echoes_is_reconstructed_first(tmp_path):
+    phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
+    phase.touch()
+    workflow = workflow_of(tmp_path, Echo(phase, phase, 0.005))
+    assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
+    assert workflow.get_node("reconstruct").inputs.phase_sign == "negative"
+    edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
+    assert {("reconstruct", "inputs"), ("reconstruct", "save")} <= edges
+
+
+@pytest.mark.parametrize(
+    ("voxels", "edge_mm", "n_echoes", "with_20_mm_margin"),
+    [(40, 2.0, 1, 60), (40, 2.0, 5, 60), (40, 1.0, 1, 80), (200, 1.0, 8, 240)],
+)
+def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_margin):
+    image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
+    nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
+    workflow = workflow_of(tmp_path, *(Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)))
+    planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_margin**3
+    assert workflow.get_node("reconstruct").mem_gb == pytest.approx(planned / 1e9)
+
+
+def test_unreadable_echoes_are_planned_too(tmp_path):
+    missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    assert 0 < workflow_of(tmp_path, Echo(missing, missing, 0.005)).get_node("reconstruct").mem_gb <= 1
+
+
+def test_options_reach_the_segmentation(workflow):
+    assert workflow.name == "sub-01_ses-a_run-2"
+    assert workflow.get_node("segment").n_procs == 3  # not more than the CPUs
+    assert workflow.get_node("segment").inputs.weights == "/weights"
 
 
 class UnpicklableError(Exception):
