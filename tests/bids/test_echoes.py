@@ -77,12 +77,15 @@ def test_map_replaces_the_echoes_of_its_session(measured):
         *echoes("sub-01", "ses-1"),
         *echoes("sub-01", "ses-2"),
         *echoes("sub-02"),
+        *echoes("sub-03", "ses-1"),
         "sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz",
+        "sub-03/Sepia_Chimap.nii.gz",  # without session, so of all
     )
     assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [
         ("sub-01_ses-1", False),
         ("sub-01_ses-2", True),
         ("sub-02", True),
+        ("sub-03", False),
     ]
 
 
@@ -110,17 +113,13 @@ def test_filter_file_selects_echoes(measured, filter_file):
 
 
 def test_filter_by_part_keeps_both_parts(measured, filter_file):
-    root = measured(*echoes("sub-01"))
+    unnamed = echo("1", "mag", "sub-01").replace("_part-mag", "")  # an image without part is the magnitude
+    root = measured(*(unnamed if "echo-1_part-mag" in file else file for file in echoes("sub-01")))
     filter_file.write_text('{"megre": {"part": "phase"}}')
     (scan,) = scans_of(root, filter_file=filter_file)
     assert scan.problem is None
-    assert [one.magnitude.name for one in scan.echoes] == [f"sub-01_echo-{n}_part-mag_MEGRE.nii.gz" for n in (1, 2, 3)]
-
-
-def test_image_without_part_is_the_magnitude(measured):
-    root = measured("sub-01/anat/sub-01_echo-1_MEGRE.nii.gz", echo("1", "phase", "sub-01"))
-    (scan,) = scans_of(root)
-    assert scan.echoes[0].magnitude.name == "sub-01_echo-1_MEGRE.nii.gz"
+    named = [f"sub-01_echo-{number}_part-mag_MEGRE.nii.gz" for number in (2, 3)]
+    assert [one.magnitude.name for one in scan.echoes] == ["sub-01_echo-1_MEGRE.nii.gz", *named]
 
 
 def test_magnitudes_without_phase_are_not_a_scan(measured):
@@ -175,20 +174,15 @@ def test_incomplete_echo_is_a_problem(measured, lost, problem):
     assert scans_of(root)[0].problem == problem + "add it, or remove this echo"
 
 
-def test_field_strength_is_from_first_echo(measured):
+def test_field_strength_is_from_first_echo_and_units_from_each(measured):
     root = measured(*echoes("sub-01"), times={"1": 0.03})
     (root / "MEGRE.json").unlink()
-    (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "MagneticFieldStrength": 7}')
+    metadata = {"EchoTime": 0.012, "MagneticFieldStrength": 7, "Units": "rad"}
+    (root / "echo-2_MEGRE.json").write_text(json.dumps(metadata))
     (scan,) = scans_of(root)
     assert scan.problem is None
     assert scan.sidecar["MagneticFieldStrength"] == 7
-
-
-def test_echo_has_the_units_of_its_phase(measured):
-    root = measured(*echoes("sub-01"))
-    (root / "echo-2_MEGRE.json").write_text('{"EchoTime": 0.012, "Units": "rad"}')
-    (scan,) = scans_of(root)
-    assert [one.units for one in scan.echoes] == ["", "rad", ""]
+    assert [one.units for one in scan.echoes] == ["rad", "", ""]
 
 
 def test_echoes_in_two_datasets_are_rejected(measured, dataset, filter_file):
@@ -214,12 +208,6 @@ def test_duplicate_echo_is_a_problem(measured):
     one, other = scans_of(root)
     assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: same echo as sub-01_echo-1_part-phase")
     assert other.problem is None
-
-
-def test_map_without_session_replaces_all_echoes(measured, dataset):
-    root = measured(*echoes("sub-01", "ses-1"), *echoes("sub-02", "ses-1"))
-    dataset("ds/derivatives/sepia", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
-    assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [("sub-01", False), ("sub-02_ses-1", True)]
 
 
 def test_reconstructed_map_is_not_an_input(measured, dataset):

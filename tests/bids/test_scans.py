@@ -34,15 +34,52 @@ def chi(*entities: str, extension: str = ".nii.gz", folder: str = "anat") -> str
     return "/".join([*folders, folder, "_".join(entities) + "_Chimap" + extension])
 
 
-def test_sessions_runs_and_extensions_are_found_in_order(dataset):
-    root = dataset(
-        "ds",
-        chi("sub-02", extension=".nii"),
-        chi("sub-01", "ses-2"),
-        chi("sub-01", "ses-1", "run-2"),
-        chi("sub-01", "ses-1", "run-1"),
-    )
-    assert names_of(root) == ["sub-01_ses-1_run-1", "sub-01_ses-1_run-2", "sub-01_ses-2", "sub-02"]
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        pytest.param(
+            [
+                chi("sub-02", extension=".nii"),
+                chi("sub-01", "ses-2"),
+                chi("sub-01", "ses-1", "run-2"),
+                chi("sub-01", "ses-1", "run-1"),
+            ],
+            ["sub-01_ses-1_run-1", "sub-01_ses-1_run-2", "sub-01_ses-2", "sub-02"],
+            id="in order",
+        ),
+        pytest.param(
+            [
+                ".bidsignore",
+                "Sepia_Chimap.nii.gz",
+                "sub-01/anat/._sub-01_Chimap.nii.gz",
+                "sub-01/.git/sub-01_acq-h_Chimap.nii.gz",
+                "sourcedata/sub-03/anat/sub-03_Chimap.nii.gz",
+                "tmp/sub-04_Chimap.nii.gz",
+                chi("sub-01"),
+            ],
+            ["sub-01"],
+            id="hidden files and other folders",
+        ),
+        pytest.param(
+            [
+                chi("sub-01", extension=".nii"),
+                "sub-01/anat/sub-01_Chimap-pos.nii",
+                "sub-01/anat/sub-01_Chimap-neg.nii",
+                chi("sub-01", "desc-paramagnetic"),
+                chi("sub-01", "desc-diamagnetic"),
+            ],
+            ["sub-01"],
+            id="partial chi maps",
+        ),
+        (["sub-01/Sepia_Chimap.nii.gz"], ["sub-01"]),
+        (["sub-01/ses-2/Sepia_Chimap.nii.gz"], ["sub-01_ses-2"]),
+        (["sub-01/anat/sub-01_Sepia_Chimap.nii.gz"], ["sub-01"]),
+        (["sub-01/ses-2/qsm/sub-01_ses-2_acq-x_Sepia_Chimap.nii.gz"], ["sub-01_ses-2_acq-x"]),
+        (["sub-01/Chimap.nii"], ["sub-01"]),
+    ],
+)
+def test_maps_are_found_in_participant_folders(dataset, files, names):
+    assert names_of(dataset("ds", *files)) == names
 
 
 def test_scan_has_entities_and_uri(dataset):
@@ -53,21 +90,6 @@ def test_scan_has_entities_and_uri(dataset):
     assert scan.chi.is_absolute()
     assert scan.sidecar == {}
     assert scan.sidecar_path is None
-
-
-def test_hidden_files_and_other_folders_are_ignored(dataset):
-    root = dataset(
-        "ds",
-        chi("sub-01"),
-        ".bidsignore",
-        "sub-01/anat/._sub-01_Chimap.nii.gz",
-        "code/x.py",
-        "sub-01/.git/sub-01_acq-h_Chimap.nii.gz",
-        "sourcedata/sub-03/anat/sub-03_Chimap.nii.gz",
-        "tmp/sub-04_Chimap.nii.gz",
-        "sub-01_notes.txt",
-    )
-    assert names_of(root) == ["sub-01"]
 
 
 def test_participants_and_sessions_are_selected(dataset):
@@ -100,38 +122,11 @@ def test_own_output_is_not_an_input(dataset):
     assert names_of(root) == ["sub-01"]
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("sub-01/Sepia_Chimap.nii.gz", "sub-01"),
-        ("sub-01/ses-2/Sepia_Chimap.nii.gz", "sub-01_ses-2"),
-        ("sub-01/anat/sub-01_Sepia_Chimap.nii.gz", "sub-01"),
-        ("sub-01/ses-2/qsm/sub-01_ses-2_acq-x_Sepia_Chimap.nii.gz", "sub-01_ses-2_acq-x"),
-        ("sub-01/Chimap.nii", "sub-01"),
-    ],
-)
-def test_sepia_names_are_found_in_subject_folders(dataset, file, name):
-    root = dataset("sepia", file, "Sepia_Chimap.nii.gz", kind="derivative")
-    assert names_of(root) == [name]
-
-
 def test_derivative_needs_no_description(dataset, tmp_path):
     root = dataset("ds", "sub-01/anat/sub-01_part-phase_MEGRE.nii.gz")
     sepia = dataset("sepia", "sub-01/Sepia_Chimap.nii.gz")
     (sepia / "dataset_description.json").unlink()
     assert names_of(root, derivatives=(sepia,)) == ["sub-01"]
-
-
-def test_partial_chi_maps_are_ignored(dataset):
-    root = dataset(
-        "ds",
-        chi("sub-01", extension=".nii"),
-        "sub-01/anat/sub-01_Chimap-pos.nii",
-        "sub-01/anat/sub-01_Chimap-neg.nii",
-        chi("sub-01", "desc-paramagnetic"),
-        chi("sub-01", "desc-diamagnetic"),
-    )
-    assert names_of(root) == ["sub-01"]
 
 
 @pytest.mark.parametrize(
@@ -177,23 +172,19 @@ def test_nearest_inherited_sidecar_has_precedence(dataset):
     assert scan.sidecar_path == root / "sub-01" / "sub-01_Chimap.json"
 
 
-def test_sepia_sidecar_applies_to_its_own_map(dataset):
-    root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", kind="derivative")
-    (root / "sub-01" / "Sepia_Chimap.json").write_text('{"Units": "ppm"}')
-    (root / "sub-01" / "Other_Chimap.json").write_text('{"Units": "ppb"}')
-    assert scans_of(root)[0].sidecar == {"Units": "ppm"}
-
-
-def test_participant_sidecar_applies_to_sepia_map(dataset):
+@pytest.mark.parametrize(
+    ("sidecars", "units"),
+    [
+        ({"Sepia": "ppm", "Other": "ppb"}, "ppm"),
+        ({"sub-01": "ppb", "sub-01_ses-1": "ppm"}, "ppb"),
+    ],
+)
+def test_sidecars_apply_to_sepia_map(dataset, sidecars, units):
     root = dataset("ds", "sub-01/ses-2/Sepia_Chimap.nii.gz", kind="derivative")
-    (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppb"}')
-    (root / "sub-01" / "sub-01_ses-1_Chimap.json").write_text('{"Units": "ppm"}')
-    assert scans_of(root)[0].sidecar == {"Units": "ppb"}
-
-
-def test_participant_without_map_is_reported(dataset):
-    root = dataset("ds", chi("sub-01"), "sub-02/anat/sub-02_T1w.nii.gz")
-    assert skipped_of(root) == ["sub-02: no _Chimap; skipped"]
+    for name, unit in sidecars.items():
+        folder = root / "sub-01" / ("" if name.startswith("sub-") else "ses-2")
+        (folder / f"{name}_Chimap.json").write_text(json.dumps({"Units": unit}))
+    assert scans_of(root)[0].sidecar == {"Units": units}
 
 
 def test_sessions_without_map_are_reported(dataset):
@@ -203,11 +194,16 @@ def test_sessions_without_map_are_reported(dataset):
         "sub-01/ses-2/anat/sub-01_ses-2_echo-1_part-mag_MEGRE.nii.gz",
         "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz",
         chi("sub-02", "ses-2"),
+        "sub-03/anat/sub-03_T1w.nii.gz",
     )
-    assert skipped_of(root) == ["sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; skipped"]
+    assert skipped_of(root) == [
+        "sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; skipped",
+        "sub-03: no _Chimap; skipped",
+    ]
     assert skipped_of(root, sessions=("1", "3")) == [
         "sub-01_ses-3: no _Chimap; skipped",
         "sub-02: no _Chimap in ses-1, ses-3; skipped",
+        "sub-03: no _Chimap in ses-1, ses-3; skipped",
     ]
 
 
@@ -296,11 +292,7 @@ def test_broken_sidecar_affects_only_its_scan(dataset):
     (root / "sub-01" / "anat" / "sub-01_Chimap.json").write_text('{\n "Units": ppm\n}')
     problem = "sub-01_Chimap.json: invalid JSON (line 2, column 11); fix the file"
     assert [(scan.name, scan.problem) for scan in scans_of(root)] == [("sub-01", problem), ("sub-02", None)]
-
-
-def test_broken_sidecar_of_all_scans_is_rejected(dataset):
-    root = dataset("ds", chi("sub-01"), chi("sub-02"))
-    (root / "Chimap.json").write_text('{\n "Units": ppm\n}')
+    (root / "Chimap.json").write_text('{\n "Units": ppm\n}')  # it applies to all scans
     with pytest.raises(InputError, match=r"^Chimap.json: invalid JSON \(line 2, column 11\); fix the file$"):
         scans_of(root)
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan, read_label_table
+from bids_dgmseg.bids.segmentations import find_images, match_scans, read_label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -17,23 +17,23 @@ def matched(reference: list[str], other: list[str], *choose: str) -> dict[str, s
     return {a.name.removesuffix("_dseg.nii.gz"): b.name.removesuffix("_dseg.nii.gz") for a, b in found.items()}
 
 
-def test_images_match_by_all_but_segmentation_entities():
-    reference = ["sub-01_ses-1_acq-x_seg-manual", "sub-01_ses-2_acq-x_seg-manual"]
-    other = ["sub-01_ses-1_acq-x_seg-dgm16", "sub-01_ses-2_acq-y_seg-dgm16", "sub-02_ses-1_acq-x_seg-dgm16"]
-    assert matched(reference, other) == {reference[0]: other[0]}
+NAMED = ["sub-01_ses-1_acq-x_seg-manual", "sub-01_ses-2_acq-x_seg-manual"]
+PREDICTED = ["sub-01_ses-1_acq-x_seg-dgm16", "sub-01_ses-2_acq-y_seg-dgm16", "sub-02_ses-1_acq-x_seg-dgm16"]
+DESC = ["sub-01_desc-medi", "sub-01_desc-rts"]
 
 
-def test_leading_zeros_of_runs_are_ignored():
-    assert matched(["sub-01_run-1"], ["sub-01_run-01", "sub-01_run-10"]) == {"sub-01_run-1": "sub-01_run-01"}
-
-
-def test_desc_must_match_if_both_have_it():
-    names = ["sub-01_desc-medi", "sub-01_desc-rts"]
-    assert matched(names, names[::-1]) == {name: name for name in names}
-
-
-def test_desc_of_one_image_is_ignored():
-    assert matched(["sub-01"], ["sub-01_seg-dgm16_desc-rts"]) == {"sub-01": "sub-01_seg-dgm16_desc-rts"}
+@pytest.mark.parametrize(
+    ("reference", "other", "choose", "pairs"),
+    [
+        pytest.param(NAMED, PREDICTED, [], {NAMED[0]: PREDICTED[0]}, id="segmentation entities differ"),
+        (["sub-01_run-1"], ["sub-01_run-01", "sub-01_run-10"], [], {"sub-01_run-1": "sub-01_run-01"}),
+        pytest.param(DESC, DESC[::-1], [], {name: name for name in DESC}, id="desc must match if both have it"),
+        (["sub-01"], ["sub-01_seg-dgm16_desc-rts"], [], {"sub-01": "sub-01_seg-dgm16_desc-rts"}),
+        (["sub-01", "sub-01_desc-x"], ["sub-01_seg-a", "sub-01_seg-b"], ["seg-b"], {"sub-01": "sub-01_seg-b"}),
+    ],
+)
+def test_images_of_the_same_scan_match(reference, other, choose, pairs):
+    assert matched(reference, other, *choose) == pairs
 
 
 def test_ambiguous_segmentations_are_rejected():
@@ -45,27 +45,15 @@ def test_ambiguous_segmentations_are_rejected():
         matched(["sub-01"], ["sub-01_seg-a", "sub-01_seg-b"])
 
 
-def test_choose_selects_one_segmentation():
-    assert matched(["sub-01", "sub-01_desc-x"], ["sub-01_seg-a", "sub-01_seg-b"], "seg-b") == {"sub-01": "sub-01_seg-b"}
-
-
-def test_scan_name_excludes_the_segmentation():
-    assert name_scan(Path("sub-01_ses-1_run-02_seg-dgm16_dseg.nii.gz")) == "sub-01_ses-1_run-2"
-    assert name_scan(Path("manual.nii.gz")) == "manual"
-
-
 def test_images_are_found_in_subject_folders(tmp_path):
+    with pytest.raises(InputError, match=r"no _dseg.nii\[.gz\] files in sub-X folders; pass the root directory"):
+        find_images(tmp_path, "dseg")
     wanted = [tmp_path / "sub-01/anat/sub-01_dseg.nii", tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz"]
     others = ["dseg.nii.gz", "sub-01/anat/sub-01_probseg.nii.gz", "sub-01/anat/.sub-01_dseg.nii.gz", "sub-01.nii"]
     for path in [*wanted, *(tmp_path / name for name in others)]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert find_images(tmp_path, "dseg") == wanted
-
-
-def test_missing_images_are_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"no _dseg.nii\[.gz\] files in sub-X folders; pass the root directory"):
-        find_images(tmp_path, "dseg")
 
 
 def test_partial_chi_maps_are_ignored(tmp_path):

@@ -123,12 +123,12 @@ def test_spellings_of_a_group_are_different_groups(dataset, plain_scans, run, ou
 @pytest.mark.parametrize(
     ("column", "where"), [("site_id", "participants.tsv: site_id"), ("place", "scanner in the maps' sidecars: site")]
 )
-def test_spellings_of_a_site_are_different_sites(dataset, plain_scans, run, out, capsys, column, where):
+def test_spellings_of_a_site_are_different_sites(participants, plain_scans, run, out, capsys, column, where):
     rows = []
     for site, labels in {"Bern": ("01", "02", "03", "04"), "bern": ("05", "06", "07", "08")}.items():
         plain_scans(*labels, scanner={"Manufacturer": site})
-        rows += [f"sub-{label}\t{site}" for label in labels]
-    (dataset / "participants.tsv").write_text("\n".join([f"participant_id\t{column}", *rows]))
+        rows += [f"sub-{label} {site}" for label in labels]
+    participants(f"participant_id {column}", *rows)
     assert run() == 0
     line = f"{where} is spelled 'Bern' and 'bern', which count as different; use one spelling"
     assert capsys.readouterr().err.splitlines().count(line) == 1
@@ -136,15 +136,14 @@ def test_spellings_of_a_site_are_different_sites(dataset, plain_scans, run, out,
     assert sidecar(out / "group_differences.tsv")["Notes"] == []
 
 
-def test_each_dataset_has_its_unit_of_age(tmp_path, plain_scans, run, out, capsys):
+def test_each_dataset_has_its_unit_of_age(tmp_path, participants, plain_scans, run, out, capsys):
     for name, labels, units, age in (
         ("bern", "12", "months", "366"),
         ("graz", "34", "years", "40"),
         ("linz", "5", "Jahre", "50"),
     ):
         plain_scans(*labels, tree=tmp_path / name)
-        lines = ["participant_id\tage", *(f"sub-{label}\t{age}" for label in labels)]
-        (tmp_path / name / "participants.tsv").write_text("\n".join(lines))
+        participants("participant_id age", *(f"sub-{label} {age}" for label in labels), to=tmp_path / name)
         (tmp_path / name / "participants.json").write_text(json.dumps({"age": {"Units": units}}))
     assert run("--merge", *(tmp_path / name for name in ("bern", "graz", "linz"))) == 0
     rows = rows_of(out / "group_volumes.tsv")
@@ -162,9 +161,9 @@ def test_each_dataset_has_its_unit_of_age(tmp_path, plain_scans, run, out, capsy
     ]
 
 
-def test_too_few_controls_adjust_nothing(dataset, plain_scans, run, out, capsys):
+def test_too_few_controls_adjust_nothing(participants, plain_scans, run, out, capsys):
     plain_scans("01", "02")
-    (dataset / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tHC\nsub-02\tPD\n")
+    participants("participant_id group", "sub-01 HC", "sub-02 PD")
     assert run("--control-filter", 'group == "HC"') == 0
     why = "--control-filter matches 1 participant, at least 5 are needed for a slope"
     assert f"group_adjusted.tsv: not computed: {why}" in capsys.readouterr().err
@@ -197,25 +196,22 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
     }
 
 
-def test_dataset_has_its_own_participants(tmp_path, dataset, plain_scans, run, out):
-    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+def test_dataset_has_its_own_participants(tmp_path, participants, plain_scans, run, out):
+    participants("participant_id age", "sub-01 30")
     plain_scans("01")
     tree = tmp_path / "graz" / "derivatives" / "bids_dgmseg"
     plain_scans("01", tree=tree)
-    (tmp_path / "graz" / "participants.tsv").write_text("participant_id\tage\tsite\nsub-01\t70\tUKG\n")
+    participants("participant_id age site", "sub-01 70 UKG", to=tmp_path / "graz")
     assert run("--merge", tree) == 0
     rows = rows_of(out / "group_volumes.tsv")
     assert [(row["age"], row["site"]) for row in rows] == [("30", "out"), ("70", "UKG")]
 
 
-def test_columns_of_merged_datasets_are_aligned(tmp_path, plain_scans, run, out, capsys):
-    tables = {
-        "bern": "participant_id\tage\tsex\tgroup\nsub-01\t30\tF\tHC\nsub-02\t40\tM\tPD\n",
-        "graz": "participant_id\tAge\tgender\tdiagnosis\nsub-03\t50\tf\tHC\nsub-04\t60\tm\tPD\n",
-    }
-    for labels, (name, text) in zip((("01", "02"), ("03", "04")), tables.items(), strict=True):
-        plain_scans(*labels, tree=tmp_path / name)
-        (tmp_path / name / "participants.tsv").write_text(text)
+def test_columns_of_merged_datasets_are_aligned(tmp_path, participants, plain_scans, run, out, capsys):
+    plain_scans("01", "02", tree=tmp_path / "bern")
+    plain_scans("03", "04", tree=tmp_path / "graz")
+    participants("participant_id age sex group", "sub-01 30 F HC", "sub-02 40 M PD", to=tmp_path / "bern")
+    participants("participant_id Age gender diagnosis", "sub-03 50 f HC", "sub-04 60 m PD", to=tmp_path / "graz")
     assert run("--merge", tmp_path / "bern", tmp_path / "graz") == 0
     said = capsys.readouterr().err.splitlines()
     assert said[:3] == [
@@ -232,10 +228,10 @@ def test_columns_of_merged_datasets_are_aligned(tmp_path, plain_scans, run, out,
     assert not {"Age", "gender", "diagnosis"} & set(rows[0])
 
 
-def test_named_group_column_keeps_its_name(tmp_path, plain_scans, run, out):
+def test_named_group_column_keeps_its_name(tmp_path, participants, plain_scans, run, out):
     for name, column in (("bern", "group"), ("graz", "diagnosis")):
         plain_scans("01", "02", "03", tree=tmp_path / name)
-        (tmp_path / name / "participants.tsv").write_text(f"participant_id\t{column}\nsub-01\tHC\nsub-02\tPD\n")
+        participants(f"participant_id {column}", "sub-01 HC", "sub-02 PD", to=tmp_path / name)
     assert run("--merge", tmp_path / "bern", tmp_path / "graz", "--group-column", "diagnosis") == 0
     assert [row["diagnosis"] for row in rows_of(out / "group_volumes.tsv")] == ["n/a"] * 3 + ["HC", "PD", "n/a"]
 
@@ -268,9 +264,9 @@ def test_scanner_is_the_default_site(plain_scans, run, out):
         (("--control-filter", 'group == "hc"'), "matches no participant with results (group is HC, PD)"),
     ],
 )
-def test_option_that_does_not_fit_is_an_error(dataset, plain_scans, run, out, capsys, options, message):
+def test_option_that_does_not_fit_is_an_error(participants, plain_scans, run, out, capsys, options, message):
     plain_scans("01", "02")
-    (dataset / "participants.tsv").write_text("participant_id\tage\tgroup\nsub-01\t30\tHC\nsub-02\t40\tPD\n")
+    participants("participant_id age group", "sub-01 30 HC", "sub-02 40 PD")
     assert run(*options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bids_dgmseg: error: --")
@@ -278,14 +274,14 @@ def test_option_that_does_not_fit_is_an_error(dataset, plain_scans, run, out, ca
     assert not list(out.glob("group_*"))
 
 
-def test_small_site_is_not_harmonized(dataset, out, run, capsys):
+def test_small_site_is_not_harmonized(participants, out, run, capsys):
     rng = np.random.default_rng(3)
-    lines = ["participant_id\tsite"]
+    lines = ["participant_id site"]
     for place, site in enumerate("AAAAABBBBBCC"):
         means = rng.normal(0.1, 0.01, 4) + 0.02 * (site == "B")
         add_scan(out, f"sub-{place:02d}", {name: (700.0, float(m)) for name, m in zip(NUCLEI, means, strict=True)})
-        lines.append(f"sub-{place:02d}\t{site}")
-    (dataset / "participants.tsv").write_text("\n".join(lines) + "\n")
+        lines.append(f"sub-{place:02d} {site}")
+    participants(*lines)
     assert run("--measures", "mean_ppm") == 0
     line = "group_harmonized.tsv: site C has 2 usable scans, harmonization needs 3; its values are not harmonized"
     assert capsys.readouterr().err.splitlines().count(line) == 1
@@ -294,14 +290,14 @@ def test_small_site_is_not_harmonized(dataset, out, run, capsys):
     assert line in sidecar(out / "group_harmonized.tsv")["Notes"]
 
 
-def test_harmonization_warnings_name_the_model(dataset, out, run, capsys):
-    lines = ["participant_id\tsite"]
+def test_harmonization_warnings_name_the_model(participants, out, run, capsys):
+    lines = ["participant_id site"]
     for place, site in enumerate("AAAABBBB"):
         add_scan(out, f"sub-{place}", {name: (700.0, 0.1 + 0.01 * place) for name in NUCLEI})
-        lines.append(f"sub-{place}\t{site}")
+        lines.append(f"sub-{place} {site}")
     table = out / "sub-0" / "anat" / "sub-0_seg-dgm16_stats.tsv"
     table.with_name("sub-0_seg-dcnnet_stats.tsv").write_bytes(table.read_bytes())
-    (dataset / "participants.tsv").write_text("\n".join(lines) + "\n")
+    participants(*lines)
     assert run("--measures", "mean_ppm") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "group_harmonized" in line]
     assert said == [

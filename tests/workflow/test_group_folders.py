@@ -79,14 +79,14 @@ def test_linked_folder_counts_once(tmp_path, out, run, capsys):
 
 
 @pytest.fixture
-def study(tmp_path: Path, out: Path, dataset: Path) -> Path:
+def study(out: Path, participants: Callable[..., None]) -> Path:
     """Four scans more: sub-03 in two sessions, once with a second model, and sub-3."""
     for session in ("1", "2"):
         add_scan(out, f"sub-03_ses-{session}", {"DN_L": (700.0, 0.1)})
     add_scan(out, "sub-3", {"DN_L": (700.0, 0.1)})
     table = out / "sub-03" / "ses-1" / "anat" / "sub-03_ses-1_seg-dgm16_stats.tsv"
     table.with_name("sub-03_ses-1_seg-dcnnet_stats.tsv").write_bytes(table.read_bytes())
-    (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\nsub-03\t50\nsub-04\t9\n")
+    participants("participant_id age", "sub-01 30", "sub-02 40", "sub-03 50", "sub-04 9")
     return out
 
 
@@ -114,8 +114,8 @@ def test_scans_are_selected_by_label_and_model(study, run, capsys, options, scan
     assert ("sub-04" in said) is not bool(options)  # who was not selected is not missed
 
 
-def test_selection_does_not_change_label_matching(study, dataset, run):
-    (dataset / "participants.tsv").write_text("participant_id\tage\n3\t99\nsub-03\t50\n")
+def test_selection_does_not_change_label_matching(study, participants, run):
+    participants("participant_id age", "3 99", "sub-03 50")
     assert run("--participant-label", "03", "--session-label", "1", "--model", "dgm16") == 0
     assert [row["age"] for row in rows_of(study / "group_volumes.tsv")] == ["50"]
 
