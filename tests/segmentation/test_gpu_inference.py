@@ -1,4 +1,4 @@
-"""Inference on a GPU that is pretended: what meets lies on the same device, and results come back as on the CPU."""
+"""Inference on a fake GPU: tensors stay on one device, and results equal those of the CPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,16 +21,9 @@ from tests.pretend_gpu import GPU, place_of, pretend_gpu
 from tests.segmentation.nnunet_folders import write_folder
 
 
-@pytest.fixture
-def gpu():
-    """A machine that has a GPU, as far as torch can tell."""
-    with pretend_gpu():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def quick_bfloat16(monkeypatch):
-    """Both devices compute alike, and sum up one window or four in the same order."""
+    """Compute in bfloat16 on both devices, and sum one window or four in the same order."""
     monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,11 +31,12 @@ def quick_bfloat16(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_logits_stay_on_the_gpu_in_float32(gpu):
+def test_logits_stay_on_the_gpu_in_float32():
     network = nn.Conv3d(1, 2, 1)
-    logits = forward_batch(network, np.zeros((1, 1, 2, 3, 4), np.float32), "cuda")
-    assert {place_of(values) for values in (logits, *network.parameters())} == {GPU}
-    assert logits.dtype == torch.float32
+    with pretend_gpu():
+        logits = forward_batch(network, np.zeros((1, 1, 2, 3, 4), np.float32), "cuda")
+        assert {place_of(values) for values in (logits, *network.parameters())} == {GPU}
+        assert logits.dtype == torch.float32
 
 
 ARCHES: dict[str, dict[str, Any]] = {
@@ -56,15 +50,9 @@ ARCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ARCHES)
 def test_gpu_prediction_equals_the_cpu(name, tmp_path):
     x, y, z = (8 * step for step in MODELS[name].input.spacing_mm)
-    shown, shipped = replace(MODELS[name].input, patch_mm=(x, y, z)), name == "dgm16"
-    model = replace(
-        MODELS[name],
-        arch=ARCHES[name],
-        weights=None,
-        input=shown,
-        ensemble=shipped,
-        temperatures=(1.5,) * 17 if shipped else (),
-    )
+    patch, shipped = replace(MODELS[name].input, patch_mm=(x, y, z)), name == "dgm16"
+    model = replace(MODELS[name], arch=ARCHES[name], weights=None, input=patch, ensemble=shipped)
+    model = replace(model, temperatures=(1.5,) * 17 if shipped else ())
     torch.manual_seed(0)
     part = "segmenter" if shipped else "fold_0"
     save_weights(segmenter_network(model).state_dict(), tmp_path / f"{part}.safetensors")
@@ -72,8 +60,8 @@ def test_gpu_prediction_equals_the_cpu(name, tmp_path):
     chi = Volume(np.random.default_rng(0).normal(0, 0.1, (10, 11, 9)).astype(np.float32), np.eye(4))
     expected = NetworkPredictor(model, weights=tmp_path, device="cpu")(chi)
     with pretend_gpu():
-        answer = NetworkPredictor(model, weights=tmp_path, device="cuda")(chi)
-    np.testing.assert_allclose(answer, expected, atol=1e-6)
+        found = NetworkPredictor(model, weights=tmp_path, device="cuda")(chi)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_gpu_localizer_equals_the_cpu():
@@ -89,5 +77,5 @@ def test_nnunet_on_the_gpu_equals_the_cpu(tmp_path):
     chi = Volume(np.random.default_rng(0).normal(size=(18, 22, 20)).astype(np.float32), np.diag([1.5, 1.7, 2.1, 1.0]))
     expected = Network(trained, device="cpu", sided=True)(chi)
     with pretend_gpu():
-        answer = Network(trained, device="cuda", sided=True)(chi)
-    np.testing.assert_allclose(answer, expected, atol=0.05)  # bfloat16 against float32
+        found = Network(trained, device="cuda", sided=True)(chi)
+    np.testing.assert_allclose(found, expected, atol=0.05)  # bfloat16 against float32

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[True, False], ids=["has bfloat16", "emulates bfloat16"])
 def hardware(request, monkeypatch):
-    """A processor that computes in bfloat16, or one that would need ten times longer for it."""
+    """Processor that computes in bfloat16, or one that is ten times slower with it."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     return torch.bfloat16 if request.param else torch.float32
@@ -19,30 +19,19 @@ def hardware(request, monkeypatch):
 def test_bfloat16_is_used_where_it_is_faster(hardware):
     with mixed_precision(CPU):
         assert nn.Conv3d(1, 1, 1)(torch.zeros(1, 1, 2, 2, 2)).dtype == hardware
-
-
-def test_logits_are_always_float32(hardware):
-    assert forward_batch(nn.Conv3d(1, 2, 1), torch.zeros(1, 1, 2, 2, 2).numpy(), "cpu").dtype == torch.float32
+    logits = forward_batch(nn.Conv3d(1, 2, 1), torch.zeros(1, 1, 2, 2, 2).numpy(), "cpu")
+    assert logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [
-        pytest.param((2, 3, 4, 5), torch.channels_last, id="slices"),
-        pytest.param((2, 3, 4, 5, 6), torch.channels_last_3d, id="blocks"),
-    ],
+    [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)],
 )
 def test_batches_are_channels_last(shape, layout):
     batch = torch.randn(shape)
     laid = batch_to_device(batch, CPU)
     assert laid.is_contiguous(memory_format=layout)
     assert torch.equal(laid, batch)
-
-
-def leave_nan_behind():
-    """Fill memory that the next who asks for some will get."""
-    for size in (1_000, 100_000, 1_000_000):
-        torch.full((size,), torch.nan)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +52,9 @@ def test_gradients_are_correct_for_any_image_size(convolve, sides, kernel, how):
     along = torch.randn(exact.shape, generator=generator).bfloat16().float()
     expected = torch.autograd.grad(exact, same, along.double())[0]
     image = batch_to_device(image.float(), CPU)
-    for _ in range(5):  # a fault shows where memory holds what was there before
-        leave_nan_behind()
+    for _ in range(5):
+        for size in (1_000, 100_000, 1_000_000):  # a fault shows in memory that contained NaN before
+            torch.full((size,), torch.nan)
         with mixed_precision(CPU):
             answer = convolve(input=image, weight=weight, **how)
         found = torch.autograd.grad(answer.float(), weight, along)[0].double()

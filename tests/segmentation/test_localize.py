@@ -17,14 +17,20 @@ from bids_dgmseg.segmentation.predict import network_grid
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi
 
-UPPER = [body.box for body in PHANTOM.nuclei if body.label > 4]
-NUCLEI = Box(
-    tuple(np.min([box.low_mm for box in UPPER], axis=0).tolist()),
-    tuple(np.max([box.high_mm for box in UPPER], axis=0).tolist()),
-)
-"""The phantom's nuclei above the cerebellum."""
+
+def covers_nuclei(box, *, cerebellar):
+    """Check whether a box contains the phantom's nuclei above or in the cerebellum."""
+    boxes = [body.box for body in PHANTOM.nuclei if (body.label <= 4) == cerebellar]
+    below = np.array(box.low_mm) <= np.min([one.low_mm for one in boxes], axis=0)
+    return bool(below.all() and (np.array(box.high_mm) >= np.max([one.high_mm for one in boxes], axis=0)).all())
+
+
+def unguarded(model):
+    return replace(model, localizer=replace(model.localizer, guard=""))
+
+
 UNSHIPPED = {name: replace(model, name="unshipped") for name, model in MODELS.items()}
-"""Without weights in the package, whose crop would go before the registry's."""
+"""Models without weights in the package, whose patch would override the registry's."""
 
 
 def test_too_small_brain_is_refused_before_prediction():
@@ -35,52 +41,44 @@ def test_too_small_brain_is_refused_before_prediction():
 
 
 def test_centre_box_without_guard_is_centred_on_the_brain():
-    model = replace(UNSHIPPED["deepqsmseg"], localizer=replace(UNSHIPPED["deepqsmseg"].localizer, guard=""))
-    box = localize(coarse_chi(), model).box
-    middle = np.add(HEAD.low_mm, HEAD.high_mm) / 2  # the phantom fills its box but for 5 mm and a voxel
+    box = localize(coarse_chi(), unguarded(UNSHIPPED["deepqsmseg"])).box
+    middle = np.add(HEAD.low_mm, HEAD.high_mm) / 2  # the phantom fills its box up to 5 mm and a voxel
     np.testing.assert_allclose(box.centre_mm, middle, atol=5.0)
     np.testing.assert_allclose(box.size_mm, (120, 120, 128))
 
 
 def test_box_has_the_patch_size_of_the_weights(tmp_path):
-    model = replace(MODELS["attunet25d"], localizer=replace(MODELS["attunet25d"].localizer, guard=""))
+    model = unguarded(MODELS["attunet25d"])
     write_model_toml(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
     np.testing.assert_allclose(localize(coarse_chi(), model, weights=tmp_path).box.size_mm, (53.0, 89.6, 51.0))
 
 
 @pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
 def test_centre_box_is_shifted_to_cover_nuclei(name):
-    model = UNSHIPPED[name]
-    small = replace(model, input=replace(model.input, patch_mm=(80.0, 70.0, 76.8)))
-    unguarded = replace(small, localizer=replace(small.localizer, guard=""))
+    model = replace(UNSHIPPED[name], input=replace(UNSHIPPED[name].input, patch_mm=(80.0, 70.0, 76.8)))
     whole = coarse_chi()
     low = whole.with_array(np.where(np.arange(whole.shape[2]) * 2.5 - 80 < 40, whole.array, 0))  # cut above z = 40 mm
     for chi in (whole, low):
-        box = localize(chi, small).box
-        assert (np.array(box.low_mm) <= NUCLEI.low_mm).all()
-        assert (np.array(box.high_mm) >= NUCLEI.high_mm).all()
-        np.testing.assert_allclose(box.size_mm, small.input.patch_mm)
-    assert not (np.array(localize(low, unguarded).box.high_mm) >= NUCLEI.high_mm).all()
+        box = localize(chi, model).box
+        assert covers_nuclei(box, cerebellar=False)
+        np.testing.assert_allclose(box.size_mm, model.input.patch_mm)
+    assert not covers_nuclei(localize(low, unguarded(model)).box, cerebellar=False)
 
 
 def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
     monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_atlases", lambda *args: [])
     monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_by_atlas", lambda *args: wrong)
-    model = UNSHIPPED["dcnnet"]
-    box = localize(coarse_chi(), model).box
-    lower = [body.box for body in PHANTOM.nuclei if body.label <= 4]
-    assert (np.array(box.low_mm) <= np.min([one.low_mm for one in lower], axis=0)).all()
-    assert (np.array(box.high_mm) >= np.max([one.high_mm for one in lower], axis=0)).all()
+    box = localize(coarse_chi(), UNSHIPPED["dcnnet"]).box
+    assert covers_nuclei(box, cerebellar=True)
     np.testing.assert_allclose(box.size_mm, wrong.size_mm)
-    unguarded = replace(model, localizer=replace(model.localizer, guard=""))
-    assert localize(coarse_chi(), unguarded).box == wrong
+    assert localize(coarse_chi(), unguarded(UNSHIPPED["dcnnet"])).box == wrong
 
 
 def labelled_head(pitch_deg: float, cerebellum_mm: float = 45.0) -> Volume:
-    """Regions of a nodding head, 3 mm: nuclei as a cube of 27 mm, the cerebellum as a larger one behind and below.
+    """Regions of a pitched head, 3 mm: nuclei as a cube of 27 mm, the cerebellum as a larger one behind and below.
 
-    Its middle lies 75 mm away, 31.3 degrees below the horizon before the head nods, as in the label template.
+    Its centre is 75 mm away, 31.3 degrees below the horizontal in an upright head, as in the label template.
     """
     angle = np.deg2rad(31.3 + pitch_deg)
     place = -75.0 * np.array([0, np.cos(angle), np.sin(angle)])
@@ -95,7 +93,7 @@ def labelled_head(pitch_deg: float, cerebellum_mm: float = 45.0) -> Volume:
 
 @pytest.fixture
 def box_of(monkeypatch):
-    """The box that is laid where the whole-head network labels regions so."""
+    """Return the box if the whole-head network finds given regions."""
 
     def find(labels: Volume, chi: Volume | None = None) -> Box:
         monkeypatch.setattr("bids_dgmseg.segmentation.localize._label_head", lambda *_: labels)
@@ -112,56 +110,55 @@ def test_box_follows_the_pitch_of_the_head(box_of, pitch_deg):
     np.testing.assert_allclose(tilt.size_mm, get_model("default").input.patch_mm)
 
 
-@pytest.mark.parametrize("pitch_deg", [-9.0, 0.0, 9.0])
-def test_upright_head_keeps_the_world_axes(box_of, pitch_deg):
-    assert box_of(labelled_head(pitch_deg)).oriented is None
+@pytest.mark.parametrize(
+    ("pitch_deg", "cerebellum_mm"),
+    [
+        *((pitch_deg, 45.0) for pitch_deg in (-9.0, 0.0, 9.0)),  # almost upright
+        *((pitch_deg, 45.0) for pitch_deg in (-118.0, -60.0, 60.0)),  # implausible
+        (30.0, 30.0),  # cut cerebellum, less than 1.5 times the size of the nuclei
+    ],
+)
+def test_slight_and_implausible_pitch_keeps_the_world_axes(box_of, pitch_deg, cerebellum_mm):
+    assert box_of(labelled_head(pitch_deg, cerebellum_mm)).oriented is None
 
 
-def oblique_box(box_of, degrees: float, *, pitch_deg: float = 0.0, voxel_mm: float = 2.0) -> Box:
-    """The box in a map whose slices, and the head with them, are turned about the long axis of the body."""
-    turn = nib.affines.from_matvec(Rotation.from_euler("z", degrees, degrees=True).as_matrix())
-    labels, chi = labelled_head(pitch_deg), PHANTOM.chi(world_grid(HEAD, (voxel_mm,) * 3))
-    box: Box = box_of(Volume(labels.array, turn @ labels.affine), Volume(chi.array, turn @ chi.affine))
-    return box
+@pytest.fixture
+def oblique_box(box_of):
+    """Return the box in a map whose slices, and the head with them, are rotated about the long axis of the body."""
+
+    def find(degrees: float, *, pitch_deg: float = 0.0, voxel_mm: float = 2.0) -> Box:
+        turn = nib.affines.from_matvec(Rotation.from_euler("z", degrees, degrees=True).as_matrix())
+        labels, chi = labelled_head(pitch_deg), PHANTOM.chi(world_grid(HEAD, (voxel_mm,) * 3))
+        box: Box = box_of(Volume(labels.array, turn @ labels.affine), Volume(chi.array, turn @ chi.affine))
+        return box
+
+    return find
 
 
-def test_box_is_aligned_with_oblique_slices(box_of):
-    tilt = oblique_box(box_of, 20.0).oriented
-    assert tilt is not None
-    assert tilt.rotation_deg == pytest.approx((0, 0, 20), abs=1e-4)
-
-
-def test_network_sees_native_voxels_of_oblique_slices(box_of):
+def test_network_sees_native_voxels_of_oblique_slices(oblique_box):
+    box = oblique_box(20.0)
+    assert box.oriented.rotation_deg == pytest.approx((0, 0, 20), abs=1e-4)
     grid = world_grid(HEAD, (2.0, 2.0, 2.0))
     turn = nib.affines.from_matvec(Rotation.from_euler("z", 20, degrees=True).as_matrix())
     own = Grid(grid.shape, turn @ grid.affine)
-    seen = network_grid(PHANTOM.chi(own), oblique_box(box_of, 20.0), MODELS["dgm16"])
-    place = np.linalg.inv(own.affine) @ seen.affine
-    np.testing.assert_allclose(place[:3, :3], np.eye(3) / 2, atol=1e-9)  # halves of 2 mm
-    corners = 2 * place[:3, 3] + 0.5  # a half's centre lies a quarter of a voxel from the middle of the whole
+    network_affine = np.linalg.inv(own.affine) @ network_grid(PHANTOM.chi(own), box, MODELS["dgm16"]).affine
+    np.testing.assert_allclose(network_affine[:3, :3], np.eye(3) / 2, atol=1e-9)  # halves of 2 mm
+    corners = 2 * network_affine[:3, 3] + 0.5  # the centre of a half is a quarter of a voxel from that of the whole
     np.testing.assert_allclose(corners, corners.round(), atol=1e-4)
 
 
-def test_pitched_head_in_oblique_slices_uses_world_axes(box_of):
-    tilt = oblique_box(box_of, 20.0, pitch_deg=25.0).oriented
-    assert tilt is not None
-    # Seen from the side, what lies behind by cos 56.3 is cos 20 of that: atan(tan 56.3 / cos 20) - 31.3.
-    assert tilt.rotation_deg == pytest.approx((26.6, 0, 0), abs=1.5)
+def test_pitched_head_in_oblique_slices_uses_world_axes(oblique_box):
+    # Seen from the side, distances to the back shrink by cos 20: atan(tan 56.3 / cos 20) - 31.3.
+    assert oblique_box(20.0, pitch_deg=25.0).oriented.rotation_deg == pytest.approx((26.6, 0, 0), abs=1.5)
 
 
-def test_interpolated_slices_do_not_align_the_box(box_of):
-    assert oblique_box(box_of, 20.0, voxel_mm=2.5).oriented is None  # neither halves nor thirds of it are about 1 mm
-
-
-@pytest.mark.parametrize("degrees", [9.0, 31.0])
-def test_box_ignores_slight_and_extreme_obliquity(box_of, degrees):
-    assert oblique_box(box_of, degrees).oriented is None
-
-
-@pytest.mark.parametrize("pitch_deg", [-118.0, -60.0, 60.0])
-def test_implausible_cerebellum_does_not_rotate_the_box(box_of, pitch_deg):
-    assert box_of(labelled_head(pitch_deg)).oriented is None
-
-
-def test_cut_cerebellum_does_not_rotate_the_box(box_of):
-    assert box_of(labelled_head(30.0, cerebellum_mm=30.0)).oriented is None  # under 1.5 times the nuclei's size
+@pytest.mark.parametrize(
+    ("degrees", "voxel_mm"),
+    [
+        (20.0, 2.5),  # interpolated: neither halves nor thirds are about 1 mm
+        (9.0, 2.0),
+        (31.0, 2.0),
+    ],
+)
+def test_box_ignores_interpolated_slight_and_extreme_obliquity(oblique_box, degrees, voxel_mm):
+    assert oblique_box(degrees, voxel_mm=voxel_mm).oriented is None
