@@ -194,16 +194,9 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         known.loc[known[options.group] == name, options.value].to_numpy(np.float64)
         for name in (options.reference, other)
     )
-    record: dict[str, Any] = {
-        "reference": options.reference,
-        "group": other,
-        "n_reference": x.size,
-        "n_group": y.size,
-        "n_missing": len(pair) - len(known),
-        "n_no_group": int(group.isna().sum()),
-        "n_scans": int(known["n_scans"].sum()),
-        "note": "",
-    }
+    record: dict[str, Any] = {"reference": options.reference, "group": other, "n_reference": x.size, "n_group": y.size}
+    record |= {"n_missing": len(pair) - len(known), "n_no_group": int(group.isna().sum())}
+    record |= {"n_scans": int(known["n_scans"].sum()), "note": ""}
     if min(x.size, y.size) < 2:
         return record | {"note": f"not compared: {x.size} and {y.size} participants, a group needs 2"}
     record |= {"mean_reference": x.mean(), "mean_group": y.mean(), "difference": y.mean() - x.mean()}
@@ -229,18 +222,10 @@ def _ancova(
     known = rows.dropna(subset=[options.value, options.group, *numeric, *categories])
     group = known[options.group].to_numpy(object)
     counts = {name: int((group == name).sum()) for name in (options.reference, *others)}
-    records: list[dict[str, Any]] = [
-        {
-            "reference": options.reference,
-            "group": name,
-            "n_reference": counts[options.reference],
-            "n_group": counts[name],
-            "n_missing": int(rows[options.group].notna().sum()) - len(known),
-            "n_scans": int(known["n_scans"].sum()),
-            "note": "",
-        }
-        for name in others
-    ]
+    n_missing = int(rows[options.group].notna().sum()) - len(known)
+    shared = {"reference": options.reference, "n_reference": counts[options.reference], "n_missing": n_missing}
+    shared |= {"n_scans": int(known["n_scans"].sum()), "note": ""}
+    records: list[dict[str, Any]] = [shared | {"group": name, "n_group": counts[name]} for name in others]
     kept = [name for name in others if counts[name]]
     design = np.column_stack([_covariates(known, numeric, categories), *(group == name for name in kept)])
     y = known[options.value].to_numpy(np.float64)

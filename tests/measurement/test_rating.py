@@ -229,9 +229,6 @@ def test_contrast_uses_rim_in_mm():
     chi = line([7, 0.05, 0.03, 9, 0.24, 9, 0.03, 0.05, 7])
     row = measure(chi, line([0, 0, 0, 0, 1, 0, 0, 0, 0]))
     assert row["rim_contrast_ppm"] == pytest.approx(0.24 - 0.04)
-
-
-def test_rim_width_does_not_depend_on_slice_thickness():
     # Along z the next slice is 3 mm away and within the rim; the next one, at 6 mm, is not.
     chi = np.array([[[5, 0.04, 0.24, 0.04, 5]]], float)
     row = measure(chi, np.array([[[0, 0, 1, 0, 0]]]), size_mm=(1.0, 1.0, 3.0))
@@ -252,14 +249,12 @@ def test_gradient_is_step_over_distance_of_centres():
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.06)
 
 
-def test_gradient_weights_faces_by_area():
+def test_gradient_weights_free_faces_by_area():
     # One voxel of 1 x 1 x 3 mm: 4 sides of 3 mm2 step over 1 mm, 2 ends of 1 mm2 over 3 mm.
     dseg = cube((3, 3, 3), 1, 2)
     row = measure(0.1 * (dseg == 1), dseg, size_mm=(1.0, 1.0, 3.0))
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx((12 * 0.1 + 2 * 0.1 / 3) / 14)
-
-
-def test_gradient_excludes_faces_to_other_nuclei():
+    # Faces to other nuclei do not count.
     row = measure(line([0.5, 0.3, 0.1]), line([2, 1, 0]))
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.2)
 
