@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from bids_dgmseg.cli.options import positive_float, positive_int
-from bids_dgmseg.errors import run_command
+from bids_dgmseg.errors import count, run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
 from bids_dgmseg.train.labelled_maps import read_labelled_maps
@@ -54,9 +54,9 @@ def _run(args: argparse.Namespace) -> int:
             request = FineTuningRequest(model, dataset, Path(folder), args.start, training, holdout=(participant,))
             outcome, table = finetune(request, log=PlainLog())
         tables.append(table[table["part"] == "held-out"])
-        print(f"\nwithout sub-{participant}, {outcome.step} steps\n{summarize(table)}\n", flush=True)
+        print(f"\nwithout sub-{participant}, {count(outcome.step, 'step')}\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
-    print(f"{len(tables)} folds\n{summarize(scores)}")
+    print(f"{count(len(tables), 'fold')}\n{summarize(scores)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     return 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from bids_dgmseg.errors import count
@@ -15,12 +14,6 @@ from bids_dgmseg.errors import count
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-@dataclass
-class _RunningScan:
-    step: str
-    started: float = field(default_factory=time.monotonic)
 
 
 class RunProgress:
@@ -39,7 +32,7 @@ class RunProgress:
         from rich.live import Live
 
         self._total, self._n_done, self._n_failed = total, 0, 0
-        self._running: dict[str, _RunningScan] = {}
+        self._running: dict[str, tuple[str, float]] = {}  # scan → step, and start of the scan
         self._out, self._error = _console(), _console(stderr=True)
         live = self._out.is_terminal and total > 0
         self._live = Live(get_renderable=self._draw, console=self._out, transient=True) if live else None
@@ -55,7 +48,8 @@ class RunProgress:
 
     def start(self, scan: str, step: str) -> None:
         """Show that a scan has reached a step."""
-        self._running.setdefault(scan, _RunningScan(step)).step = step
+        _, started = self._running.get(scan, (step, time.monotonic()))
+        self._running[scan] = (step, started)
         if not self._live:
             self.info(f"{scan}: {step}")
 
@@ -86,8 +80,8 @@ class RunProgress:
         table = Table.grid(padding=(0, 2))
         done = f"{self._n_done} of {count(self._total, 'scan')} done"
         table.add_row(f"{done}, {self._n_failed} failed, {len(self._running)} running")
-        for scan, running in list(self._running.items()):
-            table.add_row(f"  {scan}", running.step, f"{time.monotonic() - running.started:.0f} s")
+        for scan, (step, started) in list(self._running.items()):
+            table.add_row(f"  {scan}", step, f"{time.monotonic() - started:.0f} s")
         return table
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -79,14 +79,8 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
     return model
 
 
-class MakeDataset(Protocol):
-    """Write a dataset and return its root."""
-
-    def __call__(self, *scans: str, extension: str = ..., sidecar: Mapping[str, Any] | None = ...) -> Path: ...
-
-
 @pytest.fixture
-def bids_dataset(tmp_path: Path) -> MakeDataset:
+def bids_dataset(tmp_path: Path) -> Callable[..., Path]:
     """Function that writes a small BIDS dataset of phantom maps; scans are named like ``sub-01_ses-1_acq-x``."""
 
     def make(*scans: str, extension: str = ".nii.gz", sidecar: Mapping[str, Any] | None = SIDECAR) -> Path:

@@ -78,18 +78,10 @@ def test_maps_in_ppb_give_the_same_table(oracle):
     assert 'no "Units" in its sidecar; read as ppb' in " ".join(segment(ppb, "oracle").warnings)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda chi: chi * 0, r"^map.nii: all voxels are 0"),
-        (lambda chi: np.stack([chi, chi], axis=-1), r"^map.nii: has 4 dimensions \(60, 74, 64, 2\), expected 3"),
-        (lambda chi: np.abs(chi) * 1000 + 500, r"^map.nii: looks like a magnitude image"),
-    ],
-)
-def test_unusable_images_are_refused_in_one_line(oracle, change, message):
+def test_unusable_image_is_refused_in_one_line(oracle):
     chi = coarse_chi()
-    with pytest.raises(InputError, match=message):
-        segment(nib.Nifti1Image(change(chi.array), chi.affine), "oracle")
+    with pytest.raises(InputError, match=r"^map.nii: all voxels are 0"):
+        segment(nib.Nifti1Image(chi.array * 0, chi.affine), "oracle")
 
 
 def test_unknown_names_are_refused():
@@ -158,7 +150,9 @@ def _echoes(times_s):
     field_ppm = np.where(outside, 0.1 / 3 * (10 / np.maximum(r_mm, 10)) ** 3 * (3 * cos2 - 1), 0.0)
     brain = r_mm < 44
     phases = [np.angle(np.exp(1j * 2 * np.pi * 42.577e6 * 3 * field_ppm * 1e-6 * t)) for t in times_s]
-    return np.stack(phases).astype(np.float32), brain, inside
+    phase = np.stack(phases).astype(np.float32)
+    phase[:, 0, 0, :2] = -np.pi, np.pi  # the range by which the unit of a phase without a sidecar is recognized
+    return phase, brain, inside
 
 
 def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
@@ -168,25 +162,15 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     magnitude = [nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine) for _ in times_s]
     phases = [nib.Nifti1Image(one, affine) for one in phase]
     options = {"echo_times_s": times_s, "field_strength_t": 3.0, "mask": new_img_like(magnitude[0], brain)}
-    listed = reconstruct(magnitude, _in_radians(phases), **options)
+    listed = reconstruct(magnitude, phases, **options)
     contrast_ppm = listed.get_fdata()[inside].mean() - listed.get_fdata()[brain & ~inside].mean()
     assert 0.05 < contrast_ppm < 0.11  # total variation regularization takes some of 0.1
     stacked = reconstruct(
         nib.Nifti1Image(np.stack([one.get_fdata() for one in magnitude], -1), affine),
-        nib.Nifti1Image(np.stack([one.get_fdata() for one in _in_radians(phases)], -1), affine),
+        nib.Nifti1Image(np.stack([one.get_fdata() for one in phases], -1), affine),
         **options,
     )
     np.testing.assert_allclose(stacked.get_fdata(), listed.get_fdata(), atol=1e-6)
-
-
-def _in_radians(phases):
-    """Fill the range of ±π, by which the unit of a phase without a sidecar is recognized."""
-    filled = []
-    for image in phases:
-        array = image.get_fdata(dtype=np.float32).copy()
-        array[0, 0, :2] = -np.pi, np.pi
-        filled.append(nib.Nifti1Image(array, image.affine))
-    return filled
 
 
 @pytest.mark.parametrize(
@@ -200,16 +184,9 @@ def _in_radians(phases):
 )
 def test_reconstruct_refuses_impossible_arguments(change, message):
     image = nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4))
+    arguments = {"echo_times_s": [0.005, 0.01], "field_strength_t": 3.0, **change}
     with pytest.raises(ValueError, match=message):
-        reconstruct(
-            **{
-                "magnitude": [image] * 2,
-                "phase": [image] * 2,
-                "echo_times_s": [0.005, 0.01],
-                "field_strength_t": 3.0,
-                **change,
-            }
-        )
+        reconstruct([image] * 2, [image] * 2, **arguments)
 
 
 def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
@@ -223,8 +200,8 @@ def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
     nib.Nifti1Image(np.full(chi.shape, 30.0, np.float32), chi.affine).to_filename("sub-02_R2starmap.nii.gz")
     phases, brain, _ = _echoes([0.008, 0.016, 0.024])
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    for echo, image in enumerate(_in_radians([nib.Nifti1Image(phase, affine) for phase in phases]), start=1):
-        image.to_filename(f"echo-{echo}_phase.nii.gz")
+    for echo, phase in enumerate(phases, start=1):
+        nib.Nifti1Image(phase, affine).to_filename(f"echo-{echo}_phase.nii.gz")
         nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine).to_filename(f"echo-{echo}_mag.nii.gz")
     text = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}

@@ -14,7 +14,7 @@ import pytest
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
 from bids_dgmseg.cli.main import VERBS
-from bids_dgmseg.cli.options import add_options
+from bids_dgmseg.cli.options import add_options, positive_float, positive_int
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -77,7 +77,7 @@ def test_boutiques_options_have_the_same_types(boutiques, name):
     assert given["optional"] is bool(action.option_strings)
     assert given.get("list", False) is (action.nargs == "+")
     assert (given["type"] == "Flag") is (action.nargs == 0)
-    assert (given["type"] == "Number") is (getattr(action.type, "__name__", "") in ("positive_int", "positive_float"))
+    assert (given["type"] == "Number") is (action.type in (positive_int, positive_float))
     assert given.get("value-choices") == (list(action.choices) if action.choices else None)
     description = str(action.help).partition(" (default")[0].replace("%%", "%")
     assert given["description"].lower().startswith(description.lower())
@@ -129,31 +129,20 @@ def test_every_nucleus_is_documented():
     assert [s.abbreviation for s in STRUCTURES if f"{s.index} `{s.abbreviation}`" not in page] == []
 
 
-RANGES = [
-    HeadRanges(),
-    ShapeRanges(),
-    SusceptibilityRanges(),
-    PathologyRanges(),
-    DetailRanges(),
-    ArtefactRanges(),
-    ReconstructionRanges(),
-]
+RANGES = (HeadRanges, ShapeRanges, SusceptibilityRanges, PathologyRanges, DetailRanges)
 
 
-@pytest.mark.parametrize("ranges", RANGES, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("ranges", [*RANGES, ArtefactRanges, ReconstructionRanges])
 def test_simulation_ranges_are_documented(ranges):
-    table = read("docs/simulation.md").partition(f"<!-- {type(ranges).__name__} -->")[2].partition("\n\n**")[0]
+    table = read("docs/simulation.md").partition(f"<!-- {ranges.__name__} -->")[2].partition("\n\n**")[0]
     shown = dict(re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", table, flags=re.MULTILINE))
-    known = dataclasses.asdict(ranges)
+    known = dataclasses.asdict(ranges())
     for told_elsewhere in ("bends", "details", "pathology", "reconstruction"):
         known.pop(told_elsewhere, None)
-    assert shown == {name: write_range(value) for name, value in known.items()}
-
-
-def write_range(value: float | tuple[float, ...]) -> str:
-    if not isinstance(value, tuple):
-        return f"{value:g}"
-    return (" – " if len(value) == 2 else ", ").join(f"{number:g}" for number in value)
+    for name, value in known.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        known[name] = (" – " if len(numbers) == 2 else ", ").join(f"{number:g}" for number in numbers)
+    assert shown == known
 
 
 def test_methods_state_the_sizes_of_the_model():

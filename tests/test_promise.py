@@ -194,30 +194,22 @@ def test_rerun_skips_finished_scans(bids_dataset, run, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
 
 
-def keep(dataset: Path, out: Path) -> None:
-    """Change nothing."""
-
-
-def change_map(dataset: Path, out: Path) -> None:
-    write_map(dataset, "sub-01", coarse_chi().with_array(coarse_chi().array * np.float32(1.1)))
-
-
-def change_sidecar(dataset: Path, out: Path) -> None:
-    write_map(dataset, "sub-01", coarse_chi(), sidecar={"Units": "ppm", "ReferenceRegion": "CSF"})
-
-
-def lose_a_result(dataset: Path, out: Path) -> None:
-    next(out.rglob("*_probseg.nii.gz")).unlink()
+CHANGES: Mapping[str, Callable[[Path, Path], object]] = {
+    "nothing": lambda dataset, out: None,
+    "map": lambda dataset, out: write_map(dataset, "sub-01", coarse_chi().with_array(1.1 * coarse_chi().array)),
+    "sidecar": lambda dataset, out: write_map(dataset, "sub-01", coarse_chi(), sidecar={"Units": "ppm", "A": "b"}),
+    "result": lambda dataset, out: next(out.rglob("*_probseg.nii.gz")).unlink(),
+}
 
 
 @pytest.mark.parametrize(
     ("change", "options"),
-    [(change_map, []), (change_sidecar, []), (lose_a_result, []), (keep, ["--force"]), (keep, ["--no-masks"])],
+    [("map", []), ("sidecar", []), ("result", []), ("nothing", ["--force"]), ("nothing", ["--no-masks"])],
 )
 def test_rerun_processes_changed_scans(bids_dataset, run, tmp_path, capsys, change, options):
     dataset = bids_dataset("sub-01")
     run(dataset)
-    change(dataset, tmp_path / "out")
+    CHANGES[change](dataset, tmp_path / "out")
     capsys.readouterr()
     assert run(dataset, *options) == 0
     assert "sub-01: done (1 of 1)" in capsys.readouterr().out

@@ -40,6 +40,10 @@ run_group() {  # BIDS_DIR OUTPUT_DIR
     "${app[@]}" "$1" "$2" group
 }
 
+plural() {  # NUMBER: s unless it is one
+    [ "$1" = 1 ] || echo s
+}
+
 plan() {  # BIDS_DIR OUTPUT_DIR [OPTION...]: labels of participants that need processing
     local planned
     if [ "${#participants[@]}" -gt 0 ]; then set -- "$@" --participant-label "${participants[@]}"; fi
@@ -83,7 +87,7 @@ submit_all() {
     group=$("${submit[@]}" --parsable --job-name=bids_dgmseg_group --dependency="afterany:${array%%;*}" \
         --cpus-per-task=1 --mem=2G --time=00:30:00 --output="$logs/group.log" \
         "${BASH_SOURCE[0]}" --group "$bids_dir" "$output_dir")
-    echo "$count participants in array ${array%%;*} ($tasks tasks), group level in job ${group%%;*}; logs in $logs"
+    echo "$count participant$(plural "$count") in array ${array%%;*} ($tasks task$(plural "$tasks")), group level in job ${group%%;*}; logs in $logs"
 }
 
 case ${1:-} in

@@ -9,10 +9,9 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-Number = TypeVar("Number", int, float)
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -73,37 +72,22 @@ def absolute_path(text: str) -> Path:
     return Path(os.path.normpath(Path(text).expanduser().absolute()))
 
 
-def number(text: str, convert: Callable[[str], Number], low: float, high: float, expected: str) -> Number:
-    """Return a finite number from `low` to `high`."""
+def number(
+    text: str, *, convert: Callable[[str], int | float] = int, low: float, high: float = math.inf, expected: str
+) -> int | float:
+    """Return a finite number from `low` to `high`; what is `expected` completes the message "'x' is not …"."""
     with suppress(ValueError):
         if low <= (value := convert(text)) <= high and value < math.inf:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
 
-def positive_int(text: str) -> int:
-    """Return an integer from 1."""
-    return number(text, int, 1, math.inf, "a positive integer")
-
-
-def non_negative_int(text: str) -> int:
-    """Return an integer from 0."""
-    return number(text, int, 0, math.inf, "a non-negative integer")
-
-
-def seed(text: str) -> int:
-    """Return an integer from 0 to 999999; the seeds derived for each sample would overflow with larger ones."""
-    return number(text, int, 0, 999_999, "an integer from 0 to 999999")
-
-
-def positive_float(text: str) -> float:
-    """Return a finite number above 0."""
-    return number(text, float, math.ulp(0), math.inf, "a positive number")
-
-
-def non_negative_float(text: str) -> float:
-    """Return a finite number from 0."""
-    return number(text, float, 0, math.inf, "a non-negative number")
+positive_int = partial(number, low=1, expected="a positive integer")
+non_negative_int = partial(number, low=0, expected="a non-negative integer")
+positive_float = partial(number, convert=float, low=math.ulp(0), expected="a positive number")
+non_negative_float = partial(number, convert=float, low=0, expected="a non-negative number")
+seed = partial(number, low=0, high=999_999, expected="an integer from 0 to 999999")
+"""The seeds derived for each sample would overflow with larger ones."""
 
 
 def entity(text: str) -> str:
@@ -113,22 +97,19 @@ def entity(text: str) -> str:
     return text
 
 
-def participant_label(text: str, prefix: str = "sub-") -> str:
+def label(text: str, *, prefix: str) -> str:
     """Return a label without its prefix.
 
-    >>> participant_label("sub-01"), participant_label("01")
+    >>> label("sub-01", prefix="sub-"), label("01", prefix="sub-")
     ('01', '01')
     """
-    label = text.removeprefix(prefix)
-    if re.fullmatch(r"[0-9a-zA-Z+]+", label):
-        return label
+    bare = text.removeprefix(prefix)
+    if re.fullmatch(r"[0-9a-zA-Z+]+", bare):
+        return bare
     raise argparse.ArgumentTypeError(f"{text!r} is not a label (letters and digits, with or without {prefix})")
 
 
-def session_label(text: str) -> str:
-    """Return a session label without ``ses-``."""
-    return participant_label(text, "ses-")
-
+participant_label, session_label = partial(label, prefix="sub-"), partial(label, prefix="ses-")
 
 # Shared by the verbs that train
 OUT = option("OUT", "model folder; an unfinished training in it is resumed", Path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
 
 from bids_dgmseg.cli.options import Verb, absolute_path, number, option, seed
@@ -70,7 +71,7 @@ VERBS = (
             option(
                 "--scans N",
                 "number of participants, one scan per participant",
-                lambda text: number(text, int, 1, 99_999, "an integer from 1 to 99999"),
+                partial(number, low=1, high=99_999, expected="an integer from 1 to 99999"),
                 required=True,
             ),
             option("--seed S", "the same seed gives the same maps (default: %(default)s)", seed, default=0),
@@ -82,7 +83,7 @@ VERBS = (
             option(
                 "--spacing-mm MM",
                 "voxel size in mm, 0.4 to 4 (default: %(default)s)",
-                lambda text: number(text, float, 0.4, 4, "a voxel size from 0.4 to 4 mm"),
+                partial(number, convert=float, low=0.4, high=4, expected="a voxel size from 0.4 to 4 mm"),
                 default=1.0,
             ),
             option("--echoes", "write multi-echo GRE (magnitude and phase of four echoes) instead of chi maps"),

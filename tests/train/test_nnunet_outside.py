@@ -92,29 +92,9 @@ def test_model_trained_by_nnunet_commands_segments(outside, tmp_path, capsys):
     image = write_map(tmp_path / "ds", "sub-01", chi)
     table, out = tmp_path / "map.tsv", tmp_path / "out"
     table.write_text("label\tabbreviation\nsinister\tRN_L\n2\tRN_R\n", encoding="utf-8")
-    assert (
-        main(
-            [
-                str(tmp_path / "ds"),
-                str(out),
-                "participant",
-                "--model",
-                "nnunet2step",
-                "--weights",
-                str(outside),
-                "--label-map",
-                str(table),
-                "--device",
-                "cpu",
-                "--nprocs",
-                "1",
-                "--skip-bids-validation",
-                "-w",
-                str(tmp_path / "work"),
-            ]
-        )
-        == 0
-    )
+    options = f"--model nnunet2step --weights {outside} --label-map {table} --device cpu --nprocs 1"
+    given = [*options.split(), "--skip-bids-validation", "-w", str(tmp_path / "work")]
+    assert main([str(tmp_path / "ds"), str(out), "participant", *given]) == 0
     assert "its trainer (nnUNetTrainer_1epoch) mirrors left and right" in capsys.readouterr().err
     found = Volume.read(next(out.rglob("*_seg-nnunet2step_dseg.nii.gz")), np.uint8).array
     stock = predict_with_stock(outside, image, tmp_path, mirrored=(0, 1)).array  # not left and right

@@ -1,10 +1,8 @@
 """The workflow of the model benchmark, on phantoms and with the oracle."""
 
 import csv
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -23,20 +21,6 @@ from bids_dgmseg.segmentation.segment import SegmentedMap
 from bids_dgmseg.simulate.simulated_dataset import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
-
-SCRIPT = Path(__file__).parents[2] / "workflows" / "compare_models.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("compare_models", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_models"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compare_models"]
 
 
 @pytest.fixture(scope="module")

@@ -109,8 +109,9 @@ def test_participant_with_echoes_has_a_task(submit, dataset):
         stem = anat / f"sub-03_echo-1_part-{part}_MEGRE"
         stem.with_suffix(".nii.gz").touch()
         stem.with_suffix(".json").write_text(json.dumps({"EchoTime": 0.005, "MagneticFieldStrength": 3}))
-    _, app, _ = submit(PARTICIPANTS="03")
+    run, app, _ = submit(PARTICIPANTS="03")
     assert [labels_of(call) for call in app[:-1]] == [["03"]]
+    assert "1 participant in array 41 (1 task), group" in run.stdout
 
 
 def test_participants_share_the_allowed_tasks(submit):

@@ -1,10 +1,7 @@
 """The workflow that trains folds and models, on coarse phantoms."""
 
-import importlib.util
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,22 +11,8 @@ from bids_dgmseg.models.model_folder import load_segmenters
 from bids_dgmseg.models.registry import MODELS
 from tests.train.test_folds import SMALL, make_dataset
 
-SCRIPT = Path(__file__).parents[2] / "workflows" / "train_models.py"
 
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_models", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_models"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_models"]
-
-
-def test_each_model_and_fold_is_a_node_and_every_curve_is_compared(script, tmp_path):
+def test_each_model_and_fold_is_a_node(script, tmp_path):
     models = ["dcnnet", "deepqsmseg", "nnunet2step"]
     workflow = script.init_train_models_wf(out=tmp_path, models=models, folds=3, options=["--seed", "2"])
     nodes = [name for name in workflow.list_node_names() if name.startswith("train_")]
@@ -44,7 +27,7 @@ def test_each_model_and_fold_is_a_node_and_every_curve_is_compared(script, tmp_p
         assert [before.name for before in workflow._graph.predecessors(workflow.get_node(name))] == ["inputs"]
 
 
-def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, monkeypatch):
+def test_nodes_call_dgmseg_with_valid_options(script, tmp_path, monkeypatch):
     asked = {}
 
     def take(command, **how):
@@ -57,29 +40,10 @@ def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, mon
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=take))  # Nipype has its own
-    given = [
-        str(tmp_path),
-        str(tmp_path / "out"),
-        "--models",
-        "attunet25d",
-        "nnunet2step",
-        "--folds",
-        "2",
-        "--plan",
-        "small",
-        "--work-dir",
-        str(tmp_path / "work"),
-        "--",
-        "--minutes",
-        "30",
-    ]
-    assert script.main(given) == 0
-    assert set(asked) == {
-        ("attunet25d", "fold_0"),
-        ("attunet25d", "fold_1"),
-        ("nnunet2step", "cerebellum"),
-        ("nnunet2step", "dentate"),
-    }
+    options = f"--models attunet25d nnunet2step --folds 2 --plan small --work-dir {tmp_path / 'work'} -- --minutes 30"
+    assert script.main([str(tmp_path), str(tmp_path / "out"), *options.split()]) == 0
+    parts = {"attunet25d": ("fold_0", "fold_1"), "nnunet2step": ("cerebellum", "dentate")}
+    assert set(asked) == {(model, part) for model in parts for part in parts[model]}
     assert {args.minutes for args in asked.values()} == {30}
     assert {args.dataset for args in asked.values()} == {tmp_path}
     assert asked["attunet25d", "fold_1"].folds == 2
@@ -87,49 +51,41 @@ def test_what_a_node_asks_of_dgmseg_is_what_it_understands(script, tmp_path, mon
     assert asked["nnunet2step", "dentate"].out == tmp_path / "out" / "nnunet2step"
 
 
-def test_the_best_epoch_is_the_one_with_the_least_validation_loss(script, tmp_path):
-    curve = tmp_path / "dcnnet" / "fold_1" / "curve.tsv"
-    curve.parent.mkdir(parents=True)
-    curve.write_text(
-        "epoch\tsteps\tlearning_rate\tloss\tvalidation_loss\tDN\tIN\n"
-        "1\t3\t0.1\t9\t0.5\t0.8\t0.6\n2\t3\t0.1\t8\t0.4\t0.9\tn/a\n3\t3\t0.1\t7\t0.6\t0.1\t0.1\n"
-    )
-    assert script.summarize(curve) == {
-        "model": "dcnnet",
-        "fold": "1",
-        "epochs": 3,
-        "best_epoch": "2",
-        "validation_loss": "0.4",
-        "mean_dice": "0.9000",
-        "step": "n/a",
-    }
+@pytest.mark.parametrize(
+    ("curve", "content", "expected"),
+    [
+        pytest.param(
+            "dcnnet/fold_1/curve.tsv",
+            "epoch\tsteps\tlearning_rate\tloss\tvalidation_loss\tDN\tIN\n"
+            "1\t3\t0.1\t9\t0.5\t0.8\t0.6\n2\t3\t0.1\t8\t0.4\t0.9\tn/a\n3\t3\t0.1\t7\t0.6\t0.1\t0.1\n",
+            ("dcnnet", "1", "n/a", 3, "2", "0.4", "0.9000"),
+            id="least validation loss of a fold",
+        ),
+        pytest.param(
+            "nnunet2step/dentate_curve.tsv",
+            "epoch\tloss\tloss_tune\tlearning_rate\tDN_L\tDN_R\n"
+            "1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tnan\n",
+            ("nnunet2step", "n/a", "dentate", 2, "2", "-0.6", "0.8000"),
+            id="last epoch of a step",
+        ),
+    ],
+)
+def test_best_epoch_is_that_of_the_kept_weights(script, tmp_path, curve, content, expected):
+    path = tmp_path / curve
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    columns = ("model", "fold", "step", "epochs", "best_epoch", "validation_loss", "mean_dice")
+    assert script.summarize(path) == dict(zip(columns, expected, strict=True))
 
 
-def test_of_a_step_the_last_epoch_counts_whose_weights_are_kept(script, tmp_path):
-    curve = tmp_path / "nnunet2step" / "dentate_curve.tsv"
-    curve.parent.mkdir()
-    curve.write_text(
-        "epoch\tloss\tloss_tune\tlearning_rate\tDN_L\tDN_R\n1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tnan\n"
-    )
-    assert script.summarize(curve) == {
-        "model": "nnunet2step",
-        "fold": "n/a",
-        "epochs": 2,
-        "best_epoch": "2",
-        "validation_loss": "-0.6",
-        "mean_dice": "0.8000",
-        "step": "dentate",
-    }
-
-
-def test_a_dataset_that_is_not_there_is_said_in_one_line(script, tmp_path, capsys):
+def test_missing_dataset_is_reported_in_one_line(script, tmp_path, capsys):
     assert script.main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"train_models: error: {tmp_path / 'nowhere'}: no such folder; pass the root directory ")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_in_which_trainings_fail_ends_with_the_reason_of_the_first(script, tmp_path, monkeypatch, capsys):
+def test_failed_run_reports_the_first_reason(script, tmp_path, monkeypatch, capsys):
     def fail(command, **how):
         return subprocess.CompletedProcess(command, 2, "", "dgmseg train: error: ds: is empty\n")
 
@@ -144,14 +100,14 @@ def test_a_run_in_which_trainings_fail_ends_with_the_reason_of_the_first(script,
 
 
 @pytest.mark.parametrize("option", ["--folds", "--nprocs"])
-def test_no_fold_and_no_process_are_refused(script, tmp_path, capsys, option):
+def test_zero_folds_or_processes_are_refused(script, tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):
         script.main([str(tmp_path), str(tmp_path / "out"), option, "0"])
     assert f"{option}: '0' is not a positive integer" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_folds_are_trained_into_one_folder_a_model(script, tmp_path, capsys):
+def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     dataset = make_dataset(tmp_path / "ds")
     options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"]]
     given = [str(dataset), str(tmp_path / "out"), "--models", "dcnnet", "--folds", "2", "--work-dir", str(tmp_path)]
@@ -162,7 +118,7 @@ def test_folds_are_trained_into_one_folder_a_model(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("model", "first"), [("dcnnet", "fold 0"), ("nnunet2step", "cerebellum")])
-def test_a_training_that_fails_says_why(script, tmp_path, model, first):
+def test_failed_training_reports_why(script, tmp_path, model, first):
     part = script.list_parts(model, folds=1, plan="small")[0]
     interface = script.Train(model=model, part=part, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
     with pytest.raises(RuntimeError, match=rf"{model} {first}: .*dataset_description.json not found"):
