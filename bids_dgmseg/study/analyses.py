@@ -21,7 +21,7 @@ from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_of, first_rows, read_reference_values
-from bids_dgmseg.study.tabular_files import GroupTable
+from bids_dgmseg.study.tabular_files import ResultTable
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
@@ -31,13 +31,13 @@ _SEED = 1
 class Analysis:
     """Results of one analysis."""
 
-    tables: tuple[GroupTable, ...]
+    tables: tuple[ResultTable, ...]
     warnings: tuple[str, ...] = ()
     measures: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Measures for later analyses, with the index of the study's table."""
 
 
-def run_analyses(study: Study) -> tuple[list[GroupTable], list[str]]:
+def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     """Run all analyses.
 
     Volume adjustment and harmonization start from the measures that were asked for; the analyses of age, groups and
@@ -79,7 +79,7 @@ def compare_sides(study: Study) -> Analysis:
         asymmetry = asymmetry_index(both["left"], both["right"])
         columns = ["scan", "nucleus", "measure", "left", "right", "asymmetry"]
         parts.append(both.assign(measure=measure, asymmetry=asymmetry)[columns])
-    return Analysis((GroupTable("group_asymmetry", _sort_by_scan(parts)),))
+    return Analysis((ResultTable("group_asymmetry", _sort_by_scan(parts)),))
 
 
 def find_outliers(study: Study) -> Analysis:
@@ -90,7 +90,7 @@ def find_outliers(study: Study) -> Analysis:
         rows = study.table[["scan", "abbreviation"]].assign(measure=measure, value=study.table[measure])
         parts.append(pd.concat([rows, found], axis=1))
     rows = _sort_by_scan(parts)
-    return Analysis((GroupTable("group_outliers", rows, facts={"NumberOfOutliers": int(rows["outlier"].sum())}),))
+    return Analysis((ResultTable("group_outliers", rows, facts={"NumberOfOutliers": int(rows["outlier"].sum())}),))
 
 
 def adjust_for_volume(study: Study) -> Analysis:
@@ -98,13 +98,13 @@ def adjust_for_volume(study: Study) -> Analysis:
     name = "group_adjusted"
     empty = pd.DataFrame(columns=["scan", "abbreviation", "control", "measure", "volume_mm3", "value", "adjusted"])
     if study.controls is None:
-        return Analysis((GroupTable(name, empty, not_computed="no --control-filter was given"),))
+        return Analysis((ResultTable(name, empty, not_computed="no --control-filter was given"),))
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
     facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
     if n_controls < N_CONTROLS:
         matched = count_of(n_controls, "participant")
         why = f"--control-filter matches {matched}, at least {N_CONTROLS} are needed for a slope"
-        table = GroupTable(name, empty, facts=facts, not_computed=why)
+        table = ResultTable(name, empty, facts=facts, not_computed=why)
         return Analysis((table,), (f"{name}.tsv: not computed: {why}",))
     control = study.controls[study.table["scan"].to_numpy()]
     parts, coefficients, measures = [], [], {}
@@ -126,13 +126,13 @@ def adjust_for_volume(study: Study) -> Analysis:
         if result.values.notna().any():
             measures[f"{measure}_adjusted"] = result.values
     if not parts:
-        return Analysis((GroupTable(name, empty, not_computed="no susceptibility among --measures"),))
+        return Analysis((ResultTable(name, empty, not_computed="no susceptibility among --measures"),))
     notes = tuple(
         f"{record['measure']} of {record['abbreviation']} by {record['model']}: {record['note']}"
         for record in coefficients
         if record["note"]
     )
-    table = GroupTable(name, _sort_by_scan(parts), facts={**facts, "Coefficients": coefficients}, notes=notes)
+    table = ResultTable(name, _sort_by_scan(parts), facts={**facts, "Coefficients": coefficients}, notes=notes)
     return Analysis((table,), measures=pd.DataFrame(measures, index=study.table.index))
 
 
@@ -162,7 +162,7 @@ def harmonize_sites(study: Study) -> Analysis:
         if len(sites) and n_without:
             why += f"; {count_of(n_without, 'scan')} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
-        return Analysis(tuple(GroupTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
+        return Analysis(tuple(ResultTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
     covariates = list(study.covariates)
     if not study.options.covariates and study.cohort.demographics["group"].nunique() > 1:
         covariates.append("group")  # unless the covariates were chosen by the user
@@ -187,7 +187,7 @@ def harmonize_sites(study: Study) -> Analysis:
     facts |= {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates}
     why = "" if measures else "; ".join(line for line in lines if "not computed" in line)
     tables = (
-        GroupTable(name, pd.concat(found[1:] or found, ignore_index=True), facts, (*spellings, *lines), why)
+        ResultTable(name, pd.concat(found[1:] or found, ignore_index=True), facts, (*spellings, *lines), why)
         for name, found in parts.items()
     )
     harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
@@ -236,28 +236,24 @@ def fit_ageing(study: Study) -> Analysis:
     warnings: list[str] = []
     if study.options.evaluation:
         reference, warnings = read_reference_values(study.options.evaluation, study.cohort)
-        sources += _reference_sources(study, reference)
+        measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
+        scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
+        labelled = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
+        sources.append(("reference", "with_reference", labelled, measures))
+        # predictions for the same scans and nuclei; a scan has one row per model, which are identified by the first
+        first = first_rows(study.cohort)[study.table["scan"].to_numpy()]
+        shared = labelled[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
+        predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
+        sources.append(("predicted", "with_reference", predicted, measures))
     parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
-    for labels, scans, table, measures in sources:
-        for measure in measures:
+    for labels, which, table, columns in sources:
+        for measure in columns:
             options = AgeingOptions(value=measure, by=study.by, n_replicates=study.options.bootstrap)
             fitted = fit_age_curves(table, options=options, rng=np.random.default_rng(_SEED))
             for found, rows in zip(fitted, parts, strict=True):
-                rows.append(_prepend(found, measure=measure, labels=labels, scans=scans))
-    tables = (GroupTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
+                rows.append(_prepend(found, measure=measure, labels=labels, scans=which))
+    tables = (ResultTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
     return Analysis(tuple(tables), tuple(warnings))
-
-
-def _reference_sources(study: Study, reference: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, tuple[str, ...]]]:
-    """Return the reference values, and the predictions for the same scans and nuclei."""
-    measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
-    scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
-    table = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
-    # a scan has one row per model, which are identified by the first of them
-    first = first_rows(study.cohort)[study.table["scan"].to_numpy()]
-    shared = table[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
-    predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
-    return [("reference", "with_reference", table, measures), ("predicted", "with_reference", predicted, measures)]
 
 
 def compare_with_reference_group(study: Study) -> Analysis:
@@ -287,7 +283,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
         parts.append(_prepend(found, measure=measure))
     if not parts:
         return Analysis((_empty(name, study, warnings[-1]),), tuple(warnings))
-    table = GroupTable(
+    table = ResultTable(
         name,
         pd.concat(parts, ignore_index=True),
         facts={"AncovaCovariates": list(covariates)},
@@ -325,7 +321,7 @@ def estimate_changes(study: Study) -> Analysis:
         place = list(by_participant.columns).index("participant_id") + 1
         by_participant.insert(place, "dataset", person.map(keys["dataset"]))
     by_participant["participant_id"] = person.map(keys["participant_id"])
-    tables = (GroupTable(names[0], pd.concat(summaries, ignore_index=True)), GroupTable(names[1], by_participant))
+    tables = (ResultTable(names[0], pd.concat(summaries, ignore_index=True)), ResultTable(names[1], by_participant))
     return Analysis(tables, tuple(warnings))
 
 
@@ -338,8 +334,8 @@ def _sort_by_scan(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
 
 
-def _empty(name: str, study: Study, why: str) -> GroupTable:
-    return GroupTable(name, pd.DataFrame(columns=["measure", *study.by]), not_computed=why)
+def _empty(name: str, study: Study, why: str) -> ResultTable:
+    return ResultTable(name, pd.DataFrame(columns=["measure", *study.by]), not_computed=why)
 
 
 def _not_computed(name: str, error: InputError, stratum: str = "") -> str:

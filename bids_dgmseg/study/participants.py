@@ -195,7 +195,6 @@ def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
     Parameters
     ----------
     path : Path
-        The file.
     labels : iterable of str
         Labels of the participants that have scans, without ``sub-``.
 

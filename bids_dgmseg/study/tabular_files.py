@@ -25,7 +25,7 @@ _COLUMNS = {**_GROUP_COLUMNS, **STATS_COLUMNS}
 
 
 @dataclass(frozen=True)
-class GroupTable:
+class ResultTable:
     """A table of the group level."""
 
     name: str
@@ -41,7 +41,7 @@ class GroupTable:
     """Entries of columns that `describe` does not know."""
 
 
-def scan_tables(cohort: Cohort) -> list[GroupTable]:
+def scan_tables(cohort: Cohort) -> list[ResultTable]:
     """Return the measures of all scans, followed by the participants' columns.
 
     These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility`` and ``group_qc`` (one
@@ -64,7 +64,7 @@ def scan_tables(cohort: Cohort) -> list[GroupTable]:
     return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
 
 
-def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> GroupTable:
+def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultTable:
     """Add age and participants' columns; one with the name of another column is renamed."""
     scan = rows["scan"].to_numpy()
     front = pd.DataFrame({"scan": scan, "age_years": cohort.demographics["age"].to_numpy()[scan]})
@@ -77,11 +77,11 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> GroupTa
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return GroupTable(name, complete, descriptions=entries)
+    return ResultTable(name, complete, descriptions=entries)
 
 
 def write_tables(
-    folder: Path, tables: Sequence[GroupTable], *, keys: pd.DataFrame, settings: Mapping[str, Any]
+    folder: Path, tables: Sequence[ResultTable], *, keys: pd.DataFrame, settings: Mapping[str, Any]
 ) -> list[Path]:
     """Write tables and their data dictionaries atomically.
 
@@ -140,7 +140,7 @@ def _format_column(values: pd.Series) -> pd.Series:
     return values.where(values != "", MISSING)
 
 
-def list_empty_tables(tables: Sequence[GroupTable], warnings: Sequence[str]) -> list[str]:
+def list_empty_tables(tables: Sequence[ResultTable], warnings: Sequence[str]) -> list[str]:
     """Return one line per reason for empty tables, without those that are warnings already."""
     reasons: dict[str, list[str]] = {}
     for table in tables:
