@@ -192,22 +192,18 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         )
         _label(axes, scatter_title, f"{reference} ({unit})", f"{prediction} ({unit})")
         difference_axes.scatter((x + y) / 2, y - x, color=colour, **_POINTS)
-        _draw_limits(difference_axes, y - x, row)
+        difference_axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
+        for end, style in (("loa_lower", "--"), ("bias", "-"), ("loa_upper", "--")):
+            if math.isfinite(row[f"{end}_low"]):
+                band = {"color": LINE, "alpha": 0.25, "linewidth": 0, "zorder": 0}
+                difference_axes.axhspan(row[f"{end}_low"], row[f"{end}_high"], **band)
+                difference_axes.axhline(row[end], color=INK, linewidth=1, linestyle=style, zorder=2)
+        bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
+        difference_axes.set_ylim(*_padded_range([*(y - x), *bounds, 0.0]))
         limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
         difference_title = f"bias {format_significant(row['bias'])}   limits {limits}"
         _label(difference_axes, difference_title, f"mean of both ({unit})", f"difference ({unit})")
     return to_png(figure)
-
-
-def _draw_limits(axes: Axes, differences: np.ndarray, row: Mapping[Any, Any]) -> None:
-    """Draw bias and limits of agreement with their confidence bands, and fit the axis to them."""
-    axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
-    for name, style in (("loa_lower", "--"), ("bias", "-"), ("loa_upper", "--")):
-        if math.isfinite(row[f"{name}_low"]):
-            axes.axhspan(row[f"{name}_low"], row[f"{name}_high"], color=LINE, alpha=0.25, linewidth=0, zorder=0)
-            axes.axhline(row[name], color=INK, linewidth=1, linestyle=style, zorder=2)
-    bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
-    axes.set_ylim(*_padded_range([*differences, *bounds, 0.0]))
 
 
 def _padded_range(values: Sequence[float]) -> tuple[float, float]:

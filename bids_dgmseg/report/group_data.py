@@ -101,11 +101,6 @@ class GroupData:
         values = table.rows.drop_duplicates(SCAN_KEYS).set_index(SCAN_KEYS)[column]
         return values.where(values.isin(RATINGS)) if column == "rating" else values
 
-    @property
-    def has_ratings(self) -> bool:
-        """Whether any nucleus or scan has a rating."""
-        return bool(self.by_nucleus("rating").notna().any(axis=None)) or bool(self.by_scan("rating").notna().any())
-
 
 def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     """Read ``group_stats.tsv`` and those of the other tables (`names`, without ``.tsv``) that exist."""

@@ -86,6 +86,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     """
     names = [*_PLOTTED, *(statistic.name for statistic in STATISTICS)]
     data = read_group_data(output_dir, names=names)
+    has_ratings = bool(data.by_nucleus("rating").notna().any(axis=None) or data.by_scan("rating").notna().any())
     sections = [section for section in _make_sections(data, output_dir) if section.figures or section.tables]
     shown = {figure.plot.href for section in sections for figure in section.figures}
     for path in (output_dir / "figures").glob("group_*.png"):
@@ -104,11 +105,11 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         models=data.models,
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
-        omissions=list(_explain_omissions(data, names)),
+        omissions=list(_explain_omissions(data, names, has_ratings=has_ratings)),
         facts=_facts(data, output_dir),
         files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
         sections=sections,
-        has_ratings=data.has_ratings,
+        has_ratings=has_ratings,
     )
 
 
@@ -136,7 +137,7 @@ def _make_sections(data: GroupData, output_dir: Path) -> Iterator[_Section]:
         yield _Section(anchor, title, figures.get(anchor, []), tables.get(anchor, []))
 
 
-def _explain_omissions(data: GroupData, names: Sequence[str]) -> Iterator[str]:
+def _explain_omissions(data: GroupData, names: Sequence[str], *, has_ratings: bool) -> Iterator[str]:
     """Explain why parts of the page are missing."""
     for factor in ("site", "group"):
         if reason := _explain_factor(data, factor):
@@ -144,7 +145,7 @@ def _explain_omissions(data: GroupData, names: Sequence[str]) -> Iterator[str]:
     if len(data.models) < 2:
         yield f"Comparison of models: all scans were segmented by {data.models[0]}"
     yield from (f"Comparison of models: {reason}" for reason in explain_missing_pairs(data))
-    if not data.has_ratings:
+    if not has_ratings:
         yield "Ratings of the scans: not in group_stats.tsv and group_qc.tsv"
     for name in names:
         yield from (f"{name}.tsv: {reason}" for reason in _explain_table(data, name))

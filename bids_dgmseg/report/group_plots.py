@@ -75,7 +75,7 @@ def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], f
     `values` has one row per scan and nucleus (``scan``, ``nucleus``, ``side``, the measure and the factor). `levels`
     are the values of the factor from left to right, one violin each.
     """
-    nuclei, labels = _nuclei_in(values), shorten_labels(levels)
+    nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
     figure, panels = _make_panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9)
     for axes, nucleus in zip(panels, nuclei, strict=False):
         rows = values[values["nucleus"] == nucleus]
@@ -136,7 +136,7 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
 @with_default_settings
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
     """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` as a PNG, one panel per measure."""
-    nuclei = _nuclei_in(values)
+    nuclei = [name for name in _NUCLEI if (values["nucleus"] == name).any()]
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
     for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False).ravel(), measures, strict=True):
         axes.axhline(0, color=INK, linewidth=0.9, zorder=1)
@@ -156,12 +156,6 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
         axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two labels
     return to_png(figure)
-
-
-def _nuclei_in(values: pd.DataFrame) -> list[str]:
-    """Return the nuclei of the rows in the order of structures.tsv."""
-    present = set(values["nucleus"].unique())
-    return [nucleus for nucleus in _NUCLEI if nucleus in present]
 
 
 def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:

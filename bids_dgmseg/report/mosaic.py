@@ -176,8 +176,8 @@ def draw_mosaic(
     footer, slices, header = strips
     image = _draw_slices(slices, chi, mosaic)
     _draw_outlines(slices, dseg, mosaic, structures=structures)
-    _draw_header(header, f"{title} · {plane}" if title else plane.capitalize(), layout=layout)
-    _draw_legend(footer, structures=structures, height=heights[0])
+    title = f"{title} · {plane}" if title else plane.capitalize()
+    _draw_texts(header, footer, title, layout=layout, structures=structures, height=heights[0])
     _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights))
     canvas.draw()
     # Pillow writes neither date nor version.
@@ -228,28 +228,26 @@ def _draw_outlines(axes: Axes, dseg: Volume, mosaic: MosaicSlices, *, structures
     axes.add_collection(lines, autolim=False)
 
 
-def _draw_header(axes: Axes, text: str, *, layout: PlaneLayout) -> None:
+def _draw_texts(
+    header: Axes, footer: Axes, title: str, *, layout: PlaneLayout, structures: Sequence[Structure], height: int
+) -> None:
+    """Write the header, and the legend in the footer: both sides of a nucleus next to each other, each with a line."""
     sides = "L, R: the patient's left and right"
     if layout.axis == 0:
         sides = "from the patient's left to the right · P, A: back and front"
-    _write(axes, 18, _HEADER / 2, text, va="center", size=9, color=_PALE)
-    _write(axes, _WIDTH - 18, _HEADER / 2, sides, va="center", ha="right", size=7.5, color=_MIDDLE)
-
-
-def _draw_legend(axes: Axes, *, structures: Sequence[Structure], height: int) -> None:
-    """Draw one line per structure, both sides of a nucleus next to each other."""
+    _write(header, 18, _HEADER / 2, title, va="center", size=9, color=_PALE)
+    _write(header, _WIDTH - 18, _HEADER / 2, sides, va="center", ha="right", size=7.5, color=_MIDDLE)
     nuclei = list(dict.fromkeys(structure.nucleus for structure in structures))
     step = 1330 / _LEGEND_COLUMNS
     for number, nucleus in enumerate(nuclei):
         row, column = divmod(number, _LEGEND_COLUMNS)
         x, y = 18 + column * step, height - _FOOTER / 2 - _LEGEND_LINE * (row + 0.5)
-        _write(axes, x, y, nucleus, va="center", size=8, color=_PALE)
-        sides = [structure for structure in structures if structure.nucleus == nucleus]
-        for index, structure in enumerate(sides):
+        _write(footer, x, y, nucleus, va="center", size=8, color=_PALE)
+        for index, structure in enumerate(one for one in structures if one.nucleus == nucleus):
             start = x + 46 + 44 * index
-            _write(axes, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
+            _write(footer, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
             line = LineCollection([[(start + 14, y), (start + 36, y)]], colors=structure.color, linewidths=2.5)
-            axes.add_collection(line, autolim=False)
+            footer.add_collection(line, autolim=False)
 
 
 def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: int) -> None:

@@ -117,7 +117,8 @@ class ScanResult:
     qc: Mapping[str, Any]
     """Content of ``_qc.json``."""
     rows: Sequence[Row]
-    """One per nucleus."""
+    nuclei: Sequence[Sequence[Row]]
+    """Rows by nucleus, both hemispheres together."""
     not_found: Sequence[str]
     without_voxel: Sequence[str]
     """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
@@ -188,7 +189,6 @@ def write_participant_page(
         qc_measures=_QC_MEASURES,
         descriptions={key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
         column_groups=_column_groups,
-        by_nucleus=_group_by_nucleus,
         facts=_facts,
         state=_state,
     )
@@ -218,6 +218,7 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         title=" · ".join(name.split("_")[1:]) or name,
         qc=qc,
         rows=rows,
+        nuclei=[list(sides) for _, sides in groupby(rows, key=lambda row: row["abbreviation"].rpartition("_")[0])],
         not_found=[row["abbreviation"] for row in rows if _state(row) == _NOT_FOUND],
         without_voxel=[row["abbreviation"] for row in rows if _state(row) == _WITHOUT_VOXEL],
         rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
@@ -261,11 +262,6 @@ def _state(row: Row) -> str:
     if n_voxels > 0:
         return ""
     return _WITHOUT_VOXEL if volume_mm3 > 0 else _NOT_FOUND
-
-
-def _group_by_nucleus(rows: Sequence[Row]) -> list[list[Row]]:
-    """Group rows by nucleus, both hemispheres together."""
-    return [list(members) for _, members in groupby(rows, key=lambda row: row["abbreviation"].rpartition("_")[0])]
 
 
 def _column_groups(

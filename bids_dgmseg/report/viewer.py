@@ -53,21 +53,16 @@ def write_viewer(
         Name of the scan, such as ``sub-01_ses-1``, and of the model: the heading, and the link back to the page of the
         participant, which lies one folder above.
     """
-    box = _box_to_show(chi, dseg)
+    shown = dseg.array > 0  # the nuclei, or all voxels with a value if none was found
+    if not shown.any():
+        shown = np.isfinite(chi.array) & (chi.array != 0)
+    points_mm = apply_affine(chi.affine, np.argwhere(shown if shown.any() else np.ones(chi.shape, bool)))
+    low, high = points_mm.min(axis=0) - _MARGIN_MM, points_mm.max(axis=0) + _MARGIN_MM
+    box = Box(tuple(low.tolist()), tuple(high.tolist()))
     spacing_mm = max(min(chi.voxel_size_mm), float(np.cbrt(np.prod(box.size_mm) / _MAX_VOXELS)))
     while len(html := _render(chi, dseg, box, spacing_mm, structures, scan=scan, model=model)) > MAX_BYTES:
         spacing_mm *= 1.15
     return write_bytes(html, out)
-
-
-def _box_to_show(chi: Volume, dseg: Volume) -> Box:
-    """Box around the nuclei with a margin; around all voxels with a value if no nucleus was found."""
-    mask = dseg.array > 0
-    if not mask.any():
-        mask = np.isfinite(chi.array) & (chi.array != 0)
-    points_mm = apply_affine(chi.affine, np.argwhere(mask if mask.any() else np.ones(chi.shape, bool)))
-    low, high = points_mm.min(axis=0) - _MARGIN_MM, points_mm.max(axis=0) + _MARGIN_MM
-    return Box(tuple(low.tolist()), tuple(high.tolist()))
 
 
 def _render(

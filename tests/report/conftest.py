@@ -1,9 +1,8 @@
 """Small maps with two nuclei, and an output tree to write a page from."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import PLANES
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DENTATES = STRUCTURES.both_sides(["DN"])
 GRIDS = {
     "RAS": np.diag([2.0, 2, 2, 1]),
@@ -26,15 +24,6 @@ GRIDS = {
     "LPS": np.diag([-2.0, -2, 2, 1]),
     "oblique": np.array([[1.93, 0.52, 0, 0], [-0.52, 1.93, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),  # 15 degrees about z
 }
-
-
-@pytest.fixture(scope="session")
-def browser() -> str:
-    """Path of a Chromium."""
-    found = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on PATH and BIDS_DGMSEG_BROWSER is not set")
-    return found
 
 
 def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -97,57 +86,79 @@ QC = {
 }
 
 
+def write_scan(
+    out: Path,
+    name: str = "sub-01",
+    *,
+    model: str = "dgm16",
+    rows: Sequence[Mapping[str, str]] = (ROW, LOST),
+    others: Sequence[str] = (),
+    **qc: Any,
+) -> Path:
+    """Write the files of one scan and list them in its dseg.json; returns the output folder."""
+    folder = out.joinpath(*[part for part in name.split("_") if part[:4] in ("sub-", "ses-")], "anat")
+    folder.mkdir(parents=True, exist_ok=True)
+    (out / "figures").mkdir(exist_ok=True)
+    bare, _, own = name.partition("_desc-")
+    stem = f"{bare}_seg-{model}"
+    desc = f"_desc-{own}" if own else ""
+    pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
+    (folder / f"{stem}{desc}_qc.json").write_text(json.dumps({"scan": name, "model": model, **QC, **qc}))
+    planes = [f"{own}{plane.capitalize()}" if own else plane for plane in PLANES]
+    figures = [out / "figures" / f"{stem}_desc-{plane}_dseg.png" for plane in planes]
+    for figure in figures:
+        Image.new("RGB", (60, 40), "navy").save(figure)
+    for other in others:
+        (folder / other).touch()
+    files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *figures]
+    listed = [path.relative_to(out).as_posix() for path in (*files, *(folder / other for other in others))]
+    (folder / f"{stem}{desc}_dseg.json").write_text(json.dumps({"OutputFiles": listed}))
+    return out
+
+
 @pytest.fixture
 def add_scan(tmp_path) -> Callable[..., Path]:
-    """Write the files of one scan below ``out`` and list them in its dseg.json; returns the output folder."""
-
-    def add(
-        name: str = "sub-01",
-        *,
-        model: str = "dgm16",
-        rows: Sequence[Mapping[str, str]] = (ROW, LOST),
-        others: Sequence[str] = (),
-        **qc: Any,
-    ) -> Path:
-        out = Path(tmp_path / "out")
-        folder = out.joinpath(*[part for part in name.split("_") if part[:4] in ("sub-", "ses-")], "anat")
-        folder.mkdir(parents=True, exist_ok=True)
-        (out / "figures").mkdir(exist_ok=True)
-        bare, _, own = name.partition("_desc-")
-        stem = f"{bare}_seg-{model}"
-        desc = f"_desc-{own}" if own else ""
-        pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
-        (folder / f"{stem}{desc}_qc.json").write_text(json.dumps({"scan": name, "model": model, **QC, **qc}))
-        planes = [f"{own}{plane.capitalize()}" if own else plane for plane in PLANES]
-        figures = [out / "figures" / f"{stem}_desc-{plane}_dseg.png" for plane in planes]
-        for figure in figures:
-            Image.new("RGB", (60, 40), "navy").save(figure)
-        for other in others:
-            (folder / other).touch()
-        files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *figures]
-        listed = [path.relative_to(out).as_posix() for path in (*files, *(folder / other for other in others))]
-        (folder / f"{stem}{desc}_dseg.json").write_text(json.dumps({"OutputFiles": listed}))
-        return out
-
-    return add
+    """Function that writes the files of one scan below ``out``."""
+    return partial(write_scan, tmp_path / "out")
 
 
 class Page(HTMLParser):
-    """Tags of a page with their attributes, and its text."""
+    """Tags of a page with their attributes, its text, list items, and rows of its tables by their identifiers."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.items: list[str] = []
+        self._table, self._cell, self._hidden, self.text = "", "", False, ""
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.text = " ".join(self.text.split())
+        self.links = [tag["href"] for tag in self.all("a") if tag.get("href")]
+        self.alts = {image["src"]: image["alt"] for image in self.all("img")}
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._table = dict(attrs).get("id", "")
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag in ("td", "th", "li"):
+            self._cell = ""
+        self._hidden = self._hidden or dict(attrs).get("aria-hidden") == "true"
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[self._table][-1].append(self._cell.strip())
+        elif tag == "li":
+            self.items.append(self._cell.strip())
+        elif tag == "span":
+            self._hidden = False
 
     def handle_data(self, data):
         self.text += data
+        self._cell += "" if self._hidden else data
 
     def all(self, name: str) -> list[dict[str, Any]]:
         """Attributes of all tags of a name."""

@@ -1,11 +1,12 @@
 """Group tables by hand: six scans at two sites in two groups, the dentate nucleus on both sides."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 SCANS = (  # participant, site, group, age; volume of DN_L and DN_R (mm3), mean of DN_L and DN_R (ppm)
     ("sub-01", "A", "HC", 20, 600, 500, 0.10, 0.10),
@@ -52,12 +53,9 @@ def write_tables(
 
 
 def write_table(
-    out: Path, name: str, rows: Iterable[Mapping[str, Any]], dictionary: Mapping[str, Any] | None = None
+    out: Path, name: str, rows: Sequence[Mapping[str, Any]], dictionary: Mapping[str, Any] | None = None
 ) -> None:
     """Write a table and its dictionary; without rows there is a header of one column."""
-    table = list(rows)
-    with (out / f"{name}.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]) if table else ["measure"], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    table = pd.DataFrame(rows, dtype=object) if rows else pd.DataFrame(columns=["measure"])
+    table.to_csv(out / f"{name}.tsv", sep="\t", index=False)
     (out / f"{name}.json").write_text(json.dumps(dictionary or {}))

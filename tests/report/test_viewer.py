@@ -16,7 +16,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.viewer import MAX_BYTES, write_viewer
 from tests.report.conftest import DENTATES
-from tests.report.devtools import open_tab
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +100,3 @@ def test_app_writes_and_links_viewer(bids_dataset, oracle, tmp_path):
     name = "figures/sub-01_seg-oracle_desc-viewer_dseg.html"
     assert (tmp_path / "out" / name).stat().st_size <= MAX_BYTES
     assert f'href="{name}"' in (tmp_path / "out" / "sub-01.html").read_text()
-
-
-@pytest.mark.parametrize("two_sides", ["oblique"], indirect=True)
-def test_button_moves_to_nucleus(browser, viewer, tmp_path):
-    with open_tab(browser, tmp_path / "profile") as tab:
-        tab.open(viewer.as_uri())
-        places = {}
-        for structure in DENTATES:
-            tab.click(f"button[title='{structure.name}']")
-            places[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")
-        link = tab.run("document.querySelector('a').getAttribute('href')")
-        requests = [event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")]
-    assert places["L"]["X"] == pytest.approx(-20, abs=2)
-    assert places["R"]["X"] == pytest.approx(20, abs=2)
-    assert link == "../sub-01.html#sub-01_ses-1_dgm16"
-    assert all(url.startswith(("file:", "data:")) for url in requests)

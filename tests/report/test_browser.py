@@ -1,0 +1,230 @@
+"""All pages in a real browser: no requests, no errors, accessible, fitting; sorting by mouse and keyboard."""
+
+import base64
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.report.group_page import write_group_page
+from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
+from bids_dgmseg.report.scan_page import write_participant_page
+from bids_dgmseg.report.viewer import write_viewer
+from tests.report.conftest import DENTATES, write_scan
+from tests.report.devtools import Tab, open_tab
+from tests.report.group_tables import write_tables
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PAGES = ("evaluation", "group", "participant")
+UNNAMED = """[...document.querySelectorAll("a, button, img, table, section, nav, [role=region]")].filter(element =>
+  !(element.getAttribute("aria-label") || element.alt || element.caption?.textContent.trim() ||
+    document.getElementById(element.getAttribute("aria-labelledby"))?.textContent.trim() ||
+    (element.matches("a, button") && (element.textContent.trim() || element.querySelector("img")?.alt))
+  )).map(element => element.outerHTML)"""
+LOW_CONTRAST = """(() => {
+  const parse = colour => colour.match(/[\\d.]+/g).map(Number);
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const light = colour => [0.2126, 0.7152, 0.0722].reduce((sum, weight, channel) => {
+    const value = colour[channel] / 255;
+    return sum + weight * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  return [...document.querySelectorAll("body *")].filter(element =>
+    [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim()) && element.offsetParent
+  ).filter(element => {
+    const [high, low] = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  }).map(element => element.outerHTML);
+})()"""
+"""Elements whose text has a contrast below 4.5 to 1 (WCAG 2, AA)."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of a Chromium."""
+    found = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on PATH and BIDS_DGMSEG_BROWSER is not set")
+    return found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    """A page of three raters of five scans, one of six scans, and one with real mosaics and long values."""
+    root = Path(tmp_path_factory.mktemp("pages"))
+    for rater, more in (("A", 0), ("B", 1), ("C", 2)):
+        for number in range(1, 6):
+            labels = np.zeros((12, 16, 8), np.int16)
+            labels[2:5, 2 : 6 + number + more, 2:5], labels[7:10, 2 : 7 + number, 2:5] = 1, 2
+            path = root / rater / f"sub-{number}/anat/sub-{number}_dseg.nii.gz"
+            path.parent.mkdir(parents=True)
+            nib.Nifti1Image(labels, np.eye(4)).to_filename(path)
+    assert main(["evaluate", *(str(root / rater) for rater in "ABC"), "--raters", "--out", str(root / "out")]) == 0
+    reference = {"region": "csf", "source": "lateral ventricles labelled by dgm16, eroded by 1.5 mm", "mean_ppm": 0.02}
+    settings = {"a setting with a name that is rather long": "and a value of some length"}
+    out = write_scan(root / "participant", "sub-01_ses-1", reference=reference, settings=settings)
+    dseg = np.zeros((40, 40, 40), np.uint8)
+    dseg[10:16, 18:24, 18:24], dseg[24:30, 18:24, 18:24] = 1, 2
+    chi = Volume(np.where(dseg > 0, 0.12, 0.01).astype(np.float32), np.eye(4))
+    for plane in PLANES:
+        figure = out / "figures" / f"sub-01_ses-1_seg-dgm16_desc-{plane}_dseg.png"
+        draw_mosaic(chi, chi.with_array(dseg), figure, plane=plane, structures=STRUCTURES[:2])
+    return {
+        "evaluation": root / "out" / "evaluate.html",
+        "group": write_group_page(write_tables(root / "group")),
+        "participant": write_participant_page(out, "01"),
+    }
+
+
+@pytest.fixture
+def group(browser, pages, tmp_path) -> Iterator[Tab]:
+    with open_tab(browser, tmp_path / "profile") as tab:
+        tab.open(pages["group"].as_uri())
+        yield tab
+
+
+@pytest.mark.parametrize("width", [1280, 500], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_complete_and_fits(browser, pages, tmp_path, name, width):
+    """No network, no errors; images, tables and headings are accessible; the page is no wider than the window."""
+    with open_tab(browser, tmp_path / "profile", width=width) as tab:
+        tab.open(pages[name].as_uri())
+        images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
+        n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
+        alts = tab.run("[...document.images].map(image => image.alt)")
+        tables = tab.run(
+            "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
+            "[...table.querySelectorAll('th')].every(head => head.scope)])"
+        )
+        levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
+        assert n_images == {"evaluation": 6, "group": 4, "participant": 3}[name]  # evaluation: two per pair of raters
+        assert len(set(filter(None, alts))) == n_images
+        assert all(caption and scoped for caption, scoped in tables)
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels))
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        frames = "[...document.querySelectorAll('table:not(.summary)')].map(table => table.parentElement)"
+        assert tab.run(f"{frames}.filter(at => at.scrollWidth > at.clientWidth).every(at => at.tabIndex >= 0)")
+        assert tab.run(UNNAMED) == []
+        requests = {event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")}
+        requests -= {url for url in requests if url.startswith("data:")}
+        assert len(requests) == 1 + (0 if name == "evaluation" else n_images)
+        assert all(url.startswith(pages[name].parent.as_uri()) for url in requests)
+        for event in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
+            assert not tab.events_of(event)
+
+
+def test_participant_page_shows_outlines(browser, pages, tmp_path):
+    with open_tab(browser, tmp_path / "profile") as tab:
+        tab.open(pages["participant"].as_uri())
+        images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
+        tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
+        assert tab.run("Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))") > 300
+        values = tab.run("[...document.querySelectorAll('dd')].map(value => value.clientWidth)")
+        shot = base64.b64decode(tab.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    assert min(values) >= 96  # wrapped at words: 6 rem; longer words are rare
+    pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+    for structure in STRUCTURES[:2]:
+        near = np.abs(pixels - ImageColor.getrgb(structure.color)).max(axis=-1) < 40
+        assert near.sum() > 200, structure.abbreviation
+
+
+def column(tab: Tab, table: str, number: int) -> list[str]:
+    cells = f"document.querySelectorAll('#{table} tbody tr > :nth-child({number})')"
+    return list(tab.run(f"[...{cells}].map(cell => cell.textContent.trim())"))
+
+
+def directions(tab: Tab, table: str) -> list[str | None]:
+    return list(tab.run(f"[...document.querySelectorAll('#{table} th[scope=col]')].map(th => th.ariaSort)"))
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["numbers", "missing value"])
+def test_click_sorts_by_number(group, missing):
+    """Missing values stay last in both directions."""
+    assert column(group, "scans-table", 9) == ["4", "2", "5", "3", "1", "0"]  # warnings, worst scan first
+    if missing:
+        group.run("document.querySelector('#scans-table tbody tr td:last-child').textContent = 'n/a'")
+    numbers, last = ["0", "1", "2", "3", "4", "5"], []
+    if missing:
+        numbers, last = ["0", "1", "2", "3", "5"], ["n/a"]
+    for direction, expected in (("ascending", numbers), ("descending", numbers[::-1])):
+        group.click("#scans-table th:nth-child(9) button")
+        assert column(group, "scans-table", 9) == expected + last
+        assert directions(group, "scans-table") == [None] * 8 + [direction]
+
+
+def test_keyboard_sorts_and_order_is_announced(group):
+    group.run("document.querySelector('#nuclei-table th:nth-child(1) button').focus()")
+    group.press("Tab")
+    assert group.run("document.activeElement.textContent") == "Scans"
+    group.press("Tab")
+    group.press("Enter")
+    assert directions(group, "nuclei-table")[2] == "ascending"
+    assert column(group, "nuclei-table", 3) == ["5", "6"]
+    assert group.run("document.querySelector('[role=status]').textContent") == "Sorted by Volume: n, ascending."
+
+
+def test_first_tab_skips_header(group):
+    group.press("Tab")
+    assert group.run("document.activeElement.getAttribute('href')") == "#content"
+    group.press("Enter")
+    assert group.run("document.activeElement.id") == "content"
+
+
+def test_links_resolve(group, pages):
+    links = group.run("[...document.links].map(link => link.getAttribute('href'))")
+    assert links
+    for link in links:
+        parts = urlsplit(link)
+        assert not parts.netloc
+        target = pages["group"].parent / unquote(parts.path) if parts.path else pages["group"]
+        assert target.is_file(), link
+        if parts.fragment and target.suffix == ".html":
+            assert f'id="{parts.fragment}"' in target.read_text(encoding="utf-8"), link
+
+
+def test_text_has_contrast_and_identifiers_are_unique(group):
+    assert group.run(LOW_CONTRAST) == []
+    identifiers = group.run("[...document.querySelectorAll('[id]')].map(element => element.id)")
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_headings_stay_visible_while_scrolling(group):
+    frame = "document.querySelector('#scans-table').closest('.framed')"
+    group.run(f"{frame}.style.maxHeight = '9rem'; {frame}.scrollTo(0, 80)")
+    assert group.run(f"{frame}.scrollTop") == 80
+    top = "getBoundingClientRect().top"
+    assert group.run(f"document.querySelector('#scans-table th').{top} - {frame}.{top}") == 0
+
+
+@pytest.mark.parametrize("two_sides", ["oblique"], indirect=True)
+def test_button_of_viewer_moves_to_nucleus(browser, two_sides, tmp_path):
+    (chi, dseg), out = two_sides, tmp_path / "viewer.html"
+    viewer = write_viewer(chi, dseg, out, structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
+    with open_tab(browser, tmp_path / "profile") as tab:
+        tab.open(viewer.as_uri())
+        positions = {}
+        for structure in DENTATES:
+            tab.click(f"button[title='{structure.name}']")
+            positions[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")["X"]
+        link = tab.run("document.querySelector('a').getAttribute('href')")
+        requests = [event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")]
+    assert positions == {"L": pytest.approx(-20, abs=2), "R": pytest.approx(20, abs=2)}
+    assert link == "../sub-01.html#sub-01_ses-1_dgm16"
+    assert all(url.startswith(("file:", "data:")) for url in requests)
