@@ -58,6 +58,25 @@ def test_maps_are_finite_with_visible_nucleus(chi, physics, seed):
     assert degraded[10:14, 10:14, 8:12].mean() > degraded[chi < 0].mean() + 0.015
 
 
+def test_fraction_of_reconstructed_maps(chi, monkeypatch):
+    calls = []
+
+    def spy(scan, *_, **__):
+        calls.append(1)
+        return scan
+
+    monkeypatch.setattr("bids_dgmseg.simulate.artefacts.simulate_reconstruction", spy)
+    fractions = {}
+    for physics in (0.0, 0.5, 1.0):
+        calls.clear()
+        for seed in range(40):
+            draw(chi, seed, physics=physics)
+        fractions[physics] = len(calls) / 40
+    assert fractions[0.0] == 0
+    assert fractions[1.0] == 1
+    assert 0.25 < fractions[0.5] < 0.75  # 20 of 40, SD 3.2
+
+
 def test_fine_scans_keep_array_voxels():
     ranges = ArtefactRanges(in_plane_mm=(0.5, 0.5), slice_mm=(1.0, 1.0))
     for seed in range(6):

@@ -119,6 +119,17 @@ def test_shape_without_variation_matches_template(head, points):
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.97, label
 
 
+def test_depth_is_a_distance_in_mm(head, points):
+    rendered = draw(head, points, 0, RIGID)[13]
+    x, y, z = (centre + 26 for centre in CENTRES_MM[13])
+    block = rendered.block
+    along = rendered.depth_mm[x - block[0].start, :, z - block[2].start]
+    middle = y - block[1].start
+    # Voxels of 1 mm determine the surface to about a third of a millimetre.
+    assert float(along[middle + 3] - along[middle + 6]) == pytest.approx(3, abs=0.35)
+    assert float(along[middle + 6]) == pytest.approx(RADIUS_MM - 6, abs=0.35)
+
+
 def test_mean_volumes_match_template(head, points):
     ranges = dataclasses.replace(ShapeRanges(), volume_sd=0.05, odd=(0.0, 0.0))
     drawn = [draw(head, points, seed, ranges) for seed in range(100)]
