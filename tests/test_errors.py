@@ -19,7 +19,7 @@ def fail_with(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (InputError("ds: wrong;\n  mend it"), 2, "prog: error: ds: wrong; mend it\n"),
+        (InputError("ds: wrong;\n  fix it"), 2, "prog: error: ds: wrong; fix it\n"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/data/x"),
             2,

@@ -40,11 +40,11 @@ def test_invalid_usage_exits_with_2(argv):
     assert exits_with(*argv) == 2
 
 
-def test_terminated_training_tells_how_to_resume(monkeypatch, capsys):
+def test_terminated_training_can_be_resumed(monkeypatch, capsys):
     monkeypatch.setattr(train, "find_model", lambda name, verb: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "dcnnet", "ds", "out"]) == 130
-    told = "dgmseg train: interrupted; run the same command again to resume\n"
-    assert capsys.readouterr().err == told
+    advice = "dgmseg train: interrupted; run the same command again to resume\n"
+    assert capsys.readouterr().err == advice
 
 
 @pytest.mark.parametrize(

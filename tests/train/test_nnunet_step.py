@@ -1,4 +1,4 @@
-"""Real trainings of a step or two on balls of 32 voxels; the network learns nothing, the way is what is tested."""
+"""Real trainings of one or two steps on balls of 32 voxels; too short to learn anything."""
 
 import csv
 import json
@@ -187,7 +187,7 @@ def test_killed_training_resumes(tmp_path):
     outcome = train_step("dentate", make_cases, NAMES, tmp_path, resumed, log=Lines())
     after = read_curve(tmp_path / "dentate_curve.tsv")
     assert outcome.epochs == len(after) == len(before) + 2
-    kept = len(before) - 1  # the last epoch may have been told before its checkpoint was written
+    kept = len(before) - 1  # the last epoch may have been logged before its checkpoint was written
     assert after[:kept] == before[:kept]
 
 

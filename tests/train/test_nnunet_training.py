@@ -47,7 +47,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], list[NnunetCase]]]:
-    """What the trainings are given, in place of trainings; the folders that they leave have random weights."""
+    """Names and cases per step, recorded instead of training; the model folders get random weights."""
     seen: dict[str, tuple[Sequence[str], list[NnunetCase]]] = {}
 
     LENGTHS.clear()
