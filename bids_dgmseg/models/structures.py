@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Literal, overload
+from typing import Literal
 
 import msgspec
 
@@ -85,38 +85,23 @@ class Structure:
         return self.nucleus + ("left" if self.hemisphere == "L" else "right")
 
 
-class Structures(Sequence[Structure]):
-    """Structures sorted by their labels."""
-
-    def __init__(self, rows: Sequence[Structure]) -> None:
-        self._rows = tuple(sorted(rows, key=lambda structure: structure.index))
-        self._by_name = {structure.abbreviation: structure for structure in self._rows}
-        self._by_index = {structure.index: structure for structure in self._rows}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Structure]:
-        return iter(self._rows)
-
-    @overload
-    def __getitem__(self, position: int) -> Structure: ...
-    @overload
-    def __getitem__(self, position: slice) -> tuple[Structure, ...]: ...
-    def __getitem__(self, position: int | slice) -> Structure | tuple[Structure, ...]:
-        return self._rows[position]
+class Structures(tuple[Structure, ...]):
+    """Structures in the order of their labels."""
 
     def named(self, abbreviation: str) -> Structure:
         """Return the structure of an abbreviation such as ``DN_L``; raise `ValueError` if there is none."""
-        if abbreviation not in self._by_name:
-            raise ValueError(f"unknown structure {abbreviation!r}; expected one of {', '.join(self._by_name)}")
-        return self._by_name[abbreviation]
+        for structure in self:
+            if structure.abbreviation == abbreviation:
+                return structure
+        known = ", ".join(structure.abbreviation for structure in self)
+        raise ValueError(f"unknown structure {abbreviation!r}; expected one of {known}")
 
     def numbered(self, index: int) -> Structure:
         """Return the structure of a label; raise `ValueError` if there is none."""
-        if index not in self._by_index:
-            raise ValueError(f"no structure has the label {index}")
-        return self._by_index[index]
+        for structure in self:
+            if structure.index == index:
+                return structure
+        raise ValueError(f"no structure has the label {index}")
 
     def both_sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
         """Return both sides of each nucleus: ``["DN"]`` → DN_L, DN_R."""
@@ -125,6 +110,6 @@ class Structures(Sequence[Structure]):
 
 _TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
 
-STRUCTURES = Structures(
-    msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")), list[Structure], strict=False)
-)
+_ROWS = msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")), list[Structure], strict=False)
+
+STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))

@@ -89,21 +89,14 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
 
 @dataclass(frozen=True)
 class Warped:
-    """An atlas resampled to the grid of the map.
-
-    Parameters
-    ----------
-    chi : ndarray of shape (X, Y, Z)
-        Its map in ppm.
-    labels : ndarray of shape (X, Y, Z)
-        Channels, 0 for background.
-    valid : ndarray of shape (X, Y, Z)
-        Valid voxels of the atlas; elsewhere it has no vote.
-    """
+    """An atlas resampled to the grid (X, Y, Z) of the map."""
 
     chi: NDArray[np.float32]
+    """Its map in ppm."""
     labels: NDArray[np.uint8]
+    """Channels, 0 for background."""
     valid: NDArray[np.bool_]
+    """Valid voxels of the atlas; elsewhere it has no vote."""
 
 
 def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:

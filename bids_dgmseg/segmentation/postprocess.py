@@ -115,18 +115,12 @@ def _clean_up(mask: NDArray[np.bool_], options: Postprocessing) -> NDArray[np.bo
 
 @dataclass(frozen=True)
 class Components:
-    """Connected components of one nucleus.
-
-    Parameters
-    ----------
-    sizes : ndarray of shape (n,)
-        Number of voxels.
-    centres_mm : ndarray of shape (n, 3)
-        Along the axes of the map's array, from any origin that is the same for all nuclei.
-    """
+    """Connected components of one nucleus."""
 
     sizes: NDArray[np.integer]
+    """Number of voxels, (n,)."""
     centres_mm: NDArray[np.float64]
+    """Centres (n, 3) along the axes of the map's array, from any origin that is the same for all nuclei."""
 
 
 def distances_from_typical_positions(found: Mapping[Structure, Components]) -> dict[Structure, NDArray[np.float64]]:

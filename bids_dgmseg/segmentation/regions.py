@@ -138,18 +138,12 @@ _MIN_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class Midplane:
-    """Plane between the hemispheres.
-
-    Parameters
-    ----------
-    normal : ndarray of shape (3,)
-        Unit vector towards the patient's right, RAS+.
-    offset_mm : float
-        ``normal @ point`` for every point of the plane.
-    """
+    """Plane between the hemispheres."""
 
     normal: NDArray[np.float64]
+    """Unit vector towards the patient's right, RAS+."""
     offset_mm: float
+    """``normal @ point`` for every point of the plane."""
 
     @classmethod
     def from_angles(cls, parameters: NDArray[np.float64]) -> Midplane:

@@ -103,18 +103,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Registration:
-    """Result of registering an atlas to a map.
-
-    Parameters
-    ----------
-    to_map : ndarray of shape (4, 4)
-        From the space of the atlas to that of the map, RAS+ mm.
-    similarity : float
-        Mutual information in nats.
-    """
+    """Result of registering an atlas to a map."""
 
     to_map: Matrix
+    """4×4, from the space of the atlas to that of the map, RAS+ mm."""
     similarity: float
+    """Mutual information in nats."""
 
 
 def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
@@ -239,18 +233,12 @@ _PPB = 1000.0
 
 @dataclass(frozen=True)
 class Deformation:
-    """Displacement field between two maps.
-
-    Parameters
-    ----------
-    displacement_mm : ndarray of shape (3, X, Y, Z)
-        Vector (RAS+) from a point of the fixed map to the corresponding point of the moving map.
-    grid : Grid
-        Its grid, along the world's axes; displacements fade to 0 beyond.
-    """
+    """Displacement field between two maps."""
 
     displacement_mm: NDArray[np.float64]
+    """Vectors (3, X, Y, Z; RAS+) from points of the fixed map to the corresponding points of the moving map."""
     grid: Grid
+    """Along the world's axes; displacements fade to 0 beyond."""
 
     def on_grid(self, grid: Grid) -> Deformation:
         """Resample the field to another grid."""
