@@ -149,16 +149,6 @@ def test_labelled_nuclei_change_and_others_stay(voxel_mm, teacher, tmp_path):
     assert "Dice on 1 training scans:" in summarize(table)
 
 
-def test_training_in_calls_equals_one_call(dataset, untrained, tmp_path):
-    label(dataset, "sub-01", "CN_L", "CN_R")
-    whole, table = tune(dataset, tmp_path / "a", untrained)
-    halfway, _ = tune(dataset, tmp_path / "b", untrained, training=replace(QUICK, minutes=1e-9))
-    assert (halfway.step, halfway.done) == (1, False)
-    resumed, again = tune(dataset, tmp_path / "b", untrained)
-    assert resumed == whole
-    assert again.equals(table)
-
-
 def test_folder_has_weights_scores_and_figures(dataset, untrained, tmp_path):
     label(dataset, "sub-01", "CN_L", "CN_R")
     tune(dataset, tmp_path / "out", untrained)
