@@ -128,7 +128,7 @@ def parse_numbers(table: pd.DataFrame, column: str) -> tuple[pd.Series, tuple[st
         n_missing = sum(bool(np.isnan(parsed[text][0])) for text in others)
         warnings.append(
             f"participants.tsv: {column} of {len(others)} more is not plainly a number, such as "
-            f"{others.iloc[0]!r}; {n_missing} of them count as missing"
+            f"{others.iloc[0]!r}; {n_missing} of them {'counts' if n_missing == 1 else 'count'} as missing"
         )
     return values, tuple(warnings)
 
@@ -169,7 +169,7 @@ def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.S
     if missing := list(dict.fromkeys(participants[ages.isna()])):
         lines.append(
             f"participants.tsv: no age of {list_some(missing)}; {len(missing)} of {participants.nunique()} "
-            "participants are left out of analyses with age"
+            f"participants {'is' if len(missing) == 1 else 'are'} left out of analyses with age"
         )
     return ages, [*warnings, *lines]
 
