@@ -157,14 +157,7 @@ def read_label_table(path: Path) -> LabelTable:
 
 
 def check_reference(reference: ReferenceRegion, model: Model) -> None:
-    """Check that the options of the reference region are consistent and that the model supports them.
-
-    Raises
-    ------
-    InputError
-        If a structure is missing, superfluous or unknown to the model, masks are given for another reference than CSF,
-        or the model does not label the ventricles and there are no masks.
-    """
+    """Check that the options of the reference region fit each other and the model; `InputError` if not."""
     names = [*dict.fromkeys(one.nucleus for one in model.structures), *model.labels]
     if reference.kind == "structure" and reference.structure is None:
         raise InputError(
@@ -206,12 +199,7 @@ def find_reference_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str
 def find_brain_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Path]:
     """Find the user's ``_desc-brain_mask`` or ``_label-brain_mask`` of each scan whose map is to be reconstructed.
 
-    Otherwise like `find_reference_masks`.
-
-    Raises
-    ------
-    InputError
-        If a scan with echoes has no mask, or several.
+    Like `find_reference_masks`, but every scan with echoes must have a mask.
     """
     echoes = [scan for scan in scans if scan.from_echoes]
     labels = {("desc", "brain"), ("label", "brain")}

@@ -81,18 +81,14 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
             handler.close()
 
 
-@contextlib.contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> contextlib.AbstractContextManager[None]:
     """Treat SIGTERM (``docker stop``, ``scancel``) as Ctrl-C: workers stop, intermediate files are removed."""
-    with _handled(signal.SIGTERM, signal.default_int_handler):
-        yield
+    return _handled(signal.SIGTERM, signal.default_int_handler)
 
 
-@contextlib.contextmanager
-def ignore_interrupts() -> Iterator[None]:
+def ignore_interrupts() -> contextlib.AbstractContextManager[None]:
     """Ignore Ctrl-C, also in processes that are started in the block."""
-    with _handled(signal.SIGINT, signal.SIG_IGN):
-        yield
+    return _handled(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

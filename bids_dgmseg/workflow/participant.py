@@ -32,7 +32,7 @@ from bids_dgmseg.workflow.environment import (
 )
 
 if TYPE_CHECKING:
-    from bids_dgmseg.workflow.runner import Run
+    from bids_dgmseg.workflow.runner import ScanRunner
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def run_participant(config: RunConfig) -> int:
 
 
 def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
-    from bids_dgmseg.workflow.runner import Run, workflow_name
+    from bids_dgmseg.workflow.runner import ScanRunner, workflow_name
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
     logs.mkdir(parents=True)
@@ -181,7 +181,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
         )
         for warning in plan.warnings:
             progress.warn(warning)
-        run = Run(config=config, model=plan.model, work=work, logs=logs, progress=progress)
+        run = ScanRunner(config=config, model=plan.model, work=work, logs=logs, progress=progress)
         try:
             run.execute(plan.jobs)
         finally:
@@ -216,7 +216,7 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
     return OK
 
 
-def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run, progress: RunProgress) -> bool:
+def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: ScanRunner, progress: RunProgress) -> bool:
     """Write the page of each participant with new results or failures, or whose page is missing or outdated."""
     from bids_dgmseg.report.scan_page import write_participant_page
 
@@ -238,7 +238,7 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Run
     return complete
 
 
-def _print_summary(n_scans: int, run: Run, logs: Path, progress: RunProgress) -> None:
+def _print_summary(n_scans: int, run: ScanRunner, logs: Path, progress: RunProgress) -> None:
     kept, scans = n_scans - len(run.done) - len(run.failed), "scan" if n_scans == 1 else "scans"
     if run.failed:
         progress.warn(

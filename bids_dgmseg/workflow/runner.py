@@ -160,7 +160,7 @@ def _plan_memory_gb(scan: Scan) -> float:
     return estimate_memory_gb(image.shape[:3], voxel_sizes(image.affine).tolist(), n_echoes=len(scan.echoes))
 
 
-class Run:
+class ScanRunner:
     """Processing of the scans of one call of the program.
 
     `work` has a folder per scan, which is removed when the scan is done; `logs` gets the log and crash files per scan.
