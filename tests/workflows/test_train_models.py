@@ -109,7 +109,7 @@ def test_zero_folds_or_processes_are_refused(script, tmp_path, capsys, option):
 @pytest.mark.slow
 def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     dataset = make_dataset(tmp_path / "ds")
-    options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"]]
+    options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"].split()]
     given = [str(dataset), str(tmp_path / "out"), "--models", "dcnnet", "--folds", "2", "--work-dir", str(tmp_path)]
     assert script.main([*given, *options]) == 0
     assert len(load_segmenters(replace(MODELS["dcnnet"]), tmp_path / "out" / "dcnnet")) == 2
