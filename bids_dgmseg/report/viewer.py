@@ -92,13 +92,16 @@ def _view(grey: NDArray[np.float32], labels: NDArray[np.integer], grid: Grid, st
         number[labels == structure.index] = place
     sizes = np.bincount(number.astype(int).ravel(), minlength=len(structures) + 1)[1:]
     largest = _find_centre(number == 1 + sizes.argmax())
+    colours = [structure.color for structure in structures]
+    if len(colours) == 1:
+        colours *= 2  # nilearn 0.14 cannot cut a colour map of one colour at the threshold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of nilearn, if no voxel is labelled
         view = view_img(
             Nifti1Image(number, grid.affine),
             bg_img=Nifti1Image(grey, grid.affine),
             cut_coords=apply_affine(grid.affine, largest or [(size - 1) / 2 for size in labels.shape]),
-            cmap=ListedColormap([structure.color for structure in structures]),
+            cmap=ListedColormap(colours),
             symmetric_cmap=False,
             vmin=0.5,
             vmax=len(structures) + 0.5,

@@ -94,6 +94,16 @@ def test_missing_nuclei_are_named(two_sides, tmp_path):
     assert path.read_text().count("not found</span>") == 16
 
 
+def test_model_of_one_nucleus_shows_its_colour(two_sides, tmp_path):
+    chi, dseg = two_sides
+    out = tmp_path / "viewer.html"
+    overlay = read_sprite(
+        write_viewer(chi, dseg, out, structures=DENTATES[:1], scan="sub-01", model="dgm16").read_text(), "overlayImg"
+    )
+    colour = [round(255 * part) for part in to_rgb(DENTATES[0].color)]
+    np.testing.assert_allclose(np.unique(overlay[overlay[..., 3] > 0][:, :3], axis=0), [colour], atol=1)  # 8 bits
+
+
 def test_app_writes_and_links_viewer(bids_dataset, oracle, tmp_path):
     arguments = [str(bids_dataset()), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1"]
     assert main([*arguments, "-w", str(tmp_path / "work"), "--skip-bids-validation"]) == 0
