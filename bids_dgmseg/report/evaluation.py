@@ -188,7 +188,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         axes.set(xlim=(low, high), ylim=(low, high))
         axes.set_aspect("equal", adjustable="box")
         scatter_title = (
-            f"{name}   r {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
+            f"{name}\nr {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
         )
         _label(axes, scatter_title, f"{reference} ({unit})", f"{prediction} ({unit})")
         difference_axes.scatter((x + y) / 2, y - x, color=colour, **_POINTS)
@@ -201,7 +201,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
         difference_axes.set_ylim(*_padded_range([*(y - x), *bounds, 0.0]))
         limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
-        difference_title = f"bias {format_significant(row['bias'])}   limits {limits}"
+        difference_title = f"bias {format_significant(row['bias'])}\nlimits {limits}"
         _label(difference_axes, difference_title, f"mean of both ({unit})", f"difference ({unit})")
     return to_png(figure)
 

@@ -109,7 +109,7 @@ def drawn(monkeypatch) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    for module in (group_plots, figures):
+    for module in (group_plots, figures, evaluation):
         monkeypatch.setattr(module, "to_png", keep)
     return kept
 
@@ -149,6 +149,22 @@ def test_zero_line_does_not_cross_labels(drawn, asymmetry):
     low, high = drawn[0].axes[0].get_ylim()
     label = 0.02 + 9 / 72 / (3.2 * 0.8)  # share of the height: 9 points, 2 % from the end, in 80 % of 3.2 inches
     assert label < -low / (high - low) < 1 - label
+
+
+def test_titles_of_agreement_panels_are_not_cut(drawn):
+    """The longest numbers of three significant digits."""
+    x = np.array([0.0123, 0.0234, 0.0345, 0.0456])
+    y = x[[0, 2, 1, 3]] - 0.00123
+    row = {"abbreviation": "STN_L", "reference": "r1", "prediction": "r2", **agree(x, y)}
+    row |= {"bias": -0.00123, "loa_lower": -0.00234, "loa_upper": -0.000123, "pearson_r": -0.00123, "icc21": -0.00123}
+    rows = pd.DataFrame([row, row | {"abbreviation": "STN_R"}])
+    values = pd.concat([pd.DataFrame({"abbreviation": name, "r1": x, "r2": y}) for name in rows["abbreviation"]])
+    evaluation.draw_agreement(values, rows, title="a", unit="ppm")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes]
+    starts = [axes.get_tightbbox().x0 for axes in figure.axes]
+    assert all(title.x1 <= start for title, start in zip(titles, [*starts[1:], figure.bbox.x1], strict=True))
 
 
 HEADER = "step\tseconds\tloss\tDN_L\tDN_R\n"
