@@ -2,8 +2,9 @@
 
     python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
 
-Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, coverage of Hedges'
-g, and time and memory of each statistic for many scans of 16 nuclei.
+Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, bias and coverage
+of the slope of the size adjustment, coverage of Hedges' g, and time and memory of each statistic for many scans of 16
+nuclei.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             ageing(args.cohorts, rng),
         ),
         (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
+        (
+            f"Size adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
+            sizes(args.cohorts, rng),
+        ),
         (
             f"Hedges' g, {5 * args.cohorts} pairs of groups per row, 95 % confidence intervals",
             effects(5 * args.cohorts, rng),
@@ -137,6 +142,39 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             "slope error after (%)": 100 * mean[3],
             "worst cohort (%)": 100 * worst[:, 3].max(),
         }
+
+
+def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute the bias and coverage of the slope of volume; age, sex and site change volume and susceptibility."""
+    truth = 5e-5
+    for scans in (1, 2):
+        cohorts = []
+        for _ in range(n_cohorts):
+            site, sex = rng.integers(0, 4, 120), rng.integers(0, 2, 120)
+            age = rng.uniform(20, 60, 120) + 5 * site
+            volume = 700 + rng.normal(0, 40, 4)[site] - 2 * (age - 50) + 30 * sex + rng.normal(0, 50, 120)
+            chi = 0.1 + truth * volume + rng.normal(0, 0.015, 4)[site] + 0.0008 * age - 0.003 * sex
+            chi += rng.normal(0, 0.01, 120)
+            people = pd.DataFrame({"participant_id": np.arange(120), "age": age, "site": site, "sex": sex})
+            people = people.astype({"site": str, "sex": str}).assign(volume_mm3=volume, mean_ppm=chi)
+            table = pd.concat([people] * scans).assign(abbreviation="DN_L")
+            table["mean_ppm"] += rng.normal(0, 0.003, len(table))
+            cohorts.append(table)
+        for names in ((), ("site", "age", "sex")):
+            found = pd.concat(
+                adjust_for_size(
+                    table, controls=np.full(len(table), True), participant="participant_id", covariates=names
+                ).coefficients
+                for table in cohorts
+            )
+            held = (found["slope_low"] <= truth) & (truth <= found["slope_high"])
+            yield {
+                "scans each": scans,
+                "covariates": ", ".join(names) or "none",
+                "bias (%)": 100 * (found["slope"].mean() / truth - 1),
+                "SD (%)": 100 * found["slope"].std() / truth,
+                "coverage (%)": 100 * held.mean(),
+            }
 
 
 def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

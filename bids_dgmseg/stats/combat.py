@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.long_table import Floats
+from bids_dgmseg.stats.long_table import Floats, covariate_matrix
 
 N_SITE = 3
 """Minimum number of scans to estimate the shift and scale of a site."""
@@ -90,7 +90,7 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
     .. [2] Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. NeuroImage 167
        (2018) 104-120. doi:10.1016/j.neuroimage.2017.11.024
     """
-    x = _covariate_matrix(covariates, len(values))
+    x = covariate_matrix(covariates) if covariates is not None else np.zeros((len(values), 0))
     if len(site) != len(values) or len(x) != len(values):
         raise ValueError(f"{len(values)} scans, {len(site)} sites and {len(x)} rows of covariates")
     usable = site.notna().to_numpy() & np.isfinite(x).all(axis=1)
@@ -128,24 +128,6 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
         _site_table(frame, names, y=y, reasons=reasons, indicator=indicator, effects=effects, std=std),
         _variance_table(values.columns, before=y, after=result, indicator=indicator, x=x),
     )
-
-
-def _covariate_matrix(covariates: pd.DataFrame | None, n_scans: int) -> Floats:
-    """Centred numbers, and indicators of all categories but the first; NaN where missing."""
-    if covariates is None or covariates.shape[1] == 0:
-        return np.zeros((n_scans, 0))
-    columns: list[Floats] = []
-    for name in covariates.columns:
-        column = covariates[name]
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            number = column.to_numpy(np.float64, na_value=np.nan)
-            columns.append(number - (np.nanmean(number) if np.isfinite(number).any() else 0))
-        else:
-            codes, levels = pd.factorize(column, sort=True)
-            columns += [np.where(codes < 0, np.nan, codes == level) for level in range(1, len(levels))]
-            if len(levels) < 2:  # constant, but a scan without it is excluded
-                columns.append(np.where(codes < 0, np.nan, 0.0))
-    return np.column_stack(columns)
 
 
 def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], Floats]:

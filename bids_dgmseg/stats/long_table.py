@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import linregress, median_abs_deviation, t
+from scipy.stats import median_abs_deviation
 
 from bids_dgmseg.errors import InputError
 
@@ -22,7 +22,8 @@ N_CONTROLS = 5
 """Minimum number of participants for a slope."""
 
 _COEFFICIENTS = (
-    "n_controls n_controls_missing mean_volume_controls slope slope_low slope_high intercept r p note".split()
+    *("n_controls", "n_controls_missing", "n_participants", "mean_volume_controls", "covariates"),
+    *("slope", "slope_low", "slope_high", "intercept", "r", "p", "note"),
 )
 
 
@@ -73,6 +74,22 @@ def average_repeated_scans(
     how: dict[str, Any] = dict.fromkeys(means, "mean") | dict.fromkeys(same, "first") | {"n_scans": "sum"}
     grouped = masked.groupby([*by, participant], sort=False, dropna=False, observed=True)
     return grouped.agg(how).reset_index()
+
+
+def covariate_matrix(covariates: pd.DataFrame) -> Floats:
+    """Return centred numbers, and indicators of all categories but the first; NaN where missing."""
+    columns: list[Floats] = [np.zeros((len(covariates), 0))]
+    for name in covariates.columns:
+        column = covariates[name]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            number = column.to_numpy(np.float64, na_value=np.nan)
+            columns.append((number - (np.nanmean(number) if np.isfinite(number).any() else 0))[:, None])
+        else:
+            codes, levels = pd.factorize(column, sort=True)
+            columns += [np.where(codes < 0, np.nan, codes == level)[:, None] for level in range(1, len(levels))]
+            if len(levels) < 2:  # constant, but a scan without it is excluded
+                columns.append(np.where(codes < 0, np.nan, 0.0)[:, None])
+    return np.hstack(columns)
 
 
 def robust_z(
@@ -152,6 +169,7 @@ def adjust_for_size(
     volume: str = "volume_mm3",
     by: tuple[str, ...] = ("abbreviation",),
     participant: str | None = None,
+    covariates: Sequence[str] = (),
 ) -> SizeAdjustment:
     r"""Adjust susceptibility for nucleus volume by linear regression in the controls.
 
@@ -169,14 +187,20 @@ def adjust_for_size(
     by : tuple of str
         Columns that define separate regressions.
     participant : str, optional
-        Column of the participants, who are counted instead of rows for the minimum number of controls.
+        Column of the participants, whose scans are averaged (at each site, if that is a covariate); by default each
+        row is a participant.
+    covariates : sequence of str
+        Columns on which measure and volume may both depend, such as site, age and sex. One is left out if it does not
+        vary, is known for less than half of the controls, leaves fewer than 5 degrees of freedom or cannot be
+        separated from those before it; ``note`` states why.
 
     Returns
     -------
     SizeAdjustment
         Adjusted values in the unit of the measure; per nucleus the ``slope`` (ppm/mm³) with 95 % limits, ``p`` (slope
-        0, two-sided) and the other coefficients. With fewer than 5 controls or without variation in their volumes,
-        slope and adjusted values are missing and ``note`` states why.
+        0, two-sided), the ``covariates`` used and the other coefficients: ``r`` is the partial correlation, the
+        ``intercept`` is at the mean of the covariates. With fewer than 5 controls or without variation in their
+        volumes, slope and adjusted values are missing and ``note`` states why.
 
     Raises
     ------
@@ -187,12 +211,13 @@ def adjust_for_size(
 
     Notes
     -----
-    With the slope :math:`b` of :math:`\chi` on :math:`V` and the mean volume :math:`\bar V`, both of the controls,
+    With the slope :math:`b` of :math:`\chi` on :math:`V` and the covariates, and the mean volume :math:`\bar V`, both
+    of the controls,
 
     .. math:: \chi_{adj} = \chi - b\,(V - \bar V)
 
     for all scans: our reading of the one sentence in [1]_. Unlike a slope from all scans, this is not confounded by a
-    disease that shrinks the nucleus and raises its iron. Rows count as independent in the limits.
+    disease that shrinks the nucleus and raises its iron; the covariates do the same for age, sex and site.
 
     References
     ----------
@@ -204,30 +229,76 @@ def adjust_for_size(
         raise ValueError(f"controls is {mask.dtype} of shape {mask.shape}, expected bool of shape ({len(table)},)")
     if not mask.any():
         raise InputError("group table: no scan of a control; check the filter of the controls")
+    require_columns(table, *covariates)
     plain = table.assign(**{column: numeric_column(table, column) for column in (value, volume)}, _control=mask)
     plain = plain.reset_index(drop=True)  # the index of the table may repeat
     adjusted = np.full(len(plain), np.nan)
     records = []
     for key, rows in iter_groups(plain, by):
-        chi, size = rows[value].to_numpy(np.float64), rows[volume].to_numpy(np.float64)
-        used = rows["_control"].to_numpy(bool) & np.isfinite(chi) & np.isfinite(size)
-        n_participants = int(used.sum()) if participant is None else rows.loc[used, participant].nunique()
-        n = int(used.sum())
-        mean_volume = size[used].mean() if n else np.nan
-        missing = int(rows["_control"].sum()) - n
-        record = key | {"n_controls": n, "n_controls_missing": missing, "mean_volume_controls": mean_volume, "note": ""}
+        used = rows[rows["_control"] & np.isfinite(rows[[value, volume]].to_numpy(np.float64)).all(axis=1)]
+        fitted = used if participant is None else _average_controls(used, participant, [value, volume], covariates)
+        n_participants = len(used) if participant is None else used[participant].nunique()
+        record = key | {"n_controls": len(used), "n_controls_missing": int(rows["_control"].sum()) - len(used)}
+        record |= {"n_participants": n_participants, "covariates": "", "note": ""}
         if n_participants < N_CONTROLS:
             record["note"] = f"not adjusted: {n_participants} controls, a slope needs {N_CONTROLS}"
-        elif np.ptp(size[used]) == 0:
-            record["note"] = f"not adjusted: the volumes of all controls are {size[used][0]:g}"
+        elif np.ptp(fitted[volume]) == 0:
+            record["note"] = f"not adjusted: the volumes of all controls are {fitted[volume].iloc[0]:g}"
         else:
-            line = linregress(size[used], chi[used])
-            half = float(t.ppf((1 + 0.95) / 2, n - 2)) * line.stderr
-            record |= {"slope": line.slope, "slope_low": line.slope - half, "slope_high": line.slope + half}
-            record |= {"intercept": line.intercept, "r": line.rvalue, "p": line.pvalue}
-            adjusted[rows.index.to_numpy()] = chi - line.slope * (size - mean_volume)
+            record |= _fit_slope(fitted, value=value, volume=volume, covariates=covariates)
+        record["mean_volume_controls"] = fitted[volume].mean()
+        if "slope" in record:
+            adjusted[rows.index] = rows[value] - record["slope"] * (rows[volume] - record["mean_volume_controls"])
         records.append(record)
     return SizeAdjustment(
         pd.Series(adjusted, index=table.index, name=f"{value}_adjusted"),
         pd.DataFrame(records, columns=[*by, *_COEFFICIENTS]),
     )
+
+
+def _average_controls(
+    rows: pd.DataFrame, participant: str, means: Sequence[str], covariates: Sequence[str]
+) -> pd.DataFrame:
+    """Average the scans of each participant that share all categories."""
+    numbers = [name for name in covariates if pd.api.types.is_numeric_dtype(rows[name])]
+    keys = [participant, *(name for name in covariates if name not in numbers)]
+    return rows.groupby(keys, sort=False, dropna=False, observed=True)[[*means, *numbers]].mean().reset_index()
+
+
+def _fit_slope(rows: pd.DataFrame, *, value: str, volume: str, covariates: Sequence[str]) -> dict[str, Any]:
+    """Regress the measure on the volume and those covariates that can be used."""
+    from statsmodels.regression.linear_model import OLS  # slow to import
+
+    def design(names: list[str]) -> tuple[pd.DataFrame, Floats]:
+        known = rows.dropna(subset=names)
+        x = covariate_matrix(known[names])
+        size = known[volume].to_numpy(np.float64)
+        return known, np.column_stack([np.ones(len(x)), size - size.mean(), x - x.mean(axis=0)])
+
+    used: list[str] = []
+    reasons = []
+    for name in covariates:
+        if rows[name].nunique() < 2:
+            continue
+        known, x = design([*used, name])
+        if len(known) < len(rows) / 2:
+            reasons.append(f"not adjusted for {name}: {len(known)} of {len(rows)} controls have it")
+        elif len(x) < x.shape[1] + N_CONTROLS:
+            reasons.append(f"not adjusted for {name}: {len(x)} controls for {x.shape[1]} terms")
+        elif np.linalg.matrix_rank(x) < x.shape[1]:
+            reasons.append(f"not adjusted for {name}: not separable from {', '.join([*used, volume])}")
+        else:
+            used.append(name)
+    known, x = design(used)
+    fit = OLS(known[value].to_numpy(np.float64), x).fit()
+    (constant, slope), (low, high), student = fit.params[:2], fit.conf_int(0.05)[1], fit.tvalues[1]
+    return {
+        "covariates": ", ".join(used),
+        "slope": slope,
+        "slope_low": low,
+        "slope_high": high,
+        "intercept": constant - slope * known[volume].mean(),
+        "r": np.sign(slope) / np.sqrt(1 + fit.df_resid / student**2) if student else 0.0,
+        "p": fit.pvalues[1],
+        "note": "; ".join(reasons),
+    }

@@ -112,7 +112,13 @@ def adjust_for_volume(study: Study) -> Analysis:
         if not measure.endswith("_ppm"):
             continue
         result = adjust_for_size(
-            study.table, controls=control, value=measure, volume=VOLUME, by=study.by, participant="participant_id"
+            study.table,
+            controls=control,
+            value=measure,
+            volume=VOLUME,
+            by=study.by,
+            participant="participant_id",
+            covariates=("site", "age", "sex"),
         )
         coefficients += _prepend(result.coefficients, measure=measure).to_dict("records")
         rows = study.table[["scan", "abbreviation"]].assign(

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import linregress, t
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.long_table import adjust_for_size, iter_groups, numeric_column, robust_z
@@ -72,16 +73,76 @@ def test_slope_of_controls_applies_to_all():
     assert (coefficients["n_controls"], coefficients["n_controls_missing"]) == (5, 1)
 
 
-def test_coefficients_agree_with_statsmodels():
-    import statsmodels.api as statsmodels
-
+def test_coefficients_agree_with_scipy():
     rng: Any = np.random.default_rng(3)
     volume, chi = rng.normal(650, 60, 12), rng.normal(0.1, 0.02, 12)
-    theirs: Any = statsmodels.OLS(chi, statsmodels.add_constant(volume)).fit()
+    theirs: Any = linregress(volume, chi)
     ours: Any = adjust_for_size(sized(volume, chi), controls=np.full(12, True)).coefficients.loc[0]
-    assert (ours["intercept"], ours["slope"]) == pytest.approx(tuple(theirs.params))
-    assert (ours["slope_low"], ours["slope_high"]) == pytest.approx(tuple(theirs.conf_int()[1]))
-    assert ours["p"] == pytest.approx(theirs.pvalues[1])
+    assert (ours["intercept"], ours["slope"]) == pytest.approx((theirs.intercept, theirs.slope))
+    half = t.ppf(0.975, 10) * theirs.stderr
+    assert (ours["slope_low"], ours["slope_high"]) == pytest.approx((theirs.slope - half, theirs.slope + half))
+    assert (ours["r"], ours["p"]) == pytest.approx((theirs.rvalue, theirs.pvalue))
+
+
+@pytest.fixture
+def controls():
+    """Sites, ages and sexes that change volume and measure; the slope of volume is 1e-4."""
+    rng = np.random.default_rng(7)
+    site, sex, age = np.arange(60) % 3, rng.integers(0, 2, 60), rng.uniform(20, 80, 60)
+    volume = 600 + 60.0 * site + 30 * sex - age + rng.normal(0, 20, 60)
+    chi = 1e-4 * volume - 0.02 * site + 0.001 * age + 0.005 * sex + rng.normal(0, 0.001, 60)
+    names: Any = {"site": np.array(["A", "B", "C"])[site], "age": age, "sex": np.array(["F", "M"])[sex]}
+    return sized(volume, chi, participant_id=[f"sub-{n}" for n in range(60)], **names)
+
+
+COVARIATES = ("site", "age", "sex")
+
+
+def test_slope_is_that_of_residuals_after_covariates(controls):
+    """Frisch-Waugh-Lovell theorem: regress both on the covariates, then one residual on the other."""
+    design = np.column_stack([pd.get_dummies(controls[["site", "sex"]]).astype(float), controls["age"]])
+    residuals = [y - design @ np.linalg.lstsq(design, y)[0] for y in controls[["volume_mm3", "mean_ppm"]].to_numpy().T]
+    line: Any = linregress(*residuals)
+    row: Any = adjust_for_size(controls, controls=np.full(60, True), covariates=COVARIATES).coefficients.loc[0]
+    free = 60 - 6  # constant, volume, two sites, age, sex
+    half = t.ppf(0.975, free) * line.stderr * np.sqrt(58 / free)
+    assert (row["slope"], row["r"]) == pytest.approx((line.slope, line.rvalue))
+    assert (row["slope_low"], row["slope_high"]) == pytest.approx((line.slope - half, line.slope + half))
+    assert (row["covariates"], row["note"]) == ("site, age, sex", "")
+    assert row["slope_low"] < 1e-4 < row["slope_high"]
+    without: Any = adjust_for_size(controls, controls=np.full(60, True)).coefficients.loc[0]
+    assert without["slope_high"] < 1e-4
+
+
+def test_repeated_scans_do_not_narrow_the_limits(controls):
+    options: Any = {"participant": "participant_id", "covariates": COVARIATES}
+    once = adjust_for_size(controls, controls=np.full(60, True), **options).coefficients
+    twice = adjust_for_size(pd.concat([controls] * 2), controls=np.full(120, True), **options).coefficients
+    assert twice[["n_controls", "n_participants"]].to_numpy().tolist() == [[120, 60]]
+    pd.testing.assert_frame_equal(twice.drop(columns="n_controls"), once.drop(columns="n_controls"))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"age": 50.0}, ""),
+        ({"age": [40.0] * 20 + [np.nan] * 39 + [50.0]}, "not adjusted for age: 21 of 60 controls have it"),
+        ({"age": [n % 3 for n in range(60)]}, "not adjusted for age: not separable from site, volume_mm3"),
+    ],
+    ids=["constant", "mostly missing", "confounded"],
+)
+def test_covariate_that_cannot_be_used_is_left_out(controls, change, note):
+    table = controls.assign(**change)
+    row: Any = adjust_for_size(table, controls=np.full(60, True), covariates=COVARIATES).coefficients.loc[0]
+    without: Any = adjust_for_size(table, controls=np.full(60, True), covariates=("site", "sex")).coefficients.loc[0]
+    assert (row["covariates"], row["note"]) == ("site, sex", note)
+    assert row["slope"] == without["slope"]
+
+
+def test_few_controls_have_no_covariates(controls):
+    row: Any = adjust_for_size(controls[:8], controls=np.full(8, True), covariates=COVARIATES).coefficients.loc[0]
+    assert row["covariates"] == "age"
+    assert row["note"] == "not adjusted for site: 8 controls for 4 terms; not adjusted for sex: 8 controls for 4 terms"
 
 
 def test_nuclei_are_adjusted_separately_in_order():

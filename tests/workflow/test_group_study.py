@@ -160,16 +160,21 @@ def test_asymmetry_matches_the_sides(study):
 
 
 def test_adjustment_matches_the_controls_regression(study):
+    """The slope at equal site, age and sex, by least squares on one row per control."""
     table = study.rows("stats", abbreviation="DN_R")
     healthy = table[table["group"] == "HC"]
-    line = stats.linregress(healthy["volume_mm3"], healthy["mean_ppm"])
+    people = healthy.groupby(["participant_id", "site", "sex"])[["volume_mm3", "mean_ppm", "age_years"]].mean()
+    people = people.reset_index()
+    design = np.column_stack([people[["volume_mm3", "age_years"]], pd.get_dummies(people[["site", "sex"]])])
+    slope = np.linalg.lstsq(design.astype(float), people["mean_ppm"])[0][0]
     found = next(
         record
         for record in sidecar(study.out / "group_adjusted.tsv")["Coefficients"]
         if record["abbreviation"] == "DN_R"
     )
-    assert (found["slope"], found["n_controls"]) == pytest.approx((line.slope, len(healthy)))
-    expected = table["mean_ppm"] - line.slope * (table["volume_mm3"] - healthy["volume_mm3"].mean())
+    assert (found["slope"], found["n_controls"]) == pytest.approx((slope, len(healthy)))
+    assert (found["n_participants"], found["covariates"]) == (len(people), "site, age, sex")
+    expected = table["mean_ppm"] - slope * (table["volume_mm3"] - people["volume_mm3"].mean())
     adjusted = study.rows("adjusted", abbreviation="DN_R")["adjusted"]
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
 
