@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
+from bids_dgmseg.study.participants import MISSING_TEXTS
 
 AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
 """Names that a column may have, in lower case."""
 
 SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
-
-_MISSING = ("", "n/a", "na", "nan")
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -135,7 +134,7 @@ def parse_numbers(table: pd.DataFrame, column: str) -> tuple[pd.Series, tuple[st
 
 def _parse_number(text: str) -> tuple[float, bool]:
     """Value of a cell, and whether its spelling is unusual."""
-    if text.casefold() in _MISSING:
+    if text.casefold() in MISSING_TEXTS:
         return np.nan, False
     if plain := _NUMBER.fullmatch(text):
         return float(plain[0]), False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,19 @@ _PARTICIPANT_COLUMNS = ("participantid", "participant", "subjectid", "subject", 
 
 _SESSION_COLUMNS = ("sessionid", "session", "ses", "visitid", "visit")
 
-_MISSING = ("", "n/a", "na", "nan", "#n/a")
+MISSING_TEXTS = ("", "n/a", "na", "nan", "#n/a")
+
+_MISSING_MARKS = ("-", "--", "?", ".", "n.a.", "null", "unknown", "unk", "missing", "not available", "#value!")
+"""Other texts of missing values, which are reported."""
+
+_Notes = Mapping[str, Sequence[str]]
+"""Key of `_NOTES` → what is unusual in a table."""
+
+_NOTES = {
+    "ids": "{}; spell ids like the folders",
+    "short": "fewer values than the header in {}; the last columns are n/a there",
+    "marks": "{}; read as missing, which BIDS writes n/a",
+}
 
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
@@ -139,7 +152,8 @@ def read_participant_tables(
     labels = {participant for participant, _ in visits}
     participants, warnings = pd.DataFrame(), []
     if (root / "participants.tsv").is_file():
-        participants = read_participants(root / "participants.tsv", [label for label, _ in scanned])
+        participants, notes = _read_participants(root / "participants.tsv", [label for label, _ in scanned])
+        warnings += _describe_notes([notes], where="participants.tsv")
         if unknown := [f"sub-{label}" for label in labels - set(participants.index)]:
             warnings.append(f"participants.tsv: no row for {list_some(unknown)}; their columns are n/a")
         if selected is None and (others := [f"sub-{label}" for label in set(participants.index) - labels]):
@@ -166,18 +180,19 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
     for participant, session in scanned:
         if session is not None:
             labels[participant].append(session)
-    tables, without_row, unfetched = {}, [], []
+    tables, without_row, unfetched, notes = {}, [], [], []
     for participant, sessions in labels.items():
         path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
         if is_broken_symlink(path):
             unfetched.append(path)
         if not path.is_file():
             continue
-        table = _read_table(path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS)
+        table, unusual = _read_table(path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS)
         tables[participant] = table
+        notes.append({kind: [f"sub-{participant}: {text}" for text in texts] for kind, texts in unusual.items()})
         missing = sorted(set(sessions) - set(table.index))
         without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
-    warnings = []
+    warnings = _describe_notes(notes, where="sessions.tsv")
     if without_row:
         warnings.append(f"sessions.tsv: no row for {list_some(without_row)}; using the participant's own columns")
     if unfetched:
@@ -190,7 +205,9 @@ def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
     """Read participants.tsv, tolerating common variants written by hand and by spreadsheets.
 
     Tabs, semicolons, commas or spaces separate the columns. A byte order mark, spaces around values, ids without
-    ``sub-`` and ids that lost their leading zeros to a spreadsheet are accepted.
+    ``sub-`` and ids that lost their leading zeros to a spreadsheet are accepted, and so are ids that differ from a
+    single label in case, spaces, hyphens or underscores (``SUB_01``). Text is normalized to NFC, so that names with
+    accents compare equal.
 
     Parameters
     ----------
@@ -208,14 +225,24 @@ def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
     InputError
         If there is no id column, a row is longer than the header, or a participant has two rows.
     """
+    return _read_participants(path, labels)[0]
+
+
+def _read_participants(path: Path, labels: Iterable[str]) -> tuple[pd.DataFrame, _Notes]:
     return _read_table(path, labels, prefix="sub-", id_column="participant_id", spellings=_PARTICIPANT_COLUMNS)
+
+
+def _describe_notes(tables: Sequence[_Notes], *, where: str) -> list[str]:
+    """Return one line per kind of note."""
+    found = {kind: [text for notes in tables for text in notes[kind]] for kind in _NOTES}
+    return [f"{where}: {_NOTES[kind].format(list_some(texts))}" for kind, texts in found.items() if texts]
 
 
 def _read_table(
     path: Path, labels: Iterable[str], *, prefix: str, id_column: str, spellings: Sequence[str]
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, _Notes]:
     """Read a table whose rows are identified by labels; `spellings` are accepted names of the id column."""
-    header, lines = _read_rows(path)
+    header, lines = _read_rows(path, id_column=id_column)
     ids = [place for place, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
     if not ids:
         raise InputError(
@@ -227,11 +254,14 @@ def _read_table(
     match = _LabelMatcher(labels, prefix)
     rows: dict[str, list[str | float]] = {}
     line_of: dict[str, int] = {}
+    notes: dict[str, list[str]] = {kind: [] for kind in _NOTES}
     for number, values in lines:
         if len(values) > len(header):
             raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; fix it")
+        if len(values) < len(header):
+            notes["short"].append(f"line {number}")
         values = [*values, *[""] * (len(header) - len(values))]
-        label = match(values.pop(ids[0]))
+        label = match(text := values.pop(ids[0]))
         if not label:
             raise InputError(f"{path.name}: line {number} has no {id_column}; fill it in or remove the line")
         if label in rows:
@@ -239,31 +269,50 @@ def _read_table(
                 f"{path.name}: {prefix}{label} appears twice (lines {line_of[label]} and {number}); "
                 f"keep one line per {id_column.removesuffix('_id')}"
             )
-        rows[label] = [value or float("nan") for value in values]
+        if label != (plain := text.removeprefix(prefix)) and not _INTEGER.fullmatch(plain):
+            notes["ids"].append(f"{text} is {prefix}{label}")
+        marks = {name: cell for name, cell in zip(columns, values, strict=True) if cell.casefold() in _MISSING_MARKS}
+        notes["marks"] += [f"{name} of {prefix}{label} is {cell!r}" for name, cell in marks.items()]
+        rows[label] = [
+            float("nan") if name in marks else cell or float("nan") for name, cell in zip(columns, values, strict=True)
+        ]
         line_of[label] = number
-    return pd.DataFrame(rows.values(), index=pd.Index(rows, dtype=object), columns=columns, dtype=object)
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, dtype=object), columns=columns, dtype=object), notes
 
 
 class _LabelMatcher:
-    """Finds the scans' label for an id; a number matches the only label of that value."""
+    """Finds the scans' label for an id.
+
+    A number matches the only label of that value, other text the only label with the same letters and digits.
+    """
 
     def __init__(self, labels: Iterable[str], prefix: str) -> None:
         self.labels, self.prefix = set(labels), prefix
         numbers = Counter(int(label) for label in self.labels if label.isdecimal())
         self.by_number = {int(label): label for label in self.labels if label.isdecimal() and numbers[int(label)] == 1}
+        spellings = Counter(map(_fold, self.labels))
+        self.by_spelling = {_fold(label): label for label in self.labels if spellings[_fold(label)] == 1}
 
     def __call__(self, text: str) -> str:
         label = text.removeprefix(self.prefix)
-        number = _INTEGER.fullmatch(label)
-        return label if label in self.labels or not number else self.by_number.get(int(number[1]), label)
+        if label in self.labels:
+            return label
+        short = _fold(text).removeprefix(_fold(self.prefix))
+        number = _INTEGER.fullmatch(short)
+        spelled = self.by_spelling.get(_fold(text)) or self.by_spelling.get(short)
+        return spelled or (self.by_number.get(int(number[1]), label) if number else label)
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _fold(text: str) -> str:
+    return re.sub(r"[\s_-]", "", text.casefold())
+
+
+def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Split a table into its header and its rows, each with its line number; missing values are empty."""
     text = _read_text(path)
     first = next((line for line in text.splitlines() if line.strip("\t;, ")), None)
     if first is None:
-        raise InputError(f"{path.name}: the file is empty; write at least the header participant_id")
+        raise InputError(f"{path.name}: the file is empty; write at least the header {id_column}")
     separator = "\t" if "\t" in first else max(";,", key=first.count)
     if separator not in first:
         separator, text = "\t", re.sub(" +", "\t", text)
@@ -293,7 +342,8 @@ def _read_text(path: Path) -> str:
         raise InputError(describe_unfetched(path))
     try:
         data = path.read_bytes()
-        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        return unicodedata.normalize("NFC", text)
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -305,7 +355,7 @@ def _clean(values: Sequence[str], separator: str) -> list[str]:
     cleaned = [" ".join(value.split()) for value in values]
     if separator == ";":
         cleaned = [value.replace(",", ".") if _DECIMAL_COMMA.fullmatch(value) else value for value in cleaned]
-    return ["" if value.casefold() in _MISSING else value for value in cleaned]
+    return ["" if value.casefold() in MISSING_TEXTS else value for value in cleaned]
 
 
 def _index(visits: Sequence[Visit]) -> pd.MultiIndex:

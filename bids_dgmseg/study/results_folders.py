@@ -162,7 +162,8 @@ def read_folders(
     Raises
     ------
     InputError
-        If there are no results, none is selected, or a table of participants cannot be read.
+        If there are no results, none is selected, a table of participants cannot be read, or no results belong to any
+        of the participants listed.
     """
     found = [read_results(folder.path, link=folder.link) for folder in folders]
     if not any(len(results.scans) for results in found):
@@ -175,6 +176,11 @@ def read_folders(
         records = [record for results in found for record in results.scans.to_dict("records")]
         selection.check(records, where=list_some([folder.name for folder in folders]))
     scans = [_select_scans(folder, results, selection) for folder, results in zip(folders, found, strict=True)]
+    listed = [set(part.tables.participants.index) for part in scans]
+    measured = [{participant for participant, _ in results.visits} for results in found]
+    if any(listed) and all(map(set.isdisjoint, listed, measured)):
+        ids, labels = (list_some(f"sub-{label}" for label in set().union(*part)) for part in (listed, measured))
+        raise InputError(f"participants.tsv: none of its ids ({ids}) has results (found {labels}); correct the ids")
     return _align_columns(scans, roles)
 
 

@@ -73,6 +73,9 @@ def test_line_numbers_count_line_breaks_in_cells(tmp_path):
         read_participants(write(tmp_path, text), ["01", "02"])
 
 
+SPELLINGS = [("SUB-01", "01"), ("sub_01", "01"), ("sub01", "01"), ("Sub 1", "01"), ("AB-02", "ab02"), ("10", "10")]
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "rows"),
     [
@@ -80,6 +83,8 @@ def test_line_numbers_count_line_breaks_in_cells(tmp_path):
         ("participant_id\nsub-01\n", ["01"], {"01": []}),
         ("participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}),
         ("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}),  # the number of two labels
+        *((f"participant_id\tage\n{text}\t30\n", ["01", "ab02"], {label: ["30"]}) for text, label in SPELLINGS),
+        ("participant_id\tage\nsub-AB\t30\n", ["ab", "Ab"], {"AB": ["30"]}),  # either
     ],
 )
 def test_rows_are_matched_with_labels(tmp_path, text, labels, rows):
@@ -153,6 +158,29 @@ def test_unreadable_dictionary_is_a_warning(root, text, problem):
     assert warning.startswith("participants.json: ")
     assert problem in warning
     assert warning.endswith("until then units and descriptions of its columns are unknown")
+
+
+def test_changed_cells_are_reported_once_per_kind(root):
+    rows = ["participant_id\tsex\tcentre\tnote", "SUB_01\tunknown\tZu\u0308rich\tx", "sub-02\t-\tZ\u00fcrich"]
+    (root / "participants.tsv").write_text("\n".join(rows), encoding="utf-8")
+    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t?\nses-2\n")
+    tables, warnings = read_participant_tables(root, [*VISITS, ("02", None)])
+    assert warnings == [
+        "participants.tsv: SUB_01 is sub-01; spell ids like the folders",
+        "participants.tsv: fewer values than the header in line 3; the last columns are n/a there",
+        "participants.tsv: sex of sub-01 is 'unknown', sex of sub-02 is '-'; read as missing, which BIDS writes n/a",
+        "sessions.tsv: fewer values than the header in sub-01: line 3; the last columns are n/a there",
+        "sessions.tsv: sub-01: age of ses-1 is '?'; read as missing, which BIDS writes n/a",
+    ]
+    assert tables.participants["sex"].isna().all()
+    assert tables.participants["centre"].tolist() == ["Z\u00fcrich"] * 2  # NFC
+    assert tables.sessions["age"].isna().all()
+
+
+def test_empty_sessions_table_names_its_column(root):
+    (root / "sub-01" / "sub-01_sessions.tsv").write_text("")
+    with pytest.raises(InputError, match=r"^sub-01_sessions.tsv: the file is empty; write .* the header session_id"):
+        read_participant_tables(root, VISITS)
 
 
 def test_session_values_win_with_their_dictionary(root):

@@ -88,6 +88,23 @@ def test_participants_are_joined_with_warnings(dataset, plain_scans, run, out, c
     ]
 
 
+def test_participants_without_any_match_are_an_error(participants, plain_scans, run, out, capsys):
+    plain_scans("01", "02")
+    participants("participant_id age", "sub-S1 30", "sub-S2 40")
+    assert run() == 2
+    line = "participants.tsv: none of its ids (sub-S1, sub-S2) has results (found sub-01, sub-02); correct the ids"
+    assert line in capsys.readouterr().err
+    assert not (out / "group.html").exists()
+    participants("participant_id age", "SUB_01 30", "sub-S2 40")
+    assert run() == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[:3] == [
+        "participants.tsv: SUB_01 is sub-01; spell ids like the folders",
+        "participants.tsv: no row for sub-02; their columns are n/a",
+        "participants.tsv: no results of sub-S2; they are not in the tables",
+    ]
+
+
 def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys):
     plain_scans("01", "02")
     (dataset / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
