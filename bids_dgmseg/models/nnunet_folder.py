@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from pathlib import Path
@@ -25,8 +25,45 @@ _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
 _ORIENTATIONS = {"".join(axes) for pairs in permutations(("LR", "AP", "IS")) for axes in product(*pairs)}
 
-_TRUSTED = ("dynamic_network_architectures.", "torch.nn.")
-"""Packages of the classes that plans.json may name: nnU-Net imports and calls them."""
+_LAYERS = {
+    "conv": "Conv1d Conv2d Conv3d",
+    "instancenorm": "InstanceNorm1d InstanceNorm2d InstanceNorm3d",
+    "batchnorm": "BatchNorm1d BatchNorm2d BatchNorm3d",
+    "normalization": "GroupNorm LayerNorm",
+    "dropout": "Dropout Dropout1d Dropout2d Dropout3d AlphaDropout",
+    "activation": "ReLU LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Softplus Tanh Sigmoid",
+}
+"""Modules of torch.nn.modules and their classes; plans.json names them with their module or as ``torch.nn.X``."""
+
+_CLASSES = {
+    *(
+        f"torch.nn.{module}{name}"
+        for one, names in _LAYERS.items()
+        for name in names.split()
+        for module in ("", f"modules.{one}.")
+    ),
+    *(f"dynamic_network_architectures.building_blocks.residual.{name}" for name in ("BasicBlockD", "BottleneckD")),
+    *(
+        f"dynamic_network_architectures.architectures.{name}"
+        for name in (
+            "unet.PlainConvUNet",
+            "unet.ResidualEncoderUNet",
+            "unet.ResidualUNet",
+            "residual_unet.ResidualEncoderUNet",
+        )
+    ),
+}
+"""Classes that the architecture in plans.json may consist of. nnU-Net imports and calls whatever is named there, also
+what a module like torch.nn has itself imported, so that only whole names are compared."""
+
+_RESAMPLING = {f"resample_{name}" for name in ("data_or_seg_to_shape", "torch_fornnunet", "torch_simple")}
+
+_FUNCTIONS = {
+    "preprocessor_name": {"DefaultPreprocessor"},
+    **{f"resampling_fn_{name}": {*_RESAMPLING, "no_resampling_hack"} for name in ("data", "seg", "probabilities")},
+    "normalization_schemes": {f"{name}Normalization" for name in ("ZScore", "CT", "No", "RescaleTo01", "RGBTo01")},
+}
+"""Other keys of a configuration that nnU-Net looks up in its modules, which import much else, and calls."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +72,7 @@ class NnunetModel:
 
     folder: Path
     plans: Mapping[str, Any]
+    """With one configuration, the one to be run, which inherits nothing."""
     dataset: Mapping[str, Any]
     configuration: str
     parameters: Sequence[Mapping[str, Tensor]]
@@ -80,7 +118,7 @@ def read_labels(folder: Path) -> dict[str, int]:
             f"{folder}: not an nnU-Net model folder (no dataset.json); pass the folder with plans.json and fold_0 to "
             "--weights, or a folder with two such folders named cerebellum and dentate"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder.name}/dataset.json: its labels cannot be read; copy the folder again") from error
 
 
@@ -126,7 +164,7 @@ def read_folder(folder: Path) -> NnunetModel:
     dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     try:
         plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{folder.name}/plans.json: missing or damaged; copy the whole nnU-Net model folder"
         ) from error
@@ -136,9 +174,10 @@ def read_folder(folder: Path) -> NnunetModel:
     first = checkpoints[0]
     try:
         configuration = str(first["init_args"]["configuration"])
+        settings = _inherit(plans["configurations"], configuration)
         model = NnunetModel(
             folder,
-            plans,
+            {**plans, "configurations": {configuration: settings}},
             dataset,
             configuration,
             [one["network_weights"] for one in checkpoints],
@@ -146,8 +185,8 @@ def read_folder(folder: Path) -> NnunetModel:
             tuple(first.get("inference_allowed_mirroring_axes") or ()),
         )
         channels = len(dataset["channel_names"] if "channel_names" in dataset else dataset["modality"])
-        settings = plans["configurations"][configuration]
-    except (KeyError, TypeError) as error:
+        check_names(plans, settings, where=f"{folder.name}/plans.json")
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder.name}: plans, labels and checkpoint do not match ({error}); copy the whole model folder"
         ) from error
@@ -164,12 +203,6 @@ def read_folder(folder: Path) -> NnunetModel:
     axes = model.orientation
     if axes is not None and axes not in _ORIENTATIONS:
         raise InputError(f"{folder.name}/dataset.json: orientation {axes!r} is invalid; write one such as RAS")
-    foreign = [name for name in _class_names(plans["configurations"]) if not name.startswith(_TRUSTED)]
-    if foreign:
-        raise InputError(
-            f"{folder.name}/plans.json: {foreign[0]} is not part of nnU-Net and is not run; use a folder with one of "
-            "nnU-Net's own networks"
-        )
     return model
 
 
@@ -186,16 +219,59 @@ def _find_checkpoints(folder: Path) -> list[Path]:
     return found
 
 
-def _class_names(node: Any) -> Iterator[str]:
-    """Yield the class names in the architectures of plans.json."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "architecture":
-                yield str(value["network_class_name"])
-                arguments = value["arch_kwargs"]
-                yield from (str(arguments[name]) for name in value["_kw_requires_import"] if arguments.get(name))
-            else:
-                yield from _class_names(value)
+def _inherit(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a configuration of plans.json with all that it inherits from others."""
+    merged: dict[str, Any] = {}
+    seen = set()
+    while name not in seen:
+        seen.add(name)
+        merged = {**configurations[name], **merged}
+        if "inherits_from" not in merged:
+            return merged
+        name = merged.pop("inherits_from")
+    raise KeyError(f"{name} inherits from itself")
+
+
+def check_names(plans: Mapping[str, Any], settings: Mapping[str, Any], *, where: str) -> None:
+    """Check that nnU-Net will find and call nothing but its own classes and functions.
+
+    Parameters
+    ----------
+    plans : mapping
+        Content of plans.json.
+    settings : mapping
+        The configuration that is run, with what it inherits.
+    where : str
+        Name for messages.
+
+    Raises
+    ------
+    InputError
+        If a name is not in the lists of this module.
+    """
+    for key, value, allowed in _find_names(plans, settings):
+        if not (isinstance(value, str) and value in allowed):
+            raise InputError(
+                f"{where}: {key} is {value!r:.80}, which is not part of nnU-Net and is not run; use a folder with one "
+                "of nnU-Net's own networks"
+            )
+
+
+def _find_names(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, Collection[str]]]:
+    """Yield key, value and allowed values of all that nnU-Net looks up by name and calls."""
+    yield "label_manager", plans.get("label_manager", "LabelManager"), {"LabelManager"}
+    for key, allowed in _FUNCTIONS.items():
+        values = settings[key] if isinstance(settings[key], list) else [settings[key]]
+        yield from ((key, value, allowed) for value in values)
+    if "architecture" not in settings:  # plans of nnU-Net 2.0 to 2.3
+        yield "UNet_class_name", settings["UNet_class_name"], {"PlainConvUNet", "ResidualEncoderUNet"}
+        return
+    architecture = settings["architecture"]
+    yield "network_class_name", architecture["network_class_name"], _CLASSES
+    imported = architecture["_kw_requires_import"]
+    for key, value in architecture["arch_kwargs"].items():
+        if isinstance(value, str) or (key in imported and value is not None):
+            yield f"arch_kwargs.{key}", value, _CLASSES
 
 
 def mirror_axes(model: NnunetModel, axes: str, *, sided: bool) -> tuple[int, ...]:
@@ -213,10 +289,9 @@ def mirror_axes(model: NnunetModel, axes: str, *, sided: bool) -> tuple[int, ...
     allowed = set(model.mirror_axes)
     if sided:
         left_right = next(axis for axis, code in enumerate(reversed(axes)) if code in "LR")
-        settings = model.plans["configurations"][model.configuration]
-        while "patch_size" not in settings:
-            settings = model.plans["configurations"][settings["inherits_from"]]
-        missing = 3 - len(settings["patch_size"])  # a 2D network sees the last two axes
+        missing = 3 - len(
+            model.plans["configurations"][model.configuration]["patch_size"]
+        )  # a 2D network sees the last two axes
         allowed.discard(model.plans["transpose_forward"].index(left_right) - missing)
     return tuple(sorted(allowed))
 

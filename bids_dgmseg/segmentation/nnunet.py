@@ -56,8 +56,7 @@ class Network:
             from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
             self._plans = PlansManager(dict(trained.plans))
-            self._configuration = self._plans.get_configuration(trained.configuration)
-            network = _build(trained, self._plans, self._configuration)
+            network, self._configuration = _build(trained, self._plans)
             self._predictor = nnUNetPredictor(device=pick_device(device), allow_tqdm=False)
             self._predictor.manual_initialization(
                 network,
@@ -102,28 +101,30 @@ class Network:
         return _from_sitk_order(np.asarray(fractions, np.float32), axes)
 
 
-def _build(trained: NnunetModel, plans: Any, configuration: Any) -> torch.nn.Module:
-    """Build the network of plans.json, with the method of its trainer if nnU-Net includes that trainer."""
-    import nnunetv2
+def _build(trained: NnunetModel, plans: Any) -> tuple[torch.nn.Module, Any]:
+    """Build the network of plans.json, with the method of its trainer if nnU-Net includes that; return its settings."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from nnunetv2.training.nnUNetTrainer.primus import primus_trainers as primus
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
-    folder = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
-    name = trained.trainer if trained.trainer.isidentifier() else "nnUNetTrainer"
-    found = recursive_find_python_class(str(folder), name, "nnunetv2.training.nnUNetTrainer")
-    heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
+    # Only these trainers have a network of their own. A name from a checkpoint is not looked up in nnU-Net's modules.
+    own = [nnUNetTrainerBN, *(one for one in vars(primus).values() if isinstance(one, type))]
+    found = {one.__name__: one for one in own if issubclass(one, nnUNetTrainer)}
+    trainer = found.get(trained.trainer, nnUNetTrainer)
     try:
-        network: torch.nn.Module = (found or nnUNetTrainer).build_network_architecture(
+        heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
+        configuration = plans.get_configuration(trained.configuration)
+        network: torch.nn.Module = trainer.build_network_architecture(
             plans, configuration, 1, heads, enable_deep_supervision=False
         )
         network.load_state_dict(trained.parameters[0])
-    except (RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
             f"{trained.folder.name}: the weights do not fit the network of plans.json ({reason}); "
             "copy the whole model folder"
         ) from error
-    return network
+    return network, configuration
 
 
 def _to_sitk_order(chi: Volume, axes: str) -> tuple[NDArray[np.float32], list[float]]:

@@ -128,24 +128,132 @@ def test_numpy_scalars_in_checkpoints_are_read(tmp_path):
     assert pickle.dumps(values)  # numbers, not stand-ins
 
 
-def write_plans(folder: Path, **changes: Any) -> None:
-    """Change the architecture in the plans of a model folder."""
-    content = plans()
-    content["configurations"]["3d_fullres"]["architecture"].update(changes)
+HOSTILE = "torch.nn.parallel.distributed.os.system"  # begins like the name of a layer
+
+BY_NAME = {
+    "network_class_name": lambda plan, arch: arch.update(network_class_name=HOSTILE),
+    "arch_kwargs.nonlin": lambda plan, arch: arch["arch_kwargs"].update(nonlin=HOSTILE),
+    "arch_kwargs.conv_op": lambda plan, arch: (  # nnUNetTrainerBN imports it, required or not
+        arch["arch_kwargs"].update(conv_op=HOSTILE),
+        arch.update(_kw_requires_import=[]),
+    ),
+    "arch_kwargs.n_stages": lambda plan, arch: (
+        arch["arch_kwargs"].update(n_stages=HOSTILE),
+        arch.update(_kw_requires_import=["n_stages"]),
+    ),
+    "preprocessor_name": lambda plan, arch: plan["configurations"]["3d_fullres"].update(preprocessor_name=HOSTILE),
+    "resampling_fn_data": lambda plan, arch: plan["configurations"]["3d_fullres"].update(resampling_fn_data=HOSTILE),
+    "resampling_fn_seg": lambda plan, arch: plan["configurations"]["3d_fullres"].update(resampling_fn_seg=HOSTILE),
+    "resampling_fn_probabilities": lambda plan, arch: plan["configurations"]["3d_fullres"].update(
+        resampling_fn_probabilities=HOSTILE
+    ),
+    "normalization_schemes": lambda plan, arch: plan["configurations"]["3d_fullres"].update(
+        normalization_schemes=[HOSTILE]
+    ),
+    "label_manager": lambda plan, arch: plan.update(label_manager=HOSTILE),
+}
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Commands that anything passes to ``os.system``."""
+    commands: list[Any] = []
+    monkeypatch.setattr(os, "system", lambda *command, **named: commands.append((command, named)))
+    return commands
+
+
+@pytest.mark.parametrize("key", BY_NAME)
+@pytest.mark.parametrize("inherited", [False, True], ids=["own", "inherited"])
+def test_names_outside_nnunet_are_not_looked_up(tmp_path, called, key, inherited):
+    folder, content = write_folder(tmp_path / "model", trainer="nnUNetTrainerBN"), plans()
+    settings = content["configurations"]["3d_fullres"]
+    BY_NAME[key](content, settings["architecture"])
+    if inherited:
+        content["configurations"] = {"base": settings, "3d_fullres": {"inherits_from": "base"}}
     (folder / "plans.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"^model/plans.json: {key} is '{HOSTILE}', which is not part of nnU-Net and"):
+        Network(read_folder(folder), device="cpu", sided=True)
+    assert not called
 
 
-def test_foreign_network_is_not_imported(tmp_path):
+def old_plans(**changes: Any) -> dict[str, Any]:
+    """Rewrite `plans` as nnU-Net 2.0 wrote them, without the block ``architecture``."""
+    content = plans()
+    settings = content["configurations"]["3d_fullres"]
+    arch = settings.pop("architecture")["arch_kwargs"]
+    settings |= {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": arch["features_per_stage"][0],
+        "unet_max_num_features": 320,
+        "n_conv_per_stage_encoder": arch["n_conv_per_stage"],
+        "n_conv_per_stage_decoder": arch["n_conv_per_stage_decoder"],
+        "num_pool_per_axis": [1, 1, 1],
+        "pool_op_kernel_sizes": arch["strides"],
+        "conv_kernel_sizes": arch["kernel_sizes"],
+        **changes,
+    }
+    return content
+
+
+def test_plans_of_the_old_layout_are_read_as_the_new_one(tmp_path, called):
+    image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
+    expected = labels_of(write_folder(tmp_path / "new"), image)
     folder = write_folder(tmp_path / "model")
-    write_plans(folder, network_class_name="antigravity.Net")
-    with pytest.raises(InputError, match=r"^model/plans.json: antigravity.Net is not part of nnU-Net and is not run"):
+    (folder / "plans.json").write_text(json.dumps(old_plans()))
+    np.testing.assert_array_equal(labels_of(folder, image), expected)
+    for key in ("UNet_class_name", "preprocessor_name"):
+        (folder / "plans.json").write_text(json.dumps(old_plans(**{key: HOSTILE})))
+        with pytest.raises(InputError, match=rf"^model/plans.json: {key} is '{HOSTILE}', which is not part of nnU-Net"):
+            read_folder(folder)
+    assert not called
+
+
+def test_names_that_are_not_needed_are_not_looked_up(tmp_path, called):
+    image, unused = write_noise(tmp_path / "c_0000.nii.gz", "RAS"), {"overwrite_image_reader_writer": HOSTILE}
+    expected = labels_of(write_folder(tmp_path / "plain"), image)
+    folder, content = write_folder(tmp_path / "model", trainer=HOSTILE, dataset=unused), plans()
+    content |= {"image_reader_writer": HOSTILE, "experiment_planner_used": HOSTILE}
+    (folder / "plans.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(labels_of(folder, image), expected)
+    np.testing.assert_array_equal(labels_of(write_folder(tmp_path / "short", trainer="os"), image), expected)
+    assert not called
+
+
+def test_trainer_with_batch_normalization_builds_its_network(tmp_path):
+    batch = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}
+    arch = plans()["configurations"]["3d_fullres"]["architecture"]
+    changed = {**arch, "arch_kwargs": {**arch["arch_kwargs"], **batch}}
+    folder = write_folder(tmp_path / "model", trainer="nnUNetTrainerBN", architecture=changed)
+    (folder / "plans.json").write_text(json.dumps(plans()))
+    image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
+    stock = predict_with_stock(folder, image, tmp_path)
+    np.testing.assert_array_equal(labels_of(folder, image), stock.array)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
+        (
+            '{"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}}',
+            r"^model: plans, labels and checkpoint do not match \('3d_fullres inherits from itself'\); copy",
+        ),
+        ('{"configurations": {"3d_fullres": {}}}', r"^model: plans, labels and checkpoint do not match \('preproc"),
+    ],
+    ids=["nested", "circular", "empty"],
+)
+def test_unusable_plans_are_refused(tmp_path, text, message):
+    folder = write_folder(tmp_path / "model")
+    (folder / "plans.json").write_text(text)
+    with pytest.raises(InputError, match=message):
         read_folder(folder)
 
 
 def test_weights_of_another_plan_are_refused(tmp_path):
     folder = write_folder(tmp_path / "model")
-    arguments = plans()["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    write_plans(folder, arch_kwargs={**arguments, "features_per_stage": [4, 16]})
+    content = plans()
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 16]
+    (folder / "plans.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"^model: the weights do not fit the network of plans.json"):
         Network(read_folder(folder), device="cpu", sided=True)
 

@@ -24,6 +24,7 @@ from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_bl
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.model_folder import pick_device
+from bids_dgmseg.models.nnunet_folder import check_names
 from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.labelled_maps import FRACTIONS, Part
 from bids_dgmseg.train.log import Log
@@ -118,6 +119,8 @@ def train_step(
                 json.loads((work / "preprocessed" / dataset / f"{name}.json").read_text(encoding="utf-8"))
                 for name in (PLANS, "dataset")
             )
+            # An interrupted training may have been copied from elsewhere.
+            check_names(plans, plans["configurations"][CONFIGURATION], where=f"training/{step}/{PLANS}.json")
             torch.manual_seed(training.seed)
             np.random.seed(training.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
             device = pick_device(training.device)
