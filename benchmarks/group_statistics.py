@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
         (
+            "ComBat, ages 18–45 (90 scans) and 50–85 (30), exponential curve, no site effect, 16 nuclei",
+            curved_ages(max(args.cohorts // 3, 5), rng),
+        ),
+        (
             f"Size adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
             sizes(args.cohorts, rng),
         ),
@@ -142,6 +146,25 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             "slope error after (%)": 100 * mean[3],
             "worst cohort (%)": 100 * worst[:, 3].max(),
         }
+
+
+def curved_ages(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute the site difference that harmonization invents between two sites of different ages."""
+    site = pd.Series(["young"] * 90 + ["old"] * 30)
+    for nucleus, (alpha, beta, _) in CURVES_TRUE.items():
+        shifts: dict[str, list[float]] = {"linear": [], "spline": []}
+        for _ in range(n_cohorts):
+            age = np.where(site == "young", rng.uniform(18, 45, 120), rng.uniform(50, 85, 120))
+            values = alpha * (1 - np.exp(-beta * age))[:, None] + rng.normal(0, 0.008, (120, 16))
+            for effect, found in shifts.items():
+                smooth = ["age"] if effect == "spline" else []
+                covariates = pd.DataFrame({"age": age})
+                effects = harmonize(pd.DataFrame(values), site=site, covariates=covariates, smooth=smooth).sites
+                shift = effects.pivot(index="nucleus", columns="site", values="shift_bayes")
+                found.append(float((shift["young"] - shift["old"]).mean()))
+        for effect, found in shifts.items():
+            mean, spread = np.mean(found), np.std(found)
+            yield {"curve of": nucleus, "age effect": effect, "mean difference (ppm)": mean, "SD (ppm)": spread}
 
 
 def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -78,6 +78,8 @@ class GroupAnalysis:
     control_filter: str | None = None
     covariates: tuple[str, ...] = ()
     """Empty means age and sex, and for harmonization the group too; ``none`` means none."""
+    combat_age: Literal["linear", "spline"] = "linear"
+    """Effect of age that harmonization preserves."""
     measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
     """Columns of ``_stats.tsv``."""
     evaluation: Path | None = None

@@ -171,6 +171,13 @@ OPTIONS = {
             "harmonization also preserves the group)",
         ),
         option(
+            "--combat-age",
+            "effect of age that harmonization preserves: a straight line or a natural cubic spline, for sites of "
+            "different ages (default: linear)",
+            choices=("linear", "spline"),
+            default=GroupAnalysis.combat_age,
+        ),
+        option(
             "--measures NAME ...",
             f"columns of _stats.tsv to analyse (default: {' '.join(GroupAnalysis.measures)})",
         ),
@@ -287,6 +294,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             group_column=options.group_column,
             control_filter=options.control_filter,
             covariates=unique(options.covariates),
+            combat_age=options.combat_age,
             measures=unique(options.measures) or GroupAnalysis.measures,
             evaluation=options.evaluation,
             bootstrap=options.bootstrap or 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.long_table import Floats, covariate_matrix
+from bids_dgmseg.stats.long_table import Floats, covariate_matrix, natural_spline
 
 N_SITE = 3
-"""Minimum number of scans to estimate the shift and scale of a site."""
+"""Minimum number of participants to estimate the shift and scale of a site."""
 
 _CONVERGED = 1e-10
 
@@ -43,7 +44,14 @@ class _Effects:
     variance_bayes: Floats
 
 
-def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame | None = None) -> Harmonized:
+def harmonize(
+    values: pd.DataFrame,
+    *,
+    site: pd.Series,
+    covariates: pd.DataFrame | None = None,
+    smooth: Sequence[str] = (),
+    participant: pd.Series | None = None,
+) -> Harmonized:
     r"""Remove the shift and scale of each site by ComBat with empirical Bayes.
 
     Parameters
@@ -54,34 +62,39 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
         Site or scanner of each scan, in the same order.
     covariates : DataFrame of shape (scans, covariates), optional
         Covariates to preserve, in the same order; text and booleans are categories.
+    smooth : sequence of str
+        Numeric covariates whose effect is a natural cubic spline with three degrees of freedom instead of a line.
+    participant : Series of shape (scans,), optional
+        Participant of each scan. Scans of one participant at one site are averaged for the estimates, which are then
+        applied to each scan; by default each scan is of another participant.
 
     Returns
     -------
     Harmonized
         ``sites`` has the least-squares ``shift`` and ``scale``, and ``shift_bayes`` and ``scale_bayes`` as removed,
         with shifts in the unit of `values`; ``variance`` the variance of the site means adjusted for covariates,
-        weighted by scans, and p of the F test of sites, before and after; the latter p is only descriptive, since the
-        sites were fitted to the same data. All columns are described in ``columns_group.tsv``.
+        weighted by participants, and p of the F test of sites, before and after; the latter p is only descriptive,
+        since the sites were fitted to the same data. All columns are described in ``columns_group.tsv``.
 
     Raises
     ------
     InputError
-        If there is only one site, a site has fewer than 3 usable scans, sites and covariates are confounded, or fewer
-        than two nuclei can be harmonized.
+        If there is only one site, a site has usable scans of fewer than 3 participants, sites and covariates are
+        confounded, or fewer than two nuclei can be harmonized.
     ValueError
         If the lengths differ.
 
     Notes
     -----
-    With nucleus :math:`g`, site :math:`i`, scan :math:`j` [1]_,
+    With nucleus :math:`g`, site :math:`i`, participant :math:`j` [1]_,
 
     .. math:: Y_{ijg} = \alpha_g + X_{ij}\beta_g + \gamma_{ig} + \delta_{ig}\varepsilon_{ijg}, \qquad
        Y^*_{ijg} = \frac{\hat\sigma_g}{\delta^*_{ig}} (Z_{ijg} - \gamma^*_{ig}) + \hat\alpha_g + X_{ij}\hat\beta_g,
 
     where :math:`Z` are the residuals of :math:`\hat\alpha + X\hat\beta` divided by :math:`\hat\sigma`, and the starred
     effects are posterior means under a normal prior of :math:`\gamma` and an inverse gamma prior of :math:`\delta^2`
-    over the nuclei, iterated to convergence. It was introduced for scanners by [2]_. A nucleus with fewer than 3 values
-    at a site is missing there.
+    over the nuclei, iterated to convergence. It was introduced for scanners by [2]_; smooth effects of
+    age by [3]_. A nucleus with values of fewer than 3 participants at a site is missing there.
 
     References
     ----------
@@ -89,19 +102,32 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
        methods. Biostatistics 8 (2007) 118-127. doi:10.1093/biostatistics/kxj037
     .. [2] Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. NeuroImage 167
        (2018) 104-120. doi:10.1016/j.neuroimage.2017.11.024
+    .. [3] Pomponio R, et al. Harmonization of large MRI datasets for the analysis of brain imaging patterns throughout
+       the lifespan. NeuroImage 208 (2020) 116450. doi:10.1016/j.neuroimage.2019.116450
     """
-    x = covariate_matrix(covariates) if covariates is not None else np.zeros((len(values), 0))
-    if len(site) != len(values) or len(x) != len(values):
-        raise ValueError(f"{len(values)} scans, {len(site)} sites and {len(x)} rows of covariates")
+    given = covariates if covariates is not None else pd.DataFrame(index=values.index)
+    curves = [natural_spline(given[name].to_numpy(np.float64, na_value=np.nan)) for name in smooth]
+    x = np.hstack([covariate_matrix(given.drop(columns=list(smooth))), *curves])
+    person = np.arange(len(values)) if participant is None else pd.factorize(participant)[0]
+    if len(site) != len(values) or len(x) != len(values) or len(person) != len(values):
+        raise ValueError(
+            f"{len(values)} scans, {len(site)} sites, {len(x)} rows of covariates and {len(person)} participants"
+        )
     usable = site.notna().to_numpy() & np.isfinite(x).all(axis=1)
-    names, indicator = _sites(site, usable)
-    if not _identifiable(indicator[usable], x[usable]):
+    names, indicator = _sites(site, person, usable)
+    scans = np.where(np.isfinite(values) & usable[:, None], values.to_numpy(np.float64), np.nan)
+    one_each = [person, indicator.argmax(axis=1), ~usable]  # one row per participant and site
+
+    def average(rows: Floats) -> Floats:
+        return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
+
+    raw, at_site, x_mean = average(scans), average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
+    if not _identifiable(at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)]):
         raise InputError(
             "participants.tsv: sites and covariates are confounded (a covariate is constant within each site); "
             "leave it out"
         )
-    raw = values.to_numpy(np.float64)
-    y, reasons = _select(raw, indicator, x)
+    y, reasons = _select(raw, at_site, x_mean)
     used = np.array([not reason for reason in reasons])
     if used.sum() < 2:
         shown = "; ".join(sorted({reason for reason in reasons if reason}))
@@ -109,41 +135,59 @@ def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame
             f"group table: {used.sum()} nuclei can be harmonized ({shown or 'no more columns'}), ComBat needs 2; "
             "add scans or leave the covariates out"
         )
-    centre, std = np.empty_like(y[:, used]), np.empty(used.sum())
+    centre, centre_mean = np.empty((len(x), used.sum())), np.empty((len(x_mean), used.sum()))
+    std = np.empty(used.sum())
     for nucleus, column in enumerate(y[:, used].T):
         known = np.isfinite(column)
-        means, coefficients, rss, _ = _least_squares(column, indicator, x)
-        centre[:, nucleus] = np.nansum(indicator[known].sum(axis=0) / known.sum() * means) + x @ coefficients
+        means, coefficients, rss, _ = _least_squares(column, at_site, x_mean)
+        constant = np.nansum(at_site[known].sum(axis=0) / known.sum() * means)
+        centre[:, nucleus], centre_mean[:, nucleus] = constant + x @ coefficients, constant + x_mean @ coefficients
         std[nucleus] = np.sqrt(rss / known.sum())
-    z = (y[:, used] - centre) / std
-    effects = _estimate(z, indicator)
-    result = np.full(raw.shape, np.nan)
+    effects = _estimate((y[:, used] - centre_mean) / std, at_site)
     # A nucleus without values at a site has neither effects nor values there.
     shift = indicator @ np.nan_to_num(effects.shift_bayes)
     scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
+    z = np.where(indicator @ np.isfinite(effects.shift) > 0, (scans[:, used] - centre) / std, np.nan)
+    result = np.full(scans.shape, np.nan)
     result[:, used] = std * (z - shift) / scale + centre
     frame = pd.DataFrame(result, index=values.index, columns=values.columns)
     return Harmonized(
         frame,
-        _site_table(frame, names, y=y, reasons=reasons, indicator=indicator, effects=effects, std=std),
-        _variance_table(values.columns, before=y, after=result, indicator=indicator, x=x),
+        _site_table(frame, names, y=y, at_site=at_site, reasons=reasons, indicator=indicator, effects=effects, std=std),
+        _variance_table(values.columns, before=y, after=average(result), indicator=at_site, x=x_mean),
     )
 
 
-def _sites(site: pd.Series, usable: NDArray[np.bool_]) -> tuple[list[Any], Floats]:
+def sites_apart(age: pd.Series, site: pd.Series) -> list[Any]:
+    """Return the sites whose ages hardly overlap those of any other.
+
+    These are sites with less than half of the ages within the central 90 % of those of some other site: their effect
+    depends on the assumed effect of age.
+    """
+    ages = {name: group.dropna().to_numpy(np.float64) for name, group in age.groupby(site)}
+    ranges = {name: np.quantile(years, [0.05, 0.95]) for name, years in ages.items() if years.size}
+    apart = []
+    for name in ranges:
+        within = [(low <= ages[name]) & (ages[name] <= high) for other, (low, high) in ranges.items() if other != name]
+        if within and np.any(within, axis=0).mean() < 0.5:
+            apart.append(name)
+    return apart
+
+
+def _sites(site: pd.Series, person: NDArray[np.intp], usable: NDArray[np.bool_]) -> tuple[list[Any], Floats]:
     """Names of the sites, and which usable scan is from which; shape (scans, sites)."""
     codes, levels = pd.factorize(site, sort=True)
     if len(levels) < 2:
         shown = ", ".join(map(str, levels)) or "none"
         raise InputError(f"participants.tsv: scans of only one site ({shown}); harmonization needs two")
     for number, name in enumerate(levels):
-        n = int((codes[usable] == number).sum())
+        n = len(np.unique(person[usable & (codes == number)]))
         if n < N_SITE:
-            n_all = int((codes == number).sum())
+            n_all = len(np.unique(person[codes == number]))
             lacking = f" ({n_all - n} more lack a covariate)" if n_all > n else ""
             raise InputError(
-                f"participants.tsv: site {name} has {n} scans{lacking}, harmonization needs {N_SITE}; merge it with a "
-                "site of the same scanner or leave it out"
+                f"participants.tsv: site {name} has {n} participants{lacking}, harmonization needs {N_SITE}; merge it "
+                "with a site of the same scanner or leave it out"
             )
     indicator = np.zeros((len(site), len(levels)))
     indicator[np.flatnonzero(usable), codes[usable]] = 1
@@ -240,6 +284,7 @@ def _site_table(
     names: list[Any],
     *,
     y: Floats,
+    at_site: Floats,
     reasons: list[str],
     indicator: Floats,
     effects: _Effects,
@@ -248,10 +293,12 @@ def _site_table(
     column_of = np.cumsum([not reason for reason in reasons]) - 1  # nuclei that are not harmonized have no column
     records = []
     for site, name in enumerate(names):
-        at_site = indicator[:, site] > 0
+        scans = frame[indicator[:, site] > 0]
         for nucleus, label in enumerate(frame.columns):
-            n = int(np.isfinite(y[at_site, nucleus]).sum())
-            record = {"site": name, "nucleus": label, "n": n, "n_unused": int(at_site.sum()) - n, "note": ""}
+            n = int(scans.iloc[:, nucleus].notna().sum())
+            n_participants = int(np.isfinite(y[at_site[:, site] > 0, nucleus]).sum())
+            record = {"site": name, "nucleus": label, "n": n, "n_participants": n_participants}
+            record |= {"n_unused": len(scans) - n, "note": ""}
             if n:
                 at, unit = (site, column_of[nucleus]), std[column_of[nucleus]]
                 record |= {
@@ -263,7 +310,8 @@ def _site_table(
             else:
                 record["note"] = f"not harmonized: {reasons[nucleus] or f'a site needs {N_SITE} values'}"
             records.append(record)
-    return pd.DataFrame(records, columns="site nucleus n n_unused shift scale shift_bayes scale_bayes note".split())
+    columns = "site nucleus n n_participants n_unused shift scale shift_bayes scale_bayes note"
+    return pd.DataFrame(records, columns=columns.split())
 
 
 def _variance_table(
@@ -282,7 +330,7 @@ def _variance_table(
 
 
 def _site_variance(y: Floats, indicator: Floats, x: Floats) -> tuple[float, float]:
-    """Variance of the site means adjusted for covariates, weighted by scans, and p of the F test of sites."""
+    """Variance of the site means adjusted for covariates, weighted by participants, and p of the F test of sites."""
     known = np.isfinite(y)
     if not known.any():
         return np.nan, np.nan

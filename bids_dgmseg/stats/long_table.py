@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
 from scipy.stats import median_abs_deviation
 
 from bids_dgmseg.errors import InputError
@@ -90,6 +91,18 @@ def covariate_matrix(covariates: pd.DataFrame) -> Floats:
             if len(levels) < 2:  # constant, but a scan without it is excluded
                 columns.append(np.where(codes < 0, np.nan, 0.0)[:, None])
     return np.hstack(columns)
+
+
+def natural_spline(x: Floats, *, df: int = 3) -> Floats:
+    """Return a basis of natural cubic splines without the constant, of shape (n, df), NaN where `x` is missing.
+
+    The knots are at `df` + 1 equidistant quantiles of `x`, beyond which there is nothing to extrapolate.
+    """
+    knots = np.unique(np.nanquantile(x, np.linspace(0, 1, df + 1)))
+    if knots.size < 3:
+        return x[:, None]
+    basis: Floats = CubicSpline(knots, np.eye(knots.size), bc_type="natural")(x)[:, 1:]
+    return basis
 
 
 def robust_z(

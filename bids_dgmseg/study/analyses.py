@@ -17,7 +17,7 @@ import pandas as pd
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.stats.ageing import AgeingOptions, change_per_year, fit_age_curves
-from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize
+from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_of, first_rows, read_reference_values
@@ -156,7 +156,7 @@ def harmonize_sites(study: Study) -> Analysis:
             *("site_variance_before", "site_variance_after", "reduction", "p_site_before", "p_site_after"),
         ],
         "group_site_effects": [
-            *(*strata, "site", "abbreviation", "n", "n_unused"),
+            *(*strata, "site", "abbreviation", "n", "n_participants", "n_unused"),
             *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
         ],
     }
@@ -176,7 +176,9 @@ def harmonize_sites(study: Study) -> Analysis:
     measures: dict[str, list[pd.Series]] = defaultdict(list)
     lines: list[str] = []
     for measure, (key, rows) in product(study.options.measures, study.strata()):
-        result, warnings = _harmonize_stratum(rows, measure, covariates, stratum=study.stratum_name(key))
+        result, warnings = _harmonize_stratum(
+            rows, measure, covariates, age_effect=study.options.combat_age, stratum=study.stratum_name(key)
+        )
         lines += warnings
         if result is None:
             continue
@@ -190,7 +192,11 @@ def harmonize_sites(study: Study) -> Analysis:
             parts[name].append(named[columns[name]])
     lines = list(dict.fromkeys(lines))
     spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
-    facts |= {"Method": "ComBat with empirical Bayes", "CovariatesKept": covariates}
+    facts |= {
+        "Method": "ComBat with empirical Bayes",
+        "CovariatesKept": covariates,
+        "AgeEffect": study.options.combat_age,
+    }
     why = "" if measures else "; ".join(line for line in lines if "not computed" in line)
     tables = (
         ResultTable(name, pd.concat(found[1:] or found, ignore_index=True), facts, (*spellings, *lines), why)
@@ -201,29 +207,41 @@ def harmonize_sites(study: Study) -> Analysis:
 
 
 def _harmonize_stratum(
-    rows: pd.DataFrame, measure: str, covariates: Sequence[str], *, stratum: str
+    rows: pd.DataFrame, measure: str, covariates: Sequence[str], *, age_effect: str, stratum: str
 ) -> tuple[Harmonized | None, list[str]]:
     """Harmonize one measure of one model across the sites that have enough scans; None if it cannot be done."""
     wide = rows.pivot(index="scan", columns="abbreviation", values=measure)[rows["abbreviation"].unique()]
     scans = rows.drop_duplicates("scan").set_index("scan").loc[wide.index]
     varying = scans[[name for name in covariates if scans[name].nunique() > 1]]
     usable = varying.notna().all(axis=1) & scans["site"].notna()
-    counts = scans["site"][usable].value_counts()
+    counts = scans[usable].groupby("site")["participant_id"].nunique()
     small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
     where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
     warnings = [
-        f"{where}site {site} has {count_of(counts.get(site, 0), 'usable scan')}, harmonization needs {N_SITE}; its "
-        "values are not harmonized"
+        f"{where}site {site} has usable scans of {count_of(counts.get(site, 0), 'participant')}, harmonization needs "
+        f"{N_SITE}; its values are not harmonized"
         for site in sorted(small, key=str)
     ]
     if n_unusable := int((~usable).sum()):
         lacking = " or ".join(["site", *varying.columns])
         verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
         warnings.append(f"{where}{count_of(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
+    large = scans["site"].where(~scans["site"].isin(small))
+    if "age" in varying:
+        remedy = "compare --combat-age spline, or " if age_effect == "linear" else ""
+        for site in sites_apart(scans["age"][usable], large[usable]):
+            youngest, oldest = scans["age"][usable & (large == site)].agg(["min", "max"])
+            warnings.append(
+                f"{where}ages at site {site} ({youngest:.0f} to {oldest:.0f}) hardly overlap those at other sites, so "
+                f"its site effect depends on the assumed effect of age ({age_effect}); {remedy}harmonize only sites of "
+                "similar ages"
+            )
     try:
         if (counts >= N_SITE).sum() < 2:
-            raise InputError(f"fewer than two sites have {N_SITE} usable scans")
-        return harmonize(wide, site=scans["site"].where(~scans["site"].isin(small)), covariates=varying), warnings
+            raise InputError(f"fewer than two sites have usable scans of {N_SITE} participants")
+        smooth = ["age"] if age_effect == "spline" and "age" in varying else []
+        person = scans["participant_id"]
+        return harmonize(wide, site=large, covariates=varying, smooth=smooth, participant=person), warnings
     except InputError as error:
         return None, [*warnings, _not_computed("group_harmonized", error, stratum)]
 

@@ -65,6 +65,7 @@ class Study:
             "ControlFilter": self.options.control_filter,
             "ReferenceGroup": self.reference,
             "Covariates": list(self.covariates),
+            "CombatAge": self.options.combat_age,
             "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
             "Bootstrap": self.options.bootstrap,
         }

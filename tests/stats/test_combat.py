@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import f_oneway
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.combat import harmonize
+from bids_dgmseg.stats.combat import harmonize, sites_apart
+from bids_dgmseg.stats.long_table import natural_spline
 
 NUCLEI = ["DN_L", "GP_L", "PUT_L", "RN_L", "SN_L"]
 RAW = [
@@ -103,6 +104,80 @@ def test_omitted_covariates_lose_their_effect(cohort):
     assert np.polyfit(covariates["age"], harmonized.values.to_numpy(), 1)[0].mean() < 0.97 * slope.mean()
 
 
+def test_repeated_scans_count_once(raw, site, covariates):
+    """Two scans of five participants with the same means as one: estimates are unchanged."""
+    changes = np.random.default_rng(2).normal(0, 0.002, (5, 5))
+    again = pd.concat([raw, raw[:5] - changes]).set_axis(range(20))
+    again.iloc[:5] += changes
+    places = [*range(15), *range(5)]
+    harmonized = harmonize(
+        again,
+        site=site.iloc[places].set_axis(range(20)),
+        covariates=covariates.iloc[places].set_axis(range(20)),
+        participant=pd.Series(raw.index[places]),
+    )
+    once = harmonize(raw, site=site, covariates=covariates)
+    means = (harmonized.values[:5] + harmonized.values[15:].set_axis(range(5))) / 2
+    assert means.to_numpy() == pytest.approx(once.values[:5].to_numpy())
+    assert harmonized.values[5:15].to_numpy() == pytest.approx(once.values[5:].to_numpy())
+    pd.testing.assert_frame_equal(harmonized.sites.drop(columns="n"), once.sites.drop(columns="n"))
+    pd.testing.assert_frame_equal(harmonized.variance, once.variance)
+    counts: Any = harmonized.sites.set_index(["site", "nucleus"]).loc[("A", "DN_L")]
+    assert (counts["n"], counts["n_participants"]) == (10, 5)
+
+
+def test_scans_of_few_participants_are_not_a_site(raw, site):
+    people = pd.Series(raw.index, raw.index).where(site != "B", "sub-05")
+    with pytest.raises(InputError, match="site B has 1 participants, harmonization needs 3"):
+        harmonize(raw, site=site, participant=people)
+
+
+@pytest.fixture
+def separate_ages():
+    """Two sites of different ages without a site effect; iron saturates with age."""
+    rng = np.random.default_rng(4)
+    site = pd.Series(["A"] * 90 + ["B"] * 30)
+    age = np.where(site == "A", rng.uniform(18, 45, 120), rng.uniform(50, 85, 120))
+    truth = 0.1 * (1 - np.exp(-rng.uniform(0.03, 0.06, 16) * age[:, None]))
+    return pd.DataFrame(truth + rng.normal(0, 0.004, truth.shape)), site, pd.DataFrame({"age": age})
+
+
+def test_spline_invents_no_site_difference(separate_ages):
+    values, site, covariates = separate_ages
+    gaps = []
+    for smooth in ((), ("age",)):
+        shift = harmonize(values, site=site, covariates=covariates, smooth=smooth).sites.pivot(
+            index="nucleus", columns="site", values="shift_bayes"
+        )
+        gaps.append((shift["A"] - shift["B"]).mean())
+    assert gaps[0] > 0.006
+    assert abs(gaps[1]) < 0.002
+
+
+def test_spline_spans_that_of_patsy(separate_ages):
+    """Natural cubic splines with the same knots (mgcv's basis in patsy) fit the same values."""
+    cr = pytest.importorskip("patsy").cr
+    values, _, covariates = separate_ages
+    age = covariates["age"].to_numpy()
+    ours = np.column_stack([np.ones(120), natural_spline(age)])
+    theirs = cr(age, knots=np.quantile(age, [1 / 3, 2 / 3]))
+    fits = [basis @ np.linalg.lstsq(basis, values[0].to_numpy())[0] for basis in (ours, theirs)]
+    assert fits[0] == pytest.approx(fits[1])
+
+
+@pytest.mark.parametrize(
+    ("ages", "apart"),
+    [
+        pytest.param({"A": (18, 45), "B": (50, 85)}, ["A", "B"], id="apart"),
+        pytest.param({"A": (18, 45), "B": (50, 85), "C": (20, 80)}, [], id="bridged"),
+        pytest.param({"A": (18, 30), "B": (70, 85), "C": (40, 55)}, ["A", "B", "C"], id="between"),
+    ],
+)
+def test_sites_of_other_ages_are_found(ages, apart):
+    age = np.concatenate([np.linspace(low, high, 20) for low, high in ages.values()])
+    assert sites_apart(pd.Series(age), pd.Series(np.repeat(list(ages), 20))) == apart
+
+
 def test_site_variance_by_hand(raw, site):
     """Without covariates it is the variance of the site means, weighted by scans, and p that of an anova."""
     row = harmonize(raw, site=site).variance.set_index("nucleus").loc["DN_L"]
@@ -168,10 +243,14 @@ def test_combat_does_not_depend_on_unit_or_order(raw, site, covariates):
 
 def test_small_sites_are_rejected(raw, site, covariates):
     covariates.loc[["sub-05", "sub-06"], "age"] = np.nan
-    with pytest.raises(InputError, match=r"site B has 2 scans \(2 more lack a covariate\), harmonization needs 3"):
+    with pytest.raises(
+        InputError, match=r"site B has 2 participants \(2 more lack a covariate\), harmonization needs 3"
+    ):
         harmonize(raw, site=site, covariates=covariates)
     site.iloc[5:7] = "A"
-    with pytest.raises(InputError, match=r"^participants.tsv: site B has 2 scans, harmonization needs 3; merge it"):
+    with pytest.raises(
+        InputError, match=r"^participants.tsv: site B has 2 participants, harmonization needs 3; merge it"
+    ):
         harmonize(raw, site=site)
 
 
@@ -188,5 +267,5 @@ def test_confounded_covariate_is_rejected(raw, site):
 
 
 def test_other_lengths_are_rejected(raw, site):
-    with pytest.raises(ValueError, match="15 scans, 14 sites and 15 rows of covariates"):
+    with pytest.raises(ValueError, match="15 scans, 14 sites, 15 rows of covariates and 15 participants"):
         harmonize(raw, site=site.iloc[1:])

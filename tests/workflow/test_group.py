@@ -300,11 +300,40 @@ def test_small_site_is_not_harmonized(participants, out, run, capsys):
         lines.append(f"sub-{place:02d} {site}")
     participants(*lines)
     assert run("--measures", "mean_ppm") == 0
-    line = "group_harmonized.tsv: site C has 2 usable scans, harmonization needs 3; its values are not harmonized"
+    line = (
+        "group_harmonized.tsv: site C has usable scans of 2 participants, harmonization needs 3; its "
+        "values are not harmonized"
+    )
     assert capsys.readouterr().err.splitlines().count(line) == 1
     harmonized = {row["site"]: row["harmonized"] for row in rows_of(out / "group_harmonized.tsv")}
     assert harmonized["C"] == "n/a" != harmonized["A"]
     assert line in sidecar(out / "group_harmonized.tsv")["Notes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ([], "(linear); compare --combat-age spline, or harmonize only sites of similar ages"),
+        (["--combat-age", "spline"], "(spline); harmonize only sites of similar ages"),
+    ],
+)
+def test_sites_of_other_ages_are_reported(participants, out, run, capsys, options, advice):
+    rng = np.random.default_rng(3)
+    lines = ["participant_id site age"]
+    for place in range(20):
+        means = rng.normal(0.1, 0.01, 4)
+        add_scan(out, f"sub-{place:02d}", {name: (700.0, float(m)) for name, m in zip(NUCLEI, means, strict=True)})
+        lines.append(f"sub-{place:02d} {'AB'[place // 10]} {20 + 3 * place}")
+    participants(*lines)
+    assert run("--measures", "mean_ppm", *options) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "hardly overlap" in line]
+    start = "so its site effect depends on the assumed effect of age"
+    assert said == [
+        f"group_harmonized.tsv: ages at site {site} hardly overlap those at other sites, {start} {advice}"
+        for site in ("A (20 to 47)", "B (50 to 77)")
+    ]
+    about = sidecar(out / "group_harmonized.tsv")
+    assert about["AgeEffect"] == about["Settings"]["CombatAge"] == (options or ["", "linear"])[1]
 
 
 def test_harmonization_warnings_name_the_model(participants, out, run, capsys):
@@ -318,8 +347,9 @@ def test_harmonization_warnings_name_the_model(participants, out, run, capsys):
     assert run("--measures", "mean_ppm") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "group_harmonized" in line]
     assert said == [
-        "group_harmonized.tsv: dcnnet: site A has 1 usable scan, harmonization needs 3; its values are not harmonized",
-        "group_harmonized.tsv: not computed for dcnnet: fewer than two sites have 3 usable scans",
+        "group_harmonized.tsv: dcnnet: site A has usable scans of 1 participant, harmonization needs 3; its values are "
+        "not harmonized",
+        "group_harmonized.tsv: not computed for dcnnet: fewer than two sites have usable scans of 3 participants",
     ]
     assert {row["model"] for row in rows_of(out / "group_site_variance.tsv")} == {"dgm16"}
 
