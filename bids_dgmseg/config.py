@@ -86,6 +86,8 @@ class GroupAnalysis:
     """Output folder of ``dgmseg evaluate``."""
     bootstrap: int = 0
     """Number of bootstrap refits for the limits of age curves; 0 for profile likelihood limits."""
+    include_failed: bool = False
+    """Whether scans and nuclei with a red rating enter the statistics."""
 
 
 @dataclass(frozen=True)

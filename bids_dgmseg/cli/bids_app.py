@@ -191,6 +191,10 @@ OPTIONS = {
             "number of bootstrap samples for the confidence limits of age curves (default: profile likelihood limits)",
             positive_int,
         ),
+        option(
+            "--include-failed",
+            "use scans and nuclei with a red rating in the statistics (default: they are left out and listed)",
+        ),
     ),
     "resources": (
         option(
@@ -298,6 +302,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             measures=unique(options.measures) or GroupAnalysis.measures,
             evaluation=options.evaluation,
             bootstrap=options.bootstrap or 0,
+            include_failed=options.include_failed,
         ),
         Resources(
             nprocs,

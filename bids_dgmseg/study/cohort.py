@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
@@ -35,6 +36,13 @@ _RECONSTRUCTION = ("reconstruction", "description")
 """Columns that distinguish reconstructions of the same scan."""
 
 
+_PER_SCAN = ("scans", "keys", "qc", "participants", "demographics")
+"""Tables of a `Cohort` with one row per scan and model."""
+
+MAX_NAMES = 10
+"""Excluded scans named in a warning."""
+
+
 @dataclass(frozen=True)
 class Cohort:
     """The data of a study; the tables have one row per scan and model, in the same order, unless stated otherwise."""
@@ -44,9 +52,11 @@ class Cohort:
     keys: pd.DataFrame
     """First columns of the group tables, text: entities, ``dataset`` if there are several, ``site``."""
     stats: pd.DataFrame
-    """Text, one row per scan and nucleus: ``scan`` (row of the other tables) and the columns of ``_stats.tsv``."""
+    """Text, one row per scan and nucleus: ``scan`` (row of the other tables), the columns of ``_stats.tsv`` and
+    ``excluded``: why the scan or this nucleus is left out of all statistics, NaN otherwise."""
     qc: pd.DataFrame
-    """Text: ``page``, path of the participant's page from the folder of the tables, and the values of ``_qc.json``."""
+    """Text: ``page``, path of the participant's page from the folder of the tables, ``excluded``: why the scan is left
+    out of all statistics (NaN otherwise), and the values of ``_qc.json``."""
     participants: pd.DataFrame
     """Text: columns of participants.tsv and sessions.tsv, NaN where missing."""
     descriptions: Mapping[str, Mapping[str, Any]]
@@ -64,6 +74,15 @@ class Cohort:
     n_damaged: int = 0
     """Selected tables that cannot be used; `warnings` name them."""
 
+    def analysed(self) -> Cohort:
+        """Return the scans that enter statistics, which are numbered anew."""
+        chosen = self.qc["excluded"].isna()
+        row = (chosen.cumsum() - 1).to_numpy()
+        stats = self.stats[chosen.to_numpy()[self.stats["scan"]]]
+        tables = {name: getattr(self, name)[chosen].reset_index(drop=True) for name in _PER_SCAN}
+        stats = stats.assign(scan=row[stats["scan"]]).reset_index(drop=True)
+        return replace(self, stats=stats, **tables)
+
 
 def load_cohort(
     folders: Sequence[ResultsFolder],
@@ -71,12 +90,13 @@ def load_cohort(
     selection: ResultsSelection | None = None,
     site_column: str | None = None,
     group_column: str | None = None,
+    include_failed: bool = False,
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
     With several folders, each is a site, unless its participants have a column of sites. `site_column` and
     `group_column` name columns of participants.tsv or sessions.tsv; by default these are ``site`` or ``site_id``, and
-    ``group`` or ``diagnosis``.
+    ``group`` or ``diagnosis``. With `include_failed`, scans and nuclei with a red rating are not excluded.
 
     Raises
     ------
@@ -102,11 +122,12 @@ def load_cohort(
     demographics, warnings = _find_demographics(parts, keys, participants, group=group)
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
+    excluded, excluded_nuclei, exclusion_warnings = _find_excluded(scans, stats, qc, include_failed=include_failed)
     return Cohort(
         scans=scans.drop(columns=["page", "scanner"]),
         keys=keys.assign(site=site.fillna(MISSING)),
-        stats=stats,
-        qc=pd.concat([scans["page"], qc], axis=1),
+        stats=stats.assign(excluded=excluded_nuclei),
+        qc=pd.concat([scans["page"], excluded, qc.drop(columns="excluded", errors="ignore")], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
         demographics=demographics,
@@ -118,6 +139,9 @@ def load_cohort(
             "AgeColumn": find_column(participants.columns, AGE),
             "SexColumn": find_column(participants.columns, SEX),
             **({"Selected": selection.describe()} if selection else {}),
+            "ExcludedScans": int(excluded.notna().sum()),
+            "ExcludedNuclei": int(excluded_nuclei[excluded.isna().to_numpy()[stats["scan"]]].notna().sum()),
+            "IncludeFailed": include_failed,
         },
         spellings=spellings,
         warnings=(
@@ -125,6 +149,7 @@ def load_cohort(
             *warnings,
             *(line for lines in spellings.values() for line in lines),
             *_mixed_map_warnings(qc),
+            *exclusion_warnings,
         ),
         n_damaged=sum(part.n_damaged for part in parts),
     )
@@ -225,6 +250,47 @@ def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str
             if len(same) > 1
         ]
     return warnings
+
+
+def _find_excluded(
+    scans: pd.DataFrame, stats: pd.DataFrame, qc: pd.DataFrame, *, include_failed: bool
+) -> tuple[pd.Series, pd.Series, list[str]]:
+    """Return why scans, and why rows of `stats`, are left out of all statistics, NaN otherwise, and warnings.
+
+    A red rating means that a value is not usable. A nucleus of an excluded scan has the reason of the scan.
+    """
+    why, why_row = (_explain_red(table, what) for table, what in ((qc, "scan"), (stats, "nucleus")))
+    red, red_row = why.notna().to_numpy(), why_row.notna().to_numpy()
+    excluded = why.mask(red & include_failed).rename("excluded")
+    of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
+    excluded_row = of_scan.where(of_scan.notna(), why_row.mask(red_row & include_failed))
+    warnings = []
+    if n_red := int(red.sum()):
+        entities = scans.drop(columns=["page", "scanner", *(["seg"] if scans["seg"].nunique() == 1 else [])])
+        records = entities[red].to_dict("records")
+        scan_names = [
+            join_entities({str(key): value for key, value in row.items() if not pd.isna(value)}) for row in records
+        ]
+        names = list_some(scan_names, most=MAX_NAMES)
+        warnings.append(
+            f"group_qc.tsv: {n_red} of {len(qc)} scans rated red: {names}; "
+            + ("used, as --include-failed asks" if include_failed else "left out of all statistics (column excluded)")
+            + ", see their pages"
+        )
+    others = ~red[stats["scan"]]
+    if (n_rows := int((red_row & others).sum())) and not include_failed:
+        warnings.append(
+            f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
+            "missing in all statistics (column excluded)"
+        )
+    return excluded, excluded_row, warnings
+
+
+def _explain_red(table: pd.DataFrame, what: str) -> pd.Series:
+    """Return why each scan or nucleus has a red rating, NaN for other ratings."""
+    ratings = table.reindex(columns=["rating", "reasons"]).astype(object)
+    reasons = ratings["reasons"].where(ratings["reasons"].notna(), MISSING).astype(object)
+    return (f"{what} rated red: " + reasons).where(ratings["rating"] == "red")
 
 
 def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:

@@ -37,10 +37,11 @@ class Study:
     """A cohort with the measures to analyse. Analyses return new tables and leave it unchanged."""
 
     cohort: Cohort
+    """Without the scans that are excluded from all statistics."""
     options: GroupAnalysis
     table: pd.DataFrame
-    """One row per scan and nucleus: ``scan`` (row of the cohort), ``abbreviation``, the measures and the volume,
-    demographics, strata and covariates."""
+    """One row per scan and nucleus: ``scan`` (row of the cohort), ``abbreviation``, the measures and the volume (NaN
+    for an excluded nucleus), demographics, strata and covariates."""
     measures: tuple[str, ...]
     """Columns of `table` that are analysed."""
     covariates: tuple[str, ...]
@@ -88,13 +89,14 @@ class Study:
 
 
 def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
-    """Parse the measures and find controls, reference group and covariates.
+    """Parse the measures and find controls, reference group and covariates, of the scans that are not excluded.
 
     Raises
     ------
     InputError
         If a measure or covariate does not exist, or the control filter is not valid or matches no participant.
     """
+    cohort = cohort.analysed()
     controls = None
     if options.control_filter:
         keys = cohort.keys[["participant_id", "site"]]
@@ -138,7 +140,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
                 f"{participant}: {measure} is {cells.iloc[first]!r}, expected a number; run the participant level "
                 "again, or choose other --measures"
             )
-        table[measure] = values.astype(np.float64)
+        table[measure] = values.astype(np.float64).where(cohort.stats["excluded"].isna())
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
         for column in columns:
             table[column] = columns[column].to_numpy()[scan]

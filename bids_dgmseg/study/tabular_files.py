@@ -31,7 +31,7 @@ class ResultTable:
     name: str
     """File name without ``.tsv``."""
     rows: pd.DataFrame
-    """If its first column is ``scan``, a row of the cohort, it is replaced by the keys of that scan."""
+    """If its first column is ``scan``, a row of the study's cohort, it is replaced by the keys of that scan."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further content of the data dictionary, such as coefficients."""
     notes: tuple[str, ...] = ()
@@ -55,10 +55,11 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
         wide.append(table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}"))
     volumes, susceptibilities = wide
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
+    excluded = cohort.qc["excluded"]
     tables = {
         "group_stats": cohort.stats,
-        "group_volumes": pd.concat([scans, volumes], axis=1),
-        "group_susceptibility": pd.concat([scans, reference, susceptibilities], axis=1),
+        "group_volumes": pd.concat([scans, excluded, volumes], axis=1),
+        "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
     }
     return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
@@ -77,7 +78,13 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return ResultTable(name, complete, descriptions=entries)
+    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries)
+
+
+def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
+    """Replace a column ``scan`` by the keys of the scan."""
+    front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
+    return pd.concat([front, rows.drop(columns="scan")], axis=1)
 
 
 def write_tables(
@@ -85,8 +92,8 @@ def write_tables(
 ) -> list[Path]:
     """Write tables and their data dictionaries atomically.
 
-    Numbers have seven digits. `keys` has one row per scan of the cohort; `settings` are what the run was asked for and
-    found. Return the path of each table, followed by that of its data dictionary.
+    Numbers have seven digits. `keys` has one row per scan of the study, as a column ``scan`` counts them; `settings`
+    are what the run was asked for and found. Return the path of each table, followed by that of its data dictionary.
 
     Raises
     ------
@@ -97,8 +104,7 @@ def write_tables(
     for table in tables:
         rows = table.rows
         if "scan" in rows:
-            front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
-            rows = pd.concat([front, rows.drop(columns="scan")], axis=1)
+            rows = _with_keys(rows, keys)
         dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
         about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
         if table.not_computed:

@@ -52,7 +52,11 @@ def run_group(config: RunConfig) -> int:
     models = (config.segmentation.model,) if config.segmentation.model else ()
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, models)
     cohort = load_cohort(
-        folders, selection=selection, site_column=config.group.site_column, group_column=config.group.group_column
+        folders,
+        selection=selection,
+        site_column=config.group.site_column,
+        group_column=config.group.group_column,
+        include_failed=config.group.include_failed,
     )
     if folders[0].path == config.output_dir:
         warnings += list_stale_scans(config, set(cohort.keys["model"]))
@@ -70,7 +74,8 @@ def run_group(config: RunConfig) -> int:
     from bids_dgmseg.report.group_page import write_group_page
 
     tables, analysis_warnings = run_analyses(study)
-    paths = write_tables(config.output_dir, [*scan_tables(cohort), *tables], keys=cohort.keys, settings=study.settings)
+    all_tables = [*scan_tables(cohort), *tables]
+    paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)
     if config.group.merge:
         write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
     warnings += [*cohort.warnings, *analysis_warnings]

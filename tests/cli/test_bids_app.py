@@ -53,7 +53,8 @@ def test_flags_reach_the_configuration():
 
 @pytest.mark.parametrize("option", bids_app.GROUP_ONLY)
 def test_group_option_is_rejected_at_participant_level(option, capsys):
-    assert main([*BASE, option, "spline" if option == "--combat-age" else "1"]) == 2
+    value = {"--include-failed": [], "--combat-age": ["spline"]}.get(option, ["1"])
+    assert main([*BASE, option, *value]) == 2
     message = f"{option} is only valid at the group level; omit it at the participant level"
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
