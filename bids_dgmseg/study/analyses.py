@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -40,8 +40,8 @@ class Analysis:
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     """Run all analyses.
 
-    Volume adjustment and harmonization start from the measures that were asked for; the analyses of age, groups and
-    change use these and also the adjusted and the harmonized ones.
+    Volume adjustment starts from the measures that were asked for, harmonization from these and the adjusted ones; the
+    analyses of age, groups and change use all of them.
 
     The warnings are those of the study and of all analyses.
 
@@ -50,12 +50,14 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     InputError
         If an option does not fit the data.
     """
-    adjustment, harmonization = adjust_for_volume(study), harmonize_sites(study)
-    extended = study.with_measures(adjustment.measures).with_measures(harmonization.measures)
+    adjustment = adjust_for_volume(study)
+    adjusted = study.with_measures(adjustment.measures)
+    harmonization = harmonize_sites(adjusted)
+    extended = adjusted.with_measures(harmonization.measures)
     analyses = (
         compare_sides(study),
         find_outliers(study),
-        adjustment,
+        _with_harmonized(adjustment, harmonization),
         harmonization,
         fit_ageing(extended),
         compare_with_reference_group(extended),
@@ -142,6 +144,16 @@ def adjust_for_volume(study: Study) -> Analysis:
     return Analysis((table,), measures=pd.DataFrame(measures, index=study.table.index))
 
 
+def _with_harmonized(adjustment: Analysis, harmonization: Analysis) -> Analysis:
+    """Add the harmonized adjusted values to ``group_adjusted``."""
+    table, harmonized = adjustment.tables[0], harmonization.tables[0].rows
+    keys = ["scan", "abbreviation", "measure"]
+    wanted = table.rows[keys].assign(measure=table.rows["measure"] + "_adjusted")
+    values = harmonized.set_index(keys)["harmonized"].reindex(pd.MultiIndex.from_frame(wanted))
+    rows = table.rows.assign(adjusted_harmonized=values.to_numpy())
+    return replace(adjustment, tables=(replace(table, rows=rows),))
+
+
 def harmonize_sites(study: Study) -> Analysis:
     """Harmonize each measure of each model across sites with ComBat.
 
@@ -175,7 +187,7 @@ def harmonize_sites(study: Study) -> Analysis:
     parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
     measures: dict[str, list[pd.Series]] = defaultdict(list)
     lines: list[str] = []
-    for measure, (key, rows) in product(study.options.measures, study.strata()):
+    for measure, (key, rows) in product(study.measures, study.strata()):
         result, warnings = _harmonize_stratum(
             rows, measure, covariates, age_effect=study.options.combat_age, stratum=study.stratum_name(key)
         )

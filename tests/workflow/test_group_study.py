@@ -179,6 +179,19 @@ def test_adjustment_matches_the_controls_regression(study):
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
 
 
+def test_adjusted_values_are_harmonized(study):
+    table = study["adjusted"]
+    sites = table.groupby("site")[["adjusted", "adjusted_harmonized"]].mean()
+    spread = sites.max() - sites.min()
+    assert spread["adjusted"] > 0.03
+    assert spread["adjusted_harmonized"] < 0.006
+    keys = ["participant_id", "session_id", "abbreviation"]
+    harmonized = study.rows("harmonized", measure="mean_ppm_adjusted").set_index(keys)["harmonized"]
+    pd.testing.assert_series_equal(table.set_index(keys)["adjusted_harmonized"], harmonized, check_names=False)
+    measures = [f"mean_ppm{end}" for end in ("", "_adjusted", "_adjusted_harmonized", "_harmonized")]
+    assert sorted({*study["differences"]["measure"]} - {"volume_mm3", "volume_mm3_harmonized"}) == measures
+
+
 def test_measure_without_adjustment_is_not_analysed(tmp_path):
     """Three controls with two sessions each: six scans, but too few participants for a slope."""
     people = ["participant_id\tage\tgroup"]
