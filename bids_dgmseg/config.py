@@ -75,6 +75,7 @@ class GroupAnalysis:
     """Output folders of other sites."""
     site_column: str | None = None
     group_column: str | None = None
+    age_column: str | None = None
     control_filter: str | None = None
     covariates: tuple[str, ...] = ()
     """Empty means age and sex, and for harmonization the group too; ``none`` means none."""

@@ -161,6 +161,9 @@ OPTIONS = {
         ),
         option("--group-column NAME", "column with the groups to compare (default: group or diagnosis)"),
         option(
+            "--age-column NAME", "column with the ages (default: age, or a name such as age_at_scan or 'Age (years)')"
+        ),
+        option(
             "--control-filter CONDITION",
             "condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility is adjusted for "
             "volume by their regression, and other participants are compared with them",
@@ -296,6 +299,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             merge=tuple(options.merge),
             site_column=options.site_column,
             group_column=options.group_column,
+            age_column=options.age_column,
             control_filter=options.control_filter,
             covariates=unique(options.covariates),
             combat_age=options.combat_age,

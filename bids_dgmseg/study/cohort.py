@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,18 @@ import pandas as pd
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
-from bids_dgmseg.study.demographics import AGE, GROUP, SEX, SEXES, SITE, find_age_unit, find_column, read_ages
+from bids_dgmseg.study.demographics import (
+    AGE,
+    GROUP,
+    MISSING_CODES,
+    SEX,
+    SITE,
+    find_age_unit,
+    find_column,
+    read_ages,
+    read_categories,
+    read_sexes,
+)
 from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
 
 _ENTITIES = {
@@ -90,13 +102,14 @@ def load_cohort(
     selection: ResultsSelection | None = None,
     site_column: str | None = None,
     group_column: str | None = None,
+    age_column: str | None = None,
     include_failed: bool = False,
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
-    With several folders, each is a site, unless its participants have a column of sites. `site_column` and
-    `group_column` name columns of participants.tsv or sessions.tsv; by default these are ``site`` or ``site_id``, and
-    ``group`` or ``diagnosis``. With `include_failed`, scans and nuclei with a red rating are not excluded.
+    With several folders, each is a site, unless its participants have a column of sites. `site_column`, `group_column`
+    and `age_column` name columns of participants.tsv or sessions.tsv; by default they are found by their usual names.
+    With `include_failed`, scans and nuclei with a red rating are not excluded.
 
     Raises
     ------
@@ -104,7 +117,11 @@ def load_cohort(
         If there are no results or none is selected, a named column does not exist, or a table cannot be read or joined.
     """
     selection = selection or ResultsSelection()
-    named = [names for names, column in ((SITE, site_column), (GROUP, group_column)) if column]
+    site_column, group_column, age_column = (
+        column and unicodedata.normalize("NFC", column) for column in (site_column, group_column, age_column)
+    )
+    options = {"--site-column": site_column, "--group-column": group_column, "--age-column": age_column}
+    named = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if column]
     parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
     scans = pd.concat([part.results.scans for part in parts], ignore_index=True)
     qc = pd.concat([part.results.qc for part in parts], ignore_index=True)
@@ -113,13 +130,20 @@ def load_cohort(
     stats = pd.concat([table.assign(scan=table["scan"] + row) for table, row in parts_stats], ignore_index=True)
     keys = _key_table(parts, scans)
     participants = pd.concat([part.tables.at_visits(part.results.visits) for part in parts], ignore_index=True)
-    for column, option in ((site_column, "--site-column"), (group_column, "--group-column")):
+    for option, column in options.items():
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {shown}); fix the name")
     site, site_from = _find_sites(parts, scans, participants, column=site_column)
     group = group_column or find_column(participants.columns, GROUP)
-    demographics, warnings = _find_demographics(parts, keys, participants, group=group)
+    age = age_column or find_column(participants.columns, AGE)
+    demographics, warnings = _find_demographics(parts, keys, participants, group=group, age=age)
+    if age_column is None:
+        warnings += _age_column_warnings(participants.columns, age)
+    if site_from.startswith("column "):
+        where = f"{_table_with(parts, site_from.removeprefix('column '))}: {site_from.removeprefix('column ')}"
+        site, lines = read_categories(site, demographics["participant_id"], where=where)
+        warnings += lines
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     excluded, excluded_nuclei, exclusion_warnings = _find_excluded(scans, stats, qc, include_failed=include_failed)
@@ -136,7 +160,7 @@ def load_cohort(
             "Datasets": {part.folder.name: len(part.results.scans) for part in parts},
             "SiteFrom": site_from,
             "GroupColumn": group,
-            "AgeColumn": find_column(participants.columns, AGE),
+            "AgeColumn": age,
             "SexColumn": find_column(participants.columns, SEX),
             **({"Selected": selection.describe()} if selection else {}),
             "ExcludedScans": int(excluded.notna().sum()),
@@ -183,7 +207,7 @@ def _find_sites(
 
 
 def _find_demographics(
-    parts: Sequence[FolderScans], keys: pd.DataFrame, participants: pd.DataFrame, *, group: str | None
+    parts: Sequence[FolderScans], keys: pd.DataFrame, participants: pd.DataFrame, *, group: str | None, age: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return person, age, time, sex and group of each scan; a label in several datasets is one person in each."""
     person = keys["participant_id"]
@@ -195,27 +219,54 @@ def _find_demographics(
             shown = list_some(shared)
             warnings = [f"{shown}: in several datasets; treated as different participants, see column dataset"]
     missing = pd.Series(float("nan"), index=keys.index, dtype=object)
-    sex = find_column(participants.columns, SEX)
-    sexes = participants[sex] if sex else missing
+    sexes, groups = missing, missing
+    if sex := find_column(participants.columns, SEX):
+        levels = [part.tables.descriptions.get(sex, {}).get("Levels") for part in parts]
+        known = {code: level for part in levels if isinstance(part, dict) for code, level in part.items()}
+        where = f"{_table_with(parts, sex)}: {sex}"
+        sexes, lines = read_sexes(participants[sex], person, known, where=where)
+        warnings += lines
+    if group:  # "none" may be the absence of a diagnosis
+        where = f"{_table_with(parts, group)}: {group}"
+        groups, lines = read_categories(participants[group], person, where=where, missing=MISSING_CODES)
+        warnings += lines
     since_first = pd.concat([part.tables.years_since_first(part.results.visits) for part in parts], ignore_index=True)
-    ages, age_warnings = _find_ages(parts, participants.assign(participant_id=person), since_first)
+    ages, age_warnings = _find_ages(parts, participants.assign(participant_id=person), since_first, column=age)
     # one time axis per person, the one with more distinct times: the two must not be subtracted from each other
     n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since_first, ages))
     facts = {
         "participant_id": person,
         "age": ages,
         "years": since_first.where(n_days >= n_ages, ages),
-        "sex": sexes.map(lambda text: SEXES.get(text.casefold(), text), na_action="ignore"),
-        "group": participants[group] if group else missing,
+        "sex": sexes,
+        "group": groups,
     }
     return pd.DataFrame(facts), [*warnings, *age_warnings]
 
 
+def _table_with(parts: Sequence[FolderScans], column: str) -> str:
+    """Return the name of the table that has a column."""
+    return "participants.tsv" if any(column in part.tables.participants for part in parts) else "sessions.tsv"
+
+
+def _age_column_warnings(columns: pd.Index, age: str | None) -> list[str]:
+    """Warn if there is no column of ages, several, or one with another name than ``age``."""
+    candidates = [name for name in columns if find_column([name], AGE)]
+    if age is None and len(columns):
+        return [
+            f"participants.tsv: no column of ages (columns: {', '.join(columns)}); age curves and the adjustment for "
+            "age are omitted; name it with --age-column"
+        ]
+    others = f" and not from {', '.join(name for name in candidates if name != age)}" if len(candidates) > 1 else ""
+    if age and (others or age.casefold() != "age"):
+        return [f"participants.tsv: ages are from column {age}{others}; --age-column selects another"]
+    return []
+
+
 def _find_ages(
-    parts: Sequence[FolderScans], participants: pd.DataFrame, since_first: pd.Series
+    parts: Sequence[FolderScans], participants: pd.DataFrame, since_first: pd.Series, *, column: str | None
 ) -> tuple[pd.Series, list[str]]:
     """Ages at the scans in years; an age at the first session grows with the time since."""
-    column = find_column(participants.columns, AGE)
     if column is None:
         return pd.Series(float("nan"), index=participants.index), []
     units: list[str] = []
@@ -235,18 +286,19 @@ def _find_ages(
 
 
 def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:
-    """Return warnings about sites and groups that differ only in case."""
+    """Return warnings about sites and groups that differ only in case, spaces, hyphens or underscores."""
     column = site_from.removeprefix("column ")
     where = {
         "site": f"{site_from}: site" if column == site_from else f"participants.tsv: {column}",
         "group": f"participants.tsv: {group}",
     }
+    separators = r"(?<=[^\W_])[\s_-]+(?=[^\W_])"  # within a name: PD- and PD are different
     warnings: dict[str, list[str]] = {}
     for name, place in where.items():
         values = pd.Series(demographics[name].dropna().unique(), dtype=object).astype(str)
         warnings[name] = [
             f"{place} is spelled {' and '.join(map(repr, sorted(same)))}, which count as different; use one spelling"
-            for _, same in values.groupby(values.str.casefold(), sort=False)
+            for _, same in values.groupby(values.str.casefold().str.replace(separators, "", regex=True), sort=False)
             if len(same) > 1
         ]
     return warnings

@@ -22,10 +22,23 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
 from bids_dgmseg.study.participants import MISSING_TEXTS
 
-AGE, SEX, GROUP, SITE = ("age",), ("sex", "gender"), ("group", "diagnosis"), ("site", "site_id")
-"""Names that a column may have, in lower case."""
+_OCCASIONS = ("", "at scan", "at mri", "at visit", "at session", "at acquisition", "at baseline")
 
-SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "m": "M", "male": "M", "man": "M"}
+AGE = tuple(f"age {at} {unit}" for at in _OCCASIONS for unit in ("", "years", "in years", "year", "yrs", "yr", "y"))
+SEX, GROUP, SITE = ("sex", "gender"), ("group", "diagnosis"), ("site", "site id")
+"""Names that a column may have; case, spaces and punctuation do not matter."""
+
+_SEXES = {
+    **dict.fromkeys(("f", "female", "woman", "w"), "F"),
+    **dict.fromkeys(("m", "male", "man"), "M"),
+    **dict.fromkeys(("o", "other"), "O"),
+}
+
+MISSING_CODES = ("-9", "-99", "-999", "-9999", "999", "9999")
+"""Numbers that stand for a missing category."""
+
+_MIN_LARGEST = 5
+"""Participants in the largest category, from which on one with a single participant is reported."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -71,9 +84,73 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], pd.Series]] = {
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """Return the first column that has one of some names, in any case."""
-    known = {str(column).casefold(): str(column) for column in reversed(list(columns))}
-    return next((known[name] for name in names if name in known), None)
+    """Return the first column that has one of some names, in any case and with any punctuation.
+
+    >>> find_column(["sex", "Age (years)"], AGE)
+    'Age (years)'
+    """
+    known = {_fold(str(column)): str(column) for column in reversed(list(columns))}
+    return next((known[name] for name in map(_fold, names) if name in known), None)
+
+
+def _fold(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def read_categories(
+    values: pd.Series, who: pd.Series, *, where: str, missing: Sequence[str] = ("none", *MISSING_CODES)
+) -> tuple[pd.Series, list[str]]:
+    """Mask codes of missing values; warnings name them, and a category that only one participant has.
+
+    `who` are the participants of the values, `where` is the table and column for the warnings.
+
+    >>> sites, who = pd.Series(["A", "999"]), pd.Series(["sub-1", "sub-2"])
+    >>> read_categories(sites, who, where="participants.tsv: site")[1]
+    ["participants.tsv: site of sub-2 is '999', which counts as missing"]
+    """
+    is_code = values.map(str.casefold, na_action="ignore").isin(missing)
+    lines = [_name_values(values[is_code], who, where=where, what="which counts as missing")] if is_code.any() else []
+    kept = values.mask(is_code)
+    counts = who.groupby(kept, sort=False).nunique()
+    if len(counts) and counts.max() >= _MIN_LARGEST:
+        lines += [
+            f"{where} is {value!r} for {who[kept == value].iloc[0]} only; correct it if it is misspelled, write n/a if "
+            "it means missing"
+            for value in counts.index[counts == 1]
+        ]
+    return kept, lines
+
+
+def read_sexes(
+    values: pd.Series, who: pd.Series, levels: Mapping[str, Any], *, where: str
+) -> tuple[pd.Series, list[str]]:
+    """Convert sexes to ``F``, ``M`` and ``O`` (other, as in BIDS), NaN where they are none of these, with warnings.
+
+    `levels` are the ``Levels`` of the data dictionary. Without them, two codes such as 1 and 2 remain as they are.
+    """
+    values, lines = read_categories(values, who, where=where)
+    lines = [line for line in lines if line.endswith("missing")]
+    known = dict(_SEXES)
+    for code, level in levels.items():
+        text = level.get("Description") if isinstance(level, Mapping) else level
+        words = re.findall(r"\w+", f"{text}".casefold())
+        known |= {str(code).casefold(): _SEXES[word] for word in words if word in _SEXES and len(word) > 1}
+    sexes = values.map(lambda text: known.get(text.casefold()), na_action="ignore").astype(object)
+    unclear = values.notna() & sexes.isna()
+    codes = sorted(set(values[unclear]))
+    if len(codes) == 2 and not sexes.notna().any():
+        shown = " and ".join(map(repr, codes))
+        return values, [*lines, f"{where} is coded as {shown}, used as they are; write F and M to have them named"]
+    if unclear.any():
+        lines.append(_name_values(values[unclear], who, where=where, what="not F, M or O; it counts as missing"))
+    if (sexes == "O").any():
+        lines.append(_name_values(values[sexes == "O"], who, where=where, what="a category of its own (other)"))
+    return sexes.where(sexes.notna()), lines
+
+
+def _name_values(values: pd.Series, who: pd.Series, *, where: str, what: str) -> str:
+    shown = " or ".join(map(repr, sorted(set(values))))
+    return f"{where} of {list_some(set(who[values.index]))} is {shown}, {what}"
 
 
 def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tuple[str, str]:
@@ -84,8 +161,11 @@ def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tupl
     """
     text = str(entry.get("Units") or "").strip()
     folded = text.casefold()
-    if folded in ("", "n/a"):
-        return "years", ""  # as BIDS has them
+    if folded in ("", "n/a"):  # years, as BIDS has them, unless the name has another unit
+        words = [word for word in re.findall("[a-z]+", column.casefold()) if len(word) > 1]
+        named = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES} - {"years"}
+        unit = named.pop() if len(named) == 1 else "years"
+        return unit, "" if unit == "years" else f"{column}: in {unit} by its name; age_years has it in years"
     # a single letter is a unit only if nothing else is written
     words = [folded] if folded in _UNIT_NAMES else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
     units = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES}

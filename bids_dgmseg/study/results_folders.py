@@ -203,7 +203,8 @@ def _align_columns(parts: Sequence[FolderScans], roles: Iterable[Sequence[str]])
     """Rename the age, sex, group and site columns of each folder as in the first folder that has them."""
     aligned = list(parts)
     for names in roles:
-        columns = [find_column(part.tables.columns, names) for part in parts]
+        aligned = [_align_sessions(part, names) for part in aligned]
+        columns = [find_column(part.tables.columns, names) for part in aligned]
         first = next(filter(None, columns), None)
         for place, column in enumerate(columns):
             part = aligned[place]
@@ -212,6 +213,16 @@ def _align_columns(parts: Sequence[FolderScans], roles: Iterable[Sequence[str]])
                 tables = part.tables.rename({column: first})
                 aligned[place] = replace(part, tables=tables, warnings=[*part.warnings, warning])
     return aligned
+
+
+def _align_sessions(part: FolderScans, names: Sequence[str]) -> FolderScans:
+    """Rename a column of sessions.tsv as in participants.tsv, if they name it differently."""
+    tables = part.tables
+    general, own = (find_column(table.columns, names) for table in (tables.participants, tables.sessions))
+    if not general or not own or general in tables.sessions or own in tables.participants:
+        return part
+    warning = f"sessions.tsv: using its column {own} as {general}"
+    return replace(part, tables=tables.rename({own: general}), warnings=[*part.warnings, warning])
 
 
 def read_results(folder: Path, *, link: str = ".") -> Results:

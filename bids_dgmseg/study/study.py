@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,14 @@ from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
 
-_REFERENCE_GROUPS = ("hc", "control", "controls", "healthy", "healthy control", "con", "ctrl", "cn", "nc", "hv")
+_REFERENCE_GROUPS = (
+    *("hc", "control", "controls", "healthy", "healthy control", "healthy controls", "healthy_control"),
+    *("con", "ctrl", "cn", "nc", "hv"),
+)
 """Names of a reference group, in lower case."""
+
+_CONTROL_CODES = (("0", "1"), ("no", "yes"), ("false", "true"))
+"""Codes of controls and patients, in lower case."""
 
 VOLUME = "volume_mm3"
 """Measure that susceptibility is adjusted for."""
@@ -50,6 +57,8 @@ class Study:
     """Whether each scan of the cohort is of a control; None without a filter."""
     reference: str | None
     """Group that the others are compared with."""
+    reference_from: str
+    """Why it is this group."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -65,6 +74,7 @@ class Study:
             "Measures": list(self.options.measures),
             "ControlFilter": self.options.control_filter,
             "ReferenceGroup": self.reference,
+            "ReferenceGroupFrom": self.reference_from or None,
             "Covariates": list(self.covariates),
             "CombatAge": self.options.combat_age,
             "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
@@ -101,8 +111,19 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     if options.control_filter:
         keys = cohort.keys[["participant_id", "site"]]
         participants = cohort.participants.assign(**keys.where(keys != MISSING))
-        controls = match_condition(participants, options.control_filter, option="--control-filter")
+        if column := cohort.settings["GroupColumn"]:
+            participants = participants.assign(
+                **{column: cohort.demographics["group"]}
+            )  # without codes of missing values
+        condition = unicodedata.normalize("NFC", options.control_filter)
+        controls = match_condition(participants, condition, option="--control-filter")
     covariates, warnings = _find_covariates(cohort, options.covariates)
+    reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
+    if is_guess:
+        warnings.append(
+            f"participants.tsv: {cohort.settings['GroupColumn']}: reference group is {reference}: {reference_from}; "
+            "select the controls with --control-filter"
+        )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
@@ -112,7 +133,8 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
         measures=options.measures,
         covariates=tuple(covariates),
         controls=controls,
-        reference=_find_reference_group(cohort.demographics["group"], controls),
+        reference=reference,
+        reference_from=reference_from,
         warnings=tuple(warnings),
     )
 
@@ -170,13 +192,29 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
     return covariates, warnings
 
 
-def _find_reference_group(groups: pd.Series, controls: NDArray[np.bool_] | None) -> str | None:
-    """Return the group of the controls, otherwise one with a name of `_REFERENCE_GROUPS`, otherwise the largest."""
+def _find_reference_group(
+    demographics: pd.DataFrame, controls: NDArray[np.bool_] | None
+) -> tuple[str | None, str, bool]:
+    """Return the reference group, why it is this one, and whether that is a guess among several groups.
+
+    It is the group of the controls, otherwise one with a name of `_REFERENCE_GROUPS` or a code of `_CONTROL_CODES`,
+    otherwise the one with most participants.
+    """
+    groups = demographics["group"]
     if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
-        return str(matched.iloc[0])
-    counts = groups.value_counts()
-    named = [str(group) for group in counts.index if str(group).casefold() in _REFERENCE_GROUPS]
-    return named[0] if named else str(counts.index[0]) if len(counts) else None
+        return str(matched.iloc[0]), "the group of --control-filter", False
+    sizes = demographics.groupby("group", sort=False)["participant_id"].nunique()
+    names = [str(group) for group in sizes.sort_values(ascending=False, kind="stable").index]
+    if named := [name for name in names if name.casefold() in _REFERENCE_GROUPS]:
+        why = "the name of controls" if len(named) == 1 else "the largest with a name of controls"
+        return named[0], why, len(named) > 1
+    for codes in _CONTROL_CODES:
+        if {name.casefold() for name in names} == set(codes) and len(names) == len(codes):
+            control, patient = sorted(names, key=lambda name: codes.index(name.casefold()))
+            return control, f"of {control} and {patient}, {control} is taken as the controls", True
+    if not names:
+        return None, "", False
+    return names[0], "the largest group, as none has a name of controls", len(names) > 1
 
 
 def count_of(number: int, noun: str) -> str:

@@ -56,6 +56,7 @@ def run_group(config: RunConfig) -> int:
         selection=selection,
         site_column=config.group.site_column,
         group_column=config.group.group_column,
+        age_column=config.group.age_column,
         include_failed=config.group.include_failed,
     )
     if folders[0].path == config.output_dir:
@@ -63,6 +64,8 @@ def run_group(config: RunConfig) -> int:
     study = build_study(cohort, config.group)
     check_folders(config)
     progress = RunProgress(0)
+    if study.reference and cohort.demographics["group"].nunique() > 1:
+        progress.info(f"reference group: {study.reference} ({study.reference_from})")
     if config.control.dry_run:
         for warning in (*warnings, *cohort.warnings, *study.warnings):
             progress.warn(warning)

@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.demographics import find_age_unit, match_condition, parse_numbers, read_ages
+from bids_dgmseg.study.demographics import (
+    AGE,
+    find_age_unit,
+    find_column,
+    match_condition,
+    parse_numbers,
+    read_ages,
+    read_categories,
+    read_sexes,
+)
 
 
 def ages(*values: object) -> pd.DataFrame:
@@ -46,6 +55,88 @@ def test_unknown_age_unit_is_a_warning(units):
 def test_ages_are_converted_to_years(text, unit, years):
     found, _ = read_ages(ages(text), "age", pd.Series([unit]))
     assert found.tolist() == pytest.approx([years])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *((name, True) for name in ("age", "AGE", "Age (years)", "age_at_scan", "Age at MRI [y]", "AgeAtBaseline")),
+        *((name, False) for name in ("age_months", "stage", "age_group", "age_of_onset")),
+    ],
+)
+def test_common_names_of_age_are_found(name, found):
+    assert find_column(["sex", name], AGE) == (name if found else None)
+
+
+def test_name_of_a_column_gives_the_unit():
+    line = "age_months: in months by its name; age_years has it in years"
+    assert find_age_unit({}, "age_months", source="participants.json") == ("months", line)
+    assert find_age_unit({"Units": "years"}, "age_months", source="participants.json") == ("years", "")
+    assert find_age_unit({}, "Age (years)", source="participants.json") == ("years", "")
+
+
+WHO = pd.Series([f"sub-{row}" for row in range(8)])
+
+
+def categories(*values):
+    return pd.Series([*values, *[None] * (len(WHO) - len(values))], dtype=object)
+
+
+SITE = "participants.tsv: site"
+
+
+@pytest.mark.parametrize(
+    ("values", "kept", "lines"),
+    [
+        ("A A B B", "A A B B", []),
+        ("A A none -999", "A A", [f"{SITE} of sub-2, sub-3 is '-999' or 'none', which counts as missing"]),
+        ("A B C", "A B C", []),  # a small study
+        (
+            "A A A A A O",
+            "A A A A A O",
+            [f"{SITE} is 'O' for sub-5 only; correct it if it is misspelled, write n/a if it means missing"],
+        ),
+    ],
+)
+def test_codes_and_odd_categories_are_reported(values, kept, lines):
+    found, warnings = read_categories(categories(*values.split()), WHO, where=SITE)
+    assert found.dropna().tolist() == kept.split()
+    assert warnings == lines
+
+
+SEX = "participants.tsv: sex"
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "sexes", "lines"),
+    [
+        ("F f Female M male m", {}, "F F F M M M", []),
+        (
+            "F M O x",
+            {},
+            "F M O",
+            [
+                f"{SEX} of sub-3 is 'x', not F, M or O; it counts as missing",
+                f"{SEX} of sub-2 is 'O', a category of its own (other)",
+            ],
+        ),
+        (
+            "1 2 1 999",
+            {},
+            "1 2 1",
+            [
+                f"{SEX} of sub-3 is '999', which counts as missing",
+                f"{SEX} is coded as '1' and '2', used as they are; write F and M to have them named",
+            ],
+        ),
+        ("1 2 1", {"1": "male", "2": {"Description": "Female participants"}}, "M F M", []),
+        ("F M 1 2", {}, "F M", [f"{SEX} of sub-2, sub-3 is '1' or '2', not F, M or O; it counts as missing"]),
+    ],
+)
+def test_sexes_are_understood_or_reported(values, levels, sexes, lines):
+    found, warnings = read_sexes(categories(*values.split()), WHO, levels, where=SEX)
+    assert found.dropna().tolist() == sexes.split()
+    assert warnings == lines
 
 
 def test_impossible_age_is_a_warning():

@@ -105,6 +105,49 @@ def test_participants_without_any_match_are_an_error(participants, plain_scans, 
     ]
 
 
+@pytest.mark.parametrize(
+    ("groups", "options", "reference", "why"),
+    [
+        ("0 1 1 1", (), "0", "of 0 and 1, 0 is taken as the controls"),
+        ("0 1 1 1", ("--control-filter", "group == 1"), "1", "the group of --control-filter"),
+        ("PD HC PD PD", (), "HC", "the name of controls"),
+        ("PD MSA PD MSA PD", (), "PD", "the largest group, as none has a name of controls"),
+    ],
+)
+def test_reference_group_is_explained(participants, plain_scans, run, out, capsys, groups, options, reference, why):
+    plain_scans(*(f"{place:02}" for place, _ in enumerate(groups.split())))
+    participants("participant_id group", *(f"sub-{place:02} {group}" for place, group in enumerate(groups.split())))
+    assert run(*options) == 0
+    said = capsys.readouterr()
+    assert f"reference group: {reference} ({why})" in said.out
+    line = f"participants.tsv: group: reference group is {reference}: {why}; select the controls with --control-filter"
+    is_guess = why.startswith(("of ", "the largest"))
+    assert (line in said.err, line in (out / "group.html").read_text("utf-8")) == (is_guess, is_guess)
+    settings = sidecar(out / "group_differences.tsv")["Settings"]
+    assert (settings["ReferenceGroup"], settings["ReferenceGroupFrom"]) == (reference, why)
+    assert {row["reference"] for row in rows_of(out / "group_differences.tsv")} == {reference}
+
+
+def test_age_column_is_named_or_missed(participants, plain_scans, run, out, capsys):
+    plain_scans("01", "02")
+    participants("participant_id age_at_scan years_old", "sub-01 30 31", "sub-02 40 41")
+    for options, ages, line in (
+        ((), ["30", "40"], "participants.tsv: ages are from column age_at_scan; --age-column selects another"),
+        (("--age-column", "years_old"), ["31", "41"], None),
+    ):
+        assert run(*options) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert [text for text in said if "ages are" in text] == ([line] if line else [])
+        assert [row["age_years"] for row in rows_of(out / "group_volumes.tsv")] == ages
+    assert sidecar(out / "group_volumes.tsv")["Settings"]["AgeColumn"] == "years_old"
+    participants("participant_id years_old", "sub-01 31", "sub-02 41")
+    assert run() == 0
+    assert (
+        "participants.tsv: no column of ages (columns: years_old); age curves and the adjustment for age are omitted; "
+        "name it with --age-column"
+    ) in capsys.readouterr().err
+
+
 def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys):
     plain_scans("01", "02")
     (dataset / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
@@ -129,7 +172,7 @@ def test_spellings_of_a_group_are_different_groups(dataset, plain_scans, run, ou
     (dataset / "participants.tsv").write_text("\n".join(["participant_id\tgroup", *rows]))
     assert run() == 0
     line = "participants.tsv: group is spelled 'HC' and 'hc', which count as different; use one spelling"
-    assert [said for said in capsys.readouterr().err.splitlines() if "HC" in said] == [line]
+    assert [said for said in capsys.readouterr().err.splitlines() if "spelled" in said] == [line]
     table = out / "group_differences.tsv"
     compared = {(row["reference"], row["group"], row["n_reference"], row["n_group"]) for row in rows_of(table)}
     assert compared == {("HC", "PD", "3", "2"), ("HC", "hc", "3", "3")}  # spaces are stripped
@@ -142,12 +185,12 @@ def test_spellings_of_a_group_are_different_groups(dataset, plain_scans, run, ou
 )
 def test_spellings_of_a_site_are_different_sites(participants, plain_scans, run, out, capsys, column, where):
     rows = []
-    for site, labels in {"Bern": ("01", "02", "03", "04"), "bern": ("05", "06", "07", "08")}.items():
+    for site, labels in {"Bern-1": ("01", "02", "03", "04"), "bern1": ("05", "06", "07", "08")}.items():
         plain_scans(*labels, scanner={"Manufacturer": site})
         rows += [f"sub-{label} {site}" for label in labels]
     participants(f"participant_id {column}", *rows)
     assert run() == 0
-    line = f"{where} is spelled 'Bern' and 'bern', which count as different; use one spelling"
+    line = f"{where} is spelled 'Bern-1' and 'bern1', which count as different; use one spelling"
     assert capsys.readouterr().err.splitlines().count(line) == 1
     assert sidecar(out / "group_harmonized.tsv")["Notes"][0] == line
     assert sidecar(out / "group_differences.tsv")["Notes"] == []
@@ -274,6 +317,7 @@ def test_scanner_is_the_default_site(plain_scans, run, out):
     [
         (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age, group)"),
         (("--group-column", "dx"), "--group-column dx: no such column"),
+        (("--age-column", "years"), "--age-column years: no such column"),
         (("--covariates", "bmi"), "--covariates bmi: no such column"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
         (("--evaluation", "nowhere"), "--evaluation nowhere: overlap.tsv not found"),
