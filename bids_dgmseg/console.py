@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from bids_dgmseg.errors import count
+from bids_dgmseg.errors import count, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,11 +68,11 @@ class RunProgress:
 
     def info(self, text: str) -> None:
         """Print a line to standard output."""
-        self._out.print(_on_one_line(text))
+        self._out.print(printable(text))
 
     def warn(self, text: str) -> None:
         """Print a warning or an error."""
-        (self._out if self._live else self._error).print(_on_one_line(text))
+        (self._out if self._live else self._error).print(printable(text))
 
     def _draw(self) -> Table:
         from rich.table import Table
@@ -101,14 +101,14 @@ class StatusLine:
     def log(self, text: str) -> None:
         """Print a line that stays."""
         self._erase()
-        self._console.print(text)
+        self._console.print(printable(text))
 
     def update(self, text: str) -> None:
         """Replace the status line; does nothing if the output is not a terminal."""
         if self._live:
             self._erase()
             width = self._console.width - 1  # a line that wraps could not be erased
-            self._console.print(text[:width], end="")
+            self._console.print(printable(text)[:width], end="")
 
     def _erase(self) -> None:
         if self._live:
@@ -124,8 +124,3 @@ def _console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _on_one_line(text: str) -> str:
-    """Escape line breaks and characters that cannot be encoded, which file names and sidecars may hold."""
-    return text.replace("\r", "\\r").replace("\n", "\\n").encode(errors="backslashreplace").decode()

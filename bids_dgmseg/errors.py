@@ -13,7 +13,21 @@ DISK_ADVICE = "check the path, its permissions and the free disk space"
 
 
 class InputError(Exception):
-    """A problem in the user's files or options, in one line: ``where: what is wrong; what to do``."""
+    """A problem in the user's files or options, in one printable line: ``where: what is wrong; what to do``."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    r"""Escape control and formatting characters, which would act on a terminal or reorder what it shows.
+
+    Names of files and values in sidecars and tables can contain them.
+
+    >>> print(printable("a\x1b[2K\u202eb\n"))
+    a\x1b[2K\u202eb\n
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def run_command(program: str, command: Callable[[], int], *, after_interrupt: str = "") -> int:
@@ -39,7 +53,7 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     try:
         return command()
     except InputError as error:
-        message = " ".join(str(error).split())
+        message = str(error)
     except BrokenPipeError:
         raise  # the reader, such as `head`, has ended: nobody would see a message
     except OSError as error:
@@ -49,7 +63,7 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
         return INTERRUPTED
-    sys.stderr.write(f"{program}: error: {message}\n")
+    sys.stderr.write(f"{program}: error: {printable(message)}\n")
     return INVALID
 
 

@@ -58,6 +58,27 @@ def break_sidecar(path: Path) -> None:
     path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{\n "Units": "ppm",\n}')
 
 
+def nest_sidecar(path: Path) -> None:
+    text = '{"Units": "ppm", "Nested": ' + "[" * 500 + "]" * 500 + "}"  # more than copies between processes survive
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(text)
+
+
+def replace_sidecar_by_fifo(path: Path) -> None:
+    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+    sidecar.unlink()
+    os.mkfifo(sidecar)
+
+
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def write_without_affine(path: Path) -> None:
     image = nib.Nifti1Image(chi(), None)
     image.header["sform_code"] = 1  # its srow_* are all zero
@@ -78,6 +99,12 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
     "link": (break_symlink, r"content not fetched \(broken symlink\); fetch it first \(datalad get"),
+    "fifo": (replace_by_fifo, r"is a FIFO, expected a file; replace it$"),
+    "device": (replace_by_device, r"is a device, expected a file; replace it$"),
+    "control": (
+        lambda path: write(path, chi(), Units="\x1b[2Kppm\0\u202e"),
+        r"\"Units\" in its sidecar is '\\x1b\[2Kppm\\x00\\u202e', expected \"ppm\" or \"ppb\"; fix the sidecar$",
+    ),
     "hertz": (lambda path: write(path, 100 * chi(), Units="Hz"), r"the sidecar states Hz \(a field map\), "),
     "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
@@ -119,16 +146,22 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome(code, err.getvalue().splitlines(), folder / "out")
 
 
-def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (break_sidecar, "invalid JSON (line 3, column 1); fix the file"),
+        (nest_sidecar, "nested deeper than 50 levels; fix the file"),
+        (replace_sidecar_by_fifo, "is a FIFO, expected a file; replace it"),
+    ],
+)
+def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path, damage, said):
     dataset = bids_dataset("sub-01", "sub-02")
-    break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+    damage(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     assert run(dataset, "--dry-run") == 0
-    assert "sub-01: would fail: sub-01_Chimap.json: invalid JSON (line 3, column 1); fix the file\n" in (
-        capsys.readouterr().out
-    )
+    assert f"sub-01: would fail: sub-01_Chimap.json: {said}\n" in capsys.readouterr().out
     assert run(dataset) == 1
     err = capsys.readouterr().err.splitlines()
-    assert err[0] == "sub-01_Chimap.json: invalid JSON (line 3, column 1); fix the file"
+    assert err[0] == f"sub-01_Chimap.json: {said}"
     assert err[1].startswith("1 of 2 scans failed: sub-01; see ")
     assert err[0] in (tmp_path / "out" / "sub-01.html").read_text()
     assert (tmp_path / "out" / "sub-02.html").is_file()
@@ -146,6 +179,24 @@ def test_misplaced_file_is_ignored(bids_dataset, run, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert said in err
     assert "2 of 2 scans done" in out
+
+
+def test_folder_with_only_a_misplaced_file_has_one_message(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    there = dataset / "sub-01" / "anat"
+    (there / "sub-01_Chimap.nii.gz").rename(there / "sub-03_Chimap.nii.gz")
+    assert run(dataset, "--dry-run") == 0
+    said = "sub-03_Chimap.nii.gz: located in the folder of sub-01; rename or move the file; ignored\n"
+    assert capsys.readouterr().err == said
+
+
+def test_names_of_files_cannot_act_on_the_terminal(bids_dataset, run, capsys):
+    dataset = bids_dataset("sub-01", "sub-02")
+    there = dataset / "sub-01" / "anat"
+    (there / "sub-01_Chimap.nii.gz").rename(there / "sub-03_\x1b[2K\u202e_Chimap.nii.gz")
+    assert run(dataset, "--dry-run") == 0
+    said = "sub-03_\\x1b[2K\\u202e_Chimap.nii.gz: located in the folder of sub-01; rename or move the file; ignored\n"
+    assert capsys.readouterr().err == said
 
 
 def test_duplicate_map_fails_only_its_scan(bids_dataset, run, capsys):

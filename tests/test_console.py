@@ -31,8 +31,11 @@ def test_failed_scans_are_counted_separately(capsys):
 def test_messages_are_one_encodable_line(capsys):
     progress = RunProgress(2)
     progress.info("sub-01: CSF \ud800")  # as file names that are not UTF-8 are decoded
-    progress.info("sub-02: two\nlines")
-    assert capsys.readouterr().out == "sub-01: CSF \\ud800\nsub-02: two\\nlines\n"
+    progress.info("sub-02: two\nlines, \x1b[2K\0\u202e")
+    StatusLine().log("epoch 1 of \x1b[2K")
+    assert capsys.readouterr().out == (
+        "sub-01: CSF \\ud800\nsub-02: two\\nlines, \\x1b[2K\\x00\\u202e\nepoch 1 of \\x1b[2K\n"
+    )
 
 
 def test_display_shows_counts_and_steps():

@@ -25,6 +25,12 @@ def fail_with(error: BaseException):
             2,
             "prog: error: /data/x: Permission denied; check the path, its permissions and the free disk space\n",
         ),
+        (InputError("a\x1b[2K\0\u202eb: wrong"), 2, "prog: error: a\\x1b[2K\\x00\\u202eb: wrong\n"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/x\x1b[2J"),
+            2,
+            "prog: error: /x\\x1b[2J: No such file; check the path, its permissions and the free disk space\n",
+        ),
         (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
     ],
 )

@@ -138,14 +138,23 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
 def _consistent(source: SourceDataset, misplaced: list[str] | None) -> Iterator[Path]:
     """Yield the selected files, except maps and echoes whose folders contradict their names."""
     for path in (path for paths in source.files.values() for path in paths):
-        try:
-            if MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name):
-                source.consistent_entities(path, path.name.rpartition("_")[0])
+        line = _describe_misplaced(source, path)
+        if not line:
             yield path
+        elif misplaced is None:
+            raise InputError(line)
+        else:
+            misplaced.append(line)
+
+
+def _describe_misplaced(source: SourceDataset, path: Path) -> str:
+    """Describe how the folders of a map or an echo contradict its name; empty if they do not."""
+    if MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name):
+        try:
+            source.consistent_entities(path, path.name.rpartition("_")[0])
         except InputError as error:
-            if misplaced is None:
-                raise
-            misplaced.append(str(error))
+            return str(error)
+    return ""
 
 
 def _find_maps(
@@ -294,8 +303,9 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
 def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     """Describe what a run skips, in one line each.
 
-    These are selected participants without a scan; sessions without a scan that have echoes or were selected by name;
-    parts of file names that are not valid entities; and folders that are not valid BIDS names.
+    These are selected participants without a scan, unless `find_scans` reports that their files are misplaced; sessions
+    without a scan that have echoes or were selected by name; parts of file names that are not valid entities; and
+    folders that are not valid BIDS names.
     """
     scans = list(scans)
     found: dict[str, set[str | None]] = defaultdict(set)
@@ -304,7 +314,10 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     lines = []
     for label in sorted({label for source in inputs.sources for label in source.selected()}):
         if label not in found:
-            lines.append(f"sub-{label}: {_explain_no_map(inputs, *_has_files(inputs, label))}; skipped")
+            if not any(
+                _describe_misplaced(source, path) for source in inputs.sources for path in source.files.get(label, ())
+            ):
+                lines.append(f"sub-{label}: {_explain_no_map(inputs, *_has_files(inputs, label))}; skipped")
             continue
         sessions = {session for source in inputs.sources for session in source.sessions(label)} - found[label]
         for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
@@ -335,7 +348,9 @@ def _has_files(inputs: Inputs, participant: str | None = None, session: str | No
         for source in inputs.sources
         for label, paths in source.files.items()
         for path in paths
-        if participant in (None, label) and session in (None, source.entities(path).get("ses"))
+        if participant in (None, label)
+        and session in (None, source.entities(path).get("ses"))
+        and not _describe_misplaced(source, path)
     ]
     return any(map(MAP_NAME.fullmatch, names)), any(map(ECHO_NAME.fullmatch, names))
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -26,6 +27,9 @@ MISSING = "n/a"
 
 DataDictionary = Mapping[str, Mapping[str, str]]
 """Column → its entry in the BIDS data dictionary: ``Description`` and, if it has one, ``Units``."""
+
+_DEEPEST_JSON = 50
+"""Levels in a JSON file; metadata have a few, and each costs a level of recursion in copies between processes."""
 
 _POINTER_SIZE = 200
 """Bytes that are enough to recognize a pointer."""
@@ -103,10 +107,19 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file is missing, unfetched, unreadable or not a JSON object.
+        If the file is missing, unfetched, unreadable, not a JSON object, or nested too deeply.
     """
+    check_file_type(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
+        level = [data]
+        for _ in range(_DEEPEST_JSON):
+            values = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+            level = [inner for several in values for inner in several]
+        if level:
+            raise RecursionError
+    except RecursionError:
+        raise InputError(f"{path.name}: nested deeper than {_DEEPEST_JSON} levels; fix the file") from None
     except json.JSONDecodeError as error:
         if is_pointer_file(path):
             raise InputError(describe_unfetched(path)) from error
@@ -148,6 +161,7 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd  # slow; every run of the app imports this module
 
+    check_file_type(path)
     defaults = {"na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
     settings: dict[str, Any] = defaults | options
     if is_pointer_file(path):  # pandas would read it as a header without rows
@@ -184,7 +198,8 @@ def read_data_dictionaries(name: str) -> dict[str, DataDictionary]:
 
 
 def sha256(path: Path) -> str:
-    """Compute the checksum of a file."""
+    """Compute the checksum of a file; `InputError` for a FIFO or device."""
+    check_file_type(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -193,7 +208,7 @@ def sha256_or_error(path: Path) -> str:
     """Compute the checksum of a file; return the error's class name if it cannot be read (a later step reports it)."""
     try:
         return sha256(path)
-    except OSError as error:
+    except (OSError, InputError) as error:
         return type(error).__name__
 
 
@@ -220,6 +235,17 @@ def url_to_path(url: str, start: Path) -> Path:
     return start / unquote(url, errors="surrogateescape")
 
 
+def check_file_type(path: Path) -> None:
+    """Raise `InputError` for a FIFO, socket or device, from which reading may never return or never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it reports why it cannot be read
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise InputError(f"{path.name}: is {kind}, expected a file; replace it")
+
+
 def is_broken_symlink(path: Path) -> bool:
     """Return whether a path is a symlink to a missing file, as git-annex leaves unfetched files."""
     return path.is_symlink() and not path.exists()
@@ -233,9 +259,10 @@ def is_file_or_unfetched(path: Path) -> bool:
 def is_pointer_file(path: Path) -> bool:
     """Return whether a file holds only the pointer that git-annex or Git LFS leave for unfetched content."""
     try:
+        check_file_type(path)
         with path.open("rb") as file:
             return is_pointer_content(file.read(_POINTER_SIZE))
-    except OSError:
+    except (OSError, InputError):
         return False
 
 

@@ -15,7 +15,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import atomic_write, describe_missing, describe_unfetched, is_pointer_file
+from bids_dgmseg.io.files import atomic_write, check_file_type, describe_missing, describe_unfetched, is_pointer_file
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
 """Sizes beyond these come from headers in metres or micrometres."""
@@ -59,6 +59,7 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
         If it is missing, unfetched, unreadable or not NIfTI, or its affine is not invertible.
     """
     path = Path(path)
+    check_file_type(path)
     try:
         image = nib.load(path)
     except FileNotFoundError:

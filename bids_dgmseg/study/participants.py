@@ -17,6 +17,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
+    check_file_type,
     describe_missing,
     describe_unfetched,
     is_broken_symlink,
@@ -338,6 +339,7 @@ def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int
 
 def _read_text(path: Path) -> str:
     """Read UTF-8, with or without a byte order mark, or UTF-16 (Excel's "Unicode text")."""
+    check_file_type(path)
     if is_pointer_file(path):
         raise InputError(describe_unfetched(path))
     try:

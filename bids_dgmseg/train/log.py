@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from bids_dgmseg import __version__
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, printable
 from bids_dgmseg.io.files import MISSING, read_json, read_tsv, to_json, write_bytes, write_json, write_text
 from bids_dgmseg.report.figures import draw_learning_curve
 from bids_dgmseg.train.core import State, StepResult
@@ -34,7 +34,7 @@ class PlainLog:
 
     def log(self, text: str) -> None:
         """Print a line."""
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
 
     def update(self, text: str) -> None:

@@ -242,7 +242,7 @@ class ScanRunner:
     def _describe_error(self, scan: str, step: str, error: BaseException | None) -> str:
         """Describe in one line why a step failed."""
         if isinstance(error, InputError):
-            return " ".join(str(error).split())
+            return str(error)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             where = f": {error.filename}" if error.filename else ""
             return f"{step}: {error.strerror}{where}; {DISK_ADVICE}"
