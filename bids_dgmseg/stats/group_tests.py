@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import gammaln
-from scipy.stats import mannwhitneyu, nct, ttest_ind
+from scipy.stats import chi2_contingency, mannwhitneyu, nct, ttest_ind
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import is_constant
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
 from bids_dgmseg.stats.long_table import Floats, average_repeated_scans, iter_groups, numeric_column, require_columns
 
 _NO_SPREAD = "not tested: the values do not vary within the groups"
+
+UNBALANCED = 0.05
+"""p of the chi-square test of group by site below which groups are unbalanced over sites, see `check_sites`."""
 
 _ROUNDING = 1e-24
 """Residual sum of squares, relative to that of the values, below which it is rounding."""
@@ -48,6 +51,10 @@ class GroupOptions:
     """Columns that define separate comparisons."""
     covariates: tuple[str, ...] = ("age", "sex")
     """For the analysis of covariance; text and booleans are categories."""
+    site: str | None = None
+    """Column of sites; groups that are unbalanced over them are noted."""
+    site_from: str = "column site"
+    """Where the sites come from, for the notes."""
     level: float = 0.95
 
 
@@ -66,7 +73,8 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
     DataFrame
         One row per nucleus and group: the columns of ``options.by`` and those described in ``columns_group.tsv``, with
         confidence limits of ``difference`` (group − reference) and ``hedges_g``, false discovery rates ``q_`` over the
-        nuclei (and models) of the same two groups, and ``note``, which states why the tests are missing.
+        nuclei (and models) of the same two groups, and ``note``, which states why the tests are missing, or that the
+        groups are unbalanced over sites.
 
     Raises
     ------
@@ -84,12 +92,13 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
     .. [1] Hedges LV. Distribution theory for Glass's estimator of effect size and related estimators. J Educ Stat 6
        (1981) 107-128. doi:10.3102/10769986006002107
     """
-    participants, others = _participants(table, options, means=(options.value,), same=(options.group,))
+    same = (options.group, *([options.site] if options.site else []))
+    participants, others = _participants(table, options, means=(options.value,), same=same)
     records = [
         key | _compare(rows, other, options) for key, rows in iter_groups(participants, options.by) for other in others
     ]
     result = pd.DataFrame(records, columns=[*options.by, *_COMPARED])
-    return _with_q(result, {"p_t": "q_t", "p_mannwhitney": "q_mannwhitney"})
+    return adjust_within_groups(result, {"p_t": "q_t", "p_mannwhitney": "q_mannwhitney"})
 
 
 def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
@@ -116,6 +125,8 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     Notes
     -----
     One linear model per nucleus with all groups and common slopes; the F test compares it with the model without them.
+    A difference that groups and covariates do not determine together (all patients at a site without controls) is
+    missing, with a note; those of other groups are estimated, but not the F test.
     """
     require_columns(table, *options.covariates)
     types = pd.api.types
@@ -131,7 +142,7 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     for key, rows in iter_groups(participants, options.by):
         records += [key | record for record in _ancova(rows, others, numeric, categories, options)]
     result = pd.DataFrame(records, columns=[*options.by, *_ADJUSTED])
-    return _with_q(result, {"p": "q", "p_groups": "q_groups"})
+    return adjust_within_groups(result, {"p": "q", "p_groups": "q_groups"})
 
 
 def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[float, float, float]:
@@ -203,6 +214,9 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     record |= {"std_reference": x.std(ddof=1), "std_group": y.std(ddof=1)}
     if is_constant(x) and is_constant(y):
         return record | {"note": _NO_SPREAD}
+    record["note"], separable = check_sites(known, other, options)
+    if not separable and options.site in options.covariates:  # unless the user chose to ignore the sites
+        return record
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a group without variance is no loss of precision
         welch = ttest_ind(y, x, equal_var=False)
@@ -213,6 +227,35 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     record |= {"t": welch.statistic, "df": welch.df, "p_t": welch.pvalue}
     record |= {"u": ranks.statistic, "p_mannwhitney": ranks.pvalue}
     return record | {"hedges_g": g, "hedges_g_low": g_low, "hedges_g_high": g_high}
+
+
+def check_sites(rows: pd.DataFrame, other: Any, options: GroupOptions) -> tuple[str, bool]:
+    r"""Note whether two groups are unbalanced over sites, and whether any site has both.
+
+    `rows` are the participants of both groups, with one site each.
+
+    Notes
+    -----
+    Shifts of :math:`S` sites of similar size with variance :math:`\tau^2` multiply the variance of the difference of
+    means by about :math:`1 + (\tau/\sigma)^2 \chi^2 / S`, with the chi-square statistic of group by site
+    (:math:`\chi^2 = N V^2`, Cramér's V) and the variance :math:`\sigma^2` within sites. Whether a test is biased
+    therefore depends on :math:`\chi^2`, not on V alone; groups drawn regardless of site have :math:`\chi^2` around
+    :math:`S - 1`, and are called unbalanced in 5 % of the studies.
+    """
+    if options.site is None:
+        return "", True
+    counts = pd.crosstab(rows[options.group], rows[options.site]).reindex([options.reference, other], fill_value=0)
+    if counts.shape[1] < 2:
+        return "", True
+    if not (counts > 0).all().any():
+        sites = counts.columns[counts.loc[other] > 0].astype(str)
+        where = f"all {other} are at site{'' if len(sites) == 1 else 's'} {list_some(sites)}"
+        remedy = f"compare within sites or add {options.reference} there"
+        return f"group and site cannot be separated ({options.site_from}, {where}): {remedy}", False
+    if chi2_contingency(counts, correction=False).pvalue >= UNBALANCED:
+        return "", True
+    remedy = "use" if options.site in options.covariates else f"name {options.site} among --covariates and use"
+    return f"groups are unbalanced over sites ({options.site_from}): {remedy} the ancova_ columns", True
 
 
 def _ancova(
@@ -227,32 +270,58 @@ def _ancova(
     shared |= {"n_scans": int(known["n_scans"].sum()), "note": ""}
     records: list[dict[str, Any]] = [shared | {"group": name, "n_group": counts[name]} for name in others]
     kept = [name for name in others if counts[name]]
-    design = np.column_stack([_covariates(known, numeric, categories), *(group == name for name in kept)])
+    terms = _covariate_terms(known, numeric, categories)
+    design = np.column_stack([*terms.values(), *(group == name for name in kept)]).astype(np.float64)
     y = known[options.value].to_numpy(np.float64)
     reason = ""
     if not counts[options.reference] or not kept:
         reason = "not fitted: participants of one group only"
-    elif len(y) <= design.shape[1]:
-        reason = f"not fitted: {len(y)} participants for {design.shape[1]} terms"
-    elif np.linalg.matrix_rank(design) < design.shape[1]:
-        reason = "not fitted: groups and covariates are confounded"
+    elif len(y) <= (rank := int(np.linalg.matrix_rank(design))):
+        reason = f"not fitted: {len(y)} participants for {rank} terms"
     elif all(is_constant(y[group == name]) for name in (options.reference, *kept)):
         reason = _NO_SPREAD
     if reason:
         return [record | {"note": reason} for record in records]
-    common, terms = _fit_groups(y, design, n_groups=len(kept), level=options.level)
-    if not terms:
+    confounded = {name: _confounding(known, name, kept, terms, options) for name in kept}
+    notes = dict.fromkeys(others, "no participants in the group") | confounded
+    if all(notes.values()):
+        return [record | {"note": notes[record["group"]]} for record in records]
+    common, fitted = _fit_groups(y, design, n_groups=len(kept), level=options.level)
+    if not fitted:
         note = "not tested: the values do not vary beyond groups and covariates"
         return [record | {"note": note} for record in records]
+    if any(confounded.values()):  # some of the groups cannot be tested together
+        common = {name: common[name] for name in ("df", "std")}
     return [
-        record
-        | (
-            common | terms[kept.index(record["group"])]
-            if record["n_group"]
-            else {"note": "no participants in the group"}
-        )
-        for record in records
+        record | (common | fitted[kept.index(name)] if not notes[name] else {"note": notes[name]})
+        for name, record in zip(others, records, strict=True)
     ]
+
+
+def _confounding(
+    known: pd.DataFrame, name: Any, kept: list[Any], terms: dict[str, Floats], options: GroupOptions
+) -> str:
+    """Return why the difference between a group and the reference group cannot be estimated; empty if it can."""
+    group = known[options.group]
+
+    def estimable(omitted: str | None = None) -> bool:
+        others = [group == other for other in kept if other != name]
+        columns = np.column_stack([*(term for key, term in terms.items() if key != omitted), *others])
+        rank, rank_without = map(np.linalg.matrix_rank, (np.column_stack([columns, group == name]), columns))
+        return bool(rank > rank_without)
+
+    if estimable():
+        return ""
+    # the covariates without which it could be estimated; if several are needed for that, all
+    guilty = [key for key in terms if key and estimable(key)] or [key for key in terms if key]
+    pair = known[group.isin([options.reference, name])]
+    if options.site in guilty and not (checked := check_sites(pair, name, options))[1]:
+        return checked[0]
+    where = ""
+    if len(guilty) == 1 and len(values := known.loc[group == name, guilty[0]].unique()) == 1:
+        where = f" (all {name} have {guilty[0]} {values[0]})"
+    columns = " and ".join(guilty)
+    return f"group and {columns} cannot be separated{where}: add participants or leave {columns} out of --covariates"
 
 
 def _fit_groups(
@@ -261,7 +330,9 @@ def _fit_groups(
     """F test of the last `n_groups` columns of a design and a t test of each; none without residual variance."""
     from statsmodels.regression.linear_model import OLS  # slow to import
 
-    fit, without_groups = OLS(y, design).fit(), OLS(y, design[:, :-n_groups]).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # redundant columns do not change the differences that are reported
+        fit, without_groups = OLS(y, design).fit(), OLS(y, design[:, :-n_groups]).fit()
     if fit.ssr <= _ROUNDING * float((y**2).sum()):
         return {}, []
     f_groups, p_groups, df_groups = fit.compare_f_test(without_groups)
@@ -273,21 +344,21 @@ def _fit_groups(
     return common, [dict(zip(names, row, strict=True)) for row in values]
 
 
-def _covariates(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> Floats:
-    """Intercept, standardized numbers and indicators; terms that do not vary are omitted."""
-    columns: list[Floats] = [np.ones(len(rows))]
+def _covariate_terms(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> dict[str, Floats]:
+    """Columns of the design by covariate: standardized numbers, indicators; the intercept has no name."""
+    terms: dict[str, Floats] = {"": np.ones((len(rows), 1))}
     for name in numeric:
         values = rows[name].to_numpy(np.float64)
-        if values.size and np.ptp(values) > 0:
-            columns.append((values - values.mean()) / values.std())
+        varies = values.size and np.ptp(values) > 0
+        terms[name] = ((values - values.mean()) / values.std())[:, None] if varies else np.empty((len(rows), 0))
     for name in categories:
         codes, levels = pd.factorize(rows[name], sort=True)
-        columns += [(codes == level).astype(np.float64) for level in range(1, len(levels))]
-    return np.column_stack(columns)
+        terms[name] = (codes[:, None] == np.arange(1, len(levels))).astype(np.float64)
+    return terms
 
 
-def _with_q(result: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Add false discovery rates over the nuclei of the same two groups."""
+def adjust_within_groups(result: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """Return a table with columns of false discovery rates (p → q), over the rows of each value of ``group``."""
     adjusted = result.copy()
     for group in result["group"].unique():
         rows = (result["group"] == group).to_numpy()

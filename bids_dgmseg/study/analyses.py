@@ -1,13 +1,14 @@
-"""Analyses of a study: side differences, outliers, volume adjustment, harmonization, age, groups, change over time.
+"""Analyses of a study: side differences, outliers, volume adjustment, harmonization, age.
 
-Each takes a `Study` and returns an `Analysis`; `run_analyses` states which measures feed which analysis.
+Those of groups and of change over time are in `group_comparisons`. Each takes a `Study` and returns an `Analysis`;
+`run_analyses` states which measures feed which analysis.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,25 +17,15 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measurement.nuclei import asymmetry_index
-from bids_dgmseg.stats.ageing import AgeingOptions, change_per_year, fit_age_curves
+from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
-from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
+from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_of, first_rows, read_reference_values
-from bids_dgmseg.study.tabular_files import ResultTable
+from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Results of one analysis."""
-
-    tables: tuple[ResultTable, ...]
-    warnings: tuple[str, ...] = ()
-    measures: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Measures for later analyses, with the index of the study's table."""
 
 
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
@@ -122,7 +113,7 @@ def adjust_for_volume(study: Study) -> Analysis:
             participant="participant_id",
             covariates=("site", "age", "sex"),
         )
-        coefficients += _prepend(result.coefficients, measure=measure).to_dict("records")
+        coefficients += add_constants(result.coefficients, measure=measure).to_dict("records")
         rows = study.table[["scan", "abbreviation"]].assign(
             control=control,
             measure=measure,
@@ -181,7 +172,7 @@ def harmonize_sites(study: Study) -> Analysis:
             why += f"; {count_of(n_without, 'scan')} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
         return Analysis(tuple(ResultTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
-    covariates = list(study.covariates)
+    covariates = [name for name in study.covariates if name != "site"]
     if not study.options.covariates and study.cohort.demographics["group"].nunique() > 1:
         covariates.append("group")  # unless the covariates were chosen by the user
     parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
@@ -255,7 +246,7 @@ def _harmonize_stratum(
         person = scans["participant_id"]
         return harmonize(wide, site=large, covariates=varying, smooth=smooth, participant=person), warnings
     except InputError as error:
-        return None, [*warnings, _not_computed("group_harmonized", error, stratum)]
+        return None, [*warnings, not_computed_line("group_harmonized", error, stratum)]
 
 
 def fit_ageing(study: Study) -> Analysis:
@@ -267,7 +258,7 @@ def fit_ageing(study: Study) -> Analysis:
     names = ("group_ageing", "group_ageing_curves")
     if study.table["age"].isna().all():
         why = "no ages; add a column age to participants.tsv or sessions.tsv"
-        return Analysis(tuple(_empty(name, study, why) for name in names))
+        return Analysis(tuple(empty_table(name, study.by, why) for name in names))
     sources = [("predicted", "all", study.table, study.measures)]
     warnings: list[str] = []
     if study.options.evaluation:
@@ -287,92 +278,10 @@ def fit_ageing(study: Study) -> Analysis:
             options = AgeingOptions(value=measure, by=study.by, n_replicates=study.options.bootstrap)
             fitted = fit_age_curves(table, options=options, rng=np.random.default_rng(_SEED))
             for found, rows in zip(fitted, parts, strict=True):
-                rows.append(_prepend(found, measure=measure, labels=labels, scans=which))
+                rows.append(add_constants(found, measure=measure, labels=labels, scans=which))
     tables = (ResultTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
     return Analysis(tuple(tables), tuple(warnings))
 
 
-def compare_with_reference_group(study: Study) -> Analysis:
-    """Compare each group with the reference group, unadjusted and by ANCOVA (``group_differences``)."""
-    name, column = "group_differences", study.cohort.settings["GroupColumn"]
-    groups = study.cohort.demographics["group"].dropna().unique()
-    if column is None:
-        why = "participants.tsv has no column group or diagnosis; name one with --group-column"
-        return Analysis((_empty(name, study, why),))
-    if len(groups) < 2 or study.reference is None:
-        why = f"{column} is {groups[0]} for all" if len(groups) else f"{column} is not known"
-        return Analysis((_empty(name, study, why),))
-    covariates = tuple(covariate for covariate in study.covariates if covariate != column)
-    parts, warnings = [], []
-    for measure in study.measures:
-        options = GroupOptions(reference=study.reference, value=measure, by=study.by, covariates=covariates)
-        try:
-            found = compare_groups(study.table, options=options)
-            if covariates:
-                keys = [*study.by, "reference", "group"]
-                adjusted = ancova(study.table, options=options)
-                renamed = {column: f"ancova_{column}" for column in adjusted.columns if column not in keys}
-                found = found.merge(adjusted.rename(columns=renamed), on=keys, how="left", validate="1:1")
-        except InputError as error:
-            warnings.append(_not_computed(name, error))
-            continue
-        parts.append(_prepend(found, measure=measure))
-    if not parts:
-        return Analysis((_empty(name, study, warnings[-1]),), tuple(warnings))
-    table = ResultTable(
-        name,
-        pd.concat(parts, ignore_index=True),
-        facts={"AncovaCovariates": list(covariates)},
-        notes=tuple(study.cohort.spellings["group"]),
-    )
-    return Analysis((table,), tuple(warnings))
-
-
-def estimate_changes(study: Study) -> Analysis:
-    """Estimate changes per year of participants with several sessions (``group_longitudinal``, ``group_changes``)."""
-    names = ("group_longitudinal", "group_changes")
-    demographics = study.cohort.demographics
-    if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
-        several = demographics["participant_id"].duplicated().any()
-        why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "no participant has two sessions"
-        why = f"no participant was scanned at two known times ({why})"
-        return Analysis(tuple(_empty(name, study, why) for name in names))
-    summaries, changes, warnings = [], [], []
-    for measure in study.measures:
-        try:
-            change = change_per_year(study.table, time="years", value=measure, by=study.by)
-        except InputError as error:
-            warnings.append(_not_computed(names[0], error))
-            continue
-        summaries.append(_prepend(change.summary, measure=measure))
-        repeated = change.participants[change.participants["n_scans"] + change.participants["n_missing"] > 1]
-        changes.append(_prepend(repeated, measure=measure))
-    if not summaries:
-        return Analysis(tuple(_empty(name, study, warnings[-1]) for name in names), tuple(warnings))
-    by_participant = pd.concat(changes, ignore_index=True)
-    keys = study.cohort.keys.filter(["participant_id", "dataset"]).set_index(demographics["participant_id"])
-    keys = keys[~keys.index.duplicated()]
-    person = by_participant["participant_id"]
-    if "dataset" in keys:
-        place = list(by_participant.columns).index("participant_id") + 1
-        by_participant.insert(place, "dataset", person.map(keys["dataset"]))
-    by_participant["participant_id"] = person.map(keys["participant_id"])
-    tables = (ResultTable(names[0], pd.concat(summaries, ignore_index=True)), ResultTable(names[1], by_participant))
-    return Analysis(tables, tuple(warnings))
-
-
-def _prepend(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """Add constant columns in front of a table."""
-    return table.assign(**values)[[*values, *table.columns]]
-
-
 def _sort_by_scan(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
-
-
-def _empty(name: str, study: Study, why: str) -> ResultTable:
-    return ResultTable(name, pd.DataFrame(columns=["measure", *study.by]), not_computed=why)
-
-
-def _not_computed(name: str, error: InputError, stratum: str = "") -> str:
-    return f"{name}.tsv: not computed{f' for {stratum}' if stratum else ''}: {error}"

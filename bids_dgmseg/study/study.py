@@ -28,6 +28,9 @@ _REFERENCE_GROUPS = (
 _CONTROL_CODES = (("0", "1"), ("no", "yes"), ("false", "true"))
 """Codes of controls and patients, in lower case."""
 
+_DEMOGRAPHICS = ("age", "sex", "site")
+"""Covariates with the same name in every study, and the default."""
+
 VOLUME = "volume_mm3"
 """Measure that susceptibility is adjusted for."""
 
@@ -52,7 +55,7 @@ class Study:
     measures: tuple[str, ...]
     """Columns of `table` that are analysed."""
     covariates: tuple[str, ...]
-    """Columns of `table`, without the group."""
+    """Columns of `table`, without the group; ``site`` is for comparisons of groups, harmonization is across sites."""
     controls: NDArray[np.bool_] | None
     """Whether each scan of the cohort is of a control; None without a filter."""
     reference: str | None
@@ -125,6 +128,9 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
             "select the controls with --control-filter"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
+    if taken := set(covariates) & set(table) - {*_DEMOGRAPHICS, cohort.settings["GroupColumn"]}:
+        name = min(taken)
+        raise InputError(f"--covariates {name}: the analysis has a column of this name; rename it in participants.tsv")
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
         cohort=cohort,
@@ -170,14 +176,15 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
-    """Return the values of each covariate that varies, by default of age and sex."""
+    """Return the values of each covariate that varies, by default of age, sex and site."""
     if wanted == ("none",):
         return {}, []
     covariates, warnings = {}, []
-    for name in wanted or ("age", "sex"):
-        demographic = name.casefold() if name.casefold() in ("age", "sex") else None
-        if demographic:
-            values = cohort.demographics[demographic]
+    site_column = str(cohort.settings["SiteFrom"]).removeprefix("column ")
+    for name in wanted or _DEMOGRAPHICS:
+        key = "site" if name == site_column else name.casefold()
+        if key in _DEMOGRAPHICS:
+            values = cohort.demographics[key]
         elif name in cohort.participants:
             texts = cohort.participants[name]
             numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
@@ -186,7 +193,7 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
             shown = ", ".join(cohort.participants.columns) or "none"
             raise InputError(f"--covariates {name}: no such column in participants.tsv (columns: {shown}); fix it")
         if values.nunique() > 1:
-            covariates[demographic or name] = values
+            covariates[key if key in _DEMOGRAPHICS else name] = values
         elif wanted:
             warnings.append(f"--covariates {name}: constant or missing, so it is not used")
     return covariates, warnings

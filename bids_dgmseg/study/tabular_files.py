@@ -41,6 +41,31 @@ class ResultTable:
     """Entries of columns that `describe` does not know."""
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """Results of one analysis."""
+
+    tables: tuple[ResultTable, ...]
+    warnings: tuple[str, ...] = ()
+    measures: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Measures for later analyses, with the index of the study's table."""
+
+
+def empty_table(name: str, by: Sequence[str], why: str) -> ResultTable:
+    """Return a table that was not computed."""
+    return ResultTable(name, pd.DataFrame(columns=["measure", *by]), not_computed=why)
+
+
+def not_computed_line(name: str, error: InputError, stratum: str = "") -> str:
+    """Return a warning about a table."""
+    return f"{name}.tsv: not computed{f' for {stratum}' if stratum else ''}: {error}"
+
+
+def add_constants(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """Add constant columns in front of a table."""
+    return table.assign(**values)[[*values, *table.columns]]
+
+
 def scan_tables(cohort: Cohort) -> list[ResultTable]:
     """Return the measures of all scans, followed by the participants' columns.
 

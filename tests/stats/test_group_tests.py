@@ -155,6 +155,83 @@ def test_ancova_agrees_with_normal_equations(big):
         assert row["std"] == pytest.approx(np.sqrt(rss / 57))
 
 
+BY_SITE = GroupOptions(reference="HC", covariates=("age", "sex", "site"), site="site")
+
+
+def by_site(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """Participants of each group (site → group → number), shifted by 0.02 ppm per site, without a group effect."""
+    people = [(site, group) for site, groups in counts.items() for group, n in groups.items() for _ in range(n)]
+    sites, groups = map(list, zip(*people, strict=True))
+    rng = np.random.default_rng(3)
+    shift = 0.02 * pd.factorize(np.array(sites))[0]
+    age, sex = rng.uniform(40, 80, len(people)), rng.choice(["F", "M"], len(people))
+    return cohort(shift + 0.001 * age + rng.normal(0, 0.01, len(people)), groups, site=sites, age=age, sex=sex)
+
+
+UNEVEN = {"A": {"HC": 18, "PD": 2}, "B": {"HC": 10, "PD": 10}, "C": {"HC": 2, "PD": 18}}
+
+
+def test_ancova_with_sites_agrees_with_statsmodels():
+    from statsmodels.formula.api import ols
+
+    table = by_site(UNEVEN)
+    fit = ols("mean_ppm ~ age + C(sex) + C(site) + C(group)", table).fit()
+    row = ancova(table, options=BY_SITE).iloc[0]
+    theirs = [result["C(group)[T.PD]"] for result in (fit.params, fit.bse, fit.pvalues)]
+    assert [row["difference"], row["difference"] / row["t"], row["p"]] == pytest.approx(theirs)
+    assert row["df"] == fit.df_resid == 54
+    assert compare_groups(table, options=BY_SITE)["p_t"][0] < 1e-3 < 0.05 < row["p"]  # sites alone differ
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "note"),
+    [
+        (UNEVEN, BY_SITE, "groups are unbalanced over sites (column site): use the ancova_ columns"),
+        (
+            UNEVEN,
+            GroupOptions(reference="HC", site="site", site_from="output folder"),
+            "groups are unbalanced over sites (output folder): name site among --covariates and use the ancova_ "
+            "columns",
+        ),
+        ({"A": {"HC": 10, "PD": 8}, "B": {"HC": 9, "PD": 12}}, BY_SITE, ""),
+        ({"A": {"HC": 10, "PD": 8}}, BY_SITE, ""),
+    ],
+    ids=["unbalanced", "without site", "balanced", "one site"],
+)
+def test_unbalanced_sites_are_noted(counts, options, note):
+    """Chi-square of 18:2, 10:10, 2:18 is 25.6 (p 3e-6), of 10:8, 9:12 it is 0.62 (p 0.43)."""
+    row = compare_groups(by_site(counts), options=options).iloc[0]
+    assert row["note"] == note
+    assert row["p_t"] <= 1
+
+
+CONFOUNDED = {"A": {"HC": 12}, "B": {"PD": 12}}
+
+
+def test_group_of_one_site_is_not_tested():
+    note = (
+        "group and site cannot be separated (column site, all PD are at site B): compare within sites or add HC there"
+    )
+    row, adjusted = (test(by_site(CONFOUNDED), options=BY_SITE).iloc[0] for test in (compare_groups, ancova))
+    assert row["note"] == adjusted["note"] == note
+    assert row[["t", "p_t", "p_mannwhitney", "hedges_g", "difference_low"]].isna().all()
+    assert row["difference"] == pytest.approx(row["mean_group"] - row["mean_reference"])
+    assert adjusted[["difference", "p", "p_groups"]].isna().all()
+    ignored = compare_groups(by_site(CONFOUNDED), options=GroupOptions(reference="HC", site="site")).iloc[0]
+    assert ignored["note"] == note  # the user named other covariates, and gets the test
+    assert ignored["p_t"] < 0.05
+
+
+def test_confounded_group_leaves_others_their_test():
+    """PSP are at their own site; PD and HC share two, and are compared as without the PSP but for slopes and spread."""
+    table = by_site({"A": {"HC": 12, "PD": 8}, "B": {"HC": 9, "PD": 12}, "C": {"PSP": 15}})
+    both, alone = (ancova(rows, options=BY_SITE).iloc[0] for rows in (table, table[table["group"] != "PSP"]))
+    assert both["difference"] == pytest.approx(alone["difference"], abs=2e-3)
+    assert both["df"] == alone["df"] + 14
+    assert np.isnan(both["p_groups"])
+    assert "all PSP are at site C" in ancova(table, options=BY_SITE)["note"].iloc[1]
+
+
 def test_ancova_removes_the_effect_of_age():
     """Patients are ten years older and nothing else; the value is age / 1000 plus a cosine."""
     age = np.array([*np.linspace(40, 60, 12), *np.linspace(50, 70, 12)])
@@ -174,16 +251,20 @@ def test_ancova_counts_missing_covariates(big):
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ({"age": [50.0] * 4 + [60.0] * 3}, "groups and covariates are confounded"),
-        ({"mean_ppm": CONTROLS + [np.nan] * 3}, "participants of one group only"),
-        ({"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "3 participants for 3 terms"),
+        (
+            {"age": [50.0] * 4 + [60.0] * 3},
+            "group and age cannot be separated (all PD have age 60.0): add participants or leave age out of "
+            "--covariates",
+        ),
+        ({"mean_ppm": CONTROLS + [np.nan] * 3}, "not fitted: participants of one group only"),
+        ({"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "not fitted: 3 participants for 3 terms"),
     ],
     ids=["age equals group", "one group", "few"],
 )
 def test_failed_ancova_has_a_note(small, change, note):
     table = small.assign(age=[50.0, 61, 55, 43, 58, 49, 66]).assign(**change)
     row = ancova(table, options=GroupOptions(reference="HC", covariates=("age",))).iloc[0]
-    assert row["note"] == f"not fitted: {note}"
+    assert row["note"] == note
     assert np.isnan([row["difference"], row["p"], row["q"]]).all()
 
 

@@ -144,7 +144,7 @@ def test_patients_excess_is_recovered_after_harmonization(study):
 
 
 def test_true_change_per_year_is_recovered(study):
-    found = study.rows("longitudinal", measure="mean_ppm")
+    found = study.rows("longitudinal", measure="mean_ppm", group="all")
     assert set(found["n"]) == {6}
     assert set(found["n_single"]) == {174}
     assert found["change_per_year"].to_numpy() == pytest.approx(YEARLY_PPM)  # the noise is the same in both
