@@ -103,6 +103,7 @@ STATISTICS = (
             _Column("alpha", "α", "alpha"),
             _Column("beta_per_year", "β (1/year)", "beta_per_year"),
             _Column("gamma", "γ", "gamma"),
+            _Column("plateau", "Plateau α + γ", "plateau"),
             _Column("r2", "R²", digits=2),
             _Column("note", "Note"),
         ),
@@ -397,11 +398,13 @@ def _statistic_cell(record: Mapping[Any, Any], column: _Column) -> Cell:
     if not column.limits or cell.sort is None:
         return cell
     limits = [record.get(f"{column.limits}_{end}", math.nan) for end in ("low", "high")]
-    if all(map(math.isnan, limits)):
+    is_missing = all(map(math.isnan, limits))
+    unidentified = NOT_IDENTIFIED in str(record.get("note")) and (is_missing or column.key != "plateau")
+    if is_missing and not unidentified:
         return cell
     texts = [format_significant(limit) if digits is None else format_number(limit, digits) for limit in limits]
     texts = [
         ("∞" if limit > 0 else "−∞") if math.isinf(limit) else text for limit, text in zip(limits, texts, strict=True)
     ]
-    interval = NOT_IDENTIFIED if NOT_IDENTIFIED in str(record.get("note")) else ", ".join(texts)
+    interval = NOT_IDENTIFIED if unidentified else ", ".join(texts)
     return replace(cell, text=f"{cell.text} [{interval}]", title=f"{value} [{limits[0]}, {limits[1]}]")

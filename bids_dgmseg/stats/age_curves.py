@@ -23,6 +23,8 @@ BETA_BOUNDS = (0.001, 1.0)
 N_RESAMPLED = 5
 """Minimum number of participants to resample: with two, half of the samples contain only one of them."""
 
+PARAMETERS = ("alpha", "beta", "gamma", "plateau")
+
 _N_GRID = 200
 """Rates between the bounds."""
 
@@ -93,7 +95,9 @@ class Fit:
     level: float
     beta_bounds: Interval
     intervals: dict[str, Interval]
-    """``alpha``, ``beta``, ``gamma`` → profile confidence limits."""
+    """``alpha``, ``beta``, ``gamma``, ``plateau`` → profile confidence limits."""
+    spread: float
+    """Range of χ."""
     region: _Profile
     """Profile at rates within the confidence limits of β."""
 
@@ -113,6 +117,11 @@ class Fit:
         k = self.curve.n_parameters + 1
         mean_square = max(self.rss / self.n, np.finfo(float).tiny)
         return self.n * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (self.n - k - 1)
+
+    @property
+    def plateau(self) -> float:
+        """Value that a curve with a rate approaches, α + γ; NaN for the others."""
+        return self.alpha + self.gamma if self.curve.has_rate else math.nan
 
     @property
     def at_bound(self) -> bool:
@@ -189,9 +198,11 @@ def fit_curve(
         "alpha": (float((region.alpha[0] - half).min()), float((region.alpha[0] + half).max())),
         "beta": beta_limits,
         "gamma": _value_limits(region, np.zeros(rates.size), limit),
+        "plateau": _value_limits(region, np.ones(rates.size), limit) if curve.has_rate else (math.nan, math.nan),
     }
+    spread = float(np.ptp(values))
     alpha, gamma = float(best.alpha[0, 0]), float(best.value(np.zeros(1))[0, 0])
-    return Fit(curve, alpha, beta, gamma, values.size, rss, total, level, beta_bounds, intervals, region)
+    return Fit(curve, alpha, beta, gamma, values.size, rss, total, level, beta_bounds, intervals, spread, region)
 
 
 def bands(fit: Fit, ages: ArrayLike) -> pd.DataFrame:
@@ -249,15 +260,15 @@ def bootstrap(
     Returns
     -------
     dict
-        ``alpha``, ``beta``, ``gamma`` → percentile interval at ``fit.level``. β is searched over 200 values between its
-        bounds and interpolated. NaN for fewer than 5 participants, whose samples repeat.
+        ``alpha``, ``beta``, ``gamma``, ``plateau`` → percentile interval at ``fit.level``. β is searched over 200
+        values between its bounds and interpolated. NaN for fewer than 5 participants, whose samples repeat.
     """
     years, values = _check(age, chi, fit.curve)
     who = np.arange(values.size)
     if participants is not None:
         who = np.unique(np.asarray(participants), return_inverse=True)[1]
     if who.max() + 1 < N_RESAMPLED:
-        return dict.fromkeys(("alpha", "beta", "gamma"), (math.nan, math.nan))
+        return dict.fromkeys(PARAMETERS, (math.nan, math.nan))
     grid = np.geomspace(*fit.beta_bounds, _N_GRID) if fit.curve.has_rate else np.array([math.nan])
     chunks = []
     for start in range(0, n_replicates, _CHUNK):
@@ -265,9 +276,11 @@ def bootstrap(
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=size)  # how often each participant counts
         chunks.append(_refit(_profile(fit.curve, years, values, drawn[:, who].astype(np.float64), grid)))
     replicates = np.concatenate(chunks, axis=1)
+    plateau = replicates[0] + replicates[2] if fit.curve.has_rate else np.full(n_replicates, np.nan)
+    replicates = np.vstack([replicates, plateau])
     tail = (1 - fit.level) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail], axis=1)
-    return {name: (float(a), float(b)) for name, a, b in zip(("alpha", "beta", "gamma"), low, high, strict=True)}
+    return {name: (float(a), float(b)) for name, a, b in zip(PARAMETERS, low, high, strict=True)}
 
 
 def _check(age: ArrayLike, chi: ArrayLike, curve: Curve) -> tuple[Floats, Floats]:

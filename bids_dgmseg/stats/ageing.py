@@ -29,7 +29,13 @@ from bids_dgmseg.stats.long_table import iter_groups, numeric_column, require_co
 NOT_IDENTIFIED = "not identified"
 """Part of the note of a curve whose parameters cannot be estimated from the ages."""
 
-_PARAMETERS = {"alpha": "alpha", "beta": "beta_per_year", "gamma": "gamma"}
+_PARAMETERS = {"alpha": "alpha", "beta": "beta_per_year", "gamma": "gamma", "plateau": "plateau"}
+
+_ROUND_AGES = np.arange(20.0, 81.0, 10.0)
+"""Years at which curves are always computed, within the ages of the scans."""
+
+WIDEST = 10
+"""Limits of α, γ or α + γ wider than this multiple of the range of the values are not given."""
 
 _COLUMNS = (
     *("curve", "n", "n_missing", "n_participants", "age_min", "age_max"),
@@ -72,7 +78,8 @@ def fit_age_curves(
     options : AgeingOptions, optional
         Columns and settings.
     ages : array_like of shape (m,), optional
-        Years at which to compute the curves; by default 101 from the youngest to the oldest of each nucleus.
+        Years at which to compute the curves; by default 101 from the youngest to the oldest of each nucleus, and 20,
+        30, … 80 years between them.
     rng : Generator, optional
         Random generator for the bootstrap; only required for it.
 
@@ -81,6 +88,8 @@ def fit_age_curves(
     parameters : DataFrame
         One row per nucleus and curve: the columns of ``options.by`` and those described in ``columns_group.tsv``. A
         curve that cannot be fitted (too few scans, no variance) has missing values and a ``note`` that states why.
+        Limits are missing if the ages do not identify the parameters: β or its limits reach the bounds, or those of α,
+        γ or the plateau α + γ (of γ for a curve without β) are wider than 10 times the range of the values.
     curves : DataFrame
         One row per age of each fitted curve: the columns of ``options.by``, ``curve`` and those of `bands`, with
         profile limits.
@@ -121,7 +130,9 @@ def fit_age_curves(
             fit, record = _fit(used, curve, options, rng)
             fitted.append(key | counts | record)
             if fit is not None:
-                at = np.linspace(counts["age_min"], counts["age_max"], 101) if ages is None else ages
+                youngest, oldest = counts["age_min"], counts["age_max"]
+                within = _ROUND_AGES[(youngest <= _ROUND_AGES) & (_ROUND_AGES <= oldest)]
+                at = np.union1d(np.linspace(youngest, oldest, 101), within) if ages is None else ages
                 drawn.append(bands(fit, at).assign(**key, curve=curve.name))
         lowest = min((record["aicc"] for record in fitted if "aicc" in record), default=np.nan)
         for record in fitted:
@@ -141,11 +152,7 @@ def _fit(
         fit = fit_curve(ages, values, curve=curve, level=options.level, beta_bounds=options.beta_bounds)
     except ValueError as error:  # raised for unsuitable data
         return None, {"curve": curve.name, "note": f"not fitted: {error}"}
-    notes = []
-    if fit.at_bound:
-        low, high = options.beta_bounds
-        reached = f"beta or its interval reaches {low:g} or {high:g} per year"
-        notes.append(f"{reached}: alpha, beta, gamma are {NOT_IDENTIFIED}")
+    notes: list[str] = []
     who, intervals = used[options.participant], fit.intervals
     n_participants = who.nunique()
     if options.n_replicates and rng is not None:
@@ -157,11 +164,29 @@ def _fit(
         notes.append(
             "scans of one participant count as independent in the intervals (--bootstrap resamples participants)"
         )
-    record: dict[str, Any] = {"curve": curve.name, "note": "; ".join(notes)}
+    missing, reasons = _unidentified(fit, intervals, options.beta_bounds)
+    record: dict[str, Any] = {"curve": curve.name, "note": "; ".join([*reasons, *notes])}
     for name, column in _PARAMETERS.items():
-        low, high = intervals[name]
+        low, high = (np.nan, np.nan) if name in missing else intervals[name]
         record |= {column: getattr(fit, name), f"{column}_low": low, f"{column}_high": high}
     return fit, record | {"std": fit.std, "r2": fit.r2, "aicc": fit.aicc}
+
+
+def _unidentified(fit: Fit, intervals: dict[str, Interval], bounds: Interval) -> tuple[set[str], list[str]]:
+    """Return the parameters whose limits are not given, and why."""
+    wide = {name for name in ("alpha", "gamma", "plateau") if np.ptp(intervals[name]) > WIDEST * fit.spread}
+    if not fit.curve.has_rate:
+        wide -= {"alpha"}  # per year
+        reason = f"limits of gamma are wider than {WIDEST} times the range of the values and not given"
+        return wide, [reason] if wide else []
+    if not fit.at_bound and not wide:
+        return wide, []
+    low, high = bounds
+    reached = f"beta or its interval reaches {low:g} or {high:g} per year"
+    too_wide = f"limits of alpha, gamma or plateau are wider than {WIDEST} times the range of the values"
+    names = "alpha, beta, gamma and plateau" if "plateau" in wide else "alpha, beta, gamma"
+    reason = f"{reached if fit.at_bound else too_wide}: {names} are {NOT_IDENTIFIED}"
+    return wide | {"alpha", "beta", "gamma"}, [reason, "use the values of group_ageing_curves.tsv"]
 
 
 _SLOPES = ("n_scans", "n_missing", "years", "first", "change_per_year", "site_change", "note")

@@ -114,7 +114,7 @@ def test_simulated_cohorts_recover_the_truth(rng):
         age = rng.uniform(5, 85, 150)
         fit = fit_curve(age, rise(age, ALPHA, BETA, GAMMA) + rng.normal(0, 0.01, 150), curve=EXPONENTIAL)
         found.append((fit.alpha, fit.beta))
-        limits = zip((ALPHA, BETA, GAMMA), fit.intervals.values(), strict=True)
+        limits = zip((ALPHA, BETA, GAMMA, ALPHA + GAMMA), fit.intervals.values(), strict=True)
         held += [low <= truth <= high for truth, (low, high) in limits]
     assert np.median(found, axis=0) == pytest.approx((ALPHA, BETA), rel=0.1)
     assert 0.87 <= np.mean(held) <= 1

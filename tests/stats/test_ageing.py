@@ -90,9 +90,54 @@ def test_bootstrap_of_few_participants_has_no_limits(cohort, n, note):
 
 
 def test_bands_span_the_ages(cohort):
+    """At 101 equidistant ages, and 20, 30, … 80 years."""
     table = fit_age_curves(long(*cohort))[1]
-    assert table["curve"].value_counts().to_dict() == {"exponential": 101, "linear": 101, "logarithmic": 101}
+    assert table["curve"].value_counts().to_dict() == {"exponential": 108, "linear": 108, "logarithmic": 108}
+    assert set(range(20, 81, 10)) <= set(table["age"])
     assert (table["age"].min(), table["age"].max()) == pytest.approx((cohort[0].min(), cohort[0].max()))
+
+
+LIMITS = [f"{name}_{end}" for name in ("alpha", "beta_per_year", "gamma") for end in ("low", "high")]
+
+
+def test_absurd_limits_are_replaced_by_a_note(rng):
+    """A straight line from 50 to 80 years: alpha is anything from 0.02 to 400 ppm, the curve is known to 0.01 ppm."""
+    age = rng.uniform(50, 80, 60)
+    table = long(age, 0.05 + 0.001 * age + rng.normal(0, 0.005, 60))
+    raw = fit_curve(table["age"], table["mean_ppm"], curve=EXPONENTIAL).intervals["alpha"]
+    assert np.ptp(raw) > 10 * np.ptp(table["mean_ppm"])
+    parameters, curves = fit_age_curves(table)
+    row: Any = parameters.set_index("curve").loc["exponential"]
+    assert row[LIMITS].isna().all()
+    assert "alpha, beta, gamma and plateau are not identified; use the values of group_ageing_curves" in row["note"]
+    assert np.isnan(row["plateau_high"])
+    values = curves[(curves["curve"] == "exponential") & curves["age"].isin([60, 70])]
+    assert (values["low"] < 0.05 + 0.001 * values["age"]).all()
+    assert (0.05 + 0.001 * values["age"] < values["high"]).all()
+    assert (values["high"] - values["low"]).max() < 0.01
+    assert np.isfinite(parameters.loc[parameters["curve"] == "linear", "gamma_low"]).all()
+
+
+def test_plateau_remains_if_rate_is_not_identified(rng):
+    """Children of two years and adults at the plateau: any fast rate fits."""
+    child = np.arange(200) < 10
+    age = np.where(child, 2, rng.uniform(20, 80, 200))
+    table = long(age, 0.12 - 0.05 * child + rng.normal(0, 0.01, 200))
+    row: Any = parameters_of(table).iloc[0]
+    assert row[LIMITS].isna().all()
+    assert "alpha, beta, gamma are not identified" in row["note"]
+    assert row["plateau_low"] < 0.12 < row["plateau_high"] < row["plateau_low"] + 0.02
+
+
+def test_absurd_limits_of_a_line(rng):
+    """Ages from 60 to 61 do not tell the value at age 0."""
+    table = long(rng.uniform(60, 61, 30), rng.normal(0.1, 0.01, 30))
+    rows: Any = parameters_of(table).set_index("curve")
+    assert np.isnan(rows.loc["linear", "gamma_low"])
+    assert np.isfinite(rows.loc["linear", "alpha_low"])
+    assert rows.loc["linear", "note"] == (
+        "limits of gamma are wider than 10 times the range of the values and not given"
+    )
 
 
 @pytest.mark.parametrize(
