@@ -29,6 +29,9 @@ LARGEST_SHEAR_DEG = 3.0
 LARGEST_FORM_DIFFERENCE_MM = 1.0
 """Distance between the corners of the image by qform and by sform; rounding of a quaternion causes less."""
 
+LARGEST_OFFSET_MM = 1e4
+"""Distance of an image from the origin of its coordinates; scanners stay below a few metres."""
+
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 _UNREADABLE = (
@@ -56,7 +59,8 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
     Raises
     ------
     InputError
-        If it is missing, unfetched, unreadable or not NIfTI, or its affine is not invertible.
+        If it is missing, unfetched, unreadable or not NIfTI, its affine is not invertible or far from the origin, or
+        its voxel size is unknown.
     """
     path = Path(path)
     check_file_type(path)
@@ -69,6 +73,11 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
             raise InputError(describe_unfetched(path)) from error
         if not os.access(path, os.R_OK):
             raise InputError(f"{path.name}: cannot be read (Permission denied); correct its permissions") from error
+        if "w2 should be positive" in str(error):
+            raise InputError(
+                f"{path.name}: the quaternion of its qform is longer than 1 and there is no sform, so the orientation "
+                "is unknown; correct the header"
+            ) from error
         raise InputError(f"{path.name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
         raise InputError(f"{path.name}: {type(image).__name__} is not NIfTI; convert it to .nii.gz")
@@ -78,11 +87,38 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
             f"{path.name}: the data start inside the header (vox_offset {proxy.offset}, expected at least "
             f"{image.header.single_vox_offset}); correct the header"
         )
+    _check_affine(image, path.name)
+    return image
+
+
+def _check_affine(image: nib.Nifti1Image, name: str) -> None:
+    """Check that position, orientation and size of the voxels are known."""
     if not np.isfinite(image.affine).all() or np.isnan(orientations.io_orientation(image.affine)).any():
         raise InputError(
-            f"{path.name}: the affine is not invertible, so voxel size and orientation are unknown; correct the header"
+            f"{name}: the affine is not invertible, so voxel size and orientation are unknown; correct the header"
         )
-    return image
+    offset_mm = float(np.abs(image.affine[:3, 3]).max())
+    if offset_mm > LARGEST_OFFSET_MM:
+        form = "srow" if image.header["sform_code"] else "qoffset"
+        raise InputError(
+            f"{name}: the image is {offset_mm:.2g} mm from the origin of its coordinates ({form}), expected less "
+            f"than {LARGEST_OFFSET_MM:g}; correct the header"
+        )
+    if not image.header["sform_code"] and not (sizes_mm := _stored_pixdim(image)).all():
+        raise InputError(
+            f"{name}: pixdim is {_format_sizes(sizes_mm)} mm and there is no sform, so the voxel size is unknown; "
+            "correct the header"
+        )
+
+
+def _stored_pixdim(image: nib.Nifti1Image) -> NDArray[np.float64]:
+    """Return the voxel sizes in the header as it is stored; nibabel replaces 0 by 1 when it reads a file."""
+    pixdim = image.header["pixdim"]
+    if image.get_filename() and (pixdim[1:4] == 1).any():
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            pixdim = type(image).header_class.from_fileobj(file, check=False)["pixdim"]
+    sizes_mm: NDArray[np.float64] = np.abs(pixdim[1:4].astype(float))
+    return sizes_mm
 
 
 def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -159,7 +195,7 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Warnings: no orientation, two different orientations, or two different voxel sizes.
+        Warnings: no orientation, two different orientations, an invalid qform, or two different voxel sizes.
 
     Raises
     ------
@@ -180,14 +216,21 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
             "image to an orthogonal grid"
         )
     warnings = []
-    pixdim_mm = np.array(image.header.get_zooms()[:3], float)
+    pixdim_mm = _stored_pixdim(image)
     if not np.allclose(pixdim_mm, sizes_mm, rtol=LARGEST_SIZE_DIFFERENCE, atol=0):
         warnings.append(
             f"{name}: voxel size is {_format_sizes(pixdim_mm)} mm in pixdim but {_format_sizes(sizes_mm)} mm in the "
             "affine; the affine is used, check the voxel size"
         )
-    qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
-    if qform is None and sform is None:
+    sform = image.get_sform(coded=True)[0]
+    try:
+        qform = image.get_qform(coded=True)[0]
+        damaged = qform is not None and not np.isfinite(qform).all()
+    except ValueError:  # of nibabel 5.4, if the quaternion is longer than 1
+        qform, damaged = None, True
+    if damaged:
+        warnings.append(f"{name}: the quaternion or offset of its qform is invalid; the sform is used")
+    elif qform is None and sform is None:
         warnings.append(
             f"{name}: no orientation in the header (qform and sform codes are 0); the first axis is assumed to run "
             "from right to left, check left and right"
@@ -196,8 +239,9 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
         corners = np.array([[*corner, 1.0] for corner in product(*((0, size - 1) for size in image.shape[:3]))])
         apart_mm = np.linalg.norm(corners @ (qform - sform).T, axis=1).max()
         if apart_mm > LARGEST_FORM_DIFFERENCE_MM:
+            apart = f"{apart_mm:.0f}" if apart_mm < LARGEST_OFFSET_MM else f"{apart_mm:.0e}"
             warnings.append(
-                f"{name}: qform and sform differ by up to {apart_mm:.0f} mm; the sform is used, check left and right"
+                f"{name}: qform and sform differ by up to {apart} mm; the sform is used, check left and right"
             )
     return tuple(warnings)
 

@@ -239,3 +239,53 @@ def test_sheared_affine_is_rejected(shear, refused):
         return
     with pytest.raises(InputError, match=r"^a.nii: the axes deviate from right angles by 5.7 degrees \(.*; resample"):
         check_header(slanted, "a.nii")
+
+
+def edit_header(path, **fields):
+    """Overwrite fields of a stored header without nibabel's corrections."""
+    content = bytearray(path.read_bytes())
+    header = np.frombuffer(content[:348], nib.Nifti1Header.template_dtype).copy()
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.tobytes() + content[348:])
+    return path
+
+
+NO_SIZE = {"pixdim": [1, 0, 2, 2, 1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("sform", "fields", "message"),
+    [
+        (0, NO_SIZE, r"^map.nii: pixdim is 0 x 2 x 2 mm and there is no sform, so the voxel size is unknown; correct"),
+        (0, {"quatern_b": 5}, r"^map.nii: the quaternion of its qform is longer than 1 and there is no sform, so the"),
+        (
+            1,
+            {"srow_x": [2, 0, 0, 1e30]},
+            r"^map.nii: the image is 1e\+30 mm from the origin of its coordinates \(srow\)",
+        ),
+        (0, {"qoffset_x": -1e30}, r"^map.nii: the image is 1e\+30 mm from the origin of its coordinates \(qoffset\), "),
+    ],
+)
+def test_unknown_grid_is_refused(store, sform, fields, message):
+    path = edit_header(store(UPRIGHT, name="map.nii", sform=sform), **fields)
+    with pytest.raises(InputError, match=message):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        (NO_SIZE, "map.nii: voxel size is 0 x 2 x 2 mm in pixdim but 2 x 2 x 2 mm in the affine; the affine is used"),
+        ({"quatern_b": 5}, "map.nii: the quaternion or offset of its qform is invalid; the sform is used"),
+        ({"quatern_b": np.nan}, "map.nii: the quaternion or offset of its qform is invalid; the sform is used"),
+        ({"qoffset_x": 1e30}, "map.nii: qform and sform differ by up to 1e+30 mm; the sform is used, check left"),
+    ],
+)
+def test_valid_sform_replaces_a_damaged_qform(store, tmp_path, fields, warning):
+    path = edit_header(store(UPRIGHT, name="map.nii"), **fields)
+    volume = Volume.read(path)
+    np.testing.assert_array_equal(volume.affine, UPRIGHT)
+    assert check_header(load_image(path), "map.nii")[0].startswith(warning)
+    out = write_like(volume.array, path, tmp_path / "out.nii")
+    np.testing.assert_array_equal(Volume.read(out).array, volume.array)
