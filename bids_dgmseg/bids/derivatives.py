@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ from bids_dgmseg.models.registry import Model
 
 MAP_FINGERPRINT = "MapFingerprint"
 """Key in the sidecars of a reconstructed map and of the results from it."""
+
+_SOURCE_FINGERPRINT = "SourceFingerprint"
+"""Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
+
+_FAILED_SINCE = "FailedSince"
+"""Key in the sidecars of results: why a later run with another map or other options failed."""
 
 MAP_DESCRIPTION = "Magnetic susceptibility, reconstructed by bids_dgmseg"
 
@@ -139,6 +146,7 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
         files = [output_dir / name for name in sidecar["OutputFiles"]]
         return (
             bool(sidecar["Fingerprint"] == fingerprint)
+            and _FAILED_SINCE not in sidecar
             and all(file.stat().st_size > 0 and (file.suffix != ".json" or read_json(file)) for file in files)
             and (not scan.from_echoes or _is_from_current_map(output_dir, scan, sidecar))
         )
@@ -166,10 +174,54 @@ def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str
     )
 
 
-def is_outdated(output_dir: Path, scan: Scan, model_name: str) -> bool:
-    """Return whether a model's results were computed from another reconstruction than the current map."""
-    dseg = read_optional_json(output_path(output_dir, scan, "dseg", ".json", seg=model_name))
-    return MAP_FINGERPRINT in dseg and not _is_from_current_map(output_dir, scan, dseg)
+def mark_outdated(output_dir: Path, scan: Scan, model_name: str, fingerprint: str, *, failure: str) -> bool:
+    """Record in the sidecar of earlier results that a run with another fingerprint failed; return if there are any."""
+    path = output_path(output_dir, scan, "dseg", ".json", seg=model_name)
+    sidecar = read_optional_json(path)
+    if sidecar.get("Fingerprint") in (None, fingerprint):
+        return False
+    write_json({**sidecar, _FAILED_SINCE: failure}, path)
+    return True
+
+
+def explain_outdated(sidecar: Path) -> str | None:
+    """Return why results are out of date as far as their folder shows, from their ``_dseg.json``; None if they are not.
+
+    A later run failed, or another reconstruction replaced the map.
+    """
+    dseg = read_optional_json(sidecar)
+    if failure := dseg.get(_FAILED_SINCE):
+        return f"a later run failed ({' '.join(str(failure).split())})"
+    if MAP_FINGERPRINT in dseg:
+        stem = re.sub("_seg-[^_]+", "", sidecar.name.removesuffix("_dseg.json"))
+        current = read_optional_json(sidecar.with_name(f"{stem}_Chimap.json")).get(MAP_FINGERPRINT)
+        if current not in (None, dseg[MAP_FINGERPRINT]):  # None: tables without the map, as sites share them
+            return "another reconstruction has replaced the map"
+    return None
+
+
+def find_changed(output_dir: Path, scan: Scan) -> list[str]:
+    """List the ``_stats.tsv`` of a scan whose map, or echoes, have changed since.
+
+    Files are hashed only if they are more recent than the results.
+    """
+    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
+    try:
+        files = [path.stat() for path in scan.files]
+        # the time of the status also changes if a file is replaced by an older one
+        latest = max(time for file in files for time in (file.st_mtime, file.st_ctime))
+        sidecars = [path for path in pattern.parent.glob(pattern.name) if path.stat().st_mtime <= latest]
+    except OSError:  # not fetched
+        return []
+    recorded = {path: read_optional_json(path).get(_SOURCE_FINGERPRINT) for path in sorted(sidecars)}
+    current = _hash_sources(scan) if any(recorded.values()) else None
+    return [
+        path.name.replace("_dseg.json", "_stats.tsv") for path, mark in recorded.items() if mark not in (None, current)
+    ]
+
+
+def _hash_sources(scan: Scan) -> str:
+    return sha256_of({"files": [sha256_or_error(path) for path in scan.files]})
 
 
 def _is_from_current_map(output_dir: Path, scan: Scan, dseg: Mapping[str, Any]) -> bool:
@@ -294,6 +346,7 @@ def save_scan(
         "InputReference": prepared.get("reference", "n/a"),
         "ProgramVersion": bids_dgmseg.__version__,
         "Fingerprint": fingerprint,
+        _SOURCE_FINGERPRINT: _hash_sources(scan),
         **made_from,
         "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }

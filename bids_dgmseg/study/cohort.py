@@ -27,6 +27,7 @@ from bids_dgmseg.study.demographics import (
     read_sexes,
 )
 from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
+from bids_dgmseg.study.stats_files import RERUN
 
 _ENTITIES = {
     "sub": "participant_id",
@@ -47,6 +48,9 @@ _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 _RECONSTRUCTION = ("reconstruction", "description")
 """Columns that distinguish reconstructions of the same scan."""
 
+
+_FACTS = ("page", "scanner", "outdated")
+"""Columns of the scans of a folder that are not entities."""
 
 _PER_SCAN = ("scans", "keys", "qc", "participants", "demographics")
 """Tables of a `Cohort` with one row per scan and model."""
@@ -85,6 +89,8 @@ class Cohort:
     warnings: tuple[str, ...]
     n_damaged: int = 0
     """Selected tables that cannot be used; `warnings` name them."""
+    n_outdated: int = 0
+    """Scans whose results are out of date; `warnings` name them."""
 
     def analysed(self) -> Cohort:
         """Return the scans that enter statistics, which are numbered anew."""
@@ -148,7 +154,7 @@ def load_cohort(
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     excluded, excluded_nuclei, exclusion_warnings = _find_excluded(scans, stats, qc, include_failed=include_failed)
     return Cohort(
-        scans=scans.drop(columns=["page", "scanner"]),
+        scans=scans.drop(columns=list(_FACTS)),
         keys=keys.assign(site=site.fillna(MISSING)),
         stats=stats.assign(excluded=excluded_nuclei),
         qc=pd.concat([scans["page"], excluded, qc.drop(columns="excluded", errors="ignore")], axis=1),
@@ -176,12 +182,13 @@ def load_cohort(
             *exclusion_warnings,
         ),
         n_damaged=sum(part.n_damaged for part in parts),
+        n_outdated=int(scans["outdated"].notna().sum()),
     )
 
 
 def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
     """Return the entities by column, and the dataset if there are several."""
-    entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in ("page", "scanner"))])
+    entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in _FACTS)])
     keys = scans.reindex(columns=list(entities)).rename(columns=_ENTITIES).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
@@ -309,33 +316,38 @@ def _find_excluded(
 ) -> tuple[pd.Series, pd.Series, list[str]]:
     """Return why scans, and why rows of `stats`, are left out of all statistics, NaN otherwise, and warnings.
 
-    A red rating means that a value is not usable. A nucleus of an excluded scan has the reason of the scan.
+    Results that are out of date are not those of the current map; a red rating means that a value is not usable. A
+    nucleus of an excluded scan has the reason of the scan.
     """
     why, why_row = (_explain_red(table, what) for table, what in ((qc, "scan"), (stats, "nucleus")))
-    red, red_row = why.notna().to_numpy(), why_row.notna().to_numpy()
-    excluded = why.mask(red & include_failed).rename("excluded")
+    outdated = scans["outdated"].notna().to_numpy()
+    red, red_row = why.notna().to_numpy() & ~outdated, why_row.notna().to_numpy()
+    excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + scans["outdated"]).rename("excluded")
     of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
     excluded_row = of_scan.where(of_scan.notna(), why_row.mask(red_row & include_failed))
+    left_out = "left out of all statistics (column excluded)"
     warnings = []
-    if n_red := int(red.sum()):
-        entities = scans.drop(columns=["page", "scanner", *(["seg"] if scans["seg"].nunique() == 1 else [])])
-        records = entities[red].to_dict("records")
-        scan_names = [
-            join_entities({str(key): value for key, value in row.items() if not pd.isna(value)}) for row in records
-        ]
-        names = list_some(scan_names, most=MAX_NAMES)
-        warnings.append(
-            f"group_qc.tsv: {n_red} of {len(qc)} scans rated red: {names}; "
-            + ("used, as --include-failed asks" if include_failed else "left out of all statistics (column excluded)")
-            + ", see their pages"
-        )
-    others = ~red[stats["scan"]]
+    if outdated.any():
+        which = f"results of {outdated.sum()} of {len(qc)} scans out of date: {_list_names(scans[outdated])}"
+        warnings.append(f"group_qc.tsv: {which}; {left_out}; {RERUN} for them")
+    if red.any():
+        what = "used, as --include-failed asks" if include_failed else left_out
+        names = _list_names(scans[red])
+        warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
+    others = ~(red | outdated)[stats["scan"]]
     if (n_rows := int((red_row & others).sum())) and not include_failed:
         warnings.append(
             f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
             "missing in all statistics (column excluded)"
         )
     return excluded, excluded_row, warnings
+
+
+def _list_names(scans: pd.DataFrame) -> str:
+    """Return the first names of scans, with the model unless it is the same for all."""
+    entities = scans.drop(columns=[*_FACTS, *(["seg"] if scans["seg"].nunique() == 1 else [])])
+    rows = [{str(key): text for key, text in row.items() if not pd.isna(text)} for row in entities.to_dict("records")]
+    return list_some(map(join_entities, rows), most=MAX_NAMES)
 
 
 def _explain_red(table: pd.DataFrame, what: str) -> pd.Series:

@@ -7,13 +7,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.bids.derivatives import explain_outdated
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
@@ -52,6 +53,8 @@ class ResultsFolder:
     """Dataset with its participants.tsv and sessions.tsv."""
     link: str = "."
     """Relative path of the folder from the one of the group tables."""
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """File name of a ``_stats.tsv`` → why its results are out of date, as far as the input dataset shows."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Results:
 
     scans: pd.DataFrame
     """One row per scan and model, text: BIDS entities by their keys (``sub``, ``ses``, …, ``seg`` is the model), NaN if
-    the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known."""
+    the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known; ``outdated``, why the
+    results are out of date, otherwise None."""
     stats: pd.DataFrame
     """One row per scan and nucleus: ``scan``, a row of `scans`, and the columns of ``_stats.tsv`` as text."""
     qc: pd.DataFrame
@@ -165,7 +169,7 @@ def read_folders(
         If there are no results, none is selected, a table of participants cannot be read, or no results belong to any
         of the participants listed.
     """
-    found = [read_results(folder.path, link=folder.link) for folder in folders]
+    found = [read_results(folder.path, link=folder.link, outdated=folder.outdated) for folder in folders]
     if not any(len(results.scans) for results in found):
         for folder, results in zip(folders, found, strict=True):
             for (problem, remedy), names in results.left_out.items():
@@ -225,10 +229,11 @@ def _align_sessions(part: FolderScans, names: Sequence[str]) -> FolderScans:
     return replace(part, tables=tables.rename({own: general}), warnings=[*part.warnings, warning])
 
 
-def read_results(folder: Path, *, link: str = ".") -> Results:
+def read_results(folder: Path, *, link: str = ".", outdated: Mapping[str, str] | None = None) -> Results:
     """Read the ``_stats.tsv`` and ``_qc.json`` of all scans below the participants' folders.
 
-    `link` is the path of the folder that links to the participants' pages start with.
+    `link` is the path of the folder that links to the participants' pages start with, `outdated` that of a
+    `ResultsFolder`.
 
     If labels lie beside a table, their sidecar must exist too: it marks a complete scan. Tables without images, as
     sites share them, need none.
@@ -246,7 +251,8 @@ def read_results(folder: Path, *, link: str = ".") -> Results:
     whole = [path for path in paths if path not in damaged]
     scans, qc = [], []
     for path in whole:
-        record = read_optional_json(path.with_name(f"{path.name.removesuffix(STATS)}_qc.json"))
+        stem = path.name.removesuffix(STATS)
+        record = read_optional_json(path.with_name(f"{stem}_qc.json"))
         scanner = record.pop("scanner", None)
         page = f"{path.name.partition('_')[0]}.html"
         scans.append(
@@ -254,6 +260,7 @@ def read_results(folder: Path, *, link: str = ".") -> Results:
                 **read_entities(path.name),
                 "page": (PurePosixPath(link) / page).as_posix() if page in pages else None,
                 "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
+                "outdated": (outdated or {}).get(path.name) or explain_outdated(path.with_name(f"{stem}_dseg.json")),
             }
         )
         qc.append(flatten_qc(record))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import linked_datasets, open_inputs
-from bids_dgmseg.bids.derivatives import is_outdated, output_path
+from bids_dgmseg.bids.derivatives import find_changed, output_path
 from bids_dgmseg.bids.output_dataset import write_merged_dataset_files
-from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
@@ -30,7 +31,8 @@ def run_group(config: RunConfig) -> int:
     Returns
     -------
     int
-        0 if all tables of the participant level were used, 1 if damaged ones were left out.
+        0 if all tables of the participant level were used, 1 if damaged ones or results that are out of date were
+        left out.
 
     Raises
     ------
@@ -49,6 +51,12 @@ def run_group(config: RunConfig) -> int:
         raise InputError(f"{config.bids_dir}: no such folder; pass the root directory of the BIDS dataset")
     folders = find_folders(config)
     warnings = _check_participants(folders, config)
+    scans: list[Scan] = []
+    if folders[0].path == config.output_dir:
+        scans = _find_dataset_scans(config)
+        changed = [name for scan in scans for name in find_changed(config.output_dir, scan)]
+        why = dict.fromkeys(changed, "the images of the scan have changed since")
+        folders[0] = replace(folders[0], outdated=why)
     models = (config.segmentation.model,) if config.segmentation.model else ()
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, models)
     cohort = load_cohort(
@@ -59,8 +67,7 @@ def run_group(config: RunConfig) -> int:
         age_column=config.group.age_column,
         include_failed=config.group.include_failed,
     )
-    if folders[0].path == config.output_dir:
-        warnings += list_stale_scans(config, set(cohort.keys["model"]))
+    warnings += _list_missing(config, scans, set(cohort.keys["model"]))
     study = build_study(cohort, config.group)
     check_folders(config)
     progress = RunProgress(0)
@@ -87,7 +94,7 @@ def run_group(config: RunConfig) -> int:
         progress.warn(warning)
     for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings), str(page)):
         progress.info(line)
-    return 1 if cohort.n_damaged else 0
+    return 1 if cohort.n_damaged or cohort.n_outdated else 0
 
 
 def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> list[str]:
@@ -103,36 +110,32 @@ def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> 
     return warnings
 
 
-def list_stale_scans(config: RunConfig, models: Iterable[str]) -> list[str]:
-    """Return warnings about scans of the input dataset without results, or with results of an earlier reconstruction.
+def _find_dataset_scans(config: RunConfig) -> list[Scan]:
+    """Find the selected scans of the input dataset.
 
     Without chi maps and echoes in the dataset there are none: its maps are then in derivatives that are unknown here.
     """
     try:
-        inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
-        scans = find_scans(inputs, echoes=True)
+        return find_scans(open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir), echoes=True)
     except InputError:
         return []
+
+
+def _list_missing(config: RunConfig, scans: Sequence[Scan], models: Iterable[str]) -> list[str]:
+    """Return a warning about scans of the input dataset without results of any of the models."""
     models = sorted(models)
     missing = [
         scan.name
         for scan in scans
         if not any(output_path(config.output_dir, scan, "stats", ".tsv", seg=model).is_file() for model in models)
     ]
-    warnings = []
-    if missing:
-        have = "1 has" if len(missing) == 1 else f"{len(missing)} have"
-        warnings.append(
-            f"{config.bids_dir.name}: of {len(scans)} scans {have} no results: {list_some(missing)}; run the "
-            "participant level to include them"
-        )
-    for model in models:
-        if outdated := [scan.name for scan in scans if is_outdated(config.output_dir, scan, model)]:
-            warnings.append(
-                f"{list_some(outdated)}: the results of {model} are from an earlier reconstruction of the map; run the "
-                f"participant level again with --model {model}"
-            )
-    return warnings
+    if not missing:
+        return []
+    have = "1 has" if len(missing) == 1 else f"{len(missing)} have"
+    return [
+        f"{config.bids_dir.name}: of {len(scans)} scans {have} no results: {list_some(missing)}; run the participant "
+        "level to include them"
+    ]
 
 
 def find_folders(config: RunConfig) -> list[ResultsFolder]:

@@ -23,7 +23,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.plugins import LinearPlugin
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
-from bids_dgmseg.bids.derivatives import MAP_SIDECAR, output_path
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR, mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -232,11 +232,11 @@ class ScanRunner:
         self.failed[scan] = with_scan(scan, message)
         self._progress.fail(scan, self.failed[scan])
         job = self._jobs[workflow_name(scan)]
-        earlier = output_path(self._config.output_dir, job.scan, "stats", ".tsv", seg=self._model.name)
-        if earlier.is_file():
+        output_dir, model = self._config.output_dir, self._model.name
+        if mark_outdated(output_dir, job.scan, model, job.fingerprint, failure=message):
             self._progress.warn(
-                f"{scan}: {earlier.name} and the other results of {self._model.name} are left over from an earlier "
-                "run and may be out of date; delete them"
+                f"{scan}: the results of {model} in {output_dir.name} are from an earlier run and out of date; the "
+                "group level leaves them out until this scan succeeds"
             )
 
     def _describe_error(self, scan: str, step: str, error: BaseException | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.registry import MODELS
 from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
@@ -160,17 +161,41 @@ def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monke
     )
 
 
-def test_failure_warns_about_outdated_results(bids_dataset, run, capsys):
+def test_group_level_leaves_out_results_before_a_failure(bids_dataset, run, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     assert run(dataset) == 0
     erase(dataset, "sub-02")
     capsys.readouterr()
     assert run(dataset) == 1
     warning = (
-        "sub-02: sub-02_seg-oracle_stats.tsv and the other results of oracle are left over from an earlier run and may "
-        "be out of date; delete them\n"
+        "sub-02: the results of oracle in out are from an earlier run and out of date; the group level leaves them out "
+        "until this scan succeeds\n"
     )
     assert warning in capsys.readouterr().err
+    assert run(dataset, level="group") == 1
+    line = "group_qc.tsv: results of 1 of 2 scans out of date: sub-02; left out of all statistics (column excluded); "
+    assert line in capsys.readouterr().err
+    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
+    assert table["excluded"]["sub-02"].startswith("out of date: a later run failed (sub-02_Chimap.nii.gz: all")
+    assert list(table.index[table["excluded"].isna()]) == ["sub-01"]
+    bids_dataset("sub-02")  # the map of the first run
+    assert run(dataset) == 0
+    assert run(dataset, level="group") == 0
+
+
+def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset) == 0
+    (path,) = dataset.rglob("sub-02_Chimap.nii.gz")
+    content = path.read_bytes()
+    path.write_bytes(content)  # copied, not changed
+    assert run(dataset, level="group") == 0
+    erase(dataset, "sub-02")
+    os.utime(path, (0, 0))  # a file that is older than the results
+    assert run(dataset, level="group") == 1
+    assert "results of 1 of 2 scans out of date: sub-02; left out" in capsys.readouterr().err
+    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
+    assert table["excluded"]["sub-02"] == "out of date: the images of the scan have changed since"
 
 
 def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatch, capsys, tmp_path):

@@ -259,17 +259,15 @@ def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
         "sub-01: results of oracle belong to another reconstruction, which this run replaces; run --model oracle again "
         "with the same --phase-sign and --brain-mask\n"
     ) in capsys.readouterr().err
-    assert run(ds, level="group") == 0
-    assert "sub-01: the results of oracle are from an earlier reconstruction of the map; run the" in (
-        capsys.readouterr().err
-    )
+    assert run(ds, level="group") == 1
+    assert "results of 1 of 1 scans out of date: sub-01; left out of all statistics" in (capsys.readouterr().err)
     assert run(ds, "--dry-run") == 0
     assert "1 of 1 scan would be segmented" in capsys.readouterr().out
     assert run(ds, "--phase-sign", "negative") == 0
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
     assert "the only scan is up to date" in capsys.readouterr().out
     assert run(ds, level="group") == 0
-    assert "earlier reconstruction" not in capsys.readouterr().err
+    assert "out of date" not in capsys.readouterr().err
 
 
 def test_reconstructed_map_stays_while_results_use_it(ds, run, second):
