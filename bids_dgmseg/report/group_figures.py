@@ -154,10 +154,13 @@ def _ageing(
     png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{QUANTITIES[measure].label}".strip())
     name = prefix + QUANTITIES[measure].name
     file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
-    pooled = [f"{factor}s" for factor in ("site", "group") if len(data.levels(factor)) > 1]
+    fitted = str(curves["scans"].iloc[0]) if "scans" in curves else "all"
+    factors = ("site", "group") if fitted == "all" else ("site",)
+    pooled = [f"{factor}s" for factor in factors if len(data.levels(factor)) > 1]
     pooled = [factor for factor in pooled if not (harmonized and factor == "sites")]
     notes = " Values are harmonized over sites (ComBat)." if harmonized else ""
     notes += f" {' and '.join(pooled).capitalize()} are pooled." if pooled else ""
+    notes += "" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all."
     identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
     return PageFigure(
         save_plot(png, output_dir, slug(f"group_{file}")),
@@ -170,7 +173,7 @@ def _ageing(
 
 
 def _best_curves(data: GroupData) -> pd.DataFrame:
-    """Select the best curve of each nucleus, fitted to the predicted labels of all scans.
+    """Select the best curve of each nucleus, fitted to the predicted labels of the controls or, without groups, of all.
 
     Curves whose parameters are not identified come after all others; ``not_best`` marks curves chosen for that reason.
     """
@@ -184,8 +187,8 @@ def _best_curves(data: GroupData) -> pd.DataFrame:
     best = fitted.sort_values(["unidentified", "aicc"], kind="stable").drop_duplicates(keys)
     best = best.assign(not_best=~is_true(best["best"]))
     rows = curves.rows.merge(best[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
-    for column, value in (("labels", "predicted"), ("scans", "all")):
-        rows = rows[rows[column] == value] if column in rows else rows
+    for column in ("labels", "scans"):  # predicted labels and the controls, otherwise the reference group, come first
+        rows = rows[rows[column] == fits.rows[column].iloc[0]] if column in rows else rows
     if "group_harmonized" not in data.tables:
         rows = rows[~rows["measure"].str.endswith("_harmonized")]
     return rows

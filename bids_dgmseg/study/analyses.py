@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.measurement.nuclei import asymmetry_index
@@ -252,14 +253,17 @@ def _harmonize_stratum(
 def fit_ageing(study: Study) -> Analysis:
     """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
 
-    The curves are those of the predicted labels and, with ``--evaluation``, also of the reference segmentations and of
-    the predictions for the same scans and nuclei.
+    The curves are those of the predicted labels, first of the controls or the reference group, then of each other
+    group; and with ``--evaluation``, also of the reference segmentations and of the predictions for the same scans and
+    nuclei.
     """
     names = ("group_ageing", "group_ageing_curves")
     if study.table["age"].isna().all():
         why = "no ages; add a column age to participants.tsv or sessions.tsv"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    sources = [("predicted", "all", study.table, study.measures)]
+    scan = study.table["scan"].to_numpy()
+    selections = _select_by_group(study)
+    sources = [("predicted", which, study.table[chosen[scan]], study.measures) for which, chosen in selections.items()]
     warnings: list[str] = []
     if study.options.evaluation:
         reference, warnings = read_reference_values(study.options.evaluation, study.cohort)
@@ -281,6 +285,18 @@ def fit_ageing(study: Study) -> Analysis:
                 rows.append(add_constants(found, measure=measure, labels=labels, scans=which))
     tables = (ResultTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
     return Analysis(tuple(tables), tuple(warnings))
+
+
+def _select_by_group(study: Study) -> dict[str, NDArray[np.bool_]]:
+    """Return the scans whose curves are fitted together, by their name in column ``scans``."""
+    groups = study.cohort.demographics["group"]
+    selections = {} if study.controls is None else {"controls": study.controls}
+    names = sorted(groups.dropna().unique(), key=lambda name: (name != study.reference, str(name)))
+    further = {f"group {name}": (groups == name).to_numpy() for name in names}
+    if len(names) < 2:
+        further = {"all": np.full(len(groups), True)}
+    known = [*selections.values()]  # a group may be the controls
+    return selections | {name: own for name, own in further.items() if not any(np.array_equal(own, c) for c in known)}
 
 
 def _sort_by_scan(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -101,6 +101,28 @@ def test_only_scans_with_a_reference_are_compared(lines):
     assert table["alpha"].to_numpy() == pytest.approx(0.002, rel=0.05)  # the noise turns the line a little
 
 
+@pytest.mark.parametrize(
+    ("groups", "options", "scans"),
+    [
+        ("aabb", {}, {"group a": 2, "group b": 2}),
+        ("PHHH", {}, {"group H": 3, "group P": 1}),  # the largest is the reference group
+        ("aaaa", {}, {"all": 4}),
+        ("aabb", {"control_filter": "group == 'b'"}, {"controls": 2, "group a": 2}),
+        ("aabb", {"control_filter": "age > 40"}, {"controls": 3, "group a": 2, "group b": 2}),
+        ("aaaa", {"control_filter": "age > 40"}, {"controls": 3, "all": 4}),
+    ],
+)
+def test_age_curves_of_each_group(output, add_scan, tmp_path, groups, options, scans):
+    rows = "".join(f"sub-{n}\t{40 + 5 * n}\t{group}\n" for n, group in enumerate(groups))
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tgroup\n" + rows)
+    for n in range(len(groups)):
+        add_scan(f"sub-{n}_seg-dgm16")
+    study = build_study(load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupAnalysis(**options))
+    table = fit_ageing(study).tables[0].rows
+    assert table.drop_duplicates("scans").set_index("scans")["n"].to_dict() == scans
+    assert list(table["scans"].unique()) == list(scans)
+
+
 def test_reconstructions_are_not_pooled(lines):
     table = lines("desc-l1", "desc-rts", ("desc-l1", "desc-rts"))
     assert table[["labels", "description", "n"]].to_numpy().tolist() == [
