@@ -21,6 +21,12 @@ def test_lines_are_plain_without_a_terminal(capsys):
     assert err == long + "\n"
 
 
+def test_terminal_without_columns_has_output(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    RunProgress(0).info("ds: 3 scans")
+    assert capsys.readouterr().out == "ds: 3 scans\n"
+
+
 def test_failed_scans_are_counted_separately(capsys):
     with RunProgress(3) as progress:
         progress.fail("sub-01", "sub-01: all voxels are 0")

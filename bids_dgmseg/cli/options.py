@@ -69,7 +69,12 @@ def absolute_path(text: str) -> Path:
     """Return an absolute path, with ``~`` expanded; each step runs in a different working directory."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
-    return Path(os.path.normpath(Path(text).expanduser().absolute()))
+    try:
+        return Path(os.path.normpath(Path(text).expanduser().absolute()))
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: no home folder of that user; use an absolute path") from None
+    except FileNotFoundError:
+        raise argparse.ArgumentTypeError(f"{text}: the current folder is gone; use an absolute path") from None
 
 
 def number(
