@@ -82,6 +82,8 @@ class Coverage:
     """Abbreviations of nuclei without any value."""
     warnings: tuple[str, ...]
     """One sentence per nucleus, without the name of the scan."""
+    exchanged: tuple[tuple[str, str], ...] = ()
+    """Pairs of abbreviations of which the left one lies to the right of the other."""
 
 
 def check_coverage(
@@ -128,14 +130,10 @@ def check_coverage(
                 for piece, (first, last) in zip(boxes[each.index - 1], bounds, strict=True)
             )
         ),
-        *(
-            f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
-            "nnU-Net folder, the axes of its training (orientation in dataset.json)"
-            for left, right in ((name, f"{name[:-1]}R") for name in centres if name.endswith("_L"))
-            if centres[left] > centres.get(right, np.inf)
-        ),
     ]
-    return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings))
+    pairs = ((name, f"{name[:-1]}R") for name in centres if name.endswith("_L"))
+    exchanged = tuple((left, right) for left, right in pairs if centres[left] > centres.get(right, np.inf))
+    return Coverage(tuple(structure.abbreviation for structure in missing), tuple(warnings), exchanged)
 
 
 def _explain(

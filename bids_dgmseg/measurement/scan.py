@@ -198,7 +198,7 @@ class ScanMeasures:
     reasons: tuple[str, ...]
     """Why the rating of the scan is not green, worst first."""
     warnings: tuple[str, ...]
-    """Nuclei that are missing or may be cut, without the name of the scan."""
+    """Nuclei that are missing, may be cut or lie on the other side, without the name of the scan."""
 
 
 def measure_scan(
@@ -259,4 +259,16 @@ def measure_scan(
     kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
     columns = [column for column in STATS_COLUMNS if column in stats]
-    return ScanMeasures(stats[columns], quality, rating, reasons, coverage.warnings)
+    red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
+    warnings = [*coverage.warnings, *(_describe_exchange(*pair, red) for pair in coverage.exchanged)]
+    return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
+
+
+def _describe_exchange(left: str, right: str, red: Collection[str]) -> str:
+    """Blame the header only for plausible nuclei in a plausible map: in noise they lie anywhere."""
+    if {left, right}.isdisjoint(red):
+        return (
+            f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
+            "nnU-Net folder, the axes of its training (orientation in dataset.json)"
+        )
+    return f"{left} lies to the right of {right}, and the rating is red: the segmentation is unreliable; check the map"

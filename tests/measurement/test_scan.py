@@ -51,6 +51,22 @@ def test_good_scan_has_all_columns_and_is_green():
     assert list(find(*upright()).stats.columns) == [name for name in STATS_COLUMNS if name not in REFERENCE_COLUMNS]
 
 
+@pytest.mark.parametrize(
+    ("is_noise", "advice"),
+    [
+        (False, ": left and right are exchanged; check the map's header"),
+        (True, ", and the rating is red: the segmentation is unreliable; check the map"),
+    ],
+)
+def test_header_is_blamed_only_for_plausible_nuclei(is_noise, advice):
+    chi, dseg = upright()
+    noise = np.random.default_rng(1).normal(0, 0.1, chi.shape).astype(np.float32)
+    swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
+    found = find(chi.with_array(noise) if is_noise else chi, dseg.with_array(swapped))
+    (warning,) = [warning for warning in found.warnings if "to the right" in warning]
+    assert warning.startswith(f"DN_L lies to the right of DN_R{advice}")
+
+
 def test_asymmetry_is_in_both_rows():
     stats = find(*upright()).stats.set_index("abbreviation")
     left, right = stats["mean_ppm"].astype(float)[["DN_L", "DN_R"]].tolist()
