@@ -105,7 +105,8 @@ class Resources:
 class RunControl:
     """How a run proceeds."""
 
-    work_dir: Path = Path("/tmp/bids_dgmseg")
+    work_dir: Path | None = None
+    """Folder for the private folder of each run; None for the system's temporary folder."""
     skip_bids_validation: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False

@@ -6,8 +6,8 @@ import io
 import sys
 from collections.abc import Callable, Iterable
 
-OK, FAILED, INVALID, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: all done; some scans failed; options or files do not allow the command; interrupted."""
+OK, FAILED, INVALID, HUNG_UP, INTERRUPTED = 0, 1, 2, 129, 130
+"""Exit codes: all done; some scans failed; options or files do not allow the command; terminal closed; interrupted."""
 
 DISK_ADVICE = "check the path, its permissions and the free disk space"
 
@@ -30,6 +30,10 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+class HangUp(KeyboardInterrupt):
+    """The terminal was closed (SIGHUP)."""
+
+
 def run_command(program: str, command: Callable[[], int], *, after_interrupt: str = "") -> int:
     """Run a command and print errors that the user can correct as one line on standard error.
 
@@ -45,7 +49,8 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     Returns
     -------
     int
-        The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, or `INTERRUPTED`.
+        The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, `HUNG_UP` or
+        `INTERRUPTED`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
@@ -60,9 +65,9 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         if error.filename is None:
             raise  # not about a file, so a bug: keep the traceback
         message = f"{error.filename}: {error.strerror}; {DISK_ADVICE}"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
-        return INTERRUPTED
+        return HUNG_UP if isinstance(interrupt, HangUp) else INTERRUPTED
     sys.stderr.write(f"{program}: error: {printable(message)}\n")
     return INVALID
 

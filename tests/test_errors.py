@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bids_dgmseg.errors import InputError, run_command
+from bids_dgmseg.errors import HangUp, InputError, run_command
 
 
 def fail_with(error: BaseException):
@@ -31,6 +31,7 @@ def fail_with(error: BaseException):
             2,
             "prog: error: /x\\x1b[2J: No such file; check the path, its permissions and the free disk space\n",
         ),
+        (HangUp(), 129, "prog: interrupted; go on later\n"),
         (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
     ],
 )

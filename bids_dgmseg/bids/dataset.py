@@ -287,17 +287,18 @@ def find_source(path: Path, suffix: str) -> Path | None:
     return None
 
 
-def summarize_validation(root: Path, work_dir: Path) -> str | None:
+def summarize_validation(root: Path, folder: Path) -> str | None:
     """Run ``bids-validator-deno`` on a dataset and summarize its errors in one line.
 
-    None if there are no errors, or the validator is not installed, fails or takes longer than a minute.
+    None if there are no errors, or the validator is not installed, fails or takes longer than a minute. Its cache, from
+    which it runs code, is a hidden file in a `folder` that only this user can change.
     """
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     validator = shutil.which("bids-validator-deno", path=search_path)
     if validator is None or not (root / DATASET_DESCRIPTION).is_file():
         return None
     # By default the validator's cache is in HOME, which may be read-only.
-    environment = {**os.environ, "DENO_DIR": str(work_dir / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
+    environment = {**os.environ, "DENO_DIR": str(folder / ".settings" / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
     command = [validator, str(root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
     try:
         options: dict[str, Any] = {"env": environment, "capture_output": True, "stdin": subprocess.DEVNULL}

@@ -6,11 +6,8 @@ Nothing heavy is imported before the arguments are parsed.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.options import (
@@ -35,14 +32,12 @@ from bids_dgmseg.config import (
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.resources import available_memory_gb, count_cpus
+from bids_dgmseg.workflow.environment import ignore_current_folder, terminate_as_interrupt
 
 MAX_THREADS = 8
 """More threads do not make one scan faster."""
 
 MEMORY_SHARE = 0.9
-
-WORK_DIR = Path(tempfile.gettempdir()).absolute() / f"bids_dgmseg-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-"""Not shared between users."""
 
 # --no-masks, --no-viewer, --force and the resources have no effect at the group level, and are accepted there.
 PARTICIPANT_ONLY = (
@@ -225,9 +220,8 @@ OPTIONS = {
     "run control": (
         option(
             "-w, --work-dir FOLDER",
-            f"folder for intermediate files (default: {str(WORK_DIR).replace('%', '%%')})",
+            "folder for intermediate files, of which each run creates a private one (default: TMPDIR or /tmp)",
             absolute_path,
-            default=WORK_DIR,
         ),
         option(
             "--skip-bids-validation",
@@ -248,15 +242,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         config = read_config(sys.argv[1:] if argv is None else argv)
-        if config.level == "group":
-            from bids_dgmseg.workflow.group import run_group
+        with ignore_current_folder():
+            if config.level == "group":
+                from bids_dgmseg.workflow.group import run_group
 
-            return run_group(config)
-        from bids_dgmseg.workflow.participant import run_participant
+                return run_group(config)
+            from bids_dgmseg.workflow.participant import run_participant
 
-        return run_participant(config)
+            return run_participant(config)
 
-    return run_command("bids_dgmseg", run, after_interrupt="; run the same command again (finished scans are kept)")
+    with terminate_as_interrupt():
+        return run_command("bids_dgmseg", run, after_interrupt="; run the same command again (finished scans are kept)")
 
 
 def read_config(argv: Sequence[str]) -> RunConfig:
@@ -343,8 +339,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Segment the deep gray nuclei on quantitative susceptibility maps (_Chimap) and measure their "
         "volume and susceptibility. Sessions without a map get one reconstructed from multi-echo GRE (_MEGRE). Left "
         "is always the patient's left.",
-        epilog="Exit codes: 0 all scans done, 1 some scans failed, 2 invalid options or dataset, 130 interrupted. "
-        "Running the same command again processes only scans that are missing or have changed.",
+        epilog="Exit codes: 0 all scans done, 1 some scans failed, 2 invalid options or dataset, 129 terminal "
+        "closed, 130 interrupted. Running the same command again processes only scans that are missing or have "
+        "changed.",
         allow_abbrev=False,
     )
     parser.add_argument("bids_dir", type=absolute_path, help="root folder of the BIDS dataset, raw or derivative")

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.locks import lock_new_file, temporary_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,17 +49,17 @@ def atomic_write(final: Path) -> Iterator[Path]:
     Yields
     ------
     path
-        Temporary name in the same folder, with the same suffix. It is synced to disk and renamed to `final` at the end
-        of the block, or deleted if the block raises.
+        Empty file in the same folder, with the same suffix. It is synced to disk and renamed to `final` at the end of
+        the block, or deleted if the block raises. A killed process leaves it; see `remove_temporary_files`.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Random, because process ids repeat across the hosts and containers that share an output folder.
-    temporary = final.with_name(f".{uuid.uuid4().hex}.{final.name}")
+    temporary = temporary_name(final)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(final)
+        with lock_new_file(temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,10 @@ import contextlib
 import importlib
 import logging
 import os
+import re
+import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -21,19 +24,136 @@ from typing import Any
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, generators, is_own
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.config import RunConfig
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import HangUp, InputError
 from bids_dgmseg.io.files import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file, read_json
+from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abandoned
 
 LOG_NAME = "nipype.log"
 
+_RUN_PREFIX = "bids_dgmseg-"
+_RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
+"""With the tag of the machine, see `io.locks`."""
 
-def prepare_environment(work_dir: Path, *, n_threads: int) -> None:
-    """Set environment variables for libraries and workers; call before importing Nipype, NumPy or torch."""
+
+def limit_library_threads(n_threads: int) -> None:
+    """Set environment variables for libraries and workers; call before importing NumPy or torch."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(n_threads)
-    os.environ["NIPYPE_NO_ET"] = "1"  # no look-up of new versions
-    os.environ["NIPYPE_CONFIG_DIR"] = str(work_dir / "nipype")  # the user's own configuration must not change results
-    os.environ.setdefault("MPLCONFIGDIR", str(work_dir / "matplotlib"))
+
+
+@contextlib.contextmanager
+def ignore_current_folder() -> Iterator[None]:
+    """Make the root folder the current one, for this process and those that it starts.
+
+    Libraries read their configuration from the current folder (``nipype.cfg``, ``matplotlibrc``), and
+    ``python -c``, by which multiprocessing starts processes, imports modules from it.
+    """
+    safe_path = os.environ.get("PYTHONSAFEPATH")
+    try:
+        before: Path | None = Path.cwd()
+    except OSError:  # it is gone
+        before = None
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        _restore_variable("PYTHONSAFEPATH", safe_path)
+        if before:
+            with contextlib.suppress(OSError):
+                os.chdir(before)
+
+
+@contextlib.contextmanager
+def run_folder(work_dir: Path | None) -> Iterator[Path]:
+    """Create a folder for the intermediate files and library settings of one run; remove it unless files are left.
+
+    Only this user can read or change it, since Nipype unpickles the results of a step and libraries execute their
+    caches: neither may come from an earlier run, let alone from another user. Also removes the folders of runs that
+    were killed. Call before importing Nipype or matplotlib.
+
+    Parameters
+    ----------
+    work_dir : path or None
+        Folder in which it is created; None for the system's temporary folder.
+
+    Yields
+    ------
+    path
+        The folder, empty except for hidden files.
+
+    Raises
+    ------
+    InputError
+        If `work_dir` cannot be written, or others could replace what is in it.
+    """
+    base = work_dir or _temporary_folder()
+    folder = _make_private_folder(base)
+    for other in base.glob(f"{_RUN_PREFIX}*"):
+        if match := _RUN_FOLDER.fullmatch(other.name):
+            remove_abandoned(other, lock=other / LOCK, machine=match[1])
+    settings = folder / ".settings"
+    variables = {
+        "NIPYPE_NO_ET": "1",  # no look-up of new versions
+        "NIPYPE_CONFIG_DIR": str(settings / "nipype"),  # the user's own configuration must not change results
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    try:
+        with lock_new_file(folder / LOCK):
+            os.environ.update(variables)
+            yield folder
+    finally:
+        for name, value in before.items():
+            _restore_variable(name, value)
+        shutil.rmtree(settings, ignore_errors=True)
+        if not any(folder.glob("[!.]*")):  # failed scans leave their files for inspection until the next run
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    """Return the system's temporary folder; not the current folder, which `tempfile` falls back on."""
+    with contextlib.suppress(FileNotFoundError):
+        if (folder := Path(tempfile.gettempdir())) != Path("/"):
+            return folder
+    tried = os.environ.get("TMPDIR") or "/tmp"
+    raise InputError(f"{tried}: temporary folder cannot be written or is full; choose another folder with -w")
+
+
+def _make_private_folder(base: Path) -> Path:
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{machine_tag()}-", dir=base))
+    except OSError as error:
+        raise InputError(f"{base}: cannot be written ({error.strerror}); choose another folder with -w") from error
+    status = base.stat()
+    risk = ""
+    # Containers and network file systems may map user ids: a folder that is made here shows what this user's is.
+    if status.st_uid not in {0, os.geteuid(), folder.stat().st_uid}:
+        risk = (
+            f"belongs to another user (id {status.st_uid}), who could replace intermediate files; choose a folder of "
+            f"your own with -w, or start the container as this user (docker run -u {status.st_uid})"
+        )
+    elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        risk = (
+            "every user can write to it and replace intermediate files; choose a folder of your own with -w, or "
+            f"protect it (chmod +t {base})"
+        )
+    if risk:
+        folder.rmdir()
+        raise InputError(f"{base}: {risk}")
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(folder)  # multiprocessing needs one for its sockets
+    return folder
+
+
+def _restore_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def configure_nipype(*, stop_on_first_crash: bool) -> None:
@@ -55,9 +175,9 @@ def configure_nipype(*, stop_on_first_crash: bool) -> None:
 
 @contextlib.contextmanager
 def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
-    """Write the logs of Nipype and nibabel and the warnings of all libraries to `LOG_NAME`, or also to standard error.
+    """Write the logs of the run, Nipype and nibabel and the warnings of all libraries to `LOG_NAME`.
 
-    The file is created with the first message; processes may share it.
+    If verbose, also to standard error. The file is created with the first message; processes may share it.
     """
     handlers: list[logging.Handler] = [logging.FileHandler(folder / LOG_NAME, encoding="utf-8", delay=True)]
     if verbose:
@@ -66,7 +186,9 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     for library in ("nibabel", "nipype"):
         importlib.import_module(library)  # which adds its own handlers
-    loggers: list[Any] = [logging.getLogger(name) for name in ("nipype", "nibabel.global", "py.warnings")]
+    loggers: list[Any] = [
+        logging.getLogger(name) for name in ("bids_dgmseg", "nipype", "nibabel.global", "py.warnings")
+    ]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = list(handlers), False
@@ -81,14 +203,32 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
             handler.close()
 
 
-def terminate_as_interrupt() -> contextlib.AbstractContextManager[None]:
-    """Treat SIGTERM (``docker stop``, ``scancel``) as Ctrl-C: workers stop, intermediate files are removed."""
-    return _handled(signal.SIGTERM, signal.default_int_handler)
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (``docker stop``, ``scancel``) and SIGHUP (closed terminal) as Ctrl-C: the run cleans up.
+
+    SIGHUP stays ignored if it is (``nohup``).
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_handled(signal.SIGTERM, signal.default_int_handler))
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            stack.enter_context(_handled(signal.SIGHUP, _hang_up))
+        yield
 
 
-def ignore_interrupts() -> contextlib.AbstractContextManager[None]:
-    """Ignore Ctrl-C, also in processes that are started in the block."""
-    return _handled(signal.SIGINT, signal.SIG_IGN)
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # writing to a closed terminal would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    raise HangUp
+
+
+@contextlib.contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C and a closed terminal, also in processes that are started in the block."""
+    with _handled(signal.SIGINT, signal.SIG_IGN), _handled(signal.SIGHUP, signal.SIG_IGN):
+        yield
 
 
 @contextlib.contextmanager
@@ -112,14 +252,14 @@ def check_folders(config: RunConfig) -> None:
     nothing, except that the output directory is created unless this is a dry run.
     """
     root, output_dir, work_dir = config.bids_dir.resolve(), config.output_dir, config.control.work_dir
-    for folder, option in ((output_dir, "output directory"), (work_dir, "--work-dir")):
+    for folder, option in ((output_dir, "output directory"), *([(work_dir, "--work-dir")] if work_dir else [])):
         inside = folder.resolve()
         if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
             raise InputError(
                 f"{folder.name}: {option} inside the input's raw data ({root.name}); "
                 f"choose a folder outside it or below {root.name}/derivatives"
             )
-    if work_dir.resolve().is_relative_to(output_dir.resolve()):
+    if work_dir and work_dir.resolve().is_relative_to(output_dir.resolve()):
         raise InputError(
             f"{work_dir.name}: --work-dir inside the output directory, which would not be valid BIDS; choose a folder "
             "outside it"
@@ -128,15 +268,6 @@ def check_folders(config: RunConfig) -> None:
         raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
     if not config.control.dry_run:
         check_writable(output_dir)
-
-
-def make_run_folder(work_dir: Path) -> Path:
-    """Create a folder in the working directory that no other run uses; `InputError` if that fails."""
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="run-", dir=work_dir))
-    except OSError as error:
-        raise InputError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir") from error
 
 
 def _find_other_maker(folder: Path, *, described: bool) -> str | None:

@@ -16,7 +16,7 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
-from bids_dgmseg.workflow.environment import check_folders, prepare_environment
+from bids_dgmseg.workflow.environment import check_folders, limit_library_threads, run_folder
 
 if TYPE_CHECKING:
     from bids_dgmseg.study.results_folders import ResultsFolder
@@ -40,7 +40,7 @@ def run_group(config: RunConfig) -> int:
         If there are no results, a table of participants cannot be used, an option does not fit the data, or the output
         directory belongs to another program.
     """
-    prepare_environment(config.control.work_dir, n_threads=config.resources.omp_nthreads)
+    limit_library_threads(config.resources.omp_nthreads)
     from bids_dgmseg.study.analyses import run_analyses
     from bids_dgmseg.study.cohort import load_cohort
     from bids_dgmseg.study.results_folders import ResultsSelection
@@ -81,15 +81,16 @@ def run_group(config: RunConfig) -> int:
         plural = "" if len(cohort.scans) == 1 else "s"
         progress.info(f"group tables of {len(cohort.scans)} scan{plural} would be written to {config.output_dir}")
         return 0
-    from bids_dgmseg.report.group_page import write_group_page
-
     tables, analysis_warnings = run_analyses(study)
     all_tables = [*scan_tables(cohort), *tables]
     paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)
     if config.group.merge:
         write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
     warnings += [*cohort.warnings, *analysis_warnings]
-    page = write_group_page(config.output_dir, warnings=warnings)
+    with run_folder(config.control.work_dir):
+        from bids_dgmseg.report.group_page import write_group_page
+
+        page = write_group_page(config.output_dir, warnings=warnings)
     for warning in warnings:
         progress.warn(warning)
     for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings), str(page)):

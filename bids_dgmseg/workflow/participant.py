@@ -5,30 +5,33 @@ Modules that load Nipype, NumPy or torch are imported inside functions, because 
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
-from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map
+from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map, output_path
 from bids_dgmseg.bids.output_dataset import write_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK, InputError, list_some
+from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some
+from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.workflow.environment import (
     check_folders,
     configure_nipype,
+    limit_library_threads,
     log_to,
-    make_run_folder,
-    prepare_environment,
-    terminate_as_interrupt,
+    run_folder,
 )
 
 if TYPE_CHECKING:
@@ -147,26 +150,22 @@ def run_participant(config: RunConfig) -> int:
         If the run cannot start: no scans, an unknown model, an output directory that cannot be used.
     """
     control = config.control
-    prepare_environment(control.work_dir, n_threads=config.resources.omp_nthreads)
+    limit_library_threads(config.resources.omp_nthreads)
     plan = plan_run(config)
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
-    if not control.skip_bids_validation and (summary := summarize_validation(plan.inputs.root, control.work_dir)):
-        RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
-    work = make_run_folder(control.work_dir)
-    try:
-        with terminate_as_interrupt():
-            return _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
-    finally:
-        if not any(work.iterdir()):  # failed scans leave their files for inspection
-            work.rmdir()
+    with run_folder(control.work_dir) as work:
+        if not control.skip_bids_validation and (summary := summarize_validation(plan.inputs.root, work)):
+            RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
+        return _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
 
 
 def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     from bids_dgmseg.workflow.runner import ScanRunner, workflow_name
 
-    logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name}"
+    logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
     logs.mkdir(parents=True)
+    _remove_temporary_files(config.output_dir, plan)
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
@@ -186,13 +185,17 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
             run.execute(plan.jobs)
         finally:
             kept = {workflow_name(scan) for scan in run.failed}
-            for folder in work.iterdir():
+            for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
         pages_written = _write_pages(config.output_dir, plan.model, plan.scans, run, progress)
+        if warning := _describe_red_scans(config.output_dir, plan, run.failed):
+            logging.getLogger("bids_dgmseg").warning(warning)
     if not any(logs.iterdir()):
         logs.rmdir()
     _print_summary(len(plan.scans), run, logs, progress)
+    if warning:
+        progress.warn(warning)
     return OK if pages_written and len(run.done) == len(plan.jobs) else FAILED
 
 
@@ -236,6 +239,32 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Sca
             progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             complete = False
     return complete
+
+
+def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:
+    """Remove what killed runs have left beside the results that this run will write."""
+    participants = {f"sub-{job.scan.participant}" for job in plan.jobs}
+    for root in (output_dir, output_dir / "logs", output_dir / "figures"):
+        remove_temporary_files(root)
+    for name in sorted(participants):
+        for folder, _, _ in os.walk(output_dir / name):
+            remove_temporary_files(Path(folder))
+
+
+def _describe_red_scans(output_dir: Path, plan: Plan, failed: Collection[str]) -> str:
+    """Return a warning that names the scans rated red, of this run and of earlier ones, with the first reason."""
+    records = {
+        scan.name: read_optional_json(output_path(output_dir, scan, "qc", ".json", seg=plan.model.name))
+        for scan in plan.scans
+        if scan.name not in failed
+    }
+    red = [f"{name} ({next(iter(one['reasons']), '')})" for name, one in records.items() if one.get("rating") == "red"]
+    if not red:
+        return ""
+    return (
+        f"{len(red)} of {count(len(plan.scans), 'scan')} {'is' if len(red) == 1 else 'are'} rated red: "
+        f"{list_some(red)}; check {'it' if len(red) == 1 else 'them'} before use"
+    )
 
 
 def _print_summary(n_scans: int, run: ScanRunner, logs: Path, progress: RunProgress) -> None:

@@ -43,7 +43,8 @@ STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}
+_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {errno.EACCES, errno.EROFS}
 
 # Libraries report a full disk in many ways; below this number of bytes it is taken for the reason of a crash.
 _DISK_FULL_BYTES = 1 << 16
@@ -243,18 +244,26 @@ class ScanRunner:
         """Describe in one line why a step failed."""
         if isinstance(error, InputError):
             return str(error)
+        if isinstance(error, OSError) and error.errno in _FULL_ERRORS:
+            # The error of a write names no file, and what was written in part may have been removed.
+            return f"{step}: {self._describe_full(self._config.output_dir if step == 'save' else self._work.parent)}"
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             where = f": {error.filename}" if error.filename else ""
             return f"{step}: {error.strerror}{where}; {DISK_ADVICE}"
-        for folder in (self._config.output_dir, self._work):
+        for folder in (self._config.output_dir, self._work.parent):
             with contextlib.suppress(OSError):
                 if shutil.disk_usage(folder).free < _DISK_FULL_BYTES:
-                    return f"{step}: no space left on the disk of {folder}; free some space"
+                    return f"{step}: {self._describe_full(folder)}"
         crashes = sorted((self._logs / scan).glob("crash-*"), key=lambda path: path.stat().st_mtime)
         details = crashes[-1] if crashes else self._logs / LOG_NAME
         text = " ".join(str(error).split())
         reason = "" if error is None else f" ({type(error).__name__}{': ' * bool(text)}{text})"
         return f"{step} crashed{reason}; see {details}"
+
+    def _describe_full(self, folder: Path) -> str:
+        if folder == self._work.parent:
+            return f"no space left in {folder}, the folder for intermediate files; free some or choose another with -w"
+        return f"no space left in {folder}; free some space"
 
 
 class WorkersPlugin(MultiProcPlugin):

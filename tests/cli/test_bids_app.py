@@ -98,8 +98,23 @@ def test_threads_never_exceed_nprocs():
     assert read_config([*BASE, "--nprocs", "3", "--omp-nthreads", "8"]).resources.omp_nthreads == 3
 
 
-def test_work_dir_defaults_to_the_temporary_folder():
-    assert read_config(BASE).control.work_dir.is_relative_to(Path(tempfile.gettempdir()))
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
+def test_version_and_help_need_no_temporary_folder(arguments, monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
+def test_unknown_home_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["~no-such-user/ds", "out", "participant"])
+    assert ended.value.code == 2
+    message = "argument bids_dir: ~no-such-user/ds: no home folder of that user; use an absolute path"
+    assert capsys.readouterr().err.splitlines()[-1] == f"bids_dgmseg: error: {message}"
 
 
 @pytest.mark.parametrize("level", ["participant", "group"])

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.workflow.environment import LOG_NAME, check_folders, log_to, make_run_folder, terminate_as_interrupt
+from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.workflow.environment import LOG_NAME, check_folders, log_to, run_folder, terminate_as_interrupt
 
 
 def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
@@ -125,11 +132,159 @@ def test_own_output_is_accepted_again(raw, out):
     check(raw)
 
 
-def test_runs_have_separate_folders(tmp_path):
-    assert make_run_folder(tmp_path / "work") != make_run_folder(tmp_path / "work")
+def test_run_folders_are_separate_and_private(tmp_path):
+    with run_folder(tmp_path / "work") as one, run_folder(tmp_path / "work") as other:
+        assert one != other
+        assert one.stat().st_mode & 0o777 == 0o700
+        (other / "sub-01").mkdir()  # of a failed scan
+    assert list((tmp_path / "work").iterdir()) == [other]
+    with run_folder(tmp_path / "work"):  # the next run
+        assert not other.exists()
+
+
+def test_default_work_folder_is_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with run_folder(None) as folder:
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_temporary_folder_is_one_line(monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    monkeypatch.setenv("TMPDIR", "/full")
+    with pytest.raises(InputError, match=r"^/full: temporary folder cannot be written or is full; choose .* with -w$"):
+        run_folder(None).__enter__()
 
 
 def test_unusable_work_dir_is_rejected(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"work: cannot be written \(Not a directory\); choose another --work-dir"):
-        make_run_folder(tmp_path / "file" / "work")
+    with pytest.raises(InputError, match=r"work: cannot be written \(Not a directory\); choose another folder with -w"):
+        run_folder(tmp_path / "file" / "work").__enter__()
+
+
+@pytest.mark.parametrize(("mode", "is_safe"), [(0o777, False), (0o1777, True), (0o775, True)])
+def test_work_dir_that_anyone_can_change_is_rejected(tmp_path, mode, is_safe):
+    tmp_path.chmod(mode)
+    message = "every user can write to it and replace intermediate files"
+    with contextlib.nullcontext() if is_safe else pytest.raises(InputError, match=message), run_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_work_dir_of_another_user_is_rejected(tmp_path):
+    os.chown(tmp_path, 1234, -1)
+    message = rf"^{tmp_path}: belongs to another user \(id 1234\), who could replace .* \(docker run -u 1234\)$"
+    with pytest.raises(InputError, match=message):
+        run_folder(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planted_configuration_is_not_read(tmp_path):
+    """A shared work folder, and the current folder, with configuration and a module of another user."""
+    for folder in (tmp_path, tmp_path / "nipype", tmp_path / "matplotlib"):
+        folder.mkdir(exist_ok=True)
+        (folder / "nipype.cfg").write_text("[execution]\nhash_method = planted\n")
+        (folder / "matplotlibrc").write_text("lines.linewidth: 77\n")
+        (folder / "signal.py").write_text("raise SystemExit('planted')\n")
+    code = """
+import os, subprocess, sys
+from pathlib import Path
+from bids_dgmseg.workflow.environment import ignore_current_folder, run_folder
+with ignore_current_folder(), run_folder(Path(sys.argv[1])):
+    import matplotlib
+    from nipype import config
+    print(config.get("execution", "hash_method"), matplotlib.rcParams["lines.linewidth"])
+    subprocess.run([sys.executable, "-c", "import signal"], check=True)
+print(os.getcwd())
+"""
+    script = tmp_path / "scripts" / "program.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["timestamp", "1.5", str(tmp_path)], done.stderr
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from bids_dgmseg.errors import run_command
+from bids_dgmseg.io.files import atomic_write
+from bids_dgmseg.workflow.environment import run_folder, terminate_as_interrupt
+
+def work():
+    with run_folder(Path(sys.argv[1])), atomic_write(Path(sys.argv[2])):
+        print("ready", flush=True)
+        time.sleep(600)
+
+with terminate_as_interrupt():
+    sys.exit(run_command("run", work))
+"""
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start a process with a folder in ``work`` that writes ``out/x``."""
+    processes = []
+
+    def call() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "work"), str(tmp_path / "out" / "x")]
+        processes.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "ready\n"
+        return processes[-1]
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 130)])
+def test_terminated_run_leaves_nothing(start, tmp_path, number, code):
+    process = start()
+    process.send_signal(number)
+    assert process.communicate()[1] == "run: interrupted\n"
+    assert process.returncode == code
+    assert [*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()] == []
+
+
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_as_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_next_run_removes_only_what_killed_runs_left(start, tmp_path):
+    killed = start()
+    killed.kill()
+    killed.wait()
+    abandoned = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()}
+    start()  # a living run, which removes the folder of the killed one
+    in_use = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} - abandoned
+    remove_temporary_files(tmp_path / "out")
+    with run_folder(tmp_path / "work") as own:
+        assert {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} == {own, *in_use}
+    assert len(abandoned) == len(in_use) == 2
+
+
+@pytest.mark.parametrize(("days", "is_left"), [(6, True), (8, False)])
+def test_files_of_other_machines_are_removed_after_a_week(tmp_path, days, is_left):
+    temporary = tmp_path / "out" / f".{'f' * 32}.x"
+    folder = tmp_path / "work" / "bids_dgmseg-ffffffff-abc"
+    (folder / "sub-01").mkdir(parents=True)
+    temporary.parent.mkdir()
+    for path in (temporary, folder / ".lock", folder / "sub-01", folder):
+        if not path.is_dir():
+            path.touch()
+        os.utime(path, times=(time.time() - 86_400 * days,) * 2)
+    remove_temporary_files(tmp_path / "out")
+    with run_folder(tmp_path / "work"):
+        assert [temporary.exists(), folder.exists()] == [is_left, is_left]

@@ -76,13 +76,13 @@ def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_
     dataset = bids_dataset("sub-01", "sub-02")
     erase(dataset, "sub-02")
     assert run(dataset) == 1
-    (folder,) = (tmp_path / "work").glob("run-*")
-    assert [path.name for path in folder.iterdir()] == ["sub-02"]  # for inspection
+    (folder,) = (tmp_path / "work").iterdir()
+    assert [path.name for path in folder.glob("[!.]*")] == ["sub-02"]  # for inspection
     bids_dataset("sub-02")
     capsys.readouterr()
     assert run(dataset) == 0
     assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
-    assert list((tmp_path / "work").glob("run-*")) == [folder]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 @pytest.mark.timeout(120)
@@ -139,17 +139,21 @@ def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, npr
     assert "sub-e: done" in out
     assert "1 of 3 scans failed: sub-c+d; see " in err
     assert list((tmp_path / "out" / "sub-a+b").rglob("sub-a+b_*_stats.tsv"))
-    (folder,) = (tmp_path / "work").glob("run-*")
-    assert len(list(folder.iterdir())) == 1
+    (folder,) = (tmp_path / "work").iterdir()
+    assert len(list(folder.glob("[!.]*"))) == 1
 
 
-def test_full_disk_is_one_line(bids_dataset, run, crash, capsys):
-    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "dseg.nii.gz"))
+@pytest.mark.parametrize(
+    ("function", "step", "where"),
+    [
+        ("draw_mosaic", "measure", "work, the folder for intermediate files; free some or choose another with -w"),
+        ("save_scan", "save", "out; free some space"),
+    ],
+)
+def test_full_disk_is_one_line_with_the_folder(bids_dataset, run, crash, capsys, tmp_path, function, step, where):
+    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"bids_dgmseg.workflow.interfaces.{function}")
     assert run(bids_dataset("sub-01")) == 1
-    assert capsys.readouterr().err.startswith(
-        "sub-01: measure: No space left on device: dseg.nii.gz; check the path, its permissions and the free disk "
-        "space\n"
-    )
+    assert capsys.readouterr().err.startswith(f"sub-01: {step}: no space left in {tmp_path}/{where}\n")
 
 
 def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
@@ -157,8 +161,21 @@ def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monke
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
     assert run(bids_dataset("sub-01")) == 1
     assert capsys.readouterr().err.startswith(
-        f"sub-01: measure: no space left on the disk of {tmp_path / 'out'}; free some space\n"
+        f"sub-01: measure: no space left in {tmp_path / 'out'}; free some space\n"
     )
+
+
+def test_red_scans_are_named_at_the_end(bids_dataset, run, special, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset, "--participant-label", "02") == 0
+    assert "rated red" not in capsys.readouterr().err
+    blind = ["--model", special("Blind"), "--participant-label", "01"]
+    expected = "1 of 1 scan is rated red: sub-01 (nuclei with a red rating (100 %, above 25)); check it before use\n"
+    for _ in range(2):  # in the second run it is up to date
+        assert run(dataset, *blind) == 0
+        assert capsys.readouterr().err.endswith(expected)
+    logs = [path.read_text() for path in (tmp_path / "out" / "logs").rglob("nipype.log")]
+    assert sum(expected in text for text in logs) == 2
 
 
 def test_group_level_leaves_out_results_before_a_failure(bids_dataset, run, capsys, tmp_path):
