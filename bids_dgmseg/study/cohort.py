@@ -14,6 +14,7 @@ import pandas as pd
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
+from bids_dgmseg.study.dates import check_ages
 from bids_dgmseg.study.demographics import (
     AGE,
     GROUP,
@@ -276,20 +277,58 @@ def _find_ages(
     """Ages at the scans in years; an age at the first session grows with the time since."""
     if column is None:
         return pd.Series(float("nan"), index=participants.index), []
-    units: list[str] = []
     warnings: list[str] = []
+    tables = []
     for part in parts:
-        own = part.tables.is_session_value(part.results.visits, column)
-        for visit, is_own in zip(part.results.visits, own, strict=True):
-            entry, source = part.tables.dictionary_entry(visit, column, own=is_own)
-            unit, warning = find_age_unit(entry, column, source=source)
-            units.append(unit)
-            if warning:
-                warnings.append(f"{part.folder.name}: {warning}" if len(parts) > 1 else warning)
-    ages, lines = read_ages(participants, column, pd.Series(units, index=participants.index, dtype=object))
-    at_first = [part.tables.is_first_sessions_value(part.results.visits, column) for part in parts]
-    ages += since_first.where(pd.concat(at_first, ignore_index=True)).fillna(0)
-    return ages, [*dict.fromkeys(warnings), *lines]
+        table, lines = _age_table(part, column)
+        tables.append(table)
+        warnings += [f"{part.folder.name}: {line}" if len(parts) > 1 else line for line in dict.fromkeys(lines)]
+    known = pd.concat(tables, ignore_index=True)
+    ages, lines = read_ages(participants, column, known["unit"], known["file"])
+    general, _ = read_ages(participants.assign(**{column: known["general"]}), column, known["general_unit"])
+    if undated := {name for names in known["undated"][known["at_first"] & ages.notna()] for name in names}:
+        lines.append(
+            f"sessions.tsv: no acq_time of {list_some(undated)}; the age there is that of the first session, from "
+            "which on time is counted if it has a date"
+        )
+    ages += since_first.where(known["at_first"]).fillna(0)
+    person = participants["participant_id"]
+    ages, more = check_ages(ages, known.assign(person=person, general=general), since_first)
+    return ages, [*warnings, *lines, *more]
+
+
+def _age_table(part: FolderScans, column: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the sources of the ages of a folder's scans, and warnings about their units.
+
+    The columns are ``session``; ``own``, whether the age is that of the session, and ``at_first``, whether it is that
+    of the first session; its ``file`` and ``unit``; ``general`` and ``general_unit``, the one of participants.tsv;
+    ``undated``, the participant's sessions without a date.
+    """
+    tables, visits = part.tables, part.results.visits
+    own = tables.is_session_value(visits, column)
+    units = [
+        find_age_unit(entry, column, source=source)
+        for visit, is_own in [*zip(visits, own, strict=True), (("", None), False)]
+        for entry, source in [tables.dictionary_entry(visit, column, own=is_own)]
+    ]
+    labels = [participant for participant, _ in visits]
+    undated: dict[str, list[str]] = {participant: [] for participant in labels}
+    for participant, session in tables.undated_sessions(visits):
+        undated[participant].append(f"sub-{participant} ses-{session}")
+    table = {
+        "session": [f" ses-{session}" if session else "" for _, session in visits],
+        "own": own,
+        "at_first": tables.is_first_sessions_value(visits, column),
+        "file": [
+            f"sub-{label}_sessions.tsv" if is_own else "participants.tsv"
+            for label, is_own in zip(labels, own, strict=True)
+        ],
+        "unit": pd.Series([unit for unit, _ in units[:-1]], dtype=object),
+        "general": tables.participants.reindex(index=labels, columns=[column])[column].to_numpy(object),
+        "general_unit": units[-1][0],
+        "undated": pd.Series([undated[label] for label in labels], dtype=object),
+    }
+    return pd.DataFrame(table), [line for _, line in units[:-1] if line]
 
 
 def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:

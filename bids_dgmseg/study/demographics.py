@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
+from bids_dgmseg.study.dates import OLDEST_YEARS
 from bids_dgmseg.study.participants import MISSING_TEXTS
 
 _OCCASIONS = ("", "at scan", "at mri", "at visit", "at session", "at acquisition", "at baseline")
@@ -57,8 +58,6 @@ _UNIT_NAMES = {
     **dict.fromkeys(("week", "wk", "wks"), "weeks"),
     **dict.fromkeys(("day", "d"), "days"),
 }
-
-_OLDEST_YEARS = 130
 
 _MAX_WARNINGS = 5
 
@@ -176,11 +175,14 @@ def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tupl
     return unit, "" if unit == "years" else f"{source}: {column} is in {unit}; age_years has it in years"
 
 
-def parse_numbers(table: pd.DataFrame, column: str) -> tuple[pd.Series, tuple[str, ...]]:
+def parse_numbers(
+    table: pd.DataFrame, column: str, files: pd.Series | None = None
+) -> tuple[pd.Series, tuple[str, ...]]:
     """Parse a column of participants.tsv as numbers, with one warning per participant with an unusual spelling.
 
     ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5`` is 30.5; anything else that is
-    not a number is missing. `table` has ``participant_id``, for the warnings; from the sixth on they are joined.
+    not a number is missing. `table` has ``participant_id``, and `files` the names of the tables that the values are
+    from (by default participants.tsv), for the warnings; from the sixth on they are joined.
 
     >>> ages = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "age": ["30", "89+", "n/a"]})
     >>> values, warnings = parse_numbers(ages, "age")
@@ -195,18 +197,21 @@ def parse_numbers(table: pd.DataFrame, column: str) -> tuple[pd.Series, tuple[st
     texts = table[column].astype(object).where(table[column].notna(), "").astype(str).str.strip()
     parsed = {text: _parse_number(text) for text in texts.unique()}
     values = texts.map(lambda text: parsed[text][0]).astype(np.float64)
-    unusual = pd.DataFrame({"who": table["participant_id"], "text": texts})[[parsed[text][1] for text in texts]]
+    where = pd.Series("participants.tsv", table.index) if files is None else files
+    cells = pd.DataFrame({"file": where, "who": table["participant_id"], "text": texts})
+    unusual = cells[[parsed[text][1] for text in texts]]
     unusual = unusual.drop_duplicates()
     warnings = []
-    for who, text in unusual.head(_MAX_WARNINGS).itertuples(index=False):
+    for file, who, text in unusual.head(_MAX_WARNINGS).itertuples(index=False):
         value = parsed[text][0]
         taken = "not a number; it counts as missing" if np.isnan(value) else f"taken as {value:g}"
-        warnings.append(f"participants.tsv: {column} of {who} is {text!r}, {taken}")
+        warnings.append(f"{file}: {column} of {who} is {text!r}, {taken}")
     if len(unusual) > _MAX_WARNINGS:
         others = unusual["text"].iloc[_MAX_WARNINGS:]
+        file = unusual["file"].iloc[_MAX_WARNINGS]
         n_missing = sum(bool(np.isnan(parsed[text][0])) for text in others)
         warnings.append(
-            f"participants.tsv: {column} of {len(others)} more is not plainly a number, such as "
+            f"{file}: {column} of {len(others)} more is not plainly a number, such as "
             f"{others.iloc[0]!r}; {n_missing} of them {'counts' if n_missing == 1 else 'count'} as missing"
         )
     return values, tuple(warnings)
@@ -228,21 +233,26 @@ def _parse_number(text: str) -> tuple[float, bool]:
     return np.nan, True
 
 
-def read_ages(values: pd.DataFrame, column: str, units: pd.Series) -> tuple[pd.Series, list[str]]:
+def read_ages(
+    values: pd.DataFrame, column: str, units: pd.Series, files: pd.Series | None = None
+) -> tuple[pd.Series, list[str]]:
     """Convert the ages in a column to years, NaN where missing or impossible, with warnings about these.
 
     `units` are ``years``, ``months``, ``weeks`` or ``days`` per row; a value with its own, as in DICOM (``018M``),
-    keeps it.
+    keeps it. `files` are the names of the tables that the values are from, by default participants.tsv.
     """
-    numbers, warnings = parse_numbers(values, column)
+    files = pd.Series("participants.tsv", values.index) if files is None else files
+    numbers, warnings = parse_numbers(values, column, files)
     own_unit = values[column].astype(str).str.strip().str.fullmatch(_DICOM_AGE.pattern)
     ages = numbers / units.map(_PER_YEAR).astype(float).mask(own_unit, 1.0)
-    impossible = (ages < 0) | (ages > _OLDEST_YEARS)
+    impossible = (ages < 0) | (ages > OLDEST_YEARS)
     shown = numbers.map("{:g}".format) + units.map(lambda unit: "" if unit == "years" else f" {unit}")
     participants = values["participant_id"]
     lines = [
-        f"participants.tsv: {column} of {participant} is {age}, not an age in years; treated as missing"
-        for participant, age in dict.fromkeys(zip(participants[impossible], shown[impossible], strict=True))
+        f"{file}: {column} of {participant} is {age}, not an age in years; treated as missing"
+        for file, participant, age in dict.fromkeys(
+            zip(files[impossible], participants[impossible], shown[impossible], strict=True)
+        )
     ]
     ages = ages.mask(impossible)
     if missing := list(dict.fromkeys(participants[ages.isna()])):

@@ -8,8 +8,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bids_dgmseg.io.files import (
     is_pointer_file,
     read_json,
 )
+from bids_dgmseg.study.dates import DAYS_PER_YEAR, find_days
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""
@@ -54,8 +54,6 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 _INTEGER = re.compile(r"(\d+)(\.0+)?")
 
-_DAYS_PER_YEAR = 365.25
-
 
 @dataclass(frozen=True)
 class ParticipantTables:
@@ -67,6 +65,8 @@ class ParticipantTables:
     """Columns of sessions.tsv by the labels of participant and session."""
     dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
     """File name → data dictionary; participants.json first."""
+    days: pd.Series = field(default_factory=lambda: _no_times().astype(float))
+    """Day of each session with a known date, by the labels of participant and session."""
 
     @property
     def columns(self) -> list[str]:
@@ -114,11 +114,16 @@ class ParticipantTables:
 
     def years_since_first(self, visits: Sequence[Visit]) -> pd.Series:
         """Return the time between a participant's first session and each visit by ``acq_time``; NaN where unknown."""
-        if "acq_time" not in self.sessions:
-            return pd.Series(float("nan"), index=range(len(visits)))
-        days = self.sessions["acq_time"].map(_day, na_action="ignore").astype(float)
-        years = (days - days.groupby(level=0).transform("min")) / _DAYS_PER_YEAR
+        years = (self.days - self.days.groupby(level=0).transform("min")) / DAYS_PER_YEAR
         return years.reindex(_index(visits)).set_axis(range(len(visits)))
+
+    def undated_sessions(self, visits: Iterable[Visit]) -> list[tuple[str, str]]:
+        """Return the sessions without a known date of the participants who have several, by visits and sessions.tsv."""
+        own = {(participant, session) for participant, session in visits if session}
+        participants = {participant for participant, _ in own}
+        known = own | {session for session in self.sessions.index if session[0] in participants}
+        counts = Counter(participant for participant, _ in known)
+        return sorted(session for session in known - set(self.days.index) if counts[session[0]] > 1)
 
     def rename(self, columns: Mapping[str, str]) -> ParticipantTables:
         """Rename columns in all tables and dictionaries: old name → new name."""
@@ -127,7 +132,7 @@ class ParticipantTables:
             for file, entries in self.dictionaries.items()
         }
         participants, sessions = (table.rename(columns=columns) for table in (self.participants, self.sessions))
-        return ParticipantTables(participants, sessions, dictionaries)
+        return replace(self, participants=participants, sessions=sessions, dictionaries=dictionaries)
 
     def _at_sessions(self, visits: Sequence[Visit]) -> pd.DataFrame:
         sessions = self.sessions if len(self.sessions) else pd.DataFrame(index=_index([]), dtype=object)
@@ -160,6 +165,10 @@ def read_participant_tables(
         if selected is None and (others := [f"sub-{label}" for label in set(participants.index) - labels]):
             warnings.append(f"participants.tsv: no results of {list_some(others)}; they are not in the tables")
     sessions, session_warnings = _read_sessions(root, [visit for visit in scanned if visit[0] in labels], visits)
+    scan_times, time_warnings = _read_scan_times(root, labels)
+    own_times = sessions["acq_time"].dropna() if "acq_time" in sessions else _no_times()
+    days, day_warnings = find_days({"sessions.tsv": own_times, "scans.tsv": scan_times})
+    session_warnings += [*time_warnings, *day_warnings]
     paths = [root / "participants.json"] if len(participants) else []
     if len(sessions.columns):
         own = (root / f"sub-{label}" / f"sub-{label}_sessions.json" for label in sorted(labels))
@@ -172,7 +181,7 @@ def read_participant_tables(
             session_warnings.append(f"{error}; until then units and descriptions of its columns are unknown")
             continue
         dictionaries[path.name] = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
-    return ParticipantTables(participants, sessions, dictionaries), warnings + session_warnings
+    return ParticipantTables(participants, sessions, dictionaries, days), warnings + session_warnings
 
 
 def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]) -> tuple[pd.DataFrame, list[str]]:
@@ -200,6 +209,30 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
         more = f" (and {len(unfetched) - 1} more such files)" if len(unfetched) > 1 else ""
         warnings.append(f"{describe_missing(unfetched[0])}; until then the participant's own columns are used{more}")
     return pd.concat(tables) if tables else pd.DataFrame(), warnings
+
+
+def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series, list[str]]:
+    """Read ``acq_time`` of the scans.tsv of participants with several sessions: of the scans in ``anat``, if any."""
+    times, problems = {}, []
+    for participant in sorted(participants):
+        folders = sorted((root / f"sub-{participant}").glob("ses-*"))
+        paths = [folder / f"sub-{participant}_{folder.name}_scans.tsv" for folder in folders if len(folders) > 1]
+        for path in filter(is_file_or_unfetched, paths):
+            try:
+                table, _ = _read_table(path, [], prefix="", id_column="filename", spellings=("filename",))
+            except InputError as error:
+                problems.append(f"{error}; until then its acq_time is not used")
+                continue
+            known = table["acq_time"].dropna() if "acq_time" in table else _no_times()
+            of_anat = known[[str(name).startswith("anat/") for name in known.index]]
+            if len(known):
+                times[participant, path.parent.name.removeprefix("ses-")] = of_anat if len(of_anat) else known
+    more = f" (and {len(problems) - 1} more such files)" if len(problems) > 1 else ""
+    return pd.concat(times) if times else _no_times(), [f"{problems[0]}{more}"] if problems else []
+
+
+def _no_times() -> pd.Series:
+    return pd.Series(index=_index([]), dtype=object)
 
 
 def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
@@ -362,11 +395,3 @@ def _clean(values: Sequence[str], separator: str) -> list[str]:
 
 def _index(visits: Sequence[Visit]) -> pd.MultiIndex:
     return pd.MultiIndex.from_arrays([[visit[0] for visit in visits], [visit[1] or "" for visit in visits]])
-
-
-def _day(text: str) -> float:
-    """Return the day of a date as a number; NaN if it is none."""
-    try:
-        return float(datetime.fromisoformat(text).toordinal())
-    except ValueError:
-        return float("nan")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def run_group(config: RunConfig) -> int:
     """Write the tables and the page of all scans in the output directory and the folders merged with it.
 
-    Of the input dataset only participants.tsv and sessions.tsv are read, if it has them. Nothing is written before all
-    results are read, nor in a dry run.
+    Of the input dataset only participants.tsv, sessions.tsv and scans.tsv are read, if it has them. Nothing is written
+    before all results are read, nor in a dry run.
 
     Returns
     -------
