@@ -78,7 +78,7 @@ class GroupAnalysis:
     age_column: str | None = None
     control_filter: str | None = None
     covariates: tuple[str, ...] = ()
-    """Empty means age and sex, and for harmonization the group too; ``none`` means none."""
+    """Empty means age, sex and site, for harmonization the group instead of the site; ``none`` means none."""
     combat_age: Literal["linear", "spline"] = "linear"
     """Effect of age that harmonization preserves."""
     measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")

@@ -165,8 +165,8 @@ OPTIONS = {
         ),
         option(
             "--covariates NAME ...",
-            "columns that harmonization preserves and group comparisons adjust for, or none (default: age and sex; "
-            "harmonization also preserves the group)",
+            "columns that harmonization preserves and group comparisons adjust for, or none (default: age, sex and, "
+            "for comparisons, site; harmonization also preserves the group)",
         ),
         option(
             "--combat-age",

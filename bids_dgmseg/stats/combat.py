@@ -106,8 +106,9 @@ def harmonize(
        the lifespan. NeuroImage 208 (2020) 116450. doi:10.1016/j.neuroimage.2019.116450
     """
     given = covariates if covariates is not None else pd.DataFrame(index=values.index)
-    curves = [natural_spline(given[name].to_numpy(np.float64, na_value=np.nan)) for name in smooth]
-    x = np.hstack([covariate_matrix(given.drop(columns=list(smooth))), *curves])
+    blocks = {name: covariate_matrix(given[[name]]) for name in given if name not in smooth}
+    blocks |= {name: natural_spline(given[name].to_numpy(np.float64, na_value=np.nan)) for name in smooth}
+    x = np.hstack([np.zeros((len(given), 0)), *blocks.values()])
     person = np.arange(len(values)) if participant is None else pd.factorize(participant)[0]
     if len(site) != len(values) or len(x) != len(values) or len(person) != len(values):
         raise ValueError(
@@ -122,10 +123,16 @@ def harmonize(
         return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
 
     raw, at_site, x_mean = average(scans), average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
-    if not _identifiable(at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)]):
+    known_sites, known_x = at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)]
+    if not _identifiable(known_sites, known_x):
+        owner = np.repeat(list(blocks), [block.shape[1] for block in blocks.values()])
+        # the covariates without which it would be possible; all if more than one of them has to go
+        guilty = [name for name in blocks if _identifiable(known_sites, known_x[:, owner != name])] or list(blocks)
+        shown = " and ".join(map(str, guilty))
         raise InputError(
-            "participants.tsv: sites and covariates are confounded (a covariate is constant within each site); "
-            "leave it out"
+            f"participants.tsv: {shown} cannot be separated from the sites (such as if constant within each), so that "
+            f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (--covariates "
+            f"without {shown} harmonizes nevertheless)"
         )
     y, reasons = _select(raw, at_site, x_mean)
     used = np.array([not reason for reason in reasons])

@@ -1,0 +1,123 @@
+"""Groups that are unbalanced over sites, change their group, or change their scanner."""
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
+from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.study import build_study
+
+SITE_PPM = {"A": 0.0, "B": 0.03}
+
+
+@pytest.fixture
+def study(output, add_scan, tmp_path):
+    """Write two sessions, two years apart, of participants (group, site, group and site of the second session).
+
+    DN_L rises by 0.001 ppm per year in HC and 0.004 in PD, with an error of 0.0002; DN_R has no change.
+    """
+
+    def build(people, **options):
+        rows = []
+        rng = np.random.default_rng(5)
+        for number, (group, site, *later) in enumerate(people):
+            start, sex = 0.1 + rng.normal(0, 0.01), "FM"[number % 2]
+            rate = (0.004 if group == "PD" else 0.001) + rng.normal(0, 0.0002)
+            for session, (its_group, its_site) in enumerate([(group, site), later or (group, site)]):
+                means = [start + 2 * rate * session + SITE_PPM[its_site], 0.1 + rng.normal(0, 0.001)]
+                add_scan(f"sub-{number:02d}_ses-{session}_seg-dgm16", means=tuple(map(repr, means)))
+                folder = tmp_path / f"sub-{number:02d}"
+                folder.mkdir(exist_ok=True)
+                table = folder / f"sub-{number:02d}_sessions.tsv"
+                text = table.read_text() if session else "session_id\tage\tgroup\tsite\n"
+                table.write_text(f"{text}ses-{session}\t{50 + number % 7 + 2 * session}\t{its_group}\t{its_site}\n")
+            rows.append(f"sub-{number:02d}\t{sex}\n")
+        (tmp_path / "participants.tsv").write_text("participant_id\tsex\n" + "".join(rows))
+        cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+        return build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+
+    return build
+
+
+BALANCED = [(group, site) for group in ("HC", "PD") for site in "AB" for _ in range(4)]
+
+
+def test_site_is_a_covariate_unless_others_are_named(study):
+    default, explicit = study(BALANCED), study(BALANCED, covariates=("age", "Site"))
+    assert default.covariates == ("age", "sex", "site")
+    assert explicit.covariates == ("age", "site")
+    assert study(BALANCED, covariates=("age",)).covariates == ("age",)
+    assert study([(group, "A") for group, _ in BALANCED]).covariates == ("age", "sex")
+    (table,) = compare_with_reference_group(default).tables
+    assert table.facts["AncovaCovariates"] == ["age", "sex", "site"]
+    assert table.facts["ParticipantsBySite"] == {site: {"HC": 4, "PD": 4} for site in "AB"}
+    assert table.rows["ancova_df"].tolist() == [11, 11]  # 16 participants, 5 terms
+
+
+def test_unbalanced_groups_are_one_warning(study):
+    people = [("HC", "A")] * 9 + [("HC", "B")] + [("PD", "A")] + [("PD", "B")] * 9
+    analysis = compare_with_reference_group(study(people))
+    note = "groups are unbalanced over sites (column site): use the ancova_ columns"
+    assert analysis.warnings == (f"group_differences.tsv: {note}",)
+    assert analysis.tables[0].rows["note"].tolist() == [note] * 2
+
+
+def test_group_at_one_site_is_one_warning(study):
+    analysis = compare_with_reference_group(study([("HC", "A")] * 6 + [("PD", "B")] * 6))
+    (line,) = analysis.warnings
+    assert line.startswith(
+        "group_differences.tsv: group and site cannot be separated (column site, all PD are at site B)"
+    )
+    assert line.endswith(": compare within sites or add HC there")
+    assert analysis.tables[0].rows[["p_t", "p_mannwhitney", "hedges_g", "ancova_p"]].isna().all(axis=None)
+
+
+def test_converter_alone_is_left_out(study):
+    built = study([*BALANCED, ("HC", "A", "PD", "A")])
+    analysis = compare_with_reference_group(built)
+    assert analysis.warnings == (
+        "group_differences.tsv: group of sub-16 differs between sessions; 1 of 17 participants is left out of "
+        "comparisons of groups",
+    )
+    rows = analysis.tables[0].rows
+    assert rows[["n_reference", "n_group", "n_no_group"]].to_numpy().tolist() == [[8, 8, 1]] * 2
+    summary, changes = estimate_changes(built).tables
+    assert summary.rows.query("abbreviation == 'DN_L'")["n"].tolist() == [17, 8, 8]  # all, HC, PD
+    assert changes.rows.groupby("group", dropna=False).size().tolist() == [16, 16, 2]
+
+
+def test_changes_are_compared_between_groups(study):
+    summary, changes = estimate_changes(study(BALANCED)).tables
+    rows = summary.rows.query("abbreviation == 'DN_L'").set_index("group")
+    assert list(rows.index) == ["all", "HC", "PD"]
+    means = changes.rows.query("abbreviation == 'DN_L'").groupby("group")["change_per_year"].mean()
+    assert rows["change_per_year"].to_dict() == pytest.approx({"all": means.mean(), **means})
+    assert rows["change_per_year"]["PD"] == pytest.approx(0.004, abs=3e-4)
+    assert rows["difference"]["PD"] == pytest.approx(means["PD"] - means["HC"])
+    assert rows["difference_low"]["PD"] < 0.003 < rows["difference_high"]["PD"]
+    assert rows["p_difference"]["PD"] < 1e-6
+    assert rows["q_difference"]["PD"] == pytest.approx(2 * rows["p_difference"]["PD"])  # the smaller of two nuclei
+    assert rows[["reference", "difference", "p_difference"]].iloc[:2].isna().all(axis=None)
+
+
+def test_change_of_scanner_is_left_out_of_the_test(study):
+    built = study([*BALANCED, ("HC", "A", "HC", "B"), ("PD", "A", "PD", "B")])
+    analysis = estimate_changes(built)
+    assert analysis.warnings == (
+        "group_longitudinal.tsv: the site (column site) of sub-16, sub-17 changes between sessions; their changes "
+        "contain the difference between the sites, so that 2 participants are left out of the tests; see "
+        "group_changes.tsv",
+    )
+    summary, changes = (table.rows.query("abbreviation == 'DN_L'") for table in analysis.tables)
+    assert summary[["n", "n_single", "n_site_change"]].to_numpy().tolist() == [[16, 0, 2], [8, 0, 1], [8, 0, 1]]
+    moved = changes[changes["site_change"]]
+    assert moved["participant_id"].tolist() == ["sub-16", "sub-17"]
+    assert set(moved["note"]) == {"site changes between sessions: not in the tests"}
+    assert moved["change_per_year"].to_numpy() == pytest.approx([0.016, 0.019], abs=1e-3)  # 0.03 ppm in two years
+    assert summary["change_per_year"].iloc[0] < 0.003
+    (line,) = compare_with_reference_group(built).warnings
+    assert line == (
+        "group_differences.tsv: sub-16, sub-17 were scanned at several sites; only their scans at the first are used"
+    )
