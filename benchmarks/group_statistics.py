@@ -2,9 +2,9 @@
 
     python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
 
-Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, bias and coverage
-of the slope of the size adjustment, coverage of Hedges' g, and time and memory of each statistic for many scans of 16
-nuclei.
+Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, false positives of
+group tests, bias and coverage of the slope of the size adjustment, coverage of Hedges' g, and time and memory of each
+statistic for many scans of 16 nuclei.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         (
             f"Hedges' g, {5 * args.cohorts} pairs of groups per row, 95 % confidence intervals",
             effects(5 * args.cohorts, rng),
+        ),
+        (
+            f"Groups without a true difference at three sites, {args.cohorts} cohorts per row: p < 0.05 in % of tests",
+            false_positives(args.cohorts, rng),
         ),
         (f"{args.scans} scans of 16 nuclei", speed(args.scans, rng)),
     ):
@@ -207,6 +211,46 @@ def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             found = np.array([hedges_g(rng.normal(0, 1, n), rng.normal(truth, 1, n)) for _ in range(n_pairs)])
             held = (found[:, 1] <= truth) & (truth <= found[:, 2])
             yield {"true": truth, "n per group": n, "mean g": found[:, 0].mean(), "coverage (%)": 100 * held.mean()}
+
+
+def false_positives(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute the rate of false positives of the group tests for groups that are unbalanced over sites."""
+    with_site = GroupOptions(reference="HC", covariates=("age", "sex", "site"), site="site")
+    without = GroupOptions(reference="HC", covariates=("age", "sex"))
+    for counts in (
+        ((10, 10), (10, 10), (10, 10)),
+        ((12, 8), (10, 10), (8, 12)),
+        ((14, 6), (10, 10), (6, 14)),
+        ((18, 2), (10, 10), (2, 18)),
+        ((19, 1), (18, 2), (1, 19)),
+    ):
+        code = np.repeat(np.arange(3), [sum(pair) for pair in counts])
+        group = np.concatenate([np.repeat(["HC", "PD"], pair) for pair in counts])
+        rates, noted = [], []
+        for _ in range(n_cohorts):
+            people = pd.DataFrame({"age": rng.uniform(40, 80, code.size), "sex": rng.choice(["F", "M"], code.size)})
+            people = people.assign(site=np.array(list("ABC"))[code], group=group)
+            noise = rng.normal(0, 0.008, (code.size, 16)) * rng.uniform(0.7, 1.5, (3, 16))[code]
+            raw = pd.DataFrame(0.05 + 0.0005 * people[["age"]].to_numpy() + rng.normal(0, 0.012, (3, 16))[code] + noise)
+            covariates = people[["age", "sex", "group"]]
+            harmonized = harmonize(raw, site=people["site"], covariates=covariates).values
+            tables = [
+                people.join(values).melt([*people], var_name="abbreviation", value_name="mean_ppm", ignore_index=False)
+                for values in (raw, harmonized)
+            ]
+            first, second = (table.rename_axis("participant_id").reset_index() for table in tables)
+            welch = compare_groups(first, options=with_site)
+            adjusted = [
+                ancova(table, options=options)["p"] for options in (without, with_site) for table in (first, second)
+            ]
+            rates.append([(p < 0.05).mean() for p in (welch["p_t"], *adjusted)])
+            noted.append((welch["note"] != "").mean())
+        names = ("Welch", "ANCOVA", "ANCOVA, harmonized", "ANCOVA with site", "ANCOVA with site, harmonized")
+        yield {
+            "HC:PD": ", ".join(f"{controls}:{patients}" for controls, patients in counts),
+            **dict(zip(names, 100 * np.mean(rates, axis=0), strict=True)),
+            "noted as unbalanced": 100 * np.mean(noted),
+        }
 
 
 def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -136,7 +136,7 @@ STATISTICS = (
             _Column("ancova_q", "q (ANCOVA)"),
             _Column("mean_reference", "Ref. mean", extra_digits=0),
             _Column("mean_group", "Group mean", extra_digits=0),
-            *_plain(n_reference="Ref. n", n_group="Group n", note="Note"),
+            *_plain(n_reference="Ref. n", n_group="Group n", note="Note", ancova_note="Note on ANCOVA"),
         ),
         "Difference is group minus reference group, with 95 % confidence limits in brackets; q is the p value adjusted "
         "for the number of nuclei (false discovery rate).",
@@ -146,13 +146,15 @@ STATISTICS = (
         "change",
         "Mean change per year",
         (
-            *_plain(abbreviation="Nucleus", model="Model"),
+            *_plain(abbreviation="Nucleus", model="Model", group="Group"),
             _Column("change_per_year", "Change per year", "change", 1),
-            *_plain(q="q", p="p", n="Participants", n_scans="Scans"),
+            *_plain(q="q", p="p", n="Participants", n_site_change="Site changes", n_scans="Scans"),
             _Column("years_median", "Median years", digits=1),
-            _Column("note", "Note"),
+            _Column("difference", "Difference from the reference group", "difference", 1),
+            *_plain(q_difference="q (difference)", note="Note"),
         ),
-        "Mean of the participants' slopes, with 95 % confidence limits in brackets.",
+        "Mean of the participants' slopes and its difference from that of the reference group, with 95 % confidence "
+        "limits in brackets. Participants whose site changes between sessions are counted, but left out.",
     ),
     Statistic(
         "group_outliers",
@@ -360,13 +362,16 @@ def statistic_tables(statistic: Statistic, table: GroupTable) -> Iterator[PageTa
 
 def _take_shared_notes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Remove notes that all rows share, and return them as sentences."""
-    if "note" not in rows or not rows["note"].notna().all():
-        return rows, []
-    notes = [str(text).split("; ") for text in rows["note"]]
-    shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
-    own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
-    rows = rows.assign(note=pd.Series(own, index=rows.index, dtype=object))
-    return rows, [f"All rows: {part}." for part in shared]
+    sentences: list[str] = []
+    for column in ("note", "ancova_note"):
+        if column not in rows or not rows[column].notna().all():
+            continue
+        notes = [str(text).split("; ") for text in rows[column]]
+        shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
+        own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
+        rows = rows.assign(**{column: pd.Series(own, index=rows.index, dtype=object)})
+        sentences += [f"All rows: {part}." for part in shared]
+    return rows, list(dict.fromkeys(sentences))
 
 
 def describe_measure(measure: str) -> tuple[str, str]:
