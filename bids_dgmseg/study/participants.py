@@ -7,7 +7,7 @@ import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ _NOTES = {
 }
 
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+_LINE_BREAK = re.compile(r"\r\n?|\n")
+
+_CELL = re.compile(r'(?:"((?:[^"\t]|"")*)"(?=[\t\r\n]|\Z)|([^\t\r\n]*))(\t|\r\n?|\n|\Z)')
+"""A cell and what ends it: a quote is a character, unless the cell ends with another one before the next tab."""
 
 _INTEGER = re.compile(r"(\d+)(\.0+)?")
 
@@ -348,17 +353,14 @@ def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int
     if first is None:
         raise InputError(f"{path.name}: the file is empty; write at least the header {id_column}")
     separator = "\t" if "\t" in first else max(";,", key=first.count)
-    if separator not in first:
-        separator, text = "\t", re.sub(" +", "\t", text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows, number = [], 1
-    try:
-        for values in reader:
-            if any(map(str.strip, values)):
-                rows.append((number, _clean(values, separator)))
-            number = reader.line_num + 1  # a quoted value may span several lines
-    except csv.Error as error:
-        raise InputError(f"{path.name}: line {number} has a quote that is not closed; remove or close it") from error
+    if separator == "\t":
+        split = _split_at_tabs(text)
+    elif separator in first:
+        split = _split_csv(text, separator, name=path.name)
+    else:
+        separator = " "
+        split = _split_csv(re.sub(" +", " ", text), separator, name=path.name)
+    rows = [(number, _clean(values, separator)) for number, values in split if any(map(str.strip, values))]
     header = rows[0][1]
     while header and not header[-1]:
         header.pop()
@@ -368,6 +370,35 @@ def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int
         while len(values) > len(header) and not values[-1]:
             values.pop()
     return header, rows[1:]
+
+
+def _split_at_tabs(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row.
+
+    BIDS has no quoting, so a quote is a character, but spreadsheets quote cells with commas, quotes or line breaks.
+    """
+    line, start = 1, 0
+    first, cells = line, list[str]()
+    while start < len(text):
+        cell = _CELL.match(text, start)
+        assert cell is not None  # an empty cell matches everywhere
+        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
+        line, start = line + len(_LINE_BREAK.findall(cell[0])), cell.end()
+        if cell[3] != "\t" or start == len(text):
+            yield first, cells
+            first, cells = line, []
+
+
+def _split_csv(text: str, separator: str, *, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row, where a quoted cell may contain separators."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    number = 1
+    try:
+        for values in reader:
+            yield number, values
+            number = reader.line_num + 1  # a quoted value may span several lines
+    except csv.Error as error:
+        raise InputError(f"{name}: line {number} has a quote that is not closed; remove or close it") from error
 
 
 def _read_text(path: Path) -> str:

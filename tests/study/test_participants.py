@@ -60,6 +60,21 @@ def test_common_variants_of_tables_are_read(tmp_path, text, encoding):
             {"01": ['left, "then" right', "30"], "02": ["n/a", "40"]},
         ),
         ('participant_id\tnote\tage\nsub-01\t5" scar\t30\n', ["note", "age"], {"01": ['5" scar', "30"]}),  # inches
+        *(
+            (
+                f"participant_id\tnote\tage\nsub-01\t{cell}\t30\nsub-02\t{after}\t40\n",
+                ["note", "age"],
+                {"01": [note, "30"], "02": [after, "40"]},
+            )
+            for cell, note, after in (
+                ('"a, b"', "a, b", "c"),
+                ('"a ""b"""', 'a "b"', "c"),
+                ('"open', '"open', "c"),
+                ('"open', '"open', 'closed"'),
+                ('"a" b', '"a" b', "c"),
+            )
+        ),
+        ('participant_id note\nsub-01 "a b"\n', ["note"], {"01": ["a b"]}),
         ("participant_id\ta (b, c, d, e)\nsub-01\t1,5\n", ["a (b, c, d, e)"], {"01": ["1,5"]}),  # more commas than tabs
     ],
 )
@@ -105,7 +120,7 @@ TWICE = r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant"
         ("participant_id\tage\tage\nsub-01\t30\t31\n", "column 'age' appears twice"),
         ("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name"),
         ("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id"),
-        ('participant_id\tage\nsub-01\t"30\n', "line 2 has a quote that is not closed"),
+        ('participant_id,age\nsub-01,"30\n', "line 2 has a quote that is not closed"),
         ("", "the file is empty; write at least the header participant_id"),
     ],
 )
