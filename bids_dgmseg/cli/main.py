@@ -10,7 +10,7 @@ from bids_dgmseg.cli import evaluate, models, simulate, train
 from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.workflow.environment import terminate_as_interrupt
+from bids_dgmseg.workflow.environment import ignore_current_folder, terminate_as_interrupt
 
 VERBS = {
     verb.name: verb
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     verb: Verb = VERBS[args.verb]
     keep_freed_memory()
-    with terminate_as_interrupt():
+    with terminate_as_interrupt(), ignore_current_folder(leave=False):
         return run_command(f"dgmseg {verb.name}", lambda: verb.run(args), after_interrupt=verb.after_interrupt)
 
 

@@ -67,7 +67,7 @@ class SegmentationJob:
         cost = Path(self.cost)
         cost.unlink(missing_ok=True)
         request = write_json(asdict(self), folder / "request.json")
-        command = [sys.executable, "-m", "bids_dgmseg.evaluate.isolated_run", str(request)]
+        command = [sys.executable, "-P", "-m", "bids_dgmseg.evaluate.isolated_run", str(request)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not cost.is_file():
             last = (done.stderr.strip() or "no message").splitlines()[-1]

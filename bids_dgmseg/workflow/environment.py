@@ -42,11 +42,16 @@ def limit_library_threads(n_threads: int) -> None:
 
 
 @contextlib.contextmanager
-def ignore_current_folder() -> Iterator[None]:
-    """Make the root folder the current one, for this process and those that it starts.
+def ignore_current_folder(*, leave: bool = True) -> Iterator[None]:
+    """Read no settings and modules from the current folder, neither here nor in processes that are started.
 
-    Libraries read their configuration from the current folder (``nipype.cfg``, ``matplotlibrc``), and
-    ``python -c``, by which multiprocessing starts processes, imports modules from it.
+    Libraries read their configuration from it (``nipype.cfg``, ``matplotlibrc``), and ``python -c``, by which
+    multiprocessing starts processes, imports modules from it.
+
+    Parameters
+    ----------
+    leave : bool
+        Make the root folder the current one. If False, for programs with relative paths, ``nipype.cfg`` is still read.
     """
     safe_path = os.environ.get("PYTHONSAFEPATH")
     try:
@@ -56,6 +61,10 @@ def ignore_current_folder() -> Iterator[None]:
     os.environ["PYTHONSAFEPATH"] = "1"
     os.chdir("/")
     try:
+        if not leave and before:
+            if (before / "matplotlibrc").exists():
+                importlib.import_module("matplotlib")
+            os.chdir(before)
         yield
     finally:
         _restore_variable("PYTHONSAFEPATH", safe_path)

@@ -16,6 +16,7 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
+from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.workflow.environment import check_folders, limit_library_threads, run_folder
 
 if TYPE_CHECKING:
@@ -81,15 +82,16 @@ def run_group(config: RunConfig) -> int:
         plural = "" if len(cohort.scans) == 1 else "s"
         progress.info(f"group tables of {len(cohort.scans)} scan{plural} would be written to {config.output_dir}")
         return 0
-    tables, analysis_warnings = run_analyses(study)
-    all_tables = [*scan_tables(cohort), *tables]
-    paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)
-    if config.group.merge:
-        write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
-    warnings += [*cohort.warnings, *analysis_warnings]
+    remove_temporary_files(config.output_dir)
     with run_folder(config.control.work_dir):
         from bids_dgmseg.report.group_page import write_group_page
 
+        tables, analysis_warnings = run_analyses(study)
+        all_tables = [*scan_tables(cohort), *tables]
+        paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)
+        if config.group.merge:
+            write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
+        warnings += [*cohort.warnings, *analysis_warnings]
         page = write_group_page(config.output_dir, warnings=warnings)
     for warning in warnings:
         progress.warn(warning)

@@ -1,5 +1,7 @@
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel as nib
@@ -45,6 +47,26 @@ def test_terminated_training_can_be_resumed(monkeypatch, capsys):
     assert main(["train", "dcnnet", "ds", "out"]) == 130
     advice = "dgmseg train: interrupted; run the same command again to resume\n"
     assert capsys.readouterr().err == advice
+
+
+def test_settings_in_the_current_folder_are_ignored(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n")
+    (tmp_path / "signal.py").write_text("raise SystemExit('planted')\n")
+    code = """
+import subprocess, sys
+from bids_dgmseg.cli import main, models
+def run(args):
+    import matplotlib
+    print(matplotlib.rcParams["lines.linewidth"])
+    return subprocess.run([sys.executable, "-c", "import signal"]).returncode
+main.VERBS["models"] = main.Verb("models", "test", run, ())
+sys.exit(main.main(["models"]))
+"""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "program.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "scripts" / "program.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1.5\n"), done.stderr
 
 
 @pytest.mark.parametrize(
