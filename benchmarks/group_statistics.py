@@ -3,8 +3,8 @@
     python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
 
 Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, false positives of
-group tests, bias and coverage of the slope of the size adjustment, coverage of Hedges' g, and time and memory of each
-statistic for many scans of 16 nuclei.
+group tests, bias and coverage of the slope of the size adjustment, detection of outliers, coverage of Hedges' g, and
+time and memory of each statistic for many scans of 16 nuclei.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Size adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
             sizes(args.cohorts, rng),
         ),
+        ("Outliers, 120 scans at three sites, one young with an error of five SD", outliers(args.cohorts, rng)),
         (
             f"Hedges' g, {5 * args.cohorts} pairs of groups per row, 95 % confidence intervals",
             effects(5 * args.cohorts, rng),
@@ -204,6 +205,26 @@ def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             }
 
 
+def outliers(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute how often an error of five standard deviations is found in a scan below 30 years, and false alarms."""
+    for nucleus, (alpha, beta, gamma) in CURVES_TRUE.items():
+        tables = []
+        for _ in range(n_cohorts):
+            code, age = np.repeat(np.arange(3), N_SITE_SCANS), rng.uniform(20, 85, 3 * N_SITE_SCANS)
+            age[0] = rng.uniform(20, 30)
+            chi = alpha * (1 - np.exp(-beta * age)) + gamma + rng.normal(0, 0.01, 3)[code]
+            chi += rng.normal(0, NOISE_PPM, age.size) + 5 * NOISE_PPM * (np.arange(age.size) == 0)
+            tables.append(pd.DataFrame({"abbreviation": nucleus, "site": code, "age": age, "mean_ppm": chi}))
+        for age_column in (None, "age"):
+            found = np.array([robust_z(table, age=age_column)["outlier"] for table in tables])
+            yield {
+                "nucleus": nucleus,
+                "adjusted for age": "yes" if age_column else "no",
+                "found (%)": 100 * found[:, 0].mean(),
+                "false alarms (% of scans)": 100 * found[:, 1:].mean(),
+            }
+
+
 def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Compute the mean of g and the coverage of its confidence interval."""
     for truth in (0.0, 0.8, 2.0):
@@ -267,7 +288,7 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         "compare_groups": lambda: compare_groups(table, options=options),
         "ancova": lambda: ancova(table, options=options),
         "change_per_year": lambda: change_per_year(table),
-        "robust_z": lambda: robust_z(table),
+        "robust_z": lambda: robust_z(table, age="age"),
     }
     for name, statistic in statistics.items():
         started, used = time.perf_counter(), time.process_time()

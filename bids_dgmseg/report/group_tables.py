@@ -159,15 +159,17 @@ STATISTICS = (
     Statistic(
         "group_outliers",
         "outliers",
-        "Outliers within their site",
+        "Outliers for their site and age",
         (
             *_plain(scan="Scan", abbreviation="Nucleus", model="Model", measure="Measure", site="Site"),
             _Column("value", "Value", extra_digits=0),
+            _Column("expected", "Expected at site and age", extra_digits=0),
             _Column("median", "Site median", extra_digits=0),
             _Column("robust_z", "Robust z", digits=1),
             _Column("n_site", "Site n"),
         ),
-        "Robust z: distance from the site median divided by 1.4826 times the median absolute deviation.",
+        "Robust z: distance from the value expected at the site and, where known, age, divided by 1.4826 times the "
+        "median absolute deviation.",
         split=False,
     ),
 )

@@ -19,6 +19,14 @@ Floats = NDArray[np.float64]
 N_OUTLIERS = 5
 """Minimum number of values of a site for a median and a spread."""
 
+N_TREND = 10
+"""Minimum number of values for an effect of age."""
+
+N_SPLINE = 30
+"""Minimum number of values for one that is not a line."""
+
+_ROUNDING = 1e-12
+
 N_CONTROLS = 5
 """Minimum number of participants for a slope."""
 
@@ -106,26 +114,37 @@ def natural_spline(x: Floats, *, df: int = 3) -> Floats:
 
 
 def robust_z(
-    table: pd.DataFrame, *, value: str = "mean_ppm", by: tuple[str, ...] = ("abbreviation", "site"), limit: float = 3.5
+    table: pd.DataFrame,
+    *,
+    value: str = "mean_ppm",
+    by: tuple[str, ...] = ("abbreviation",),
+    site: str = "site",
+    age: str | None = None,
+    limit: float = 3.5,
 ) -> pd.DataFrame:
-    r"""Compute robust z-scores of each value within its nucleus and site.
+    r"""Compute robust z-scores of each value within its nucleus and site, for its age where that is known.
 
     Parameters
     ----------
     table : DataFrame
-        One row per scan and nucleus; the measure is numeric, NaN where missing.
+        One row per scan and nucleus; measure and age are numeric, NaN where missing.
     value : str
         Column of the measure.
     by : tuple of str
-        Columns that define the groups; rows without a site form one site.
+        Columns that define the groups with an age effect of their own.
+    site : str
+        Column of the site; rows without form one site.
+    age : str, optional
+        Column of the ages in years; by default there is no adjustment.
     limit : float
         Absolute robust z-score above which a value is an outlier.
 
     Returns
     -------
     DataFrame
-        In the order and with the index of `table`: ``n_site`` values in the group, their ``median``, ``robust_z``,
-        ``outlier`` (False without a z-score) and ``note``, which states why there is no z-score.
+        In the order and with the index of `table`: ``n_site`` values in the group, their ``median``, the value
+        ``expected`` at that site and age, whether it is ``age_adjusted``, ``robust_z``, ``outlier`` (False without a
+        z-score) and ``note``, which states why there is no z-score or why it is not adjusted.
 
     Raises
     ------
@@ -134,13 +153,37 @@ def robust_z(
 
     Notes
     -----
-    :math:`z = (x - \text{median}) / (1.4826\,\text{MAD})`; the limit of 3.5 is that of [1]_.
+    :math:`z = (x - \text{median}) / (1.4826\,\text{MAD})`; the limit of 3.5 is that of [1]_. With ages, :math:`x` are
+    the residuals of a robust regression (Huber's M-estimator [2]_) on a natural cubic spline of age, a line below 30
+    values, with a constant per site; there must be 10 values with an age, 5 of them at the site.
 
     References
     ----------
     .. [1] Iglewicz B, Hoaglin DC. How to detect and handle outliers. ASQC Quality Press (1993).
+    .. [2] Huber PJ. Robust statistics. Wiley (1981). doi:10.1002/0471725250
     """
-    plain = table.assign(**{value: numeric_column(table, value)}).reset_index(drop=True)
+    names = [value] if age is None else [value, age]
+    plain = table.assign(**{name: numeric_column(table, name) for name in names}).reset_index(drop=True)
+    result = _score(plain, value, (*by, site))
+    result = result.assign(expected=result["median"], age_adjusted=False)
+    if age is not None:
+        trend = pd.Series(np.nan, plain.index)
+        for _, rows in iter_groups(plain, by):
+            trend[rows.index] = _age_trend(rows[value], rows[age], rows[site])
+        adjusted = _score(plain.assign(**{value: plain[value] - trend}), value, (*by, site))
+        used = adjusted["robust_z"].notna()
+        why = np.where(plain[age].isna(), "no age", f"fewer than {N_TREND} ages, {N_OUTLIERS} of them at the site")
+        note = result["note"].where(result["robust_z"].isna(), pd.Series("not adjusted for age: " + why, plain.index))
+        better = adjusted.assign(
+            note="", expected=adjusted["median"] + trend, age_adjusted=True, median=result["median"]
+        )
+        result = result.assign(note=note).where(~used, better[result.columns])
+    columns = ["n_site", "median", "expected", "age_adjusted", "robust_z", "outlier", "note"]
+    return result.assign(outlier=result["robust_z"].abs() > limit)[columns].set_axis(table.index)
+
+
+def _score(plain: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """Compute the robust z-scores of the values of each group."""
     n_site, median, z = np.zeros(len(plain), dtype=np.int64), np.full(len(plain), np.nan), np.full(len(plain), np.nan)
     note = np.full(len(plain), "", dtype=object)
     for _, rows in iter_groups(plain, by):
@@ -158,10 +201,24 @@ def robust_z(
             note[index[known]] = "no z: half of the values are equal"
         else:
             z[index] = (values - median[index]) / spread
-    return pd.DataFrame(
-        {"n_site": n_site, "median": median, "robust_z": z, "outlier": np.abs(z) > limit, "note": note},
-        index=table.index,
-    )
+    return pd.DataFrame({"n_site": n_site, "median": median, "robust_z": z, "note": note}, index=plain.index)
+
+
+def _age_trend(values: pd.Series, ages: pd.Series, sites: pd.Series) -> Floats:
+    """Effect of age at each age by robust regression; NaN if it is not known or cannot be estimated."""
+    from statsmodels.robust.robust_linear_model import RLM  # slow to import
+
+    known = (np.isfinite(values) & np.isfinite(ages)).to_numpy()
+    trend = np.full(len(values), np.nan)
+    if known.sum() < N_TREND or np.ptp(ages[known]) == 0:
+        return trend
+    age = ages[known].to_numpy(np.float64)
+    basis = natural_spline(age) if known.sum() >= N_SPLINE else age[:, None]
+    y = values[known].to_numpy(np.float64)
+    design = np.column_stack([basis, pd.get_dummies(sites[known].fillna("")).to_numpy(np.float64)])
+    if median_abs_deviation(y - design @ np.linalg.lstsq(design, y)[0]) > _ROUNDING * np.abs(y).max():
+        trend[known] = basis @ RLM(y, design).fit().params[: basis.shape[1]]
+    return trend
 
 
 @dataclass(frozen=True)

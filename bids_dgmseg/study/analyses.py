@@ -77,14 +77,17 @@ def compare_sides(study: Study) -> Analysis:
 
 
 def find_outliers(study: Study) -> Analysis:
-    """Compute the robust z of each value within its site (``group_outliers``)."""
+    """Compute the robust z of each value within its site, for its age where that is known (``group_outliers``)."""
     parts = []
+    age = "age" if study.table["age"].notna().any() else None
     for measure in study.options.measures:
-        found = robust_z(study.table, value=measure, by=(*study.by, "site"))
+        found = robust_z(study.table, value=measure, by=study.by, age=age)
         rows = study.table[["scan", "abbreviation"]].assign(measure=measure, value=study.table[measure])
         parts.append(pd.concat([rows, found], axis=1))
     rows = _sort_by_scan(parts)
-    return Analysis((ResultTable("group_outliers", rows, facts={"NumberOfOutliers": int(rows["outlier"].sum())}),))
+    facts = {"NumberOfOutliers": int(rows["outlier"].sum())}
+    notes = () if age else ("values are not adjusted for age: no ages",)
+    return Analysis((ResultTable("group_outliers", rows, facts=facts, notes=notes),))
 
 
 def adjust_for_volume(study: Study) -> Analysis:

@@ -56,6 +56,54 @@ def test_missing_z_has_a_note(values, notes):
     assert result["robust_z"].isna().tolist() == [bool(note) for note in notes]
 
 
+@pytest.fixture
+def ageing_sites():
+    """Two sites that differ by 0.02 ppm, 40 scans each; iron saturates with age. The first is 0.03 above its curve."""
+    rng = np.random.default_rng(6)
+    age = np.concatenate([[25.0], rng.uniform(20, 85, 79)])
+    name = np.repeat(["A", "B"], 40)
+    chi = 0.15 * (1 - np.exp(-0.03 * age)) + 0.02 * (name == "B") + rng.normal(0, 0.005, 80)
+    chi[0] = 0.15 * (1 - np.exp(-0.75)) + 0.03
+    return pd.DataFrame({"abbreviation": "PUT_L", "site": name, "age": age, "mean_ppm": chi})
+
+
+def test_outlier_for_its_age_is_found(ageing_sites):
+    """Its value is typical of the site, but six standard deviations too high for a 25-year-old."""
+    assert abs(robust_z(ageing_sites)["robust_z"].iloc[0]) < 1
+    result = robust_z(ageing_sites, age="age")
+    assert result.index[result["outlier"]].tolist() == [0]
+    assert result.loc[0, "robust_z"] == pytest.approx(6, abs=1.5)
+    assert result.loc[0, "expected"] == pytest.approx(ageing_sites.loc[0, "mean_ppm"] - 0.03, abs=0.004)
+    assert result["age_adjusted"].all()
+    assert result["n_site"].tolist() == [40] * 80
+
+
+def test_gross_errors_do_not_change_other_scores(ageing_sites):
+    clean = robust_z(ageing_sites, age="age")
+    ageing_sites.loc[[50, 60], "mean_ppm"] *= 1000  # ppb taken for ppm
+    result = robust_z(ageing_sites, age="age")
+    assert result.index[result["outlier"]].tolist() == [0, 50, 60]
+    others = ~result.index.isin([50, 60])
+    assert result.loc[others, "robust_z"].to_numpy() == pytest.approx(clean.loc[others, "robust_z"], abs=0.5)
+
+
+def test_scans_without_age_keep_the_raw_score(ageing_sites):
+    raw = robust_z(ageing_sites)
+    ageing_sites.loc[[3, 4], "age"] = np.nan
+    result = robust_z(ageing_sites, age="age")
+    assert result.index[~result["age_adjusted"]].tolist() == [3, 4]
+    pd.testing.assert_series_equal(result.loc[[3, 4], "robust_z"], raw.loc[[3, 4], "robust_z"])
+    assert set(result.loc[[3, 4], "note"]) == {"not adjusted for age: no age"}
+    assert set(result["n_site"]) == {38, 40}
+
+
+def test_few_ages_are_not_adjusted(ageing_sites):
+    result = robust_z(ageing_sites[:9], age="age")
+    pd.testing.assert_series_equal(result["robust_z"], robust_z(ageing_sites[:9])["robust_z"])
+    assert set(result["note"]) == {"not adjusted for age: fewer than 10 ages, 5 of them at the site"}
+    assert robust_z(ageing_sites[:12], age="age")["age_adjusted"].all()
+
+
 def sized(volumes: Any, values: Any, **columns: Any) -> pd.DataFrame:
     return pd.DataFrame({"abbreviation": "DN_L", "volume_mm3": volumes, "mean_ppm": values} | columns)
 
