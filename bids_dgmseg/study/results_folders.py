@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -322,7 +323,7 @@ def name_scanner(fields: Mapping[str, Any]) -> str | None:
         return None
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         words.append(f"{round(2 * float(strength)) / 2:g}T")  # type: ignore[arg-type]  # 2.89 and 3 are the same strength
-    return " ".join(words)
+    return unicodedata.normalize("NFC", " ".join(words))
 
 
 def flatten_qc(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:

@@ -120,7 +120,9 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
             )  # without codes of missing values
         condition = unicodedata.normalize("NFC", options.control_filter)
         controls = match_condition(participants, condition, option="--control-filter")
-    covariates, warnings = _find_covariates(cohort, options.covariates)
+    covariates, warnings = _find_covariates(
+        cohort, tuple(unicodedata.normalize("NFC", name) for name in options.covariates)
+    )
     reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
     if is_guess:
         warnings.append(

@@ -89,6 +89,7 @@ def test_session_without_a_date_has_no_time(times):
         ({"Manufacturer": " \n"}, None),
         ({"MagneticFieldStrength": "2.89"}, None),
         ({"InstitutionName": "Bern", "MagneticFieldStrength": "2.89"}, "Bern 3T"),
+        ({"InstitutionName": "Zu\u0308rich"}, "Z\u00fcrich"),  # NFC
         ({"Manufacturer": "Siemens", "MagneticFieldStrength": [3]}, "Siemens"),
     ],
 )

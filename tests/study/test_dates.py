@@ -153,6 +153,15 @@ def test_age_beyond_130_with_the_time_since_is_missing(load):
     ]
 
 
+def test_sessions_may_name_age_differently(load, tmp_path, output):
+    load("60 n/a", "62 n/a", age="60")
+    path = tmp_path / "sub-01" / "sub-01_sessions.tsv"
+    path.write_text(path.read_text().replace("age", "age_at_scan"))
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    assert cohort.demographics["age"].tolist() == [60, 62]
+    assert cohort.warnings == ("sessions.tsv: using its column age_at_scan as age",)
+
+
 def test_unreadable_scans_tsv_is_a_warning(load, tmp_path, output):
     load(scans=("2019-10-15", "2021-10-15"))
     (tmp_path / "sub-01" / "ses-2" / "sub-01_ses-2_scans.tsv").write_text("name\tacq_time\nx\t2021-10-15\n")
