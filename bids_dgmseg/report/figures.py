@@ -1,21 +1,26 @@
-"""What all figures share, their settings, colours, axes and PNG files; and learning curves."""
+"""What all figures share, their settings, colours, axes, PNG and SVG; and learning curves."""
 
 from __future__ import annotations
 
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -67,6 +72,86 @@ def to_png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
+
+
+class ScanMark(NamedTuple):
+    """A scan as a point of an interactive plot."""
+
+    label: str
+    """Its name, site and group, for the tooltip."""
+    href: str
+    """Link to its page; empty if there is none."""
+    classes: str
+    """Classes by which the page's filter finds it."""
+
+
+class ScanPoints(NamedTuple):
+    """Points of a scatter plot that stand for scans."""
+
+    collection: PathCollection
+    marker: str
+    marks: Sequence[ScanMark]
+    texts: Sequence[str]
+    """The values in the tooltips."""
+
+
+_OUTLINES = {
+    "^": "M{x:.1f} {top:.1f}l{r:.1f} {d:.1f}h-{d:.1f}z",
+    "v": "M{x:.1f} {bottom:.1f}l{r:.1f} -{d:.1f}h-{d:.1f}z",
+    "X": "M{left:.1f} {top:.1f}l{d:.1f} {d:.1f}m0 -{d:.1f}l-{d:.1f} {d:.1f}",
+}
+"""Marker → path of an SVG; all others are circles."""
+
+
+def to_svg(figure: Figure, points: Sequence[ScanPoints], *, name: str) -> str:
+    """Write a figure that was drawn before as an SVG to stand in a page; its points are links to scans with tooltips.
+
+    The same figure gives the same text. Identifiers start with a number made of `name`, as a page has several figures.
+    Text is drawn as outlines, so that no name of a user is part of the markup but in the tooltips, where it is escaped.
+    The points leave the figure.
+    """
+    figure.set_layout_engine("none")  # positions are final
+    prefix, groups = f"f{zlib.crc32(name.encode()):08x}", {}
+    for number, one in enumerate(points):
+        pixels = one.collection.get_offset_transform().transform(one.collection.get_offsets())
+        positions = (pixels * (1, -1) + (0, figure.bbox.height)) * 72 / figure.dpi
+        groups[f"{prefix}-points-{number}"] = _svg_points(one, positions)
+        one.collection.set_offsets(np.empty((0, 2)))
+        one.collection.set_gid(f"points-{number}")
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    drawing = buffer.getvalue().partition("<svg")[2].partition(">")[2]
+    drawing = re.sub(r"<!--.*?-->|<style.*?</style>", "", drawing, flags=re.DOTALL)  # comments are the outlined texts
+    drawing = re.sub(r"\b([1-9]\d*\.\d)\d+|\n *", lambda found: found[1] or " ", drawing)  # 0.1 points are enough
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}-", drawing)
+    drawing = re.sub(rf'<g id="({prefix}-points-\d+)" ?(?:/>|> *</g>)', lambda found: groups[found[1]], drawing)
+    width, height = figure.get_size_inches() * 72
+    return f'<svg viewBox="0 0 {width:g} {height:g}">{drawing}'
+
+
+def _svg_points(points: ScanPoints, positions: NDArray[np.float64]) -> str:
+    """Write the links of one collection; positions are in points from the top left corner of the figure."""
+    collection = points.collection
+    colours = [
+        np.atleast_2d(np.asarray(rgba, float)) for rgba in (collection.get_facecolor(), collection.get_edgecolor())
+    ]
+    face, edge = (to_hex(tuple(rgba[0].tolist())) for rgba in colours)
+    width = float(np.ravel(collection.get_linewidth())[0])
+    if points.marker == "X":
+        edge, face, width = face, "none", 2
+    radius = max(float(collection.get_sizes()[0]) ** 0.5 / 2, 2.0)
+    lines = [f'<g class="points" fill="{face}" stroke="{edge}" stroke-width="{width:g}">']
+    for mark, text, (x, y) in zip(points.marks, points.texts, positions.tolist(), strict=True):
+        ends = {"left": x - radius, "top": y - radius, "bottom": y + radius}
+        outline = _OUTLINES.get(points.marker, "").format(x=x, r=radius, d=2 * radius, **ends)
+        shape = f'<path d="{outline}"/>' if outline else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2g}"/>'
+        link = f' href="{escape(mark.href)}"' if mark.href else ""
+        title = escape(f"{mark.label}: {text}")
+        lines.append(f'<a{link} class="{escape(mark.classes)}" tabindex="-1"><title>{title}</title>{shape}</a>')
+    return "".join([*lines, "</g>"])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,29 @@ class GroupData:
     stats: pd.DataFrame
     """``group_stats.tsv``, one row per scan, model and nucleus, with the columns ``scan``, ``nucleus`` and ``side``
     added and ``volume_pv_mm3`` always present (NaN if unknown). Maps of different reconstructions count as different
-    models, such as ``dgm16 desc-rts``; ``seg`` has the model alone. ``site`` and ``group`` are ``n/a`` if missing."""
+    models, such as ``dgm16 desc-rts``; ``seg`` has the model alone. ``site`` and ``group`` are ``n/a`` if missing.
+    ``excluded`` is why a value enters no statistics (None if it does), ``is_red`` whether the nucleus or its scan is
+    rated red, ``sex`` that of the participant as text, if known."""
     tables: Mapping[str, GroupTable]
     """All tables that exist, by name; those with one row per scan have the columns ``scan`` and ``name``."""
 
     @property
     def scans(self) -> pd.DataFrame:
         """One row per scan and model: its names, site, group and age."""
-        optional = [name for name in (DATASET, "site", "group", "age_years") if name in self.stats]
+        optional = [name for name in (DATASET, "site", "group", "age_years", "sex") if name in self.stats]
         columns = ["scan", "name", "participant_id", "model", "seg", *optional]
         return self.stats[columns].drop_duplicates(SCAN_KEYS).reset_index(drop=True)
+
+    @property
+    def used(self) -> pd.DataFrame:
+        """Rows of `stats` that enter statistics."""
+        return self.stats[self.stats["excluded"].isna()]
+
+    @property
+    def excluded_scans(self) -> pd.Series:
+        """Why scans are excluded, by scan and model: those without a nucleus that enters statistics."""
+        by_scan = self.stats.groupby(SCAN_KEYS, sort=False)["excluded"]
+        return by_scan.first()[by_scan.count() == by_scan.size()]
 
     @property
     def models(self) -> list[str]:
@@ -106,16 +119,19 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     """Read ``group_stats.tsv`` and those of the other tables (`names`, without ``.tsv``) that exist."""
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
+    sex = settings.get("SexColumn")
     # with --group-column, another column may also be called group
-    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", *QUANTITIES, "volume_pv_mm3"} - {"group"} | {group}
-    stats = _read_table(output_dir, "group_stats", columns=columns, group=group)
+    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", "excluded", *QUANTITIES, "volume_pv_mm3"}
+    columns = columns - {"group"} | {group} | ({str(sex)} if sex else set())
+    stats = _read_table(output_dir, "group_stats", columns=columns, text=(group, str(sex)))
     if stats is None:
         raise InputError(f"{output_dir.name}: group_stats.tsv not found; run the group level first")
     required = ("participant_id", "model", "abbreviation", *QUANTITIES)
     if missing := [name for name in required if name not in stats.rows]:
         raise InputError(f"group_stats.tsv: column {', '.join(missing)} not found; run the group level again")
     tables = {"group_stats": stats, **{name: _read_table(output_dir, name) for name in names}}
-    rows = stats.rows.rename(columns={group: "group"})
+    rows = stats.rows.assign(**({"sex": stats.rows[str(sex)]} if sex in stats.rows else {}))
+    rows = rows.rename(columns={group: "group"})
     rows = rows[rows["abbreviation"].isin(list(_NUCLEI))]
     rows = rows.assign(volume_pv_mm3=rows.get("volume_pv_mm3", np.nan))
     added: dict[str, pd.Series] = {
@@ -126,16 +142,24 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         added[measure] = pd.to_numeric(rows[measure], errors="coerce").astype(np.float64)
     for factor in {"site", "group"} & set(rows):
         added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
-    rows = rows.assign(**added).reset_index(drop=True)
-    return GroupData(rows, {name: table for name, table in tables.items() if table})
+    added["excluded"] = (rows["excluded"] if "excluded" in rows else pd.Series(index=rows.index)).astype(object)
+    data = GroupData(
+        rows.assign(**added).reset_index(drop=True), {name: table for name, table in tables.items() if table}
+    )
+    ratings = data.by_scan("rating")
+    red = pd.MultiIndex.from_tuples(ratings.index[ratings == "red"], names=SCAN_KEYS)
+    is_red = pd.MultiIndex.from_frame(data.stats[SCAN_KEYS]).isin(red) | data.stats["excluded"].notna()
+    if "rating" in data.stats:
+        is_red |= data.stats["rating"] == "red"
+    return replace(data, stats=data.stats.assign(is_red=is_red))
 
 
 def _read_table(
-    output_dir: Path, name: str, *, columns: set[str] | None = None, group: str = "group"
+    output_dir: Path, name: str, *, columns: set[str] | None = None, text: Sequence[str] = ("group",)
 ) -> GroupTable | None:
     """Read a table and its data dictionary; None if there is no such file.
 
-    Only `columns` and those of the entities are read, by default all.
+    Only `columns` and those of the entities are read, by default all. Columns named in `text` are not numbers.
     """
     path = output_dir / f"{name}.tsv"
     if not path.is_file():
@@ -144,7 +168,7 @@ def _read_table(
     # columns after the site may be participants' columns with the name of an entity
     front = header[: header.index(_SITE)] if _SITE in header else []
     entities = [column for column in front if column not in ("model", DATASET)] if "participant_id" in front else []
-    text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, group}  # 01 differs from 1
+    text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, *text}  # 01 differs from 1
     rows = read_tsv(
         path,
         low_memory=False,

@@ -12,7 +12,7 @@ import pandas as pd
 from bids_dgmseg.report.evaluation import draw_agreement
 from bids_dgmseg.report.figures import natural_key, shorten_labels
 from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
-from bids_dgmseg.report.group_plots import MAX_LEVELS, MAX_POINTS, draw_ageing, draw_asymmetry, draw_violins
+from bids_dgmseg.report.group_plots import MAX_LEVELS, MAX_POINTS, Marks, draw_ageing, draw_asymmetry, draw_violins
 from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
 from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, save_plot, slug
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
@@ -42,66 +42,95 @@ class PageFigure:
     title: str
     alt: str
     caption: str
-    table: PageTable | None = None
-    """The same numbers as a table."""
+    tables: Sequence[PageTable] = ()
+    """The same numbers as tables."""
+    svg: str = ""
+    """The plot as markup, if its points open the scans."""
 
 
-def violin_figures(data: GroupData, output_dir: Path, *, factor: str) -> Iterator[PageFigure]:
+def violin_figures(
+    data: GroupData, output_dir: Path, *, factor: str, marks: Marks | None = None
+) -> Iterator[PageFigure]:
     """Draw volume and mean susceptibility of each model by site or group, if there are several, or over all ``scans``.
 
-    For sites, draw also the harmonized susceptibility if ``group_harmonized.tsv`` has it.
+    For sites, the harmonized values in ``group_harmonized.tsv`` are drawn beside them, if there are any.
     """
     stats, levels = data.stats, data.levels(factor)
     if factor == "scans":
         stats, levels = stats.assign(scans="all"), ["all"]
     elif len(levels) < 2:
         return
+    table = data.tables.get("group_harmonized") if factor == "site" else None
+    has_harmonized = table is not None and {"site", "measure", "harmonized"} <= set(table.rows)
     for model, measure in product(data.models, QUANTITIES):
-        rows, name = stats[stats["model"] == model], _name_if_several(data, model)
-        yield _violins(rows, output_dir, measure=measure, factor=factor, levels=levels, model=name)
-    table = data.tables.get("group_harmonized")
-    if factor != "site" or table is None or not {"site", "measure", "harmonized"} <= set(table.rows):
-        return
-    harmonized = _harmonized_rows(table, "mean_ppm").dropna(subset=["harmonized", "site"])
-    for key, rows in harmonized.groupby("model", sort=False):
-        sides, name = rows["abbreviation"].str.split("_", expand=True), _name_if_several(data, str(key))
-        rows = rows.assign(nucleus=sides[0], side=sides[1])
-        yield _violins(rows, output_dir, measure="mean_ppm", factor="site", levels=levels, model=name, harmonized=True)
+        rows, harmonized = stats[stats["model"] == model], None
+        if table is not None and has_harmonized:
+            values = _harmonized_rows(data, table, measure).dropna(subset=["harmonized", "site"])
+            values = values[values["model"] == model]
+            harmonized = values if len(values) else None
+        name = _name_if_several(data, model)
+        yield _violins(
+            rows, harmonized, output_dir, measure=measure, factor=factor, levels=levels, model=name, marks=marks
+        )
 
 
-def _harmonized_rows(table: GroupTable, measure: str) -> pd.DataFrame:
-    """Return the harmonized values of a measure under its own name."""
+def _harmonized_rows(data: GroupData, table: GroupTable, measure: str) -> pd.DataFrame:
+    """Return the harmonized values of a measure under its own name, with the columns that plots need."""
     rows = table.rows[table.rows["measure"] == measure]
-    return rows.assign(**{measure: rows["harmonized"]})
+    sides = rows["abbreviation"].str.split("_", n=1, expand=True).reindex(columns=[0, 1])
+    keys = ["scan", "model", "abbreviation"]
+    red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], keys])
+    is_red = pd.MultiIndex.from_frame(rows[keys]).isin(red)
+    return rows.assign(**{measure: rows["harmonized"]}, nucleus=sides[0], side=sides[1], is_red=is_red, excluded=None)
 
 
 def _violins(
     rows: pd.DataFrame,
+    harmonized: pd.DataFrame | None,
     output_dir: Path,
     *,
     measure: str,
     factor: str,
     levels: Sequence[str],
     model: str,
-    harmonized: bool = False,
+    marks: Marks | None,
 ) -> PageFigure:
     """Draw the most frequent levels, in natural order."""
     shown = sorted(levels[:MAX_LEVELS], key=natural_key)
-    name = ("harmonized " if harmonized else "") + QUANTITIES[measure].name
-    file = f"{measure}_by-{factor}{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
+    name, used = QUANTITIES[measure].name, rows[rows["excluded"].isna()]
+    file = f"{measure}_by-{factor}{model and f'_{model}'}"
     by = ("by " + factor if len(levels) > 1 else "over all scans") + (model and f", {model}")
     left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
     key = shorten_labels(shown).key
-    png = draw_violins(rows, measure=measure, levels=shown, factor=factor)
-    return PageFigure(
-        save_plot(png, output_dir, slug(f"group_{file}")),
-        title=f"{name.capitalize()} {by}",
-        alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
-        f"patient's left. {_describe_medians(rows, measure=measure, factor=factor, levels=shown)}",
-        caption=f"Left half of a violin: patient's left; right half: right. Bars are medians, points are scans."
-        f"{left_out}{f' {key}.' if key else ''}{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
-        table=medians_table(rows, anchor=f"medians-{slug(file)}", measure=measure, levels=shown, factor=factor),
+    drawn = draw_violins(rows, measure=measure, levels=shown, factor=factor, harmonized=harmonized, marks=marks)
+    beside = (
+        "" if harmonized is None else " Left panel of a nucleus: raw values; right: harmonized over sites (ComBat)."
     )
+    both = [(used, "")] + ([] if harmonized is None else [(harmonized, "_harmonized")])
+    return PageFigure(
+        save_plot(drawn.png, output_dir, slug(f"group_{file}")),
+        title=f"{name.capitalize()} {by}" + ("" if harmonized is None else ", raw and harmonized"),
+        alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
+        f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
+        caption=f"Left half of a violin: patient's left; right half: right. Bars are medians, points are scans."
+        f"{beside}{left_out}{f' {key}.' if key else ''}{_describe_red(rows)}"
+        f"{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
+        tables=[
+            medians_table(part, anchor=f"medians-{slug(file)}{ending}", measure=measure, levels=shown, factor=factor)
+            for part, ending in both
+        ],
+        svg=drawn.svg,
+    )
+
+
+def _describe_red(values: pd.DataFrame) -> str:
+    """Explain the marks of red scans, if there are any."""
+    if not values["is_red"].any():
+        return ""
+    text = " Crosses are values rated red; triangles at the end of an axis are red values beyond it."
+    if "excluded" in values and values["excluded"].notna().any():
+        text += " Red values are in no violin, median or statistic."
+    return text
 
 
 def _describe_thinning(values: pd.DataFrame, measures: Sequence[str], panel: Sequence[str]) -> str:
@@ -128,7 +157,7 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
     return f"Medians differ most in {name}: from {low} to {high}."
 
 
-def ageing_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def ageing_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = None) -> Iterator[PageFigure]:
     """Draw the age curves of each measure and model, of harmonized values if there are any."""
     curves = _best_curves(data)
     if curves.empty or "age_years" not in data.stats:
@@ -138,20 +167,29 @@ def ageing_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
         rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
         if len(rows):
-            yield _ageing(data, output_dir, rows, measure=measure, model=model, harmonized=len(harmonized) > 0)
+            is_harmonized = len(harmonized) > 0
+            yield _ageing(data, output_dir, rows, measure=measure, model=model, harmonized=is_harmonized, marks=marks)
 
 
 def _ageing(
-    data: GroupData, output_dir: Path, curves: pd.DataFrame, *, measure: str, model: str, harmonized: bool
+    data: GroupData,
+    output_dir: Path,
+    curves: pd.DataFrame,
+    *,
+    measure: str,
+    model: str,
+    harmonized: bool,
+    marks: Marks | None,
 ) -> PageFigure:
     points = data.stats
     if harmonized:
-        points = _harmonized_rows(data.tables["group_harmonized"], measure)
+        points = _harmonized_rows(data, data.tables["group_harmonized"], measure)
         ages = data.scans.drop_duplicates("scan").set_index("scan")["age_years"]
         points = points.assign(age_years=points["scan"].map(ages))
     points = points[points["model"] == model].dropna(subset=["age_years"])
     prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
-    png = draw_ageing(points, curves, measure=measure, label=f"{prefix}\n{QUANTITIES[measure].label}".strip())
+    label = f"{prefix}\n{QUANTITIES[measure].label}".strip()
+    drawn = draw_ageing(points, curves, measure=measure, label=label, marks=marks)
     name = prefix + QUANTITIES[measure].name
     file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
     fitted = str(curves["scans"].iloc[0]) if "scans" in curves else "all"
@@ -163,12 +201,14 @@ def _ageing(
     notes += "" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all."
     identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
     return PageFigure(
-        save_plot(png, output_dir, slug(f"group_{file}")),
+        save_plot(drawn.png, output_dir, slug(f"group_{file}")),
         title=f"{name.capitalize()} over age{model and f', {model}'}",
         alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
         f" {_describe_trend(curves)}",
-        caption=f"Points are scans.{notes} Curves have the lowest AICc{identified}; bands are 95 % confidence bands."
+        caption=f"Points are scans.{notes} Curves have the lowest AICc{identified}; bands are 95 % confidence bands, "
+        f"cut at the range of the points.{_describe_red(points)}"
         f"{_describe_thinning(points, [measure], ['abbreviation'])}",
+        svg=drawn.svg,
     )
 
 
@@ -207,12 +247,14 @@ def _describe_trend(curves: pd.DataFrame) -> str:
     return f"From {youngest:.0f} to {oldest:.0f} years the curve {' and '.join(parts) or 'does not change'}."
 
 
-def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = None) -> Iterator[PageFigure]:
     """Draw the asymmetry indices of ``group_asymmetry.tsv``, one figure per model."""
     table = data.tables.get("group_asymmetry")
     if table is None or table.rows.empty:
         return
-    for key, rows in table.rows.groupby("model", sort=False):
+    red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], ["scan", "model", "nucleus"]])
+    table_rows = table.rows.assign(is_red=pd.MultiIndex.from_frame(table.rows[["scan", "model", "nucleus"]]).isin(red))
+    for key, rows in table_rows.groupby("model", sort=False):
         model = _name_if_several(data, str(key))
         measures = [measure for measure in QUANTITIES if (rows["measure"] == measure).any()]
         if not measures:
@@ -222,14 +264,15 @@ def asymmetry_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]
             values = rows[rows["measure"] == measure].groupby("nucleus", sort=False)["asymmetry"].median().dropna()
             text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
             medians.append(f"Median asymmetry of {QUANTITIES[measure].name}: {text or 'none'}.")
+        drawn = draw_asymmetry(rows, measures=measures, marks=marks)
         yield PageFigure(
-            save_plot(
-                draw_asymmetry(rows, measures=measures), output_dir, slug(f"group_asymmetry{model and f'_{model}'}")
-            ),
+            save_plot(drawn.png, output_dir, slug(f"group_asymmetry{model and f'_{model}'}")),
             title=f"Asymmetry{model and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
-            f"side is larger by 20 % of the mean.{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
+            f"side is larger by 20 % of the mean.{_describe_red(rows)}"
+            f"{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
+            svg=drawn.svg,
         )
 
 
@@ -258,9 +301,9 @@ def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
             f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
             caption=f"Left of each pair: both models with the line of equality. Right: difference ({second} minus "
             f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
-            table=make_table(
-                GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS
-            ),
+            tables=[
+                make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS)
+            ],
         )
 
 
@@ -278,7 +321,7 @@ def explain_missing_pairs(data: GroupData) -> Iterator[str]:
 
 def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.DataFrame:
     """Return a measure of the scans and nuclei that two models share, one column per model."""
-    wide = data.stats.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
+    wide = data.used.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
     return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 

@@ -21,25 +21,29 @@ from bids_dgmseg.report.group_figures import (
     model_figures,
     violin_figures,
 )
-from bids_dgmseg.report.group_tables import (
-    STATISTICS,
-    PageTable,
+from bids_dgmseg.report.group_plots import Marks
+from bids_dgmseg.report.group_scans import (
+    count_ratings,
+    describe_participants,
+    filter_levels,
     link_scans,
-    nuclei_table,
-    scans_table,
-    select_rows,
-    statistic_tables,
+    list_excluded,
+    mark_scans,
+    scans_tables,
 )
+from bids_dgmseg.report.group_tables import STATISTICS, PageTable, nuclei_table, select_rows, statistic_tables
 from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
 
 MAX_WARNINGS = 100
 MAX_VALUES = 5  # different values of a property of the maps
 
+MAX_INTERACTIVE = 500
+"""Results (scans times models) of a page whose points open the scans: with more it would exceed 10 MB."""
+
 _PLOTTED = ("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized")
 """Tables that are read in addition to those of `STATISTICS`."""
 
 _TITLES = {
-    "scans": "Scans",
     "nuclei": "Nuclei",
     "sites": "Sites",
     "groups": "Groups",
@@ -64,7 +68,7 @@ class _Section(NamedTuple):
     tables: Sequence[PageTable]
 
 
-def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
+def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed: int = 0) -> Path:
     """Write ``group.html`` and ``figures/group_*.png`` from the group tables of an output dataset.
 
     Parameters
@@ -73,11 +77,14 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         The derivative dataset with the group tables.
     warnings : sequence of str
         Warnings of the group level.
+    n_failed : int
+        Scans without results.
 
     Returns
     -------
     Path
-        The page. It needs ``figures/`` beside it but no network; only sorting needs JavaScript.
+        The page. It needs ``figures/`` beside it but no network; only sorting, and moving between the points of a plot
+        with the keyboard, need JavaScript.
 
     Raises
     ------
@@ -87,7 +94,10 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     names = [*_PLOTTED, *(statistic.name for statistic in STATISTICS)]
     data = read_group_data(output_dir, names=names)
     has_ratings = bool(data.by_nucleus("rating").notna().any(axis=None) or data.by_scan("rating").notna().any())
-    sections = [section for section in _make_sections(data, output_dir) if section.figures or section.tables]
+    is_interactive = data.scans.shape[0] <= MAX_INTERACTIVE
+    marks = mark_scans(data, output_dir) if is_interactive else None
+    sections = [section for section in _make_sections(data, output_dir, marks) if section.figures or section.tables]
+    flagged, others = scans_tables(data, output_dir)
     shown = {figure.plot.href for section in sections for figure in section.figures}
     for path in (output_dir / "figures").glob("group_*.png"):
         if f"figures/{path.name}" not in shown:  # of an earlier page
@@ -103,6 +113,13 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
         sites=data.levels("site"),
         groups=data.levels("group"),
         models=data.models,
+        ratings=count_ratings(data, n_failed=n_failed),
+        participants=describe_participants(data),
+        flagged=flagged,
+        others=others,
+        excluded=list_excluded(data, output_dir),
+        filters=filter_levels(data),
+        max_interactive=None if is_interactive else MAX_INTERACTIVE,
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
         omissions=list(_explain_omissions(data, names, has_ratings=has_ratings)),
@@ -113,18 +130,18 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = ()) -> Path:
     )
 
 
-def _make_sections(data: GroupData, output_dir: Path) -> Iterator[_Section]:
-    by_site = list(violin_figures(data, output_dir, factor="site"))
-    by_group = list(violin_figures(data, output_dir, factor="group"))
+def _make_sections(data: GroupData, output_dir: Path, marks: Marks | None) -> Iterator[_Section]:
+    by_site = list(violin_figures(data, output_dir, factor="site", marks=marks))
+    by_group = list(violin_figures(data, output_dir, factor="group", marks=marks))
     figures = {
-        "nuclei": [] if by_site or by_group else list(violin_figures(data, output_dir, factor="scans")),
+        "nuclei": [] if by_site or by_group else list(violin_figures(data, output_dir, factor="scans", marks=marks)),
         "sites": by_site,
         "groups": by_group,
-        "age": list(ageing_figures(data, output_dir)),
-        "sides": list(asymmetry_figures(data, output_dir)),
+        "age": list(ageing_figures(data, output_dir, marks=marks)),
+        "sides": list(asymmetry_figures(data, output_dir, marks=marks)),
         "models": list(model_figures(data, output_dir)),
     }
-    tables: dict[str, list[PageTable]] = {"scans": [scans_table(data, output_dir)], "nuclei": [nuclei_table(data)]}
+    tables: dict[str, list[PageTable]] = {"nuclei": [nuclei_table(data)]}
     for statistic in STATISTICS:
         table = data.tables.get(statistic.name)
         if table is None or (rows := select_rows(table)).empty:

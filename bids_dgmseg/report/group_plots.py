@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,17 @@ from bids_dgmseg.report.figures import (
     SOFT,
     TEXT,
     WIDTH_IN,
+    ScanMark,
+    ScanPoints,
     colour_of,
     jitter,
     shorten_labels,
     style_axes,
     to_png,
+    to_svg,
     with_default_settings,
 )
-from bids_dgmseg.report.html import QUANTITIES
+from bids_dgmseg.report.html import QUANTITIES, format_significant, slug
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +45,10 @@ MAX_LEVELS = 12
 _COLUMNS = 2
 _HALF_WIDTH = 0.4
 _MIN_FOR_DENSITY = 5
-_AGE_POINTS: Mapping[str, Any] = {"s": 15, "linewidths": 0.4, "edgecolors": INK, "alpha": 0.75, "zorder": 2}
+_MARGIN = 0.05  # share of the range of the values, beyond both ends
+_POINTS: Mapping[str, Any] = {"s": 9, "marker": "o", "alpha": 0.9, "linewidths": 0.35, "zorder": 3}
+_AGE_POINTS: Mapping[str, Any] = {"s": 15, "linewidths": 0.4, "alpha": 0.75, "zorder": 2}
+_RED_POINTS: Mapping[str, Any] = {"s": 30, "color": "#b3261e", "edgecolors": "white", "alpha": 1, "zorder": 5}
 
 _LABEL_SHARE = 0.12
 """Share of a panel's height for a label at its top or bottom, with the space around it."""
@@ -68,56 +74,93 @@ _SIDES = (
 _NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
 
 
-@with_default_settings
-def draw_violins(values: pd.DataFrame, *, measure: str, levels: Sequence[str], factor: str) -> bytes:
-    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
+class Drawing(NamedTuple):
+    """A plot as an image, and as markup whose points open their scans (empty if none was asked for)."""
 
-    `values` has one row per scan and nucleus (``scan``, ``nucleus``, ``side``, the measure and the factor). `levels`
-    are the values of the factor from left to right, one violin each.
+    png: bytes
+    svg: str = ""
+
+
+Marks = Mapping[tuple[str, str], ScanMark]
+"""Scan and model → how it is shown in an interactive plot."""
+
+
+@with_default_settings
+def draw_violins(
+    values: pd.DataFrame,
+    *,
+    measure: str,
+    levels: Sequence[str],
+    factor: str,
+    harmonized: pd.DataFrame | None = None,
+    marks: Marks | None = None,
+) -> Drawing:
+    """Draw the distribution of a measure in each nucleus; the left half of a violin is the patient's left.
+
+    `values` has one row per scan and nucleus (``scan``, ``model``, ``nucleus``, ``side``, ``is_red``, ``excluded``, the
+    measure and the factor). `levels` are the values of the factor from left to right, one violin each. `harmonized` has
+    the same columns; its panels stand beside those of `values`, with the same axis. Violins and medians are of rows
+    that are not excluded; axes end at the values that are not red.
     """
     nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
-    figure, panels = _make_panels(len(nuclei), height_in=(2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9)
-    for axes, nucleus in zip(panels, nuclei, strict=False):
-        rows = values[values["nucleus"] == nucleus]
-        counts = []
-        for x, level in enumerate(levels):
-            in_level = rows[rows[factor] == level]
-            counts.append(int(in_level.dropna(subset=[measure])["scan"].nunique()))
-            for side in "LR":
-                numbers = in_level.loc[in_level["side"] == side, measure].dropna().to_numpy(float)
-                colour = colour_of(f"{nucleus}_{side}")
-                _draw_half_violin(axes, x, numbers, side=side, colour=colour)
-                _draw_points(axes, x + (-0.12 if side == "L" else 0.12), numbers, colour=colour)
-        separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
-        ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
-        axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
-        if labels.rotated:
-            for label in axes.get_xticklabels():
-                label.set(rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_xlim(-0.6, len(ticks) - 0.4)
-        _finish(axes, nucleus, label=QUANTITIES[measure].label)
-    return to_png(figure)
+    versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
+    height_in = (2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9
+    figure, panels = _make_panels(len(nuclei) * len(versions), height_in=height_in)
+    points: list[ScanPoints] = []
+    for nucleus in nuclei:
+        rows_of = {version: rows[rows["nucleus"] == nucleus] for version, rows in versions.items()}
+        limits = _find_limits(pd.concat(list(rows_of.values())), measure)
+        for (version, rows), axes in zip(rows_of.items(), panels, strict=False):
+            axes.set_ylim(*limits)
+            counts = []
+            for x, level in enumerate(levels):
+                in_level = rows[rows[factor] == level]
+                used = in_level[in_level["excluded"].isna()].dropna(subset=[measure])
+                counts.append(int(used["scan"].nunique()))
+                for side in "LR":
+                    colour = colour_of(f"{nucleus}_{side}")
+                    numbers = used.loc[used["side"] == side, measure].to_numpy(float)
+                    _draw_half_violin(axes, x, numbers, side=side, colour=colour)
+                    ordered = _thin(in_level[in_level["side"] == side], measure, measure)
+                    positions = x + (-0.12 if side == "L" else 0.12) + 0.14 * jitter(len(ordered))
+                    name = f"{nucleus}_{side}"
+                    points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=_POINTS)
+            separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
+            ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
+            axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
+            if labels.rotated:
+                for label in axes.get_xticklabels():
+                    label.set(rotation=40, ha="right", rotation_mode="anchor")
+            axes.set_xlim(-0.6, len(ticks) - 0.4)
+            _finish(axes, nucleus, *filter(None, [version]), label=QUANTITIES[measure].label)
+    return _render(figure, points, marks, f"{measure}-{factor}-{values['model'].iloc[0]}")
 
 
 @with_default_settings
-def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str) -> bytes:
-    """Draw a measure over age with the fitted curves and their confidence bands as a PNG.
+def draw_ageing(
+    values: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str, marks: Marks | None = None
+) -> Drawing:
+    """Draw a measure over age with the fitted curves and their confidence bands.
 
-    `points` has one row per scan and nucleus (``abbreviation``, ``age_years`` and the measure), `curves` the rows of
-    ``group_ageing_curves.tsv`` of one curve per nucleus.
+    `values` has one row per scan and nucleus (``scan``, ``model``, ``abbreviation``, ``age_years``, ``is_red`` and the
+    measure), `curves` the rows of ``group_ageing_curves.tsv`` of one curve per nucleus. Axes end at the values that are
+    not red; curves and bands are cut there.
     """
-    present = set(points["abbreviation"]) | set(curves["abbreviation"])
+    present = set(values["abbreviation"]) | set(curves["abbreviation"])
     nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
     figure, panels = _make_panels(len(nuclei), height_in=2.8)
+    points: list[ScanPoints] = []
     for axes, nucleus in zip(panels, nuclei, strict=False):
         names = []
+        of_nucleus = values[values["abbreviation"].isin([f"{nucleus}_L", f"{nucleus}_R"])].dropna(subset=["age_years"])
+        if of_nucleus[measure].notna().any():
+            axes.set_ylim(*_find_limits(of_nucleus, measure))
         for style in _SIDES:
             name = f"{nucleus}_{style.side}"
             colour, curve = colour_of(name), curves[curves["abbreviation"] == name]
-            of_side = points.loc[points["abbreviation"] == name, ["age_years", measure]].dropna()
-            ordered = of_side.sort_values("age_years", kind="stable").to_numpy(float)
-            age, value = ordered[_select_points(len(ordered))].T
-            axes.scatter(age, value, color=colour, marker=style.marker, **_AGE_POINTS)
+            ordered = _thin(of_nucleus[of_nucleus["abbreviation"] == name], "age_years", measure)
+            positions, look = ordered["age_years"].to_numpy(float), {**_AGE_POINTS, "marker": style.marker}
+            points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=look)
             axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
             axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
@@ -130,32 +173,59 @@ def draw_ageing(points: pd.DataFrame, curves: pd.DataFrame, *, measure: str, lab
         for one in _SIDES
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
-    return to_png(figure)
+    return _render(figure, points, marks, f"{measure}-age-{next(iter(values['model']), '')}")
 
 
 @with_default_settings
-def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str]) -> bytes:
-    """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` as a PNG, one panel per measure."""
+def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Marks | None = None) -> Drawing:
+    """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` with ``is_red``, one panel per measure."""
     nuclei = [name for name in _NUCLEI if (values["nucleus"] == name).any()]
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
+    points: list[ScanPoints] = []
     for axes, measure in zip(figure.subplots(len(measures), 1, squeeze=False).ravel(), measures, strict=True):
         axes.axhline(0, color=INK, linewidth=0.9, zorder=1)
+        of_measure = values[values["measure"] == measure]
+        low, high = _find_limits(of_measure, "asymmetry")
+        low, high = min(low, 0), max(high, 0)
+        # Widen the axis so that the zero line does not cross either label.
+        room = _LABEL_SHARE * (high - low) / (1 - 2 * _LABEL_SHARE)
+        axes.set_ylim(min(low, -room), max(high, room))
         for x, nucleus in enumerate(nuclei):
-            chosen = (values["nucleus"] == nucleus) & (values["measure"] == measure)
-            numbers = values.loc[chosen, "asymmetry"].dropna().to_numpy(float)
+            rows = _thin(of_measure[of_measure["nucleus"] == nucleus], "asymmetry", "asymmetry")
+            numbers = of_measure.loc[of_measure["nucleus"] == nucleus, "asymmetry"].dropna().to_numpy(float)
+            colour = colour_of(f"{nucleus}_L")
             for side in "LR":
-                _draw_half_violin(axes, x, numbers, side=side, colour=colour_of(f"{nucleus}_L"))
-            _draw_points(axes, x, numbers, colour=colour_of(f"{nucleus}_L"))
+                _draw_half_violin(axes, x, numbers, side=side, colour=colour)
+            positions = x + 0.14 * jitter(len(rows))
+            points += _draw_points(axes, positions, rows, "asymmetry", nucleus, colour, marks=marks, style=_POINTS)
         _finish(axes, label=f"asymmetry of\n{QUANTITIES[measure].name}")
         for y, va, side in ((0.98, "top", "left larger ↑"), (0.02, "bottom", "right larger ↓")):
             axes.annotate(side, (0.004, y), xycoords="axes fraction", va=va, fontsize=9, color=SOFT, **TEXT)
-        # Widen the axis so that the zero line does not cross either label.
-        low, high = axes.get_ylim()
-        room = _LABEL_SHARE * (high - low) / (1 - 2 * _LABEL_SHARE)
-        axes.set_ylim(min(low, -room), max(high, room))
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
         axes.set_xlim(-1.4, len(nuclei) - 0.4)  # room for the two labels
-    return to_png(figure)
+    return _render(figure, points, marks, f"asymmetry-{next(iter(values['model']), '')}")
+
+
+def _render(figure: Figure, points: Sequence[ScanPoints], marks: Marks | None, name: str) -> Drawing:
+    return Drawing(to_png(figure), to_svg(figure, points, name=slug(name)) if marks else "")
+
+
+def _find_limits(rows: pd.DataFrame, measure: str) -> tuple[float, float]:
+    """Return the ends of an axis for all values that are not red, or for all if there is no other."""
+    rows = rows.dropna(subset=[measure])
+    values = rows.loc[~rows["is_red"], measure].to_numpy(float)
+    if not len(values):
+        values = rows[measure].to_numpy(float) if len(rows) else np.array([0.0, 1.0])
+    low, high = float(values.min()), float(values.max())
+    margin = _MARGIN * (high - low) or _MARGIN * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _thin(rows: pd.DataFrame, by: str, measure: str) -> pd.DataFrame:
+    """Select at most `MAX_POINTS` scans with a value, evenly over the ranks of a column and with both ends."""
+    ordered = rows.dropna(subset=[measure]).sort_values(by, kind="stable")
+    n = len(ordered)
+    return ordered.iloc[np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp))] if n else ordered
 
 
 def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:
@@ -179,15 +249,34 @@ def _draw_half_violin(axes: Axes, x: float, values: Floats, *, side: str, colour
         axes.plot([x, x + 0.75 * reach], [median, median], color=INK, linewidth=1.8, zorder=4, solid_capstyle="butt")
 
 
-def _draw_points(axes: Axes, x: float, values: Floats, *, colour: str) -> None:
-    shown = np.sort(values)[_select_points(len(values))]
-    x_shown = x + 0.14 * jitter(len(shown))
-    axes.scatter(x_shown, shown, s=9, color=colour, alpha=0.9, linewidths=0.35, edgecolors=INK, zorder=3)
-
-
-def _select_points(n: int) -> NDArray[np.intp]:
-    """Select at most `MAX_POINTS` of n sorted values, evenly over the ranks and with both ends."""
-    return np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp)) if n else np.arange(0)
+def _draw_points(
+    axes: Axes,
+    x: Floats,
+    rows: pd.DataFrame,
+    measure: str,
+    name: str,
+    colour: str,
+    *,
+    marks: Marks | None,
+    style: Mapping[str, Any],
+) -> list[ScanPoints]:
+    """Draw scans: red ones as crosses, or as triangles at the end of the axis that they exceed."""
+    (low, high), values, is_red = axes.get_ylim(), rows[measure].to_numpy(float), rows["is_red"].to_numpy(bool)
+    usual = style["marker"]
+    markers = np.select([~is_red, values > high, values < low], [usual, "^", "v"], "X")
+    edge = 0.02 * (high - low)
+    heights = np.where(is_red, np.clip(values, low + edge, high - edge), values)
+    drawn = []
+    unit = QUANTITIES[measure].unit if measure in QUANTITIES else ""
+    for marker, red in dict.fromkeys(zip(markers.tolist(), is_red.tolist(), strict=True)):
+        chosen = (markers == marker) & (is_red == red)
+        look = {**style, "marker": marker, **(_RED_POINTS if red else {"color": colour, "edgecolors": INK})}
+        collection = axes.scatter(x[chosen], heights[chosen], **look)
+        if marks is not None:
+            keys = rows.loc[chosen, ["scan", "model"]].itertuples(index=False, name=None)
+            texts = [f"{name} {format_significant(value)} {unit}{', red' * red}" for value in values[chosen].tolist()]
+            drawn.append(ScanPoints(collection, marker, [marks[key] for key in keys], texts))
+    return drawn
 
 
 def _finish(axes: Axes, *titles: str, label: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the group page: scans, nuclei, medians and statistics, with sort keys, tooltips and links."""
+"""Tables of the group page: nuclei, medians and statistics, with sort keys and tooltips."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
-from bids_dgmseg.measurement.rating import RATINGS
-from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, GroupTable, is_true
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, format_significant, scan_anchor
+from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
+from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, format_significant
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 
-MAX_ROWS, MAX_SCANS = 200, 100  # rows of a table on the page
+MAX_ROWS = 200  # of a table on the page
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
-_TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
 _DIGITS = {"ppm": 3, "mm³": 1}
 _VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
 _IF_SEVERAL = ("model", "labels", "scans", "reference")
@@ -59,6 +53,8 @@ class PageTable:
     n_rows: int
     file: str = ""
     note: str = ""
+    classes: Sequence[str] = ()
+    """Classes of each row, by which the page's filter finds it."""
 
 
 class _Column(NamedTuple):
@@ -213,9 +209,9 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
 
 
 def nuclei_table(data: GroupData) -> PageTable:
-    """Summarize the measures of each nucleus and model over all scans."""
+    """Summarize the measures of each nucleus and model over all scans that enter statistics."""
     rows, several = [], len(data.models) > 1
-    for (model, name), group in data.stats.groupby(["model", "abbreviation"], sort=False):
+    for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
         cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
         for measure, quantity in QUANTITIES.items():
             values = group[measure].dropna()
@@ -226,7 +222,8 @@ def nuclei_table(data: GroupData) -> PageTable:
     for title, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
         headings.append(Heading(f"{title}: n"))
         headings += [Heading(f"{title}: {name} ({unit})") for name in ("mean", "SD", "min", "median", "max")]
-    caption = "Volume and mean susceptibility χ per nucleus over all scans"
+    scans = "the scans that are not excluded" if len(data.used) < len(data.stats) else "all scans"
+    caption = f"Volume and mean susceptibility χ per nucleus over {scans}"
     return PageTable("nuclei-table", caption, headings, rows, len(rows), file="group_stats.tsv")
 
 
@@ -242,87 +239,6 @@ def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Se
     ]
     headings = [Heading("Nucleus", kind="text"), *(Heading(f"{level} (n {counts.get(level, 0)})") for level in levels)]
     return PageTable(anchor, f"Medians by {factor}", headings, rows, len(rows))
-
-
-def scans_table(data: GroupData, output_dir: Path) -> PageTable:
-    """Rank the scans by rating, nuclei not found, outliers and warnings; link them to the pages in `output_dir`."""
-    scans = _rank_scans(data)
-    ratings, reasons = data.by_nucleus("rating"), data.by_nucleus("reasons")
-    nuclei = [structure for structure in STRUCTURES if structure.abbreviation in ratings]
-    keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
-    has_overall = scans["rating"].notna().any()
-    lists = {"not_found": "Not found"}
-    if scans["without_voxel"].notna().any():
-        lists["without_voxel"] = "Smaller than a voxel"
-    headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
-    headings += [Heading("Whole scan", kind="ratings")] if has_overall else []
-    headings += [Heading(nucleus.abbreviation, nucleus.name, kind="ratings") for nucleus in nuclei]
-    headings += [Heading(title, kind="text") for title in lists.values()]
-    headings += [Heading("Outliers"), Heading("Warnings")]
-    rows = []
-    for scan in scans.head(MAX_SCANS).to_dict("records"):
-        row = (scan["scan"], scan["model"])
-        cells = [Cell(scan["scan"], href=_link(scan, output_dir)), *(Cell(str(scan[key])) for key in keys)]
-        cells += [_rating_cell(scan["rating"], "whole scan", scan["reasons"])] if has_overall else []
-        for nucleus in nuclei:
-            reason = reasons.at[row, nucleus.abbreviation] if nucleus.abbreviation in reasons else None
-            cells.append(_rating_cell(ratings.at[row, nucleus.abbreviation], nucleus.name, reason))
-        cells += [Cell(scan[column] if isinstance(scan[column], str) else "none") for column in lists]
-        rows.append([*cells, make_cell(scan["n_outliers"]), make_cell(scan["n_warnings"])])
-    file = "group_qc.tsv" if "group_qc" in data.tables else "group_stats.tsv"
-    return PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file=file)
-
-
-def _rank_scans(data: GroupData) -> pd.DataFrame:
-    """Collect the evidence against each scan, the worst first."""
-    scans = data.scans.set_index(SCAN_KEYS, drop=False)
-    scans.index.names = [None, None]
-    ratings = data.by_nucleus("rating").reindex(scans.index)
-    empty = data.stats[~(data.stats["volume_mm3"] > 0)]
-    is_without_voxel = empty["volume_pv_mm3"] > 0
-    not_found, without_voxel = empty[~is_without_voxel], empty[is_without_voxel]
-    scans["not_found"] = not_found.groupby(SCAN_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    scans["without_voxel"] = without_voxel.groupby(SCAN_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)
-    outliers = data.tables.get("group_outliers")
-    scans["n_outliers"] = np.nan  # missing if they were not computed
-    if outliers is not None and "outlier" in outliers.rows:
-        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in SCAN_KEYS]).sum()
-        scans["n_outliers"] = counts.reindex(scans.index)
-    for column in ("rating", "n_warnings", "page", "reasons"):
-        scans[column] = data.by_scan(column).reindex(scans.index)
-    ranks = {
-        "rating": scans["rating"].map({rating: level for level, rating in enumerate(RATINGS)}).fillna(-1),
-        "red": (ratings == "red").sum(axis=1),
-        "amber": (ratings == "amber").sum(axis=1),
-        "not_found": not_found.groupby(SCAN_KEYS).size().reindex(scans.index, fill_value=0),
-        "outliers": scans["n_outliers"].fillna(0),
-        "warnings": pd.to_numeric(scans["n_warnings"]).fillna(0),
-    }
-    order = pd.DataFrame(ranks).sort_values(list(ranks), ascending=False, kind="stable").index
-    return scans.loc[order]
-
-
-def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
-    """Show a rating with its reasons in the tooltip."""
-    if rating not in RATINGS:
-        return Cell(NO_VALUE)
-    why = f", {reasons}" if isinstance(reasons, str) and rating != "green" else ""
-    return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{subject}: {rating}{why}")
-
-
-def link_scans(table: PageTable, rows: pd.DataFrame, data: GroupData, output_dir: Path) -> PageTable:
-    """Link the first cell of each row to its scan on the page of the participant."""
-    pages = data.by_scan("page")
-    records = rows[["scan", "name", "participant_id", "model", "seg"]].head(len(table.rows)).to_dict("records")
-    links = [_link({**row, "page": pages.get((row["scan"], row["model"]))}, output_dir) for row in records]
-    linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=True)]
-    return replace(table, rows=linked)
-
-
-def _link(scan: Mapping[Any, Any], output_dir: Path) -> str:
-    """Return the link to a scan on the page of its participant; empty if there is no page."""
-    page = scan["page"] if isinstance(scan["page"], str) else f"{scan['participant_id']}.html"
-    return f"{path_to_url(page)}#{scan_anchor(scan['name'], scan['seg'])}" if (output_dir / page).is_file() else ""
 
 
 def select_rows(table: GroupTable) -> pd.DataFrame:

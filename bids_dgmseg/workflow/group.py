@@ -68,7 +68,8 @@ def run_group(config: RunConfig) -> int:
         age_column=config.group.age_column,
         include_failed=config.group.include_failed,
     )
-    warnings += _list_missing(config, scans, set(cohort.keys["model"]))
+    n_missing, missing_warnings = _list_missing(config, scans, set(cohort.keys["model"]))
+    warnings += missing_warnings
     study = build_study(cohort, config.group)
     check_folders(config)
     progress = RunProgress(0)
@@ -92,7 +93,7 @@ def run_group(config: RunConfig) -> int:
         if config.group.merge:
             write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
         warnings += [*cohort.warnings, *analysis_warnings]
-        page = write_group_page(config.output_dir, warnings=warnings)
+        page = write_group_page(config.output_dir, warnings=warnings, n_failed=n_missing + cohort.n_damaged)
     for warning in warnings:
         progress.warn(warning)
     for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings), str(page)):
@@ -124,8 +125,8 @@ def _find_dataset_scans(config: RunConfig) -> list[Scan]:
         return []
 
 
-def _list_missing(config: RunConfig, scans: Sequence[Scan], models: Iterable[str]) -> list[str]:
-    """Return a warning about scans of the input dataset without results of any of the models."""
+def _list_missing(config: RunConfig, scans: Sequence[Scan], models: Iterable[str]) -> tuple[int, list[str]]:
+    """Count the scans of the input dataset without results of any of the models, and warn of them."""
     models = sorted(models)
     missing = [
         scan.name
@@ -133,9 +134,9 @@ def _list_missing(config: RunConfig, scans: Sequence[Scan], models: Iterable[str
         if not any(output_path(config.output_dir, scan, "stats", ".tsv", seg=model).is_file() for model in models)
     ]
     if not missing:
-        return []
+        return 0, []
     have = "1 has" if len(missing) == 1 else f"{len(missing)} have"
-    return [
+    return len(missing), [
         f"{config.bids_dir.name}: of {len(scans)} scans {have} no results: {list_some(missing)}; run the participant "
         "level to include them"
     ]

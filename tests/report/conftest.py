@@ -131,11 +131,13 @@ class Page(HTMLParser):
         self.tables: dict[str, list[list[str]]] = {}
         self.items: list[str] = []
         self._table, self._cell, self._hidden, self.text = "", "", False, ""
+        self.alts: dict[str, str] = {}
+        self._plot = ""
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.text = " ".join(self.text.split())
         self.links = [tag["href"] for tag in self.all("a") if tag.get("href")]
-        self.alts = {image["src"]: image["alt"] for image in self.all("img")}
+        self.alts |= {image["src"]: image["alt"] for image in self.all("img")}
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -146,6 +148,10 @@ class Page(HTMLParser):
             self.tables[self._table].append([])
         elif tag in ("td", "th", "li"):
             self._cell = ""
+        elif tag == "div" and dict(attrs).get("class") == "scroll plot":
+            self._plot = dict(attrs)["aria-label"]
+        elif tag == "a" and self._plot and str(dict(attrs).get("href")).startswith("figures/"):
+            self.alts[dict(attrs)["href"]], self._plot = self._plot, ""  # image file of an interactive plot
         self._hidden = self._hidden or dict(attrs).get("aria-hidden") == "true"
 
     def handle_endtag(self, tag):

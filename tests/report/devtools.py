@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _TIMEOUT_S = 120
-_KEYS = {"Tab": (9, ""), "Enter": (13, "\r")}
+_KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowRight": (39, "")}
 
 
 class Tab:

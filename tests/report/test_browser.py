@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nibabel as nib
@@ -23,7 +24,7 @@ from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.report.viewer import write_viewer
 from tests.report.conftest import DENTATES, write_scan
 from tests.report.devtools import Tab, open_tab
-from tests.report.group_tables import write_tables
+from tests.report.group_tables import write_table, write_tables
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAGES = ("evaluation", "group", "participant")
@@ -99,11 +100,13 @@ def group(browser, pages, tmp_path) -> Iterator[Tab]:
         yield tab
 
 
-@pytest.mark.parametrize("width", [1280, 500], ids=["desktop", "phone"])
+@pytest.mark.parametrize("width", [1400, 390], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_complete_and_fits(browser, pages, tmp_path, name, width):
     """No network, no errors; images, tables and headings are accessible; the page is no wider than the window."""
-    with open_tab(browser, tmp_path / "profile", width=width) as tab:
+    with open_tab(browser, tmp_path / "profile") as tab:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}  # windows are at least 500 wide
+        tab.send("Emulation.setDeviceMetricsOverride", **size)
         tab.open(pages[name].as_uri())
         images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
         n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
@@ -113,7 +116,7 @@ def test_page_is_complete_and_fits(browser, pages, tmp_path, name, width):
             "[...table.querySelectorAll('th')].every(head => head.scope)])"
         )
         levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
-        assert n_images == {"evaluation": 6, "group": 4, "participant": 3}[name]  # evaluation: two per pair of raters
+        assert n_images == {"evaluation": 6, "group": 0, "participant": 3}[name]  # evaluation: two per pair of raters
         assert len(set(filter(None, alts))) == n_images
         assert all(caption and scoped for caption, scoped in tables)
         assert levels[0] == 1
@@ -121,6 +124,8 @@ def test_page_is_complete_and_fits(browser, pages, tmp_path, name, width):
         assert tab.run("document.documentElement.scrollWidth <= innerWidth")
         frames = "[...document.querySelectorAll('table')].map(table => table.parentElement)"
         assert tab.run(f"{frames}.filter(at => at.scrollWidth > at.clientWidth).every(at => at.tabIndex >= 0)")
+        if width == 1400:
+            assert tab.run(f"{frames}.every(at => at.scrollWidth <= at.clientWidth)")
         assert tab.run(UNNAMED) == []
         requests = {event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")}
         requests -= {url for url in requests if url.startswith("data:")}
@@ -157,12 +162,12 @@ def directions(tab: Tab, table: str) -> list[str | None]:
 @pytest.mark.parametrize("missing", [False, True], ids=["numbers", "missing value"])
 def test_click_sorts_by_number(group, missing):
     """Missing values stay last in both directions."""
-    assert column(group, "scans-table", 9) == ["4", "2", "5", "3", "1", "0"]  # warnings, worst scan first
+    assert column(group, "scans-table", 9) == ["4", "2", "5"]  # warnings, worst scan first
     if missing:
         group.run("document.querySelector('#scans-table tbody tr td:last-child').textContent = 'n/a'")
-    numbers, last = ["0", "1", "2", "3", "4", "5"], []
+    numbers, last = ["2", "4", "5"], []
     if missing:
-        numbers, last = ["0", "1", "2", "3", "5"], ["n/a"]
+        numbers, last = ["2", "5"], ["n/a"]
     for direction, expected in (("ascending", numbers), ("descending", numbers[::-1])):
         group.click("#scans-table th:nth-child(9) button")
         assert column(group, "scans-table", 9) == expected + last
@@ -188,7 +193,9 @@ def test_first_tab_skips_header(group):
 
 
 def test_links_resolve(group, pages):
-    links = group.run("[...document.links].map(link => link.getAttribute('href'))")
+    links = group.run(
+        "[...document.links, ...document.querySelectorAll('svg a[href]')].map(link => link.getAttribute('href'))"
+    )
     assert links
     for link in links:
         parts = urlsplit(link)
@@ -206,11 +213,88 @@ def test_text_has_contrast_and_identifiers_are_unique(group):
 
 
 def test_headings_stay_visible_while_scrolling(group):
-    frame = "document.querySelector('#scans-table').closest('.framed')"
+    frame = "document.querySelector('#participants-table').closest('.framed')"
     group.run(f"{frame}.style.maxHeight = '9rem'; {frame}.scrollTo(0, 80)")
     assert group.run(f"{frame}.scrollTop") == 80
     top = "getBoundingClientRect().top"
-    assert group.run(f"document.querySelector('#scans-table th').{top} - {frame}.{top}") == 0
+    assert group.run(f"document.querySelector('#participants-table th').{top} - {frame}.{top}") == 0
+
+
+VISIBLE = "[...document.querySelectorAll('{}')].filter(element => element.getClientRects().length).length"
+
+
+def test_filter_hides_points_and_rows(group):
+    """Three of six scans are at site A; five have a page. DN_R of sub-06 has no value."""
+    n_points = group.run(VISIBLE.format(".points a"))
+    assert n_points == 4 * 11  # volume and susceptibility by site and by group
+    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 3
+    group.click("#show-site-0")
+    assert group.run(VISIBLE.format(".points a")) == 4 * 5
+    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 2  # sub-05 and sub-06
+    group.click("#show-rating-1")  # amber
+    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 1
+    group.click("#show-site-0")
+    group.click("#show-rating-1")
+    assert group.run(VISIBLE.format(".points a")) == n_points
+
+
+def test_click_or_keys_open_scan_of_point(group):
+    group.run(
+        "document.addEventListener('click', event => { event.preventDefault(); "
+        "window.opened = event.target.closest('a').getAttribute('href'); }), 0"
+    )
+    group.click(".points a[href^='sub-04']")
+    assert group.run("window.opened") == "sub-04.html#sub-04_ses-1_dgm16"
+    group.run("document.querySelector('.plot').focus()")
+    for _ in range(2):
+        group.press("ArrowRight")
+    assert group.run("document.activeElement.textContent") == "sub-02_ses-1, site A, group HC: DN_L 610 mm³"
+    group.press("Enter")
+    assert group.run("window.opened") == "sub-02.html#sub-02_ses-1_dgm16"
+
+
+HOSTILE = (
+    "<script>hit(1)</script>",
+    '"><img src=x onerror=hit(2)>',
+    "javascript:hit(3)",
+    "</title></a></svg><svg onload=hit(4)>",
+    "'\" onmouseover=hit(5) x='",
+    "--><script>hit(6)</script><!--",
+)
+
+
+def test_hostile_names_are_only_text(browser, tmp_path):
+    """Names of participants, sites, groups, columns, reasons and warnings; each is shown as written."""
+    keys = {"session_id": "n/a", "acquisition": "n/a", "run": "n/a", "model": "dgm16"}
+    rows: list[dict[str, Any]] = []
+    for place, text in enumerate(HOSTILE * 2):
+        values: dict[str, Any] = {"age_years": 20 + place, "volume_mm3": 600 + place, "mean_ppm": 0.1 + place / 100}
+        named = {"abbreviation": "DN_L", HOSTILE[1]: HOSTILE[place % 2], "rating": "red", "reasons": text}
+        rows.append({"participant_id": f"{text}{place}", **keys, "site": text, **values, **named, "excluded": text})
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"GroupColumn": HOSTILE[1], HOSTILE[0]: HOSTILE[3]}})
+    quality = [{**row, "page": "javascript:hit(3).html", "input_units": row["site"]} for row in rows]
+    write_table(tmp_path, "group_qc", quality)
+    (tmp_path / "javascript:hit(3).html").write_text("")
+    page = write_group_page(tmp_path, warnings=HOSTILE)
+    with open_tab(browser, tmp_path / "profile") as tab:
+        tab.send("Page.addScriptToEvaluateOnNewDocument", source="window.hits = []; window.hit = n => hits.push(n);")
+        tab.open(page.as_uri())
+        assert tab.run(VISIBLE.format(".points a")) == 4 * len(rows)
+        tab.run(
+            "document.querySelectorAll('*').forEach(element => ['mouseover', 'load', 'error', 'focus'].forEach("
+            "kind => element.dispatchEvent(new Event(kind))))"
+        )
+        assert tab.run("window.hits") == []
+        assert tab.run("[...document.querySelectorAll('script')].length") == 1
+        assert tab.run("[...document.querySelectorAll('img, iframe, object, embed, svg svg')].length") == 0
+        attributes = "[...document.querySelectorAll('*')].flatMap(element => element.getAttributeNames())"
+        assert tab.run(f"{attributes}.filter(name => name.startsWith('on'))") == []
+        links = "[...document.querySelectorAll('[href]')].map(link => link.getAttribute('href'))"
+        assert tab.run(f"{links}.map(link => new URL(link, location).protocol).every(kind => kind === 'file:')")
+        titles = tab.run("[...document.querySelectorAll('.points title')].map(title => title.textContent)")
+        assert {title.split(", site ")[1].split(", group ")[0] for title in titles} == set(HOSTILE)
+        for event in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
+            assert not tab.events_of(event)
 
 
 @pytest.mark.parametrize("two_sides", ["oblique"], indirect=True)

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.report import group_tables
+from bids_dgmseg.report import group_page, group_scans
 from bids_dgmseg.report.group_page import find_study_names, write_group_page
 from tests.report.conftest import Page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
@@ -25,7 +26,8 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
 
 @pytest.fixture(autouse=True)
 def quick_figures(monkeypatch) -> None:
-    """Write a pixel in place of each figure; only the page of `plain` has real ones."""
+    """Write a pixel in place of each figure; only the page of `plain` has real, interactive ones."""
+    monkeypatch.setattr(group_page, "MAX_INTERACTIVE", 0)
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, format="PNG")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _self, file, **_options: file.write(pixel.getvalue()))
@@ -45,8 +47,10 @@ def plain(tmp_path_factory) -> Path:
 def test_worst_scans_come_first(plain):
     table = Page(plain).tables["scans-table"]
     assert table[0] == ["Scan", "Site", "Group", "Whole scan", "DN_L", "DN_R", "Not found", "Outliers", "Warnings"]
-    # amber as a whole, then a red nucleus, then one not found, then by warnings (sub-04 has 3, sub-02 1, sub-01 0)
-    assert [row[0] for row in table[1:]] == [f"sub-0{number}_ses-1" for number in (5, 3, 6, 4, 2, 1)]
+    # amber as a whole, then a red nucleus, then one not found; others by warnings (sub-04 has 3, sub-02 1, sub-01 0)
+    assert [row[0] for row in table[1:]] == [f"sub-0{number}_ses-1" for number in (5, 3, 6)]
+    others = Page(plain).tables["other-scans-table"]
+    assert [row[0] for row in others[1:]] == [f"sub-0{number}_ses-1" for number in (4, 2, 1)]
     assert table[2] == ["sub-03_ses-1", "A", "MS", "green", "red", "green", "none", "n/a", "2"]
     assert table[3][6] == "DN_R"
 
@@ -57,18 +61,95 @@ def test_nuclei_smaller_than_voxel_are_listed_separately(tmp_path):
         for name, volume, weighted in (("sub-01", 0, 12.5), ("sub-02", "n/a", "n/a"), ("sub-03", 90, 80))
     ]
     write_table(tmp_path, "group_stats", rows)
-    table = Page(write_group_page(tmp_path)).tables["scans-table"]
+    tables = Page(write_group_page(tmp_path)).tables
+    table, others = tables["scans-table"], tables["other-scans-table"]
     assert table[0][2:4] == ["Not found", "Smaller than a voxel"]
-    assert {row[0]: row[2:4] for row in table[1:]} == {
+    assert {row[0]: row[2:4] for row in table[1:] + others[1:]} == {
         "sub-01": ["none", "STN_L"],
         "sub-02": ["STN_L", "none"],
         "sub-03": ["none", "none"],
     }
 
 
+def test_ratings_and_participants_come_before_scans_and_plots(plain):
+    page = Page(plain)
+    assert list(page.tables)[:3] == ["ratings-table", "participants-table", "scans-table"]
+    # sub-05 is amber as a whole, DN_L of sub-03 red; DN_R of sub-06 was not found
+    assert page.tables["ratings-table"] == [
+        ["Rating", "Whole scan", "DN_L", "DN_R"],
+        ["green", "5", "5", "6"],
+        ["amber", "1", "0", "0"],
+        ["red", "0", "1", "0"],
+        ["failed or not found", "0", "0", "1"],
+    ]
+    # ages 20, 30, 40, 50, 60, 70: mean 45, SD sqrt(1750 / 5) = 18.7; HC 20, 30, 50: sqrt(466.7 / 2) = 15.3
+    rows = {tuple(row[:2]): row[2:] for row in page.tables["participants-table"]}
+    assert rows["all", "all"] == ["6", "6", "45.0 ± 18.7", "20.0 to 70.0", "n/a", "0"]
+    assert rows["HC", "all"] == ["3", "3", "33.3 ± 15.3", "20.0 to 50.0", "n/a", "0"]
+    assert rows["MS", "A"] == ["1", "1", "40.0", "40.0 to 40.0", "n/a", "0"]
+
+
+def test_first_scan_counts_and_sexes_are_counted(tmp_path):
+    visits = (("sub-01", "ses-1", 30, "F"), ("sub-01", "ses-2", 40, "F"), ("sub-02", "ses-1", 50, "1"))
+    rows = [
+        scan_row(name, session=ses, volume_mm3=600, mean_ppm=0.1, age_years=age, gender=sex)
+        for name, ses, age, sex in visits
+    ]
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"SexColumn": "gender"}})
+    table = Page(write_group_page(tmp_path, n_failed=4)).tables["participants-table"]
+    # ages 30 and 50: SD 14.1
+    assert table[1][1:] == ["2", "3", "40.0 ± 14.1", "30.0 to 50.0", "1: 1, F: 1", "0"]
+
+
+def exclude_scans(out: Path) -> None:
+    """Exclude sub-04, with a volume ten times too large, and one nucleus of sub-03."""
+    rows = pd.read_csv(out / "group_stats.tsv", sep="\t", dtype=object, keep_default_na=False)
+    chosen = rows["participant_id"] == "sub-04"
+    rows["excluded"] = "n/a"
+    rows.loc[chosen, ["excluded", "volume_mm3", "rating"]] = ["scan rated red: noise", "7000", "red"]
+    nucleus = (rows["participant_id"] == "sub-03") & (rows["abbreviation"] == "DN_L")
+    rows.loc[nucleus, "excluded"] = "nucleus rated red: in many parts"
+    rows.to_csv(out / "group_stats.tsv", sep="\t", index=False)
+
+
+def test_excluded_scans_are_listed_and_in_no_summary(out):
+    exclude_scans(out)
+    page = Page(write_group_page(out))
+    assert page.tables["excluded-table"][1:] == [
+        ["sub-04_ses-1", "whole scan", "scan rated red: noise"],
+        ["sub-03_ses-1", "DN_L", "nucleus rated red: in many parts"],
+    ]
+    # DN_L without sub-03 and sub-04: A 600, 610; B 710, 720
+    assert page.tables["medians-volume_mm3_by-site"][:2] == [
+        ["Nucleus", "A (n 3)", "B (n 2)"],
+        ["DN_L", "605.0", "715.0"],
+    ]
+    assert next(row for row in page.tables["nuclei-table"] if row[0] == "DN_L")[1] == "4"
+    assert page.tables["participants-table"][1][2:4] == ["5", "5"]
+    assert "Crosses are values rated red" in page.text
+
+
+def test_points_link_to_scans(plain):
+    html = plain.read_text(encoding="utf-8")
+    point = (
+        r'<a href="sub-01.html#sub-01_ses-1_dgm16" class="s0 g0 r0" tabindex="-1">'
+        r"<title>sub-01_ses-1, site A, group HC: DN_L 600 mm³</title><circle "
+    )
+    assert html.count(point) == 2  # by site and by group
+    assert "<metadata" not in html
+    assert not re.findall(r"<svg[^>]*>.*?https?:", html, re.DOTALL)
+
+
+def test_same_tables_give_same_page(plain, tmp_path, monkeypatch):
+    monkeypatch.undo()  # real figures
+    assert write_group_page(write_tables(tmp_path)).read_bytes() == plain.read_bytes().replace(
+        plain.parent.name.encode(), tmp_path.name.encode()
+    )
+
+
 def test_scans_link_to_existing_pages(plain):
     page = Page(plain)
-    to_scans = [link for link in page.links if link.startswith("sub-")]
+    to_scans = {link for link in page.links if link.startswith("sub-")}
     assert sorted(to_scans) == [f"sub-0{number}.html#sub-0{number}_ses-1_dgm16" for number in range(1, 6)]
 
 
@@ -118,7 +199,7 @@ def test_every_entity_distinguishes_scans(tmp_path):
     page = Page(write_group_page(tmp_path))
     # BIDS: run, echo, space; cohort is an entity too, but a column after site is a participant's
     names = ["sub-01_run-1", "sub-01_run-1_space-T1w", "sub-01_run-1_echo-2_space-T1w"]
-    assert [row[0] for row in page.tables["scans-table"][1:]] == names
+    assert [row[0] for row in page.tables["other-scans-table"][1:]] == names
     assert [link for link in page.links if "#sub-01" in link] == [f"sub-01.html#{name}_dgm16" for name in names]
 
 
@@ -156,7 +237,7 @@ def test_omissions_are_explained(tmp_path):
     out = write_tables(tmp_path / "out", ratings=False)
     write_table(out, "group_longitudinal", [], {"NotComputed": "nobody has scans at two ages"})
     page = Page(write_group_page(out))
-    assert page.tables["scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
+    assert page.tables["other-scans-table"][0] == ["Scan", "Site", "Group", "Not found", "Outliers", "Warnings"]
     assert {
         "Ratings of the scans: not in group_stats.tsv and group_qc.tsv",
         "group_longitudinal.tsv: nobody has scans at two ages",
@@ -388,10 +469,10 @@ def test_reconstructions_are_never_pooled(tmp_path):
 
 
 def test_long_tables_are_cut_and_link_to_file(out, monkeypatch):
-    monkeypatch.setattr(group_tables, "MAX_SCANS", 2)
+    monkeypatch.setattr(group_scans, "MAX_SCANS", 2)
     page = write_group_page(out)
     assert len(Page(page).tables["scans-table"]) == 1 + 2
-    assert '2 of 6 rows, all are in <a href="group_qc.tsv">' in page.read_text(encoding="utf-8")
+    assert '2 of 3 rows, all are in <a href="group_qc.tsv">' in page.read_text(encoding="utf-8")
 
 
 def test_asymmetry_figure_states_median(out):

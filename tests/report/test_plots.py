@@ -65,12 +65,21 @@ LOUD: Any = {
 SCANS = pd.DataFrame(
     {
         **{"scan": [f"sub-0{number}" for number in range(6)], "model": "a", "site": list("AABBBB")},
-        **{"nucleus": "DN", "side": "L", "abbreviation": "DN_L", "measure": "mean_ppm", "asymmetry": 0.1},
+        **{
+            "is_red": False,
+            "excluded": None,
+            "nucleus": "DN",
+            "side": "L",
+            "abbreviation": "DN_L",
+            "measure": "mean_ppm",
+            "asymmetry": 0.1,
+        },
         **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
         **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4},
         **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
     }
 )
+PLAIN: Any = {"model": "a", "is_red": False, "excluded": None}
 CURVE = pd.DataFrame({"abbreviation": "DN_L", "curve": "linear", "age": [20, 70], "fit": [0, 1], "low": -1, "high": 2})
 AGREEMENT = pd.DataFrame(
     [{"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(*[np.arange(6.0)] * 2)}]
@@ -116,7 +125,9 @@ def drawn(monkeypatch) -> list[Figure]:
 
 def test_tick_labels_of_many_sites_are_unique(drawn):
     levels = [f"University Hospital of Town {number:02}, scanner A" for number in range(12)]
-    values = pd.DataFrame({"scan": levels, "nucleus": "DN", "side": "L", "site": levels, "mean_ppm": range(12)})
+    values = pd.DataFrame(
+        {"scan": levels, "nucleus": "DN", "side": "L", "site": levels, "mean_ppm": range(12), **PLAIN}
+    )
     group_plots.draw_violins(values, measure="mean_ppm", levels=levels, factor="site")
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
     assert labels == [f"{number:02}\nn 1" for number in range(12)]
@@ -124,8 +135,10 @@ def test_tick_labels_of_many_sites_are_unique(drawn):
 
 @pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
 def test_characters_missing_in_font_give_no_warning(level):
-    values = pd.DataFrame({"scan": ["x"], "nucleus": "DN", "side": "L", "group": [level], "mean_ppm": [0.1]})
-    assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").startswith(b"\x89PNG")
+    values = pd.DataFrame({"scan": ["x"], "nucleus": "DN", "side": "L", "group": [level], "mean_ppm": [0.1], **PLAIN})
+    assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").png.startswith(
+        b"\x89PNG"
+    )
 
 
 def test_violin_is_density_of_all_values(drawn, monkeypatch):
@@ -137,14 +150,16 @@ def test_violin_is_density_of_all_values(drawn, monkeypatch):
 
     monkeypatch.setattr(group_plots, "gaussian_kde", count)
     n = 2 * group_plots.MAX_POINTS
-    values = pd.DataFrame({"scan": range(n), "nucleus": "DN", "side": "L", "mean_ppm": range(n), "scans": "all"})
+    values = pd.DataFrame(
+        {"scan": range(n), "nucleus": "DN", "side": "L", "mean_ppm": range(n), "scans": "all", **PLAIN}
+    )
     group_plots.draw_violins(values, measure="mean_ppm", levels=["all"], factor="scans")
     assert sizes == [n]
 
 
 @pytest.mark.parametrize("asymmetry", [0.3, -0.3], ids=["left larger", "right larger"])
 def test_zero_line_does_not_cross_labels(drawn, asymmetry):
-    values = pd.DataFrame({"nucleus": "DN", "measure": "mean_ppm", "asymmetry": [asymmetry, 1.2 * asymmetry]})
+    values = pd.DataFrame({"nucleus": "DN", "measure": "mean_ppm", "asymmetry": [asymmetry, 1.2 * asymmetry], **PLAIN})
     group_plots.draw_asymmetry(values, measures=["mean_ppm"])
     low, high = drawn[0].axes[0].get_ylim()
     label = 0.02 + 9 / 72 / (3.2 * 0.8)  # share of the height: 9 points, 2 % from the end, in 80 % of 3.2 inches
@@ -165,6 +180,30 @@ def test_titles_of_agreement_panels_are_not_cut(drawn):
     titles = [axes._left_title.get_window_extent() for axes in figure.axes]
     starts = [axes.get_tightbbox().x0 for axes in figure.axes]
     assert all(title.x1 <= start for title, start in zip(titles, [*starts[1:], figure.bbox.x1], strict=True))
+
+
+def test_red_scans_do_not_stretch_axes(drawn):
+    """Green values from 0.1 to 0.2: the axis ends 5 % of their range beyond; red ones are inside it."""
+    values = SCANS.assign(is_red=[False] * 4 + [True] * 2, mean_ppm=[0.1, 0.2, 0.15, 0.12, 9, -9])
+    values.loc[5, "excluded"] = "scan rated red"
+    for draw in (
+        lambda: group_plots.draw_violins(values, measure="mean_ppm", levels=["A", "B"], factor="site"),
+        lambda: group_plots.draw_ageing(values, CURVE.assign(high=1e7), measure="mean_ppm", label="chi"),
+    ):
+        draw()
+        axes = drawn[-1].axes[0]
+        assert axes.get_ylim() == pytest.approx((0.095, 0.205))
+        heights = [y for points in axes.collections for _, y in points.get_offsets() if points.get_sizes().size]
+        assert len(heights) >= 6
+        assert 0.095 < min(heights) < max(heights) < 0.205
+
+
+def test_harmonized_panels_have_axis_of_raw_values(drawn):
+    harmonized = SCANS.assign(mean_ppm=np.linspace(0.12, 0.3, 6))
+    group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site", harmonized=harmonized)
+    raw, right = drawn[0].axes
+    assert raw.get_ylim() == right.get_ylim() == pytest.approx((0.09, 0.31))
+    assert [axes.get_title(loc="left").split("   ")[1] for axes in (raw, right)] == ["raw", "harmonized"]
 
 
 HEADER = "step\tseconds\tloss\tDN_L\tDN_R\n"
