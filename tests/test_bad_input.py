@@ -79,6 +79,19 @@ def replace_by_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
+def append_zeros(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(20_000_000), 1))
+
+
+def claim_size(path: Path) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_shape((2000, 2000, 2000))  # 32 GB of float32; the file contains nothing of it
+    header["sform_code"], header["srow_x"][0], header["srow_y"][1], header["srow_z"][2] = 1, 0.1, 0.1, 0.1
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+
+
 def write_without_affine(path: Path) -> None:
     image = nib.Nifti1Image(chi(), None)
     image.header["sform_code"] = 1  # its srow_* are all zero
@@ -99,6 +112,11 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
     "emptyfile": (lambda path: path.write_bytes(b""), r"cannot be read as NIfTI \(.*\); "),
     "link": (break_symlink, r"content not fetched \(broken symlink\); fetch it first \(datalad get"),
+    "bomb": (append_zeros, r"unpacks to more than the 60 x 74 x 64 voxels in its header; replace the file$"),
+    "claimed": (
+        claim_size,  # 8e9 voxels of 60 bytes
+        r"segment needs about 480\.6 GB of memory for 2000 x 2000 x 2000 voxels, --mem-gb is [\d.]+; raise ",
+    ),
     "fifo": (replace_by_fifo, r"is a FIFO, expected a file; replace it$"),
     "device": (replace_by_device, r"is a device, expected a file; replace it$"),
     "control": (

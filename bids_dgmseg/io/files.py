@@ -31,6 +31,9 @@ DataDictionary = Mapping[str, Mapping[str, str]]
 _DEEPEST_JSON = 50
 """Levels in a JSON file; metadata have a few, and each costs a level of recursion in copies between processes."""
 
+_LARGEST_JSON = 50_000_000
+"""Bytes; sidecars have some thousands, or a few millions with the headers of all DICOM files."""
+
 _POINTER_SIZE = 200
 """Bytes that are enough to recognize a pointer."""
 
@@ -111,12 +114,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_file_type(path)
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise InputError(f"{path.name}: larger than {_LARGEST_JSON // 10**6} MB, expected metadata; fix the file")
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-        level = [data]
-        for _ in range(_DEEPEST_JSON):
-            values = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-            level = [inner for several in values for inner in several]
-        if level:
+        if _is_deeper(data, _DEEPEST_JSON):
             raise RecursionError
     except RecursionError:
         raise InputError(f"{path.name}: nested deeper than {_DEEPEST_JSON} levels; fix the file") from None
@@ -134,6 +135,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: contains a {type(data).__name__}, expected a JSON object {{…}}; fix the file")
     return data
+
+
+def _is_deeper(data: Any, most: int) -> bool:
+    """Return whether lists and objects are nested in more levels."""
+    level = [data]
+    for _ in range(most):
+        values = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [inner for several in values for inner in several]
+    return bool(level)
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import zlib
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import atomic_write, check_file_type, describe_missing, describe_unfetched, is_pointer_file
+from bids_dgmseg.resources import available_memory_gb
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
 """Sizes beyond these come from headers in metres or micrometres."""
@@ -31,6 +34,9 @@ LARGEST_FORM_DIFFERENCE_MM = 1.0
 
 LARGEST_OFFSET_MM = 1e4
 """Distance of an image from the origin of its coordinates; scanners stay below a few metres."""
+
+_CHUNK = 1 << 20
+"""Bytes to unpack at a time; as much may follow the voxels of a file, which some programs pad."""
 
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
@@ -136,7 +142,7 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
     Raises
     ------
     InputError
-        If the data are damaged, complex, structured or not three-dimensional.
+        If the data are damaged, complex, structured, not three-dimensional, or larger than the available memory.
     """
     name = Path(path).name
     shape = image.shape
@@ -144,6 +150,12 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
         shape = shape[:-1]
     if len(shape) != 3:
         raise InputError(f"{name}: has {len(shape)} dimensions {shape}, expected 3; provide one 3D map per file")
+    needed_gb = math.prod(shape) * (image.get_data_dtype().itemsize + np.dtype(dtype).itemsize) / 1e9
+    if needed_gb > (available_gb := available_memory_gb()):
+        raise InputError(
+            f"{name}: {format_shape(shape)} voxels need {needed_gb:.1f} GB of memory, {available_gb:.1f} GB are "
+            "available; check the header, or crop or resample the image"
+        )
     try:
         data = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
@@ -161,14 +173,23 @@ def check_intact(path: str | Path) -> None:
     Raises
     ------
     InputError
-        If the file is truncated or a byte of it is wrong.
+        If the file is truncated, a byte of it is wrong, or it unpacks to far more than its header describes.
     """
     if Path(path).suffix != ".gz":
         return
+    image = load_image(path)
+    proxy: Any = image.dataobj
+    most = proxy.offset + math.prod(image.shape) * image.get_data_dtype().itemsize + _CHUNK
+    n_read = 0
     try:
         with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
+            while chunk := file.read(_CHUNK):
+                n_read += len(chunk)
+                if n_read > most:
+                    raise InputError(
+                        f"{Path(path).name}: unpacks to more than the {format_shape(image.shape)} voxels in its "
+                        "header; replace the file"
+                    )
     except _UNREADABLE as error:
         raise InputError(_describe_damage(error, path)) from error
 
@@ -244,6 +265,15 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
                 f"{name}: qform and sform differ by up to {apart} mm; the sform is used, check left and right"
             )
     return tuple(warnings)
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Format a number of voxels per axis.
+
+    >>> format_shape((160, 160, 96))
+    '160 x 160 x 96'
+    """
+    return " x ".join(map(str, shape))
 
 
 def _format_sizes(sizes_mm: NDArray[np.float64]) -> str:

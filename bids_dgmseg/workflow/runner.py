@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import math
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +30,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError
-from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
 from bids_dgmseg.resources import keep_freed_memory
@@ -45,6 +47,14 @@ _BATCH = 100
 
 _FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {errno.EACCES, errno.EROFS}
+
+_LEAST_GB = {"reconstruct": 0.6, "prepare": 1.0, "measure": 1.5, "save": 1.0}
+"""Memory planned for steps of small images, libraries included."""
+
+_BYTES_PER_VOXEL = {"prepare": 24, "segment": 60, "measure": 42, "save": 8}
+"""Growth of the peak memory of `dgm16` from cubes of 128 to 360 voxels; ``prepare`` for values of 8 bytes."""
+
+_LIBRARIES_GB = 0.6
 
 # Libraries report a full disk in many ways; below this number of bytes it is taken for the reason of a crash.
 _DISK_FULL_BYTES = 1 << 16
@@ -112,18 +122,19 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
     scan, resources, segmentation = job.scan, config.resources, config.segmentation
     threads = min(resources.omp_nthreads, resources.nprocs)
 
-    def node(step: type[Step], mem_gb: float, *, n_procs: int = 1, **inputs: Any) -> StepNode:
+    def node(step: type[Step], *, n_procs: int = 1, **inputs: Any) -> StepNode:
         # Nipype does not accept None for a file that is not given.
         given = {name: str(one) if isinstance(one, Path) else one for name, one in inputs.items() if one is not None}
-        return StepNode(step(**given), name=step.__name__.lower(), n_procs=n_procs, mem_gb=mem_gb)
+        name = step.__name__.lower()
+        return StepNode(step(**given), name=name, n_procs=n_procs, mem_gb=planned_gb[name])
 
+    planned_gb, problem = _plan_memory(scan, model, limit_gb=resources.mem_gb)
     sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
     hashes: dict[str, Any] = {"fingerprint": job.fingerprint, "reconstruction": job.reconstruction}
     nodes = [
-        node(Prepare, 1.0, sidecar=sidecar, problem=scan.problem or ""),
+        node(Prepare, sidecar=sidecar, problem=problem),
         node(
             Segment,
-            model.memory_gb,
             n_procs=threads,
             model=model,
             device=resources.device,
@@ -132,33 +143,49 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
         ),
         node(
             Measure,
-            1.5,
             model=model,
             reference=config.reference,
             reference_mask=job.reference_mask,
             title=scan.name,
             viewer=segmentation.viewer,
         ),
-        node(Save, 1.0, scan=scan, model=model, config=config, **hashes),
+        node(Save, scan=scan, model=model, config=config, **hashes),
     ]
     if scan.from_echoes:
         options = {"phase_sign": config.reconstruction.phase_sign, "n_threads": threads, "mask": job.brain_mask}
-        nodes.insert(0, node(Reconstruct, _plan_memory_gb(scan), n_procs=threads, scan=scan, **options))
+        checked = replace(scan, problem=problem or None)
+        nodes.insert(0, node(Reconstruct, n_procs=threads, scan=checked, **options))
     return nodes
 
 
-def _plan_memory_gb(scan: Scan) -> float:
-    """Estimate the memory of a reconstruction from the header of the first echo.
+def _plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> tuple[dict[str, float], str]:
+    """Estimate the peak memory of each step in GB from the header of the map, or of the first echo.
 
-    Returns 1 GB if it cannot be read: the step itself then reports why.
+    Also returns why the scan cannot be processed: its own problem, or a step that needs more than the limit because of
+    the size of the image; empty if it can. If the header cannot be read, the step itself reports why.
     """
+    least = {**_LEAST_GB, "segment": model.memory_gb}
     try:
-        image = load_image(scan.echoes[0].magnitude) if scan.echoes else None
+        image = load_image(scan.echoes[0].magnitude if scan.echoes else scan.chi)
     except InputError:
         image = None
     if image is None or len(image.shape) < 3:
-        return 1.0
-    return estimate_memory_gb(image.shape[:3], voxel_sizes(image.affine).tolist(), n_echoes=len(scan.echoes))
+        return least, scan.problem or ""
+    shape = image.shape[:3]
+    needed = {step: _LIBRARIES_GB + n * math.prod(shape) / 1e9 for step, n in _BYTES_PER_VOXEL.items()}
+    if scan.echoes:
+        sizes_mm = voxel_sizes(image.affine).tolist()
+        needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes))
+    problem = scan.problem or ""
+    too_large = {step: gb for step, gb in needed.items() if gb > max(limit_gb, least[step])}
+    if too_large and not problem:
+        step, gb = max(too_large.items(), key=lambda one: one[1])
+        problem = (
+            f"{scan.chi.name}: {step} needs about {gb:.1f} GB of memory for {format_shape(shape)} voxels, --mem-gb is "
+            f"{limit_gb:g}; raise --mem-gb, or crop or resample the image"
+        )
+    planned = {step: max(gb, least[step]) for step, gb in needed.items()}
+    return {**least, **planned}, problem
 
 
 class ScanRunner:

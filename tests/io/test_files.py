@@ -25,6 +25,25 @@ def test_folder_is_rejected(tmp_path):
         read_json(tmp_path)
 
 
+def test_json_of_an_image_size_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(50_000_001)  # takes no space on the disk
+    with pytest.raises(InputError, match=r"^a.json: larger than 50 MB, expected metadata; fix the file$"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(50, True), (51, False), (100_000, False)])
+def test_nesting_of_json_is_limited(tmp_path, levels, is_read):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}")
+    if is_read:
+        assert read_json(path).keys() == {"a"}
+        return
+    with pytest.raises(InputError, match=r"^a.json: nested deeper than 50 levels; fix the file$"):
+        read_json(path)
+
+
 def test_unfetched_json_is_reported(tmp_path):
     link = tmp_path / "sub-01_Chimap.json"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0.json")

@@ -152,7 +152,9 @@ def test_damaged_header_is_rejected(store, affine, start, bytes_written, name):
     data = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
     data[start : start + len(bytes_written)] = bytes_written
     path.write_bytes(gzip.compress(data) if packed else data)
-    with pytest.raises(InputError, match=r"^map.nii(.gz)?: (cannot be read as NIfTI|the data are damaged)"):
+    with pytest.raises(
+        InputError, match=r"^map.nii(.gz)?: (cannot be read as NIfTI|the data are damaged|.* GB of memory)"
+    ):
         Volume.read(path)
 
 
@@ -289,3 +291,14 @@ def test_valid_sform_replaces_a_damaged_qform(store, tmp_path, fields, warning):
     assert check_header(load_image(path), "map.nii")[0].startswith(warning)
     out = write_like(volume.array, path, tmp_path / "out.nii")
     np.testing.assert_array_equal(Volume.read(out).array, volume.array)
+
+
+def test_image_larger_than_the_memory_is_not_read(store, monkeypatch):
+    path = store(UPRIGHT)  # 336 voxels of 4 bytes, which become 8
+    monkeypatch.setattr("bids_dgmseg.io.nifti.available_memory_gb", lambda: 336 * 12 / 1e9)
+    Volume.read(path, np.float64)
+    monkeypatch.setattr("bids_dgmseg.io.nifti.available_memory_gb", lambda: 336 * 11 / 1e9)
+    with pytest.raises(
+        InputError, match=r"^map.nii.gz: 6 x 7 x 8 voxels need 0.0 GB of memory, 0.0 GB are available; "
+    ):
+        Volume.read(path, np.float64)

@@ -13,6 +13,7 @@ from nipype import Workflow
 from bids_dgmseg.bids.scans import Echo, Scan
 from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.workflow.interfaces import Prepare, StepNode
 from bids_dgmseg.workflow.participant import Job
 from bids_dgmseg.workflow.runner import STEPS, _work, init_scan_wf
@@ -81,6 +82,41 @@ def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, 
     workflow = workflow_of(tmp_path, *(Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)))
     planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_margin**3
     assert workflow.get_node("reconstruct").mem_gb == pytest.approx(planned / 1e9)
+
+
+def large_map(path: Path, voxels: int) -> Path:
+    """Write a float32 map whose voxels take no space on the disk."""
+    nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).to_filename(path)
+    with path.open("r+b") as file:
+        file.seek(42)  # dim[1:4]
+        file.write(np.array([voxels] * 3, np.int16).tobytes())
+        file.truncate(352 + 4 * voxels**3)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("voxels", "mem_gb", "planned_gb", "problem"),
+    [
+        # Bytes per voxel as measured; below, the minimum of each step, whatever --mem-gb is.
+        (164, 0.5, {"prepare": 1.0, "segment": 2.0, "measure": 1.5, "save": 1.0}, ""),
+        (512, 10, {"prepare": 3.82, "segment": 8.65, "measure": 6.24, "save": 1.67}, ""),
+        (
+            512,
+            2,
+            {"segment": 8.65},
+            "sub-01_Chimap.nii: segment needs about 8.7 GB of memory for 512 x 512 x 512 voxels, --mem-gb is 2; "
+            "raise --mem-gb, or crop or resample the image",
+        ),
+    ],
+)
+def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, planned_gb, problem):
+    chi = large_map(tmp_path / "sub-01_Chimap.nii", voxels)
+    config = RunConfig(tmp_path, tmp_path / "out", resources=Resources(mem_gb=mem_gb))
+    scan = Scan("01", None, {}, chi, {}, None, tmp_path, "raw")
+    workflow = init_scan_wf(Job(scan, "fingerprint"), get_model("dgm16"), config)
+    for step, expected in planned_gb.items():
+        assert workflow.get_node(step).mem_gb == pytest.approx(expected, abs=0.01)
+    assert workflow.get_node("prepare").inputs.problem == problem
 
 
 def test_unreadable_echoes_are_planned_too(tmp_path):
