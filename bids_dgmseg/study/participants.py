@@ -170,7 +170,7 @@ def read_participant_tables(
         if selected is None and (others := [f"sub-{label}" for label in set(participants.index) - labels]):
             warnings.append(f"participants.tsv: no results of {list_some(others)}; they are not in the tables")
     sessions, session_warnings = _read_sessions(root, [visit for visit in scanned if visit[0] in labels], visits)
-    scan_times, time_warnings = _read_scan_times(root, labels)
+    scan_times, time_warnings = _read_scan_times(root, {label for label, session in visits if session})
     own_times = sessions["acq_time"].dropna() if "acq_time" in sessions else _no_times()
     days, day_warnings = find_days({"sessions.tsv": own_times, "scans.tsv": scan_times})
     session_warnings += [*time_warnings, *day_warnings]
