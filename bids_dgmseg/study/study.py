@@ -154,7 +154,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     is an `InputError` if no scan has a measure, or a value of it is not a number.
     """
     if unknown := [measure for measure in measures if measure not in cohort.stats]:
-        shown = ", ".join(sorted(str(column) for column in cohort.stats if column != "scan"))
+        shown = ", ".join(sorted(str(column) for column in cohort.stats if column not in ("scan", "excluded")))
         raise InputError(f"--measures {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
     scan = cohort.stats["scan"].to_numpy()
     table = cohort.stats[["scan", "abbreviation"]].copy()

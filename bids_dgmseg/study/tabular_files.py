@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,9 @@ from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, wr
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
+
+PAGE = "group.html"
+"""Page of the tables in the same folder."""
 
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
@@ -115,7 +119,9 @@ def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
 def write_tables(
     folder: Path, tables: Sequence[ResultTable], *, keys: pd.DataFrame, settings: Mapping[str, Any]
 ) -> list[Path]:
-    """Write tables and their data dictionaries atomically.
+    """Write tables and their data dictionaries: all, or none if one cannot be written.
+
+    The page of earlier tables is removed.
 
     Numbers have seven digits. `keys` has one row per scan of the study, as a column ``scan`` counts them; `settings`
     are what the run was asked for and found. Return the path of each table, followed by that of its data dictionary.
@@ -126,21 +132,26 @@ def write_tables(
         If a file cannot be written.
     """
     paths: list[Path] = []
-    for table in tables:
-        rows = table.rows
-        if "scan" in rows:
-            rows = _with_keys(rows, keys)
-        dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
-        about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
-        if table.not_computed:
-            about["NotComputed"] = table.not_computed
-        path = folder / f"{table.name}.json"
-        try:
-            sidecar = write_json(dictionary | about, path)
-            path = folder / f"{table.name}.tsv"
-            paths += [write_tsv(rows.apply(_format_column), path, float_format="%.7g"), sidecar]
-        except OSError as error:
-            raise InputError(f"{path.name}: cannot be written ({error.strerror}); check the output folder") from error
+    path = folder / PAGE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".group-") as staging:
+            for table in tables:
+                rows = _with_keys(table.rows, keys) if "scan" in table.rows else table.rows
+                dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
+                about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
+                if table.not_computed:
+                    about["NotComputed"] = table.not_computed
+                path = folder / f"{table.name}.json"
+                write_json(dictionary | about, Path(staging, path.name))
+                path = folder / f"{table.name}.tsv"
+                write_tsv(rows.apply(_format_column), Path(staging, path.name), float_format="%.7g")
+                paths += [path, path.with_suffix(".json")]
+            (folder / PAGE).unlink(missing_ok=True)
+            for path in paths:
+                Path(staging, path.name).replace(path)
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be written ({error.strerror}); check the output folder") from error
     return paths
 
 

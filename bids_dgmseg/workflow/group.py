@@ -14,7 +14,7 @@ from bids_dgmseg.bids.output_dataset import write_merged_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import DISK_ADVICE, FAILED, OK, InputError, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.workflow.environment import check_folders, limit_library_threads, run_folder
@@ -33,7 +33,7 @@ def run_group(config: RunConfig) -> int:
     -------
     int
         0 if all tables of the participant level were used, 1 if damaged ones or results that are out of date were
-        left out.
+        left out, or the page could not be written.
 
     Raises
     ------
@@ -85,20 +85,34 @@ def run_group(config: RunConfig) -> int:
         return 0
     remove_temporary_files(config.output_dir)
     with run_folder(config.control.work_dir):
-        from bids_dgmseg.report.group_page import write_group_page
-
         tables, analysis_warnings = run_analyses(study)
         all_tables = [*scan_tables(cohort), *tables]
         paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)
         if config.group.merge:
             write_merged_dataset_files(config.output_dir, [folder.path for folder in folders])
         warnings += [*cohort.warnings, *analysis_warnings]
-        page = write_group_page(config.output_dir, warnings=warnings, n_failed=n_missing + cohort.n_damaged)
-    for warning in warnings:
-        progress.warn(warning)
-    for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings), str(page)):
-        progress.info(line)
-    return 1 if cohort.n_damaged or cohort.n_outdated else 0
+        for warning in warnings:
+            progress.warn(warning)
+        for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings)):
+            progress.info(line)
+        written = _write_page(config.output_dir, warnings, n_missing + cohort.n_damaged, progress)
+    return OK if written and not cohort.n_damaged and not cohort.n_outdated else FAILED
+
+
+def _write_page(output_dir: Path, warnings: Sequence[str], n_failed: int, progress: RunProgress) -> bool:
+    """Write the page; a failure is reported."""
+    try:
+        from bids_dgmseg.report.group_page import write_group_page
+
+        progress.info(str(write_group_page(output_dir, warnings=warnings, n_failed=n_failed)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know
+        what_to_do = DISK_ADVICE if isinstance(error, OSError) else "please report this as a bug"
+        progress.warn(
+            f"group.html: cannot be written ({type(error).__name__}: {' '.join(str(error).split())}); the tables are "
+            f"complete; {what_to_do}"
+        )
+        return False
+    return True
 
 
 def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> list[str]:

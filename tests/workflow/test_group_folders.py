@@ -1,6 +1,8 @@
 """Folders that the group level reads, and where it may write."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from bids_dgmseg.bids.output_dataset import IGNORED
 from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.io.files import write_tsv
 from tests.workflow.test_group import add_scan, rows_of
 
 OWN = {"Name": "x", "GeneratedBy": [{"Name": "bids_dgmseg"}]}
@@ -158,6 +161,40 @@ def test_unfinished_scan_is_left_out(out, run, capsys):
     (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()
     assert run() == 2
     assert "out: all tables are unfinished (_dseg.json is missing)" in capsys.readouterr().err
+
+
+def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
+    assert run() == 0
+    add_scan(out, "sub-03", {"DN_L": (700.0, 0.1)})
+
+    def fail(*arguments, **options):
+        raise KeyError("no such column")
+
+    monkeypatch.setattr("bids_dgmseg.report.group_page.write_page", fail)
+    assert run() == 1
+    message = "group.html: cannot be written (KeyError: 'no such column'); the tables are complete; please report"
+    assert message in capsys.readouterr().err
+    assert not (out / "group.html").exists()
+    assert len(rows_of(out / "group_volumes.tsv")) == 3
+
+
+def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
+    assert run() == 0
+    before = files_of(out)
+    add_scan(out, "sub-03", {"DN_L": (700.0, 0.1)})
+    added = {name: content for name, content in files_of(out).items() if "sub-03" in name}
+    tables = []
+
+    def fill_disk(table, path, **options):
+        tables.append(path)
+        if len(tables) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_tsv(table, path, **options)
+
+    monkeypatch.setattr("bids_dgmseg.study.tabular_files.write_tsv", fill_disk)
+    assert run() == 2
+    assert "group_susceptibility.tsv: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert files_of(out) == before | added
 
 
 def test_unfetched_participants_are_a_warning(dataset, out, run, capsys):
