@@ -427,6 +427,23 @@ def test_differences_have_limits_and_covariates(out):
     assert text.index("figures/group_mean_ppm_by-group.png") < text.index("group_differences-mean_ppm")
 
 
+def test_notes_and_changes_of_groups_are_shown(out):
+    shared = {"measure": "mean_ppm", "model": "dgm16", "reference": "HC", "group": "PD", "difference": 0.01}
+    note = "group and site cannot be separated (column site, all PD are at site B): compare within sites"
+    rows = [shared | {"abbreviation": name, "note": note, "ancova_note": note} for name in ("DN_L", "DN_R")]
+    write_table(out, "group_differences", rows)
+    change = shared | {"abbreviation": "DN_L", "change_per_year": 0.004, "n_site_change": 2, "q_difference": 0.02}
+    rows = [change | {"group": "HC", "reference": "n/a", "difference": "n/a", "q_difference": "n/a"}, change]
+    write_table(out, "group_longitudinal", rows)
+    html = write_group_page(out)
+    assert html.read_text(encoding="utf-8").count(f"All rows: {note}.") == 1
+    headings, *cells = Page(html).tables["group_longitudinal-mean_ppm"]
+    shown = [dict(zip(headings, row, strict=True)) for row in cells]
+    assert [row["Group"] for row in shown] == ["HC", "PD"]
+    assert [row["q (difference)"] for row in shown] == ["n/a", "0.020"]
+    assert shown[1]["Site changes"] == "2"
+
+
 def test_thinned_points_are_mentioned(tmp_path):
     for n, is_mentioned in ((150, False), (151, True)):
         rows = [scan_row(f"sub-{number:03}", session="n/a", volume_mm3=number, mean_ppm=0.1) for number in range(n)]
