@@ -154,7 +154,7 @@ def _make_private_folder(base: Path) -> Path:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        tempfile.tempdir = str(folder)  # multiprocessing needs one for its sockets
+        tempfile.tempdir = str(base)  # multiprocessing needs one for its sockets, and removes its own folder there
     return folder
 
 

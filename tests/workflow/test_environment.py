@@ -149,6 +149,16 @@ def test_default_work_folder_is_in_the_temporary_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_work_dir_replaces_a_missing_temporary_folder(tmp_path, monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with run_folder(tmp_path):
+        assert tempfile.tempdir == str(tmp_path)
+
+
 def test_missing_temporary_folder_is_one_line(monkeypatch):
     def fail() -> str:
         raise FileNotFoundError("No usable temporary directory found")
