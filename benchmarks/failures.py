@@ -120,6 +120,36 @@ def show_legs(case: Case, rng: np.random.Generator) -> Case:
     return Case(_as(case.chi, np.where(chi != 0, noisy, 0)), np.zeros_like(case.truth))
 
 
+def drop_slices(case: Case, rng: np.random.Generator) -> Case:
+    """Set one or two adjacent slices through a nucleus to 0, along any axis of the array."""
+    places = np.argwhere(case.truth == rng.choice(np.unique(case.truth[case.truth > 0])))
+    axis, middle = int(rng.integers(3)), rng.choice(places)
+    chi = case.chi.array.copy()
+    np.moveaxis(chi, axis, 0)[middle[axis] : middle[axis] + int(rng.integers(1, 3))] = 0
+    return _with(case, chi)
+
+
+def cut_holes(case: Case, rng: np.random.Generator) -> Case:
+    """Set a hole of 2 to 4 mm radius in each of four nuclei to 0, as in masks of reliable voxels."""
+    chi = case.chi.array.copy()
+    for index in rng.choice(np.unique(case.truth[case.truth > 0]), 4, replace=False):
+        centre = rng.choice(np.argwhere(case.truth == index))
+        offsets_mm = (np.indices(chi.shape).T - centre).T * np.reshape(case.chi.voxel_size_mm, (3, 1, 1, 1))
+        chi[np.linalg.norm(offsets_mm, axis=0) < rng.uniform(2, 4)] = 0
+    return _with(case, chi)
+
+
+def shift_zero(case: Case, rng: np.random.Generator) -> Case:
+    """Add a constant of 0.1 ppm, or subtract it."""
+    return _with(case, np.where(case.chi.array != 0, case.chi.array + rng.choice((-0.1, 0.1)), 0))
+
+
+def show_r2star(case: Case, rng: np.random.Generator) -> Case:
+    """Replace chi by R2* of 0 to 100 per second, scaled to at most 0.2: 18/s plus 120/s per ppm."""
+    del rng
+    return _with(case, np.where(case.chi.array != 0, np.clip(18 + 120 * case.chi.array, 0.1, 100) * 0.002, 0))
+
+
 def _with(case: Case, chi: NDArray[np.floating]) -> Case:
     return replace(case, chi=_as(case.chi, chi))
 
@@ -138,5 +168,9 @@ FAILURES: Mapping[str, Callable[[Case, np.random.Generator], Case]] = {
     "left and right exchanged": exchange_sides,
     "wrong mask": shift_mask,
     "another body part": show_legs,
+    "missing slices": drop_slices,
+    "holes of the mask": cut_holes,
+    "zero shifted by 0.1 ppm": shift_zero,
+    "R2* instead of chi": show_r2star,
 }
 """Name → function that applies it."""

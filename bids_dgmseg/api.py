@@ -167,7 +167,8 @@ def measure(
     Parameters
     ----------
     img : Niimg-like
-        3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts.
+        3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts, except in chi
+        maps where it is missing (empty slices, connected zeros inside the head).
     labels : Niimg-like
         3D label image in the same space. If it has another grid, each voxel of `img` gets the label of the nearest
         voxel of `labels`; no registration is done.

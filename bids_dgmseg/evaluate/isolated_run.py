@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, write_json, write_text
@@ -91,7 +92,7 @@ def _segment(job: SegmentationJob) -> dict[str, Any]:
     """Segment one map and write its labels; the time includes loading weights, but not reading or writing images."""
     limit_threads(job.threads)
     checked = check_chi(job.chi, job.sidecar).chi_ppm
-    chi = checked.with_array(np.nan_to_num(checked.array))
+    chi = checked.with_array(fill_holes(checked.array, checked.voxel_size_mm))
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
     if job.model in BASELINES:
         labels, structures = _segment_by_atlases(chi, job)

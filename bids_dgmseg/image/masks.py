@@ -1,8 +1,9 @@
-"""Binary masks: valid voxels, field of view, closing, connected components, smoothing within a mask."""
+"""Masks: valid and missing voxels, field of view, closing, connected components, smoothing within a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,20 @@ _ZERO_PPM = 1e-4
 
 _SMALLEST_GAP = 3
 """Edge length of the smallest region outside the field of view; inside, single voxels are 0 where a map crosses 0."""
+
+_CHANCE_FACTOR = 2
+"""Groups of zeros more than this many times larger than those of the neighbouring values are missing data."""
+
+_LARGEST_PROBABILITY = 0.05
+"""Half of the percolation threshold: from there on groups of equal values may extend throughout the head."""
+
+_ROOT_2PI = 2.5066282746310002
+
+_FILL_MM = 2.0
+"""Standard deviation of the Gaussian that fills holes: reaches across two thick slices, narrower than a nucleus."""
+
+_SMALLEST_WEIGHT = 1e-3
+"""Part of that Gaussian on valid voxels below which rounding errors would be large."""
 
 
 def is_valid(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -30,6 +45,99 @@ def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)
     outside: NDArray[np.bool_] = opened[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
     return outside
+
+
+def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np.bool_]:
+    r"""Find the voxels inside the head that were not measured.
+
+    Parameters
+    ----------
+    chi : ndarray of shape (X, Y, Z)
+        Map in ppm.
+    zeros : bool
+        Whether connected zeros are missing data; if not, only those of empty slices are.
+
+    Returns
+    -------
+    ndarray of bool
+        Voxels that are not finite or 0, and belong to an empty slice (of any axis) between two slices that have a value
+        at this place, or, more than two voxels from the background, to a group of such voxels (26-connected) that
+        chance does not explain. Zeros connected to the border of the image by passages of three voxels or more are
+        background.
+
+    Notes
+    -----
+    A map stored in steps :math:`s` with noise :math:`\sigma` has values that are 0 by chance, with a probability of
+    about :math:`p = s / (\sqrt{2 \pi} \sigma)` per voxel in tissue of 0 ppm. The expected number of groups of
+    :math:`k` such voxels among :math:`N` decreases as :math:`N e^{-\zeta k}`, where :math:`\zeta` depends on
+    :math:`p` and on the smoothness of the map, and the largest has :math:`K \approx \ln N / \zeta` voxels. Chance
+    makes the stored values next to 0, :math:`\pm s`, as frequent as 0, so :math:`K` is measured on them: of groups
+    of :math:`2 K` zeros chance yields :math:`N e^{-2 \zeta K} \approx 1 / N`. Zeros are missing in groups of more than
+    :math:`2 K`; of more than two in floating-point maps, where no two neighbours are equal and :math:`K = 1`. From
+    :math:`p = 0.098` on, equal values are connected throughout the head (percolation on the cubic lattice with 26
+    neighbours [1]_), so from 0.05 on only empty slices are found.
+
+    References
+    ----------
+    .. [1] Kurzawski Ł, Malarz K. Simple cubic random-site percolation thresholds for complex neighbourhoods. Rep Math
+       Phys 70 (2012) 163-169. doi:10.1016/S0034-4877(12)60036-6
+    """
+    finite = np.isfinite(chi)
+    size = np.where(finite, np.abs(chi), np.inf)
+    lowest = chi.flat[size.argmin()]  # what the storage makes of 0
+    empty = ~finite | ((chi == lowest) & (size <= _ZERO_PPM))
+    outside = outside_field_of_view(~empty)
+    missing: NDArray[np.bool_] = np.logical_or.reduce([_in_empty_slices(empty, outside, axis) for axis in range(3)])
+    components, _ = ndimage.label(np.pad(outside, 1, constant_values=True))
+    background = (components == components[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    deep = ~ndimage.maximum_filter(background, 5, mode="constant", cval=True)
+    missing |= deep & ~finite
+    groups, sizes = _connected_groups(deep & empty)
+    if not zeros or sizes.max() <= _CHANCE_FACTOR:
+        return missing
+    above, below = chi[chi > lowest].min(initial=np.inf), chi[chi < lowest].max(initial=-np.inf)
+    values = chi[deep & ~empty]
+    sd = float(np.diff(np.percentile(values, (16, 84)))[0] / 2) if len(values) else 0.0
+    probability = max(*(np.mean(values == value) for value in (above, below)), (above - below) / 2 / (_ROOT_2PI * sd))
+    if probability < _LARGEST_PROBABILITY:
+        by_chance = max(1, *(_connected_groups(deep & (chi == value))[1].max() for value in (above, below)))
+        missing |= (sizes > _CHANCE_FACTOR * by_chance)[groups]
+    return missing
+
+
+def _in_empty_slices(empty: NDArray[np.bool_], outside: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Find the voxels of empty slices between two slices that are not empty and inside the head at the same place."""
+    slices, beyond = np.moveaxis(empty, axis, 0), np.moveaxis(outside, axis, 0)
+    between = np.zeros(slices.shape, bool)
+    for low, high in pairwise(np.flatnonzero(~slices.all(axis=(1, 2)))):
+        between[low + 1 : high] = ~(beyond[low] | beyond[high])
+    return np.moveaxis(between, 0, axis)
+
+
+def _connected_groups(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Label the 26-connected groups of a mask from 1, and count their voxels; 0 is outside, with a count of 0."""
+    groups, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(groups.ravel())
+    sizes[0] = 0
+    return groups, sizes
+
+
+def fill_holes(chi: NDArray[np.float32], voxel_size_mm: Sequence[float]) -> NDArray[np.float32]:
+    """Fill the holes of a map in ppm with Gaussian means (2 mm) of the valid voxels; NaN elsewhere becomes 0.
+
+    Holes are NaN where `find_missing` finds them, unless they contain a cube of 3 voxels: so much cannot be
+    interpolated, and is outside of the field of view.
+    """
+    finite = np.isfinite(chi)
+    filled: NDArray[np.float32] = np.where(finite, chi, np.float32(0))
+    if finite.all():
+        return filled
+    valid = is_valid(chi)
+    holes = find_missing(chi, zeros=False) & ~finite & ~outside_field_of_view(valid)
+    if holes.any():
+        sums, weights = masked_gaussian(filled, valid, [_FILL_MM / edge for edge in voxel_size_mm])
+        np.divide(sums, weights, out=filled, where=holes & (weights > _SMALLEST_WEIGHT))
+    return filled
 
 
 def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.masks import find_missing
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
@@ -61,6 +62,9 @@ HOLES_SHARE = 0.01
 HOLES_RIM_SHARE = 1 / 6
 """Smallest fraction of non-zero voxels around a hole in the brain; empty corners of an image have hardly any."""
 
+EMPTY_SHARE = 1e-3
+"""Missing zeros are reported from this fraction of the brain: a tenth of a slice. Those in nuclei always are."""
+
 _UNITS = {
     "ppm": ("ppm", "parts per million", "part per million", "1e-6", "10^-6"),
     "ppb": ("ppb", "parts per billion", "part per billion", "1e-9", "10^-9"),
@@ -89,6 +93,8 @@ class ChiMap:
     """Reference region in the sidecar, or ``not stated``."""
     n_replaced: int
     """Voxels inside the brain that were NaN or infinite."""
+    n_empty: int
+    """Voxels inside the brain that were 0 in empty slices or connected groups: missing data, NaN in `chi_ppm`."""
     warnings: tuple[str, ...]
 
 
@@ -121,7 +127,9 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     Returns
     -------
     ChiMap
-        In ppm, NaN at every voxel that is not finite; 0 stays 0.
+        In ppm, NaN at every voxel that is not finite or is missing inside the head (see
+        `bids_dgmseg.image.masks.find_missing`); other zeros stay 0. In maps without negative values only empty slices
+        are missing, since the value of connected voxels without a paramagnetic source is 0.
 
     Raises
     ------
@@ -141,7 +149,16 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     stated = _stated_units(name, sidecar)
     _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
-    n_replaced = count_holes(finite, nonzero)
+    chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
+    missing = find_missing(chi, zeros=summary.negative_share >= NEGATIVE_SHARE)
+    chi[missing] = np.nan
+    n_empty = int(np.count_nonzero(missing & finite))
+    if n_empty > EMPTY_SHARE * np.count_nonzero(nonzero):
+        warnings.append(
+            f"{name}: {n_empty} voxels inside the brain are 0 in whole slices or connected groups (missing data); "
+            "they are filled in for the network and excluded from the measures"
+        )
+    n_replaced = int(np.count_nonzero((missing & ~finite) | find_holes(finite, nonzero)))
     if n_replaced:
         warnings.append(
             f"{name}: {n_replaced} voxels inside the brain are NaN or infinite; "
@@ -156,33 +173,33 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         )
     keys = {key.casefold().replace("_", "").replace(" ", ""): value for key, value in sidecar.items()}
     references = (keys.get(key) for key in _REFERENCE_KEYS)
-    chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
     return ChiMap(
         chi_ppm=volume.with_array(chi),
         units=units,
         units_from="sidecar" if stated else "magnitude of the values",
         reference=next((ref.strip() for ref in references if isinstance(ref, str) and ref.strip()), "not stated"),
         n_replaced=n_replaced,
+        n_empty=n_empty,
         warnings=tuple(warnings),
     )
 
 
-def count_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> int:
-    """Count the voxels inside the brain that are not finite; `nonzero` are the finite voxels other than 0.
+def find_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find the voxels inside the brain that are not finite; `nonzero` are the finite voxels other than 0.
 
     If the background is NaN, too, holes are the voxels enclosed by finite ones. Otherwise a group of voxels is a hole
-    if enough of the voxels around it are not 0, so that holes at the border of the brain or of the image are counted.
+    if enough of the voxels around it are not 0, so that holes at the border of the brain or of the image are found.
     """
     if finite.all():
-        return 0
+        return ~finite
     if np.mean(~finite) > HOLES_SHARE:
-        return int(np.count_nonzero(ndimage.binary_fill_holes(finite) & ~finite))
+        return np.asarray(ndimage.binary_fill_holes(finite) & ~finite)
     groups, n_groups = ndimage.label(~finite)
     around = np.where(finite, ndimage.grey_dilation(groups, footprint=ndimage.generate_binary_structure(3, 1)), 0)
     numbers = np.arange(1, n_groups + 1)
     n_around, n_nonzero = (ndimage.sum_labels(mask, around, numbers) for mask in (finite, nonzero))
-    sizes = np.bincount(groups.ravel())[1:]
-    return int(sizes[n_nonzero >= HOLES_RIM_SHARE * n_around].sum())
+    holes: NDArray[np.bool_] = np.append(False, n_nonzero >= HOLES_RIM_SHARE * n_around)[groups]
+    return holes
 
 
 def _read_intact(path: str | Path) -> tuple[str, Volume, list[str]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
 from bids_dgmseg.image.grids import Box
-from bids_dgmseg.image.masks import masked_gaussian
+from bids_dgmseg.image.masks import is_valid, masked_gaussian
 from bids_dgmseg.image.volume import Volume
 
 SD_PER_MAD = 1.482602218505602
@@ -46,6 +46,7 @@ MAP_QUALITY: Mapping[str, Mapping[str, str]] = {
         "Description": "Typical deviation of the smoothed map from its median within 5 mm of the edge of the mask",
         "Units": "ppm",
     },
+    "negative_fraction": {"Description": "Fraction of the valid voxels that are below 0; about half in a brain"},
 }
 """Name → description and units."""
 
@@ -75,11 +76,12 @@ def measure_map_quality(
     dict
         NaN if the image is too small or has no edge inside.
     """
-    finite = inside & np.isfinite(chi)
+    finite, valid = inside & np.isfinite(chi), inside & is_valid(chi)
     return {
         "noise_sd_ppm": estimate_noise(chi, finite),
         "streaking_index": streaking_index(chi, finite, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction),
         "rim_residual_ppm": rim_residual(chi, finite, voxel_size_mm=voxel_size_mm),
+        "negative_fraction": float((chi[valid] < 0).mean()) if valid.any() else np.nan,
     }
 
 

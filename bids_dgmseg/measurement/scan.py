@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,14 @@ from bids_dgmseg.measurement.nuclei import (
     measure_nuclei,
     parse_reference_region,
 )
-from bids_dgmseg.measurement.rating import Rating, measure_confidence, rate_nuclei, rate_scan
+from bids_dgmseg.measurement.rating import (
+    Rating,
+    measure_confidence,
+    missing_fraction,
+    rate_nuclei,
+    rate_scan,
+    summarize_nuclei,
+)
 from bids_dgmseg.models.structures import Structure
 
 MIN_VOXELS = 20
@@ -32,6 +39,9 @@ MIN_VOXELS = 20
 
 MIN_VOLUME_MM3 = 50.0
 """Two thirds of the smallest nucleus; at 0.5 mm, 20 voxels are less than the error of any label."""
+
+NAMED_FRACTION = 0.01
+"""Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
 
 _ROUNDING_MM = 1e-6
 """Rounding error of affines in float32."""
@@ -222,7 +232,9 @@ def measure_scan(
     ScanMeasures
         Missing nuclei have NaN in every measure and a red rating.
     """
-    chi, dseg = scan.chi.array[scan.block], scan.dseg.array[scan.block]
+    inside = scan.fov.inside[scan.block]
+    chi = np.where(inside, scan.chi.array[scan.block], np.float32(np.nan))  # nnU-Net also labels voxels outside
+    dseg = scan.dseg.array[scan.block]
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
     coverage = check_coverage(
         scan.dseg,
@@ -253,14 +265,15 @@ def measure_scan(
     quality = {
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
         "box_margin_mm": box_margin(scan.dseg, box),
-        "red_nuclei_fraction": float((stats["rating"] == "red").mean()),
+        **summarize_nuclei(stats),
     }
-    rating, reasons = rate_scan(quality, stats["rating"].tolist())
+    rating, reasons = rate_scan(quality)
     kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
     columns = [column for column in STATS_COLUMNS if column in stats]
     red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
     warnings = [*coverage.warnings, *(_describe_exchange(*pair, red) for pair in coverage.exchanged)]
+    warnings.extend(_describe_missing(stats))
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
 
 
@@ -272,3 +285,10 @@ def _describe_exchange(left: str, right: str, red: Collection[str]) -> str:
             "nnU-Net folder, the axes of its training (orientation in dataset.json)"
         )
     return f"{left} lies to the right of {right}, and the rating is red: the segmentation is unreliable; check the map"
+
+
+def _describe_missing(stats: pd.DataFrame) -> Iterator[str]:
+    """Yield a warning that names the nuclei of which voxels are missing."""
+    fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
+    if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
+        yield f"voxels without data (NaN or 0) in {', '.join(named)}; they are excluded from the means, check the map"

@@ -85,9 +85,13 @@ _MAP_QUALITY = {
     "noise_sd_ppm": ("Noise SD", "ppm"),
     "streaking_index": ("Streaking index", ""),
     "rim_residual_ppm": ("Residual at the rim", "ppm"),
+    "negative_fraction": ("Fraction of negative values", ""),
     "box_margin_mm": ("Margin of the box", "mm"),
 }
 """Key of ``_qc.json`` → name and unit."""
+
+_HOLES = ("n_replaced", "n_empty")
+"""Keys of ``input``: voxels inside the brain without data."""
 
 _NOT_FOUND, _WITHOUT_VOXEL = "not found", "smaller than a voxel"
 
@@ -279,7 +283,7 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     given: Mapping[str, Any] = qc.get("input") or {}
     reference: Mapping[str, Any] = qc.get("reference") or {}
     units_from = f" (from the {given['units_from']})" if given.get("units_from") else ""
-    n_replaced = given.get("n_replaced")
+    not_finite, empty = ("none" if given.get(key) == 0 else format_value(given.get(key)) for key in _HOLES)
     return {
         "Input": {
             "Map": format_value(given.get("file")),
@@ -288,7 +292,8 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
             "Voxel size": format_size(given.get("voxel_size_mm")),
             "Matrix": format_size(given.get("shape"), unit=""),
             "Stored as": format_value(given.get("orientation")),
-            "Replaced voxels": "none" if n_replaced == 0 else format_value(n_replaced),
+            "NaN inside the brain": not_finite,
+            "Missing zeros inside the brain": empty,
         },
         "Reconstruction": _describe_reconstruction(qc.get("reconstruction") or {}),
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import load_segmenters, load_weights, localizer_network, pick_device
 from bids_dgmseg.models.registry import MODELS, Model
@@ -53,7 +54,7 @@ def segment_map(
     Parameters
     ----------
     chi : Volume
-        Susceptibility in ppm, 0, NaN or noise outside the brain.
+        Susceptibility in ppm, 0, NaN or noise outside the brain; NaN in holes, which are filled for the networks.
     model : Model
         Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.nnunet_folder.choose_labels`.
     weights : path, optional
@@ -76,7 +77,7 @@ def segment_map(
     InputError
         If the map shows no head or the weights cannot be loaded.
     """
-    chi = chi.with_array(np.nan_to_num(chi.array, nan=0.0))
+    chi = chi.with_array(fill_holes(chi.array, chi.voxel_size_mm))
     if ensemble:
         model = replace(model, ensemble=True)
     if location is None:

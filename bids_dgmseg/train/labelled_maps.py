@@ -18,6 +18,7 @@ from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans,
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import MISSING
@@ -169,7 +170,8 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str,
         raise InputError(scan.problem)
     checked = check_chi(scan.chi, scan.sidecar)
     warnings.update(dict.fromkeys(checked.warnings))
-    chi = checked.chi_ppm.with_array(np.nan_to_num(checked.chi_ppm.array))
+    chi = checked.chi_ppm
+    chi = chi.with_array(fill_holes(chi.array, chi.voxel_size_mm))
     labels = read_labels(dseg)
     if mismatch := describe_grid_mismatch(chi, labels):
         raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")

@@ -82,6 +82,7 @@ def report_input(path: Path, checked: ChiMap) -> StepReport:
         "units_from": checked.units_from,
         "reference": checked.reference,
         "n_replaced": checked.n_replaced,
+        "n_empty": checked.n_empty,
         "shape": [int(size) for size in image.shape[:3]],
         "voxel_size_mm": [round(float(edge), 4) for edge in voxel_sizes(image.affine)],
         "orientation": "".join(orientations.aff2axcodes(image.affine)),

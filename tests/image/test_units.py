@@ -139,6 +139,28 @@ def test_holes_in_the_brain_are_a_warning(store, value, outside):
     assert np.isfinite(checked.chi_ppm.array[head()]).sum() == head().sum() - 6
 
 
+@pytest.mark.parametrize(("units", "factor", "dtype"), [("ppm", 1, "f4"), ("ppb", 1000, "f4"), ("ppb", 1000, "i2")])
+def test_missing_slice_is_not_measured(store, units, factor, dtype):
+    chi = brain() * factor
+    chi[:, :, 15] = 0
+    checked = check_chi(store(chi, dtype), {"Units": units})
+    both = head()[:, :, 14] & head()[:, :, 16]
+    assert np.isnan(checked.chi_ppm.array[both, 15]).all()
+    assert checked.n_empty == pytest.approx(both.sum(), rel=0.05)
+    assert checked.warnings == (
+        f"sub-07_Chimap.nii.gz: {checked.n_empty} voxels inside the brain are 0 in whole slices or connected groups "
+        "(missing data); they are filled in for the network and excluded from the measures",
+    )
+
+
+@pytest.mark.parametrize("outside", [0, np.nan])
+def test_slice_of_nan_is_counted(store, outside):
+    chi = np.where(head(), brain(), outside)
+    chi[:, :, 15:17] = np.nan
+    both = head()[:, :, 14] & head()[:, :, 17]
+    assert check_chi(store(chi), {}).n_replaced == pytest.approx(2 * both.sum(), rel=0.05)
+
+
 def test_hole_at_the_edge_is_counted(store):
     chi = brain()[8:32, 10:38, 7:25]
     chi[0, 10, 8] = np.nan

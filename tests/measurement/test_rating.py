@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import (
     NUCLEUS_RULES,
     SCAN_RULES,
-    Rating,
     Rule,
     measure_confidence,
     rate,
     rate_nuclei,
     rate_scan,
+    summarize_nuclei,
 )
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -33,7 +34,17 @@ GOOD = {
     "volume_asymmetry": 0.05,
     "mean_ppm_asymmetry": -0.1,
 }
-GOOD_SCAN = {"noise_sd_ppm": 0.01, "streaking_index": 1.2, "rim_residual_ppm": 0.02, "box_margin_mm": 8.0}
+GOOD_SCAN = {
+    "noise_sd_ppm": 0.01,
+    "streaking_index": 1.2,
+    "rim_residual_ppm": 0.02,
+    "box_margin_mm": 8.0,
+    "negative_fraction": 0.5,
+}
+
+
+def nuclei(ratings: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame({"rating": pd.Series(ratings, dtype=object)})
 
 
 def rule(side: str, amber: float, red: float | None) -> Rule:
@@ -78,7 +89,7 @@ def test_reason_states_value_and_limit(side, value, words):
 
 def test_good_nucleus_and_scan_are_green():
     assert rate(GOOD, NUCLEUS_RULES) == ("green", ())
-    assert rate_scan(GOOD_SCAN, ["green"] * 16) == ("green", ())
+    assert rate_scan({**GOOD_SCAN, **summarize_nuclei(nuclei(["green"] * 16))}) == ("green", ())
 
 
 @pytest.mark.parametrize(
@@ -142,22 +153,67 @@ def test_nucleus_without_voxels_differs_from_not_found(weighted_mm3, rating, rea
     assert (found["rating"].tolist(), found["reasons"].tolist()) == ([rating], [reason])
 
 
-@pytest.mark.parametrize(("n_red", "rating"), [(0, "green"), (1, "amber"), (4, "amber"), (5, "red")])
-def test_red_nuclei_show_in_scan_rating(n_red, rating):
-    ratings: list[Rating] = ["red" if number < n_red else "amber" for number in range(16)]
-    assert rate_scan(GOOD_SCAN, ratings)[0] == rating
+@pytest.mark.parametrize(
+    ("ratings", "expected"),
+    [
+        (["green"] * 16, "green"),
+        (["red"] + ["green"] * 15, "amber"),
+        (["red"] * 4 + ["green"] * 12, "amber"),
+        (["red"] * 5 + ["green"] * 11, "red"),
+        (["amber"] * 8 + ["green"] * 8, "green"),
+        (["amber"] * 9 + ["green"] * 7, "amber"),
+    ],
+)
+def test_rated_nuclei_show_in_scan_rating(ratings, expected):
+    assert rate_scan({**GOOD_SCAN, **summarize_nuclei(nuclei(ratings))})[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("mean_ppm_z", 4.5), ("mean_ppm_z", -4.5), ("rim_contrast_ppm", 0.005), ("rim_contrast_ppm", 0.4)],
+)
+@pytest.mark.parametrize(("n_atypical", "rating"), [(3, "green"), (4, "amber"), (9, "amber"), (10, "red")])
+def test_many_atypical_nuclei_show_in_scan_rating(column, value, n_atypical, rating):
+    table = nuclei(["green"] * 16).assign(mean_ppm_z=-1.0, rim_contrast_ppm=0.08)
+    table.loc[: n_atypical - 1, column] = value
+    found, reasons = rate_scan({**GOOD_SCAN, **summarize_nuclei(table)})
+    assert found == rating
+    assert all("the scale or zero of the map may be wrong" in reason for reason in reasons)
+
+
+def test_nuclei_without_values_are_not_typical():
+    table = nuclei(["red"] * 8 + ["green"] * 8).assign(mean_ppm_z=[np.nan] * 8 + [5.0] * 4 + [0.0] * 4)
+    assert summarize_nuclei(table)["atypical_nuclei_fraction"] == 0.5
+    assert np.isnan(summarize_nuclei(nuclei(["red"]))["atypical_nuclei_fraction"])
+
+
+@pytest.mark.parametrize(("n_valid", "rating"), [(100, "green"), (99, "green"), (98, "amber"), (74, "red")])
+def test_missing_voxels_are_rated(n_valid, rating):
+    table = pd.DataFrame([{"index": 1, "abbreviation": "DN_L", **GOOD, "n_voxels": 100, "n_valid": n_valid}])
+    found = rate_nuclei(table)
+    assert found["rating"].tolist() == [rating]
+    missing = summarize_nuclei(table.assign(rating=found["rating"]))
+    assert missing["missing_fraction"] == pytest.approx(1 - n_valid / 100)
+    if rating != "green":
+        assert f"voxels without data ({100 - n_valid} %, above " in found["reasons"].tolist()[0]
+        assert any("without data in a nucleus" in reason for reason in rate_scan({**GOOD_SCAN, **missing})[1])
+
+
+@pytest.mark.parametrize(("fraction", "rating"), [(0.01, "amber"), (0.3, "green"), (0.8, "green"), (0.99, "amber")])
+def test_values_of_one_sign_are_amber(fraction, rating):
+    assert rate_scan({**GOOD_SCAN, "negative_fraction": fraction})[0] == rating
 
 
 def test_scan_rating_states_red_nuclei_or_map():
-    ratings: list[Rating] = ["red" if number < 2 else "green" for number in range(16)]
-    assert rate_scan(GOOD_SCAN, ratings)[1] == ("nuclei with a red rating (12.5 %, above 0)",)
-    assert rate_scan({"noise_sd_ppm": 0.1}, [])[0] == "red"
+    summary = summarize_nuclei(nuclei(["red"] * 2 + ["green"] * 14))
+    assert rate_scan({**GOOD_SCAN, **summary})[1] == ("nuclei with a red rating (12.5 %, above 0)",)
+    assert rate_scan({"noise_sd_ppm": 0.1})[0] == "red"
 
 
 def test_rules_use_existing_measures():
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
-    assert {each.column for each in NUCLEUS_RULES} <= names
-    assert {each.column for each in SCAN_RULES} == {*MAP_QUALITY, "box_margin_mm", "red_nuclei_fraction"}
+    assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
+    assert {each.column for each in SCAN_RULES} == {*MAP_QUALITY, "box_margin_mm", *summarize_nuclei(nuclei([]))}
 
 
 @pytest.mark.parametrize("each", [*NUCLEUS_RULES, *SCAN_RULES], ids=lambda each: f"{each.column} {each.side}")

@@ -46,7 +46,8 @@ def test_good_scan_has_all_columns_and_is_green():
     assert list(found.stats.columns) == list(STATS_COLUMNS)
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
-    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "red_nuclei_fraction"]
+    fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
+    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", *fractions]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [name for name in STATS_COLUMNS if name not in REFERENCE_COLUMNS]
 
@@ -89,6 +90,44 @@ def test_missing_nucleus_is_red_without_values():
     assert found.quality["red_nuclei_fraction"] == 1 / 16
     assert found.rating == "amber"  # a red nucleus shows in the rating of the scan
     assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # there is no asymmetry
+
+
+@pytest.mark.parametrize("damage", [lambda chi: 0.1 * chi, lambda chi: chi + 0.1, lambda chi: chi - 0.1])
+def test_wrong_scale_or_zero_shows_in_scan_rating(damage):
+    chi, dseg = upright()
+    head = chi.array != 0
+    found = find(chi.with_array(np.where(head, damage(chi.array), 0).astype(np.float32)), dseg)
+    assert found.rating in ("amber", "red")
+    assert any("the scale or zero of the map may be wrong" in reason for reason in found.reasons)
+
+
+def test_missing_voxels_are_excluded_and_rated():
+    chi, dseg = upright()
+    putamen = dseg.array == STRUCTURES.named("PUT_R").index
+    level = int(np.median(np.argwhere(putamen)[:, 2]))
+    holes = chi.array.copy()
+    holes[:, :, level] = np.nan
+    found = find(chi.with_array(holes), dseg)
+    row = found.stats.set_index("abbreviation").loc["PUT_R"]
+    assert row["n_voxels"] - row["n_valid"] == putamen[:, :, level].sum()
+    rest = putamen.copy()
+    rest[:, :, level] = False
+    assert row["mean_ppm"] == pytest.approx(chi.array[rest].mean(), rel=1e-5)
+    assert (row["rating"], found.rating) == ("amber", "amber")
+    assert "voxels without data" in row["reasons"]
+    assert "voxels without data in a nucleus" in found.reasons[0]
+    (warning,) = (each for each in found.warnings if "without data" in each)
+    assert f"PUT_R {1 - row['n_valid'] / row['n_voxels']:.0%}" in warning
+
+
+def test_zeros_outside_the_mask_are_not_measured():
+    chi, dseg = upright()
+    index = STRUCTURES.named("PUT_R").index
+    cut = chi.array.copy()
+    cut[:, :, : int(np.median(np.argwhere(dseg.array == index)[:, 2]))] = 0
+    row = find(chi.with_array(cut), dseg).stats.set_index("abbreviation").loc["PUT_R"]
+    assert row["mean_ppm"] == pytest.approx(cut[(dseg.array == index) & (cut != 0)].mean(), rel=1e-5)
+    assert row["rating"] == "red"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ QC = {
         "units_from": "magnitude of the values",
         "reference": "whole-brain",
         "n_replaced": 12,
+        "n_empty": 0,
         "shape": [48, 48, 5],
         "voxel_size_mm": [1.0, 1.0, 3.0],
         "orientation": "LPS",

@@ -106,7 +106,12 @@ def test_input_settings_and_versions_are_shown(add_scan):
     text = write(add_scan(reference=reference, reconstruction=record, **quality)).text
     for fact in (
         *("ppb (from the magnitude of the values)", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS"),
-        *("Replaced voxels12", "x −50 to 50, y −80 to 40, z −60 to 50 mm", "torch2.6.0"),
+        *(
+            "NaN inside the brain12",
+            "Missing zeros inside the brainnone",
+            "x −50 to 50, y −80 to 40, z −60 to 50 mm",
+            "torch2.6.0",
+        ),
         *("weightsshipped with the program", "Regioncsf", "Sourcemask x", "Mean0.0123 ppm", "Voxels812"),
         *("Noise SD0.0051 ppm", "Streaking indexn/a", "Echo times4, 12.5 ms", "Main field3 T"),
         "Phasedecreases with the field (from the map)",
