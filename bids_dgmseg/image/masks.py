@@ -98,6 +98,8 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
     above, below = chi[chi > lowest].min(initial=np.inf), chi[chi < lowest].max(initial=-np.inf)
     values = chi[deep & ~empty]
     sd = float(np.diff(np.percentile(values, (16, 84)))[0] / 2) if len(values) else 0.0
+    if not sd > 0:
+        return missing
     probability = max(*(np.mean(values == value) for value in (above, below)), (above - below) / 2 / (_ROOT_2PI * sd))
     if probability < _LARGEST_PROBABILITY:
         by_chance = max(1, *(_connected_groups(deep & (chi == value))[1].max() for value in (above, below)))
