@@ -265,14 +265,14 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     unmatched = [scan for scan, row in rows.items() if row is None]
     if len(unmatched) == len(rows):
         raise InputError(
-            f"--evaluation {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan of the "
-            "study; evaluate the same output folder"
+            f"--evaluation {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan that "
+            "enters the statistics; evaluate the same output folder"
         )
     warnings = []
     if unmatched:
         warnings.append(
             f"--evaluation {folder.name}: {count_of(len(unmatched), 'scan')}, such as {min(unmatched)}, "
-            f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan of the study; left out"
+            f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan that enters the statistics; left out"
         )
     overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})
     table = overlap[["scan", "reference", "abbreviation", *REFERENCE_MEASURES.values()]]

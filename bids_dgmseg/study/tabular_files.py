@@ -13,6 +13,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, write_tsv
+from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
@@ -135,7 +136,7 @@ def write_tables(
     path = folder / PAGE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".group-") as staging:
+        with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
             for table in tables:
                 rows = _with_keys(table.rows, keys) if "scan" in table.rows else table.rows
                 dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
