@@ -195,25 +195,27 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
     for participant, session in scanned:
         if session is not None:
             labels[participant].append(session)
-    tables, without_row, unfetched, notes = {}, [], [], []
+    tables, without_row, notes, problems = {}, [], [], []
     for participant, sessions in labels.items():
         path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
         if is_broken_symlink(path):
-            unfetched.append(path)
+            problems.append(f"{describe_missing(path)}; until then the participant's own columns are used")
         if not path.is_file():
             continue
-        table, unusual = _read_table(path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS)
-        tables[participant] = table
+        try:
+            tables[participant], unusual = _read_table(
+                path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS
+            )
+        except InputError as error:
+            problems.append(f"{error}; until then the participant's own columns are used")
+            continue
         notes.append({kind: [f"sub-{participant}: {text}" for text in texts] for kind, texts in unusual.items()})
-        missing = sorted(set(sessions) - set(table.index))
+        missing = sorted(set(sessions) - set(tables[participant].index))
         without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
     warnings = _describe_notes(notes, where="sessions.tsv")
     if without_row:
         warnings.append(f"sessions.tsv: no row for {list_some(without_row)}; using the participant's own columns")
-    if unfetched:
-        more = f" (and {len(unfetched) - 1} more such files)" if len(unfetched) > 1 else ""
-        warnings.append(f"{describe_missing(unfetched[0])}; until then the participant's own columns are used{more}")
-    return pd.concat(tables) if tables else pd.DataFrame(), warnings
+    return pd.concat(tables) if tables else pd.DataFrame(), warnings + _first_of(problems)
 
 
 def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series, list[str]]:
@@ -232,8 +234,13 @@ def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series
             of_anat = known[[str(name).startswith("anat/") for name in known.index]]
             if len(known):
                 times[participant, path.parent.name.removeprefix("ses-")] = of_anat if len(of_anat) else known
+    return pd.concat(times) if times else _no_times(), _first_of(problems)
+
+
+def _first_of(problems: Sequence[str]) -> list[str]:
+    """Return one warning about files with problems: that of the first, and the number of others."""
     more = f" (and {len(problems) - 1} more such files)" if len(problems) > 1 else ""
-    return pd.concat(times) if times else _no_times(), [f"{problems[0]}{more}"] if problems else []
+    return [f"{problems[0]}{more}"] if problems else []
 
 
 def _no_times() -> pd.Series:

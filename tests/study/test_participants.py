@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -192,10 +193,14 @@ def test_changed_cells_are_reported_once_per_kind(root):
     assert tables.sessions["age"].isna().all()
 
 
-def test_empty_sessions_table_names_its_column(root):
+def test_unusable_sessions_table_leaves_other_sessions(root):
     (root / "sub-01" / "sub-01_sessions.tsv").write_text("")
-    with pytest.raises(InputError, match=r"^sub-01_sessions.tsv: the file is empty; write .* the header session_id"):
-        read_participant_tables(root, VISITS)
+    (root / "sub-02").mkdir(exist_ok=True)
+    (root / "sub-02" / "sub-02_sessions.tsv").write_text("session_id\tage\nses-1\t31\n")
+    tables, warnings = read_participant_tables(root, [("01", "1"), ("02", "1")])
+    assert tables.sessions["age"].to_dict() == {("02", "1"): "31"}
+    message = r"^sub-01_sessions.tsv: the file is empty; write .* the header session_id; until then the .* own columns"
+    assert any(re.match(message, warning) for warning in warnings)
 
 
 def test_session_values_win_with_their_dictionary(root):
