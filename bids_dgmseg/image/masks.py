@@ -20,6 +20,13 @@ _SMALLEST_GAP = 3
 _CHANCE_FACTOR = 2
 """Groups of zeros more than this many times larger than those of the neighbouring values are missing data."""
 
+_LARGEST_SHEET = 100
+"""Groups of zeros without a square of 3 x 3 voxels are lines and sheets; larger ones are still missing data.
+
+Maps in which left and right are equal to the last bit contain such groups, since differences cancel there: of at most
+36 voxels in the simulated phantom.
+"""
+
 _LARGEST_PROBABILITY = 0.05
 """Half of the percolation threshold: from there on groups of equal values may extend throughout the head."""
 
@@ -73,7 +80,8 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
     :math:`p` and on the smoothness of the map, and the largest has :math:`K \approx \ln N / \zeta` voxels. Chance
     makes the stored values next to 0, :math:`\pm s`, as frequent as 0, so :math:`K` is measured on them: of groups
     of :math:`2 K` zeros chance yields :math:`N e^{-2 \zeta K} \approx 1 / N`. Zeros are missing in groups of more than
-    :math:`2 K`; of more than two in floating-point maps, where no two neighbours are equal and :math:`K = 1`. From
+    :math:`2 K`; of more than two in floating-point maps, where no two neighbours are equal and :math:`K = 1`. Of these
+    groups only those of more than 100 voxels or with a square of 3 x 3 zeros in a slice of any axis are missing. From
     :math:`p = 0.098` on, equal values are connected throughout the head (percolation on the cubic lattice with 26
     neighbours [1]_), so from 0.05 on only empty slices are found.
 
@@ -103,7 +111,10 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
     probability = max(*(np.mean(values == value) for value in (above, below)), (above - below) / 2 / (_ROOT_2PI * sd))
     if probability < _LARGEST_PROBABILITY:
         by_chance = max(1, *(_connected_groups(deep & (chi == value))[1].max() for value in (above, below)))
-        missing |= (sizes > _CHANCE_FACTOR * by_chance)[groups]
+        solid = sizes > _LARGEST_SHEET
+        for plate in ((3, 3, 1), (3, 1, 3), (1, 3, 3)):
+            solid[groups[ndimage.binary_opening(deep & empty, np.ones(plate))]] = True
+        missing |= (solid & (sizes > _CHANCE_FACTOR * by_chance))[groups]
     return missing
 
 
