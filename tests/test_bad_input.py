@@ -391,5 +391,6 @@ def test_empty_segmentation_warns_per_nucleus(bids_dataset, run, tmp_path, monke
     assert run(bids_dataset("sub-01")) == 0
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "sub-01: DN_L was not found; its values are n/a"
-    assert len(err) == len(STRUCTURES)
+    assert len(err) == len(STRUCTURES) + 1
+    assert err[-1].startswith("1 of 1 scan is rated red: sub-01")
     assert all(row["volume_pv_mm3"] == "n/a" for row in read_stats(tmp_path / "out").values())
