@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.io.files import MISSING, is_broken_symlink, is_pointer_content
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import MISSING, check_file_type, is_broken_symlink, is_pointer_content
 
 STATS = "_stats.tsv"
 
@@ -109,7 +110,10 @@ def _read_text(path: Path) -> str:
     if is_broken_symlink(path):
         raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)")
     try:
+        check_file_type(path)
         content = path.read_bytes()
+    except InputError as error:
+        raise DamagedTableError("damaged (not a regular file)") from error
     except OSError as error:
         raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
     if is_pointer_content(content):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,14 +262,15 @@ def test_unrelated_files_and_line_ends_do_no_harm(output, add_scan):
     assert (row["index"], row["mean_ppm"]) == ("1", "0.1")
 
 
-def test_folder_of_damaged_tables_does_not_stop_others(tmp_path, output, add_scan):
+@pytest.mark.parametrize(("make", "what"), [(Path.touch, "cut short"), (os.mkfifo, "damaged (not a regular file)")])
+def test_folder_of_damaged_tables_does_not_stop_others(tmp_path, output, add_scan, make, what):
     add_scan("sub-01_seg-dgm16")
     other = tmp_path / "other" / "sub-02" / "anat"
     other.mkdir(parents=True)
-    (other / "sub-02_seg-dgm16_stats.tsv").write_text("")
+    make(other / "sub-02_seg-dgm16_stats.tsv")
     cohort = load_cohort([ResultsFolder(output, "out", None), ResultsFolder(tmp_path / "other", "other", None)])
     assert cohort.keys["participant_id"].tolist() == ["sub-01"]
-    assert cohort.warnings[0].startswith("other: sub-02_seg-dgm16_stats.tsv: cut short and left out; ")
+    assert cohort.warnings[0].startswith(f"other: sub-02_seg-dgm16_stats.tsv: {what} and left out; ")
     assert cohort.n_damaged == 1
 
 
