@@ -14,16 +14,14 @@ import pandas as pd
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
-from bids_dgmseg.study.dates import check_ages
+from bids_dgmseg.study.ages import describe_age_column, find_ages
 from bids_dgmseg.study.demographics import (
     AGE,
     GROUP,
     MISSING_CODES,
     SEX,
     SITE,
-    find_age_unit,
     find_column,
-    read_ages,
     read_categories,
     read_sexes,
 )
@@ -130,27 +128,20 @@ def load_cohort(
     options = {"--site-column": site_column, "--group-column": group_column, "--age-column": age_column}
     named = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if column]
     parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
-    scans = pd.concat([part.results.scans for part in parts], ignore_index=True)
-    qc = pd.concat([part.results.qc for part in parts], ignore_index=True)
-    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])  # scans are numbered throughout
-    parts_stats = zip((part.results.stats for part in parts), first, strict=True)
-    stats = pd.concat([table.assign(scan=table["scan"] + row) for table, row in parts_stats], ignore_index=True)
+    scans, stats, qc, participants = _concatenate(parts)
     keys = _key_table(parts, scans)
-    participants = pd.concat([part.tables.at_visits(part.results.visits) for part in parts], ignore_index=True)
     for option, column in options.items():
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {shown}); fix the name")
-    site, site_from = _find_sites(parts, scans, participants, column=site_column)
     group = group_column or find_column(participants.columns, GROUP)
     age = age_column or find_column(participants.columns, AGE)
     demographics, warnings = _find_demographics(parts, keys, participants, group=group, age=age)
     if age_column is None:
-        warnings += _age_column_warnings(participants.columns, age)
-    if site_from.startswith("column "):
-        where = f"{_table_with(parts, site_from.removeprefix('column '))}: {site_from.removeprefix('column ')}"
-        site, lines = read_categories(site, demographics["participant_id"], where=where)
-        warnings += lines
+        warnings += describe_age_column(participants.columns, age)
+    site, site_from, site_warnings = _find_sites(
+        parts, scans, participants, column=site_column, who=demographics["participant_id"]
+    )
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     excluded, excluded_nuclei, exclusion_warnings = _find_excluded(scans, stats, qc, include_failed=include_failed)
@@ -178,6 +169,7 @@ def load_cohort(
         warnings=(
             *(f"{part.folder.name}: {line}" if len(parts) > 1 else line for part in parts for line in part.warnings),
             *warnings,
+            *site_warnings,
             *(line for lines in spellings.values() for line in lines),
             *_mixed_map_warnings(qc),
             *exclusion_warnings,
@@ -185,6 +177,18 @@ def load_cohort(
         n_damaged=sum(part.n_damaged for part in parts),
         n_outdated=int(scans["outdated"].notna().sum()),
     )
+
+
+def _concatenate(parts: Sequence[FolderScans]) -> list[pd.DataFrame]:
+    """Return the scans of all folders, their rows of ``_stats.tsv``, their ``_qc.json`` and their participants."""
+    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])  # scans are numbered throughout
+    tables = (
+        [part.results.scans for part in parts],
+        [part.results.stats.assign(scan=part.results.stats["scan"] + n) for part, n in zip(parts, first, strict=True)],
+        [part.results.qc for part in parts],
+        [part.tables.at_visits(part.results.visits) for part in parts],
+    )
+    return [pd.concat(table, ignore_index=True) for table in tables]
 
 
 def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
@@ -199,19 +203,20 @@ def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFram
 
 
 def _find_sites(
-    parts: Sequence[FolderScans], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None
-) -> tuple[pd.Series, str]:
-    """Return the site of each scan, NaN if unknown, and where it was found."""
+    parts: Sequence[FolderScans], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None, who: pd.Series
+) -> tuple[pd.Series, str, list[str]]:
+    """Return the site of each scan, NaN if unknown, where it was found, and warnings; `who` are the participants."""
     named = column or find_column(participants.columns, SITE)
-    if len(parts) == 1:
-        if named:
-            return participants[named], f"column {named}"
-        return scans["scanner"], "scanner in the maps' sidecars" if scans["scanner"].notna().any() else "not known"
-    sites = pd.Series([part.folder.name for part in parts for _ in part.results.visits], dtype=object)
-    if not named:
-        return sites, "output folder"
-    has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.results.visits]
-    return participants[named].where(np.array(has_column), sites), f"column {named}"
+    folders = pd.Series([part.folder.name for part in parts for _ in part.results.visits], dtype=object)
+    if named:
+        has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.results.visits]
+        given = participants[named].where(np.array(has_column) | (len(parts) == 1), folders)
+        sites, lines = read_categories(given, who, where=f"{_table_with(parts, named)}: {named}")
+        return sites, f"column {named}", lines
+    if len(parts) > 1:
+        return folders, "output folder", []
+    known = scans["scanner"].notna().any()
+    return scans["scanner"], "scanner in the maps' sidecars" if known else "not known", []
 
 
 def _find_demographics(
@@ -239,7 +244,7 @@ def _find_demographics(
         groups, lines = read_categories(participants[group], person, where=where, missing=MISSING_CODES)
         warnings += lines
     since_first = pd.concat([part.tables.years_since_first(part.results.visits) for part in parts], ignore_index=True)
-    ages, age_warnings = _find_ages(parts, participants.assign(participant_id=person), since_first, column=age)
+    ages, age_warnings = find_ages(parts, participants.assign(participant_id=person), since_first, column=age)
     # one time axis per person, the one with more distinct times: the two must not be subtracted from each other
     n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since_first, ages))
     facts = {
@@ -255,80 +260,6 @@ def _find_demographics(
 def _table_with(parts: Sequence[FolderScans], column: str) -> str:
     """Return the name of the table that has a column."""
     return "participants.tsv" if any(column in part.tables.participants for part in parts) else "sessions.tsv"
-
-
-def _age_column_warnings(columns: pd.Index, age: str | None) -> list[str]:
-    """Warn if there is no column of ages, several, or one with another name than ``age``."""
-    candidates = [name for name in columns if find_column([name], AGE)]
-    if age is None and len(columns):
-        return [
-            f"participants.tsv: no column of ages (columns: {', '.join(columns)}); age curves and the adjustment for "
-            "age are omitted; name it with --age-column"
-        ]
-    others = f" and not from {', '.join(name for name in candidates if name != age)}" if len(candidates) > 1 else ""
-    if age and (others or age.casefold() != "age"):
-        return [f"participants.tsv: ages are from column {age}{others}; --age-column selects another"]
-    return []
-
-
-def _find_ages(
-    parts: Sequence[FolderScans], participants: pd.DataFrame, since_first: pd.Series, *, column: str | None
-) -> tuple[pd.Series, list[str]]:
-    """Ages at the scans in years; an age at the first session grows with the time since."""
-    if column is None:
-        return pd.Series(float("nan"), index=participants.index), []
-    warnings: list[str] = []
-    tables = []
-    for part in parts:
-        table, lines = _age_table(part, column)
-        tables.append(table)
-        warnings += [f"{part.folder.name}: {line}" if len(parts) > 1 else line for line in dict.fromkeys(lines)]
-    known = pd.concat(tables, ignore_index=True)
-    ages, lines = read_ages(participants, column, known["unit"], known["file"])
-    general, _ = read_ages(participants.assign(**{column: known["general"]}), column, known["general_unit"])
-    if undated := {name for names in known["undated"][known["at_first"] & ages.notna()] for name in names}:
-        lines.append(
-            f"sessions.tsv: no acq_time of {list_some(undated)}; the age there is that of the first session, from "
-            "which on time is counted if it has a date"
-        )
-    ages += since_first.where(known["at_first"]).fillna(0)
-    person = participants["participant_id"]
-    ages, more = check_ages(ages, known.assign(person=person, general=general), since_first)
-    return ages, [*warnings, *lines, *more]
-
-
-def _age_table(part: FolderScans, column: str) -> tuple[pd.DataFrame, list[str]]:
-    """Return the sources of the ages of a folder's scans, and warnings about their units.
-
-    The columns are ``session``; ``own``, whether the age is that of the session, and ``at_first``, whether it is that
-    of the first session; its ``file`` and ``unit``; ``general`` and ``general_unit``, the one of participants.tsv;
-    ``undated``, the participant's sessions without a date.
-    """
-    tables, visits = part.tables, part.results.visits
-    own = tables.is_session_value(visits, column)
-    units = [
-        find_age_unit(entry, column, source=source)
-        for visit, is_own in [*zip(visits, own, strict=True), (("", None), False)]
-        for entry, source in [tables.dictionary_entry(visit, column, own=is_own)]
-    ]
-    labels = [participant for participant, _ in visits]
-    undated: dict[str, list[str]] = {participant: [] for participant in labels}
-    for participant, session in tables.undated_sessions(visits):
-        undated[participant].append(f"sub-{participant} ses-{session}")
-    table = {
-        "session": [f" ses-{session}" if session else "" for _, session in visits],
-        "own": own,
-        "at_first": tables.is_first_sessions_value(visits, column),
-        "file": [
-            f"sub-{label}_sessions.tsv" if is_own else "participants.tsv"
-            for label, is_own in zip(labels, own, strict=True)
-        ],
-        "unit": pd.Series([unit for unit, _ in units[:-1]], dtype=object),
-        "general": tables.participants.reindex(index=labels, columns=[column])[column].to_numpy(object),
-        "general_unit": units[-1][0],
-        "undated": pd.Series([undated[label] for label in labels], dtype=object),
-    }
-    return pd.DataFrame(table), [line for _, line in units[:-1] if line]
 
 
 def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:

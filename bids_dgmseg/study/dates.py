@@ -33,12 +33,6 @@ DAYS_PER_YEAR = 365.25
 
 OLDEST_YEARS = 130
 
-_CONTRADICTION_YEARS = 10
-"""Between the ages of a session in participants.tsv and sessions.tsv."""
-
-_MOST_YEARS_APART = 2
-"""Between differences of ages, which may be whole years, and of dates."""
-
 _LONGEST_YEARS = 40
 """Between the sessions of a participant; more is a typing error."""
 
@@ -117,38 +111,6 @@ def find_days(times: Mapping[str, pd.Series]) -> tuple[pd.Series, list[str]]:
             "correct them"
         )
     return days[~far], warnings
-
-
-def check_ages(ages: pd.Series, known: pd.DataFrame, since_first: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Mask ages at the scan above 130 years; warnings name these and ages that contradict others or the dates.
-
-    `known` has ``person``, ``session`` (its name), ``own`` (whether the age is from sessions.tsv) and ``general`` (the
-    age in participants.tsv, in years); `since_first` are years.
-    """
-    scans = known["person"] + known["session"]
-    too_old = ages > OLDEST_YEARS
-    lines = [
-        f"{scan}: age {age:.1f} from the age at the first session and acq_time; treated as missing; correct one of them"
-        for scan, age in dict(zip(scans[too_old], ages[too_old], strict=True)).items()
-    ]
-    ages = ages.mask(too_old)
-    expected = known["general"] + since_first.fillna(0)
-    contradictory = known["own"] & ((ages - expected).abs() > _CONTRADICTION_YEARS)
-    if contradictory.any():
-        first = int(contradictory.to_numpy().argmax())
-        n_more = scans[contradictory].nunique() - 1
-        lines.append(
-            f"sessions.tsv: age of {scans[first]} is {ages[first]:g}, but {expected[first]:g} by participants.tsv"
-            f"{f' (and {n_more} more such ages)' if n_more else ''}; that of the session is used"
-        )
-    offset = (ages - since_first).groupby(known["person"])
-    spread = (offset.max() - offset.min()).drop(known["person"][contradictory].unique())
-    if (apart := spread > _MOST_YEARS_APART).any():
-        lines.append(
-            f"sessions.tsv: ages and acq_time of {list_some(spread.index[apart])} disagree by up to {spread.max():.1f} "
-            "years; each is used as it is; correct one of them"
-        )
-    return ages, lines
 
 
 def _list_sessions(index: pd.Index) -> str:

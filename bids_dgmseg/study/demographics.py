@@ -1,4 +1,4 @@
-"""Participants' columns: names of age, sex, group and site, numbers and ages as spelled there, conditions on them.
+"""Participants' columns: names of age, sex, group and site, numbers and categories as spelled there, conditions.
 
 Conditions such as ``group == "HC" and age > 50`` have the syntax of pandas queries, but are not evaluated by
 `pandas.DataFrame.query`, which may call functions, and which replaces ``!=`` with text by ``not in`` (pandas 2 and 3),
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
-from bids_dgmseg.study.dates import OLDEST_YEARS
-from bids_dgmseg.study.participants import MISSING_TEXTS
+from bids_dgmseg.study.spreadsheets import MISSING_TEXTS
 
 _OCCASIONS = ("", "at scan", "at mri", "at visit", "at session", "at acquisition", "at baseline")
 
@@ -47,17 +46,9 @@ _CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
 
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 
-_DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
+DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
 
-_PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
-
-_UNIT_NAMES = {
-    **{unit: unit for unit in _PER_YEAR},
-    **dict.fromkeys(("year", "yr", "yrs", "y", "a"), "years"),
-    **dict.fromkeys(("month", "mo", "mos", "mon"), "months"),
-    **dict.fromkeys(("week", "wk", "wks"), "weeks"),
-    **dict.fromkeys(("day", "d"), "days"),
-}
+PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
 
 _MAX_WARNINGS = 5
 
@@ -152,29 +143,6 @@ def _name_values(values: pd.Series, who: pd.Series, *, where: str, what: str) ->
     return f"{where} of {list_some(set(who[values.index]))} is {shown}, {what}"
 
 
-def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tuple[str, str]:
-    """Return the unit of a column of ages from its entry in the data dictionary `source`, and a warning unless years.
-
-    >>> find_age_unit({"Units": "Months"}, "age", source="participants.json")
-    ('months', 'participants.json: age is in months; age_years has it in years')
-    """
-    text = str(entry.get("Units") or "").strip()
-    folded = text.casefold()
-    if folded in ("", "n/a"):  # years, as BIDS has them, unless the name has another unit
-        words = [word for word in re.findall("[a-z]+", column.casefold()) if len(word) > 1]
-        named = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES} - {"years"}
-        unit = named.pop() if len(named) == 1 else "years"
-        return unit, "" if unit == "years" else f"{column}: in {unit} by its name; age_years has it in years"
-    # a single letter is a unit only if nothing else is written
-    words = [folded] if folded in _UNIT_NAMES else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
-    units = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES}
-    if len(units) != 1:
-        known = ", ".join(_PER_YEAR)
-        return "years", f"{source}: unknown Units {text!r} of {column}, assuming years; use one of {known}"
-    (unit,) = units
-    return unit, "" if unit == "years" else f"{source}: {column} is in {unit}; age_years has it in years"
-
-
 def parse_numbers(
     table: pd.DataFrame, column: str, files: pd.Series | None = None
 ) -> tuple[pd.Series, tuple[str, ...]]:
@@ -227,40 +195,10 @@ def _parse_number(text: str) -> tuple[float, bool]:
         return float(f"{comma[1]}.{comma[2]}"), True
     if capped := _CAPPED.fullmatch(text):
         return float(capped[1] or capped[2]), True
-    if dicom := _DICOM_AGE.fullmatch(text):
-        unit = next(unit for unit in _PER_YEAR if unit[0] == dicom[2].lower())
-        return int(dicom[1]) / _PER_YEAR[unit], True
+    if dicom := DICOM_AGE.fullmatch(text):
+        unit = next(unit for unit in PER_YEAR if unit[0] == dicom[2].lower())
+        return int(dicom[1]) / PER_YEAR[unit], True
     return np.nan, True
-
-
-def read_ages(
-    values: pd.DataFrame, column: str, units: pd.Series, files: pd.Series | None = None
-) -> tuple[pd.Series, list[str]]:
-    """Convert the ages in a column to years, NaN where missing or impossible, with warnings about these.
-
-    `units` are ``years``, ``months``, ``weeks`` or ``days`` per row; a value with its own, as in DICOM (``018M``),
-    keeps it. `files` are the names of the tables that the values are from, by default participants.tsv.
-    """
-    files = pd.Series("participants.tsv", values.index) if files is None else files
-    numbers, warnings = parse_numbers(values, column, files)
-    own_unit = values[column].astype(str).str.strip().str.fullmatch(_DICOM_AGE.pattern)
-    ages = numbers / units.map(_PER_YEAR).astype(float).mask(own_unit, 1.0)
-    impossible = (ages < 0) | (ages > OLDEST_YEARS)
-    shown = numbers.map("{:g}".format) + units.map(lambda unit: "" if unit == "years" else f" {unit}")
-    participants = values["participant_id"]
-    lines = [
-        f"{file}: {column} of {participant} is {age}, not an age in years; treated as missing"
-        for file, participant, age in dict.fromkeys(
-            zip(files[impossible], participants[impossible], shown[impossible], strict=True)
-        )
-    ]
-    ages = ages.mask(impossible)
-    if missing := list(dict.fromkeys(participants[ages.isna()])):
-        lines.append(
-            f"participants.tsv: no age of {list_some(missing)}; {len(missing)} of {participants.nunique()} "
-            f"participants {'is' if len(missing) == 1 else 'are'} left out of analyses with age"
-        )
-    return ages, [*warnings, *lines]
 
 
 def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDArray[np.bool_]:

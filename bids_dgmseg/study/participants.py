@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +12,13 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
-    check_file_type,
     describe_missing,
-    describe_unfetched,
     is_broken_symlink,
     is_file_or_unfetched,
-    is_pointer_file,
     read_json,
 )
 from bids_dgmseg.study.dates import DAYS_PER_YEAR, find_days
+from bids_dgmseg.study.spreadsheets import Notes, describe_notes, read_labelled_table
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""
@@ -35,29 +29,6 @@ Dictionary = Mapping[str, Mapping[str, Any]]
 _PARTICIPANT_COLUMNS = ("participantid", "participant", "subjectid", "subject", "sub")
 
 _SESSION_COLUMNS = ("sessionid", "session", "ses", "visitid", "visit")
-
-MISSING_TEXTS = ("", "n/a", "na", "nan", "#n/a")
-
-_MISSING_MARKS = ("-", "--", "?", ".", "n.a.", "null", "unknown", "unk", "missing", "not available", "#value!")
-"""Other texts of missing values, which are reported."""
-
-_Notes = Mapping[str, Sequence[str]]
-"""Key of `_NOTES` → what is unusual in a table."""
-
-_NOTES = {
-    "ids": "{}; spell ids like the folders",
-    "short": "fewer values than the header in {}; the last columns are n/a there",
-    "marks": "{}; read as missing, which BIDS writes n/a",
-}
-
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
-
-_LINE_BREAK = re.compile(r"\r\n?|\n")
-
-_CELL = re.compile(r'(?:"((?:[^"\t]|"")*)"(?=[\t\r\n]|\Z)|([^\t\r\n]*))(\t|\r\n?|\n|\Z)')
-"""A cell and what ends it: a quote is a character, unless the cell ends with another one before the next tab."""
-
-_INTEGER = re.compile(r"(\d+)(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -164,7 +135,7 @@ def read_participant_tables(
     participants, warnings = pd.DataFrame(), []
     if (root / "participants.tsv").is_file():
         participants, notes = _read_participants(root / "participants.tsv", [label for label, _ in scanned])
-        warnings += _describe_notes([notes], where="participants.tsv")
+        warnings += describe_notes([notes], where="participants.tsv")
         if unknown := [f"sub-{label}" for label in labels - set(participants.index)]:
             warnings.append(f"participants.tsv: no row for {list_some(unknown)}; their columns are n/a")
         if selected is None and (others := [f"sub-{label}" for label in set(participants.index) - labels]):
@@ -203,7 +174,7 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
         if not path.is_file():
             continue
         try:
-            tables[participant], unusual = _read_table(
+            tables[participant], unusual = read_labelled_table(
                 path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS
             )
         except InputError as error:
@@ -212,7 +183,7 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
         notes.append({kind: [f"sub-{participant}: {text}" for text in texts] for kind, texts in unusual.items()})
         missing = sorted(set(sessions) - set(tables[participant].index))
         without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
-    warnings = _describe_notes(notes, where="sessions.tsv")
+    warnings = describe_notes(notes, where="sessions.tsv")
     if without_row:
         warnings.append(f"sessions.tsv: no row for {list_some(without_row)}; using the participant's own columns")
     return pd.concat(tables) if tables else pd.DataFrame(), warnings + _first_of(problems)
@@ -226,7 +197,7 @@ def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series
         paths = [folder / f"sub-{participant}_{folder.name}_scans.tsv" for folder in folders if len(folders) > 1]
         for path in filter(is_file_or_unfetched, paths):
             try:
-                table, _ = _read_table(path, [], prefix="", id_column="filename", spellings=("filename",))
+                table, _ = read_labelled_table(path, [], prefix="", id_column="filename", spellings=("filename",))
             except InputError as error:
                 problems.append(f"{error}; until then its acq_time is not used")
                 continue
@@ -274,161 +245,8 @@ def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
     return _read_participants(path, labels)[0]
 
 
-def _read_participants(path: Path, labels: Iterable[str]) -> tuple[pd.DataFrame, _Notes]:
-    return _read_table(path, labels, prefix="sub-", id_column="participant_id", spellings=_PARTICIPANT_COLUMNS)
-
-
-def _describe_notes(tables: Sequence[_Notes], *, where: str) -> list[str]:
-    """Return one line per kind of note."""
-    found = {kind: [text for notes in tables for text in notes[kind]] for kind in _NOTES}
-    return [f"{where}: {_NOTES[kind].format(list_some(texts))}" for kind, texts in found.items() if texts]
-
-
-def _read_table(
-    path: Path, labels: Iterable[str], *, prefix: str, id_column: str, spellings: Sequence[str]
-) -> tuple[pd.DataFrame, _Notes]:
-    """Read a table whose rows are identified by labels; `spellings` are accepted names of the id column."""
-    header, lines = _read_rows(path, id_column=id_column)
-    ids = [place for place, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
-    if not ids:
-        raise InputError(
-            f"{path.name}: no column {id_column} (columns: {', '.join(header) or 'none'}); rename the column of labels"
-        )
-    columns = [column for place, column in enumerate(header) if place != ids[0]]
-    if repeated := [column for column, count in Counter(columns).items() if count > 1]:
-        raise InputError(f"{path.name}: column {repeated[0]!r} appears twice; rename one")
-    match = _LabelMatcher(labels, prefix)
-    rows: dict[str, list[str | float]] = {}
-    line_of: dict[str, int] = {}
-    notes: dict[str, list[str]] = {kind: [] for kind in _NOTES}
-    for number, values in lines:
-        if len(values) > len(header):
-            raise InputError(f"{path.name}: line {number} has {len(values)} values, expected {len(header)}; fix it")
-        if len(values) < len(header):
-            notes["short"].append(f"line {number}")
-        values = [*values, *[""] * (len(header) - len(values))]
-        label = match(text := values.pop(ids[0]))
-        if not label:
-            raise InputError(f"{path.name}: line {number} has no {id_column}; fill it in or remove the line")
-        if label in rows:
-            raise InputError(
-                f"{path.name}: {prefix}{label} appears twice (lines {line_of[label]} and {number}); "
-                f"keep one line per {id_column.removesuffix('_id')}"
-            )
-        if label != (plain := text.removeprefix(prefix)) and not _INTEGER.fullmatch(plain):
-            notes["ids"].append(f"{text} is {prefix}{label}")
-        marks = {name: cell for name, cell in zip(columns, values, strict=True) if cell.casefold() in _MISSING_MARKS}
-        notes["marks"] += [f"{name} of {prefix}{label} is {cell!r}" for name, cell in marks.items()]
-        rows[label] = [
-            float("nan") if name in marks else cell or float("nan") for name, cell in zip(columns, values, strict=True)
-        ]
-        line_of[label] = number
-    return pd.DataFrame(rows.values(), index=pd.Index(rows, dtype=object), columns=columns, dtype=object), notes
-
-
-class _LabelMatcher:
-    """Finds the scans' label for an id.
-
-    A number matches the only label of that value, other text the only label with the same letters and digits.
-    """
-
-    def __init__(self, labels: Iterable[str], prefix: str) -> None:
-        self.labels, self.prefix = set(labels), prefix
-        numbers = Counter(int(label) for label in self.labels if label.isdecimal())
-        self.by_number = {int(label): label for label in self.labels if label.isdecimal() and numbers[int(label)] == 1}
-        spellings = Counter(map(_fold, self.labels))
-        self.by_spelling = {_fold(label): label for label in self.labels if spellings[_fold(label)] == 1}
-
-    def __call__(self, text: str) -> str:
-        label = text.removeprefix(self.prefix)
-        if label in self.labels:
-            return label
-        short = _fold(text).removeprefix(_fold(self.prefix))
-        number = _INTEGER.fullmatch(short)
-        spelled = self.by_spelling.get(_fold(text)) or self.by_spelling.get(short)
-        return spelled or (self.by_number.get(int(number[1]), label) if number else label)
-
-
-def _fold(text: str) -> str:
-    return re.sub(r"[\s_-]", "", text.casefold())
-
-
-def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Split a table into its header and its rows, each with its line number; missing values are empty."""
-    text = _read_text(path)
-    first = next((line for line in text.splitlines() if line.strip("\t;, ")), None)
-    if first is None:
-        raise InputError(f"{path.name}: the file is empty; write at least the header {id_column}")
-    separator = "\t" if "\t" in first else max(";,", key=first.count)
-    if separator == "\t":
-        split = _split_at_tabs(text)
-    elif separator in first:
-        split = _split_csv(text, separator, name=path.name)
-    else:
-        separator = " "
-        split = _split_csv(re.sub(" +", " ", text), separator, name=path.name)
-    rows = [(number, _clean(values, separator)) for number, values in split if any(map(str.strip, values))]
-    header = rows[0][1]
-    while header and not header[-1]:
-        header.pop()
-    if "" in header:
-        raise InputError(f"{path.name}: column {header.index('') + 1} has no name; name it")
-    for _, values in rows[1:]:
-        while len(values) > len(header) and not values[-1]:
-            values.pop()
-    return header, rows[1:]
-
-
-def _split_at_tabs(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row.
-
-    BIDS has no quoting, so a quote is a character, but spreadsheets quote cells with commas, quotes or line breaks.
-    """
-    line, start = 1, 0
-    first, cells = line, list[str]()
-    while start < len(text):
-        cell = _CELL.match(text, start)
-        assert cell is not None  # an empty cell matches everywhere
-        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
-        line, start = line + len(_LINE_BREAK.findall(cell[0])), cell.end()
-        if cell[3] != "\t" or start == len(text):
-            yield first, cells
-            first, cells = line, []
-
-
-def _split_csv(text: str, separator: str, *, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row, where a quoted cell may contain separators."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    number = 1
-    try:
-        for values in reader:
-            yield number, values
-            number = reader.line_num + 1  # a quoted value may span several lines
-    except csv.Error as error:
-        raise InputError(f"{name}: line {number} has a quote that is not closed; remove or close it") from error
-
-
-def _read_text(path: Path) -> str:
-    """Read UTF-8, with or without a byte order mark, or UTF-16 (Excel's "Unicode text")."""
-    check_file_type(path)
-    if is_pointer_file(path):
-        raise InputError(describe_unfetched(path))
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-        return unicodedata.normalize("NFC", text)
-    except OSError as error:
-        raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8; save it as UTF-8") from error
-
-
-def _clean(values: Sequence[str], separator: str) -> list[str]:
-    """Strip values, empty where missing; between semicolons, a comma inside a number is its decimal point."""
-    cleaned = [" ".join(value.split()) for value in values]
-    if separator == ";":
-        cleaned = [value.replace(",", ".") if _DECIMAL_COMMA.fullmatch(value) else value for value in cleaned]
-    return ["" if value.casefold() in MISSING_TEXTS else value for value in cleaned]
+def _read_participants(path: Path, labels: Iterable[str]) -> tuple[pd.DataFrame, Notes]:
+    return read_labelled_table(path, labels, prefix="sub-", id_column="participant_id", spellings=_PARTICIPANT_COLUMNS)
 
 
 def _index(visits: Sequence[Visit]) -> pd.MultiIndex:

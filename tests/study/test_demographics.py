@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.ages import find_age_unit, read_ages
 from bids_dgmseg.study.demographics import (
     AGE,
-    find_age_unit,
     find_column,
     match_condition,
     parse_numbers,
-    read_ages,
     read_categories,
     read_sexes,
 )
