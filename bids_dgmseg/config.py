@@ -29,7 +29,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class ReconstructionOptions:
     """Reconstruction of chi maps from multi-echo GRE."""
 
     phase_sign: PhaseSign = "auto"
@@ -122,7 +122,7 @@ class RunConfig:
     output_dir: Path
     level: Literal["participant", "group"] = "participant"
     selection: Selection = field(default_factory=Selection)
-    reconstruction: Reconstruction = field(default_factory=Reconstruction)
+    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     segmentation: Segmentation = field(default_factory=Segmentation)
     reference: ReferenceRegion = field(default_factory=ReferenceRegion)
     group: GroupAnalysis = field(default_factory=GroupAnalysis)

@@ -21,7 +21,7 @@ from bids_dgmseg.cli.options import (
 )
 from bids_dgmseg.config import (
     GroupAnalysis,
-    Reconstruction,
+    ReconstructionOptions,
     ReferenceRegion,
     Resources,
     RunConfig,
@@ -288,7 +288,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             options.bids_filter_file,
             tuple(options.derivatives),
         ),
-        Reconstruction(options.phase_sign, options.brain_mask),
+        ReconstructionOptions(options.phase_sign, options.brain_mask),
         Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks, options.viewer),
         ReferenceRegion(options.reference, options.reference_structure, options.reference_mask),
         GroupAnalysis(

@@ -57,7 +57,7 @@ class PageTable:
     """Classes of each row, by which the page's filter finds it."""
 
 
-class _Column(NamedTuple):
+class _StatisticColumn(NamedTuple):
     """A column of the page: one of the table, or a value with its confidence limits."""
 
     key: str
@@ -78,15 +78,15 @@ class Statistic:
     name: str
     section: str
     caption: str
-    columns: Sequence[_Column]
+    columns: Sequence[_StatisticColumn]
     note: str = ""
     split: bool = True
     """Whether each measure has its own table."""
 
 
-def _plain(**titles: str) -> list[_Column]:
+def _plain(**titles: str) -> list[_StatisticColumn]:
     """Columns without limits and decimals, by their keys."""
-    return [_Column(key, title) for key, title in titles.items()]
+    return [_StatisticColumn(key, title) for key, title in titles.items()]
 
 
 STATISTICS = (
@@ -96,12 +96,12 @@ STATISTICS = (
         "Age curves, the best fit per nucleus",
         (
             *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
-            _Column("alpha", "α", "alpha"),
-            _Column("beta_per_year", "β (1/year)", "beta_per_year"),
-            _Column("gamma", "γ", "gamma"),
-            _Column("plateau", "Plateau α + γ", "plateau"),
-            _Column("r2", "R²", digits=2),
-            _Column("note", "Note"),
+            _StatisticColumn("alpha", "α", "alpha"),
+            _StatisticColumn("beta_per_year", "β (1/year)", "beta_per_year"),
+            _StatisticColumn("gamma", "γ", "gamma"),
+            _StatisticColumn("plateau", "Plateau α + γ", "plateau"),
+            _StatisticColumn("r2", "R²", digits=2),
+            _StatisticColumn("note", "Note"),
         ),
         "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
         "the measure, or that unit per year; 95 % confidence limits in brackets.",
@@ -113,7 +113,7 @@ STATISTICS = (
         (
             *_plain(abbreviation="Nucleus", model="Model", n="n"),
             *_plain(site_variance_before="Before", site_variance_after="After"),
-            _Column("reduction", "Reduction", digits=2),
+            _StatisticColumn("reduction", "Reduction", digits=2),
             *_plain(p_site_before="p before", p_site_after="p after"),
         ),
         "Variance of the site means adjusted for covariates, in squared units of the measure; reduction is "
@@ -125,13 +125,13 @@ STATISTICS = (
         "Differences between groups",
         (
             *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
-            _Column("difference", "Difference", "difference", extra_digits=0),
-            _Column("hedges_g", "Hedges' g", "hedges_g", digits=2),
+            _StatisticColumn("difference", "Difference", "difference", extra_digits=0),
+            _StatisticColumn("hedges_g", "Hedges' g", "hedges_g", digits=2),
             *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),
-            _Column("ancova_difference", "Adjusted for {covariates}", "ancova_difference", extra_digits=0),
-            _Column("ancova_q", "q (ANCOVA)"),
-            _Column("mean_reference", "Ref. mean", extra_digits=0),
-            _Column("mean_group", "Group mean", extra_digits=0),
+            _StatisticColumn("ancova_difference", "Adjusted for {covariates}", "ancova_difference", extra_digits=0),
+            _StatisticColumn("ancova_q", "q (ANCOVA)"),
+            _StatisticColumn("mean_reference", "Ref. mean", extra_digits=0),
+            _StatisticColumn("mean_group", "Group mean", extra_digits=0),
             *_plain(n_reference="Ref. n", n_group="Group n", note="Note", ancova_note="Note on ANCOVA"),
         ),
         "Difference is group minus reference group, with 95 % confidence limits in brackets; q is the p value adjusted "
@@ -143,10 +143,10 @@ STATISTICS = (
         "Mean change per year",
         (
             *_plain(abbreviation="Nucleus", model="Model", group="Group"),
-            _Column("change_per_year", "Change per year", "change", 1),
+            _StatisticColumn("change_per_year", "Change per year", "change", 1),
             *_plain(q="q", p="p", n="Participants", n_site_change="Site changes", n_scans="Scans"),
-            _Column("years_median", "Median years", digits=1),
-            _Column("difference", "Difference from the reference group", "difference", 1),
+            _StatisticColumn("years_median", "Median years", digits=1),
+            _StatisticColumn("difference", "Difference from the reference group", "difference", 1),
             *_plain(q_difference="q (difference)", note="Note"),
         ),
         "Mean of the participants' slopes and its difference from that of the reference group, with 95 % confidence "
@@ -158,11 +158,11 @@ STATISTICS = (
         "Outliers for their site and age",
         (
             *_plain(scan="Scan", abbreviation="Nucleus", model="Model", measure="Measure", site="Site"),
-            _Column("value", "Value", extra_digits=0),
-            _Column("expected", "Expected at site and age", extra_digits=0),
-            _Column("median", "Site median", extra_digits=0),
-            _Column("robust_z", "Robust z", digits=1),
-            _Column("n_site", "Site n"),
+            _StatisticColumn("value", "Value", extra_digits=0),
+            _StatisticColumn("expected", "Expected at site and age", extra_digits=0),
+            _StatisticColumn("median", "Site median", extra_digits=0),
+            _StatisticColumn("robust_z", "Robust z", digits=1),
+            _StatisticColumn("n_site", "Site n"),
         ),
         "Robust z: distance from the value expected at the site and, where known, age, divided by 1.4826 times the "
         "median absolute deviation.",
@@ -307,7 +307,7 @@ def describe_measure(measure: str) -> tuple[str, str]:
     return ", ".join([name, *variants]), unit
 
 
-def _statistic_cell(record: Mapping[Any, Any], column: _Column) -> Cell:
+def _statistic_cell(record: Mapping[Any, Any], column: _StatisticColumn) -> Cell:
     """Format a value of a row, with its limits in brackets."""
     value = record[column.key]
     if column.key == "measure":

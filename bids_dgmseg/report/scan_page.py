@@ -32,7 +32,7 @@ Row = Mapping[str, str]
 """Row of ``_stats.tsv`` as text."""
 
 
-class _Column(NamedTuple):
+class _MeasureColumn(NamedTuple):
     """A column of a table on the page."""
 
     key: str
@@ -42,42 +42,45 @@ class _Column(NamedTuple):
     """Decimals shown; the tooltip has the full value."""
 
 
-_MEASURES: Mapping[str, Sequence[_Column]] = {
-    "Voxels": (_Column("n_voxels", "count", 0),),
-    "Volume (mm³)": (_Column("volume_mm3", "label", 1), _Column("volume_pv_mm3", "weighted", 1)),
+_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
+    "Voxels": (_MeasureColumn("n_voxels", "count", 0),),
+    "Volume (mm³)": (_MeasureColumn("volume_mm3", "label", 1), _MeasureColumn("volume_pv_mm3", "weighted", 1)),
     "Susceptibility (ppm)": (
-        _Column("mean_ppm", "mean", 3),
-        _Column("median_ppm", "median", 3),
-        _Column("std_ppm", "SD", 3),
-        _Column("p05_ppm", "5th %", 3),
-        _Column("p95_ppm", "95th %", 3),
-        _Column("mean_pv_ppm", "weighted", 3),
-        _Column("core_mean_ppm", "core", 3),
+        _MeasureColumn("mean_ppm", "mean", 3),
+        _MeasureColumn("median_ppm", "median", 3),
+        _MeasureColumn("std_ppm", "SD", 3),
+        _MeasureColumn("p05_ppm", "5th %", 3),
+        _MeasureColumn("p95_ppm", "95th %", 3),
+        _MeasureColumn("mean_pv_ppm", "weighted", 3),
+        _MeasureColumn("core_mean_ppm", "core", 3),
     ),
     "Relative to the reference region (ppm)": (
-        _Column("mean_ref_ppm", "mean", 3),
-        _Column("core_mean_ref_ppm", "core", 3),
+        _MeasureColumn("mean_ref_ppm", "mean", 3),
+        _MeasureColumn("core_mean_ref_ppm", "core", 3),
     ),
-    "Probability": (_Column("mean_probability", "mean", 2),),
+    "Probability": (_MeasureColumn("mean_probability", "mean", 2),),
 }
 """By the heading that neighbouring columns share, with the unit."""
 
-_QC_MEASURES: Mapping[str, Sequence[_Column]] = {
+_QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
     "Segmentation": (
-        _Column("n_components", "components", 0),
-        _Column("mean_entropy_bits", "entropy (bit)", 2),
-        _Column("mass_outside_fraction", "outside", 2),
-        _Column("expected_dice", "expected Dice", 2),
+        _MeasureColumn("n_components", "components", 0),
+        _MeasureColumn("mean_entropy_bits", "entropy (bit)", 2),
+        _MeasureColumn("mass_outside_fraction", "outside", 2),
+        _MeasureColumn("expected_dice", "expected Dice", 2),
     ),
     "Surrounding map": (
-        _Column("rim_contrast_ppm", "contrast (ppm)", 3),
-        _Column("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
-        _Column("edge_distance_mm", "to the edge (mm)", 1),
+        _MeasureColumn("rim_contrast_ppm", "contrast (ppm)", 3),
+        _MeasureColumn("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
+        _MeasureColumn("edge_distance_mm", "to the edge (mm)", 1),
     ),
-    "Literature norms (SD)": (_Column("volume_z", "volume", 1), _Column("mean_ppm_z", "susceptibility", 1)),
+    "Literature norms (SD)": (
+        _MeasureColumn("volume_z", "volume", 1),
+        _MeasureColumn("mean_ppm_z", "susceptibility", 1),
+    ),
     "(Left − right) / mean": (
-        _Column("volume_asymmetry", "volume", 2),
-        _Column("mean_ppm_asymmetry", "susceptibility", 2),
+        _MeasureColumn("volume_asymmetry", "volume", 2),
+        _MeasureColumn("mean_ppm_asymmetry", "susceptibility", 2),
     ),
 }
 
@@ -269,8 +272,8 @@ def _state(row: Row) -> str:
 
 
 def _column_groups(
-    result: ScanResult, groups: Mapping[str, Sequence[_Column]]
-) -> Sequence[tuple[str, Sequence[_Column]]]:
+    result: ScanResult, groups: Mapping[str, Sequence[_MeasureColumn]]
+) -> Sequence[tuple[str, Sequence[_MeasureColumn]]]:
     """Select the columns that the table has, by their shared headings."""
     present = result.rows[0] if result.rows else {}
     selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}

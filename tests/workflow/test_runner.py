@@ -11,7 +11,7 @@ import pytest
 from nipype import Workflow
 
 from bids_dgmseg.bids.scans import Echo, Scan
-from bids_dgmseg.config import Reconstruction, Resources, RunConfig, Segmentation
+from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segmentation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.workflow.interfaces import Prepare, StepNode
@@ -37,7 +37,7 @@ def workflow(tmp_path) -> Workflow:
 def workflow_of(folder: Path, *echoes: Echo) -> Workflow:
     """Workflow of a scan with echoes whose phase decreases with the field."""
     scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=echoes)
-    config = RunConfig(folder, folder / "out", reconstruction=Reconstruction(phase_sign="negative"))
+    config = RunConfig(folder, folder / "out", reconstruction=ReconstructionOptions(phase_sign="negative"))
     return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
 
 
