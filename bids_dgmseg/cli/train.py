@@ -68,7 +68,7 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     recipe = override(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
     given = dict(read_setting(text, option="--arch") for text in args.arch)
     # The registry's arguments belong to the model's own network, not to that of another variant.
-    arch: dict[str, Any] = given if recipe.network else {**model.arch, **given}
+    arch: dict[str, Any] = {**({} if recipe.network else model.arch), **recipe.arch, **given}
     start = args.start and absolute_path(args.start)
     if args.start == "default" or (args.start == model.name and not start.exists()):  # OUT may have the model's name
         start = weights_folder(model)
@@ -266,7 +266,8 @@ VERBS = (
             option(
                 "--variant NAME",
                 "another training described in the paper: attunet25d has source (two classes on axial slices, for "
-                "--from) and resnet50 (default: %(default)s)",
+                "--from) and resnet50; deepqsmseg has small (6 to 96 instead of 16 to 256 filters) (default: "
+                "%(default)s)",
                 default="paper",
             ),
             option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),

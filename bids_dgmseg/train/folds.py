@@ -191,6 +191,7 @@ def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
 def _write_record(training: RecipeTraining, data: FoldData) -> None:
     """Write ``training.json``, or check that the training in the folder is the same."""
     recipe = asdict(training.recipe)
+    recipe.pop("arch")  # part of the model's
     length = {name: recipe["pace"].pop(name) for name in ("epochs", "minutes", "patience", "milestones")}
     record = {
         "model": training.model.name,

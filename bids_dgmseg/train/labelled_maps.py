@@ -326,13 +326,15 @@ def stratified_folds(sites: Mapping[str, str], folds: int, *, seed: int) -> list
 def split_fold(sites: Mapping[str, str], *, folds: int, fold: int, seed: int, validation: float | None) -> Split:
     """Split participants (→ site) for one fold, counted from 0; with one fold the test set is empty.
 
-    `validation` is the fraction of the training participants for validation, with the fold's own part as test set; None
-    to validate on the fold's own part.
+    `validation` is the fraction of the training participants for validation, with the fold's own part as test set; 0
+    for no validation, None to validate on the fold's own part.
     """
     own = stratified_folds(sites, folds, seed=seed)[fold] if folds > 1 else []
     rest = {one: site for one, site in sites.items() if one not in own}
     if own and validation is None:
         return Split(tuple(sorted(rest)), tuple(own), ())
+    if validation == 0:
+        return Split(tuple(sorted(rest)), (), tuple(own))
     parts = round(1 / (validation or 0.2))
     chosen = stratified_folds(rest, parts, seed=seed + 1)[0] if len(rest) >= parts else sorted(rest)[: len(rest) > 1]
     return Split(tuple(one for one in sorted(rest) if one not in chosen), tuple(chosen), tuple(own))

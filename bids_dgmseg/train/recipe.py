@@ -140,12 +140,14 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     network: str = ""
     """Replaces the network of the model, unless it is empty."""
+    arch: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the network that differ from the model's."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Replaces the voxel size of the model."""
     folds: Count = 5
-    validation: Annotated[float, msgspec.Meta(gt=0, le=0.5)] | None = None
-    """Fraction of the training participants for validation, with the fold's own part as test set; None validates on the
-    fold's own part."""
+    validation: Annotated[float, msgspec.Meta(ge=0, le=0.5)] | None = None
+    """Fraction of the training participants for validation, with the fold's own part as test set; 0 to keep the last
+    weights without validation; None validates on the fold's own part."""
     references: int = 0
     """Number of training scans that are copied to the model folder for an atlas localizer."""
 

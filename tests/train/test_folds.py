@@ -20,7 +20,7 @@ from bids_dgmseg.cli.train import make_training
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder
+from bids_dgmseg.models.model_folder import atlas_files, load_object, load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS, Localizer, weights_folder
 from bids_dgmseg.networks.dcn_net import DCNNet
 from bids_dgmseg.networks.plain_unet import PlainUNet
@@ -125,10 +125,7 @@ def test_training_writes_a_model_folder(model, dataset, tmp_path, capsys):
 def test_terminal_shows_the_scan_being_prepared(dataset, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
     assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
-    validation, *training = (line.split()[1].rstrip(",") for line in terminal.shown[:3])
-    order = [f"{validation}, 1 of 1", f"{training[0]}, 1 of 2", f"{training[1]}, 2 of 2"]
-    assert terminal.shown[:3] == [f"preparing {one}" for one in order]
-    assert {validation, *training} == {"sub-01", "sub-02", "sub-03"}
+    assert terminal.shown[:3] == [f"preparing sub-0{number}, {number} of 3" for number in (1, 2, 3)]
 
 
 def test_references_are_coarse_training_maps(dataset, tmp_path):
@@ -163,8 +160,8 @@ def test_folds_are_trained_one_by_one(dataset, tmp_path):
         assert train("deepqsmseg", dataset, out, "--fold", fold, epochs=1, folds=3) == 0
     assert len(load_segmenters(MODELS["deepqsmseg"], out)) == 2
     splits = record(out)["folds"]
-    assert sorted(one for fold in splits for one in fold["validation"]) == ["01", "02", "03"]
-    assert all(len(fold["training"]) == 2 and fold["test"] == [] for fold in splits)
+    assert sorted(one for fold in splits for one in fold["test"]) == ["01", "02", "03"]
+    assert all(len(fold["training"]) == 2 and fold["validation"] == [] for fold in splits)
 
 
 def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
@@ -230,8 +227,9 @@ def test_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
 
 
 def test_training_may_start_from_shipped_weights(dataset, tmp_path):
-    assert train("deepqsmseg", dataset, tmp_path / "small", "--from", "default", epochs=1) == 2  # other arguments
-    options = "--from default --fold 0 --learning-rate 1e-9 --recipe pace.batch=1 sampling.size=[64,64,32]"
+    assert train("deepqsmseg", dataset, tmp_path / "tiny", "--from", "default", epochs=1) == 2  # other arguments
+    options = "--variant small --from default --fold 0 --learning-rate 1e-9 "
+    options += "--recipe pace.batch=1 sampling.size=[64,64,32]"
     assert train("deepqsmseg", dataset, tmp_path / "out", *options.split(), epochs=1, folds=3, small="") == 0
     shipped, learned = (
         load_file(folder / "fold_0.safetensors") for folder in (weights_folder(MODELS["deepqsmseg"]), tmp_path / "out")
@@ -401,7 +399,7 @@ def test_longer_training_continues(dataset, tmp_path, capsys):
         ("deepqsmseg", "--arch normalization=instance", "--arch: normalization: 'instance': choose from batch"),
         ("deepqsmseg", "--recipe sampling.empty=0 sampling.size=[1,1,1]", "fold_0: there is no training sample; see"),
         ("attunet25d", "--arch scales=2", "--recipe loss: scale_weights has 3 values for 2 scales of the network; gi"),
-        ("deepqsmseg", "--variant source", "--variant source: unknown variant of deepqsmseg; choose from paper"),
+        ("deepqsmseg", "--variant source", "--variant source: unknown variant of deepqsmseg; choose from paper, small"),
         ("attunet25d", "--recipe sampling.stack_axis=2", "sampling.stack_axis: attunet25d uses 1 for prediction"),
         ("dcnnet", "--recipe sampling.normalized=sample", "sampling.normalized: dcnnet uses region for prediction"),
         ("attunet25d", "--arch slices=5", "--arch slices=5: samples have 3 slices; change --recipe sampling.size too"),
@@ -417,6 +415,16 @@ def test_invalid_options_are_refused(model, options, message, dataset, tmp_path,
 def test_failed_command_may_be_corrected(dataset, tmp_path):
     assert train("deepqsmseg", dataset, tmp_path / "out", "--arch", "depth=3", epochs=1) == 2
     assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
+
+
+def test_deepqsmseg_is_trained_at_the_paper_size():
+    sizes = {}
+    for variant in ("paper", "small"):
+        args = build_parser().parse_args(["train", "deepqsmseg", "ds", "out", "--variant", variant])
+        training = make_training(MODELS["deepqsmseg"], args)
+        network = load_object(training.model.network)(1, len(training.recipe.classes) + 1, **training.model.arch)
+        sizes[variant] = sum(weights.numel() for weights in network.parameters())
+    assert sizes == {"paper": 26_701_131, "small": 3_757_014}  # docs/papers.md, where another test counts them
 
 
 def test_variant_ignores_the_registry_arguments():

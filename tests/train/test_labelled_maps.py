@@ -30,11 +30,15 @@ def test_own_part_validates_or_tests():
     assert testing.test == validating.validation
     assert (len(testing.training), len(testing.validation)) == (9, 3)  # 20 % of 12, rounded up
     assert set(testing.training) | set(testing.validation) | set(testing.test) == set(SITES)
+    unvalidated = split_fold(SITES, folds=5, fold=2, seed=3, validation=0)
+    assert (unvalidated.training, unvalidated.validation) == (validating.training, ())
+    assert unvalidated.test == validating.validation
 
 
 def test_one_fold_has_no_test_set():
     split = split_fold(SITES, folds=1, fold=0, seed=1, validation=None)
     assert (len(split.training), len(split.validation), split.test) == (12, 3, ())
+    assert len(split_fold(SITES, folds=1, fold=0, seed=1, validation=0).training) == 15
     assert split_fold({"01": "A"}, folds=1, fold=0, seed=1, validation=None).training == ("01",)
 
 
