@@ -27,7 +27,7 @@ from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.nifti import image_like, load_image
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
-from bids_dgmseg.models.nnunet_folder import choose_labels
+from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files

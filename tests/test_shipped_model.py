@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import atlas_files
-from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.localize import localize

@@ -15,7 +15,7 @@ NEW_FOLDER = option("DIR", "folder to create; must be new or empty", absolute_pa
 
 def write_demo_dataset(args: argparse.Namespace) -> int:
     """Write a small dataset and print how to process it."""
-    from bids_dgmseg.simulate.simulated_dataset import write_demo
+    from bids_dgmseg.simulate.demo import write_demo
 
     for scan in write_demo(args.dir):
         print(scan, flush=True)

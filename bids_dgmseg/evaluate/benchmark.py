@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 import bids_dgmseg
-from bids_dgmseg.bids.derivatives import fingerprint, output_path
+from bids_dgmseg.bids.derivatives import output_path
 from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.fingerprints import fingerprint
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.segmentations import name_scan, read_label_table
 from bids_dgmseg.config import ReferenceRegion
@@ -25,7 +26,7 @@ from bids_dgmseg.evaluate.compare import Evaluation, EvaluationOptions, evaluate
 from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
 from bids_dgmseg.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
 from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, write_json, write_tsv
-from bids_dgmseg.models.nnunet_folder import choose_labels
+from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.train.labelled_maps import find_nuclei, labelled_structures, match_labels, read_labelled_maps
 

@@ -28,8 +28,8 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, write_json, write_text
 from bids_dgmseg.io.nifti import write_like
+from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import limit_threads
-from bids_dgmseg.models.nnunet_folder import choose_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
 

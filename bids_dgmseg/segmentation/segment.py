@@ -56,7 +56,7 @@ def segment_map(
     chi : Volume
         Susceptibility in ppm, 0, NaN or noise outside the brain; NaN in holes, which are filled for the networks.
     model : Model
-        Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.nnunet_folder.choose_labels`.
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.label_map.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.derivatives import explain_outdated
+from bids_dgmseg.bids.fingerprints import explain_outdated
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import linked_datasets, open_inputs
-from bids_dgmseg.bids.derivatives import find_changed, output_path
+from bids_dgmseg.bids.derivatives import output_path
+from bids_dgmseg.bids.fingerprints import find_changed
 from bids_dgmseg.bids.output_dataset import write_merged_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig

@@ -45,6 +45,9 @@ from bids_dgmseg.workflow.qc_record import (
     report_reconstruction,
 )
 
+STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
+"""Nodes in the order of the data; only scans with echoes have the first."""
+
 FRACTION_SCALE = np.float32(1 / 255)
 """Probabilities are stored as integers from 0 to 255, as in probseg files."""
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
-from bids_dgmseg.bids.derivatives import fingerprint, is_done, map_fingerprint, models_using_map, output_path
+from bids_dgmseg.bids.derivatives import models_using_map, output_path
+from bids_dgmseg.bids.fingerprints import fingerprint, is_done, map_fingerprint
 from bids_dgmseg.bids.output_dataset import write_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
@@ -24,7 +25,7 @@ from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
-from bids_dgmseg.models.nnunet_folder import choose_labels
+from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.workflow.environment import (
     check_folders,

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import math
-import multiprocessing
-import os
-import pickle
 import shutil
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing import forkserver
-from multiprocessing.connection import Connection
 from pathlib import Path
-from traceback import format_exception
 from typing import Any
 
 from nibabel.affines import voxel_sizes
 from nipype import Node, Workflow
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.plugins import LinearPlugin
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
-from bids_dgmseg.bids.derivatives import MAP_SIDECAR, mark_outdated
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR
+from bids_dgmseg.bids.fingerprints import mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -33,14 +25,11 @@ from bids_dgmseg.errors import DISK_ADVICE, InputError
 from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
-from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.workflow.environment import LOG_NAME, ignore_interrupts, log_to
-from bids_dgmseg.workflow.interfaces import Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
+from bids_dgmseg.workflow.environment import LOG_NAME
+from bids_dgmseg.workflow.interfaces import STEPS, Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
 from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.plugin import WorkersPlugin
 from bids_dgmseg.workflow.qc_record import with_scan
-
-STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
-"""Nodes in the order of the data; only scans with echoes have the first."""
 
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
@@ -291,117 +280,3 @@ class ScanRunner:
         if folder == self._work.parent:
             return f"no space left in {folder}, the folder for intermediate files; free some or choose another with -w"
         return f"no space left in {folder}; free some space"
-
-
-class WorkersPlugin(MultiProcPlugin):
-    """Run nodes in parallel, each in a new process, so that a killed node fails alone and never blocks the run.
-
-    In a shared pool a killed worker takes the others' work with it, and Nipype waits for its result forever. New
-    processes come from a server that has loaded the libraries already.
-
-    Parameters
-    ----------
-    plugin_args : dict
-        Those of MultiProc, and ``logs``: the folder of the log.
-    """
-
-    def __init__(self, plugin_args: dict[str, Any]) -> None:
-        super().__init__({**plugin_args, "mp_context": "forkserver", "raise_insufficient": False})
-        self.pool.shutdown()
-        self._report: Callable[[StepNode, str], None] = plugin_args["status_callback"]
-        self._status_callback: Callable[[StepNode, str], None] = self._report_progress
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["bids_dgmseg.workflow.runner", "torch"])
-        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
-            forkserver.ensure_running()
-
-    def run(self, *args: Any, **kwargs: Any) -> None:
-        """Run the graph; no process outlives it."""
-        gc.freeze()  # Nipype collects garbage at every poll, which with torch loaded keeps a whole core busy
-        try:
-            super().run(*args, **kwargs)
-        finally:
-            gc.unfreeze()
-            for process, _, _ in self._task_obj.values():
-                process.kill()
-                process.join()
-
-    def _report_progress(self, node: StepNode, status: str) -> None:
-        if status != "exception":  # reported by _report_crash, once there is a crash file
-            self._report(node, status)
-
-    def _report_crash(self, node: StepNode, result: dict[str, Any] | None = None) -> str:
-        node.error = result.get("error") if result else None
-        crash_file: str = super()._report_crash(node, result)
-        self._report(node, "exception")
-        return crash_file
-
-    def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = None) -> list[int]:
-        """Finish scans that have been started before starting others."""
-        return sorted(jobids, key=lambda job: (-STEPS.index(self.procs[job].name), job))
-
-    def _submit_job(self, node: StepNode, updatehash: bool = False) -> int:
-        self._taskid += 1
-        receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (sender, node, updatehash, self._taskid, self.plugin_args["logs"])
-        process = self._context.Process(target=_work, args=arguments, name=node.fullname)
-        process.start()
-        sender.close()  # the worker has the only copy now, so that the pipe ends with the worker
-        self._task_obj[self._taskid] = (process, receiver, node)
-        return int(self._taskid)
-
-    def _get_result(self, taskid: int) -> dict[str, Any] | None:
-        process, receiver, node = self._task_obj[taskid]
-        alive = process.is_alive()  # asked first: whatever a dead process has sent is in the pipe
-        if receiver.poll():
-            with contextlib.suppress(EOFError):
-                result: dict[str, Any] = receiver.recv()
-                _end(process)
-                return result
-        elif alive:
-            return None
-        _end(process)
-        problem = f"ended without a result (exit code {process.exitcode}); see the log"
-        if process.exitcode == -signal.SIGKILL:
-            advice = f"lower --nprocs or raise --mem-gb (now {self.memory_gb:g})"
-            problem = f"was killed, probably out of memory; {advice}"
-        elif process.exitcode < 0:
-            problem = f"was terminated by {signal.Signals(-process.exitcode).name}; see the log"
-        return _failure(InputError(f"{node.name} {problem}"))
-
-    def _clear_task(self, taskid: int) -> None:
-        _, receiver, _ = self._task_obj.pop(taskid)
-        receiver.close()
-
-    def _postrun_check(self) -> None:
-        pass  # there is no pool
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    """Return Nipype's result of a failed node, with the exception."""
-    return {"result": None, "traceback": format_exception(error), "error": error}
-
-
-def _end(process: Any) -> None:
-    """Wait for a process that has sent its result; kill it if it does not end."""
-    process.join(10)
-    if process.is_alive():
-        process.kill()
-        process.join()
-
-
-def _work(sender: Connection, node: StepNode, updatehash: bool, taskid: int, logs: Path) -> None:
-    """Run one node in this process and send its result."""
-    keep_freed_memory()
-    os.chdir("/")  # the directory that the run was started from may be gone
-    with log_to(logs), contextlib.closing(sender):
-        try:
-            result = {"result": node.run(updatehash=updatehash), "traceback": None, "error": None}
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the run reports it
-            result = _failure(error)
-            try:
-                pickle.loads(pickle.dumps(error))
-            except Exception:  # noqa: BLE001 - the classes of other libraries may not survive pickling
-                result["error"] = RuntimeError(f"{type(error).__name__}: {error}")
-        with contextlib.suppress(BrokenPipeError):  # the run was interrupted and does not wait
-            sender.send({**result, "taskid": taskid})

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.derivatives import REGIONS, fingerprint, is_done, output_path, save_scan
+from bids_dgmseg.bids.derivatives import REGIONS, output_path, save_scan
+from bids_dgmseg.bids.fingerprints import fingerprint, is_done
 from bids_dgmseg.config import ReferenceRegion, Segmentation
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES

@@ -11,17 +11,10 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.simulate.demo import DEMO_SCANS, head_grid, scan_phantom, write_demo
 from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.phantom import PHANTOM
-from bids_dgmseg.simulate.simulated_dataset import (
-    DEMO_SCANS,
-    cerebellum_mask,
-    head_grid,
-    scan_phantom,
-    simulate_dataset,
-    whole_head_view,
-    write_demo,
-)
+from bids_dgmseg.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
 from tests.test_promise import VALIDATOR, validate
 
 

@@ -14,9 +14,10 @@ from bids_dgmseg.bids.scans import Echo, Scan
 from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segmentation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.workflow.interfaces import Prepare, StepNode
+from bids_dgmseg.workflow.interfaces import STEPS, Prepare, StepNode
 from bids_dgmseg.workflow.participant import Job
-from bids_dgmseg.workflow.runner import STEPS, _work, init_scan_wf
+from bids_dgmseg.workflow.plugin import _work
+from bids_dgmseg.workflow.runner import init_scan_wf
 from tests.oracle import oracle_model
 
 

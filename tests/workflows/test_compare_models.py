@@ -18,7 +18,7 @@ from bids_dgmseg.segmentation.localize import Location
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import SegmentedMap
-from bids_dgmseg.simulate.simulated_dataset import DemoScan, write_demo
+from bids_dgmseg.simulate.demo import DemoScan, write_demo
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
 

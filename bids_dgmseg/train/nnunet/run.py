@@ -19,7 +19,8 @@ from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json, write_tsv
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS, choose_labels
+from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
 from bids_dgmseg.models.registry import MODELS, Model, get_model
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.regions import resample_regions

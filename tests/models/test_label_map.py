@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.nnunet_folder import choose_labels, read_label_map, read_labels
+from bids_dgmseg.models.label_map import choose_labels, read_label_map
+from bids_dgmseg.models.nnunet_folder import read_labels
 from bids_dgmseg.models.registry import Weights, get_model
 from bids_dgmseg.segmentation.segment import check_ready
 

@@ -1,0 +1,137 @@
+"""Match the labels of nnU-Net model folders with our nuclei: by name, or by the user's table."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, nnunet_step_folder, read_labels
+from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.structures import STRUCTURES
+
+
+def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+    """Return a model with the nuclei that the folder of its weights segments.
+
+    Parameters
+    ----------
+    model : Model
+        Registry entry; returned unchanged unless it runs nnU-Net folders.
+    weights : path or None
+        Model folder to use instead of the weights in the package.
+    label_map : path or None
+        The user's table of labels and abbreviations.
+
+    Returns
+    -------
+    Model
+        ``labels`` in the order of structures.tsv; ``arch["numbers"]`` maps each to numbers of the folder, and
+        ``arch["cerebellum"]`` contains the numbers of the cerebellum.
+    list of str
+        Warnings about labels without a match.
+
+    Raises
+    ------
+    InputError
+        If the folder or the table cannot be read, or no label matches a nucleus.
+    """
+    if model.localizer.kind != "nnunet":
+        if label_map:
+            raise InputError(f"--label-map has no effect on {model.name}; omit it or use --model nnunet2step")
+        return model, []
+    given = {} if label_map is None else read_label_map(label_map)
+    folder = weights or weights_folder(model)
+    if weights is None and not folder.is_dir():
+        return model, []  # the error about missing weights comes with loading them
+    cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
+    numbers, warnings = _match_nuclei(read_labels(dentate or folder), given, folder.name)
+    arch: dict[str, Any] = {"numbers": numbers}
+    if cerebellum is not None:
+        arch[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
+    labels = tuple(structure.abbreviation for structure in STRUCTURES if structure.abbreviation in numbers)
+    return replace(model, labels=labels, arch=arch), warnings
+
+
+def read_label_map(path: Path) -> dict[str, str]:
+    """Read labels (name or number) and our abbreviations: a TSV with these columns, or a JSON object.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or an abbreviation is not in structures.tsv.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+        else:
+            rows = csv.DictReader(text.splitlines(), delimiter="\t")
+            content = {row["label"]: row["abbreviation"] for row in rows}
+        pairs = {str(label): str(abbreviation) for label, abbreviation in content.items()}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check --label-map") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path.name}: not a label map; write a TSV with the columns label and abbreviation, or a JSON object"
+        ) from error
+    known = {structure.abbreviation for structure in STRUCTURES} | {CEREBELLUM}
+    if unknown := [abbreviation for abbreviation in pairs.values() if abbreviation not in known]:
+        raise InputError(f"{path.name}: unknown nucleus {unknown[0]}; use e.g. DN_L, or {CEREBELLUM}")
+    return pairs
+
+
+def _match_nuclei(
+    labels: Mapping[str, int], given: Mapping[str, str], where: str
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Return the numbers of each nucleus, and warnings."""
+    numbers: dict[str, list[int]] = {}
+    unknown = []
+    for name, number in labels.items():
+        abbreviation = given.get(name) or given.get(str(number)) or _match_name(name)
+        if abbreviation is None or abbreviation == CEREBELLUM:
+            unknown.append(f"{number} ({name})")
+        else:
+            numbers.setdefault(abbreviation, []).append(number)
+    if not numbers:
+        raise InputError(f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; use --label-map")
+    warnings = []
+    if unknown:
+        warnings.append(
+            f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see --label-map"
+        )
+    if unused := [label for label in given if label not in {*labels, *map(str, labels.values())}]:
+        warnings.append(f"--label-map: {', '.join(unused)} not among the labels of {where}; ignored")
+    return numbers, warnings
+
+
+def _match_cerebellum(labels: Mapping[str, int], given: Mapping[str, str], where: str) -> list[int]:
+    """Find the numbers of the cerebellum: by name, or the only label there is."""
+    named = [
+        number
+        for name, number in labels.items()
+        if CEREBELLUM in (given.get(name), given.get(str(number))) or CEREBELLUM in name.lower()
+    ]
+    if named or len(labels) == 1:
+        return named or list(labels.values())
+    raise InputError(
+        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; use --label-map"
+    )
+
+
+def _match_name(name: str) -> str | None:
+    """Match an abbreviation or full name, ignoring case, hyphens and underscores.
+
+    >>> _match_name("Left-Dentate-Nucleus"), _match_name("dn_r"), _match_name("lesion")
+    ('DN_L', 'DN_R', None)
+    """
+    spaces = str.maketrans("-_", "  ")
+    for structure in STRUCTURES:
+        known = (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces))
+        if name.lower().translate(spaces) in known:
+            return structure.abbreviation
+    return None
