@@ -2,8 +2,8 @@
 
 ``model.toml``
     Name, licence and training of the model; its network with arguments, heads and input (spacing, patch,
-    normalization, slices) if they differ from the registry; ``temperatures`` if the probabilities were calibrated;
-    ``mirrored`` if mirror images are always averaged.
+    normalization, slices, zero padding) if they differ from the registry; ``temperatures`` if the probabilities were
+    calibrated; ``mirrored`` if mirror images are always averaged.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     Networks of the folds, whose probabilities are averaged; without folds ``segmenter.safetensors``.
 ``segmenter_2.safetensors``
@@ -38,7 +38,7 @@ _DESCRIPTION = "model.toml"
 
 _SECOND_CHECKPOINT = "segmenter_2"
 
-_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices")
+_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "zero_padding")
 """Fields of the input that a training may change."""
 
 
@@ -56,6 +56,7 @@ class _Description:
     patch_mm: tuple[Positive, Positive, Positive] | None = None
     normalization: Normalization | None = None
     slices: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    zero_padding: bool | None = None
 
 
 def read_model_folder(model: Model, folder: Path | None = None) -> Model:

@@ -46,6 +46,8 @@ class ModelInput:
     """Voxels between sliding windows of equal weight; 0: windows overlap by half and have Gaussian weights."""
     window_slack: float = 0.0
     """Fraction of the patch by which the grid may exceed it along an axis and still be predicted in one window."""
+    zero_padding: bool = False
+    """Surround the normalized box with zeros to the size of the patch; otherwise the box is at least that large."""
     native_voxel_tolerance: float = 0.0
     """Maximum relative difference from ``spacing_mm`` at which the voxels of the map are used without resampling."""
 

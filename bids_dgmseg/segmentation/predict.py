@@ -166,10 +166,14 @@ class NetworkPredictor:
         options, batch_size = self.model.input, _WINDOWS[pick_device(self.device).type]
         values = NORMALIZATIONS[options.normalization](chi.array)[None]
         patch = shape_to_cover(options.patch_mm, chi.voxel_size_mm)
-        windows = list(sliding_windows(chi.shape, patch, options.window_step, options.window_slack))
+        lacking = [max(w - n, 0) if options.zero_padding else 0 for w, n in zip(patch, chi.shape, strict=True)]
+        values = np.pad(values, [(0, 0), *((n // 2, n - n // 2) for n in lacking)])
+        inside = tuple(slice(less // 2, less // 2 + n) for less, n in zip(lacking, chi.shape, strict=True))
+        shape = values.shape[1:]
+        windows = list(sliding_windows(shape, patch, options.window_step, options.window_slack))
         uniform = options.window_step or len(windows) == 1
-        total = np.zeros((self.n_channels, *chi.shape), np.float32)
-        weights = np.zeros(chi.shape, np.float32)
+        total = np.zeros((self.n_channels, *shape), np.float32)
+        weights = np.zeros(shape, np.float32)
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
             predicted = self._probabilities(network, np.stack([values[:, *window] for window in batch]))
@@ -178,7 +182,7 @@ class NetworkPredictor:
                 total[:, *window] += one * weight
                 weights[window] += weight
         total /= weights
-        return total
+        return np.ascontiguousarray(total[:, *inside])
 
     def _predict_slices(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Predict the probabilities (channels, X, Y, Z) of all coronal slices, each stacked with its neighbours."""

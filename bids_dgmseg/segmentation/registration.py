@@ -125,7 +125,8 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     """Find the box of the nuclei by registering the most similar atlas.
 
     All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
-    contains all voxels of the model's nuclei with its margin, and is at least as large as its patch.
+    contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
+    padded with zeros.
 
     Raises
     ------
@@ -142,6 +143,8 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).expanded(model.localizer.margin_mm)
+    if model.input.zero_padding:
+        return box
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 

@@ -285,6 +285,7 @@ def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) ->
         patch_mm=recipe.patch_mm(model),
         normalization=sampling.normalization,
         slices=0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis],
+        zero_padding=sampling.zero_padding,
     )
     trained = replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))
     about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}

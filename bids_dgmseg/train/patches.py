@@ -70,18 +70,25 @@ def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device:
     labels = most_probable(soft_masks(classes), outer, at_least=0.5)
     if recipe.sampling.normalized == "region":
         chi[region] = NORMALIZATIONS[recipe.sampling.normalization](chi[region])
+    if recipe.sampling.zero_padding:
+        outside = np.ones(chi.shape, bool)
+        outside[region] = False
+        chi[outside], labels[outside] = 0, 0
     return Case(labelled.name, torch.from_numpy(chi), torch.from_numpy(labels), region, spacing_mm)
 
 
 def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: Recipe, device: str) -> Box:
-    """Find the box that samples are taken from, at least as large as one sample."""
+    """Find the box that samples are taken from; without padding it is at least as large as one sample."""
     sampling, spacing_mm = recipe.sampling, recipe.voxel_size_mm(model)
     if sampling.region == "localizer":
         # The box that the trained model will see, whose patch may differ from that of the model in the package.
-        trained = replace(model, input=replace(model.input, patch_mm=recipe.patch_mm(model)))
+        shown = replace(model.input, patch_mm=recipe.patch_mm(model), zero_padding=sampling.zero_padding)
+        trained = replace(model, input=shown)
         box = run_localizer(labelled.chi, trained, device=device).box
     else:
         box = box_of_mask(classes.with_array(classes.array > 0)).expanded(sampling.margin * max(spacing_mm))
+    if sampling.zero_padding:
+        return box
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()
     return box if (x, y, z) == box.size_mm else Box.centred(np.array(box.centre_mm), (x, y, z))
 
@@ -92,7 +99,8 @@ def _with_margin(inner: Grid, recipe: Recipe) -> tuple[Grid, tuple[slice, slice,
     reach = augmentation.shift + max(sampling.size) / 4 if augmentation.moves else 0.0
     neighbours = [size // 2 if axis == sampling.stack_axis else 0 for axis, size in enumerate(sampling.size)]
     margin = [
-        int(np.ceil(max(size - width, 0) / 2 + (reach if axis in augmentation.axes else 0))) + max(1, neighbours[axis])
+        int(np.ceil(max(size - width, 0) / 2 + (reach if axis in augmentation.axes else 0)))
+        + max(1, neighbours[axis], size // 2 if sampling.zero_padding else 0)
         for axis, (size, width) in enumerate(zip(sampling.size, inner.shape, strict=True))
     ]
     affine = inner.affine.copy()
@@ -126,10 +134,15 @@ def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> lis
 
 
 def _starts(extent: slice, axis: int, sampling: Sampling) -> list[int]:
-    """List the first voxels of the samples along an axis: evenly spaced, and one more at the end for a remainder."""
+    """List the first voxels of the samples along an axis: evenly spaced, and one more at the end for a remainder.
+
+    In a region padded with zeros, samples begin half their size before it and leave a remainder out (Kim et al. 2020).
+    """
     size, step = sampling.size[axis], sampling.step[axis]
     if axis == sampling.stack_axis and step:
         return [middle - size // 2 for middle in range(extent.start, extent.stop, step)]
+    if sampling.zero_padding and step:
+        return list(range(extent.start - size // 2, extent.stop + size // 2 - size + 1, step))
     last = extent.stop - extent.start - size
     if step == 0 or last <= 0:
         return [extent.start + last // 2]

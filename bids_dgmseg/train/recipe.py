@@ -47,6 +47,9 @@ class Sampling:
     """Samples are taken around the labels, or from the box of the model's localizer."""
     margin: int = 0
     """Margin around the labels in voxels."""
+    zero_padding: bool = False
+    """Surround the normalized region with zeros, half a sample on every side, from which samples are taken as well;
+    otherwise the region is at least as large as a sample."""
     stack_axis: Axis | None = None
     """Axis of 2.5D samples: its slices are the channels, and the labels are those of the middle slice."""
     empty: Annotated[float, msgspec.Meta(le=1)] = 1.0

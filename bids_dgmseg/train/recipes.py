@@ -22,6 +22,7 @@ DCNNET = {
             step=(5, 5, 5),
             region="labels",
             margin=5,
+            zero_padding=True,
             normalization="minmax",
             normalized="region",
         ),
@@ -40,8 +41,10 @@ Section                 Paper                                           Here
 III.A                   box around the labels in training, placed by    ``region``; 5 voxels around it (silent) in both;
                         registered references in use                    ``references`` of the training scans
 III.A                   1.25 mm isotropic                               the model's ``spacing_mm``
-III.B                   patches of 32³, step 5                          ``size``, ``step``; all of them
-III.B                   intensities (silent)                            minimum to maximum of the region
+III.B                   patches of 32³, step 5; 3,453 of 29             ``size``, ``step``; all of them, from a region
+                        participants (765 at step 9)                    padded with zeros, half a patch on every side
+                                                                        (silent; ``zero_padding``), in use to a patch
+III.B                   intensities (silent)                            minimum to maximum of the unpadded region
 III.B                   patches instead of augmentation                 no augmentation
 II.B, eqs. 3, 4, 5      Tversky α 0.3, β 0.7; focal; both weigh 0.5     ``terms``; β weighs what is missed
 II.B, eq. 5             class weights from the volume ratio             inverse frequency in the batch (silent)

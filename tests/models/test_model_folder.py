@@ -46,7 +46,7 @@ def test_a_written_description_is_read_back(tmp_path):
         SMALL,
         heads=(("DN", "IN"),),
         mirrored=True,
-        input=replace(SMALL.input, spacing_mm=(1.0, 1.0, 2.0), patch_mm=(20.0, 20.0, 20.0), normalization="zscore"),
+        input=replace(SMALL.input, spacing_mm=(1.0, 1.0, 2.0), normalization="zscore", zero_padding=True),
     )
     write_model_toml(joint, tmp_path, about={"temperatures": [1.0, 1.5, 2.0]})
     expected = replace(joint, arch={**MODELS["dcnnet"].arch, **joint.arch}, temperatures=(1.0, 1.5, 2.0))

@@ -180,6 +180,16 @@ def test_slightly_larger_box_is_one_window(predictor_of, shape, windows):
     assert probabilities.shape == (2, *shape)
 
 
+def test_box_is_padded_with_zeros_after_normalization(predictor_of):
+    network, chi = opposite(), some_map((5, 12, 8))
+    probabilities = predictor_of(network, normalization="minmax", zero_padding=True)(chi)
+    seen = torch.cat(network.seen)
+    assert seen.shape[2:] == (8, 8, 8)
+    assert not seen[:, :, [0, 6, 7]].any()  # 3 of 8 planes: one before, two behind
+    scaled = (chi.array - chi.array.min()) / np.ptp(chi.array)
+    np.testing.assert_allclose(probabilities[0], sigmoid(2 * scaled), atol=2e-3)  # bfloat16 where the processor has it
+
+
 def test_native_voxels_are_not_interpolated(predictor_of):
     affine = np.diag([0.94, 1.0, 1.06, 1.0])
     affine[:3, 3] = (-5.55, 3.21, 0.4)

@@ -64,6 +64,13 @@ def test_box_is_at_least_a_patch(reference):
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
 
 
+def test_padded_box_is_as_large_as_nuclei_and_margin(reference):
+    chi, truth = turned(0, 0, 0)
+    padded = replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0), zero_padding=True))
+    box = find_by_atlas(chi, [reference], padded)
+    np.testing.assert_allclose(box.size_mm, np.add(truth.size_mm, 2 * MODEL.localizer.margin_mm), atol=4.0)
+
+
 def test_atlases_come_from_the_model_folder(tmp_path):
     folder = tmp_path / "references"
     folder.mkdir()

@@ -65,6 +65,25 @@ def test_patches_cover_the_region():
     assert len(found) == 6
 
 
+@pytest.mark.parametrize(("step", "per_participant"), [(5, 3453 / 29), (9, 765 / 29)])
+def test_padded_samples_are_as_many_as_in_the_paper(step, per_participant):
+    # Kim 2020: 3,453 samples of 29 participants at step 5, 765 at step 9. The size of their regions is not printed;
+    # regions of 31 x 20 x 16 voxels, each edge up to 2 shorter or longer, give both numbers.
+    sampling = replace(get_recipe("dcnnet").sampling, step=(step,) * 3)
+    shapes = np.array([31, 20, 16]) + np.array(list(np.ndindex(5, 5, 5))) - 2
+    counts = [len(starts(shape, sampling, margin=16)) for shape in shapes]
+    assert np.mean(counts) == pytest.approx(per_participant, rel=0.02)
+    # By hand: half of 32 before the first voxel, half after the last, so one sample per step and one more.
+    assert counts[0] == (29 // step + 1) * (18 // step + 1) * (14 // step + 1)
+
+
+def test_padded_samples_begin_before_the_region():
+    sampling = recipe((4, 4, 4), (5, 5, 5), zero_padding=True).sampling
+    found = starts((12, 4, 1), sampling, margin=2)  # the region begins at 2, its padding at 0
+    assert sorted({start[0] for start in found}) == [0, 5, 10]  # to 14, of 16
+    assert {start[1:] for start in found} == {(0, 0)}
+
+
 def test_step_zero_takes_the_centre():
     sampling = recipe((4, 4, 4), (0, 0, 0)).sampling
     assert starts((8, 4, 2), sampling, margin=3) == [(5, 3, 2)]  # 3 + (8 - 4) / 2, 3, 3 - 1
@@ -139,21 +158,27 @@ def phantom_map(model, spacing_mm=(2.0, 2.0, 2.0)):
     return LabelledMap("sub-01", PHANTOM.chi(grid), Volume(channels[truth], grid.affine))
 
 
-def test_region_has_a_margin_around_labels():
+@pytest.mark.parametrize("padded", [True, False])
+def test_region_has_a_margin_around_labels(padded):
     paper = get_recipe("dcnnet")
+    paper = replace(paper, sampling=replace(paper.sampling, zero_padding=padded))
     prepared = prepare_case(phantom_map(DCNNET, (1.1, 1.1, 1.1)), DCNNET, paper)
     found = np.argwhere(prepared.labels.numpy() > 0)
     low, high = found.min(axis=0), found.max(axis=0) + 1
     for axis, part in enumerate(prepared.region):
         around = (low[axis] - part.start, part.stop - high[axis])
-        widest = high[axis] - low[axis] + 10 > 32
+        widest = padded or high[axis] - low[axis] + 10 > 32
         assert all(4 <= margin <= 6 for margin in around) if widest else part.stop - part.start in (32, 33)
+        room = (part.start, prepared.chi.shape[axis] - part.stop)
+        assert min(room) >= (16 if padded else 1)
     voxel_mm3 = 1.25**3
     for number, name in enumerate(("DN", "IN"), start=1):
         truth = sum(PHANTOM.volumes_mm3[f"{name}_{side}"] for side in "LR")
         assert int((prepared.labels == number).sum()) * voxel_mm3 == pytest.approx(truth, rel=0.1)  # rims of voxels
-    inside = prepared.chi[prepared.region]
+    inside = prepared.chi[prepared.region].clone()
     assert (float(inside.min()), float(inside.max())) == (0.0, 1.0)
+    prepared.chi[prepared.region] = 0
+    assert bool(prepared.chi.any()) is not padded
 
 
 def test_crop_has_the_papers_size():
