@@ -145,25 +145,10 @@ def save_scan(
     InputError
         If the reconstructed map would replace a map of the user.
     """
+    _remove_earlier_results(output_dir, scan, model, reconstructed=chi is not None)
     map_path, map_sidecar = map_paths(output_dir, scan)
-    is_own_map = read_optional_json(map_sidecar).get("Description") == MAP_DESCRIPTION
-    if chi and map_path.exists() and not is_own_map:
-        raise InputError(
-            f"{map_path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
-            "another dataset, or choose another output folder"
-        )
     uri = f"bids::{map_path.relative_to(output_dir).as_posix()}" if chi else scan.uri
     common = {"Sources": [uri], "SpatialReference": scan.uri}
-    dseg_sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    # The sidecar marks completeness; this run may not write masks and viewer.
-    dseg_sidecar.unlink(missing_ok=True)
-    _figure_path(output_dir, scan, model, "viewer", ".html").unlink(missing_ok=True)
-    for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
-        for extension in (".json", ".nii.gz"):
-            _mask_path(output_dir, scan, model, label, extension).unlink(missing_ok=True)
-    if not chi and map_path.resolve() != scan.chi.resolve() and is_own_map and not models_using_map(output_dir, scan):
-        map_path.unlink(missing_ok=True)  # it was reconstructed before the scan had a map of the user
-        map_sidecar.unlink(missing_ok=True)
     written = []
     for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
         extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
@@ -201,7 +186,29 @@ def save_scan(
         **made_from,
         "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }
-    return [*written, write_json(sidecar, dseg_sidecar)]
+    return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
+
+
+def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, reconstructed: bool) -> None:
+    """Remove the mark of completeness and what this run may not replace; never a map of the user."""
+    map_path, map_sidecar = map_paths(output_dir, scan)
+    is_own_map = read_optional_json(map_sidecar).get("Description") == MAP_DESCRIPTION
+    if reconstructed and map_path.exists() and not is_own_map:
+        raise InputError(
+            f"{map_path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
+            "another dataset, or choose another output folder"
+        )
+    outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
+    outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
+    for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
+        outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
+    for path in outdated:
+        path.unlink(missing_ok=True)
+    # A map that was reconstructed before the scan had one of the user.
+    if not reconstructed and is_own_map and map_path.resolve() != scan.chi.resolve():
+        if not models_using_map(output_dir, scan):
+            map_path.unlink(missing_ok=True)
+            map_sidecar.unlink(missing_ok=True)
 
 
 def _write_texts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -273,7 +273,10 @@ def measure_scan(
     columns = [column for column in STATS_COLUMNS if column in stats]
     red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
     warnings = [*coverage.warnings, *(_describe_exchange(*pair, red) for pair in coverage.exchanged)]
-    warnings.extend(_describe_missing(stats))
+    fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
+    if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
+        shown = ", ".join(named)
+        warnings.append(f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map")
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
 
 
@@ -285,10 +288,3 @@ def _describe_exchange(left: str, right: str, red: Collection[str]) -> str:
             "nnU-Net folder, the axes of its training (orientation in dataset.json)"
         )
     return f"{left} lies to the right of {right}, and the rating is red: the segmentation is unreliable; check the map"
-
-
-def _describe_missing(stats: pd.DataFrame) -> Iterator[str]:
-    """Yield a warning that names the nuclei of which voxels are missing."""
-    fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
-    if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
-        yield f"voxels without data (NaN or 0) in {', '.join(named)}; they are excluded from the means, check the map"

@@ -123,33 +123,11 @@ def harmonize(
         return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
 
     raw, at_site, x_mean = average(scans), average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
-    known_sites, known_x = at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)]
-    if not _identifiable(known_sites, known_x):
-        owner = np.repeat(list(blocks), [block.shape[1] for block in blocks.values()])
-        # the covariates without which it would be possible; all if more than one of them has to go
-        guilty = [name for name in blocks if _identifiable(known_sites, known_x[:, owner != name])] or list(blocks)
-        shown = " and ".join(map(str, guilty))
-        raise InputError(
-            f"participants.tsv: {shown} cannot be separated from the sites (such as if constant within each), so that "
-            f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (--covariates "
-            f"without {shown} harmonizes nevertheless)"
-        )
+    owner = np.repeat(list(blocks), np.array([block.shape[1] for block in blocks.values()], int))
+    _check_separable(at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)], owner)
     y, reasons = _select(raw, at_site, x_mean)
     used = np.array([not reason for reason in reasons])
-    if used.sum() < 2:
-        shown = "; ".join(sorted({reason for reason in reasons if reason}))
-        raise InputError(
-            f"group table: {used.sum()} nuclei can be harmonized ({shown or 'no more columns'}), ComBat needs 2; "
-            "add scans or leave the covariates out"
-        )
-    centre, centre_mean = np.empty((len(x), used.sum())), np.empty((len(x_mean), used.sum()))
-    std = np.empty(used.sum())
-    for nucleus, column in enumerate(y[:, used].T):
-        known = np.isfinite(column)
-        means, coefficients, rss, _ = _least_squares(column, at_site, x_mean)
-        constant = np.nansum(at_site[known].sum(axis=0) / known.sum() * means)
-        centre[:, nucleus], centre_mean[:, nucleus] = constant + x @ coefficients, constant + x_mean @ coefficients
-        std[nucleus] = np.sqrt(rss / known.sum())
+    centre, centre_mean, std = _standardize(y[:, used], at_site, x_mean, x)
     effects = _estimate((y[:, used] - centre_mean) / std, at_site)
     # A nucleus without values at a site has neither effects nor values there.
     shift = indicator @ np.nan_to_num(effects.shift_bayes)
@@ -201,6 +179,21 @@ def _sites(site: pd.Series, person: NDArray[np.intp], usable: NDArray[np.bool_])
     return list(levels), indicator
 
 
+def _check_separable(indicator: Floats, x: Floats, owner: NDArray[Any]) -> None:
+    """Raise an `InputError` if covariates and sites are confounded; `owner` names the covariate of each column of x."""
+    if _identifiable(indicator, x):
+        return
+    names = list(dict.fromkeys(owner.tolist()))
+    # the covariates without which it would be possible; all if more than one of them has to go
+    guilty = [name for name in names if _identifiable(indicator, x[:, owner != name])] or names
+    shown = " and ".join(map(str, guilty))
+    raise InputError(
+        f"participants.tsv: {shown} cannot be separated from the sites (such as if constant within each), so that "
+        f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (--covariates "
+        f"without {shown} harmonizes nevertheless)"
+    )
+
+
 def _identifiable(indicator: Floats, x: Floats) -> bool:
     """Whether differences between sites are estimable in the presence of the covariates."""
     present = indicator[:, indicator.sum(axis=0) > 0]
@@ -229,6 +222,12 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
             elif rss <= np.finfo(float).eps * (y[known] ** 2).sum():
                 reason = "values do not vary within sites"
         reasons.append(reason)
+    if (n_used := reasons.count("")) < 2:
+        shown = "; ".join(sorted({*reasons} - {""})) or "no more columns"
+        raise InputError(
+            f"group table: {n_used} nuclei can be harmonized ({shown}), ComBat needs 2; add scans or leave the "
+            "covariates out"
+        )
     selected[:, [bool(reason) for reason in reasons]] = np.nan
     return selected, reasons
 
@@ -244,6 +243,19 @@ def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Flo
     coefficients: Floats = np.asarray(solution[present.sum() :])
     rss = float(((y[known] - design @ solution) ** 2).sum())
     return means, coefficients, rss, int(rank)
+
+
+def _standardize(y: Floats, indicator: Floats, x_mean: Floats, x: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the expected values of scans and of participants at each site, and the residual standard deviations."""
+    centre, centre_mean = np.empty((len(x), y.shape[1])), np.empty((len(x_mean), y.shape[1]))
+    std = np.empty(y.shape[1])
+    for nucleus, column in enumerate(y.T):
+        known = np.isfinite(column)
+        means, coefficients, rss, _ = _least_squares(column, indicator, x_mean)
+        constant = np.nansum(indicator[known].sum(axis=0) / known.sum() * means)
+        centre[:, nucleus], centre_mean[:, nucleus] = constant + x @ coefficients, constant + x_mean @ coefficients
+        std[nucleus] = np.sqrt(rss / known.sum())
+    return centre, centre_mean, std
 
 
 def _estimate(z: Floats, indicator: Floats) -> _Effects:

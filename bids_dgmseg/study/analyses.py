@@ -16,17 +16,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
-from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, count_of, first_rows, read_reference_values
+from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
+
+_HARMONIZED = {
+    "group_harmonized": ("scan", "abbreviation", "measure", "raw", "harmonized"),
+    "group_site_variance": (
+        *("abbreviation", "n", "site_variance_before", "site_variance_after", "reduction"),
+        *("p_site_before", "p_site_after"),
+    ),
+    "group_site_effects": (
+        *("site", "abbreviation", "n", "n_participants", "n_unused"),
+        *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
+    ),
+}
+"""Tables of harmonization → columns, after the strata in those of the site effects."""
 
 
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
@@ -99,7 +112,7 @@ def adjust_for_volume(study: Study) -> Analysis:
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
     facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
     if n_controls < N_CONTROLS:
-        matched = count_of(n_controls, "participant")
+        matched = count(n_controls, "participant")
         why = f"--control-filter matches {matched}, at least {N_CONTROLS} are needed for a slope"
         table = ResultTable(name, empty, facts=facts, not_computed=why)
         return Analysis((table,), (f"{name}.tsv: not computed: {why}",))
@@ -156,24 +169,14 @@ def harmonize_sites(study: Study) -> Analysis:
     reason, if nothing can be harmonized.
     """
     strata = ("measure", *study.cohort.strata)
-    columns = {
-        "group_harmonized": ["scan", "abbreviation", "measure", "raw", "harmonized"],
-        "group_site_variance": [
-            *(*strata, "abbreviation", "n"),
-            *("site_variance_before", "site_variance_after", "reduction", "p_site_before", "p_site_after"),
-        ],
-        "group_site_effects": [
-            *(*strata, "site", "abbreviation", "n", "n_participants", "n_unused"),
-            *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
-        ],
-    }
+    columns = {name: [*(() if name == "group_harmonized" else strata), *own] for name, own in _HARMONIZED.items()}
     sites = study.cohort.demographics["site"].value_counts().sort_index()
     n_without = len(study.cohort.scans) - int(sites.sum())
     facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
     if len(sites) < 2:
         why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
         if len(sites) and n_without:
-            why += f"; {count_of(n_without, 'scan')} without a site"
+            why += f"; {count(n_without, 'scan')} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
         return Analysis(tuple(ResultTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
     covariates = [name for name in study.covariates if name != "site"]
@@ -225,14 +228,14 @@ def _harmonize_stratum(
     small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
     where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
     warnings = [
-        f"{where}site {site} has usable scans of {count_of(counts.get(site, 0), 'participant')}, harmonization needs "
+        f"{where}site {site} has usable scans of {count(counts.get(site, 0), 'participant')}, harmonization needs "
         f"{N_SITE}; its values are not harmonized"
         for site in sorted(small, key=str)
     ]
     if n_unusable := int((~usable).sum()):
         lacking = " or ".join(["site", *varying.columns])
         verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
-        warnings.append(f"{where}{count_of(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
+        warnings.append(f"{where}{count(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
     large = scans["site"].where(~scans["site"].isin(small))
     if "age" in varying:
         remedy = "compare --combat-age spline, or " if age_effect == "linear" else ""

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.ageing import change_per_year
 from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
-from bids_dgmseg.study.study import Study, count_of
+from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
 
@@ -140,7 +140,7 @@ def estimate_changes(study: Study) -> Analysis:
         whose = "its change contains" if len(moved) == 1 else "their changes contain"
         warnings.append(
             f"{names[0]}.tsv: the site ({study.cohort.settings['SiteFrom']}) of {list_some(moved)} changes between "
-            f"sessions; {whose} the difference between the sites, so that {count_of(len(moved), 'participant')} "
+            f"sessions; {whose} the difference between the sites, so that {count(len(moved), 'participant')} "
             f"{'is' if len(moved) == 1 else 'are'} left out of the tests; see {names[1]}.tsv"
         )
     keys = study.cohort.keys.filter(["participant_id", "dataset"]).set_index(demographics["participant_id"])

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupAnalysis
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
@@ -226,15 +226,6 @@ def _find_reference_group(
     return names[0], "the largest group, as none has a name of controls", len(names) > 1
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return a number and a noun.
-
-    >>> count_of(1, "scan"), count_of(2, "usable scan")
-    ('1 scan', '2 usable scans')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str]]:
     """Read the measures of the reference segmentations of the cohort's scans.
 
@@ -271,7 +262,7 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     warnings = []
     if unmatched:
         warnings.append(
-            f"--evaluation {folder.name}: {count_of(len(unmatched), 'scan')}, such as {min(unmatched)}, "
+            f"--evaluation {folder.name}: {count(len(unmatched), 'scan')}, such as {min(unmatched)}, "
             f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan that enters the statistics; left out"
         )
     overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})

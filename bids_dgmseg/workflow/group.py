@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,12 +16,13 @@ from bids_dgmseg.bids.output_dataset import write_merged_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import DISK_ADVICE, FAILED, OK, InputError, list_some
+from bids_dgmseg.errors import DISK_ADVICE, FAILED, OK, InputError, count, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.workflow.environment import check_folders, limit_library_threads, run_folder
 
 if TYPE_CHECKING:
+    from bids_dgmseg.study.cohort import Cohort
     from bids_dgmseg.study.results_folders import ResultsFolder
 
 
@@ -55,7 +57,9 @@ def run_group(config: RunConfig) -> int:
     warnings = _check_participants(folders, config)
     scans: list[Scan] = []
     if folders[0].path == config.output_dir:
-        scans = _find_dataset_scans(config)
+        with contextlib.suppress(InputError):  # without maps and echoes in the dataset, they are in unknown derivatives
+            inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+            scans = find_scans(inputs, echoes=True)
         changed = [name for scan in scans for name in find_changed(config.output_dir, scan)]
         why = dict.fromkeys(changed, "the images of the scan have changed since")
         folders[0] = replace(folders[0], outdated=why)
@@ -77,13 +81,8 @@ def run_group(config: RunConfig) -> int:
     if study.reference and cohort.demographics["group"].nunique() > 1:
         progress.info(f"reference group: {study.reference} ({study.reference_from})")
     if config.control.dry_run:
-        for warning in (*warnings, *cohort.warnings, *study.warnings):
-            progress.warn(warning)
-        for name, n_scans in cohort.settings["Datasets"].items():
-            progress.info(f"{name}: {n_scans} scan{'' if n_scans == 1 else 's'} would be used")
-        plural = "" if len(cohort.scans) == 1 else "s"
-        progress.info(f"group tables of {len(cohort.scans)} scan{plural} would be written to {config.output_dir}")
-        return 0
+        _print_plan(config, cohort, [*warnings, *cohort.warnings, *study.warnings], progress)
+        return OK
     remove_temporary_files(config.output_dir)
     with run_folder(config.control.work_dir):
         tables, analysis_warnings = run_analyses(study)
@@ -98,6 +97,14 @@ def run_group(config: RunConfig) -> int:
             progress.info(line)
         written = _write_page(config.output_dir, warnings, n_missing + cohort.n_damaged, progress)
     return OK if written and not cohort.n_damaged and not cohort.n_outdated else FAILED
+
+
+def _print_plan(config: RunConfig, cohort: Cohort, warnings: Sequence[str], progress: RunProgress) -> None:
+    for warning in warnings:
+        progress.warn(warning)
+    for name, n_scans in cohort.settings["Datasets"].items():
+        progress.info(f"{name}: {count(n_scans, 'scan')} would be used")
+    progress.info(f"group tables of {count(len(cohort.scans), 'scan')} would be written to {config.output_dir}")
 
 
 def _write_page(output_dir: Path, warnings: Sequence[str], n_failed: int, progress: RunProgress) -> bool:
@@ -127,17 +134,6 @@ def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> 
         elif is_broken_symlink(table):
             warnings.append(f"{name}: {describe_missing(table)}; until then the tables have no columns from it")
     return warnings
-
-
-def _find_dataset_scans(config: RunConfig) -> list[Scan]:
-    """Find the selected scans of the input dataset.
-
-    Without chi maps and echoes in the dataset there are none: its maps are then in derivatives that are unknown here.
-    """
-    try:
-        return find_scans(open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir), echoes=True)
-    except InputError:
-        return []
 
 
 def _list_missing(config: RunConfig, scans: Sequence[Scan], models: Iterable[str]) -> tuple[int, list[str]]:
