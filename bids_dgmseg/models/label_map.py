@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, nnunet_step_folder, read_labels
-from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, is_single_model, nnunet_step_folder, read_labels
+from bids_dgmseg.models.registry import Model, Postprocessing, weights_folder
 from bids_dgmseg.models.structures import STRUCTURES
 
 
@@ -31,7 +31,8 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
     -------
     Model
         ``labels`` in the order of structures.tsv; ``arch["numbers"]`` maps each to numbers of the folder, and
-        ``arch["cerebellum"]`` contains the numbers of the cerebellum.
+        ``arch["cerebellum"]`` contains the numbers of the cerebellum. Labels of a single model folder are not
+        postprocessed.
     list of str
         Warnings about labels without a match.
 
@@ -54,7 +55,10 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
     if cerebellum is not None:
         arch[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
     labels = tuple(structure.abbreviation for structure in STRUCTURES if structure.abbreviation in numbers)
-    return replace(model, labels=labels, arch=arch), warnings
+    chosen = replace(model, labels=labels, arch=arch)
+    if is_single_model(folder):  # its labels are those of nnUNetv2_predict
+        return replace(chosen, postprocessing=Postprocessing(min_component_fraction=0)), warnings
+    return chosen, warnings
 
 
 def read_label_map(path: Path) -> dict[str, str]:

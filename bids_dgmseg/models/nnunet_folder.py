@@ -85,14 +85,18 @@ class NnunetModel:
 
 
 def nnunet_step_folder(folder: Path, step: str) -> Path | None:
-    """Return the model folder of a step.
+    """Return the model folder of a step; None if there is no network for the first step.
 
-    If `folder` itself is a model folder, it is that of the second step, which then sees the whole map: the result for
-    the first step is None.
+    If `folder` itself is a model folder, it is that of the second step.
     """
-    if (folder / "plans.json").is_file():
+    if is_single_model(folder):
         return None if step == CEREBELLUM else folder
-    return folder / step
+    return None if step == CEREBELLUM and not (folder / step).is_dir() else folder / step
+
+
+def is_single_model(folder: Path) -> bool:
+    """Return whether a folder itself is a model folder, whose network sees the whole map."""
+    return (folder / "plans.json").is_file()
 
 
 def read_labels(folder: Path) -> dict[str, int]:
@@ -113,7 +117,7 @@ def read_labels(folder: Path) -> dict[str, int]:
     except OSError as error:
         raise InputError(
             f"{folder}: not an nnU-Net model folder (no dataset.json); pass the folder with plans.json and fold_0 to "
-            "--weights, or a folder with two such folders named cerebellum and dentate"
+            "--weights, or a folder with such folders named dentate and, unless dgm16 is to find it, cerebellum"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder.name}/dataset.json: its labels cannot be read; copy the folder again") from error

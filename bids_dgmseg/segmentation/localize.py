@@ -15,6 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import (
     MAX_ROTATION_DEG,
     Box,
+    Grid,
     OrientedBox,
     axis_directions,
     box_of_mask,
@@ -26,9 +27,9 @@ from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import load_weights, localizer_network, read_model_folder
-from bids_dgmseg.models.registry import MODELS, Model, ModelInput
+from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
-from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, valid_box
+from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, resample_regions, valid_box
 from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
 
 _MIN_PITCH_DEG = 12.0
@@ -106,6 +107,20 @@ def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: 
         _check_brain_size(is_valid(chi.array), chi)
         return localize_cerebellum(chi_clean, model, weights=weights, device=device)
     return run_localizer(chi_clean, read_model_folder(model, weights), weights=weights, device=device)
+
+
+def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
+    """Find the cerebellum in a finite map in ppm with the localizer of the default model.
+
+    The mask (X, Y, Z) on the grid of the map is empty if there is none; `InputError` if the map shows no head.
+    """
+    model = get_model("default")
+    labels = localize(chi, model, device=device).labels
+    if labels is None:
+        raise ValueError(f"{model.name}: has no localizer network")
+    grid = Grid(chi.shape, chi.affine)
+    regions = resample_regions(labels, grid, names=model.localizer.labels, valid=is_valid(chi.array))
+    return large_components(regions["cerebellum"])
 
 
 def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:

@@ -20,17 +20,18 @@ from bids_dgmseg.image.grids import Box, Grid, block_affine, box_of_mask, coveri
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.model_folder import pick_device
+from bids_dgmseg.models.model_folder import load_weights, localizer_network, pick_device
 from bids_dgmseg.models.nnunet_folder import (
     CEREBELLUM,
     DENTATE,
     NnunetModel,
+    is_single_model,
     mirror_axes,
     nnunet_step_folder,
     read_folder,
 )
-from bids_dgmseg.models.registry import Model, weights_folder
-from bids_dgmseg.segmentation.localize import Location
+from bids_dgmseg.models.registry import Model, get_model, weights_folder
+from bids_dgmseg.segmentation.localize import Location, find_cerebellum
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
@@ -159,13 +160,18 @@ def predict_block(
 def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
     """First step: find the box of the cerebellum, and its mask on the map's grid.
 
-    For a single model folder, the whole map and no mask. Raises `InputError` if no cerebellum is found.
+    Without a network for this step, the localizer of the default model finds it; for a single model folder, the result
+    is the whole map and no mask. Raises `InputError` if no cerebellum is found.
     """
-    if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is None:
+    root = weights or weights_folder(model)
+    if is_single_model(root):
         return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
-    found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
-    seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
-    part = large_components(seen & is_valid(chi.array))
+    if nnunet_step_folder(root, CEREBELLUM) is None:
+        part = find_cerebellum(chi, device=device)
+    else:
+        found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
+        seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
+        part = large_components(seen & is_valid(chi.array))
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))
@@ -173,15 +179,24 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
 
 
 def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
-    """Read the model folders of both steps once; return a warning if the trainer mirrors left and right."""
-    if nnunet_step_folder(weights or weights_folder(model), CEREBELLUM) is not None:
+    """Read the model folders of both steps once; return warnings.
+
+    They are about a trainer that mirrors left and right, and about a missing network for the cerebellum.
+    """
+    root, warnings = weights or weights_folder(model), []
+    if nnunet_step_folder(root, CEREBELLUM) is not None:
         _read_step(model, weights, CEREBELLUM)
+    elif not is_single_model(root):
+        default = get_model("default")
+        load_weights(localizer_network(default), default, "localizer")
+        warnings.append(f"{root.name}: has no folder {CEREBELLUM}; {default.name} finds the cerebellum")
     trained = _read_step(model, weights, DENTATE)
     if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
-        return []
+        return warnings
     return [
+        *warnings,
         f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which exchanges sided "
-        "labels; that axis is not mirrored here"
+        "labels; that axis is not mirrored here",
     ]
 
 

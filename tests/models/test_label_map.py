@@ -58,6 +58,13 @@ def test_cerebellum_is_found_by_name(tmp_path):
     assert choose_labels(MODEL, tmp_path / "w", None)[0].arch["cerebellum"] == [2]
 
 
+def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
+    step = write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    largest, unchanged = (choose_labels(MODEL, folder, None)[0] for folder in (tmp_path / "w", step))
+    assert (largest.postprocessing.min_component_fraction, unchanged.postprocessing.min_component_fraction) == (1, 0)
+    assert "cerebellum" not in largest.arch  # there is no such folder
+
+
 def test_regions_are_numbered_in_their_order(tmp_path):
     folder = write_labels(tmp_path / "m", {"background": 0, "both": [1, 2], "DN_R": [2]}, regions_class_order=[1, 2])
     assert read_labels(folder) == {"both": 1, "DN_R": 2}

@@ -105,7 +105,7 @@ def test_missing_mask_is_largest_component_of_the_localizer(dataset, steps, tmp_
     regions[4, 3, 3] = 5  # cerebellar nuclei
     regions[8, 8, 8] = 2  # a small component
     found = Location(Box((0, 0, 0), (1, 1, 1)), Volume(regions, grid.affine))
-    monkeypatch.setattr(nnunet_train, "localize", lambda *args, **options: found)
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.localize", lambda *args, **options: found)
     request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=("cerebellum",))
     run_nnunet_training(request, log=lines)
     assert lines.lines[-1].startswith("no label-cerebellum mask for sub-00, sub-01")
@@ -124,7 +124,7 @@ def test_scan_without_cerebellum_is_refused(dataset, steps, tmp_path, monkeypatc
             raise InputError(found)
         return Location(Box((0, 0, 0), (1, 1, 1)), Volume(np.zeros((4, 4, 4), np.uint8), np.diag([20.0] * 3 + [1])))
 
-    monkeypatch.setattr(nnunet_train, "localize", localize)
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.localize", localize)
     request = NnunetRequest(MODEL, dataset, tmp_path / "out", steps=(step,))
     with pytest.raises(InputError, match=rf"^sub-\d\d: {found or 'the localizer finds no cerebellum; add a '}"):
         run_nnunet_training(request, log=Lines())

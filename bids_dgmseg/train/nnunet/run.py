@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import is_valid, large_components
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
-from bids_dgmseg.models.registry import MODELS, Model, get_model
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.regions import resample_regions
+from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.segmentation.localize import find_cerebellum
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.labelled_maps import (
@@ -137,16 +135,10 @@ class _CerebellumMasks:
             if not mask.array.any():
                 raise InputError(f"{path.name}: the mask is empty; segment the cerebellum or delete the file")
             return mask.array > 0
-        default = get_model("default")
         try:
-            labels = localize(one.chi, default, device=self._device).labels
+            predicted = find_cerebellum(one.chi, device=self._device)
         except InputError as error:
             raise InputError(f"{one.name}: {error}") from error
-        if labels is None:
-            raise ValueError(f"{default.name}: has no localizer network")
-        grid = Grid(one.chi.shape, one.chi.affine)
-        regions = resample_regions(labels, grid, names=default.localizer.labels, valid=is_valid(one.chi.array))
-        predicted = large_components(regions[CEREBELLUM])  # as in use
         if not predicted.any():
             raise InputError(
                 f"{one.name}: the localizer finds no cerebellum; add a label-cerebellum mask or delete its labels"
