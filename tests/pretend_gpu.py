@@ -288,5 +288,5 @@ def _check(func: Any, args: Any, kwargs: Any) -> None:
 
 
 def _takes_numbers(func: Any, name: str) -> bool:
-    """Tell whether an operator takes a CPU's tensor of no dimension for a number."""
+    """Return whether an operator treats a CPU tensor without dimensions as a number."""
     return torch.Tag.pointwise in func.tags or name.startswith("_foreach") or name in _INDEXING

@@ -144,12 +144,11 @@ def load_cohort(
     )
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
-    excluded, excluded_nuclei, exclusion_warnings = _find_excluded(scans, stats, qc, include_failed=include_failed)
-    return Cohort(
+    cohort = Cohort(
         scans=scans.drop(columns=list(_FACTS)),
         keys=keys.assign(site=site.fillna(MISSING)),
-        stats=stats.assign(excluded=excluded_nuclei),
-        qc=pd.concat([scans["page"], excluded, qc.drop(columns="excluded", errors="ignore")], axis=1),
+        stats=stats,
+        qc=pd.concat([scans["page"], qc.drop(columns="excluded", errors="ignore")], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
         demographics=demographics,
@@ -161,9 +160,6 @@ def load_cohort(
             "AgeColumn": age,
             "SexColumn": find_column(participants.columns, SEX),
             **({"Selected": selection.describe()} if selection else {}),
-            "ExcludedScans": int(excluded.notna().sum()),
-            "ExcludedNuclei": int(excluded_nuclei[excluded.isna().to_numpy()[stats["scan"]]].notna().sum()),
-            "IncludeFailed": include_failed,
         },
         spellings=spellings,
         warnings=(
@@ -172,11 +168,10 @@ def load_cohort(
             *site_warnings,
             *(line for lines in spellings.values() for line in lines),
             *_mixed_map_warnings(qc),
-            *exclusion_warnings,
         ),
         n_damaged=sum(part.n_damaged for part in parts),
-        n_outdated=int(scans["outdated"].notna().sum()),
     )
+    return _exclude(cohort, scans["outdated"], include_failed=include_failed)
 
 
 def _concatenate(parts: Sequence[FolderScans]) -> list[pd.DataFrame]:
@@ -281,28 +276,27 @@ def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str
     return warnings
 
 
-def _find_excluded(
-    scans: pd.DataFrame, stats: pd.DataFrame, qc: pd.DataFrame, *, include_failed: bool
-) -> tuple[pd.Series, pd.Series, list[str]]:
-    """Return why scans, and why rows of `stats`, are left out of all statistics, NaN otherwise, and warnings.
+def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -> Cohort:
+    """State why scans, and why nuclei of other scans, are left out of all statistics, in columns and in warnings.
 
     Results that are out of date are not those of the current map; a red rating means that a value is not usable. A
     nucleus of an excluded scan has the reason of the scan.
     """
+    qc, stats = cohort.qc, cohort.stats
     why, why_row = (_explain_red(table, what) for table, what in ((qc, "scan"), (stats, "nucleus")))
-    outdated = scans["outdated"].notna().to_numpy()
+    outdated = why_outdated.notna().to_numpy()
     red, red_row = why.notna().to_numpy() & ~outdated, why_row.notna().to_numpy()
-    excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + scans["outdated"]).rename("excluded")
+    excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + why_outdated).rename("excluded")
     of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
     excluded_row = of_scan.where(of_scan.notna(), why_row.mask(red_row & include_failed))
     left_out = "left out of all statistics (column excluded)"
     warnings = []
     if outdated.any():
-        which = f"results of {outdated.sum()} of {len(qc)} scans out of date: {_list_names(scans[outdated])}"
+        which = f"results of {outdated.sum()} of {len(qc)} scans out of date: {_list_names(cohort.scans[outdated])}"
         warnings.append(f"group_qc.tsv: {which}; {left_out}; {RERUN} for them")
     if red.any():
         what = "used, as --include-failed asks" if include_failed else left_out
-        names = _list_names(scans[red])
+        names = _list_names(cohort.scans[red])
         warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
     others = ~(red | outdated)[stats["scan"]]
     if (n_rows := int((red_row & others).sum())) and not include_failed:
@@ -310,12 +304,26 @@ def _find_excluded(
             f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
             "missing in all statistics (column excluded)"
         )
-    return excluded, excluded_row, warnings
+    qc = qc.copy()
+    qc.insert(1, "excluded", excluded)  # after the page
+    return replace(
+        cohort,
+        stats=stats.assign(excluded=excluded_row),
+        qc=qc,
+        settings={
+            **cohort.settings,
+            "ExcludedScans": int(excluded.notna().sum()),
+            "ExcludedNuclei": int((excluded_row.notna() & of_scan.isna()).sum()),
+            "IncludeFailed": include_failed,
+        },
+        warnings=(*cohort.warnings, *warnings),
+        n_outdated=int(outdated.sum()),
+    )
 
 
 def _list_names(scans: pd.DataFrame) -> str:
     """Return the first names of scans, with the model unless it is the same for all."""
-    entities = scans.drop(columns=[*_FACTS, *(["seg"] if scans["seg"].nunique() == 1 else [])])
+    entities = scans.drop(columns="seg") if scans["seg"].nunique() == 1 else scans
     rows = [{str(key): text for key, text in row.items() if not pd.isna(text)} for row in entities.to_dict("records")]
     return list_some(map(join_entities, rows), most=MAX_NAMES)
 

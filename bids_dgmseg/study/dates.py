@@ -102,8 +102,8 @@ def find_days(times: Mapping[str, pd.Series]) -> tuple[pd.Series, list[str]]:
                 "is used"
             )
         days = days.combine_first(other)
-    people = days.groupby(level=0)
-    span = (people.transform("max") - people.transform("min")) / DAYS_PER_YEAR
+    participants = days.groupby(level=0)
+    span = (participants.transform("max") - participants.transform("min")) / DAYS_PER_YEAR
     if (far := span > _LONGEST_YEARS).any():
         who = list_some({f"sub-{participant}" for participant, _ in days.index[far]})
         warnings.append(

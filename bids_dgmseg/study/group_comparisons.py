@@ -54,14 +54,14 @@ def compare_with_reference_group(study: Study) -> Analysis:
     if not parts:
         return Analysis((empty_table(name, study.by, warnings[-1]),), tuple(dict.fromkeys(warnings)))
     rows = pd.concat(parts, ignore_index=True)
-    people = table.drop_duplicates("participant_id")
+    participants = table.drop_duplicates("participant_id")
     result = ResultTable(
         name,
         rows,
         facts={
             "AncovaCovariates": list(covariates),
             "ParticipantsBySite": {
-                site: part["group"].value_counts().to_dict() for site, part in people.groupby("site")
+                site: part["group"].value_counts().to_dict() for site, part in participants.groupby("site")
             },
         },
         notes=(*study.cohort.spellings["group"], *warnings),

@@ -181,7 +181,7 @@ def test_missed_nucleus_is_missing_from_agreement(evaluate, tmp_path):
 
 
 def test_maps_give_mean_susceptibilities(evaluate, tmp_path):
-    # The longer box has 6 of 24 voxels at 20 ppb in place of 100 ppb.
+    # The longer box has 6 of 24 voxels at 20 ppb instead of 100 ppb.
     scans = [f"sub-0{number}" for number in range(1, 4)]
     first = dataset(tmp_path / "first", dict.fromkeys(scans, labels(1, 2)))
     second = dataset(tmp_path / "second", dict.fromkeys(scans, labels(1, 2, grow=1)), seg="y")

@@ -27,7 +27,7 @@ GRIDS = {
 
 
 def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Put the middle of an image at 0 mm."""
+    """Centre an image at 0 mm."""
     moved = affine.copy()
     moved[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return moved

@@ -26,7 +26,7 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
 
 @pytest.fixture(autouse=True)
 def quick_figures(monkeypatch) -> None:
-    """Write a pixel in place of each figure; only the page of `plain` has real, interactive ones."""
+    """Write one pixel instead of each figure; only the page of `plain` has real, interactive ones."""
     monkeypatch.setattr(group_page, "MAX_INTERACTIVE", 0)
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, format="PNG")

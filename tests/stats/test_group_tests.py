@@ -223,7 +223,7 @@ def test_group_of_one_site_is_not_tested():
 
 
 def test_confounded_group_leaves_others_their_test():
-    """PSP are at their own site; PD and HC share two, and are compared as without the PSP but for slopes and spread."""
+    """PSP are at their own site; PD and HC share two and are compared as without PSP, except for slopes and spread."""
     table = by_site({"A": {"HC": 12, "PD": 8}, "B": {"HC": 9, "PD": 12}, "C": {"PSP": 15}})
     both, alone = (ancova(rows, options=BY_SITE).iloc[0] for rows in (table, table[table["group"] != "PSP"]))
     assert both["difference"] == pytest.approx(alone["difference"], abs=2e-3)
