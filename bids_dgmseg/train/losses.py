@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from bids_dgmseg.networks.dcn_net import Attended, split_heads
 
 @dataclass(frozen=True)
 class DCNNetTerms:
-    """Weights of the terms of DCN-Net's loss (eqs. 3, 5 and 9; the paper's values)."""
+    """Weights of the terms of DCN-Net's loss (eqs. 3, 5 and 9; the paper's values), and which equations."""
 
+    equations: Literal["program", "paper"] = "program"
+    """Those of the published program, which sums over the batch, or eqs. 3, 4 and 8 as printed."""
     heads: tuple[float, ...] = (1.0, 1.0)
     """λ of dentate and interposed."""
     attention: float = 0.5
@@ -42,7 +44,8 @@ def dcn_net_loss(
     .. math:: \sum_h \lambda_h L_h + \lambda_A L_A + \lambda_O L_O
 
     Each head's :math:`L_h` is `hybrid_loss` (eq. 5). :math:`L_A` is the cross-entropy of the attention map and
-    the union of the nuclei, averaged over voxels (eq. 7). :math:`L_O` is `overlap_penalty` (eq. 8).
+    the union of the nuclei, averaged over voxels (eq. 7). :math:`L_O` is `overlap_penalty` (eq. 8), of the whole batch
+    with the program's equations.
 
     The logits have two channels for each of ``terms.heads``, background and nucleus (ValueError if not); label k is the
     nucleus of head k, counted from 1. `attention` are the network's auxiliary logits (B, 2, X, Y, Z); without them (in
@@ -58,6 +61,8 @@ def dcn_net_loss(
         loss = loss + terms.attention * functional.cross_entropy(attention.float(), (labels > 0).long())
     nuclei = [head.softmax(dim=1)[:, 1] for head in heads]
     for one, other in combinations(nuclei, 2):
+        if terms.equations == "program":
+            one, other = one.flatten()[None], other.flatten()[None]
         loss = loss + terms.overlap * overlap_penalty(one, other)
     return loss
 
@@ -67,13 +72,23 @@ def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = DCNNetTe
 
     .. math:: \sum_c w_c (\pi_T TL_c + \pi_F FL_c)
 
+    As printed (``terms.equations="paper"``) :math:`TL_c` averages over samples: one without the nucleus has the
+    constant 1. :math:`FL_c` has no factor :math:`g`, and falls in voxels outside a nucleus as its probability rises
+    beyond 0.6. The published program has neither property: it sums :math:`TL_c` over the batch, with the false
+    positives and negatives of each class, background too, and :math:`FL_c` over the voxels of class c alone.
+
     :math:`w_c` is `inverse_frequency` over the batch. The classes are those of one head of DCN-Net (background and
     nucleus), or all of them when they are estimated jointly.
     """
     logits = logits.float()
-    truth = _one_hot(labels, logits)
-    tversky = tversky_loss(logits.softmax(dim=1), truth, alpha=terms.alpha, beta=terms.beta)
-    focal = squared_error_focal_loss(logits, truth)
+    truth, probabilities = _one_hot(labels, logits), logits.softmax(dim=1)
+    if terms.equations == "program":
+        tversky = pooled_tversky_loss(probabilities, truth, alpha=terms.alpha, beta=terms.beta)
+        axes = (0, *range(2, truth.ndim))
+        focal = -(truth * (1 - probabilities).square() * logits.log_softmax(dim=1)).mean(axes)
+    else:
+        tversky = tversky_loss(probabilities, truth, alpha=terms.alpha, beta=terms.beta)
+        focal = squared_error_focal_loss(logits, truth)
     return (inverse_frequency(truth) * (terms.tversky * tversky + terms.focal * focal)).sum()
 
 
@@ -107,6 +122,18 @@ def tversky_loss(probabilities: Tensor, truth: Tensor, *, alpha: float = 0.3, be
     errors = alpha * too_much + beta * missed
     errors = torch.cat((alpha * missed[:, :1] + beta * too_much[:, :1], errors[:, 1:]), dim=1)
     return 1 - (hits / (hits + errors).clamp(min=1e-10)).mean(dim=0)
+
+
+def pooled_tversky_loss(probabilities: Tensor, truth: Tensor, *, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
+    r"""Tversky loss (C,) of every class, its sums over the voxels j of the batch (DCN-Net's published program).
+
+    .. math:: TL_c = 1 - \frac{\sum_j p_{jc} g_{jc}}
+              {\sum_j p_{jc} g_{jc} + \alpha \sum_j p_{jc} (1 - g_{jc}) + \beta \sum_j (1 - p_{jc}) g_{jc}}
+    """
+    axes = (0, *range(2, truth.ndim))
+    hits = (probabilities * truth).sum(axes)
+    errors = alpha * (probabilities * (1 - truth)).sum(axes) + beta * ((1 - probabilities) * truth).sum(axes)
+    return 1 - hits / (hits + errors).clamp(min=1e-10)
 
 
 def squared_error_focal_loss(logits: Tensor, truth: Tensor) -> Tensor:

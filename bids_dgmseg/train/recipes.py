@@ -46,7 +46,9 @@ III.B                   patches of 32³, step 5; 3,453 of 29             ``size`
                                                                         (silent; ``zero_padding``), in use to a patch
 III.B                   intensities (silent)                            minimum to maximum of the unpadded region
 III.B                   patches instead of augmentation                 no augmentation
-II.B, eqs. 3, 4, 5      Tversky α 0.3, β 0.7; focal; both weigh 0.5     ``terms``; β weighs what is missed
+II.B, eqs. 3, 4, 5, 8   Tversky α 0.3, β 0.7; focal; both weigh 0.5     ``terms``; β weighs what is missed; sums over
+                                                                        the batch and the factor g of the published
+                                                                        program, or ``loss.terms.equations=paper``
 II.B, eq. 5             class weights from the volume ratio             inverse frequency in the batch (silent)
 II.C, eqs. 7, 8, 9      λ 1, 1, attention 0.5, overlap 0.1              ``terms``
 (silent)                L2                                              1e-4 on `DCNNet.decayed_weights`

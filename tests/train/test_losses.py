@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bids_dgmseg.train.losses import (
     hybrid_loss,
     inverse_frequency,
     overlap_penalty,
+    pooled_tversky_loss,
     squared_error_focal_loss,
     tversky_loss,
 )
@@ -157,10 +159,43 @@ def test_class_weights_are_inverse_frequencies(batch, weights):
     assert inverse_frequency(truth).tolist() == pytest.approx(weights)
 
 
-def test_hybrid_loss_averages_its_terms():
+PAPER = DCNNetTerms(equations="paper")
+# The program: background has too much of .4 (times .3) and lacks .2 (times .7); each class sees its own voxel alone.
+PROGRAM_TVERSKY = [1 - 0.8 / (0.8 + 0.3 * 0.4 + 0.7 * 0.2), TVERSKY[1]]
+PROGRAM_FOCAL = [-(0.2**2 * math.log(0.8)) / 2, -(0.4**2 * math.log(0.6)) / 2]
+
+
+@pytest.mark.parametrize(
+    ("terms", "tversky", "focal"),
+    [
+        pytest.param(PAPER, TVERSKY, FOCAL, id="paper"),
+        pytest.param(DCNNetTerms(), PROGRAM_TVERSKY, PROGRAM_FOCAL, id="program"),
+    ],
+)
+def test_hybrid_loss_averages_its_terms(terms, tversky, focal):
     # One voxel each: both classes weigh 1/2.
-    expected = sum(0.5 * (0.5 * tversky + 0.5 * focal) for tversky, focal in zip(TVERSKY, FOCAL, strict=True))
-    assert hybrid_loss(_logits(HEAD), _labels(0, 1)).item() == pytest.approx(expected, rel=1e-5)
+    expected = sum(0.5 * (0.5 * one + 0.5 * other) for one, other in zip(tversky, focal, strict=True))
+    assert hybrid_loss(_logits(HEAD), _labels(0, 1), terms=terms).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("terms", "sign"), [(PAPER, -1), (DCNNetTerms(), 1)], ids=["paper", "program"])
+def test_printed_loss_rewards_confident_false_voxels(terms, sign):
+    # Two samples of 500 voxels; one voxel of the first is nucleus, and one of the second, which has none, has 0.9. As
+    # printed the second's Tversky term is constant, and -p^2 log p falls beyond 0.6, since 1 + 2 log p is positive.
+    found = torch.full((2, 500, 2), 0.01)
+    found[..., 0], found[:, 0] = 0.99, torch.tensor([0.1, 0.9])
+    logits = found.log().movedim(-1, 1)[:, :, None, None].requires_grad_()
+    labels = torch.zeros(2, 1, 1, 500, dtype=torch.uint8)
+    labels[0, 0, 0, 0] = 1
+    (gradient,) = torch.autograd.grad(hybrid_loss(logits, labels, terms=terms), logits)
+    assert math.copysign(1, gradient[1, 1, 0, 0, 0].item()) == sign
+
+
+def test_pooled_tversky_sums_over_the_batch():
+    # Samples (1, 1) found (1, 0) and (0, 0) found (0, 1): one hit, one too many, one missed.
+    found, truth = (torch.cat([_truth(*one), _truth(*other)]) for one, other in (((1, 0), (0, 1)), ((1, 1), (0, 0))))
+    assert pooled_tversky_loss(found, truth)[1].item() == pytest.approx(1 - 1 / (1 + 0.3 + 0.7))
+    assert tversky_loss(found, truth)[1].item() == pytest.approx((1 - 1 / 1.7 + 1) / 2)
 
 
 def test_overlap_penalty_is_soft_dice():
@@ -180,6 +215,15 @@ def test_dcn_net_loss_weights_its_terms(with_attention):
     if with_attention:
         expected += 0.5 * -(math.log(0.9) + math.log(0.7)) / 2
     assert dcn_net_loss(logits, _labels(2, 1), attention=attention).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("terms", "expected"), [(PAPER, (0.5 + 0.1) / 2), (DCNNetTerms(), 0.52 / 1.2)])
+def test_overlap_is_a_sum_over_the_batch(terms, expected):
+    # Voxels of .5 and .5, of .1 and .1 in another sample: 2 (.25) / 1 and 2 (.01) / .2, mean or pooled.
+    same = torch.cat([_logits([[0.5, 0.5]]), _logits([[0.9, 0.1]])])
+    terms = replace(terms, heads=(0, 0), overlap=1)
+    loss = dcn_net_loss(torch.cat((same, same), dim=1), torch.cat([_labels(0), _labels(0)]), terms=terms)
+    assert loss.item() == pytest.approx(expected)
 
 
 def test_dcn_net_weights_are_parameters():
