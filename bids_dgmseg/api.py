@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -246,6 +247,11 @@ def reconstruct(
     InputError
         If an image cannot be used, or the grids differ.
 
+    Warns
+    -----
+    UserWarning
+        If the brain mask or the values of the map are implausible.
+
     Notes
     -----
     Unwrapping, weighted field fit, V-SHARP and total variation; see `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
@@ -276,6 +282,8 @@ def reconstruct(
             mask=given,
             phase_sign=phase_sign,
         )
+        for problem in done.problems:
+            warnings.warn(f"the reconstructed map is implausible: {problem}", stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 
 

@@ -36,6 +36,8 @@ class ReconstructionOptions:
     """Whether phase increases or decreases with the field; ``auto`` decides by the map's extreme values."""
     brain_masks: Path | None = None
     """Folder with the user's brain masks."""
+    accept_implausible: bool = False
+    """Segment maps that fail the plausibility checks."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ PARTICIPANT_ONLY = (
     "--reference-mask",
     "--brain-mask",
     "--phase-sign",
+    "--accept-implausible-maps",
 )
 
 OPTIONS = {
@@ -87,6 +88,11 @@ OPTIONS = {
             "auto, so that veins and iron are positive)",
             choices=("auto", "positive", "negative"),
             default="auto",
+        ),
+        option(
+            "--accept-implausible-maps",
+            "segment reconstructed maps that fail the plausibility checks: the volume of the brain mask, the spread of "
+            "the values (default: such a scan fails)",
         ),
     ),
     "segmentation": (
@@ -288,7 +294,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             options.bids_filter_file,
             tuple(options.derivatives),
         ),
-        ReconstructionOptions(options.phase_sign, options.brain_mask),
+        ReconstructionOptions(options.phase_sign, options.brain_mask, options.accept_implausible_maps),
         Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks, options.viewer),
         ReferenceRegion(options.reference, options.reference_structure, options.reference_mask),
         GroupAnalysis(

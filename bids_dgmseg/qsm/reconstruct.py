@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ _DEEP = 0.4
 _BLUR_MM = 1.5
 """SD of the Gaussian applied to the map before its sign is judged."""
 
+_BRAIN_ML = (900.0, 2200.0)
+"""Plausible volumes of a brain mask found in the magnitude: adults have 1,000 to 1,900 ml, with a rim of fluid."""
+
+_CUT_SHARE = 0.3
+"""A face of the image that contains this fraction of the mask's largest cross-section cuts the brain."""
+
+_MAX_SPREAD_PPM = 0.5
+"""Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""
+
 _TAIL_PERCENT = 0.5
 """Of the voxels in either tail: nuclei and veins in the positive one, calcifications in the negative one."""
 
@@ -69,6 +78,8 @@ class Reconstruction:
     """Distance of the positive tail of the deep brain from its median, over that of the negative tail."""
     readout_ramp_rad: float | None
     """Range of the bipolar readout ramp that was removed; 0 if there was none, None if unknown."""
+    problems: tuple[str, ...] = ()
+    """Why the map is not usable, see `find_problems`."""
 
 
 def describe_steps(n_echoes: int) -> dict[str, str]:
@@ -208,6 +219,7 @@ def reconstruct_chi(
     """
     finite = np.isfinite(phase).all(axis=0)
     phase, magnitude = np.where(finite, phase, np.float32(0)), np.where(finite, magnitude, np.float32(0))
+    is_found = mask is None
     if mask is None:
         mask = find_brain(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
@@ -244,7 +256,43 @@ def reconstruct_chi(
     low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
     ratio = float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))
     sign = phase_sign or (1 if ratio >= 1 else -1)
-    return Reconstruction(sign * chi.numpy(), eroded.numpy(), sign, ratio if sign > 0 else 1 / ratio, ramp_rad)
+    return Reconstruction(
+        chi_ppm=sign * chi.numpy(),
+        mask=eroded.numpy(),
+        phase_sign=sign,
+        tail_ratio=ratio if sign > 0 else 1 / ratio,
+        readout_ramp_rad=ramp_rad,
+        problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
+    )
+
+
+def find_problems(
+    chi_ppm: NDArray[np.float32], brain: NDArray[np.bool_] | None, *, voxel_size_mm: Sequence[float]
+) -> Iterator[str]:
+    """Yield the reasons why a map is implausible: its brain mask or its values.
+
+    Parameters
+    ----------
+    chi_ppm : ndarray of shape (N,)
+        Susceptibility of the voxels in the mask.
+    brain : ndarray of bool, shape (X, Y, Z), optional
+        The mask, if it was found in the magnitude; a mask of the user may be that of a child.
+    voxel_size_mm : sequence of 3 float
+        Voxel size in mm.
+    """
+    if brain is not None:
+        areas = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+        is_cut = any(max(area[0], area[-1]) > _CUT_SHARE * area.max() for area in areas)
+        volume_ml, (low, high) = float(brain.sum() * math.prod(voxel_size_mm) / 1e3), _BRAIN_ML
+        if volume_ml > high or (volume_ml < low and not is_cut):  # a slab contains less than the whole brain
+            what = "scalp or neck included" if volume_ml > high else "parts of the brain missing"
+            yield f"its brain mask has {volume_ml:,.0f} ml ({what}?), expected {low:,.0f} to {high:,.0f} ml"
+    low, high = np.percentile(chi_ppm, (1, 99))
+    if not high - low <= _MAX_SPREAD_PPM:
+        yield (
+            f"its values have a spread of {high - low:.2g} ppm (streaks?), expected 0.05 to 0.4 ppm in a brain, at "
+            f"most {_MAX_SPREAD_PPM:g} ppm"
+        )
 
 
 def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:

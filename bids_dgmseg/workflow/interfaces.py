@@ -93,6 +93,7 @@ class _ReconstructInputSpec(BaseInterfaceInputSpec):
     scan = _object("Scan with echoes", mandatory=True)
     mask = File(exists=True, desc="the user's brain mask")
     phase_sign = traits.Enum("auto", "positive", "negative", usedefault=True, desc="sign of the phase")
+    accept_implausible = traits.Bool(False, usedefault=True, desc="whether to keep a map that fails its checks")
     n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the Fourier transforms")
 
 
@@ -123,6 +124,11 @@ class Reconstruct(Step):
             mask=mask,
             phase_sign=sign,
         )
+        if result.problems and not self.inputs.accept_implausible:
+            raise InputError(
+                f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; provide a brain "
+                "mask with --brain-mask, or use --accept-implausible-maps"
+            )
         return {
             "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
             "out_report": report_reconstruction(scan, result, mask=mask, phase_sign=sign),

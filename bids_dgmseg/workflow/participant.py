@@ -99,6 +99,7 @@ def plan_run(config: RunConfig) -> Plan:
         given = {
             "--brain-mask": config.reconstruction.brain_masks is not None,
             "--phase-sign": config.reconstruction.phase_sign != "auto",
+            "--accept-implausible-maps": config.reconstruction.accept_implausible,
         }
         warnings += [
             f"{option} has no effect: every selected scan already has a chi map"

@@ -40,7 +40,7 @@ class StepReport:
 
 def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | None, phase_sign: str) -> StepReport:
     """Return the parameters of a reconstruction; also part of the sidecar of the map."""
-    warnings = []
+    warnings = [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
     if result.phase_sign < 0 and phase_sign == "auto":
         warnings.append(
             "assumed that phase decreases with the field, because veins and iron would be negative otherwise; set "
@@ -69,6 +69,7 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
         "ReadoutCorrection": readout,
         **describe_steps(len(scan.echoes)),
+        **({"Problems": list(result.problems)} if result.problems else {}),
     }
     return StepReport(values, tuple(warnings))
 
@@ -158,11 +159,11 @@ def build_qc_record(
 
 
 def with_scan(name: str, message: str) -> str:
-    """Prefix a message with the name of the scan, unless it starts with it.
+    """Prefix a message with the name of the scan, unless what precedes its first colon contains it.
 
     >>> with_scan("sub-01", "DN_L was not found")
     'sub-01: DN_L was not found'
     >>> with_scan("sub-01", "sub-01_Chimap.nii.gz: all voxels are 0")
     'sub-01_Chimap.nii.gz: all voxels are 0'
     """
-    return message if message.startswith(name) else f"{name}: {message}"
+    return message if name in message.partition(":")[0] else f"{name}: {message}"

@@ -141,7 +141,12 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
         node(Save, scan=scan, model=model, config=config, **hashes),
     ]
     if scan.from_echoes:
-        options = {"phase_sign": config.reconstruction.phase_sign, "n_threads": threads, "mask": job.brain_mask}
+        options = {
+            "phase_sign": config.reconstruction.phase_sign,
+            "accept_implausible": config.reconstruction.accept_implausible,
+            "n_threads": threads,
+            "mask": job.brain_mask,
+        }
         checked = replace(scan, problem=problem or None)
         nodes.insert(0, node(Reconstruct, n_procs=threads, scan=checked, **options))
     return nodes

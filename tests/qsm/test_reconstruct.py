@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
-from bids_dgmseg.qsm.reconstruct import describe_steps, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import describe_steps, find_problems, reconstruct_chi
 
 VOXEL_MM = (2.0, 2.0, 2.0)
 TIMES_S = (0.006, 0.012, 0.018)
@@ -119,3 +119,27 @@ def test_steps_depend_on_number_of_echoes():
     assert "offset not removed" in one["Unwrapping"]
     assert "offset removed" in several["Unwrapping"]
     assert "residual" not in one["FieldFit"]
+
+
+@pytest.mark.parametrize(
+    ("edge", "first", "message"),
+    [
+        (23, 5, ""),  # 23³ voxels of 125 mm³ are 1,521 ml
+        (19, 5, "its brain mask has 857 ml (parts of the brain missing?), expected 900 to 2,200 ml"),
+        (19, 0, ""),  # as small, but cut by the field of view
+        (28, 0, "its brain mask has 2,744 ml (scalp or neck included?), expected 900 to 2,200 ml"),
+    ],
+)
+def test_volume_of_found_mask_is_checked(edge, first, message):
+    mask = np.zeros((40, 40, 40), bool)
+    mask[5 : 5 + edge, 5 : 5 + edge, first : first + edge] = True
+    chi_ppm = np.linspace(-0.05, 0.1, 100, dtype=np.float32)
+    assert ", ".join(find_problems(chi_ppm, mask, voxel_size_mm=(5, 5, 5))) == message
+    assert not list(find_problems(chi_ppm, None, voxel_size_mm=(5, 5, 5)))
+
+
+@pytest.mark.parametrize(("range_ppm", "n_problems"), [(0.5, 0), (0.52, 1), (math.nan, 1)])
+def test_spread_of_map_is_checked(range_ppm, n_problems):
+    # The central 98 % of evenly spaced values span 98 % of their range.
+    chi_ppm = np.linspace(0, range_ppm, 1001, dtype=np.float32)
+    assert len(list(find_problems(chi_ppm, None, voxel_size_mm=(1, 1, 1)))) == n_problems

@@ -341,3 +341,19 @@ def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):
     assert "sub-03_echo-1_part-phase_MEGRE.json: EchoTime is missing; add it in seconds" in said
     written = sorted(path.name for path in (ds.parent / "out").iterdir() if path.name.startswith("sub-"))
     assert [name for name in written if not name.endswith(".html")] == ["sub-04"]
+
+
+def test_implausible_map_is_not_segmented(ds, run, capsys):
+    # The same phase at a tenth of the field strength means ten times the susceptibility.
+    folder = write_echoes(ds)
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"MagneticFieldStrength": 3.0', '"MagneticFieldStrength": 0.3'))
+    assert run(ds) == 1
+    said = capsys.readouterr().err
+    assert "the reconstructed map of sub-01 is not usable: its values have a spread of " in said
+    assert "or use --accept-implausible-maps" in said
+    assert not list((ds.parent / "out").rglob("*_dseg.nii.gz"))
+    assert run(ds, "--accept-implausible-maps") == 0
+    record = quality_of(ds.parent / "out")
+    assert "spread" in record["reconstruction"]["Problems"][0]
+    assert any("the reconstructed map is implausible" in line for line in record["warnings"])
