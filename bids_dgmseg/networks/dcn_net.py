@@ -85,6 +85,17 @@ class SkipAttention(nn.Module):
         return skip * score, score
 
 
+class _PlainSkip(nn.Module):
+    """1³ convolution of a skip connection to the channels of the gate, instead of `SkipAttention` (Table III)."""
+
+    def __init__(self, skip: int, gate: int, features: int) -> None:
+        super().__init__()
+        self.skip = nn.Conv3d(skip, features, 1, bias=False)
+
+    def forward(self, skip: Tensor, gate: Tensor) -> tuple[Tensor, None]:
+        return self.skip(skip), None
+
+
 def _enlarge(x: Tensor, factor: int, reference: Tensor) -> Tensor:
     """Upsample by nearest neighbour and crop to the grid of a reference."""
     return crop_like(functional.interpolate(x, scale_factor=float(factor), mode="nearest"), reference)
@@ -113,13 +124,16 @@ class DCNNet(nn.Module):
         Dropout probability of dense layers.
     independent : bool
         One softmax over background and nucleus for each nucleus; otherwise one over all classes (Table II).
+    attention : bool
+        Attention modules in the skips; otherwise each has a 1³ convolution to the gate's channels (Table III).
 
     Notes
     -----
     Logits have 2 · (num_classes − 1) channels: background and nucleus 1, background and nucleus 2, …;
     `split_heads` separates them. With ``independent=False`` there are num_classes channels.
 
-    In training mode the result is `Attended`, whose second part is supervised with the union of the nuclei.
+    In training mode the result is `Attended`, whose second part is supervised with the union of the nuclei; without
+    attention there is no such part, and the logits are returned in both modes.
 
     Choices per section of the paper [1]_ ("silent": not stated there; taken from the published code if available):
 
@@ -145,6 +159,8 @@ class DCNNet(nn.Module):
     II.C, Fig. 2b       skip to the gate's channels by 1³; gate      ``SkipAttention``: nearest neighbour, sum;
                         enlarged; channel mean, max, squeeze;        the gate passes a 1³ convolution too
                         ELU, 1³ convolution, sigmoid; skip scaled    (silent); the scaled skip has its channels
+    IV.F, Table III     without attention module                     ``attention=False``: the 1³ convolution of the
+                                                                     skip alone (silent)
     II.C, Fig. 2a       scores of all skips concatenated, 1³         enlarged to the input's grid; ``attention``
                         convolution, softmax of two classes          gives the logits
     III.B, ref. 56      He's initialization                          normal, variance 2 / fan-in; biases 0
@@ -170,6 +186,7 @@ class DCNNet(nn.Module):
         bottleneck_layers: int = 6,
         dropout: float = 0.2,
         independent: bool = True,
+        attention: bool = True,
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -189,12 +206,12 @@ class DCNNet(nn.Module):
         gate = self.bottleneck.added
         for skip, rates in zip(reversed(skips), reversed(dilations), strict=True):
             self.enlarge.append(nn.ConvTranspose3d(gate, gate, 3, 2, padding=1, output_padding=1))
-            self.attend.append(SkipAttention(skip, gate, gate))
+            self.attend.append((SkipAttention if attention else _PlainSkip)(skip, gate, gate))
             self.up.append(_DenseBlock(2 * gate, growth, [1] * len(rates), dropout))
             last, gate = 2 * gate, growth * len(rates)
         outputs = [2] * (num_classes - 1) if independent else [num_classes]
         self.heads = nn.ModuleList(nn.Conv3d(last + gate, count, 1, bias=False) for count in outputs)
-        self.attention = nn.Conv3d(len(skips), 2, 1)
+        self.attention = nn.Conv3d(len(skips), 2, 1) if attention else None
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -218,11 +235,14 @@ class DCNNet(nn.Module):
         scores = []
         for enlarge, attend, up in zip(self.enlarge, self.attend, self.up, strict=True):
             skip, score = attend(skips.pop(), new)
-            scores.append(_enlarge(score, 2 ** len(skips), x))
+            if score is not None:
+                scores.append(_enlarge(score, 2 ** len(skips), x))
             features, new = up(torch.cat((crop_like(functional.elu(enlarge(new)), skip), skip), dim=1))
         heads = torch.cat([head(features) for head in self.heads], dim=1)
         logits = [heads] if self.deep_supervision else heads
-        return Attended(logits, self.attention(torch.cat(scores, dim=1))) if self.training else logits
+        if self.attention is None or not self.training:
+            return logits
+        return Attended(logits, self.attention(torch.cat(scores, dim=1)))
 
     def decayed_weights(self) -> Iterator[Tensor]:
         """Yield the weights to which the published code applies weight decay (L2, 1e-4).
@@ -238,6 +258,8 @@ class DCNNet(nn.Module):
                 yield module.weight
             elif isinstance(module, SkipAttention):
                 yield from (part.weight for part in (module.skip, module.gate, module.squeeze, module.score))
+            elif isinstance(module, _PlainSkip):
+                yield module.skip.weight
 
 
 def split_heads(logits: Tensor) -> tuple[Tensor, ...]:

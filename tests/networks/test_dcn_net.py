@@ -56,6 +56,17 @@ def test_training_mode_returns_the_attention_map(network):
     assert isinstance(network.eval()(shown), torch.Tensor)
 
 
+def test_skips_without_attention_are_convolutions():
+    network, whole = DCNNet(1, 3, attention=False), DCNNet(1, 3)
+    # Without gate (f^2), squeeze (f) and score (3 and a bias) of three skips, and the convolution of their scores.
+    less = sum(f * f + f + 3 + 1 for f in (48, 40, 32)) + (3 * 2 + 2)
+    counts = [sum(one.numel() for one in each.parameters()) for each in (whole, network)]
+    assert counts[0] - counts[1] == less
+    trained = network.train()(torch.zeros(1, 1, 16, 16, 16))
+    assert trained.shape == (1, 4, 16, 16, 16)
+    assert len(list(whole.decayed_weights())) - len(list(network.decayed_weights())) == 3 * 3
+
+
 def test_heads_are_independent(network):
     shown = torch.randn(1, 1, 8, 8, 8)
     with torch.no_grad():

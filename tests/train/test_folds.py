@@ -333,10 +333,11 @@ def test_recipe_may_replace_the_network(model, classes, dataset, tmp_path):
         ("dcnnet", ["--scans", "1"]),
         ("dcnnet", ["--arch", "independent=false"]),
         ("dcnnet", ["--recipe", "loss.terms.attention=0"]),
+        ("dcnnet", ["--arch", "attention=false"]),
         ("attunet25d", ["--arch", "attention=false"]),
         ("attunet25d", ["--arch", "scales=2", "--recipe", "loss.scale_weights=[0.7, 0.3]"]),
     ],
-    ids=["fewer scans", "joint classes", "no attention term", "no attention", "two scales"],
+    ids=["fewer scans", "joint classes", "no attention term", "no attention modules", "no attention", "two scales"],
 )
 def test_ablations_of_the_papers_are_options(model, options, dataset, tmp_path):
     assert train(model, dataset, tmp_path / "out", *options, epochs=1) == 0
@@ -345,12 +346,21 @@ def test_ablations_of_the_papers_are_options(model, options, dataset, tmp_path):
     if "independent=false" in options:
         assert read_model_folder(MODELS[model], tmp_path / "out").groups == (("DN", "IN"),)
     names = load_file(tmp_path / "out" / "fold_0.safetensors")
-    if model == "dcnnet" and "independent=false" not in options:  # the bias is 0 at first
-        assert bool(names["attention.bias"].any()) is ("loss.terms.attention=0" not in options)
     if "attention=false" in options:
-        assert not [name for name in names if "gates" in name]
+        assert not [name for name in names if "gate" in name or name.startswith("attention")]
+    elif model == "dcnnet" and "independent=false" not in options:  # the bias is 0 at first
+        assert bool(names["attention.bias"].any()) is ("loss.terms.attention=0" not in options)
     if "scales=2" in options:
         assert {name for name in names if "heads" in name and "bias" in name} == {"heads.0.bias", "heads.1.bias"}
+
+
+def test_another_network_may_replace_that_of_the_paper(dataset, tmp_path):
+    unet = "bids_dgmseg.networks.plain_unet:PlainUNet"
+    small = f"--arch features=[2,4] --recipe network={unet} sampling.size=[16,16,16] sampling.step=[20,20,20]"
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1, small=small) == 0
+    (network,) = load_segmenters(MODELS["dcnnet"], tmp_path / "out")
+    assert type(network) is PlainUNet
+    assert predict(PHANTOM.chi(GRID), BOX, MODELS["dcnnet"], weights=tmp_path / "out").probabilities.shape[0] == 5
 
 
 def test_patch_size_may_change(dataset, tmp_path, monkeypatch):
