@@ -109,7 +109,7 @@ def test_every_option_of_a_verb_is_documented(verb):
     parser = argparse.ArgumentParser(add_help=False)
     add_options(parser, VERBS[verb].options)
     options = {word for action in parser._actions for word in action.option_strings}
-    assert set(re.findall(r"`(--[a-z-]+)", section)) == options
+    assert set(re.findall(r"`(-[a-z-]+)", section)) == options
     assert [a.metavar for a in parser._actions if a.metavar and str(a.metavar) not in section] == []
 
 

@@ -75,6 +75,12 @@ def map_paths(output_dir: Path, scan: Scan) -> tuple[Path, Path]:
     return output_path(output_dir, scan, "Chimap", ".nii.gz"), output_path(output_dir, scan, "Chimap", ".json")
 
 
+def find_results(output_dir: Path, scan: Scan) -> list[Path]:
+    """List the ``_dseg.json`` of a scan, one per model with results."""
+    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
+    return sorted(pattern.parent.glob(pattern.name))
+
+
 def hash_sources(scan: Scan) -> str:
     """Hash the content of the map, or of the echoes."""
     return sha256_of({"files": [sha256_or_error(path) for path in scan.files]})
@@ -82,8 +88,7 @@ def hash_sources(scan: Scan) -> str:
 
 def models_using_map(output_dir: Path, scan: Scan, *, other_than: str | None = None) -> list[str]:
     """List the models with results from a reconstructed map of a scan, except from the map with one fingerprint."""
-    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
-    found = (read_optional_json(path) for path in sorted(pattern.parent.glob(pattern.name)))
+    found = (read_optional_json(path) for path in find_results(output_dir, scan))
     return [str(dseg.get("Model")) for dseg in found if dseg.get(MAP_FINGERPRINT, other_than) != other_than]
 
 

@@ -10,6 +10,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.derivatives import (
     MAP_FINGERPRINT,
     SOURCE_FINGERPRINT,
+    find_results,
     hash_sources,
     map_paths,
     output_path,
@@ -32,12 +33,15 @@ def fingerprint(
     *,
     reference_mask: Path | None = None,
     reconstruction: str = "",
+    sources: str = "",
+    weights: Mapping[str, str] | None = None,
 ) -> str:
     """Hash everything that the derivatives of a scan depend on.
 
     These are the content of the map or its reconstruction (`map_fingerprint`) and of the user's mask, the metadata, the
     model with its weights and postprocessing, the options that change files, and the program's version. Files that
-    cannot be read have a fingerprint, too; the step that reads them reports the error.
+    cannot be read have a fingerprint, too; the step that reads them reports the error. With `sources` from
+    `hash_sources` and `weights` from `hash_weights`, these files are not read again.
 
     Raises
     ------
@@ -46,7 +50,7 @@ def fingerprint(
     """
     return sha256_of(
         {
-            "chi": reconstruction or sha256_or_error(scan.chi),
+            "chi": reconstruction or sources or hash_sources(scan),
             "sidecar": scan.problem or scan.sidecar,
             "uri": scan.uri,
             "model": [
@@ -59,7 +63,7 @@ def fingerprint(
                 model.mirrored,
                 model.ensemble,
             ],
-            "weights": _hash_weights(segmentation.weights, model),
+            "weights": hash_weights(segmentation.weights, model) if weights is None else weights,
             "masks": segmentation.masks,
             "viewer": segmentation.viewer,
             "reference": [reference.kind, reference.structure, reference.masks is not None],
@@ -69,7 +73,8 @@ def fingerprint(
     )
 
 
-def _hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
+def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
+    """Hash the files of the user's weights, or return the checksums of the model's own."""
     if folder is None:
         return model.weights.files if model.weights else {}
     try:
@@ -81,7 +86,7 @@ def _hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error
 
 
-def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str:
+def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None, *, sources: str = "") -> str:
     """Hash everything that a reconstruction depends on; empty if the scan has a map.
 
     These are the content of the echoes and of the user's brain mask, the metadata, the sign of the phase and the
@@ -91,7 +96,7 @@ def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None) -> str
         return ""
     return sha256_of(
         {
-            "echoes": [(uri, sha256_or_error(path)) for uri, path in zip(scan.uris, scan.files, strict=True)],
+            "echoes": [scan.uris, sources or hash_sources(scan)],
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
             "phase_sign": phase_sign,
@@ -148,16 +153,29 @@ def find_changed(output_dir: Path, scan: Scan) -> list[str]:
 
     Files are hashed only if they are more recent than the results.
     """
-    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
     try:
-        files = [path.stat() for path in scan.files]
-        # the time of the status also changes if a file is replaced by an older one
-        latest = max(time for file in files for time in (file.st_mtime, file.st_ctime))
-        sidecars = [path for path in pattern.parent.glob(pattern.name) if path.stat().st_mtime <= latest]
+        latest = _last_change(scan)
+        sidecars = [path for path in find_results(output_dir, scan) if path.stat().st_mtime <= latest]
     except OSError:  # not fetched
         return []
-    recorded = {path: read_optional_json(path).get(SOURCE_FINGERPRINT) for path in sorted(sidecars)}
+    recorded = {path: read_optional_json(path).get(SOURCE_FINGERPRINT) for path in sidecars}
     current = hash_sources(scan) if any(recorded.values()) else None
     return [
         path.name.replace("_dseg.json", "_stats.tsv") for path, mark in recorded.items() if mark not in (None, current)
     ]
+
+
+def hash_unless_older(scan: Scan, results: Path) -> str:
+    """Return the hash in the ``_dseg.json`` of results if the images have not changed since, otherwise hash them."""
+    try:
+        unchanged = _last_change(scan) < results.stat().st_mtime
+    except OSError:
+        unchanged = False
+    recorded = read_optional_json(results).get(SOURCE_FINGERPRINT) if unchanged else None
+    return str(recorded) if recorded else hash_sources(scan)
+
+
+def _last_change(scan: Scan) -> float:
+    """Return when the images of a scan have changed; the time of the status shows files replaced by older ones, too."""
+    files = [path.stat() for path in scan.files]
+    return max(time for file in files for time in (file.st_mtime, file.st_ctime))

@@ -17,6 +17,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, write_json, write_text
+from bids_dgmseg.io.locks import wait_for_lock
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 
@@ -82,8 +83,8 @@ def write_dataset_files(
 ) -> None:
     """Write the files that describe the output as a whole.
 
-    Every file is replaced atomically, so that runs for different participants can do this at the same time. Entries of
-    earlier runs with other models or inputs are kept.
+    Every file is replaced atomically, and only one run at a time does this, so that runs for different participants can
+    share the output. Entries of earlier runs with other models or inputs are kept.
 
     Parameters
     ----------
@@ -94,10 +95,11 @@ def write_dataset_files(
     shipped_weights : bool
         Whether the weights in the package are used, not those of the user.
     """
-    write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
+    with wait_for_lock(output / "logs" / "output.lock"):  # these add to what other runs have written
+        write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
+        write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
+        _write_bidsignore(output)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
-    write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
-    _write_bidsignore(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
     reconstruction = describe_reconstruction(

@@ -60,6 +60,19 @@ def lock_new_file(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold a lock during the block; waits while another process holds it. The file stays.
+
+    There is no protection if the file system has no locks, or the file belongs to another user.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stack.enter_context(path.open("ab")), fcntl.LOCK_EX)
+        yield
+
+
 def temporary_name(final: Path) -> Path:
     """Return a hidden name beside a file that no other process uses, with the same suffix."""
     # Random, because process ids repeat across the hosts and containers that share a folder.

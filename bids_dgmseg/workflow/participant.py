@@ -8,15 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
-from bids_dgmseg.bids.derivatives import models_using_map, output_path
-from bids_dgmseg.bids.fingerprints import fingerprint, is_done, map_fingerprint
+from bids_dgmseg.bids.derivatives import find_results, hash_sources, models_using_map, output_path
+from bids_dgmseg.bids.fingerprints import (
+    fingerprint,
+    hash_unless_older,
+    hash_weights,
+    is_done,
+    map_fingerprint,
+)
 from bids_dgmseg.bids.output_dataset import write_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
@@ -44,8 +50,8 @@ class Job:
     """A scan to be processed."""
 
     scan: Scan
-    fingerprint: str
-    """Hash of everything that its results depend on."""
+    fingerprint: str = ""
+    """Hash of everything that its results depend on; empty until `with_fingerprints` computes it."""
     reference_mask: Path | None = None
     """The user's mask of the reference region."""
     brain_mask: Path | None = None
@@ -68,10 +74,11 @@ class Plan:
     """Whether files in the wrong folder were ignored."""
 
 
-def plan_run(config: RunConfig) -> Plan:
+def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     """Check the options and directories, and find the scans to process; `InputError` if the run cannot start.
 
-    Writes nothing, except that the output directory is created unless this is a dry run.
+    Writes nothing, except that the output directory is created unless this is a dry run. With `quick`, images that are
+    older than their results are taken for unchanged without reading them, and weights and device are not checked.
     """
     segmentation, device = config.segmentation, config.resources.device
     chosen = replace(get_model(segmentation.model or "default"), ensemble=segmentation.ensemble)
@@ -86,10 +93,10 @@ def plan_run(config: RunConfig) -> Plan:
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)
     check_folders(config)
-    jobs = _find_jobs(config, model, scans)
+    jobs = _find_jobs(config, model, scans, quick=quick)
     warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
     # In a dry run the shipped weights are taken for granted, because importing torch is slow.
-    if jobs and (not config.control.dry_run or segmentation.weights or device == "cuda"):
+    if jobs and not quick and (not config.control.dry_run or segmentation.weights or device == "cuda"):
         from bids_dgmseg.segmentation.segment import check_ready
 
         warnings += check_ready(model, weights=segmentation.weights, device=device)
@@ -109,17 +116,39 @@ def plan_run(config: RunConfig) -> Plan:
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
 
 
-def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan]) -> list[Job]:
+def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan], *, quick: bool) -> list[Job]:
     masks = find_reference_masks(config.reference.masks, scans)
     brains = find_brain_masks(config.reconstruction.brain_masks, scans)
+    weights = hash_weights(config.segmentation.weights, model)
     jobs = []
     for scan in scans:
-        mask, brain = masks.get(scan.name), brains.get(scan.name)
-        made = map_fingerprint(scan, config.reconstruction.phase_sign, brain)
-        mark = fingerprint(scan, model, config.segmentation, config.reference, reference_mask=mask, reconstruction=made)
-        if config.control.force or not is_done(config.output_dir, scan, model.name, mark):
-            jobs.append(Job(scan, mark, mask, brain, made))
+        job = Job(scan, reference_mask=masks.get(scan.name), brain_mask=brains.get(scan.name))
+        if find_results(config.output_dir, scan):  # images without results are read when their turn comes
+            job = with_fingerprints(job, config, model, weights=weights, quick=quick)
+            if not config.control.force and is_done(config.output_dir, scan, model.name, job.fingerprint):
+                continue
+        jobs.append(job)
     return jobs
+
+
+def with_fingerprints(
+    job: Job, config: RunConfig, model: Model, *, weights: Mapping[str, str], quick: bool = False
+) -> Job:
+    """Compute the hashes of a job; `weights` are from `hash_weights`."""
+    scan, results = job.scan, output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name)
+    sources = hash_unless_older(scan, results) if quick else hash_sources(scan)
+    made = map_fingerprint(scan, config.reconstruction.phase_sign, job.brain_mask, sources=sources)
+    mark = fingerprint(
+        scan,
+        model,
+        config.segmentation,
+        config.reference,
+        reference_mask=job.reference_mask,
+        reconstruction=made,
+        sources=sources,
+        weights=weights,
+    )
+    return replace(job, fingerprint=mark, reconstruction=made)
 
 
 def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -> list[str]:
@@ -164,6 +193,7 @@ def run_participant(config: RunConfig) -> int:
 
 def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     from bids_dgmseg.workflow.runner import ScanRunner, workflow_name
+    from bids_dgmseg.workflow.status import record_run
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
     logs.mkdir(parents=True)
@@ -171,6 +201,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
+        record_run(config)
         shipped_weights = config.segmentation.weights is None
         write_dataset_files(
             config.output_dir,

@@ -17,7 +17,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.bids.fingerprints import mark_outdated
+from bids_dgmseg.bids.fingerprints import hash_weights, mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -27,9 +27,10 @@ from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
 from bids_dgmseg.workflow.environment import LOG_NAME
 from bids_dgmseg.workflow.interfaces import STEPS, Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
-from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.participant import Job, with_fingerprints
 from bids_dgmseg.workflow.plugin import WorkersPlugin
 from bids_dgmseg.workflow.qc_record import with_scan
+from bids_dgmseg.workflow.status import forget_failure, record_failure
 
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
@@ -201,8 +202,12 @@ class ScanRunner:
         """Process scans and fill `done` and `failed`."""
         resources, stop = self._config.resources, self._config.control.stop_on_first_crash
         size = 1 if resources.nprocs == 1 else _BATCH
+        weights = hash_weights(self._config.segmentation.weights, self._model)
         for first in range(0, len(jobs), size):
-            batch = jobs[first : first + size]
+            batch = [
+                job if job.fingerprint else with_fingerprints(job, self._config, self._model, weights=weights)
+                for job in jobs[first : first + size]
+            ]
             self._jobs = {workflow_name(job.scan.name): job for job in batch}
             stopped_by: Exception | None = None
             try:
@@ -247,6 +252,7 @@ class ScanRunner:
                 self._progress.warn(with_scan(scan, warning))
             if node.name == "save":
                 shutil.rmtree(Path(node.output_dir()).parent, ignore_errors=True)
+                forget_failure(self._config.output_dir, scan, self._model.name)
                 self.done.add(scan)
                 self._progress.finish(scan)
 
@@ -255,6 +261,7 @@ class ScanRunner:
         self._progress.fail(scan, self.failed[scan])
         job = self._jobs[workflow_name(scan)]
         output_dir, model = self._config.output_dir, self._model.name
+        record_failure(output_dir, scan, model, message)
         if mark_outdated(output_dir, job.scan, model, job.fingerprint, failure=message):
             self._progress.warn(
                 f"{scan}: the results of {model} in {output_dir.name} are from an earlier run and out of date; the "

@@ -71,6 +71,15 @@ def test_parallel_runs_do_not_interfere(inputs, scans, write, out):
     assert not list(out.rglob("*.tmp"))
 
 
+def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
+    names = [f"map{number}" for number in range(24)]
+    different = [dataclasses.replace(scans[0], entities={"desc": name}) for name in names]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda scan: write(inputs, [scan]), different))
+    rows = (out / "descriptions.tsv").read_text().splitlines()
+    assert {f"desc-{name}" for name in names} <= {row.split("\t")[0] for row in rows}
+
+
 @pytest.mark.parametrize(
     ("reference", "text"),
     [
