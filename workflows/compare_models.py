@@ -1,7 +1,8 @@
 """Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in its own process.
 
     python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
-                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--choose ENTITY ...]
+                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--split SEED|FILE]
+                                       [--choose ENTITY ...]
                                        [--nprocs N] [--threads N] [--device cpu]
 
 DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases, a
@@ -16,6 +17,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nipype import Merge, Node, Workflow
@@ -30,7 +32,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_dgmseg.cli.options import absolute_path, entity, positive_int
-from bids_dgmseg.errors import InputError, run_command
+from bids_dgmseg.errors import InputError, list_some, run_command
 from bids_dgmseg.evaluate.benchmark import (
     Candidate,
     TestSet,
@@ -39,7 +41,10 @@ from bids_dgmseg.evaluate.benchmark import (
     find_test_set,
     parse_candidates,
     segment_scan,
+    select_test_part,
 )
+from bids_dgmseg.evaluate.isolated_run import BASELINES
+from bids_dgmseg.io.files import write_tsv
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):
@@ -166,6 +171,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="table that maps the labels of nnunet2step folders to nuclei, as for bids_dgmseg",
     )
     parser.add_argument(
+        "--split",
+        metavar="SEED|FILE",
+        help="compare only the test part of a split: FILE is the split.tsv of dgmseg train-nnunet (or a table with the "
+        "columns participant_id and part), SEED that of its split into 70 %% for training, 10 %% for tuning and 20 %% "
+        "for testing, each site in proportion (default: all labelled scans)",
+    )
+    parser.add_argument(
         "--choose",
         nargs="+",
         action="extend",
@@ -192,6 +204,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     candidates = parse_candidates(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
     test_set = find_test_set(args.dataset, choose=args.choose, warn=_print)
+    if args.split:
+        test_set, table = select_test_part(test_set, args.dataset, args.split)
+        test = tuple(sorted({scan.participant for scan in test_set.scans}))
+        found = {path.name.split("_")[0] for path in (args.out / "predictions").rglob("*_dseg.nii.gz")}
+        if others := found - {f"sub-{one}" for one in test}:
+            raise InputError(
+                f"{args.out.name}: has results of {list_some(others)}, not in the test part; use a new OUT"
+            )
+        candidates = [replace(one, holdout=test) if one.model in BASELINES else one for one in candidates]
+        write_tsv(table, args.out / "split.tsv")
+        _print(f"test part: sub-{', sub-'.join(test)}")
     check_candidates(candidates, test_set=test_set, device=args.device, warn=_print)
     args.out.mkdir(parents=True, exist_ok=True)
     workflow = init_compare_models_wf(

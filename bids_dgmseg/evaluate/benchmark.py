@@ -6,7 +6,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,17 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
 from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
 from bids_dgmseg.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
-from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, write_json, write_tsv
+from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, read_tsv, write_json, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.train.labelled_maps import find_nuclei, labelled_structures, match_labels, read_labelled_maps
+from bids_dgmseg.train.labelled_maps import (
+    find_nuclei,
+    labelled_structures,
+    match_labels,
+    read_labelled_maps,
+    read_sites,
+    split_by_site,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Candidate:
     """Table that maps the labels of an nnU-Net folder to nuclei."""
     choose: tuple[str, ...] = ()
     """Entities that decide if an atlas of a baseline has several segmentations."""
+    holdout: tuple[str, ...] = ()
+    """Participants whose maps are no atlases of a baseline if they are those of the labelled scans."""
 
     @property
     def registered(self) -> Model:
@@ -174,6 +183,38 @@ def find_test_set(dataset: Path, *, choose: Sequence[str] = (), warn: Callable[[
     return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names)
 
 
+def select_test_part(test_set: TestSet, dataset: Path, split: str) -> tuple[TestSet, pd.DataFrame]:
+    """Return the labelled scans of the test part of a split, and the split (``participant_id``, ``part``, …).
+
+    `split` is a table such as the ``split.tsv`` of ``dgmseg train-nnunet``, or the seed of its stratified split of the
+    labelled participants into 70 % for training, 10 % for tuning and 20 % for testing, each site in proportion.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, or no labelled scan is in the test part.
+    """
+    if split.isdecimal():
+        sites = read_sites(dataset, {scan.participant for scan in test_set.scans})
+        parts = split_by_site(sites, seed=int(split))
+        rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": part} for one, part in parts.items()]
+        table = pd.DataFrame(rows).sort_values("participant_id", ignore_index=True)
+    else:
+        path = Path(split)
+        if not path.is_file():
+            raise InputError(f"--split {split}: no such file; pass a split.tsv, or the seed of a split")
+        table = read_tsv(path, dtype=str)
+        if not {"participant_id", "part"} <= set(table.columns):
+            raise InputError(
+                f"{path.name}: no columns participant_id and part; pass a split.tsv of dgmseg train-nnunet"
+            )
+    chosen = set(table.loc[table["part"] == "test", "participant_id"])
+    scans = tuple(scan for scan in test_set.scans if f"sub-{scan.participant}" in chosen)
+    if not scans:
+        raise InputError(f"--split {split}: no labelled scan of {dataset.name} is in its test part; use another split")
+    return replace(test_set, scans=scans), table
+
+
 def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, threads: int) -> Path:
     """Segment a scan in its own process, unless that was done with the same map, weights and version.
 
@@ -186,6 +227,7 @@ def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, th
         device,
         str(threads),
         *candidate.choose,
+        *candidate.holdout,
     ]
     digest = hashlib.sha256(" ".join(state).encode()).hexdigest()
     dseg = output_path(root, scan, "dseg", ".nii.gz", seg=candidate.name)
@@ -205,6 +247,7 @@ def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, th
         threads=threads,
         label_map=str(candidate.label_map) if candidate.label_map else None,
         choose=candidate.choose,
+        holdout=candidate.holdout,
     )
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         spent = job.run(Path(folder))

@@ -59,6 +59,8 @@ class SegmentationJob:
     """Table that maps the labels of an nnU-Net folder to nuclei."""
     choose: Sequence[str] = ()
     """Entities that decide if a scan of the atlases has several segmentations."""
+    holdout: Sequence[str] = ()
+    """Participants, without ``sub-``, whose maps are no atlases if they are of the dataset of the map."""
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Segment in a new process, with its request in `folder`, and return the content of `cost`.
@@ -117,11 +119,12 @@ def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.u
 
     dataset, path = Path(str(job.weights)), Path(job.chi)
     # a map of the dataset itself is not segmented by atlases of the same participant
-    participant = split_entities(path.name.partition(".")[0]).get("sub") if path.is_relative_to(dataset) else None
+    own = {split_entities(path.name.partition(".")[0]).get("sub"), *job.holdout}
+    excluded = own if path.is_relative_to(dataset) else set()
     labelled = [
         one
         for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, warn=lambda line: None)
-        if one.participant != participant
+        if one.participant not in excluded
     ]
     if not labelled:
         raise InputError(f"{dataset.name}: no labelled map of another participant; add atlases")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,7 @@ from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import SegmentedMap
 from bids_dgmseg.simulate.demo import DemoScan, write_demo
+from bids_dgmseg.train.labelled_maps import split_by_site
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
 
@@ -71,6 +73,40 @@ def test_models_are_compared_on_a_page(script, dataset, models, tmp_path, capsys
     assert (float(rows["blind"]["dice"]), rows["blind"]["n_missed"], rows["blind"]["hd95_mm"]) == (0, "32", "n/a")
     assert "oracle" in (out / "compare.html").read_text(encoding="utf-8")
     assert f"open {out / 'compare.html'}" in said
+
+
+SPLIT = "participant_id\tpart\nsub-01\ttrain\nsub-02\ttest\n"
+
+
+def test_only_the_test_part_is_compared(script, dataset, models, tmp_path, capsys):
+    (tmp_path / "split.tsv").write_text(SPLIT, encoding="utf-8")
+    out, work = tmp_path / "out", str(tmp_path / "work")
+    given = [str(dataset), str(out), "--models", "oracle", "--work-dir", work]
+    assert script.main([*given, "--split", str(tmp_path / "split.tsv")]) == 0
+    assert "test part: sub-02\n" in capsys.readouterr().out
+    assert (out / "split.tsv").read_text(encoding="utf-8") == SPLIT
+    with (out / "comparison.tsv").open(encoding="utf-8") as file:
+        assert {row["participant_id"] for row in csv.DictReader(file, delimiter="\t")} == {"sub-02"}
+    (tmp_path / "split.tsv").write_text(SPLIT.replace("01\ttrain", "01\ttest").replace("02\ttest", "02\ttune"))
+    assert script.main([*given, "--split", str(tmp_path / "split.tsv")]) == 2
+    assert "out: has results of sub-02, not in the test part; use a new OUT" in capsys.readouterr().err
+
+
+def test_seed_gives_the_split_of_the_nnunet_training(script, dataset):
+    scans = script.find_test_set(dataset, warn=print)
+    people = [f"{number:02d}" for number in range(20)]
+    many = replace(scans, scans=tuple(replace(scans.scans[0], participant=one) for one in people))
+    test_set, table = script.select_test_part(many, dataset, "3")
+    expected = split_by_site(dict.fromkeys(people, "n/a"), seed=3)
+    assert dict(zip(table["participant_id"].str[4:], table["part"], strict=True)) == expected
+    assert [scan.participant for scan in test_set.scans] == [one for one in people if expected[one] == "test"]
+
+
+def test_atlases_are_never_of_the_test_part(dataset, tmp_path):
+    chi = dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"  # sub-02 is the only other participant
+    job = SegmentationJob(str(chi), {}, "multiatlas", str(dataset), "", str(tmp_path / "cost.json"), holdout=("02",))
+    assert isolated_run.main([str(write_json(vars(job), tmp_path / "request.json"))]) == 1
+    assert "no labelled map of another participant" in json.loads((tmp_path / "cost.json").read_text())["problem"]
 
 
 @pytest.fixture
