@@ -13,7 +13,14 @@ def compare_segmentations(args: argparse.Namespace) -> int:
     from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
     options = EvaluationOptions(
-        args.reference, tuple(args.prediction), args.out, args.chi, tuple(args.choose), args.raters
+        args.reference,
+        tuple(args.prediction),
+        args.out,
+        args.chi,
+        tuple(args.choose),
+        args.raters,
+        args.participants,
+        args.control_filter,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
@@ -53,6 +60,17 @@ VERBS = (
             option(
                 "--raters",
                 "treat all as raters of equal rank and compare each pair (inter-rater or intra-rater agreement)",
+            ),
+            option(
+                "--participants DATASET",
+                "dataset with the ages in its participants.tsv, for age curves of reference and prediction (default: "
+                "that of the maps or of the segmentations)",
+                absolute_path,
+            ),
+            option(
+                "--control-filter CONDITION",
+                "fit age curves to participants that meet a condition, such as 'group == \"HC\"' (default: to each "
+                "group)",
             ),
             option(
                 "--choose ENTITY ...",

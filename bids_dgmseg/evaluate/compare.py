@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.evaluate.ageing import compare_age_curves, find_participants
 from bids_dgmseg.evaluate.label_images import (
     Pair,
     ScanComparison,
@@ -59,6 +60,10 @@ class EvaluationOptions:
     """Entities that decide between several segmentations of a scan, such as ``seg-dgm16``."""
     raters: bool = False
     """Whether all are raters of equal rank, so that each pair is compared."""
+    participants: Path | None = None
+    """Dataset with the ages, in participants.tsv; by default that of the maps or of the segmentations."""
+    control_filter: str | None = None
+    """Condition for the participants whose age curves are fitted."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Evaluation:
     """By file name without ``.tsv``."""
     values: pd.DataFrame
     """``quantity``, ``scan``, ``abbreviation`` and one column per rater."""
+    age_points: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Values that age curves are fitted to."""
 
 
 def evaluate(options: EvaluationOptions) -> Evaluation:
@@ -115,12 +122,15 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
         methods = methods_table(_pivot(long, order, "prediction", names[1:]), raters=names[1:])
         results |= {"methods": methods} if len(methods) else {}
     n_scans = overlap["scan"].nunique()
+    root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
+    ageing = compare_age_curves(values, pairs, root, control_filter=options.control_filter)
     if "mean_ppm" not in set(values["quantity"]):
         remedy = "the maps could not be used" if options.chi else "pass the maps with --chi"
         issues.append(f"no susceptibilities to compare; {remedy}")
     if n_scans < _MIN_SCANS:
         issues.append(f"agreement across scans needs at least {_MIN_SCANS} scans, found {n_scans}; see overlap.tsv")
-    return Evaluation(names, pairs, n_scans, (*notes, *issues), tuple(failures), results, values)
+    notes, results = [*notes, *issues, *ageing.notes], {**results, **ageing.tables}
+    return Evaluation(names, pairs, n_scans, tuple(notes), tuple(failures), results, values, ageing.points)
 
 
 def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None:
@@ -141,6 +151,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
         "pairs": [list(pair) for pair in evaluation.pairs],
         "chi": str(options.chi) if options.chi else None,
         "choose": list(options.choose),
+        "control_filter": options.control_filter,
         "n_scans": evaluation.n_scans,
         "notes": list(evaluation.notes),
         "failures": list(evaluation.failures),
@@ -157,7 +168,8 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
                 table.unlink(missing_ok=True)
                 dictionary.unlink(missing_ok=True)
         write_json(facts, out / "evaluation.json")
-        write_evaluation_page(out, tables=evaluation.tables, values=evaluation.values, facts=facts)
+        values, points = evaluation.values, evaluation.age_points
+        write_evaluation_page(out, tables=evaluation.tables, values=values, age_points=points, facts=facts)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from error
 

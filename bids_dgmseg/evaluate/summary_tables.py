@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bids_dgmseg.evaluate.ageing import AGEING_DICTIONARIES
 from bids_dgmseg.evaluate.label_images import Pair
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
@@ -30,6 +31,7 @@ OVERLAP_TABLE_COLUMNS: DataDictionary = {
 EVALUATION_DICTIONARIES: Mapping[str, DataDictionary] = {
     "overlap": OVERLAP_TABLE_COLUMNS,
     **{name: _EVALUATION[name] for name in ("overlap_summary", "agreement", "raters", "methods")},
+    **AGEING_DICTIONARIES,
 }
 """Table of ``dgmseg evaluate`` → its data dictionary."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bids_dgmseg.models.structures import STRUCTURES
@@ -60,6 +61,7 @@ _COSTS = {"seconds": "seconds per scan", "cpu_seconds": "CPU seconds per scan", 
 _MIN_SCANS = 3  # that a Bland-Altman plot needs
 _N_LOWEST = 5  # Dice that are listed
 _NUCLEI_PER_ROW = 2
+_CURVES_PER_ROW = 3
 _MAX_LABEL = 34  # characters of an axis label
 _TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
 _POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
@@ -72,7 +74,12 @@ _MARKERS = "osD^vPX*"
 
 
 def write_evaluation_page(
-    out: Path, *, tables: Mapping[str, pd.DataFrame], values: pd.DataFrame, facts: Mapping[str, Any]
+    out: Path,
+    *,
+    tables: Mapping[str, pd.DataFrame],
+    values: pd.DataFrame,
+    facts: Mapping[str, Any],
+    age_points: pd.DataFrame | None = None,
 ) -> Path:
     """Write ``evaluate.html`` and ``figures/*.png``.
 
@@ -86,6 +93,8 @@ def write_evaluation_page(
         ``quantity``, ``scan``, ``abbreviation`` and one column per rater.
     facts : mapping
         Content of ``evaluation.json``.
+    age_points : DataFrame, optional
+        Values that the age curves are fitted to: ``age``, ``value`` and the columns that identify a curve.
 
     Returns
     -------
@@ -97,7 +106,10 @@ def write_evaluation_page(
         out / "evaluate.html",
         facts=facts,
         measures=_OVERLAP_COLUMNS,
-        pairs=[_pair_section(out, tables, values, *pair) for pair in facts["pairs"]],
+        pairs=[
+            {**_pair_section(out, tables, values, *pair), "ageing": _age_sections(out, tables, age_points, *pair)}
+            for pair in facts["pairs"]
+        ],
         raters=tables["raters"].to_dict("records") if "raters" in tables else [],
         methods=tables["methods"].to_dict("records") if "methods" in tables else [],
         descriptions={column: OVERLAP_COLUMNS[column]["Description"] for column in _OVERLAP_COLUMNS},
@@ -139,6 +151,61 @@ def _pair_section(
         "quantities": quantities,
         "lowest": overlap.dropna(subset=["dice"]).nsmallest(_N_LOWEST, "dice").to_dict("records"),
     }
+
+
+def _age_sections(
+    out: Path, tables: Mapping[str, pd.DataFrame], points: pd.DataFrame | None, reference: str, prediction: str
+) -> list[dict[str, Any]]:
+    """Collect the figure of both curves and the rows of both parameters, per group of scans."""
+    if "ageing" not in tables or points is None:
+        return []
+    of_pair = [
+        table[(table["reference"] == reference) & (table["prediction"] == prediction)]
+        for table in (tables["ageing"], tables["ageing_curves"], points)
+    ]
+    sections = []
+    for scans in of_pair[0]["scans"].unique():
+        fits, curves, values = (table[table["scans"] == scans] for table in of_pair)
+        if curves.empty:
+            continue
+        png = draw_age_curves(values, curves, reference=reference, prediction=prediction)
+        order = {name: place for place, name in enumerate(fits["abbreviation"].unique())}
+        rows = fits.sort_values("abbreviation", key=lambda names: names.map(order), kind="stable")
+        name = slug(f"{reference}_{prediction}_age_{scans}")
+        sections.append({"scans": scans, "plot": save_plot(png, out, name), "rows": rows.to_dict("records")})
+    return sections
+
+
+@with_default_settings
+def draw_age_curves(points: pd.DataFrame, curves: pd.DataFrame, *, reference: str, prediction: str) -> bytes:
+    """Draw susceptibility over age by nucleus, with the curves of reference (dashed) and prediction, as a PNG.
+
+    `points` and `curves` are of one pair and group of scans: ``labels`` (which of the two), ``abbreviation``, ``age``,
+    and ``value`` or ``fit``, ``low`` and ``high``.
+    """
+    nuclei = list(dict.fromkeys(curves["abbreviation"]))
+    rows = math.ceil(len(nuclei) / _CURVES_PER_ROW)
+    figure = Figure(figsize=(WIDTH_IN, 2.4 * rows + 0.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, _CURVES_PER_ROW, squeeze=False).ravel()
+    for axes in panels[len(nuclei) :]:
+        axes.set_axis_off()
+    for name, axes in zip(nuclei, panels, strict=False):
+        for labels, colour, style in ((reference, SOFT, "--"), (prediction, colour_of(name), "-")):
+            of_points, curve = (
+                table[(table["abbreviation"] == name) & (table["labels"] == labels)] for table in (points, curves)
+            )
+            face = "none" if labels == reference else colour
+            axes.scatter(of_points["age"], of_points["value"], s=14, facecolors=face, edgecolors=SOFT, linewidths=0.6)
+            axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(curve["age"], curve["fit"], color=INK, linestyle=style, linewidth=1.6, zorder=4)
+        axes.set_ylim(*_padded_range(points.loc[points["abbreviation"] == name, "value"].tolist()))
+        _label(axes, name, "age (years)", "susceptibility (ppm)")
+    handles = [
+        Line2D([], [], color=INK, linestyle="--", marker="o", markerfacecolor="none", ms=4, label=reference),
+        Line2D([], [], color=INK, linestyle="-", marker="o", ms=4, label=prediction),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+    return to_png(figure)
 
 
 @with_default_settings

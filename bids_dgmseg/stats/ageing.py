@@ -162,7 +162,7 @@ def _fit(
             notes.append(f"no limits: {n_participants} participants, a bootstrap needs {N_RESAMPLED}")
     elif n_participants < len(used):
         notes.append(
-            "scans of one participant count as independent in the intervals (--bootstrap resamples participants)"
+            "scans of one participant count as independent in the intervals (a bootstrap resamples participants)"
         )
     missing, reasons = _unidentified(fit, intervals, options.beta_bounds)
     record: dict[str, Any] = {"curve": curve.name, "note": "; ".join([*reasons, *notes])}

@@ -260,8 +260,8 @@ def fit_ageing(study: Study) -> Analysis:
     """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
 
     The curves are those of the predicted labels, first of the controls or the reference group, then of each other
-    group; and with ``--evaluation``, also of the reference segmentations and of the predictions for the same scans and
-    nuclei.
+    group; and with ``--evaluation``, for each of these also of the reference segmentations and of the predictions for
+    the same scans and nuclei.
     """
     names = ("group_ageing", "group_ageing_curves")
     if study.table["age"].isna().all():
@@ -276,12 +276,14 @@ def fit_ageing(study: Study) -> Analysis:
         measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
         scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
         labelled = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
-        sources.append(("reference", "with_reference", labelled, measures))
         # predictions for the same scans and nuclei; a scan has one row per model, which are identified by the first
         first = first_rows(study.cohort)[study.table["scan"].to_numpy()]
         shared = labelled[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
         predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
-        sources.append(("predicted", "with_reference", predicted, measures))
+        for which, chosen in selections.items():
+            name = "with_reference" if which == "all" else f"{which} with_reference"
+            for labels, table in (("reference", labelled), ("predicted", predicted)):
+                sources.append((labels, name, table[chosen[table["scan"].to_numpy()]], measures))
     parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
     for labels, which, table, columns in sources:
         for measure in columns:

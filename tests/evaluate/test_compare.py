@@ -278,6 +278,63 @@ def test_unusable_source_map_is_no_failure(evaluate, tmp_path, derived, harm):
     assert "note: no susceptibilities to compare; pass the maps with --chi" in out
 
 
+@pytest.fixture
+def aged(tmp_path):
+    """Ten controls and ten patients: DN_L has 0.1 (1 - exp(-0.05 age)) + 0.02 ppm, in patients 0.05 more.
+
+    The predicted DN_L is larger by a third, where there is 0 ppm, so that its mean is 0.75 of the true one.
+    """
+    ages, scans = np.tile(np.linspace(10, 82, 10), 2), [f"sub-{number:02d}" for number in range(1, 21)]
+    groups = ["HC"] * 10 + ["PD"] * 10
+    reference = dataset(tmp_path / "ds/derivatives/manual", dict.fromkeys(scans, labels(1, 2)))
+    prediction = dataset(tmp_path / "found", dict.fromkeys(scans, labels(1, 2, grow=1)))
+    random = np.random.default_rng(0)
+    for scan, age, group in zip(scans, ages, groups, strict=True):
+        chi = random.normal(0, 0.02, (12, 12, 6)).astype(np.float32)
+        chi[labels(1, 2, grow=1) == 1] = 0
+        chi[labels(1, 2) == 1] = 0.1 * (1 - np.exp(-0.05 * age)) + 0.02 + 0.05 * (group == "PD")
+        write(tmp_path / f"ds/{scan}/anat/{scan}_Chimap.nii.gz", chi)
+    rows = "".join(f"{row[0]}\t{row[1]}\t{row[2]}\n" for row in zip(scans, ages, groups, strict=True))
+    (tmp_path / "ds/participants.tsv").write_text(f"participant_id\tage\tgroup\n{rows}")
+    return reference, prediction, "--chi", tmp_path / "ds"
+
+
+def parameters(tmp_path, scans):
+    rows = read(tmp_path, "ageing").query("abbreviation == 'DN_L' and scans == @scans").set_index("labels")
+    assert (rows["n"] == 10).all()
+    return rows.loc[["manual", "found"], ["alpha", "beta_per_year", "gamma"]].to_numpy()
+
+
+def test_age_curves_are_fitted_to_reference_and_prediction(evaluate, tmp_path, aged):
+    assert evaluate(*aged, "--control-filter", "group == 'HC'")[0] == 0
+    expected = [[0.1, 0.05, 0.02], [0.075, 0.05, 0.015]]
+    np.testing.assert_allclose(parameters(tmp_path, "controls"), expected, rtol=1e-3)
+    assert set(read(tmp_path, "ageing")["scans"]) == {"controls"}
+    page = (tmp_path / "out/evaluate.html").read_text()
+    assert "Susceptibility over age, controls" in page
+    assert (tmp_path / "out/figures/manual_found_age_controls.png").is_file()
+
+
+def test_age_curves_do_not_pool_groups(evaluate, tmp_path, aged):
+    assert evaluate(*aged)[0] == 0
+    for scans, more_ppm in (("group HC", 0), ("group PD", 0.05)):
+        expected = np.array([[0.1, 0.05, 0.02 + more_ppm], [0.075, 0.05, 0.75 * (0.02 + more_ppm)]])
+        np.testing.assert_allclose(parameters(tmp_path, scans), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--control-filter", "group == 'HC'"], "--control-filter: no participants.tsv found; pass its dataset to --p"),
+        (["--participants", "first"], "--participants first: participants.tsv not found; pass the dataset that has it"),
+    ],
+)
+def test_age_curves_need_participants(evaluate, tmp_path, same, options, message):
+    code, _, err = evaluate(*same, *(str(tmp_path / name) if name == "first" else name for name in options))
+    assert code == 2
+    assert message in err
+
+
 def test_predictions_are_compared_with_each_other(evaluate, tmp_path):
     scans = grown(5)
     truth = dataset(tmp_path / "truth", scans)
