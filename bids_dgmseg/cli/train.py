@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,7 @@ def train_recipe(args: argparse.Namespace) -> int:
     from bids_dgmseg.train.folds import train_folds
 
     training = make_training(model, args)
-    folds = sorted(set(args.fold)) or list(range(training.recipe.folds))
-    if wrong := [fold for fold in folds if fold >= training.recipe.folds]:
-        raise InputError(f"--fold {wrong[0]}: choose from 0 to {training.recipe.folds - 1}, or change --folds")
+    folds = check_folds(args.fold, training.recipe.folds)
     with StatusLine() as line:
         train_folds(training, folds, log=line)
     if tuple(training.recipe.classes) == model.classes:
@@ -53,6 +52,13 @@ def train_recipe(args: argparse.Namespace) -> int:
     else:
         line.log(f"continue with dgmseg train {model.name} DATASET OUT --from {args.out}")
     return 0
+
+
+def check_folds(chosen: Sequence[int], n_folds: int) -> list[int]:
+    """Return the folds to train, by default all; InputError if there is no such fold."""
+    if wrong := [fold for fold in chosen if fold >= n_folds]:
+        raise InputError(f"--fold {wrong[0]}: choose from 0 to {n_folds - 1}, or change --folds")
+    return sorted(set(chosen)) or list(range(n_folds))
 
 
 def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
@@ -99,10 +105,10 @@ def train_nnunet(args: argparse.Namespace) -> int:
     from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
     from bids_dgmseg.train.nnunet.step import NnunetTraining
 
-    steps = (args.step,) if args.step else STEPS
+    steps, folds = (args.step,) if args.step else STEPS, check_folds(args.fold, args.folds)
     training = NnunetTraining(
         epochs=args.epochs,
-        minutes=args.minutes and args.minutes / len(steps),
+        minutes=args.minutes and args.minutes / (len(steps) * len(folds)),
         seed=args.seed,
         device=args.device,
         workers=args.workers,
@@ -110,12 +116,20 @@ def train_nnunet(args: argparse.Namespace) -> int:
         plan=args.plan,
     )
     request = NnunetRequest(
-        model, dataset, args.out.absolute(), steps, training, tuple(args.derivatives), tuple(args.choose)
+        model,
+        dataset,
+        args.out.absolute(),
+        steps,
+        training,
+        tuple(args.derivatives),
+        tuple(args.choose),
+        args.folds,
+        tuple(folds),
     )
     with StatusLine() as line:
         outcomes, table = run_nnunet_training(request, log=line)
     for outcome in outcomes:
-        print(f"{outcome.folder.name}: {count(outcome.epochs, 'epoch')}, sha256 {outcome.sha256}")
+        print(f"{outcome.name.replace('_', ' ')}: {count(outcome.epochs, 'epoch')}, sha256 {outcome.sha256}")
     for name, dice in table.groupby("abbreviation", sort=False)["dice"].mean().items():
         print(f"{name}: mean Dice {dice:.3f} on {count(table['scan'].nunique(), 'test scan')}")
     print(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
@@ -315,8 +329,21 @@ VERBS = (
                 choices=("paper", "small"),
                 default="paper",
             ),
+            option(
+                "--folds K",
+                "with more than one, training and validation set are divided into so many folds, stratified by the "
+                "column site of participants.tsv, which are averaged in use; the test set (20 %%) remains (default: "
+                "%(default)s)",
+                positive_int,
+                default=1,
+            ),
+            option(
+                "--fold N ...",
+                "train only these folds, counted from 0 (default: all, one after the other)",
+                non_negative_int,
+            ),
             option("--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=5000),
-            option("--minutes M", "time limit, for both nets together (default: none)", positive_float),
+            option("--minutes M", "time limit, for all nets and folds together (default: none)", positive_float),
             *LABELS,
             CHECKPOINT,
             *RUNTIME,

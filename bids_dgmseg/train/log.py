@@ -163,7 +163,8 @@ def write_record(out: Path, record: Mapping[str, Any], *, begun: bool, length: M
     path = out / "training.json"
     if begun and path.is_file():
         earlier = read_json(path)
-        if differing := [name for name, value in to_json(record).items() if earlier.get(name) != value]:
+        # A key that an earlier version did not write cannot differ.
+        if differing := [name for name, value in to_json(record).items() if earlier.get(name, value) != value]:
             raise InputError(
                 f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT"
             )

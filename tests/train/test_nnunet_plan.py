@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,27 @@ def test_augmentation_is_elastic_without_mirroring():
     spatial = [transform for transform in transforms if isinstance(transform, SpatialTransform)]
     assert [(one.p_elastic_deform, one.p_rotation, one.p_scaling) for one in spatial] == [(0.2, 0.2, 0.2)]
     assert not any(isinstance(transform, MirrorTransform) for transform in transforms)
+
+
+def test_workers_draw_different_deformations():
+    with quiet():
+        from bids_dgmseg.train.nnunet.trainer import DentateTrainer
+
+        first, *_ = DentateTrainer.get_training_transforms((16, 16, 16), (-0.5, 0.5), None, None, False).transforms
+    forked = multiprocessing.get_context("fork")
+    queue = forked.Queue()
+
+    def draw():
+        np.random.seed()  # noqa: NPY002 - as nnU-Net in each worker
+        first(image=torch.zeros(1, 1, 1, 1))
+        queue.put(torch.rand(1).item())
+
+    workers = [forked.Process(target=draw) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert queue.get(timeout=60) != queue.get(timeout=60)
+    for worker in workers:
+        worker.join()
 
 
 def test_deformation_does_not_fold():

@@ -149,6 +149,21 @@ def test_longer_training_continues(trained):
     assert float(later[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9, abs=1e-6)
 
 
+def test_folds_share_a_folder(tmp_path):
+    held = [["sub-0"], ["sub-1", "sub-2"]]
+    for fold in (1, 0):
+        training = replace(SHORT, fold=fold)
+        outcome = train_step("dentate", make_cases, NAMES, tmp_path, training, log=Lines(), validation=held)
+        assert (outcome.name, (tmp_path / f"{outcome.name}_curve.tsv").is_file()) == (f"dentate_fold_{fold}", True)
+    (splits,) = tmp_path.glob("training/dentate/preprocessed/*/splits_final.json")
+    assert json.loads(splits.read_text()) == [
+        {"train": ["sub-1", "sub-2"], "val": ["sub-0"]},
+        {"train": ["sub-0"], "val": ["sub-1", "sub-2"]},
+    ]
+    first, second = read_folder(tmp_path / "dentate").parameters  # averaged in use
+    assert any((first[name] != second[name]).any() for name in first)
+
+
 def test_time_ends_the_training(trained):
     epochs = len(read_curve(trained / "dentate_curve.tsv"))
     over = NnunetTraining(epochs=1000, minutes=1e-4, iterations=1, validation_iterations=1, device="cpu")

@@ -1,5 +1,6 @@
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ MODEL = get_model("nnunet2step")
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 SHAPE = (20, 20, 20)
 LENGTHS: list[NnunetTraining] = []
+HELD: dict[str, Sequence[Collection[str]] | None] = {}
 
 
 @pytest.fixture
@@ -52,14 +54,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], lis
 
     LENGTHS.clear()
 
-    def train_step(step, cases, names, out, this, *, log):
+    def train_step(step, cases, names, out, this, *, log, validation=None):
+        HELD[step] = validation
         log.update(f"{step}: step 1")
         seen[step] = names, list(cases())
         LENGTHS.append(this)
         folder = out / step
         if not folder.exists():
             write_folder(folder, labels={"background": 0, **{name: n for n, name in enumerate(names, start=1)}})
-        return StepOutcome(this.epochs, folder, "00ff")
+        return StepOutcome(this.epochs, folder, "00ff", f"{step} {this.fold}")
 
     monkeypatch.setattr(nnunet_train, "train_step", train_step)
     return seen
@@ -85,6 +88,27 @@ def test_both_steps_share_the_split(dataset, steps, tmp_path):
     assert set(table["scan"]) == test_set
     assert len(table) == 4  # two scans, two sides
     assert {row["scan"] for row in read_table(tmp_path / "out" / "dice.tsv")} == test_set
+
+
+def test_folds_divide_all_but_the_test_set(dataset, steps, tmp_path):
+    out = tmp_path / "out"
+    outcomes, table = run_nnunet_training(NnunetRequest(MODEL, dataset, out, folds=4), log=Lines())
+    assert [outcome.name for outcome in outcomes] == [
+        f"{step} {fold}" for step in ("cerebellum", "dentate") for fold in range(4)
+    ]
+    rows = read_table(out / "split.tsv")
+    test = {row["participant_id"] for row in rows if row["part"] == "test"}
+    assert (len(test), set(table["scan"])) == (2, test)
+    assert HELD["cerebellum"] == HELD["dentate"]
+    held = HELD["dentate"] or []
+    assert [sorted(row["participant_id"] for row in rows if row["fold"] == str(fold)) for fold in range(4)] == [
+        sorted(own) for own in held
+    ]
+    assert sorted(name for own in held for name in own) == sorted({row["participant_id"] for row in rows} - test)
+    for fold in json.loads((out / "training.json").read_text())["folds"]:
+        assert (len(fold["training"]), len(fold["validation"]), len(fold["test"])) == (6, 2, 2)
+    with pytest.raises(InputError, match="--folds 9: 8 participants are too few for 9 folds"):
+        run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "other", folds=9), log=Lines())
 
 
 def test_step_two_is_trained_on_crops(dataset, steps, tmp_path):
@@ -133,7 +157,9 @@ def test_scan_without_cerebellum_is_refused(dataset, steps, tmp_path, monkeypatc
 def test_different_training_in_folder_is_refused(dataset, steps, tmp_path):
     run_nnunet_training(NnunetRequest(MODEL, dataset, tmp_path / "out"), log=Lines())
     other = NnunetRequest(MODEL, dataset, tmp_path / "out", training=NnunetTraining(seed=2))
-    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT$"):
+    with pytest.raises(
+        InputError, match=r"^out: contains a different training \(differs in seed, folds\); choose a new OUT$"
+    ):
         run_nnunet_training(other, log=Lines())
 
 

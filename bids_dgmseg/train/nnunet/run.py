@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import sha256, write_json, write_tsv
+from bids_dgmseg.io.files import MISSING, sha256, write_json, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
 from bids_dgmseg.models.registry import MODELS, Model
@@ -31,6 +32,7 @@ from bids_dgmseg.train.labelled_maps import (
     read_labelled_maps,
     read_sites,
     split_by_site,
+    stratified_folds,
 )
 from bids_dgmseg.train.log import Log, write_record
 from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, StepOutcome, crop_to_cerebellum, train_step
@@ -55,15 +57,19 @@ class NnunetRequest:
     training: NnunetTraining = field(default_factory=NnunetTraining)
     derivatives: tuple[Path, ...] = ()
     choose: tuple[str, ...] = ()
+    folds: int = 1
+    """With more than one, training and validation set together are divided into so many folds."""
+    fold: tuple[int, ...] = ()
+    """Folds to train, counted from 0; by default all."""
 
 
 def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepOutcome], pd.DataFrame]:
-    """Train the steps one after the other; ``OUT`` becomes a folder for ``--weights``.
+    """Train the folds of the steps one after the other; ``OUT`` becomes a folder for ``--weights``.
 
     Returns
     -------
     list of StepOutcome
-        One per step.
+        One per step and fold.
     DataFrame
         The columns of `DICE_COLUMNS`, empty if the test set is empty or a step is not trained yet.
 
@@ -78,32 +84,61 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
     )
     sites = read_sites(request.dataset, {one.participant for one in maps})
     parts = split_by_site(sites, seed=seed)
+    held = [{one for one in sites if parts[one] == "tune"}]
+    if request.folds > 1:
+        held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
     masks = _CerebellumMasks(request, maps, log)
     labels = {one.dseg.name: sha256(one.dseg) for one in maps}
-    record = {"model": model.name, "labels": labels, "seed": seed, "plan": request.training.plan}
+    splits = [
+        {
+            "training": sorted(one for one in sites if parts[one] != "test" and one not in own),
+            "validation": sorted(own),
+            "test": sorted(one for one in sites if parts[one] == "test"),
+        }
+        for own in held
+    ]
+    record = {"model": model.name, "labels": labels, "seed": seed, "plan": request.training.plan, "folds": splits}
     write_record(request.out, record, begun=True)
     rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(parts)]
-    write_tsv(pd.DataFrame(rows), request.out / "split.tsv")
+    table = pd.DataFrame(rows)
+    if request.folds > 1:
+        table["fold"] = [
+            next((str(fold) for fold, own in enumerate(held) if one in own), MISSING) for one in sorted(parts)
+        ]
+        table["part"] = table["part"].replace("tune", "train")
+    write_tsv(table, request.out / "split.tsv")
+
+    def name_case(one: LabelledMap) -> str:
+        return one.name.replace("_", "-")  # underscores have a meaning in nnU-Net's file names
 
     def cases(step: str) -> Iterator[NnunetCase]:
         for one in maps:
             if (part := parts[one.participant]) != "test":
-                name = one.name.replace("_", "-")  # underscores have a meaning in nnU-Net's file names
                 mask = masks.read(one)
                 if step == CEREBELLUM:
-                    yield NnunetCase(name, one.chi, mask.astype(np.uint8), part)
+                    yield NnunetCase(name_case(one), one.chi, mask.astype(np.uint8), part)
                 else:
-                    case = NnunetCase(name, one.chi, one.labels.array, part)
+                    case = NnunetCase(name_case(one), one.chi, one.labels.array, part)
                     yield crop_to_cerebellum(case, mask, margin_mm=model.localizer.margin_mm)
 
+    validation = [{name_case(one) for one in maps if one.participant in own} for own in held]
     outcomes = []
-    for step in request.steps:
-        names = (CEREBELLUM,) if step == CEREBELLUM else model.labels
-        outcomes.append(train_step(step, partial(cases, step), names, request.out, request.training, log=log))
+    for step, fold in product(request.steps, request.fold or range(request.folds)):
+        names, training = (CEREBELLUM,) if step == CEREBELLUM else model.labels, replace(request.training, fold=fold)
+        folds = validation if request.folds > 1 else None
+        outcomes.append(train_step(step, partial(cases, step), names, request.out, training, log=log, validation=folds))
     table = _evaluate([one for one in maps if parts[one.participant] == "test"], request)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(DICE_COLUMNS, request.out / "dice.json")
     return outcomes, table
+
+
+def _divide(sites: Mapping[str, str], folds: int, *, seed: int) -> list[set[str]]:
+    """Return the participants (→ site) that validate each fold."""
+    try:
+        return [set(own) for own in stratified_folds(sites, folds, seed=seed)]
+    except ValueError as error:
+        raise InputError(f"--folds {folds}: {error} (without the test set); use fewer") from error
 
 
 class _CerebellumMasks:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,13 @@ from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_bytes, write_json, write_text
+from bids_dgmseg.io.locks import LOCK
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.nnunet_folder import check_names
 from bids_dgmseg.segmentation.nnunet import quiet
 from bids_dgmseg.train.labelled_maps import FRACTIONS, Part
 from bids_dgmseg.train.log import Log
+from bids_dgmseg.train.schedule import mix
 
 PlanName = Literal["paper", "small"]
 
@@ -50,6 +53,8 @@ class NnunetTraining:
     """Steps per epoch, a fifth of nnU-Net's, so that an interruption loses little."""
     validation_iterations: int = 10
     """Validation batches per epoch."""
+    fold: int = 0
+    """Counted from 0."""
     plan: PlanName = "paper"
     """Network, patch and voxels: DentateSeg's and nnU-Net's own, or small enough for a package."""
 
@@ -73,6 +78,8 @@ class StepOutcome:
     epochs: int
     folder: Path
     sha256: str
+    name: str = ""
+    """Step, and fold if there are several."""
 
 
 def train_step(
@@ -83,8 +90,9 @@ def train_step(
     training: NnunetTraining,
     *,
     log: Log,
+    validation: Sequence[Collection[str]] | None = None,
 ) -> StepOutcome:
-    """Train one of the two networks; resumes the training in ``OUT``.
+    """Train one fold of one of the two networks; resumes the training in ``OUT``.
 
     Parameters
     ----------
@@ -100,17 +108,19 @@ def train_step(
         Settings.
     log : Log
         Gets a line per epoch.
+    validation : sequence of collection of str, optional
+        Cases that validate each fold, the others train it; by default one fold, validated by the part ``tune``.
 
     Raises
     ------
     InputError
-        If there is no training case.
+        If a fold has no training case.
     """
     work, dataset = out / "training" / step, f"Dataset001_{step.capitalize()}"
     log = _LogToStdout(log)
     with quiet():
         with environment(work, workers=1):  # planning divides by the number of workers
-            _prepare(step, cases, names, work, dataset, training.plan, log)
+            _prepare(step, cases, names, work, dataset, training, validation, log)
         with environment(work, workers=training.workers if training.workers > 1 else 0):
             from bids_dgmseg.train.nnunet.planner import CONFIGURATION, PLANS
             from bids_dgmseg.train.nnunet.trainer import DentateTrainer
@@ -121,17 +131,25 @@ def train_step(
             )
             # An interrupted training may have been copied from elsewhere.
             check_names(plans, plans["configurations"][CONFIGURATION], where=f"training/{step}/{PLANS}.json")
-            torch.manual_seed(training.seed)
-            np.random.seed(training.seed)  # noqa: NPY002 - nnU-Net draws from the global generator
+            fold, name = training.fold, step if validation is None else f"{step}_fold_{training.fold}"
+            seed_generators(training.seed + fold)
             device = pick_device(training.device)
-            trainer = DentateTrainer({**plans, "continue_training": True}, CONFIGURATION, 0, description, device)
-            trainer.configure(training, log=log, step=step)
+            trainer = DentateTrainer({**plans, "continue_training": True}, CONFIGURATION, fold, description, device)
+            trainer.configure(training, log=log, step=name.replace("_", " "))
             trainer.resume()
+            if trainer.current_epoch:  # otherwise the first samples would be drawn again after each interruption
+                seed_generators(mix(training.seed + fold, trainer.current_epoch))
             trainer.run_training()
     folder = write_model(trainer, out / step)
     for curve in ("curve.tsv", "progress.png"):
-        shutil.copy(Path(trainer.output_folder) / curve, out / f"{step}_{curve}")
-    return StepOutcome(trainer.current_epoch, folder, sha256(folder / "fold_0" / _CHECKPOINT))
+        shutil.copy(Path(trainer.output_folder) / curve, out / f"{name}_{curve}")
+    return StepOutcome(trainer.current_epoch, folder, sha256(folder / f"fold_{fold}" / _CHECKPOINT), name)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators, from which nnU-Net and its augmentation draw."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - as nnU-Net
 
 
 class _LogToStdout:
@@ -211,27 +229,34 @@ def _prepare(
     names: Sequence[str],
     work: Path,
     dataset: str,
-    plan: PlanName,
+    training: NnunetTraining,
+    validation: Sequence[Collection[str]] | None,
     log: Log,
 ) -> None:
     """Convert, plan and preprocess once; start again after an interruption."""
     from bids_dgmseg.train.nnunet.planner import SIZES, plan_and_preprocess
 
     raw, preprocessed, ready = work / "raw" / dataset, work / "preprocessed" / dataset, work / "prepared.json"
-    if ready.is_file():
-        return
-    for half_done in (raw, preprocessed):
-        shutil.rmtree(half_done, ignore_errors=True)
-    parts = write_raw_dataset(raw, cases(), names)
-    if not parts["train"]:
-        raise InputError(f"{step}: no training scan; add labelled scans")
-    training, validation = count(len(parts["train"]), "training scan"), count(len(parts["tune"]), "validation scan")
-    log.log(f"{step}: {training}, {validation}; planning and preprocessing")
-    plan_and_preprocess(raw, preprocessed, SIZES[plan][step])
-    fold = {"train": parts["train"], "val": parts["tune"] or parts["train"]}
-    write_text(json.dumps([fold], indent=2), preprocessed / "splits_final.json")
-    shutil.rmtree(raw)
-    write_json({str(part): names for part, names in parts.items()}, ready)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / LOCK).open("wb") as lock:  # other folds may be trained at the same time
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if ready.is_file():
+            return
+        for half_done in (raw, preprocessed):
+            shutil.rmtree(half_done, ignore_errors=True)
+        parts = write_raw_dataset(raw, cases(), names)
+        learned = [*parts["train"], *parts["tune"]]
+        folds = [[name for name in learned if name in own] for own in validation or [parts["tune"]]]
+        splits = [{"train": [name for name in learned if name not in own], "val": own or learned} for own in folds]
+        if not all(split["train"] for split in splits):
+            raise InputError(f"{step}: no training scan; add labelled scans")
+        sizes = f"{count(len(learned) - len(folds[0]), 'training scan')}, {count(len(folds[0]), 'validation scan')}"
+        log.log(f"{step}: {sizes}{' in the first fold' if validation else ''}; planning and preprocessing")
+        plan_and_preprocess(raw, preprocessed, SIZES[training.plan][step])
+        write_text(json.dumps(splits, indent=2), preprocessed / "splits_final.json")
+        shutil.rmtree(raw)
+        write_json({str(part): names for part, names in parts.items()}, ready)
 
 
 def write_model(trainer: Any, folder: Path) -> Path:
@@ -247,13 +272,13 @@ def write_model(trainer: Any, folder: Path) -> Path:
         {
             "network_weights": halve(trainer.network.state_dict()),
             "trainer_name": STOCK_TRAINER,
-            "init_args": {"configuration": CONFIGURATION, "fold": 0},
+            "init_args": {"configuration": CONFIGURATION, "fold": trainer.fold},
             "inference_allowed_mirroring_axes": None,
             "current_epoch": trainer.current_epoch,
         },
         content,
     )
-    write_bytes(content.getvalue(), folder / "fold_0" / _CHECKPOINT)
+    write_bytes(content.getvalue(), folder / f"fold_{trainer.fold}" / _CHECKPOINT)
     for name, description in (("dataset", trainer.dataset_json), ("plans", trainer.plans_manager.plans)):
         # Not write_json: nnU-Net's plans may contain values, such as NaN, that must stay as they are.
         write_text(json.dumps(description, indent=2), folder / f"{name}.json")

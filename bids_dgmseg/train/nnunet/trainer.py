@@ -47,15 +47,21 @@ def _draw_displacement(*, deformation_scale: float, patch_size: Sequence[int], d
     return float(np.random.uniform(0, _STEEPNESS * deformation_scale * patch_size[dim]))  # noqa: NPY002 - as nnU-Net
 
 
-class _DieWithTrainer:
-    """A transform that changes nothing, but ends a worker process when its trainer is killed."""
+class _PrepareWorker:
+    """A transform that changes nothing; a worker process that calls it ends with its trainer and is seeded.
+
+    nnU-Net seeds NumPy in each worker, but not torch, from which elastic deformations and noise are drawn: all workers
+    would draw the same ones.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid  # of the trainer, which must not get the signal itself
 
     def __call__(self, **sample: Any) -> dict[str, Any]:
-        if self.pid != os.getpid() and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self.pid != os.getpid():
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            torch.manual_seed(np.random.randint(2**31))  # noqa: NPY002 - seeded by nnU-Net
             self.pid = os.getpid()
         return sample
 
@@ -113,14 +119,14 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
             if isinstance(transform, SpatialTransform):
                 transform.p_elastic_deform = _ELASTIC
                 transform.elastic_deform_scale, transform.elastic_deform_magnitude = _WAVE, _draw_displacement
-        transforms.transforms.insert(0, _DieWithTrainer(os.getpid()))
+        transforms.transforms.insert(0, _PrepareWorker(os.getpid()))
         return transforms
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's transforms."""
         transforms = nnUNetTrainerNoMirroring.get_validation_transforms(*args, **kwargs)
-        transforms.transforms.insert(0, _DieWithTrainer(os.getpid()))
+        transforms.transforms.insert(0, _PrepareWorker(os.getpid()))
         return transforms
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
