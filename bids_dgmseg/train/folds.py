@@ -183,7 +183,7 @@ def _read_data(training: RecipeTraining, log: Log) -> FoldData:
 
 def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
     """Split the participants for a fold, with as many for training as asked for."""
-    recipe, seed = training.recipe, training.options.seed
+    recipe, seed = training.recipe, training.recipe.split_seed
     split = split_fold(data.sites, folds=recipe.folds, fold=fold, seed=seed, validation=recipe.validation)
     return replace(split, training=tuple(choose_some(split.training, training.scans, seed=seed)))
 
@@ -276,7 +276,7 @@ def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) ->
 
     References of an earlier call that are not chosen any more are deleted.
     """
-    model, recipe, out, seed = training.model, training.recipe, training.out, training.options.seed
+    model, recipe, out = training.model, training.recipe, training.out
     network, sampling, classes = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
     as_registered = network == model.network and classes == model.classes and model.arch.get("independent", True)
     shown = replace(
@@ -288,9 +288,10 @@ def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) ->
         zero_padding=sampling.zero_padding,
     )
     trained = replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))
-    about: dict[str, str | int | float] = {"trained_on": f"{len(labelled)} labelled maps", "seed": seed}
+    trained_on = f"{len(labelled)} labelled maps"
+    about: dict[str, str | int | float] = {"trained_on": trained_on, "seed": training.options.seed}
     write_model_toml(trained, out, about=about)
-    names = choose_some([one.name for one in labelled], recipe.references, seed=seed)
+    names = choose_some([one.name for one in labelled], recipe.references, seed=recipe.split_seed)
     for path in (out / "references").glob("*.nii.gz"):
         if path.name.rpartition("_")[0] not in names:
             path.unlink()

@@ -151,6 +151,8 @@ class Recipe:
     validation: Annotated[float, msgspec.Meta(ge=0, le=0.5)] | None = None
     """Fraction of the training participants for validation, with the fold's own part as test set; 0 to keep the last
     weights without validation; None validates on the fold's own part."""
+    split_seed: int = 1
+    """Seed of folds, validation set, subsets and references; ``--seed`` is that of initial weights and samples."""
     references: int = 0
     """Number of training scans that are copied to the model folder for an atlas localizer."""
 

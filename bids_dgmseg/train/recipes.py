@@ -55,7 +55,8 @@ II.C, eqs. 7, 8, 9      λ 1, 1, attention 0.5, overlap 0.1              ``terms
 III.B                   Adam, 0.001, batches of 8, 50 epochs            ``pace``
 III.B                   stops after 20 epochs without improvement,      ``patience``
                         weights with the least validation loss
-III.B                   fixed seed of the kernels                       ``--seed``
+III.B                   fixed seed of the kernels                       ``--seed``; that of the split is
+                                                                        ``split_seed``
 III.C                   five folds; 20 % of the training data           ``folds``, ``validation``
                         validate
 II.D                    pre-training on pseudo-labels; majority vote    ``--pretrain-on``, ``--distill``
@@ -64,6 +65,9 @@ IV.C                    step 9                                          ``--reci
 IV.D                    patches of 16³, 24³, 40³                        ``--recipe sampling.size=[16,16,16]``
 IV.F, Table II          one softmax over all classes                    ``--arch independent=false``
 IV.F, Table III         without attention loss, without overlap loss    ``--recipe loss.terms.attention=0``, …
+IV.F, Fig. 11           FC-Dense ContextNet: without attention module   ``--arch attention=false``
+IV.B, Table V           U-Net                                           ``--recipe network=…plain_unet:PlainUNet``;
+                                                                        other networks are not built
 ======================  ==============================================  ============================================
 """
 

@@ -266,6 +266,19 @@ def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
 
 
+def test_seed_changes_the_network_but_not_the_split(dataset, tmp_path):
+    # --minutes 0.001 ends after a step; a learning rate of a billionth leaves the initial weights as they are.
+    options = ["--learning-rate", "1e-9", "--minutes", "0.001"]
+    for name, more in (("one", []), ("two", ["--seed", "2"]), ("other", ["--recipe", "split_seed=3"])):
+        assert train("dcnnet", dataset, tmp_path / name, "--fold", "0", *options, *more, epochs=1, folds=3) == 0
+    one, two, other = (record(tmp_path / name)["folds"] for name in ("one", "two", "other"))
+    assert one == two != other
+    start, second, same = (load_file(tmp_path / name / "fold_0.safetensors") for name in ("one", "two", "other"))
+    name = "first.weight"
+    assert torch.equal(start[name], same[name])
+    assert not torch.allclose(start[name], second[name], atol=0.01)
+
+
 def test_other_pseudo_labels_are_a_different_training(dataset, tmp_path, capsys):
     out = tmp_path / "out"
     for folder, moved_mm in (("one", 0.0), ("two", 10.0)):
