@@ -57,7 +57,7 @@ def test_ci_runs_the_commands_of_the_readme():
 
 
 def test_ci_and_workflows_are_valid_shell():
-    for script in (ROOT / ".ci" / "run", *ROOT.glob("workflows/*.sh")):
+    for script in (*(ROOT / ".ci" / name for name in ("run", "docs", "workflows")), *ROOT.glob("workflows/*.sh")):
         subprocess.run(["bash", "-n", script], check=True)
         assert script.stat().st_mode & 0o111, f"{script.name} is not executable"
         assert "set -euo pipefail" in script.read_text(encoding="utf-8")
