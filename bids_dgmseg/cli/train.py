@@ -73,8 +73,8 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     pace = replace(pace, minutes=args.minutes, learning_rate=args.learning_rate or pace.learning_rate)
     recipe = override(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
     given = dict(read_setting(text, option="--arch") for text in args.arch)
-    # The registry's arguments belong to the model's own network, not to that of another variant.
-    arch: dict[str, Any] = {**({} if recipe.network else model.arch), **recipe.arch, **given}
+    # The arguments of registry and recipe belong to the model's own network, not to another one.
+    arch: dict[str, Any] = {**({} if recipe.network else {**model.arch, **recipe.arch}), **given}
     start = args.start and absolute_path(args.start)
     if args.start == "default" or (args.start == model.name and not start.exists()):  # OUT may have the model's name
         start = weights_folder(model)

@@ -144,7 +144,7 @@ class Recipe:
     network: str = ""
     """Replaces the network of the model, unless it is empty."""
     arch: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the network that differ from the model's."""
+    """Arguments of the model's network that differ from the registry's."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Replaces the voxel size of the model."""
     folds: Count = 5

@@ -450,9 +450,15 @@ def test_deepqsmseg_is_trained_at_the_paper_size():
     assert sizes == {"paper": 26_701_131, "small": 3_757_014}  # docs/papers.md, where another test counts them
 
 
-def test_variant_ignores_the_registry_arguments():
-    given = ["train", "attunet25d", "ds", "out", "--variant", "resnet50", "--arch", "slices=3"]
-    args = build_parser().parse_args(given)
-    training = make_training(MODELS["attunet25d"], args)
-    assert training.recipe.network.endswith(":ResNet50AttentionUNet25D")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("attunet25d", "--variant resnet50 --arch slices=3"),
+        ("deepqsmseg", "--recipe network=bids_dgmseg.networks.plain_unet:PlainUNet --arch slices=3"),
+    ],
+)
+def test_other_networks_ignore_the_arguments_of_the_model(model, options):
+    args = build_parser().parse_args(["train", model, "ds", "out", *options.split()])
+    training = make_training(MODELS[model], args)
+    assert training.recipe.network
     assert training.model.arch == {"slices": 3}
