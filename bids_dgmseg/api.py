@@ -29,6 +29,7 @@ from bids_dgmseg.io.nifti import image_like, load_image
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
@@ -147,12 +148,13 @@ def segment(
         chi = checked.chi_ppm
         found = segment_map(chi, chosen, weights=folder, device=device)
         labels = image_like(found.labels, load_image(path))
+        learned = describe_learned_folds(folder, path) if folder else ""
     block = found.block
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(found.labels)
     scan = SegmentedScan(chi, dseg, probseg, block.slices, found.model.structures, labelled=block.seen)
     measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference)
-    warnings = (*notes, *checked.warnings, *measures.warnings)
+    warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
 
 

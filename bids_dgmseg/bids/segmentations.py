@@ -39,6 +39,7 @@ class LabelTable:
 def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     """List the images with a suffix, such as ``dseg``, in the ``sub-X`` folders of a dataset.
 
+    The folder may contain a dataset per fold, ``fold-N``, as ``dgmseg cross-validate`` writes them.
     Chi maps of paramagnetic or diamagnetic sources are ignored. `option` is the command-line option of the dataset, for
     the error message.
 
@@ -48,7 +49,7 @@ def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
         If there is none.
     """
     pattern = re.compile(rf"(?!\.).*_{suffix}\.nii(\.gz)?")
-    folders = sorted(path for path in root.glob("sub-*") if path.is_dir())
+    folders = sorted(path for path in (*root.glob("sub-*"), *root.glob("fold-*/sub-*")) if path.is_dir())
     paths = (path for folder in folders for path in sorted(folder.rglob(f"*_{suffix}.nii*")))
     found = [
         path

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
-from bids_dgmseg.cli import cluster, evaluate, models, simulate, train
+from bids_dgmseg.cli import cluster, cross_validate, evaluate, models, simulate, train
 from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
@@ -15,7 +15,8 @@ from bids_dgmseg.workflow.environment import ignore_current_folder, terminate_as
 VERBS = {
     verb.name: verb
     for verb in sorted(
-        (*cluster.VERBS, *evaluate.VERBS, *models.VERBS, *simulate.VERBS, *train.VERBS), key=lambda verb: verb.name
+        (*cluster.VERBS, *cross_validate.VERBS, *evaluate.VERBS, *models.VERBS, *simulate.VERBS, *train.VERBS),
+        key=lambda verb: verb.name,
     )
 }
 

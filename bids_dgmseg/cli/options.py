@@ -130,6 +130,49 @@ LABELS = [
         entity,
     ),
 ]
+RECIPE: list[Option | list[Option]] = [
+    option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
+    option("--minutes M", "time limit per fold (default: none)", positive_float),
+    option("--learning-rate RATE", "default: the paper's", positive_float),
+    option("--from FOLDER", "initialize with these weights (default: random initialization)", dest="start"),
+    option("--scans N", "use only N training participants per fold (default: all)", positive_int),
+    option("--holdout LABEL ...", "participants to leave out entirely", participant_label),
+    *LABELS,
+    option(
+        "--variant NAME",
+        "another training described in the paper: attunet25d has source (two classes on axial slices, for "
+        "--from) and resnet50; deepqsmseg has small (6 to 96 instead of 16 to 256 filters) (default: %(default)s)",
+        default="paper",
+    ),
+    option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),
+    option(
+        "--recipe KEY=VALUE ...",
+        "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0",
+    ),
+    [
+        option(
+            "--pretrain-on FOLDER ...",
+            "output of bids_dgmseg for maps without manual labels: train on them before the manual labels; "
+            "several folders are fused by majority vote",
+            absolute_path,
+        ),
+        option(
+            "--distill FOLDER ...",
+            "output of bids_dgmseg for maps without manual labels: train on them together with the manual "
+            "labels; one folder per model",
+            absolute_path,
+        ),
+    ],
+]
+"""Options of the training of a paper's network."""
+
+PLAN = option(
+    "--plan",
+    "paper: 0.86 mm voxels and nnU-Net's own filters and patches, for a GPU; small: weights below 10 MB in "
+    "total, for a CPU (default: %(default)s)",
+    choices=("paper", "small"),
+    default="paper",
+)
 CHECKPOINT = option(
     "--checkpoint-minutes M", "time between checkpoints (default: %(default)s)", non_negative_float, default=2.0
 )

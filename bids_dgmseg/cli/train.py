@@ -13,6 +13,8 @@ from bids_dgmseg.cli.options import (
     CHECKPOINT,
     LABELS,
     OUT,
+    PLAN,
+    RECIPE,
     RUNTIME,
     Verb,
     absolute_path,
@@ -29,13 +31,14 @@ from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weigh
 
 if TYPE_CHECKING:
     from bids_dgmseg.train.folds import RecipeTraining
+    from bids_dgmseg.train.nnunet.step import NnunetTraining
 
 RESUME = "; run the same command again to resume"
 
 PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
 """The keys of `bids_dgmseg.train.recipes.RECIPES`; importing it loads torch."""
 
-SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES = 4500, 40, 10.0
+SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES, NNUNET_EPOCHS = 4500, 40, 10.0, 5000
 
 
 def train_recipe(args: argparse.Namespace) -> int:
@@ -103,18 +106,9 @@ def train_nnunet(args: argparse.Namespace) -> int:
     """Train one nnU-Net or both, and print the mean Dice on the test set."""
     model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset)
     from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
-    from bids_dgmseg.train.nnunet.step import NnunetTraining
 
     steps, folds = (args.step,) if args.step else STEPS, check_folds(args.fold, args.folds)
-    training = NnunetTraining(
-        epochs=args.epochs,
-        minutes=args.minutes and args.minutes / (len(steps) * len(folds)),
-        seed=args.seed,
-        device=args.device,
-        workers=args.workers,
-        checkpoint_minutes=args.checkpoint_minutes,
-        plan=args.plan,
-    )
+    training = make_nnunet_training(args, n_nets=len(steps) * len(folds))
     request = NnunetRequest(
         model,
         dataset,
@@ -134,6 +128,21 @@ def train_nnunet(args: argparse.Namespace) -> int:
         print(f"{name}: mean Dice {dice:.3f} on {count(table['scan'].nunique(), 'test scan')}")
     print(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
     return 0
+
+
+def make_nnunet_training(args: argparse.Namespace, *, n_nets: int) -> NnunetTraining:
+    """Return the training that the options of ``dgmseg train-nnunet`` describe."""
+    from bids_dgmseg.train.nnunet.step import NnunetTraining
+
+    return NnunetTraining(
+        epochs=args.epochs or NNUNET_EPOCHS,
+        minutes=args.minutes and args.minutes / n_nets,
+        seed=args.seed,
+        device=args.device,
+        workers=args.workers,
+        checkpoint_minutes=args.checkpoint_minutes,
+        plan=args.plan,
+    )
 
 
 def train_simulated(args: argparse.Namespace) -> int:
@@ -270,39 +279,7 @@ VERBS = (
                 "train only these folds, counted from 0 (default: all, one after the other)",
                 non_negative_int,
             ),
-            option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
-            option("--minutes M", "time limit per fold (default: none)", positive_float),
-            option("--learning-rate RATE", "default: the paper's", positive_float),
-            option("--from FOLDER", "initialize with these weights (default: random initialization)", dest="start"),
-            option("--scans N", "use only N training participants per fold (default: all)", positive_int),
-            option("--holdout LABEL ...", "participants to leave out entirely", participant_label),
-            *LABELS,
-            option(
-                "--variant NAME",
-                "another training described in the paper: attunet25d has source (two classes on axial slices, for "
-                "--from) and resnet50; deepqsmseg has small (6 to 96 instead of 16 to 256 filters) (default: "
-                "%(default)s)",
-                default="paper",
-            ),
-            option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),
-            option(
-                "--recipe KEY=VALUE ...",
-                "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0",
-            ),
-            [
-                option(
-                    "--pretrain-on FOLDER ...",
-                    "output of bids_dgmseg for maps without manual labels: train on them before the manual labels; "
-                    "several folders are fused by majority vote",
-                    absolute_path,
-                ),
-                option(
-                    "--distill FOLDER ...",
-                    "output of bids_dgmseg for maps without manual labels: train on them together with the manual "
-                    "labels; one folder per model",
-                    absolute_path,
-                ),
-            ],
+            *RECIPE,
             CHECKPOINT,
             *RUNTIME,
         ],
@@ -322,12 +299,9 @@ VERBS = (
             ),
             OUT,
             option("--step", "train only one of the two nnU-Nets (default: both)", choices=STEPS),
+            PLAN,
             option(
-                "--plan",
-                "paper: 0.86 mm voxels and nnU-Net's own filters and patches, for a GPU; small: weights below 10 MB in "
-                "total, for a CPU (default: %(default)s)",
-                choices=("paper", "small"),
-                default="paper",
+                "--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=NNUNET_EPOCHS
             ),
             option(
                 "--folds K",
@@ -342,7 +316,6 @@ VERBS = (
                 "train only these folds, counted from 0 (default: all, one after the other)",
                 non_negative_int,
             ),
-            option("--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=5000),
             option("--minutes M", "time limit, for all nets and folds together (default: none)", positive_float),
             *LABELS,
             CHECKPOINT,

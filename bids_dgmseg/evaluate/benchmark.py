@@ -154,7 +154,9 @@ def check_candidates(
             )
 
 
-def find_test_set(dataset: Path, *, choose: Sequence[str] = (), warn: Callable[[str], None]) -> TestSet:
+def find_test_set(
+    dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = (), warn: Callable[[str], None]
+) -> TestSet:
     """Find the labelled scans of a dataset; `warn` is called with each line about labels that are not nuclei.
 
     Raises
@@ -162,7 +164,7 @@ def find_test_set(dataset: Path, *, choose: Sequence[str] = (), warn: Callable[[
     InputError
         If there are none, no label is a nucleus, or the labels are in several datasets.
     """
-    scans, labels = match_labels(dataset, choose=choose)
+    scans, labels = match_labels(dataset, derivatives=derivatives, choose=choose)
     # the dataset of an image is above its highest folder of a participant
     roots = {
         [folder for folder in path.parents if folder.name.startswith("sub-")][-1].parent for path in labels.values()

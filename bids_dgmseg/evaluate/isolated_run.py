@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, write_json, write_text
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.label_map import choose_labels
-from bids_dgmseg.models.model_folder import limit_threads
+from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import Structure
 
@@ -103,6 +103,11 @@ def _segment(job: SegmentationJob) -> dict[str, Any]:
 
         weights, label_map = (Path(name) if name else None for name in (job.weights, job.label_map))
         model, _ = choose_labels(get_model(job.model), weights, label_map)
+        learned = find_learned_folds(weights, Path(job.chi)) if weights else {}
+        if any(learned.values()):
+            model = replace(model, folds=tuple(fold for fold in learned if not learned[fold]))
+            if not model.folds:
+                raise InputError(f"{weights}: all of its networks learned from this map; use dgmseg cross-validate")
         labels, structures = segment_map(chi, model, weights=weights, device=job.device).labels, model.structures
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     cost = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mb": _peak_mb()}

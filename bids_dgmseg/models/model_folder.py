@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,10 +32,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import sha256, write_bytes, write_text
+from bids_dgmseg.io.files import read_json, sha256, sha256_or_error, write_bytes, write_text
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive, to_record, weights_folder
 
 _DESCRIPTION = "model.toml"
+
+TRAINING = "training.json"
+"""Record of what the networks of a folder were trained on."""
 
 _SECOND_CHECKPOINT = "segmenter_2"
 
@@ -147,13 +151,95 @@ def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | in
 def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
     """List the networks that are averaged: all folds, or the segmenter with its second checkpoint for an ensemble."""
     folder = folder or weights_folder(model)
-    folds = sorted((path.stem for path in folder.glob("fold_*.safetensors")), key=lambda name: (len(name), name))
+    folds = [f"fold_{fold}" for fold in list_folds(folder) if fold in model.folds or not model.folds]
     second = (folder / f"{_SECOND_CHECKPOINT}.safetensors").is_file() and model.ensemble
     return folds or ["segmenter", *([_SECOND_CHECKPOINT] if second else [])]
 
 
+def list_folds(folder: Path) -> list[int]:
+    """List the folds with weights in a model folder, or in the nnU-Nets inside it."""
+    patterns = ("fold_*.safetensors", "fold_*/checkpoint_*.pth", "*/fold_*/checkpoint_*.pth")
+    names = [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
+    found = (re.search(r"fold_(\d+)[./]", name) for name in names)
+    return sorted({int(fold[1]) for fold in found if fold})
+
+
+@dataclass(frozen=True)
+class _TrainingRecord:
+    """Content of ``training.json`` about participants; other keys are informative."""
+
+    maps: Mapping[str, str] = field(default_factory=dict)
+    """Scan → checksum of its map."""
+    folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+    """Part (``training``, ``validation``, ``test``) → participants."""
+    pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
+    """Scans without manual labels."""
+
+    def learned_from(self, fold: int, scan: str) -> bool:
+        """Return whether a fold was trained on a scan, or selected by it."""
+        used, participant = self.folds[fold], participant_of(scan)
+        if scan in self.pseudo_labels:
+            return participant not in (*used.get("validation", ()), *used.get("test", ()))
+        return participant in (*used.get("training", ()), *used.get("validation", ()))
+
+
+def participant_of(scan: str) -> str:
+    """Return the label of a scan's participant.
+
+    >>> participant_of("sub-01_ses-2")
+    '01'
+    """
+    return scan.partition("_")[0].removeprefix("sub-")
+
+
+def _read_training_record(folder: Path) -> _TrainingRecord:
+    path = folder / TRAINING
+    content = read_json(path) if path.is_file() else {}
+    known = {name: value for name, value in content.items() if name in _TrainingRecord.__dataclass_fields__}
+    return to_record(known, _TrainingRecord, where=str(path), remedy="copy the folder again")
+
+
+def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
+    """Find out which folds of a model folder were trained on a map, or selected by it.
+
+    Maps are recognized by their checksum in ``training.json``; a folder without folds is fold 0.
+
+    Returns
+    -------
+    dict of int to bool
+        Fold → whether it learned from the map; empty if the folder has no record of its training.
+
+    Raises
+    ------
+    InputError
+        If the record is damaged.
+    """
+    record = _read_training_record(folder)
+    if not record.folds:
+        return {}
+    digest = sha256_or_error(chi)
+    scans = [name for name, other in record.maps.items() if other == digest]
+    return {
+        fold: any(record.learned_from(fold, scan) for scan in scans)
+        for fold in list_folds(folder) or [0]
+        if fold < len(record.folds)
+    }
+
+
+def describe_learned_folds(folder: Path, chi: Path) -> str:
+    """Describe which folds of a model folder learned from a map; empty if none did (see `find_learned_folds`)."""
+    learned = find_learned_folds(folder, chi)
+    if not any(learned.values()):
+        return ""
+    networks = f"{sum(learned.values())} of {len(learned)} networks" if len(learned) > 1 else "its network"
+    return (
+        f"{folder.name}: {networks} learned from this map ({TRAINING}), so the segmentation may be better than those "
+        "of other maps; for accuracy use dgmseg cross-validate"
+    )
+
+
 def atlas_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:
-    """List the atlases of a model folder, maps and labels, sorted by name.
+    """List the atlases of a model folder, maps and labels, sorted by name, without the test set of ``model.folds``.
 
     Raises
     ------
@@ -162,6 +248,10 @@ def atlas_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Pa
     """
     folder = (folder or weights_folder(model)) / "references"
     maps = sorted(folder.glob("*_Chimap.nii.gz"))
+    if model.folds:
+        folds = _read_training_record(folder.parent).folds
+        unseen = {one for fold in model.folds if fold < len(folds) for one in folds[fold].get("test", ())}
+        maps = [path for path in maps if participant_of(path.name) not in unseen]
     if not maps:
         raise InputError(
             f"{model.name}: no atlases in {folder}; add NAME_Chimap.nii.gz with NAME_dseg.nii.gz, or choose another "

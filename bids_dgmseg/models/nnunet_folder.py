@@ -153,8 +153,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: damaged or truncated; copy it again") from error
 
 
-def read_folder(folder: Path) -> NnunetModel:
-    """Read a model folder: dataset.json, plans.json and the checkpoint of every fold.
+def read_folder(folder: Path, *, folds: Collection[int] = ()) -> NnunetModel:
+    """Read a model folder: dataset.json, plans.json and the checkpoint of every fold, or of some `folds`.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def read_folder(folder: Path) -> NnunetModel:
         ) from error
     if not isinstance(plans, dict):
         raise InputError(f"{folder.name}/plans.json: not a JSON object; copy the whole nnU-Net model folder")
-    checkpoints = [read_checkpoint(path) for path in _find_checkpoints(folder)]
+    checkpoints = [read_checkpoint(path) for path in _find_checkpoints(folder, folds)]
     first = checkpoints[0]
     try:
         configuration = str(first["init_args"]["configuration"])
@@ -207,10 +207,10 @@ def read_folder(folder: Path) -> NnunetModel:
     return model
 
 
-def _find_checkpoints(folder: Path) -> list[Path]:
-    """Find one checkpoint per fold, preferably the final one; ``fold_all`` is used if there is no other fold."""
-    checkpoints = {}
-    for fold in sorted(path for path in folder.glob("fold_*") if path.is_dir()):
+def _find_checkpoints(folder: Path, folds: Collection[int]) -> list[Path]:
+    """Find one checkpoint per fold (of `folds`, if any), preferably the final one; otherwise that of ``fold_all``."""
+    checkpoints, names = {}, {f"fold_{fold}" for fold in folds}
+    for fold in sorted(path for path in folder.glob("fold_*") if path.is_dir() and (not names or path.name in names)):
         checkpoints[fold.name] = next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None)
     all_data = checkpoints.pop("fold_all", None)
     found = [path for path in checkpoints.values() if path] or ([all_data] if all_data else [])

@@ -123,6 +123,8 @@ class Model:
     """Average the predictions of the map and its mirror image."""
     ensemble: bool = False
     """Average over mirror images and all checkpoints of the weights: slower, slightly more accurate."""
+    folds: tuple[int, ...] = ()
+    """Folds of the model folder to average; empty: all."""
     postprocessing: Postprocessing = Postprocessing()
     predictor: Any = "bids_dgmseg.segmentation.predict:NetworkPredictor"
     """``module:Class`` of a `bids_dgmseg.segmentation.predict.Predictor`, or the class."""

@@ -207,7 +207,7 @@ def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
     if folder is None:
         raise ValueError(f"{step}: a single model folder does not have this step")
     if weights is not None:
-        return read_folder(folder)
+        return read_folder(folder, folds=model.folds)
     if model.weights is None or not root.is_dir():
         raise InputError(
             f"{model.name}: no weights in the package; train it (dgmseg train-nnunet {model.name}) and pass "
@@ -216,7 +216,7 @@ def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
     for name, expected in model.weights.files.items():
         if sha256(root / name) != expected:
             raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
-    return read_folder(folder)
+    return read_folder(folder, folds=model.folds)
 
 
 @contextlib.contextmanager

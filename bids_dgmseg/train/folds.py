@@ -201,6 +201,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
         "seed": training.options.seed,
         "start": "" if training.start is None else sha256(find_start(training.start, 0, training.model)[0]),
         "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
+        "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
         "pseudo_labels": {one.name: hashlib.sha256(one.labels.array.tobytes()).hexdigest() for one in data.pseudo},
         "pseudo_labels_for": ("pretrain" if training.pretrain_on else "distill") if data.pseudo else "",
         "folds": [asdict(_split(training, data, fold)) for fold in range(max(training.recipe.folds, 1))],

@@ -45,6 +45,8 @@ class LabelledMap:
     participant: str = ""
     """Without ``sub-``."""
     dseg: Path = Path()
+    file: Path = Path()
+    """Of the map."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -190,7 +192,7 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str,
             unknown.append(value)
     if unknown:
         warnings[_describe_unknown(unknown, table, table.source or dseg, model.name)] = None
-    return LabelledMap(scan.name, chi, Volume(channels, chi.affine), scan.participant, dseg)
+    return LabelledMap(scan.name, chi, Volume(channels, chi.affine), scan.participant, dseg, scan.chi)
 
 
 def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:

@@ -30,7 +30,7 @@ from bids_dgmseg.measurement.scan import (
     measure_reference,
     measure_scan,
 )
-from bids_dgmseg.models.model_folder import limit_threads
+from bids_dgmseg.models.model_folder import describe_learned_folds, limit_threads
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
 from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
@@ -139,6 +139,7 @@ class _PrepareInputSpec(BaseInterfaceInputSpec):
     in_chi = File(mandatory=True, desc="susceptibility map of the dataset")
     sidecar = traits.Dict(usedefault=True, desc="its metadata")
     problem = traits.Str(usedefault=True, desc="why the scan cannot be processed; empty if it can")
+    weights = traits.Str(desc="folder with other weights than the model's own")
 
 
 class _PrepareOutputSpec(TraitedSpec):
@@ -159,7 +160,8 @@ class Prepare(Step):
         path = Path(self.inputs.in_chi)
         checked = check_chi(path, self.inputs.sidecar)
         out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
-        return {"out_chi": str(out_chi), "out_report": report_input(path, checked)}
+        learned = describe_learned_folds(Path(self.inputs.weights), path) if self.inputs.weights else ""
+        return {"out_chi": str(out_chi), "out_report": report_input(path, checked, learned=learned)}
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):

@@ -74,8 +74,8 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
     return StepReport(values, tuple(warnings))
 
 
-def report_input(path: Path, checked: ChiMap) -> StepReport:
-    """Return how a map was read: its units, reference and grid."""
+def report_input(path: Path, checked: ChiMap, *, learned: str = "") -> StepReport:
+    """Return how a map was read: its units, reference and grid; `learned` warns of weights trained on it."""
     image = load_image(path)
     values = {
         "file": path.name,
@@ -88,7 +88,7 @@ def report_input(path: Path, checked: ChiMap) -> StepReport:
         "voxel_size_mm": [round(float(edge), 4) for edge in voxel_sizes(image.affine)],
         "orientation": "".join(orientations.aff2axcodes(image.affine)),
     }
-    return StepReport(values, checked.warnings)
+    return StepReport(values, (*checked.warnings, *([learned] if learned else [])))
 
 
 def report_measures(found: ScanMeasures, reference: Reference | None) -> StepReport:

@@ -122,7 +122,7 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
     sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
     hashes: dict[str, Any] = {"fingerprint": job.fingerprint, "reconstruction": job.reconstruction}
     nodes = [
-        node(Prepare, sidecar=sidecar, problem=problem),
+        node(Prepare, sidecar=sidecar, problem=problem, weights=segmentation.weights),
         node(
             Segment,
             n_procs=threads,

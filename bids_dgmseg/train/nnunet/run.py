@@ -27,6 +27,7 @@ from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.labelled_maps import (
     LabelledMap,
+    Part,
     list_derivatives,
     manual_labels,
     read_labelled_maps,
@@ -61,6 +62,8 @@ class NnunetRequest:
     """With more than one, training and validation set together are divided into so many folds."""
     fold: tuple[int, ...] = ()
     """Folds to train, counted from 0; by default all."""
+    parts: Mapping[str, Part] | None = None
+    """Part of each participant; by default `split_by_site`."""
 
 
 def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepOutcome], pd.DataFrame]:
@@ -83,7 +86,7 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
         request.dataset, model, derivatives=request.derivatives, choose=request.choose, warn=log.log
     )
     sites = read_sites(request.dataset, {one.participant for one in maps})
-    parts = split_by_site(sites, seed=seed)
+    parts = request.parts or split_by_site(sites, seed=seed)
     held = [{one for one in sites if parts[one] == "tune"}]
     if request.folds > 1:
         held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
@@ -97,13 +100,20 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
         }
         for own in held
     ]
-    record = {"model": model.name, "labels": labels, "seed": seed, "plan": request.training.plan, "folds": splits}
+    record = {
+        "model": model.name,
+        "labels": labels,
+        "maps": {one.name: sha256(one.file) for one in maps},
+        "seed": seed,
+        "plan": request.training.plan,
+        "folds": splits,
+    }
     write_record(request.out, record, begun=True)
-    rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(parts)]
+    rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(sites)]
     table = pd.DataFrame(rows)
     if request.folds > 1:
         table["fold"] = [
-            next((str(fold) for fold, own in enumerate(held) if one in own), MISSING) for one in sorted(parts)
+            next((str(fold) for fold, own in enumerate(held) if one in own), MISSING) for one in sorted(sites)
         ]
         table["part"] = table["part"].replace("tune", "train")
     write_tsv(table, request.out / "split.tsv")

@@ -1,0 +1,174 @@
+"""``dgmseg cross-validate``: train folds, segment with each the participants that it has not seen, evaluate all."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bids_dgmseg.cli.bids_app import read_config
+from bids_dgmseg.cli.options import CHECKPOINT, PLAN, RECIPE, RUNTIME, Verb, non_negative_int, option, positive_int
+from bids_dgmseg.cli.train import (
+    PAPER_MODELS,
+    RESUME,
+    check_dataset,
+    check_folds,
+    find_model,
+    make_nnunet_training,
+    make_training,
+)
+from bids_dgmseg.console import StatusLine
+from bids_dgmseg.errors import FAILED, OK, InputError, list_some
+from bids_dgmseg.io.files import read_json
+from bids_dgmseg.models.registry import Model
+
+NNUNET = "nnunet2step"
+
+VALIDATION = 0.2
+"""Fraction of the training participants that select the epoch, where a paper uses the fold's own part for it."""
+
+NNUNET_VALIDATION = 0.125
+"""Of four fifths: with five folds 70, 10 and 20 % of all, as in DentateSeg's study."""
+
+
+def cross_validate(args: argparse.Namespace) -> int:
+    """Train and segment each fold, and evaluate all of them; the exit code is 1 if some scans failed."""
+    nnunet = args.model == NNUNET
+    model, dataset = find_model(args.model, "train-nnunet" if nnunet else "train"), check_dataset(args.dataset)
+    n_folds, out = args.folds or 5, args.out.absolute()
+    if n_folds < 2:
+        raise InputError(f"--folds {n_folds}: cross-validation needs 2 or more")
+    args.folds, code = n_folds, OK
+    for fold in check_folds(args.fold, n_folds):
+        weights = out / "models" / f"fold-{fold}"
+        with StatusLine() as line:
+            train = train_nnunet_fold if nnunet else train_recipe_fold
+            test = train(model, dataset, weights, fold, args, line)
+        code = max(code, segment(model, dataset, weights, out / f"fold-{fold}", test, args))
+    if args.fold:
+        print("run the same command without --fold to evaluate when all folds are done")
+        return code
+    return max(code, evaluate_folds(dataset, out, args))
+
+
+def train_recipe_fold(
+    model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
+) -> Sequence[str]:
+    """Train a fold of a paper's network into its own model folder; return its test participants."""
+    from bids_dgmseg.models.model_folder import find_learned_folds
+    from bids_dgmseg.train.folds import train_folds
+    from bids_dgmseg.train.labelled_maps import match_labels
+
+    training = replace(make_training(model, args), out=weights)
+    if tuple(training.recipe.classes) != model.classes:
+        raise InputError(f"--variant {args.variant}: its classes cannot be used for segmentation; choose another one")
+    if training.recipe.validation is None:
+        line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")
+        training = replace(training, recipe=replace(training.recipe, validation=VALIDATION))
+    if training.start is not None and training.start.is_dir():
+        scans, _ = match_labels(dataset, derivatives=training.derivatives, choose=training.choose)
+        learned = [one.name for one in scans if any(find_learned_folds(training.start, one.chi).values())]
+        if learned:
+            raise InputError(
+                f"--from {args.start}: these weights learned from {list_some(learned)}; cross-validation needs weights "
+                "of other maps"
+            )
+    train_folds(training, [fold], log=line)
+    test: Sequence[str] = read_json(weights / "training.json")["folds"][fold]["test"]
+    return test
+
+
+def train_nnunet_fold(
+    model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
+) -> Sequence[str]:
+    """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
+    from bids_dgmseg.models.nnunet_folder import STEPS
+    from bids_dgmseg.train.labelled_maps import Part, match_labels, read_sites, split_fold
+    from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+
+    given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
+    given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
+    if wrong := [name for name, value in {**given, "--holdout": args.holdout}.items() if value]:
+        raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
+    derivatives, choose = tuple(args.derivatives), tuple(args.choose)
+    scans, labels = match_labels(dataset, derivatives=derivatives, choose=choose)
+    sites = read_sites(dataset, {scan.participant for scan in scans if scan.chi in labels})
+    try:
+        split = split_fold(sites, folds=args.folds, fold=fold, seed=args.seed, validation=NNUNET_VALIDATION)
+    except ValueError as error:
+        raise InputError(f"--folds {args.folds}: {error}; use fewer folds") from error
+    named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}
+    parts = {participant: part for part, participants in named.items() for participant in participants}
+    training = make_nnunet_training(args, n_nets=len(STEPS))
+    run_nnunet_training(
+        NnunetRequest(model, dataset, weights, STEPS, training, derivatives, choose, parts=parts), log=line
+    )
+    return split.test
+
+
+def segment(
+    model: Model, dataset: Path, weights: Path, out: Path, participants: Sequence[str], args: argparse.Namespace
+) -> int:
+    """Segment participants as ``bids_dgmseg`` does, without masks and viewers; return its exit code."""
+    from bids_dgmseg.workflow.participant import run_participant
+
+    command = [str(dataset), str(out), "participant", "--model", model.name, "--weights", str(weights)]
+    command += ["--participant-label", *participants, "--device", args.device]
+    command += ["--skip-bids-validation", "--no-masks", "--no-viewer"]
+    if args.derivatives:
+        command += ["--derivatives", *map(str, args.derivatives)]
+    return run_participant(read_config(command))
+
+
+def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
+    """Compare the segmentations of all folds with the labels, and print the mean Dice of each nucleus."""
+    from bids_dgmseg.evaluate.benchmark import find_test_set
+    from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
+
+    lines: list[str] = []
+    found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, warn=lines.append)
+    options = EvaluationOptions(
+        found.reference,
+        (out,),
+        out / "evaluation",
+        found.scans[0].dataset_root,
+        tuple(args.choose),
+    )
+    evaluation = evaluate(options)
+    write_evaluation(options, evaluation)
+    lines += [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
+    summary = evaluation.tables["overlap_summary"].query("measure == 'dice'")
+    lines += [f"{row.abbreviation}: Dice {row.mean:.3f} ± {row.sd:.3f} (n = {row.n})" for row in summary.itertuples()]
+    print("\n".join([*lines, f"open {out / 'evaluation' / 'evaluate.html'}"]), flush=True)
+    return FAILED if evaluation.failures else OK
+
+
+VERBS = (
+    Verb(
+        "cross-validate",
+        "train the folds of a published model, segment each participant with the fold that has not seen it, and "
+        "evaluate all segmentations",
+        cross_validate,
+        [
+            option("MODEL", ", ".join([*PAPER_MODELS, NNUNET])),
+            option("DATASET", "BIDS dataset of maps with labels (_dseg)", Path),
+            option("OUT", "folder for models, segmentations and evaluation; an unfinished run in it is resumed", Path),
+            option(
+                "--folds K",
+                "number of folds, stratified by the column site of participants.tsv (default: 5)",
+                positive_int,
+            ),
+            option(
+                "--fold N ...",
+                "only train these folds, counted from 0, and segment with them, without evaluation (default: all)",
+                non_negative_int,
+            ),
+            *RECIPE,
+            PLAN,
+            CHECKPOINT,
+            *RUNTIME,
+        ],
+        RESUME,
+    ),
+)

@@ -1,0 +1,191 @@
+"""Cross-validation by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_dgmseg.cli.bids_app import main as app
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.evaluate import isolated_run
+from bids_dgmseg.evaluate.isolated_run import SegmentationJob
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import sha256, write_json
+from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, segmenter_parts
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.train.nnunet import run as nnunet_run
+from tests.train.test_folds import SMALL, make_dataset, quick  # noqa: F401 - a fixture
+
+FOLDS = 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Four phantoms, three of them labelled."""
+    return make_dataset(tmp_path_factory.mktemp("cross") / "ds")
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.cli.bids_app.count_cpus", lambda: 1)
+
+
+def cross_validate(model, dataset, out, *options):
+    length = f"--folds {FOLDS} --epochs 1 --workers 0 --device cpu {SMALL.get(model, '')}"
+    return main(["cross-validate", model, str(dataset), str(out), *length.split(), *options])
+
+
+@pytest.mark.usefixtures("one_process")
+def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, capsys):
+    out = tmp_path / "cv"
+    assert cross_validate("deepqsmseg", dataset, out) == 0
+    tested = []
+    for fold in range(FOLDS):
+        split = json.loads((out / "models" / f"fold-{fold}" / "training.json").read_text())["folds"][fold]
+        assert len(split["test"]) == len(split["training"]) == len(split["validation"]) == 1
+        assert len({*split["test"], *split["training"], *split["validation"]}) == FOLDS
+        assert [path.name for path in (out / f"fold-{fold}").glob("sub-*/")] == [f"sub-{split['test'][0]}"]
+        tested += split["test"]
+    assert sorted(tested) == ["01", "02", "03"]
+    overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t", na_values="n/a")
+    assert len(overlap) == FOLDS * len(MODELS["deepqsmseg"].labels)
+    for row in overlap.to_dict("records"):
+        name = STRUCTURES.named(row["abbreviation"]).index
+        (truth,) = (dataset / "derivatives" / "manual").glob(f"{row['scan']}/anat/*_dseg.nii.gz")
+        (found,) = out.glob(f"fold-*/{row['scan']}/anat/*_dseg.nii.gz")
+        one, other = (np.asarray(nib.Nifti1Image.from_filename(path).dataobj) == name for path in (truth, found))
+        assert row["dice"] == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()), abs=1e-6)
+    assert overlap["n_prediction"].sum() > 0
+    assert "CN_L: Dice " in capsys.readouterr().out
+    written = {path: path.stat().st_mtime_ns for path in out.glob("fold-*/sub-*/anat/*_dseg.nii.gz")}
+    assert cross_validate("deepqsmseg", dataset, out, "--fold", "1") == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # not segmented again
+    assert cross_validate("deepqsmseg", dataset, out, "--seed", "2") == 2
+    assert "contains a different training (differs in seed" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_process")
+def test_training_maps_are_reported(dataset, tmp_path, capsys):
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    options = f"--folds {FOLDS} --fold 0 1 --epochs 1 --workers 0 --device cpu {SMALL['attunet25d']}"
+    assert main(["train", "attunet25d", str(dataset), str(weights), *options.split()]) == 0
+    command = [str(dataset), str(out), "participant", "--model", "attunet25d", "--weights", str(weights)]
+    assert app([*command, "--participant-label", "01", "04", "--no-viewer"]) == 0
+    line = "sub-01: weights: 2 of 2 networks learned from this map (training.json)"
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert "sub-04: weights" not in shown  # it has no labels
+    (record,) = out.glob("sub-01/anat/*_qc.json")
+    assert any(warning.startswith(line) for warning in json.loads(record.read_text())["warnings"])
+    assert line.removeprefix("sub-01: ") in (out / "sub-01.html").read_text()
+    # Nothing to start an unbiased cross-validation from
+    assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(weights)) == 2
+    assert f"--from {weights}: these weights learned from sub-01, sub-02, sub-03" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three folds on three participants with two sessions; sub-4 has pseudo-labels."""
+    (tmp_path / "references").mkdir(parents=True)
+    maps = {}
+    for scan in ("sub-1_ses-1", "sub-1_ses-2", "sub-2", "sub-3", "sub-4"):
+        (tmp_path / f"{scan}.nii").write_text(scan)
+        maps[scan] = sha256(tmp_path / f"{scan}.nii")
+        for suffix in ("Chimap", "dseg"):
+            (tmp_path / "references" / f"{scan}_{suffix}.nii.gz").touch()
+    folds = [{"training": ["1"], "validation": ["2"], "test": ["3"]}, {"training": ["3", "2"], "test": ["1"]}, {}]
+    for number in (0, 1):
+        (tmp_path / f"fold_{number}.safetensors").touch()
+    record = {"maps": maps, "folds": folds, "pseudo_labels": {"sub-4": "…"}, "seed": 1}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("scan", "learned"),
+    [
+        ("sub-1_ses-2", {0: True, 1: False}),
+        ("sub-2", {0: True, 1: True}),
+        ("sub-3", {0: False, 1: True}),
+        ("sub-4", {0: True, 1: True}),
+    ],
+)
+def test_maps_are_recognized_by_their_content(folder, scan, learned):
+    copied = shutil.copy(folder / f"{scan}.nii", folder / "renamed.nii")
+    assert find_learned_folds(folder, copied) == learned
+    copied.write_text("another map")
+    assert find_learned_folds(folder, copied) == {0: False, 1: False}
+
+
+def test_folder_without_record_has_learned_from_nothing(folder):
+    (folder / "training.json").unlink()
+    assert find_learned_folds(folder, folder / "sub-1_ses-1.nii") == {}
+
+
+def test_chosen_folds_use_their_own_networks_and_atlases(folder):
+    model = MODELS["dcnnet"]
+    assert segmenter_parts(model, folder) == ["fold_0", "fold_1"]
+    chosen = replace(model, folds=(1,))
+    assert segmenter_parts(chosen, folder) == ["fold_1"]
+    assert [path.name.partition("_")[0] for path, _ in atlas_files(chosen, folder)] == ["sub-2", "sub-3", "sub-4"]
+
+
+@pytest.mark.parametrize(
+    ("scan", "folds", "problem"),
+    [
+        ("sub-1_ses-1", [(1,)], "stop"),
+        ("sub-3", [(0,)], "stop"),
+        ("other", [()], "stop"),
+        ("sub-2", [], "all of its networks learned from this map; use dgmseg cross-validate"),
+    ],
+)
+def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
+    (folder / "other.nii").write_text("another map")
+    chi, used = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4)), []
+
+    def stop(chi, model, **options):
+        used.append(model.folds)
+        raise InputError("stop")
+
+    monkeypatch.setattr("bids_dgmseg.segmentation.segment.segment_map", stop)
+    monkeypatch.setattr(isolated_run, "check_chi", lambda *given: SimpleNamespace(chi_ppm=chi))
+    job = SegmentationJob(str(folder / f"{scan}.nii"), {}, "dcnnet", str(folder), "dseg", str(folder / "cost.json"))
+    request = write_json(asdict(job), folder / "request.json")
+    assert isolated_run.main([str(request)]) == 1
+    assert used == folds
+    assert json.loads((folder / "cost.json").read_text())["problem"].endswith(problem)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
+    requests = []
+    monkeypatch.setattr(nnunet_run, "run_nnunet_training", lambda request, log: requests.append(request))
+    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", lambda *given: 0)
+    assert cross_validate("nnunet2step", dataset, tmp_path / "cv", "--fold", "0", "1", "2") == 0
+    parts = [request.parts for request in requests]
+    assert [sorted(part.values()) for part in parts] == [["test", "train", "tune"]] * FOLDS
+    assert sorted(name for part in parts for name in part if part[name] == "test") == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["attunet25d", "--folds", "1"], "--folds 1: cross-validation needs 2 or more"),
+        (["attunet25d", "--fold", "5"], "--fold 5: choose from 0 to 4"),
+        (["attunet25d", "--variant", "source"], "--variant source: its classes cannot be used for segmentation"),
+        (["nnunet2step", "--recipe", "pace.batch=1"], "--recipe: not available for nnunet2step; omit it"),
+        (["dgm16"], "dgm16: not trained by dgmseg train; use dgmseg finetune"),
+    ],
+)
+def test_impossible_options_are_refused(options, message, dataset, tmp_path, capsys):
+    model, *rest = options
+    assert main(["cross-validate", model, str(dataset), str(tmp_path / "cv"), *rest]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "cv").exists()
