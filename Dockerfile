@@ -1,34 +1,66 @@
-# Build: docker build -t bids_dgmseg:0.1.0 .
+# docker build --build-arg VERSION="$(.ci/version)" -t bids_dgmseg:0.1.0 .    (docs/how-to/containers.md)
 # The image needs no network at run time and runs as any user, with any HOME, on a read-only file system.
 
-FROM python:3.12-slim AS build
-# CPU wheels by default; for a GPU: --build-arg TORCH_OPTIONS=
-ARG TORCH_OPTIONS="--index-url https://download.pytorch.org/whl/cpu"
-ENV PATH=/opt/venv/bin:$PATH \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_CACHE_DIR=1
-# torchvision is a dependency of nnunetv2 (through timm); its build must match that of torch.
-RUN python -m venv /opt/venv && pip install $TORCH_OPTIONS torch torchvision
+# Digest of the index of all architectures. Any Debian with Python 3.11 or newer and pip will do.
+ARG BASE_IMAGE=docker.io/library/python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
+
+FROM ${BASE_IMAGE} AS build
+# cpu or cuda
+ARG TORCH=cpu
+ARG PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_NO_COMPILE=1 \
+    PIP_NO_DEPS=1 \
+    PIP_PYTHON=/opt/venv/bin/python
 WORKDIR /src
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+RUN PIP_PYTHON= python3 -m venv --without-pip /opt/venv
+# PyTorch brings setuptools, which one package without a wheel is built with.
+COPY requirements*.lock ./
+RUN pip install --require-hashes $PIP_OPTIONS -r requirements-$TORCH.lock \
+    && pip install --require-hashes --no-build-isolation $PIP_OPTIONS -r requirements.lock
 COPY pyproject.toml README.md LICENSE LICENSE-WEIGHTS ./
 COPY bids_dgmseg ./bids_dgmseg
-RUN pip install . "bids-validator-deno>=2.0"
+# Tests, C++ headers, test programs and symbol tables of the dependencies take 500 MB. Compiled files are valid whatever
+# their date is; a few files are for other versions of Python and cannot be compiled.
+RUN pip install --no-build-isolation . \
+    && cd /opt/venv/lib/python3*/site-packages \
+    && find . -type d -name tests -prune -exec rm -r {} + \
+    && rm -r torch/test torch/include \
+    && find . \( -path './torch/bin/*' ! -name torch_shm_manager -o -name '*.js.map' -o -name '*.a' \) -type f -delete \
+    && strip --strip-unneeded torch/lib/libtorch_*.so cc3d/*.so \
+    && (/opt/venv/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash . || true)
 
-FROM python:3.12-slim
-LABEL org.opencontainers.image.title="bids_dgmseg" \
-      org.opencontainers.image.description="BIDS App: segment and measure deep gray nuclei on quantitative susceptibility maps" \
-      org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0" \
-      org.opencontainers.image.authors="The bids_dgmseg developers"
+FROM ${BASE_IMAGE}
+ARG BASE_IMAGE
+ARG VERSION
+ARG REVISION
 COPY --from=build /opt/venv /opt/venv
 # PYTHONNOUSERSITE: Apptainer mounts the host's HOME, whose Python packages must be ignored. LOGNAME: libraries
-# look up a user name, which an arbitrary user id does not have.
+# look up a user name, which an arbitrary user id does not have. SINGULARITY_NO_EVAL: Apptainer evaluates arguments in
+# a shell without it.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONNOUSERSITE=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     LOGNAME=bids \
-    XDG_CACHE_HOME=/tmp/.cache
+    XDG_CACHE_HOME=/tmp/.cache \
+    SINGULARITY_NO_EVAL=1
+# The app is the default command; `dgmseg VERB ...` runs the other one.
+RUN printf '%s\n' '#!/bin/sh' 'case $1 in dgmseg | bids_dgmseg) exec "$@" ;; *) exec bids_dgmseg "$@" ;; esac' \
+        >/usr/local/bin/entrypoint \
+    && chmod 755 /usr/local/bin/entrypoint \
+    && useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bids \
+    && test "${VERSION:+bids_dgmseg $VERSION}" = "${VERSION:+$(bids_dgmseg --version)}"
+LABEL org.opencontainers.image.title="bids_dgmseg" \
+      org.opencontainers.image.description="BIDS App: segment and measure deep gray nuclei on quantitative susceptibility maps" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0" \
+      org.opencontainers.image.authors="The bids_dgmseg developers"
+USER bids
 WORKDIR /tmp
-ENTRYPOINT ["bids_dgmseg"]
+ENTRYPOINT ["entrypoint"]

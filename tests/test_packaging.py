@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
@@ -57,7 +59,8 @@ def test_ci_runs_the_commands_of_the_readme():
 
 
 def test_ci_and_workflows_are_valid_shell():
-    for script in (*(ROOT / ".ci" / name for name in ("run", "docs", "workflows")), *ROOT.glob("workflows/*.sh")):
+    scripts = (*(ROOT / ".ci" / name for name in ("run", "docs", "lock", "workflows")), *ROOT.glob("workflows/*.sh"))
+    for script in (*scripts, ROOT / "tests" / "container" / "run.sh"):
         subprocess.run(["bash", "-n", script], check=True)
         assert script.stat().st_mode & 0o111, f"{script.name} is not executable"
         assert "set -euo pipefail" in script.read_text(encoding="utf-8")
@@ -88,8 +91,8 @@ def test_version_is_the_same_everywhere(boutiques):
     assert boutiques["container-image"]["image"] == f"bids_dgmseg:{__version__}"
     assert f"\nversion: {__version__}\n" in read("CITATION.cff")
     assert f"\n## {__version__}\n" in read("CHANGELOG.md")
-    assert f'image.version="{__version__}"' in read("Dockerfile")
-    for page in PAGES:
+    assert f"from=bids_dgmseg:{__version__}\n" in read("Apptainer.def")
+    for page in (*PAGES, ROOT / "Dockerfile", ROOT / "Apptainer.def"):
         versions = set(re.findall(r"bids_dgmseg:(\d[\w.]*)", page.read_text(encoding="utf-8")))
         assert versions <= {__version__}, page.name
 
@@ -191,5 +194,18 @@ def test_weights_licence_names_the_atlases():
 def test_docker_image_contains_the_package():
     allowed = re.findall(r"^!(.+)$", read(".dockerignore"), flags=re.MULTILINE)
     project = tomllib.loads(read("pyproject.toml"))["project"]
-    assert {"pyproject.toml", "bids_dgmseg", project["readme"], *project["license-files"]} <= set(allowed)
-    assert 'ENTRYPOINT ["bids_dgmseg"]' in read("Dockerfile")
+    assert {"pyproject.toml", "requirements*.lock", "bids_dgmseg", project["readme"], *project["license-files"]} <= set(
+        allowed
+    )
+
+
+def test_image_installs_locked_versions_with_hashes():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["container"]]
+    for torch in ("cpu", "cuda"):
+        locked = read("requirements.lock") + read(f"requirements-{torch}.lock")
+        entries = re.findall(r"^([\w.-]+)==(\S+).*\\\n    --hash=sha256:[0-9a-f]{64}", locked, flags=re.MULTILINE)
+        assert len(entries) == len(re.findall(r"^\w", locked, flags=re.MULTILINE)), "an entry has no hash"
+        versions = {name: Version(version) for name, version in entries}
+        for requirement in map(Requirement, declared):
+            assert versions[requirement.name.lower()] in requirement.specifier

@@ -105,11 +105,19 @@ class Network:
 def _build(trained: NnunetModel, plans: Any) -> tuple[torch.nn.Module, Any]:
     """Build the network of plans.json, with the method of its trainer if nnU-Net includes that; return its settings."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.training.nnUNetTrainer.primus import primus_trainers as primus
     from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
     # Only these trainers have a network of their own. A name from a checkpoint is not looked up in nnU-Net's modules.
-    own = [nnUNetTrainerBN, *(one for one in vars(primus).values() if isinstance(one, type))]
+    own = [nnUNetTrainerBN]
+    if "Primus" in trained.trainer:
+        try:
+            from nnunetv2.training.nnUNetTrainer.primus import primus_trainers as primus
+        except ImportError as error:  # timm, which the container image does not include
+            raise InputError(
+                f"{trained.folder.name}: {trained.trainer} needs a package that is not installed ({error}); "
+                "install the program with pip instead of using the container image"
+            ) from error
+        own += [one for one in vars(primus).values() if isinstance(one, type)]
     found = {one.__name__: one for one in own if issubclass(one, nnUNetTrainer)}
     trainer = found.get(trained.trainer, nnUNetTrainer)
     try:

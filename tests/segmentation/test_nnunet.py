@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,21 @@ def test_trainer_with_batch_normalization_builds_its_network(tmp_path):
     image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
     stock = predict_with_stock(folder, image, tmp_path)
     np.testing.assert_array_equal(labels_of(folder, image), stock.array)
+
+
+def test_primus_without_timm_is_reported(tmp_path, monkeypatch):
+    for name in [
+        name for name in sys.modules if name.startswith(("timm", "dynamic_network_architectures", "nnunetv2"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails
+    image = write_noise(tmp_path / "c.nii.gz", "RAS")
+    labels_of(write_folder(tmp_path / "unet"), image)
+    primus = read_folder(write_folder(tmp_path / "model", trainer="nnUNet_Primus_S_Trainer"))
+    with pytest.raises(
+        InputError, match=r"^model: nnUNet_Primus_S_Trainer needs a package .*timm.*; install the program"
+    ):
+        Network(primus, device="cpu", sided=True)
 
 
 @pytest.mark.parametrize(
