@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -92,7 +94,7 @@ class SourceDataset:
         a folder cannot be listed.
         """
         sessions = self.selection.sessions
-        files = {label: tuple(_walk(folder, _DEPTH, sessions)) for label, folder in self.selected().items()}
+        files = {label: tuple(_walk(folder, _DEPTH, sessions)) for label, folder in self.selected.items()}
         if not sessions:
             return files
         return {
@@ -100,8 +102,9 @@ class SourceDataset:
             for label, paths in files.items()
         }
 
+    @cached_property
     def selected(self) -> dict[str, Path]:
-        """Return the selected participants that the dataset has."""
+        """The selected participants that the dataset has: label → ``sub-X`` folder."""
         wanted = self.selection.participants
         if not wanted:
             return self.participants
@@ -166,12 +169,12 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
             name = _unique_name(folder, [source.name for source in sources])
             sources.append(SourceDataset(folder, name, False, selection))
     for label in selection.participants:
-        if not any(label in source.selected() for source in sources):
+        if not any(label in source.selected for source in sources):
             existing = {other for source in sources for other in source.participants}
             some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
             raise InputError(f"{root.name}: no sub-{label}; check --participant-label (existing: {some})")
     if selection.sessions:
-        sessions = {ses for source in sources for label in source.selected() for ses in source.sessions(label)}
+        sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
         some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
         for label in sorted(set(selection.sessions) - sessions):
             raise InputError(f"{root.name}: no ses-{label}; check --session-label (existing: {some})")
@@ -287,30 +290,61 @@ def find_source(path: Path, suffix: str) -> Path | None:
     return None
 
 
-def summarize_validation(root: Path, folder: Path) -> str | None:
-    """Run ``bids-validator-deno`` on a dataset and summarize its errors in one line.
+@contextlib.contextmanager
+def validate_in_background(root: Path | None, folder: Path) -> Iterator[Callable[[], str | None]]:
+    """Run ``bids-validator-deno`` on a dataset during the block, because on a large one it takes longer than a scan.
 
-    None if there are no errors, or the validator is not installed, fails or takes longer than a minute. Its cache, from
-    which it runs code, is a hidden file in a `folder` that only this user can change.
+    Without a dataset, or if the validator is not installed, nothing is run. Its report and its cache, from which it
+    runs code, are in a hidden folder in `folder`, which only this user can change.
+
+    Yields
+    ------
+    callable
+        Waits for the validator, at most until a minute after its start, and summarizes the errors in one line; None if
+        there are none, or the validator has failed or takes longer. At the end of the block the validator is stopped.
     """
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     validator = shutil.which("bids-validator-deno", path=search_path)
-    if validator is None or not (root / DATASET_DESCRIPTION).is_file():
-        return None
+    if root is None or validator is None or not (root / DATASET_DESCRIPTION).is_file():
+        yield lambda: None
+        return
     # By default the validator's cache is in HOME, which may be read-only.
-    environment = {**os.environ, "DENO_DIR": str(folder / ".settings" / "deno"), "DENO_NO_UPDATE_CHECK": "1"}
+    cache_folder = folder / ".settings" / "deno"
+    cache_folder.mkdir(parents=True)
+    environment = {**os.environ, "DENO_DIR": str(cache_folder), "DENO_NO_UPDATE_CHECK": "1"}
     command = [validator, str(root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
+    end, report = time.monotonic() + VALIDATOR_TIMEOUT_S, cache_folder / "report.json"
+    options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
-        options: dict[str, Any] = {"env": environment, "capture_output": True, "stdin": subprocess.DEVNULL}
-        run = subprocess.run(command, timeout=VALIDATOR_TIMEOUT_S, check=False, **options)
-        issues = json.loads(run.stdout)["issues"]["issues"]
+        with report.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, **options)
+    except OSError:
+        yield lambda: None
+        return
+
+    def summarize() -> str | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, end - time.monotonic()))
+            return _summarize_report(report, root)
+        return None
+
+    try:
+        yield summarize
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _summarize_report(report: Path, root: Path) -> str | None:
+    try:
+        issues = json.loads(report.read_bytes())["issues"]["issues"]
         codes = Counter(str(issue["code"]) for issue in issues if issue["severity"] == "error")
-    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if not codes:
         return None
     errors = ", ".join(f"{code} ({number})" for code, number in codes.most_common(4))
     return (
-        f"{root.name}: the BIDS validator reports {errors}; processing continues "
+        f"{root.name}: the BIDS validator reports {errors}; results were computed anyway "
         "(use --skip-bids-validation to skip the check)"
     )

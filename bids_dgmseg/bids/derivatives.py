@@ -31,6 +31,15 @@ MAP_FINGERPRINT = "MapFingerprint"
 SOURCE_FINGERPRINT = "SourceFingerprint"
 """Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
 
+SCANNER_FIELDS = (
+    "InstitutionName",
+    "Manufacturer",
+    "ManufacturersModelName",
+    "DeviceSerialNumber",
+    "MagneticFieldStrength",
+)
+"""Sidecar fields that identify a scanner; the QC record of a scan keeps them."""
+
 MAP_DESCRIPTION = "Magnetic susceptibility, reconstructed by bids_dgmseg"
 
 REGIONS: Mapping[str, str] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import bids_dgmseg
@@ -42,11 +42,6 @@ def fingerprint(
     model with its weights and postprocessing, the options that change files, and the program's version. Files that
     cannot be read have a fingerprint, too; the step that reads them reports the error. With `sources` from
     `hash_sources` and `weights` from `hash_weights`, these files are not read again.
-
-    Raises
-    ------
-    InputError
-        If the user's weights cannot be read.
     """
     return sha256_of(
         {
@@ -74,7 +69,13 @@ def fingerprint(
 
 
 def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
-    """Hash the files of the user's weights, or return the checksums of the model's own."""
+    """Hash the files of the user's weights, or return the checksums of the model's own.
+
+    Raises
+    ------
+    InputError
+        If the user's weights cannot be read.
+    """
     if folder is None:
         return model.weights.files if model.weights else {}
     try:
@@ -122,11 +123,16 @@ def is_done(output_dir: Path, scan: Scan, model_name: str, fingerprint: str) -> 
         return False
 
 
-def mark_outdated(output_dir: Path, scan: Scan, model_name: str, fingerprint: str, *, failure: str) -> bool:
-    """Record in the sidecar of earlier results that a run with another fingerprint failed; return if there are any."""
+def mark_outdated(
+    output_dir: Path, scan: Scan, model_name: str, fingerprint: Callable[[], str], *, failure: str
+) -> bool:
+    """Record in the sidecar of earlier results that a run with another fingerprint failed; return if there are any.
+
+    The fingerprint is computed only if there are results.
+    """
     path = output_path(output_dir, scan, "dseg", ".json", seg=model_name)
     sidecar = read_optional_json(path)
-    if sidecar.get("Fingerprint") in (None, fingerprint):
+    if "Fingerprint" not in sidecar or sidecar["Fingerprint"] == fingerprint():
         return False
     write_json({**sidecar, _FAILED_SINCE: failure}, path)
     return True

@@ -312,7 +312,7 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     for scan in scans:
         found[scan.participant].add(scan.session)
     lines = []
-    for label in sorted({label for source in inputs.sources for label in source.selected()}):
+    for label in sorted({label for source in inputs.sources for label in source.selected}):
         if label not in found:
             if not any(
                 _describe_misplaced(source, path) for source in inputs.sources for path in source.files.get(label, ())
@@ -346,11 +346,9 @@ def _has_files(inputs: Inputs, participant: str | None = None, session: str | No
     names = [
         path.name
         for source in inputs.sources
-        for label, paths in source.files.items()
-        for path in paths
-        if participant in (None, label)
-        and session in (None, source.entities(path).get("ses"))
-        and not _describe_misplaced(source, path)
+        for label in (source.files if participant is None else (participant,))
+        for path in source.files.get(label, ())
+        if session in (None, source.entities(path).get("ses")) and not _describe_misplaced(source, path)
     ]
     return any(map(MAP_NAME.fullmatch, names)), any(map(ECHO_NAME.fullmatch, names))
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import msgspec
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 Record = TypeVar("Record")
@@ -225,6 +226,20 @@ def get_model(name: str, *, option: str = "--model ") -> Model:
 def weights_folder(model: Model) -> Path:
     """Return the folder in the package where the weights of a model are."""
     return Path(str(files("bids_dgmseg").joinpath("data", "weights", model.name)))
+
+
+def check_shipped_weights(model: Model) -> None:
+    """Compare the weights of a model in the package with their checksums; quick, because nothing is loaded.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or differs.
+    """
+    for name, checksum in (model.weights.files if model.weights else {}).items():
+        path = weights_folder(model) / name
+        if not path.is_file() or sha256(path) != checksum:
+            raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
 
 
 MODELS: dict[str, Model] = read_models(files("bids_dgmseg").joinpath("data", "models.toml").read_text(encoding="utf-8"))

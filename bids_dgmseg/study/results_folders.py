@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.fingerprints import explain_outdated
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json
@@ -23,15 +24,6 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.demographics import find_column
 from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
 from bids_dgmseg.study.stats_files import RERUN, STATS, DamagedTableError, read_stats
-
-SCANNER_FIELDS = (
-    "InstitutionName",
-    "Manufacturer",
-    "ManufacturersModelName",
-    "DeviceSerialNumber",
-    "MagneticFieldStrength",
-)
-"""Sidecar fields that identify a scanner; the participant level keeps them in ``_qc.json``."""
 
 _STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +31,15 @@ from bids_dgmseg.io.files import describe_missing, describe_unfetched, is_broken
 from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abandoned
 
 LOG_NAME = "nipype.log"
+
+_WORKER_MODULES = (
+    "bids_dgmseg.workflow.runner",
+    "bids_dgmseg.measurement.scan",
+    "bids_dgmseg.report.viewer",
+    "bids_dgmseg.segmentation.regions",
+    "bids_dgmseg.segmentation.segment",
+)
+"""What the steps of every scan import when they run, see `interfaces`; reconstruction also imports ``qsm``."""
 
 _RUN_PREFIX = "bids_dgmseg-"
 _RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
@@ -163,6 +174,17 @@ def _restore_variable(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
+
+
+def start_workers() -> None:
+    """Start the server from which the processes of a parallel run are forked, which first loads the libraries.
+
+    As early as possible, since that takes seconds in which the run itself can be prepared, but inside `run_folder`,
+    whose variables the libraries read.
+    """
+    multiprocessing.set_forkserver_preload(list(_WORKER_MODULES))
+    with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
+        forkserver.ensure_running()
 
 
 def configure_nipype(*, stop_on_first_crash: bool) -> None:

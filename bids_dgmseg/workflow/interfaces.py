@@ -1,11 +1,15 @@
-"""The steps of one scan as Nipype interfaces: each reads files, calls one function and writes its result."""
+"""The steps of one scan as Nipype interfaces: each reads files, calls one function and writes its result.
+
+What only the steps need is imported when they run, because importing torch and matplotlib takes seconds and the process
+that builds the workflows does not need them; `environment.start_workers` loads them for the workers.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nipype import Node
@@ -15,28 +19,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import is_valid
-from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.io.nifti import check_intact, write_like
-from bids_dgmseg.measurement.field_of_view import FieldOfView
-from bids_dgmseg.measurement.scan import (
-    Reference,
-    SegmentedScan,
-    describe_erosion,
-    erode_ventricles,
-    measure_reference,
-    measure_scan,
-)
-from bids_dgmseg.models.model_folder import describe_learned_folds, limit_threads
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.qsm.reconstruct import reconstruct_files
-from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
-from bids_dgmseg.report.viewer import write_viewer
-from bids_dgmseg.segmentation.regions import resample_regions
-from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.workflow.qc_record import (
     build_qc_record,
     describe_box,
@@ -44,6 +30,9 @@ from bids_dgmseg.workflow.qc_record import (
     report_measures,
     report_reconstruction,
 )
+
+if TYPE_CHECKING:
+    from bids_dgmseg.measurement.scan import Reference, SegmentedScan
 
 STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
 """Nodes in the order of the data; only scans with echoes have the first."""
@@ -90,16 +79,15 @@ def _object(desc: str, **metadata: Any) -> Any:
 
 
 class _ReconstructInputSpec(BaseInterfaceInputSpec):
-    scan = _object("Scan with echoes", mandatory=True)
-    mask = File(exists=True, desc="the user's brain mask")
-    phase_sign = traits.Enum("auto", "positive", "negative", usedefault=True, desc="sign of the phase")
-    accept_implausible = traits.Bool(False, usedefault=True, desc="whether to keep a map that fails its checks")
+    job = _object("Job of a scan with echoes", mandatory=True)
+    problem = traits.Str(usedefault=True, desc="why the scan cannot be processed; empty if it can")
     n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the Fourier transforms")
 
 
 class _ReconstructOutputSpec(TraitedSpec):
     out_chi = File(exists=True, desc="float32 map in ppm on the grid of the echoes, 0 outside the brain")
     out_report = _object("StepReport: how the map was reconstructed")
+    out_fingerprint = traits.Str(desc="hash of everything that the map depends on")
 
 
 class Reconstruct(Step):
@@ -110,11 +98,15 @@ class Reconstruct(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Reconstruct the map."""
-        scan, sign = self.inputs.scan, self.inputs.phase_sign
-        if scan.problem:
-            raise InputError(scan.problem)
+        from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.qsm.reconstruct import reconstruct_files
+
+        job, scan, mask = self.inputs.job, self.inputs.job.scan, self.inputs.job.brain_mask
+        sign = job.config.reconstruction.phase_sign
+        if self.inputs.problem:
+            raise InputError(self.inputs.problem)
         limit_threads(self.inputs.n_threads)
-        mask = Path(self.inputs.mask) if self.inputs.mask else None
+        mark = job.hash_map()  # before the images are read: if they change meanwhile, the next run processes the scan
         result = reconstruct_files(
             [echo.magnitude for echo in scan.echoes],
             [echo.phase for echo in scan.echoes],
@@ -124,7 +116,7 @@ class Reconstruct(Step):
             mask=mask,
             phase_sign=sign,
         )
-        if result.problems and not self.inputs.accept_implausible:
+        if result.problems and not job.config.reconstruction.accept_implausible:
             raise InputError(
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; provide a brain "
                 "mask with --brain-mask, or use --accept-implausible-maps"
@@ -132,19 +124,22 @@ class Reconstruct(Step):
         return {
             "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
             "out_report": report_reconstruction(scan, result, mask=mask, phase_sign=sign),
+            "out_fingerprint": mark,
         }
 
 
 class _PrepareInputSpec(BaseInterfaceInputSpec):
     in_chi = File(mandatory=True, desc="susceptibility map of the dataset")
+    in_reconstruction = traits.Str(usedefault=True, desc="hash of everything that a reconstructed map depends on")
+    job = _object("Job", mandatory=True)
     sidecar = traits.Dict(usedefault=True, desc="its metadata")
     problem = traits.Str(usedefault=True, desc="why the scan cannot be processed; empty if it can")
-    weights = traits.Str(desc="folder with other weights than the model's own")
 
 
 class _PrepareOutputSpec(TraitedSpec):
     out_chi = File(exists=True, desc="float32 map in ppm on the input's own grid, NaN where not valid")
     out_report = _object("StepReport: units, reference and geometry")
+    out_fingerprint = traits.Str(desc="hash of everything that the results depend on")
 
 
 class Prepare(Step):
@@ -155,13 +150,21 @@ class Prepare(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Convert the map."""
+        from bids_dgmseg.image.units import check_chi
+
         if self.inputs.problem:
             raise InputError(self.inputs.problem)
-        path = Path(self.inputs.in_chi)
+        path, job = Path(self.inputs.in_chi), self.inputs.job
+        mark = job.fingerprint(self.inputs.in_reconstruction)  # before the map is read, as in `Reconstruct`
         checked = check_chi(path, self.inputs.sidecar)
         out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
-        learned = describe_learned_folds(Path(self.inputs.weights), path) if self.inputs.weights else ""
-        return {"out_chi": str(out_chi), "out_report": report_input(path, checked, learned=learned)}
+        weights, learned = job.config.segmentation.weights, ""
+        if weights:
+            from bids_dgmseg.models.model_folder import describe_learned_folds  # with torch
+
+            learned = describe_learned_folds(weights, path)
+        report = report_input(path, checked, learned=learned)
+        return {"out_chi": str(out_chi), "out_report": report, "out_fingerprint": mark}
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):
@@ -189,6 +192,13 @@ class Segment(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Segment the map."""
+        from bids_dgmseg.image.grids import Grid
+        from bids_dgmseg.image.masks import is_valid
+        from bids_dgmseg.measurement.field_of_view import FieldOfView
+        from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.segmentation.regions import resample_regions
+        from bids_dgmseg.segmentation.segment import segment_map
+
         limit_threads(self.inputs.n_threads)
         model, like, chi = self.inputs.model, self.inputs.in_chi, Volume.read(self.inputs.in_chi)
         weights = Path(self.inputs.weights) if self.inputs.weights else None
@@ -246,6 +256,10 @@ class Measure(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Measure the nuclei."""
+        from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
+        from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
+        from bids_dgmseg.report.viewer import write_viewer
+
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
         model, structures = self.inputs.model, self.inputs.model.structures
         with np.load(self.inputs.in_block) as stored:
@@ -284,6 +298,9 @@ def find_reference(
     `mask` is the user's mask of this scan and `regions` are the masks of the head regions that the model segments. A
     reference without a value has a `problem`. `InputError` if the user's mask is not readable or on another grid.
     """
+    from bids_dgmseg.image.grids import describe_grid_mismatch
+    from bids_dgmseg.measurement.scan import Reference, describe_erosion, erode_ventricles, measure_reference
+
     if wanted.kind == "none":
         return None
     name, size_mm = wanted.structure or wanted.kind, scan.chi.voxel_size_mm
@@ -330,11 +347,9 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_measured = _object("StepReport of the measures", mandatory=True)
     in_chi = File(exists=True, desc="map that was reconstructed here")
     in_reconstructed = _object("StepReport of its reconstruction")
-    scan = _object("Scan", mandatory=True)
-    model = _object("Model", mandatory=True)
-    config = _object("RunConfig", mandatory=True)
-    fingerprint = traits.Str(mandatory=True, desc="hash of everything that the results depend on")
-    reconstruction = traits.Str(usedefault=True, desc="hash of everything that a reconstructed map depends on")
+    job = _object("Job", mandatory=True)
+    in_fingerprint = traits.Str(mandatory=True, desc="hash of everything that the results depend on")
+    in_reconstruction = traits.Str(usedefault=True, desc="hash of everything that a reconstructed map depends on")
 
 
 class _SaveOutputSpec(TraitedSpec):
@@ -349,7 +364,8 @@ class Save(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Write the derivatives."""
-        given, scan, model, config = self.inputs, self.inputs.scan, self.inputs.model, self.inputs.config
+        given, job = self.inputs, self.inputs.job
+        scan, model, config = job.scan, job.model, job.config
         quality = build_qc_record(
             scan,
             model,
@@ -369,10 +385,10 @@ class Save(Step):
             quality=quality,
             box_mm=describe_box(given.in_box),
             masks=config.segmentation.masks,
-            fingerprint=given.fingerprint,
+            fingerprint=given.in_fingerprint,
             figures={plane: Path(path) for plane, path in given.in_figures.items()},
             regions={region: Path(path) for region, path in given.in_regions.items()},
             chi=Path(given.in_chi) if given.in_chi else None,
-            reconstruction=given.reconstruction,
+            reconstruction=given.in_reconstruction,
         )
         return {"out_files": [str(path) for path in written]}

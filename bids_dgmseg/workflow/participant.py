@@ -9,13 +9,15 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.dataset import Inputs, open_inputs, summarize_validation
-from bids_dgmseg.bids.derivatives import find_results, hash_sources, models_using_map, output_path
+from bids_dgmseg.bids.dataset import Inputs, open_inputs, validate_in_background
+from bids_dgmseg.bids.derivatives import hash_sources, models_using_map, output_path
 from bids_dgmseg.bids.fingerprints import (
     fingerprint,
     hash_unless_older,
@@ -32,13 +34,14 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.label_map import choose_labels
-from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model
 from bids_dgmseg.workflow.environment import (
     check_folders,
     configure_nipype,
     limit_library_threads,
     log_to,
     run_folder,
+    start_workers,
 )
 
 if TYPE_CHECKING:
@@ -50,14 +53,42 @@ class Job:
     """A scan to be processed."""
 
     scan: Scan
-    fingerprint: str = ""
-    """Hash of everything that its results depend on; empty until `with_fingerprints` computes it."""
+    model: Model
+    config: RunConfig
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the weights."""
     reference_mask: Path | None = None
     """The user's mask of the reference region."""
     brain_mask: Path | None = None
     """The user's brain mask, if the map is to be reconstructed."""
-    reconstruction: str = ""
-    """Hash of everything that a reconstructed map depends on."""
+
+    def hash_map(self, sources: str = "") -> str:
+        """Hash everything that a reconstructed map depends on; empty if the scan has a map.
+
+        The images are read unless their hash is given, and so they are for `fingerprint`: a run does that when it needs
+        to, not for all scans before the first.
+        """
+        return map_fingerprint(self.scan, self.config.reconstruction.phase_sign, self.brain_mask, sources=sources)
+
+    def fingerprint(self, reconstruction: str = "", *, quick: bool = False) -> str:
+        """Hash everything that the results depend on.
+
+        `reconstruction` is from `hash_map`; with `quick`, images that are older than their results are not read.
+        """
+        sources = ""
+        if not reconstruction:
+            results = output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
+            sources = hash_unless_older(self.scan, results) if quick else hash_sources(self.scan)
+        return fingerprint(
+            self.scan,
+            self.model,
+            self.config.segmentation,
+            self.config.reference,
+            weights=self.weights,
+            reference_mask=self.reference_mask,
+            reconstruction=reconstruction or self.hash_map(sources),
+            sources=sources,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +126,12 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     check_folders(config)
     jobs = _find_jobs(config, model, scans, quick=quick)
     warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
-    # In a dry run the shipped weights are taken for granted, because importing torch is slow.
-    if jobs and not quick and (not config.control.dry_run or segmentation.weights or device == "cuda"):
+    must_load = bool(segmentation.weights) or device == "cuda"
+    if jobs and not quick and model.weights and not must_load:
+        check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
+        if model.localizer.guard:
+            check_shipped_weights(MODELS[model.localizer.guard])
+    elif jobs and not quick and (must_load or not config.control.dry_run):
         from bids_dgmseg.segmentation.segment import check_ready
 
         warnings += check_ready(model, weights=segmentation.weights, device=device)
@@ -117,49 +152,31 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
 
 
 def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan], *, quick: bool) -> list[Job]:
+    """List the scans without results, or with results of other images or options."""
     masks = find_reference_masks(config.reference.masks, scans)
     brains = find_brain_masks(config.reconstruction.brain_masks, scans)
     weights = hash_weights(config.segmentation.weights, model)
-    jobs = []
-    for scan in scans:
-        job = Job(scan, reference_mask=masks.get(scan.name), brain_mask=brains.get(scan.name))
-        if find_results(config.output_dir, scan):  # images without results are read when their turn comes
-            job = with_fingerprints(job, config, model, weights=weights, quick=quick)
-            if not config.control.force and is_done(config.output_dir, scan, model.name, job.fingerprint):
-                continue
-        jobs.append(job)
-    return jobs
+    jobs = [Job(scan, model, config, weights, masks.get(scan.name), brains.get(scan.name)) for scan in scans]
+    if config.control.force:
+        return jobs
 
+    def must_run(job: Job) -> bool:
+        # Images are read only if there are results to compare with, so that a new study starts at once.
+        has_results = output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name).is_file()
+        return not (has_results and is_done(config.output_dir, job.scan, model.name, job.fingerprint(quick=quick)))
 
-def with_fingerprints(
-    job: Job, config: RunConfig, model: Model, *, weights: Mapping[str, str], quick: bool = False
-) -> Job:
-    """Compute the hashes of a job; `weights` are from `hash_weights`."""
-    scan, results = job.scan, output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name)
-    sources = hash_unless_older(scan, results) if quick else hash_sources(scan)
-    made = map_fingerprint(scan, config.reconstruction.phase_sign, job.brain_mask, sources=sources)
-    mark = fingerprint(
-        scan,
-        model,
-        config.segmentation,
-        config.reference,
-        reference_mask=job.reference_mask,
-        reconstruction=made,
-        sources=sources,
-        weights=weights,
-    )
-    return replace(job, fingerprint=mark, reconstruction=made)
+    with ThreadPoolExecutor(config.resources.nprocs) as pool:
+        return [job for job, wanted in zip(jobs, pool.map(must_run, jobs), strict=True) if wanted]
 
 
 def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -> list[str]:
     """Return warnings about results of other models whose reconstructed map this run replaces."""
     outdated: dict[str, list[str]] = {}
     for job in jobs:
-        if not job.reconstruction:
-            continue
-        for other in models_using_map(output_dir, job.scan, other_than=job.reconstruction):
-            if other != model.name:
-                outdated.setdefault(other, []).append(job.scan.name)
+        if job.scan.from_echoes and models_using_map(output_dir, job.scan):
+            for other in models_using_map(output_dir, job.scan, other_than=job.hash_map()):
+                if other != model.name:
+                    outdated.setdefault(other, []).append(job.scan.name)
     return [
         f"{list_some(scans)}: results of {other} belong to another reconstruction, which this run replaces; run "
         f"--model {other} again with the same --phase-sign and --brain-mask"
@@ -186,9 +203,14 @@ def run_participant(config: RunConfig) -> int:
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
-        if not control.skip_bids_validation and (summary := summarize_validation(plan.inputs.root, work)):
-            RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
-        return _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
+        if plan.jobs and config.resources.nprocs > 1:
+            start_workers()
+        validated = None if control.skip_bids_validation else plan.inputs.root
+        with validate_in_background(validated, work) as summarize:
+            code = _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
+            if summary := summarize():
+                RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
+        return code
 
 
 def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
@@ -257,8 +279,8 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Sca
     from bids_dgmseg.report.scan_page import write_participant_page
 
     complete = True
-    for participant in sorted({scan.participant for scan in scans}):
-        names = [scan.name for scan in scans if scan.participant == participant]
+    for participant, own in groupby(scans, key=lambda scan: scan.participant):  # they are sorted
+        names = [scan.name for scan in own]
         failed = [name for name in names if name in run.failed]
         page = output_dir / f"sub-{participant}.html"
         results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]

@@ -9,7 +9,6 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Sequence
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import format_exception
@@ -19,7 +18,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.workflow.environment import ignore_interrupts, log_to
+from bids_dgmseg.workflow.environment import log_to
 from bids_dgmseg.workflow.interfaces import STEPS, StepNode
 
 
@@ -41,9 +40,6 @@ class WorkersPlugin(MultiProcPlugin):
         self._report: Callable[[StepNode, str], None] = plugin_args["status_callback"]
         self._status_callback: Callable[[StepNode, str], None] = self._report_progress
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["bids_dgmseg.workflow.runner", "torch"])
-        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
-            forkserver.ensure_running()
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph; no process outlives it."""

@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 
 import bids_dgmseg
+from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
-from bids_dgmseg.image.grids import Box
-from bids_dgmseg.image.units import ChiMap
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.measurement.scan import Reference, ScanMeasures
-from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_steps
-from bids_dgmseg.study.results_folders import SCANNER_FIELDS
+
+if TYPE_CHECKING:
+    from bids_dgmseg.image.grids import Box
+    from bids_dgmseg.image.units import ChiMap
+    from bids_dgmseg.measurement.scan import Reference, ScanMeasures
+    from bids_dgmseg.qsm.reconstruct import Reconstruction
 
 MIN_SIGN_RATIO = 1.3
 """Ratio of the map's extremes below which the automatic phase sign is uncertain; five real maps have 1.6 to 2.1."""
@@ -40,6 +41,8 @@ class StepReport:
 
 def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | None, phase_sign: str) -> StepReport:
     """Return the parameters of a reconstruction; also part of the sidecar of the map."""
+    from bids_dgmseg.qsm.reconstruct import describe_steps  # with torch
+
     warnings = [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
     if result.phase_sign < 0 and phase_sign == "auto":
         warnings.append(
@@ -125,6 +128,8 @@ def build_qc_record(
 
     The record depends only on the scan, the options and the versions. `box` is the result of the localizer.
     """
+    from bids_dgmseg.models.model_folder import read_model_folder  # with torch
+
     warnings = [*(reconstructed.warnings if reconstructed else ()), *prepared.warnings, *measured.warnings]
     given, reference, weights = dict(prepared.values), config.reference, config.segmentation.weights
     if reconstructed:

@@ -7,7 +7,6 @@ import errno
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.bids.fingerprints import hash_weights, mark_outdated
+from bids_dgmseg.bids.fingerprints import mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError
 from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.qsm.reconstruct import estimate_memory_gb
 from bids_dgmseg.workflow.environment import LOG_NAME
 from bids_dgmseg.workflow.interfaces import STEPS, Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
-from bids_dgmseg.workflow.participant import Job, with_fingerprints
+from bids_dgmseg.workflow.participant import Job
 from bids_dgmseg.workflow.plugin import WorkersPlugin
 from bids_dgmseg.workflow.qc_record import with_scan
 from bids_dgmseg.workflow.status import forget_failure, record_failure
@@ -59,7 +57,7 @@ def workflow_name(scan: str) -> str:
     return scan.replace("+", "-plus-")
 
 
-def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
+def init_scan_wf(job: Job) -> Workflow:
     """Build the workflow of a scan, from one susceptibility map, or the echoes to reconstruct it from, to derivatives.
 
     Inputs
@@ -82,7 +80,7 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
     scan = job.scan
     inputs = Node(IdentityInterface(fields=["in_chi"]), name="inputs")
     outputs = Node(IdentityInterface(fields=["out_dseg", "out_probseg", "out_stats", "out_files"]), name="outputs")
-    *reconstruct, prepare, segment, measure, save = _steps(job, model, config)
+    *reconstruct, prepare, segment, measure, save = _steps(job)
     workflow = Workflow(name=workflow_name(scan.name))
     if not reconstruct:
         inputs.inputs.in_chi = str(scan.chi)
@@ -90,12 +88,14 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
         workflow.connect(node, "out_chi", inputs, "in_chi")
         workflow.connect(node, "out_chi", save, "in_chi")
         workflow.connect(node, "out_report", save, "in_reconstructed")
+        workflow.connect(node, "out_fingerprint", prepare, "in_reconstruction")
+        workflow.connect(node, "out_fingerprint", save, "in_reconstruction")
     workflow.connect(
         [
             (inputs, prepare, [("in_chi", "in_chi")]),
             (prepare, segment, [("out_chi", "in_chi")]),
             (prepare, measure, [("out_chi", "in_chi"), ("out_report", "in_report")]),
-            (prepare, save, [("out_report", "in_prepared")]),
+            (prepare, save, [("out_report", "in_prepared"), ("out_fingerprint", "in_fingerprint")]),
             (segment, measure, [(f"out_{name}", f"in_{name}") for name in ("dseg", "block", "box", "seen", "regions")]),
             (segment, save, [(f"out_{name}", f"in_{name}") for name in ("dseg", "probseg", "box", "regions")]),
             (segment, outputs, [("out_dseg", "out_dseg"), ("out_probseg", "out_probseg")]),
@@ -107,9 +107,10 @@ def init_scan_wf(job: Job, model: Model, config: RunConfig) -> Workflow:
     return workflow
 
 
-def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
+def _steps(job: Job) -> list[StepNode]:
     """Return the nodes of `STEPS`, not yet connected; the first only for a scan with echoes."""
-    scan, resources, segmentation = job.scan, config.resources, config.segmentation
+    scan, model, config = job.scan, job.model, job.config
+    resources, segmentation = config.resources, config.segmentation
     threads = min(resources.omp_nthreads, resources.nprocs)
 
     def node(step: type[Step], *, n_procs: int = 1, **inputs: Any) -> StepNode:
@@ -120,9 +121,8 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
 
     planned_gb, problem = _plan_memory(scan, model, limit_gb=resources.mem_gb)
     sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
-    hashes: dict[str, Any] = {"fingerprint": job.fingerprint, "reconstruction": job.reconstruction}
     nodes = [
-        node(Prepare, sidecar=sidecar, problem=problem, weights=segmentation.weights),
+        node(Prepare, job=job, sidecar=sidecar, problem=problem),
         node(
             Segment,
             n_procs=threads,
@@ -139,17 +139,10 @@ def _steps(job: Job, model: Model, config: RunConfig) -> list[StepNode]:
             title=scan.name,
             viewer=segmentation.viewer,
         ),
-        node(Save, scan=scan, model=model, config=config, **hashes),
+        node(Save, job=job),
     ]
     if scan.from_echoes:
-        options = {
-            "phase_sign": config.reconstruction.phase_sign,
-            "accept_implausible": config.reconstruction.accept_implausible,
-            "n_threads": threads,
-            "mask": job.brain_mask,
-        }
-        checked = replace(scan, problem=problem or None)
-        nodes.insert(0, node(Reconstruct, n_procs=threads, scan=checked, **options))
+        nodes.insert(0, node(Reconstruct, n_procs=threads, job=job, problem=problem, n_threads=threads))
     return nodes
 
 
@@ -169,6 +162,8 @@ def _plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> tuple[dict[str
     shape = image.shape[:3]
     needed = {step: _LIBRARIES_GB + n * math.prod(shape) / 1e9 for step, n in _BYTES_PER_VOXEL.items()}
     if scan.echoes:
+        from bids_dgmseg.qsm.reconstruct import estimate_memory_gb  # with torch
+
         sizes_mm = voxel_sizes(image.affine).tolist()
         needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes))
     problem = scan.problem or ""
@@ -202,12 +197,8 @@ class ScanRunner:
         """Process scans and fill `done` and `failed`."""
         resources, stop = self._config.resources, self._config.control.stop_on_first_crash
         size = 1 if resources.nprocs == 1 else _BATCH
-        weights = hash_weights(self._config.segmentation.weights, self._model)
         for first in range(0, len(jobs), size):
-            batch = [
-                job if job.fingerprint else with_fingerprints(job, self._config, self._model, weights=weights)
-                for job in jobs[first : first + size]
-            ]
+            batch = jobs[first : first + size]
             self._jobs = {workflow_name(job.scan.name): job for job in batch}
             stopped_by: Exception | None = None
             try:
@@ -227,7 +218,7 @@ class ScanRunner:
                 return
 
     def _build(self, job: Job) -> Workflow:
-        workflow = init_scan_wf(job, self._model, self._config)
+        workflow = init_scan_wf(job)
         workflow.base_dir = str(self._work)
         for step in set(STEPS) & set(workflow.list_node_names()):
             workflow.get_node(step).config = {"execution": {"crashdump_dir": str(self._logs / job.scan.name)}}

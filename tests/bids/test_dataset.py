@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bids_dgmseg.bids.dataset import (
     linked_datasets,
     open_inputs,
     source_datasets,
-    summarize_validation,
+    validate_in_background,
 )
 
 CHI = "sub-01/anat/sub-01_Chimap.nii.gz"
@@ -142,7 +143,8 @@ def test_validation_errors_are_summarized_in_one_line(root, tmp_path, extra):
     path = root / extra
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    summary = summarize_validation(root, tmp_path / "work")
+    with validate_in_background(root, tmp_path / "work") as summarize:
+        summary = summarize()
     assert summary is not None
     assert summary.startswith("ds: the BIDS validator reports ")
     assert "NOT_INCLUDED (1)" in summary
@@ -158,4 +160,16 @@ def test_missing_or_failing_validator_is_ignored(root, monkeypatch, tmp_path, sc
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
     monkeypatch.setattr(module, "VALIDATOR_TIMEOUT_S", 0.5)
-    assert summarize_validation(root, tmp_path / "work") is None
+    with validate_in_background(root, tmp_path / "work") as summarize:
+        assert summarize() is None
+
+
+def test_validator_does_not_outlive_an_interrupted_run(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    fake = tmp_path / "bids-validator-deno"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), validate_in_background(root, tmp_path / "work"):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 10

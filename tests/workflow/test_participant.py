@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def special(monkeypatch) -> Callable[[str], str]:
 def crash(monkeypatch) -> Callable[..., None]:
     """Make a function, by default one of the step that measures, raise an exception."""
 
-    def register(error: Exception, name: str = "bids_dgmseg.workflow.interfaces.draw_mosaic") -> None:
+    def register(error: Exception, name: str = "bids_dgmseg.report.mosaic.draw_mosaic") -> None:
         def fail(*args: object, **kwargs: object) -> None:
             raise error
 
@@ -146,12 +147,16 @@ def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, npr
 @pytest.mark.parametrize(
     ("function", "step", "where"),
     [
-        ("draw_mosaic", "measure", "work, the folder for intermediate files; free some or choose another with -w"),
-        ("save_scan", "save", "out; free some space"),
+        (
+            "report.mosaic.draw_mosaic",
+            "measure",
+            "work, the folder for intermediate files; free some or choose another with -w",
+        ),
+        ("workflow.interfaces.save_scan", "save", "out; free some space"),
     ],
 )
 def test_full_disk_is_one_line_with_the_folder(bids_dataset, run, crash, capsys, tmp_path, function, step, where):
-    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"bids_dgmseg.workflow.interfaces.{function}")
+    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"bids_dgmseg.{function}")
     assert run(bids_dataset("sub-01")) == 1
     assert capsys.readouterr().err.startswith(f"sub-01: {step}: no space left in {tmp_path}/{where}\n")
 
@@ -218,11 +223,13 @@ def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_p
 def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
     asked = []
 
-    def summarize(*arguments: object) -> str:
-        asked.append(arguments)
-        return "ds: 1 error"
+    @contextlib.contextmanager
+    def validate(root: Path | None, folder: Path) -> Iterator[Callable[[], str | None]]:
+        if root:
+            asked.append(root)
+        yield lambda: "ds: 1 error" if root else None
 
-    monkeypatch.setattr("bids_dgmseg.workflow.participant.summarize_validation", summarize)
+    monkeypatch.setattr("bids_dgmseg.workflow.participant.validate_in_background", validate)
     dataset = bids_dataset("sub-01")
     call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
     assert main([*call, str(dataset / "work")]) == 2

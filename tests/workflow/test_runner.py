@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segm
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.workflow.interfaces import STEPS, Prepare, StepNode
-from bids_dgmseg.workflow.participant import Job
+from bids_dgmseg.workflow.participant import Job, plan_run
 from bids_dgmseg.workflow.plugin import _work
 from bids_dgmseg.workflow.runner import init_scan_wf
 from tests.oracle import oracle_model
@@ -32,14 +34,14 @@ def workflow(tmp_path) -> Workflow:
         segmentation=Segmentation(weights=Path("/weights")),
         resources=Resources(omp_nthreads=4, nprocs=3),
     )
-    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
+    return init_scan_wf(Job(scan, oracle_model(), config))
 
 
 def workflow_of(folder: Path, *echoes: Echo) -> Workflow:
     """Workflow of a scan with echoes whose phase decreases with the field."""
     scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=echoes)
     config = RunConfig(folder, folder / "out", reconstruction=ReconstructionOptions(phase_sign="negative"))
-    return init_scan_wf(Job(scan, "fingerprint"), oracle_model(), config)
+    return init_scan_wf(Job(scan, oracle_model(), config))
 
 
 def documented(part: str) -> set[str]:
@@ -67,9 +69,21 @@ def test_scan_with_echoes_is_reconstructed_first(tmp_path):
     phase.touch()
     workflow = workflow_of(tmp_path, Echo(phase, phase, 0.005))
     assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
-    assert workflow.get_node("reconstruct").inputs.phase_sign == "negative"
+    assert workflow.get_node("reconstruct").inputs.job.config.reconstruction.phase_sign == "negative"
     edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
     assert {("reconstruct", "inputs"), ("reconstruct", "save")} <= edges
+
+
+def test_building_workflows_loads_no_slow_library():
+    code = "import sys, bids_dgmseg.workflow.runner; print({'torch', 'matplotlib', 'pandas'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "set()\n"  # they take seconds, and the first scan would wait for them
+
+
+def test_new_scan_is_planned_without_reading_it(bids_dataset, oracle, monkeypatch, tmp_path):
+    config = RunConfig(bids_dataset("sub-01", "sub-02"), tmp_path / "out", segmentation=Segmentation(oracle.name))
+    monkeypatch.setattr("bids_dgmseg.bids.derivatives.sha256_or_error", lambda path: pytest.fail(f"{path} is read"))
+    assert [job.scan.name for job in plan_run(config).jobs] == ["sub-01", "sub-02"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,7 @@ def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, pl
     chi = large_map(tmp_path / "sub-01_Chimap.nii", voxels)
     config = RunConfig(tmp_path, tmp_path / "out", resources=Resources(mem_gb=mem_gb))
     scan = Scan("01", None, {}, chi, {}, None, tmp_path, "raw")
-    workflow = init_scan_wf(Job(scan, "fingerprint"), get_model("dgm16"), config)
+    workflow = init_scan_wf(Job(scan, get_model("dgm16"), config))
     for step, expected in planned_gb.items():
         assert workflow.get_node(step).mem_gb == pytest.approx(expected, abs=0.01)
     assert workflow.get_node("prepare").inputs.problem == problem
