@@ -6,7 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+# Files with limit and usage of a control group, and the entry of memory.stat for cached files: version 2 and 1
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_CFS = ("quota", "period")
 
 # Parameters of glibc's mallopt, and the largest block that it can keep
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -16,20 +23,24 @@ _LARGEST_KEPT = 2**25
 def count_cpus() -> int:
     """Return the number of CPUs within the process's affinity (Slurm, taskset) and the container's quota."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _own_cgroups():
+    for folder in _own_cgroups("cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.isdecimal() and int(period):
+        quota, period = (quota, period) if period else (_read(folder / f"cpu.cfs_{name}_us") for name in _CFS)
+        if quota.isdecimal() and period.isdecimal() and int(period):  # else unlimited: "max" or -1
             usable = min(usable, int(quota) // int(period))
     return max(1, usable)
 
 
 def available_memory_gb() -> float:
-    """Return the memory in GB that is free now, or less if the container has a limit."""
+    """Return the memory in GB that is free now, or less if the container or the job has a limit."""
     free = _free_bytes()
-    for folder in _own_cgroups():
-        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
-        if limit.isdecimal() and used.isdecimal():
-            free = min(free, int(limit) - int(used))
+    for folder in _own_cgroups("memory"):
+        for limit_name, used_name, cache_name in _MEMORY_FILES:
+            limit, used = _read(folder / limit_name), _read(folder / used_name)
+            if limit.isdecimal() and used.isdecimal():
+                statistics = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+                # the system drops cached files when a program needs their memory
+                free = min(free, int(limit) - int(used) + int(statistics.get(cache_name, 0)))
     return max(free, 0) / 1e9
 
 
@@ -54,13 +65,22 @@ def _free_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _own_cgroups() -> list[Path]:
-    """Return the folders of this process's control group (version 2) and its parents."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
-        if line.startswith("0::"):
-            own = _CGROUP / line.removeprefix("0::").lstrip("/")
-            return [folder for folder in (own, *own.parents) if folder.is_relative_to(_CGROUP)]
-    return [_CGROUP]
+def _own_cgroups(controller: str) -> list[Path]:
+    """Return the folders of this process's control groups for ``cpu`` or ``memory`` and of their parents.
+
+    Version 2 has one hierarchy, version 1 one per controller, also both at once. A container may see its own group as
+    the root of the hierarchy, whatever its path is outside.
+    """
+    folders = []
+    for line in _read(_PROC_CGROUP).splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controller in controllers.split(","):
+            roots = {_CGROUP / controllers, _CGROUP / controller}
+        else:
+            roots = set() if controllers else {_CGROUP}
+        paths = [root / own.lstrip("/") for root in sorted(roots)]
+        folders += [one for path in paths for one in (path, *path.parents) if one.is_relative_to(_CGROUP)]
+    return folders or [_CGROUP]
 
 
 def _read(path: Path) -> str:
