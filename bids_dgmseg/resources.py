@@ -1,8 +1,9 @@
-"""CPUs and memory available to this process, and how it keeps freed memory."""
+"""CPUs and memory available to this process, how it keeps freed memory, and the container it runs in."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ _MEMORY_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 _CFS = ("quota", "period")
+
+_CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+_MOUNTS = Path("/proc/self/mountinfo")
 
 # Parameters of glibc's mallopt, and the largest block that it can keep
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -55,6 +59,45 @@ def keep_freed_memory() -> None:
     if mallopt:
         for parameter, value in ((_MMAP_THRESHOLD, _LARGEST_KEPT), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
             mallopt(parameter, value)
+
+
+def describe_container() -> dict[str, str]:
+    """Return ``Container`` of BIDS' ``GeneratedBy``: type and, if known, tag and URI; empty outside of containers.
+
+    The image sets ``BIDS_DGMSEG_IMAGE``, users may set ``BIDS_DGMSEG_IMAGE_URI``; Apptainer states the image's path.
+    """
+    image, uri = (os.environ.get(name, "") for name in ("BIDS_DGMSEG_IMAGE", "BIDS_DGMSEG_IMAGE_URI"))
+    kinds = {"apptainer": "APPTAINER_CONTAINER", "singularity": "SINGULARITY_CONTAINER"}
+    kind = next((kind for kind, name in kinds.items() if name in os.environ), "")
+    if not (kind or image or any(mark.exists() for mark in _CONTAINER_MARKS)):
+        return {}
+    path = os.environ.get(kinds[kind], "") if kind else ""
+    uri = uri or (Path(path).as_uri() if path.startswith("/") else path)
+    kind = kind or os.environ.get("container") or "docker"
+    return {key: value for key, value in {"Type": kind, "Tag": image, "URI": uri}.items() if value}
+
+
+def relative_outside(path: Path, start: Path) -> str | None:
+    """Return a path relative to a folder, in a container as it is outside; None if that is unknown.
+
+    Inside, ``/data`` and ``/out`` are neighbours wherever they are on the host. Mount points tell where their folders
+    are in their file systems, so the result is known if both are in the same one.
+    """
+    if not describe_container():
+        return os.path.relpath(path, start)
+    (device, target), (other, folder) = _locate(path), _locate(start)
+    return os.path.relpath(target, folder) if device == other else None
+
+
+def _locate(path: Path) -> tuple[str, Path]:
+    """Return the device of a path and its place in the file system of the device (see proc(5), mountinfo)."""
+    device, place, longest = "", path, -1
+    for line in _read(_MOUNTS).splitlines():
+        _, _, number, root, point, *_ = line.split(" ")
+        root, point = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text) for text in (root, point))
+        if path.is_relative_to(point) and len(point) >= longest:  # of several at one point, the last is visible
+            device, place, longest = number, Path(root) / path.relative_to(point), len(point)
+    return device, place
 
 
 def _free_bytes() -> int:

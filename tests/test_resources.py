@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,61 @@ def machine(monkeypatch, tmp_path) -> Callable[..., None]:
             path.write_text(content + "\n")
 
     return write
+
+
+@pytest.fixture
+def container(monkeypatch, tmp_path) -> Callable[..., None]:
+    """Function that sets the variables and mounts of a container."""
+    monkeypatch.setattr(resources, "_CONTAINER_MARKS", (tmp_path / "mark",))
+    monkeypatch.setattr(resources, "_MOUNTS", tmp_path / "mountinfo")
+
+    def enter(*mounts: str, **variables: str) -> None:
+        for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "BIDS_DGMSEG_IMAGE", "BIDS_DGMSEG_IMAGE_URI"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        lines = ("0:52 / /", *mounts)
+        (tmp_path / "mountinfo").write_text("".join(f"1 2 {line} rw - ext4 /dev/sda1 rw\n" for line in lines))
+
+    return enter
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {}),
+        ({"BIDS_DGMSEG_IMAGE": "bids_dgmseg:1"}, {"Type": "docker", "Tag": "bids_dgmseg:1"}),
+        ({"BIDS_DGMSEG_IMAGE": "a:1", "container": "podman"}, {"Type": "podman", "Tag": "a:1"}),
+        (
+            {"BIDS_DGMSEG_IMAGE": "a:1", "BIDS_DGMSEG_IMAGE_URI": "docker://lab/a@sha256:12"},
+            {"Type": "docker", "Tag": "a:1", "URI": "docker://lab/a@sha256:12"},
+        ),
+        ({"APPTAINER_CONTAINER": "/my images/a.sif"}, {"Type": "apptainer", "URI": "file:///my%20images/a.sif"}),
+    ],
+)
+def test_container_is_described(container, monkeypatch, variables, expected):
+    monkeypatch.delenv("container", raising=False)
+    container(**variables)
+    assert resources.describe_container() == expected
+
+
+@pytest.mark.parametrize(
+    ("mounts", "expected"),
+    [
+        pytest.param(["8:1 /home/a/my\\040study /data", "8:1 /home/a/results/x /out"], "../../my study", id="one disk"),
+        pytest.param(["8:1 /home/a/study /data", "8:2 /a /out"], None, id="two disks"),
+        pytest.param(["8:1 /old /data", "8:1 /home/study /data", "8:1 /home/x /out"], "../study", id="mounted twice"),
+        pytest.param([], "../data", id="both in the container"),
+    ],
+)
+def test_links_are_those_outside_the_container(container, mounts, expected):
+    container(*mounts, BIDS_DGMSEG_IMAGE="a:1")
+    assert resources.relative_outside(Path("/data"), Path("/out")) == expected
+
+
+def test_links_outside_containers_are_plain(container):
+    container("8:1 /home/a/study /data", "8:2 /a /out")
+    assert resources.relative_outside(Path("/data"), Path("/out")) == "../data"
 
 
 CPU_1 = {"cpu.cfs_quota_us": "350000", "cpu.cfs_period_us": "100000"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import uuid
 from collections.abc import Sequence
 from importlib.resources import files
@@ -20,6 +19,7 @@ from bids_dgmseg.io.files import path_to_url, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.resources import describe_container, relative_outside
 
 BIDS_VERSION = "1.10.0"
 
@@ -139,12 +139,12 @@ def write_merged_dataset_files(output: Path, folders: Sequence[Path]) -> None:
     _write_bidsignore(output)
     if (output / DATASET_DESCRIPTION).exists():
         return
-    links = [path_to_url(os.path.relpath(folder, output)) for folder in folders]
+    links = [path_to_url(path) for folder in folders if (path := relative_outside(folder, output))]
     description = {
         "Name": "bids_dgmseg: deep gray nuclei, tables of several datasets",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
+        "GeneratedBy": [_describe_program()],
         "SourceDatasets": [{"URL": link} for link in links],
     }
     write_json(description, output / DATASET_DESCRIPTION)
@@ -173,7 +173,8 @@ def label_table(structures: Sequence[Structure]) -> str:
 def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[str, Any]:
     roots = {source.name: source.root for source in inputs.sources}
     roots |= {scan.dataset_name: scan.dataset_root for scan in scans}
-    links = {name: path_to_url(os.path.relpath(root, output)) for name, root in roots.items()}
+    paths = {name: relative_outside(root, output) for name, root in roots.items()}
+    links = {name: path_to_url(path) for name, path in paths.items() if path}
     descriptions = {name: read_description(root) for name, root in roots.items()}
     licences = {str(licence) for description in descriptions.values() if (licence := description.get("License"))}
     return {
@@ -183,15 +184,14 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
         "License": "; ".join(sorted(licences)) or "as the source datasets",
         "GeneratedBy": [
             {
-                "Name": "bids_dgmseg",
-                "Version": bids_dgmseg.__version__,
+                **_describe_program(),
                 "Description": "Segmentation and measurement of deep gray nuclei on quantitative susceptibility maps",
             }
         ],
         "HowToAcknowledge": "See logs/CITATION.md",
         "SourceDatasets": [
             {
-                "URL": links[name],
+                **({"URL": links[name]} if name in links else {}),
                 **{
                     key: str(description[field])
                     for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion"))
@@ -202,6 +202,12 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
         ],
         "DatasetLinks": {**linked_datasets(output), **links},
     }
+
+
+def _describe_program() -> dict[str, Any]:
+    container = describe_container()
+    program = {"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}
+    return {**program, **({"Container": container} if container else {})}
 
 
 def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
