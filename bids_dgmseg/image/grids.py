@@ -126,8 +126,11 @@ def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
     return Box((x0, y0, z0), (x1, y1, z1))
 
 
-def box_of_mask(mask: Volume) -> Box:
+def box_of_mask(mask: Volume, *, tight: bool = False) -> Box:
     """Enclose the voxels of a mask, outer edges included, on any oblique grid.
+
+    On an oblique grid the box is that of the smallest block of voxels with the mask; with `tight`, that of its voxels
+    alone, which is smaller.
 
     Raises
     ------
@@ -137,6 +140,10 @@ def box_of_mask(mask: Volume) -> Box:
     found = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
     if not len(found[0]):
         raise ValueError("the mask is empty")
+    if tight:
+        world = mask.affine[:3, :3] @ np.argwhere(mask.array).T + mask.affine[:3, 3:]
+        reach = np.abs(mask.affine[:3, :3]).sum(axis=1) / 2  # of a voxel's corners from its centre
+        return _box(world.min(axis=1) - reach, world.max(axis=1) + reach)
     low, high = (np.array([indices[end] for indices in found]) for end in (0, -1))
     low, high = low - 0.5, high + 0.5
     corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)

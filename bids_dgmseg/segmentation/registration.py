@@ -142,9 +142,10 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     rigid = [align_rigidly(head, atlas) for atlas in atlases]
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
-    box = box_of_mask(Volume(masks[best].array, to_map @ masks[best].affine)).expanded(model.localizer.margin_mm)
-    if model.input.zero_padding:
-        return box
+    aligned = Volume(masks[best].array, to_map @ masks[best].affine)
+    if model.input.zero_padding:  # as around labels in training
+        return box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm)
+    box = box_of_mask(aligned).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
     return Box.centred(np.array(box.centre_mm), (x, y, z))
 

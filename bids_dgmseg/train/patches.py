@@ -86,7 +86,8 @@ def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: R
         trained = replace(model, input=shown)
         box = run_localizer(labelled.chi, trained, device=device).box
     else:
-        box = box_of_mask(classes.with_array(classes.array > 0)).expanded(sampling.margin * max(spacing_mm))
+        labels = classes.with_array(classes.array > 0)
+        box = box_of_mask(labels, tight=sampling.zero_padding).expanded(sampling.margin * max(spacing_mm))
     if sampling.zero_padding:
         return box
     x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()

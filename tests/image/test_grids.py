@@ -46,6 +46,16 @@ def test_box_of_mask_encloses_oblique_voxels():
     assert box.high_mm == pytest.approx((half, half, 0.5))
 
 
+def test_tight_box_encloses_voxels_alone():
+    # Turned by 45 degrees, voxels (0, 3) and (3, 0) lie side by side; the block of 4 x 4 is a diamond as high as wide.
+    root, mask = np.sqrt(2), np.zeros((4, 4, 1), bool)
+    mask[0, 3] = mask[3, 0] = True
+    affine = np.array([[1 / root, -1 / root, 0, 0], [1 / root, 1 / root, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    turned = Volume(mask, affine)
+    np.testing.assert_allclose(box_of_mask(turned, tight=True).size_mm, (6 / root + root, root, 1))
+    np.testing.assert_allclose(box_of_mask(turned).size_mm, (4 * root, 4 * root, 1))
+
+
 def test_empty_mask_is_rejected():
     with pytest.raises(ValueError, match="the mask is empty"):
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
