@@ -5,7 +5,7 @@
                                      [-- TRAINING OPTIONS]
 
 Each model gets a folder OUT/MODEL for `bids_dgmseg --model MODEL --weights OUT/MODEL`; OUT/training.tsv compares the
-folds. nnunet2step has no folds; its two nnU-Nets share one split and the size given by --plan. The same command
+folds. nnunet2step is trained on one split; its two nnU-Nets have the size given by --plan. The same command
 resumes an interrupted training. Options after -- go to `dgmseg train` or `dgmseg train-nnunet`. Copy this file to add
 models, options or steps.
 """

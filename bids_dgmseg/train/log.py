@@ -102,12 +102,12 @@ class EpochLog:
         """Write the learning curve and print its last row."""
         self._write(state)
         row = state.rows[-1]
-        dice = " ".join(f"{name} {_format(row[name], '.3f')}" for name in self.classes)
-        best = " (best)" if state.stale == 0 and state.best else ""
-        validation = _format(row["validation_loss"], ".6g")
-        self.log.log(
-            f"{self.name}: epoch {row['epoch']}, loss {row['loss']:.4f}, validation {validation}{best}, Dice {dice}"
-        )
+        line = f"{self.name}: epoch {row['epoch']}, loss {row['loss']:.4f}"
+        if not math.isnan(row["validation_loss"]):
+            dice = " ".join(f"{name} {_format(row[name], '.3f')}" for name in self.classes)
+            best = " (best)" if state.stale == 0 and state.best else ""
+            line += f", validation {row['validation_loss']:.6g}{best}, Dice {dice}"
+        self.log.log(line)
 
     def finish(self, state: State) -> None:
         """Write and draw the learning curve, and print which weights are kept."""
