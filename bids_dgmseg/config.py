@@ -114,6 +114,8 @@ class RunControl:
     dry_run: bool = False
     force: bool = False
     verbose: int = 0
+    plugin_file: Path | None = None
+    """YAML or JSON file with the Nipype plugin that submits the steps to a cluster; None to run them here."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
+from bids_dgmseg.cli.cluster import APP_OPTIONS
 from bids_dgmseg.cli.main import VERBS
 from bids_dgmseg.cli.options import add_options, positive_float, positive_int
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
@@ -110,7 +111,7 @@ def test_every_option_is_documented():
 def test_every_option_of_a_verb_is_documented(verb):
     section = read("docs/options.md").partition(f"### dgmseg {verb}\n")[2].partition("\n### ")[0]
     parser = argparse.ArgumentParser(add_help=False)
-    add_options(parser, VERBS[verb].options)
+    add_options(parser, [one for one in VERBS[verb].options if one not in APP_OPTIONS])
     options = {word for action in parser._actions for word in action.option_strings}
     assert set(re.findall(r"`(-[a-z-]+)", section)) == options
     assert [a.metavar for a in parser._actions if a.metavar and str(a.metavar) not in section] == []

@@ -52,6 +52,7 @@ PARTICIPANT_ONLY = (
     "--brain-mask",
     "--phase-sign",
     "--accept-implausible-maps",
+    "--nipype-plugin-file",
 )
 
 OPTIONS = {
@@ -233,6 +234,12 @@ OPTIONS = {
             "--skip-bids-validation",
             "do not run the BIDS validator on BIDS_DIR (it is used if installed, and only warns)",
         ),
+        option(
+            "--nipype-plugin-file FILE",
+            "YAML or JSON file with a Nipype plugin (SLURM, SGE, PBS or LSF) that submits each step as a job, and its "
+            "plugin_args; needs a folder that all nodes share (-w)",
+            absolute_path,
+        ),
         option("--stop-on-first-crash", "stop when a scan fails (default: process the others)"),
         option("--dry-run", "list what would be done, without writing anything"),
         option("--force", "process scans again whose results are up to date"),
@@ -323,6 +330,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             dry_run=options.dry_run,
             force=options.force,
             verbose=options.verbose,
+            plugin_file=options.nipype_plugin_file,
         ),
     )
 

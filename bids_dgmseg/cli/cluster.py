@@ -16,13 +16,13 @@ from bids_dgmseg.cli.bids_app import GROUP_ONLY, OPTIONS, read_config
 from bids_dgmseg.cli.options import Verb, absolute_path, add_options, option, positive_int
 from bids_dgmseg.errors import FAILED, OK, InputError, count, printable
 
-_SET_BY_JOB = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run")
-"""Options of the app that the scripts set themselves."""
+_NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run", "--nipype-plugin-file")
+"""Options of the app that the scripts set themselves, or that have no place in a job."""
 
 _NOT_READ = ("work_dir", "container", "template")
 """Paths among the arguments that need no mount, or another one."""
 
-APP_OPTIONS = [one for options in OPTIONS.values() for one in options if one.names[0] not in _SET_BY_JOB]
+APP_OPTIONS = [one for options in OPTIONS.values() for one in options if one.names[0] not in _NOT_PASSED]
 
 _MEMORY_UNITS = {"": 1, "M": 1, "G": 2**10, "T": 2**20}
 

@@ -1,4 +1,4 @@
-"""Scripts that run a dataset on a cluster: an array of tasks over the participants, then the group level.
+"""Jobs on a cluster: scripts with an array of tasks over the participants, then the group level; Nipype's plugins.
 
 The scripts, the list of participants and the logs of the tasks are in a folder ``logs/jobs-…`` of the output directory.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bids_dgmseg.config import RunControl
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import check_file_type, describe_missing
 
 JOBS = ("participant", "group", "submit")
 """A template is rendered once for each, to ``JOB.sh``."""
@@ -274,3 +279,66 @@ def follow_links(path: Path) -> list[Path]:
         target = os.path.normpath(link.parent / link.readlink())
         places.append(Path(target) / here.relative_to(link))
     return places
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How Nipype's plugin for a scheduler passes options, and how jobs are cancelled."""
+
+    arguments: str
+    cancel: str
+
+
+SCHEDULERS = {
+    "SLURM": Scheduler("sbatch_args", "scancel"),
+    "SGE": Scheduler("qsub_args", "qdel"),
+    "PBS": Scheduler("qsub_args", "qdel"),
+    "LSF": Scheduler("bsub_args", "bkill"),
+}
+"""Nipype's plugins that submit each step as a job and wait for its result."""
+
+
+@dataclass(frozen=True)
+class SubmitPlugin:
+    """Content of a Nipype plugin file."""
+
+    plugin: str
+    plugin_args: dict[str, str | int | float] = field(default_factory=dict)
+
+
+def read_plugin_file(control: RunControl) -> SubmitPlugin:
+    """Read and check the plugin file of a run.
+
+    Raises
+    ------
+    InputError
+        If it names another plugin than those in `SCHEDULERS`, or has arguments that a shell would interpret; or if the
+        folder for intermediate files is not given, or Nipype's scripts could not use its path.
+    """
+    path, work_dir = control.plugin_file or Path(), control.work_dir
+    check_file_type(path)
+    try:
+        given = msgspec.yaml.decode(path.read_bytes(), type=SubmitPlugin)
+    except FileNotFoundError:
+        raise InputError(describe_missing(path)) from None
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        example = 'such as {"plugin": "SLURM", "plugin_args": {"sbatch_args": "--account=lab"}}'
+        raise InputError(f"{path.name}: not a Nipype plugin file ({error}); write YAML or JSON {example}") from error
+    if given.plugin not in SCHEDULERS:
+        reason = f"plugin {given.plugin!r} does not submit jobs; use {', '.join(SCHEDULERS)}, or omit the file"
+        if given.plugin.endswith("Graph"):
+            reason = (
+                f"{given.plugin} submits all steps at once and reports neither results nor failures; use "
+                f"{given.plugin.removesuffix('Graph')}"
+            )
+        raise InputError(f"{path.name}: {reason}")
+    for key, value in given.plugin_args.items():
+        if key not in (SCHEDULERS[given.plugin].arguments, "template", "max_jobs", "max_tries", "retry_timeout"):
+            raise InputError(f"{path.name}: unknown plugin_args {key!r} of {given.plugin}; remove it")
+        if key.endswith("_args") and (found := re.search(r"[^\w =,.:/@%+-]", str(value))):
+            raise InputError(f"{path.name}: {key} contains {found[0]!r}, which a shell could interpret; remove it")
+    if work_dir is None:
+        raise InputError("--nipype-plugin-file: the jobs need a folder that all nodes share; set one with -w")
+    if found := re.search(r"[^\w=,.:/@%+-]", str(work_dir)):
+        raise InputError(f"{work_dir}: contains {found[0]!r}, with which Nipype cannot submit jobs; choose another -w")
+    return given

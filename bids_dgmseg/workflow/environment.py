@@ -187,7 +187,7 @@ def start_workers() -> None:
         forkserver.ensure_running()
 
 
-def configure_nipype(*, stop_on_first_crash: bool) -> None:
+def configure_nipype(*, stop_on_first_crash: bool, poll_s: float = 0.05) -> None:
     """Set Nipype's options; call before building a Workflow."""
     from nipype import config
 
@@ -196,7 +196,8 @@ def configure_nipype(*, stop_on_first_crash: bool) -> None:
             "execution": {
                 "crashfile_format": "txt",
                 "create_report": "false",
-                "poll_sleep_duration": "0.05",  # 2 s by default
+                "poll_sleep_duration": str(poll_s),  # 2 s by default
+                "job_finished_timeout": "20",  # for results on a network file system
                 "remove_unnecessary_outputs": "false",
                 "stop_on_first_crash": str(stop_on_first_crash).lower(),
             },

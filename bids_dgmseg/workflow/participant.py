@@ -35,6 +35,7 @@ from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model
+from bids_dgmseg.workflow.batch_jobs import read_plugin_file
 from bids_dgmseg.workflow.environment import (
     check_folders,
     configure_nipype,
@@ -120,6 +121,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
         )
     model, warnings = choose_labels(chosen, segmentation.weights, segmentation.label_map)
     check_reference(config.reference, model)
+    if config.control.plugin_file:
+        read_plugin_file(config.control)
     inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)
@@ -203,7 +206,7 @@ def run_participant(config: RunConfig) -> int:
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
-        if plan.jobs and config.resources.nprocs > 1:
+        if plan.jobs and config.resources.nprocs > 1 and not control.plugin_file:
             start_workers()
         validated = None if control.skip_bids_validation else plan.inputs.root
         with validate_in_background(validated, work) as summarize:
@@ -222,7 +225,9 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     _remove_temporary_files(config.output_dir, plan)
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
-        configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
+        # each poll of a scheduler asks for every job
+        poll_s = 2.0 if config.control.plugin_file else 0.05
+        configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash, poll_s=poll_s)
         record_run(config)
         shipped_weights = config.segmentation.weights is None
         write_dataset_files(

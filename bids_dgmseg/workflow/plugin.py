@@ -1,4 +1,4 @@
-"""Nipype plugin that runs each node in its own process."""
+"""Nipype plugins that run each node in its own process, or submit it as a job."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from nipype.pipeline import plugins
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.workflow.batch_jobs import SCHEDULERS, SubmitPlugin
 from bids_dgmseg.workflow.environment import log_to
 from bids_dgmseg.workflow.interfaces import STEPS, StepNode
 
@@ -101,6 +106,44 @@ class WorkersPlugin(MultiProcPlugin):
 
     def _postrun_check(self) -> None:
         pass  # there is no pool
+
+
+def submitting_plugin(given: SubmitPlugin, status_callback: Callable[[StepNode, str], None]) -> Any:
+    """Return one of Nipype's plugins for schedulers, made to keep exceptions and to leave no job behind."""
+    base, scheduler = getattr(plugins, f"{given.plugin}Plugin"), SCHEDULERS[given.plugin]
+
+    class Submitting(base):  # type: ignore[misc, valid-type]
+        def run(self, *args: Any, **kwargs: Any) -> None:
+            # Nipype names jobs by it; containers and --export=NONE have none.
+            os.environ.setdefault("LOGNAME", os.environ.get("USER") or f"uid{os.getuid()}")
+            try:
+                super().run(*args, **kwargs)
+            finally:
+                if jobs := [str(task) for task, _ in self.pending_tasks]:
+                    subprocess.run([scheduler.cancel, *jobs], capture_output=True, check=False)
+
+        def _submit_job(self, node: StepNode, updatehash: bool = False) -> Any:
+            options = str(given.plugin_args.get(scheduler.arguments, ""))
+            if given.plugin == "SLURM" and not re.search(r"--mem|(^| )-c|--cpus-per-task", options):
+                memory_mb = int(1.2 * 1024 * node.mem_gb)  # the estimate, and a fifth for what Python leaves unused
+                node.plugin_args = {"sbatch_args": f"--cpus-per-task={node.n_procs} --mem={memory_mb}M"}
+            return super()._submit_job(node, updatehash=updatehash)
+
+        def _clean_queue(self, jobid: int, graph: Any, result: dict[str, Any] | None = None) -> Any:
+            node = self.procs[jobid]
+            node.error = _error_of_job(node.name, result["traceback"]) if result else sys.exc_info()[1]
+            return super()._clean_queue(jobid, graph, result=result)
+
+    return Submitting(plugin_args={**given.plugin_args, "status_callback": status_callback})
+
+
+def _error_of_job(step: str, traceback: str | Sequence[str]) -> Exception:
+    """Return the exception of a job from its traceback, which is all that it sends."""
+    text = "".join(traceback).strip()
+    if "results file does not exist" in text:
+        return InputError(f"{step}: its job ended without a result, probably out of memory or time; request more")
+    _, found, message = text.rpartition(f"{InputError.__module__}.{InputError.__name__}: ")
+    return InputError(message) if found else RuntimeError(text.splitlines()[-1])
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

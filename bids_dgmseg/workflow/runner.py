@@ -23,10 +23,11 @@ from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError
 from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.workflow.batch_jobs import read_plugin_file
 from bids_dgmseg.workflow.environment import LOG_NAME
 from bids_dgmseg.workflow.interfaces import STEPS, Measure, Prepare, Reconstruct, Save, Segment, Step, StepNode
 from bids_dgmseg.workflow.participant import Job
-from bids_dgmseg.workflow.plugin import WorkersPlugin
+from bids_dgmseg.workflow.plugin import WorkersPlugin, submitting_plugin
 from bids_dgmseg.workflow.qc_record import with_scan
 from bids_dgmseg.workflow.status import forget_failure, record_failure
 
@@ -195,27 +196,36 @@ class ScanRunner:
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Process scans and fill `done` and `failed`."""
-        resources, stop = self._config.resources, self._config.control.stop_on_first_crash
-        size = 1 if resources.nprocs == 1 else _BATCH
+        control = self._config.control
+        stop, in_series = control.stop_on_first_crash, self._config.resources.nprocs == 1 and not control.plugin_file
+        size = 1 if in_series else _BATCH
         for first in range(0, len(jobs), size):
             batch = jobs[first : first + size]
             self._jobs = {workflow_name(job.scan.name): job for job in batch}
             stopped_by: Exception | None = None
             try:
-                if resources.nprocs == 1:
+                if in_series:
                     self._build(batch[0]).run(plugin=LinearPlugin({"status_callback": self._follow}))
                 else:
                     workflow = Workflow(name=self._work.name, base_dir=str(self._work.parent))
                     workflow.add_nodes([self._build(job) for job in batch])
-                    arguments = {"n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "logs": self._logs}
-                    workflow.run(plugin=WorkersPlugin({"status_callback": self._follow, **arguments}))
+                    workflow.run(plugin=self._choose_plugin())
             except Exception as error:  # noqa: BLE001 - Nipype raises the exception of any node, after running the others
                 stopped_by = error
             if not (self.failed and stop):
                 for scan in [job.scan.name for job in batch if job.scan.name not in self.done | self.failed.keys()]:
-                    self._fail(scan, f"Nipype stopped ({stopped_by}); see {self._logs / LOG_NAME}")
+                    self._fail(
+                        scan, f"Nipype stopped ({' '.join(str(stopped_by).split())}); see {self._logs / LOG_NAME}"
+                    )
             if self.failed and stop:
                 return
+
+    def _choose_plugin(self) -> Any:
+        if self._config.control.plugin_file:
+            return submitting_plugin(read_plugin_file(self._config.control), self._follow)
+        resources = self._config.resources
+        arguments = {"n_procs": resources.nprocs, "memory_gb": resources.mem_gb, "logs": self._logs}
+        return WorkersPlugin({"status_callback": self._follow, **arguments})
 
     def _build(self, job: Job) -> Workflow:
         workflow = init_scan_wf(job)
