@@ -266,7 +266,8 @@ def test_wrong_selection_is_rejected(dataset, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 32\)"),
+        # the position of the comma is reported from Python 3.13 on, earlier that of the bracket after it
+        ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 3[12]\)"),
         ('{"t1w": {}}', r'^filter.json: no "chimap" or "megre" block'),
         ('{"chimap": {"acqisition": "x"}}', r"^filter.json: unknown entity acqisition"),
         ("[1]", r"^filter.json: contains a list, expected a JSON object"),
