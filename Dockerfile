@@ -61,6 +61,6 @@ LABEL org.opencontainers.image.title="bids_dgmseg" \
       org.opencontainers.image.base.name="${BASE_IMAGE}" \
       org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0" \
       org.opencontainers.image.authors="The bids_dgmseg developers"
-USER bids
+USER 1000:1000
 WORKDIR /tmp
 ENTRYPOINT ["entrypoint"]
