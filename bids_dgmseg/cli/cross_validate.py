@@ -134,6 +134,7 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
         out / "evaluation",
         found.scans[0].dataset_root,
         tuple(args.choose),
+        bilateral=True,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)

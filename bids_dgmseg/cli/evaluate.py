@@ -21,6 +21,7 @@ def compare_segmentations(args: argparse.Namespace) -> int:
         args.raters,
         args.participants,
         args.control_filter,
+        args.bilateral,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
@@ -72,6 +73,7 @@ VERBS = (
                 "fit age curves to participants that meet a condition, such as 'group == \"HC\"' (default: to each "
                 "group)",
             ),
+            option("--bilateral", "also compare both sides of each nucleus together (rows such as DN)"),
             option(
                 "--choose ENTITY ...",
                 "if a dataset has several images of a scan, use those with one of these entities, such as seg-dgm16 or "

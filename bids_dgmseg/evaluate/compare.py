@@ -31,6 +31,7 @@ from bids_dgmseg.evaluate.summary_tables import (
     summarize,
 )
 from bids_dgmseg.io.files import write_json, write_tsv
+from bids_dgmseg.stats.agreement import both_sides
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(
@@ -64,6 +65,8 @@ class EvaluationOptions:
     """Dataset with the ages, in participants.tsv; by default that of the maps or of the segmentations."""
     control_filter: str | None = None
     """Condition for the participants whose age curves are fitted."""
+    bilateral: bool = False
+    """Whether both sides of a nucleus together are further rows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     names = distinct_names((options.reference, *options.predictions))
     pairs = tuple(combinations(names, 2)) if options.raters else tuple((names[0], name) for name in names[1:])
     scans, notes = _match_images(options, names)
-    comparisons = [compare_label_images(images, pairs=pairs) for images in scans]
+    comparisons = [compare_label_images(images, pairs=pairs, bilateral=options.bilateral) for images in scans]
     failures = [line for comparison in comparisons for line in comparison.failures]
     issues = describe_label_issues(comparisons)
     tables = [comparison.overlap for comparison in comparisons if len(comparison.overlap)]
@@ -123,7 +126,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
         results |= {"methods": methods} if len(methods) else {}
     n_scans = overlap["scan"].nunique()
     root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
-    ageing = compare_age_curves(values, pairs, root, control_filter=options.control_filter)
+    sided = values[~values["abbreviation"].isin(both_sides(values["abbreviation"].unique()))]
+    ageing = compare_age_curves(sided, pairs, root, control_filter=options.control_filter)
     if "mean_ppm" not in set(values["quantity"]):
         remedy = "the maps could not be used" if options.chi else "pass the maps with --chi"
         issues.append(f"no susceptibilities to compare; {remedy}")
@@ -152,6 +156,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
         "chi": str(options.chi) if options.chi else None,
         "choose": list(options.choose),
         "control_filter": options.control_filter,
+        "bilateral": options.bilateral,
         "n_scans": evaluation.n_scans,
         "notes": list(evaluation.notes),
         "failures": list(evaluation.failures),

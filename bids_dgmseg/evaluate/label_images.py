@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +73,52 @@ class _LabelImage:
         return {self.names[label] for label in self.labels & self.names.keys()}
 
 
-def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair]) -> ScanComparison:
+def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral: bool = False) -> ScanComparison:
     """Compare the label images of one scan, pair by pair.
 
-    Images that cannot be read or have different grids are failures of the result, one line per file or pair.
+    With `bilateral`, both sides of a nucleus together (``DN``) are further rows, if a rater segments both. Images that
+    cannot be read or have different grids are failures of the result, one line per file or pair.
     """
     read, failures = _read_images(images)
-    names = _sort_nuclei({name for image in read.values() for name in image.names.values()})
-    structures = {name: Structure(index, name, name, "L", "", 0) for index, name in enumerate(names, start=1)}
+    tables, absent, mismatches = _overlap_pairs(images.scan, read, pairs)
+    values, value_failures = _measure(images, read)
+    if bilateral:
+        joined = {rater: replace(image, names=_join_sides(image.names)) for rater, image in read.items()}
+        tables += _overlap_pairs(images.scan, joined, pairs)[0]
+        values = pd.concat([values, _measure(images, joined, from_maps=True)[0]], ignore_index=True)
+    return ScanComparison(
+        overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
+        values=values,
+        failures=(*failures, *mismatches, *value_failures),
+        absent=absent,
+        unnamed={rater: image.labels - image.names.keys() for rater, image in read.items()},
+        without_table=frozenset(rater for rater, image in read.items() if not image.has_table),
+    )
+
+
+def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
+    """Name the labels of both sides after their nucleus; a nucleus with one side is left out."""
+    found = set(names.values())
+    return {
+        label: name[:-2]
+        for label, name in names.items()
+        if name.endswith(("_L", "_R")) and {f"{name[:-2]}_L", f"{name[:-2]}_R"} <= found
+    }
+
+
+def _overlap_pairs(
+    scan: str, read: Mapping[str, _LabelImage], pairs: Sequence[Pair]
+) -> tuple[list[pd.DataFrame], dict[Pair, frozenset[str]], list[str]]:
+    """Return the overlap of each pair, the nuclei that only one rater has, and a line per pair with other grids."""
+    structures = _common_structures(read)
     arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
-    tables, absent = [], {}
+    tables, absent, failures = [], {}, []
     for reference, prediction in pairs:
         if not {reference, prediction} <= read.keys():
             continue
         first, second = read[reference], read[prediction]
         if mismatch := describe_grid_mismatch(first.volume, second.volume):
-            failures.append(_grid_failure(images.scan, second, first.path.name, first.volume, mismatch))
+            failures.append(_grid_failure(scan, second, first.path.name, first.volume, mismatch))
             continue
         absent[reference, prediction] = frozenset(second.nuclei - set(first.names.values()))
         absent[prediction, reference] = frozenset(first.nuclei - set(second.names.values()))
@@ -96,20 +126,18 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair]) -> ScanCo
         table = overlap(
             arrays[reference],
             arrays[prediction],
-            structures=[structures[name] for name in names if name in common],
+            structures=[one for name, one in structures.items() if name in common],
             voxel_size_mm=first.volume.voxel_size_mm,
         )
-        front = {"scan": images.scan, "reference": reference, "prediction": prediction}
+        front = {"scan": scan, "reference": reference, "prediction": prediction}
         tables.append(table.assign(**front)[[*front, *table.columns]])
-    values, value_failures = _measure(images, read, arrays, structures)
-    return ScanComparison(
-        overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
-        values=values,
-        failures=(*failures, *value_failures),
-        absent=absent,
-        unnamed={rater: image.labels - image.names.keys() for rater, image in read.items()},
-        without_table=frozenset(rater for rater, image in read.items() if not image.has_table),
-    )
+    return tables, absent, failures
+
+
+def _common_structures(read: Mapping[str, _LabelImage]) -> dict[str, Structure]:
+    """Return the nuclei of all raters, with common indices."""
+    names = _sort_nuclei({name for image in read.values() for name in image.names.values()})
+    return {name: Structure(index, name, name, "L", "", 0) for index, name in enumerate(names, start=1)}
 
 
 def describe_label_issues(comparisons: Iterable[ScanComparison]) -> list[str]:
@@ -176,19 +204,18 @@ def _grid_failure(scan: str, image: _LabelImage, other: str, volume: Volume, mis
 
 
 def _measure(
-    images: ScanImages,
-    read: Mapping[str, _LabelImage],
-    arrays: Mapping[str, NDArray[np.uint16]],
-    structures: Mapping[str, Structure],
+    images: ScanImages, read: Mapping[str, _LabelImage], *, from_maps: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Volume and, with a map or a ``_stats.tsv``, mean susceptibility of each nucleus by each rater."""
+    """Volume and, with a map or (unless `from_maps`) a ``_stats.tsv``, mean susceptibility of each nucleus by rater."""
     rows: list[dict[str, Any]] = []
-    tables, failures = ({}, []) if images.chi else _read_mean_ppm(images.scan, read)
+    structures = _common_structures(read)
+    arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
+    tables, failures = ({}, []) if images.chi or from_maps else _read_mean_ppm(images.scan, read)
     chi = None
     try:
         if images.chi:
             chi = _read_chi(images.chi)
-        elif not all(tables.values()):
+        elif from_maps or not all(tables.values()):
             chi = _read_source(read.values())
     except InputError as error:
         failures.append(f"{images.scan}: {error}")

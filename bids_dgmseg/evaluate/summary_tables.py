@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from bids_dgmseg.evaluate.ageing import AGEING_DICTIONARIES
 from bids_dgmseg.evaluate.label_images import Pair
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
-from bids_dgmseg.stats.agreement import agree, complete_pairs, complete_rows, estimate_columns, icc, mean_or_nan
+from bids_dgmseg.stats.agreement import (
+    POOLED,
+    agree,
+    both_sides,
+    complete_pairs,
+    complete_rows,
+    estimate_columns,
+    icc,
+    mean_or_nan,
+)
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
@@ -63,10 +72,17 @@ def agreement_table(
 
     Tukey's test is over all `raters` if they are three or more. `compared` are the scan and pair of each comparison
     that was possible, by default all; otherwise the values of the pair are missing. p values are corrected over the
-    nuclei and pairs of each quantity.
+    nuclei and pairs of each quantity. If there are several nuclei, the row `POOLED` of each quantity has the values of
+    all of them, each side once, without tests: those of one scan are not independent.
     """
-    rows = []
-    for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
+    rows, groups = [], []
+    for quantity, of_quantity in values.groupby("quantity", sort=False):
+        groups += [((quantity, name), group) for name, group in of_quantity.groupby("abbreviation", sort=False)]
+        names = of_quantity["abbreviation"]
+        pooled = of_quantity[~names.isin(both_sides(names.unique()))]
+        if pooled["abbreviation"].nunique() > 1:
+            groups.append(((quantity, POOLED), pooled))
+    for (quantity, abbreviation), group in groups:
         present = [rater for rater in raters if group[rater].notna().any()]
         among = tukey(group[present].to_numpy(float)) if len(present) > 2 else None
         for reference, prediction in pairs:
@@ -81,10 +97,14 @@ def agreement_table(
                     "reference": reference,
                     "prediction": prediction,
                     **agree(first, second),
-                    **_paired_tests(first, second, among, present, (reference, prediction)),
+                    **(
+                        dict.fromkeys(("t", "t_p", "wilcoxon_w", "wilcoxon_p", "tukey_p"), np.nan)
+                        if abbreviation == POOLED
+                        else _paired_tests(first, second, among, present, (reference, prediction))
+                    ),
                 }
             )
-    return _correct_p_values(pd.DataFrame(rows))
+    return _correct_p_values(pd.DataFrame(rows, columns=None if rows else list(_EVALUATION["agreement"])))
 
 
 def raters_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFrame:

@@ -29,6 +29,7 @@ from bids_dgmseg.report.figures import (
     with_default_settings,
 )
 from bids_dgmseg.report.html import QUANTITIES, format_significant, save_plot, slug, write_page
+from bids_dgmseg.stats.agreement import POOLED, both_sides
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
@@ -237,9 +238,10 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
     """Draw scatter and Bland-Altman plots of one quantity by nucleus as a PNG.
 
     `values` has one row per scan and nucleus: ``abbreviation``, and one column for each of the two raters. `agreement`
-    has the rows of ``agreement.tsv`` of this quantity and pair.
+    has the rows of ``agreement.tsv`` of this quantity and pair; the row of all nuclei shows them in their colours.
     """
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
+    joined = both_sides(values["abbreviation"].unique())
     rows = math.ceil(len(agreement) / _NUCLEI_PER_ROW)
     figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 2 * _NUCLEI_PER_ROW, squeeze=False).ravel()
@@ -247,8 +249,11 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
     for axes in panels[2 * len(agreement) :]:
         axes.set_axis_off()
     for row, axes, difference_axes in zip(agreement.to_dict("records"), panels[::2], panels[1::2], strict=False):
-        name, colour = row["abbreviation"], colour_of(row["abbreviation"])
-        x, y = values.loc[values["abbreviation"] == name, [reference, prediction]].dropna().to_numpy(float).T
+        name = row["abbreviation"]
+        shown = values[(values["abbreviation"] == name) if name != POOLED else ~values["abbreviation"].isin(joined)]
+        shown = shown.dropna(subset=[reference, prediction])
+        x, y = shown[[reference, prediction]].to_numpy(float).T
+        colour = [colour_of(nucleus) for nucleus in shown["abbreviation"]]
         axes.scatter(x, y, color=colour, **_POINTS)
         low, high = _padded_range([*x, *y])
         axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)

@@ -6,6 +6,7 @@ NaN.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -25,6 +26,19 @@ _N_EXACT = 8
 
 _NEGLIGIBLE = 1e-24
 """A sum of squares this small relative to that of the values themselves is rounding."""
+
+
+POOLED = "all"
+"""Row of ``agreement.tsv`` with the values of all nuclei."""
+
+
+def both_sides(names: Collection[str]) -> list[str]:
+    """List the names of both sides of a nucleus together, such as ``DN``, among those of single sides.
+
+    >>> both_sides(["DN_L", "DN_R", "DN", "thalamus"])
+    ['DN']
+    """
+    return [name for name in names if {f"{name}_L", f"{name}_R"} <= set(names)]
 
 
 @dataclass(frozen=True)

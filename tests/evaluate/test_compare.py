@@ -411,3 +411,50 @@ def test_unwritable_output_is_an_error(evaluate, tmp_path):
     code, _, err = evaluate(*(dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in "ab"))
     assert code == 2
     assert "cannot be written" in err
+
+
+def test_values_of_all_nuclei_are_pooled(evaluate, tmp_path):
+    reference = dataset(tmp_path / "truth", grown(3))
+    prediction = dataset(tmp_path / "found", {f"sub-0{number}": labels(1, 2, grow=1) for number in (1, 2, 3)})
+    assert evaluate(reference, prediction, "--bilateral")[0] == 0
+    # mm3: DN_L 36, 48, 60 and 48, 48, 48; DN_R 36 in both. All have the mean 42, and their deviations (in 6 mm3)
+    # -1 1 3 -1 -1 -1 and 1 1 1 -1 -1 -1: r = 6 / sqrt(14 * 6). Differences 12, 0, -12, 0, 0, 0.
+    row = row_of(tmp_path, "agreement", quantity="volume_mm3", abbreviation="all")
+    assert (row["n"], row["mean_reference"], row["mean_prediction"], row["bias"]) == (6, 42, 42, 0)
+    assert row["pearson_r"] == pytest.approx(6 / 84**0.5, abs=1e-6)
+    assert row["loa_upper"] == pytest.approx(1.959964 * (288 / 5) ** 0.5, abs=1e-4)
+    assert np.isnan([row["t_p"], row["wilcoxon_p"], row["t_p_holm"]]).all()
+    assert "all" not in set(read(tmp_path, "overlap")["abbreviation"])
+    assert '"bilateral": true' in (tmp_path / "out" / "evaluation.json").read_text()
+
+
+def test_both_sides_are_compared_together(evaluate, tmp_path):
+    reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 2)})
+    prediction = dataset(tmp_path / "found", {"sub-01": labels(31, 30, grow=1)}, {30: "DN_R", 31: "DN_L"})
+    chi = write(tmp_path / "sub-01_Chimap.nii.gz", np.where(labels(1, 2) == 1, 0.1, 0.04))
+    maps = tmp_path / "maps" / "sub-01" / "anat"
+    maps.mkdir(parents=True)
+    chi.rename(maps / chi.name)
+    assert evaluate(reference, prediction, "--bilateral", "--chi", tmp_path / "maps")[0] == 0
+    # 36 voxels of 2 mm3 against 36 + 6
+    row = row_of(tmp_path, "overlap", abbreviation="DN")
+    assert (row["n_reference"], row["n_prediction"], row["volume_prediction_mm3"]) == (36, 42, 84)
+    assert row["dice"] == pytest.approx(72 / 78, abs=1e-6)
+    assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == pytest.approx((0.07, (1.8 + 24 * 0.04) / 42))
+    assert evaluate(reference, prediction)[0] == 0
+    assert set(read(tmp_path, "overlap")["abbreviation"]) == {"DN_L", "DN_R"}
+
+
+def test_one_side_is_not_both(evaluate, tmp_path):
+    reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 0)}, {1: "DN_L"})
+    prediction = dataset(tmp_path / "found", {"sub-01": labels(1, 2)})
+    assert evaluate(reference, prediction, "--bilateral")[0] == 0
+    assert set(read(tmp_path, "overlap")["abbreviation"]) == {"DN_L"}
+
+
+def test_empty_predictions_have_no_agreement(evaluate, tmp_path):
+    reference = dataset(tmp_path / "truth", grown(3))
+    prediction = dataset(tmp_path / "found", {f"sub-0{number}": labels(0, 0) for number in (1, 2, 3)})
+    assert evaluate(reference, prediction)[0] == 0
+    assert read(tmp_path, "overlap")["dice"].tolist() == [0] * 6
+    assert read(tmp_path, "agreement").empty

@@ -29,8 +29,8 @@ def values():
 
 def test_missing_values_are_counted(values):
     rows = agreement_table(values, raters=["A", "B"], pairs=[("A", "B")]).set_index("abbreviation")
-    assert rows["n"].tolist() == [6, 5]
-    assert rows["n_missing"].tolist() == [0, 1]
+    assert rows["n"].to_dict() == {"DN_L": 6, "DN_R": 5, "all": 11}
+    assert rows["n_missing"].tolist() == [0, 1, 1]
     assert rows["tukey_p"].isna().all()  # of two raters
     # The means of the second are over the five scans that both have.
     assert rows.loc["DN_R", "mean_reference"] == pytest.approx((6 + 8 + 7 + 10 + 6) / 5)
@@ -39,6 +39,8 @@ def test_missing_values_are_counted(values):
 def test_p_values_are_corrected_within_each_quantity(values):
     both = pd.concat([values, values.assign(quantity="mean_ppm")], ignore_index=True)
     rows = agreement_table(both, raters=RATERS, pairs=[("A", "B"), ("A", "C")])
+    assert rows.loc[rows["abbreviation"] == "all", "t_p_bonferroni"].isna().all()
+    rows = rows[rows["abbreviation"] != "all"]
     assert rows["t_p_bonferroni"].tolist() == pytest.approx((4 * rows["t_p"]).tolist())  # two nuclei and pairs
     assert (rows["t_p_holm"] <= rows["t_p_bonferroni"]).all()
 
