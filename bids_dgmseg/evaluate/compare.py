@@ -15,7 +15,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.evaluate.ageing import compare_age_curves, find_participants
+from bids_dgmseg.evaluate.curve_agreement import compare_age_curves, find_participants
 from bids_dgmseg.evaluate.label_images import (
     Pair,
     ScanComparison,

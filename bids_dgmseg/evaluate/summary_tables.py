@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.evaluate.ageing import AGEING_DICTIONARIES
+from bids_dgmseg.evaluate.curve_agreement import AGEING_DICTIONARIES
 from bids_dgmseg.evaluate.label_images import Pair
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 from bids_dgmseg.stats.agreement import (

@@ -53,7 +53,7 @@ def test_workflows_call_existing_scripts():
     commands = [step.get("run", "") for job in jobs for step in job.get("steps", ())]
     scripts = set(re.findall(r"(?<![\w/])((?:\.ci|tests/container)/[\w.]+)", "\n".join(commands)))
     assert scripts == {".ci/run", ".ci/docs", ".ci/version", ".ci/workflows", "tests/container/run.sh"}
-    for script in scripts - {"tests/container/run.sh"}:
+    for script in scripts:
         assert (ROOT / script).stat().st_mode & 0o111, script
 
 
