@@ -39,7 +39,7 @@ ARG REVISION
 COPY --from=build /opt/venv /opt/venv
 # PYTHONNOUSERSITE: Apptainer mounts the host's HOME, whose Python packages must be ignored. LOGNAME: libraries
 # look up a user name, which an arbitrary user id does not have. SINGULARITY_NO_EVAL: Apptainer evaluates arguments in
-# a shell without it.
+# a shell without it. BIDS_DGMSEG_IMAGE: the results' dataset_description.json names it.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONNOUSERSITE=1 \
@@ -47,7 +47,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     LOGNAME=bids \
     XDG_CACHE_HOME=/tmp/.cache \
-    SINGULARITY_NO_EVAL=1
+    SINGULARITY_NO_EVAL=1 \
+    BIDS_DGMSEG_IMAGE="bids_dgmseg:${VERSION:-latest}"
 # The app is the default command; `dgmseg VERB ...` runs the other one.
 RUN printf '%s\n' '#!/bin/sh' 'case $1 in dgmseg | bids_dgmseg) exec "$@" ;; *) exec bids_dgmseg "$@" ;; esac' \
         >/usr/local/bin/entrypoint \

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -15,9 +17,10 @@ from packaging.version import Version
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
+from bids_dgmseg.cli.boutiques import describe_app
 from bids_dgmseg.cli.cluster import APP_OPTIONS
 from bids_dgmseg.cli.main import VERBS
-from bids_dgmseg.cli.options import add_options, positive_float, positive_int
+from bids_dgmseg.cli.options import add_options
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -67,24 +70,28 @@ def test_ci_and_workflows_are_valid_shell():
         assert "set -euo pipefail" in script.read_text(encoding="utf-8")
 
 
-def test_boutiques_has_the_same_options(boutiques):
-    known = {given.get("command-line-flag", given["id"]): given for given in boutiques["inputs"]}
-    assert list(known) == list(ACTIONS)
-    words = boutiques["command-line"].split()
-    assert words == ["bids_dgmseg", *(given["value-key"] for given in boutiques["inputs"])]
+def test_boutiques_descriptor_is_that_of_the_parser(boutiques):
+    assert boutiques == describe_app(), "run python -m bids_dgmseg.cli.boutiques > boutiques.json"
+    known = {given.get("command-line-flag", given["id"]) for given in boutiques["inputs"]}
+    assert known == {*ACTIONS, "output_dir_name"}
+    types = {given["id"]: given["type"] for given in boutiques["inputs"]}
+    expected = {"output_dir": "File", "force": "Flag", "nprocs": "Number", "model": "String", "work_dir": "String"}
+    assert types | expected == types
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_boutiques_options_have_the_same_types(boutiques, name):
-    action: argparse.Action = ACTIONS[name]
-    given = next(given for given in boutiques["inputs"] if given.get("command-line-flag", given["id"]) == name)
-    assert given["optional"] is bool(action.option_strings)
-    assert given.get("list", False) is (action.nargs == "+")
-    assert (given["type"] == "Flag") is (action.nargs == 0)
-    assert (given["type"] == "Number") is (action.type in (positive_int, positive_float))
-    assert given.get("value-choices") == (list(action.choices) if action.choices else None)
-    description = str(action.help).partition(" (default")[0].replace("%%", "%")
-    assert given["description"].lower().startswith(description.lower())
+def test_boutiques_accepts_the_descriptor(tmp_path):
+    if not (bosh := shutil.which("bosh")):
+        pytest.skip("bosh is not installed (pip install boutiques)")
+    invocation = {"bids_dir": "my ds", "output_dir": "/out 1", "analysis_level": "group", "covariates": ["a", "b"]}
+    given = tmp_path / "invocation.json"
+    given.write_text(json.dumps({**invocation, "control_filter": 'group == "HC" and age > 40'}))
+    said = ""
+    for command in (["validate", "--bids"], ["pprint"], ["exec", "simulate", "-i", str(given)]):
+        done = subprocess.run([bosh, *command, ROOT / "boutiques.json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    expected = ["bids_dgmseg", "my ds", "/out 1", "group", "--control-filter", 'group == "HC" and age > 40']
+    assert shlex.split(said.splitlines()[-1].partition("; ")[2]) == [*expected, "--covariates", "a", "b"]
 
 
 def test_version_is_the_same_everywhere(boutiques):

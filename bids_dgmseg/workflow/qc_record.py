@@ -147,6 +147,7 @@ def build_qc_record(
             "model": model.name,
             "weights": weights.name if weights else SHIPPED_WEIGHTS,
             "device": config.resources.device,
+            "threads": config.resources.omp_nthreads,
             "mirrored": read_model_folder(model, weights).uses_mirroring,
             "ensemble": model.ensemble,
             "masks": config.segmentation.masks,

@@ -52,7 +52,7 @@ def crash(monkeypatch) -> Callable[..., None]:
 def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
     assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
-    assert run(dataset, "--nprocs", "2", out=tmp_path / "parallel") == 0
+    assert run(dataset, "--nprocs", "2", "--omp-nthreads", "1", out=tmp_path / "parallel") == 0
     assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
 
 
@@ -285,4 +285,5 @@ def test_qc_record_describes_the_input(bids_dataset, run, tmp_path):
         "orientation": "RAS",
     }
     assert quality["warnings"] == []
+    assert quality["settings"]["threads"] == 1
     assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])
