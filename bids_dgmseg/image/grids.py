@@ -108,15 +108,24 @@ class Box:
         """
         return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
 
-    def shifted_to_cover(self, inner: Box) -> Box:
-        """Shift the box as little as needed to cover another; centre it along axes where the other is larger.
+    def shifted_to_cover(self, inner: Box, *, grow: bool = False) -> Box:
+        """Shift the box as little as needed to cover another.
 
-        >>> Box((0, 0, 0), (10, 10, 10)).shifted_to_cover(Box((-2, 3, -5), (3, 12, 15))).low_mm
-        (-2.0, 2.0, 0.0)
+        Along axes where the other is larger, the box is centred on it, or with `grow` extended to contain both.
+
+        >>> Box((0, 0, 0), (10, 10, 10)).shifted_to_cover(Box((-2, 3, -5), (3, 12, 14))).low_mm
+        (-2.0, 2.0, -0.5)
+        >>> Box((0, 0, 0), (10, 10, 10)).shifted_to_cover(Box((-2, 3, -5), (3, 12, 14)), grow=True)
+        Box(low_mm=(-2.0, 2.0, -5.0), high_mm=(8.0, 12.0, 14.0), oriented=None)
         """
         low, high = np.array(self.low_mm, float), np.array(self.high_mm, float)
         shift = np.minimum(np.subtract(inner.low_mm, low), 0) + np.maximum(np.subtract(inner.high_mm, high), 0)
         larger = np.greater(inner.size_mm, self.size_mm)
+        if grow:
+            low[larger] = np.minimum(low, inner.low_mm)[larger]
+            high[larger] = np.maximum(high, inner.high_mm)[larger]
+            shift[larger] = 0
+            return _box(low + shift, high + shift)
         shift[larger] = (np.subtract(inner.centre_mm, self.centre_mm))[larger]
         return _box(low + shift, high + shift)
 

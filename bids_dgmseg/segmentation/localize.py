@@ -144,7 +144,8 @@ def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, dev
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
         nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
         if nuclei.any():
-            box = box.shifted_to_cover(box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm))
+            found = box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm)
+            box = box.shifted_to_cover(found, grow=model.input.zero_padding)
     return Location(box, None)
 
 
