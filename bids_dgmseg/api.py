@@ -32,6 +32,8 @@ from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.qsm.background import BACKGROUNDS
+from bids_dgmseg.qsm.inversion import INVERSIONS
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
@@ -221,6 +223,8 @@ def reconstruct(
     field_strength_t: float,
     mask: Niimg | None = None,
     phase_sign: str = "auto",
+    background: str = "auto",
+    inversion: str = "tv",
 ) -> nib.Nifti1Image:
     """Reconstruct a susceptibility map from multi-echo GRE.
 
@@ -236,6 +240,10 @@ def reconstruct(
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field; by default the sign that makes iron and veins positive.
+    background : {"auto", "pdf", "vsharp", "lbv"}
+        Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
+    inversion : {"tv", "star", "medi", "ilsqr", "tkd"}
+        Method of dipole inversion.
 
     Returns
     -------
@@ -256,7 +264,8 @@ def reconstruct(
 
     Notes
     -----
-    Unwrapping, weighted field fit, V-SHARP and total variation; see `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
+    Unwrapping, weighted field fit, background field removal and dipole inversion; see
+    `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
     """
     with tempfile.TemporaryDirectory() as folder:
         magnitudes = _echo_files(magnitude, Path(folder), "magnitude")
@@ -274,6 +283,12 @@ def reconstruct(
             raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")
         if phase_sign not in PHASE_SIGNS:
             raise ValueError(f"phase_sign: {phase_sign!r}, expected one of {', '.join(PHASE_SIGNS)}")
+        for name, value, known in (
+            ("background", background, ("auto", *BACKGROUNDS)),
+            ("inversion", inversion, INVERSIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(known)}")
         given = None if mask is None else _write_niimg(mask, Path(folder), "mask")
         done = reconstruct_files(
             magnitudes,
@@ -283,6 +298,8 @@ def reconstruct(
             phase_units=[str(_sidecar(path).get("Units", "")) for path in phases],
             mask=given,
             phase_sign=phase_sign,
+            background=background,
+            inversion=inversion,
         )
         for problem in done.problems:
             warnings.warn(f"the reconstructed map is implausible: {problem}", stacklevel=2)

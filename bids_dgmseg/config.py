@@ -16,6 +16,10 @@ Device = Literal["auto", "cpu", "cuda"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
+Background = Literal["auto", "pdf", "vsharp", "lbv"]
+
+Inversion = Literal["tv", "star", "medi", "ilsqr", "tkd"]
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -36,6 +40,10 @@ class ReconstructionOptions:
     """Whether phase increases or decreases with the field; ``auto`` decides by the map's extreme values."""
     brain_masks: Path | None = None
     """Folder with the user's brain masks."""
+    background: Background = "auto"
+    """Method of background field removal; ``auto`` depends on the mask and the number of echoes."""
+    inversion: Inversion = "tv"
+    """Method of dipole inversion."""
     accept_implausible: bool = False
     """Segment maps that fail the plausibility checks."""
 

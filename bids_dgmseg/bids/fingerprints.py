@@ -16,7 +16,7 @@ from bids_dgmseg.bids.derivatives import (
     output_path,
 )
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReferenceRegion, Segmentation
+from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Segmentation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json, read_optional_json, sha256, sha256_of, sha256_or_error, write_json
 from bids_dgmseg.models.registry import Model
@@ -87,11 +87,11 @@ def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check --weights") from error
 
 
-def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None, *, sources: str = "") -> str:
+def map_fingerprint(scan: Scan, options: ReconstructionOptions, brain_mask: Path | None, *, sources: str = "") -> str:
     """Hash everything that a reconstruction depends on; empty if the scan has a map.
 
-    These are the content of the echoes and of the user's brain mask, the metadata, the sign of the phase and the
-    program's version.
+    These are the content of the echoes and of the user's brain mask, the metadata, the sign of the phase, the methods
+    and the program's version.
     """
     if not scan.from_echoes:
         return ""
@@ -100,7 +100,8 @@ def map_fingerprint(scan: Scan, phase_sign: str, brain_mask: Path | None, *, sou
             "echoes": [scan.uris, sources or hash_sources(scan)],
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
-            "phase_sign": phase_sign,
+            "phase_sign": options.phase_sign,
+            "methods": [options.background, options.inversion],
             "brain_mask": brain_mask and sha256_or_error(brain_mask),
             "version": bids_dgmseg.__version__,
         }

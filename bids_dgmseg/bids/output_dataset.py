@@ -13,7 +13,7 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReferenceRegion
+from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
@@ -80,6 +80,7 @@ def write_dataset_files(
     *,
     reference: ReferenceRegion,
     shipped_weights: bool,
+    reconstruction: ReconstructionOptions | None = None,
 ) -> None:
     """Write the files that describe the output as a whole.
 
@@ -94,6 +95,8 @@ def write_dataset_files(
         Those of this run.
     shipped_weights : bool
         Whether the weights in the package are used, not those of the user.
+    reconstruction : ReconstructionOptions, optional
+        Methods for scans without a map; by default the default ones.
     """
     with wait_for_lock(output / "logs" / "output.lock"):  # these add to what other runs have written
         write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
@@ -102,8 +105,11 @@ def write_dataset_files(
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
-    reconstruction = describe_reconstruction(
-        [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes]
+    options = reconstruction or ReconstructionOptions()
+    sentences = describe_reconstruction(
+        [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
+        background=options.background,
+        inversion=options.inversion,
     )
     keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     region = {
@@ -121,7 +127,7 @@ def write_dataset_files(
         model_citation=f" [{keys}]" if keys else "",
         weights=describe_weights(model, shipped=shipped_weights),
         referenced=referenced if region else "",
-        reconstruction=reconstruction + "\n" if reconstruction else "",
+        reconstruction=sentences + "\n" if sentences else "",
     )
     write_text(text, output / "logs" / "CITATION.md")
     write_text(read_boilerplate("references.bib"), output / "logs" / "CITATION.bib")
@@ -256,15 +262,34 @@ def read_boilerplate(name: str) -> str:
     return _BOILERPLATE.joinpath(name).read_text(encoding="utf-8")
 
 
-def describe_reconstruction(n_echoes: Sequence[int]) -> str:
+RECONSTRUCTION_METHODS = {
+    "auto": "projection onto dipole fields [@pdf] if several echoes and a brain mask were given, otherwise with "
+    "V-SHARP [@sharp; @v_sharp]",
+    "pdf": "projection onto dipole fields [@pdf]",
+    "vsharp": "V-SHARP [@sharp; @v_sharp]",
+    "lbv": "Laplacian boundary values [@lbv]",
+    "tv": "total variation [@fast_qsm] and a Bregman step [@bregman]",
+    "star": "two-level total variation [@star_qsm]",
+    "medi": "morphology-enabled dipole inversion [@medi; @medi0]",
+    "ilsqr": "least squares from which streaks were removed [@ilsqr]",
+    "tkd": "truncated k-space division [@tkd]",
+}
+"""Methods of background field removal and of dipole inversion, with citations."""
+
+
+def describe_reconstruction(n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv") -> str:
     """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
 
     Parameters
     ----------
     n_echoes : sequence of int
         Number of echoes per map; 0 for maps that were not reconstructed. Without any reconstruction the text is empty.
+    background, inversion : str
+        Keys of `RECONSTRUCTION_METHODS`.
     """
     if not any(n_echoes):
         return ""
     some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
-    return some + read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
+    text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
+    methods = {"background": background, "inversion": inversion}
+    return some + text.format(**{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})

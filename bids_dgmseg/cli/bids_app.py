@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.options import (
@@ -20,7 +21,9 @@ from bids_dgmseg.cli.options import (
     session_label,
 )
 from bids_dgmseg.config import (
+    Background,
     GroupAnalysis,
+    Inversion,
     ReconstructionOptions,
     ReferenceRegion,
     Resources,
@@ -51,6 +54,8 @@ PARTICIPANT_ONLY = (
     "--reference-mask",
     "--brain-mask",
     "--phase-sign",
+    "--background",
+    "--inversion",
     "--accept-implausible-maps",
     "--nipype-plugin-file",
 )
@@ -89,6 +94,20 @@ OPTIONS = {
             "auto, so that veins and iron are positive)",
             choices=("auto", "positive", "negative"),
             default="auto",
+        ),
+        option(
+            "--background",
+            "method that removes the field of sources outside the brain: projection onto dipole fields, V-SHARP or "
+            "Laplacian boundary values (default: auto, pdf for several echoes with --brain-mask, otherwise vsharp)",
+            choices=get_args(Background),
+            default=ReconstructionOptions.background,
+        ),
+        option(
+            "--inversion",
+            "method of dipole inversion: total variation, two-level total variation (as STAR-QSM), MEDI with "
+            "edges of the magnitude and uniform ventricles, iLSQR or thresholded k-space division (default: tv)",
+            choices=get_args(Inversion),
+            default=ReconstructionOptions.inversion,
         ),
         option(
             "--accept-implausible-maps",
@@ -301,7 +320,13 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             options.bids_filter_file,
             tuple(options.derivatives),
         ),
-        ReconstructionOptions(options.phase_sign, options.brain_mask, options.accept_implausible_maps),
+        ReconstructionOptions(
+            options.phase_sign,
+            options.brain_mask,
+            options.background,
+            options.inversion,
+            options.accept_implausible_maps,
+        ),
         Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks, options.viewer),
         ReferenceRegion(options.reference, options.reference_structure, options.reference_mask),
         GroupAnalysis(

@@ -12,6 +12,9 @@ from torch.nn import functional
 GYROMAGNETIC_MHZ_PER_T = 42.577478518
 """Proton gyromagnetic ratio over 2 pi; a field of 1 ppm shifts the frequency by this many Hz per tesla of B0."""
 
+_NORMAL_MEDIAN = 0.6744897501960817
+"""Median of the absolute value of a standard normal variable."""
+
 _R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
 """R2' per ppm of either sign and per tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
 
@@ -199,3 +202,36 @@ def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequenc
     for time_s in echo_times_s:
         information += time_s**2 * torch.exp(-2 * time_s * r2star)
     return 1 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * snr * information.sqrt())
+
+
+def estimate_noise_sd(field: Tensor, mask: Tensor) -> float:
+    """Estimate the SD of the noise in a field (X, Y, Z) from neighbouring voxels in the mask; 0 if there are none.
+
+    White noise of SD 1 keeps it under the second difference (1, -2, 1) / √6 along each axis in turn, which removes all
+    that is smooth along any axis; the median of the absolute values ignores edges [1]_.
+
+    References
+    ----------
+    .. [1] Immerkær J. Fast noise variance estimation. Comput Vis Image Underst 64 (1996) 300-302.
+       doi:10.1006/cviu.1996.0060
+    """
+    inside = mask.clone()
+    for axis in range(3):
+        field = (field.roll(1, axis) - 2 * field + field.roll(-1, axis)) / math.sqrt(6)
+        inside = inside & inside.roll(1, axis) & inside.roll(-1, axis)
+        inside.narrow(axis, 0, 1).fill_(False)
+        inside.narrow(axis, mask.shape[axis] - 1, 1).fill_(False)
+    return float(field[inside].abs().median() / _NORMAL_MEDIAN) if inside.any() else 0.0
+
+
+def fit_r2star(magnitude: Tensor, *, echo_times_s: Sequence[float]) -> Tensor:
+    r"""Fit R2* in 1/s to the magnitude (E, X, Y, Z) of at least two echoes, 0 without signal or decay.
+
+    It is the slope of the logarithm of the magnitude, weighted by the inverse variances :math:`M_j^2` of the logarithm.
+    """
+    times = torch.tensor(echo_times_s, device=magnitude.device).view(-1, 1, 1, 1)
+    weights, logs = magnitude.square(), magnitude.clamp(min=1e-30).log()
+    total = weights.sum(dim=0).clamp(min=1e-30)
+    centred = times - (weights * times).sum(dim=0) / total
+    slope = (weights * centred * logs).sum(dim=0) / (weights * centred.square()).sum(dim=0).clamp(min=1e-30)
+    return torch.where((magnitude > 0).all(dim=0), (-slope).clamp(min=0.0), 0.0)

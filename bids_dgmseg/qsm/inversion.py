@@ -1,4 +1,4 @@
-"""From the total field to susceptibility: background field removal and dipole inversion.
+"""Dipole inversion: from the local field to susceptibility.
 
 All inversions take a field (X, Y, Z) on a periodic grid (pad it first) and the `dipole_kernel` of that grid, and return
 susceptibility in the unit of the field. The kernel is 0 at frequency 0, so the mean is undetermined and returned as 0.
@@ -8,94 +8,97 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bids_dgmseg.qsm.field import apply_kernel, fast_size, frequencies_per_mm, zero_pad
+from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
 
-_INSIDE = 1 - 1e-5
-"""Mask average above which a sphere counts as inside: one voxel of the largest sphere weighs more than the rest."""
+INVERSIONS = {
+    "tv": "total variation, two Bregman steps of 8 iterations",
+    "star": "two-level total variation (STAR-like)",
+    "medi": "morphology-enabled dipole inversion (MEDI)",
+    "ilsqr": "least squares with streaks removed (iLSQR)",
+    "tkd": "truncated k-space division (TKD), threshold 0.15",
+}
+"""Methods of `invert` and their parameters."""
+
+_STRENGTHS = {"tv": 0.25, "star": 0.09, "medi": 0.15}
+"""λ per noise of the field in ppm and mm of voxel size, by the error of nuclei on simulated heads."""
+
+_MIN_NOISE_PPM = 1e-4
+"""Noise-free fields would not be regularized at all."""
+
+_RIDGE, _THRESHOLD = 5e-4, 0.15
+
+_TIE = 0.02
+"""Coupling of voxels of equal susceptibility in ADMM: about the mean of the squared kernel."""
+
+_EDGE_SHARE = 0.3
+"""Fraction of the differences of the magnitude that are edges [Liu 2012]."""
+
+_CONE = 0.1
+"""Size of the kernel below which its inverse is ill-conditioned [Li 2015]."""
 
 
-def v_sharp(
+def invert(
     field: Tensor,
-    mask: Tensor,
+    kernel: Tensor,
     *,
+    method: str,
+    noise_ppm: float,
     voxel_size_mm: Sequence[float],
-    radii_mm: Sequence[float] = (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2),
-    threshold: float = 0.05,
-    periodic: bool = False,
-) -> tuple[Tensor, Tensor]:
-    r"""Remove the background field by spherical mean values of variable radius (V-SHARP).
+    mask: Tensor,
+    magnitude: Tensor,
+    weight: Tensor,
+    fluid: Tensor | None = None,
+) -> Tensor:
+    """Invert a local field in ppm with a method of `INVERSIONS`.
 
     Parameters
     ----------
-    field : Tensor of shape (X, Y, Z)
-        Total field in any unit.
+    field, kernel, voxel_size_mm
+        See the module.
+    method : str
+        Key of `INVERSIONS`.
+    noise_ppm : float
+        SD of the noise of the field; regularization is proportional to it and to the voxel size.
     mask : Tensor of shape (X, Y, Z), bool
-        Brain; values outside are ignored.
-    voxel_size_mm : sequence of 3 float
-        Voxel size in mm.
-    radii_mm : sequence of float
-        Radii of the spheres.
-    threshold : float
-        Truncation of the deconvolution: frequencies with a smaller response of the largest sphere are set to 0.
-    periodic : bool
-        Treat the grid as periodic; by default it is padded with zeros.
+        Where the field is known.
+    magnitude, weight : Tensor of shape (X, Y, Z)
+        Signal, and the inverse SD of the field, both in any unit.
+    fluid : Tensor of shape (X, Y, Z), bool, optional
+        Ventricles, for ``medi``.
 
     Returns
     -------
-    local : Tensor of shape (X, Y, Z)
-        Local field, 0 outside the eroded mask.
-    eroded : Tensor of shape (X, Y, Z), bool
-        Voxels whose smallest sphere lies inside the mask.
+    Tensor of shape (X, Y, Z)
+        Susceptibility in ppm.
 
-    Notes
-    -----
-    A field whose sources lie outside a sphere is harmonic in it, so its value at the centre equals its mean over the
-    sphere. With :math:`S_r` the mean over a sphere of radius r, what remains is :math:`(1 - S_{r(x)}) f`, where
-    :math:`r(x)` is the largest radius whose sphere about x fits into the mask. Deconvolution with
-    :math:`1 - \hat S_R`, R the largest radius, recovers the local field [1]_, [2]_.
-
-    References
-    ----------
-    .. [1] Schweser F, et al. NeuroImage 54 (2011) 2789-2807. doi:10.1016/j.neuroimage.2010.10.070
-    .. [2] Wu B, et al. Magn Reson Med 67 (2012) 137-147. doi:10.1002/mrm.23000
+    Raises
+    ------
+    ValueError
+        If the method is unknown.
     """
-    radii_mm = sorted(radii_mm, reverse=True)
-    shape, inner = list(field.shape), tuple(slice(size) for size in field.shape)
-    if not periodic:  # a margin on one side is enough: the opposite side borders on it as well
-        shape = [fast_size(n + math.ceil(radii_mm[0] / step)) for n, step in zip(shape, voxel_size_mm, strict=True)]
-        field, mask = zero_pad(field, shape), zero_pad(mask, shape)
-    field = torch.where(mask, field, 0.0)
-    spectrum, mask_spectrum = torch.fft.rfftn(field), torch.fft.rfftn(mask.to(field.dtype))
-    remainder, eroded = torch.zeros_like(field), torch.zeros_like(mask)
-    for radius_mm in radii_mm:
-        mean = spherical_mean_kernel(shape, voxel_size_mm, radius_mm, device=field.device)
-        fits = torch.fft.irfftn(mask_spectrum * mean, s=shape) > _INSIDE
-        remainder = torch.where(fits & ~eroded, field - torch.fft.irfftn(spectrum * mean, s=shape), remainder)
-        eroded |= fits
-    sharp = 1 - spherical_mean_kernel(shape, voxel_size_mm, radii_mm[0], device=field.device)
-    inverse = torch.where(sharp.abs() > threshold, 1 / sharp, 0.0)
-    return torch.where(eroded, apply_kernel(remainder, inverse), 0.0)[inner], eroded[inner]
-
-
-def spherical_mean_kernel(
-    shape: Sequence[int], voxel_size_mm: Sequence[float], radius_mm: float, *, device: torch.device | None = None
-) -> Tensor:
-    """Compute the Fourier transform (X, Y, Z // 2 + 1) of the mean over a sphere about each voxel.
-
-    The radius is at least 1.01 times the shortest voxel edge: with a sphere of one voxel nothing would remain.
-    """
-    radius_mm = max(radius_mm, 1.01 * min(voxel_size_mm))
-    x, y, z = (
-        torch.fft.fftfreq(int(size), 1 / (size * step), device=device)
-        for size, step in zip(shape, voxel_size_mm, strict=True)
-    )
-    ball = (x.view(-1, 1, 1) ** 2 + y.view(1, -1, 1) ** 2 + z.view(1, 1, -1) ** 2 <= radius_mm**2).float()
-    mean: Tensor = torch.fft.rfftn(ball / ball.sum()).real
-    return mean
+    if method == "tkd":
+        return truncated_division(field, kernel, threshold=_THRESHOLD)
+    if method == "ilsqr":
+        reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
+        return streak_corrected_least_squares(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
+    if method not in _STRENGTHS:
+        raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
+    edge_mm = math.prod(voxel_size_mm) ** (1 / 3)
+    options: dict[str, Any] = {
+        "strength": _STRENGTHS[method] * max(noise_ppm, _MIN_NOISE_PPM) * edge_mm,
+        "voxel_size_mm": voxel_size_mm,
+    }
+    if method == "star":
+        return two_level_variation(field, kernel, ridge=_RIDGE, **options)
+    if method == "medi":
+        return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
+    return total_variation(field, kernel, ridge=_RIDGE, bregman_steps=2, **options)
 
 
 def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:
@@ -129,22 +132,34 @@ def least_squares(
     return apply_kernel(field, kernel / (kernel**2 + strength * penalty + ridge).clamp(min=1e-12))
 
 
-def conjugate_gradients(field: Tensor, kernel: Tensor, *, weight: Tensor, strength: float, iterations: int) -> Tensor:
+def conjugate_gradients(
+    field: Tensor,
+    kernel: Tensor,
+    *,
+    weight: Tensor,
+    strength: float,
+    iterations: int,
+    support: Tensor | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
     r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients with early stopping.
 
     The weight W (X, Y, Z) is the reliability of the field: 0 outside the brain, about 1 inside. `strength` is λ; fewer
-    iterations regularize more.
+    iterations regularize more. χ is 0 where `support` is, and is sought from `start`, both (X, Y, Z).
 
     References
     ----------
     de Rochefort L, et al. Magn Reson Med 63 (2010) 194-206. doi:10.1002/mrm.22187
     """
-    squared = weight**2
-    residual = apply_kernel(squared * field, kernel)
-    chi, direction = torch.zeros_like(field), residual
+    squared, inside = weight**2, 1.0 if support is None else support
+    residual, chi = inside * apply_kernel(squared * field, kernel), torch.zeros_like(field)
+    if start is not None:
+        chi = inside * start
+        residual = residual - inside * apply_kernel(squared * apply_kernel(chi, kernel), kernel) - strength * chi
+    direction = residual
     power = residual.square().sum()
     for _ in range(iterations):
-        image = apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
+        image = inside * apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
         step = power / (direction * image).sum().clamp(min=1e-30)
         chi = chi + step * direction
         residual = residual - step * image
@@ -161,32 +176,176 @@ def total_variation(
     voxel_size_mm: Sequence[float],
     ridge: float = 0.0,
     iterations: int = 8,
+    bregman_steps: int = 1,
+    edges: Tensor | float = 1.0,
+    weight: Tensor | None = None,
+    uniform: Tensor | None = None,
 ) -> Tensor:
-    r"""Total-variation inversion by the alternating direction method of multipliers (ADMM).
+    r"""Total-variation inversion by the alternating direction method of multipliers (ADMM) [1]_.
 
-    .. math:: \min_\chi \tfrac12|D\chi - f|^2 + \lambda|\nabla\chi|_1 + \tfrac12\rho|\chi|^2
+    .. math:: \min_\chi \tfrac12|W(D\chi - f)|^2 + \lambda|E\nabla\chi|_1 + \tfrac12\rho|\chi|^2
 
     yields piecewise constant maps; with few iterations they lie between this and `least_squares`.
 
+    Parameters
+    ----------
+    field, kernel, voxel_size_mm
+        See the module.
+    strength, ridge : float
+        λ and ρ; the gradient is per mm.
+    iterations : int
+        Of ADMM, per Bregman step.
+    bregman_steps : int
+        From the second step on, the residual of the preceding one is added to the field, which restores the contrast
+        that the regularization removes [2]_.
+    edges : Tensor of shape (3, X, Y, Z), optional
+        E: 0 where the gradient is not penalized, else 1.
+    weight : Tensor of shape (X, Y, Z), optional
+        W, with a maximum near 1; by default 1 everywhere. The weighted misfit has its own multiplier [3]_.
+    uniform : Tensor of shape (X, Y, Z), bool, optional
+        Voxels of equal susceptibility, such as fluid.
+
     References
     ----------
-    Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
+    .. [1] Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
+    .. [2] Osher S, et al. Multiscale Model Simul 4 (2005) 460-489. doi:10.1137/040605412
+    .. [3] Milovic C, et al. Magn Reson Med 80 (2018) 814-821. doi:10.1002/mrm.27073
     """
-    coupling = 100 * strength
-    inverse = 1 / (kernel**2 + coupling * _gradient_squared(field, voxel_size_mm) + ridge).clamp(min=1e-12)
+    coupling, tie = 100 * strength, 0.0 if uniform is None else _TIE
+    inverse = 1 / (kernel**2 + coupling * _gradient_squared(field, voxel_size_mm) + ridge + tie).clamp(min=1e-12)
     inverse[0, 0, 0] = 0.0
-    data = torch.fft.rfftn(field) * kernel
-    dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
-    chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
-    for _ in range(iterations):
-        differences = [(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)]
-        gradient = torch.stack(differences) + dual
-        dual = gradient.clamp(min=-strength / coupling, max=strength / coupling)
-        parts = zip(gradient - 2 * dual, voxel_size_mm, strict=True)
-        # The adjoint of the forward difference, whose sum over the axes is the negative divergence.
-        pull = torch.stack([(part.roll(1, axis) - part) / step for axis, (part, step) in enumerate(parts)]).sum(dim=0)
-        chi = torch.fft.irfftn((data + coupling * torch.fft.rfftn(pull)) * inverse, s=field.shape)
+    limit = torch.as_tensor(edges, dtype=field.dtype, device=field.device) * (strength / coupling)
+    given, chi = field, torch.zeros_like(field)
+    for step in range(bregman_steps):
+        if step:
+            given = given + field - apply_kernel(chi, kernel)
+        data = torch.fft.rfftn(given) * kernel
+        dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
+        dual_field, dual_uniform = torch.zeros_like(field), torch.zeros_like(field)
+        chi = torch.fft.irfftn(data * inverse, s=field.shape)
+        for _ in range(iterations):
+            differences = [(chi.roll(-1, axis) - chi) / step_mm for axis, step_mm in enumerate(voxel_size_mm)]
+            gradient = torch.stack(differences) + dual
+            dual = torch.maximum(torch.minimum(gradient, limit), -limit)
+            parts = zip(gradient - 2 * dual, voxel_size_mm, strict=True)
+            # The adjoint of the forward difference, whose sum over the axes is the negative divergence.
+            pulls = [(part.roll(1, axis) - part) / step_mm for axis, (part, step_mm) in enumerate(parts)]
+            if weight is not None:
+                modelled = apply_kernel(chi, kernel) + dual_field
+                fitted = (weight**2 * given + modelled) / (weight**2 + 1)
+                dual_field = modelled - fitted
+                data = torch.fft.rfftn(fitted - dual_field) * kernel
+            pull = coupling * torch.stack(pulls).sum(dim=0)
+            if uniform is not None:
+                shifted = chi + dual_uniform
+                equal = torch.where(uniform, shifted[uniform].mean(), shifted)
+                dual_uniform = shifted - equal
+                pull = pull + tie * (equal - dual_uniform)
+            chi = torch.fft.irfftn((data + torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
+
+
+def two_level_variation(
+    field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float], ridge: float = 0.0
+) -> Tensor:
+    r"""Two-level total variation, after STAR-QSM.
+
+    Strong sources are found with a large weight, and all others in what they do not explain with a small one:
+
+    .. math:: \chi = \chi_1 + \chi_2, \quad \chi_1 = \mathrm{TV}(f, 8\lambda), \quad
+              \chi_2 = \mathrm{TV}(f - D\chi_1, \lambda).
+
+    References
+    ----------
+    Wei H, et al. Streaking artifact reduction for quantitative susceptibility mapping of sources with large dynamic
+    range. NMR Biomed 28 (2015) 1294-1303. doi:10.1002/nbm.3383
+    """
+    options: dict[str, Any] = {"voxel_size_mm": voxel_size_mm, "ridge": ridge}
+    strong = total_variation(field, kernel, strength=8 * strength, **options)
+    return strong + total_variation(field - apply_kernel(strong, kernel), kernel, strength=strength, **options)
+
+
+def morphology_enabled(
+    field: Tensor,
+    kernel: Tensor,
+    *,
+    strength: float,
+    voxel_size_mm: Sequence[float],
+    mask: Tensor,
+    magnitude: Tensor,
+    weight: Tensor,
+    fluid: Tensor | None = None,
+) -> Tensor:
+    r"""Morphology-enabled dipole inversion (MEDI), with uniform fluid if given (MEDI+0).
+
+    The gradient is not penalized at the edges of the magnitude: the 30 % of the differences in the mask that are
+    largest [1]_. The fluid (X, Y, Z) of the ventricles has one susceptibility, which becomes 0 [2]_. The cost is that
+    of `total_variation`, with the linear misfit, minimized in 30 iterations.
+
+    References
+    ----------
+    .. [1] Liu J, et al. NeuroImage 59 (2012) 2560-2568. doi:10.1016/j.neuroimage.2011.08.082
+    .. [2] Liu Z, et al. Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
+    """
+    gradient = torch.stack([(magnitude.roll(-1, axis) - magnitude) / step for axis, step in enumerate(voxel_size_mm)])
+    within = gradient.abs()[mask.expand(3, *mask.shape)].numpy()
+    flat = (gradient.abs() < float(np.percentile(within, 100 * (1 - _EDGE_SHARE)))) | ~mask
+    chi = total_variation(
+        field,
+        kernel,
+        strength=strength,
+        voxel_size_mm=voxel_size_mm,
+        iterations=30,
+        edges=flat.to(field.dtype),
+        weight=mask * (weight / weight[mask].mean()).clamp(max=2.0),
+        uniform=fluid,
+    )
+    return chi if fluid is None else chi - chi[fluid].mean()
+
+
+def streak_corrected_least_squares(
+    field: Tensor, kernel: Tensor, *, voxel_size_mm: Sequence[float], weight: Tensor
+) -> Tensor:
+    r"""Least squares from which streaks are subtracted, after iLSQR.
+
+    Streaks :math:`\chi_s` contain only frequencies near the cone where the kernel is 0, |D| < 0.1, and explain the
+    gradients of the weighted least-squares map :math:`\chi_0` where tissue has none (G = 0 at edges):
+
+    .. math:: \chi = \chi_0 - \chi_s, \qquad \chi_s = \arg\min |G\nabla(\chi_0 - \chi_s)|^2.
+
+    The edges are those of a smooth map: G falls from 1 at the 60th to 0 at the 99.9th percentile of its gradient.
+
+    References
+    ----------
+    Li W, et al. A method for estimating and removing streaking artifacts in quantitative susceptibility mapping.
+    NeuroImage 108 (2015) 111-122. doi:10.1016/j.neuroimage.2014.12.043
+    """
+    first = conjugate_gradients(field, kernel, weight=weight, strength=1e-3, iterations=20)
+    smooth = least_squares(field, kernel, strength=0.01, voxel_size_mm=voxel_size_mm, ridge=0.01)
+    cone = (kernel.abs() < _CONE).to(field.dtype)
+
+    def gradient(chi: Tensor) -> Tensor:
+        return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
+
+    sizes = gradient(smooth).abs()
+    low, high = np.percentile(sizes.numpy()[:, (weight > 0).numpy()], (60, 99.9))
+    flat = ((high - sizes) / max(high - low, 1e-12)).clamp(0, 1) ** 2
+
+    def project(chi: Tensor) -> Tensor:
+        """Return the gradient of the cost, limited to the cone."""
+        parts = zip(flat * gradient(chi), voxel_size_mm, strict=True)
+        pulls = [(part.roll(1, axis) - part) / step for axis, (part, step) in enumerate(parts)]
+        return apply_kernel(torch.stack(pulls).sum(dim=0), cone)
+
+    streaks, residual = torch.zeros_like(field), project(first)
+    direction, power = residual, residual.square().sum()
+    for _ in range(30):
+        image = project(direction)
+        step = power / (direction * image).sum().clamp(min=1e-30)
+        streaks, residual = streaks + step * direction, residual - step * image
+        power, previous = residual.square().sum(), power
+        direction = residual + power / previous.clamp(min=1e-30) * direction
+    return first - streaks
 
 
 def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:

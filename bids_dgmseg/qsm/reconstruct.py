@@ -12,14 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.stats import chi2
+from torch import Tensor
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import read_phase
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.qsm.field import combine_echoes, dipole_kernel, fast_size, zero_pad
-from bids_dgmseg.qsm.inversion import total_variation, v_sharp
+from bids_dgmseg.qsm.background import BACKGROUNDS, remove_background
+from bids_dgmseg.qsm.field import (
+    GYROMAGNETIC_MHZ_PER_T,
+    combine_echoes,
+    dipole_kernel,
+    estimate_noise_sd,
+    fast_size,
+    fit_r2star,
+    zero_pad,
+)
+from bids_dgmseg.qsm.inversion import INVERSIONS, invert
 from bids_dgmseg.qsm.phase import (
     MAX_RESIDUAL_RAD,
     correct_bipolar_readout,
@@ -29,21 +40,16 @@ from bids_dgmseg.qsm.phase import (
     unwrap_echoes,
 )
 
-RADII_MM = (12.0, 8.0, 5.0, 3.0)
-"""Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
-
-STRENGTH = 2e-4
-"""Regularization of the total variation."""
-
-_RIDGE, _ITERATIONS = 0.0005, 30
-
 PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
 """How the phase follows the field → ``phase_sign`` of `reconstruct_chi`."""
 
 _EPSILON_PPM = 1e-6
 
 _MARGIN_MM = 20.0
-"""Zero padding around the field of view, against aliasing between its opposite faces."""
+"""Zero padding around the brain, against aliasing between its opposite faces."""
+
+_FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
+"""Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
 
 _DEEP = 0.4
 """Fraction of the largest depth below the mask's border from which the sign is judged: residual fields are weaker."""
@@ -78,11 +84,17 @@ class Reconstruction:
     """Distance of the positive tail of the deep brain from its median, over that of the negative tail."""
     readout_ramp_rad: float | None
     """Range of the bipolar readout ramp that was removed; 0 if there was none, None if unknown."""
+    noise_ppm: float
+    """SD of the noise of the field."""
+    background: str
+    """Key of `BACKGROUNDS`: the method that was used."""
+    inversion: str
+    """Key of `INVERSIONS`."""
     problems: tuple[str, ...] = ()
     """Why the map is not usable, see `find_problems`."""
 
 
-def describe_steps(n_echoes: int) -> dict[str, str]:
+def describe_steps(n_echoes: int, *, background: str, inversion: str) -> dict[str, str]:
     """Describe the reconstruction steps for a number of echoes, for the sidecar of the map."""
     several = n_echoes > 1
     return {
@@ -93,8 +105,8 @@ def describe_steps(n_echoes: int) -> dict[str, str]:
         "FieldFit": f"weighted least squares; voxels with a residual above {MAX_RESIDUAL_RAD:g} rad excluded"
         if several
         else "phase divided by echo time",
-        "BackgroundFieldRemoval": f"V-SHARP, radii {', '.join(f'{radius:g}' for radius in RADII_MM)} mm",
-        "DipoleInversion": f"total variation, strength {STRENGTH:g}, {_ITERATIONS} iterations",
+        "BackgroundFieldRemoval": BACKGROUNDS[background],
+        "DipoleInversion": INVERSIONS[inversion],
     }
 
 
@@ -107,6 +119,8 @@ def reconstruct_files(
     phase_units: Sequence[str] = (),
     mask: Path | None = None,
     phase_sign: str = "auto",
+    background: str = "auto",
+    inversion: str = "tv",
 ) -> Reconstruction:
     """Read the echoes of a scan, all on one grid, and reconstruct its chi map.
 
@@ -122,6 +136,10 @@ def reconstruct_files(
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field.
+    background, inversion : str
+        Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
+        ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
+        mask and of the phase better.
 
     Returns
     -------
@@ -169,6 +187,8 @@ def reconstruct_files(
             b0_direction=(x, y, z),  # B0 is z of the world, however the slices are tilted
             mask=brain,
             phase_sign=PHASE_SIGNS[phase_sign],
+            background=background,
+            inversion=inversion,
         )
     except ValueError as error:
         raise InputError(f"{(mask or magnitude[0]).name}: {error}; provide a brain mask that fits the brain") from error
@@ -184,6 +204,8 @@ def reconstruct_chi(
     b0_direction: Sequence[float] = (0, 0, 1),
     mask: NDArray[np.bool_] | None = None,
     phase_sign: int | None = None,
+    background: str = "auto",
+    inversion: str = "tv",
 ) -> Reconstruction:
     """Reconstruct a chi map: unwrapping, field fit, background field removal, dipole inversion.
 
@@ -206,6 +228,10 @@ def reconstruct_chi(
     phase_sign : {1, -1}, optional
         Whether phase increases or decreases with the field; by default the sign that makes the larger tail of the map
         positive, as iron and veins are.
+    background, inversion : str
+        Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
+        ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
+        mask and of the phase better.
 
     Raises
     ------
@@ -214,12 +240,14 @@ def reconstruct_chi(
 
     See Also
     --------
-    correct_bipolar_readout, unwrap_echoes, combine_echoes, exclude_unreliable, v_sharp, total_variation : The steps,
+    correct_bipolar_readout, unwrap_echoes, combine_echoes, exclude_unreliable, remove_background, invert : The steps,
         with references.
     """
     finite = np.isfinite(phase).all(axis=0)
     phase, magnitude = np.where(finite, phase, np.float32(0)), np.where(finite, magnitude, np.float32(0))
     is_found = mask is None
+    if background == "auto":
+        background = "vsharp" if is_found or len(phase) == 1 else "pdf"
     if mask is None:
         mask = find_brain(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
@@ -231,24 +259,42 @@ def reconstruct_chi(
     reliable_field, reliable = exclude_unreliable(
         field.numpy(), residual.numpy(), total.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm
     )
-    local, eroded = v_sharp(
-        torch.from_numpy(reliable_field),
-        torch.from_numpy(reliable),
-        voxel_size_mm=voxel_size_mm,
-        radii_mm=RADII_MM,
+    if not reliable.any():
+        raise ValueError("the mask contains no reliable voxel")
+    box = ndimage.find_objects(reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
+    field, inside, total = torch.from_numpy(reliable_field)[box], torch.from_numpy(reliable)[box], total[box]
+    echoes = signal[(slice(None), *box)]
+    times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
+    weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
+    local, eroded_box = remove_background(
+        field, inside, method=background, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight
     )
-    if not eroded.any():
+    if not eroded_box.any():
         raise ValueError("no voxel is far enough from the border of the mask")
+    noise_ppm = estimate_noise_sd(local, eroded_box)
+    if (free := len(echo_times_s) - 1) > 0:
+        # The residual of the fit has `free` degrees of freedom; fine texture of the tissue is no noise for it.
+        sd = residual[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30) / math.sqrt(chi2.median(free))
+        scale = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla
+        noise_ppm = min(noise_ppm, float(sd[eroded_box].median()) / scale)
+    fluid = None
+    if inversion == "medi" and len(echo_times_s) > 2:
+        r2star = fit_r2star(echoes, echo_times_s=echo_times_s)
+        fluid = find_ventricles(r2star, eroded_box, voxel_size_mm=voxel_size_mm)
     shape = _padded_shape(local.shape, voxel_size_mm)
-    chi = total_variation(
+    inverted = invert(
         zero_pad(local, shape),
         dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device),
-        strength=STRENGTH,
+        method=inversion,
+        noise_ppm=noise_ppm,
         voxel_size_mm=voxel_size_mm,
-        ridge=_RIDGE,
-        iterations=_ITERATIONS,
+        mask=zero_pad(eroded_box, shape),
+        magnitude=zero_pad(total, shape),
+        weight=zero_pad(weight, shape),
+        fluid=None if fluid is None else zero_pad(fluid, shape),
     )[tuple(slice(size) for size in local.shape)]
-    chi = torch.where(eroded, chi - chi[eroded].mean(), 0.0)
+    chi, eroded = torch.zeros(mask.shape), torch.zeros(mask.shape, dtype=torch.bool)
+    chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
     # The sign: compare the distances of the highest and the lowest values of the deep brain from its median.
     depth_mm = ndimage.distance_transform_edt(eroded.numpy(), sampling=voxel_size_mm)
     smooth = ndimage.gaussian_filter(chi.numpy(), [_BLUR_MM / step for step in voxel_size_mm])
@@ -262,8 +308,30 @@ def reconstruct_chi(
         phase_sign=sign,
         tail_ratio=ratio if sign > 0 else 1 / ratio,
         readout_ramp_rad=ramp_rad,
+        noise_ppm=noise_ppm,
+        background=background,
+        inversion=inversion,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
     )
+
+
+def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
+    """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre; None if too little.
+
+    Arrays have shape (X, Y, Z). Single voxels and thin sheets are not fluid.
+
+    References
+    ----------
+    Liu Z, et al. MEDI+0: Morphology enabled dipole inversion with automatic uniform cerebrospinal fluid zero reference.
+    Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
+    """
+    centre = ndimage.center_of_mass(mask.numpy())
+    axes = np.ogrid[tuple(slice(size) for size in mask.shape)]
+    parts = zip(axes, centre, voxel_size_mm, strict=True)
+    squared_mm2 = np.asarray(sum(((index - middle) * step) ** 2 for index, middle, step in parts))
+    slow = mask.numpy() & (r2star.numpy() < _FLUID_R2STAR_HZ) & (squared_mm2 < _FLUID_RADIUS_MM**2)
+    fluid = ndimage.binary_opening(slow)
+    return torch.from_numpy(fluid) if fluid.sum() * math.prod(voxel_size_mm) >= _MIN_FLUID_MM3 else None
 
 
 def find_problems(

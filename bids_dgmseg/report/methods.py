@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_dgmseg.bids.output_dataset import (
+    RECONSTRUCTION_METHODS,
     describe_nuclei,
     describe_reconstruction,
     describe_weights,
@@ -71,13 +72,16 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
     tools = ", ".join(f"{_SPELLING.get(tool, tool)} {version}" for tool, version in versions.items())
     reconstructions = [record.get("reconstruction") or {} for record in records]
     n_echoes = [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions]
+    methods = {
+        step: settings[step] for step in ("background", "inversion") if settings.get(step) in RECONSTRUCTION_METHODS
+    }
     user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
         "Deep gray nuclei were segmented on quantitative susceptibility maps (QSM) [@qsm_consensus] with "
         f"bids_dgmseg {program} [@bids_dgmseg], a BIDS App [@bids; @bids_apps] based on Nipype [@nipype], PyBIDS "
         "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
         + (f" ({tools})." if tools else "."),
-        " ".join(describe_reconstruction(n_echoes).split()),
+        " ".join(describe_reconstruction(n_echoes, **methods).split()),
         _describe_reference_regions(records),
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]

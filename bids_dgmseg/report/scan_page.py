@@ -338,4 +338,5 @@ def _describe_reconstruction(record: Mapping[str, Any]) -> dict[str, str]:
         "Field": format_value(record.get("FieldFit")),
         "Background field": format_value(record.get("BackgroundFieldRemoval")),
         "Inversion": format_value(record.get("DipoleInversion")),
+        "Noise of the field": format_value(record.get("FieldNoise"), "ppm"),
     }

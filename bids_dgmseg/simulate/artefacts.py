@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.image.resample import sample_points
+from bids_dgmseg.qsm.background import spherical_mean_kernel, v_sharp
 from bids_dgmseg.qsm.field import (
     apply_kernel,
     dipole_kernel,
@@ -23,10 +24,8 @@ from bids_dgmseg.qsm.field import (
 from bids_dgmseg.qsm.inversion import (
     conjugate_gradients,
     least_squares,
-    spherical_mean_kernel,
     total_variation,
     truncated_division,
-    v_sharp,
 )
 from bids_dgmseg.simulate.ranges import (
     ArtefactRanges,

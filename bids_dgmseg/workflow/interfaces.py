@@ -115,6 +115,8 @@ class Reconstruct(Step):
             phase_units=[echo.units for echo in scan.echoes],
             mask=mask,
             phase_sign=sign,
+            background=job.config.reconstruction.background,
+            inversion=job.config.reconstruction.inversion,
         )
         if result.problems and not job.config.reconstruction.accept_implausible:
             raise InputError(

@@ -28,7 +28,7 @@ from bids_dgmseg.bids.fingerprints import (
 from bids_dgmseg.bids.output_dataset import write_dataset_files
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
-from bids_dgmseg.config import RunConfig
+from bids_dgmseg.config import ReconstructionOptions, RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some
 from bids_dgmseg.io.files import read_optional_json
@@ -69,7 +69,7 @@ class Job:
         The images are read unless their hash is given, and so they are for `fingerprint`: a run does that when it needs
         to, not for all scans before the first.
         """
-        return map_fingerprint(self.scan, self.config.reconstruction.phase_sign, self.brain_mask, sources=sources)
+        return map_fingerprint(self.scan, self.config.reconstruction, self.brain_mask, sources=sources)
 
     def fingerprint(self, reconstruction: str = "", *, quick: bool = False) -> str:
         """Hash everything that the results depend on.
@@ -144,6 +144,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
         given = {
             "--brain-mask": config.reconstruction.brain_masks is not None,
             "--phase-sign": config.reconstruction.phase_sign != "auto",
+            "--background": config.reconstruction.background != ReconstructionOptions.background,
+            "--inversion": config.reconstruction.inversion != ReconstructionOptions.inversion,
             "--accept-implausible-maps": config.reconstruction.accept_implausible,
         }
         warnings += [
@@ -182,7 +184,7 @@ def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) 
                     outdated.setdefault(other, []).append(job.scan.name)
     return [
         f"{list_some(scans)}: results of {other} belong to another reconstruction, which this run replaces; run "
-        f"--model {other} again with the same --phase-sign and --brain-mask"
+        f"--model {other} again with the same reconstruction options"
         for other, scans in outdated.items()
     ]
 
@@ -237,6 +239,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
             plan.model,
             reference=config.reference,
             shipped_weights=shipped_weights,
+            reconstruction=config.reconstruction,
         )
         for warning in plan.warnings:
             progress.warn(warning)

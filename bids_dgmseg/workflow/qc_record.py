@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 import bids_dgmseg
 from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
+from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import Model
 
@@ -71,7 +71,8 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
         "PhaseSign": result.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
         "ReadoutCorrection": readout,
-        **describe_steps(len(scan.echoes)),
+        **describe_steps(len(scan.echoes), background=result.background, inversion=result.inversion),
+        "FieldNoise": round(result.noise_ppm, 6),
         **({"Problems": list(result.problems)} if result.problems else {}),
     }
     return StepReport(values, tuple(warnings))
@@ -154,7 +155,7 @@ def build_qc_record(
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),
-            **({"phase_sign": config.reconstruction.phase_sign} if reconstructed else {}),
+            **(_describe_options(config.reconstruction) if reconstructed else {}),
         },
         "versions": {
             "bids_dgmseg": bids_dgmseg.__version__,
@@ -162,6 +163,10 @@ def build_qc_record(
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
     }
+
+
+def _describe_options(options: ReconstructionOptions) -> dict[str, str]:
+    return {name: getattr(options, name) for name in ("phase_sign", "background", "inversion")}
 
 
 def with_scan(name: str, message: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -20,7 +21,7 @@ from bids_dgmseg.bids.output_dataset import (
     write_dataset_files,
 )
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.config import ReferenceRegion, Selection
+from bids_dgmseg.config import Background, Inversion, ReferenceRegion, Selection
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 
@@ -142,9 +143,12 @@ def test_reconstruction_is_described_by_echoes(n_echoes, present, absent):
     assert absent not in text
 
 
-@pytest.mark.parametrize("name", ["reconstruction.md", "reconstruction_one_echo.md"])
-def test_boilerplate_keys_are_in_the_bibliography(name):
-    cited = {word.strip("[];.,") for word in read_boilerplate(name).split() if "@" in word}
+@pytest.mark.parametrize("n_echoes", [1, 4])
+@pytest.mark.parametrize("inversion", get_args(Inversion))
+@pytest.mark.parametrize("background", get_args(Background))
+def test_cited_reconstructions_are_in_the_bibliography(n_echoes, background, inversion):
+    text = describe_reconstruction([n_echoes], background=background, inversion=inversion)
+    cited = {word.strip("[];.,") for word in text.split() if "@" in word}
     assert cited
     for key in cited:
         assert "{" + key.removeprefix("@") + "," in read_boilerplate("references.bib")

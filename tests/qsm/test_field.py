@@ -9,8 +9,10 @@ from bids_dgmseg.qsm.field import (
     combine_echoes,
     dipole_field,
     dipole_kernel,
+    estimate_noise_sd,
     fast_size,
     field_noise_sd,
+    fit_r2star,
     r2star_hz,
 )
 
@@ -112,3 +114,25 @@ def test_field_noise_matches_simulated_echoes(chi_ppm, b0_tesla):
     assert field.mean().item() == pytest.approx(true_ppm, abs=4 * sd.item() / math.sqrt(n))
     # The SD of 40,000 draws is known to 0.35 %; phase noise exceeds its approximation slightly at a third of the SNR.
     assert field.std().item() == pytest.approx(sd.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("sd_ppm", [0.001, 0.02])
+def test_noise_is_estimated_in_spite_of_structure(sd_ppm):
+    # Smooth fields do not matter, and the edges of a box fill too few voxels to change the median.
+    x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, 40)] * 3, indexing="ij")
+    structure = x**2 - z**2 + 0.5 * x * y * z
+    structure[10:20, 10:20, 10:20] += 0.1
+    noise = sd_ppm * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    mask = x**2 + y**2 + z**2 < 0.9
+    outside = torch.where(mask, structure + noise, 7.0)
+    assert estimate_noise_sd(outside, mask) == pytest.approx(sd_ppm, rel=0.05)
+    assert estimate_noise_sd(outside, mask & (x > 0.96)) == 0
+
+
+def test_r2star_is_the_slope_of_the_log_signal():
+    times_s = (0.004, 0.010, 0.013)
+    r2star = torch.tensor([0.0, 20.0, 60.0, 150.0]).view(4, 1, 1)
+    magnitude = torch.stack([100 * torch.exp(-time_s * r2star) for time_s in times_s])
+    torch.testing.assert_close(fit_r2star(magnitude, echo_times_s=times_s), r2star, rtol=1e-3, atol=1e-3)
+    magnitude[1, 0] = 0
+    assert fit_r2star(magnitude, echo_times_s=times_s)[0].item() == 0

@@ -104,7 +104,7 @@ def test_cavity_in_mask_has_only_local_effects():
     assert not done.mask[cavity].any()
     far = whole.mask & ~ball(14, (-12.0, 0.0, 0.0))
     np.testing.assert_array_equal(done.mask[far], whole.mask[far])
-    assert float((done.chi_ppm - whole.chi_ppm)[far].std()) < 0.05 * CONTRAST_PPM
+    assert float((done.chi_ppm - whole.chi_ppm)[far].std()) < 0.1 * CONTRAST_PPM
 
 
 def test_mask_smaller_than_smallest_sphere_is_rejected():
@@ -114,7 +114,7 @@ def test_mask_smaller_than_smallest_sphere_is_rejected():
 
 
 def test_steps_depend_on_number_of_echoes():
-    one, several = describe_steps(1), describe_steps(4)
+    one, several = (describe_steps(n, background="vsharp", inversion="tv") for n in (1, 4))
     assert one.keys() == several.keys()
     assert "offset not removed" in one["Unwrapping"]
     assert "offset removed" in several["Unwrapping"]

@@ -125,7 +125,7 @@ def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
         near = ndimage.binary_dilation(labels == structure.index, iterations=3)
         nucleus, around = labels == structure.index, near & (labels > len(STRUCTURES))
         contrast, true = (float(chi[nucleus].mean() - chi[around].mean()) for chi in (found, echoes.chi.numpy()))
-        assert (1 - SHRINKS) * true < contrast < 1.1 * true, structure.abbreviation
+        assert (1 - SHRINKS) * true < contrast < 1.15 * true, structure.abbreviation
 
 
 def test_reconstruction_is_independent_of_storage_orientation(done):
@@ -257,7 +257,7 @@ def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
     assert run(ds, "--model", second, "--phase-sign", "negative") == 0
     assert (
         "sub-01: results of oracle belong to another reconstruction, which this run replaces; run --model oracle again "
-        "with the same --phase-sign and --brain-mask\n"
+        "with the same reconstruction options\n"
     ) in capsys.readouterr().err
     assert run(ds, level="group") == 1
     assert "results of 1 of 1 scans out of date: sub-01; left out of all statistics" in (capsys.readouterr().err)

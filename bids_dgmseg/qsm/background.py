@@ -1,0 +1,261 @@
+"""Background field removal: the field of the sources inside the brain, out of that of all sources.
+
+The methods take the total field (X, Y, Z) in any unit and the mask of the brain, outside of which values are ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_pad
+from bids_dgmseg.qsm.inversion import conjugate_gradients
+
+BACKGROUNDS = {
+    "pdf": "projection onto dipole fields (PDF), 40 iterations at half and 5 at full resolution; mask eroded by 2 mm",
+    "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm; mask eroded by 3 mm",
+    "lbv": "Laplacian boundary value (LBV); mask eroded by one voxel",
+}
+"""Methods of `remove_background` and their parameters."""
+
+_RADII_MM = (12.0, 8.0, 5.0, 3.0)
+"""Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
+
+_EROSION_MM = 2.0
+"""PDF cannot tell sources on either side of the border of the mask apart."""
+
+_MARGIN_MM = 20.0
+"""Space around the field for the sources of the background, and against aliasing."""
+
+_TOLERANCE, _MAX_ITERATIONS = 1e-4, 500
+"""Of the Laplace equation: the residual relative to the first one."""
+
+_INSIDE = 1 - 1e-5
+"""Mask average above which a sphere counts as inside: one voxel of the largest sphere weighs more than the rest."""
+
+
+def remove_background(
+    field: Tensor,
+    mask: Tensor,
+    *,
+    method: str,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float],
+    weight: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Remove the background field with a method of `BACKGROUNDS`.
+
+    Returns the local field, 0 outside the eroded mask, and the eroded mask. `weight` is the reliability of the field
+    (the inverse of its SD), which only PDF uses. `ValueError` if the method is unknown.
+    """
+    if method == "vsharp":
+        return v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
+    if method == "lbv":
+        return solve_laplace(field, mask, voxel_size_mm=voxel_size_mm)
+    if method != "pdf":
+        raise ValueError(f"background: {method!r}, expected one of {', '.join(BACKGROUNDS)}")
+    local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
+    padded = np.pad(mask.numpy(), 1)  # beyond the image is outside the brain
+    depth_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
+    eroded = torch.from_numpy(depth_mm > _EROSION_MM)
+    return torch.where(eroded, local, 0.0), eroded
+
+
+def project_onto_dipoles(
+    field: Tensor,
+    mask: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    weight: Tensor | None = None,
+    iterations: tuple[int, int] = (40, 5),
+) -> Tensor:
+    r"""Remove the background field by projection onto dipole fields (PDF).
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+        Total field in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Brain.
+    voxel_size_mm, b0_direction : sequence of 3 float
+        Voxel size in mm, direction of B0 along the grid's axes.
+    weight : Tensor of shape (X, Y, Z), optional
+        Inverse SD of the field in any unit; by default 1.
+    iterations : tuple of 2 int
+        Iterations of conjugate gradients at half resolution, whose result is the start, and at full resolution.
+
+    Returns
+    -------
+    Tensor of shape (X, Y, Z)
+        Local field, 0 outside the mask; unreliable in its outermost 2 mm.
+
+    Notes
+    -----
+    The background is the field of the sources outside the mask M that explain the total field inside best,
+
+    .. math:: f_b = D\chi_b, \qquad \chi_b = \arg\min_{\chi = 0 \text{ in } M} |W M (f - D\chi)|^2,
+
+    since the fields of dipoles inside and outside are nearly orthogonal in M.
+
+    References
+    ----------
+    Liu T, et al. A novel background field removal method for MRI using projection onto dipole fields (PDF). NMR Biomed
+    24 (2011) 1129-1136. doi:10.1002/nbm.1670
+    """
+    steps = list(zip(field.shape, voxel_size_mm, strict=True))
+    margin = [math.ceil(_MARGIN_MM / step) for _, step in steps]
+    shape = [fast_size(size + 2 * width) for (size, _), width in zip(steps, margin, strict=True)]
+    inner = tuple(slice(width, width + size) for (size, _), width in zip(steps, margin, strict=True))
+    total, squared, outside = torch.zeros(shape), torch.zeros(shape), torch.ones(shape)
+    total[inner] = torch.where(mask, field, 0.0)
+    squared[inner] = mask * (torch.ones_like(field) if weight is None else weight) ** 2
+    squared /= squared.max().clamp(min=1e-30)
+    outside[inner] = (~mask).to(field.dtype)
+    weights, sums, share = (
+        functional.avg_pool3d(one[None, None], 2)[0, 0] for one in (squared, squared * total, outside)
+    )
+    beyond = (share > 0.5).to(field.dtype)
+    coarse = conjugate_gradients(
+        torch.where(weights > 0, sums / weights, 0.0),
+        dipole_kernel(weights.shape, [2 * step for step in voxel_size_mm], b0_direction),
+        weight=(weights * (1 - beyond)).sqrt(),
+        strength=0.0,
+        iterations=iterations[0],
+        support=beyond,
+    )
+    for axis in range(3):
+        coarse = coarse.repeat_interleave(2, axis)
+    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction)
+    sources = conjugate_gradients(
+        total, kernel, weight=squared.sqrt(), strength=0.0, iterations=iterations[1], support=outside, start=coarse
+    )
+    return torch.where(mask, field - apply_kernel(sources, kernel)[inner], 0.0)
+
+
+def solve_laplace(field: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Remove the background field as the solution of Laplace's equation in the brain (LBV).
+
+    The background is harmonic inside the mask and taken to equal the total field in the outermost layer of voxels.
+
+    Returns
+    -------
+    local : Tensor of shape (X, Y, Z)
+        Local field, 0 outside the eroded mask.
+    eroded : Tensor of shape (X, Y, Z), bool
+        The mask without its outermost layer.
+
+    References
+    ----------
+    Zhou D, et al. Background field removal by solving the Laplacian boundary value problem. NMR Biomed 27 (2014)
+    312-319. doi:10.1002/nbm.3064
+    """
+    eroded = torch.from_numpy(ndimage.binary_erosion(mask.numpy()))
+
+    def laplacian(array: Tensor) -> Tensor:
+        """Return the negative Laplacian in the eroded mask, whose neighbours never lie beyond the grid."""
+        parts = [
+            (2 * array - array.roll(1, axis) - array.roll(-1, axis)) / step**2
+            for axis, step in enumerate(voxel_size_mm)
+        ]
+        return torch.where(eroded, torch.stack(parts).sum(dim=0), 0.0)
+
+    background = torch.where(mask, field, 0.0)
+    residual = -laplacian(background)
+    direction, power = residual, residual.square().sum()
+    goal = _TOLERANCE**2 * power
+    for _ in range(_MAX_ITERATIONS):
+        if not power > goal:
+            break
+        image = laplacian(direction)
+        step = power / (direction * image).sum()
+        background, residual = background + step * direction, residual - step * image
+        power, previous = residual.square().sum(), power
+        direction = residual + power / previous * direction
+    return torch.where(eroded, field - background, 0.0), eroded
+
+
+def v_sharp(
+    field: Tensor,
+    mask: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    radii_mm: Sequence[float] = (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2),
+    threshold: float = 0.05,
+    periodic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""Remove the background field by spherical mean values of variable radius (V-SHARP).
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+        Total field in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Brain; values outside are ignored.
+    voxel_size_mm : sequence of 3 float
+        Voxel size in mm.
+    radii_mm : sequence of float
+        Radii of the spheres.
+    threshold : float
+        Truncation of the deconvolution: frequencies with a smaller response of the largest sphere are set to 0.
+    periodic : bool
+        Treat the grid as periodic; by default it is padded with zeros.
+
+    Returns
+    -------
+    local : Tensor of shape (X, Y, Z)
+        Local field, 0 outside the eroded mask.
+    eroded : Tensor of shape (X, Y, Z), bool
+        Voxels whose smallest sphere lies inside the mask.
+
+    Notes
+    -----
+    A field whose sources lie outside a sphere is harmonic in it, so its value at the centre equals its mean over the
+    sphere. With :math:`S_r` the mean over a sphere of radius r, what remains is :math:`(1 - S_{r(x)}) f`, where
+    :math:`r(x)` is the largest radius whose sphere about x fits into the mask. Deconvolution with
+    :math:`1 - \hat S_R`, R the largest radius, recovers the local field [1]_, [2]_.
+
+    References
+    ----------
+    .. [1] Schweser F, et al. NeuroImage 54 (2011) 2789-2807. doi:10.1016/j.neuroimage.2010.10.070
+    .. [2] Wu B, et al. Magn Reson Med 67 (2012) 137-147. doi:10.1002/mrm.23000
+    """
+    radii_mm = sorted(radii_mm, reverse=True)
+    shape, inner = list(field.shape), tuple(slice(size) for size in field.shape)
+    if not periodic:  # a margin on one side is enough: the opposite side borders on it as well
+        shape = [fast_size(n + math.ceil(radii_mm[0] / step)) for n, step in zip(shape, voxel_size_mm, strict=True)]
+        field, mask = zero_pad(field, shape), zero_pad(mask, shape)
+    field = torch.where(mask, field, 0.0)
+    spectrum, mask_spectrum = torch.fft.rfftn(field), torch.fft.rfftn(mask.to(field.dtype))
+    remainder, eroded = torch.zeros_like(field), torch.zeros_like(mask)
+    for radius_mm in radii_mm:
+        mean = spherical_mean_kernel(shape, voxel_size_mm, radius_mm, device=field.device)
+        fits = torch.fft.irfftn(mask_spectrum * mean, s=shape) > _INSIDE
+        remainder = torch.where(fits & ~eroded, field - torch.fft.irfftn(spectrum * mean, s=shape), remainder)
+        eroded |= fits
+    sharp = 1 - spherical_mean_kernel(shape, voxel_size_mm, radii_mm[0], device=field.device)
+    inverse = torch.where(sharp.abs() > threshold, 1 / sharp, 0.0)
+    return torch.where(eroded, apply_kernel(remainder, inverse), 0.0)[inner], eroded[inner]
+
+
+def spherical_mean_kernel(
+    shape: Sequence[int], voxel_size_mm: Sequence[float], radius_mm: float, *, device: torch.device | None = None
+) -> Tensor:
+    """Compute the Fourier transform (X, Y, Z // 2 + 1) of the mean over a sphere about each voxel.
+
+    The radius is at least 1.01 times the shortest voxel edge: with a sphere of one voxel nothing would remain.
+    """
+    radius_mm = max(radius_mm, 1.01 * min(voxel_size_mm))
+    x, y, z = (
+        torch.fft.fftfreq(int(size), 1 / (size * step), device=device)
+        for size, step in zip(shape, voxel_size_mm, strict=True)
+    )
+    ball = (x.view(-1, 1, 1) ** 2 + y.view(1, -1, 1) ** 2 + z.view(1, 1, -1) ** 2 <= radius_mm**2).float()
+    mean: Tensor = torch.fft.rfftn(ball / ball.sum()).real
+    return mean

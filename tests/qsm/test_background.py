@@ -1,0 +1,143 @@
+from typing import Any
+
+import pytest
+import torch
+
+from bids_dgmseg.qsm.background import BACKGROUNDS, remove_background, spherical_mean_kernel, v_sharp
+from bids_dgmseg.qsm.field import apply_kernel, dipole_field
+
+HEAD_SHAPE, HEAD_VOXEL_MM = (48, 48, 40), (1.5, 1.5, 1.5)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Coordinates and distance from the centre in mm; the brain is a ball of 24 mm."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * step for n, step in zip(HEAD_SHAPE, HEAD_VOXEL_MM, strict=True)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    return x, y, z, (x**2 + y**2 + z**2).sqrt()
+
+
+def test_sphere_of_one_voxel_averages_seven_voxels():
+    # Radius 1 voxel: itself and six neighbours.
+    spot = torch.zeros(8, 8, 8)
+    spot[4, 4, 4] = 7.0
+    mean = apply_kernel(spot, spherical_mean_kernel((8, 8, 8), (2.0, 2.0, 2.0), 2.0))
+    assert mean[4, 4, 4].item() == pytest.approx(1, abs=1e-5)
+    assert mean[4, 4, 3].item() == pytest.approx(1, abs=1e-5)
+    assert mean[4, 3, 3].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_sphere_is_round_in_mm():
+    spot = torch.zeros(12, 12, 12)
+    spot[6, 6, 6] = 1.0
+    mean = apply_kernel(spot, spherical_mean_kernel((12, 12, 12), (1.0, 1.0, 3.0), 3.5))
+    assert mean[9, 6, 6].item() == pytest.approx(mean[6, 6, 7].item())
+    assert mean[6, 6, 8].item() == pytest.approx(0, abs=1e-6)  # 6 mm away
+
+
+def test_harmonic_background_is_removed(head):
+    x, y, z, r = head
+    background = 0.02 * x + 0.001 * (x**2 - z**2) + 2e-4 * x * y * z  # ppm; the Laplacian is 0
+    local, eroded = v_sharp(background, r < 24, voxel_size_mm=HEAD_VOXEL_MM, radii_mm=(9, 6, 3))
+    assert background[eroded].abs().max().item() > 0.5
+    assert local[eroded].abs().max().item() < 1e-3
+
+
+def test_air_field_is_removed_and_nucleus_field_kept(head):
+    x, y, z, r = head
+    nucleus = 0.1 * ((x - 6) ** 2 + y**2 + z**2 < 25).float()
+    air = 9.0 * ((x**2 + (y + 34) ** 2 + (z + 10) ** 2) < 49).float()
+    own = dipole_field(nucleus, voxel_size_mm=HEAD_VOXEL_MM)
+    total = dipole_field(nucleus + air, voxel_size_mm=HEAD_VOXEL_MM)
+    local, eroded = v_sharp(total, r < 24, voxel_size_mm=HEAD_VOXEL_MM, radii_mm=(12, 11, 10, 9, 8, 7, 6, 5, 4, 3))
+    deep = eroded & (r < 15)
+    before, after = ((field - own)[deep].std() / own[deep].std() for field in (total, local))
+    assert before > 2
+    assert after < 0.1
+    assert torch.corrcoef(torch.stack([local[deep], own[deep]]))[0, 1].item() > 0.99
+
+
+def test_mask_is_eroded_by_smallest_radius(head):
+    r = head[3]
+    local, eroded = v_sharp(torch.ones(HEAD_SHAPE), r < 24, voxel_size_mm=HEAD_VOXEL_MM, radii_mm=(6, 3))
+    assert eroded[r < 24 - 3.01].all()  # a ball of 3 mm fits
+    assert not eroded[r > 24 - 2.2].any()  # voxel centres of the ball reach 2.6 mm and more in every direction
+    assert (local[~eroded] == 0).all()
+
+
+def test_values_outside_mask_are_ignored(head):
+    mask = head[3] < 24
+    field = torch.randn(HEAD_SHAPE, generator=torch.Generator().manual_seed(0))
+    other = torch.where(mask, field, 1000.0)
+    first, second = (v_sharp(f, mask, voxel_size_mm=HEAD_VOXEL_MM, radii_mm=(6, 3))[0] for f in (field, other))
+    assert torch.equal(first, second)
+
+
+def test_grid_is_zero_padded_unless_periodic():
+    full = torch.ones(16, 16, 16, dtype=torch.bool)
+    cut, whole = (
+        v_sharp(full.float(), full, voxel_size_mm=(1, 1, 1), radii_mm=(3, 2), periodic=periodic)[1]
+        for periodic in (False, True)
+    )
+    assert whole.all()
+    assert int(cut.sum()) == 12**3  # two voxels from each face
+
+
+@pytest.mark.parametrize(("method", "largest_error"), [("pdf", 0.15), ("lbv", 0.1), ("vsharp", 0.35)])
+def test_every_method_separates_air_from_a_nucleus(head, method, largest_error):
+    # The bound is the error of the local field over its SD; V-SHARP loses part of the field of a few radii.
+    x, y, z, r = head
+    nucleus = 0.1 * ((x - 6) ** 2 + y**2 + z**2 < 25).float()
+    air = 9.0 * ((x**2 + (y + 34) ** 2 + (z + 10) ** 2) < 49).float()
+    own = dipole_field(nucleus, voxel_size_mm=HEAD_VOXEL_MM)
+    total = dipole_field(nucleus + air, voxel_size_mm=HEAD_VOXEL_MM)
+    local, eroded = remove_background(
+        total,
+        r < 24,
+        method=method,
+        voxel_size_mm=HEAD_VOXEL_MM,
+        b0_direction=(0, 0, 1),
+        weight=torch.ones(HEAD_SHAPE),
+    )
+    assert not (local[~eroded] != 0).any()
+    deep = eroded & (r < 18)
+    error = (local - own)[deep]
+    assert (total - own)[deep].std() / own[deep].std() > 2
+    assert (error.std() / own[deep].std()).item() < largest_error
+
+
+@pytest.mark.parametrize("b0_direction", [(0, 0, 1), (1, 0, 0)])
+def test_projection_depends_on_field_direction(head, b0_direction):
+    # A dipole outside: the right direction explains its field, another one does not.
+    x, y, z, r = head
+    air = 9.0 * ((x**2 + (y + 34) ** 2 + (z + 10) ** 2) < 49).float()
+    total = dipole_field(air, voxel_size_mm=HEAD_VOXEL_MM, b0_direction=b0_direction)
+    given: dict[str, Any] = {"method": "pdf", "voxel_size_mm": HEAD_VOXEL_MM, "weight": torch.ones(HEAD_SHAPE)}
+    local, eroded = remove_background(total, r < 24, b0_direction=b0_direction, **given)
+    assert (local[eroded].std() / total[eroded].std()).item() < 0.03
+
+
+def test_erosion_is_that_of_the_description(head):
+    r = head[3]
+    given: dict[str, Any] = {
+        "voxel_size_mm": HEAD_VOXEL_MM,
+        "b0_direction": (0, 0, 1),
+        "weight": torch.ones(HEAD_SHAPE),
+    }
+    depths = {"pdf": 2.0, "vsharp": 3.0, "lbv": 1.5}  # mm; a voxel is 1.5 mm
+    for method, depth_mm in depths.items():
+        _, eroded = remove_background(torch.ones(HEAD_SHAPE), r < 24, method=method, **given)
+        assert eroded[r < 24 - depth_mm - 1.3].all(), method  # half of a voxel's diagonal
+        assert not eroded[r > 24 - depth_mm + 1.3].any(), method
+
+
+def test_unknown_background_is_rejected(head):
+    with pytest.raises(ValueError, match=f"background: 'none', expected one of {', '.join(BACKGROUNDS)}"):
+        remove_background(
+            head[0],
+            head[3] < 24,
+            method="none",
+            voxel_size_mm=HEAD_VOXEL_MM,
+            b0_direction=(0, 0, 1),
+            weight=torch.ones(HEAD_SHAPE),
+        )
