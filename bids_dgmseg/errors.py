@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 OK, FAILED, INVALID, HUNG_UP, INTERRUPTED = 0, 1, 2, 129, 130
 """Exit codes: all done; some scans failed; options or files do not allow the command; terminal closed; interrupted."""
@@ -34,6 +35,31 @@ class HangUp(KeyboardInterrupt):
     """The terminal was closed (SIGHUP)."""
 
 
+_interrupts: list[type[KeyboardInterrupt]] = []
+"""Those that signals have raised since `forget_interrupts`."""
+
+
+def forget_interrupts() -> None:
+    """Start anew: what was interrupted before was another command."""
+    _interrupts.clear()
+
+
+def interrupt(kind: type[KeyboardInterrupt] = KeyboardInterrupt) -> NoReturn:
+    """Raise the exception of a signal, and remember it for `raise_if_interrupted`."""
+    _interrupts.append(kind)
+    raise kind
+
+
+def raise_if_interrupted() -> None:
+    """Raise the exception of an earlier signal again.
+
+    An exception that a signal handler raises can be lost: within ``__del__``, a callback of C code, some imports or a
+    library's bare ``except``. Slurm and Docker send one signal only.
+    """
+    if _interrupts:
+        raise _interrupts[0]
+
+
 def run_command(program: str, command: Callable[[], int], *, after_interrupt: str = "") -> int:
     """Run a command and print errors that the user can correct as one line on standard error.
 
@@ -56,7 +82,9 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
     try:
-        return command()
+        code = command()
+        raise_if_interrupted()
+        return code
     except InputError as error:
         message = str(error)
     except BrokenPipeError:
@@ -65,9 +93,9 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         if error.filename is None:
             raise  # not about a file, so a bug: keep the traceback
         message = f"{error.filename}: {error.strerror}; {DISK_ADVICE}"
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt as signalled:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
-        return HUNG_UP if isinstance(interrupt, HangUp) else INTERRUPTED
+        return HUNG_UP if isinstance(signalled, HangUp) else INTERRUPTED
     sys.stderr.write(f"{program}: error: {printable(message)}\n")
     return INVALID
 

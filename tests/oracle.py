@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from functools import cache
@@ -71,6 +72,15 @@ class Interrupted(Oracle):
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         os.kill(os.getpid(), signal.SIGINT)
         return super().__call__(volume)
+
+
+class Deaf(Oracle):
+    """Receive SIGTERM where its exception becomes another one, as in an import or in C code."""
+
+    def __call__(self, volume: Volume) -> NDArray[np.float32]:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise ImportError("cannot import name 'x'")
 
 
 def oracle_model(name: str = "oracle", predictor: str = "Oracle") -> Model:

@@ -26,7 +26,7 @@ from typing import Any
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, generators, is_own
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.config import RunConfig
-from bids_dgmseg.errors import HangUp, InputError
+from bids_dgmseg.errors import HangUp, InputError, forget_interrupts, interrupt
 from bids_dgmseg.io.files import describe_missing, describe_unfetched, is_broken_symlink, is_pointer_file, read_json
 from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abandoned
 
@@ -239,13 +239,19 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
 def terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM (``docker stop``, ``scancel``) and SIGHUP (closed terminal) as Ctrl-C: the run cleans up.
 
-    SIGHUP stays ignored if it is (``nohup``).
+    Each of them is remembered, see `raise_if_interrupted`. SIGINT and SIGHUP stay ignored if they are (``nohup``).
     """
+    forget_interrupts()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_handled(signal.SIGTERM, signal.default_int_handler))
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            stack.enter_context(_handled(signal.SIGHUP, _hang_up))
+        stack.enter_context(_handled(signal.SIGTERM, _interrupt))
+        for number, handler in ((signal.SIGINT, _interrupt), (signal.SIGHUP, _hang_up)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                stack.enter_context(_handled(number, handler))
         yield
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupt()
 
 
 def _hang_up(number: int, frame: FrameType | None) -> None:
@@ -253,7 +259,7 @@ def _hang_up(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # writing to a closed terminal would fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    raise HangUp
+    interrupt(HangUp)
 
 
 @contextlib.contextmanager

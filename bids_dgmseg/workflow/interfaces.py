@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.config import ReferenceRegion
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.io.nifti import check_intact, write_like
@@ -49,6 +49,7 @@ class StepNode(Node):
     def run(self, updatehash: bool = False) -> Any:
         """Run the step, and keep the exception that it raises in `error`."""
         try:
+            raise_if_interrupted()
             return super().run(updatehash=updatehash)
         except BaseException as error:  # noqa: BLE001 - raised again below
             self.error = self.interface.error or error

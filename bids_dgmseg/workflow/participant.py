@@ -30,7 +30,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.config import ReconstructionOptions, RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some
+from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.label_map import choose_labels
@@ -288,6 +288,7 @@ def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: Sca
 
     complete = True
     for participant, own in groupby(scans, key=lambda scan: scan.participant):  # they are sorted
+        raise_if_interrupted()
         names = [scan.name for scan in own]
         failed = [name for name in names if name in run.failed]
         page = output_dir / f"sub-{participant}.html"

@@ -20,7 +20,7 @@ from typing import Any
 from nipype.pipeline import plugins
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.workflow.batch_jobs import SCHEDULERS, SubmitPlugin
 from bids_dgmseg.workflow.environment import log_to
@@ -82,6 +82,7 @@ class WorkersPlugin(MultiProcPlugin):
         return int(self._taskid)
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
+        raise_if_interrupted()
         process, receiver, node = self._task_obj[taskid]
         alive = process.is_alive()  # asked first: whatever a dead process has sent is in the pipe
         if receiver.poll():
@@ -128,6 +129,10 @@ def submitting_plugin(given: SubmitPlugin, status_callback: Callable[[StepNode, 
                 memory_mb = int(1.2 * 1024 * node.mem_gb)  # the estimate, and a fifth for what Python leaves unused
                 node.plugin_args = {"sbatch_args": f"--cpus-per-task={node.n_procs} --mem={memory_mb}M"}
             return super()._submit_job(node, updatehash=updatehash)
+
+        def _get_result(self, taskid: Any) -> Any:
+            raise_if_interrupted()
+            return super()._get_result(taskid)
 
         def _clean_queue(self, jobid: int, graph: Any, result: dict[str, Any] | None = None) -> Any:
             node = self.procs[jobid]

@@ -20,7 +20,7 @@ from bids_dgmseg.bids.fingerprints import mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import DISK_ADVICE, InputError
+from bids_dgmseg.errors import DISK_ADVICE, InputError, raise_if_interrupted
 from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.workflow.batch_jobs import read_plugin_file
@@ -212,6 +212,7 @@ class ScanRunner:
                     workflow.run(plugin=self._choose_plugin())
             except Exception as error:  # noqa: BLE001 - Nipype raises the exception of any node, after running the others
                 stopped_by = error
+            raise_if_interrupted()
             if not (self.failed and stop):
                 for scan in [job.scan.name for job in batch if job.scan.name not in self.done | self.failed.keys()]:
                     self._fail(
@@ -243,6 +244,7 @@ class ScanRunner:
         if status == "start":
             self._progress.start(scan, node.name)
         elif status == "exception":
+            raise_if_interrupted()  # libraries may raise another exception in its place
             self._fail(scan, self._describe_error(scan, node.name, node.error))
         else:
             report = getattr(node.result.outputs, "out_report", None)

@@ -263,6 +263,26 @@ def test_terminated_run_leaves_nothing(start, tmp_path, number, code):
     assert [*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()] == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)])
+def test_lost_signal_ends_the_command(number, code):
+    """A command that goes on after one signal, whose exception was suppressed within it."""
+    program = f"""
+import contextlib, signal, sys
+from bids_dgmseg.errors import run_command
+from bids_dgmseg.workflow.environment import terminate_as_interrupt
+
+def work():
+    with contextlib.suppress(BaseException):
+        signal.raise_signal({int(number)})
+    return 0
+
+with terminate_as_interrupt():
+    sys.exit(run_command("run", work))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "run: interrupted\n")
+
+
 def test_nohup_is_respected(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

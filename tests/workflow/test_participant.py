@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.console import RunProgress
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.registry import MODELS
 from tests.conftest import coarse_chi, contents
@@ -100,6 +102,30 @@ def test_interrupt_within_a_step_ends_the_run(bids_dataset, run, special, capsys
     out, err = capsys.readouterr()
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert "sub-02" not in out
+
+
+def test_interrupt_that_a_step_hides_is_not_its_failure(bids_dataset, run, special, capsys, tmp_path):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Deaf")) == 130
+    out, err = capsys.readouterr()
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert "sub-02" not in out
+    assert not [path for path in (tmp_path / "out").rglob("*sub-01*") if path.is_file()]  # no record of a failure
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeypatch, capsys, tmp_path, nprocs, number):
+    def lose_signal(progress: RunProgress, scan: str, step: str) -> None:
+        progress.info(f"{scan}: {step}")
+        with contextlib.suppress(BaseException):  # as __del__ and callbacks of C code do
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(RunProgress, "start", lose_signal)
+    assert run(bids_dataset("sub-01", "sub-02"), "--nprocs", nprocs, "--mem-gb", "1") == 130
+    out, err = capsys.readouterr()
+    assert out == "sub-01: prepare\n"
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_workers_ignore_interrupts(bids_dataset, run, special):
