@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_dgmseg.cli.bids_app import read_config
 from bids_dgmseg.cli.options import CHECKPOINT, PLAN, RECIPE, RUNTIME, Verb, non_negative_int, option, positive_int
@@ -19,9 +21,12 @@ from bids_dgmseg.cli.train import (
     make_training,
 )
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import FAILED, OK, InputError, list_some
+from bids_dgmseg.errors import FAILED, OK, InputError, list_some, run_command
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.models.registry import Model
+
+if TYPE_CHECKING:
+    from bids_dgmseg.train.nnunet.run import NnunetRequest
 
 NNUNET = "nnunet2step"
 
@@ -85,7 +90,7 @@ def train_nnunet_fold(
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
     from bids_dgmseg.models.nnunet_folder import STEPS
     from bids_dgmseg.train.labelled_maps import Part, match_labels, read_sites, split_fold
-    from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+    from bids_dgmseg.train.nnunet.run import NnunetRequest
 
     given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
     given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
@@ -101,10 +106,35 @@ def train_nnunet_fold(
     named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}
     parts = {participant: part for part, participants in named.items() for participant in participants}
     training = make_nnunet_training(args, n_nets=len(STEPS))
-    run_nnunet_training(
-        NnunetRequest(model, dataset, weights, STEPS, training, derivatives, choose, parts=parts), log=line
-    )
+    train_in_new_process(NnunetRequest(model, dataset, weights, STEPS, training, derivatives, choose, parts=parts))
     return split.test
+
+
+def train_in_new_process(request: NnunetRequest) -> None:
+    """Train both nnU-Nets in a new process; nnU-Net forks, which hangs once this process has segmented scans."""
+    process = multiprocessing.get_context("spawn").Process(target=_train_nnunet, args=(request,))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+    if (code := process.exitcode) is not None and code < 0:
+        raise InputError(f"{request.out.name}: the training was killed (signal {-code}); run the same command again")
+    if code:
+        raise SystemExit(code)  # the process has printed why
+
+
+def _train_nnunet(request: NnunetRequest) -> None:
+    from bids_dgmseg.train.nnunet.run import run_nnunet_training
+    from bids_dgmseg.workflow.environment import terminate_as_interrupt
+
+    def train() -> int:
+        with StatusLine() as line:
+            run_nnunet_training(request, log=line)
+        return OK
+
+    with terminate_as_interrupt():
+        raise SystemExit(run_command("dgmseg cross-validate", train))
 
 
 def segment(

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +21,6 @@ from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.train.nnunet import run as nnunet_run
 from tests.train.test_folds import SMALL, make_dataset, quick  # noqa: F401 - a fixture
 
 FOLDS = 3
@@ -165,8 +165,8 @@ def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
 
 @pytest.mark.usefixtures("one_process")
 def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
-    requests = []
-    monkeypatch.setattr(nnunet_run, "run_nnunet_training", lambda request, log: requests.append(request))
+    requests: list[Any] = []
+    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.train_in_new_process", requests.append)
     monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", lambda *given: 0)
     assert cross_validate("nnunet2step", dataset, tmp_path / "cv", "--fold", "0", "1", "2") == 0
     parts = [request.parts for request in requests]
