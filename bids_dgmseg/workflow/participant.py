@@ -34,7 +34,7 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_i
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.label_map import choose_labels
-from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model
+from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.workflow.batch_jobs import read_plugin_file
 from bids_dgmseg.workflow.environment import (
     check_folders,
@@ -129,7 +129,7 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     check_folders(config)
     jobs = _find_jobs(config, model, scans, quick=quick)
     warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
-    must_load = bool(segmentation.weights) or device == "cuda"
+    must_load = bool(segmentation.weights) or device == "cuda" or not weights_folder(model).is_dir()
     if jobs and not quick and model.weights and not must_load:
         check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
         if model.localizer.guard:

@@ -99,7 +99,7 @@ def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):
 
 
 def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bids_dgmseg.models.label_map.weights_folder", lambda model: tmp_path / "none")
-    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / "none")
+    for module in ("models.label_map", "segmentation.nnunet", "workflow.participant"):
+        monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
     assert "nnunet2step: no weights in the package; train it (dgmseg train-nnunet " in capsys.readouterr().err
