@@ -88,11 +88,17 @@ class Filter:
 
     @classmethod
     def read(cls, path: Path | None, name: str) -> Filter:
-        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted."""
+        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted.
+
+        A file without both blocks, as BABS writes it for one session, selects the session that its other blocks name.
+        """
         if path is None:
             return cls()
         blocks = read_json(path)
         if not any(isinstance(blocks.get(known), dict) for known in ("chimap", "megre")):
+            found = [block["session"] for block in blocks.values() if isinstance(block, dict) and "session" in block]
+            if found and isinstance(found[0], str) and all(session == found[0] for session in found):
+                return cls({"session": found[0]})
             example = '{"chimap": {"acquisition": "x"}}'
             raise InputError(f'{path.name}: no "chimap" or "megre" block; add one, such as {example}')
         block = blocks.get(name, {})

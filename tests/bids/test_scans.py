@@ -153,6 +153,15 @@ def test_filter_file_selects_by_entity(dataset, block, names, filter_file):
     assert names_of(root, filter_file=filter_file) == names
 
 
+def test_filter_file_of_babs_selects_its_session(dataset, filter_file):
+    root = dataset("ds", chi("sub-01", "ses-01"), chi("sub-01", "ses-02"))
+    filter_file.write_text(
+        '{"fmap": {"datatype": "fmap"}, "t2w": {"datatype": "anat", "session": "02", "suffix": "T2w"},'
+        ' "t1w": {"datatype": "anat", "session": "02", "suffix": "T1w"}}'
+    )
+    assert names_of(root, filter_file=filter_file) == ["sub-01_ses-02"]
+
+
 @pytest.mark.parametrize("text", ['{"chimap": {"scope": "raw"}}', '{"chimap": {"scope": "qsmxt"}}'])
 def test_filter_scope_selects_the_dataset(dataset, text, filter_file):
     root = dataset("ds", chi("sub-01"))
@@ -269,6 +278,7 @@ def test_wrong_selection_is_rejected(dataset, options, message):
         # the position of the comma is reported from Python 3.13 on, earlier that of the bracket after it
         ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 3[12]\)"),
         ('{"t1w": {}}', r'^filter.json: no "chimap" or "megre" block'),
+        ('{"t1w": {"session": "1"}, "t2w": {"session": "2"}}', r'^filter.json: no "chimap" or "megre" block'),
         ('{"chimap": {"acqisition": "x"}}', r"^filter.json: unknown entity acqisition"),
         ("[1]", r"^filter.json: contains a list, expected a JSON object"),
     ],
