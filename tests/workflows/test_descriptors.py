@@ -1,4 +1,4 @@
-"""Files that other systems read: GitHub's workflows, the Neurodesk recipe, the XNAT command, and their version."""
+"""Files that other systems read (GitHub workflows, Neurodesk, XNAT and BABS configurations) and their version."""
 
 import json
 import re
@@ -139,3 +139,19 @@ def test_xnat_references_are_valid():
         assert mounts[source["provides-files-for-command-mount"]]["path"] == "/input"
         assert handler["as-a-child-of"] == source["name"]
         assert handler["accepts-command-output"] in [output["name"] for output in XNAT["outputs"]]
+
+
+def test_babs_configuration_fits_the_parser():
+    page = (ROOT / "docs/how-to/cluster.md").read_text(encoding="utf-8").partition("## DataLad and BABS")[2]
+    config = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    options = config["bids_app_args"]
+    flag = options.pop("$SUBJECT_SELECTION_FLAG")
+    # the order of babs 0.5.4's script: positional arguments, options as written, participant
+    given = [part for pair in options.items() for part in pair if part]
+    read = read_config(
+        [f"/ds/{config['input_datasets']['qsm']['path_in_babs']}/qsm", "/out", "participant", *given, flag, "sub-01"]
+    )
+    assert read.selection.participants == ("01",)
+    (folder,) = config["zip_foldernames"]
+    assert f" results/{folder} group\n" in page  # what is unzipped
+    assert re.search(r"--container_name [A-Za-z0-9-]+ ", page)  # datalad containers-add refuses other characters
