@@ -48,6 +48,7 @@ class WorkersPlugin(MultiProcPlugin):
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph; no process outlives it."""
+        gc.collect()  # what is left of the graph before, which would be kept for good
         gc.freeze()  # Nipype collects garbage at every poll, which with torch loaded keeps a whole core busy
         try:
             super().run(*args, **kwargs)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.workflow import runner
+from bids_dgmseg.workflow.interfaces import StepNode
 from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
 
@@ -86,6 +89,28 @@ def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_
     assert run(dataset) == 0
     assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_nodes_of_finished_scans_are_freed(bids_dataset, run, monkeypatch):
+    """Else the memory of a study grows by all of its workflows."""
+    scans = ["sub-01", "sub-02", "sub-03"]
+    dataset, follow = bids_dataset(*scans), runner.ScanRunner._follow
+    nodes: dict[str, weakref.ref[StepNode]] = {}
+    alive: list[list[str]] = []
+
+    def record(self: runner.ScanRunner, node: StepNode, status: str) -> None:
+        if status == "start":
+            alive.append([name for name, one in nodes.items() if one() is not None])
+            nodes[node.fullname.split(".")[-2]] = weakref.ref(node)
+        follow(self, node, status)
+
+    monkeypatch.setattr(runner, "_BATCH", 1)
+    monkeypatch.setattr(runner.ScanRunner, "_follow", record)
+    for scan in scans:
+        erase(dataset, scan)  # each fails in its first step
+    assert run(dataset, "--nprocs", "2") == 1
+    assert len(alive) == 3
+    assert "sub-01" not in alive[2]  # sub-02 may wait for the next collection
 
 
 @pytest.mark.timeout(120)
