@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
 from tests.oracle import oracle_model
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background or nohup ignores them,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the processes of the tests would inherit
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases each time, on any machine
 settings.load_profile("suite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -206,7 +207,9 @@ def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
     text = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(block, names)
+        warnings = "the reconstructed map is implausible: its brain mask has" if "reconstruct(" in block else None
+        with pytest.warns(UserWarning, match=warnings) if warnings else nullcontext():  # a ball of 358 ml
+            exec(block, names)
     assert {"sub-02_dseg.nii.gz", "Chimap.nii.gz"} < {path.name for path in tmp_path.iterdir()}
 
 

@@ -230,11 +230,15 @@ def cpu_generator(generator: torch.Generator) -> torch.Generator:
     A CPU generator accompanies itself. Single numbers drawn on a GPU would each have to be waited for, which takes
     longer than everything else; they come from a CPU generator with the same initial seed.
     """
-    if generator.device.type == "cpu":
+    if not _is_on_gpu(generator):
         return generator
     if generator not in _cpu_generators:
         _cpu_generators[generator] = torch.Generator().manual_seed(generator.initial_seed())
     return _cpu_generators[generator]
+
+
+def _is_on_gpu(generator: torch.Generator) -> bool:  # replaced in tests on a pretended GPU
+    return generator.device.type != "cpu"
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:

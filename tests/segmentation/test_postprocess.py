@@ -47,7 +47,8 @@ def test_small_component_is_removed():
     kept = postprocess(one_hot(labels), MODELS["dgm16"])
     assert (kept == DN_L).sum() == 64 + 7
     assert kept[15, :, 5].max() == 0
-    assert_array_equal(postprocess(one_hot(labels), MODELS["nnunet2step"]), labels)
+    assert_array_equal(cleaned(labels, min_component_fraction=0.0), labels)
+    assert (postprocess(one_hot(labels), MODELS["nnunet2step"]) == DN_L).sum() == 64
 
 
 def test_only_one_of_equal_components_is_kept():
