@@ -1,11 +1,17 @@
-"""Time and memory per scan, compared with nnU-Net with a network for the same task.
+"""Time and memory per scan, compared with nnU-Net with a network for the same task; start and steadiness of a study.
 
     python benchmarks/speed.py [--weights FOLDER] [--map FILE] [--repeats N] [--mirroring]
+    python benchmarks/speed.py --participants 100 1000 [--scans N] [--map FILE]
 
 Segments one simulated head at 1 mm (anatomy of the phantom), unless a map is given. For comparison,
 ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task at 1 mm (31 million
 parameters, patches of 128³, 17 classes), untrained, since weights do not affect the speed; one fold, without mirroring
 unless requested. Each runs in a separate process; times are medians. Compute time excludes imports.
+
+With ``--participants``: datasets of so many participants, all with links to one map, of which the first scans are
+processed, with one process and with the default number: seconds from the command to the first scan and from scan to
+scan, compute time per scan and resident memory of the main process. A map of zeros fails at once, which leaves
+the work of the program itself.
 """
 
 from __future__ import annotations
@@ -13,9 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +33,7 @@ import nibabel as nib
 import pandas as pd
 from reporting import markdown, measure
 
+from bids_dgmseg.cli.options import positive_int
 from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 
 _OURS = """
@@ -57,12 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--map", type=Path, help="chi map of 1 mm to segment (default: a simulated head)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mirroring", action="store_true", help="let nnU-Net mirror, as it does by default")
+    parser.add_argument("--participants", type=positive_int, nargs="+", help="sizes of studies to start instead")
+    parser.add_argument("--scans", type=positive_int, default=20, help="scans to process of each study (default: 20)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if not args.map:
             list(simulate_dataset(root / "heads", n_scans=1, seed=1))
         chi = args.map or next((root / "heads").glob("sub-*/anat/*_Chimap.nii.gz"))
+        if args.participants:
+            rows = [
+                time_study(root / f"{n}_{''.join(options)}", chi, n, options=options, n_scans=args.scans)
+                for n in args.participants
+                for options in (["--nprocs", "1"], [])
+            ]
+            print(f"Studies, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}\n\n{markdown(pd.DataFrame(rows))}")
+            return 0
         ours = [sys.executable, "-c", _OURS, str(chi), str(root / "dseg.nii.gz"), str(args.weights or "")]
         rows = [
             time_command("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
@@ -89,6 +109,46 @@ def time_command(
         "imports_s": imports_s,
         "compute_s": command_s - imports_s,
         "peak_gb": max(run.peak_gb for run in runs),
+    }
+
+
+def time_study(
+    root: Path, chi: Path, n_participants: int, *, options: Sequence[str], n_scans: int
+) -> dict[str, str | int | float]:
+    """Start a study whose participants share a map, and follow its main process until scan `n_scans` has started.
+
+    For Linux, whose process table is read.
+    """
+    root.mkdir()
+    shutil.copyfile(chi, root / chi.name)
+    for number in range(n_participants):
+        anat = root / "ds" / f"sub-{number:05d}" / "anat"
+        anat.mkdir(parents=True)
+        (anat / f"sub-{number:05d}_Chimap.json").write_text('{"Units": "ppm"}', encoding="utf-8")
+        os.link(root / chi.name, anat / f"sub-{number:05d}_Chimap.nii.gz")
+    (root / "ds" / "dataset_description.json").write_text('{"Name": "One map", "BIDSVersion": "1.10.0"}')
+    command = [sys.executable, "-m", "bids_dgmseg", str(root / "ds"), str(root / "out"), "participant", *options]
+    started = time.monotonic()
+    seen: list[tuple[float, float, float]] = []
+    run = subprocess.Popen([*command, "-w", str(root / "work")], stdout=subprocess.PIPE, text=True)
+    for line in run.stdout or ():
+        if line.endswith(": prepare\n") and len(seen) < n_scans:
+            now_s, table = time.monotonic() - started, Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2]
+            user, system, pages = (int(table.split()[field]) for field in (11, 12, 21))  # proc(5)
+            cpu_s, memory = (user + system) / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE")
+            seen.append((now_s, cpu_s, memory / 1e9))
+            if len(seen) == n_scans < n_participants:
+                run.terminate()
+    run.wait()
+    seconds, used_s, memory_gb = zip(*seen, strict=True)
+    return {
+        "participants": n_participants,
+        "options": " ".join(options) or "default",
+        "first_scan_s": seconds[0],
+        "scan_s": (seconds[-1] - seconds[0]) / max(len(seen) - 1, 1),
+        "scan_cpu_s": (used_s[-1] - used_s[0]) / max(len(seen) - 1, 1),
+        "memory_gb": memory_gb[len(seen) // 4],
+        "last_memory_gb": memory_gb[-1],
     }
 
 
