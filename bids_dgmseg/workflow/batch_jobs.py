@@ -24,7 +24,7 @@ import msgspec
 
 from bids_dgmseg.config import RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import check_file_type, describe_missing
+from bids_dgmseg.io.files import check_file_type, describe_missing, write_text
 
 JOBS = ("participant", "group", "submit")
 """A template is rendered once for each, to ``JOB.sh``."""
@@ -179,11 +179,9 @@ def write_scripts(
     scripts = _render(template, {job: {**values, "job": job} for job in JOBS}, options, group_options)
     folder.mkdir(parents=True)
     tasks = [" ".join(labels[start::n_tasks]) for start in range(n_tasks)]
-    (folder / _PARTICIPANTS).write_text("\n".join(tasks) + "\n", encoding="utf-8")
+    write_text("\n".join(tasks), folder / _PARTICIPANTS)
     for job, text in scripts.items():
-        path = folder / f"{job}.sh"
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
+        write_text(text, folder / f"{job}.sh").chmod(0o755)
     return folder
 
 
