@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_pad
-from bids_dgmseg.qsm.inversion import conjugate_gradients
+from bids_dgmseg.qsm.inversion import conjugate_gradients, iterate_conjugate_gradients
 
 BACKGROUNDS = {
     "pdf": "projection onto dipole fields (PDF), 40 iterations at half and 5 at full resolution; mask eroded by 2 mm",
@@ -167,17 +167,9 @@ def solve_laplace(field: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]
         return torch.where(eroded, torch.stack(parts).sum(dim=0), 0.0)
 
     background = torch.where(mask, field, 0.0)
-    residual = -laplacian(background)
-    direction, power = residual, residual.square().sum()
-    goal = _TOLERANCE**2 * power
-    for _ in range(_MAX_ITERATIONS):
-        if not power > goal:
-            break
-        image = laplacian(direction)
-        step = power / (direction * image).sum()
-        background, residual = background + step * direction, residual - step * image
-        power, previous = residual.square().sum(), power
-        direction = residual + power / previous * direction
+    background = iterate_conjugate_gradients(
+        laplacian, background, -laplacian(background), iterations=_MAX_ITERATIONS, tolerance=_TOLERANCE
+    )
     return torch.where(eroded, field - background, 0.0), eroded
 
 

@@ -7,7 +7,7 @@ susceptibility in the unit of the field. The kernel is 0 at frequency 0, so the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,16 +156,33 @@ def conjugate_gradients(
     if start is not None:
         chi = inside * start
         residual = residual - inside * apply_kernel(squared * apply_kernel(chi, kernel), kernel) - strength * chi
-    direction = residual
-    power = residual.square().sum()
+
+    def normal(direction: Tensor) -> Tensor:
+        return inside * apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
+
+    return iterate_conjugate_gradients(normal, chi, residual, iterations=iterations)
+
+
+def iterate_conjugate_gradients(
+    operator: Callable[[Tensor], Tensor], solution: Tensor, residual: Tensor, *, iterations: int, tolerance: float = 0.0
+) -> Tensor:
+    """Improve the solution (X, Y, Z) of a linear system by conjugate gradients.
+
+    The operator is symmetric and positive semidefinite; `residual` is the right side less the operator applied to the
+    solution. The iteration ends early when the norm of the residual has fallen by the factor `tolerance`.
+    """
+    direction, power = residual, residual.square().sum()
+    goal = tolerance**2 * power
     for _ in range(iterations):
-        image = inside * apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
+        if power <= goal:
+            break
+        image = operator(direction)
         step = power / (direction * image).sum().clamp(min=1e-30)
-        chi = chi + step * direction
+        solution = solution + step * direction
         residual = residual - step * image
         power, previous = residual.square().sum(), power
         direction = residual + power / previous.clamp(min=1e-30) * direction
-    return chi
+    return solution
 
 
 def total_variation(
@@ -224,18 +241,14 @@ def total_variation(
         dual_field, dual_uniform = torch.zeros_like(field), torch.zeros_like(field)
         chi = torch.fft.irfftn(data * inverse, s=field.shape)
         for _ in range(iterations):
-            differences = [(chi.roll(-1, axis) - chi) / step_mm for axis, step_mm in enumerate(voxel_size_mm)]
-            gradient = torch.stack(differences) + dual
+            gradient = _gradient(chi, voxel_size_mm) + dual
             dual = torch.maximum(torch.minimum(gradient, limit), -limit)
-            parts = zip(gradient - 2 * dual, voxel_size_mm, strict=True)
-            # The adjoint of the forward difference, whose sum over the axes is the negative divergence.
-            pulls = [(part.roll(1, axis) - part) / step_mm for axis, (part, step_mm) in enumerate(parts)]
             if weight is not None:
                 modelled = apply_kernel(chi, kernel) + dual_field
                 fitted = (weight**2 * given + modelled) / (weight**2 + 1)
                 dual_field = modelled - fitted
                 data = torch.fft.rfftn(fitted - dual_field) * kernel
-            pull = coupling * torch.stack(pulls).sum(dim=0)
+            pull = coupling * _negative_divergence(gradient - 2 * dual, voxel_size_mm)
             if uniform is not None:
                 shifted = chi + dual_uniform
                 equal = torch.where(uniform, shifted[uniform].mean(), shifted)
@@ -287,7 +300,7 @@ def morphology_enabled(
     .. [1] Liu J, et al. NeuroImage 59 (2012) 2560-2568. doi:10.1016/j.neuroimage.2011.08.082
     .. [2] Liu Z, et al. Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
     """
-    gradient = torch.stack([(magnitude.roll(-1, axis) - magnitude) / step for axis, step in enumerate(voxel_size_mm)])
+    gradient = _gradient(magnitude, voxel_size_mm)
     within = gradient.abs()[mask.expand(3, *mask.shape)].numpy()
     flat = (gradient.abs() < float(np.percentile(within, 100 * (1 - _EDGE_SHARE)))) | ~mask
     chi = total_variation(
@@ -324,28 +337,26 @@ def streak_corrected_least_squares(
     smooth = least_squares(field, kernel, strength=0.01, voxel_size_mm=voxel_size_mm, ridge=0.01)
     cone = (kernel.abs() < _CONE).to(field.dtype)
 
-    def gradient(chi: Tensor) -> Tensor:
-        return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
-
-    sizes = gradient(smooth).abs()
+    sizes = _gradient(smooth, voxel_size_mm).abs()
     low, high = np.percentile(sizes.numpy()[:, (weight > 0).numpy()], (60, 99.9))
     flat = ((high - sizes) / max(high - low, 1e-12)).clamp(0, 1) ** 2
 
     def project(chi: Tensor) -> Tensor:
         """Return the gradient of the cost, limited to the cone."""
-        parts = zip(flat * gradient(chi), voxel_size_mm, strict=True)
-        pulls = [(part.roll(1, axis) - part) / step for axis, (part, step) in enumerate(parts)]
-        return apply_kernel(torch.stack(pulls).sum(dim=0), cone)
+        return apply_kernel(_negative_divergence(flat * _gradient(chi, voxel_size_mm), voxel_size_mm), cone)
 
-    streaks, residual = torch.zeros_like(field), project(first)
-    direction, power = residual, residual.square().sum()
-    for _ in range(30):
-        image = project(direction)
-        step = power / (direction * image).sum().clamp(min=1e-30)
-        streaks, residual = streaks + step * direction, residual - step * image
-        power, previous = residual.square().sum(), power
-        direction = residual + power / previous.clamp(min=1e-30) * direction
-    return first - streaks
+    return first - iterate_conjugate_gradients(project, torch.zeros_like(field), project(first), iterations=30)
+
+
+def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Forward differences per mm, of shape (3, X, Y, Z)."""
+    return torch.stack([(chi.roll(-1, axis) - chi) / step for axis, step in enumerate(voxel_size_mm)])
+
+
+def _negative_divergence(gradient: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Apply the adjoint of `_gradient`."""
+    parts = zip(gradient, voxel_size_mm, strict=True)
+    return torch.stack([(part.roll(1, axis) - part) / step for axis, (part, step) in enumerate(parts)]).sum(dim=0)
 
 
 def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:

@@ -295,12 +295,7 @@ def reconstruct_chi(
     )[tuple(slice(size) for size in local.shape)]
     chi, eroded = torch.zeros(mask.shape), torch.zeros(mask.shape, dtype=torch.bool)
     chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
-    # The sign: compare the distances of the highest and the lowest values of the deep brain from its median.
-    depth_mm = ndimage.distance_transform_edt(eroded.numpy(), sampling=voxel_size_mm)
-    smooth = ndimage.gaussian_filter(chi.numpy(), [_BLUR_MM / step for step in voxel_size_mm])
-    deep = smooth[depth_mm > _DEEP * depth_mm.max()]
-    low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
-    ratio = float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))
+    ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
     return Reconstruction(
         chi_ppm=sign * chi.numpy(),
@@ -313,6 +308,15 @@ def reconstruct_chi(
         inversion=inversion,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
     )
+
+
+def _tail_ratio(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:
+    """Divide the distances of the highest and of the lowest values of the deep brain from its median."""
+    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
+    smooth = ndimage.gaussian_filter(chi_ppm, [_BLUR_MM / step for step in voxel_size_mm])
+    deep = smooth[depth_mm > _DEEP * depth_mm.max()]
+    low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
+    return float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))
 
 
 def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
