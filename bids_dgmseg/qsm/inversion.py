@@ -87,18 +87,22 @@ def invert(
     if method == "ilsqr":
         reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
         return streak_corrected_least_squares(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
-    if method not in _STRENGTHS:
+    strength = regularization_weight(method, noise_ppm=noise_ppm, voxel_size_mm=voxel_size_mm)
+    if strength is None:
         raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
-    edge_mm = math.prod(voxel_size_mm) ** (1 / 3)
-    options: dict[str, Any] = {
-        "strength": _STRENGTHS[method] * max(noise_ppm, _MIN_NOISE_PPM) * edge_mm,
-        "voxel_size_mm": voxel_size_mm,
-    }
+    options: dict[str, Any] = {"strength": strength, "voxel_size_mm": voxel_size_mm}
     if method == "star":
         return two_level_variation(field, kernel, ridge=_RIDGE, **options)
     if method == "medi":
         return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
     return total_variation(field, kernel, ridge=_RIDGE, bregman_steps=2, **options)
+
+
+def regularization_weight(method: str, *, noise_ppm: float, voxel_size_mm: Sequence[float]) -> float | None:
+    """Return the weight λ that `invert` gives to the gradient of the map; None if the method has none."""
+    if method not in _STRENGTHS:
+        return None
+    return _STRENGTHS[method] * max(noise_ppm, _MIN_NOISE_PPM) * math.prod(voxel_size_mm) ** (1 / 3)
 
 
 def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:

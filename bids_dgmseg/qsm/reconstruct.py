@@ -23,6 +23,7 @@ from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.qsm.background import BACKGROUNDS, remove_background
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
+    apply_kernel,
     combine_echoes,
     dipole_kernel,
     estimate_noise_sd,
@@ -78,6 +79,14 @@ class Reconstruction:
     """Shape (X, Y, Z), with mean 0 over the mask; 0 outside."""
     mask: NDArray[np.bool_]
     """Shape (X, Y, Z): tissue, eroded by background removal."""
+    brain: NDArray[np.bool_]
+    """The brain before the erosion, found in the magnitude or given."""
+    magnitude: NDArray[np.float32]
+    """Root of the sum of squares of the echoes."""
+    total_field_ppm: NDArray[np.float32]
+    """Unwrapped field of all sources; 0 outside the reliable part of the brain."""
+    local_field_ppm: NDArray[np.float32]
+    """Field of the sources in the brain; 0 outside the mask."""
     phase_sign: int
     """1 if phase increases with the field, -1 if it decreases."""
     tail_ratio: float
@@ -86,6 +95,8 @@ class Reconstruction:
     """Range of the bipolar readout ramp that was removed; 0 if there was none, None if unknown."""
     noise_ppm: float
     """SD of the noise of the field."""
+    misfit_ppm: float
+    """SD, in the mask, of the part of the local field that the map does not explain."""
     background: str
     """Key of `BACKGROUNDS`: the method that was used."""
     inversion: str
@@ -255,14 +266,14 @@ def reconstruct_chi(
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
     residual = phase_residual_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
-    total = signal.square().sum(dim=0).sqrt()
+    combined = signal.square().sum(dim=0).sqrt()
     reliable_field, reliable = exclude_unreliable(
-        field.numpy(), residual.numpy(), total.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm
+        field.numpy(), residual.numpy(), combined.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm
     )
     if not reliable.any():
         raise ValueError("the mask contains no reliable voxel")
     box = ndimage.find_objects(reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
-    field, inside, total = torch.from_numpy(reliable_field)[box], torch.from_numpy(reliable)[box], total[box]
+    field, inside, total = torch.from_numpy(reliable_field)[box], torch.from_numpy(reliable)[box], combined[box]
     echoes = signal[(slice(None), *box)]
     times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
@@ -282,9 +293,10 @@ def reconstruct_chi(
         r2star = fit_r2star(echoes, echo_times_s=echo_times_s)
         fluid = find_ventricles(r2star, eroded_box, voxel_size_mm=voxel_size_mm)
     shape = _padded_shape(local.shape, voxel_size_mm)
+    kernel, inner = dipole_kernel(shape, voxel_size_mm, b0_direction), tuple(slice(size) for size in local.shape)
     inverted = invert(
         zero_pad(local, shape),
-        dipole_kernel(shape, voxel_size_mm, b0_direction, device=local.device),
+        kernel,
         method=inversion,
         noise_ppm=noise_ppm,
         voxel_size_mm=voxel_size_mm,
@@ -292,18 +304,26 @@ def reconstruct_chi(
         magnitude=zero_pad(total, shape),
         weight=zero_pad(weight, shape),
         fluid=None if fluid is None else zero_pad(fluid, shape),
-    )[tuple(slice(size) for size in local.shape)]
-    chi, eroded = torch.zeros(mask.shape), torch.zeros(mask.shape, dtype=torch.bool)
+    )
+    misfit_ppm = float((apply_kernel(inverted, kernel)[inner] - local)[eroded_box].std())
+    inverted = inverted[inner]
+    chi, local_field, eroded = (torch.zeros(mask.shape, dtype=kind) for kind in (local.dtype, local.dtype, torch.bool))
     chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
+    local_field[box] = local
     ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
     sign = phase_sign or (1 if ratio >= 1 else -1)
     return Reconstruction(
         chi_ppm=sign * chi.numpy(),
         mask=eroded.numpy(),
+        brain=mask,
+        magnitude=combined.numpy(),
+        total_field_ppm=sign * np.where(reliable, reliable_field, np.float32(0)),
+        local_field_ppm=sign * local_field.numpy(),
         phase_sign=sign,
         tail_ratio=ratio if sign > 0 else 1 / ratio,
         readout_ramp_rad=ramp_rad,
         noise_ppm=noise_ppm,
+        misfit_ppm=misfit_ppm,
         background=background,
         inversion=inversion,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),

@@ -94,6 +94,27 @@ def test_sources_outside_mask_are_removed():
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.25)
 
 
+def test_fields_of_the_steps_are_returned():
+    # From the forward model: all sources, and those of the brain alone, for phase that decreases with the field.
+    nucleus, air = ball(7), ball(6, (0.0, 0.0, -32.0))
+    inner, outer = iron(nucleus), np.where(air, np.float32(9.0), np.float32(0))
+    local, total = (
+        dipole_field(torch.from_numpy(chi), voxel_size_mm=VOXEL_MM, b0_direction=(0, 0, 1)).numpy()
+        for chi in (inner, inner + outer)
+    )
+    done = reconstruct(*measure(inner + outer, (0, 0, 1), sign=-1), mask=ball(24), phase_sign=-1)
+    far = done.mask & ball(16)
+    error = (done.total_field_ppm - total)[far]  # the constant of the phase is unknown
+    # SD of a field fitted to phase with an SD of 0.01 rad (noise over signal), by propagation of errors
+    noise_ppm = 0.01 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * 3.0 * math.hypot(*TIMES_S))
+    assert float(error.std()) == pytest.approx(noise_ppm, rel=0.1)
+    assert np.corrcoef(done.local_field_ppm[far], local[far])[0, 1] > 0.95
+    assert not done.local_field_ppm[~done.mask].any()
+    assert done.misfit_ppm < 0.2 * float(done.local_field_ppm[done.mask].std())
+    np.testing.assert_array_equal(done.brain, ball(24))
+    assert float(np.median(done.magnitude[nucleus])) == pytest.approx(math.sqrt(3), rel=0.02)  # three echoes of 1
+
+
 def test_cavity_in_mask_has_only_local_effects():
     # 2 ppm without signal, as if the brain mask included part of a sinus.
     nucleus, cavity = ball(7, (12.0, 0.0, 0.0)), ball(6, (-12.0, 0.0, 0.0))
