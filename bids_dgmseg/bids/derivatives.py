@@ -40,7 +40,11 @@ SCANNER_FIELDS = (
 )
 """Sidecar fields that identify a scanner; the QC record of a scan keeps them."""
 
-MAP_DESCRIPTION = "Magnetic susceptibility, reconstructed by bids_dgmseg"
+RECONSTRUCTED: Mapping[str, str] = {
+    "Chimap": "Magnetic susceptibility, reconstructed by bids_dgmseg",
+    "R2starmap": "Rate of the decay of the magnitude, R2*, fitted by bids_dgmseg",
+}
+"""Suffix of the maps made from echoes → description in the sidecar, by which they are told from maps of the user."""
 
 REGIONS: Mapping[str, str] = {
     "brain": "Brain within the field of view of the map",
@@ -79,9 +83,9 @@ def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension
     return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
 
 
-def map_paths(output_dir: Path, scan: Scan) -> tuple[Path, Path]:
-    """Return the paths of the reconstructed map of a scan, one for all models, and of its sidecar."""
-    return output_path(output_dir, scan, "Chimap", ".nii.gz"), output_path(output_dir, scan, "Chimap", ".json")
+def map_paths(output_dir: Path, scan: Scan, suffix: str = "Chimap") -> tuple[Path, Path]:
+    """Return the paths of a map made from the echoes of a scan, one for all models, and of its sidecar."""
+    return output_path(output_dir, scan, suffix, ".nii.gz"), output_path(output_dir, scan, suffix, ".json")
 
 
 def find_results(output_dir: Path, scan: Scan) -> list[Path]:
@@ -116,6 +120,7 @@ def save_scan(
     figures: Mapping[str, Path],
     regions: Mapping[str, Path],
     chi: Path | None = None,
+    r2star: Path | None = None,
     reconstruction: str = "",
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
@@ -144,8 +149,8 @@ def save_scan(
         Plane → PNG, and ``viewer`` → HTML unless it is omitted.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
-    chi : path, optional
-        The map, if it was reconstructed.
+    chi, r2star : path, optional
+        The map, if it was reconstructed, and R2* from the same echoes.
     reconstruction : str
         From `map_fingerprint`.
 
@@ -159,9 +164,8 @@ def save_scan(
     InputError
         If the reconstructed map would replace a map of the user.
     """
-    _remove_earlier_results(output_dir, scan, model, reconstructed=chi is not None)
-    map_path, map_sidecar = map_paths(output_dir, scan)
-    uri = f"bids::{map_path.relative_to(output_dir).as_posix()}" if chi else scan.uri
+    _remove_earlier_results(output_dir, scan, model, maps={"Chimap": chi, "R2starmap": r2star})
+    uri = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}" if chi else scan.uri
     common = {"Sources": [uri], "SpatialReference": scan.uri}
     written = []
     for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
@@ -174,9 +178,13 @@ def save_scan(
     for name, figure in figures.items():
         written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
     made_from = {MAP_FINGERPRINT: reconstruction} if reconstruction else {}
-    if chi:
-        about = {"Description": MAP_DESCRIPTION, **MAP_SIDECAR, "Sources": scan.uris, **quality["reconstruction"]}
-        written += [copy_file(chi, map_path), write_json({**about, **made_from}, map_sidecar)]
+    for suffix, made in {"Chimap": chi, "R2starmap": r2star}.items():
+        if made is not None:
+            steps = quality["reconstruction"]
+            about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
+            path, path_json = map_paths(output_dir, scan, suffix)
+            about = {"Description": RECONSTRUCTED[suffix], "Sources": scan.uris, **about, **made_from}
+            written += [write_json(about, path_json), copy_file(made, path)]
     written += _write_texts(output_dir, scan, model, stats, quality, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
@@ -203,26 +211,36 @@ def save_scan(
     return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
 
 
-def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, reconstructed: bool) -> None:
-    """Remove the mark of completeness and what this run may not replace; never a map of the user."""
-    map_path, map_sidecar = map_paths(output_dir, scan)
-    is_own_map = read_optional_json(map_sidecar).get("Description") == MAP_DESCRIPTION
-    if reconstructed and map_path.exists() and not is_own_map:
-        raise InputError(
-            f"{map_path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
-            "another dataset, or choose another output folder"
-        )
+def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: steps[name] for name in ("EchoTime", "MagneticFieldStrength", "BrainMask")}
+    return {"Units": "1/s", "SkullStripped": True, **kept, "EstimationAlgorithm": steps["R2starFit"]}
+
+
+def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps: Mapping[str, Path | None]) -> None:
+    """Remove the mark of completeness and what this run does not replace; never a map of the user."""
+    own = {}
+    for suffix, made in maps.items():
+        path, sidecar = map_paths(output_dir, scan, suffix)
+        own[suffix] = read_optional_json(sidecar).get("Description") == RECONSTRUCTED[suffix]
+        if made and path.exists() and not own[suffix]:
+            raise InputError(
+                f"{path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
+                "another dataset, or choose another output folder"
+            )
     outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
     for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
         outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
     for path in outdated:
         path.unlink(missing_ok=True)
-    # A map that was reconstructed before the scan had one of the user.
-    if not reconstructed and is_own_map and map_path.resolve() != scan.chi.resolve():
-        if not models_using_map(output_dir, scan):
-            map_path.unlink(missing_ok=True)
-            map_sidecar.unlink(missing_ok=True)
+    is_input = map_paths(output_dir, scan)[0].resolve() == scan.chi.resolve()
+    if not maps["Chimap"] and (is_input or models_using_map(output_dir, scan)):
+        return
+    # Maps that were reconstructed before the scan had one of the user, and R2* before it had a single echo.
+    for suffix, made in maps.items():
+        if not made and own[suffix]:
+            for path in map_paths(output_dir, scan, suffix):
+                path.unlink(missing_ok=True)
 
 
 def _write_texts(

@@ -17,6 +17,9 @@ NUCLEUS_COLUMNS = _DICTIONARIES["nucleus"]
 HIGH_IRON_COLUMNS = _DICTIONARIES["high_iron"]
 """Columns of `bids_dgmseg.measurement.nuclei.measure_high_iron`."""
 
+R2STAR_COLUMNS = _DICTIONARIES["r2star"]
+"""Columns of `bids_dgmseg.measurement.nuclei.measure_r2star`; present if the map is made of several echoes."""
+
 REFERENCE_COLUMNS = _DICTIONARIES["reference"]
 """Columns of `bids_dgmseg.measurement.scan`; present if a reference region was requested."""
 

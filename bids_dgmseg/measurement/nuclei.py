@@ -13,7 +13,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from bids_dgmseg.measurement.columns import ASYMMETRY_OF, HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS, Z_SCORE_OF
+from bids_dgmseg.measurement.columns import (
+    ASYMMETRY_OF,
+    HIGH_IRON_COLUMNS,
+    NUCLEUS_COLUMNS,
+    R2STAR_COLUMNS,
+    Z_SCORE_OF,
+)
 from bids_dgmseg.models.structures import Structure
 
 CORE_DEPTH_MM = 1.0
@@ -209,6 +215,26 @@ def measure_high_iron(
             }
         rows.append(row)
     return pd.DataFrame(rows, columns=["index", "abbreviation", *HIGH_IRON_COLUMNS])
+
+
+def measure_r2star(
+    r2star_hz: NDArray[np.floating],
+    chi: NDArray[np.floating],
+    dseg: NDArray[np.integer],
+    *,
+    structures: Sequence[Structure],
+) -> pd.DataFrame:
+    """Measure R2* of each nucleus, in the voxels whose susceptibility is measured.
+
+    Arrays have one shape (X, Y, Z): R2* in 1/s, susceptibility (NaN where not valid) and labels. Returns ``index``,
+    ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
+    """
+    rows = []
+    for structure in structures:
+        values = r2star_hz[(dseg == structure.index) & np.isfinite(chi)].astype(np.float64)
+        measures = (values.mean(), np.median(values)) if len(values) else (np.nan, np.nan)
+        rows.append((structure.index, structure.abbreviation, *measures))
+    return pd.DataFrame(rows, columns=["index", "abbreviation", *R2STAR_COLUMNS])
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:

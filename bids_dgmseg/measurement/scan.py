@@ -22,6 +22,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
+    measure_r2star,
     parse_reference_region,
 )
 from bids_dgmseg.measurement.rating import (
@@ -189,6 +190,8 @@ class SegmentedScan:
     structures: Sequence[Structure]
     labelled: Collection[str]
     """Abbreviations of the nuclei that the network labelled on its own grid."""
+    r2star_hz: NDArray[np.floating] | None = None
+    """R2* in 1/s on the same grid, if it was measured."""
 
     @cached_property
     def fov(self) -> FieldOfView:
@@ -246,6 +249,9 @@ def measure_scan(
     missing = coverage.missing
     stats = measure_nuclei(chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, missing=missing)
     stats = stats.merge(measure_high_iron(chi, dseg, structures=structures, voxel_size_mm=size_mm), on=_NUCLEUS)
+    if scan.r2star_hz is not None:
+        r2star = measure_r2star(scan.r2star_hz[scan.block], chi, dseg, structures=structures)
+        stats = stats.merge(r2star, on=_NUCLEUS)
     confidence = measure_confidence(
         chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, fov=scan.fov.crop(scan.block)
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,13 +18,17 @@ from skimage.restoration import unwrap_phase
 from torch import Tensor
 
 from bids_dgmseg.image.masks import large_components, masked_gaussian
-from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, apply_kernel, fast_size, frequencies_per_mm, zero_pad
+from bids_dgmseg.qsm.field import (
+    GYROMAGNETIC_MHZ_PER_T,
+    apply_kernel,
+    fast_size,
+    frequencies_per_mm,
+    is_evenly_spaced,
+    zero_pad,
+)
 
 _OFFSET_SIGMA_MM = 5.0
 """SD of the Gaussian that smooths the phase offset: coil phase varies over centimetres, noise from voxel to voxel."""
-
-_SPACING_TOLERANCE = 0.01
-"""Echo spacings may differ by this fraction of their mean."""
 
 _MIN_RAMP_RAD = 0.1
 """Ramps with a smaller range over the tissue are within the noise."""
@@ -102,9 +105,7 @@ def correct_bipolar_readout(
     .. [1] Li J, et al. Phase-corrected bipolar gradients in multi-echo gradient-echo sequences for quantitative
        susceptibility mapping. Magn Reson Mater Phys 28 (2015) 347-355. doi:10.1007/s10334-014-0470-3
     """
-    spacing_s = [after - before for before, after in pairwise(echo_times_s)]
-    even = len(spacing_s) > 1 and max(spacing_s) - min(spacing_s) < _SPACING_TOLERANCE * sum(spacing_s) / len(spacing_s)
-    if not mask.any() or not even:
+    if not mask.any() or not is_evenly_spaced(echo_times_s):
         return phase, None
     fourfold = torch.zeros(mask.shape, dtype=torch.complex64, device=phase.device)
     for echo in range(len(phase) - 2):

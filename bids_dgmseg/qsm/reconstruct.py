@@ -29,6 +29,7 @@ from bids_dgmseg.qsm.field import (
     estimate_noise_sd,
     fast_size,
     fit_r2star,
+    is_evenly_spaced,
     zero_pad,
 )
 from bids_dgmseg.qsm.inversion import INVERSIONS, invert
@@ -101,13 +102,16 @@ class Reconstruction:
     """Key of `BACKGROUNDS`: the method that was used."""
     inversion: str
     """Key of `INVERSIONS`."""
+    r2star_hz: NDArray[np.float32] | None = None
+    """R2* in 1/s, shape (X, Y, Z), in the mask before its erosion; 0 outside. None with a single echo."""
     problems: tuple[str, ...] = ()
     """Why the map is not usable, see `find_problems`."""
 
 
-def describe_steps(n_echoes: int, *, background: str, inversion: str) -> dict[str, str]:
-    """Describe the reconstruction steps for a number of echoes, for the sidecar of the map."""
-    several = n_echoes > 1
+def describe_steps(echo_times_s: Sequence[float], *, background: str, inversion: str) -> dict[str, str]:
+    """Describe the steps of a reconstruction, for the sidecar of the map."""
+    several = len(echo_times_s) > 1
+    r2star = "ARLO" if is_evenly_spaced(echo_times_s) else "weighted log-linear fit"
     return {
         "Unwrapping": "spatial for the phase difference of the first two echoes, temporal for all; smooth coil phase "
         "offset removed"
@@ -118,6 +122,7 @@ def describe_steps(n_echoes: int, *, background: str, inversion: str) -> dict[st
         else "phase divided by echo time",
         "BackgroundFieldRemoval": BACKGROUNDS[background],
         "DipoleInversion": INVERSIONS[inversion],
+        **({"R2starFit": r2star} if several else {}),
     }
 
 
@@ -265,6 +270,9 @@ def reconstruct_chi(
     phases, ramp_rad = correct_bipolar_readout(phases, signal, brain, echo_times_s=echo_times_s)
     unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+    r2star = torch.zeros(mask.shape)
+    if len(echo_times_s) > 1:
+        r2star[brain] = fit_r2star(signal[:, brain], echo_times_s=echo_times_s)
     residual = phase_residual_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
     combined = signal.square().sum(dim=0).sqrt()
     reliable_field, reliable = exclude_unreliable(
@@ -290,8 +298,7 @@ def reconstruct_chi(
         noise_ppm = min(noise_ppm, float(sd[eroded_box].median()) / scale)
     fluid = None
     if inversion == "medi" and len(echo_times_s) > 2:
-        r2star = fit_r2star(echoes, echo_times_s=echo_times_s)
-        fluid = find_ventricles(r2star, eroded_box, voxel_size_mm=voxel_size_mm)
+        fluid = find_ventricles(r2star[box], eroded_box, voxel_size_mm=voxel_size_mm)
     shape = _padded_shape(local.shape, voxel_size_mm)
     kernel, inner = dipole_kernel(shape, voxel_size_mm, b0_direction), tuple(slice(size) for size in local.shape)
     inverted = invert(
@@ -326,6 +333,7 @@ def reconstruct_chi(
         misfit_ppm=misfit_ppm,
         background=background,
         inversion=inversion,
+        r2star_hz=r2star.numpy() if len(echo_times_s) > 1 else None,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
     )
 

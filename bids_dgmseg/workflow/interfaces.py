@@ -87,6 +87,7 @@ class _ReconstructInputSpec(BaseInterfaceInputSpec):
 
 class _ReconstructOutputSpec(TraitedSpec):
     out_chi = File(exists=True, desc="float32 map in ppm on the grid of the echoes, 0 outside the brain")
+    out_r2star = File(exists=True, desc="float32 R2* in 1/s on the same grid, 0 outside; not with a single echo")
     out_report = _object("StepReport: how the map was reconstructed")
     out_fingerprint = traits.Str(desc="hash of everything that the map depends on")
 
@@ -124,8 +125,12 @@ class Reconstruct(Step):
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; provide a brain "
                 "mask with --brain-mask, or use --accept-implausible-maps"
             )
+        r2star = {}
+        if result.r2star_hz is not None:
+            r2star["out_r2star"] = str(write_like(result.r2star_hz, scan.chi, folder / "R2starmap.nii.gz"))
         return {
             "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
+            **r2star,
             "out_report": report_reconstruction(scan, result, mask=mask, phase_sign=sign),
             "out_fingerprint": mark,
         }
@@ -233,6 +238,7 @@ class Segment(Step):
 class _MeasureInputSpec(BaseInterfaceInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
     in_report = _object("StepReport of the map", mandatory=True)
+    in_r2star = File(exists=True, desc="R2* in 1/s on the same grid")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
     in_block = File(exists=True, mandatory=True, desc="npz: probabilities inside the box")
     in_box = _object("Box of the localizer", mandatory=True)
@@ -268,7 +274,9 @@ class Measure(Step):
         with np.load(self.inputs.in_block) as stored:
             x, y, z = (slice(int(start), int(stop)) for start, stop in stored["bounds"])
             probabilities = stored["fractions"].astype(np.float32) * FRACTION_SCALE
-        scan = SegmentedScan(chi, dseg, probabilities, (x, y, z), structures, labelled=self.inputs.in_seen)
+        r2star = Volume.read(self.inputs.in_r2star).array if self.inputs.in_r2star else None
+        seen = self.inputs.in_seen
+        scan = SegmentedScan(chi, dseg, probabilities, (x, y, z), structures, labelled=seen, r2star_hz=r2star)
         mask = Path(self.inputs.reference_mask) if self.inputs.reference_mask else None
         reference = find_reference(self.inputs.reference, scan, mask=mask, regions=self.inputs.in_regions, model=model)
         found = measure_scan(
@@ -349,6 +357,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_prepared = _object("StepReport of the map", mandatory=True)
     in_measured = _object("StepReport of the measures", mandatory=True)
     in_chi = File(exists=True, desc="map that was reconstructed here")
+    in_r2star = File(exists=True, desc="R2* in 1/s from the same echoes")
     in_reconstructed = _object("StepReport of its reconstruction")
     job = _object("Job", mandatory=True)
     in_fingerprint = traits.Str(mandatory=True, desc="hash of everything that the results depend on")
@@ -392,6 +401,7 @@ class Save(Step):
             figures={plane: Path(path) for plane, path in given.in_figures.items()},
             regions={region: Path(path) for region, path in given.in_regions.items()},
             chi=Path(given.in_chi) if given.in_chi else None,
+            r2star=Path(given.in_r2star) if given.in_r2star else None,
             reconstruction=given.in_reconstruction,
         )
         return {"out_files": [str(path) for path in written]}

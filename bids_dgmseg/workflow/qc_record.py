@@ -71,7 +71,9 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
         "PhaseSign": result.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
         "ReadoutCorrection": readout,
-        **describe_steps(len(scan.echoes), background=result.background, inversion=result.inversion),
+        **describe_steps(
+            [echo.time_s for echo in scan.echoes], background=result.background, inversion=result.inversion
+        ),
         "FieldNoise": round(result.noise_ppm, 6),
         **({"Problems": list(result.problems)} if result.problems else {}),
     }

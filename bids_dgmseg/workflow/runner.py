@@ -88,6 +88,8 @@ def init_scan_wf(job: Job) -> Workflow:
     for node in reconstruct:
         workflow.connect(node, "out_chi", inputs, "in_chi")
         workflow.connect(node, "out_chi", save, "in_chi")
+        workflow.connect(node, "out_r2star", measure, "in_r2star")
+        workflow.connect(node, "out_r2star", save, "in_r2star")
         workflow.connect(node, "out_report", save, "in_reconstructed")
         workflow.connect(node, "out_fingerprint", prepare, "in_reconstruction")
         workflow.connect(node, "out_fingerprint", save, "in_reconstruction")

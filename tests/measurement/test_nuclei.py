@@ -22,6 +22,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
+    measure_r2star,
     parse_reference_region,
 )
 from bids_dgmseg.models.structures import STRUCTURES
@@ -255,6 +256,15 @@ def test_high_iron_lies_one_sd_above_mean():
     # Ten voxels at 0 and two at 1 and 1.2: SD of the two 0.1414, divided by the square root of 2.
     row = high_iron_of([0.0] * 10 + [1.0, 1.2])
     assert (row["high_iron_mean_ppm"], row["high_iron_sem_ppm"]) == pytest.approx((1.1, 0.1))
+
+
+def test_r2star_is_sampled_where_susceptibility_is_valid():
+    # Label 1: 30, 40 and 80 of 10, 30, 40, 80, as chi lacks the first voxel. Label 2: nothing is valid.
+    rows = [10, 30, 40, 80, 9], [np.nan, 0, 1, 1, np.nan], [1, 1, 1, 1, 2]
+    r2star, chi, labels = (np.reshape(row, (-1, 1, 1)) for row in rows)
+    table = measure_r2star(r2star, chi, labels, structures=[DN_L, DN_R])
+    assert table.iloc[0, 2:].tolist() == [50.0, 40.0]
+    assert table.iloc[1, 2:].isna().all()
 
 
 def test_high_iron_mean_of_gaussian_noise():

@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nibabel import orientations
@@ -163,6 +164,32 @@ def test_reconstruction_is_documented(done):
     assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
 
 
+def test_r2star_is_written_and_sampled(done):
+    anat, (echoes, labels) = done / "out" / "sub-02" / "anat", scanned("RAS")
+    sidecar = json.loads((anat / "sub-02_R2starmap.json").read_text())
+    assert (sidecar["Units"], sidecar["EstimationAlgorithm"], len(sidecar["EchoTime"])) == ("1/s", "ARLO", 4)
+    r2star, stats = Volume.read(anat / "sub-02_R2starmap.nii.gz"), read_stats(done / "out", "sub-02")
+    assert r2star.file_orientation == "PIL"
+    for structure in STRUCTURES:
+        # Simulated at 3 T as 12 1/s for grey matter and 137 1/s per ppm of either sign; nuclei have 18 to 36 1/s.
+        expected = 12 + 137 * np.abs(echoes.chi.numpy()[labels == structure.index]).mean()
+        row = stats[structure.abbreviation]
+        assert float(row["r2star_mean_hz"]) == pytest.approx(expected, abs=3), structure.abbreviation
+        assert float(row["r2star_median_hz"]) == pytest.approx(float(row["r2star_mean_hz"]), abs=2)
+
+
+def test_single_echo_has_no_r2star(ds, run):
+    folder = write_echoes(ds)
+    assert run(ds) == 0
+    assert list((ds.parent / "out").rglob("*_R2starmap.nii.gz"))
+    for number in (1, 2, 3):
+        for path in folder.glob(f"*_echo-{number}_*"):
+            path.unlink()
+    assert run(ds) == 0
+    assert not list((ds.parent / "out").rglob("*_R2starmap.*"))
+    assert "r2star_mean_hz" not in read_stats(ds.parent / "out")["RN_L"]
+
+
 def test_bipolar_readouts_are_corrected(ds, run):
     write_echoes(ds, "sub-01")
     write_echoes(ds, "sub-02", ramp_rad=5.0)
@@ -278,8 +305,9 @@ def test_reconstructed_map_stays_while_results_use_it(ds, run, second):
     write_map(ds, "sub-01", Volume.read(made))
     assert run(ds) == 0
     assert made.is_file()
+    assert list(made.parent.glob("*R2starmap*"))
     assert run(ds, "--model", second) == 0
-    assert not list(made.parent.glob("*Chimap*"))
+    assert not [*made.parent.glob("*Chimap*"), *made.parent.glob("*R2starmap*")]
 
 
 @pytest.mark.parametrize("with_echoes", [True, False])
@@ -320,6 +348,10 @@ def test_group_level_counts_reconstructed_maps(ds, run, tmp_path, capsys):
     capsys.readouterr()
     assert run(ds, level="group") == 0
     assert "1 of 2 maps were reconstructed here from multi-echo GRE" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "group_stats.tsv", sep="\t")
+    assert table.groupby("participant_id")["r2star_mean_hz"].count().tolist() == [16, 0]
+    dictionary = json.loads((tmp_path / "out" / "group_stats.json").read_text())
+    assert dictionary["r2star_mean_hz"]["Units"] == "1/s"
     lines = (tmp_path / "out" / "group_qc.tsv").read_text().splitlines()
     place = lines[0].split("\t").index("input_reconstructed_from")
     assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
