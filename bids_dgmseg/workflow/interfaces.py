@@ -6,6 +6,8 @@ that builds the workflows does not need them; `environment.start_workers` loads 
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,10 +49,14 @@ class StepNode(Node):
     error: BaseException | None = None
 
     def run(self, updatehash: bool = False) -> Any:
-        """Run the step, and keep the exception that it raises in `error`."""
+        """Run the step, log its time, and keep the exception that it raises in `error`."""
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         try:
             raise_if_interrupted()
-            return super().run(updatehash=updatehash)
+            result = super().run(updatehash=updatehash)
+            took_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+            logging.getLogger("nipype.workflow").info("%s: %.3f s, CPU %.3f s", self.fullname, took_s, cpu_s)
+            return result
         except BaseException as error:  # noqa: BLE001 - raised again below
             self.error = self.interface.error or error
             raise self.error from None
