@@ -18,10 +18,10 @@ from bids_dgmseg.resources import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
-np.ones(3_000_000)
+np.ones(6_000_000)  # 48 MB; glibc by itself keeps no more than 32
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    np.ones(3_000_000)
+    np.ones(6_000_000)
     np.ones(2_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -33,7 +33,7 @@ def test_freed_memory_is_reused():
     for choice in ("keep", "leave"):
         run = subprocess.run([sys.executable, "-c", _TAKE_AND_FREE, choice], capture_output=True, text=True, check=True)
         faults[choice] = int(run.stdout)
-    assert faults["keep"] < faults["leave"] / 2  # pages that the system had to give
+    assert faults["keep"] < faults["leave"] / 20  # pages that the system had to give
 
 
 @pytest.fixture

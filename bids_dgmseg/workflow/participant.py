@@ -35,6 +35,7 @@ from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.workflow.batch_jobs import read_plugin_file
 from bids_dgmseg.workflow.environment import (
     check_folders,
@@ -203,6 +204,7 @@ def run_participant(config: RunConfig) -> int:
         If the run cannot start: no scans, an unknown model, an output directory that cannot be used.
     """
     control = config.control
+    keep_freed_memory()
     limit_library_threads(config.resources.omp_nthreads)
     plan = plan_run(config)
     if control.dry_run:
