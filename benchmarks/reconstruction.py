@@ -1,17 +1,28 @@
-"""Accuracy of reconstructed chi maps and of segmentations on them, compared with other inputs.
+"""Accuracy and cost of the methods that reconstruct chi maps, and accuracy of segmentations on these maps.
 
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
-    python benchmarks/reconstruction.py --memory
+    python benchmarks/reconstruction.py --dataset BIDS_DIR [--masks true] [--backgrounds vsharp pdf] [--inversions tv]
+    python benchmarks/reconstruction.py --template LABELS.nii.gz --spacing 1 --export DIR
+    python benchmarks/reconstruction.py --memory [--inversions tv medi]
 
-Simulates echoes of heads at 3 T, reconstructs them from all echoes, with the true brain mask and from the last echo
-only, and segments every map with the shipped model. The table gives means over heads: correlation with the true
-susceptibility in the brain; slope of the contrast of nuclei to their surroundings against the true one; largest error
-of a contrast; Dice with the true labels; seconds. ``--memory`` compares the memory of processes with the estimate.
+Simulates echoes of heads at 3 T and reconstructs them with every combination of the methods. The table gives means over
+heads, in the mask of the map: correlation with the true susceptibility, NRMSE, HFEN (NRMSE of the Laplacian of
+Gaussian) and XSIM; slope of the contrast of nuclei to their surroundings against the true one, mean and largest error
+of a contrast; Dice with the true labels (``--dice``); CPU seconds. A second table gives the errors of each nucleus.
+``--memory`` compares the peak memory of processes with the estimate.
+
+``--dataset`` reads heads of another forward model. ``--export`` writes the tissues of the heads as qsm-forward (GPL, in
+an environment of its own) reads them, one folder per head:
+
+    qsm-forward head DIR/1 BIDS_DIR --subject 1 --B0 3 --TEs 0.005 0.01 0.015 0.02 --voxel-size 2 2 2 --peak-snr 100
+
+Its field is computed on the finer grid of the export, and its echoes are cropped in k-space to larger voxels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import resource
@@ -19,26 +30,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from reporting import markdown
 from scipy import ndimage
+from skimage.metrics import structural_similarity
 
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
-from bids_dgmseg.errors import run_command
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.qsm.background import BACKGROUNDS
+from bids_dgmseg.qsm.inversion import INVERSIONS
 from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
-from bids_dgmseg.simulate.signal import Echoes, draw_echoes
+from bids_dgmseg.simulate.signal import Echoes, draw_echoes, draw_tissues
 from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import dice
 
@@ -60,64 +76,132 @@ SIZES = (
 Inputs = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
 """Maps echoes and the true brain mask to arguments of `reconstruct_chi`."""
 
+Case = tuple[Echoes, Volume]
+"""Echoes of a head with its true susceptibility, and its labels."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare reconstructions, or measured and estimated memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--template", type=Path, help="label template from `dgmseg template`")
+    what.add_argument("--dataset", type=Path, help="dataset of qsm-forward")
     what.add_argument("--memory", action="store_true", help="compare measured and estimated memory")
     parser.add_argument("--heads", type=positive_int, default=4, help="number of heads (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--spacing", type=positive_float, default=1.0, help="voxel size in mm (default: %(default)s)")
+    parser.add_argument("--export", type=Path, help="write the tissues of the heads for qsm-forward into this folder")
+    parser.add_argument("--masks", nargs="+", choices=INPUTS, default=[*INPUTS], help="inputs (default: all)")
+    parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
+    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["tv"])
+    parser.add_argument("--dice", action="store_true", help="segment every map with the shipped model")
     parser.add_argument("--out", type=Path, help="write all results as TSV")
     args = parser.parse_args(argv)
-    return run_command("reconstruction", lambda: _compare_memory() if args.memory else _run(args))
+    return run_command("reconstruction", lambda: _compare_memory(args.inversions) if args.memory else _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
-    head, view, rows = template_head(read_template(args.template)), whole_head_view(args.spacing), []
-    for number in range(args.heads):
-        generator = torch.Generator().manual_seed(_FIRST_SEED + 1_000_000 * args.seed + number)
-        chi, labels = draw_head([(head, 1.0)], view, generator)
-        echoes = draw_echoes(chi, labels, voxel_size_mm=(args.spacing,) * 3, generator=generator)
-        for inputs, options in INPUTS.items():
-            started = time.monotonic()
-            result = reconstruct_chi(**options(echoes, labels.numpy() > 0), voxel_size_mm=(args.spacing,) * 3)
-            seconds = time.monotonic() - started
-            found = Volume(result.chi_ppm, scanner_grid(view).affine)
-            truth = found.with_array(labels.numpy())
-            rows.append(
-                {"head": number, "inputs": inputs, **score(found, result.mask, chi.numpy(), truth), "seconds": seconds}
-            )
-            sys.stderr.write(f"head {number + 1}: {inputs}\n")
-    table = pd.DataFrame(rows)
-    print(as_markdown(table))
-    if args.out:
-        table.to_csv(args.out, sep="\t", index=False)
+    if args.export:
+        return _export(args)
+    rows = []
+    for head, (echoes, truth) in enumerate(read_cases(args.dataset) if args.dataset else _draw_cases(args), 1):
+        for mask, background, inversion in product(args.masks, args.backgrounds, args.inversions):
+            methods = {"background": background, "inversion": inversion}
+            options = {**INPUTS[mask](echoes, truth.array > 0), "voxel_size_mm": truth.voxel_size_mm, **methods}
+            started = time.process_time()
+            result = reconstruct_chi(**options)
+            seconds = time.process_time() - started
+            found = truth.with_array(result.chi_ppm)
+            scores = score(found, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
+            rows.append({"head": head, "mask": mask, **methods, **scores, "cpu_s": seconds})
+            sys.stderr.write(f"head {head}: {mask}, {background}, {inversion}\n")
+            if args.out:
+                pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
+    print(*as_markdown(pd.DataFrame(rows)), sep="\n\n")
     return 0
 
 
-def _compare_memory() -> int:
+def _draw_brains(args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Generator]]:
+    head, view = template_head(read_template(args.template)), whole_head_view(args.spacing)
+    for number in range(args.heads):
+        generator = torch.Generator().manual_seed(_FIRST_SEED + 1_000_000 * args.seed + number)
+        yield *draw_head([(head, 1.0)], view, generator), generator
+
+
+def _draw_cases(args: argparse.Namespace) -> Iterator[Case]:
+    affine = scanner_grid(whole_head_view(args.spacing)).affine
+    for chi, labels, generator in _draw_brains(args):
+        echoes = draw_echoes(chi, labels, voxel_size_mm=(args.spacing,) * 3, generator=generator)
+        yield echoes, Volume(labels.numpy(), affine)
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write the tissues of each head under the names that qsm-forward expects."""
+    affine = scanner_grid(whole_head_view(args.spacing)).affine
+    for number, (chi, labels, generator) in enumerate(_draw_brains(args), 1):
+        tissues = draw_tissues(chi, labels, voxel_size_mm=(args.spacing,) * 3, generator=generator)
+        maps = {
+            "chimodel/ChiModelMIX.nii": tissues.chi,
+            "maps/M0.nii.gz": tissues.density,
+            "maps/R1.nii.gz": torch.ones_like(chi),
+            "maps/R2star.nii.gz": tissues.r2star,
+            "masks/BrainMask.nii.gz": (labels > 0).to(torch.uint8),
+            "masks/SegmentedModel.nii.gz": labels,
+        }
+        for name, image in maps.items():
+            path = args.export / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.Nifti1Image(image.numpy(), affine).to_filename(path)
+    return 0
+
+
+def read_cases(dataset: Path) -> Iterator[Case]:
+    """Read the echoes and the truth of a dataset of qsm-forward; B0 is along z."""
+    folders = sorted(dataset.glob("sub-*/anat"))
+    if not folders:
+        raise InputError(f"{dataset}: no sub-*/anat folders; pass a dataset that qsm-forward wrote")
+    for folder in folders:
+        phases = sorted(folder.glob("*_part-phase_MEGRE.nii"))
+        sidecars = [json.loads(path.with_suffix(".json").read_text()) for path in phases]
+        images = [[Volume.read(str(path).replace("phase", part)) for path in phases] for part in ("phase", "mag")]
+        phase, magnitude = (torch.from_numpy(np.stack([image.array for image in part])) for part in images)
+        truth = dataset / "derivatives" / "qsm-forward" / folder.parent.name / "anat"
+        chi, labels, mask = (Volume.read(next(truth.glob(f"*_{name}.nii"))) for name in ("Chimap", "dseg", "mask"))
+        brain = mask.array > 0.5
+        times_s = tuple(float(sidecar["EchoTime"]) for sidecar in sidecars)
+        b0_tesla = float(sidecars[0]["MagneticFieldStrength"])
+        true_chi = torch.from_numpy(np.where(brain, chi.array, np.float32(0)))
+        yield (
+            Echoes(phase, magnitude, times_s, b0_tesla, true_chi),
+            labels.with_array(np.where(brain, np.rint(labels.array), 0).astype(np.uint8)),
+        )
+
+
+def _compare_memory(inversions: Sequence[str]) -> int:
     rows = []
-    for shape, edges_mm, n_echoes in SIZES:
+    for (shape, edges_mm, n_echoes), inversion in product(SIZES, inversions):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            measured = fresh.submit(measure_memory, shape, edges_mm, n_echoes).result()
+            cost = fresh.submit(measure_ellipsoid, shape, edges_mm, n_echoes, inversion).result()
         rows.append(
             {
                 "voxels": " × ".join(map(str, shape)),
                 "voxel size, mm": " × ".join(map(str, edges_mm)),
                 "echoes": n_echoes,
+                "inversion": inversion,
                 "estimated, GB": estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes),
-                "measured, GB": measured,
+                "measured, GB": cost["peak_gb"],
+                "CPU s": cost["cpu_s"],
             }
         )
+        sys.stderr.write(f"{rows[-1]}\n")
     print(markdown(pd.DataFrame(rows), 1))
     return 0
 
 
-def measure_memory(shape: tuple[int, int, int], edges_mm: tuple[float, float, float], n_echoes: int) -> float:
-    """Reconstruct an ellipsoid with a linear field and noise; return the peak memory of the process in GB."""
+def measure_ellipsoid(
+    shape: tuple[int, int, int], edges_mm: tuple[float, float, float], n_echoes: int, inversion: str
+) -> dict[str, float]:
+    """Reconstruct an ellipsoid with a linear field and noise; return the cost of the process."""
     random = np.random.default_rng(0)
     sides = (np.linspace(-1.15, 1.15, size, dtype=np.float32) for size in shape)
     x, y, z = np.meshgrid(*sides, indexing="ij", sparse=True)
@@ -129,8 +213,10 @@ def measure_memory(shape: tuple[int, int, int], edges_mm: tuple[float, float, fl
         magnitude[echo] = 100 * inside + random.random(shape, np.float32)
     del rate, inside
     times_s = [0.005 * (echo + 1) for echo in range(n_echoes)]
-    reconstruct_chi(phase, magnitude, echo_times_s=times_s, b0_tesla=3.0, voxel_size_mm=edges_mm)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    started = time.process_time()
+    reconstruct_chi(phase, magnitude, echo_times_s=times_s, b0_tesla=3.0, voxel_size_mm=edges_mm, inversion=inversion)
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"peak_gb": peak_gb, "cpu_s": time.process_time() - started}
 
 
 def _all_echoes(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
@@ -154,43 +240,80 @@ def _some_echoes(echoes: Echoes, which: Sequence[int]) -> dict[str, Any]:
     }
 
 
-INPUTS: Mapping[str, Inputs] = {
-    "four echoes": _all_echoes,
-    "four echoes, true brain mask": _true_mask,
-    "last echo only": _last_echo,
-}
+INPUTS: Mapping[str, Inputs] = {"found": _all_echoes, "true": _true_mask, "last-echo": _last_echo}
+"""All echoes with the mask found in the magnitude or the true one; the last echo only, with a mask that is found."""
 
 
-def score(found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume) -> dict[str, float]:
-    """Compare a map, and the model's labels on it, with the truth."""
-    inside, model = mask & (truth.array > 0), get_model("default")
-    nuclei = found.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
-    overlap = dice(nuclei.array, segment_map(found, model).labels, structures=model.structures)
-    contrasts = np.array(list(contrasts_ppm(truth, (chi, found.array))))
-    slope, _ = np.polyfit(contrasts[:, 0], contrasts[:, 1], 1)
-    return {
-        "correlation": float(np.corrcoef(chi[inside], found.array[inside])[0, 1]),
-        "slope": float(slope),
-        "largest_error_ppm": float(np.abs(contrasts[:, 1] - contrasts[:, 0]).max()),
-        "dice": float(overlap["dice"].mean()),
+def score(
+    found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume, *, segmented: bool = False
+) -> dict[str, float]:
+    """Compare a map with the truth, where both are known; with `segmented` also the model's labels on it."""
+    inside = mask & (truth.array > 0)
+    true, map_ppm = (np.where(inside, one - one[inside].mean(), np.float32(0)) for one in (chi, found.array))
+    contrasts = contrasts_ppm(truth, (chi, found.array))
+    pairs = np.array(list(contrasts.values()))
+    errors = pairs[:, 1] - pairs[:, 0]
+    edges, true_edges = (ndimage.gaussian_laplace(one, 1.5) for one in (map_ppm, true))
+    scores = {
+        "correlation": float(np.corrcoef(true[inside], map_ppm[inside])[0, 1]),
+        "nrmse_percent": relative_error_percent(map_ppm, true, inside),
+        "hfen_percent": relative_error_percent(edges, true_edges, inside),
+        "xsim": xsim(map_ppm, true, inside),
+        "slope": float(np.polyfit(pairs[:, 0], pairs[:, 1], 1)[0]),
+        "mean_error_ppb": 1000 * float(np.abs(errors).mean()),
+        "largest_error_ppb": 1000 * float(np.abs(errors).max()),
     }
+    if segmented:
+        model, nuclei = get_model("default"), truth.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
+        overlap = dice(nuclei.array, segment_map(found, model).labels, structures=model.structures)
+        scores["dice"] = float(overlap["dice"].mean())
+    for name, error in zip(contrasts, errors, strict=True):
+        scores[f"error_{name}_ppb"] = 1000 * float(error)
+    return scores
 
 
-def contrasts_ppm(truth: Volume, maps: Sequence[NDArray[np.float32]]) -> Iterator[tuple[float, ...]]:
-    """Yield the contrast of each nucleus to the tissue within 4 mm, in each of several maps."""
+def relative_error_percent(found: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+    """Norm of the difference in a mask, relative to that of the truth, in percent."""
+    return float(100 * np.linalg.norm((found - true)[inside]) / np.linalg.norm(true[inside]))
+
+
+def xsim(found: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+    """Structural similarity of maps in ppm in a mask, with constants for susceptibility.
+
+    Its constants are (0.01 ppm)² and (0.001 ppm)², its window is a Gaussian of 1.5 voxels, 7 voxels wide.
+
+    References
+    ----------
+    Milovic C, et al. XSIM: A structural similarity index measure optimized for MRI QSM. Magn Reson Med (2024).
+    doi:10.1002/mrm.30271
+    """
+    options = {"gaussian_weights": True, "sigma": 1.5, "truncate": 2.0, "use_sample_covariance": False}
+    _, similarity = structural_similarity(found, true, data_range=1.0, K1=0.01, K2=0.001, full=True, **options)
+    return float(similarity[inside].mean())
+
+
+def contrasts_ppm(truth: Volume, maps: Sequence[NDArray[np.float32]]) -> dict[str, tuple[float, ...]]:
+    """Measure the contrast of each nucleus to the tissue within 4 mm, in each of several maps."""
+    contrasts = {}
     for structure in STRUCTURES:
         nucleus = truth.array == structure.index
         near = ndimage.distance_transform_edt(~nucleus, sampling=truth.voxel_size_mm) <= _SURROUNDINGS_MM
         around = near & (truth.array > len(STRUCTURES))
         if nucleus.any() and around.sum() > _MIN_TISSUE * (near & ~nucleus).sum():
-            yield tuple(float(chi[nucleus].mean() - chi[around].mean()) for chi in maps)
+            values = tuple(float(chi[nucleus].mean() - chi[around].mean()) for chi in maps)
+            contrasts[structure.abbreviation] = values
+    return contrasts
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Format the means over heads, one row per input."""
-    means = table.drop(columns="head").groupby("inputs", sort=False).mean().rename_axis("map from")
-    columns = {"largest_error_ppm": "largest error, ppm", "dice": "mean Dice", "seconds": "s"}
-    return markdown(means.rename(columns=columns), {"slope": 2, "s": 0})
+def as_markdown(table: pd.DataFrame) -> tuple[str, str]:
+    """Format the means over heads, one row per method: all scores, and the errors of nuclei, both sides averaged."""
+    methods = ["mask", "background", "inversion"]
+    means = table.drop(columns="head").groupby(methods, sort=False).mean().reset_index()
+    scores = means.filter(regex="^(?!error_)")
+    digits = {"slope": 2, "cpu_s": 0, **dict.fromkeys(map(str, scores.filter(regex="_(percent|ppb)$")), 1)}
+    errors = means.filter(regex="^error_").rename(columns=lambda name: name.split("_")[1])
+    nuclei = errors.T.groupby(level=0, sort=False).mean().T
+    return markdown(scores, digits), markdown(pd.concat([means[methods], nuclei], axis=1), 1)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,20 @@ class Echoes:
     """Shape (X, Y, Z): true susceptibility of the brain in ppm, 0 outside."""
 
 
+@dataclass(frozen=True)
+class Tissues:
+    """What a head adds to the signal: maps of shape (X, Y, Z)."""
+
+    chi: Tensor
+    """Susceptibility in ppm; that of air outside the head."""
+    density: Tensor
+    """Proton density relative to water."""
+    r2star: Tensor
+    """R2* in 1/s."""
+    field: Tensor
+    """Field in ppm."""
+
+
 def draw_echoes(
     chi: Tensor,
     labels: Tensor,
@@ -128,17 +142,23 @@ def draw_echoes(
     brain = labels > 0
     if not brain.any():
         raise ValueError("labels contain no brain")
-    magnetized, head, field = _simulate_field(chi, labels, voxel_size_mm, b0_direction, generator, ranges)
-    signals = torch.tensor([_SIGNALS.get(label, _GREY) for label in range(64)], device=head.device)
-    density, r2_hz = signals[head.int()].unbind(-1)
-    decay = r2star_hz(magnetized, b0_tesla=b0_tesla, r2_hz=0.0) + r2_hz * b0_tesla / 3
+    tissues = draw_tissues(
+        chi,
+        labels,
+        voxel_size_mm=voxel_size_mm,
+        b0_direction=b0_direction,
+        b0_tesla=b0_tesla,
+        generator=generator,
+        ranges=ranges,
+    )
+    decay = tissues.r2star
     offset = _polynomial(chi.shape, generator) * uniform(generator, *ranges.offset_rad)
-    proton = density * torch.exp(_polynomial(chi.shape, generator) * uniform(generator, *ranges.sensitivity))
+    proton = tissues.density * torch.exp(_polynomial(chi.shape, generator) * uniform(generator, *ranges.sensitivity))
     first = (proton * torch.exp(-echo_times_s[0] * decay))[brain].mean()
     noise_sd = first / uniform(generator, *ranges.snr)
     phase, magnitude = chi.new_empty((2, len(echo_times_s), *chi.shape))
     for echo, time_s in enumerate(echo_times_s):
-        angle = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * field + offset
+        angle = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * tissues.field + offset
         noise = noise_sd * torch.randn((2, *chi.shape), generator=generator, device=chi.device)
         signal = torch.polar(proton * torch.exp(-time_s * decay), angle) + torch.complex(noise[0], noise[1])
         angle = signal.angle()
@@ -146,15 +166,17 @@ def draw_echoes(
     return Echoes(phase, magnitude, tuple(echo_times_s), b0_tesla, torch.where(brain, chi, 0.0))
 
 
-def _simulate_field(
+def draw_tissues(
     chi: Tensor,
     labels: Tensor,
+    *,
     voxel_size_mm: Sequence[float],
-    b0_direction: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    b0_tesla: float = B0_TESLA,
     generator: torch.Generator,
-    ranges: EchoRanges,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Add head tissues to a brain: susceptibility, labels and field on the grid of the brain."""
+    ranges: EchoRanges = _RANGES,
+) -> Tissues:
+    """Add the tissues of a head to a brain, on the grid of the brain; arguments are those of `draw_echoes`."""
     margin = [math.ceil(_MARGIN_MM / step) for step in voxel_size_mm]
     inner = tuple(slice(before, before + size) for before, size in zip(margin, chi.shape, strict=True))
     brain = np.pad(labels.cpu().numpy(), [(size, size) for size in margin], mode="edge")
@@ -170,7 +192,10 @@ def _simulate_field(
     everywhere = torch.where(inside, continued, values.to(chi.device)[head.int()])
     # Relative to air, so that zero padding is air too; a constant does not change the field.
     field = dipole_field(everywhere - _AIR_PPM, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction)
-    return everywhere[inner], head[inner], field[inner]
+    signals = torch.tensor([_SIGNALS.get(label, _GREY) for label in range(64)], device=head.device)
+    density, r2_hz = signals[head[inner].int()].unbind(-1)
+    decay = r2star_hz(everywhere[inner], b0_tesla=b0_tesla, r2_hz=0.0) + r2_hz * b0_tesla / 3
+    return Tissues(everywhere[inner], density, decay, field[inner])
 
 
 def add_head_tissues(

@@ -1,9 +1,12 @@
 """Computations and tables of the benchmarks, without networks."""
 
+import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,7 +114,7 @@ def test_contrast_is_to_tissue_within_4_mm(script):
     chi = np.where(truth == CAUDATE, 0.07, -0.03)
     chi[:4] = 5.0  # 6 mm away
     other = np.where(truth == CAUDATE, 0.05, -0.01)
-    (contrast,) = script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (chi, other))
+    (contrast,) = script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (chi, other)).values()
     assert contrast == pytest.approx((0.10, 0.06))
 
 
@@ -119,35 +122,60 @@ def test_nucleus_at_border_of_head_has_no_contrast(script):
     truth = np.zeros((24, 24, 24), np.uint8)
     truth[10:14, 10:14, 10:14] = CAUDATE
     truth[10:14, 10:14, 14:18] = WHITE
-    assert list(script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (truth,))) == []
+    assert script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (truth,)) == {}
+
+
+def test_map_metrics_by_hand(script):
+    reconstruction, inside = script("reconstruction"), np.zeros((21, 21, 21), bool)
+    inside[10, 10, 10] = True
+    flat, ramp = np.full(inside.shape, 0.02), np.linspace(-1, 1, 21)[:, None, None] * np.ones(inside.shape)
+    assert reconstruction.relative_error_percent(0.9 * flat, flat, inside) == pytest.approx(10)
+    # Constant maps have no variance; (2 * 0.02 * 0.04 + 0.0001) / (0.02^2 + 0.04^2 + 0.0001) = 17/21.
+    assert reconstruction.xsim(flat, 2 * flat, inside) == pytest.approx(17 / 21)
+    assert reconstruction.xsim(ramp, ramp, inside) == pytest.approx(1)
+    # In the middle of a ramp both means are 0; with the opposite slope the covariance is minus the variance.
+    assert reconstruction.xsim(ramp, -ramp, inside) == pytest.approx(-1, abs=1e-3)
 
 
 def test_inputs_select_echoes_and_mask(script):
     inputs, stacked = script("reconstruction").INPUTS, torch.arange(3.0).view(3, 1, 1, 1)
     echoes = SimpleNamespace(phase=stacked, magnitude=10 + stacked, echo_times_s=(0.01, 0.02, 0.03), b0_tesla=3.0)
-    last = inputs["last echo only"](echoes, None)
+    last = inputs["last-echo"](echoes, None)
     assert (last["phase"].item(), last["magnitude"].item(), last["echo_times_s"]) == (2.0, 12.0, [0.03])
     brain = np.ones((1, 1, 1), bool)
-    masked = inputs["four echoes, true brain mask"](echoes, brain)
+    masked = inputs["true"](echoes, brain)
     assert masked["mask"] is brain
     assert len(masked["phase"]) == 3
 
 
 def test_reconstruction_table_averages_heads(script):
+    methods = {"mask": "true", "background": "pdf", "inversion": "tv"}
     rows = [
-        {
-            "head": n,
-            "inputs": "x",
-            "correlation": 0.8 + 0.2 * n,
-            "slope": 0.7 + 0.2 * n,
-            "largest_error_ppm": 0.01,
-            "dice": 0.9,
-            "seconds": 3.0 + n,
-        }
+        {"head": n, **methods, "correlation": 0.8 + 0.2 * n, "slope": 0.7 + 0.2 * n, "error_DN_L_ppb": 3.0 * n}
+        | {"error_DN_R_ppb": -1.0, "cpu_s": 3.0 + n}
         for n in (0, 1)
     ]
-    table = script("reconstruction").as_markdown(pd.DataFrame(rows))
-    assert table.splitlines()[-1] == "| x | 0.900 | 0.80 | 0.010 | 0.900 | 4 |"
+    scores, nuclei = script("reconstruction").as_markdown(pd.DataFrame(rows))
+    assert scores.splitlines()[-1] == "| true | pdf | tv | 0.900 | 0.80 | 4 |"
+    assert nuclei.splitlines()[0] == "| mask | background | inversion | DN |"
+    assert nuclei.splitlines()[-1] == "| true | pdf | tv | 0.2 |"  # (1.5 - 1) / 2
+
+
+def test_dataset_of_qsm_forward_is_read(script, tmp_path):
+    anat, truth = (tmp_path.joinpath(*folder, "sub-1", "anat") for folder in ((), ("derivatives", "qsm-forward")))
+    for folder in (anat, truth):
+        folder.mkdir(parents=True)
+    images = {truth / f"sub-1_{name}": 3 for name in ("Chimap", "dseg", "mask")}
+    for n in (1, 2):
+        images |= {anat / f"sub-1_echo-{n}_part-{part}_MEGRE": n + (part == "mag") for part in ("mag", "phase")}
+    for path, value in images.items():
+        nib.Nifti1Image(np.full((2, 2, 2), value, np.float32), np.eye(4)).to_filename(f"{path}.nii")
+        Path(f"{path}.json").write_text(json.dumps({"EchoTime": 0.01 * value, "MagneticFieldStrength": 3}))
+    ((echoes, labels),) = script("reconstruction").read_cases(tmp_path)
+    assert (echoes.phase[:, 0, 0, 0].tolist(), echoes.magnitude[:, 0, 0, 0].tolist()) == ([1, 2], [2, 3])
+    assert (echoes.echo_times_s, echoes.b0_tesla) == ((0.01, 0.02), 3.0)
+    assert (echoes.chi == 3).all()
+    assert (labels.array == 3).all()
 
 
 def test_nnunet_schedule_is_polynomial(script):
