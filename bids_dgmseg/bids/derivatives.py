@@ -146,7 +146,7 @@ def save_scan(
     fingerprint : str
         From `fingerprint`.
     figures : mapping of str to path
-        Plane → PNG, and ``viewer`` → HTML unless it is omitted.
+        Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     chi, r2star : path, optional
@@ -216,6 +216,20 @@ def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
     return {"Units": "1/s", "SkullStripped": True, **kept, "EstimationAlgorithm": steps["R2starFit"]}
 
 
+def save_refused(output_dir: Path, scan: Scan, model: Model, *, figure: Path, record: Mapping[str, Any]) -> None:
+    """Write the figure and the record of a reconstruction whose map is not usable, for the page of the participant."""
+    copy_file(figure, _figure_path(output_dir, scan, model, "refused", ".png"))
+    write_json(
+        {"scan": scan.name, "model": model.name, **record}, _figure_path(output_dir, scan, model, "refused", ".json")
+    )
+
+
+def remove_refused(output_dir: Path, scan: Scan, model: Model) -> None:
+    """Remove what `save_refused` has written in an earlier run."""
+    for extension in (".png", ".json"):
+        _figure_path(output_dir, scan, model, "refused", extension).unlink(missing_ok=True)
+
+
 def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps: Mapping[str, Path | None]) -> None:
     """Remove the mark of completeness and what this run does not replace; never a map of the user."""
     own = {}
@@ -229,10 +243,12 @@ def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps:
             )
     outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
+    outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
     for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
         outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
     for path in outdated:
         path.unlink(missing_ok=True)
+    remove_refused(output_dir, scan, model)
     is_input = map_paths(output_dir, scan)[0].resolve() == scan.chi.resolve()
     if not maps["Chimap"] and (is_input or models_using_map(output_dir, scan)):
         return

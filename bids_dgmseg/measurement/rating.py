@@ -196,6 +196,8 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
 """Rules for one nucleus; columns of ``_stats.tsv``."""
 
 SCAN_RULES: tuple[Rule, ...] = (
+    # Of a map that was reconstructed here; never red, since the user has accepted it after looking.
+    Rule("failed_checks", "above", 0, None, "implausible reconstruction", "failed checks"),
     # 0.03 ppm is the contrast of the putamen, 0.08 ppm that of the red nucleus.
     Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm"),
     # On the phantom, division truncated at 0.2 yields 1, at 0.1 about 3, at 0.05 ten. Never red: in
@@ -226,7 +228,7 @@ SCAN_RULES: tuple[Rule, ...] = (
     # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
     Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),
 )
-"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm`` and those of `summarize_nuclei`."""
+"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm``, those of `summarize_nuclei`, ``failed_checks``."""
 
 _TYPICAL = ("mean_ppm_z", "rim_contrast_ppm")
 """Measures that depend on the scale and the zero of the map."""

@@ -215,7 +215,12 @@ class ScanMeasures:
 
 
 def measure_scan(
-    scan: SegmentedScan, *, box: Box, reference: Reference | None = None, map_reference: str = "not stated"
+    scan: SegmentedScan,
+    *,
+    box: Box,
+    reference: Reference | None = None,
+    map_reference: str = "not stated",
+    failed_checks: int | None = None,
 ) -> ScanMeasures:
     """Measure and rate the nuclei and the map of one scan.
 
@@ -229,6 +234,8 @@ def measure_scan(
         Reference region of this run; without it the table has no referenced columns.
     map_reference : str
         Region whose susceptibility is 0 in the map, as stated in its sidecar.
+    failed_checks : int, optional
+        Number of the plausibility checks that the map fails, if it was reconstructed here.
 
     Returns
     -------
@@ -272,13 +279,17 @@ def measure_scan(
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
         "box_margin_mm": box_margin(scan.dseg, box),
         **summarize_nuclei(stats),
+        **({} if failed_checks is None else {"failed_checks": failed_checks}),
     }
     rating, reasons = rate_scan(quality)
     kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
     columns = [column for column in STATS_COLUMNS if column in stats]
     red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
-    warnings = [*coverage.warnings, *(_describe_exchange(*pair, red) for pair in coverage.exchanged)]
+    causes = {name: "the rating is red" for name in red}
+    if failed_checks:
+        causes = dict.fromkeys(stats["abbreviation"], "the reconstruction of the map failed its checks")
+    warnings = [*coverage.warnings, *(_describe_exchange(*pair, causes) for pair in coverage.exchanged)]
     fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
@@ -286,11 +297,15 @@ def measure_scan(
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
 
 
-def _describe_exchange(left: str, right: str, red: Collection[str]) -> str:
-    """Blame the header only for plausible nuclei in a plausible map: in noise they lie anywhere."""
-    if {left, right}.isdisjoint(red):
+def _describe_exchange(left: str, right: str, causes: Mapping[str, str]) -> str:
+    """Blame the header only for plausible nuclei in a plausible map: in noise they lie anywhere.
+
+    `causes` are other reasons by nucleus.
+    """
+    cause = causes.get(left) or causes.get(right)
+    if not cause:
         return (
             f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
             "nnU-Net folder, the axes of its training (orientation in dataset.json)"
         )
-    return f"{left} lies to the right of {right}, and the rating is red: the segmentation is unreliable; check the map"
+    return f"{left} lies to the right of {right}, and {cause}: the segmentation is unreliable; check the map"

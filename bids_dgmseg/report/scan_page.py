@@ -27,6 +27,7 @@ from bids_dgmseg.report.html import (
 )
 from bids_dgmseg.report.methods import describe_methods
 from bids_dgmseg.report.mosaic import PLANES, WINDOW_PPM
+from bids_dgmseg.report.reconstruction_section import reconstruction_facts
 
 Row = Mapping[str, str]
 """Row of ``_stats.tsv`` as text."""
@@ -104,6 +105,7 @@ class Mosaic:
     """A PNG in ``figures/``."""
 
     plane: str
+    """Or ``reconstruction``, ``refused``."""
     href: str
     """Relative to the page."""
     width: int
@@ -136,11 +138,25 @@ class ScanResult:
     flag_counts: str
     """Numbers of these, such as ``1 red, 3 amber``; empty if all are green."""
     mosaics: Sequence[Mosaic]
+    reconstruction: Mosaic | None
+    """Images of the steps, if the map was reconstructed here."""
     viewer: str
     """Link to the interactive viewer; empty if there is none."""
     files: Sequence[tuple[str, str]]
     """Names and links of all files except figures and masks."""
     n_masks: int
+
+
+@dataclass(frozen=True)
+class RefusedMap:
+    """A reconstruction whose map is not usable and was not segmented."""
+
+    anchor: str
+    title: str
+    model: str
+    record: Mapping[str, Any]
+    """As ``reconstruction`` of ``_qc.json``."""
+    figure: Mosaic | None
 
 
 def write_participant_page(
@@ -181,11 +197,14 @@ def write_participant_page(
     results = [_read_result(sidecar, output_dir) for sidecar in sidecars]
     results = [result for result in results if models is None or result.model in models]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
+    records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
+    refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda one: natural_key(one.title))
     return write_page(
         "participant.html.j2",
         output_dir / f"sub-{participant}.html",
         participant=f"sub-{participant}",
         results=results,
+        refused=[one for one in refused if models is None or one.model in models],
         sessions={session for result in results if (session := split_entities(result.name).get("ses"))},
         models=sorted({result.model for result in results}),
         failures=failures,
@@ -197,6 +216,7 @@ def write_participant_page(
         descriptions={key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
         column_groups=_column_groups,
         facts=_facts,
+        reconstruction_facts=reconstruction_facts,
         state=_state,
     )
 
@@ -222,7 +242,7 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         name,
         model,
         anchor=scan_anchor(name, model),
-        title=" · ".join(name.split("_")[1:]) or name,
+        title=_title(name),
         qc=qc,
         rows=rows,
         nuclei=[list(sides) for _, sides in groupby(rows, key=lambda row: row["abbreviation"].rpartition("_")[0])],
@@ -231,16 +251,36 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
         flagged=flagged,
         flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),
-        mosaics=[
-            Mosaic(plane, hrefs[path], *_read_png_size(path))
-            for plane in PLANES
-            for path, desc in figures.items()
-            if desc.endswith(plane) and path.suffix == ".png"
-        ],
+        mosaics=[mosaic for plane in PLANES if (mosaic := _find_mosaic(plane, figures, output_dir))],
+        reconstruction=_find_mosaic("reconstruction", figures, output_dir),
         viewer=next((hrefs[path] for path, desc in figures.items() if desc.endswith("viewer")), ""),
         files=[(path.name, hrefs[path]) for path in others],
         n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
     )
+
+
+def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
+    content = read_json(record)
+    name, model = str(content.pop("scan", NO_VALUE)), str(content.pop("model", NO_VALUE))
+    figure = _find_mosaic("refused", {record.with_suffix(".png"): "refused"}, output_dir)
+    return RefusedMap(f"{scan_anchor(name, model)}-refused", _title(name), model, content, figure)
+
+
+def _title(scan: str) -> str:
+    return " · ".join(scan.split("_")[1:]) or scan
+
+
+def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mosaic | None:
+    """Find a figure by the end of its ``desc`` among paths → ``desc``."""
+    for path, desc in figures.items():
+        if desc.endswith(name) and path.suffix == ".png" and path.is_file():
+            with path.open("rb") as file:  # decoding an image takes much longer
+                header = file.read(24)
+            if len(header) < 24 or not header.startswith(b"\x89PNG"):
+                raise InputError(f"{path.name}: not a PNG file; delete it and rerun with --force")
+            width, height = struct.unpack(">II", header[16:24])
+            return Mosaic(name, path_to_url(path.relative_to(output_dir)), int(width), int(height))
+    return None
 
 
 def _read_rows(path: Path) -> Sequence[Row]:
@@ -248,16 +288,6 @@ def _read_rows(path: Path) -> Sequence[Row]:
     if "abbreviation" not in table:
         raise InputError(f"{path.name}: column abbreviation not found; delete the file and rerun with --force")
     return cast(Sequence[Row], table.to_dict("records"))
-
-
-def _read_png_size(path: Path) -> tuple[int, int]:
-    """Read the size from the header; decoding a mosaic takes much longer."""
-    with path.open("rb") as file:
-        header = file.read(24)
-    if len(header) < 24 or not header.startswith(b"\x89PNG"):
-        raise InputError(f"{path.name}: not a PNG file; delete it and rerun with --force")
-    width, height = struct.unpack(">II", header[16:24])
-    return int(width), int(height)
 
 
 def _state(row: Row) -> str:
@@ -298,7 +328,6 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
             "NaN inside the brain": not_finite,
             "Missing zeros inside the brain": empty,
         },
-        "Reconstruction": _describe_reconstruction(qc.get("reconstruction") or {}),
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
         "Reference region": {
             "Region": format_value(reference.get("region")),
@@ -319,24 +348,4 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
             for key, value in (qc.get("settings") or {}).items()
         },
         "Versions": {str(key): format_value(value) for key, value in (qc.get("versions") or {}).items()},
-    }
-
-
-def _describe_reconstruction(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a chi map was reconstructed from multi-echo GRE; empty if it was given."""
-    if not record:
-        return {}
-    times_ms = ", ".join(f"{1000 * float(time_s):g}" for time_s in record.get("EchoTime") or [])
-    sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
-    return {
-        "Echo times": f"{times_ms} ms" if times_ms else NO_VALUE,
-        "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
-        "Brain mask": format_value(record.get("BrainMask")),
-        "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
-        "Readout": format_value(record.get("ReadoutCorrection")),
-        "Unwrapping": format_value(record.get("Unwrapping")),
-        "Field": format_value(record.get("FieldFit")),
-        "Background field": format_value(record.get("BackgroundFieldRemoval")),
-        "Inversion": format_value(record.get("DipoleInversion")),
-        "Noise of the field": format_value(record.get("FieldNoise"), "ppm"),
     }

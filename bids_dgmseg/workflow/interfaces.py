@@ -18,7 +18,7 @@ from nipype import Node
 from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleInterface, TraitedSpec, traits
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.derivatives import save_scan
+from bids_dgmseg.bids.derivatives import remove_refused, save_refused, save_scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.image.volume import Volume
@@ -94,6 +94,7 @@ class _ReconstructInputSpec(BaseInterfaceInputSpec):
 class _ReconstructOutputSpec(TraitedSpec):
     out_chi = File(exists=True, desc="float32 map in ppm on the grid of the echoes, 0 outside the brain")
     out_r2star = File(exists=True, desc="float32 R2* in 1/s on the same grid, 0 outside; not with a single echo")
+    out_figure = File(exists=True, desc="PNG of magnitude, total field, local field and map")
     out_report = _object("StepReport: how the map was reconstructed")
     out_fingerprint = traits.Str(desc="hash of everything that the map depends on")
 
@@ -105,31 +106,41 @@ class Reconstruct(Step):
     output_spec = _ReconstructOutputSpec
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
-        """Reconstruct the map."""
+        """Reconstruct the map, or save why it is refused."""
         from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
         from bids_dgmseg.qsm.reconstruct import reconstruct_files
+        from bids_dgmseg.report.reconstruction_section import draw_reconstruction
 
         job, scan, mask = self.inputs.job, self.inputs.job.scan, self.inputs.job.brain_mask
-        sign = job.config.reconstruction.phase_sign
+        output_dir, sign = job.config.output_dir, job.config.reconstruction.phase_sign
+        remove_refused(output_dir, scan, job.model)
         if self.inputs.problem:
             raise InputError(self.inputs.problem)
         limit_threads(self.inputs.n_threads)
         mark = job.hash_map()  # before the images are read: if they change meanwhile, the next run processes the scan
+        b0_tesla = float(scan.sidecar["MagneticFieldStrength"])
         result = reconstruct_files(
             [echo.magnitude for echo in scan.echoes],
             [echo.phase for echo in scan.echoes],
             echo_times_s=[echo.time_s for echo in scan.echoes],
-            b0_tesla=float(scan.sidecar["MagneticFieldStrength"]),
+            b0_tesla=b0_tesla,
             phase_units=[echo.units for echo in scan.echoes],
             mask=mask,
             phase_sign=sign,
             background=job.config.reconstruction.background,
             inversion=job.config.reconstruction.inversion,
         )
+        grid, hz_per_ppm = Volume.read(scan.echoes[0].magnitude), GYROMAGNETIC_MHZ_PER_T * b0_tesla
+        figure = folder / "reconstruction.png"
+        draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=scan.name)
+        report = report_reconstruction(scan, result, grid, mask=mask, phase_sign=sign)
         if result.problems and not job.config.reconstruction.accept_implausible:
+            save_refused(output_dir, scan, job.model, figure=figure, record=report.values)
+            remedy = "correct the brain mask" if mask else "provide a brain mask with --brain-mask"
             raise InputError(
-                f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; provide a brain "
-                "mask with --brain-mask, or use --accept-implausible-maps"
+                f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; look at its images "
+                f"in sub-{scan.participant}.html, {remedy}, or use --accept-implausible-maps"
             )
         r2star = {}
         if result.r2star_hz is not None:
@@ -137,7 +148,8 @@ class Reconstruct(Step):
         return {
             "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
             **r2star,
-            "out_report": report_reconstruction(scan, result, mask=mask, phase_sign=sign),
+            "out_figure": str(figure),
+            "out_report": report,
             "out_fingerprint": mark,
         }
 
@@ -245,6 +257,7 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
     in_report = _object("StepReport of the map", mandatory=True)
     in_r2star = File(exists=True, desc="R2* in 1/s on the same grid")
+    in_reconstructed = _object("StepReport of its reconstruction")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid")
     in_block = File(exists=True, mandatory=True, desc="npz: probabilities inside the box")
     in_box = _object("Box of the localizer", mandatory=True)
@@ -290,6 +303,7 @@ class Measure(Step):
             box=self.inputs.in_box,
             reference=reference,
             map_reference=self.inputs.in_report.values["reference"],
+            failed_checks=len(made.values.get("Problems", ())) if (made := self.inputs.in_reconstructed) else None,
         )
         write_tsv(found.stats, folder / "stats.tsv")
         title = self.inputs.title
@@ -364,6 +378,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     in_measured = _object("StepReport of the measures", mandatory=True)
     in_chi = File(exists=True, desc="map that was reconstructed here")
     in_r2star = File(exists=True, desc="R2* in 1/s from the same echoes")
+    in_reconstruction_figure = File(exists=True, desc="PNG of its reconstruction")
     in_reconstructed = _object("StepReport of its reconstruction")
     job = _object("Job", mandatory=True)
     in_fingerprint = traits.Str(mandatory=True, desc="hash of everything that the results depend on")
@@ -393,6 +408,9 @@ class Save(Step):
             measured=given.in_measured,
             reconstructed=given.in_reconstructed or None,
         )
+        figures = dict(given.in_figures)
+        if given.in_reconstruction_figure:
+            figures["reconstruction"] = given.in_reconstruction_figure
         written = save_scan(
             config.output_dir,
             scan,
@@ -404,7 +422,7 @@ class Save(Step):
             box_mm=describe_box(given.in_box),
             masks=config.segmentation.masks,
             fingerprint=given.in_fingerprint,
-            figures={plane: Path(path) for plane, path in given.in_figures.items()},
+            figures={name: Path(path) for name, path in figures.items()},
             regions={region: Path(path) for region, path in given.in_regions.items()},
             chi=Path(given.in_chi) if given.in_chi else None,
             r2star=Path(given.in_r2star) if given.in_r2star else None,

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 
@@ -22,6 +23,7 @@ from bids_dgmseg.models.registry import Model
 if TYPE_CHECKING:
     from bids_dgmseg.image.grids import Box
     from bids_dgmseg.image.units import ChiMap
+    from bids_dgmseg.image.volume import Volume
     from bids_dgmseg.measurement.scan import Reference, ScanMeasures
     from bids_dgmseg.qsm.reconstruct import Reconstruction
 
@@ -39,8 +41,13 @@ class StepReport:
     warnings: tuple[str, ...] = ()
 
 
-def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | None, phase_sign: str) -> StepReport:
-    """Return the parameters of a reconstruction; also part of the sidecar of the map."""
+def report_reconstruction(
+    scan: Scan, result: Reconstruction, grid: Volume, *, mask: Path | None, phase_sign: str
+) -> StepReport:
+    """Return the parameters and numbers of a reconstruction, also part of the sidecar of the map.
+
+    `grid` is an image on its grid, `mask` the brain mask of the user.
+    """
     from bids_dgmseg.qsm.reconstruct import describe_steps  # with torch
 
     warnings = [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
@@ -74,10 +81,31 @@ def report_reconstruction(scan: Scan, result: Reconstruction, *, mask: Path | No
         **describe_steps(
             [echo.time_s for echo in scan.echoes], background=result.background, inversion=result.inversion
         ),
-        "FieldNoise": round(result.noise_ppm, 6),
+        **_measure_steps(result, grid),
         **({"Problems": list(result.problems)} if result.problems else {}),
     }
     return StepReport(values, tuple(warnings))
+
+
+def _measure_steps(result: Reconstruction, grid: Volume) -> dict[str, Any]:
+    from bids_dgmseg.qsm.inversion import regularization_weight  # with torch
+
+    size_mm, mask = grid.voxel_size_mm, result.mask
+    weight = regularization_weight(result.inversion, noise_ppm=result.noise_ppm, voxel_size_mm=size_mm)
+    brain_ml, map_ml = (round(float(region.sum() * np.prod(size_mm)) / 1000, 1) for region in (result.brain, mask))
+    total, local = (float(field[mask].std()) for field in (result.total_field_ppm, result.local_field_ppm))
+    r2star = {} if result.r2star_hz is None else {"R2starMedian": round(float(np.median(result.r2star_hz[mask])), 2)}
+    return {
+        # B0 is z of the world, here along the axes of the image, which point to the right, anterior and superior
+        "B0Direction": [round(float(part), 4) for part in grid.affine[2, :3] / size_mm],
+        "BrainVolume": brain_ml,
+        "MapVolume": map_ml,
+        "FieldNoise": round(result.noise_ppm, 6),
+        "LocalFieldFraction": round(local / total, 4) if total else None,
+        **({"RegularizationWeight": float(f"{weight:.3g}")} if weight else {}),
+        "FieldMisfit": round(result.misfit_ppm, 6),
+        **r2star,
+    }
 
 
 def report_input(path: Path, checked: ChiMap, *, learned: str = "") -> StepReport:

@@ -90,7 +90,9 @@ def init_scan_wf(job: Job) -> Workflow:
         workflow.connect(node, "out_chi", save, "in_chi")
         workflow.connect(node, "out_r2star", measure, "in_r2star")
         workflow.connect(node, "out_r2star", save, "in_r2star")
+        workflow.connect(node, "out_figure", save, "in_reconstruction_figure")
         workflow.connect(node, "out_report", save, "in_reconstructed")
+        workflow.connect(node, "out_report", measure, "in_reconstructed")
         workflow.connect(node, "out_fingerprint", prepare, "in_reconstruction")
         workflow.connect(node, "out_fingerprint", save, "in_reconstruction")
     workflow.connect(

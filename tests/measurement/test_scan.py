@@ -33,12 +33,12 @@ def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(chi: Volume, dseg: Volume, *, r2star: Any = None, **reference: Any) -> ScanMeasures:
+def find(chi: Volume, dseg: Volume, *, r2star: Any = None, **options: Any) -> ScanMeasures:
     """Measure the phantom with probabilities of 0 or 1."""
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
     scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, labelled=(), r2star_hz=r2star)
-    return measure_scan(scan, box=BOX, **reference)
+    return measure_scan(scan, box=BOX, **options)
 
 
 def test_good_scan_has_all_columns_and_is_green():
@@ -56,19 +56,32 @@ def test_good_scan_has_all_columns_and_is_green():
 
 
 @pytest.mark.parametrize(
-    ("is_noise", "advice"),
+    ("is_noise", "failed_checks", "advice"),
     [
-        (False, ": left and right are exchanged; check the map's header"),
-        (True, ", and the rating is red: the segmentation is unreliable; check the map"),
+        (False, None, ": left and right are exchanged; check the map's header"),
+        (False, 0, ": left and right are exchanged; check the map's header"),
+        (
+            False,
+            1,
+            ", and the reconstruction of the map failed its checks: the segmentation is unreliable; check the map",
+        ),
+        (True, None, ", and the rating is red: the segmentation is unreliable; check the map"),
     ],
 )
-def test_header_is_blamed_only_for_plausible_nuclei(is_noise, advice):
+def test_header_is_blamed_only_for_plausible_nuclei(is_noise, failed_checks, advice):
     chi, dseg = upright()
     noise = np.random.default_rng(1).normal(0, 0.1, chi.shape).astype(np.float32)
     swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
-    found = find(chi.with_array(noise) if is_noise else chi, dseg.with_array(swapped))
+    shown = chi.with_array(noise) if is_noise else chi
+    found = find(shown, dseg.with_array(swapped), failed_checks=failed_checks)
     (warning,) = [warning for warning in found.warnings if "to the right" in warning]
     assert warning.startswith(f"DN_L lies to the right of DN_R{advice}")
+
+
+def test_scan_with_failed_checks_is_not_green():
+    found = find(*upright(), failed_checks=2)
+    assert found.rating == "amber"
+    assert found.reasons == ("implausible reconstruction (2 failed checks, above 0)",)
 
 
 def test_asymmetry_is_in_both_rows():

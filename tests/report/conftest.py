@@ -94,6 +94,7 @@ def write_scan(
     model: str = "dgm16",
     rows: Sequence[Mapping[str, str]] = (ROW, LOST),
     others: Sequence[str] = (),
+    figures: Sequence[str] = (),
     **qc: Any,
 ) -> Path:
     """Write the files of one scan and list them in its dseg.json; returns the output folder."""
@@ -105,13 +106,13 @@ def write_scan(
     desc = f"_desc-{own}" if own else ""
     pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
     (folder / f"{stem}{desc}_qc.json").write_text(json.dumps({"scan": name, "model": model, **QC, **qc}))
-    planes = [f"{own}{plane.capitalize()}" if own else plane for plane in PLANES]
-    figures = [out / "figures" / f"{stem}_desc-{plane}_dseg.png" for plane in planes]
-    for figure in figures:
+    names = [f"{own}{name.capitalize()}" if own else name for name in (*PLANES, *figures)]
+    images = [out / "figures" / f"{stem}_desc-{name}_dseg.png" for name in names]
+    for figure in images:
         Image.new("RGB", (60, 40), "navy").save(figure)
     for other in others:
         (folder / other).touch()
-    files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *figures]
+    files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *images]
     listed = [path.relative_to(out).as_posix() for path in (*files, *(folder / other for other in others))]
     (folder / f"{stem}{desc}_dseg.json").write_text(json.dumps({"OutputFiles": listed}))
     return out

@@ -1,10 +1,12 @@
 """The page of a participant, read as text and in a real browser."""
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
@@ -117,6 +119,51 @@ def test_input_settings_and_versions_are_shown(add_scan):
         "Phasedecreases with the field (from the map)",
     ):
         assert fact in text
+
+
+RECORD = {
+    "EchoTime": [0.005, 0.01],
+    "B0Direction": [0.0, 0.5, 0.8660],
+    "BrainVolume": 1412.4,
+    "FieldNoise": 0.00112,
+    "RegularizationWeight": 0.000405,
+    "LocalFieldFraction": 0.0296,
+    "FieldMisfit": 0.00148,
+}
+
+
+def test_reconstruction_is_shown_with_its_numbers(add_scan):
+    out = add_scan(reconstruction=RECORD, figures=["reconstruction"])
+    page = write(out)
+    assert page.all("img")[0]["src"] == "figures/sub-01_seg-dgm16_desc-reconstruction_dseg.png"
+    assert len(page.all("img")) == 4
+    for fact in (
+        "0, 0.5, 0.866, 30° from the z axis",
+        *("Volume1412 ml", "Noise1.12 ppb", "λ0.000405", "total field0.0296", "Not explained1.48 ppb"),
+        "Failed checksnone",
+    ):
+        assert fact in page.text
+
+
+def test_given_map_has_no_reconstruction(add_scan):
+    assert "econstruction" not in write(add_scan()).text.partition("How to read")[0]
+
+
+def test_refused_map_is_shown_with_its_reasons(add_scan):
+    out = add_scan("sub-01_ses-1")
+    stem = out / "figures" / "sub-01_ses-2_seg-dgm16_desc-refused_dseg"
+    Image.new("RGB", (60, 40), "navy").save(stem.with_suffix(".png"))
+    problem = "its brain mask has 3,189 ml <neck>"
+    about = {"scan": "sub-01_ses-2", "model": "dgm16", **RECORD, "Problems": [problem]}
+    stem.with_suffix(".json").write_text(json.dumps(about))
+    page = write(out)
+    assert "ses-2 not segmented The reconstructed map is not usable: its brain mask has 3,189 ml <neck> If" in page.text
+    assert page.all("img")[0]["src"] == "figures/sub-01_ses-2_seg-dgm16_desc-refused_dseg.png"
+    assert "#sub-01_ses-2_dgm16-refused" in page.links
+    assert "Volume1412 ml" in page.text
+    stem.with_suffix(".png").unlink()
+    assert "No figure of this reconstruction" in write(out).text
+    assert "not usable" not in write(out, models=["other"]).text
 
 
 def test_sessions_and_models_come_in_order(add_scan):

@@ -152,6 +152,14 @@ def test_reconstruction_is_documented(done):
     sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
     assert sidecar["Units"] == "ppm"
     assert sidecar["EchoTime"] == [0.005, 0.01, 0.015, 0.02]
+    assert sidecar["B0Direction"] == [0, 0, 1]
+    found = chi_of(done / "out")
+    valid_ml = float((found.array != 0).sum() * np.prod(found.voxel_size_mm)) / 1000
+    assert sidecar["MapVolume"] == pytest.approx(valid_ml, rel=0.001)
+    assert sidecar["BrainVolume"] > valid_ml
+    assert 0 < sidecar["FieldMisfit"] < sidecar["LocalFieldFraction"] < 1
+    edge_mm = float(np.prod(found.voxel_size_mm)) ** (1 / 3)
+    assert sidecar["RegularizationWeight"] == pytest.approx(0.25 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
     assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
     assert len(sidecar["Sources"]) == 8
     (dseg,) = anat.glob("*_dseg.json")
@@ -338,6 +346,7 @@ def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):
     assert run(ds, "--phase-sign", "positive") == 0
     assert "--phase-sign has no effect: every selected scan already has a chi map" in capsys.readouterr().err
     assert not list(made.parent.glob("*Chimap*"))
+    assert not list((ds.parent / "out" / "figures").glob("*reconstruction*"))
     assert "reconstruction" not in quality_of(ds.parent / "out")
 
 
@@ -383,9 +392,18 @@ def test_implausible_map_is_not_segmented(ds, run, capsys):
     assert run(ds) == 1
     said = capsys.readouterr().err
     assert "the reconstructed map of sub-01 is not usable: its values have a spread of " in said
-    assert "or use --accept-implausible-maps" in said
-    assert not list((ds.parent / "out").rglob("*_dseg.nii.gz"))
+    assert "provide a brain mask with --brain-mask, or use --accept-implausible-maps" in said
+    out = ds.parent / "out"
+    assert not list(out.rglob("*_dseg.nii.gz"))
+    assert "desc-refused_dseg.png" in (out / "sub-01.html").read_text()  # shows why
+    assert (out / "figures" / "sub-01_seg-oracle_desc-refused_dseg.png").is_file()
     assert run(ds, "--accept-implausible-maps") == 0
-    record = quality_of(ds.parent / "out")
+    assert not list(out.rglob("*refused*"))
+    page = (out / "sub-01.html").read_text()
+    assert "desc-refused" not in page
+    assert "desc-reconstruction_dseg.png" in page
+    record = quality_of(out)
+    assert record["rating"] != "green"
+    assert record["failed_checks"] == 1
     assert "spread" in record["reconstruction"]["Problems"][0]
     assert any("the reconstructed map is implausible" in line for line in record["warnings"])

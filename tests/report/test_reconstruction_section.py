@@ -1,0 +1,74 @@
+"""The figure of a reconstruction: its slices, sides and scales."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.report.reconstruction_section import draw_reconstruction
+
+HEADER, N_ROWS, BAR = 62, 4, 150  # pixels
+SIDE = 20  # voxels
+
+
+def draw(folder, **arrays: Any) -> np.ndarray:
+    """Draw a head of cubes of 2 mm that fills its image; the brain is within a margin of two voxels."""
+    brain = np.zeros((SIDE, SIDE, SIDE), bool)
+    brain[2:-2, 2:-2, 2:-2] = True
+    nothing = np.zeros(brain.shape, np.float32)
+    given = dict.fromkeys(("magnitude", "total_field_ppm", "local_field_ppm", "chi_ppm"), nothing)
+    given |= {"magnitude": nothing + 1, "brain": brain, "mask": brain, **arrays}
+    grid = Volume(nothing, np.diag([2.0, 2, 2, 1]))
+    out = draw_reconstruction(
+        cast(Any, SimpleNamespace(**given)), grid, folder / "figure.png", hz_per_ppm=128.0, title="sub-$1"
+    )
+    return np.asarray(Image.open(out).convert("L")).astype(int)
+
+
+def panel(pixels: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Inner part of a slice, without lines and letters at its edge; all seven are squares here."""
+    size = (pixels.shape[1] - BAR) / 7
+    height = (pixels.shape[0] - HEADER) / N_ROWS
+    top, left = HEADER + row * height, column * size
+    inside = pixels[round(top + 0.2 * height) : round(top + 0.8 * height)]
+    return inside[:, round(left + 0.2 * size) : round(left + 0.8 * size)]
+
+
+def test_left_of_each_image_is_on_the_left(tmp_path):
+    left_half = np.broadcast_to(np.arange(SIDE)[:, None, None] < SIDE // 2, (SIDE,) * 3)  # x increases to the right
+    values = {"magnitude": (1, 0.2), "total_field_ppm": (0.5, -0.5), "local_field_ppm": (0.01, -0.01)}
+    values["chi_ppm"] = (0.15, -0.05)
+    arrays = {name: np.where(left_half, *pair).astype(np.float32) for name, pair in values.items()}
+    pixels = draw(tmp_path, **arrays)
+    for row in range(N_ROWS):
+        for column in range(6):  # axial and coronal
+            left, right = np.array_split(panel(pixels, row, column), 2, axis=1)
+            assert left[:, :-9].mean() > right[:, 9:].mean() + 100
+
+
+def test_anterior_is_up_and_on_the_right_of_the_sagittal_slice(tmp_path):
+    chi = np.full((SIDE, SIDE, SIDE), -0.05, np.float32)
+    chi[:, SIDE // 2 :] = 0.15
+    pixels = draw(tmp_path, chi_ppm=chi)
+    upper, lower = np.array_split(panel(pixels, 3, 0), 2, axis=0)
+    posterior, anterior = np.array_split(panel(pixels, 3, 6), 2, axis=1)
+    assert upper[:-9].mean() > lower[9:].mean() + 100
+    assert anterior[:, 9:].mean() > posterior[:, :-9].mean() + 100
+
+
+def test_scale_of_the_map_is_fixed_and_that_of_the_local_field_symmetric(tmp_path):
+    half = np.full((SIDE, SIDE, SIDE), 0.05, np.float32)  # halfway between -0.1 and 0.2 ppm
+    shifted = np.where(np.arange(SIDE)[:, None, None] < SIDE // 2, np.float32(0), np.float32(0.02) + 0 * half)
+    pixels = draw(tmp_path, chi_ppm=half, local_field_ppm=shifted)
+    assert panel(pixels, 3, 2).mean() == pytest.approx(127.5, abs=2)
+    zero, positive = np.array_split(panel(pixels, 2, 2), 2, axis=1)
+    assert zero[:, :-9].mean() == pytest.approx(127.5, abs=2)
+    assert positive[:, 9:].mean() > 240
+
+
+def test_figure_is_reproducible(tmp_path):
+    noise = np.random.default_rng(1).random((SIDE, SIDE, SIDE)).astype(np.float32)
+    np.testing.assert_array_equal(draw(tmp_path, magnitude=noise), draw(tmp_path, magnitude=noise))
