@@ -42,6 +42,8 @@ def cross_validate(args: argparse.Namespace) -> int:
     nnunet = args.model == NNUNET
     model, dataset = find_model(args.model, "train-nnunet" if nnunet else "train"), check_dataset(args.dataset)
     n_folds, out = args.folds or 5, args.out.absolute()
+    if args.plan != "paper" and not nnunet:
+        raise InputError(f"--plan {args.plan}: only available for {NNUNET}; omit it")
     if n_folds < 2:
         raise InputError(f"--folds {n_folds}: cross-validation needs 2 or more")
     args.folds, code = n_folds, OK
@@ -94,7 +96,8 @@ def train_nnunet_fold(
 
     given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
     given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
-    if wrong := [name for name, value in {**given, "--holdout": args.holdout}.items() if value]:
+    given |= {"--holdout": args.holdout, "--variant": args.variant != "paper"}
+    if wrong := [name for name, value in given.items() if value]:
         raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
     derivatives, choose = tuple(args.derivatives), tuple(args.choose)
     scans, labels = match_labels(dataset, derivatives=derivatives, choose=choose)
@@ -143,6 +146,11 @@ def segment(
     """Segment participants as ``bids_dgmseg`` does, without masks and viewers; return its exit code."""
     from bids_dgmseg.workflow.participant import run_participant
 
+    if others := {path.name.removeprefix("sub-") for path in out.glob("sub-*/")} - set(participants):
+        raise InputError(
+            f"{out}: has results of sub-{min(others)}, not in the test set of the fold; delete this folder and run the "
+            "same command again"
+        )
     command = [str(dataset), str(out), "participant", "--model", model.name, "--weights", str(weights)]
     command += ["--participant-label", *participants, "--device", args.device]
     command += ["--skip-bids-validation", "--no-masks", "--no-viewer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,8 +165,23 @@ def write_record(out: Path, record: Mapping[str, Any], *, begun: bool, length: M
     if begun and path.is_file():
         earlier = read_json(path)
         # A key that an earlier version did not write cannot differ.
-        if differing := [name for name, value in to_json(record).items() if earlier.get(name, value) != value]:
+        compared = [(name, earlier.get(name, value), value) for name, value in to_json(record).items()]
+        if differing := [line for one in compared for line in _describe_difference(*one)]:
+            begun_by = earlier.get("version", __version__)
+            hint = "" if begun_by == __version__ else f", or resume it with version {begun_by} (this is {__version__})"
             raise InputError(
-                f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT"
+                f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT{hint}"
             )
     write_json({**record, **({"length": length} if length else {}), "version": __version__}, path)
+
+
+def _describe_difference(name: str, before: Any, now: Any) -> list[str]:
+    """Describe how a value of ``training.json`` differs; of the recipe each value, also one that was not written."""
+    if before == now:
+        return []
+    if name.partition(".")[0] != "recipe":
+        return [name]
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*before, *now])
+        return [line for key in keys for line in _describe_difference(f"{name}.{key}", before.get(key), now.get(key))]
+    return [f"{name}: {json.dumps(before)} before, {json.dumps(now)} now"]

@@ -69,6 +69,9 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     assert {path: path.stat().st_mtime_ns for path in written} == written  # not segmented again
     assert cross_validate("deepqsmseg", dataset, out, "--seed", "2") == 2
     assert "contains a different training (differs in seed" in capsys.readouterr().err
+    shutil.copytree(out / "fold-1" / f"sub-{tested[1]}", out / "fold-0" / f"sub-{tested[1]}")
+    assert cross_validate("deepqsmseg", dataset, out) == 2
+    assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_process")
@@ -181,6 +184,8 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
         (["attunet25d", "--fold", "5"], "--fold 5: choose from 0 to 4"),
         (["attunet25d", "--variant", "source"], "--variant source: its classes cannot be used for segmentation"),
         (["nnunet2step", "--recipe", "pace.batch=1"], "--recipe: not available for nnunet2step; omit it"),
+        (["nnunet2step", "--variant", "small"], "--variant: not available for nnunet2step; omit it"),
+        (["attunet25d", "--plan", "small"], "--plan small: only available for nnunet2step; omit it"),
         (["dgm16"], "dgm16: not trained by dgmseg train; use dgmseg finetune"),
     ],
 )

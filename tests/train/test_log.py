@@ -1,8 +1,10 @@
 import math
+import re
 
 import pytest
 import torch
 
+from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.train.core import State, StepResult
 from bids_dgmseg.train.log import EpochLog, StepLog, write_record
@@ -114,3 +116,15 @@ def test_record_of_a_different_training_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"contains a different training \(differs in seed\); choose a new OUT"):
         write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=True)
     write_record(tmp_path, {"seed": 2, "folds": [1, 2]}, begun=False)
+
+
+def test_different_recipe_is_refused_by_its_values(tmp_path):
+    write_record(tmp_path, {"recipe": {"sampling": {"step": (5, 5)}, "loss": "dice"}}, begun=False)
+    recipe = {"sampling": {"step": [9, 9], "padding": True}, "loss": "dice"}  # padding: of a later version
+    differing = "recipe.sampling.step: [5, 5] before, [9, 9] now, recipe.sampling.padding: null before, true now"
+    with pytest.raises(InputError, match=re.escape(f"(differs in {differing}); choose a new OUT") + "$"):
+        write_record(tmp_path, {"recipe": recipe}, begun=True)
+    path = tmp_path / "training.json"
+    path.write_text(path.read_text().replace(f'"version": "{__version__}"', '"version": "0.0.9"'))
+    with pytest.raises(InputError, match=r"choose a new OUT, or resume it with version 0\.0\.9 \(this is "):
+        write_record(tmp_path, {"recipe": recipe}, begun=True)
