@@ -27,6 +27,7 @@ from bids_dgmseg.evaluate.isolated_run import BASELINES, JOINT_FUSION, LOCAL_VOT
 from bids_dgmseg.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
 from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, read_tsv, write_json, write_tsv
 from bids_dgmseg.models.label_map import choose_labels
+from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.train.labelled_maps import (
     find_nuclei,
@@ -86,7 +87,8 @@ def parse_candidates(
 ) -> list[Candidate]:
     """Parse the models to compare, which are ``KEY`` or ``KEY=FOLDER``.
 
-    A repeated key is named with its folder: ``dgm16=tuned`` becomes dgm16tuned. `atlases` are the labelled dataset of
+    A repeated key is named with its folder (``dgm16=tuned`` becomes dgm16tuned), and so is a folder with another
+    network than the model's, such as a U-Net trained by the recipe of ``dcnnet``. `atlases` are the labelled dataset of
     the baselines; `LOCAL_VOTING` is added unless a baseline is among those given. `label_map` maps the labels of
     nnU-Net folders to nuclei, and `choose` are entities that decide if an atlas has several segmentations.
 
@@ -107,9 +109,10 @@ def parse_candidates(
             raise InputError(f"{weights}: no such folder; check the one given for {key}")
         if is_baseline and weights is None:
             raise InputError(f"{key}: no atlases; pass a labelled dataset to --atlases")
-        model = key if is_baseline else get_model(key).name
-        name = model
-        if name in candidates and weights:
+        model = name = key if is_baseline else get_model(key).name
+        registered = None if is_baseline or not weights else get_model(key)
+        has_other_network = registered and read_model_folder(registered, weights).network != registered.network
+        if weights and (has_other_network or name in candidates):
             name += re.sub(r"[^0-9a-zA-Z]", "", weights.name)
         if name in candidates:
             raise InputError(f"{text}: two models would be named {name}; rename a folder of weights")

@@ -190,6 +190,12 @@ def test_candidates_are_keys_with_folders(tmp_path):
         ("multiatlas", "multiatlas", atlases),
     ]
     assert [one.name for one in parse_candidates(["multiatlasjoint"], atlases=atlases)] == ["multiatlasjoint"]
+    # a folder with another network than that of the model is named with the folder, also alone
+    (tuned / "model.toml").write_text('model = "dcnnet"\nheads = [["DN", "IN"]]\n')
+    assert [one.name for one in parse_candidates([f"dcnnet={tuned}"])] == ["dcnnet"]
+    with (tuned / "model.toml").open("a") as file:
+        file.write('network = "bids_dgmseg.networks.plain_unet:PlainUNet"\n')
+    assert [one.name for one in parse_candidates([f"dcnnet={tuned}"])] == ["dcnnetmytuned"]
 
 
 @pytest.mark.parametrize(
