@@ -19,7 +19,7 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import MISSING, read_json
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats
 
@@ -98,12 +98,8 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral
 
 def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
     """Name the labels of both sides after their nucleus; a nucleus with one side is left out."""
-    found = set(names.values())
-    return {
-        label: name[:-2]
-        for label, name in names.items()
-        if name.endswith(("_L", "_R")) and {f"{name[:-2]}_L", f"{name[:-2]}_R"} <= found
-    }
+    nuclei = join_sides(names.values())
+    return {label: nuclei[name] for label, name in names.items() if name in nuclei}
 
 
 def _overlap_pairs(
@@ -206,11 +202,14 @@ def _grid_failure(scan: str, image: _LabelImage, other: str, volume: Volume, mis
 def _measure(
     images: ScanImages, read: Mapping[str, _LabelImage], *, from_maps: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Volume and, with a map or (unless `from_maps`) a ``_stats.tsv``, mean susceptibility of each nucleus by rater."""
+    """Volume and mean susceptibility of each nucleus by rater, the latter from a ``_stats.tsv`` or a map.
+
+    With `from_maps`, a map is read also beside a ``_stats.tsv``, which may lack rows of both sides together.
+    """
     rows: list[dict[str, Any]] = []
     structures = _common_structures(read)
     arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
-    tables, failures = ({}, []) if images.chi or from_maps else _read_mean_ppm(images.scan, read)
+    tables, failures = ({}, []) if images.chi else _read_mean_ppm(images.scan, read)
     chi = None
     try:
         if images.chi:

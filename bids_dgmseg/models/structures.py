@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
@@ -106,6 +106,27 @@ class Structures(tuple[Structure, ...]):
     def both_sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
         """Return both sides of each nucleus: ``["DN"]`` → DN_L, DN_R."""
         return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
+
+
+def join_sides(names: Collection[str]) -> dict[str, str]:
+    """Map the names of both sides of a nucleus to the nucleus; others, also those of one side alone, are left out.
+
+    >>> join_sides(["DN_L", "DN_R", "RN_L", "thalamus"])
+    {'DN_L': 'DN', 'DN_R': 'DN'}
+    """
+    known = set(names)
+    nuclei = {name: name[:-2] for name in names if name.endswith(("_L", "_R"))}
+    return {name: nucleus for name, nucleus in nuclei.items() if {f"{nucleus}_L", f"{nucleus}_R"} <= known}
+
+
+def bilateral_names(names: Collection[str]) -> list[str]:
+    """List the names of both sides of a nucleus together, such as ``DN``, among those of single sides.
+
+    >>> bilateral_names(["DN_L", "DN_R", "DN", "thalamus"])
+    ['DN']
+    """
+    nuclei = set(join_sides(names).values())
+    return [name for name in names if name in nuclei]
 
 
 _TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")

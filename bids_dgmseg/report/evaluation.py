@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -29,7 +29,7 @@ from bids_dgmseg.report.figures import (
     with_default_settings,
 )
 from bids_dgmseg.report.html import QUANTITIES, format_significant, save_plot, slug, write_page
-from bids_dgmseg.stats.agreement import POOLED, both_sides
+from bids_dgmseg.stats.agreement import POOLED
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
@@ -241,7 +241,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
     has the rows of ``agreement.tsv`` of this quantity and pair; the row of all nuclei shows them in their colours.
     """
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
-    joined = both_sides(values["abbreviation"].unique())
+    joined = bilateral_names(values["abbreviation"].unique())
     rows = math.ceil(len(agreement) / _NUCLEI_PER_ROW)
     figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 2 * _NUCLEI_PER_ROW, squeeze=False).ravel()

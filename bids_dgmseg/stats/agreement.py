@@ -6,7 +6,6 @@ NaN.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -30,15 +29,6 @@ _NEGLIGIBLE = 1e-24
 
 POOLED = "all"
 """Row of ``agreement.tsv`` with the values of all nuclei."""
-
-
-def both_sides(names: Collection[str]) -> list[str]:
-    """List the names of both sides of a nucleus together, such as ``DN``, among those of single sides.
-
-    >>> both_sides(["DN_L", "DN_R", "DN", "thalamus"])
-    ['DN']
-    """
-    return [name for name in names if {f"{name}_L", f"{name}_R"} <= set(names)]
 
 
 @dataclass(frozen=True)

@@ -445,6 +445,18 @@ def test_both_sides_are_compared_together(evaluate, tmp_path):
     assert set(read(tmp_path, "overlap")["abbreviation"]) == {"DN_L", "DN_R"}
 
 
+def test_both_sides_are_corrected_apart(evaluate, tmp_path):
+    reference = dataset(tmp_path / "truth", grown(4))
+    prediction = dataset(tmp_path / "found", {f"sub-0{number}": labels(1, 2, grow=1) for number in (1, 2, 3, 4)})
+    assert evaluate(reference, prediction, "--bilateral")[0] == 0
+    volumes = read(tmp_path, "agreement").query("quantity == 'volume_mm3'").set_index("abbreviation")
+    # DN_L is tested, DN_R does not differ: one test of single sides, one of both sides together
+    assert volumes.loc[["DN_L", "DN"], "t_p"].notna().all()
+    assert np.isnan(volumes.loc["DN_R", "t_p"])
+    for method in ("bonferroni", "holm"):
+        assert volumes.loc[["DN_L", "DN"], f"t_p_{method}"].tolist() == volumes.loc[["DN_L", "DN"], "t_p"].tolist()
+
+
 def test_one_side_is_not_both(evaluate, tmp_path):
     reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 0)}, {1: "DN_L"})
     prediction = dataset(tmp_path / "found", {"sub-01": labels(1, 2)})
