@@ -26,7 +26,7 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.nifti import image_like, load_image
-from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels, measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -64,7 +64,7 @@ class SegmentationResult:
         uint8 labels on the grid of the input (shape, affine, qform and sform codes); values are the ``index`` of
         `table`, 0 is background.
     table : DataFrame
-        One row per nucleus, the columns of ``_stats.tsv``.
+        One row per nucleus (and, if asked for, per pair of sides), the columns of ``_stats.tsv``.
     model : str
         Name of the model.
     rating : str
@@ -83,15 +83,16 @@ class SegmentationResult:
 
     @cached_property
     def probabilities(self) -> nib.Nifti1Image:
-        """4D float32 image on the grid of the input, one volume per row of `table`, from 0 to 1."""
+        """4D float32 image on the grid of the input, one volume per row of `table` with an ``index``, from 0 to 1."""
         fractions = self._block.fractions()
         array = np.zeros((*self._shape, len(fractions)), np.float32)
         array[self._block.slices] = np.moveaxis(fractions, 0, -1) * np.float32(1 / 255)
         return image_like(array, self.labels)
 
     def __repr__(self) -> str:
-        found = int((self.table["n_voxels"] > 0).sum())
-        return f"SegmentationResult(model={self.model!r}, {found} of {len(self.table)} nuclei, rating={self.rating!r})"
+        nuclei = self.table.dropna(subset=["index"])
+        found = int((nuclei["n_voxels"] > 0).sum())
+        return f"SegmentationResult(model={self.model!r}, {found} of {len(nuclei)} nuclei, rating={self.rating!r})"
 
 
 def segment(
@@ -102,6 +103,7 @@ def segment(
     device: str = "auto",
     ensemble: bool = False,
     units: str | None = None,
+    bilateral: bool = False,
 ) -> SegmentationResult:
     """Segment the deep gray nuclei on a susceptibility map and measure them.
 
@@ -119,6 +121,8 @@ def segment(
         Average over mirror images and all checkpoints of the weights: slower, slightly more accurate.
     units : {"ppm", "ppb"}, optional
         Unit of the map. By default that of the JSON file next to it, or else inferred from the values.
+    bilateral : bool
+        Add rows of both sides of each nucleus together to the table, such as ``RN`` after ``RN_L`` and ``RN_R``.
 
     Returns
     -------
@@ -155,7 +159,7 @@ def segment(
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(found.labels)
     scan = SegmentedScan(chi, dseg, probseg, block.slices, found.model.structures, labelled=block.seen)
-    measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference)
+    measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference, bilateral=bilateral)
     warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
 
@@ -166,6 +170,7 @@ def measure(
     *,
     units: str | None = None,
     lut: str | os.PathLike[str] | pd.DataFrame | None = None,
+    bilateral: bool = False,
 ) -> pd.DataFrame:
     """Measure any quantitative map in labelled regions.
 
@@ -185,12 +190,15 @@ def measure(
     lut : path or DataFrame, optional
         Look-up table of the labels as in BIDS (TSV with ``index`` and ``name``, and ``abbreviation`` if present). By
         default labels are numbered as in the result of `segment`.
+    bilateral : bool
+        Add rows of both sides together for labels whose abbreviations differ only in ``_L`` and ``_R``.
 
     Returns
     -------
     DataFrame
-        One row per label in `labels`: ``index``, ``name``, ``abbreviation``, ``hemisphere``, ``n_voxels``, ``n_valid``,
-        ``volume_mm3`` and the mean, median, percentiles, standard deviation and core mean of the map.
+        One row per label in `labels` (and, if asked for, per pair of sides): ``index``, ``name``, ``abbreviation``,
+        ``hemisphere``, ``n_voxels``, ``n_valid``, ``volume_mm3`` and the mean, median, percentiles, standard deviation
+        and core mean of the map.
 
     Raises
     ------
@@ -205,14 +213,20 @@ def measure(
         given = read_labels(path)
         structures = _structures(given, lut, path.name)
         dseg = _on_grid(given, values, path.name, name)
-    no_probabilities = np.broadcast_to(np.float32(0), (len(structures), *values.shape))
-    table = measure_nuclei(
-        values.array, dseg, no_probabilities, structures=structures, voxel_size_mm=values.voxel_size_mm
-    ).drop(columns=_NO_PROBABILITIES)
+    table = _measure_labels(values, dseg, structures)
+    if bilateral:
+        table = insert_bilateral(table, _measure_labels(values, *join_labels(dseg, structures)))
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")
     suffix = f"_{unit}" if unit else ""
     return table.rename(columns=lambda column: re.sub("_ppm$", suffix, column))
+
+
+def _measure_labels(values: Volume, dseg: NDArray[Any], structures: Sequence[Structure]) -> pd.DataFrame:
+    """Return the measures that need no probabilities."""
+    nothing = np.broadcast_to(np.float32(0), (len(structures), *values.shape))
+    table = measure_nuclei(values.array, dseg, nothing, structures=structures, voxel_size_mm=values.voxel_size_mm)
+    return table.drop(columns=_NO_PROBABILITIES)
 
 
 def reconstruct(

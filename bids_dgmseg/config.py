@@ -64,6 +64,8 @@ class Segmentation:
     """Write one binary mask per nucleus and hemisphere, and per region."""
     viewer: bool = True
     """Write an interactive viewer per scan."""
+    bilateral: bool = False
+    """Add rows of both sides of each nucleus together to the table."""
 
 
 @dataclass(frozen=True)

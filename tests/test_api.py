@@ -38,8 +38,9 @@ def labels() -> nib.Nifti1Image:
 
 def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     ds, out = bids_dataset("sub-01"), tmp_path / "out"
-    assert main([str(ds), str(out), "participant", "--model", "oracle", "--skip-bids-validation"]) == 0
-    result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle")
+    options = ["--model", "oracle", "--skip-bids-validation", "--bilateral"]
+    assert main([str(ds), str(out), "participant", *options]) == 0
+    result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle", bilateral=True)
     written = load_image(out / "sub-01/anat/sub-01_seg-oracle_dseg.nii.gz")
     assert result.labels.header["sform_code"] == written.header["sform_code"]
     np.testing.assert_array_equal(result.labels.affine, written.affine)
@@ -106,8 +107,9 @@ def test_measure_names_columns_after_the_unit(labels, tmp_path):
 
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
     image = image_of(coarse_chi())
-    result = segment(image, "oracle")
-    table = measure(image, result.labels, units="ppm")
+    result = segment(image, "oracle", bilateral=True)
+    table = measure(image, result.labels, units="ppm", bilateral=True)
+    assert table["abbreviation"][:4].tolist() == ["DN_L", "DN_R", "DN", "IN_L"]
     common = [column for column in table if column in result.table]
     assert {"mean_ppm", "p95_ppm", "volume_mm3", "n_valid"} < set(common)
     pd.testing.assert_frame_equal(table, result.table[common], check_dtype=False)

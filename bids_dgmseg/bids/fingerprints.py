@@ -61,6 +61,7 @@ def fingerprint(
             "weights": hash_weights(segmentation.weights, model) if weights is None else weights,
             "masks": segmentation.masks,
             "viewer": segmentation.viewer,
+            **({"bilateral": True} if segmentation.bilateral else {}),
             "reference": [reference.kind, reference.structure, reference.masks is not None],
             "reference_mask": sha256_or_error(reference_mask) if reference_mask else None,
             "version": bids_dgmseg.__version__,

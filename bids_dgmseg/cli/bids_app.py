@@ -49,6 +49,7 @@ PARTICIPANT_ONLY = (
     "--weights",
     "--ensemble",
     "--label-map",
+    "--bilateral",
     "--reference",
     "--reference-structure",
     "--reference-mask",
@@ -148,6 +149,10 @@ OPTIONS = {
             "do not write the interactive viewer of each scan (1 to 3 MB per scan)",
             dest="viewer",
             action="store_false",
+        ),
+        option(
+            "--bilateral",
+            "also measure both sides of each nucleus together (rows such as RN beside RN_L and RN_R in _stats.tsv)",
         ),
     ),
     "reference region": (
@@ -327,7 +332,15 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             options.inversion,
             options.accept_implausible_maps,
         ),
-        Segmentation(model, options.weights, options.ensemble, options.label_map, options.masks, options.viewer),
+        Segmentation(
+            model,
+            options.weights,
+            options.ensemble,
+            options.label_map,
+            options.masks,
+            options.viewer,
+            options.bilateral,
+        ),
         ReferenceRegion(options.reference, options.reference_structure, options.reference_mask),
         GroupAnalysis(
             merge=tuple(options.merge),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
@@ -20,7 +20,7 @@ from bids_dgmseg.measurement.columns import (
     R2STAR_COLUMNS,
     Z_SCORE_OF,
 )
-from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.models.structures import Structure, join_sides
 
 CORE_DEPTH_MM = 1.0
 """Approximate depth to which partial volume and blurring reach."""
@@ -285,6 +285,34 @@ def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
             left, right = (sides[side][measure].reindex(table["nucleus"]).to_numpy(np.float64) for side in "LR")
             table[name] = asymmetry_index(left, right)
     return table
+
+
+def join_labels(
+    dseg: NDArray[np.integer], structures: Sequence[Structure]
+) -> tuple[NDArray[np.integer], list[Structure]]:
+    """Join the labels of both sides of each nucleus, to measure them together.
+
+    Returns a copy of `dseg`, in which both sides have the label of the first, and the nuclei with two sides (``DN``,
+    ``dentate nucleus``) with this label as their index; nuclei with one side are left out.
+    """
+    nuclei = join_sides([structure.abbreviation for structure in structures])
+    joined, both = dseg.copy(), []
+    for nucleus in dict.fromkeys(nuclei.values()):
+        first, other = (structure for structure in structures if nuclei.get(structure.abbreviation) == nucleus)
+        joined[dseg == other.index] = first.index
+        side, _, name = first.name.partition(" ")
+        both.append(replace(first, abbreviation=nucleus, name=name if side in ("left", "right") else nucleus))
+    return joined, both
+
+
+def insert_bilateral(stats: pd.DataFrame, both: pd.DataFrame) -> pd.DataFrame:
+    """Insert the measures of both sides together after those of the sides, without ``index`` and ``hemisphere``."""
+    if both.empty:
+        return stats
+    absent = pd.array([pd.NA] * len(both), dtype="Int64")
+    rows = pd.concat([stats.astype({"index": "Int64"}), both.assign(index=absent, hemisphere=None)], ignore_index=True)
+    nuclei = rows["abbreviation"].replace(join_sides(list(stats["abbreviation"])))
+    return rows.iloc[np.argsort(pd.factorize(nuclei)[0], kind="stable")].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
     compare_with_norms,
+    insert_bilateral,
+    join_labels,
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
@@ -26,6 +29,7 @@ from bids_dgmseg.measurement.nuclei import (
     parse_reference_region,
 )
 from bids_dgmseg.measurement.rating import (
+    RATINGS,
     Rating,
     measure_confidence,
     missing_fraction,
@@ -204,7 +208,7 @@ class ScanMeasures:
     """Measures of one scan."""
 
     stats: pd.DataFrame
-    """One row per nucleus, columns of `STATS_COLUMNS` in their order."""
+    """One row per nucleus (and, if asked for, per pair of sides), columns of `STATS_COLUMNS` in their order."""
     quality: Mapping[str, float]
     """Measures of the map as a whole."""
     rating: Rating
@@ -221,6 +225,7 @@ def measure_scan(
     reference: Reference | None = None,
     map_reference: str = "not stated",
     failed_checks: int | None = None,
+    bilateral: bool = False,
 ) -> ScanMeasures:
     """Measure and rate the nuclei and the map of one scan.
 
@@ -236,6 +241,8 @@ def measure_scan(
         Region whose susceptibility is 0 in the map, as stated in its sidecar.
     failed_checks : int, optional
         Number of the plausibility checks that the map fails, if it was reconstructed here.
+    bilateral : bool
+        Also measure both sides of each nucleus together; rating, quality and warnings of the scan do not change.
 
     Returns
     -------
@@ -254,19 +261,18 @@ def measure_scan(
         labelled=scan.labelled,
     )
     missing = coverage.missing
-    stats = measure_nuclei(chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, missing=missing)
-    stats = stats.merge(measure_high_iron(chi, dseg, structures=structures, voxel_size_mm=size_mm), on=_NUCLEUS)
-    if scan.r2star_hz is not None:
-        r2star = measure_r2star(scan.r2star_hz[scan.block], chi, dseg, structures=structures)
-        stats = stats.merge(r2star, on=_NUCLEUS)
-    confidence = measure_confidence(
-        chi, dseg, scan.probseg, structures=structures, voxel_size_mm=size_mm, fov=scan.fov.crop(scan.block)
+    r2star_hz = None if scan.r2star_hz is None else scan.r2star_hz[scan.block]
+    measure = partial(
+        _measure_structures,
+        chi,
+        r2star_hz=r2star_hz,
+        reference=reference,
+        fov=scan.fov.crop(scan.block),
+        voxel_size_mm=size_mm,
     )
-    stats = stats.merge(confidence, on=_NUCLEUS)
+    stats = measure(dseg, scan.probseg, structures=structures, missing=missing)
     nuclei = stats.assign(nucleus=[structure.nucleus for structure in structures])
     stats = nuclei.merge(measure_asymmetry(stats), on="nucleus").drop(columns="nucleus")
-    if reference is not None:
-        stats = add_referenced_columns(stats, reference, voxel_size_mm=size_mm)
     if reference is not None and reference.region == "csf":
         norms = compare_with_norms(stats.assign(mean_ppm=stats["mean_ref_ppm"]), reference="csf")
     else:
@@ -282,9 +288,6 @@ def measure_scan(
         **({} if failed_checks is None else {"failed_checks": failed_checks}),
     }
     rating, reasons = rate_scan(quality)
-    kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
-    stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
-    columns = [column for column in STATS_COLUMNS if column in stats]
     red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
     causes = {name: "the rating is red" for name in red}
     if failed_checks:
@@ -294,7 +297,60 @@ def measure_scan(
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
         warnings.append(f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map")
+    if bilateral:
+        stats = insert_bilateral(stats, _measure_bilateral(scan, dseg, stats, measure))
+        missing = (*missing, *(name.partition("_")[0] for name in missing))
+    kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
+    stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
+    columns = [column for column in STATS_COLUMNS if column in stats]
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
+
+
+def _measure_structures(
+    chi: NDArray[np.floating],
+    dseg: NDArray[np.integer],
+    probseg: NDArray[np.floating],
+    *,
+    structures: Sequence[Structure],
+    r2star_hz: NDArray[np.floating] | None,
+    reference: Reference | None,
+    fov: FieldOfView,
+    voxel_size_mm: tuple[float, float, float],
+    missing: Collection[str] = (),
+) -> pd.DataFrame:
+    """Return the measures of each structure that depend on no other structure."""
+    what: dict[str, Any] = {"structures": structures, "voxel_size_mm": voxel_size_mm}
+    stats = measure_nuclei(chi, dseg, probseg, missing=missing, **what)
+    stats = stats.merge(measure_high_iron(chi, dseg, **what), on=_NUCLEUS)
+    if r2star_hz is not None:
+        stats = stats.merge(measure_r2star(r2star_hz, chi, dseg, structures=structures), on=_NUCLEUS)
+    stats = stats.merge(measure_confidence(chi, dseg, probseg, fov=fov, **what), on=_NUCLEUS)
+    return stats if reference is None else add_referenced_columns(stats, reference, voxel_size_mm=voxel_size_mm)
+
+
+def _measure_bilateral(
+    scan: SegmentedScan,
+    dseg: NDArray[np.integer],
+    sides: pd.DataFrame,
+    measure: Callable[..., pd.DataFrame],
+) -> pd.DataFrame:
+    """Measure both sides of each nucleus together; the rating is the worse of those in the table of the `sides`.
+
+    There is no asymmetry and no z-score, because norms are those of one side.
+    """
+    joined, nuclei = join_labels(dseg, scan.structures)
+    of_nucleus = np.array([one.nucleus for one in scan.structures])
+    sums = [scan.probseg[of_nucleus == nucleus.abbreviation].sum(axis=0) for nucleus in nuclei]
+    probseg = np.minimum(np.array(sums, np.float32).reshape(len(nuclei), *dseg.shape), 1)
+    ratings, reasons = [], []
+    for nucleus in nuclei:
+        own = sides[of_nucleus == nucleus.abbreviation]
+        ratings.append(max(own["rating"], key=RATINGS.index))
+        known = own.dropna(subset=["reasons"])
+        why = zip(known["abbreviation"], known["reasons"], strict=True)
+        reasons.append("; ".join(f"{name}: {reason}" for name, reason in why))
+    rows = measure(joined, probseg, structures=nuclei)
+    return rows.assign(rating=ratings, reasons=reasons).replace({"reasons": {"": np.nan}})
 
 
 def _describe_exchange(left: str, right: str, causes: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json, read_tsv
 from bids_dgmseg.measurement.rating import RATINGS
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES
 
 DATASET = "dataset"
@@ -42,6 +42,9 @@ SCAN_KEYS = ["scan", "model"]
 _NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
 _TEXT_COLUMNS = (DATASET, "model", "abbreviation", "site", "group", "reference")
 
+_PLOTTED_BY_SIDE = ("group_harmonized", "group_ageing_curves")
+"""Tables of which rows of both sides together are not drawn."""
+
 _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
 
 
@@ -67,6 +70,8 @@ class GroupData:
     rated red, ``sex`` that of the participant as text, if known."""
     tables: Mapping[str, GroupTable]
     """All tables that exist, by name; those with one row per scan have the columns ``scan`` and ``name``."""
+    bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Rows of ``group_stats.tsv`` of both sides of a nucleus together, as in `stats`."""
 
     @property
     def scans(self) -> pd.DataFrame:
@@ -130,9 +135,14 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     if missing := [name for name in required if name not in stats.rows]:
         raise InputError(f"group_stats.tsv: column {', '.join(missing)} not found; run the group level again")
     tables = {"group_stats": stats, **{name: _read_table(output_dir, name) for name in names}}
+    for name in _PLOTTED_BY_SIDE:
+        if (table := tables.get(name)) and "abbreviation" in table.rows:
+            of_both = table.rows["abbreviation"].isin(bilateral_names(table.rows["abbreviation"].unique()))
+            tables[name] = replace(table, rows=table.rows[~of_both])
     rows = stats.rows.assign(**({"sex": stats.rows[str(sex)]} if sex in stats.rows else {}))
     rows = rows.rename(columns={group: "group"})
-    rows = rows[rows["abbreviation"].isin(list(_NUCLEI))]
+    bilateral = bilateral_names([*_NUCLEI, *rows["abbreviation"].unique()])
+    rows = rows[rows["abbreviation"].isin([*_NUCLEI, *bilateral])]
     rows = rows.assign(volume_pv_mm3=rows.get("volume_pv_mm3", np.nan))
     added: dict[str, pd.Series] = {
         "nucleus": rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
@@ -143,8 +153,11 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     for factor in {"site", "group"} & set(rows):
         added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
     added["excluded"] = (rows["excluded"] if "excluded" in rows else pd.Series(index=rows.index)).astype(object)
+    rows, of_both = rows.assign(**added), rows["abbreviation"].isin(bilateral)
     data = GroupData(
-        rows.assign(**added).reset_index(drop=True), {name: table for name, table in tables.items() if table}
+        rows[~of_both].reset_index(drop=True),
+        {name: table for name, table in tables.items() if table},
+        rows[of_both].reset_index(drop=True),
     )
     ratings = data.by_scan("rating")
     red = pd.MultiIndex.from_tuples(ratings.index[ratings == "red"], names=SCAN_KEYS)

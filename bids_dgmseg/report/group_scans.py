@@ -234,7 +234,8 @@ def _rank_scans(data: GroupData) -> pd.DataFrame:
     outliers = data.tables.get("group_outliers")
     scans["n_outliers"] = np.nan  # missing if they were not computed
     if outliers is not None and "outlier" in outliers.rows:
-        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in SCAN_KEYS]).sum()
+        rows = outliers.rows[~outliers.rows["abbreviation"].isin(data.bilateral.get("abbreviation", []))]
+        counts = is_true(rows["outlier"]).groupby([rows[key] for key in SCAN_KEYS]).sum()
         scans["n_outliers"] = counts.reindex(scans.index)
     for column in ("rating", "n_warnings", "page", "reasons"):
         scans[column] = data.by_scan(column).reindex(scans.index)

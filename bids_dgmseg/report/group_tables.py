@@ -209,9 +209,10 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
 
 
 def nuclei_table(data: GroupData) -> PageTable:
-    """Summarize the measures of each nucleus and model over all scans that enter statistics."""
+    """Summarize the measures of each nucleus, last of both sides together, over all scans that enter statistics."""
     rows, several = [], len(data.models) > 1
-    for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
+    bilateral = [data.bilateral[data.bilateral["excluded"].isna()]] if len(data.bilateral) else []
+    for (model, name), group in pd.concat([data.used, *bilateral]).groupby(["model", "abbreviation"], sort=False):
         cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
         for measure, quantity in QUANTITIES.items():
             values = group[measure].dropna()

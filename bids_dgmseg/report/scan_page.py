@@ -15,6 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.report.figures import natural_key
 from bids_dgmseg.report.html import (
     NO_VALUE,
@@ -126,8 +127,9 @@ class ScanResult:
     qc: Mapping[str, Any]
     """Content of ``_qc.json``."""
     rows: Sequence[Row]
+    """Rows of single hemispheres."""
     nuclei: Sequence[Sequence[Row]]
-    """Rows by nucleus, both hemispheres together."""
+    """Rows by nucleus: both hemispheres and, if measured, the row of both together."""
     not_found: Sequence[str]
     without_voxel: Sequence[str]
     """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
@@ -236,7 +238,9 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     model = str(qc.get("model") or entities.pop("seg", NO_VALUE))
     name = str(qc.get("scan") or join_entities(entities))
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
-    flagged = [row for row in rows if row.get("rating") in RATINGS[1:]]
+    bilateral = bilateral_names([row["abbreviation"] for row in rows])
+    sided = [row for row in rows if row["abbreviation"] not in bilateral]
+    flagged = [row for row in sided if row.get("rating") in RATINGS[1:]]
     flagged.sort(key=lambda row: -RATINGS.index(cast(Rating, row["rating"])))
     return ScanResult(
         name,
@@ -244,10 +248,10 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         anchor=scan_anchor(name, model),
         title=_title(name),
         qc=qc,
-        rows=rows,
-        nuclei=[list(sides) for _, sides in groupby(rows, key=lambda row: row["abbreviation"].rpartition("_")[0])],
-        not_found=[row["abbreviation"] for row in rows if _state(row) == _NOT_FOUND],
-        without_voxel=[row["abbreviation"] for row in rows if _state(row) == _WITHOUT_VOXEL],
+        rows=sided,
+        nuclei=[list(same) for _, same in groupby(rows, key=lambda row: row["abbreviation"].partition("_")[0])],
+        not_found=[row["abbreviation"] for row in sided if _state(row) == _NOT_FOUND],
+        without_voxel=[row["abbreviation"] for row in sided if _state(row) == _WITHOUT_VOXEL],
         rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
         flagged=flagged,
         flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.measurement.nuclei import asymmetry_index
+from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
@@ -27,6 +28,9 @@ from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
+
+_ADDED = ("Coefficients", "NumberOfOutliers")
+"""Facts about the rows of a table."""
 
 _HARMONIZED = {
     "group_harmonized": ("scan", "abbreviation", "measure", "raw", "harmonized"),
@@ -43,10 +47,10 @@ _HARMONIZED = {
 
 
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
-    """Run all analyses.
+    """Run all analyses, of single sides and apart from them of both sides together.
 
-    Volume adjustment starts from the measures that were asked for, harmonization from these and the adjusted ones; the
-    analyses of age, groups and change use all of them.
+    Rows of both sides repeat those of the sides: they must neither change the harmonization of the sides nor count as
+    further tests, so that false discovery rates are corrected within each kind.
 
     The warnings are those of the study and of all analyses.
 
@@ -55,11 +59,27 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     InputError
         If an option does not fit the data.
     """
+    is_bilateral = study.table["abbreviation"].isin(bilateral_names(study.table["abbreviation"].unique()))
+    analyses = _run(replace(study, table=study.table[~is_bilateral].reset_index(drop=True)))
+    if is_bilateral.any():
+        bilateral = _run(replace(study, table=study.table[is_bilateral].reset_index(drop=True)))
+        analyses = [_append(one, other) for one, other in zip(analyses, bilateral, strict=True)]
+    tables = [table for analysis in analyses for table in analysis.tables]
+    warnings = dict.fromkeys(line for analysis in analyses for line in analysis.warnings)
+    return tables, [*study.warnings, *warnings]
+
+
+def _run(study: Study) -> list[Analysis]:
+    """Run all analyses.
+
+    Volume adjustment starts from the measures that were asked for, harmonization from these and the adjusted ones; the
+    analyses of age, groups and change use all of them.
+    """
     adjustment = adjust_for_volume(study)
     adjusted = study.with_measures(adjustment.measures)
     harmonization = harmonize_sites(adjusted)
     extended = adjusted.with_measures(harmonization.measures)
-    analyses = (
+    return [
         compare_sides(study),
         find_outliers(study),
         _with_harmonized(adjustment, harmonization),
@@ -67,9 +87,23 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
         fit_ageing(extended),
         compare_with_reference_group(extended),
         estimate_changes(extended),
-    )
-    tables = [table for analysis in analyses for table in analysis.tables]
-    return tables, [*study.warnings, *(line for analysis in analyses for line in analysis.warnings)]
+    ]
+
+
+def _append(analysis: Analysis, other: Analysis) -> Analysis:
+    """Append the rows, coefficients, notes and warnings of the same analysis of other nuclei."""
+    tables = []
+    for table, further in zip(analysis.tables, other.tables, strict=True):
+        if len(further.rows):
+            rows = pd.concat([table.rows, further.rows], ignore_index=True) if len(table.rows) else further.rows
+            if "scan" in rows and table.rows["scan"].is_monotonic_increasing:
+                rows = _sort_by_scan([rows])
+            rows = rows.infer_objects()  # a part may lack numbers
+            added = {key: table.facts[key] + further.facts[key] for key in _ADDED if key in table.facts}
+            notes = tuple(dict.fromkeys((*table.notes, *further.notes)))
+            table = replace(table, rows=rows, facts={**table.facts, **added}, notes=notes, not_computed="")
+        tables.append(table)
+    return Analysis(tuple(tables), (*analysis.warnings, *other.warnings))
 
 
 def compare_sides(study: Study) -> Analysis:
@@ -276,6 +310,9 @@ def fit_ageing(study: Study) -> Analysis:
         measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
         scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
         labelled = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
+        bilateral = bilateral_names(labelled["abbreviation"].unique())
+        of_both = not study.table["abbreviation"].str.endswith(("_L", "_R")).any()
+        labelled = labelled[labelled["abbreviation"].isin(bilateral) == of_both]
         # predictions for the same scans and nuclei; a scan has one row per model, which are identified by the first
         first = first_rows(study.cohort)[study.table["scan"].to_numpy()]
         shared = labelled[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})

@@ -14,6 +14,7 @@ import pandas as pd
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
+from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.study.ages import describe_age_column, find_ages
 from bids_dgmseg.study.demographics import (
     AGE,
@@ -298,7 +299,8 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
         what = "used, as --include-failed asks" if include_failed else left_out
         names = _list_names(cohort.scans[red])
         warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
-    others = ~(red | outdated)[stats["scan"]]
+    sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
+    others = ~(red | outdated)[stats["scan"]] & sided
     if (n_rows := int((red_row & others).sum())) and not include_failed:
         warnings.append(
             f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
@@ -313,7 +315,7 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
         settings={
             **cohort.settings,
             "ExcludedScans": int(excluded.notna().sum()),
-            "ExcludedNuclei": int((excluded_row.notna() & of_scan.isna()).sum()),
+            "ExcludedNuclei": int((excluded_row.notna() & of_scan.isna() & sided).sum()),
             "IncludeFailed": include_failed,
         },
         warnings=(*cohort.warnings, *warnings),

@@ -14,6 +14,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import MISSING, check_file_type, is_broken_symlink, is_pointer_content
+from bids_dgmseg.models.structures import join_sides
 
 STATS = "_stats.tsv"
 
@@ -38,7 +39,8 @@ def read_stats(
     """Read ``_stats.tsv`` files and separate the damaged ones.
 
     A table is whole if every row is as long as the header, each nucleus of the label table beside it (``_dseg.tsv``)
-    has one row, and every number is finite or missing. Without a label table no nucleus can be missing.
+    has one row, and every number is finite or missing. Without a label table no nucleus can be missing. There may be
+    rows of both sides of a nucleus together.
 
     Parameters
     ----------
@@ -98,7 +100,7 @@ def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> 
     labels = _read_label_names(path)
     if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
         raise DamagedTableError(f"damaged ({repeated[0]!r} appears twice)")
-    expected = labels or known
+    expected = {*(labels or known), *join_sides(labels or known).values()}
     if unknown := [name for name in nuclei if expected and name not in expected]:
         raise DamagedTableError(f"damaged ({unknown[0]!r} is not one of its nuclei)")
     if not set(labels) <= set(nuclei):

@@ -248,8 +248,6 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
         sessions[tuple(keys[row])][row] = entities[row]
     # with several predictions, the values of the reference are repeated
     overlap = overlap.drop_duplicates(["scan", "abbreviation"])
-    names = set(overlap["abbreviation"])  # rows of both sides together, which the tables of scans lack, are left out
-    overlap = overlap[[f"{name}_L" not in names for name in overlap["abbreviation"]]]
     rows: dict[str, int | None] = {}
     for scan, participant, session in overlap[["scan", "participant_id", "session_id"]].to_numpy().tolist():
         if scan not in rows:

@@ -81,7 +81,9 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     wide = []
     for measure in _WIDE:
         table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
-        nuclei = [structure.abbreviation for structure in STRUCTURES if structure.abbreviation in table]
+        names = (structure.abbreviation for structure in STRUCTURES)
+        bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
+        nuclei = [name for name in (*names, *bilateral) if name in table]
         wide.append(table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}"))
     volumes, susceptibilities = wide
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
@@ -168,9 +170,12 @@ def describe(column: str) -> Mapping[str, str]:
     if unadjusted != column and unadjusted in _GROUP_COLUMNS:
         return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
     for structure, measure in product(STRUCTURES, _WIDE):
-        if column == f"{structure.abbreviation}_{measure}":
-            entry = STATS_COLUMNS[measure]
-            return {**entry, "Description": f"{structure.name}: {entry['Description']}"}
+        names = {structure.abbreviation: structure.name}
+        names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, both sides together"
+        for name, meaning in names.items():
+            if column == f"{name}_{measure}":
+                entry = STATS_COLUMNS[measure]
+                return {**entry, "Description": f"{meaning}: {entry['Description']}"}
     return {"Description": f"Value of {column} in the scan's files or file name"}
 
 

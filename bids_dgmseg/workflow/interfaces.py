@@ -268,10 +268,11 @@ class _MeasureInputSpec(BaseInterfaceInputSpec):
     reference_mask = File(exists=True, desc="the user's mask of the reference region")
     title = traits.Str(usedefault=True, desc="name of the scan in the figures")
     viewer = traits.Bool(True, usedefault=True, desc="whether to write the interactive viewer")
+    bilateral = traits.Bool(False, usedefault=True, desc="whether to also measure both sides of each nucleus together")
 
 
 class _MeasureOutputSpec(TraitedSpec):
-    out_stats = File(exists=True, desc="tab-separated table, one row per nucleus")
+    out_stats = File(exists=True, desc="tab-separated table, one row per nucleus and, with bilateral, per pair")
     out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG, viewer to HTML")
     out_report = _object("StepReport: rating, quality of the map, reference region")
 
@@ -304,6 +305,7 @@ class Measure(Step):
             reference=reference,
             map_reference=self.inputs.in_report.values["reference"],
             failed_checks=len(made.values.get("Problems", ())) if (made := self.inputs.in_reconstructed) else None,
+            bilateral=self.inputs.bilateral,
         )
         write_tsv(found.stats, folder / "stats.tsv")
         title = self.inputs.title

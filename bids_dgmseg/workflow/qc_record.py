@@ -182,6 +182,7 @@ def build_qc_record(
             "mirrored": read_model_folder(model, weights).uses_mirroring,
             "ensemble": model.ensemble,
             "masks": config.segmentation.masks,
+            "bilateral": config.segmentation.bilateral,
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),

@@ -143,6 +143,7 @@ def _steps(job: Job) -> list[StepNode]:
             reference_mask=job.reference_mask,
             title=scan.name,
             viewer=segmentation.viewer,
+            bilateral=segmentation.bilateral,
         ),
         node(Save, job=job),
     ]

@@ -108,6 +108,36 @@ def test_missing_nucleus_is_red_without_values():
     assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # there is no asymmetry
 
 
+def test_both_sides_are_measured_together():
+    chi, dseg = upright()
+    alone, found = find(chi, dseg, reference=CSF), find(chi, dseg, reference=CSF, bilateral=True)
+    stats = found.stats.set_index("abbreviation")
+    assert stats.index[:6].tolist() == ["DN_L", "DN_R", "DN", "IN_L", "IN_R", "IN"]
+    single = found.stats[found.stats["hemisphere"].notna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(single, alone.stats, check_dtype=False)
+    assert (found.quality, found.rating, found.warnings) == (alone.quality, alone.rating, alone.warnings)
+    row, voxel_mm3 = stats.loc["RN"], float(np.prod(chi.voxel_size_mm))
+    labels = [structure.index for structure in STRUCTURES.both_sides(["RN"])]
+    values = chi.array[np.isin(dseg.array, labels)].astype(float)
+    assert (row["name"], row["n_voxels"]) == ("red nucleus", len(values))
+    assert row["volume_mm3"] == row["volume_pv_mm3"] == pytest.approx(len(values) * voxel_mm3)
+    expected = [values.mean(), np.median(values), values.std(ddof=1), values.sum() * voxel_mm3]
+    assert list(row[["mean_ppm", "median_ppm", "std_ppm", "mass_ppm_mm3"]]) == pytest.approx(expected)
+    assert row["mean_ref_ppm"] == pytest.approx(values.mean() - CSF.mean_ppm)
+    assert row["n_components"] == 2
+    assert row["high_iron_threshold_ppm"] == pytest.approx(values.mean() + values.std(ddof=1))
+    assert row[["index", "hemisphere", "volume_asymmetry", "mean_ppm_asymmetry", "volume_z", "mean_ppm_z"]].isna().all()
+
+
+def test_nucleus_without_a_side_is_not_measured_together():
+    chi, dseg = upright()
+    lost = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
+    row = find(chi, lost, bilateral=True).stats.set_index("abbreviation").loc["STN"]
+    assert (row["name"], row["rating"]) == ("subthalamic nucleus", "red")
+    assert str(row["reasons"]).startswith("STN_R: not found")
+    assert row.drop(["name", "rating", "reasons"]).isna().all()
+
+
 @pytest.mark.parametrize("damage", [lambda chi: 0.1 * chi, lambda chi: chi + 0.1, lambda chi: chi - 0.1])
 def test_wrong_scale_or_zero_shows_in_scan_rating(damage):
     chi, dseg = upright()

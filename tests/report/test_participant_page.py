@@ -67,6 +67,16 @@ def test_missing_nucleus_is_named(add_scan):
     assert "Not found: DN_R" in page.text
 
 
+def test_both_sides_together_are_in_the_table_but_not_counted(add_scan):
+    both = {**ROW, "index": "n/a", "name": "dentate nucleus", "abbreviation": "DN", "hemisphere": "n/a"}
+    right = {**ROW, "name": "right dentate nucleus", "abbreviation": "DN_R", "hemisphere": "R"}
+    rows = [{**row, "rating": "amber", "reasons": "odd"} for row in (ROW, right, both)]
+    page = Page(write_participant_page(add_scan(rows=rows), "01"))
+    assert "2 of 2 nuclei found" in page.text
+    assert "2 amber" in page.text
+    assert "dentate nucleus DN" in page.text
+
+
 def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):
     page = write(add_scan(rows=[ROW, {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}]))
     assert "2 of 2 nuclei found" in page.text

@@ -411,3 +411,45 @@ def test_damaged_table_gives_exit_code_1(plain_scans, run, out, capsys):
     assert [row["participant_id"] for row in rows_of(out / "group_volumes.tsv")] == ["sub-01", "sub-03"]
     assert said[0].replace("'", "&#39;") in (out / "group.html").read_text(encoding="utf-8")
     assert run("--participant-label", "01") == 0  # sub-02 is not wanted
+
+
+def test_both_sides_together_are_a_family_of_their_own(participants, run, out, capsys):
+    """They change nothing of the sides, whose tests they repeat."""
+    rng = np.random.default_rng(4)
+    people, scans = [], {}
+    for place in range(24):
+        people.append(f"sub-{place:02} {'HC PD'.split()[place % 2]} {'AB'[place // 2 % 2]}")
+        scans[place] = {name: (float(rng.normal(700, 30)), float(rng.normal(0.1, 0.01))) for name in NUCLEI}
+    participants("participant_id group site", *people)
+    tables = []
+    for with_both in (False, True):
+        for place, values in scans.items():
+            both = {}
+            for name in ("DN", "GP"):
+                (left, left_ppm), (right, right_ppm) = values[f"{name}_L"], values[f"{name}_R"]
+                both[name] = left + right, (left * left_ppm + right * right_ppm) / (left + right)
+            add_scan(out, f"sub-{place:02}", values | (both if with_both else {}))
+        assert run("--control-filter", "group == 'HC'") == 0
+        tables.append({path.stem: rows_of(path) for path in sorted(out.glob("group_*.tsv"))})
+    assert "damaged" not in capsys.readouterr().err
+    sides, joined = tables
+    wide = ("group_volumes", "group_susceptibility")
+    for name, rows in joined.items():
+        single = [row for row in rows if row.get("abbreviation") not in ("DN", "GP")]
+        if name in wide:
+            single = [
+                {key: row[key] for key in row if not key.startswith(("DN_v", "DN_m", "GP_v", "GP_m"))} for row in rows
+            ]
+        assert single == sides[name], name
+    assert {row["nucleus"] for row in joined["group_asymmetry"]} == {"DN", "GP"}
+    found = [row for row in joined["group_differences"] if row["abbreviation"] in ("DN", "GP")]
+    for first, second in zip(found[::2], found[1::2], strict=True):  # Benjamini and Hochberg's q of two tests
+        low, high = sorted((first, second), key=lambda row: float(row["p_t"]))
+        assert float(high["q_t"]) == pytest.approx(float(high["p_t"]), rel=1e-6)
+        expected = min(2 * float(low["p_t"]), float(high["p_t"]))
+        assert float(low["q_t"]) == pytest.approx(expected, rel=1e-5)
+    assert {row["abbreviation"] for row in joined["group_harmonized"]} == {*NUCLEI, "DN", "GP"}
+    text = (out / "group.html").read_text()
+    assert '<th scope="row">DN</th>' in text  # in the table of the nuclei
+    about = sidecar(out / "group_volumes.tsv")["DN_volume_mm3"]["Description"]
+    assert about.startswith("dentate nucleus, both sides together: ")
