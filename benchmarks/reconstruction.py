@@ -137,7 +137,7 @@ def _draw_cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def _export(args: argparse.Namespace) -> int:
     """Write the tissues of each head under the names that qsm-forward expects."""
-    affine = scanner_grid(whole_head_view(args.spacing)).affine
+    affine = np.diag([args.spacing] * 3 + [1.0])  # it writes the truth on a grid that starts at the origin
     for number, (chi, labels, generator) in enumerate(_draw_brains(args), 1):
         tissues = draw_tissues(chi, labels, voxel_size_mm=(args.spacing,) * 3, generator=generator)
         maps = {
