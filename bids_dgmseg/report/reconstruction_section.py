@@ -34,6 +34,13 @@ _HEAD_SHARE, _MIN_PLANE_SHARE = 0.1, 0.005
 _WIDTH, _BAR_WIDTH, _HEADER, _GAP = 1800, 150, 62, 4  # pixels
 _DPI = 150
 _DARK, _PALE, _SOFT = "#14171c", "#e8eaed", "#9aa3ad"
+_OPTIONAL = {
+    "PhaseConversion": "Stored values",
+    "HeadFieldCorrelation": "Correlation with the field of the head",
+    "ExtremesRatio": "Positive / negative extremes",
+}
+"""Key of the record → name: how the phase was read, and what its sign was judged from."""
+
 _BRAIN_COLOUR, _MASK_COLOUR = "#ff9d2e", "#39c0ff"
 _LABEL = {**TEXT, "color": _PALE, "path_effects": [withStroke(linewidth=1.2, foreground=_DARK)]}
 
@@ -219,6 +226,7 @@ def reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]
         },
         "Field": {
             "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
+            **{name: format_value(record[key]) for key, name in _OPTIONAL.items() if key in record},
             "Unwrapping": format_value(record.get("Unwrapping")),
             "Field fit": format_value(record.get("FieldFit")),
             "Noise": ppb("FieldNoise"),
@@ -230,7 +238,7 @@ def reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]
             "Regularization λ": format_value(record.get("RegularizationWeight")),
             "Not explained": ppb("FieldMisfit"),
             **({"R2*": f"{fit}, median {format_value(record.get('R2starMedian'), '1/s')}"} if fit else {}),
-            "Failed checks": format_value(record.get("Problems") or []),
+            "Failed checks": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none",
         },
     }
 

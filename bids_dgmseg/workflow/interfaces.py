@@ -131,12 +131,14 @@ class Reconstruct(Step):
             background=job.config.reconstruction.background,
             inversion=job.config.reconstruction.inversion,
         )
-        grid, hz_per_ppm = Volume.read(scan.echoes[0].magnitude), GYROMAGNETIC_MHZ_PER_T * b0_tesla
-        figure = folder / "reconstruction.png"
-        draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=scan.name)
+        chi = write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")
+        grid, figure = Volume.read(chi), folder / "reconstruction.png"
+        draw_reconstruction(result, grid, figure, hz_per_ppm=GYROMAGNETIC_MHZ_PER_T * b0_tesla, title=scan.name)
         report = report_reconstruction(scan, result, grid, mask=mask, phase_sign=sign)
         if result.problems and not job.config.reconstruction.accept_implausible:
-            save_refused(output_dir, scan, job.model, figure=figure, record=report.values)
+            # the other warnings are about accepting the map
+            warnings = [text for text in report.warnings if not any(problem in text for problem in result.problems)]
+            save_refused(output_dir, scan, job.model, figure=figure, record={**report.values, "Warnings": warnings})
             remedy = "correct the brain mask" if mask else "provide a brain mask with --brain-mask"
             raise InputError(
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(result.problems)}; look at its images "
@@ -146,7 +148,7 @@ class Reconstruct(Step):
         if result.r2star_hz is not None:
             r2star["out_r2star"] = str(write_like(result.r2star_hz, scan.chi, folder / "R2starmap.nii.gz"))
         return {
-            "out_chi": str(write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")),
+            "out_chi": str(chi),
             **r2star,
             "out_figure": str(figure),
             "out_report": report,

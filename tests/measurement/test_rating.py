@@ -213,7 +213,12 @@ def test_scan_rating_states_red_nuclei_or_map():
 def test_rules_use_existing_measures():
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
-    assert {each.column for each in SCAN_RULES} == {*MAP_QUALITY, "box_margin_mm", *summarize_nuclei(nuclei([]))}
+    assert {each.column for each in SCAN_RULES} == {
+        *MAP_QUALITY,
+        "box_margin_mm",
+        "failed_checks",
+        *summarize_nuclei(nuclei([])),
+    }
 
 
 @pytest.mark.parametrize("each", [*NUCLEUS_RULES, *SCAN_RULES], ids=lambda each: f"{each.column} {each.side}")

@@ -164,10 +164,12 @@ def test_refused_map_is_shown_with_its_reasons(add_scan):
     stem = out / "figures" / "sub-01_ses-2_seg-dgm16_desc-refused_dseg"
     Image.new("RGB", (60, 40), "navy").save(stem.with_suffix(".png"))
     problem = "its brain mask has 3,189 ml <neck>"
-    about = {"scan": "sub-01_ses-2", "model": "dgm16", **RECORD, "Problems": [problem]}
+    about = {"scan": "sub-01_ses-2", "model": "dgm16", **RECORD, "Problems": [problem], "Warnings": ["only one echo"]}
     stem.with_suffix(".json").write_text(json.dumps(about))
     page = write(out)
-    assert "ses-2 not segmented The reconstructed map is not usable: its brain mask has 3,189 ml <neck> If" in page.text
+    assert (
+        "ses-2 not segmented The reconstructed map is not usable: its brain mask has 3,189 ml <neck> only" in page.text
+    )
     assert page.all("img")[0]["src"] == "figures/sub-01_ses-2_seg-dgm16_desc-refused_dseg.png"
     assert "#sub-01_ses-2_dgm16-refused" in page.links
     assert "Volume1412 ml" in page.text
