@@ -17,7 +17,7 @@ from bids_dgmseg.bids.output_dataset import (
 )
 from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.report.html import format_size
+from bids_dgmseg.report.html import format_size, format_value
 
 _MAX_AUTHORS = 6
 
@@ -82,6 +82,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         "[@pybids], NiBabel [@nibabel], NumPy [@numpy], SciPy [@scipy] and PyTorch [@torch]"
         + (f" ({tools})." if tools else "."),
         " ".join(describe_reconstruction(n_echoes, **methods).split()),
+        _describe_regularization(reconstructions),
         _describe_reference_regions(records),
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]
@@ -97,6 +98,22 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
     text = " ".join(sentence for sentence in sentences if sentence)
     bibliography = parse_bibtex(read_boilerplate("references.bib"))
     return MethodsText(name, *_number_citations(text, bibliography))
+
+
+def _describe_regularization(reconstructions: Sequence[Mapping[str, Any]]) -> str:
+    """Return the weights λ of the inversions, and the noise that they follow; empty if there are none."""
+    given = [
+        (one["RegularizationWeight"], 1000 * one["FieldNoise"])
+        for one in reconstructions
+        if one.get("RegularizationWeight")
+    ]
+    if not given:
+        return ""
+    weight, noise = (
+        " to ".join(dict.fromkeys(format_value(float(value)) for value in (min(values), max(values))))
+        for values in zip(*given, strict=True)
+    )
+    return f"The regularization weight λ was {weight}, in proportion to the noise of the field ({noise} ppb)."
 
 
 def _describe_reference_regions(records: Sequence[Mapping[str, Any]]) -> str:

@@ -29,7 +29,16 @@ _STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
 
 _NOT_IN_QC_TABLE = ("scan", "model", "settings", "versions", "seconds", "nuclei")
 
-_RECONSTRUCTION = ("PhaseSign", "PhaseSignFrom", "BrainMask", "MagneticFieldStrength")
+_RECONSTRUCTION = (
+    "PhaseSign",
+    "PhaseSignFrom",
+    "BrainMask",
+    "BrainVolume",
+    "MagneticFieldStrength",
+    "FieldNoise",
+    "LocalFieldFraction",
+    "FieldMisfit",
+)
 """What may differ between the maps of a study; the steps of a reconstruction are in ``_qc.json`` only."""
 
 

@@ -43,6 +43,13 @@ def test_voxel_size_of_network_is_described():
     assert "(DCN-Net: dilated" in fixed
 
 
+def test_weights_of_inversions_are_given():
+    made = [{"EchoTime": [0.01], "RegularizationWeight": weight, "FieldNoise": 0.0012} for weight in (0.0004, 0.0006)]
+    text = text_of(*(result(reconstruction=record) for record in made), result())
+    assert "λ was 0.0004 to 0.0006, in proportion to the noise of the field (1.2 ppb)." in text
+    assert "λ" not in text_of(result(), result(reconstruction={"EchoTime": [0.01], "FieldNoise": 0.001}))
+
+
 def test_each_model_has_a_paragraph():
     assert [methods.model for methods in describe_methods([result(), result(model="other")])] == ["dgm16", "other"]
     assert "The model was other." in text_of(result(model="other"))

@@ -117,7 +117,11 @@ def test_reconstruction_of_maps_is_in_qc_table(output, add_scan):
         "PhaseSign": "-1",
         "PhaseSignFrom": "extreme values",
         "BrainMask": "by magnitude",
+        "BrainVolume": "1412.4",
         "MagneticFieldStrength": "3",
+        "FieldNoise": "0.001",
+        "LocalFieldFraction": "0.03",
+        "FieldMisfit": "0.0015",
     }
     record = add_scan("sub-01_seg-dgm16").with_name("sub-01_seg-dgm16_qc.json")
     record.write_text(json.dumps({"reconstruction": {"EchoTime": [0.004, 0.008], "Unwrapping": "in words", **facts}}))
