@@ -50,6 +50,9 @@ _SUFFIX_UNITS = {
 
 _UNIT_NAMES = {"hz": "hz", "1/s": "hz", "s^-1": "hz", "s-1": "hz", "arbitrary": "", "n/a": ""}
 
+_ECHO_FILE = re.compile(r"(\(echo \d+\))\.nii\b")
+"""End of the name of a temporary file with one echo, which messages name without its extension."""
+
 _NO_PROBABILITIES = ["mean_probability", "volume_pv_mm3", "mean_pv_ppm", "mass_ppm_mm3"]
 """Columns of `measure_nuclei` that need probabilities or only make sense for susceptibility."""
 
@@ -230,12 +233,13 @@ def _measure_labels(values: Volume, dseg: NDArray[Any], structures: Sequence[Str
 
 
 def reconstruct(
-    magnitude: Niimg | Sequence[Niimg],
+    magnitude: Niimg | Sequence[Niimg] | None,
     phase: Niimg | Sequence[Niimg],
     *,
     echo_times_s: Sequence[float],
     field_strength_t: float,
     mask: Niimg | None = None,
+    phase_units: str | None = None,
     phase_sign: str = "auto",
     background: str = "auto",
     inversion: str = "tv",
@@ -245,13 +249,16 @@ def reconstruct(
     Parameters
     ----------
     magnitude, phase : sequence of Niimg-like
-        One 3D image per echo, or one 4D image. The phase is wrapped, in radians or in the integers of the scanner.
+        One 3D image per echo, or one 4D image. The phase is wrapped, in radians or in the integers of the scanner. If
+        `magnitude` is None, `phase` are complex images, which contain both.
     echo_times_s : sequence of float
         Echo times in seconds, in ascending order.
     field_strength_t : float
         Field strength in T.
     mask : Niimg-like, optional
         Brain mask; by default the brain is found in the magnitude.
+    phase_units : {"rad", "arbitrary"}, optional
+        Unit of the phase. By default that of the JSON file next to it, or else inferred from the values.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field; by default the sign that makes iron and veins positive.
     background : {"auto", "pdf", "vsharp", "lbv"}
@@ -274,7 +281,7 @@ def reconstruct(
     Warns
     -----
     UserWarning
-        If the brain mask or the values of the map are implausible.
+        If the brain mask or the values of the map are implausible, or the scale of the phase is a guess.
 
     Notes
     -----
@@ -282,8 +289,8 @@ def reconstruct(
     `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        magnitudes = _echo_files(magnitude, Path(folder), "magnitude")
         phases = _echo_files(phase, Path(folder), "phase")
+        magnitudes = phases if magnitude is None else _echo_files(magnitude, Path(folder), "magnitude")
         times = [float(time_s) for time_s in echo_times_s]
         if not len(magnitudes) == len(phases) == len(times):
             raise ValueError(
@@ -295,28 +302,31 @@ def reconstruct(
             raise ValueError(f"echo_times_s: {times}, expected ascending times in seconds, such as [0.005, 0.010]")
         if not field_strength_t > 0:
             raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")
-        if phase_sign not in PHASE_SIGNS:
-            raise ValueError(f"phase_sign: {phase_sign!r}, expected one of {', '.join(PHASE_SIGNS)}")
         for name, value, known in (
+            ("phase_sign", phase_sign, PHASE_SIGNS),
             ("background", background, ("auto", *BACKGROUNDS)),
             ("inversion", inversion, INVERSIONS),
         ):
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(known)}")
-        given = None if mask is None else _write_niimg(mask, Path(folder), "mask")
-        done = reconstruct_files(
-            magnitudes,
-            phases,
-            echo_times_s=times,
-            b0_tesla=float(field_strength_t),
-            phase_units=[str(_sidecar(path).get("Units", "")) for path in phases],
-            mask=given,
-            phase_sign=phase_sign,
-            background=background,
-            inversion=inversion,
-        )
-        for problem in done.problems:
-            warnings.warn(f"the reconstructed map is implausible: {problem}", stacklevel=2)
+        beside = [Path(phase) if isinstance(phase, str | os.PathLike) else path for path in phases]
+        parts = ("complex",) if magnitude is None else ("phase", "mag")
+        try:
+            done = reconstruct_files(
+                [dict(zip(parts, files, strict=False)) for files in zip(phases, magnitudes, strict=True)],
+                echo_times_s=times,
+                b0_tesla=float(field_strength_t),
+                phase_units=[str(_sidecar(path, phase_units).get("Units", "")) for path in beside],
+                mask=None if mask is None else _write_niimg(mask, Path(folder), "mask"),
+                phase_sign=phase_sign,
+                background=background,
+                inversion=inversion,
+            )
+        except InputError as error:
+            raise InputError(_ECHO_FILE.sub(r"\1", str(error))) from error
+        implausible = [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
+        for text in (*done.warnings, *implausible):
+            warnings.warn(_ECHO_FILE.sub(r"\1", text), stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 
 
@@ -374,13 +384,12 @@ def _write_niimg(img: Niimg, folder: Path, name: str) -> Path:
 
 
 def _echo_files(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> list[Path]:
-    """Return one path per echo."""
+    """Return one path per echo; those of temporary files match `_ECHO_FILE`."""
     if isinstance(images, str | os.PathLike | nib.spatialimages.SpatialImage):
+        name = Path(images).name if isinstance(images, str | os.PathLike) else name
         image = load_img(images)
-        if len(image.shape) == 3:
-            return [_write_niimg(images, folder, name)]
-        images = [image.slicer[..., echo] for echo in range(image.shape[3])]
-    return [_write_niimg(image, folder, f"{name}_echo-{echo}") for echo, image in enumerate(images, start=1)]
+        images = [images] if len(image.shape) == 3 else [image.slicer[..., echo] for echo in range(image.shape[3])]
+    return [_write_niimg(image, folder, f"{name} (echo {number})") for number, image in enumerate(images, start=1)]
 
 
 def _sidecar(path: Path, units: str | None = None) -> Mapping[str, Any]:

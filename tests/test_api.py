@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -174,6 +175,29 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
         **options,
     )
     np.testing.assert_allclose(stacked.get_fdata(), listed.get_fdata(), atol=1e-6)
+
+
+def test_reconstruct_names_what_was_passed(tmp_path):
+    times_s = [0.005, 0.010]
+    phase, brain, _ = _echoes(times_s)
+    stacked = tmp_path / "phases.nii.gz"
+    nib.Nifti1Image(np.moveaxis(phase / 10, 0, -1), np.diag([2.0, 2.0, 2.0, 1.0])).to_filename(stacked)
+    magnitude = [nib.Nifti1Image(brain.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))] * 2
+    options: dict[str, Any] = {"echo_times_s": times_s, "field_strength_t": 3.0}
+    with pytest.raises(InputError, match=r"^phases.nii.gz \(echo 1\): values from .* are not in a known range"):
+        reconstruct(magnitude, stacked, **options)
+    with pytest.raises(InputError, match=r"^phase \(echo 1\): values from .* are not in a known range"):
+        reconstruct(magnitude, [nib.Nifti1Image(one / 10, magnitude[0].affine) for one in phase], **options)
+    # The sidecar of the stacked file is used, and its unit makes no sense for a complex image.
+    stacked.with_name("phases.json").write_text('{"Units": "rad"}')
+    options["mask"] = magnitude[0]
+    by_parts = reconstruct(magnitude, stacked, **options)
+    signal = [
+        nib.Nifti1Image(one.get_fdata() * np.exp(1j * echo / 10), one.affine)
+        for one, echo in zip(magnitude, phase, strict=True)
+    ]
+    whole = reconstruct(None, signal, **options)
+    np.testing.assert_allclose(whole.get_fdata(), by_parts.get_fdata(), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ DATASET_DESCRIPTION = "dataset_description.json"
 
 MAP_NAME = re.compile(r"(.*?)_?Chimap\.nii(\.gz)?")
 
-ECHO_NAME = re.compile(r".*_MEGRE\.nii(\.gz)?")
+ECHO_NAME = re.compile(r".*(_MEGRE|_T2starw|_GRE)\.nii(\.gz)?")
 
 VALIDATOR_TIMEOUT_S = 60
 

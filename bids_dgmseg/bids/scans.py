@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.dataset import ECHO_NAME, MAP_NAME, Inputs, Sidecars, SourceDataset
+from bids_dgmseg.bids.echoes import Echo, group_echoes, read_echoes
 from bids_dgmseg.bids.entities import Filter, comparable, join_entities, split_entities, stem_of
 from bids_dgmseg.errors import InputError, list_some
-
-_ECHO_TIME_LIMITS_S = 1e-4, 0.5
-"""Echo times beyond these are in other units."""
-
-_MIN_ECHO_SPACING_S = 1e-4
-
-_FIELD_LIMITS_T = 0.01, 20.0
-
-
-@dataclass(frozen=True)
-class Echo:
-    """One echo of a scan."""
-
-    phase: Path
-    magnitude: Path
-    time_s: float
-    units: str = ""
-    """Units of the phase in its sidecar."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class Scan:
     entities: Mapping[str, str]
     """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order; without ``echo`` and ``part``."""
     chi: Path
-    """Absolute path of the map, or of the first echo's phase, which defines the grid of the map."""
+    """Absolute path of the map, or of the first echo's phase, real part or complex values, which define its grid."""
     sidecar: Mapping[str, Any]
     """Metadata by the inheritance principle; empty if there are none."""
     sidecar_path: Path | None
@@ -80,7 +63,7 @@ class Scan:
     @property
     def files(self) -> tuple[Path, ...]:
         """All images that results depend on."""
-        return tuple(path for echo in self.echoes for path in (echo.phase, echo.magnitude)) or (self.chi,)
+        return tuple(path for echo in self.echoes for path in echo.files) or (self.chi,)
 
     @property
     def uris(self) -> list[str]:
@@ -101,8 +84,8 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
     inputs : Inputs
         The datasets and the selection.
     echoes : bool
-        Whether to find multi-echo GRE (``_MEGRE``), too, in sessions (or participants without sessions) without a map.
-        Echoes without phase images are ignored.
+        Whether to find gradient echoes (``_MEGRE``, ``_T2starw``, ``_GRE``), too, in sessions (or participants without
+        sessions) without a map. Echoes without phase are ignored.
     misplaced : list of str, optional
         Collects one line per file in the folder of another participant or session, which is then skipped; by default
         such a file is an error.
@@ -182,72 +165,27 @@ def _find_echoes(
     """Group the echoes of sessions without any map, selected or not, by scan."""
     mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
     for source, paths in listed:
-        scans: dict[str, dict[str, dict[str, Path]]] = defaultdict(lambda: {"phase": {}, "mag": {}})
-        problems: dict[str, str] = {}
-        for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
-            sub, ses = _session(source, path)
-            if {(sub, ses), (sub, None)} & mapped or not wanted.keeps(
-                path.relative_to(source.root), source.name, source.raw
-            ):
-                continue
-            entities = source.consistent_entities(path, _stem(path))
-            part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
-            number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
-            name = join_entities(entities)
-            if (twin := scans[name].get(part, {}).setdefault(number, path)) != path:
-                problems[name] = f"{path.name}: same echo as {twin.name}; keep one of them"
-        sidecars = Sidecars("MEGRE")
-        for name, files in sorted(scans.items()):
-            if files["phase"]:
-                yield source, _read_echoes(source, name, files["phase"], files["mag"], sidecars, problems.get(name))
+        named = [path for path in paths if ECHO_NAME.fullmatch(path.name)]
+        selected = [
+            path
+            for path, (sub, ses) in ((path, _session(source, path)) for path in named)
+            if not {(sub, ses), (sub, None)} & mapped
+            and wanted.keeps(path.relative_to(source.root), source.name, source.raw)
+        ]
+        sidecars = cache(Sidecars)
+        for files in group_echoes(source, selected):
+            try:
+                echoes, sidecar, nearest = read_echoes(source, files, sidecars)
+            except InputError as error:
+                yield source, _build_scan(source, files.entities, files.first, {}, None, str(error))
+            else:
+                first = echoes[0].files[0]
+                yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
 
 
 def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
     entities = source.entities(path)
     return entities.get("sub"), entities.get("ses")
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition("_MEGRE.")[0]
-
-
-def _read_echoes(
-    source: SourceDataset,
-    name: str,
-    phase: Mapping[str, Path],
-    mag: Mapping[str, Path],
-    sidecars: Sidecars,
-    problem: str | None,
-) -> Scan:
-    """Read the metadata of a scan's echoes; files are given by echo."""
-    entities, first = split_entities(name), phase[min(phase, key=lambda echo: (len(echo), echo))]
-    try:
-        if problem:
-            raise InputError(problem)
-        for present, expected, part in ((phase, mag, "mag"), (mag, phase, "phase")):
-            if lone := [path.name for echo, path in present.items() if echo not in expected]:
-                raise InputError(f"{lone[0]}: no part-{part} file of this echo; add it, or remove this echo")
-        metadata = {
-            echo: sidecars.inherit(
-                source.root, path, _stem(path), source.consistent_entities(path, _stem(path)).items()
-            )
-            for echo, path in phase.items()
-        }
-        times = {
-            echo: _read_number(phase[echo], sidecar, "EchoTime", _ECHO_TIME_LIMITS_S)
-            for echo, (sidecar, _) in metadata.items()
-        }
-        order = sorted(times, key=lambda echo: (times[echo], len(echo), echo))
-        earliest, (sidecar, nearest) = phase[order[0]], metadata[order[0]]
-        _read_number(earliest, sidecar, "MagneticFieldStrength", _FIELD_LIMITS_T)
-    except InputError as error:
-        return _build_scan(source, entities, first, {}, None, str(error))
-    echoes = [Echo(phase[echo], mag[echo], times[echo], str(metadata[echo][0].get("Units", ""))) for echo in order]
-    for before, after in pairwise(echoes):
-        if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:
-            same = f"same EchoTime as {before.phase.name} ({after.time_s:g} s)"
-            problem = problem or f"{after.phase.name}: {same}; correct one of them"
-    return _build_scan(source, entities, earliest, sidecar, nearest, problem, tuple(echoes))
 
 
 def _build_scan(
@@ -263,20 +201,6 @@ def _build_scan(
     rest = split_entities(join_entities(entities))
     sub, ses = rest.pop("sub"), rest.pop("ses", None)
     return Scan(sub, ses, rest, chi, sidecar, sidecar_path, source.root, source.name, problem, echoes)
-
-
-def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple[float, float]) -> float:
-    """Read a positive number within limits from the metadata of an echo."""
-    name = f"{_stem(path)}_MEGRE.json"
-    units, example = {"EchoTime": ("seconds", "0.005 to 0.05"), "MagneticFieldStrength": ("tesla", "3")}[key]
-    if key not in sidecar:
-        raise InputError(f"{name}: {key} is missing; add it in {units}")
-    value = sidecar[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise InputError(f"{name}: {key} is {value!r:.40}, expected a positive number in {units}; correct it")
-    if not limits[0] <= value <= limits[1]:
-        raise InputError(f"{name}: {key} is {value:g}, expected {units} (such as {example}); correct it")
-    return float(value)
 
 
 def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
@@ -341,8 +265,11 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     return lines
 
 
-def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[bool, bool]:
-    """Return whether there are chi maps and whether there are echoes, selected or not."""
+def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[bool, str]:
+    """Return whether there are chi maps, and the suffix of echoes if there are any, selected or not.
+
+    T2*-weighted images are echoes only with ``part-``: most are magnitudes for looking at.
+    """
     names = [
         path.name
         for source in inputs.sources
@@ -350,15 +277,20 @@ def _has_files(inputs: Inputs, participant: str | None = None, session: str | No
         for path in source.files.get(label, ())
         if session in (None, source.entities(path).get("ses")) and not _describe_misplaced(source, path)
     ]
-    return any(map(MAP_NAME.fullmatch, names)), any(map(ECHO_NAME.fullmatch, names))
+    suffixes = [
+        match[1]
+        for match in map(ECHO_NAME.fullmatch, names)
+        if match and (match[1] == "_MEGRE" or "_part-" in match[0])
+    ]
+    return any(map(MAP_NAME.fullmatch, names)), min(suffixes, default="")
 
 
-def _explain_no_map(inputs: Inputs, maps: bool, echoes: bool) -> str:
-    """Explain why no chi map was selected, given whether there are maps and echoes."""
+def _explain_no_map(inputs: Inputs, maps: bool, echoes: str) -> str:
+    """Explain why no chi map was selected, given whether there are maps, and the suffix of echoes."""
     selection = inputs.selection
     selected = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
     if not maps and echoes:
-        return f"no _Chimap, and no _MEGRE with part-phase{selected}"
+        return f"no _Chimap, and no {echoes} with part-phase{selected}"
     if not maps:
         sessions = list_some(f"ses-{label}" for label in selection.sessions)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
@@ -372,7 +304,7 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
     labels = [f"sub-{label}" for label in selection.participants] + [f"ses-{label}" for label in selection.sessions]
     whom = f" for {list_some(labels)}" if labels else ""
     if selection.filter_file and (maps or (echoes and reconstruct)):
-        kind = "_Chimap" if maps else "_MEGRE"
+        kind = "_Chimap" if maps else echoes
         return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check --bids-filter-file"
     if maps:
         return (
@@ -381,12 +313,12 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
         )
     if echoes and not reconstruct:
         return (
-            f"{name}: _MEGRE but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
+            f"{name}: {echoes} but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
             "participant level or QSMxT, and pass their folder to --derivatives"
         )
     if echoes:
         return (
-            f"{name}: _MEGRE files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
+            f"{name}: {echoes} files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
             "folder of the chi maps to --derivatives"
         )
     if labels:

@@ -137,12 +137,13 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
     path : path
         Its file, for error messages.
     dtype : dtype
-        Type of the result.
+        Type of the result; real values may be read as complex ones, but not the other way round.
 
     Raises
     ------
     InputError
-        If the data are damaged, complex, structured, not three-dimensional, or larger than the available memory.
+        If the data are damaged, structured, complex for a real type, not three-dimensional, or larger than the
+        available memory.
     """
     name = Path(path).name
     shape = image.shape
@@ -160,7 +161,7 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
         data = np.asanyarray(image.dataobj)
     except _UNREADABLE as error:
         raise InputError(_describe_damage(error, path)) from error
-    if np.iscomplexobj(data) or data.dtype.fields:
+    if data.dtype.fields or (np.iscomplexobj(data) and np.dtype(dtype).kind != "c"):
         raise InputError(
             f"{name}: contains {data.dtype} values, expected one real number per voxel; save it as float32"
         )

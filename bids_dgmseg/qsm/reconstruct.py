@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.units import read_phase
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.qsm.background import BACKGROUNDS, remove_background
+from bids_dgmseg.qsm.complex_signal import read_signal
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
     apply_kernel,
@@ -106,6 +105,10 @@ class Reconstruction:
     """R2* in 1/s, shape (X, Y, Z), in the mask before its erosion; 0 outside. None with a single echo."""
     problems: tuple[str, ...] = ()
     """Why the map is not usable, see `find_problems`."""
+    conversion: str = ""
+    """How the phase in the files was converted."""
+    warnings: tuple[str, ...] = ()
+    """Doubts about the files."""
 
 
 def describe_steps(echo_times_s: Sequence[float], *, background: str, inversion: str) -> dict[str, str]:
@@ -127,8 +130,7 @@ def describe_steps(echo_times_s: Sequence[float], *, background: str, inversion:
 
 
 def reconstruct_files(
-    magnitude: Sequence[Path],
-    phase: Sequence[Path],
+    echoes: Sequence[Mapping[str, Path]],
     *,
     echo_times_s: Sequence[float],
     b0_tesla: float,
@@ -142,12 +144,12 @@ def reconstruct_files(
 
     Parameters
     ----------
-    magnitude, phase : sequence of E path
-        NIfTI files, one per echo.
+    echoes : sequence of E mapping
+        NIfTI files of each echo by part, see `bids_dgmseg.qsm.complex_signal.read_signal`.
     echo_times_s, b0_tesla
         As for `reconstruct_chi`.
     phase_units : sequence of E str
-        ``Units`` of the phase files, see `bids_dgmseg.image.units.read_phase`; by default judged from the values.
+        ``Units`` of the phase files; by default the values determine the scale.
     mask : path, optional
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
@@ -160,43 +162,28 @@ def reconstruct_files(
     Returns
     -------
     Reconstruction
-        Arrays in RAS+ axes on the grid of the first magnitude.
+        Arrays in RAS+ axes on the grid of the first echo.
 
     Raises
     ------
     InputError
         If a file cannot be read or used, the grids differ, or no tissue is left inside the mask.
     """
-    grid, first = Volume.read(magnitude[0]), magnitude[0].name
-    units = phase_units or [""] * len(phase)
-    phases, magnitudes = (np.empty((len(magnitude), *grid.shape), np.float32) for _ in range(2))
-
-    def on_grid(volume: Volume, path: Path, remedy: str) -> NDArray[Any]:
-        if difference := describe_grid_mismatch(grid, volume):
-            raise InputError(f"{path.name}: does not lie on the grid of {first} ({difference}); {remedy}")
-        return volume.array
-
-    for echo, (magnitude_path, phase_path) in enumerate(zip(magnitude, phase, strict=True)):
-        stored = read_phase(phase_path, units=units[echo])
-        phases[echo] = on_grid(stored, phase_path, "export both from the same scan")
-        signal = on_grid(Volume.read(magnitude_path), magnitude_path, "export both from the same scan")
-        check_intact(magnitude_path)
-        magnitudes[echo] = np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = magnitudes[echo].min(), magnitudes[echo].max()
-        if low < 0 or low == high:
-            raise InputError(
-                f"{magnitude_path.name}: values from {low:.4g} to {high:.4g}, expected a magnitude image "
-                "(not negative, not constant); export it again"
-            )
-    brain = None
+    signal = read_signal(echoes, units=phase_units)
+    grid, brain = signal.grid, None
     if mask is not None:
-        brain = on_grid(Volume.read(mask), mask, "resample the mask first") > 0
+        given = Volume.read(mask)
+        if difference := describe_grid_mismatch(grid, given):
+            raise InputError(
+                f"{mask.name}: does not lie on the grid of {signal.name} ({difference}); resample the mask"
+            )
         check_intact(mask)
+        brain = given.array > 0
     x, y, z = (grid.affine[2, :3] / grid.voxel_size_mm).tolist()
     try:
-        return reconstruct_chi(
-            phases,
-            magnitudes,
+        done = reconstruct_chi(
+            signal.phase,
+            signal.magnitude,
             echo_times_s=echo_times_s,
             b0_tesla=b0_tesla,
             voxel_size_mm=grid.voxel_size_mm,
@@ -207,7 +194,9 @@ def reconstruct_files(
             inversion=inversion,
         )
     except ValueError as error:
-        raise InputError(f"{(mask or magnitude[0]).name}: {error}; provide a brain mask that fits the brain") from error
+        where = mask.name if mask else signal.name
+        raise InputError(f"{where}: {error}; provide a brain mask that fits the brain") from error
+    return replace(done, conversion=signal.conversion, warnings=signal.warnings)
 
 
 def reconstruct_chi(

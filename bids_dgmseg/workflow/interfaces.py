@@ -121,8 +121,7 @@ class Reconstruct(Step):
         mark = job.hash_map()  # before the images are read: if they change meanwhile, the next run processes the scan
         b0_tesla = float(scan.sidecar["MagneticFieldStrength"])
         result = reconstruct_files(
-            [echo.magnitude for echo in scan.echoes],
-            [echo.phase for echo in scan.echoes],
+            [echo.parts for echo in scan.echoes],
             echo_times_s=[echo.time_s for echo in scan.echoes],
             b0_tesla=b0_tesla,
             phase_units=[echo.units for echo in scan.echoes],
@@ -184,7 +183,16 @@ class Prepare(Step):
             raise InputError(self.inputs.problem)
         path, job = Path(self.inputs.in_chi), self.inputs.job
         mark = job.fingerprint(self.inputs.in_reconstruction)  # before the map is read, as in `Reconstruct`
-        checked = check_chi(path, self.inputs.sidecar)
+        try:
+            checked = check_chi(path, self.inputs.sidecar)
+        except InputError as error:
+            if not job.scan.from_echoes:
+                raise
+            reason = str(error).partition(": ")[2].partition("; ")[0]  # the user has no such map and no such sidecar
+            raise InputError(
+                f"the reconstructed map of {job.scan.name} is not usable: {reason}; check EchoTime, "
+                f"MagneticFieldStrength and the values of {job.scan.chi.name}"
+            ) from error
         out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
         weights, learned = job.config.segmentation.weights, ""
         if weights:

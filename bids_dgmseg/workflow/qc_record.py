@@ -50,7 +50,8 @@ def report_reconstruction(
     """
     from bids_dgmseg.qsm.reconstruct import describe_steps  # with torch
 
-    warnings = [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
+    warnings = list(result.warnings)
+    warnings += [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
     if result.phase_sign < 0 and phase_sign == "auto":
         warnings.append(
             "assumed that phase decreases with the field, because veins and iron would be negative otherwise; set "
@@ -74,6 +75,7 @@ def report_reconstruction(
     values = {
         "EchoTime": [echo.time_s for echo in scan.echoes],
         "MagneticFieldStrength": scan.sidecar["MagneticFieldStrength"],
+        "PhaseConversion": result.conversion,
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": result.phase_sign,
         "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",

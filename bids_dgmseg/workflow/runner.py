@@ -160,7 +160,7 @@ def _plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> tuple[dict[str
     """
     least = {**_LEAST_GB, "segment": model.memory_gb}
     try:
-        image = load_image(scan.echoes[0].magnitude if scan.echoes else scan.chi)
+        image = load_image(scan.chi)
     except InputError:
         image = None
     if image is None or len(image.shape) < 3:

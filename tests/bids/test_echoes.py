@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
@@ -56,11 +58,11 @@ def test_echoes_without_map_are_one_scan(measured):
     assert scan.name == "sub-01_ses-1_acq-x_run-2"
     assert scan.from_echoes
     assert [one.time_s for one in scan.echoes] == [0.004, 0.012, 0.02]
-    assert [one.phase.name.partition("echo-")[2] for one in scan.echoes] == [
+    assert [one.parts["phase"].name.partition("echo-")[2] for one in scan.echoes] == [
         f"{number}_part-phase_MEGRE.nii.gz" for number in "123"
     ]
     assert scan.sidecar["MagneticFieldStrength"] == 3
-    assert scan.chi == scan.echoes[0].phase
+    assert scan.chi == scan.echoes[0].parts["phase"]
     assert len(scan.uris) == 6
     assert scan.uris[1] == f"bids:raw:{echo('1', 'mag', 'sub-01', 'ses-1', 'acq-x', 'run-2')}"
 
@@ -119,7 +121,7 @@ def test_filter_by_part_keeps_both_parts(measured, filter_file):
     (scan,) = scans_of(root, filter_file=filter_file)
     assert scan.problem is None
     named = [f"sub-01_echo-{number}_part-mag_MEGRE.nii.gz" for number in (2, 3)]
-    assert [one.magnitude.name for one in scan.echoes] == ["sub-01_echo-1_MEGRE.nii.gz", *named]
+    assert [one.parts["mag"].name for one in scan.echoes] == ["sub-01_echo-1_MEGRE.nii.gz", *named]
 
 
 def test_magnitudes_without_phase_are_not_a_scan(measured):
@@ -208,6 +210,65 @@ def test_duplicate_echo_is_a_problem(measured):
     one, other = scans_of(root)
     assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: same echo as sub-01_echo-1_part-phase")
     assert other.problem is None
+
+
+@pytest.mark.parametrize("suffix", ["T2starw", "GRE"])
+def test_single_echo_with_another_suffix_is_a_scan(measured, suffix):
+    root = measured(*(f"sub-01/anat/sub-01_part-{part}_{suffix}.nii.gz" for part in ("mag", "phase")))
+    (root / f"{suffix}.json").write_text('{"EchoTime": 0.02, "MagneticFieldStrength": 7}')
+    (scan,) = scans_of(root)
+    assert scan.problem is None
+    assert scan.name == "sub-01"
+    assert scan.from_echoes
+    assert [one.time_s for one in scan.echoes] == [0.02]
+    assert [path.name for path in scan.files] == [f"sub-01_part-{part}_{suffix}.nii.gz" for part in ("phase", "mag")]
+
+
+def test_multi_echo_is_preferred_to_other_suffixes(measured):
+    others = [f"sub-0{number}/anat/sub-0{number}_part-phase_T2starw.nii.gz" for number in (1, 2)]
+    magnitudes = [echo(number, "mag", "sub-02") for number in TIMES_S]
+    first, second = scans_of(measured(*echoes("sub-01"), *others, *magnitudes))
+    assert len(first.echoes) == 3
+    assert second.chi.name == "sub-02_part-phase_T2starw.nii.gz"  # multi-echo magnitudes are no scan
+
+
+def test_magnitudes_for_looking_at_are_not_reported(measured):
+    root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_T2starw.nii.gz")
+    inputs = open_inputs(root)
+    assert find_skipped(inputs, find_scans(inputs, echoes=True)) == ["sub-02: no _Chimap; skipped"]
+
+
+def test_real_and_imaginary_parts_replace_missing_phase(measured):
+    cartesian = [echo(number, part, "sub-01") for number in TIMES_S for part in ("real", "imag")]
+    phases = [echo(number, "phase", "sub-02") for number in TIMES_S]  # without magnitude
+    scans = scans_of(measured(*cartesian, *phases, *(file.replace("sub-01", "sub-02") for file in cartesian)))
+    for scan in scans:
+        assert scan.problem is None
+        assert [list(one.parts) for one in scan.echoes] == [["real", "imag"]] * 3
+        assert scan.chi.name == f"{scan.name}_echo-1_part-real_MEGRE.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        (["phase"], "sub-01_echo-1_part-phase_MEGRE.nii.gz: no part-mag file of this echo; add the part-mag files of "),
+        (["imag"], "sub-01_echo-1_part-imag_MEGRE.nii.gz: no part-real file of this echo; add the part-real files of "),
+    ],
+)
+def test_half_a_signal_is_a_problem(measured, parts, problem):
+    lone = [echo(number, part, "sub-01") for number in TIMES_S for part in parts]
+    scan, _ = scans_of(measured(*lone, *echoes("sub-02")))
+    assert scan.problem.startswith(problem)
+
+
+def test_complex_images_are_recognized_by_their_header(measured):
+    names = [echo(number, "mag", "sub-01").replace("_part-mag", "") for number in TIMES_S]
+    root = measured(*names, *(name.replace("sub-01", "sub-02") for name in names))
+    for number, name in enumerate(names, 1):
+        dtype = np.complex64 if number < 3 else np.complex128
+        nib.Nifti1Image(np.ones((2, 2, 2), dtype), np.eye(4)).to_filename(root / name)
+    (scan,) = scans_of(root)  # the files of sub-02 cannot be read, so they count as magnitudes
+    assert [list(one.parts) for one in scan.echoes] == [["complex"]] * 3
 
 
 def test_reconstructed_map_is_not_an_input(measured, dataset):

@@ -209,6 +209,29 @@ def test_bipolar_readouts_are_corrected(ds, run):
     assert said[1].startswith("phase ramp of ")
 
 
+def test_parts_of_ge_give_the_map_of_magnitude_and_phase(ds, run, capsys):
+    write_echoes(ds, "sub-01")
+    folder = write_echoes(ds, "sub-02")
+    for path in folder.glob("*_part-phase_MEGRE.nii.gz"):
+        phase, other = load_image(path), Path(str(path).replace("part-phase", "part-mag"))
+        alternating = (-1.0) ** np.arange(phase.shape[2])
+        signal = alternating * load_image(other).get_fdata() * np.exp(1j * phase.get_fdata())
+        for part, values in (("real", signal.real), ("imag", signal.imag)):
+            name = str(path).replace("part-phase", f"part-{part}")
+            nib.Nifti1Image(values.astype(np.float32), phase.affine).to_filename(name)
+            sidecar = Path(str(path).replace("nii.gz", "json")).read_text()
+            Path(name.replace("nii.gz", "json")).write_text(sidecar)
+        for file in folder.glob(path.name.replace("part-phase", "part-[mp]*").replace("nii.gz", "*")):
+            file.unlink()
+    assert run(ds) == 0
+    plain, parts = (chi_of(ds.parent / "out", scan).array for scan in ("sub-01", "sub-02"))
+    np.testing.assert_allclose(parts, plain, atol=1e-4)
+    record = quality_of(ds.parent / "out", "sub-02")["reconstruction"]
+    assert record["PhaseConversion"] == "real and imaginary parts; sign that alternates between slices removed"
+    assert "the sign of the signal alternates between slices" in capsys.readouterr().err
+    assert "real and imaginary parts; sign that alternates" in (ds.parent / "out" / "sub-02.html").read_text()
+
+
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_echoes_and_results_are_valid_bids(done, tmp_path):
     for folder in (done / "ds", done / "out"):

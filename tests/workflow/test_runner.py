@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from nipype import Workflow
 
-from bids_dgmseg.bids.scans import Echo, Scan
+from bids_dgmseg.bids.echoes import Echo
+from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segmentation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
@@ -39,7 +40,7 @@ def workflow(tmp_path) -> Workflow:
 
 def workflow_of(folder: Path, *echoes: Echo) -> Workflow:
     """Workflow of a scan with echoes whose phase decreases with the field."""
-    scan = Scan("01", None, {}, echoes[0].phase, {}, None, folder, "raw", echoes=echoes)
+    scan = Scan("01", None, {}, echoes[0].files[0], {}, None, folder, "raw", echoes=echoes)
     config = RunConfig(folder, folder / "out", reconstruction=ReconstructionOptions(phase_sign="negative"))
     return init_scan_wf(Job(scan, oracle_model(), config))
 
@@ -67,7 +68,7 @@ def test_steps_are_in_the_order_of_the_data(workflow):
 def test_scan_with_echoes_is_reconstructed_first(tmp_path):
     phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
     phase.touch()
-    workflow = workflow_of(tmp_path, Echo(phase, phase, 0.005))
+    workflow = workflow_of(tmp_path, Echo({"phase": phase, "mag": phase}, 0.005))
     assert set(workflow.list_node_names()) == {"inputs", "outputs", *STEPS}
     assert workflow.get_node("reconstruct").inputs.job.config.reconstruction.phase_sign == "negative"
     edges = {(source.name, target.name) for source, target in workflow._graph.edges()}
@@ -94,7 +95,9 @@ def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, 
     image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
     empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
     nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
-    workflow = workflow_of(tmp_path, *(Echo(image, image, 0.005 * number) for number in range(1, n_echoes + 1)))
+    workflow = workflow_of(
+        tmp_path, *(Echo({"phase": image, "mag": image}, 0.005 * number) for number in range(1, n_echoes + 1))
+    )
     planned = 0.6e9 + 5 * 4 * n_echoes * voxels**3 + 140 * with_20_mm_margin**3
     assert workflow.get_node("reconstruct").mem_gb == pytest.approx(planned / 1e9)
 
@@ -136,7 +139,9 @@ def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, pl
 
 def test_unreadable_echoes_are_planned_too(tmp_path):
     missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
-    assert 0 < workflow_of(tmp_path, Echo(missing, missing, 0.005)).get_node("reconstruct").mem_gb <= 1
+    assert (
+        0 < workflow_of(tmp_path, Echo({"phase": missing, "mag": missing}, 0.005)).get_node("reconstruct").mem_gb <= 1
+    )
 
 
 def test_options_reach_the_segmentation(workflow):

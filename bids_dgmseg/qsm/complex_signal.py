@@ -1,0 +1,251 @@
+"""Read the complex signal of the echoes in the conventions of scanners and converters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.units import PHASE_RANGES
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import check_header, check_intact, load_image
+
+_LARGEST_SPAN_RAD = 200.0
+"""Largest span of an unwrapped phase; sidecars also state rad for larger values, which are integers of a converter."""
+
+_RANGE_TOLERANCE = 0.02
+"""Fraction of a range by which values may end before it, or beyond it by rounding."""
+
+_RADIAN_TOLERANCE = 0.1
+"""Wrapped values that are stated to be radians may have a range that differs from a turn by this fraction."""
+
+_OUTLIER_PERCENT = 0.01
+"""Percentage of the voxels at either end of the values that may be outliers: fewer than have any phase in a head."""
+
+_FILL_SHARE = 0.05
+"""If more voxels than this fraction share the lowest or the highest value, it marks the background."""
+
+_JUMP, _JUMP_SHARE = 0.75, 1e-3
+"""Neighbours differ by more than this fraction of the range where phase wraps: in 6 % of the pairs in noise, and of the
+order of 1 % in a brain, but not in a field map or in unwrapped phase."""
+
+_SAMPLE_SIZE = 4_000_000
+"""Number of voxels from which the range of the values is found."""
+
+_RADIANS = ("rad", "rads", "radian", "radians")
+
+_ALTERNATION = -0.3
+"""Coherence of neighbouring slices below which their phase alternates; it is 0.9 in a head, and -0.9 if it does."""
+
+
+@dataclass(frozen=True)
+class ComplexSignal:
+    """Phase and magnitude of the echoes of a scan."""
+
+    grid: Volume
+    """Magnitude, real part or complex values of the first echo."""
+    name: str
+    """Name of its file."""
+    phase: NDArray[np.float32]
+    """Shape (E, X, Y, Z): rad, wrapped to [-pi, pi); NaN where it was not finite or outside the range of phase."""
+    magnitude: NDArray[np.float32]
+    """Shape (E, X, Y, Z): in the unit of the files; 0 where it was not finite."""
+    conversion: str
+    """How the stored values were converted."""
+    warnings: tuple[str, ...]
+
+
+def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = ()) -> ComplexSignal:
+    r"""Read the echoes of a scan, all on one grid.
+
+    Parameters
+    ----------
+    echoes : sequence of E mapping
+        NIfTI files by part: ``mag`` and ``phase``, ``real`` and ``imag``, or ``complex``; the same parts in all echoes.
+    units : sequence of E str
+        ``Units`` of the phase files. Values in rad are used as they are; others are scaled by `convert_phase`.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read or is no such part, the grids differ, or the scale of the phase is unknown.
+
+    Notes
+    -----
+    Scanners of GE leave the half turn per slice of a Fourier transform in the phase, depending on the sequence. It is
+    removed along each axis along which the signal of the first echo alternates:
+
+    .. math:: \mathrm{Re} \sum_k S_{k+1} \bar S_k < -0.3 \sum_k |S_{k+1} S_k|.
+    """
+    anchor = next(part for part in ("mag", "real", "complex") if part in echoes[0])
+    first = echoes[0][anchor]
+    grid = Volume.read(first, np.complex64 if anchor == "complex" else np.float32)
+    check_header(load_image(first), first.name)
+    phase, magnitude = (np.empty((len(echoes), *grid.shape), np.float32) for _ in range(2))
+    for number, parts in enumerate(echoes):
+        images = {part: _read_part(part, path, grid, first) for part, path in parts.items()}
+        if anchor == "mag":
+            phase[number], magnitude[number] = images["phase"], images["mag"]
+            continue
+        signal = images["complex"] if anchor == "complex" else images["real"] + np.complex64(1j) * images["imag"]
+        finite = np.isfinite(signal)
+        phase[number], magnitude[number] = (
+            np.where(finite, np.angle(signal), np.nan),
+            np.where(finite, np.abs(signal), 0),
+        )
+        if not magnitude[number].any():
+            raise InputError(f"{parts[anchor].name}: no signal, all values are 0; export it again")
+    conversion, warnings = {"real": "real and imaginary parts", "complex": "complex values"}.get(anchor, ""), []
+    if anchor == "mag":
+        is_rad = bool(units) and all(" ".join(text.casefold().split()) in _RADIANS for text in units)
+        conversion, warning = convert_phase(phase, is_rad=is_rad, name=echoes[0]["phase"].name)
+        warnings = [warning] if warning else []
+    for axis in range(3):
+        if _coherence(phase[0], magnitude[0], axis) < _ALTERNATION:
+            odd = (slice(None),) * (axis + 1) + (slice(1, None, 2),)
+            phase[odd] = _wrap(phase[odd] + np.float32(math.pi))
+            conversion += "; sign that alternates between slices removed"
+            warnings.append(
+                f"{first.name}: the sign of the signal alternates between slices, as on scanners of GE; half a turn "
+                "was removed from the phase of every other slice"
+            )
+    return ComplexSignal(grid, first.name, phase, magnitude, conversion, tuple(warnings))
+
+
+def _read_part(part: str, path: Path, grid: Volume, first: Path) -> NDArray[Any]:
+    """Read one image of an echo and check its grid and that it is the part that its name states."""
+    volume = Volume.read(path, np.complex64 if part == "complex" else np.float32)
+    if difference := describe_grid_mismatch(grid, volume):
+        raise InputError(
+            f"{path.name}: does not lie on the grid of {first.name} ({difference}); export both from the same scan"
+        )
+    check_intact(path)
+    array = volume.array
+    if part == "complex":
+        return array
+    values = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    expected = {"phase": "a phase image", "mag": "a magnitude image (not negative, not constant)"}
+    is_valid = {"phase": low < high, "mag": 0 <= low < high}.get(part, low < 0 < high)
+    if not is_valid:
+        what = expected.get(part, "a real or imaginary part with both signs")
+        raise InputError(f"{path.name}: values from {low:.4g} to {high:.4g}, expected {what}; export it again")
+    return values if part == "mag" else array
+
+
+def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tuple[str, str]:
+    """Convert the stored phase of a scan to rad, in place, wrapped to [-pi, pi).
+
+    The range of the values of all echoes together determines the scale, since the phase of one echo need not fill it.
+    A range in `PHASE_RANGES` has a known scale. If it is none, ends that less than 0.01 % of the voxels reach and
+    values that mark the background are left out of it, and such voxels become NaN. If it is none then either, it is
+    mapped to a turn, as ROMEO, SEPIA and QSMxT do, provided that the phase wraps: neighbours differ by about the range.
+
+    Parameters
+    ----------
+    phase : ndarray of shape (E, X, Y, Z)
+        Stored values; modified.
+    is_rad : bool
+        Whether the sidecars state rad. Then values are used as they are, wrapped or not, unless they contradict it.
+    name : str
+        Name of the first file.
+
+    Returns
+    -------
+    conversion, warning : str
+        How values were converted, and a warning if the scale is a guess or contradicts the sidecar, else empty.
+
+    Raises
+    ------
+    InputError
+        If the scale is unknown.
+    """
+    low, high = _value_range(phase)
+    span, values = high - low, f"values from {low:.4g} to {high:.4g}"
+    like_rad = span <= _LARGEST_SPAN_RAD and (
+        abs(span / (2 * math.pi) - 1) <= _RADIAN_TOLERANCE or not _is_wrapped(phase, low, high)
+    )
+    contradiction = f'"Units" in the sidecar is rad, but {values} are not radians' if is_rad else ""
+    unknown, warning = f"{values} are not in a known range of phase images", ""
+    if is_rad and like_rad:
+        scale, offset, conversion = 1.0, 0.0, "radians"
+    elif known := _known_range(low, high):
+        lowest, highest, scale, offset = known
+        conversion = "radians" if scale == 1 else f"values from {lowest:g} to {highest:g}, mapped to a turn"
+        if contradiction and scale != 1:
+            warning = f'{name}: {contradiction}; their range was mapped to a turn, correct "Units" (to "arbitrary")'
+    elif _is_wrapped(phase, low, high):
+        scale, conversion = 2 * math.pi / span, f"{values}, mapped to a turn"
+        offset = -math.pi - low * scale
+        warning = (
+            f"{name}: {contradiction or unknown}; the phase wraps there, so this range of all echoes was mapped to a "
+            'turn; if it is none, convert to radians and set "Units" to "rad"'
+        )
+    else:
+        raise InputError(
+            f"{name}: {contradiction or unknown} (±π, 0 to 2π, ±4096, 0 to 4095, ±2048, ±3142) and do not wrap in any "
+            'echo, so that their scale is unknown; convert to radians and set "Units" to "rad" in the sidecar'
+        )
+    for echo in phase:
+        if conversion != "radians":
+            echo[(echo < low - _RANGE_TOLERANCE * span) | (echo > high + _RANGE_TOLERANCE * span)] = np.nan
+        echo[~np.isfinite(echo)] = np.nan
+        echo[:] = _wrap(echo * scale + offset)
+    return conversion, warning
+
+
+def _known_range(low: float, high: float) -> tuple[float, float, float, float] | None:
+    """Return the entry of `PHASE_RANGES` for a range of values."""
+    for known in PHASE_RANGES:
+        if max(abs(low - known[0]), abs(high - known[1])) <= _RANGE_TOLERANCE * (known[1] - known[0]):
+            return known
+    return None
+
+
+def _value_range(phase: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the range of the finite values, unless it is known, without outliers and what marks the background."""
+    finite = np.isfinite(phase)
+    ends = float(np.min(phase, where=finite, initial=np.inf)), float(np.max(phase, where=finite, initial=-np.inf))
+    if _known_range(*ends):
+        return ends
+    values = phase.ravel()[:: phase.size // _SAMPLE_SIZE | 1]
+    values = values[np.isfinite(values) & (values != 0)]
+    for end in ends:
+        at_end = values == end
+        if _FILL_SHARE * values.size < np.count_nonzero(at_end) < values.size:
+            values = values[~at_end]
+    low, high = map(float, np.percentile(values if values.size else ends, (_OUTLIER_PERCENT, 100 - _OUTLIER_PERCENT)))
+    tolerance = _RANGE_TOLERANCE * (high - low)
+    return (ends[0] if low - ends[0] <= tolerance else low), (ends[1] if ends[1] - high <= tolerance else high)
+
+
+def _is_wrapped(phase: NDArray[np.float32], low: float, high: float) -> bool:
+    """Return whether neighbours in any echo differ by about a range; 0 and its ends may mark the background."""
+    for echo in phase[::-1]:  # the last echo wraps most
+        inside = np.where((echo > low) & (echo < high) & (echo != 0), echo, np.nan)
+        steps = [np.abs(np.diff(inside, axis=axis)) for axis in range(3)]
+        pairs, jumps = (
+            sum(int(np.count_nonzero(step >= least)) for step in steps) for least in (0, _JUMP * (high - low))
+        )
+        if jumps > _JUMP_SHARE * pairs:
+            return True
+    return False
+
+
+def _wrap(angle: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.remainder(angle + math.pi, 2 * math.pi) - math.pi, np.float32)
+
+
+def _coherence(phase: NDArray[np.float32], magnitude: NDArray[np.float32], axis: int) -> float:
+    """Return the mean cosine of the phase difference between neighbours along an axis, weighted by their signal."""
+    lower, upper = ((slice(None),) * axis + (part,) for part in (slice(-1), slice(1, None)))
+    power = magnitude[lower] * magnitude[upper]
+    total = float(power.sum())
+    return float(np.nansum(power * np.cos(phase[upper] - phase[lower]))) / total if total else 0.0
