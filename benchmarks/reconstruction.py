@@ -1,7 +1,7 @@
 """Accuracy and cost of the methods that reconstruct chi maps, and accuracy of segmentations on these maps.
 
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
-    python benchmarks/reconstruction.py --dataset BIDS_DIR [--masks true] [--backgrounds vsharp pdf] [--inversions tv]
+    python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true] [--inversions tv medi]
     python benchmarks/reconstruction.py --template LABELS.nii.gz --spacing 1 --export DIR
     python benchmarks/reconstruction.py --memory [--inversions tv medi]
 
@@ -11,8 +11,9 @@ Gaussian) and XSIM; slope of the contrast of nuclei to their surroundings agains
 of a contrast; Dice with the true labels (``--dice``); CPU seconds. A second table gives the errors of each nucleus.
 ``--memory`` compares the peak memory of processes with the estimate.
 
-``--dataset`` reads heads of another forward model. ``--export`` writes the tissues of the heads as qsm-forward (GPL, in
-an environment of its own) reads them, one folder per head:
+``--dataset`` reads heads of another forward model, whose truth is sampled at the centres of voxels; with ``--tissues``
+it is averaged over voxels as the signal is, by cropping its spectrum. ``--export`` writes the tissues of the heads as
+qsm-forward (GPL, in an environment of its own) reads them, one folder per head:
 
     qsm-forward head DIR/1 BIDS_DIR --subject 1 --B0 3 --TEs 0.005 0.01 0.015 0.02 --voxel-size 2 2 2 --peak-snr 100
 
@@ -40,7 +41,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from reporting import markdown
-from scipy import ndimage
+from scipy import ndimage, signal
 from skimage.metrics import structural_similarity
 
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--spacing", type=positive_float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--export", type=Path, help="write the tissues of the heads for qsm-forward into this folder")
+    parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
     parser.add_argument("--masks", nargs="+", choices=INPUTS, default=[*INPUTS], help="inputs (default: all)")
     parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
     parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["tv"])
@@ -104,7 +106,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.export:
         return _export(args)
     rows = []
-    for head, (echoes, truth) in enumerate(read_cases(args.dataset) if args.dataset else _draw_cases(args), 1):
+    for head, (echoes, truth) in enumerate(
+        read_cases(args.dataset, args.tissues) if args.dataset else _draw_cases(args), 1
+    ):
         for mask, background, inversion in product(args.masks, args.backgrounds, args.inversions):
             methods = {"background": background, "inversion": inversion}
             options = {**INPUTS[mask](echoes, truth.array > 0), "voxel_size_mm": truth.voxel_size_mm, **methods}
@@ -155,8 +159,12 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_cases(dataset: Path) -> Iterator[Case]:
-    """Read the echoes and the truth of a dataset of qsm-forward; B0 is along z."""
+def read_cases(dataset: Path, tissues: Path | None = None) -> Iterator[Case]:
+    """Read the echoes and the truth of a dataset of qsm-forward; B0 is along z.
+
+    With `tissues`, the truth is the exported susceptibility in the brain, averaged over voxels by cropping its
+    spectrum.
+    """
     folders = sorted(dataset.glob("sub-*/anat"))
     if not folders:
         raise InputError(f"{dataset}: no sub-*/anat folders; pass a dataset that qsm-forward wrote")
@@ -170,9 +178,15 @@ def read_cases(dataset: Path) -> Iterator[Case]:
         brain = mask.array > 0.5
         times_s = tuple(float(sidecar["EchoTime"]) for sidecar in sidecars)
         b0_tesla = float(sidecars[0]["MagneticFieldStrength"])
-        true_chi = torch.from_numpy(np.where(brain, chi.array, np.float32(0)))
+        true_chi = chi.array
+        if tissues:
+            fine = tissues / folder.parent.name.removeprefix("sub-")
+            inner = Volume.read(fine / "masks" / "BrainMask.nii.gz").array > 0
+            true_chi = np.where(inner, Volume.read(fine / "chimodel" / "ChiModelMIX.nii").array, np.float32(0))
+            for axis, size in enumerate(brain.shape):
+                true_chi = signal.resample(true_chi, size, axis=axis).astype(np.float32)
         yield (
-            Echoes(phase, magnitude, times_s, b0_tesla, true_chi),
+            Echoes(phase, magnitude, times_s, b0_tesla, torch.from_numpy(np.where(brain, true_chi, np.float32(0)))),
             labels.with_array(np.where(brain, np.rint(labels.array), 0).astype(np.uint8)),
         )
 

@@ -171,6 +171,16 @@ def test_dataset_of_qsm_forward_is_read(script, tmp_path):
     for path, value in images.items():
         nib.Nifti1Image(np.full((2, 2, 2), value, np.float32), np.eye(4)).to_filename(f"{path}.nii")
         Path(f"{path}.json").write_text(json.dumps({"EchoTime": 0.01 * value, "MagneticFieldStrength": 3}))
+    # Twice as fine: 5 ppm, alternating by ±1, which voxels of the double size average out.
+    fine = np.full((4, 4, 4), 5, np.float32)
+    fine[::2] += 1
+    fine[1::2] -= 1
+    for name, image in {"masks/BrainMask.nii.gz": np.ones((4, 4, 4)), "chimodel/ChiModelMIX.nii": fine}.items():
+        path = tmp_path / "tissues" / "1" / name
+        path.parent.mkdir(parents=True)
+        nib.Nifti1Image(image, np.eye(4)).to_filename(path)
+    ((averaged, _),) = script("reconstruction").read_cases(tmp_path, tmp_path / "tissues")
+    np.testing.assert_allclose(averaged.chi, 5, rtol=1e-6)
     ((echoes, labels),) = script("reconstruction").read_cases(tmp_path)
     assert (echoes.phase[:, 0, 0, 0].tolist(), echoes.magnitude[:, 0, 0, 0].tolist()) == ([1, 2], [2, 3])
     assert (echoes.echo_times_s, echoes.b0_tesla) == ((0.01, 0.02), 3.0)
