@@ -181,14 +181,15 @@ def _round(value: float) -> float:
 def _choose_panels(result: Reconstruction, grid: Volume) -> list[_Panel]:
     """Choose slices through the brain, and show the whole head in them."""
     head = (result.magnitude > _HEAD_SHARE * np.percentile(result.magnitude, 99)) | result.brain
-    extents = []
+    extents, below = [], []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
-        used = np.flatnonzero((head.mean(axis=others) > _MIN_PLANE_SHARE) | result.brain.any(axis=others))
+        areas = result.brain.sum(axis=others)
+        used = np.flatnonzero((head.mean(axis=others) > _MIN_PLANE_SHARE) | (areas > 0))
         extents.append(slice(int(used[0]), int(used[-1]) + 1))
-    indices = np.argwhere(result.brain)
-    x, y, _ = np.rint(indices.mean(axis=0)).astype(int).tolist()
-    levels = np.quantile(indices[:, 2], _AXIAL_LEVELS, method="nearest").tolist()
+        below.append(np.cumsum(areas) / areas.sum())  # fraction of the brain up to each plane
+    levels = np.searchsorted(below[2], _AXIAL_LEVELS).tolist()
+    y, x = (int(np.searchsorted(below[axis], 0.5)) for axis in (1, 0))
     chosen: list[tuple[Plane, int]] = [*(("axial", z) for z in levels), ("coronal", y), ("sagittal", x)]
     sizes_mm = [step * (extent.stop - extent.start) for step, extent in zip(grid.voxel_size_mm, extents, strict=True)]
     panels = []
