@@ -48,7 +48,7 @@ def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     np.testing.assert_array_equal(result.labels.dataobj, written.dataobj)
     probseg = load_image(out / "sub-01/anat/sub-01_seg-oracle_probseg.nii.gz")
     np.testing.assert_allclose(result.probabilities.get_fdata(), probseg.get_fdata(), atol=1e-7)
-    stats = pd.read_csv(out / "sub-01/anat/sub-01_seg-oracle_stats.tsv", sep="\t")
+    stats = pd.read_csv(out / "sub-01/anat/sub-01_seg-oracle_stats.tsv", sep="\t", dtype={"index": "Int64"})
     pd.testing.assert_frame_equal(result.table, stats, check_dtype=False, rtol=1e-5)
 
 
