@@ -260,7 +260,7 @@ def reconstruct(
     phase_units : {"rad", "arbitrary"}, optional
         Unit of the phase. By default that of the JSON file next to it, or else inferred from the values.
     phase_sign : {"auto", "positive", "negative"}
-        Whether phase increases or decreases with the field; by default the sign that makes iron and veins positive.
+        Whether phase increases or decreases with the field; by default judged by the shape of the head.
     background : {"auto", "pdf", "vsharp", "lbv"}
         Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
     inversion : {"tv", "star", "medi", "ilsqr", "tkd"}

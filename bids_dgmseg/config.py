@@ -37,7 +37,7 @@ class ReconstructionOptions:
     """Reconstruction of chi maps from multi-echo GRE."""
 
     phase_sign: PhaseSign = "auto"
-    """Whether phase increases or decreases with the field; ``auto`` decides by the map's extreme values."""
+    """Whether phase increases or decreases with the field; ``auto`` decides by the shape of the head or the map."""
     brain_masks: Path | None = None
     """Folder with the user's brain masks."""
     background: Background = "auto"

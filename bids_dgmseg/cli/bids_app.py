@@ -92,7 +92,7 @@ OPTIONS = {
         option(
             "--phase-sign",
             "whether phase increases (positive) or decreases with the field, which depends on the scanner (default: "
-            "auto, so that veins and iron are positive)",
+            "auto, from the field that the shape of the head induces, else so that veins and iron are positive)",
             choices=("auto", "positive", "negative"),
             default="auto",
         ),

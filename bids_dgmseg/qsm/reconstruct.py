@@ -40,23 +40,16 @@ from bids_dgmseg.qsm.phase import (
     phase_residual_rad,
     unwrap_echoes,
 )
+from bids_dgmseg.qsm.phase_sign import compare_tails, correlate_with_head_field, decide_sign
 
 PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
 """How the phase follows the field → ``phase_sign`` of `reconstruct_chi`."""
-
-_EPSILON_PPM = 1e-6
 
 _MARGIN_MM = 20.0
 """Zero padding around the brain, against aliasing between its opposite faces."""
 
 _FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
 """Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
-
-_DEEP = 0.4
-"""Fraction of the largest depth below the mask's border from which the sign is judged: residual fields are weaker."""
-
-_BLUR_MM = 1.5
-"""SD of the Gaussian applied to the map before its sign is judged."""
 
 _BRAIN_ML = (900.0, 2200.0)
 """Plausible volumes of a brain mask found in the magnitude: adults have 1,000 to 1,900 ml, with a rim of fluid."""
@@ -66,9 +59,6 @@ _CUT_SHARE = 0.3
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""
-
-_TAIL_PERCENT = 0.5
-"""Of the voxels in either tail: nuclei and veins in the positive one, calcifications in the negative one."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +79,10 @@ class Reconstruction:
     """Field of the sources in the brain; 0 outside the mask."""
     phase_sign: int
     """1 if phase increases with the field, -1 if it decreases."""
+    phase_sign_from: str
+    """What the sign was judged from, or ``the caller``."""
+    head_correlation: float
+    """Correlation of the total field, with this sign, with the field that the shape of the head induces; can be NaN."""
     tail_ratio: float
     """Distance of the positive tail of the deep brain from its median, over that of the negative tail."""
     readout_ramp_rad: float | None
@@ -231,8 +225,8 @@ def reconstruct_chi(
     mask : ndarray of bool, shape (X, Y, Z), optional
         Brain; by default `find_brain` of the combined magnitude.
     phase_sign : {1, -1}, optional
-        Whether phase increases or decreases with the field; by default the sign that makes the larger tail of the map
-        positive, as iron and veins are.
+        Whether phase increases or decreases with the field; by default judged by
+        `bids_dgmseg.qsm.phase_sign.decide_sign`.
     background, inversion : str
         Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
         ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
@@ -274,6 +268,9 @@ def reconstruct_chi(
     echoes = signal[(slice(None), *box)]
     times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
+    correlation = correlate_with_head_field(
+        reliable_field, reliable, combined.numpy(), voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
+    )
     local, eroded_box = remove_background(
         field, inside, method=background, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight
     )
@@ -306,8 +303,8 @@ def reconstruct_chi(
     chi, local_field, eroded = (torch.zeros(mask.shape, dtype=kind) for kind in (local.dtype, local.dtype, torch.bool))
     chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
     local_field[box] = local
-    ratio = _tail_ratio(chi.numpy(), eroded.numpy(), voxel_size_mm)
-    sign = phase_sign or (1 if ratio >= 1 else -1)
+    ratio = compare_tails(chi.numpy(), eroded.numpy(), voxel_size_mm=voxel_size_mm)
+    sign, sign_from = (phase_sign, "the caller") if phase_sign else decide_sign(correlation, ratio)
     return Reconstruction(
         chi_ppm=sign * chi.numpy(),
         mask=eroded.numpy(),
@@ -316,6 +313,8 @@ def reconstruct_chi(
         total_field_ppm=sign * np.where(reliable, reliable_field, np.float32(0)),
         local_field_ppm=sign * local_field.numpy(),
         phase_sign=sign,
+        phase_sign_from=sign_from,
+        head_correlation=sign * correlation,
         tail_ratio=ratio if sign > 0 else 1 / ratio,
         readout_ramp_rad=ramp_rad,
         noise_ppm=noise_ppm,
@@ -325,15 +324,6 @@ def reconstruct_chi(
         r2star_hz=r2star.numpy() if len(echo_times_s) > 1 else None,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
     )
-
-
-def _tail_ratio(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], voxel_size_mm: Sequence[float]) -> float:
-    """Divide the distances of the highest and of the lowest values of the deep brain from its median."""
-    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
-    smooth = ndimage.gaussian_filter(chi_ppm, [_BLUR_MM / step for step in voxel_size_mm])
-    deep = smooth[depth_mm > _DEEP * depth_mm.max()]
-    low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))
-    return float(max(high - median, _EPSILON_PPM) / max(median - low, _EPSILON_PPM))
 
 
 def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:

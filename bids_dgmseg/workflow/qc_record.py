@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from bids_dgmseg.measurement.scan import Reference, ScanMeasures
     from bids_dgmseg.qsm.reconstruct import Reconstruction
 
-MIN_SIGN_RATIO = 1.3
-"""Ratio of the map's extremes below which the automatic phase sign is uncertain; five real maps have 1.6 to 2.1."""
-
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
 
 
@@ -48,20 +46,15 @@ def report_reconstruction(
 
     `grid` is an image on its grid, `mask` the brain mask of the user.
     """
-    from bids_dgmseg.qsm.reconstruct import describe_steps  # with torch
+    from bids_dgmseg.qsm.phase_sign import describe_doubt  # with torch
+    from bids_dgmseg.qsm.reconstruct import describe_steps
 
     warnings = list(result.warnings)
     warnings += [f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems]
-    if result.phase_sign < 0 and phase_sign == "auto":
-        warnings.append(
-            "assumed that phase decreases with the field, because veins and iron would be negative otherwise; set "
-            "--phase-sign to be certain"
-        )
-    if phase_sign == "auto" and result.tail_ratio < MIN_SIGN_RATIO:
-        warnings.append(
-            "the phase sign is uncertain, because the map's positive and negative extremes are similar; check the "
-            "figures (pallidum and dentate must be bright) and set --phase-sign"
-        )
+    if doubt := describe_doubt(
+        result.head_correlation, result.tail_ratio, sign=result.phase_sign, given=phase_sign != "auto"
+    ):
+        warnings.append(f"{doubt}; check the figures (pallidum and dentate must be bright) and set --phase-sign")
     if len(scan.echoes) == 1:
         warnings.append(
             "only one echo, so the coil's phase offset is not removed; background field removal may leave some of it"
@@ -78,7 +71,9 @@ def report_reconstruction(
         "PhaseConversion": result.conversion,
         "BrainMask": mask.name if mask else "by magnitude",
         "PhaseSign": result.phase_sign,
-        "PhaseSignFrom": "the map's extreme values" if phase_sign == "auto" else "--phase-sign",
+        "PhaseSignFrom": result.phase_sign_from if phase_sign == "auto" else "--phase-sign",
+        "HeadFieldCorrelation": None if math.isnan(result.head_correlation) else round(result.head_correlation, 3),
+        "ExtremesRatio": round(result.tail_ratio, 3),
         "ReadoutCorrection": readout,
         **describe_steps(
             [echo.time_s for echo in scan.echoes], background=result.background, inversion=result.inversion

@@ -114,6 +114,7 @@ def test_warnings_come_before_figures(add_scan):
 def test_input_settings_and_versions_are_shown(add_scan):
     reference = {"region": "csf", "source": "mask x", "mean_ppm": 0.0123, "std_ppm": 0.02, "n_voxels": 812}
     record = {"EchoTime": [0.004, 0.0125], "MagneticFieldStrength": 3.0, "PhaseSign": -1, "PhaseSignFrom": "the map"}
+    record |= {"HeadFieldCorrelation": 0.31, "ExtremesRatio": 1.62}
     quality = {"noise_sd_ppm": 0.0051, "streaking_index": "n/a"}
     text = write(add_scan(reference=reference, reconstruction=record, **quality)).text
     for fact in (
@@ -127,6 +128,7 @@ def test_input_settings_and_versions_are_shown(add_scan):
         *("weightsshipped with the program", "Regioncsf", "Sourcemask x", "Mean0.0123 ppm", "Voxels812"),
         *("Noise SD0.0051 ppm", "Streaking indexn/a", "Echo times4, 12.5 ms", "Main field3 T"),
         "Phasedecreases with the field (from the map)",
+        *("Correlation with the field of the head0.31", "Positive / negative extremes1.62"),
     ):
         assert fact in text
 
