@@ -389,8 +389,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bids_dgmseg",
         description="Segment the deep gray nuclei on quantitative susceptibility maps (_Chimap) and measure their "
-        "volume and susceptibility. Sessions without a map get one reconstructed from multi-echo GRE (_MEGRE). Left "
-        "is always the patient's left.",
+        "volume and susceptibility. Sessions without a map get one reconstructed from gradient echoes (_MEGRE, "
+        "_T2starw). Left is always the patient's left.",
         epilog="Exit codes: 0 all scans done, 1 some scans failed, 2 invalid options or dataset, 129 terminal "
         "closed, 130 interrupted. Running the same command again processes only scans that are missing or have "
         "changed.",

@@ -186,7 +186,7 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
         offset = -math.pi - low * scale
         warning = (
             f"{name}: {contradiction or unknown}; the phase wraps there, so this range of all echoes was mapped to a "
-            'turn; if it is none, convert to radians and set "Units" to "rad"'
+            'turn; if that is wrong, convert to radians and set "Units" to "rad"'
         )
     else:
         raise InputError(

@@ -218,7 +218,6 @@ def reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]
             "Echo times": f"{', '.join(times_ms)} ms" if times_ms else NO_VALUE,
             "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
             "Direction of B0": (format_value(b0) + tilt) if b0 else NO_VALUE,
-            "Stored phase": format_value(record.get("PhaseConversion")),
             "Readout": format_value(record.get("ReadoutCorrection")),
         },
         "Brain mask": {

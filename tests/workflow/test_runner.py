@@ -75,6 +75,21 @@ def test_scan_with_echoes_is_reconstructed_first(tmp_path):
     assert {("reconstruct", "inputs"), ("reconstruct", "save")} <= edges
 
 
+def test_unusable_reconstruction_names_the_files_of_the_user(tmp_path):
+    phase = tmp_path / "sub-01_part-phase_T2starw.nii.gz"
+    phase.touch()
+    job = workflow_of(tmp_path, Echo({"phase": phase, "mag": phase}, 0.02)).get_node("prepare").inputs.job
+    made = tmp_path / "sub-01_Chimap.nii.gz"
+    values = np.random.default_rng(0).normal(scale=100, size=(8, 8, 8)).astype(np.float32)
+    nib.Nifti1Image(values, np.eye(4)).to_filename(made)
+    step = Prepare(in_chi=str(made), in_reconstruction="x", job=job, sidecar={"Units": "ppm"})
+    message = r"^the reconstructed map of sub-01 is not usable: values reach -?\d+, expected ppm .*\); check EchoTime, "
+    with pytest.raises(
+        InputError, match=message + r"MagneticFieldStrength and the values of sub-01_part-phase_T2starw"
+    ):
+        step.run_step(tmp_path)
+
+
 def test_building_workflows_loads_no_slow_library():
     code = "import sys, bids_dgmseg.workflow.runner; print({'torch', 'matplotlib', 'pandas'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
