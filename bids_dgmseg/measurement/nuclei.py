@@ -310,7 +310,8 @@ def insert_bilateral(stats: pd.DataFrame, both: pd.DataFrame) -> pd.DataFrame:
     if both.empty:
         return stats
     absent = pd.array([pd.NA] * len(both), dtype="Int64")
-    rows = pd.concat([stats.astype({"index": "Int64"}), both.assign(index=absent, hemisphere=None)], ignore_index=True)
+    both = both.assign(index=absent, hemisphere=np.nan).astype({"hemisphere": stats["hemisphere"].dtype})
+    rows = pd.concat([stats.astype({"index": "Int64"}), both], ignore_index=True)
     nuclei = rows["abbreviation"].replace(join_sides(list(stats["abbreviation"])))
     return rows.iloc[np.argsort(pd.factorize(nuclei)[0], kind="stable")].reset_index(drop=True)
 
