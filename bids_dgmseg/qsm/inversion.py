@@ -25,7 +25,7 @@ INVERSIONS = {
 }
 """Methods of `invert` and their parameters."""
 
-_STRENGTHS = {"tv": 0.25, "star": 0.06, "medi": 0.15}
+_STRENGTHS = {"tv": 0.25, "star": 0.03, "medi": 0.04}
 """λ per noise of the field in ppm and mm of voxel size, by correlation and contrasts of nuclei on simulated heads."""
 
 _MIN_NOISE_PPM = 1e-4
