@@ -50,8 +50,11 @@ def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) 
 
 
 def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
-    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`."""
-    return batch.to(device, memory_format=torch.channels_last if batch.ndim == 4 else torch.channels_last_3d)
+    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`.
+
+    For one channel torch takes all layouts for the same, and computes in the other one unless the strides show it.
+    """
+    return batch.to(device).movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @contextmanager

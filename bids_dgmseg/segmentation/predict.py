@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.image.grids import Box, Grid, aligned_grid, covering_block, shape_to_cover
+from bids_dgmseg.image.grids import Box, Grid, aligned_grid, block_affine, covering_block, shape_to_cover
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
@@ -36,6 +37,9 @@ _SLICES = 8
 
 _MIN_BACKGROUND = 1e-7
 """Below this, the background of a softmax in float32 is rounding error."""
+
+_MAX_BACKGROUND = 0.51
+"""With more of it, no nucleus is as probable: probabilities sum to 1, up to rounding."""
 
 _MIN_CALIBRATED = 0.01
 """Temperatures are fitted to doubtful voxels. Far from any nucleus they raise 0 to about a thousandth, which summed
@@ -128,8 +132,10 @@ def predict_on_grid(
 def choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
     """Return the most probable channel, or with a threshold the most probable nucleus that exceeds it."""
     if not threshold:
-        most_probable: NDArray[np.intp] = probabilities.argmax(axis=0)
-        return most_probable
+        chosen = np.zeros(probabilities.shape[1:], np.intp)
+        possible = probabilities[0] < _MAX_BACKGROUND
+        chosen[possible] = probabilities[:, possible].argmax(axis=0)
+        return chosen
     nucleus = 1 + probabilities[1:].argmax(axis=0)
     return np.where(probabilities[1:].max(axis=0) > threshold, nucleus, 0)
 
@@ -159,7 +165,8 @@ class NetworkPredictor:
                 image = volume.with_array(volume.array[::-1])
                 total += predict_one(network, image)[mirrored_channels(self.model.groups), ::-1]
                 count += 1
-        return merge_heads(total / np.float32(count), self.model.groups)
+        total /= np.float32(count)
+        return merge_heads(total, self.model.groups)
 
     def _predict_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
@@ -171,14 +178,16 @@ class NetworkPredictor:
         inside = tuple(slice(less // 2, less // 2 + n) for less, n in zip(lacking, chi.shape, strict=True))
         shape = values.shape[1:]
         windows = list(sliding_windows(shape, patch, options.window_step, options.window_slack))
-        uniform = options.window_step or len(windows) == 1
+        if len(windows) == 1:
+            only: NDArray[np.float32] = self._probabilities(network, values[None, :, *windows[0]])[0]
+            return only[:, *inside]
         total = np.zeros((self.n_channels, *shape), np.float32)
         weights = np.zeros(shape, np.float32)
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
             predicted = self._probabilities(network, np.stack([values[:, *window] for window in batch]))
             for window, one in zip(batch, predicted, strict=True):
-                weight = np.float32(1) if uniform else gaussian_weight(one.shape[1:])
+                weight = np.float32(1) if options.window_step else gaussian_weight(one.shape[1:])
                 total[:, *window] += one * weight
                 weights[window] += weight
         total /= weights
@@ -209,14 +218,14 @@ def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatur
     the background. `groups` are the classes of each head, see `bids_dgmseg.models.registry.Model.groups`.
     """
     logits = apply_temperature(logits, temperatures)
-    probabilities = logits.clone()
+    heads = []
     for channels in _channels_of_heads(groups):
         head = logits[:, channels].softmax(dim=1)
         if temperatures:
             classes = functional.threshold(head[:, 1:], _MIN_CALIBRATED, 0.0, inplace=True)
             head[:, 0] = 1 - classes.sum(dim=1)
-        probabilities[:, channels] = head
-    return probabilities
+        heads.append(head)
+    return heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
 
 
 def apply_temperature(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -284,24 +293,57 @@ def resample_back(
     contain voxels of the network, so that sums of probabilities remain volumes. Beyond the network's grid is
     background.
     """
-    corner = np.eye(4)
-    corner[:3, 3] = [part.start for part in slices]
+    to_source = np.linalg.inv(grid.affine) @ block_affine(own.affine, slices)
     shape = tuple(part.stop - part.start for part in slices)
-    to_source = np.linalg.inv(grid.affine) @ own.affine @ corner
-    source = torch.from_numpy(probabilities)[None]
-    total = torch.zeros(source.shape[1], *shape)
+    source = torch.tensor(probabilities)  # a copy in aligned memory, with which products of matrices are reproducible
     widths = np.linalg.norm(to_source[:3, :3], axis=0)
     counts = np.maximum(np.round(widths).astype(int), 1)
-    offsets = [(np.array(position) + 0.5) / counts - 0.5 for position in np.ndindex(*counts)]
+    if np.allclose(to_source[:3, :3], np.diag(np.diag(to_source)[:3]), rtol=0, atol=1e-6):
+        total = _interpolate_along_axes(source, to_source, shape, counts)
+    else:
+        total = _interpolate_at_points(source, to_source, shape, counts)
+    total[0] = 1 - total[1:].sum(dim=0)
+    return total.numpy()
+
+
+def _interpolate_along_axes(
+    source: Tensor, to_source: NDArray[np.float64], shape: Sequence[int], counts: NDArray[np.intp]
+) -> Tensor:
+    """Interpolate between parallel axes, one after the other, as products of matrices: a quarter of the time."""
+    x, y, z = (
+        torch.from_numpy(
+            np.maximum(
+                1 - np.abs(step * (np.arange(size)[:, None] + _offsets(count)) + start - np.arange(n)[:, None, None]), 0
+            )
+            .mean(axis=2, dtype=np.float32)
+            .T.copy()
+        )
+        for step, start, size, n, count in zip(
+            np.diag(to_source)[:3], to_source[:3, 3], shape, source.shape[1:], counts.tolist(), strict=True
+        )
+    )
+    total = y @ (source @ z.T)
+    return (x @ total.flatten(2)).view(len(source), *shape)
+
+
+def _interpolate_at_points(
+    source: Tensor, to_source: NDArray[np.float64], shape: Sequence[int], counts: NDArray[np.intp]
+) -> Tensor:
+    total = torch.zeros(len(source), *shape)
     # grid_sample expects coordinates from -1 to 1 between the outer edges, last axis first; it returns 0 beyond.
-    scale = 2 / np.array(source.shape[2:])
+    scale = 2 / np.array(source.shape[1:])
     matrix = (to_source[:3, :3].T * scale)[:, ::-1]
+    offsets = list(product(*map(_offsets, counts.tolist())))
     for offset in offsets:
         start = ((to_source[:3, :3] @ offset + to_source[:3, 3] + 0.5) * scale - 1)[::-1]
         points = torch.tensor(start.copy())
         for width, step in zip(shape, matrix, strict=True):
             points = points.unsqueeze(-2) + torch.arange(width)[:, None] * torch.tensor(step.copy())
-        total += functional.grid_sample(source, points[None].float(), mode="bilinear", align_corners=False)[0]
-    total /= len(offsets)
-    total[0] = 1 - total[1:].sum(dim=0)
-    return total.numpy()
+        total += functional.grid_sample(source[None], points[None].float(), mode="bilinear", align_corners=False)[0]
+    return total / len(offsets)
+
+
+def _offsets(count: int) -> NDArray[np.float64]:
+    """Return the positions of points in a voxel, relative to its centre, in voxels."""
+    offsets: NDArray[np.float64] = (np.arange(count) + 0.5) / count - 0.5
+    return offsets

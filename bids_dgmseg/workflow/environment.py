@@ -41,6 +41,9 @@ _WORKER_MODULES = (
 )
 """What the steps of every scan import when they run, see `interfaces`; reconstruction also imports ``qsm``."""
 
+_VIEWER_MODULES = ("nilearn.plotting",)
+"""Imported when a viewer is written, which takes half a second."""
+
 _RUN_PREFIX = "bids_dgmseg-"
 _RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
 """With the tag of the machine, see `io.locks`."""
@@ -176,13 +179,13 @@ def _restore_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def start_workers() -> None:
+def start_workers(*, viewer: bool) -> None:
     """Start the server from which the processes of a parallel run are forked, which first loads the libraries.
 
     As early as possible, since that takes seconds in which the run itself can be prepared, but inside `run_folder`,
     whose variables the libraries read.
     """
-    multiprocessing.set_forkserver_preload(list(_WORKER_MODULES))
+    multiprocessing.set_forkserver_preload([*_WORKER_MODULES, *(_VIEWER_MODULES if viewer else ())])
     with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
         forkserver.ensure_running()
 

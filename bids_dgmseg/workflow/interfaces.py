@@ -241,7 +241,7 @@ class Segment(Step):
         result = segment_map(chi, model, weights=weights, device=self.inputs.device)
         block = result.block
         fractions = block.fractions()
-        whole = np.zeros((*chi.shape, len(fractions)), np.uint8)
+        whole = np.zeros((*chi.shape, len(fractions)), np.uint8, order="F")  # as it is written
         whole[block.slices] = np.moveaxis(fractions, 0, -1)
         bounds = np.array([(piece.start, piece.stop) for piece in block.slices])
         np.savez(folder / "block.npz", fractions=fractions, bounds=bounds)
