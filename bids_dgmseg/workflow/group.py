@@ -44,7 +44,7 @@ def run_group(config: RunConfig) -> int:
         If there are no results, a table of participants cannot be used, an option does not fit the data, or the output
         directory belongs to another program.
     """
-    limit_library_threads(config.resources.omp_nthreads)
+    limit_library_threads(1)  # more only wait for each other: the matrices have few columns
     from bids_dgmseg.study.analyses import run_analyses
     from bids_dgmseg.study.cohort import load_cohort
     from bids_dgmseg.study.results_folders import ResultsSelection
