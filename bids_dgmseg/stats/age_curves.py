@@ -183,7 +183,12 @@ def fit_curve(
        doi:10.1002/9780470316757
     """
     years, values = _check(age, chi, curve)
-    profile = partial(_profile, curve, years, values, np.ones((1, values.size)))
+    # scans of one age count together, by their mean: large studies have many scans and few different ages
+    ages, which = np.unique(years, return_inverse=True)
+    counts = np.bincount(which)
+    means = np.bincount(which, values) / counts
+    within = float(((values - means[which]) ** 2).sum())
+    profile = partial(_profile, curve, ages, means, counts[None].astype(np.float64), within=within)
     total = float(((values - values.mean()) ** 2).sum())
     beta = _best_rate(profile, beta_bounds) if curve.has_rate else math.nan
     best = profile(np.array([beta]))
@@ -194,11 +199,13 @@ def fit_curve(
     rates = np.union1d(np.geomspace(*beta_limits, 2 * _N_GRID), [beta]) if curve.has_rate else np.array([beta])
     region = profile(rates)
     half = _half_width(limit - region.rss[0], 1.0, region.spread[0])
+    ends = np.outer([0.0, 1.0], np.ones(rates.size))
+    (gamma_low, plateau_low), (gamma_high, plateau_high) = _value_limits(region, ends, limit).tolist()
     intervals = {
         "alpha": (float((region.alpha[0] - half).min()), float((region.alpha[0] + half).max())),
         "beta": beta_limits,
-        "gamma": _value_limits(region, np.zeros(rates.size), limit),
-        "plateau": _value_limits(region, np.ones(rates.size), limit) if curve.has_rate else (math.nan, math.nan),
+        "gamma": (gamma_low, gamma_high),
+        "plateau": (plateau_low, plateau_high) if curve.has_rate else (math.nan, math.nan),
     }
     spread = float(np.ptp(values))
     alpha, gamma = float(best.alpha[0, 0]), float(best.value(np.zeros(1))[0, 0])
@@ -218,8 +225,7 @@ def bands(fit: Fit, ages: ArrayLike) -> pd.DataFrame:
     quantile = float(f_distribution.ppf(fit.level, 1, free))
     limit = fit.rss * (1 + quantile / free)
     values = fit.gamma + fit.alpha * fit.curve.basis(years, np.array([fit.beta]))[:, 0]
-    limits = [_value_limits(region, f, limit) for f in fit.curve.basis(years, region.beta)]
-    low, high = np.array(limits).reshape(-1, 2).T
+    low, high = _value_limits(region, fit.curve.basis(years, region.beta), limit)
     noise = quantile * fit.std**2
     return pd.DataFrame(
         {
@@ -301,8 +307,11 @@ def _check(age: ArrayLike, chi: ArrayLike, curve: Curve) -> tuple[Floats, Floats
     return years, values
 
 
-def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floats) -> _Profile:
-    """Solve for α and γ at each rate and for each set of weights (replicates, n)."""
+def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floats, *, within: float = 0.0) -> _Profile:
+    """Solve for α and γ at each rate and for each set of weights (replicates, n).
+
+    `within` is the sum of squares of the scans around the means `chi`, if these are weighted by their numbers.
+    """
     f = curve.basis(age, beta)
     # Subtract the means first: otherwise a saturated f varies by less than its rounding error.
     centre_f, centre_chi = f.mean(axis=0), chi.mean()
@@ -319,7 +328,7 @@ def _profile(curve: Curve, age: Floats, chi: Floats, weights: Floats, beta: Floa
         rss = (weights[0][:, None] * (y[:, None] - mean_y[0] - alpha[0] * (f - mean_f[0])) ** 2).sum(axis=0)[None]
     else:
         rss = (weights @ y**2)[:, None] - n * mean_y**2 - alpha**2 * spread
-    return _Profile(beta, n, alpha, mean_f + centre_f, mean_y + centre_chi, spread, rss)
+    return _Profile(beta, n, alpha, mean_f + centre_f, mean_y + centre_chi, spread, rss + within)
 
 
 def _best_rate(profile: Callable[[Floats], _Profile], bounds: Interval) -> float:
@@ -357,13 +366,13 @@ def _rate_limits(profile: Callable[[Floats], _Profile], beta: float, limit: floa
     return crossing(inside[0], inside[0] - 1), crossing(inside[-1], inside[-1] + 1)
 
 
-def _value_limits(region: _Profile, f: Floats, limit: float) -> Interval:
-    """Extremes of the curve over the confidence region at basis f (one value per rate); f = 0 gives γ."""
+def _value_limits(region: _Profile, f: Floats, limit: float) -> Floats:
+    """Extremes (2, m) of the curve over the confidence region at basis f (m, rates), 0 for γ and 1 for the plateau."""
     excess = limit - region.rss[0]
     at_mean = _half_width(excess, 1.0, region.n[0])
     away = _half_width(excess, (f - region.mean_f[0]) ** 2, region.spread[0])
-    value, half = region.value(f)[0], np.hypot(at_mean, away)
-    return float((value - half).min()), float((value + half).max())
+    value, half = region.value(f), np.hypot(at_mean, away)
+    return np.stack([(value - half).min(axis=1), (value + half).max(axis=1)])
 
 
 def _half_width(excess: Floats, over: ArrayLike, under: Floats) -> Floats:
