@@ -37,6 +37,9 @@ _LARGEST_JSON = 50_000_000
 _POINTER_SIZE = 200
 """Bytes that are enough to recognize a pointer."""
 
+_ROWS_AT_ONCE = 10_000
+"""Rows of a table that are converted to text at once."""
+
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
@@ -187,9 +190,20 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
 
 
 def write_tsv(table: pd.DataFrame, final: Path, float_format: str | None = None) -> Path:
-    """Write a table atomically without its index; NaN becomes ``n/a``."""
-    text = table.to_csv(sep="\t", index=False, na_rep=MISSING, float_format=float_format, lineterminator="\n")
-    return write_text(text, final)
+    """Write a table atomically without its index; NaN becomes ``n/a``, `float_format` is such as ``%.7g``."""
+    import pandas as pd  # slow; every run of the app imports this module
+
+    def to_text(values: pd.Series) -> pd.Series:
+        if float_format is None or values.dtype.kind != "f":
+            return values
+        texts = [MISSING if math.isnan(number) else float_format % number for number in values.tolist()]
+        return pd.Series(texts, values.index, dtype=object)
+
+    with atomic_write(final) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        for start in range(0, max(len(table), 1), _ROWS_AT_ONCE):  # the text of a large table takes much memory
+            rows = table.iloc[start : start + _ROWS_AT_ONCE].apply(to_text)  # float_format of to_csv is slow
+            rows.to_csv(file, sep="\t", index=False, header=start == 0, na_rep=MISSING, lineterminator="\n")
+    return final
 
 
 def read_data_dictionaries(name: str) -> dict[str, DataDictionary]:

@@ -24,6 +24,9 @@ _TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
 
 _NOT_A_NUMBER = (MISSING, "", "nan")
 
+_FILES_AT_ONCE = 1000
+"""Files whose text is in memory at once."""
+
 
 class DamagedTableError(Exception):
     """A table cannot be used: what is wrong with it, worded to follow its name, and what to do."""
@@ -60,31 +63,33 @@ def read_stats(
         Path → reason.
     """
     damaged: dict[Path, DamagedTableError] = {}
-    rows: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
-    for path in paths:
-        try:
-            header, lines = _read_lines(path, required, known)
-        except DamagedTableError as error:
-            damaged[path] = error
-            continue
-        rows[header].append((path, lines))
-    place_of = {path: place for place, path in enumerate(paths)}
     tables = []
-    for header, files in rows.items():  # one frame per header: much faster than one per file
-        text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
-        table = pd.read_csv(
-            text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
-        )
-        file = np.repeat([place_of[path] for path, _ in files], [len(lines) for _, lines in files])
-        table.insert(0, "file", file)
-        damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
-        tables.append(table)
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        rows: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
+        for place, path in enumerate(paths[start : start + _FILES_AT_ONCE], start):
+            try:
+                header, lines = _read_lines(path, required, known)
+            except DamagedTableError as error:
+                damaged[path] = error
+                continue
+            rows[header].append((place, lines))
+        for header, files in rows.items():  # one frame per header: much faster than one per file
+            text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
+            table = pd.read_csv(
+                text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
+            )
+            table.insert(0, "file", np.repeat([place for place, _ in files], [len(lines) for _, lines in files]))
+            damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
+            tables.append(table)
     if not tables:
         return pd.DataFrame({"file": pd.Series(dtype=int)}), damaged
-    whole = [place for path, place in place_of.items() if path not in damaged]
-    stats = pd.concat(tables).sort_values("file", kind="stable", ignore_index=True)
-    stats = stats[stats["file"].isin(whole)].reset_index(drop=True)
-    return stats.assign(file=np.searchsorted(whole, stats["file"])), damaged
+    whole = [place for place, path in enumerate(paths) if path not in damaged]
+    stats = pd.concat(tables, ignore_index=True)
+    if damaged:
+        stats = stats[stats["file"].isin(whole)]
+    if not stats["file"].is_monotonic_increasing:
+        stats = stats.sort_values("file", kind="stable")
+    return stats.reset_index(drop=True).assign(file=np.searchsorted(whole, stats["file"])), damaged
 
 
 def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> tuple[str, list[str]]:
@@ -144,7 +149,8 @@ def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int
         if column not in numbers or column in _TEXT_COLUMNS:
             continue
         cells = table[column]
-        bad = ~np.isfinite(pd.to_numeric(cells, errors="coerce")) & ~cells.isin(_NOT_A_NUMBER)
+        others = cells[~np.isfinite(pd.to_numeric(cells, errors="coerce"))]
+        bad = others.index[~others.isin(_NOT_A_NUMBER)]
         for row, file in table["file"][bad].drop_duplicates().items():
             if int(file) not in found or row < found[int(file)][0]:
                 found[int(file)] = (int(str(row)), str(column), cells[row])
