@@ -104,6 +104,8 @@ def draw_violins(
     """
     nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
     versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
+    columns = ["scan", "model", "nucleus", "side", "is_red", "excluded", measure, factor]
+    versions = {version: rows[columns] for version, rows in versions.items()}  # few, as rows are selected many times
     height_in = (2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9
     figure, panels = _make_panels(len(nuclei) * len(versions), height_in=height_in)
     points: list[ScanPoints] = []
@@ -223,9 +225,10 @@ def _find_limits(rows: pd.DataFrame, measure: str) -> tuple[float, float]:
 
 def _thin(rows: pd.DataFrame, by: str, measure: str) -> pd.DataFrame:
     """Select at most `MAX_POINTS` scans with a value, evenly over the ranks of a column and with both ends."""
-    ordered = rows.dropna(subset=[measure]).sort_values(by, kind="stable")
-    n = len(ordered)
-    return ordered.iloc[np.unique(np.linspace(0, n - 1, min(n, MAX_POINTS)).round().astype(np.intp))] if n else ordered
+    known = np.flatnonzero(rows[measure].notna())
+    order = known[np.argsort(rows[by].to_numpy(float)[known], kind="stable")]
+    chosen = np.linspace(0, len(order) - 1, min(len(order), MAX_POINTS)).round().astype(np.intp)
+    return rows.iloc[order[np.unique(chosen)]]
 
 
 def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:

@@ -244,7 +244,8 @@ def check_sites(rows: pd.DataFrame, other: Any, options: GroupOptions) -> tuple[
     """
     if options.site is None:
         return "", True
-    counts = pd.crosstab(rows[options.group], rows[options.site]).reindex([options.reference, other], fill_value=0)
+    counts = rows.groupby([options.group, options.site], observed=True).size().unstack(fill_value=0)
+    counts = counts.reindex([options.reference, other], fill_value=0)
     if counts.shape[1] < 2:
         return "", True
     if not (counts > 0).all().any():
@@ -273,16 +274,17 @@ def _ancova(
     terms = _covariate_terms(known, numeric, categories)
     design = np.column_stack([*terms.values(), *(group == name for name in kept)]).astype(np.float64)
     y = known[options.value].to_numpy(np.float64)
-    reason = ""
+    reason, rank = "", int(np.linalg.matrix_rank(design))
     if not counts[options.reference] or not kept:
         reason = "not fitted: participants of one group only"
-    elif len(y) <= (rank := int(np.linalg.matrix_rank(design))):
+    elif len(y) <= rank:
         reason = f"not fitted: {len(y)} participants for {rank} terms"
     elif all(is_constant(y[group == name]) for name in (options.reference, *kept)):
         reason = _NO_SPREAD
     if reason:
         return [record | {"note": reason} for record in records]
-    confounded = {name: _confounding(known, name, kept, terms, options) for name in kept}
+    is_full = rank == design.shape[1]
+    confounded = {name: "" if is_full else _confounding(known, name, kept, terms, options) for name in kept}
     notes = dict.fromkeys(others, "no participants in the group") | confounded
     if all(notes.values()):
         return [record | {"note": notes[record["group"]]} for record in records]
