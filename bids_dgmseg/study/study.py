@@ -47,7 +47,7 @@ class Study:
     """A cohort with the measures to analyse. Analyses return new tables and leave it unchanged."""
 
     cohort: Cohort
-    """Without the scans that are excluded from all statistics."""
+    """Without the scans that are excluded from all statistics, and without ``stats``, from which `table` is."""
     options: GroupAnalysis
     table: pd.DataFrame
     """One row per scan and nucleus: ``scan`` (row of the cohort), ``abbreviation``, the measures and the volume (NaN
@@ -135,7 +135,7 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
         raise InputError(f"--covariates {name}: the analysis has a column of this name; rename it in participants.tsv")
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
-        cohort=cohort,
+        cohort=replace(cohort, stats=pd.DataFrame()),  # its text takes much memory
         options=options,
         table=table,
         measures=options.measures,

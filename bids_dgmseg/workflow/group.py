@@ -95,8 +95,10 @@ def run_group(config: RunConfig) -> int:
             progress.warn(warning)
         for line in (*map(str, paths[::2]), *list_empty_tables(tables, analysis_warnings)):
             progress.info(line)
-        written = _write_page(config.output_dir, warnings, n_missing + cohort.n_damaged, progress)
-    return OK if written and not cohort.n_damaged and not cohort.n_outdated else FAILED
+        n_damaged, n_outdated = cohort.n_damaged, cohort.n_outdated
+        del cohort, study, tables, all_tables  # the page reads the written ones, and large studies fill the memory
+        written = _write_page(config.output_dir, warnings, n_missing + n_damaged, progress)
+    return OK if written and not n_damaged and not n_outdated else FAILED
 
 
 def _print_plan(config: RunConfig, cohort: Cohort, warnings: Sequence[str], progress: RunProgress) -> None:
