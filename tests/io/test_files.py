@@ -103,6 +103,14 @@ def test_missing_values_are_written_as_na(tmp_path):
     assert (tmp_path / "t.tsv").read_text() == "name\tvalue\tn\na\t0.1235\t1\nn/a\tn/a\t2\n"
 
 
+def test_table_written_in_parts_has_one_header(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.io.files._ROWS_AT_ONCE", 2)
+    table = pd.DataFrame({"n": range(5), "value": [0.5, np.nan, 1 / 3, 2, -1e-9], "ok": [True, False] * 2 + [True]})
+    write_tsv(table, tmp_path / "t.tsv", float_format="%.3g")
+    rows = "0\t0.5\tTrue\n1\tn/a\tFalse\n2\t0.333\tTrue\n3\t2\tFalse\n4\t-1e-09\tTrue\n"
+    assert (tmp_path / "t.tsv").read_text() == f"n\tvalue\tok\n{rows}"
+
+
 def test_floats_survive_a_round_trip(tmp_path):
     table = pd.DataFrame({"value": [1 / 3, np.nan, -0.0]})
     pd.testing.assert_frame_equal(read_tsv(write_tsv(table, tmp_path / "t.tsv")), table)

@@ -34,11 +34,13 @@ def test_exact_curves_are_recovered(truth):
     assert fit.r2 == pytest.approx(1)
 
 
-def test_exponential_fit_agrees_with_scipy(cohort):
-    theirs, _ = curve_fit(rise, *cohort, p0=[0.1, 0.03, 0.0])
-    fit = fit_curve(*cohort, curve=EXPONENTIAL)
+@pytest.mark.parametrize("decimals", [-1, 9], ids=["repeated ages", "different ages"])
+def test_exponential_fit_agrees_with_scipy(cohort, decimals):
+    age, chi = np.round(cohort[0], decimals), cohort[1]
+    theirs, _ = curve_fit(rise, age, chi, p0=[0.1, 0.03, 0.0])
+    fit = fit_curve(age, chi, curve=EXPONENTIAL)
     assert (fit.alpha, fit.beta, fit.gamma) == pytest.approx(tuple(theirs), rel=1e-4)
-    assert fit.rss == pytest.approx(((cohort[1] - rise(cohort[0], *theirs)) ** 2).sum(), rel=1e-9)
+    assert (fit.n, fit.rss) == (80, pytest.approx(((chi - rise(age, *theirs)) ** 2).sum(), rel=1e-9))
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma"])
