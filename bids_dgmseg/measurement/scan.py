@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import REFERENCED, STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
@@ -37,146 +36,13 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
+from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
 from bids_dgmseg.models.structures import Structure
-
-MIN_VOXELS = 20
-"""With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
-
-MIN_VOLUME_MM3 = 50.0
-"""Two thirds of the smallest nucleus; at 0.5 mm, 20 voxels are less than the error of any label."""
 
 NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
 
-_ROUNDING_MM = 1e-6
-"""Rounding error of affines in float32."""
-
 _NUCLEUS = ["index", "abbreviation"]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Susceptibility of a reference region, and how the region was obtained."""
-
-    region: str
-    """``csf``, ``whole-brain``, or a nucleus."""
-    source: str
-    """Description of how the region was obtained."""
-    mean_ppm: float = np.nan
-    """NaN if there is no value."""
-    std_ppm: float = np.nan
-    n_voxels: int = 0
-    problem: str = ""
-    """Why there is no value, as a warning without the name of the scan; empty if there is one."""
-
-    @property
-    def sem_ppm(self) -> float:
-        """Standard error of the mean, with voxels counted as independent; common to all nuclei of the scan."""
-        return float(self.std_ppm / np.sqrt(self.n_voxels)) if self.n_voxels else np.nan
-
-
-def measure_reference(
-    chi: NDArray[np.floating],
-    region: NDArray[np.bool_],
-    *,
-    name: str,
-    source: str,
-    voxel_size_mm: tuple[float, float, float],
-) -> Reference:
-    """Measure the susceptibility of a reference region.
-
-    Parameters
-    ----------
-    chi : ndarray of shape (X, Y, Z)
-        Susceptibility in ppm, NaN where not valid.
-    region : ndarray of bool, shape (X, Y, Z)
-        Voxels of the region, all inside the field of view.
-    name : str
-        Name of the region.
-    source : str
-        Description of how the region was obtained.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel in mm.
-
-    Returns
-    -------
-    Reference
-        Mean and sample standard deviation (n - 1); NaN for fewer than 20 valid voxels or less than 50 mm³.
-    """
-    values = chi[region & np.isfinite(chi)].astype(np.float64)
-    volume_mm3 = len(values) * float(np.prod(voxel_size_mm))
-    if len(values) < MIN_VOXELS or volume_mm3 < MIN_VOLUME_MM3:
-        problem = (
-            f"reference {name}: {len(values)} voxels ({volume_mm3:.0f} mm3) in {source}, expected {MIN_VOXELS} and "
-            f"{MIN_VOLUME_MM3:.0f} mm3 or more; its referenced values are n/a"
-        )
-        return Reference(name, source, n_voxels=len(values), problem=problem)
-    return Reference(name, source, float(values.mean()), float(values.std(ddof=1)), len(values))
-
-
-def erode_ventricles(
-    ventricles: NDArray[np.bool_],
-    *,
-    voxel_size_mm: tuple[float, float, float],
-    label_size_mm: tuple[float, float, float],
-) -> NDArray[np.bool_]:
-    """Erode the lateral ventricles to voxels that contain only CSF.
-
-    Parameters
-    ----------
-    ventricles : ndarray of bool, shape (X, Y, Z)
-        On the grid of the map, resampled from coarser labels.
-    voxel_size_mm : tuple of 3 float
-        Edge lengths of a voxel of the map in mm.
-    label_size_mm : tuple of 3 float
-        Edge lengths of a voxel of the original labels in mm.
-
-    Returns
-    -------
-    ndarray of bool
-        Voxels farther than half an edge of the original voxels from every voxel outside, centre to centre, that share
-        no face with one. The boundary of coarse labels can be wrong by this distance, and beyond it lies caudate or
-        white matter; voxels of the map with longer edges contain some of it wherever they touch the boundary.
-    """
-    eroded = np.zeros(ventricles.shape, bool)
-    boxes = ndimage.find_objects(ventricles.astype(np.uint8))
-    if boxes:
-        padded = np.pad(ventricles[boxes[0]], 1)
-        distance_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)
-        inner = ndimage.binary_erosion(padded) & (distance_mm > max(label_size_mm) / 2 + _ROUNDING_MM)
-        eroded[boxes[0]] = inner[1:-1, 1:-1, 1:-1]
-    return eroded
-
-
-def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]) -> str:
-    """Describe the depth of `erode_ventricles`.
-
-    >>> describe_erosion(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
-    'eroded by 1.5 mm, at least by one voxel'
-    """
-    depth_mm = max(label_size_mm) / 2
-    at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + _ROUNDING_MM else ""
-    return f"eroded by {depth_mm:g} mm{at_least}"
-
-
-def add_referenced_columns(
-    stats: pd.DataFrame, reference: Reference, *, voxel_size_mm: tuple[float, float, float]
-) -> pd.DataFrame:
-    r"""Add susceptibilities relative to the reference region.
-
-    Returns a copy of the table of `measure_nuclei` and `measure_high_iron` with the columns of `REFERENCE_COLUMNS`
-    appended; NaN if value or reference is missing.
-
-    With the mean :math:`\chi_0` of the reference region: :math:`\chi - \chi_0` for means, medians and percentiles,
-    :math:`m - \chi_0 v n` for the mass :math:`m = v \sum \chi` of :math:`n` valid voxels of volume :math:`v`.
-    Standard deviations and standard errors of the nuclei do not change: the error of :math:`\chi_0` is common to all.
-    """
-    table = stats.copy()
-    for column, name in REFERENCED.items():
-        table[name] = table[column] - reference.mean_ppm
-    valid_mm3 = table["n_valid"].astype(np.float64) * np.prod(voxel_size_mm)
-    table["mass_ref_ppm_mm3"] = table["mass_ppm_mm3"] - reference.mean_ppm * valid_mm3
-    return table
 
 
 @dataclass(frozen=True)

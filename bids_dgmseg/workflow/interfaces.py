@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nipype import Node
@@ -19,12 +19,10 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, File, SimpleIn
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.derivatives import remove_refused, save_refused, save_scan
-from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_tsv
-from bids_dgmseg.io.nifti import check_intact, write_like
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.workflow.qc_record import (
     build_qc_record,
     describe_box,
@@ -32,9 +30,6 @@ from bids_dgmseg.workflow.qc_record import (
     report_measures,
     report_reconstruction,
 )
-
-if TYPE_CHECKING:
-    from bids_dgmseg.measurement.scan import Reference, SegmentedScan
 
 STEPS = ("reconstruct", "prepare", "segment", "measure", "save")
 """Nodes in the order of the data; only scans with echoes have the first."""
@@ -295,6 +290,7 @@ class Measure(Step):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Measure the nuclei."""
+        from bids_dgmseg.measurement.reference_region import find_reference
         from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
         from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
         from bids_dgmseg.report.viewer import write_viewer
@@ -331,52 +327,6 @@ class Measure(Step):
             "out_figures": {name: str(path) for name, path in figures.items()},
             "out_report": report_measures(found, reference),
         }
-
-
-def find_reference(
-    wanted: ReferenceRegion, scan: SegmentedScan, *, mask: Path | None, regions: Mapping[str, str], model: Model
-) -> Reference | None:
-    """Measure the reference region of a scan; None if no reference was asked for.
-
-    `mask` is the user's mask of this scan and `regions` are the masks of the head regions that the model segments. A
-    reference without a value has a `problem`. `InputError` if the user's mask is not readable or on another grid.
-    """
-    from bids_dgmseg.image.grids import describe_grid_mismatch
-    from bids_dgmseg.measurement.scan import Reference, describe_erosion, erode_ventricles, measure_reference
-
-    if wanted.kind == "none":
-        return None
-    name, size_mm = wanted.structure or wanted.kind, scan.chi.voxel_size_mm
-    if wanted.masks is not None and mask is None:
-        return Reference(name, "", problem=f"reference {name}: no mask for this scan; its referenced values are n/a")
-    if wanted.kind == "structure":
-        indices = [one.index for one in scan.structures if wanted.structure in (one.nucleus, one.abbreviation)]
-        region, source = np.isin(scan.dseg.array, indices), f"{wanted.structure} labelled by {model.name}"
-    elif mask is not None:
-        values = Volume.read(mask)
-        check_intact(mask)
-        if difference := describe_grid_mismatch(scan.chi, values):
-            raise InputError(
-                f"{mask.name}: does not lie on the grid of the map ({difference}); resample the mask first"
-            )
-        region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
-    elif wanted.kind == "whole-brain" and "brain" in regions:
-        region, source = _read_region(regions["brain"]), f"brain labelled by {model.name}"
-    elif wanted.kind == "whole-brain":
-        region, source = scan.fov.inside, "field of view of the map"
-    else:
-        label_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
-        ventricles = _read_region(regions["ventricles"])
-        region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
-        erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
-        source = f"lateral ventricles labelled by {model.name}, {erosion}"
-    return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
-
-
-def _read_region(path: str) -> NDArray[np.bool_]:
-    region = Volume.read(path, np.uint8).array > 0
-    check_intact(path)
-    return np.asarray(region)
 
 
 class _SaveInputSpec(BaseInterfaceInputSpec):

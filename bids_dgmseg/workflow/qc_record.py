@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from bids_dgmseg.image.grids import Box
     from bids_dgmseg.image.units import ChiMap
     from bids_dgmseg.image.volume import Volume
-    from bids_dgmseg.measurement.scan import Reference, ScanMeasures
+    from bids_dgmseg.measurement.reference_region import Reference
+    from bids_dgmseg.measurement.scan import ScanMeasures
     from bids_dgmseg.qsm.reconstruct import Reconstruction
 
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")

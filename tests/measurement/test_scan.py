@@ -10,16 +10,14 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import R2STAR_COLUMNS, REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import measure_nuclei
-from bids_dgmseg.measurement.scan import (
+from bids_dgmseg.measurement.reference_region import (
     Reference,
-    ScanMeasures,
-    SegmentedScan,
     add_referenced_columns,
     describe_erosion,
     erode_ventricles,
     measure_reference,
-    measure_scan,
 )
+from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import make_grid
