@@ -34,6 +34,7 @@ from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.qsm.background import BACKGROUNDS
 from bids_dgmseg.qsm.inversion import INVERSIONS
+from bids_dgmseg.qsm.phase import UNWRAPPINGS
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
@@ -243,6 +244,7 @@ def reconstruct(
     phase_sign: str = "auto",
     background: str = "auto",
     inversion: str = "tv",
+    unwrapping: str = "best-path",
 ) -> nib.Nifti1Image:
     """Reconstruct a susceptibility map from multi-echo GRE.
 
@@ -265,6 +267,8 @@ def reconstruct(
         Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
     inversion : {"tv", "star", "medi", "ilsqr", "tkd"}
         Method of dipole inversion.
+    unwrapping : {"best-path", "laplacian"}
+        Method of phase unwrapping; ``laplacian`` removes part of the background field.
 
     Returns
     -------
@@ -304,6 +308,7 @@ def reconstruct(
             raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")
         for name, value, known in (
             ("phase_sign", phase_sign, PHASE_SIGNS),
+            ("unwrapping", unwrapping, UNWRAPPINGS),
             ("background", background, ("auto", *BACKGROUNDS)),
             ("inversion", inversion, INVERSIONS),
         ):
@@ -321,6 +326,7 @@ def reconstruct(
                 phase_sign=phase_sign,
                 background=background,
                 inversion=inversion,
+                unwrapping=unwrapping,
             )
         except InputError as error:
             raise InputError(_ECHO_FILE.sub(r"\1", str(error))) from error

@@ -18,6 +18,8 @@ PhaseSign = Literal["auto", "positive", "negative"]
 
 Background = Literal["auto", "pdf", "vsharp", "lbv"]
 
+Unwrapping = Literal["best-path", "laplacian"]
+
 Inversion = Literal["tv", "star", "medi", "ilsqr", "tkd"]
 
 
@@ -46,6 +48,8 @@ class ReconstructionOptions:
     """Method of dipole inversion."""
     accept_implausible: bool = False
     """Segment maps that fail the plausibility checks."""
+    unwrapping: Unwrapping = "best-path"
+    """Method of spatial phase unwrapping."""
 
 
 @dataclass(frozen=True)

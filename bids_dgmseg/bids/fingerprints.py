@@ -102,7 +102,7 @@ def map_fingerprint(scan: Scan, options: ReconstructionOptions, brain_mask: Path
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
             "phase_sign": options.phase_sign,
-            "methods": [options.background, options.inversion],
+            "methods": [options.unwrapping, options.background, options.inversion],
             "brain_mask": brain_mask and sha256_or_error(brain_mask),
             "version": bids_dgmseg.__version__,
         }

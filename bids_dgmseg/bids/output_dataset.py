@@ -111,6 +111,7 @@ def write_dataset_files(
         [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
         background=options.background,
         inversion=options.inversion,
+        unwrapping=options.unwrapping,
     )
     keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     region = {
@@ -264,6 +265,8 @@ def read_boilerplate(name: str) -> str:
 
 
 RECONSTRUCTION_METHODS = {
+    "best-path": "spatially [@unwrapping] with scikit-image [@skimage]",
+    "laplacian": "by its Laplacian [@laplacian_unwrapping]",
     "auto": "projection onto dipole fields [@pdf] if several echoes and a brain mask were given, otherwise with "
     "V-SHARP [@sharp; @v_sharp]",
     "pdf": "projection onto dipole fields [@pdf]",
@@ -275,22 +278,24 @@ RECONSTRUCTION_METHODS = {
     "ilsqr": "least squares from which streaks were removed [@ilsqr]",
     "tkd": "truncated k-space division [@tkd]",
 }
-"""Methods of background field removal and of dipole inversion, with citations."""
+"""Methods of unwrapping, background field removal and dipole inversion, with citations."""
 
 
-def describe_reconstruction(n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv") -> str:
+def describe_reconstruction(
+    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv", unwrapping: str = "best-path"
+) -> str:
     """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
 
     Parameters
     ----------
     n_echoes : sequence of int
         Number of echoes per map; 0 for maps that were not reconstructed. Without any reconstruction the text is empty.
-    background, inversion : str
+    background, inversion, unwrapping : str
         Keys of `RECONSTRUCTION_METHODS`.
     """
     if not any(n_echoes):
         return ""
     some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
     text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
-    methods = {"background": background, "inversion": inversion}
+    methods = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
     return some + text.format(**{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})

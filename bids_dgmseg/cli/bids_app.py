@@ -31,6 +31,7 @@ from bids_dgmseg.config import (
     RunControl,
     Segmentation,
     Selection,
+    Unwrapping,
 )
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
@@ -55,6 +56,7 @@ PARTICIPANT_ONLY = (
     "--reference-mask",
     "--brain-mask",
     "--phase-sign",
+    "--unwrapping",
     "--background",
     "--inversion",
     "--accept-implausible-maps",
@@ -91,10 +93,15 @@ OPTIONS = {
         ),
         option(
             "--phase-sign",
-            "whether phase increases (positive) or decreases with the field, which depends on the scanner (default: "
-            "auto, from the field that the shape of the head induces, else so that veins and iron are positive)",
+            "whether phase increases (positive) or decreases with the field (default: auto, by the shape of the head)",
             choices=("auto", "positive", "negative"),
             default="auto",
+        ),
+        option(
+            "--unwrapping",
+            "phase unwrapping: reliable voxels first, or by the Laplacian, for poor phase (default: best-path)",
+            choices=get_args(Unwrapping),
+            default=ReconstructionOptions.unwrapping,
         ),
         option(
             "--background",
@@ -331,6 +338,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             options.background,
             options.inversion,
             options.accept_implausible_maps,
+            options.unwrapping,
         ),
         Segmentation(
             model,

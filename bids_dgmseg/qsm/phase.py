@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 from skimage.filters import threshold_otsu
 from skimage.restoration import unwrap_phase
 from torch import Tensor
@@ -26,6 +26,12 @@ from bids_dgmseg.qsm.field import (
     is_evenly_spaced,
     zero_pad,
 )
+
+UNWRAPPINGS = {
+    "best-path": "spatial, most reliable voxels first",
+    "laplacian": "Laplacian, which removes part of the background field",
+}
+"""Methods of `unwrap_echoes`."""
 
 _OFFSET_SIGMA_MM = 5.0
 """SD of the Gaussian that smooths the phase offset: coil phase varies over centimetres, noise from voxel to voxel."""
@@ -130,7 +136,13 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 def unwrap_echoes(
-    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
+    phase: Tensor,
+    magnitude: Tensor,
+    mask: Tensor,
+    *,
+    echo_times_s: Sequence[float],
+    voxel_size_mm: Sequence[float],
+    method: str = "best-path",
 ) -> Tensor:
     r"""Unwrap the phase of all echoes for `combine_echoes` and remove the phase offset at echo time 0.
 
@@ -144,16 +156,29 @@ def unwrap_echoes(
     constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
     `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
 
+    With the method ``laplacian`` the phase difference, and each echo less the offset, pass `unwrap_laplacian` instead.
+
     References
     ----------
     .. [1] Abdul-Rahman HS, et al. Appl Opt 46 (2007) 6623-6635. doi:10.1364/AO.46.006623
     .. [2] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
     """
+    if method not in UNWRAPPINGS:
+        raise ValueError(f"unwrapping: {method!r}, expected one of {', '.join(UNWRAPPINGS)}")
+
+    def unwrap(angle: Tensor) -> Tensor:
+        if method == "laplacian":
+            return unwrap_laplacian(angle, mask, voxel_size_mm=voxel_size_mm)
+        return unwrap_spatially(angle, mask)
+
     if len(echo_times_s) == 1:
-        return unwrap_spatially(phase[0], mask)[None]
+        return unwrap(phase[0])[None]
     times = list(echo_times_s)
-    rate = unwrap_spatially(wrap(phase[1] - phase[0]), mask) / (times[1] - times[0])  # rad/s
+    rate = unwrap(wrap(phase[1] - phase[0])) / (times[1] - times[0])  # rad/s
     offset = _smooth_angle(phase[0] - rate * times[0], magnitude[0] * mask, voxel_size_mm)
+    if method == "laplacian":
+        # What is lost of the field is lost in all echoes, so that none follows from another; see `unwrap_laplacian`.
+        return torch.stack([unwrap(wrap(angle - offset)) for angle in phase])
     unwrapped = torch.zeros_like(phase)
     weighted, weights = torch.zeros_like(rate), torch.zeros_like(rate)
     for echo, time_s in enumerate(times):
@@ -179,6 +204,42 @@ def unwrap_spatially(phase: Tensor, mask: Tensor) -> Tensor:
     inside = unwrapped[mask]
     turns = torch.round(inside.median() / (2 * math.pi)) if len(inside) else 0.0
     return torch.where(mask, unwrapped - 2 * math.pi * turns, 0.0)
+
+
+def unwrap_laplacian(phase: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor:
+    r"""Unwrap one phase image (X, Y, Z) within a mask by its Laplacian; its mean in the mask is 0.
+
+    Notes
+    -----
+    Wraps do not change the Laplacian of the phase as computed from the wrapped image [1]_; here it is the divergence of
+    the wrapped differences of neighbours [2]_, in which, unlike in :math:`\cos\varphi\nabla^2\sin\varphi -
+    \sin\varphi\nabla^2\cos\varphi`, steep slopes are not too flat. Differences with voxels outside the mask M, where
+    phase is noise, are 0. The solution of
+
+    .. math:: \nabla^2 u = \nabla \cdot (M\, W(\nabla\varphi))
+
+    with no flux through the faces of the image differs from the true phase by a function that is harmonic in M: part of
+    the background, such as two thirds of a ramp in a ball, is removed.
+
+    References
+    ----------
+    .. [1] Schofield MA, Zhu Y. Fast phase unwrapping algorithm for interferometric applications. Opt Lett 28 (2003)
+       1194-1196. doi:10.1364/OL.28.001194
+    .. [2] Ghiglia DC, Romero LA. Robust two-dimensional weighted and unweighted phase unwrapping that uses fast
+       transforms and iterative methods. J Opt Soc Am A 11 (1994) 107-117. doi:10.1364/JOSAA.11.000107
+    """
+    laplacian, response = torch.zeros(phase.shape, dtype=torch.float64), np.zeros((1, 1, 1))
+    for axis, (size, step) in enumerate(zip(phase.shape, voxel_size_mm, strict=True)):
+        before, after = (phase.narrow(axis, start, size - 1).double() for start in (0, 1))
+        inside = mask.narrow(axis, 0, size - 1) & mask.narrow(axis, 1, size - 1)
+        slope = torch.where(inside, wrap(after - before), 0.0) / step**2
+        laplacian.narrow(axis, 0, size - 1).add_(slope)
+        laplacian.narrow(axis, 1, size - 1).sub_(slope)
+        cosine = np.cos(np.pi * np.arange(size) / size).reshape([-1 if other == axis else 1 for other in range(3)])
+        response = response + (2 * cosine - 2) / step**2
+    response[0, 0, 0] = 1.0  # the mean is undetermined
+    solved = torch.from_numpy(fft.idctn(fft.dctn(laplacian.numpy()) / response)).to(phase)
+    return torch.where(mask, solved - solved[mask].mean(), 0.0)
 
 
 def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:

@@ -34,6 +34,7 @@ from bids_dgmseg.qsm.field import (
 from bids_dgmseg.qsm.inversion import INVERSIONS, invert
 from bids_dgmseg.qsm.phase import (
     MAX_RESIDUAL_RAD,
+    UNWRAPPINGS,
     correct_bipolar_readout,
     exclude_unreliable,
     find_brain,
@@ -95,6 +96,8 @@ class Reconstruction:
     """Key of `BACKGROUNDS`: the method that was used."""
     inversion: str
     """Key of `INVERSIONS`."""
+    unwrapping: str
+    """Key of `UNWRAPPINGS`."""
     r2star_hz: NDArray[np.float32] | None = None
     """R2* in 1/s, shape (X, Y, Z), in the mask before its erosion; 0 outside. None with a single echo."""
     problems: tuple[str, ...] = ()
@@ -105,15 +108,21 @@ class Reconstruction:
     """Doubts about the files."""
 
 
-def describe_steps(echo_times_s: Sequence[float], *, background: str, inversion: str) -> dict[str, str]:
+def describe_steps(
+    echo_times_s: Sequence[float], *, background: str, inversion: str, unwrapping: str = "best-path"
+) -> dict[str, str]:
     """Describe the steps of a reconstruction, for the sidecar of the map."""
     several = len(echo_times_s) > 1
     r2star = "ARLO" if is_evenly_spaced(echo_times_s) else "weighted log-linear fit"
+    unwrapped = UNWRAPPINGS[unwrapping]
+    if several:
+        temporal = "temporal" if unwrapping == "best-path" else "the same"
+        unwrapped += f", for the phase difference of the first two echoes, {temporal} for all"
     return {
-        "Unwrapping": "spatial for the phase difference of the first two echoes, temporal for all; smooth coil phase "
-        "offset removed"
-        if several
-        else "spatial; coil phase offset not removed",
+        "Unwrapping": f"{unwrapped}; "
+        + ("smooth " if several else "")
+        + "coil phase offset "
+        + ("removed" if several else "not removed"),
         "FieldFit": f"weighted least squares; voxels with a residual above {MAX_RESIDUAL_RAD:g} rad excluded"
         if several
         else "phase divided by echo time",
@@ -133,6 +142,7 @@ def reconstruct_files(
     phase_sign: str = "auto",
     background: str = "auto",
     inversion: str = "tv",
+    unwrapping: str = "best-path",
 ) -> Reconstruction:
     """Read the echoes of a scan, all on one grid, and reconstruct its chi map.
 
@@ -148,6 +158,8 @@ def reconstruct_files(
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field.
+    unwrapping : str
+        Key of `bids_dgmseg.qsm.phase.UNWRAPPINGS`.
     background, inversion : str
         Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
         ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
@@ -186,6 +198,7 @@ def reconstruct_files(
             phase_sign=PHASE_SIGNS[phase_sign],
             background=background,
             inversion=inversion,
+            unwrapping=unwrapping,
         )
     except ValueError as error:
         where = mask.name if mask else signal.name
@@ -205,6 +218,7 @@ def reconstruct_chi(
     phase_sign: int | None = None,
     background: str = "auto",
     inversion: str = "tv",
+    unwrapping: str = "best-path",
 ) -> Reconstruction:
     """Reconstruct a chi map: unwrapping, field fit, background field removal, dipole inversion.
 
@@ -227,6 +241,8 @@ def reconstruct_chi(
     phase_sign : {1, -1}, optional
         Whether phase increases or decreases with the field; by default judged by
         `bids_dgmseg.qsm.phase_sign.decide_sign`.
+    unwrapping : str
+        Key of `bids_dgmseg.qsm.phase.UNWRAPPINGS`.
     background, inversion : str
         Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
         ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
@@ -251,7 +267,9 @@ def reconstruct_chi(
         mask = find_brain(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
     phases, ramp_rad = correct_bipolar_readout(phases, signal, brain, echo_times_s=echo_times_s)
-    unwrapped = unwrap_echoes(phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm)
+    unwrapped = unwrap_echoes(
+        phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm, method=unwrapping
+    )
     field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
     r2star = torch.zeros(mask.shape)
     if len(echo_times_s) > 1:
@@ -321,6 +339,7 @@ def reconstruct_chi(
         misfit_ppm=misfit_ppm,
         background=background,
         inversion=inversion,
+        unwrapping=unwrapping,
         r2star_hz=r2star.numpy() if len(echo_times_s) > 1 else None,
         problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
     )

@@ -73,7 +73,9 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
     reconstructions = [record.get("reconstruction") or {} for record in records]
     n_echoes = [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions]
     methods = {
-        step: settings[step] for step in ("background", "inversion") if settings.get(step) in RECONSTRUCTION_METHODS
+        step: settings[step]
+        for step in ("unwrapping", "background", "inversion")
+        if settings.get(step) in RECONSTRUCTION_METHODS
     }
     user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [

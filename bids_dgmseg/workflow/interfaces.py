@@ -124,6 +124,7 @@ class Reconstruct(Step):
             phase_sign=sign,
             background=job.config.reconstruction.background,
             inversion=job.config.reconstruction.inversion,
+            unwrapping=job.config.reconstruction.unwrapping,
         )
         chi = write_like(result.chi_ppm, scan.chi, folder / f"{scan.name}_Chimap.nii.gz")
         grid, figure = Volume.read(chi), folder / "reconstruction.png"

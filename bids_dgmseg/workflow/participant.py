@@ -145,6 +145,7 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
         given = {
             "--brain-mask": config.reconstruction.brain_masks is not None,
             "--phase-sign": config.reconstruction.phase_sign != "auto",
+            "--unwrapping": config.reconstruction.unwrapping != ReconstructionOptions.unwrapping,
             "--background": config.reconstruction.background != ReconstructionOptions.background,
             "--inversion": config.reconstruction.inversion != ReconstructionOptions.inversion,
             "--accept-implausible-maps": config.reconstruction.accept_implausible,

@@ -77,7 +77,10 @@ def report_reconstruction(
         "ExtremesRatio": round(result.tail_ratio, 3),
         "ReadoutCorrection": readout,
         **describe_steps(
-            [echo.time_s for echo in scan.echoes], background=result.background, inversion=result.inversion
+            [echo.time_s for echo in scan.echoes],
+            background=result.background,
+            inversion=result.inversion,
+            unwrapping=result.unwrapping,
         ),
         **_measure_steps(result, grid),
         **({"Problems": list(result.problems)} if result.problems else {}),
@@ -195,7 +198,7 @@ def build_qc_record(
 
 
 def _describe_options(options: ReconstructionOptions) -> dict[str, str]:
-    return {name: getattr(options, name) for name in ("phase_sign", "background", "inversion")}
+    return {name: getattr(options, name) for name in ("phase_sign", "unwrapping", "background", "inversion")}
 
 
 def with_scan(name: str, message: str) -> str:

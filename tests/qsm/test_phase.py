@@ -13,6 +13,7 @@ from bids_dgmseg.qsm.phase import (
     find_brain,
     phase_residual_rad,
     unwrap_echoes,
+    unwrap_laplacian,
     unwrap_spatially,
     wrap,
 )
@@ -99,6 +100,44 @@ def test_single_echo_is_unwrapped_spatially():
 def test_unwrapping_is_reproducible_to_the_bit():
     phase = wrap(bump(6 * math.pi) + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(unwrap_spatially(phase, EVERYWHERE), unwrap_spatially(phase, EVERYWHERE))
+
+
+def test_laplacian_is_exact_where_all_is_measured():
+    true = bump(6 * math.pi)
+    found = unwrap_laplacian(wrap(true), EVERYWHERE, voxel_size_mm=VOXEL_MM)
+    torch.testing.assert_close(found, true - true.mean(), atol=1e-3, rtol=0)
+
+
+def test_laplacian_keeps_a_third_of_a_ramp_in_a_ball():
+    # The sources of the solution are those of a ball of uniform magnetization, whose demagnetizing factor is 1/3.
+    x, y, z = torch.meshgrid(*(torch.arange(96.0) - 47.5 for _ in range(3)), indexing="ij")
+    r = (x**2 + y**2 + z**2).sqrt()
+    found = unwrap_laplacian(wrap(0.9 * z), r < 12, voxel_size_mm=(1.0, 1.0, 1.0))
+    inner = r < 8
+    slope = float((found[inner] * z[inner]).sum() / z[inner].square().sum())
+    assert slope == pytest.approx(0.3, rel=0.05)
+    assert not found[r >= 12].any()
+
+
+def test_laplacian_removes_offset_of_all_echoes():
+    field_ppm = bump(1.2)
+    phase = measure(field_ppm, 2.0 + 0.5 * torch.linspace(-1, 1, 24).view(-1, 1, 1))
+    unwrapped = unwrap_echoes(
+        phase,
+        torch.ones_like(phase),
+        EVERYWHERE,
+        echo_times_s=TIMES_S,
+        voxel_size_mm=VOXEL_MM,
+        method="laplacian",
+    )
+    found = combine_echoes(unwrapped, torch.ones_like(phase), echo_times_s=TIMES_S, b0_tesla=3.0)
+    torch.testing.assert_close(found, field_ppm - field_ppm.mean(), atol=0.01, rtol=0)
+
+
+def test_unknown_unwrapping_is_rejected():
+    phase = torch.zeros(1, *SHAPE)
+    with pytest.raises(ValueError, match="unwrapping: 'romeo', expected one of best-path, laplacian"):
+        unwrap_echoes(phase, phase, EVERYWHERE, echo_times_s=[0.01], voxel_size_mm=VOXEL_MM, method="romeo")
 
 
 def bipolar(slopes_rad, *, noise=0.0):
