@@ -202,7 +202,7 @@ def _compare_memory(inversions: Sequence[str]) -> int:
                 "voxel size, mm": " × ".join(map(str, edges_mm)),
                 "echoes": n_echoes,
                 "inversion": inversion,
-                "estimated, GB": estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes),
+                "estimated, GB": estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes, inversion=inversion),
                 "measured, GB": cost["peak_gb"],
                 "CPU s": cost["cpu_s"],
             }

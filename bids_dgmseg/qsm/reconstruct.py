@@ -393,14 +393,17 @@ def find_problems(
         )
 
 
-def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int) -> float:
+def estimate_memory_gb(
+    shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int, inversion: str = "tv"
+) -> float:
     """Estimate the peak memory of `reconstruct_chi`, its arguments included, for echoes of a shape (X, Y, Z).
 
-    Five arrays of all echoes, 140 bytes per voxel of the padded grid of the inversion, and the imported libraries;
-    `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
+    Five arrays of all echoes, 150 bytes per voxel of the padded grid of the inversion (225 for ``medi``), and the
+    imported libraries; `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
     """
+    per_voxel = 225 if inversion == "medi" else 150
     padded = math.prod(_padded_shape(shape, voxel_size_mm))
-    return (600e6 + 4 * 5 * n_echoes * math.prod(shape) + 140 * padded) / 1e9
+    return (600e6 + 4 * 5 * n_echoes * math.prod(shape) + per_voxel * padded) / 1e9
 
 
 def _padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:

@@ -124,7 +124,9 @@ def _steps(job: Job) -> list[StepNode]:
         name = step.__name__.lower()
         return StepNode(step(**given), name=name, n_procs=n_procs, mem_gb=planned_gb[name])
 
-    planned_gb, problem = _plan_memory(scan, model, limit_gb=resources.mem_gb)
+    planned_gb, problem = _plan_memory(
+        scan, model, inversion=config.reconstruction.inversion, limit_gb=resources.mem_gb
+    )
     sidecar = dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
     nodes = [
         node(Prepare, job=job, sidecar=sidecar, problem=problem),
@@ -152,7 +154,7 @@ def _steps(job: Job) -> list[StepNode]:
     return nodes
 
 
-def _plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> tuple[dict[str, float], str]:
+def _plan_memory(scan: Scan, model: Model, *, inversion: str, limit_gb: float) -> tuple[dict[str, float], str]:
     """Estimate the peak memory of each step in GB from the header of the map, or of the first echo.
 
     Also returns why the scan cannot be processed: its own problem, or a step that needs more than the limit because of
@@ -171,7 +173,7 @@ def _plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> tuple[dict[str
         from bids_dgmseg.qsm.reconstruct import estimate_memory_gb  # with torch
 
         sizes_mm = voxel_sizes(image.affine).tolist()
-        needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes))
+        needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes), inversion=inversion)
     problem = scan.problem or ""
     too_large = {step: gb for step, gb in needed.items() if gb > max(limit_gb, least[step])}
     if too_large and not problem:

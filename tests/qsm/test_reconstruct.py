@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
-from bids_dgmseg.qsm.reconstruct import describe_steps, find_problems, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import describe_steps, estimate_memory_gb, find_problems, reconstruct_chi
 
 VOXEL_MM = (2.0, 2.0, 2.0)
 TIMES_S = (0.006, 0.012, 0.018)
@@ -165,3 +165,9 @@ def test_spread_of_map_is_checked(range_ppm, n_problems):
     # The central 98 % of evenly spaced values span 98 % of their range.
     chi_ppm = np.linspace(0, range_ppm, 1001, dtype=np.float32)
     assert len(list(find_problems(chi_ppm, None, voxel_size_mm=(1, 1, 1)))) == n_problems
+
+
+@pytest.mark.parametrize(("inversion", "gb"), [("tv", 0.75864), ("medi", 0.83364)])
+def test_memory_is_estimated_from_grid_and_echoes(inversion, gb):
+    # 0.6 GB, 40 bytes for two echoes of 60³ voxels, 150 or 225 bytes per voxel with 20 mm more on each side: 100³.
+    assert estimate_memory_gb((60, 60, 60), (1, 1, 1), n_echoes=2, inversion=inversion) == pytest.approx(gb)
