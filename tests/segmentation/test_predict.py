@@ -6,12 +6,13 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import NetworkPredictor, merge_heads, predict, softmax_heads
+from bids_dgmseg.segmentation.predict import NetworkPredictor, merge_heads, predict, resample_back, softmax_heads
 from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.oracle import oracle_model
 
@@ -313,3 +314,14 @@ def test_most_certain_head_above_half_wins():
 def test_single_head_stays_unchanged():
     heads = np.random.default_rng(0).random((4, 2, 2, 2)).astype(np.float32)
     assert merge_heads(heads, (("RN", "SN", "STN"),)) is heads
+
+
+def test_probabilities_return_to_parallel_axes():
+    nucleus = np.random.default_rng(0).random((8, 9, 7), np.float32)
+    own = Grid((12, 11, 5), np.array([[0.8, 0, 0, -1.5], [0, 0.7, 0, 0.4], [0, 0, 1.4, 0.9], [0, 0, 0, 1]]))
+    grid, block = Grid(nucleus.shape, np.eye(4)), (slice(0, 12), slice(2, 11), slice(1, 5))
+    back = resample_back(np.stack([1 - nucleus, nucleus]), grid, own, block)
+    # scipy's linear interpolation, whose background is 0 beyond the image, too
+    expected = resample(Volume(nucleus, grid.affine), own, order=1).array[block]
+    np.testing.assert_allclose(back[1], expected, atol=1e-5)  # float32
+    np.testing.assert_allclose(back.sum(axis=0), 1, atol=1e-5)
