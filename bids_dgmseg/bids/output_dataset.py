@@ -298,4 +298,5 @@ def describe_reconstruction(
     some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
     text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
     methods = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
-    return some + text.format(**{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})
+    others = "temporally" if unwrapping == "best-path" else "in the same way"
+    return some + text.format(others=others, **{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})

@@ -128,6 +128,13 @@ def test_provided_maps_need_no_description():
     assert describe_reconstruction([]) == describe_reconstruction([0, 0]) == ""
 
 
+def test_laplacian_unwrapping_is_cited():
+    text = describe_reconstruction([4], unwrapping="laplacian")
+    assert "unwrapped by its Laplacian [@laplacian_unwrapping]" in text.replace("\n", " ")
+    assert "temporally" not in text
+    assert "scikit-image" not in text
+
+
 @pytest.mark.parametrize(
     ("n_echoes", "present", "absent"),
     [
