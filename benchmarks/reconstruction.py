@@ -225,10 +225,11 @@ def measure_ellipsoid(
     for echo in range(n_echoes):
         phase[echo] = np.remainder(rate * (echo + 1) + math.pi, 2 * math.pi) - math.pi
         magnitude[echo] = 100 * inside + random.random(shape, np.float32)
-    del rate, inside
+    del rate
     times_s = [0.005 * (echo + 1) for echo in range(n_echoes)]
     started = time.process_time()
-    reconstruct_chi(phase, magnitude, echo_times_s=times_s, b0_tesla=3.0, voxel_size_mm=edges_mm, inversion=inversion)
+    options: dict[str, Any] = {"echo_times_s": times_s, "b0_tesla": 3.0, "voxel_size_mm": edges_mm}
+    reconstruct_chi(phase, magnitude, mask=inside, inversion=inversion, **options)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"peak_gb": peak_gb, "cpu_s": time.process_time() - started}
 

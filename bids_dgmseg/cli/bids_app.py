@@ -88,7 +88,7 @@ OPTIONS = {
         option(
             "--brain-mask FOLDER",
             "folder with brain masks on the grid of the echoes, named as in BIDS derivatives "
-            "(sub-X/anat/sub-X_desc-brain_mask.nii.gz; default: a mask computed from the magnitude)",
+            "(sub-X/anat/sub-X_desc-brain_mask.nii.gz; default: found in the magnitude by a network)",
             absolute_path,
         ),
         option(

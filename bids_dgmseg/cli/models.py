@@ -7,7 +7,7 @@ import argparse
 from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
+from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder
 
 
 def show_models(args: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def show_models(args: argparse.Namespace) -> int:
         raise InputError(f"show: no model given; choose from {', '.join([*ALIASES, *MODELS])}")
     chosen = [get_model(args.model, option="")] if args.model else list(MODELS.values())
     if args.action == "check":
-        return check_weights(chosen)
+        return check_weights(chosen if args.model else [*chosen, BRAIN_MASK])
     rows: list[tuple[str, ...]] = []
     if args.action == "list":
         columns = ("model", "nuclei", "size", "licence", "trained on", "title")

@@ -27,7 +27,7 @@ from bids_dgmseg.cli.options import (
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.models.nnunet_folder import STEPS
-from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
+from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder
 
 if TYPE_CHECKING:
     from bids_dgmseg.train.folds import RecipeTraining
@@ -166,6 +166,7 @@ def train_simulated(args: argparse.Namespace) -> int:
     from bids_dgmseg.report.figures import write_learning_curve
     from bids_dgmseg.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations
 
+    shipped = BRAIN_MASK if args.part == "brain-mask" else model
     config = TrainingConfig(
         args.part,
         args.steps or SIMULATION_STEPS,
@@ -175,7 +176,7 @@ def train_simulated(args: argparse.Namespace) -> int:
         args.workers,
         args.learning_rate,
         args.validation_maps,
-        None if args.start is None else find_start(model, args.start) or weights_folder(model),
+        None if args.start is None else find_start(model, args.start) or weights_folder(shipped),
         args.loss,
     )
     with StatusLine() as line:
@@ -338,9 +339,10 @@ VERBS = (
             OUT,
             option(
                 "--part",
-                "which of the two networks to train, or calibration: fit the temperatures and biases of the trained "
-                "segmenter in OUT (default: %(default)s)",
-                choices=("localizer", "segmenter", "calibration"),
+                "which of the two networks to train; calibration: fit the temperatures and biases of the trained "
+                "segmenter in OUT; brain-mask: train the network that finds the brain in the magnitude of echoes "
+                "(default: %(default)s)",
+                choices=("localizer", "segmenter", "calibration", "brain-mask"),
                 default="segmenter",
             ),
             option(

@@ -312,6 +312,8 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
         If the file is missing, damaged or belongs to another network, or its checksum differs from the registry's.
     """
     path = (folder or weights_folder(model)) / f"{part}.safetensors"
+    if not path.is_file() and not folder and model.weights and path.name in model.weights.files:
+        raise InputError(f"{path.name}: not found in the package; install it again")
     if not path.is_file():
         train = f"train it (dgmseg train {model.name}) and pass --weights FOLDER"
         raise InputError(

@@ -19,7 +19,7 @@ Record = TypeVar("Record")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
-Normalization = Literal["ppm", "zscore", "minmax"]
+Normalization = Literal["ppm", "zscore", "minmax", "magnitude"]
 
 ALIASES = {"default": "dgm16"}
 
@@ -242,4 +242,10 @@ def check_shipped_weights(model: Model) -> None:
             raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
 
 
-MODELS: dict[str, Model] = read_models(files("bids_dgmseg").joinpath("data", "models.toml").read_text(encoding="utf-8"))
+_REGISTRY = read_models(files("bids_dgmseg").joinpath("data", "models.toml").read_text(encoding="utf-8"))
+
+BRAIN_MASK = _REGISTRY.pop("brain-mask")
+"""Network that finds the brain in a magnitude; not a model of nuclei."""
+
+MODELS: dict[str, Model] = _REGISTRY
+"""Name → model of nuclei."""

@@ -1,4 +1,4 @@
-"""From the echoes to a reliable field: brain mask, bipolar readout correction, unwrapping, unreliable voxels.
+"""From the echoes to a reliable field: bipolar readout correction, unwrapping, unreliable voxels.
 
 In this module, `phase` (E, X, Y, Z) is in rad, `magnitude` (E, X, Y, Z) in any unit, `mask` (X, Y, Z) is the tissue,
 and `echo_times_s` are in ascending order.
@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import fft, ndimage
-from skimage.filters import threshold_otsu
 from skimage.restoration import unwrap_phase
 from torch import Tensor
 
-from bids_dgmseg.image.masks import large_components, masked_gaussian
+from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
     apply_kernel,
@@ -39,15 +38,6 @@ _OFFSET_SIGMA_MM = 5.0
 _MIN_RAMP_RAD = 0.1
 """Ramps with a smaller range over the tissue are within the noise."""
 
-_BRIDGE_MM = 3.0
-"""Half-width of structures that connect brain and scalp: vessels, nerves, noise in the skull."""
-
-_REGROWTH_MM = 1.0
-"""The eroded tissue grows back by this much more than was eroded."""
-
-_OTSU_FRACTION = 0.6
-"""Fraction of Otsu's threshold: tissue far from the coils is dark."""
-
 MAX_RESIDUAL_RAD = 0.3
 
 _MAX_RESIDUAL_OVER_MEDIAN = 5.0
@@ -63,29 +53,6 @@ _FILL_SIGMA_MM = 2.0
 
 _CONNECTIVITY = np.ones((3, 3, 3))
 """Voxels that share a face, an edge or a corner are neighbours."""
-
-
-def find_brain(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """Find the largest connected tissue in a magnitude (X, Y, Z), which in a head is the brain.
-
-    Otsu's threshold separates tissue from air; connections narrower than 6 mm are cut. The mask is one component
-    without holes: empty if no component is thicker than 6 mm, all voxels with signal if these share one value.
-    """
-    finite = np.where(np.isfinite(magnitude), magnitude, 0.0)
-    signal = finite[finite > 0]
-    if not signal.size or signal.min() == signal.max():
-        return np.asarray(finite > 0)
-    tissue = finite > _OTSU_FRACTION * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
-    if tissue.all():
-        return tissue
-    depth_mm = ndimage.distance_transform_edt(tissue, sampling=voxel_size_mm)
-    core = large_components(depth_mm > _BRIDGE_MM)
-    if not core.any():
-        return core
-    distance_mm = ndimage.distance_transform_edt(~core, sampling=voxel_size_mm)
-    grown = tissue & (distance_mm <= _BRIDGE_MM + _REGROWTH_MM)
-    filled = ndimage.binary_fill_holes(large_components(grown))
-    return np.asarray(filled, bool)
 
 
 def correct_bipolar_readout(

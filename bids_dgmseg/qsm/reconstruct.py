@@ -37,11 +37,11 @@ from bids_dgmseg.qsm.phase import (
     UNWRAPPINGS,
     correct_bipolar_readout,
     exclude_unreliable,
-    find_brain,
     phase_residual_rad,
     unwrap_echoes,
 )
 from bids_dgmseg.qsm.phase_sign import compare_tails, correlate_with_head_field, decide_sign
+from bids_dgmseg.segmentation.brain_mask import find_brain, find_mask_problems
 
 PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
 """How the phase follows the field → ``phase_sign`` of `reconstruct_chi`."""
@@ -51,12 +51,6 @@ _MARGIN_MM = 20.0
 
 _FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
 """Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
-
-_BRAIN_ML = (900.0, 2200.0)
-"""Plausible volumes of a brain mask found in the magnitude: adults have 1,000 to 1,900 ml, with a rim of fluid."""
-
-_CUT_SHARE = 0.3
-"""A face of the image that contains this fraction of the mask's largest cross-section cuts the brain."""
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""
@@ -251,7 +245,7 @@ def reconstruct_chi(
     Raises
     ------
     ValueError
-        If no voxel of the mask is far enough from its border.
+        If no brain is found, or no voxel of the mask is far enough from its border.
 
     See Also
     --------
@@ -263,8 +257,11 @@ def reconstruct_chi(
     is_found = mask is None
     if background == "auto":
         background = "vsharp" if is_found or len(phase) == 1 else "pdf"
+    combined = np.sqrt(np.square(magnitude).sum(axis=0))
     if mask is None:
-        mask = find_brain(np.sqrt(np.square(magnitude).sum(axis=0)), voxel_size_mm=voxel_size_mm)
+        mask = find_brain(combined, voxel_size_mm=voxel_size_mm)
+        if not mask.any():
+            raise ValueError("no brain found in the magnitude")
     phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
     phases, ramp_rad = correct_bipolar_readout(phases, signal, brain, echo_times_s=echo_times_s)
     unwrapped = unwrap_echoes(
@@ -275,14 +272,13 @@ def reconstruct_chi(
     if len(echo_times_s) > 1:
         r2star[brain] = fit_r2star(signal[:, brain], echo_times_s=echo_times_s)
     residual = phase_residual_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
-    combined = signal.square().sum(dim=0).sqrt()
     reliable_field, reliable = exclude_unreliable(
-        field.numpy(), residual.numpy(), combined.numpy(), brain.numpy(), voxel_size_mm=voxel_size_mm
+        field.numpy(), residual.numpy(), combined, brain.numpy(), voxel_size_mm=voxel_size_mm
     )
     if not reliable.any():
         raise ValueError("the mask contains no reliable voxel")
     box = ndimage.find_objects(reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
-    field, inside, total = torch.from_numpy(reliable_field)[box], torch.from_numpy(reliable)[box], combined[box]
+    field, inside, total = (torch.from_numpy(array)[box] for array in (reliable_field, reliable, combined))
     echoes = signal[(slice(None), *box)]
     times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
@@ -327,7 +323,7 @@ def reconstruct_chi(
         chi_ppm=sign * chi.numpy(),
         mask=eroded.numpy(),
         brain=mask,
-        magnitude=combined.numpy(),
+        magnitude=combined,
         total_field_ppm=sign * np.where(reliable, reliable_field, np.float32(0)),
         local_field_ppm=sign * local_field.numpy(),
         phase_sign=sign,
@@ -341,7 +337,10 @@ def reconstruct_chi(
         inversion=inversion,
         unwrapping=unwrapping,
         r2star_hz=r2star.numpy() if len(echo_times_s) > 1 else None,
-        problems=tuple(find_problems(chi[eroded].numpy(), mask if is_found else None, voxel_size_mm=voxel_size_mm)),
+        problems=(
+            *(find_mask_problems(mask, combined, voxel_size_mm=voxel_size_mm) if is_found else ()),
+            *find_problems(chi[eroded].numpy()),
+        ),
     )
 
 
@@ -364,27 +363,8 @@ def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[flo
     return torch.from_numpy(fluid) if fluid.sum() * math.prod(voxel_size_mm) >= _MIN_FLUID_MM3 else None
 
 
-def find_problems(
-    chi_ppm: NDArray[np.float32], brain: NDArray[np.bool_] | None, *, voxel_size_mm: Sequence[float]
-) -> Iterator[str]:
-    """Yield the reasons why a map is implausible: its brain mask or its values.
-
-    Parameters
-    ----------
-    chi_ppm : ndarray of shape (N,)
-        Susceptibility of the voxels in the mask.
-    brain : ndarray of bool, shape (X, Y, Z), optional
-        The mask, if it was found in the magnitude; a mask of the user may be that of a child.
-    voxel_size_mm : sequence of 3 float
-        Voxel size in mm.
-    """
-    if brain is not None:
-        areas = [brain.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-        is_cut = any(max(area[0], area[-1]) > _CUT_SHARE * area.max() for area in areas)
-        volume_ml, (low, high) = float(brain.sum() * math.prod(voxel_size_mm) / 1e3), _BRAIN_ML
-        if volume_ml > high or (volume_ml < low and not is_cut):  # a slab contains less than the whole brain
-            what = "scalp or neck included" if volume_ml > high else "parts of the brain missing"
-            yield f"its brain mask has {volume_ml:,.0f} ml ({what}?), expected {low:,.0f} to {high:,.0f} ml"
+def find_problems(chi_ppm: NDArray[np.float32]) -> Iterator[str]:
+    """Yield the reasons why the susceptibilities of the voxels in the mask, shape (N,), are implausible."""
     low, high = np.percentile(chi_ppm, (1, 99))
     if not high - low <= _MAX_SPREAD_PPM:
         yield (

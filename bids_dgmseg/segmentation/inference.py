@@ -36,7 +36,18 @@ def minmax(chi: FloatArray) -> FloatArray:
     return (chi - low) / (high - low) if high > low else np.zeros_like(chi)
 
 
-NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {"ppm": in_ppm, "zscore": zscore, "minmax": minmax}
+def in_percentile(magnitude: FloatArray) -> FloatArray:
+    """Scale a magnitude to the 98th percentile of its positive values, clipped at 1.5: vessels and fat are brighter."""
+    positive = magnitude[magnitude > 0]
+    return np.clip(magnitude / np.percentile(positive, 98), 0, 1.5) if positive.size else np.zeros_like(magnitude)
+
+
+NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "ppm": in_ppm,
+    "zscore": zscore,
+    "minmax": minmax,
+    "magnitude": in_percentile,
+}
 
 
 def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:

@@ -78,8 +78,13 @@ def template_head(template: Volume) -> ShapedHead:
 @cache
 def phantom_head() -> ShapedHead:
     """Prepare the phantom for drawing heads; takes seconds and is cached."""
+    return template_head(phantom_labels())
+
+
+def phantom_labels() -> Volume:
+    """Return the labels of the phantom like those of a template."""
     grid = world_grid(Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0)), (0.75, 0.75, 0.75))
-    return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
+    return Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)
 
 
 def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor]:

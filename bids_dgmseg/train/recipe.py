@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.registry import NETWORKS, Model, Positive
+from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.networks.dcn_net import Attended, DCNNet
 from bids_dgmseg.train.augment import Augmentation, Axis
@@ -54,7 +54,7 @@ class Sampling:
     """Axis of 2.5D samples: its slices are the channels, and the labels are those of the middle slice."""
     empty: Annotated[float, msgspec.Meta(le=1)] = 1.0
     """Fraction of the samples without labels that is used."""
-    normalization: Literal["ppm", "zscore", "minmax"] = "zscore"
+    normalization: Normalization = "zscore"
     normalized: Literal["sample", "region"] = "sample"
     """Voxels over which `normalization` is computed."""
 

@@ -1,4 +1,4 @@
-"""Train the default model's two networks on maps that are simulated during training.
+"""Train the default model's two networks on maps, and the brain mask on magnitudes, simulated during training.
 
 A training is validated on fixed simulated maps while it runs, and on labelled scans at its end.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ from bids_dgmseg.models.model_folder import (
     segmenter_network,
     to_channels_last,
 )
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.registry import BRAIN_MASK, Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.localize import localize
 from bids_dgmseg.segmentation.segment import segment_map
@@ -43,10 +44,12 @@ from bids_dgmseg.simulate.sample import (
     draw_sample,
     nuclei_labels,
     phantom_head,
+    phantom_labels,
     region_labels,
     template_head,
     typical_view,
 )
+from bids_dgmseg.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
 from bids_dgmseg.stats.overlap import dice
 from bids_dgmseg.train.core import Run, State, StepResult, hard_dice, train, use_all_cores
 from bids_dgmseg.train.labelled_maps import manual_labels, read_labelled_maps
@@ -67,7 +70,7 @@ seed, whatever that of a training, so that trainings can be compared."""
 TYPICAL_WIDTH = 0.5
 """Fraction of the width of each parameter range that typical maps use."""
 
-NetworkPart = Literal["localizer", "segmenter"]
+NetworkPart = Literal["localizer", "segmenter", "brain-mask"]
 
 Loss = Literal["cross-entropy", "focal"]
 
@@ -129,13 +132,37 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
         view = self.view if self.typical is None or index % TYPICAL_EVERY else self.typical
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums then have the same order in a worker process and here
-        try:
+        with _one_thread():
             chi, labels = draw_sample(self.heads, view, self.seed * 10_000_000 + index)
-        finally:
-            torch.set_num_threads(threads)
         return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedMagnitudes(Dataset[tuple[Tensor, Tensor]]):
+    """Magnitude images of whole heads and their brains, drawn on demand like `SimulatedMaps`; on the CPU."""
+
+    head: WholeHead
+    seed: int
+    """Two seeds share no sample."""
+    normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Draw sample `index`: input (1, X, Y, Z) and brain (X, Y, Z)."""
+        with _one_thread():
+            generator = torch.Generator().manual_seed(self.seed * 10_000_000 + index)
+            magnitude, brain = draw_magnitude(self.head, generator)
+        return torch.from_numpy(self.normalize(magnitude.numpy()))[None], brain
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: sums then have the same order in a worker process and here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_on_simulations(
@@ -161,6 +188,8 @@ def train_on_simulations(
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device(config.device)
     schedule = StepSchedule(steps=config.steps, learning_rate=config.learning_rate)
+    if config.part == "brain-mask":
+        model = BRAIN_MASK
     network = localizer_network(model) if config.part == "localizer" else segmenter_network(model)
     if config.start is not None:
         network = load_weights(network, model, config.part, config.start).requires_grad_(True)
@@ -170,7 +199,11 @@ def train_on_simulations(
         state.load(checkpoint)
     curve = StepLog(out / f"{config.part}_curve.tsv", classes, log, steps=config.steps)
     curve.start(state)
-    maps = simulated_maps(model, template, config.part, seed=config.seed, device=device)
+    maps: SimulatedMaps | SimulatedMagnitudes
+    if config.part == "brain-mask":
+        maps = simulated_magnitudes(template, seed=config.seed)
+    else:
+        maps = simulated_maps(model, template, config.part, seed=config.seed, device=device)
     validation = FixedMaps(
         replace(maps, seed=FIXED_SEED),
         state,
@@ -192,10 +225,12 @@ def train_on_simulations(
         checkpoint,
         seed=config.seed,
         device=device,
-        workers=config.workers if device.type == "cpu" else 0,
+        workers=config.workers if device.type == "cpu" or isinstance(maps, SimulatedMagnitudes) else 0,
         minutes=config.minutes,
     )
-    train(state, mix_in_typical_maps(maps, model) if config.part == "segmenter" else maps, run, report=report)
+    if config.part == "segmenter" and isinstance(maps, SimulatedMaps):
+        maps = mix_in_typical_maps(maps, model)
+    train(state, maps, run, report=report)
     validation.measure()
     sha256 = save_weights(state.weights, out / f"{config.part}.safetensors")
     return Outcome(state.step, schedule.finished(state), sha256)
@@ -271,6 +306,12 @@ def simulated_maps(
     else:
         view, classes_of, shown = SEGMENTER_VIEW, nuclei_labels, model.input
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
+
+
+def simulated_magnitudes(template: Path | None, *, seed: int) -> SimulatedMagnitudes:
+    """Return the simulated magnitudes for training the brain mask."""
+    labels = phantom_labels() if template is None else read_template(template)
+    return SimulatedMagnitudes(prepare_whole_head(labels), seed, NORMALIZATIONS[BRAIN_MASK.input.normalization])
 
 
 def training_heads(template: Volume | None, device: str | torch.device = "cpu") -> list[tuple[LabelMap, float]]:

@@ -70,7 +70,7 @@ def report_reconstruction(
         "EchoTime": [echo.time_s for echo in scan.echoes],
         "MagneticFieldStrength": scan.sidecar["MagneticFieldStrength"],
         "PhaseConversion": result.conversion,
-        "BrainMask": mask.name if mask else "by magnitude",
+        "BrainMask": mask.name if mask else "network brain-mask",
         "PhaseSign": result.phase_sign,
         "PhaseSignFrom": result.phase_sign_from if phase_sign == "auto" else "--phase-sign",
         "HeadFieldCorrelation": None if math.isnan(result.head_correlation) else round(result.head_correlation, 3),

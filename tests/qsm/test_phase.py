@@ -10,7 +10,6 @@ from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, combine_echoes
 from bids_dgmseg.qsm.phase import (
     correct_bipolar_readout,
     exclude_unreliable,
-    find_brain,
     phase_residual_rad,
     unwrap_echoes,
     unwrap_laplacian,
@@ -191,63 +190,10 @@ def test_noise_outside_tissue_does_not_affect_ramp():
     assert ramp_rad == pytest.approx(0.3 * 15)
 
 
-HEAD_VOXEL_MM = (1.0, 1.0, 1.5)
 MASK_SHAPE = (24, 24, 24)
 TWO_TIMES_S = (0.01, 0.02)
 RATE = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * 3.0
 """rad/s per ppm at 3 T."""
-
-
-def radius_mm():
-    """Distance from the centre of a grid of 80 x 80 x 54 voxels."""
-    x, y, z = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (80, 80, 54)), indexing="ij")
-    return np.sqrt(x**2 + y**2 + (1.5 * z) ** 2)
-
-
-def head():
-    """A brain of 25 mm, skull to 31 mm, scalp to 36 mm, with noise of 1/40 of the signal."""
-    r = radius_mm()
-    signal = np.select([r < 25, r < 31, r < 36], [1.0, 0.05, 1.2], 0.0)
-    sensitivity = np.linspace(0.6, 1.4, 80)[:, None, None]
-    noise = np.random.default_rng(0).normal(scale=0.025, size=(2, *signal.shape))
-    return np.hypot(signal * sensitivity + noise[0], noise[1]).astype(np.float32)
-
-
-def test_brain_is_found_without_skull_and_scalp():
-    found, true = find_brain(head(), voxel_size_mm=HEAD_VOXEL_MM), radius_mm() < 25
-    assert (found & true).sum() / true.sum() > 0.98
-    assert (found & ~true).sum() / true.sum() < 0.01
-
-
-def test_vessels_and_dark_nuclei_do_not_affect_brain():
-    magnitude = head()
-    magnitude[39:41, 60:75, 26:28] = 1.0  # a vessel through the skull
-    magnitude[30:36, 40:46, 24:28] = 0.1  # signal decay due to iron
-    found = find_brain(magnitude, voxel_size_mm=HEAD_VOXEL_MM)
-    assert not found[radius_mm() > 31].any()
-    assert found[30:36, 40:46, 24:28].all()
-
-
-def test_skull_stripped_scan_keeps_its_mask():
-    true = radius_mm() < 25
-    found = find_brain(np.where(true, head(), 0), voxel_size_mm=HEAD_VOXEL_MM)
-    assert (found != true).sum() / true.sum() < 0.02
-
-
-def test_isolated_voxels_are_not_brain():
-    speckled = np.random.default_rng(0).uniform(0, 0.2, MASK_SHAPE).astype(np.float32)
-    speckled[::4, ::4, ::4] = 1.0
-    assert not find_brain(speckled, voxel_size_mm=HEAD_VOXEL_MM).any()
-
-
-def test_slab_is_kept_up_to_its_faces():
-    slab, true = head()[:, :, 18:36], (radius_mm() < 25)[:, :, 18:36]
-    assert (find_brain(slab, voxel_size_mm=HEAD_VOXEL_MM) != true).sum() / true.sum() < 0.02
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0.0, False), (1.0, True)])
-def test_constant_magnitude(value, expected):
-    assert (find_brain(np.full((8, 8, 8), value, np.float32), voxel_size_mm=HEAD_VOXEL_MM) == expected).all()
 
 
 def residual(field_ppm, rest_rad, magnitude):

@@ -116,7 +116,7 @@ def test_reconstruction_of_maps_is_in_qc_table(output, add_scan):
     facts = {
         "PhaseSign": "-1",
         "PhaseSignFrom": "extreme values",
-        "BrainMask": "by magnitude",
+        "BrainMask": "network brain-mask",
         "BrainVolume": "1412.4",
         "MagneticFieldStrength": "3",
         "FieldNoise": "0.001",

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network
-from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.registry import BRAIN_MASK, get_model
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from bids_dgmseg.simulate.sample import View
 from bids_dgmseg.train import simulated
@@ -232,3 +232,21 @@ def test_resumed_table_keeps_earlier_rows(fixed, tmp_path):
 def test_no_maps_give_no_table(fixed, tmp_path):
     measure(*fixed(n_maps=0), 3)
     assert not (tmp_path / "v.tsv").exists()
+
+
+def test_brain_mask_is_learned_from_magnitudes(tmp_path, monkeypatch):
+    def draw(head, generator):
+        brain = torch.zeros(16, 16, 16, dtype=torch.uint8)
+        x, y, z = torch.randint(1, 7, (3,), generator=generator).tolist()
+        brain[x : x + 8, y : y + 8, z : z + 8] = 1
+        return 500 * brain + 100 * torch.rand(brain.shape, generator=generator), brain
+
+    monkeypatch.setattr(simulated, "prepare_whole_head", lambda template: None)
+    monkeypatch.setattr(simulated, "draw_magnitude", draw)
+    small = replace(BRAIN_MASK, arch={"features": [4, 8]}, weights=None)
+    monkeypatch.setattr(simulated, "BRAIN_MASK", small)
+    outcome, weights = train(tmp_path, part="brain-mask", steps=80, learning_rate=1e-2, validation_maps=3)
+    assert outcome.done
+    assert weights.keys() == segmenter_network(small).state_dict().keys()
+    last = (tmp_path / "brain-mask_validation.tsv").read_text().splitlines()[-1]
+    assert float(last.split("\t")[1]) > 0.9
