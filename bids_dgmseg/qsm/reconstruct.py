@@ -283,7 +283,7 @@ def reconstruct_chi(
     times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
     correlation = correlate_with_head_field(
-        reliable_field, reliable, combined.numpy(), voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
+        reliable_field, reliable, combined, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
     )
     local, eroded_box = remove_background(
         field, inside, method=background, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight
