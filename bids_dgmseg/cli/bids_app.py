@@ -38,9 +38,6 @@ from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.resources import available_memory_gb, count_cpus
 from bids_dgmseg.workflow.environment import ignore_current_folder, terminate_as_interrupt
 
-MAX_THREADS = 8
-"""More threads do not make one scan faster."""
-
 MEMORY_SHARE = 0.9
 
 # --no-masks, --no-viewer, --force and the resources have no effect at the group level, and are accepted there.
@@ -240,7 +237,7 @@ OPTIONS = {
         ),
         option(
             "--omp-nthreads N",
-            f"threads per step, at most --nprocs (default: --nprocs, at most {MAX_THREADS})",
+            "threads per step, at most --nprocs; more than 1 for few scans (default: 1)",
             positive_int,
         ),
         option(
@@ -365,7 +362,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         ),
         Resources(
             nprocs,
-            min(options.omp_nthreads or MAX_THREADS, nprocs),
+            min(options.omp_nthreads or 1, nprocs),
             options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
             options.device,
         ),

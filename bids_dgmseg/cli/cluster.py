@@ -173,7 +173,7 @@ VERBS = (
             option("--partition NAME", "partition, or several separated by commas", cluster_name),
             option("--mem SIZE", "memory per task (default: 8G)", memory_mb, dest="mem_mb", default=8192),
             option("--time LIMIT", "time limit per task (default: %(default)s)", time_limit, default="02:00:00"),
-            option("--cpus N", "CPUs per task (default: %(default)s)", positive_int, default=2),
+            option("--cpus N", "CPUs per task (default: %(default)s)", positive_int, default=1),
             option("--at-once N", "number of tasks that run at the same time (default: no limit)", positive_int),
             option(
                 "--max-tasks N",

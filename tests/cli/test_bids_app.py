@@ -91,7 +91,7 @@ def test_invalid_option_exits_with_2(option, value, message, capsys):
 def test_resources_default_to_what_is_available(monkeypatch):
     monkeypatch.setattr(bids_app, "count_cpus", lambda: 12)
     monkeypatch.setattr(bids_app, "available_memory_gb", lambda: 10.0)
-    assert read_config(BASE).resources == Resources(nprocs=12, omp_nthreads=8, mem_gb=9.0)
+    assert read_config(BASE).resources == Resources(nprocs=12, omp_nthreads=1, mem_gb=9.0)
 
 
 def test_threads_never_exceed_nprocs():
