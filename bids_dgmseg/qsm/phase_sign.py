@@ -163,11 +163,13 @@ def compare_tails(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], *, voxe
 
 
 def decide_sign(head_correlation: float, tail_ratio: float) -> tuple[int, str]:
-    """Return the sign of the phase and what it was judged from: the shape of the head if it is certain.
+    """Return the sign of the phase and what it was judged from: the shape of the head, unless only the map is clear.
 
     `head_correlation` and `tail_ratio` are those of a map and field computed as if phase increased with the field.
     """
-    if abs(head_correlation) >= MIN_HEAD_CORRELATION:  # false for NaN
+    clear_map = not 1 / MIN_TAIL_RATIO < tail_ratio < MIN_TAIL_RATIO
+    recognized = abs(head_correlation) >= MIN_HEAD_CORRELATION  # false for NaN
+    if recognized or not (clear_map or math.isnan(head_correlation)):
         return (1 if head_correlation > 0 else -1), "the shape of the head"
     return (1 if tail_ratio >= 1 else -1), "the map's extreme values"
 

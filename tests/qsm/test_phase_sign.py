@@ -95,9 +95,11 @@ def test_head_includes_bone_but_not_sinuses():
         (-0.8, 2.0, -1, "the shape of the head"),
         (0.3, 0.5, -1, "the map's extreme values"),
         (math.nan, 2.0, 1, "the map's extreme values"),
+        (math.nan, 0.9, -1, "the map's extreme values"),
+        (0.4, 0.9, 1, "the shape of the head"),  # neither is clear
     ],
 )
-def test_shape_of_head_decides_if_recognized(correlation, ratio, sign, source):
+def test_shape_of_head_decides_unless_only_the_map_is_clear(correlation, ratio, sign, source):
     assert decide_sign(correlation, ratio) == (sign, source)
 
 
