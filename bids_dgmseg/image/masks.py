@@ -32,6 +32,9 @@ _LARGEST_PROBABILITY = 0.05
 
 _ROOT_2PI = 2.5066282746310002
 
+_CUT_SHARE = 0.3
+"""Fraction of a mask's largest cross-section on a face of the image from which the field of view cuts the mask."""
+
 _FILL_MM = 2.0
 """Standard deviation of the Gaussian that fills holes: reaches across two thick slices, narrower than a nucleus."""
 
@@ -43,6 +46,15 @@ def is_valid(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Find the valid voxels of a map in ppm: finite, and not 0 as outside of brain masks."""
     valid: NDArray[np.bool_] = np.abs(chi) > _ZERO_PPM  # false for NaN; maps contain no infinity
     return valid
+
+
+def faces_that_cut(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether each face of the image cuts a mask (X, Y, Z): shape (3, 2), axes by first and last slice.
+
+    A face does if it contains more than 30 % of the largest cross-section along its axis.
+    """
+    areas = [mask.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    return np.array([area[[0, -1]] > _CUT_SHARE * area.max() for area in areas])
 
 
 def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
@@ -16,6 +17,7 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import PHASE_RANGES
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
+from bids_dgmseg.qsm.phase import wrap
 
 _LARGEST_SPAN_RAD = 200.0
 """Largest span of an unwrapped phase; sidecars also state rad for larger values, which are integers of a converter."""
@@ -110,7 +112,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
     for axis in range(3):
         if _coherence(phase[0], magnitude[0], axis) < _ALTERNATION:
             odd = (slice(None),) * (axis + 1) + (slice(1, None, 2),)
-            phase[odd] = _wrap(phase[odd] + np.float32(math.pi))
+            phase[odd] = wrap(torch.from_numpy(phase[odd] + np.float32(math.pi))).numpy()
             conversion += "; sign that alternates between slices removed"
             warnings.append(
                 f"{first.name}: the sign of the signal alternates between slices, as on scanners of GE; half a turn "
@@ -197,7 +199,7 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
         if conversion != "radians":
             echo[(echo < low - _RANGE_TOLERANCE * span) | (echo > high + _RANGE_TOLERANCE * span)] = np.nan
         echo[~np.isfinite(echo)] = np.nan
-        echo[:] = _wrap(echo * scale + offset)
+        echo[:] = wrap(torch.from_numpy(echo * scale + offset)).numpy()
     return conversion, warning
 
 
@@ -237,10 +239,6 @@ def _is_wrapped(phase: NDArray[np.float32], low: float, high: float) -> bool:
         if jumps > _JUMP_SHARE * pairs:
             return True
     return False
-
-
-def _wrap(angle: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.remainder(angle + math.pi, 2 * math.pi) - math.pi, np.float32)
 
 
 def _coherence(phase: NDArray[np.float32], magnitude: NDArray[np.float32], axis: int) -> float:

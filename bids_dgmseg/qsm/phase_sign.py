@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch.nn import functional
 
-from bids_dgmseg.image.masks import close_with_ball, large_components
+from bids_dgmseg.image.masks import close_with_ball, faces_that_cut, large_components
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_pad
 
 MIN_HEAD_CORRELATION = 0.5
@@ -43,9 +43,6 @@ _ORDER = 2
 """Of the polynomial removed from both fields: the shim and the phase of the coils are of low order."""
 
 _MIN_VOXELS = 100
-
-_CUT_SHARE = 0.3
-"""A face of the image that contains this fraction of the largest cross-section cuts the head."""
 
 _OTSU_FRACTION = 0.6
 """As in the search for the brain: tissue far from the coils is dark."""
@@ -114,7 +111,8 @@ def correlate_with_head_field(
     depth_mm = ndimage.distance_transform_edt(padded, sampling=edges_mm)[1:-1, 1:-1, 1:-1]
     deep = depth_mm > _DEPTH_MM
     head = find_head(signal.numpy(), voxel_size_mm=edges_mm)
-    if deep.sum() < _MIN_VOXELS or not head.any() or _is_inner_part(head):
+    is_inner_part = faces_that_cut(head).all(axis=1).sum() > 1  # slabs are cut at both faces of one axis only
+    if deep.sum() < _MIN_VOXELS or not head.any() or is_inner_part:
         return math.nan
     margins = [math.ceil(_BEYOND_MM / edge) for edge in edges_mm]
     beyond = torch.from_numpy(np.pad(head, [(width, width) for width in margins], mode="edge")).float()
@@ -142,12 +140,6 @@ def find_head(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float])
         return large_components(magnitude > 0)
     threshold = _OTSU_FRACTION * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
     return large_components(close_with_ball(magnitude > threshold, _CLOSING_MM, voxel_size_mm))
-
-
-def _is_inner_part(head: NDArray[np.bool_]) -> bool:
-    """Return whether the field of view cuts the head at both faces of two axes or more; slabs are cut along one."""
-    areas = [head.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    return bool(sum(min(area[0], area[-1]) > _CUT_SHARE * area.max() for area in areas) > 1)
 
 
 def compare_tails(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], *, voxel_size_mm: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,12 +153,8 @@ def reconstruct_files(
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field.
-    unwrapping : str
-        Key of `bids_dgmseg.qsm.phase.UNWRAPPINGS`.
-    background, inversion : str
-        Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
-        ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
-        mask and of the phase better.
+    background, inversion, unwrapping
+        As for `reconstruct_chi`.
 
     Returns
     -------
@@ -290,30 +287,22 @@ def reconstruct_chi(
     )
     if not eroded_box.any():
         raise ValueError("no voxel is far enough from the border of the mask")
-    noise_ppm = estimate_noise_sd(local, eroded_box)
-    if (free := len(echo_times_s) - 1) > 0:
-        # The residual of the fit has `free` degrees of freedom; fine texture of the tissue is no noise for it.
-        sd = residual[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30) / math.sqrt(chi2.median(free))
-        scale = 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla
-        noise_ppm = min(noise_ppm, float(sd[eroded_box].median()) / scale)
+    residual_sd = residual[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30)
+    noise_ppm = _noise_sd_ppm(local, eroded_box, residual_sd, n_echoes=len(echo_times_s), b0_tesla=b0_tesla)
     fluid = None
     if inversion == "medi" and len(echo_times_s) > 2:
         fluid = find_ventricles(r2star[box], eroded_box, voxel_size_mm=voxel_size_mm)
-    shape = _padded_shape(local.shape, voxel_size_mm)
-    kernel, inner = dipole_kernel(shape, voxel_size_mm, b0_direction), tuple(slice(size) for size in local.shape)
-    inverted = invert(
-        zero_pad(local, shape),
-        kernel,
+    inverted, explained = _invert_padded(
+        local,
+        b0_direction,
         method=inversion,
         noise_ppm=noise_ppm,
         voxel_size_mm=voxel_size_mm,
-        mask=zero_pad(eroded_box, shape),
-        magnitude=zero_pad(total, shape),
-        weight=zero_pad(weight, shape),
-        fluid=None if fluid is None else zero_pad(fluid, shape),
+        mask=eroded_box,
+        magnitude=total,
+        weight=weight,
+        fluid=fluid,
     )
-    misfit_ppm = float((apply_kernel(inverted, kernel)[inner] - local)[eroded_box].std())
-    inverted = inverted[inner]
     chi, local_field, eroded = (torch.zeros(mask.shape, dtype=kind) for kind in (local.dtype, local.dtype, torch.bool))
     chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
     local_field[box] = local
@@ -332,7 +321,7 @@ def reconstruct_chi(
         tail_ratio=ratio if sign > 0 else 1 / ratio,
         readout_ramp_rad=ramp_rad,
         noise_ppm=noise_ppm,
-        misfit_ppm=misfit_ppm,
+        misfit_ppm=float((explained - local)[eroded_box].std()),
         background=background,
         inversion=inversion,
         unwrapping=unwrapping,
@@ -342,6 +331,31 @@ def reconstruct_chi(
             *find_problems(chi[eroded].numpy()),
         ),
     )
+
+
+def _noise_sd_ppm(local: Tensor, mask: Tensor, residual_sd: Tensor, *, n_echoes: int, b0_tesla: float) -> float:
+    """Return the noise of a local field: the lower of the estimates from its texture and from the residual of the fit.
+
+    `residual_sd` is in rad/s per root of the degrees of freedom; fine texture of the tissue is no noise for it.
+    """
+    noise_ppm = estimate_noise_sd(local, mask)
+    if n_echoes == 1:
+        return noise_ppm
+    sd = residual_sd[mask] / math.sqrt(chi2.median(n_echoes - 1))
+    return min(noise_ppm, float(sd.median()) / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla))
+
+
+def _invert_padded(
+    local: Tensor, b0_direction: Sequence[float], *, voxel_size_mm: Sequence[float], **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Invert a local field in a box padded against aliasing; return the susceptibility and the field that it has."""
+    shape = _padded_shape(local.shape, voxel_size_mm)
+    kernel, inner = dipole_kernel(shape, voxel_size_mm, b0_direction), tuple(slice(size) for size in local.shape)
+    padded: dict[str, Any] = {
+        key: zero_pad(one, shape) if isinstance(one, Tensor) else one for key, one in options.items()
+    }
+    inverted = invert(zero_pad(local, shape), kernel, voxel_size_mm=voxel_size_mm, **padded)
+    return inverted[inner], apply_kernel(inverted, kernel)[inner]
 
 
 def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.image.grids import Grid, box_of_mask, shape_to_cover, world_grid
-from bids_dgmseg.image.masks import large_components, outside_field_of_view
+from bids_dgmseg.image.masks import faces_that_cut, large_components, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import load_weights, segmenter_network
@@ -20,9 +20,6 @@ from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 
 _BRAIN_ML = (900.0, 1900.0)
 """Plausible volumes: adults have 1,000 to 1,700 ml, sulci and ventricles included."""
-
-_CUT_SHARE = 0.3
-"""A face of the image that contains this fraction of the mask's largest cross-section cuts the brain."""
 
 _BRIDGE_MM, _REGROWTH_MM = 9.0, 1.5
 """Half-width of bridges from the brain to eyes and neck, which are cut; the core grows back by this much more."""
@@ -86,10 +83,8 @@ def find_mask_problems(
     A mask that a face of the image cuts (a slab) may be small. After skull stripping there need be no scalp. All arrays
     have shape (X, Y, Z).
     """
-    areas = [mask.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    is_cut = any(max(area[0], area[-1]) > _CUT_SHARE * area.max() for area in areas)
     volume_ml, (low, high) = float(mask.sum() * math.prod(voxel_size_mm) / 1e3), _BRAIN_ML
-    if volume_ml > high or (volume_ml < low and not is_cut):
+    if volume_ml > high or (volume_ml < low and not faces_that_cut(mask).any()):
         what = "scalp or neck included" if volume_ml > high else "parts of the brain missing"
         yield f"its brain mask has {volume_ml:,.0f} ml ({what}?), expected {low:,.0f} to {high:,.0f} ml"
     outside = np.zeros_like(mask)
