@@ -69,8 +69,9 @@ class EchoFiles:
 def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles]:
     """Group files by scan, sorted by name; scans without phase are left out.
 
-    A file without ``part-`` contains complex values if its header says so and no part has phase, else magnitudes. Of
-    several suffixes of one scan, the first in MEGRE, T2starw and GRE with phase is used.
+    A file without ``part-`` contains complex values if its header says so and no part has phase, else magnitudes. A
+    MEGRE file whose header cannot be read, because it was not fetched or is damaged, may contain either: the scan has a
+    problem. Of several suffixes of one scan, the first in MEGRE, T2starw and GRE with phase is used.
     """
     scans: dict[tuple[str, str], EchoFiles] = {}
     for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
@@ -80,8 +81,15 @@ def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles
         scan = scans.setdefault((join_entities(entities), _suffix(path)), EchoFiles(entities))
         if (twin := scan.parts[part].setdefault(number, path)) != path:
             scan.problems.append(f"{path.name}: same echo as {twin.name}; keep one of them")
-    for scan in scans.values():
-        if not scan.has_phase and _is_complex(next(iter(scan.parts["mag"].values()))):
+    for (_, suffix), scan in scans.items():
+        if scan.has_phase:
+            continue
+        try:
+            is_complex = _is_complex(next(iter(scan.parts["mag"].values())))
+        except InputError as error:
+            is_complex = suffix == "MEGRE"  # most images with the other suffixes are magnitudes for looking at
+            scan.problems.insert(0, str(error))
+        if is_complex:
             scan.parts["complex"].update(scan.parts["mag"])
     ranked = sorted(scans.items(), key=lambda item: (item[0][0], _SUFFIXES.index(item[0][1])), reverse=True)
     chosen = {name: scan for (name, _), scan in ranked if scan.has_phase}  # the first suffix replaces the others
@@ -98,13 +106,10 @@ def _suffix(path: Path) -> str:
 
 
 def _is_complex(path: Path) -> bool:
-    """Return whether a file without ``part-`` has complex values, as far as its header can be read."""
+    """Return whether a file has no ``part-`` and complex values; `InputError` if its header cannot be read."""
     from bids_dgmseg.io.nifti import load_image  # nibabel is slow to import, and `--help` does not need it
 
-    try:
-        return "_part-" not in path.name and load_image(path).get_data_dtype().kind == "c"
-    except InputError:
-        return False
+    return "_part-" not in path.name and load_image(path).get_data_dtype().kind == "c"
 
 
 def read_echoes(
@@ -152,6 +157,8 @@ def _complete_parts(parts: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[s
         if lone := [path.name for echo, path in parts.get(part, {}).items() if echo not in expected]:
             break
     remedy = "add it, or remove this echo" if expected else f"add the part-{other} files of all echoes"
+    if other == "mag" and not expected:
+        remedy += "; they weight the echoes, so they are needed with --brain-mask, too"
     raise InputError(f"{lone[0]}: no part-{other} file of this echo; {remedy}")
 
 

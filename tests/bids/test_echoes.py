@@ -32,6 +32,11 @@ def echoes(*entities: str) -> list[str]:
     return [echo(number, part, *entities) for number in TIMES_S for part in ("mag", "phase")]
 
 
+def unnamed(*entities: str) -> list[str]:
+    """Echoes without ``part-``."""
+    return [echo(number, "mag", *entities).replace("_part-mag", "") for number in TIMES_S]
+
+
 def describe(root: Path, **changes) -> None:
     """Write the field strength at the root and an echo time for each echo, except for changes."""
     field_t = changes.get("field", 3)
@@ -251,24 +256,63 @@ def test_real_and_imaginary_parts_replace_missing_phase(measured):
 @pytest.mark.parametrize(
     ("parts", "problem"),
     [
-        (["phase"], "sub-01_echo-1_part-phase_MEGRE.nii.gz: no part-mag file of this echo; add the part-mag files of "),
-        (["imag"], "sub-01_echo-1_part-imag_MEGRE.nii.gz: no part-real file of this echo; add the part-real files of "),
+        (
+            ["phase"],
+            "sub-01_echo-1_part-phase_MEGRE.nii.gz: no part-mag file of this echo; add the part-mag files of all "
+            "echoes; they weight the echoes, so they are needed with --brain-mask, too",
+        ),
+        (
+            ["imag"],
+            "sub-01_echo-1_part-imag_MEGRE.nii.gz: no part-real file of this echo; add the part-real files of all "
+            "echoes",
+        ),
     ],
 )
 def test_half_a_signal_is_a_problem(measured, parts, problem):
     lone = [echo(number, part, "sub-01") for number in TIMES_S for part in parts]
     scan, _ = scans_of(measured(*lone, *echoes("sub-02")))
-    assert scan.problem.startswith(problem)
+    assert scan.problem == problem
 
 
 def test_complex_images_are_recognized_by_their_header(measured):
-    names = [echo(number, "mag", "sub-01").replace("_part-mag", "") for number in TIMES_S]
-    root = measured(*names, *(name.replace("sub-01", "sub-02") for name in names))
-    for number, name in enumerate(names, 1):
+    root = measured(*unnamed("sub-01"), *unnamed("sub-02"))
+    for number, name in enumerate(unnamed("sub-01"), 1):
         dtype = np.complex64 if number < 3 else np.complex128
         nib.Nifti1Image(np.ones((2, 2, 2), dtype), np.eye(4)).to_filename(root / name)
-    (scan,) = scans_of(root)  # the files of sub-02 cannot be read, so they count as magnitudes
+    for name in unnamed("sub-02"):
+        nib.Nifti1Image(np.ones((2, 2, 2), np.float32), np.eye(4)).to_filename(root / name)
+    (scan,) = scans_of(root)  # those of sub-02 are magnitudes
     assert [list(one.parts) for one in scan.echoes] == [["complex"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("leave", "problem"),
+    [
+        (lambda path: path.symlink_to("../../.git/annex/objects/x/MD5E-s9--0.nii.gz"), "content not fetched (broken "),
+        (lambda path: path.write_text("/annex/objects/MD5E-s9--0.nii.gz\n"), "content not fetched (the file is only a"),
+        (lambda path: path.write_bytes(b"\0"), "cannot be read as NIfTI"),
+    ],
+    ids=["annex symlink", "annex pointer", "damaged"],
+)
+def test_unreadable_image_is_not_a_magnitude(measured, leave, problem):
+    root = measured(*echoes("sub-01"), *unnamed("sub-02"))
+    first = root / unnamed("sub-02")[0]  # the others are empty; the problem names the first
+    first.unlink()
+    leave(first)
+    intact, scan = scans_of(root)
+    assert intact.problem is None
+    assert scan.name == "sub-02"
+    assert scan.problem.startswith(f"{first.name}: {problem}")
+    assert "\n" not in scan.problem
+
+
+def test_unfetched_magnitudes_are_not_a_scan(measured):
+    looks = [f"sub-02/anat/sub-02_{name}.nii.gz" for name in ("T2starw", "acq-x_GRE", "echo-1_part-mag_MEGRE")]
+    root = measured(*echoes("sub-01"), *looks)
+    for name in looks:
+        (root / name).unlink()
+        (root / name).symlink_to("../../.git/annex/objects/x/MD5E-s9--0.nii.gz")
+    assert [scan.name for scan in scans_of(root)] == ["sub-01"]
 
 
 def test_reconstructed_map_is_not_an_input(measured, dataset):
