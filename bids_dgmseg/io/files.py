@@ -152,8 +152,8 @@ def _is_deeper(data: Any, most: int) -> bool:
 def read_optional_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty one if the file is missing or broken."""
     try:
-        return read_json(path)
-    except InputError:
+        return read_json(path) if path.is_file() else {}
+    except (InputError, OSError):
         return {}
 
 

@@ -18,7 +18,7 @@ from bids_dgmseg.io.files import (
     read_json,
 )
 from bids_dgmseg.study.dates import DAYS_PER_YEAR, find_days
-from bids_dgmseg.study.spreadsheets import Notes, describe_notes, read_labelled_table
+from bids_dgmseg.study.spreadsheets import Notes, describe_notes, read_labelled_rows, read_labelled_table
 
 Visit = tuple[str, str | None]
 """Labels of participant and session, without ``sub-`` and ``ses-``."""
@@ -166,7 +166,9 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
     for participant, session in scanned:
         if session is not None:
             labels[participant].append(session)
-    tables, without_row, notes, problems = {}, [], [], []
+    columns: dict[str, None] = {}
+    records: dict[Visit, dict[str, str | float]] = {}
+    without_row, notes, problems = [], [], []
     for participant, sessions in labels.items():
         path = root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv"
         if is_broken_symlink(path):
@@ -174,19 +176,23 @@ def _read_sessions(root: Path, scanned: Iterable[Visit], visits: Sequence[Visit]
         if not path.is_file():
             continue
         try:
-            tables[participant], unusual = read_labelled_table(
+            names, rows, unusual = read_labelled_rows(
                 path, sessions, prefix="ses-", id_column="session_id", spellings=_SESSION_COLUMNS
             )
         except InputError as error:
             problems.append(f"{error}; until then the participant's own columns are used")
             continue
         notes.append({kind: [f"sub-{participant}: {text}" for text in texts] for kind, texts in unusual.items()})
-        missing = sorted(set(sessions) - set(tables[participant].index))
+        columns |= dict.fromkeys(names)
+        records |= {(participant, session): dict(zip(names, row, strict=True)) for session, row in rows.items()}
+        missing = sorted(set(sessions) - set(rows))
         without_row += [f"sub-{participant} ses-{session}" for session in missing if (participant, session) in visits]
     warnings = describe_notes(notes, where="sessions.tsv")
     if without_row:
         warnings.append(f"sessions.tsv: no row for {list_some(without_row)}; using the participant's own columns")
-    return pd.concat(tables) if tables else pd.DataFrame(), warnings + _first_of(problems)
+    # one table for all participants: one each takes most of the time
+    table = pd.DataFrame([*records.values()], index=_index([*records]), columns=[*columns], dtype=object)
+    return table if notes else pd.DataFrame(), warnings + _first_of(problems)
 
 
 def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series, list[str]]:

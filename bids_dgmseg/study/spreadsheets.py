@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import check_file_type, describe_unfetched, is_pointer_file
+from bids_dgmseg.io.files import check_file_type, describe_unfetched, is_pointer_content
 
 MISSING_TEXTS = ("", "n/a", "na", "nan", "#n/a")
 
@@ -68,6 +68,15 @@ def read_labelled_table(
     InputError
         If the file cannot be read, there is no id column, a row is longer than the header, or an id appears twice.
     """
+    columns, rows, notes = read_labelled_rows(path, labels, prefix=prefix, id_column=id_column, spellings=spellings)
+    index = pd.Index(rows, dtype=object)
+    return pd.DataFrame(rows.values(), index=index, columns=columns, dtype=object), notes
+
+
+def read_labelled_rows(
+    path: Path, labels: Iterable[str], *, prefix: str, id_column: str, spellings: Sequence[str]
+) -> tuple[list[str], dict[str, list[str | float]], Notes]:
+    """Return columns, rows by label, and notes of a table as `read_labelled_table` reads it."""
     header, lines = _read_rows(path, id_column=id_column)
     ids = [place for place, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
     if not ids:
@@ -103,7 +112,7 @@ def read_labelled_table(
             float("nan") if name in marks else cell or float("nan") for name, cell in zip(columns, values, strict=True)
         ]
         line_of[label] = number
-    return pd.DataFrame(rows.values(), index=pd.Index(rows, dtype=object), columns=columns, dtype=object), notes
+    return columns, rows, notes
 
 
 def describe_notes(tables: Sequence[Notes], *, where: str) -> list[str]:
@@ -197,10 +206,10 @@ def _split_csv(text: str, separator: str, *, name: str) -> Iterator[tuple[int, l
 def _read_text(path: Path) -> str:
     """Read UTF-8, with or without a byte order mark, or UTF-16 (Excel's "Unicode text")."""
     check_file_type(path)
-    if is_pointer_file(path):
-        raise InputError(describe_unfetched(path))
     try:
         data = path.read_bytes()
+        if is_pointer_content(data):
+            raise InputError(describe_unfetched(path))
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         return unicodedata.normalize("NFC", text)
     except OSError as error:
