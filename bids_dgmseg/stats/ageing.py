@@ -116,8 +116,9 @@ def fit_age_curves(
         raise InputError(f"{name}: {options.age} is {given[row]:g}, expected years from 0; correct it")
     records, drawn = [], []
     for key, rows in iter_groups(table, options.by):
-        plain = rows.assign(**{column: numeric_column(rows, column) for column in (options.age, options.value)})
-        used = plain.replace([np.inf, -np.inf], np.nan).dropna(subset=[options.age, options.value])
+        numbers = {column: numeric_column(rows, column) for column in (options.age, options.value)}
+        finite = np.flatnonzero(np.isfinite(np.column_stack([*numbers.values()])).all(axis=1))
+        used = rows[[options.participant]].assign(**numbers).iloc[finite]
         counts = {
             "n": len(used),
             "n_missing": len(rows) - len(used),
@@ -127,7 +128,7 @@ def fit_age_curves(
         }
         fitted = []
         for curve in options.curves:
-            fit, record = _fit(used, curve, options, rng)
+            fit, record = _fit(used, curve, options, rng, n_participants=counts["n_participants"])
             fitted.append(key | counts | record)
             if fit is not None:
                 youngest, oldest = counts["age_min"], counts["age_max"]
@@ -144,7 +145,7 @@ def fit_age_curves(
 
 
 def _fit(
-    used: pd.DataFrame, curve: Curve, options: AgeingOptions, rng: np.random.Generator | None
+    used: pd.DataFrame, curve: Curve, options: AgeingOptions, rng: np.random.Generator | None, *, n_participants: int
 ) -> tuple[Fit | None, dict[str, Any]]:
     """Fit one curve to one nucleus; also return its record."""
     ages, values = used[options.age], used[options.value]
@@ -154,7 +155,6 @@ def _fit(
         return None, {"curve": curve.name, "note": f"not fitted: {error}"}
     notes: list[str] = []
     who, intervals = used[options.participant], fit.intervals
-    n_participants = who.nunique()
     if options.n_replicates and rng is not None:
         replicates = options.n_replicates
         intervals = bootstrap(fit, ages, values, rng=rng, participants=who.astype(str), n_replicates=replicates)
@@ -314,31 +314,29 @@ def _test_change(rows: pd.DataFrame, level: float) -> dict[str, Any]:
 
 def _slopes(table: pd.DataFrame, keys: list[str], *, time: str, value: str, site: str | None) -> pd.DataFrame:
     """Slope of each participant and nucleus, vectorized: a cohort has a hundred thousand of them."""
-    used = table.assign(_site=table[site] if site else np.nan)[[*keys, time, value, "_site"]]
-    rows = used.replace([np.inf, -np.inf], np.nan).sort_values(time, kind="stable")
-    known = rows.dropna(subset=[time, value])
-
-    def grouped(frame: pd.DataFrame) -> Any:
-        return frame.groupby(keys, sort=False, dropna=False, observed=True)
-
+    number = table.groupby(keys, sort=False, dropna=False, observed=True).ngroup()  # text is slow to group by: once
     # In the order of the table; participants without a usable scan have a row too.
-    result: pd.DataFrame = grouped(table).size().rename("n_rows").to_frame()
-    means = grouped(known)[[time, value]].transform("mean")
-    years = known[time] - means[time]
-    sums = grouped(known.assign(_xy=years * (known[value] - means[value]), _xx=years**2))[["_xy", "_xx"]].sum()
-    times = grouped(known)[time]
-    result["n_scans"] = times.size()
-    result["n_scans"] = result["n_scans"].fillna(0).astype(int)
-    result["n_missing"] = result["n_rows"] - result["n_scans"]
+    result = table.loc[~number.duplicated(), keys].reset_index(drop=True)
+    sites = table[site] if site else np.nan
+    scans = pd.DataFrame({"number": number, "time": table[time], "value": table[value], "site": sites})
+    is_known = np.isfinite(scans[["time", "value"]].to_numpy(np.float64)).all(axis=1)
+    known = scans.loc[is_known].sort_values("time", kind="stable")
+    grouped = known.groupby("number")
+    times = grouped["time"]
+    years = known["time"] - times.transform("mean")
+    products = {"xy": years * (known["value"] - grouped["value"].transform("mean")), "xx": years**2}
+    sums = pd.DataFrame(products).groupby(known["number"]).sum()
+    result["n_scans"] = times.size().reindex(result.index, fill_value=0)
+    result["n_missing"] = np.bincount(number) - result["n_scans"]
     result["years"] = times.max() - times.min()
-    result["first"] = grouped(known)[value].first()
+    result["first"] = grouped["value"].first()
     has_slope = (result["years"] > 0) & (result["n_scans"] > 1)
-    result["change_per_year"] = (sums["_xy"] / sums["_xx"].where(sums["_xx"] > 0)).where(has_slope)
-    result["site_change"] = (grouped(known)["_site"].nunique() > 1).reindex(result.index, fill_value=False)
+    result["change_per_year"] = (sums["xy"] / sums["xx"].where(sums["xx"] > 0)).where(has_slope)
+    result["site_change"] = (grouped["site"].nunique() > 1).reindex(result.index, fill_value=False)
     start = times.min().reindex(result.index)
     result["note"] = [
         "" if known_slope else f"no change: {n} scans" if n < 2 else f"no change: all scans at {year:g} years"
         for known_slope, n, year in zip(has_slope, result["n_scans"], start, strict=True)
     ]
     result.loc[result["site_change"] & has_slope, "note"] = "site changes between sessions: not in the tests"
-    return result.reset_index()
+    return result

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import gammaln
-from scipy.stats import chi2_contingency, mannwhitneyu, nct, ttest_ind
+from scipy.special import gammaln, nctdtr
+from scipy.stats import chi2_contingency, mannwhitneyu, ttest_ind
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import is_constant
@@ -161,7 +161,7 @@ def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[
     student = d / unit
 
     def excess(centre: float, quantile: float) -> float:
-        probability = float(nct.cdf(student, m, centre))
+        probability = float(nctdtr(m, centre, student))  # scipy.stats.nct.cdf takes ten times as long
         if math.isnan(probability):  # the series underflows far from the centre
             probability = 1.0 if centre < student else 0.0
         return probability - quantile
