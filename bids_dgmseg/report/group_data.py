@@ -211,17 +211,15 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
     ['sub-01_ses-1_run-2_space-T1w']
     """
     entities = [_ENTITIES.get(column, column) for column in map(str, keys)]
-    known: dict[tuple[str, ...], str] = {}  # rows of one scan are many, so each name is joined once
+    number = keys.groupby(list(keys), sort=False, dropna=False).ngroup()  # rows of one scan are many
     names = []
-    for values in keys.astype(object).fillna("").itertuples(index=False, name=None):
-        if values not in known:
-            present = {entity: value for entity, value in zip(entities, values, strict=True) if value}
-            # participants and sessions have their prefix in every BIDS table
-            known[values] = join_entities({key: value.removeprefix(f"{key}-") for key, value in present.items()})
-        names.append(known[values])
-    return pd.Series(names, index=keys.index, dtype=object)
+    for values in keys[~number.duplicated()].astype(object).fillna("").itertuples(index=False, name=None):
+        present = {entity: value for entity, value in zip(entities, values, strict=True) if value}
+        # participants and sessions have their prefix in every BIDS table
+        names.append(join_entities({key: value.removeprefix(f"{key}-") for key, value in present.items()}))
+    return pd.Series(np.array(names, dtype=object)[number], keys.index, dtype=object)
 
 
 def is_true(values: pd.Series) -> pd.Series:
     """Return where a column of a table is ``true``; missing values are not."""
-    return values.astype(str).str.lower() == "true"
+    return values if values.dtype == bool else values.astype(str).str.lower() == "true"

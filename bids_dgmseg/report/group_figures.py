@@ -77,11 +77,12 @@ def violin_figures(
 def _harmonized_rows(data: GroupData, table: GroupTable, measure: str) -> pd.DataFrame:
     """Return the harmonized values of a measure under its own name, with the columns that plots need."""
     rows = table.rows[table.rows["measure"] == measure]
-    sides = rows["abbreviation"].str.split("_", n=1, expand=True).reindex(columns=[0, 1])
+    parts = {name: (*name.split("_", 1), None)[:2] for name in rows["abbreviation"].dropna().unique()}
+    nucleus, side = (rows["abbreviation"].map({name: part[place] for name, part in parts.items()}) for place in (0, 1))
     keys = ["scan", "model", "abbreviation"]
     red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], keys])
     is_red = pd.MultiIndex.from_frame(rows[keys]).isin(red)
-    return rows.assign(**{measure: rows["harmonized"]}, nucleus=sides[0], side=sides[1], is_red=is_red, excluded=None)
+    return rows.assign(**{measure: rows["harmonized"]}, nucleus=nucleus, side=side, is_red=is_red, excluded=None)
 
 
 def _violins(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -114,19 +115,18 @@ def draw_violins(
         limits = _find_limits(pd.concat(list(rows_of.values())), measure)
         for (version, rows), axes in zip(rows_of.items(), panels, strict=False):
             axes.set_ylim(*limits)
-            counts = []
-            for x, level in enumerate(levels):
-                in_level = rows[rows[factor] == level]
-                used = in_level[in_level["excluded"].isna()].dropna(subset=[measure])
-                counts.append(int(used["scan"].nunique()))
-                for side in "LR":
-                    colour = colour_of(f"{nucleus}_{side}")
-                    numbers = used.loc[used["side"] == side, measure].to_numpy(float)
-                    _draw_half_violin(axes, x, numbers, side=side, colour=colour)
-                    ordered = _thin(in_level[in_level["side"] == side], measure, measure)
-                    positions = x + (-0.12 if side == "L" else 0.12) + 0.14 * jitter(len(ordered))
-                    name = f"{nucleus}_{side}"
-                    points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=_POINTS)
+            used = rows[rows["excluded"].isna() & rows[measure].notna()]
+            n_scans = used.groupby(factor)["scan"].nunique()
+            counts = [int(n_scans.get(level, 0)) for level in levels]
+            values_of = dict(iter(used.groupby([factor, "side"])[measure]))
+            parts = dict(iter(rows.groupby([factor, "side"])))
+            for (x, level), side in product(enumerate(levels), "LR"):
+                name, colour = f"{nucleus}_{side}", colour_of(f"{nucleus}_{side}")
+                numbers = values_of.get((level, side), used[measure][:0]).to_numpy(float)
+                _draw_half_violin(axes, x, numbers, side=side, colour=colour)
+                ordered = _thin(parts.get((level, side), rows[:0]), measure, measure)
+                positions = x + (-0.12 if side == "L" else 0.12) + 0.14 * jitter(len(ordered))
+                points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=_POINTS)
             separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
             ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
             axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
