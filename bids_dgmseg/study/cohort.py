@@ -68,7 +68,7 @@ class Cohort:
     keys: pd.DataFrame
     """First columns of the group tables, text: entities, ``dataset`` if there are several, ``site``."""
     stats: pd.DataFrame
-    """Text, one row per scan and nucleus: ``scan`` (row of the other tables), the columns of ``_stats.tsv`` and
+    """One row per scan and nucleus: ``scan`` (row of the other tables), the other columns of `read_stats` and
     ``excluded``: why the scan or this nucleus is left out of all statistics, NaN otherwise."""
     qc: pd.DataFrame
     """Text: ``page``, path of the participant's page from the folder of the tables, ``excluded``: why the scan is left

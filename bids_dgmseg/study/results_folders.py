@@ -109,7 +109,7 @@ class Results:
     the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known; ``outdated``, why the
     results are out of date, otherwise None."""
     stats: pd.DataFrame
-    """One row per scan and nucleus: ``scan``, a row of `scans`, and the columns of ``_stats.tsv`` as text."""
+    """One row per scan and nucleus: ``scan``, a row of `scans`, and the other columns of `read_stats`."""
     qc: pd.DataFrame
     """Values of ``_qc.json`` as text, one row per scan; names are joined with underscores (``input_units``)."""
     damaged: Mapping[str, DamagedTableError]

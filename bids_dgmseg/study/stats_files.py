@@ -22,6 +22,9 @@ RERUN = "run the participant level again"
 
 _TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
 
+HEADER, LINE = "_header", "_line"
+"""Columns with the text of a row of ``_stats.tsv`` and the header above it."""
+
 _NOT_A_NUMBER = (MISSING, "", "nan")
 
 _FILES_AT_ONCE = 1000
@@ -58,7 +61,8 @@ def read_stats(
     Returns
     -------
     stats : DataFrame
-        ``file``, the place among the whole tables, and the columns of all tables as text, NaN if a table lacks one.
+        ``file``, the place among the whole tables; the columns of all tables, as numbers (those of `numbers`) or text,
+        NaN if a table lacks one; ``_header`` and ``_line``, the text itself, see `read_cells`.
     damaged : dict
         Path → reason.
     """
@@ -74,12 +78,10 @@ def read_stats(
                 continue
             rows[header].append((place, lines))
         for header, files in rows.items():  # one frame per header: much faster than one per file
-            text = io.BytesIO("\n".join([header, *(line for _, lines in files for line in lines)]).encode())
-            table = pd.read_csv(
-                text, sep="\t", dtype=object, na_filter=False, quoting=csv.QUOTE_NONE, skip_blank_lines=False
-            )
+            lines = [line for _, lines in files for line in lines]
+            table = _parse(header, lines, [name for name in numbers if name not in _TEXT_COLUMNS])
             table.insert(0, "file", np.repeat([place for place, _ in files], [len(lines) for _, lines in files]))
-            damaged |= {paths[place]: error for place, error in _find_bad_numbers(table, numbers).items()}
+            damaged |= {paths[place]: error for place, error in _convert_numbers(table, numbers).items()}
             tables.append(table)
     if not tables:
         return pd.DataFrame({"file": pd.Series(dtype=int)}), damaged
@@ -142,14 +144,63 @@ def _read_label_names(path: Path) -> list[str]:
     return [row[columns.index("abbreviation")] for row in rows if len(row) == len(columns)]
 
 
-def _find_bad_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
-    """Return the first value of each file that is neither a finite number nor missing: file → error."""
+def _parse(header: str, lines: Sequence[str], numbers: Collection[str]) -> pd.DataFrame:
+    """Parse lines with one header; a column of `numbers` is text if one of its values is not a number."""
+    columns = header.split("\t")
+    table: pd.DataFrame = pd.read_csv(
+        io.BytesIO("\n".join([header, *lines]).encode()),
+        sep="\t",
+        dtype=dict.fromkeys(set(columns) - set(numbers), object),
+        na_values={name: _NOT_A_NUMBER for name in columns if name in numbers},
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+        skip_blank_lines=False,
+        low_memory=False,
+    )
+    table[HEADER], table[LINE] = header, pd.Series(lines, dtype=object)
+    return table
+
+
+def read_cells(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Split the lines of rows of `read_stats` into text, with the index of the rows; missing columns are ``n/a``."""
+    places: dict[str, list[int]] = {}
+    for header in rows[HEADER].unique():
+        found = {column: place for place, column in enumerate(header.split("\t"))}
+        places[header] = [found.get(column, -1) for column in columns]
+    cells = []
+    for header, line in zip(rows[HEADER].tolist(), rows[LINE].tolist(), strict=True):
+        values = [*line.split("\t", max(places[header]) + 1), MISSING]
+        cells.append([values[place] for place in places[header]])
+    return pd.DataFrame(cells, index=rows.index, columns=list(columns), dtype=object)
+
+
+def join_cells(rows: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
+    """Return the text of rows of `read_stats` with these columns; empty cells and missing columns are ``n/a``."""
+    lines = rows[LINE].copy()
+    others = rows[HEADER] != "\t".join(columns)
+    lines[others] = ["\t".join(cells) for cells in read_cells(rows[others], columns).to_numpy().tolist()]
+    return lines.map(_fill_empty)
+
+
+def _fill_empty(line: str) -> str:
+    line = f"\t{line}\t"
+    while "\t\t" in line:
+        line = line.replace("\t\t", f"\t{MISSING}\t")
+    return line[1:-1]
+
+
+def _convert_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
+    """Make all columns of numbers numeric; return the first value of each file that is neither finite nor missing."""
     found: dict[int, tuple[int, str, Any]] = {}
     for column in table.columns:
         if column not in numbers or column in _TEXT_COLUMNS:
             continue
-        cells = table[column]
-        others = cells[~np.isfinite(pd.to_numeric(cells, errors="coerce"))]
+        if table[column].dtype.kind in "iuf" and not np.isinf(table[column]).any():
+            continue
+        cells = read_cells(table, [column])[column]
+        values = pd.to_numeric(cells, errors="coerce")
+        table[column] = values.astype(np.float64)
+        others = cells[~np.isfinite(values)]
         bad = others.index[~others.isin(_NOT_A_NUMBER)]
         for row, file in table["file"][bad].drop_duplicates().items():
             if int(file) not in found or row < found[int(file)][0]:

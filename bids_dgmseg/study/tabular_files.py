@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
+from bids_dgmseg.study.stats_files import HEADER, LINE, join_cells, read_cells
 
 PAGE = "group.html"
 """Page of the tables in the same folder."""
@@ -36,7 +38,8 @@ class ResultTable:
     name: str
     """File name without ``.tsv``."""
     rows: pd.DataFrame
-    """If its first column is ``scan``, a row of the study's cohort, it is replaced by the keys of that scan."""
+    """A column ``scan``, a row of the study's cohort, is replaced by the keys of that scan when the table is written,
+    ``_header`` and ``_line`` by their `cells`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further content of the data dictionary, such as coefficients."""
     notes: tuple[str, ...] = ()
@@ -44,6 +47,8 @@ class ResultTable:
     """Why the table is empty."""
     descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Entries of columns that `describe` does not know."""
+    cells: tuple[str, ...] = ()
+    """Columns of ``_stats.tsv`` in a row of text, which are many."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,10 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json`` are included.
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
+    texts = cohort.stats[["scan", "abbreviation"]].join(read_cells(cohort.stats, _WIDE))
     wide = []
     for measure in _WIDE:
-        table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
+        table = texts.pivot(index="scan", columns="abbreviation", values=measure)
         names = (structure.abbreviation for structure in STRUCTURES)
         bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
         nuclei = [name for name in (*names, *bilateral) if name in table]
@@ -89,7 +95,7 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
     excluded = cohort.qc["excluded"]
     tables = {
-        "group_stats": cohort.stats,
+        "group_stats": cohort.stats[["scan", HEADER, LINE, "excluded"]],
         "group_volumes": pd.concat([scans, excluded, volumes], axis=1),
         "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
@@ -101,7 +107,9 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
     """Add age and participants' columns; one with the name of another column is renamed."""
     scan = rows["scan"].to_numpy()
     front = pd.DataFrame({"scan": scan, "age_years": cohort.demographics["age"].to_numpy()[scan]})
-    taken = {*cohort.keys, *front, *rows}
+    own = ("scan", HEADER, LINE, "excluded")
+    cells = tuple(str(column) for column in cohort.stats if column not in own) if LINE in rows else ()
+    taken = {*cohort.keys, *front, *rows, *cells}
     columns = map(str, cohort.participants)
     names = {column: f"participants_{column}" if column in taken else column for column in columns}
     participants = cohort.participants.iloc[scan].rename(columns=names).reset_index(drop=True)
@@ -110,13 +118,24 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries)
+    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries, cells=cells)
 
 
 def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
     """Replace a column ``scan`` by the keys of the scan."""
     front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
     return pd.concat([front, rows.drop(columns="scan")], axis=1)
+
+
+def _complete(rows: pd.DataFrame, *, keys: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
+    """Replace the columns that stand for others, as `ResultTable` describes them, and format those of text."""
+    if cells:
+        rows = (
+            rows.assign(**{LINE: join_cells(rows, cells)}).drop(columns=HEADER).rename(columns={LINE: "\t".join(cells)})
+        )
+    if "scan" in rows:
+        rows = _with_keys(rows, keys)
+    return rows.apply(_format_column)
 
 
 def write_tables(
@@ -140,15 +159,16 @@ def write_tables(
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
             for table in tables:
-                rows = _with_keys(table.rows, keys) if "scan" in table.rows else table.rows
-                dictionary = {str(name): table.descriptions.get(str(name)) or describe(str(name)) for name in rows}
+                convert = partial(_complete, keys=keys, cells=table.cells)
+                names = (name for column in convert(table.rows.iloc[:0]) for name in str(column).split("\t"))
+                dictionary = {name: table.descriptions.get(name) or describe(name) for name in names}
                 about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
                 if table.not_computed:
                     about["NotComputed"] = table.not_computed
                 path = folder / f"{table.name}.json"
                 write_json(dictionary | about, Path(staging, path.name))
                 path = folder / f"{table.name}.tsv"
-                write_tsv(rows.apply(_format_column), Path(staging, path.name), float_format="%.7g")
+                write_tsv(table.rows, Path(staging, path.name), float_format="%.7g", convert=convert)
                 paths += [path, path.with_suffix(".json")]
             (folder / PAGE).unlink(missing_ok=True)
             for path in paths:

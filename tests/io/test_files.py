@@ -111,6 +111,13 @@ def test_table_written_in_parts_has_one_header(tmp_path, monkeypatch):
     assert (tmp_path / "t.tsv").read_text() == f"n\tvalue\tok\n{rows}"
 
 
+@pytest.mark.parametrize(("last", "written"), [("c", "c"), ('c"', '"c"""'), ("c\td", '"c\td"')])
+def test_only_special_cells_are_quoted(tmp_path, last, written):
+    table = pd.DataFrame({"n": [1, 2], "x\ty": ["a\tb", "e\tf"], "z": [last, None]})
+    write_tsv(table, tmp_path / "t.tsv")
+    assert (tmp_path / "t.tsv").read_bytes().decode() == f"n\tx\ty\tz\n1\ta\tb\t{written}\n2\te\tf\tn/a\n"
+
+
 def test_floats_survive_a_round_trip(tmp_path):
     table = pd.DataFrame({"value": [1 / 3, np.nan, -0.0]})
     pd.testing.assert_frame_equal(read_tsv(write_tsv(table, tmp_path / "t.tsv")), table)

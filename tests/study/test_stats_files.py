@@ -1,8 +1,9 @@
 """Reading many ``_stats.tsv`` at once."""
 
+import numpy as np
 import pytest
 
-from bids_dgmseg.study.stats_files import read_stats
+from bids_dgmseg.study.stats_files import join_cells, read_cells, read_stats
 
 
 @pytest.mark.parametrize("files_at_once", [1, 2, 1000])
@@ -22,10 +23,32 @@ def test_parts_are_joined_in_the_order_of_files(tmp_path, monkeypatch, files_at_
         path.write_text(text)
     stats, damaged = read_stats(paths, numbers=["mean_ppm"], required=["mean_ppm"])
     assert stats["file"].tolist() == [0, 0, 1, 2, 3]
-    assert stats["mean_ppm"].tolist() == ["0.10", "n/a", "0.2", "0.4", "0.6"]
+    np.testing.assert_array_equal(stats["mean_ppm"], [0.1, np.nan, 0.2, 0.4, 0.6])
+    cells = read_cells(stats, ["note", "mean_ppm"])
+    assert cells["mean_ppm"].tolist() == ["0.10", "n/a", "0.2", "0.4", "0.6"]
+    assert cells["note"].tolist() == ["n/a", "n/a", "new", "n/a", "last"]
     assert stats["note"].fillna("").tolist() == ["", "", "new", "", "last"]
     problems = {path.name: error.problem for path, error in damaged.items()}
     assert problems == {
         "damaged_stats.tsv": "damaged (mean_ppm of DN_L is '0.3x')",
         "short_stats.tsv": "cut short",
     }
+
+
+@pytest.mark.parametrize("value", ["inf", "-Infinity", "1e999", "True", "NaN", "1,5", "null"])
+def test_values_that_are_not_finite_numbers_are_damaged(tmp_path, value):
+    path = tmp_path / "a_stats.tsv"
+    path.write_text(f"abbreviation\tmean_ppm\nDN_L\t{value}\n")
+    stats, damaged = read_stats([path], numbers=["mean_ppm"], required=["mean_ppm"])
+    assert stats.empty
+    assert damaged[path].problem == f"damaged (mean_ppm of DN_L is {value!r})"
+
+
+def test_joined_cells_fill_empty_ones(tmp_path):
+    texts = ["abbreviation\tmean_ppm\tnote\nDN_L\t\t\n", "note\tabbreviation\tmean_ppm\n\tDN_L\t0.10\n"]
+    paths = [tmp_path / f"{place}_stats.tsv" for place in range(2)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    stats, _ = read_stats(paths, numbers=["mean_ppm"], required=["mean_ppm"])
+    lines = join_cells(stats, ["abbreviation", "mean_ppm", "note"])
+    assert lines.tolist() == ["DN_L\tn/a\tn/a", "DN_L\t0.10\tn/a"]
