@@ -244,7 +244,7 @@ def reconstruct(
     phase_sign: str = "auto",
     background: str = "auto",
     inversion: str = "tv",
-    unwrapping: str = "best-path",
+    unwrapping: str = "region-growing",
 ) -> nib.Nifti1Image:
     """Reconstruct a susceptibility map from multi-echo GRE.
 
@@ -267,7 +267,7 @@ def reconstruct(
         Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
     inversion : {"tv", "star", "medi", "ilsqr", "tkd"}
         Method of dipole inversion.
-    unwrapping : {"best-path", "laplacian"}
+    unwrapping : {"region-growing", "best-path", "laplacian"}
         Method of phase unwrapping; ``laplacian`` removes part of the background field.
 
     Returns

@@ -18,7 +18,7 @@ PhaseSign = Literal["auto", "positive", "negative"]
 
 Background = Literal["auto", "pdf", "vsharp", "lbv"]
 
-Unwrapping = Literal["best-path", "laplacian"]
+Unwrapping = Literal["region-growing", "best-path", "laplacian"]
 
 Inversion = Literal["tv", "star", "medi", "ilsqr", "tkd"]
 
@@ -48,7 +48,7 @@ class ReconstructionOptions:
     """Method of dipole inversion."""
     accept_implausible: bool = False
     """Segment maps that fail the plausibility checks."""
-    unwrapping: Unwrapping = "best-path"
+    unwrapping: Unwrapping = "region-growing"
     """Method of spatial phase unwrapping."""
 
 

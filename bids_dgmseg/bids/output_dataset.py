@@ -266,6 +266,7 @@ def read_boilerplate(name: str) -> str:
 
 RECONSTRUCTION_METHODS = {
     "best-path": "spatially [@unwrapping] with scikit-image [@skimage]",
+    "region-growing": "spatially by region growing [@romeo]",
     "laplacian": "by its Laplacian [@laplacian_unwrapping]",
     "auto": "projection onto dipole fields [@pdf] if several echoes and a brain mask were given, otherwise with "
     "V-SHARP [@sharp; @v_sharp]",
@@ -282,7 +283,7 @@ RECONSTRUCTION_METHODS = {
 
 
 def describe_reconstruction(
-    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv", unwrapping: str = "best-path"
+    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv", unwrapping: str = "region-growing"
 ) -> str:
     """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
 
@@ -298,5 +299,5 @@ def describe_reconstruction(
     some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
     text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
     methods = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
-    others = "temporally" if unwrapping == "best-path" else "in the same way"
+    others = "in the same way" if unwrapping == "laplacian" else "temporally"
     return some + text.format(others=others, **{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})

@@ -96,7 +96,8 @@ OPTIONS = {
         ),
         option(
             "--unwrapping",
-            "phase unwrapping: reliable voxels first, or by the Laplacian, for poor phase (default: best-path)",
+            "phase unwrapping: a region grows to its most coherent neighbours, most reliable voxels first, or by the "
+            "Laplacian, for poor phase (default: region-growing)",
             choices=get_args(Unwrapping),
             default=ReconstructionOptions.unwrapping,
         ),

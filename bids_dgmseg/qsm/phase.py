@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import fft, ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 from skimage.restoration import unwrap_phase
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from bids_dgmseg.qsm.field import (
 )
 
 UNWRAPPINGS = {
+    "region-growing": "spatial, between the most coherent neighbours first",
     "best-path": "spatial, most reliable voxels first",
     "laplacian": "Laplacian, which removes part of the background field",
 }
@@ -109,7 +112,7 @@ def unwrap_echoes(
     *,
     echo_times_s: Sequence[float],
     voxel_size_mm: Sequence[float],
-    method: str = "best-path",
+    method: str = "region-growing",
 ) -> Tensor:
     r"""Unwrap the phase of all echoes for `combine_echoes` and remove the phase offset at echo time 0.
 
@@ -118,7 +121,7 @@ def unwrap_echoes(
     Notes
     -----
     The phase difference of the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it
-    is unwrapped spatially, most reliable voxels first [1]_. The offset is
+    is unwrapped spatially, by `unwrap_by_region_growing` or most reliable voxels first [1]_. The offset is
     :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped temporally: up to a
     constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
     `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
@@ -136,7 +139,9 @@ def unwrap_echoes(
     def unwrap(angle: Tensor) -> Tensor:
         if method == "laplacian":
             return unwrap_laplacian(angle, mask, voxel_size_mm=voxel_size_mm)
-        return unwrap_spatially(angle, mask)
+        if method == "best-path":
+            return unwrap_spatially(angle, mask)
+        return unwrap_by_region_growing(angle, magnitude[:2].log().mean(dim=0).exp(), mask)  # geometric mean
 
     if len(echo_times_s) == 1:
         return unwrap(phase[0])[None]
@@ -171,6 +176,61 @@ def unwrap_spatially(phase: Tensor, mask: Tensor) -> Tensor:
     inside = unwrapped[mask]
     turns = torch.round(inside.median() / (2 * math.pi)) if len(inside) else 0.0
     return torch.where(mask, unwrapped - 2 * math.pi * turns, 0.0)
+
+
+def unwrap_by_region_growing(phase: Tensor, magnitude: Tensor, mask: Tensor) -> Tensor:
+    r"""Unwrap one phase image (X, Y, Z) within a mask; each connected part has its median within half a turn of 0.
+
+    Notes
+    -----
+    A region that always grows to the neighbour of highest weight [1]_ follows, from any seed, the maximum spanning tree
+    of the graph of voxels that share a face (Prim's algorithm). Along it, each phase lies within half a turn of the
+    one before. The weight is the coherence of phase and magnitude of two voxels,
+
+    .. math:: w_{ij} = \left(1 - \frac{|W(\varphi_i - \varphi_j)|}{\pi}\right) \frac{\min(M_i, M_j)}{\max(M_i, M_j)};
+
+    without the second factor, regions grow through the noise of dark cavities. The third of [1]_, coherence of the
+    phase over two echoes, gained nothing in the difference of the two.
+
+    References
+    ----------
+    .. [1] Dymerska B, et al. Phase unwrapping with a rapid opensource minimum spanning tree algorithm (ROMEO). Magn
+       Reson Med 85 (2021) 2294-2308. doi:10.1002/mrm.28563
+    """
+    inside = mask.cpu().numpy()
+    values = phase.cpu().double().numpy()[inside]
+    n = len(values)
+    if not n:
+        return torch.zeros_like(phase)
+    number = np.full(inside.shape, -1, np.int32)
+    number[inside] = np.arange(n)
+    ends = []
+    for axis in range(3):
+        pairs = np.stack([np.moveaxis(number, axis, 0)[start : start + number.shape[axis] - 1] for start in (0, 1)])
+        ends.append(pairs[:, (pairs >= 0).all(axis=0)])
+    before, after = np.concatenate(ends, axis=1)
+    steps = np.abs(np.remainder(values[after] - values[before] + math.pi, 2 * math.pi) - math.pi)
+    signal = magnitude.cpu().double().numpy()[inside]
+    darker, brighter = np.sort([signal[before], signal[after]], axis=0)
+    weights = (1 - steps / math.pi) * darker / np.maximum(brighter, np.finfo(float).tiny)
+    tree = minimum_spanning_tree(coo_array((2 - weights, (before, after)), shape=(n, n))).tocoo()  # 0 is no edge
+    n_parts, part = connected_components(tree, directed=False)
+    seeds = np.unique(part, return_index=True)[1]
+    # Voxel n, which does not exist, joins the parts of the mask to one tree, in which every voxel has a parent.
+    joined = np.append(tree.row, np.full(n_parts, n)), np.append(tree.col, seeds)
+    tree = coo_array((np.ones(len(joined[0])), joined), shape=(n + 1, n + 1))
+    parent = breadth_first_order(tree.tocsr(), n, directed=False)[1].astype(np.intp)
+    parent[n] = n
+    turns = np.zeros(n + 1)
+    turns[:n] = np.round((np.append(values, 0.0)[parent[:n]] - values) / (2 * math.pi))
+    turns[seeds] = 0
+    while (parent != n).any():  # add the turns of all ancestors: of 1, 2, 4, … generations
+        turns, parent = turns + turns[parent], parent[parent]
+    unwrapped = values + 2 * math.pi * turns[:n]
+    medians = np.asarray(ndimage.median(unwrapped, part, np.arange(n_parts)))
+    image = np.zeros(inside.shape)
+    image[inside] = unwrapped - 2 * math.pi * np.round(medians / (2 * math.pi))[part]
+    return torch.from_numpy(image).to(phase)
 
 
 def unwrap_laplacian(phase: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor:

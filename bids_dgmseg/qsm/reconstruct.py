@@ -104,14 +104,14 @@ class Reconstruction:
 
 
 def describe_steps(
-    echo_times_s: Sequence[float], *, background: str, inversion: str, unwrapping: str = "best-path"
+    echo_times_s: Sequence[float], *, background: str, inversion: str, unwrapping: str = "region-growing"
 ) -> dict[str, str]:
     """Describe the steps of a reconstruction, for the sidecar of the map."""
     several = len(echo_times_s) > 1
     r2star = "ARLO" if is_evenly_spaced(echo_times_s) else "weighted log-linear fit"
     unwrapped = UNWRAPPINGS[unwrapping]
     if several:
-        temporal = "temporal" if unwrapping == "best-path" else "the same"
+        temporal = "the same" if unwrapping == "laplacian" else "temporal"
         unwrapped += f", for the phase difference of the first two echoes, {temporal} for all"
     return {
         "Unwrapping": f"{unwrapped}; "
@@ -137,7 +137,7 @@ def reconstruct_files(
     phase_sign: str = "auto",
     background: str = "auto",
     inversion: str = "tv",
-    unwrapping: str = "best-path",
+    unwrapping: str = "region-growing",
 ) -> Reconstruction:
     """Read the echoes of a scan, all on one grid, and reconstruct its chi map.
 
@@ -209,7 +209,7 @@ def reconstruct_chi(
     phase_sign: int | None = None,
     background: str = "auto",
     inversion: str = "tv",
-    unwrapping: str = "best-path",
+    unwrapping: str = "region-growing",
 ) -> Reconstruction:
     """Reconstruct a chi map: unwrapping, field fit, background field removal, dipole inversion.
 

@@ -135,6 +135,13 @@ def test_laplacian_unwrapping_is_cited():
     assert "scikit-image" not in text
 
 
+def test_region_growing_is_cited():
+    text = describe_reconstruction([4], unwrapping="region-growing").replace("\n", " ")
+    assert "unwrapped spatially by region growing [@romeo]" in text
+    assert "temporally" in text
+    assert "scikit-image" not in text
+
+
 @pytest.mark.parametrize(
     ("n_echoes", "present", "absent"),
     [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import heapq
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from bids_dgmseg.qsm.phase import (
     correct_bipolar_readout,
     exclude_unreliable,
     phase_residual_rad,
+    unwrap_by_region_growing,
     unwrap_echoes,
     unwrap_laplacian,
     unwrap_spatially,
@@ -37,33 +40,43 @@ def measure(field_ppm, offset=0.0, times_s=TIMES_S):
     return torch.stack([wrap(2 * math.pi * hertz * time_s + offset) for time_s in times_s])
 
 
-def fit(phase, magnitude, times_s=TIMES_S):
-    unwrapped = unwrap_echoes(phase, magnitude, EVERYWHERE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM)
+def fit(phase, magnitude, times_s=TIMES_S, **method):
+    unwrapped = unwrap_echoes(phase, magnitude, EVERYWHERE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM, **method)
     return combine_echoes(unwrapped, magnitude, echo_times_s=times_s, b0_tesla=3.0)
 
 
-def test_spatial_unwrapping_recovers_three_turns():
+def grow(phase, mask):
+    return unwrap_by_region_growing(phase, torch.ones_like(phase), mask)
+
+
+spatial = pytest.mark.parametrize("unwrap", [unwrap_spatially, grow])
+
+
+@spatial
+def test_spatial_unwrapping_recovers_three_turns(unwrap):
     true = bump(6 * math.pi)
-    found = unwrap_spatially(wrap(true), EVERYWHERE)
+    found = unwrap(wrap(true), EVERYWHERE)
     turns = (found - true) / (2 * math.pi)
     torch.testing.assert_close(turns, turns.round(), atol=1e-4, rtol=0)
     assert turns.round().unique().numel() == 1
     assert abs(float(found.median())) <= math.pi
 
 
-def test_noise_outside_mask_does_not_affect_unwrapping():
+@spatial
+def test_noise_outside_mask_does_not_affect_unwrapping(unwrap):
     true, mask = bump(6 * math.pi), bump(1.0) > 0.2
     noise = torch.rand(true.shape, generator=torch.Generator().manual_seed(0)) * 6
-    found = unwrap_spatially(torch.where(mask, wrap(true), noise - 3), mask)
+    found = unwrap(torch.where(mask, wrap(true), noise - 3), mask)
     assert (found[~mask] == 0).all()
     torch.testing.assert_close(found[mask] - found[mask][0], true[mask] - true[mask][0], atol=1e-4, rtol=0)
 
 
-def test_field_is_recovered_despite_wraps_and_offset():
+@pytest.mark.parametrize("method", ["best-path", "region-growing"])
+def test_field_is_recovered_despite_wraps_and_offset(method):
     # 1.2 ppm is three quarters of a turn per echo, three turns at the last.
     field_ppm = bump(1.2)
     phase = measure(field_ppm, 2.0 + 0.5 * torch.linspace(-1, 1, 24).view(-1, 1, 1))  # 0.03 rad per mm
-    difference = fit(phase, torch.ones_like(phase)) - field_ppm
+    difference = fit(phase, torch.ones_like(phase), method=method) - field_ppm
     assert float((difference - difference.median()).abs().max()) < 0.01
     # Full turns between the first two echoes are a constant field that cannot be determined.
     turns = float(difference.median()) * GYROMAGNETIC_MHZ_PER_T * 3.0 * 0.005
@@ -93,12 +106,70 @@ def test_echo_without_signal_does_not_affect_field():
 def test_single_echo_is_unwrapped_spatially():
     phase = wrap(bump(4 * math.pi))[None]
     found = unwrap_echoes(phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=[0.02], voxel_size_mm=VOXEL_MM)
-    torch.testing.assert_close(found[0], unwrap_spatially(phase[0], EVERYWHERE))
+    torch.testing.assert_close(found[0], grow(phase[0], EVERYWHERE))
 
 
-def test_unwrapping_is_reproducible_to_the_bit():
+@spatial
+def test_unwrapping_is_reproducible_to_the_bit(unwrap):
     phase = wrap(bump(6 * math.pi) + torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)))
-    assert torch.equal(unwrap_spatially(phase, EVERYWHERE), unwrap_spatially(phase, EVERYWHERE))
+    assert torch.equal(unwrap(phase, EVERYWHERE), unwrap(phase, EVERYWHERE))
+
+
+def grow_voxel_by_voxel(phase, magnitude, mask):
+    """Grow each part from its first voxel, always to the neighbour of highest weight (Prim's algorithm)."""
+    grown: dict[tuple[int, ...], float] = {}
+    inside = set(map(tuple, mask.nonzero().tolist()))
+    for seed in sorted(inside):
+        if seed in grown:
+            continue
+        part, heap = {}, [(0.0, seed, float(phase[seed]))]
+        while heap:
+            _, voxel, value = heapq.heappop(heap)
+            if voxel in part:
+                continue
+            part[voxel] = value
+            for axis, step in product(range(3), (-1, 1)):
+                other = tuple(index + step * (axis == one) for one, index in enumerate(voxel))
+                if other in inside and other not in part:
+                    change = math.remainder(float(phase[other]) - float(phase[voxel]), 2 * math.pi)
+                    darker, brighter = sorted((float(magnitude[voxel]), float(magnitude[other])))
+                    weight = (1 - abs(change) / math.pi) * darker / brighter
+                    heapq.heappush(heap, (-weight, other, value + change))
+        turns = round(float(np.median(list(part.values()))) / (2 * math.pi))
+        grown |= {voxel: value - 2 * math.pi * turns for voxel, value in part.items()}
+    image = torch.zeros(phase.shape)
+    for voxel, value in grown.items():
+        image[voxel] = value
+    return image
+
+
+def test_region_growing_follows_most_coherent_neighbours():
+    # Noise of 1.2 rad opens the wraps, so that the result depends on the path; a third of the voxels, in many parts.
+    generator = torch.Generator().manual_seed(3)
+    phase = wrap(bump(6 * math.pi) + 1.2 * torch.randn(SHAPE, generator=generator))
+    magnitude = 0.1 + torch.rand(SHAPE, generator=generator)
+    for mask in (EVERYWHERE, torch.rand(SHAPE, generator=generator) < 1 / 3):
+        found = unwrap_by_region_growing(phase, magnitude, mask)
+        torch.testing.assert_close(found, grow_voxel_by_voxel(phase, magnitude, mask), atol=1e-4, rtol=0)
+
+
+def test_region_growing_ignores_noise_of_dark_cavity():
+    true, dark = bump(6 * math.pi), bump(1.0) > 0.7
+    noise = 6 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(4)) - 3
+    magnitude = torch.where(dark, 0.0, 1.0)
+    found = unwrap_by_region_growing(torch.where(dark, noise, wrap(true)), magnitude, EVERYWHERE)
+    difference = (found - true)[~dark]
+    torch.testing.assert_close(difference, difference[0].expand_as(difference), atol=1e-4, rtol=0)
+
+
+def test_region_growing_starts_each_part_near_zero():
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    mask[1:9], mask[12:20] = True, True
+    true = torch.full(SHAPE, 1.0)
+    true[12:] = 2 * math.pi - 1.0  # the turns between the parts are unknown
+    found = grow(wrap(true), mask)
+    torch.testing.assert_close(found[mask], torch.where(true > 2, -1.0, 1.0)[mask], atol=1e-5, rtol=0)
+    assert not grow(true, ~EVERYWHERE).any()
 
 
 def test_laplacian_is_exact_where_all_is_measured():
@@ -135,7 +206,7 @@ def test_laplacian_removes_offset_of_all_echoes():
 
 def test_unknown_unwrapping_is_rejected():
     phase = torch.zeros(1, *SHAPE)
-    with pytest.raises(ValueError, match="unwrapping: 'romeo', expected one of best-path, laplacian"):
+    with pytest.raises(ValueError, match="unwrapping: 'romeo', expected one of region-growing, best-path, laplacian"):
         unwrap_echoes(phase, phase, EVERYWHERE, echo_times_s=[0.01], voxel_size_mm=VOXEL_MM, method="romeo")
 
 
