@@ -209,7 +209,7 @@ def unwrap_by_region_growing(phase: Tensor, magnitude: Tensor, mask: Tensor) -> 
         pairs = np.stack([np.moveaxis(number, axis, 0)[start : start + number.shape[axis] - 1] for start in (0, 1)])
         ends.append(pairs[:, (pairs >= 0).all(axis=0)])
     before, after = np.concatenate(ends, axis=1)
-    steps = np.abs(np.remainder(values[after] - values[before] + math.pi, 2 * math.pi) - math.pi)
+    steps = wrap(torch.from_numpy(values[after] - values[before])).abs().numpy()
     signal = magnitude.cpu().double().numpy()[inside]
     darker, brighter = np.sort([signal[before], signal[after]], axis=0)
     weights = (1 - steps / math.pi) * darker / np.maximum(brighter, np.finfo(float).tiny)

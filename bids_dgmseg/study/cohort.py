@@ -27,7 +27,7 @@ from bids_dgmseg.study.demographics import (
     read_sexes,
 )
 from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
-from bids_dgmseg.study.stats_files import RERUN
+from bids_dgmseg.study.stats_files import HEADER, LINE, RERUN
 
 _ENTITIES = {
     "sub": "participant_id",
@@ -91,6 +91,12 @@ class Cohort:
     """Selected tables that cannot be used; `warnings` name them."""
     n_outdated: int = 0
     """Scans whose results are out of date; `warnings` name them."""
+
+    @property
+    def stats_columns(self) -> tuple[str, ...]:
+        """Columns of `stats` that ``_stats.tsv`` has."""
+        added = ("scan", HEADER, LINE, "excluded")
+        return tuple(str(column) for column in self.stats if column not in added)
 
     def analysed(self) -> Cohort:
         """Return the scans that enter statistics, which are numbered anew."""

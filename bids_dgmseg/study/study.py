@@ -18,7 +18,6 @@ from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
-from bids_dgmseg.study.stats_files import HEADER, LINE
 
 _REFERENCE_GROUPS = (
     *("hc", "control", "controls", "healthy", "healthy control", "healthy controls", "healthy_control"),
@@ -155,8 +154,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     is an `InputError` if no scan has a measure, or a value of it is not a number.
     """
     if unknown := [measure for measure in measures if measure not in cohort.stats]:
-        added = ("scan", "excluded", HEADER, LINE)
-        shown = ", ".join(sorted(str(column) for column in cohort.stats if column not in added))
+        shown = ", ".join(sorted(cohort.stats_columns))
         raise InputError(f"--measures {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
     scan = cohort.stats["scan"].to_numpy()
     table = cohort.stats[["scan", "abbreviation"]].copy()

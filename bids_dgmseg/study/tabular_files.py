@@ -107,8 +107,7 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
     """Add age and participants' columns; one with the name of another column is renamed."""
     scan = rows["scan"].to_numpy()
     front = pd.DataFrame({"scan": scan, "age_years": cohort.demographics["age"].to_numpy()[scan]})
-    own = ("scan", HEADER, LINE, "excluded")
-    cells = tuple(str(column) for column in cohort.stats if column not in own) if LINE in rows else ()
+    cells = cohort.stats_columns if LINE in rows else ()
     taken = {*cohort.keys, *front, *rows, *cells}
     columns = map(str, cohort.participants)
     names = {column: f"participants_{column}" if column in taken else column for column in columns}
