@@ -6,17 +6,15 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nilearn.image import load_img
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, count
@@ -26,6 +24,7 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.io.nifti import image_like, load_image
+from bids_dgmseg.io.niimg import Niimg, as_file, name_echoes, write_echoes, write_image
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels, measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
 from bids_dgmseg.models.label_map import choose_labels
@@ -39,9 +38,6 @@ from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 
-Niimg: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage
-"""A path or an image in memory: whatever `nilearn.image.load_img` accepts."""
-
 _SUFFIX_UNITS = {
     "Chimap": "ppm",
     **dict.fromkeys(("T1map", "T2map", "T2starmap"), "s"),
@@ -50,9 +46,6 @@ _SUFFIX_UNITS = {
 """BIDS suffix → unit of the map."""
 
 _UNIT_NAMES = {"hz": "hz", "1/s": "hz", "s^-1": "hz", "s-1": "hz", "arbitrary": "", "n/a": ""}
-
-_ECHO_FILE = re.compile(r"(\(echo \d+\))\.nii\b")
-"""End of the name of a temporary file with one echo, which messages name without its extension."""
 
 _NO_PROBABILITIES = ["mean_probability", "volume_pv_mm3", "mean_pv_ppm", "mass_ppm_mm3"]
 """Columns of `measure_nuclei` that need probabilities or only make sense for susceptibility."""
@@ -153,7 +146,7 @@ def segment(
     chosen, notes = choose_labels(replace(get_model(model, option="model "), ensemble=ensemble), folder, None)
     if ensemble and chosen.localizer.kind == "nnunet":
         raise InputError(f"ensemble: {chosen.name} distinguishes left from right and is not mirrored; set it to False")
-    with _as_file(img, "map") as path:
+    with as_file(img, "map") as path:
         checked = check_chi(path, _sidecar(path, units))
         chi = checked.chi_ppm
         found = segment_map(chi, chosen, weights=folder, device=device)
@@ -210,10 +203,10 @@ def measure(
         If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), or a
         label is not in the look-up table.
     """
-    with _as_file(img, "map") as path:
+    with as_file(img, "map") as path:
         values, unit = _read_map(path, units)
         name = path.name
-    with _as_file(labels, "labels") as path:
+    with as_file(labels, "labels") as path:
         given = read_labels(path)
         structures = _structures(given, lut, path.name)
         dseg = _on_grid(given, values, path.name, name)
@@ -293,8 +286,8 @@ def reconstruct(
     `bids_dgmseg.qsm.reconstruct.reconstruct_chi`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        phases = _echo_files(phase, Path(folder), "phase")
-        magnitudes = phases if magnitude is None else _echo_files(magnitude, Path(folder), "magnitude")
+        phases = write_echoes(phase, Path(folder), "phase")
+        magnitudes = phases if magnitude is None else write_echoes(magnitude, Path(folder), "magnitude")
         times = [float(time_s) for time_s in echo_times_s]
         if not len(magnitudes) == len(phases) == len(times):
             raise ValueError(
@@ -322,17 +315,17 @@ def reconstruct(
                 echo_times_s=times,
                 b0_tesla=float(field_strength_t),
                 phase_units=[str(_sidecar(path, phase_units).get("Units", "")) for path in beside],
-                mask=None if mask is None else _write_niimg(mask, Path(folder), "mask"),
+                mask=None if mask is None else write_image(mask, Path(folder), "mask"),
                 phase_sign=phase_sign,
                 background=background,
                 inversion=inversion,
                 unwrapping=unwrapping,
             )
         except InputError as error:
-            raise InputError(_ECHO_FILE.sub(r"\1", str(error))) from error
+            raise InputError(name_echoes(str(error))) from error
         implausible = [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
         for text in (*done.warnings, *implausible):
-            warnings.warn(_ECHO_FILE.sub(r"\1", text), stacklevel=2)
+            warnings.warn(name_echoes(text), stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 
 
@@ -356,46 +349,6 @@ def list_models() -> pd.DataFrame:
         for name, model in MODELS.items()
     ]
     return pd.DataFrame(rows).set_index("model")
-
-
-@contextmanager
-def _as_file(img: Niimg, name: str) -> Iterator[Path]:
-    """Yield the path of an image; images in memory are written to a temporary file."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield _write_niimg(img, Path(folder), name)
-
-
-def _write_niimg(img: Niimg, folder: Path, name: str) -> Path:
-    """Return the path of an image, written to `folder` without loss if it is in memory.
-
-    Everything is read from files, so that an image in memory gives the same bits and messages as its file.
-    """
-    if isinstance(img, str | os.PathLike):
-        return Path(img).expanduser()
-    image = load_img(img)
-    array = np.asanyarray(image.dataobj)
-    if array.dtype.kind in "bui" and array.dtype.itemsize != 2:
-        array = array.astype(np.int32)
-    elif array.dtype == np.float16:
-        array = array.astype(np.float32)
-    if isinstance(image, nib.Nifti1Image):
-        header = image.header.copy()
-        header.set_data_dtype(array.dtype)
-        image = type(image)(array, None, header)
-    else:
-        image = nib.Nifti1Image(array, image.affine)
-    path = folder / f"{name}.nii"
-    image.to_filename(path)
-    return path
-
-
-def _echo_files(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> list[Path]:
-    """Return one path per echo; those of temporary files match `_ECHO_FILE`."""
-    if isinstance(images, str | os.PathLike | nib.spatialimages.SpatialImage):
-        name = Path(images).name if isinstance(images, str | os.PathLike) else name
-        image = load_img(images)
-        images = [images] if len(image.shape) == 3 else [image.slicer[..., echo] for echo in range(image.shape[3])]
-    return [_write_niimg(image, folder, f"{name} (echo {number})") for number, image in enumerate(images, start=1)]
 
 
 def _sidecar(path: Path, units: str | None = None) -> Mapping[str, Any]:

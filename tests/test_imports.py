@@ -40,7 +40,7 @@ OWNERS = {
     "nnunetv2": {"segmentation/nnunet.py", "train/nnunet"},
     "torch": {"image/resample.py", "networks", "models", "segmentation", "train", "simulate", "qsm"},
     "matplotlib": {"report"},
-    "nilearn": {"report", "api.py"},
+    "nilearn": {"report", "io/niimg.py"},
 }
 """Third-party package → rooms or files that alone may import it."""
 HEAVY = {

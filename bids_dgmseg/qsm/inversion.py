@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
@@ -41,6 +42,10 @@ _EDGE_SHARE = 0.3
 
 _CONE = 0.1
 """Size of the kernel below which its inverse is ill-conditioned [Li 2015]."""
+
+
+_FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
+"""Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
 
 
 def invert(
@@ -245,14 +250,15 @@ def total_variation(
         dual_field, dual_uniform = torch.zeros_like(field), torch.zeros_like(field)
         chi = torch.fft.irfftn(data * inverse, s=field.shape)
         for _ in range(iterations):
-            gradient = _gradient(chi, voxel_size_mm) + dual
-            dual = torch.maximum(torch.minimum(gradient, limit), -limit)
+            gradient = _gradient(chi, voxel_size_mm).add_(dual)
+            dual = gradient.clamp(-limit, limit)
             if weight is not None:
                 modelled = apply_kernel(chi, kernel) + dual_field
                 fitted = (weight**2 * given + modelled) / (weight**2 + 1)
                 dual_field = modelled - fitted
                 data = torch.fft.rfftn(fitted - dual_field) * kernel
-            pull = coupling * _negative_divergence(gradient - 2 * dual, voxel_size_mm)
+            pull = _negative_divergence(gradient.sub_(2 * dual), voxel_size_mm).mul_(coupling)
+            del gradient
             if uniform is not None:
                 shifted = chi + dual_uniform
                 equal = torch.where(uniform, shifted[uniform].mean(), shifted)
@@ -318,6 +324,25 @@ def morphology_enabled(
         uniform=fluid,
     )
     return chi if fluid is None else chi - chi[fluid].mean()
+
+
+def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
+    """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre; None if too little.
+
+    Arrays have shape (X, Y, Z). Single voxels and thin sheets are not fluid.
+
+    References
+    ----------
+    Liu Z, et al. MEDI+0: Morphology enabled dipole inversion with automatic uniform cerebrospinal fluid zero reference.
+    Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
+    """
+    centre = ndimage.center_of_mass(mask.numpy())
+    axes = np.ogrid[tuple(slice(size) for size in mask.shape)]
+    parts = zip(axes, centre, voxel_size_mm, strict=True)
+    squared_mm2 = np.asarray(sum(((index - middle) * step) ** 2 for index, middle, step in parts))
+    slow = mask.numpy() & (r2star.numpy() < _FLUID_R2STAR_HZ) & (squared_mm2 < _FLUID_RADIUS_MM**2)
+    fluid = ndimage.binary_opening(slow)
+    return torch.from_numpy(fluid) if fluid.sum() * math.prod(voxel_size_mm) >= _MIN_FLUID_MM3 else None
 
 
 def streak_corrected_least_squares(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
     apply_kernel,
+    combine_echoes,
     fast_size,
     frequencies_per_mm,
     is_evenly_spaced,
@@ -56,6 +58,48 @@ _FILL_SIGMA_MM = 2.0
 
 _CONNECTIVITY = np.ones((3, 3, 3))
 """Voxels that share a face, an edge or a corner are neighbours."""
+
+
+@dataclass(frozen=True)
+class TotalField:
+    """The field of all sources, as if phase increased with it; arrays have shape (X, Y, Z)."""
+
+    field_ppm: NDArray[np.float32]
+    reliable: NDArray[np.bool_]
+    residual_rad: Tensor
+    """Of the fit over the echoes."""
+    readout_ramp_rad: float | None
+    """Range of the bipolar readout ramp, see `correct_bipolar_readout`."""
+
+
+def fit_total_field(
+    phase: Tensor,
+    magnitude: Tensor,
+    mask: Tensor,
+    combined: NDArray[np.float32],
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
+    voxel_size_mm: Sequence[float],
+    unwrapping: str,
+) -> TotalField:
+    """Correct and unwrap the echoes, fit their field and exclude unreliable voxels.
+
+    `combined` is the root of the sum of squares of the magnitudes; `unwrapping` is a key of
+    `UNWRAPPINGS`. ValueError if no voxel is reliable.
+    """
+    phase, ramp_rad = correct_bipolar_readout(phase, magnitude, mask, echo_times_s=echo_times_s)
+    unwrapped = unwrap_echoes(
+        phase, magnitude, mask, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm, method=unwrapping
+    )
+    field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+    residual = phase_residual_rad(unwrapped, magnitude, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=mask)
+    reliable_field, reliable = exclude_unreliable(
+        field.numpy(), residual.numpy(), combined, mask.numpy(), voxel_size_mm=voxel_size_mm
+    )
+    if not reliable.any():
+        raise ValueError("the mask contains no reliable voxel")
+    return TotalField(reliable_field, reliable, residual, ramp_rad)
 
 
 def correct_bipolar_readout(

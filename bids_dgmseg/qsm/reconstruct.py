@@ -24,7 +24,6 @@ from bids_dgmseg.qsm.complex_signal import read_signal
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
     apply_kernel,
-    combine_echoes,
     dipole_kernel,
     estimate_noise_sd,
     fast_size,
@@ -32,14 +31,12 @@ from bids_dgmseg.qsm.field import (
     is_evenly_spaced,
     zero_pad,
 )
-from bids_dgmseg.qsm.inversion import INVERSIONS, invert
+from bids_dgmseg.qsm.inversion import INVERSIONS, find_ventricles, invert
 from bids_dgmseg.qsm.phase import (
     MAX_RESIDUAL_RAD,
     UNWRAPPINGS,
-    correct_bipolar_readout,
-    exclude_unreliable,
-    phase_residual_rad,
-    unwrap_echoes,
+    TotalField,
+    fit_total_field,
 )
 from bids_dgmseg.qsm.phase_sign import compare_tails, correlate_with_head_field, decide_sign
 from bids_dgmseg.segmentation.brain_mask import find_brain, find_mask_problems
@@ -49,9 +46,6 @@ PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
 
 _MARGIN_MM = 20.0
 """Zero padding around the brain, against aliasing between its opposite faces."""
-
-_FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
-"""Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""
@@ -250,87 +244,130 @@ def reconstruct_chi(
         with references.
     """
     finite = np.isfinite(phase).all(axis=0)
-    phase, magnitude = np.where(finite, phase, np.float32(0)), np.where(finite, magnitude, np.float32(0))
+    phases, signal = (torch.from_numpy(np.where(finite, part, np.float32(0))) for part in (phase, magnitude))
     is_found = mask is None
     if background == "auto":
         background = "vsharp" if is_found or len(phase) == 1 else "pdf"
-    combined = np.sqrt(np.square(magnitude).sum(axis=0))
+    combined = signal.square().sum(dim=0).sqrt().numpy()
     if mask is None:
         mask = find_brain(combined, voxel_size_mm=voxel_size_mm)
         if not mask.any():
             raise ValueError("no brain found in the magnitude")
-    phases, signal, brain = torch.from_numpy(phase), torch.from_numpy(magnitude), torch.from_numpy(mask & finite)
-    phases, ramp_rad = correct_bipolar_readout(phases, signal, brain, echo_times_s=echo_times_s)
-    unwrapped = unwrap_echoes(
-        phases, signal, brain, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm, method=unwrapping
-    )
-    field = combine_echoes(unwrapped, signal, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
-    r2star = torch.zeros(mask.shape)
+    brain = torch.from_numpy(mask & finite)
+    r2star = None
     if len(echo_times_s) > 1:
+        r2star = torch.zeros(mask.shape)
         r2star[brain] = fit_r2star(signal[:, brain], echo_times_s=echo_times_s)
-    residual = phase_residual_rad(unwrapped, signal, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=brain)
-    reliable_field, reliable = exclude_unreliable(
-        field.numpy(), residual.numpy(), combined, brain.numpy(), voxel_size_mm=voxel_size_mm
+    total = fit_total_field(
+        phases,
+        signal,
+        brain,
+        combined,
+        echo_times_s=echo_times_s,
+        b0_tesla=b0_tesla,
+        voxel_size_mm=voxel_size_mm,
+        unwrapping=unwrapping,
     )
-    if not reliable.any():
-        raise ValueError("the mask contains no reliable voxel")
-    box = ndimage.find_objects(reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
-    field, inside, total = (torch.from_numpy(array)[box] for array in (reliable_field, reliable, combined))
+    del phases
+    correlation = correlate_with_head_field(
+        total.field_ppm, total.reliable, combined, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
+    )
+    source = _find_susceptibility(
+        total,
+        signal,
+        combined,
+        r2star,
+        echo_times_s=echo_times_s,
+        b0_tesla=b0_tesla,
+        voxel_size_mm=voxel_size_mm,
+        b0_direction=b0_direction,
+        background=background,
+        inversion=inversion,
+    )
+    ratio = compare_tails(source.chi_ppm, source.mask, voxel_size_mm=voxel_size_mm)
+    sign, sign_from = (phase_sign, "the caller") if phase_sign else decide_sign(correlation, ratio)
+    return Reconstruction(
+        chi_ppm=sign * source.chi_ppm,
+        mask=source.mask,
+        brain=mask,
+        magnitude=combined,
+        total_field_ppm=sign * np.where(total.reliable, total.field_ppm, np.float32(0)),
+        local_field_ppm=sign * source.local_field_ppm,
+        phase_sign=sign,
+        phase_sign_from=sign_from,
+        head_correlation=sign * correlation,
+        tail_ratio=ratio if sign > 0 else 1 / ratio,
+        readout_ramp_rad=total.readout_ramp_rad,
+        noise_ppm=source.noise_ppm,
+        misfit_ppm=source.misfit_ppm,
+        background=background,
+        inversion=inversion,
+        unwrapping=unwrapping,
+        r2star_hz=None if r2star is None else r2star.numpy(),
+        problems=(
+            *(find_mask_problems(mask, combined, voxel_size_mm=voxel_size_mm) if is_found else ()),
+            *find_problems(sign * source.chi_ppm[source.mask]),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Susceptibility:
+    """What remains of the field without its background, and its sources, for either sign of the phase."""
+
+    chi_ppm: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    local_field_ppm: NDArray[np.float32]
+    noise_ppm: float
+    misfit_ppm: float
+
+
+def _find_susceptibility(
+    total: TotalField,
+    signal: Tensor,
+    combined: NDArray[np.float32],
+    r2star: Tensor | None,
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float],
+    background: str,
+    inversion: str,
+) -> _Susceptibility:
+    """Remove the background field and invert the local one, in the box around the reliable voxels."""
+    box = ndimage.find_objects(total.reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
+    field, inside, magnitude = (torch.from_numpy(array)[box] for array in (total.field_ppm, total.reliable, combined))
     echoes = signal[(slice(None), *box)]
     times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
-    correlation = correlate_with_head_field(
-        reliable_field, reliable, combined, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
-    )
-    local, eroded_box = remove_background(
+    local, mask = remove_background(
         field, inside, method=background, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight
     )
-    if not eroded_box.any():
+    if not mask.any():
         raise ValueError("no voxel is far enough from the border of the mask")
-    residual_sd = residual[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30)
-    noise_ppm = _noise_sd_ppm(local, eroded_box, residual_sd, n_echoes=len(echo_times_s), b0_tesla=b0_tesla)
+    residual_sd = total.residual_rad[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30)
+    noise_ppm = _noise_sd_ppm(local, mask, residual_sd, n_echoes=len(echo_times_s), b0_tesla=b0_tesla)
     fluid = None
-    if inversion == "medi" and len(echo_times_s) > 2:
-        fluid = find_ventricles(r2star[box], eroded_box, voxel_size_mm=voxel_size_mm)
-    inverted, explained = _invert_padded(
+    if inversion == "medi" and r2star is not None and len(echo_times_s) > 2:
+        fluid = find_ventricles(r2star[box], mask, voxel_size_mm=voxel_size_mm)
+    chi, explained = _invert_padded(
         local,
         b0_direction,
         method=inversion,
         noise_ppm=noise_ppm,
         voxel_size_mm=voxel_size_mm,
-        mask=eroded_box,
-        magnitude=total,
+        mask=mask,
+        magnitude=magnitude,
         weight=weight,
         fluid=fluid,
     )
-    chi, local_field, eroded = (torch.zeros(mask.shape, dtype=kind) for kind in (local.dtype, local.dtype, torch.bool))
-    chi[box], eroded[box] = torch.where(eroded_box, inverted - inverted[eroded_box].mean(), 0.0), eroded_box
-    local_field[box] = local
-    ratio = compare_tails(chi.numpy(), eroded.numpy(), voxel_size_mm=voxel_size_mm)
-    sign, sign_from = (phase_sign, "the caller") if phase_sign else decide_sign(correlation, ratio)
-    return Reconstruction(
-        chi_ppm=sign * chi.numpy(),
-        mask=eroded.numpy(),
-        brain=mask,
-        magnitude=combined,
-        total_field_ppm=sign * np.where(reliable, reliable_field, np.float32(0)),
-        local_field_ppm=sign * local_field.numpy(),
-        phase_sign=sign,
-        phase_sign_from=sign_from,
-        head_correlation=sign * correlation,
-        tail_ratio=ratio if sign > 0 else 1 / ratio,
-        readout_ramp_rad=ramp_rad,
-        noise_ppm=noise_ppm,
-        misfit_ppm=float((explained - local)[eroded_box].std()),
-        background=background,
-        inversion=inversion,
-        unwrapping=unwrapping,
-        r2star_hz=r2star.numpy() if len(echo_times_s) > 1 else None,
-        problems=(
-            *(find_mask_problems(mask, combined, voxel_size_mm=voxel_size_mm) if is_found else ()),
-            *find_problems(chi[eroded].numpy()),
-        ),
-    )
+    misfit_ppm = float((explained - local)[mask].std())
+    parts = (torch.where(mask, chi - chi[mask].mean(), 0.0), mask, local)
+    whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
+    for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
+        whole[box] = part
+    return _Susceptibility(whole_chi.numpy(), whole_mask.numpy(), whole_local.numpy(), noise_ppm, misfit_ppm)
 
 
 def _noise_sd_ppm(local: Tensor, mask: Tensor, residual_sd: Tensor, *, n_echoes: int, b0_tesla: float) -> float:
@@ -356,25 +393,6 @@ def _invert_padded(
     }
     inverted = invert(zero_pad(local, shape), kernel, voxel_size_mm=voxel_size_mm, **padded)
     return inverted[inner], apply_kernel(inverted, kernel)[inner]
-
-
-def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
-    """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre; None if too little.
-
-    Arrays have shape (X, Y, Z). Single voxels and thin sheets are not fluid.
-
-    References
-    ----------
-    Liu Z, et al. MEDI+0: Morphology enabled dipole inversion with automatic uniform cerebrospinal fluid zero reference.
-    Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
-    """
-    centre = ndimage.center_of_mass(mask.numpy())
-    axes = np.ogrid[tuple(slice(size) for size in mask.shape)]
-    parts = zip(axes, centre, voxel_size_mm, strict=True)
-    squared_mm2 = np.asarray(sum(((index - middle) * step) ** 2 for index, middle, step in parts))
-    slow = mask.numpy() & (r2star.numpy() < _FLUID_R2STAR_HZ) & (squared_mm2 < _FLUID_RADIUS_MM**2)
-    fluid = ndimage.binary_opening(slow)
-    return torch.from_numpy(fluid) if fluid.sum() * math.prod(voxel_size_mm) >= _MIN_FLUID_MM3 else None
 
 
 def find_problems(chi_ppm: NDArray[np.float32]) -> Iterator[str]:
