@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
     parser.add_argument("--masks", nargs="+", choices=INPUTS, default=[*INPUTS], help="inputs (default: all)")
     parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
-    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["tv"])
+    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["medi"])
     parser.add_argument("--dice", action="store_true", help="segment every map with the shipped model")
     parser.add_argument("--out", type=Path, help="write all results as TSV")
     args = parser.parse_args(argv)

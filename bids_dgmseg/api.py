@@ -236,7 +236,7 @@ def reconstruct(
     phase_units: str | None = None,
     phase_sign: str = "auto",
     background: str = "auto",
-    inversion: str = "tv",
+    inversion: str = "medi",
     unwrapping: str = "region-growing",
 ) -> nib.Nifti1Image:
     """Reconstruct a susceptibility map from multi-echo GRE.
@@ -258,7 +258,7 @@ def reconstruct(
         Whether phase increases or decreases with the field; by default judged by the shape of the head.
     background : {"auto", "pdf", "vsharp", "lbv"}
         Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
-    inversion : {"tv", "star", "medi", "ilsqr", "tkd"}
+    inversion : {"medi", "tv", "star", "ilsqr", "tkd"}
         Method of dipole inversion.
     unwrapping : {"region-growing", "best-path", "laplacian"}
         Method of phase unwrapping; ``laplacian`` removes part of the background field.

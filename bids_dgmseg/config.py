@@ -20,7 +20,7 @@ Background = Literal["auto", "pdf", "vsharp", "lbv"]
 
 Unwrapping = Literal["region-growing", "best-path", "laplacian"]
 
-Inversion = Literal["tv", "star", "medi", "ilsqr", "tkd"]
+Inversion = Literal["medi", "tv", "star", "ilsqr", "tkd"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ReconstructionOptions:
     """Folder with the user's brain masks."""
     background: Background = "auto"
     """Method of background field removal; ``auto`` depends on the mask and the number of echoes."""
-    inversion: Inversion = "tv"
+    inversion: Inversion = "medi"
     """Method of dipole inversion."""
     accept_implausible: bool = False
     """Segment maps that fail the plausibility checks."""

@@ -283,7 +283,7 @@ RECONSTRUCTION_METHODS = {
 
 
 def describe_reconstruction(
-    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "tv", unwrapping: str = "region-growing"
+    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "medi", unwrapping: str = "region-growing"
 ) -> str:
     """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
 

@@ -110,8 +110,8 @@ OPTIONS = {
         ),
         option(
             "--inversion",
-            "method of dipole inversion: total variation, two-level total variation (as STAR-QSM), MEDI with "
-            "edges of the magnitude and uniform ventricles, iLSQR or thresholded k-space division (default: tv)",
+            "method of dipole inversion: MEDI with edges of the magnitude and uniform ventricles, total variation, "
+            "two-level total variation (as STAR-QSM), iLSQR or thresholded k-space division (default: medi)",
             choices=get_args(Inversion),
             default=ReconstructionOptions.inversion,
         ),

@@ -47,6 +47,9 @@ _CONE = 0.1
 _FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
 """Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
 
+_MAX_FLUID_SHARE = 0.5
+"""Of the voxels near the centre; if more seem to be fluid, they are tissue whose decay the echoes do not show."""
+
 
 def invert(
     field: Tensor,
@@ -257,7 +260,7 @@ def total_variation(
                 fitted = (weight**2 * given + modelled) / (weight**2 + 1)
                 dual_field = modelled - fitted
                 data = torch.fft.rfftn(fitted - dual_field) * kernel
-            pull = _negative_divergence(gradient.sub_(2 * dual), voxel_size_mm).mul_(coupling)
+            pull = _negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
             del gradient
             if uniform is not None:
                 shifted = chi + dual_uniform
@@ -327,9 +330,10 @@ def morphology_enabled(
 
 
 def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
-    """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre; None if too little.
+    """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre.
 
-    Arrays have shape (X, Y, Z). Single voxels and thin sheets are not fluid.
+    None if it is too little, or so much that R2* obviously does not tell it from tissue. Arrays have shape (X, Y, Z).
+    Single voxels and thin sheets are not fluid.
 
     References
     ----------
@@ -340,9 +344,11 @@ def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[flo
     axes = np.ogrid[tuple(slice(size) for size in mask.shape)]
     parts = zip(axes, centre, voxel_size_mm, strict=True)
     squared_mm2 = np.asarray(sum(((index - middle) * step) ** 2 for index, middle, step in parts))
-    slow = mask.numpy() & (r2star.numpy() < _FLUID_R2STAR_HZ) & (squared_mm2 < _FLUID_RADIUS_MM**2)
-    fluid = ndimage.binary_opening(slow)
-    return torch.from_numpy(fluid) if fluid.sum() * math.prod(voxel_size_mm) >= _MIN_FLUID_MM3 else None
+    near = mask.numpy() & (squared_mm2 < _FLUID_RADIUS_MM**2)
+    fluid = ndimage.binary_opening(near & (r2star.numpy() < _FLUID_R2STAR_HZ))
+    too_little = fluid.sum() * math.prod(voxel_size_mm) < _MIN_FLUID_MM3
+    too_much = fluid.sum() > _MAX_FLUID_SHARE * near.sum()
+    return None if too_little or too_much else torch.from_numpy(fluid)
 
 
 def streak_corrected_least_squares(

@@ -6,6 +6,7 @@ from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel
 from bids_dgmseg.qsm.inversion import (
     INVERSIONS,
     conjugate_gradients,
+    find_ventricles,
     invert,
     least_squares,
     total_variation,
@@ -141,6 +142,33 @@ def test_bregman_step_restores_contrast(nucleus):
     )
     before, after = (float((0.1 - (one[ball].mean() - one[brain & (chi == 0)].mean())).abs()) for one in (once, twice))
     assert after < 0.5 * before
+
+
+def brain_with_fluid(half_width, fluid_hz=1.0):
+    """R2* of a ball of 38 mm with a cube of fluid in its centre and a plane of one voxel outside, 1.5 mm voxels."""
+    axes = np.ogrid[:61, :61, :61]
+    brain = sum((axis - 30) ** 2 for axis in axes) < 25**2
+    r2star = np.full(brain.shape, 20, np.float32)
+    cube = (slice(30 - half_width, 31 + half_width),) * 3
+    r2star[cube] = fluid_hz
+    r2star[20, 25:36, 25:36] = fluid_hz
+    fluid = np.zeros(brain.shape, bool)
+    fluid[cube] = True
+    return torch.from_numpy(r2star), torch.from_numpy(brain), fluid
+
+
+def test_fluid_is_where_the_signal_hardly_decays():
+    r2star, brain, fluid = brain_with_fluid(3)
+    found = find_ventricles(r2star, brain, voxel_size_mm=(1.5, 1.5, 1.5)).numpy()
+    assert not (found & ~fluid).any()
+    assert found.sum() > 0.8 * fluid.sum()  # an opening rounds corners
+
+
+# 5 Hz is tissue; 27 voxels of 3.4 mm³ are below 100 mm³; cubes of 25 and 29 voxels are 53 and 82 of 113 ml in 30 mm.
+@pytest.mark.parametrize(("half_width", "fluid_hz", "is_found"), [(3, 5, 0), (1, 1, 0), (12, 1, 1), (14, 1, 0)])
+def test_fluid_is_neither_too_little_nor_too_much(half_width, fluid_hz, is_found):
+    r2star, brain, _ = brain_with_fluid(half_width, fluid_hz)
+    assert (find_ventricles(r2star, brain, voxel_size_mm=(1.5, 1.5, 1.5)) is not None) == is_found
 
 
 def test_unknown_inversion_is_rejected(field, kernel):

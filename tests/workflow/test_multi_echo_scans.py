@@ -161,7 +161,7 @@ def test_reconstruction_is_documented(done):
     assert sidecar["BrainVolume"] > valid_ml
     assert 0 < sidecar["FieldMisfit"] < sidecar["LocalFieldFraction"] < 1
     edge_mm = float(np.prod(found.voxel_size_mm)) ** (1 / 3)
-    assert sidecar["RegularizationWeight"] == pytest.approx(0.25 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
+    assert sidecar["RegularizationWeight"] == pytest.approx(0.04 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
     assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
     assert len(sidecar["Sources"]) == 8
     (dseg,) = anat.glob("*_dseg.json")
