@@ -85,8 +85,8 @@ def fit_total_field(
 ) -> TotalField:
     """Correct and unwrap the echoes, fit their field and exclude unreliable voxels.
 
-    `combined` is the root of the sum of squares of the magnitudes; `unwrapping` is a key of
-    `UNWRAPPINGS`. ValueError if no voxel is reliable.
+    `combined` is the root of the sum of squares of the magnitudes, `unwrapping` a key of `UNWRAPPINGS`. ValueError if
+    no voxel is reliable.
     """
     phase, ramp_rad = correct_bipolar_readout(phase, magnitude, mask, echo_times_s=echo_times_s)
     unwrapped = unwrap_echoes(

@@ -142,12 +142,14 @@ def find_head(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float])
     return large_components(close_with_ball(magnitude > threshold, _CLOSING_MM, voxel_size_mm))
 
 
-def compare_tails(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], *, voxel_size_mm: Sequence[float]) -> float:
+def compare_tails(
+    chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64], *, voxel_size_mm: Sequence[float]
+) -> float:
     """Divide the distances of the highest and of the lowest values of the deep brain from its median.
 
-    Nuclei and veins make it larger than 1 in a map of the right sign.
+    Nuclei and veins make it larger than 1 in a map of the right sign. `depth_mm` (X, Y, Z) is the distance from the
+    outside of the mask.
     """
-    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
     smooth = ndimage.gaussian_filter(chi_ppm, [_BLUR_MM / step for step in voxel_size_mm])
     deep = smooth[depth_mm > _DEEP * depth_mm.max()]
     low, median, high = np.percentile(deep, (_TAIL_PERCENT, 50, 100 - _TAIL_PERCENT))

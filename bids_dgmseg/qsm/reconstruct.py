@@ -271,7 +271,7 @@ def reconstruct_chi(
         voxel_size_mm=voxel_size_mm,
         unwrapping=unwrapping,
     )
-    del phases
+    del phases  # the inversion needs the memory
     correlation = correlate_with_head_field(
         total.field_ppm, total.reliable, combined, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
     )
@@ -287,7 +287,8 @@ def reconstruct_chi(
         background=background,
         inversion=inversion,
     )
-    ratio = compare_tails(source.chi_ppm, source.mask, voxel_size_mm=voxel_size_mm)
+    depth_mm = ndimage.distance_transform_edt(source.mask, sampling=voxel_size_mm)
+    ratio = compare_tails(source.chi_ppm, depth_mm, voxel_size_mm=voxel_size_mm)
     sign, sign_from = (phase_sign, "the caller") if phase_sign else decide_sign(correlation, ratio)
     return Reconstruction(
         chi_ppm=sign * source.chi_ppm,
@@ -309,7 +310,7 @@ def reconstruct_chi(
         r2star_hz=None if r2star is None else r2star.numpy(),
         problems=(
             *(find_mask_problems(mask, combined, voxel_size_mm=voxel_size_mm) if is_found else ()),
-            *find_problems(source.chi_ppm, source.mask, voxel_size_mm=voxel_size_mm),
+            *find_problems(source.chi_ppm, depth_mm),
         ),
     )
 
@@ -398,14 +399,12 @@ def _invert_padded(
     return inverted[inner], apply_kernel(inverted, kernel)[inner]
 
 
-def find_problems(
-    chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], *, voxel_size_mm: Sequence[float]
-) -> Iterator[str]:
-    """Yield the reasons why the susceptibilities in a mask, both of shape (X, Y, Z), are implausible.
+def find_problems(chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64]) -> Iterator[str]:
+    """Yield the reasons why the susceptibilities in a mask are implausible.
 
-    The outer 5 mm of the mask do not count; of a thinner one, the outer half.
+    `depth_mm` (X, Y, Z) is the distance from the outside of the mask, 0 there. The outer 5 mm of the mask do not count;
+    of a thinner one, the outer half.
     """
-    depth_mm = ndimage.distance_transform_edt(mask, sampling=voxel_size_mm)
     low, high = np.percentile(chi_ppm[depth_mm > min(_RIM_MM, depth_mm.max() / 2)], (1, 99))
     if not high - low <= _MAX_SPREAD_PPM:
         yield (
