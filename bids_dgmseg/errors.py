@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import io
 import sys
 from collections.abc import Callable, Iterable
@@ -83,7 +81,6 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
-    atexit.register(gc.freeze)  # Python would look for garbage in all that is loaded, for almost half a second
     try:
         code = command()
         raise_if_interrupted()
