@@ -310,6 +310,8 @@ def _worker_options(count: int) -> dict[str, Any]:
     """Return the options of a DataLoader with so many processes; 0 draws samples in this one."""
     if count == 0:
         return {"num_workers": 0}
+    # Shared as descriptors, by default, the tensors of 128 maps are more than a new process accepts.
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     return {
         "num_workers": count,
         "prefetch_factor": 4,

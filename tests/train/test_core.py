@@ -231,6 +231,24 @@ def train_epochs(samples, folder, *, pace=PACE, stop=None, state=None, **options
     return state
 
 
+def test_worker_draws_the_same_samples_of_many_maps(cubes, tmp_path):
+    corner, (case,) = (slice(0, 4),) * 3, cubes.cases
+    maps = [
+        replace(case, chi=case.chi + number / 130, labels=case.labels.clone(), region=corner) for number in range(130)
+    ]
+    samples, pace = WindowSamples(maps, RECIPE, seed=3, augment=True), replace(PACE, epochs=1)
+
+    def train_with(workers: int) -> list[float]:
+        losses: list[float] = []
+        run = epochs_run(tmp_path, pace, workers=workers)
+        train(start(pace), samples, run, report=lambda state, result: losses.append(result.loss))
+        return losses
+
+    alone = train_with(0)
+    assert train_with(1) == alone
+    assert len(set(alone)) == 65
+
+
 @pytest.mark.parametrize("stop", [(0, 3), (1, 4), (2, 1)], ids=["in the first", "at an end", "after a beginning"])
 def test_interrupted_epochs_give_the_same_result(cubes, tmp_path, stop):
     whole = train_epochs(cubes, tmp_path)
