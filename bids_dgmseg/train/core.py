@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -152,7 +152,7 @@ def train(
     started = saved = last = run.clock()
     batches = schedule.batches(n_samples, state, seed=run.seed)
     ended: bool | None = False
-    for inputs, labels in DataLoader(samples, batch_sampler=batches, **_worker_options(run.workers)):
+    for inputs, labels in _draw(samples, batches, workers=run.workers):
         rate = schedule.rate(state)
         loss, logits, labels = _step(state, inputs, labels, run, rate)
         now = run.clock()
@@ -304,6 +304,18 @@ def use_all_cores() -> None:
     """Set the number of torch threads to OMP_NUM_THREADS, or to the cores available to this process."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _draw(samples: Samples, batches: Any, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches, in so many processes; InputError if the samples do not fit into the shared memory."""
+    try:
+        yield from DataLoader(samples, batch_sampler=batches, **_worker_options(workers))
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise InputError(
+            "no space for the samples in /dev/shm; enlarge it (docker run --shm-size 16g) or use --workers 0"
+        ) from error
 
 
 def _worker_options(count: int) -> dict[str, Any]:

@@ -360,6 +360,18 @@ def test_plain_torch_file_is_read(checkpoint, content):
     assert read_checkpoint(checkpoint)["step"] == 7
 
 
+class NoSpace(WindowSamples):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_25393_3318604022_0>: No space left on device (28)"
+        )
+
+
+def test_small_shared_memory_is_explained(cubes, tmp_path):
+    with pytest.raises(InputError, match=r"no space .* in /dev/shm; enlarge it .* or use --workers 0"):
+        train(start(), NoSpace(cubes.cases, RECIPE, seed=3, augment=False), epochs_run(tmp_path))
+
+
 _KILLED = """
 import os, signal
 import torch
