@@ -322,7 +322,7 @@ def _worker_options(count: int) -> dict[str, Any]:
     """Return the options of a DataLoader with so many processes; 0 draws samples in this one."""
     if count == 0:
         return {"num_workers": 0}
-    # Shared as descriptors, by default, the tensors of 128 maps are more than a new process accepts.
+    # By default each tensor is sent as a file descriptor, of which a new process accepts 251: too few for 130 maps.
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     return {
         "num_workers": count,
