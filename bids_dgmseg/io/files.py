@@ -207,7 +207,8 @@ def write_tsv(
         if float_format and values.dtype.kind == "f":
             return [MISSING if math.isnan(number) else float_format % number for number in values.tolist()]
         texts = values.astype(str) if values.dtype.kind == "f" else values
-        return list(map(str, texts.astype(object).where(values.notna(), MISSING).tolist()))
+        known = zip(texts.to_numpy(object).tolist(), values.isna().tolist(), strict=True)
+        return [MISSING if missing else str(text) for text, missing in known]
 
     with atomic_write(final) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
