@@ -22,7 +22,7 @@ from bids_dgmseg.cli.train import (
 )
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, run_command
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.io.files import read_json, sha256_or_error
 from bids_dgmseg.models.registry import Model
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def train_recipe_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train a fold of a paper's network into its own model folder; return its test participants."""
-    from bids_dgmseg.models.model_folder import find_learned_folds
+    from bids_dgmseg.models.model_folder import list_learned_maps
     from bids_dgmseg.train.folds import train_folds
     from bids_dgmseg.train.labelled_maps import match_labels
+    from bids_dgmseg.train.learner import find_start
 
     training = replace(make_training(model, args), out=weights)
     if tuple(training.recipe.classes) != model.classes:
@@ -73,10 +74,11 @@ def train_recipe_fold(
     if training.recipe.validation is None:
         line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")
         training = replace(training, recipe=replace(training.recipe, validation=VALIDATION))
-    if training.start is not None and training.start.is_dir():
+    if training.start is not None:
+        starts = {find_start(training.start, one, model)[0] for one in range(training.recipe.folds)}
+        maps = {digest for start in starts for digest in list_learned_maps(start)}
         scans, _ = match_labels(dataset, derivatives=training.derivatives, choose=training.choose)
-        learned = [one.name for one in scans if any(find_learned_folds(training.start, one.chi).values())]
-        if learned:
+        if learned := [one.name for one in scans if maps and sha256_or_error(one.chi) in maps]:
             raise InputError(
                 f"--from {args.start}: these weights learned from {list_some(learned)}; cross-validation needs weights "
                 "of other maps"
@@ -91,8 +93,9 @@ def train_nnunet_fold(
 ) -> Sequence[str]:
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
     from bids_dgmseg.models.nnunet_folder import STEPS
-    from bids_dgmseg.train.labelled_maps import Part, match_labels, read_sites, split_fold
+    from bids_dgmseg.train.labelled_maps import Part, read_labelled_maps, read_sites, split_fold
     from bids_dgmseg.train.nnunet.run import NnunetRequest
+    from bids_dgmseg.train.recipe import Recipe
 
     given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
     given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
@@ -100,10 +103,11 @@ def train_nnunet_fold(
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
     derivatives, choose = tuple(args.derivatives), tuple(args.choose)
-    scans, labels = match_labels(dataset, derivatives=derivatives, choose=choose)
-    sites = read_sites(dataset, {scan.participant for scan in scans if scan.chi in labels})
-    try:
-        split = split_fold(sites, folds=args.folds, fold=fold, seed=args.seed, validation=NNUNET_VALIDATION)
+    maps = read_labelled_maps(dataset, model, derivatives=derivatives, choose=choose, warn=line.log)
+    sites = read_sites(dataset, {one.participant for one in maps})
+    del maps  # they fill the memory
+    try:  # the same folds as those of the other models
+        split = split_fold(sites, folds=args.folds, fold=fold, seed=Recipe.split_seed, validation=NNUNET_VALIDATION)
     except ValueError as error:
         raise InputError(f"--folds {args.folds}: {error}; use fewer folds") from error
     named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}

@@ -174,6 +174,13 @@ class _TrainingRecord:
     """Part (``training``, ``validation``, ``test``) → participants."""
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
     """Scans without manual labels."""
+    start_maps: tuple[tuple[str, ...], ...] = ()
+    """Fold → checksums of the maps that its initial weights had learned from."""
+
+    def learned_maps(self, fold: int) -> set[str]:
+        """Return the checksums of the maps that a fold or its initial weights learned from."""
+        own = (digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.learned_from(fold, scan))
+        return set(own).union(*self.start_maps[fold : fold + 1])
 
     def learned_from(self, fold: int, scan: str) -> bool:
         """Return whether a fold was trained on a scan, or selected by it."""
@@ -194,6 +201,8 @@ def participant_of(scan: str) -> str:
 
 def _read_training_record(folder: Path) -> _TrainingRecord:
     path = folder / TRAINING
+    if not path.is_file() and (folder / "plans.json").is_file():  # one of the two nnU-Nets of a model folder
+        path = folder.parent / TRAINING
     content = read_json(path) if path.is_file() else {}
     known = {name: value for name, value in content.items() if name in _TrainingRecord.__dataclass_fields__}
     return to_record(known, _TrainingRecord, where=str(path), remedy="copy the folder again")
@@ -202,7 +211,8 @@ def _read_training_record(folder: Path) -> _TrainingRecord:
 def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     """Find out which folds of a model folder were trained on a map, or selected by it.
 
-    Maps are recognized by their checksum in ``training.json``; a folder without folds is fold 0.
+    Maps are recognized by their checksum in ``training.json``; a folder without folds is fold 0. Maps of the weights
+    that a training started from count, too.
 
     Returns
     -------
@@ -218,12 +228,16 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     if not record.folds:
         return {}
     digest = sha256_or_error(chi)
-    scans = [name for name, other in record.maps.items() if other == digest]
-    return {
-        fold: any(record.learned_from(fold, scan) for scan in scans)
-        for fold in list_folds(folder) or [0]
-        if fold < len(record.folds)
-    }
+    return {fold: digest in record.learned_maps(fold) for fold in list_folds(folder) or [0] if fold < len(record.folds)}
+
+
+def list_learned_maps(weights: Path) -> list[str]:
+    """List the checksums of the maps that ``fold_N.safetensors`` learned from, by the ``training.json`` beside it.
+
+    A file of another name is fold 0. The maps of the weights that it started from are among them.
+    """
+    fold = re.fullmatch(r"fold_(\d+)", weights.stem)
+    return sorted(_read_training_record(weights.parent).learned_maps(int(fold[1]) if fold else 0))
 
 
 def describe_learned_folds(folder: Path, chi: Path) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.io.files import MISSING, copy_file, sha256, write_json, write_tsv
 from bids_dgmseg.models.model_folder import (
+    list_learned_maps,
     load_weights,
     pick_device,
     read_model_folder,
@@ -192,6 +193,7 @@ def _prepare_folder(request: FineTuningRequest, maps: Sequence[LabelledMap], *, 
     record = {
         "model": request.model.name,
         "start": sha256(weights) if weights.is_file() else "",
+        "start_maps": [list_learned_maps(weights)],
         "labels": {one.dseg.name: sha256(one.dseg) for one in maps},
         "maps": {one.name: sha256(one.file) for one in maps},
         "folds": [{"training": sorted({one.participant for one in maps} - {*request.holdout})}],

@@ -15,7 +15,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, sha256
-from bids_dgmseg.models.model_folder import save_weights, write_model_toml
+from bids_dgmseg.models.model_folder import list_learned_maps, save_weights, write_model_toml
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.train.core import use_all_cores
@@ -200,6 +200,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
         "recipe": recipe,
         "seed": training.options.seed,
         "start": "" if training.start is None else sha256(find_start(training.start, 0, training.model)[0]),
+        "start_maps": [_list_start_maps(training, fold) for fold in range(max(training.recipe.folds, 1))],
         "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
         "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
         "pseudo_labels": {one.name: hashlib.sha256(one.labels.array.tobytes()).hexdigest() for one in data.pseudo},
@@ -208,6 +209,13 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
     }
     begun = any(training.out.rglob(CHECKPOINT)) or any(training.out.glob("fold_*.safetensors"))
     write_record(training.out, record, begun=begun, length=length)
+
+
+def _list_start_maps(training: RecipeTraining, fold: int) -> list[str]:
+    """List the checksums of the maps that the initial weights of a fold learned from."""
+    if training.start is None:
+        return []
+    return list_learned_maps(find_start(training.start, fold, training.model)[0])
 
 
 def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: int, log: Log) -> None:

@@ -18,7 +18,7 @@ from bids_dgmseg.evaluate import isolated_run
 from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json
-from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, segmenter_parts
+from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.train.test_folds import SMALL, make_dataset, quick  # noqa: F401 - a fixture
@@ -91,6 +91,9 @@ def test_training_maps_are_reported(dataset, tmp_path, capsys):
     # Nothing to start an unbiased cross-validation from
     assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(weights)) == 2
     assert f"--from {weights}: these weights learned from sub-01, sub-02, sub-03" in capsys.readouterr().err
+    file = weights / "fold_0.safetensors"
+    assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(file)) == 2
+    assert f"--from {file}: these weights learned from sub-0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -125,6 +128,28 @@ def test_maps_are_recognized_by_their_content(folder, scan, learned):
     assert find_learned_folds(folder, copied) == learned
     copied.write_text("another map")
     assert find_learned_folds(folder, copied) == {0: False, 1: False}
+
+
+def test_maps_of_initial_weights_count(folder, tmp_path):
+    """A second training learned from nothing but what its fold's initial weights had learned from."""
+    later = tmp_path / "later"
+    later.mkdir()
+    starts = [list_learned_maps(folder / f"fold_{fold}.safetensors") for fold in (0, 1)]
+    record = {"maps": {}, "folds": [{}, {}], "start_maps": starts}
+    (later / "training.json").write_text(json.dumps(record))
+    for number in (0, 1):
+        (later / f"fold_{number}.safetensors").touch()
+    for scan in ("sub-1_ses-1", "sub-2", "sub-3", "sub-4"):
+        assert find_learned_folds(later, folder / f"{scan}.nii") == find_learned_folds(folder, folder / f"{scan}.nii")
+    assert list_learned_maps(later / "fold_1.safetensors") == starts[1]
+
+
+def test_one_of_two_nnunets_has_the_record_of_its_folder(folder):
+    (folder / "dentate" / "fold_0").mkdir(parents=True)
+    for name in ("plans.json", "fold_0/checkpoint_final.pth"):
+        (folder / "dentate" / name).touch()
+    assert find_learned_folds(folder / "dentate", folder / "sub-2.nii") == {0: True}
+    assert find_learned_folds(folder / "dentate", folder / "sub-3.nii") == {0: False}
 
 
 def test_folder_without_record_has_learned_from_nothing(folder):
