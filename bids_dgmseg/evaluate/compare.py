@@ -31,7 +31,6 @@ from bids_dgmseg.evaluate.summary_tables import (
     summarize,
 )
 from bids_dgmseg.io.files import write_json, write_tsv
-from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(
@@ -126,8 +125,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
         results |= {"methods": methods} if len(methods) else {}
     n_scans = overlap["scan"].nunique()
     root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
-    sided = values[~values["abbreviation"].isin(bilateral_names(values["abbreviation"].unique()))]
-    ageing = compare_age_curves(sided, pairs, root, control_filter=options.control_filter)
+    ageing = compare_age_curves(values, pairs, root, control_filter=options.control_filter)
     if "mean_ppm" not in set(values["quantity"]):
         remedy = "the maps could not be used" if options.chi else "pass the maps with --chi"
         issues.append(f"no susceptibilities to compare; {remedy}")

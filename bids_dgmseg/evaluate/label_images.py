@@ -84,8 +84,10 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral
     values, value_failures = _measure(images, read)
     if bilateral:
         joined = {rater: replace(image, names=_join_sides(image.names)) for rater, image in read.items()}
-        tables += _overlap_pairs(images.scan, joined, pairs)[0]
-        values = pd.concat([values, _measure(images, joined, from_maps=True)[0]], ignore_index=True)
+        both = {name for image in joined.values() for name in image.names.values()}
+        single = [table[~table["abbreviation"].isin(both)] for table in (*tables, values)]  # without one label of both
+        tables = [*single[:-1], *_overlap_pairs(images.scan, joined, pairs)[0]]
+        values = pd.concat([single[-1], _measure(images, joined, from_maps=True)[0]], ignore_index=True)
     return ScanComparison(
         overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
         values=values,
@@ -97,8 +99,8 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral
 
 
 def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
-    """Name the labels of both sides after their nucleus; a nucleus with one side is left out."""
-    nuclei = join_sides(names.values())
+    """Name the labels of both sides after their nucleus; a nucleus with one side is left out, one label of both not."""
+    nuclei = {structure.nucleus: structure.nucleus for structure in STRUCTURES} | join_sides(names.values())
     return {label: nuclei[name] for label, name in names.items() if name in nuclei}
 
 

@@ -56,7 +56,10 @@ BENCHMARK_DICTIONARIES: Mapping[str, DataDictionary] = {
 
 _BENCHMARK_MEASURES = [name.removesuffix("_sd") for name in _BENCHMARK["summary"] if name.endswith("_sd")]
 
-_BENCHMARK_ESTIMATES = ("mean_reference", "mean_prediction", "pearson_r", "icc21", "bias", "loa_lower", "loa_upper")
+_BENCHMARK_ESTIMATES = (
+    *("mean_reference", "mean_prediction", "sd_reference", "sd_prediction"),
+    *("pearson_r", "icc21", "bias", "loa_lower", "loa_upper"),
+)
 
 _NUCLEUS = ["quantity", "abbreviation"]
 
@@ -91,20 +94,17 @@ def agreement_table(
             if compared is not None:
                 there = np.array([(scan, reference, prediction) in compared for scan in group["scan"]])
                 first, second = (np.where(there, one, np.nan) for one in (first, second))
-            rows.append(
-                {
-                    "quantity": quantity,
-                    "abbreviation": abbreviation,
-                    "reference": reference,
-                    "prediction": prediction,
-                    **agree(first, second),
-                    **(
-                        dict.fromkeys(("t", "t_p", "wilcoxon_w", "wilcoxon_p", "tukey_p"), np.nan)
-                        if abbreviation == POOLED
-                        else _paired_tests(first, second, among, present, (reference, prediction))
-                    ),
-                }
-            )
+            row = {
+                "quantity": quantity,
+                "abbreviation": abbreviation,
+                "reference": reference,
+                "prediction": prediction,
+                **agree(first, second),
+                **_paired_tests(first, second, among, present, (reference, prediction)),
+            }
+            if abbreviation == POOLED:
+                row |= {name: np.nan for name in row if name in ("t", "wilcoxon_w") or name.endswith("_p")}
+            rows.append(row)
     return _correct_p_values(pd.DataFrame(rows, columns=None if rows else list(_EVALUATION["agreement"])))
 
 

@@ -296,6 +296,8 @@ def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str
     limits = bland_altman(x, y)
     row: dict[str, float] = {"n": len(x), "n_missing": len(first) - len(x)}
     row |= {"mean_reference": mean_or_nan(x), "mean_prediction": mean_or_nan(y)}
+    sds = (float(values.std(ddof=1)) if len(values) > 1 else np.nan for values in (x, y))
+    row |= dict(zip(("sd_reference", "sd_prediction"), sds, strict=True))
     row |= estimate_columns("pearson_r", pearson(x, y)) | estimate_columns("spearman_rho", spearman(x, y))
     for name, estimate in icc(np.column_stack([x, y])).items():
         row |= estimate_columns(name, estimate)

@@ -313,6 +313,8 @@ def test_age_curves_are_fitted_to_reference_and_prediction(evaluate, tmp_path, a
     page = (tmp_path / "out/evaluate.html").read_text()
     assert "Susceptibility over age, controls" in page
     assert (tmp_path / "out/figures/manual_found_age_controls.png").is_file()
+    assert evaluate(*aged, "--control-filter", "group == 'HC'", "--bilateral")[0] == 0
+    assert set(read(tmp_path, "ageing")["abbreviation"]) == {"DN_L", "DN_R", "DN"}
 
 
 def test_age_curves_do_not_pool_groups(evaluate, tmp_path, aged):
@@ -423,7 +425,8 @@ def test_values_of_all_nuclei_are_pooled(evaluate, tmp_path):
     assert (row["n"], row["mean_reference"], row["mean_prediction"], row["bias"]) == (6, 42, 42, 0)
     assert row["pearson_r"] == pytest.approx(6 / 84**0.5, abs=1e-6)
     assert row["loa_upper"] == pytest.approx(1.959964 * (288 / 5) ** 0.5, abs=1e-4)
-    assert np.isnan([row["t_p"], row["wilcoxon_p"], row["t_p_holm"]]).all()
+    assert (row["sd_reference"], row["sd_prediction"]) == pytest.approx(((36 * 14 / 5) ** 0.5, (36 * 6 / 5) ** 0.5))
+    assert np.isnan([row["t_p"], row["wilcoxon_p"], row["t_p_holm"], row["pearson_r_p"], row["icc21_p"]]).all()
     assert "all" not in set(read(tmp_path, "overlap")["abbreviation"])
     assert '"bilateral": true' in (tmp_path / "out" / "evaluation.json").read_text()
 
@@ -443,6 +446,15 @@ def test_both_sides_are_compared_together(evaluate, tmp_path):
     assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == pytest.approx((0.07, (1.8 + 24 * 0.04) / 42))
     assert evaluate(reference, prediction)[0] == 0
     assert set(read(tmp_path, "overlap")["abbreviation"]) == {"DN_L", "DN_R"}
+
+
+def test_one_label_of_both_sides_is_compared_with_two(evaluate, tmp_path):
+    """A rater may draw both sides as one label."""
+    reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 1)}, {1: "DN"})
+    prediction = dataset(tmp_path / "found", {"sub-01": labels(1, 2, grow=1)})
+    assert evaluate(reference, prediction, "--bilateral")[0] == 0
+    row = row_of(tmp_path, "overlap", abbreviation="DN")
+    assert (row["n_reference"], row["n_prediction"], row["dice"]) == (36, 42, pytest.approx(72 / 78, abs=1e-6))
 
 
 def test_both_sides_are_corrected_apart(evaluate, tmp_path):
