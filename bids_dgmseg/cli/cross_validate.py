@@ -21,7 +21,7 @@ from bids_dgmseg.cli.train import (
     make_training,
 )
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import FAILED, OK, InputError, list_some, run_command
+from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, run_command
 from bids_dgmseg.io.files import read_json, sha256_or_error
 from bids_dgmseg.models.registry import Model
 
@@ -180,6 +180,8 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
+    if (n_missing := len(found.scans) - evaluation.n_scans) > 0:
+        lines.append(f"{n_missing} of {count(len(found.scans), 'labelled scan')} not segmented; they are in no mean")
     lines += [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
     summary = evaluation.tables["overlap_summary"].query("measure == 'dice'")
     lines += [f"{row.abbreviation}: Dice {row.mean:.3f} ± {row.sd:.3f} (n = {row.n})" for row in summary.itertuples()]

@@ -76,8 +76,8 @@ def agreement_table(
     Tukey's test is over all `raters` if they are three or more. `compared` are the scan and pair of each comparison
     that was possible, by default all; otherwise the values of the pair are missing. p values are corrected over the
     nuclei and pairs of each quantity, apart from those of both sides together. If there are several nuclei, the row
-    `POOLED` of each quantity has the values of all of them, each side once, without tests: those of one scan are not
-    independent.
+    `POOLED` of each quantity has the values of all of them, each side once, without p values: those of one scan are
+    not independent.
     """
     rows, groups = [], []
     for quantity, of_quantity in values.groupby("quantity", sort=False):

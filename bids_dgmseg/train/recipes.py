@@ -63,9 +63,12 @@ II.D                    pre-training on pseudo-labels; majority vote    ``--pret
                         of 5 models
 IV.C                    step 9                                          ``--recipe sampling.step=[9,9,9]``
 IV.D                    patches of 16³, 24³, 40³                        ``--recipe sampling.size=[16,16,16]``
-IV.F, Table II          one softmax over all classes                    ``--arch independent=false``
-IV.F, Table III         without attention loss, without overlap loss    ``--recipe loss.terms.attention=0``, …
-IV.F, Fig. 11           FC-Dense ContextNet: without attention module   ``--arch attention=false``
+IV.F, Table II          one softmax over all classes, or one per        ``--arch attention=false``, with
+                        nucleus, without attention modules              ``independent=false`` or
+                                                                        ``--recipe loss.terms.overlap=0``
+IV.F, Table III         with overlap loss, or attention modules         ``--arch attention=false``, or
+                                                                        ``--recipe loss.terms.overlap=0``
+IV.F, Fig. 11           FC-Dense ContextNet: the first row of Table II  ``--arch attention=false independent=false``
 IV.B, Table V           U-Net                                           ``--recipe network=…plain_unet:PlainUNet``;
                                                                         other networks are not built
 ======================  ==============================================  ============================================
