@@ -193,6 +193,19 @@ def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
 
 @pytest.mark.usefixtures("one_process")
 def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
+    """A fourth participant has labels of other nuclei only."""
+    dataset = shutil.copytree(dataset, tmp_path / "ds")
+    for path in dataset.glob("derivatives/manual/sub-01/anat/*_dseg.*"):
+        other = path.parents[2] / "sub-04" / "anat" / path.name.replace("sub-01", "sub-04")
+        other.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, other)
+        if other.name.endswith(".nii.gz"):
+            image, dentate = (
+                nib.Nifti1Image.from_filename(other),
+                [one.index for one in STRUCTURES if one.nucleus == "DN"],
+            )
+            labels = np.asarray(image.dataobj)
+            nib.Nifti1Image(np.where(np.isin(labels, dentate), 0, labels), image.affine).to_filename(other)
     requests: list[Any] = []
     monkeypatch.setattr("bids_dgmseg.cli.cross_validate.train_in_new_process", requests.append)
     monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", lambda *given: 0)
