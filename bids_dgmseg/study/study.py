@@ -174,8 +174,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
         for column in columns:
             table[column] = columns[column].to_numpy()[scan]
-    texts = [column for column in table if not pd.api.types.is_numeric_dtype(table[column])]
-    return table.astype(dict.fromkeys(texts, "category"))
+    return table
 
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
