@@ -21,7 +21,7 @@ from bids_dgmseg.cli.train import (
     make_training,
 )
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, run_command
+from bids_dgmseg.errors import FAILED, OK, InputError, list_some, run_command
 from bids_dgmseg.io.files import read_json, sha256_or_error
 from bids_dgmseg.models.registry import Model
 
@@ -63,10 +63,8 @@ def train_recipe_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train a fold of a paper's network into its own model folder; return its test participants."""
-    from bids_dgmseg.models.model_folder import list_learned_maps
-    from bids_dgmseg.train.folds import train_folds
+    from bids_dgmseg.train.folds import list_start_maps, train_folds
     from bids_dgmseg.train.labelled_maps import match_labels
-    from bids_dgmseg.train.learner import find_start
 
     training = replace(make_training(model, args), out=weights)
     if tuple(training.recipe.classes) != model.classes:
@@ -74,11 +72,9 @@ def train_recipe_fold(
     if training.recipe.validation is None:
         line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")
         training = replace(training, recipe=replace(training.recipe, validation=VALIDATION))
-    if training.start is not None:
-        starts = {find_start(training.start, one, model)[0] for one in range(training.recipe.folds)}
-        maps = {digest for start in starts for digest in list_learned_maps(start)}
+    if maps := {digest for one in range(training.recipe.folds) for digest in list_start_maps(training, one)}:
         scans, _ = match_labels(dataset, derivatives=training.derivatives, choose=training.choose)
-        if learned := [one.name for one in scans if maps and sha256_or_error(one.chi) in maps]:
+        if learned := [one.name for one in scans if sha256_or_error(one.chi) in maps]:
             raise InputError(
                 f"--from {args.start}: these weights learned from {list_some(learned)}; cross-validation needs weights "
                 "of other maps"
@@ -180,8 +176,6 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
-    if (n_missing := len(found.scans) - evaluation.n_scans) > 0:
-        lines.append(f"{n_missing} of {count(len(found.scans), 'labelled scan')} not segmented; they are in no mean")
     lines += [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
     summary = evaluation.tables["overlap_summary"].query("measure == 'dice'")
     lines += [f"{row.abbreviation}: Dice {row.mean:.3f} ± {row.sd:.3f} (n = {row.n})" for row in summary.itertuples()]

@@ -140,9 +140,8 @@ RECIPE: list[Option | list[Option]] = [
     *LABELS,
     option(
         "--variant NAME",
-        "another training described in the paper: attunet25d has source (two classes on axial slices, for "
-        "--from) and resnet50; deepqsmseg has small, with 6 to 96 instead of 16 to 256 filters, which is not from the "
-        "paper (default: %(default)s)",
+        "another training: attunet25d has those of its paper, source (two classes on axial slices, for --from) and "
+        "resnet50; deepqsmseg has small (6 to 96 instead of 16 to 256 filters) (default: %(default)s)",
         default="paper",
     ),
     option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),

@@ -271,8 +271,8 @@ VERBS = (
             OUT,
             option(
                 "--folds K",
-                "number of folds, stratified by the column site of participants.tsv; with 1 there is no test set, but "
-                "20 %% validate unless --recipe validation=0 (default: the paper's, 5)",
+                "number of folds, stratified by the column site of participants.tsv; with 1 there is no test set; "
+                "dcnnet and attunet25d still validate on 20 %% unless --recipe validation=0 (default: the paper's, 5)",
                 positive_int,
             ),
             option(

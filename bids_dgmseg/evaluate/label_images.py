@@ -85,9 +85,10 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral
     if bilateral:
         joined = {rater: replace(image, names=_join_sides(image.names)) for rater, image in read.items()}
         both = {name for image in joined.values() for name in image.names.values()}
-        single = [table[~table["abbreviation"].isin(both)] for table in (*tables, values)]  # without one label of both
-        tables = [*single[:-1], *_overlap_pairs(images.scan, joined, pairs)[0]]
-        values = pd.concat([single[-1], _measure(images, joined, from_maps=True)[0]], ignore_index=True)
+        tables = [table[~table["abbreviation"].isin(both)] for table in tables]  # one label of both sides comes below
+        values = values[~values["abbreviation"].isin(both)]
+        tables += _overlap_pairs(images.scan, joined, pairs)[0]
+        values = pd.concat([values, _measure(images, joined, from_maps=True)[0]], ignore_index=True)
     return ScanComparison(
         overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
         values=values,

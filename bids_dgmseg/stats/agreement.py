@@ -296,8 +296,7 @@ def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str
     limits = bland_altman(x, y)
     row: dict[str, float] = {"n": len(x), "n_missing": len(first) - len(x)}
     row |= {"mean_reference": mean_or_nan(x), "mean_prediction": mean_or_nan(y)}
-    sds = (float(values.std(ddof=1)) if len(values) > 1 else np.nan for values in (x, y))
-    row |= dict(zip(("sd_reference", "sd_prediction"), sds, strict=True))
+    row |= {"sd_reference": sd_or_nan(x), "sd_prediction": sd_or_nan(y)}
     row |= estimate_columns("pearson_r", pearson(x, y)) | estimate_columns("spearman_rho", spearman(x, y))
     for name, estimate in icc(np.column_stack([x, y])).items():
         row |= estimate_columns(name, estimate)
@@ -315,3 +314,8 @@ def estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
 def mean_or_nan(values: NDArray[np.float64]) -> float:
     """Return the mean, NaN without values."""
     return float(values.mean()) if len(values) else np.nan
+
+
+def sd_or_nan(values: NDArray[np.float64]) -> float:
+    """Return the standard deviation (n - 1), NaN for fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan

@@ -200,7 +200,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
         "recipe": recipe,
         "seed": training.options.seed,
         "start": "" if training.start is None else sha256(find_start(training.start, 0, training.model)[0]),
-        "start_maps": [_list_start_maps(training, fold) for fold in range(max(training.recipe.folds, 1))],
+        "start_maps": [list_start_maps(training, fold) for fold in range(max(training.recipe.folds, 1))],
         "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
         "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
         "pseudo_labels": {one.name: hashlib.sha256(one.labels.array.tobytes()).hexdigest() for one in data.pseudo},
@@ -211,7 +211,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> None:
     write_record(training.out, record, begun=begun, length=length)
 
 
-def _list_start_maps(training: RecipeTraining, fold: int) -> list[str]:
+def list_start_maps(training: RecipeTraining, fold: int) -> list[str]:
     """List the checksums of the maps that the initial weights of a fold learned from."""
     if training.start is None:
         return []

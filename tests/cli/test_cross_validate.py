@@ -200,10 +200,8 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
         other.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, other)
         if other.name.endswith(".nii.gz"):
-            image, dentate = (
-                nib.Nifti1Image.from_filename(other),
-                [one.index for one in STRUCTURES if one.nucleus == "DN"],
-            )
+            image = nib.Nifti1Image.from_filename(other)
+            dentate = [one.index for one in STRUCTURES if one.nucleus == "DN"]
             labels = np.asarray(image.dataobj)
             nib.Nifti1Image(np.where(np.isin(labels, dentate), 0, labels), image.affine).to_filename(other)
     requests: list[Any] = []
