@@ -174,7 +174,8 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
         for column in columns:
             table[column] = columns[column].to_numpy()[scan]
-    return table
+    # rows are grouped by these many times; never by a column that may be missing, as categories cannot be filled
+    return table.astype(dict.fromkeys(("participant_id", "abbreviation", *cohort.strata), "category"))
 
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
