@@ -15,7 +15,7 @@ from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ABBREVIATIONS, STRUCTURES
 
 MASK_LABELS = ("CSF", "ventricles")
 """Values of ``label`` for masks of cerebrospinal fluid, in any case."""
@@ -124,6 +124,7 @@ def read_label_table(path: Path) -> LabelTable:
 
     It is searched beside the image under its name, then as ``seg-X_dseg.tsv`` or ``dseg.tsv`` in its folder and in the
     folders above, up to the root of its dataset. Without a table, the labels of ``structures.tsv`` are assumed.
+    Full names of nuclei are replaced by abbreviations: ``left red nucleus``, or ``red nucleus`` of both sides.
 
     Raises
     ------
@@ -146,7 +147,8 @@ def read_label_table(path: Path) -> LabelTable:
     if column is None or "index" not in table or table.empty:
         raise InputError(f"{source.name}: columns index and abbreviation are missing; provide a BIDS label table")
     labels: dict[int, str] = {}
-    for number, abbreviation in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
+    for number, name in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
+        abbreviation = ABBREVIATIONS.get(name, name)
         if not number.isdecimal() or not abbreviation:
             raise InputError(
                 f"{source.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"

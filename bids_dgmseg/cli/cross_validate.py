@@ -165,7 +165,7 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
     lines: list[str] = []
-    found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, warn=lines.append)
+    found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, bilateral=True, warn=lines.append)
     options = EvaluationOptions(
         found.reference,
         (out,),

@@ -158,9 +158,16 @@ def check_candidates(
 
 
 def find_test_set(
-    dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = (), warn: Callable[[str], None]
+    dataset: Path,
+    *,
+    derivatives: Sequence[Path] = (),
+    choose: Sequence[str] = (),
+    bilateral: bool = False,
+    warn: Callable[[str], None],
 ) -> TestSet:
     """Find the labelled scans of a dataset; `warn` is called with each line about labels that are not nuclei.
+
+    With `bilateral`, one label of both sides of a nucleus (``RN``) is accepted, too.
 
     Raises
     ------
@@ -175,7 +182,7 @@ def find_test_set(
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
         raise InputError(f"{dataset.name}: labels in several datasets ({some}); select one with --choose")
-    nuclei, lines = find_nuclei(labels.values())
+    nuclei, lines = find_nuclei(labels.values(), bilateral=bilateral)
     for line in lines:
         warn(line)
     if not nuclei:

@@ -134,3 +134,8 @@ _TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encod
 _ROWS = msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")), list[Structure], strict=False)
 
 STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))
+
+ABBREVIATIONS = {structure.name: structure.abbreviation for structure in STRUCTURES} | {
+    structure.name.partition(" ")[2]: structure.nucleus for structure in STRUCTURES
+}
+"""Full names of nuclei, with their side or without one → abbreviations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
@@ -64,8 +65,9 @@ def read_labelled_maps(
 ) -> list[LabelledMap]:
     """Read the chi maps of a dataset that have a segmentation, in the dataset or its derivatives.
 
-    Nuclei are matched by the abbreviations (or names) in each segmentation's ``dseg.tsv``. Segmentations by a model of
-    this package (``seg-dgm16``) are only used if `choose` names them.
+    Nuclei are matched by the abbreviations (or names) in each segmentation's ``dseg.tsv``. One label of both sides
+    (``RN``) is divided at the midplane of the head. Segmentations by a model of this package (``seg-dgm16``) are only
+    used if `choose` names them.
 
     Parameters
     ----------
@@ -180,23 +182,33 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str,
     table = read_label_table(dseg)
     if table.source is None:
         warnings["no dseg.tsv found; labels are read as the indices of this package (1 DN_L, 2 DN_R, …)"] = None
-    full_names = {structure.name: structure.abbreviation for structure in STRUCTURES}
     channels = np.zeros(labels.shape, np.uint8)
-    unknown = []
+    unknown, of_both = [], {}
     for value in _values(labels):
         name = table.abbreviations.get(value, "")
-        name = full_names.get(name, name)
         if name in model.labels:
             channels[labels.array == value] = model.labels.index(name) + 1
+        elif f"{name}_L" in model.labels:
+            of_both[value] = name
         else:
             unknown.append(value)
+    if of_both:
+        from bids_dgmseg.segmentation.regions import find_midplane  # imports torch
+
+        left = find_midplane(chi).distance_mm(Grid(chi.shape, chi.affine).centres_mm()) < 0
+        for (value, name), (side, half) in product(of_both.items(), (("L", left), ("R", ~left))):
+            channels[(labels.array == value) & half] = model.labels.index(f"{name}_{side}") + 1
+        source = (table.source or dseg).name
+        warnings[f"{source}: {list_some(of_both.values())} of both sides; divided at the midplane of the head"] = None
     if unknown:
         warnings[_describe_unknown(unknown, table, table.source or dseg, model.name)] = None
     return LabelledMap(scan.name, chi, Volume(channels, chi.affine), scan.participant, dseg, scan.chi)
 
 
-def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
+def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[frozenset[str], list[str]]:
     """Find the nuclei of segmentations by the abbreviations of structures.tsv; unreadable segmentations are skipped.
+
+    With `bilateral`, one label of both sides (``RN``) is a nucleus, too.
 
     Returns
     -------
@@ -206,6 +218,8 @@ def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
         Labels that are not nuclei, one line per label table.
     """
     known_names = {structure.abbreviation for structure in STRUCTURES}
+    if bilateral:
+        known_names |= {structure.nucleus for structure in STRUCTURES}
     found: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):

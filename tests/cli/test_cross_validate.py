@@ -1,8 +1,11 @@
 """Cross-validation by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
 
+import argparse
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.cli.bids_app import main as app
+from bids_dgmseg.cli.cross_validate import evaluate_folds
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.evaluate import isolated_run
@@ -72,6 +76,28 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     shutil.copytree(out / "fold-1" / f"sub-{tested[1]}", out / "fold-0" / f"sub-{tested[1]}")
     assert cross_validate("deepqsmseg", dataset, out) == 2
     assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err
+
+
+def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys):
+    truth, out = dataset / "derivatives" / "manual", tmp_path / "cv"
+    shutil.copytree(truth, out / "fold-0")
+    whole = Path(shutil.copytree(dataset, tmp_path / "ds")) / "derivatives" / "manual"
+    nuclei = list(dict.fromkeys(one.nucleus for one in STRUCTURES))
+    numbers = np.array([0, *(1 + nuclei.index(one.nucleus) for one in STRUCTURES)], np.uint8)
+    for path in whole.rglob("*_dseg.nii.gz"):
+        image = nib.Nifti1Image.from_filename(path)
+        joined = nib.Nifti1Image(numbers[np.asarray(image.dataobj)], image.affine)
+        path.unlink()
+        joined.to_filename(path)
+    rows = [f"{number}\t{nucleus}" for number, nucleus in enumerate(nuclei, 1)]
+    (whole / "dseg.tsv").write_text("\n".join(["index\tabbreviation", *rows]) + "\n", encoding="utf-8")
+    assert evaluate_folds(whole.parents[1], out, argparse.Namespace(derivatives=[], choose=[])) == 0
+    overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
+    assert sorted(zip(overlap["scan"], overlap["abbreviation"], strict=True)) == sorted(
+        product(["sub-01", "sub-02", "sub-03"], nuclei)
+    )
+    assert (overlap["dice"] == 1).all()
+    assert "STN: Dice 1.000 ± 0.000 (n = 3)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("one_process")
