@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
+from numpy.polynomial import Polynomial
 
 from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
 from bids_dgmseg.report.figures import (
@@ -67,6 +68,11 @@ _MAX_LABEL = 34  # characters of an axis label
 _TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
 _POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
 _MODEL_POINTS: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
+
+_BOXES: Mapping[str, Any] = {
+    **{"showfliers": False, "manage_ticks": False, "zorder": 2, "medianprops": {"color": INK, "linewidth": 1.5}},
+    **{f"{part}props": {"color": SOFT, "linewidth": 0.8} for part in ("box", "whisker", "cap")},
+}
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#e69f00", "#56b4e9", "#5a6675")
 """Of the models; safe for colour-blind readers (Okabe and Ito 2008)."""
@@ -217,12 +223,10 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
-        for x, nucleus in enumerate(nuclei):
-            values = overlap.loc[overlap["abbreviation"] == nucleus, measure].dropna().to_numpy(float)
-            width = 0.45 if len(values) > 1 else 0
-            axes.scatter(x + width * jitter(len(values)), values, color=colour_of(nucleus), **_POINTS)
-            if len(values):
-                axes.plot([x - 0.3, x + 0.3], [np.median(values)] * 2, color=INK, linewidth=1.6, zorder=4)
+        parts = [overlap.loc[overlap["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
+        axes.boxplot(parts, positions=range(len(nuclei)), widths=0.6, **_BOXES)
+        for x, (nucleus, values) in enumerate(zip(nuclei, parts, strict=True)):
+            axes.scatter(x + 0.45 * jitter(len(values)), values, color=colour_of(nucleus), **_POINTS)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
         style_axes(axes)
         if measure == "dice":
@@ -257,6 +261,9 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         axes.scatter(x, y, color=colour, **_POINTS)
         low, high = _padded_range([*x, *y])
         axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)
+        if len(x) >= _MIN_SCANS and np.ptp(x) > 0:
+            ends = np.array([x.min(), x.max()])
+            axes.plot(ends, Polynomial.fit(x, y, 1)(ends), color=INK, linewidth=1, zorder=2)
         axes.set(xlim=(low, high), ylim=(low, high))
         axes.set_aspect("equal", adjustable="box")
         scatter_title = (
@@ -348,17 +355,13 @@ def draw_model_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> by
     for axes, (measure, label) in zip(panels, _PLOTTED_OVERLAP.items(), strict=True):
         for number, model in enumerate(models):
             rows, shift = comparison[comparison["model"] == model], (number + 0.5) * width - 0.4
-            x, y = [], []
-            for position, nucleus in enumerate(nuclei):
-                values = rows.loc[rows["abbreviation"] == nucleus, measure].dropna().to_numpy(float)
-                spread = 0.6 * width if len(values) > 1 else 0
-                x += (position + shift + spread * jitter(len(values))).tolist()
-                y += values.tolist()
-                if len(values):
-                    ends = [position + shift - 0.4 * width, position + shift + 0.4 * width]
-                    axes.plot(ends, [np.median(values)] * 2, color=INK, linewidth=1.4, zorder=4)
+            parts = [rows.loc[rows["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
+            axes.boxplot(parts, positions=np.arange(len(nuclei)) + shift, widths=0.8 * width, **_BOXES)
+            x = [place + shift + 0.6 * width * jitter(len(values)) for place, values in enumerate(parts)]
             look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-            axes.scatter(x, y, label=model if len(rows) else "", **look, **_MODEL_POINTS)
+            axes.scatter(
+                np.concatenate(x), np.concatenate(parts), label=model if len(rows) else "", **look, **_MODEL_POINTS
+            )
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
         axes.set_ylim(bottom=-0.03 if measure == "dice" else 0, top=1.03 if measure == "dice" else None)
         style_axes(axes)

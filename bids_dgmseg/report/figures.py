@@ -52,8 +52,8 @@ def colour_of(abbreviation: str) -> str:
 
 
 def jitter(n: int) -> NDArray[np.float64]:
-    """Compute n offsets from -0.5 to 0.5 that keep points apart, always the same (golden ratio)."""
-    return np.arange(n, dtype=np.float64) * 0.6180339887 % 1 - 0.5
+    """Compute n offsets from -0.5 to 0.5 that keep points apart, always the same (golden ratio); 0 for one point."""
+    return np.zeros(1) if n == 1 else np.arange(n, dtype=np.float64) * 0.6180339887 % 1 - 0.5
 
 
 def style_axes(axes: Axes, *, fontsize: float = 7.5) -> None:

@@ -300,8 +300,9 @@ def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
             title=title,
             alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {against}. The largest bias is "
             f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
-            caption=f"Left of each pair: both models with the line of equality. Right: difference ({second} minus "
-            f"{first}) over the mean, with bias, limits of agreement and their 95 % confidence bands.",
+            caption="Left of each pair: both models with the line of equality (dashed) and the regression line "
+            f"(least squares). Right: difference ({second} minus {first}) over the mean, with bias, limits of "
+            "agreement and their 95 % confidence bands.",
             tables=[
                 make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS)
             ],

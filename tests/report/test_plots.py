@@ -183,6 +183,29 @@ def test_titles_of_agreement_panels_are_not_cut(drawn):
     assert all(title.x1 <= start for title, start in zip(titles, [*starts[1:], figure.bbox.x1], strict=True))
 
 
+def test_agreement_has_regression_line(drawn):
+    x = np.array([1.0, 2.0, 3.0, 4.0])
+    row = {"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(x, 2 * x + 1)}
+    values = pd.DataFrame({"abbreviation": "DN_L", "r1": x, "r2": 2 * x + 1 + np.array([1, -1, -1, 1])})
+    evaluation.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
+    equality, regression = drawn[0].axes[0].lines
+    np.testing.assert_array_equal(*equality.get_data())
+    np.testing.assert_allclose(regression.get_data(), [[1, 4], [3, 9]])  # the residuals are orthogonal to 1 and x
+
+
+@pytest.mark.parametrize("draw", ["overlap", "models"])
+def test_boxes_are_quartiles(drawn, draw):
+    values = pd.DataFrame({"abbreviation": "DN_L", "model": "a", "dice": [0.5, 0.6, 0.7, 0.8, 0.9, 0.1]})
+    values = values.assign(hd95_mm=1.0, mean_surface_distance_mm=1.0)
+    if draw == "models":
+        evaluation.draw_model_overlap(values, models=["a"])
+    else:
+        evaluation.draw_overlap(values, title="a")
+    heights = {round(float(y), 4) for line in drawn[0].axes[0].lines for y in np.asarray(line.get_ydata())}
+    # Quartiles at the ranks 2.25, 3.5 and 4.75; 0.1 is more than 1.5 · 0.25 below the lower one.
+    assert heights == {0.5, 0.525, 0.65, 0.775, 0.9}
+
+
 def test_red_scans_do_not_stretch_axes(drawn):
     """Green values from 0.1 to 0.2: the axis ends 5 % of their range beyond; red ones are inside it."""
     values = SCANS.assign(is_red=[False] * 4 + [True] * 2, mean_ppm=[0.1, 0.2, 0.15, 0.12, 9, -9])
