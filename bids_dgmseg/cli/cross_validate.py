@@ -164,6 +164,8 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     from bids_dgmseg.evaluate.benchmark import find_test_set
     from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
+    if not any(out.glob("fold-*/sub-*/**/*_dseg.nii.gz")):
+        raise InputError(f"{out}: no scan could be segmented, for the reasons above; train for longer")
     lines: list[str] = []
     found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, bilateral=True, warn=lines.append)
     options = EvaluationOptions(

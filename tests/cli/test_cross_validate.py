@@ -100,6 +100,12 @@ def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys
     assert "STN: Dice 1.000 ± 0.000 (n = 3)" in capsys.readouterr().out
 
 
+def test_nothing_segmented_is_one_line(dataset, tmp_path):
+    (tmp_path / "fold-0" / "sub-01" / "anat").mkdir(parents=True)  # of a scan that failed
+    with pytest.raises(InputError, match="no scan could be segmented, for the reasons above; train for longer"):
+        evaluate_folds(dataset, tmp_path, argparse.Namespace(derivatives=[], choose=[]))
+
+
 @pytest.mark.usefixtures("one_process")
 def test_training_maps_are_reported(dataset, tmp_path, capsys):
     weights, out = tmp_path / "weights", tmp_path / "out"
