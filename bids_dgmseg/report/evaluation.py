@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
 
 from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
 from bids_dgmseg.report.figures import (
@@ -68,11 +69,6 @@ _MAX_LABEL = 34  # characters of an axis label
 _TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
 _POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
 _MODEL_POINTS: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
-
-_BOXES: Mapping[str, Any] = {
-    **{"showfliers": False, "manage_ticks": False, "zorder": 2, "medianprops": {"color": INK, "linewidth": 1.5}},
-    **{f"{part}props": {"color": SOFT, "linewidth": 0.8} for part in ("box", "whisker", "cap")},
-}
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#e69f00", "#56b4e9", "#5a6675")
 """Of the models; safe for colour-blind readers (Okabe and Ito 2008)."""
@@ -223,8 +219,7 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
-        parts = [overlap.loc[overlap["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
-        axes.boxplot(parts, positions=range(len(nuclei)), widths=0.6, **_BOXES)
+        parts = _draw_boxes(axes, overlap, measure, nuclei=nuclei, width=0.6)
         for x, (nucleus, values) in enumerate(zip(nuclei, parts, strict=True)):
             axes.scatter(x + 0.45 * jitter(len(values)), values, color=colour_of(nucleus), **_POINTS)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
@@ -235,6 +230,27 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
             axes.set_ylim(0, 1.08 * (np.nanmax(overlap[measure]) if overlap[measure].gt(0).any() else 1))
     rows[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **TEXT)
     return to_png(figure)
+
+
+def _draw_boxes(
+    axes: Axes, rows: pd.DataFrame, measure: str, *, nuclei: Sequence[str], width: float, shift: float = 0.0
+) -> list[NDArray[np.float64]]:
+    """Draw a box plot of a measure for each nucleus at 0, 1, … plus a shift; return the values of each."""
+    values = [rows.loc[rows["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
+    line, median = {"color": SOFT, "linewidth": 0.8}, {"color": INK, "linewidth": 1.5}
+    axes.boxplot(
+        values,
+        positions=np.arange(len(nuclei)) + shift,
+        widths=width,
+        showfliers=False,  # each scan is a point
+        manage_ticks=False,
+        boxprops=line,
+        whiskerprops=line,
+        capprops=line,
+        medianprops=median,
+        zorder=2,
+    )
+    return values
 
 
 @with_default_settings
@@ -355,8 +371,7 @@ def draw_model_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> by
     for axes, (measure, label) in zip(panels, _PLOTTED_OVERLAP.items(), strict=True):
         for number, model in enumerate(models):
             rows, shift = comparison[comparison["model"] == model], (number + 0.5) * width - 0.4
-            parts = [rows.loc[rows["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
-            axes.boxplot(parts, positions=np.arange(len(nuclei)) + shift, widths=0.8 * width, **_BOXES)
+            parts = _draw_boxes(axes, rows, measure, nuclei=nuclei, width=0.8 * width, shift=shift)
             x = [place + shift + 0.6 * width * jitter(len(values)) for place, values in enumerate(parts)]
             look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
             axes.scatter(

@@ -157,6 +157,10 @@ class Midplane:
         distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
         return distance
 
+    def is_right(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return whether each voxel (X, Y, Z) of a grid is on the patient's right."""
+        return self.distance_mm(grid.centres_mm()) >= 0
+
 
 def find_midplane(chi: Volume) -> Midplane:
     """Find the plane about which a map is most symmetric.
@@ -227,7 +231,7 @@ def split_hemispheres(
 
     Takes the channels (1 + classes, X, Y, Z) of a model on a grid, background first; returns (1 + labels, X, Y, Z).
     """
-    right = plane.distance_mm(grid.centres_mm()) >= 0
+    right = plane.is_right(grid)
     split = np.empty((1 + len(model.labels), *probabilities.shape[1:]), np.float32)
     split[0] = probabilities[0]
     channels = {name: channel for channel, name in enumerate(model.classes, 1)}

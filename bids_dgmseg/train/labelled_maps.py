@@ -195,8 +195,8 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model, warnings: dict[str,
     if of_both:
         from bids_dgmseg.segmentation.regions import find_midplane  # imports torch
 
-        left = find_midplane(chi).distance_mm(Grid(chi.shape, chi.affine).centres_mm()) < 0
-        for (value, name), (side, half) in product(of_both.items(), (("L", left), ("R", ~left))):
+        right = find_midplane(chi).is_right(Grid(chi.shape, chi.affine))
+        for (value, name), (side, half) in product(of_both.items(), (("L", ~right), ("R", right))):
             channels[(labels.array == value) & half] = model.labels.index(f"{name}_{side}") + 1
         source = (table.source or dseg).name
         warnings[f"{source}: {list_some(of_both.values())} of both sides; divided at the midplane of the head"] = None
