@@ -197,7 +197,9 @@ def write_tsv(
     *,
     convert: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
 ) -> Path:
-    """Write a table atomically without its index; NaN becomes ``n/a``, `float_format` is such as ``%.7g``.
+    """Write a table atomically without its index; `float_format` is such as ``%.7g``.
+
+    As BIDS asks, NaN and empty text become ``n/a``, Boolean values ``true`` and ``false``.
 
     `convert` is applied to parts of the table that are written at once; a whole table of text takes much memory. A
     column with tabs in its name holds as many cells, joined with tabs.
@@ -206,9 +208,11 @@ def write_tsv(
     def to_texts(values: pd.Series) -> list[str]:
         if float_format and values.dtype.kind == "f":
             return [MISSING if math.isnan(number) else float_format % number for number in values.tolist()]
+        if values.dtype == bool:
+            return ["true" if value else "false" for value in values.tolist()]
         texts = values.astype(str) if values.dtype.kind == "f" else values
         known = zip(texts.to_numpy(object).tolist(), values.isna().tolist(), strict=True)
-        return [MISSING if missing else str(text) for text, missing in known]
+        return [MISSING if missing else str(text) or MISSING for text, missing in known]
 
     with atomic_write(final) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

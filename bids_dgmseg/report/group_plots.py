@@ -107,7 +107,9 @@ def draw_violins(
     nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
     versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
     columns = ["scan", "model", "nucleus", "side", "is_red", "excluded", measure, factor]
-    versions = {version: rows[columns] for version, rows in versions.items()}  # few, as rows are selected many times
+    texts = dict.fromkeys(["scan", "nucleus", "side", factor], "category")
+    # few columns, whose texts are compared as numbers, as rows are selected many times
+    versions = {version: rows[columns].astype(texts) for version, rows in versions.items()}
     height_in = (2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9
     figure, panels = _make_panels(len(nuclei) * len(versions), height_in=height_in)
     points: list[ScanPoints] = []
@@ -117,10 +119,10 @@ def draw_violins(
         for (version, rows), axes in zip(rows_of.items(), panels, strict=False):
             axes.set_ylim(*limits)
             used = rows[rows["excluded"].isna() & rows[measure].notna()]
-            n_scans = used.groupby(factor)["scan"].nunique()
+            n_scans = used.groupby(factor, observed=True)["scan"].nunique()
             counts = [int(n_scans.get(level, 0)) for level in levels]
-            values_of = dict(iter(used.groupby([factor, "side"])[measure]))
-            parts = dict(iter(rows.groupby([factor, "side"])))
+            values_of = dict(iter(used.groupby([factor, "side"], observed=True)[measure]))
+            parts = dict(iter(rows.groupby([factor, "side"], observed=True)))
             for side in "LR":
                 numbers = [values_of.get((level, side), used[measure][:0]).to_numpy(float) for level in levels]
                 _draw_half_violins(axes, numbers, side=side, colours=[colour_of(f"{nucleus}_{side}")] * len(levels))

@@ -180,7 +180,9 @@ def _participants(
 ) -> tuple[pd.DataFrame, list[Any]]:
     """One row per participant and nucleus, and the groups other than the reference."""
     numeric_column(table, options.value)
-    participants = average_repeated_scans(table, participant=options.participant, by=options.by, means=means, same=same)
+    averaged = average_repeated_scans(table, participant=options.participant, by=options.by, means=means, same=same)
+    columns = [options.group, *([options.site] if options.site in same else [])]
+    participants = averaged.astype(dict.fromkeys(columns, "category"))  # rows are selected by them many times
     groups = sorted(participants[options.group].dropna().unique(), key=str)
     if options.reference not in groups:
         shown = ", ".join(map(str, groups)) or "none"

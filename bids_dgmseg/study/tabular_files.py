@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, write_tsv
+from bids_dgmseg.io.files import read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -127,14 +127,12 @@ def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
 
 
 def _complete(rows: pd.DataFrame, *, keys: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
-    """Replace the columns that stand for others, as `ResultTable` describes them, and format those of text."""
+    """Replace the columns that stand for others, as `ResultTable` describes them."""
     if cells:
         rows = (
             rows.assign(**{LINE: join_cells(rows, cells)}).drop(columns=HEADER).rename(columns={LINE: "\t".join(cells)})
         )
-    if "scan" in rows:
-        rows = _with_keys(rows, keys)
-    return rows.apply(_format_column)
+    return _with_keys(rows, keys) if "scan" in rows else rows
 
 
 def write_tables(
@@ -196,15 +194,6 @@ def describe(column: str) -> Mapping[str, str]:
                 entry = STATS_COLUMNS[measure]
                 return {**entry, "Description": f"{meaning}: {entry['Description']}"}
     return {"Description": f"Value of {column} in the scan's files or file name"}
-
-
-def _format_column(values: pd.Series) -> pd.Series:
-    """Write Boolean values as BIDS does, and empty text as missing."""
-    if values.dtype == bool:
-        return values.map({True: "true", False: "false"})
-    if pd.api.types.is_numeric_dtype(values):
-        return values
-    return values.where(values != "", MISSING)
 
 
 def list_empty_tables(tables: Sequence[ResultTable], warnings: Sequence[str]) -> list[str]:

@@ -98,16 +98,16 @@ def test_parallel_writers_leave_one_whole_file(tmp_path):
 
 
 def test_missing_values_are_written_as_na(tmp_path):
-    table = pd.DataFrame({"name": ["a", None], "value": [0.123456789, np.nan], "n": [1, 2]})
+    table = pd.DataFrame({"name": ["a", None, ""], "value": [0.123456789, np.nan, 2], "n": [1, 2, 3]})
     write_tsv(table, tmp_path / "t.tsv", float_format="%.4g")
-    assert (tmp_path / "t.tsv").read_text() == "name\tvalue\tn\na\t0.1235\t1\nn/a\tn/a\t2\n"
+    assert (tmp_path / "t.tsv").read_text() == "name\tvalue\tn\na\t0.1235\t1\nn/a\tn/a\t2\nn/a\t2\t3\n"
 
 
 def test_table_written_in_parts_has_one_header(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.io.files._ROWS_AT_ONCE", 2)
     table = pd.DataFrame({"n": range(5), "value": [0.5, np.nan, 1 / 3, 2, -1e-9], "ok": [True, False] * 2 + [True]})
     write_tsv(table, tmp_path / "t.tsv", float_format="%.3g")
-    rows = "0\t0.5\tTrue\n1\tn/a\tFalse\n2\t0.333\tTrue\n3\t2\tFalse\n4\t-1e-09\tTrue\n"
+    rows = "0\t0.5\ttrue\n1\tn/a\tfalse\n2\t0.333\ttrue\n3\t2\tfalse\n4\t-1e-09\ttrue\n"
     assert (tmp_path / "t.tsv").read_text() == f"n\tvalue\tok\n{rows}"
 
 
