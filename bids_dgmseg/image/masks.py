@@ -57,8 +57,15 @@ def faces_that_cut(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.array([area[[0, -1]] > _CUT_SHARE * area.max() for area in areas])
 
 
-def outside_field_of_view(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the voxels that a map does not cover: invalid voxels in a cube of 3, which may extend beyond the image."""
+def outside_field_of_view(valid: NDArray[np.bool_], block: tuple[slice, ...] | None = None) -> NDArray[np.bool_]:
+    """Find the voxels that a map does not cover: invalid voxels in a cube of 3, which may extend beyond the image.
+
+    With `block`, only those of a block of the image.
+    """
+    if block is not None:
+        wide = tuple(slice(max(part.start - _SMALLEST_GAP, 0), part.stop + _SMALLEST_GAP) for part in block)
+        inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(block, wide, strict=True))
+        return outside_field_of_view(valid[wide])[inner]
     invalid = np.pad(~valid, _SMALLEST_GAP, constant_values=True).view(np.uint8)
     eroded = ndimage.minimum_filter(invalid, _SMALLEST_GAP, mode="constant", cval=1)
     opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)

@@ -11,6 +11,7 @@ from bids_dgmseg.image.masks import (
     is_valid,
     large_components,
     masked_gaussian,
+    outside_field_of_view,
 )
 
 
@@ -91,6 +92,14 @@ def test_zeros_of_maps_of_one_sign_are_values_except_slices():
     assert not find_missing(chi, zeros=False).any()
     chi[:, :, 17] = 0
     assert find_missing(chi, zeros=False)[15:28, 13:26, 17].mean() > 0.2  # where both neighbours have a value
+
+
+@pytest.mark.parametrize("block", [np.s_[0:7, 4:12, 9:20], np.s_[5:24, 0:22, 10:11], np.s_[3:4, 21:22, 0:20]])
+def test_field_of_view_of_a_block_is_that_of_the_image(block):
+    valid = ndimage.uniform_filter(np.random.default_rng(3).random((24, 22, 20)), 3) > 0.52
+    whole = outside_field_of_view(valid)
+    assert 0 < whole.sum() < whole.size
+    np.testing.assert_array_equal(outside_field_of_view(valid, block), whole[block])
 
 
 def test_holes_are_filled_from_both_sides():

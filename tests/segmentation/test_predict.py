@@ -316,11 +316,24 @@ def test_single_head_stays_unchanged():
     assert merge_heads(heads, (("RN", "SN", "STN"),)) is heads
 
 
-def test_probabilities_return_to_parallel_axes():
+@pytest.mark.parametrize(
+    ("sizes_mm", "first_mm"),
+    [
+        pytest.param((0.8, 0.7, 1.4), (-1.5, 0.4, 0.9), id="other voxels"),
+        pytest.param((1, 1, 1), (-2, 1, 0), id="same voxels, shifted"),
+        pytest.param((1, 1, 1.4), (1, -1, 0.9), id="same voxels, other slices"),
+        pytest.param((1, 0.7, 1), (-0.5, 0.4, 3), id="half a voxel apart"),
+    ],
+)
+def test_probabilities_return_to_parallel_axes(sizes_mm, first_mm):
     nucleus = np.random.default_rng(0).random((8, 9, 7), np.float32)
-    own = Grid((12, 11, 5), np.array([[0.8, 0, 0, -1.5], [0, 0.7, 0, 0.4], [0, 0, 1.4, 0.9], [0, 0, 0, 1]]))
+    affine = np.diag([*sizes_mm, 1.0])
+    affine[:3, 3] = first_mm
+    own = Grid((12, 11, 5), affine)
     grid, block = Grid(nucleus.shape, np.eye(4)), (slice(0, 12), slice(2, 11), slice(1, 5))
-    back = resample_back(np.stack([1 - nucleus, nucleus]), grid, own, block)
+    probabilities = np.stack([1 - nucleus, nucleus])
+    back = resample_back(probabilities, grid, own, block)
+    np.testing.assert_array_equal(probabilities[1], nucleus)  # the input is not changed
     # scipy's linear interpolation, whose background is 0 beyond the image, too
     expected = resample(Volume(nucleus, grid.affine), own, order=1).array[block]
     np.testing.assert_allclose(back[1], expected, atol=1e-5)  # float32
