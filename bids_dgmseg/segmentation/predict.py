@@ -313,21 +313,26 @@ def _interpolate_along_axes(
 
     Along axes with the same voxels, which are most of `aligned_grid`'s, they are only shifted.
     """
-    pads: list[int] = []
     weights: list[Tensor | None] = []
+    inner, outer = [], []  # slices of the shifted axes, before and after
     for step, start, size, n, count in zip(
         np.diag(to_source)[:3], to_source[:3, 3], shape, source.shape[1:], counts.tolist(), strict=True
     ):
         first = round(start)
         if np.allclose([step, start], [1, first], rtol=0, atol=1e-6):
-            pads[:0] = [-first, first + size - n]  # last axis first; a negative number of voxels is cut off
+            low, high = max(first, 0), min(first + size, n)
+            inner.append(slice(low, max(low, high)))
+            outer.append(slice(low - first, max(low, high) - first))
             weights.append(None)
             continue
         distances = step * (np.arange(size)[:, None] + _offsets(count)) + start - np.arange(n)[:, None, None]
         weight = np.maximum(1 - np.abs(distances), 0).mean(axis=2, dtype=np.float32).T.copy()
-        pads[:0] = [0, 0]
         weights.append(torch.from_numpy(weight))
-    total = functional.pad(source, pads)  # a copy in aligned memory, with which products of matrices are reproducible
+        inner.append(slice(n))
+        outer.append(slice(n))
+    sizes = [size if weight is None else n for size, weight, n in zip(shape, weights, source.shape[1:], strict=True)]
+    total = torch.zeros(len(source), *sizes)  # aligned memory, with which products of matrices are reproducible
+    total[:, *outer] = source[:, *inner]
     x, y, z = weights
     total = total if z is None else total @ z.T
     total = total if y is None else y @ total

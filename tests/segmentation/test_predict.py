@@ -323,6 +323,9 @@ def test_single_head_stays_unchanged():
         pytest.param((1, 1, 1), (-2, 1, 0), id="same voxels, shifted"),
         pytest.param((1, 1, 1.4), (1, -1, 0.9), id="same voxels, other slices"),
         pytest.param((1, 0.7, 1), (-0.5, 0.4, 3), id="half a voxel apart"),
+        pytest.param((1, 1, 1), (8, 0, 0), id="beyond the network's grid"),
+        pytest.param((1, 1, 1), (0, -11, 0), id="before the network's grid"),
+        pytest.param((1, 0.7, 1), (0, 0.4, 30), id="far from the network's grid"),
     ],
 )
 def test_probabilities_return_to_parallel_axes(sizes_mm, first_mm):
