@@ -6,7 +6,8 @@
 Segments one simulated head at 1 mm (anatomy of the phantom), unless a map is given. For comparison,
 ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task at 1 mm (31 million
 parameters, patches of 128³, 17 classes), untrained, since weights do not affect the speed; one fold, without mirroring
-unless requested. Each runs in a separate process; times are medians. Compute time excludes imports.
+unless requested. This program also runs that network. Each runs in a separate process; times are medians. Compute
+time excludes imports.
 
 With ``--participants``: datasets of so many participants, all with links to one map, of which the first scans are
 processed, with one process and with the default number: seconds from the command to the first scan and from scan to
@@ -30,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pandas as pd
 from reporting import markdown, measure
 
 from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
 
 _OURS = """
@@ -49,6 +52,21 @@ if sys.argv[1] != "imports":
     weights = Path(sys.argv[3]) if sys.argv[3] else None
     chi, model = Volume.read(Path(sys.argv[1])), get_model("default")
     nibabel.Nifti1Image(segment_map(chi, model, weights=weights).labels, chi.affine).to_filename(sys.argv[2])
+"""
+_OURS_SAME = """
+import sys
+from pathlib import Path
+import nibabel, numpy
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.segmentation.nnunet import Network
+from nnunetv2.inference import export_prediction, predict_from_raw_data
+keep_freed_memory()
+if sys.argv[1] != "imports":
+    chi, trained = Volume.read(Path(sys.argv[1])), read_folder(Path(sys.argv[3]))
+    labels = Network(trained, device="cpu", sided=False)(chi).argmax(axis=0).astype(numpy.uint8)
+    nibabel.Nifti1Image(labels, chi.affine).to_filename(sys.argv[2])
 """
 _PEER = """
 import sys
@@ -83,16 +101,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
             print(f"Studies, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}\n\n{markdown(pd.DataFrame(rows))}")
             return 0
+        peer, peer_imports = _peer_commands(root, chi, mirroring=args.mirroring)
         ours = [sys.executable, "-c", _OURS, str(chi), str(root / "dseg.nii.gz"), str(args.weights or "")]
+        same = [sys.executable, "-c", _OURS_SAME, str(chi), str(root / "same.nii.gz"), str(root / "peer")]
         rows = [
             time_command("bids_dgmseg (dgm16)", ours, [*ours[:3], "imports"], repeats=args.repeats),
-            time_command(
-                "nnUNetv2_predict", *_peer_commands(root, chi, mirroring=args.mirroring), repeats=args.repeats
-            ),
+            time_command("bids_dgmseg (the network of nnU-Net)", same, [*same[:3], "imports"], repeats=args.repeats),
+            time_command("nnUNetv2_predict", peer, peer_imports, repeats=args.repeats),
         ]
+        labels = [Volume.read(root / name, np.uint8).array for name in ("same.nii.gz", "peer_out/case.nii.gz")]
+        n_differing, n_voxels = int((labels[0] != labels[1]).sum()), labels[0].size
     table = pd.DataFrame(rows).set_index("program")
-    table.loc["ratio"] = table.iloc[1] / table.iloc[0]
+    for name in table.index[:-1]:
+        table.loc[f"ratio to {name}"] = table.loc["nnUNetv2_predict"] / table.loc[name]
     print(f"One scan of 1 mm, {os.cpu_count()} cores, median of {args.repeats}\n\n{markdown(table, 2)}")
+    print(f"Labels by the same network differ in {n_differing} of {n_voxels} voxels.")
     return 0
 
 
@@ -157,7 +180,7 @@ def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str]
     images, model, script = root / "images", root / "peer", root / "peer.py"
     images.mkdir()
     nib.save(nib.load(chi), images / "case_0000.nii.gz")
-    write_peer(model)
+    write_peer(model, mirroring=mirroring)
     script.write_text(_PEER, encoding="utf-8")
     command = [
         sys.executable,
@@ -180,7 +203,7 @@ def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str]
     return [*command, *([] if mirroring else ["--disable_tta"])], [*command[:2], "imports"]
 
 
-def write_peer(folder: Path) -> None:
+def write_peer(folder: Path, *, mirroring: bool) -> None:
     """Write an nnU-Net model folder with an untrained network of the default plan."""
     import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -202,7 +225,7 @@ def write_peer(folder: Path) -> None:
             "network_weights": network.state_dict(),
             "trainer_name": "nnUNetTrainer",
             "init_args": {"configuration": "3d_fullres"},
-            "inference_allowed_mirroring_axes": (0, 1, 2),
+            "inference_allowed_mirroring_axes": (0, 1, 2) if mirroring else None,
         },
         folder / "fold_0" / "checkpoint_final.pth",
     )

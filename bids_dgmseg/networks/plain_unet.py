@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
 
 def max_pool(x: Tensor, factor: int) -> Tensor:
     """Max-pool (B, C, X, Z) or (B, C, X, Y, Z); an incomplete group at the end of an axis counts too.
@@ -30,42 +28,10 @@ def crop_like(x: Tensor, reference: Tensor) -> Tensor:
     return x
 
 
-class _InstanceNorm(nn.InstanceNorm3d):
-    """Instance normalization that avoids torch's copies between memory layouts for single samples in inference."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize each channel of each sample (B, C, X, Y, Z)."""
-        if len(x) > 1 or torch.is_grad_enabled():  # the gradient of batch_norm is slow on several threads
-            return super().forward(x)
-        # For a single sample, batch statistics equal instance statistics.
-        return functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-
-
-class _Convolution(nn.Conv3d):
-    """Convolution that uses oneDNN in inference on CPUs, also where torch chooses slower code of its own in float32.
-
-    That is for few channels, small images and, on one thread, kernels of one voxel. These are products of matrices,
-    whose result is in the memory layout in which a softmax is fast.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, X, Y, Z)."""
-        if torch.is_grad_enabled() or x.device.type != "cpu" or not _HAS_ONEDNN or torch.compiler.is_compiling():
-            return super().forward(x)
-        if self.kernel_size == (1, 1, 1) and self.bias is not None:
-            weight, bias = self.weight.flatten(1), self.bias[:, None]
-            products = torch.stack([torch.addmm(bias, weight, one.flatten(1)) for one in x])
-            return products.view(len(x), -1, *x.shape[2:])
-        if torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        padding = [int(size) for size in self.padding]
-        return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups)
-
-
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        _Convolution(inputs, outputs, 3, stride, 1, bias=False),
-        _InstanceNorm(outputs, affine=True),
+        nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.InstanceNorm3d(outputs, affine=True),
         nn.LeakyReLU(0.01, inplace=True),
     )
 
@@ -110,7 +76,7 @@ class PlainUNet(nn.Module):
             for (_, skip), parts in zip(steps, [2] * (len(steps) - 1) + [1], strict=True)
         )
         # Heads exist in both modes, so that the same weights load in both.
-        self.heads = nn.ModuleList(_Convolution(skip, num_classes, 1) for _, skip in steps)
+        self.heads = nn.ModuleList(nn.Conv3d(skip, num_classes, 1) for _, skip in steps)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z); with deep supervision a list, largest first."""

@@ -20,7 +20,7 @@ from bids_dgmseg.image.grids import Box, Grid, block_affine, box_of_mask, coveri
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.model_folder import load_weights, localizer_network, pick_device
+from bids_dgmseg.models.model_folder import load_weights, localizer_network, pick_device, to_channels_last
 from bids_dgmseg.models.nnunet_folder import (
     CEREBELLUM,
     DENTATE,
@@ -31,6 +31,7 @@ from bids_dgmseg.models.nnunet_folder import (
     read_folder,
 )
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
+from bids_dgmseg.segmentation.inference import FastLayers
 from bids_dgmseg.segmentation.localize import Location, find_cerebellum
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 
@@ -60,7 +61,7 @@ class Network:
             network, self._configuration = _build(trained, self._plans)
             self._predictor = nnUNetPredictor(device=pick_device(device), allow_tqdm=False)
             self._predictor.manual_initialization(
-                network,
+                to_channels_last(network, self._predictor.device),
                 self._plans,
                 self._configuration,
                 list(trained.parameters),
@@ -78,7 +79,7 @@ class Network:
         array, spacing_mm = _to_sitk_order(chi, axes)
         mirrored = mirror_axes(self.trained, axes, sided=self.sided)
         self._predictor.allowed_mirroring_axes = mirrored or None
-        with quiet():
+        with quiet(), FastLayers():
             data, _, properties = self._configuration.preprocessor_class(verbose=False).run_case_npy(
                 array[None], None, {"spacing": spacing_mm}, self._plans, self._configuration, dict(self.trained.dataset)
             )

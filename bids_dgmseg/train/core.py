@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
+from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
 from bids_dgmseg.segmentation.predict import apply_temperature
 from bids_dgmseg.train.losses import main_logits, most_probable_classes
 from bids_dgmseg.train.recipe import Objective
@@ -235,7 +235,7 @@ def validate(network: nn.Module, samples: Samples | None, run: Run) -> tuple[flo
     network.eval()
     n_classes = len(run.classes) + 1
     counts, total, n_samples = torch.zeros(3, n_classes), 0.0, 0
-    with torch.inference_mode():
+    with torch.inference_mode(), FastLayers():
         for inputs, labels in DataLoader(samples, batch_size=run.schedule.batch):
             loss, answer, _ = _forward(network, inputs, labels, run)
             total, n_samples = total + float(loss) * len(inputs), n_samples + len(inputs)

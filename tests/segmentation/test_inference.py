@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bids_dgmseg.segmentation.inference import batch_to_device, forward_batch, mixed_precision
+from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, forward_batch, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -78,3 +78,53 @@ def test_only_small_images_use_float32_gradients(hardware, convolve, sides):
         assert convolve(image).dtype == (torch.float32 if small else hardware)
     with torch.no_grad(), mixed_precision(CPU):
         assert convolve(image).dtype == hardware
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_samples", [1, 2])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(nn.Conv3d(3, 4, 3, padding=1), id="convolution"),
+        pytest.param(nn.Conv3d(3, 4, 3, padding="same"), id="padding by name"),
+        pytest.param(nn.Conv3d(3, 4, (3, 1, 3), (2, 1, 2), (1, 0, 1), bias=False), id="stride"),
+        pytest.param(nn.Conv3d(3, 6, 3, padding=2, dilation=2, groups=3), id="dilation and groups"),
+        pytest.param(nn.Conv3d(3, 4, 1), id="one voxel"),
+        pytest.param(nn.Conv3d(3, 4, 1, bias=False), id="one voxel without bias"),
+        pytest.param(nn.Conv3d(3, 4, 1, stride=2, padding=1), id="one voxel with stride"),
+        pytest.param(nn.Conv3d(3, 6, 1, groups=3), id="one voxel with groups"),
+        pytest.param(nn.InstanceNorm3d(3), id="normalization"),
+        pytest.param(nn.InstanceNorm3d(3, affine=True), id="normalization with weights"),
+        pytest.param(nn.InstanceNorm3d(3, track_running_stats=True), id="normalization of a training"),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "last"])
+def test_fast_layers_compute_what_torch_does(layer, n_samples, precision, layout):
+    image = torch.randn(n_samples, 3, 9, 8, 7).to(memory_format=layout)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        expected = layer.eval()(image)
+        with FastLayers():
+            found = layer(image)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    # bfloat16 has 8 bits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if precision == "float32" else 0.02)
+
+
+def test_normalization_of_large_images_is_exact():
+    image = 10 + torch.randn(1, 2, 80, 90, 100, generator=torch.Generator().manual_seed(0))
+    exact = image.double() - image.double().mean((2, 3, 4), keepdim=True)
+    exact /= (exact.square().mean((2, 3, 4), keepdim=True) + 1e-5).sqrt()
+    with torch.inference_mode(), FastLayers():
+        found = nn.InstanceNorm3d(2)(batch_to_device(image, CPU))
+    assert float((found - exact).abs().max()) < 2e-5
+
+
+def test_fast_layers_leave_gradients_to_torch():
+    layers = nn.Sequential(nn.Conv3d(1, 2, 3), nn.InstanceNorm3d(2))
+    image = torch.randn(1, 1, 5, 6, 7)
+    expected = layers(image)
+    with FastLayers():
+        found = layers(image)
+    assert torch.equal(found, expected)
+    assert found.grad_fn.name() == expected.grad_fn.name()
