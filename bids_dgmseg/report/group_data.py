@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class GroupData:
     bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Rows of ``group_stats.tsv`` of both sides of a nucleus together, as in `stats`."""
 
-    @property
+    @cached_property
     def scans(self) -> pd.DataFrame:
         """One row per scan and model: its names, site, group and age."""
         optional = [name for name in (DATASET, "site", "group", "age_years", "sex") if name in self.stats]
@@ -85,7 +86,7 @@ class GroupData:
         """Rows of `stats` that enter statistics."""
         return self.stats[self.stats["excluded"].isna()]
 
-    @property
+    @cached_property
     def excluded_scans(self) -> pd.Series:
         """Why scans are excluded, by scan and model: those without a nucleus that enters statistics."""
         by_scan = self.stats.groupby(SCAN_KEYS, sort=False)["excluded"]

@@ -115,7 +115,7 @@ def draw_violins(
     points: list[ScanPoints] = []
     for nucleus in nuclei:
         rows_of = {version: rows[rows["nucleus"] == nucleus] for version, rows in versions.items()}
-        limits = _find_limits(pd.concat(list(rows_of.values())), measure)
+        limits = _find_limits(pd.concat([rows[[measure, "is_red"]] for rows in rows_of.values()]), measure)
         for (version, rows), axes in zip(rows_of.items(), panels, strict=False):
             axes.set_ylim(*limits)
             used = rows[rows["excluded"].isna() & rows[measure].notna()]
