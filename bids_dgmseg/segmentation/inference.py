@@ -133,7 +133,7 @@ class FastLayers(TorchFunctionMode):
     ) -> Any:
         """Call a torch function, or its faster equivalent."""
         fast = _FAST.get(func)
-        if fast is None or torch.is_grad_enabled() or args[0].device.type != "cpu" or args[0].ndim != 5:
+        if not fast or not args or torch.is_grad_enabled() or args[0].device.type != "cpu" or args[0].ndim != 5:
             return func(*args, **kwargs or {})
         return fast(*args, **kwargs or {})
 

@@ -59,9 +59,12 @@ class Network:
 
             self._plans = PlansManager(dict(trained.plans))
             network, self._configuration = _build(trained, self._plans)
-            self._predictor = nnUNetPredictor(device=pick_device(device), allow_tqdm=False)
+            target = pick_device(device)
+            if target.type == "cpu" and len(self._configuration.patch_size) == 3:
+                network = to_channels_last(network, target)  # for FastLayers
+            self._predictor = nnUNetPredictor(device=target, allow_tqdm=False)
             self._predictor.manual_initialization(
-                to_channels_last(network, self._predictor.device),
+                network,
                 self._plans,
                 self._configuration,
                 list(trained.parameters),
