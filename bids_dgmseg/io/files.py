@@ -210,6 +210,10 @@ def write_tsv(
             return [MISSING if math.isnan(number) else float_format % number for number in values.tolist()]
         if values.dtype == bool:
             return ["true" if value else "false" for value in values.tolist()]
+        if values.dtype in ("category", "str", int):  # not objects: 1 equals True, which has another text
+            codes, different = values.factorize()
+            of_code = [*(str(value) or MISSING for value in different), MISSING]  # the last is that of code -1, NaN
+            return [of_code[code] for code in codes.tolist()]
         texts = values.astype(str) if values.dtype.kind == "f" else values
         known = zip(texts.to_numpy(object).tolist(), values.isna().tolist(), strict=True)
         return [MISSING if missing else str(text) or MISSING for text, missing in known]

@@ -152,7 +152,7 @@ def draw_ageing(
     measure), `curves` the rows of ``group_ageing_curves.tsv`` of one curve per nucleus. Axes end at the values that are
     not red; curves and bands are cut there.
     """
-    present = set(values["abbreviation"]) | set(curves["abbreviation"])
+    present = {*values["abbreviation"].unique(), *curves["abbreviation"].unique()}
     nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
     figure, panels = _make_panels(len(nuclei), height_in=2.8)
     points: list[ScanPoints] = []

@@ -232,7 +232,7 @@ def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Se
     """Tabulate the medians of a measure per nucleus, one column per site or group."""
     medians = values.groupby(["abbreviation", factor], sort=False)[measure].median().unstack(factor)
     counts = values.dropna(subset=[measure]).groupby(factor)["scan"].nunique()
-    names = list(dict.fromkeys(values["abbreviation"]))
+    names = list(values["abbreviation"].unique())
     numbers = medians.reindex(index=names, columns=list(levels)).to_numpy(float)
     rows = [
         [Cell(name), *(make_cell(value, digits=QUANTITIES[measure].digits) for value in row)]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_data_dictionaries, write_json, write_tsv
+from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -117,22 +117,19 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries, cells=cells)
+    return ResultTable(name, complete, descriptions=entries, cells=cells)
 
 
-def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
-    """Replace a column ``scan`` by the keys of the scan."""
-    front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
-    return pd.concat([front, rows.drop(columns="scan")], axis=1)
-
-
-def _complete(rows: pd.DataFrame, *, keys: pd.DataFrame, cells: Sequence[str]) -> pd.DataFrame:
-    """Replace the columns that stand for others, as `ResultTable` describes them."""
+def _complete(rows: pd.DataFrame, *, keys: pd.Series, cells: Sequence[str]) -> pd.DataFrame:
+    """Replace the columns that stand for others, as `ResultTable` describes them; `keys` is the text of each scan's."""
     if cells:
         rows = (
             rows.assign(**{LINE: join_cells(rows, cells)}).drop(columns=HEADER).rename(columns={LINE: "\t".join(cells)})
         )
-    return _with_keys(rows, keys) if "scan" in rows else rows
+    if "scan" in rows:
+        front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
+        rows = pd.concat([front, rows.drop(columns="scan")], axis=1)
+    return rows
 
 
 def write_tables(
@@ -152,11 +149,13 @@ def write_tables(
     """
     paths: list[Path] = []
     path = folder / PAGE
+    texts = keys.replace({r"^$": MISSING, "\t": " "}, regex=True).to_numpy().tolist()  # a tab would start a column
+    joined = pd.Series(["\t".join(row) for row in texts], name="\t".join(map(str, keys)), dtype=object)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
             for table in tables:
-                convert = partial(_complete, keys=keys, cells=table.cells)
+                convert = partial(_complete, keys=joined, cells=table.cells)
                 names = (name for column in convert(table.rows.iloc[:0]) for name in str(column).split("\t"))
                 dictionary = {name: table.descriptions.get(name) or describe(name) for name in names}
                 about = {"Settings": settings, "Notes": list(table.notes), **table.facts}

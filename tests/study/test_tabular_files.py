@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bids_dgmseg.config import GroupAnalysis
@@ -14,7 +15,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
-from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
+from bids_dgmseg.study.tabular_files import ResultTable, list_empty_tables, scan_tables, write_tables
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,14 @@ def test_no_usable_results_is_an_error(output, add_scan):
     add_scan("sub-01_seg-dgm16", text="")
     with pytest.raises(InputError, match=r"^out: all tables are cut short \(sub-01_seg-dgm16_stats.tsv\)"):
         write(output)
+
+
+def test_tab_in_a_site_moves_no_column(tmp_path):
+    keys = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "site": ["a\tb", 'c "d"\n']}, dtype=object)
+    table = ResultTable("group_x", pd.DataFrame({"scan": [1, 0, 1], "value": [1.5, 2.5, 3.5]}))
+    path, _ = write_tables(tmp_path, [table], keys=keys, settings={})
+    rows = [list(row.values()) for row in rows_of(path)]
+    assert rows == [["sub-2", 'c "d"\n', "1.5"], ["sub-1", "a b", "2.5"], ["sub-2", 'c "d"\n', "3.5"]]
 
 
 def test_failed_write_leaves_no_file(output, add_scan, monkeypatch):
