@@ -117,7 +117,13 @@ def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultT
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return ResultTable(name, complete, descriptions=entries, cells=cells)
+    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries, cells=cells)
+
+
+def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame | pd.Series) -> pd.DataFrame:
+    """Replace a column ``scan`` by the keys of the scan."""
+    front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
+    return pd.concat([front, rows.drop(columns="scan")], axis=1)
 
 
 def _complete(rows: pd.DataFrame, *, keys: pd.Series, cells: Sequence[str]) -> pd.DataFrame:
@@ -126,10 +132,7 @@ def _complete(rows: pd.DataFrame, *, keys: pd.Series, cells: Sequence[str]) -> p
         rows = (
             rows.assign(**{LINE: join_cells(rows, cells)}).drop(columns=HEADER).rename(columns={LINE: "\t".join(cells)})
         )
-    if "scan" in rows:
-        front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
-        rows = pd.concat([front, rows.drop(columns="scan")], axis=1)
-    return rows
+    return _with_keys(rows, keys) if "scan" in rows else rows
 
 
 def write_tables(

@@ -83,8 +83,8 @@ def test_red_scans_are_marked_and_listed(write_study):
     root = write_study(failed=(0, 30), n_per_site=10)
     cohort = load_cohort([ResultsFolder(root / "out", "out", root)])
     for table in scan_tables(cohort):
-        excluded = table.rows.set_index("scan")["excluded"].dropna()
-        assert set(cohort.keys["participant_id"][excluded.index]) == {"sub-000", "sub-030"}
+        excluded = table.rows.set_index("participant_id")["excluded"].dropna()
+        assert set(excluded.index) == {"sub-000", "sub-030"}
         assert set(excluded) == {"scan rated red: noisy map; streaks"}
     assert cohort.settings["ExcludedScans"] == 2
     line = "group_qc.tsv: 2 of 40 scans rated red: sub-000, sub-030; left out of all statistics (column excluded)"
