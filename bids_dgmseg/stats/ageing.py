@@ -277,7 +277,7 @@ def change_per_year(
             records += [key | {"group": name} | _test_change(rows[rows["group"] == name], level) for name in names]
     summary = adjust_within_groups(pd.DataFrame(records), {"p": "q"})
     tested = slopes[~slopes["site_change"]].dropna(subset=["change_per_year", "group"])
-    if reference in (groups := tested["group"].unique()) and len(groups) > 1:
+    if reference in (groups := set(tested["group"].unique())) and len(groups) > 1:
         options = GroupOptions(str(reference), value="change_per_year", participant=participant, by=by, level=level)
         welch = compare_groups(tested, options=options).rename(columns={"p_t": "p_difference", "q_t": "q_difference"})
         compared = [column for column in _SUMMARY if column in welch and column not in summary]
