@@ -1,10 +1,13 @@
-"""CPUs and memory available to this process, how it keeps freed memory, and the container it runs in."""
+"""CPUs and memory available to this process, what it does with freed memory, and the container it runs in."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CGROUP, _PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -59,6 +62,17 @@ def keep_freed_memory() -> None:
     if mallopt:
         for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
             mallopt(parameter, value)
+
+
+@contextmanager
+def existing_objects_frozen() -> Iterator[None]:
+    """Leave the objects that exist now out of garbage collections, which with large libraries loaded take long."""
+    gc.collect()  # garbage would be left out as well
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def describe_container() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -118,19 +117,22 @@ def draw_violins(
         limits = _find_limits(pd.concat([rows[[measure, "is_red"]] for rows in rows_of.values()]), measure)
         for (version, rows), axes in zip(rows_of.items(), panels, strict=False):
             axes.set_ylim(*limits)
-            used = rows[rows["excluded"].isna() & rows[measure].notna()]
-            n_scans = used.groupby(factor, observed=True)["scan"].nunique()
+            numbers = rows[measure].to_numpy(float)
+            used = rows["excluded"].isna().to_numpy() & ~np.isnan(numbers)
+            n_scans = rows[used].groupby(factor, observed=True)["scan"].nunique()
             counts = [int(n_scans.get(level, 0)) for level in levels]
-            values_of = dict(iter(used.groupby([factor, "side"], observed=True)[measure]))
-            parts = dict(iter(rows.groupby([factor, "side"], observed=True)))
-            for side in "LR":
-                numbers = [values_of.get((level, side), used[measure][:0]).to_numpy(float) for level in levels]
-                _draw_half_violins(axes, numbers, side=side, colours=[colour_of(f"{nucleus}_{side}")] * len(levels))
-            for (x, level), side in product(enumerate(levels), "LR"):
+            found = rows.groupby([factor, "side"], observed=True).indices
+            for side, shift in (("L", -0.12), ("R", 0.12)):
                 name, colour = f"{nucleus}_{side}", colour_of(f"{nucleus}_{side}")
-                ordered = _thin(parts.get((level, side), rows[:0]), measure, measure)
-                positions = x + (-0.12 if side == "L" else 0.12) + 0.14 * jitter(len(ordered))
-                points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=_POINTS)
+                places = [np.asarray(found.get((level, side), []), np.intp) for level in levels]
+                halves = [numbers[place[used[place]]] for place in places]
+                _draw_half_violins(axes, halves, side=side, colours=[colour] * len(levels))
+                shown = [place[_thin(numbers[place], numbers[place])] for place in places]
+                x = np.hstack([level + shift + 0.14 * jitter(len(place)) for level, place in enumerate(shown)])
+                # all levels together, as each scatter plot takes milliseconds
+                points += _draw_points(
+                    axes, x, rows.iloc[np.hstack(shown)], measure, name, colour, marks=marks, style=_POINTS
+                )
             separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
             ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
             axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
@@ -164,9 +166,10 @@ def draw_ageing(
         for style in _SIDES:
             name = f"{nucleus}_{style.side}"
             colour, curve = colour_of(name), curves[curves["abbreviation"] == name]
-            ordered = _thin(of_nucleus[of_nucleus["abbreviation"] == name], "age_years", measure)
-            positions, look = ordered["age_years"].to_numpy(float), {**_AGE_POINTS, "marker": style.marker}
-            points += _draw_points(axes, positions, ordered, measure, name, colour, marks=marks, style=look)
+            rows = of_nucleus[of_nucleus["abbreviation"] == name]
+            ages = rows["age_years"].to_numpy(float)
+            shown, look = _thin(ages, rows[measure].to_numpy(float)), {**_AGE_POINTS, "marker": style.marker}
+            points += _draw_points(axes, ages[shown], rows.iloc[shown], measure, name, colour, marks=marks, style=look)
             axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
             axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
@@ -199,10 +202,11 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Mark
         parts = [of_measure[of_measure["nucleus"] == nucleus] for nucleus in nuclei]
         colours = [colour_of(f"{nucleus}_L") for nucleus in nuclei]
         for side in "LR":
-            numbers = (part["asymmetry"].dropna().to_numpy(float) for part in parts)
-            _draw_half_violins(axes, numbers, side=side, colours=colours)
+            halves = (part["asymmetry"].dropna().to_numpy(float) for part in parts)
+            _draw_half_violins(axes, halves, side=side, colours=colours)
         for x, (nucleus, part, colour) in enumerate(zip(nuclei, parts, colours, strict=True)):
-            rows = _thin(part, "asymmetry", "asymmetry")
+            numbers = part["asymmetry"].to_numpy(float)
+            rows = part.iloc[_thin(numbers, numbers)]
             positions = x + 0.14 * jitter(len(rows))
             points += _draw_points(axes, positions, rows, "asymmetry", nucleus, colour, marks=marks, style=_POINTS)
         _finish(axes, label=f"asymmetry of\n{QUANTITIES[measure].name}")
@@ -228,12 +232,12 @@ def _find_limits(rows: pd.DataFrame, measure: str) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _thin(rows: pd.DataFrame, by: str, measure: str) -> pd.DataFrame:
-    """Select at most `MAX_POINTS` scans with a value, evenly over the ranks of a column and with both ends."""
-    known = np.flatnonzero(rows[measure].notna())
-    order = known[np.argsort(rows[by].to_numpy(float)[known], kind="stable")]
-    chosen = np.linspace(0, len(order) - 1, min(len(order), MAX_POINTS)).round().astype(np.intp)
-    return rows.iloc[order[np.unique(chosen)]]
+def _thin(order: Floats, values: Floats) -> NDArray[np.intp]:
+    """Select at most `MAX_POINTS` rows with a value, evenly over the ranks of `order` and with both ends."""
+    known = np.flatnonzero(~np.isnan(values))
+    ranked = known[np.argsort(order[known], kind="stable")]
+    chosen = np.linspace(0, len(ranked) - 1, min(len(ranked), MAX_POINTS)).round().astype(np.intp)
+    return ranked[np.unique(chosen)]
 
 
 def _make_panels(n: int, *, height_in: float) -> tuple[Figure, Iterator[Axes]]:

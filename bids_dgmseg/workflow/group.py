@@ -19,6 +19,7 @@ from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, FAILED, OK, InputError, count, list_some
 from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, url_to_path
 from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.resources import existing_objects_frozen
 from bids_dgmseg.workflow.environment import check_folders, limit_library_threads, run_folder
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def run_group(config: RunConfig) -> int:
         _print_plan(config, cohort, [*warnings, *cohort.warnings, *study.warnings], progress)
         return OK
     remove_temporary_files(config.output_dir)
-    with run_folder(config.control.work_dir):
+    with existing_objects_frozen(), run_folder(config.control.work_dir):
         tables, analysis_warnings = run_analyses(study)
         all_tables = [*scan_tables(cohort), *tables]
         paths = write_tables(config.output_dir, all_tables, keys=study.cohort.keys, settings=study.settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import pickle
@@ -21,7 +20,7 @@ from nipype.pipeline import plugins
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_dgmseg.errors import InputError, raise_if_interrupted
-from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.resources import existing_objects_frozen, keep_freed_memory
 from bids_dgmseg.workflow.batch_jobs import SCHEDULERS, SubmitPlugin
 from bids_dgmseg.workflow.environment import log_to
 from bids_dgmseg.workflow.interfaces import STEPS, StepNode
@@ -48,12 +47,10 @@ class WorkersPlugin(MultiProcPlugin):
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph; no process outlives it."""
-        gc.collect()  # what is left of the graph before, which would be kept for good
-        gc.freeze()  # Nipype collects garbage at every poll, which with torch loaded keeps a whole core busy
         try:
-            super().run(*args, **kwargs)
+            with existing_objects_frozen():  # Nipype collects garbage at every poll, which keeps a whole core busy
+                super().run(*args, **kwargs)
         finally:
-            gc.unfreeze()
             for process, _, _ in self._task_obj.values():
                 process.kill()
                 process.join()
