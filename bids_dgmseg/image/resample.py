@@ -39,9 +39,11 @@ def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0, a
     if antialias:
         volume = smooth_for_grid(volume, grid)
     to_source = np.linalg.inv(volume.affine) @ grid.affine
+    matrix, steps = to_source[:3, :3], np.diag(to_source)[:3]
+    parallel = order == 1 and np.array_equal(matrix, np.diag(steps))  # scipy has faster code for that
     sampled = ndimage.affine_transform(
         volume.array,
-        to_source[:3, :3],
+        steps if parallel else matrix,
         to_source[:3, 3],
         output_shape=grid.shape,
         order=order,

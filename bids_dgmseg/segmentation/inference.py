@@ -152,8 +152,9 @@ def _convolve(
     The result of the latter is in the memory layout in which a softmax is fast.
     """
     if weight.shape[2:] == (1, 1, 1) and bias is not None and {*stride} == {1} and {*padding} == {0} and groups == 1:
-        products = torch.stack([torch.addmm(bias[:, None], weight.flatten(1), one.flatten(1)) for one in x])
-        return products.view(len(x), -1, *x.shape[2:])
+        products = [torch.addmm(bias[:, None], weight.flatten(1), one.flatten(1)) for one in x]
+        batch = torch.stack(products) if len(x) > 1 else products[0]  # without a copy
+        return batch.view(len(x), -1, *x.shape[2:])
     if torch.is_autocast_enabled("cpu") or isinstance(padding, str) or not _HAS_ONEDNN:
         return functional.conv3d(x, weight, bias, stride, padding, dilation, groups)
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
@@ -178,8 +179,8 @@ def _normalize(
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     # batch_norm itself adds millions of float32 numbers one by one: results are off by a thousandth.
     slabs = x[0].movedim(0, -1).flatten(1, 2)
-    n_voxels, ones = x[0, 0].numel(), x.new_ones(1).expand(len(slabs), 1, slabs.shape[1])
-    mean = (torch.bmm(ones, slabs).sum((0, 1), dtype=torch.float64) / n_voxels).float()
+    n_voxels = x[0, 0].numel()
+    mean = (slabs.sum(dim=1).sum(dim=0, dtype=torch.float64) / n_voxels).float()
     squares = torch.stack([(slab - mean).square_().sum(dim=0) for slab in slabs])
     variance = (squares.sum(dim=0, dtype=torch.float64) / n_voxels).float()
     return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)

@@ -177,8 +177,8 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
         coarse = coarse.with_array(np.where(beyond, noise, coarse.array))
     network = load_weights(localizer_network(model), model, "localizer", weights)
     values = NORMALIZATIONS[network_input.normalization](coarse.array)[None, None]
-    probabilities = forward_batch(network, values, device)[0].softmax(dim=0)
-    return coarse.with_array(probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy())
+    regions = forward_batch(network, values, device)[0].max(dim=0).indices  # argmax takes 50 times as long on CPUs
+    return coarse.with_array(regions.to(torch.uint8).cpu().numpy())
 
 
 def _box_of_nuclei(labels: Volume, chi: Volume, model: Model) -> Box:

@@ -246,7 +246,7 @@ def validate(network: nn.Module, samples: Samples | None, run: Run) -> tuple[flo
 
 def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the Dice of the most probable labels per class except background; NaN for absent classes."""
-    return dice_of_counts(class_counts(logits.argmax(dim=1), labels, logits.shape[1]))
+    return dice_of_counts(class_counts(most_probable_classes(logits, logits.shape[1]), labels, logits.shape[1]))
 
 
 def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

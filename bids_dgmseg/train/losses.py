@@ -237,7 +237,7 @@ def most_probable_classes(logits: Tensor, classes: int) -> Tensor:
     independent nuclei the most probable one is returned, if its probability exceeds one half.
     """
     if logits.shape[1] == classes:
-        return logits.argmax(dim=1)
+        return logits.max(dim=1).indices  # argmax takes ten times as long on CPUs
     nuclei = torch.stack([head[:, 1] - head[:, 0] for head in split_heads(logits)], dim=1)
     highest, place = nuclei.max(dim=1)
     return torch.where(highest > 0, place + 1, 0)
