@@ -30,7 +30,6 @@ from bids_dgmseg.models.model_folder import load_weights, localizer_network, rea
 from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, resample_regions, valid_box
-from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases
 
 _MIN_PITCH_DEG = 12.0
 """Networks tolerate less; from here on the benefit of an upright grid exceeds the harm of interpolation."""
@@ -136,8 +135,12 @@ def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, dev
     if localizer.kind == "network":
         labels = _label_head(chi, model, weights, device)
         return Location(_box_of_nuclei(labels, chi, model), labels)
-    centred = localizer.kind == "centre"
-    box = _centre_box(chi, model.input) if centred else find_by_atlas(chi, read_atlases(model, weights), model)
+    if localizer.kind == "centre":
+        box = _centre_box(chi, model.input)
+    else:
+        from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases  # with SimpleITK
+
+        box = find_by_atlas(chi, read_atlases(model, weights), model)
     if localizer.guard:  # shift the box as little as necessary so that it cuts no nucleus of the model
         guard = MODELS[localizer.guard]
         labels = _label_head(chi, guard, None, device)

@@ -15,7 +15,6 @@ from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.segmentation.localize import Location, localize
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import ProbabilityBlock, predict
-from bids_dgmseg.segmentation.registration import read_atlases
 
 
 @dataclass(frozen=True)
@@ -121,5 +120,7 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         guard = MODELS[model.localizer.guard]
         load_weights(localizer_network(guard), guard, "localizer")
     if model.localizer.kind == "atlas":
+        from bids_dgmseg.segmentation.registration import read_atlases  # with SimpleITK
+
         read_atlases(model, weights)
     return []

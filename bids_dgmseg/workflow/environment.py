@@ -33,6 +33,7 @@ from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abando
 LOG_NAME = "nipype.log"
 
 _WORKER_MODULES = (
+    "bids_dgmseg.workflow.preload",
     "bids_dgmseg.workflow.runner",
     "bids_dgmseg.measurement.scan",
     "bids_dgmseg.report.viewer",
@@ -190,7 +191,7 @@ def start_workers(*, viewer: bool) -> None:
         forkserver.ensure_running()
 
 
-def configure_nipype(*, stop_on_first_crash: bool, poll_s: float = 0.05) -> None:
+def configure_nipype(*, stop_on_first_crash: bool, poll_s: float) -> None:
     """Set Nipype's options; call before building a Workflow."""
     from nipype import config
 

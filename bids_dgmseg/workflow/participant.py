@@ -5,6 +5,7 @@ Modules that load Nipype, NumPy or torch are imported inside functions, because 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
@@ -230,8 +231,8 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     _remove_temporary_files(config.output_dir, plan)
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
-        # each poll of a scheduler asks for every job
-        poll_s = 2.0 if config.control.plugin_file else 0.05
+        # Each poll of a scheduler asks for every job; workers are waited for by `WorkersPlugin`.
+        poll_s = 2.0 if config.control.plugin_file else 0.0
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash, poll_s=poll_s)
         record_run(config)
         shipped_weights = config.segmentation.weights is None
@@ -247,6 +248,10 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
         for warning in plan.warnings:
             progress.warn(warning)
         run = ScanRunner(config=config, model=plan.model, work=work, logs=logs, progress=progress)
+        pages = _Pages(config.output_dir, plan, progress)
+        if config.resources.nprocs > 1:
+            importlib.import_module("bids_dgmseg.report.scan_page")  # while the workers load their libraries
+        run.on_end = lambda scan: pages.update(run, scan.participant)
         try:
             run.execute(plan.jobs)
         finally:
@@ -254,7 +259,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-        pages_written = _write_pages(config.output_dir, plan.model, plan.scans, run, progress)
+        pages.write_others(run)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)
     if not any(logs.iterdir()):
@@ -262,7 +267,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     _print_summary(len(plan.scans), run, logs, progress)
     if warning:
         progress.warn(warning)
-    return OK if pages_written and len(run.done) == len(plan.jobs) else FAILED
+    return OK if pages.complete and len(run.done) == len(plan.jobs) else FAILED
 
 
 def _print_plan(plan: Plan, output_dir: Path) -> int:
@@ -285,27 +290,45 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
     return OK
 
 
-def _write_pages(output_dir: Path, model: Model, scans: Sequence[Scan], run: ScanRunner, progress: RunProgress) -> bool:
-    """Write the page of each participant with new results or failures, or whose page is missing or outdated."""
-    from bids_dgmseg.report.scan_page import write_participant_page
+class _Pages:
+    """The pages of the participants, each written when the last of its scans is done or has failed."""
 
-    complete = True
-    for participant, own in groupby(scans, key=lambda scan: scan.participant):  # they are sorted
-        raise_if_interrupted()
-        names = [scan.name for scan in own]
-        failed = [name for name in names if name in run.failed]
-        page = output_dir / f"sub-{participant}.html"
-        results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
-        outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
-        if not (failed or outdated) and run.done.isdisjoint(names):
-            continue
-        problems, earlier = [run.failed[name] for name in failed], [(name, model.name) for name in failed]
+    def __init__(self, output_dir: Path, plan: Plan, progress: RunProgress) -> None:
+        self._output_dir, self._model, self._progress = output_dir, plan.model.name, progress
+        by_participant = groupby(plan.scans, key=lambda scan: scan.participant)  # they are sorted
+        self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
+        self._planned = {job.scan.name for job in plan.jobs}
+        self._written: set[str] = set()
+        self.complete = True
+        """Whether all pages could be written."""
+
+    def update(self, run: ScanRunner, participant: str) -> None:
+        """Write the page of a participant if none of its scans is to be processed any more."""
+        ended = run.done | run.failed.keys()
+        if self._planned.intersection(self._scans[participant]) <= ended:
+            self._write(run, participant)
+
+    def write_others(self, run: ScanRunner) -> None:
+        """Write the pages that have new results of an ended run, or that are missing or outdated."""
+        for participant in [one for one in self._scans if one not in self._written]:
+            raise_if_interrupted()
+            page = self._output_dir / f"sub-{participant}.html"
+            results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
+            outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
+            if outdated or not (run.done | run.failed.keys()).isdisjoint(self._scans[participant]):
+                self._write(run, participant)
+
+    def _write(self, run: ScanRunner, participant: str) -> None:
+        from bids_dgmseg.report.scan_page import write_participant_page
+
+        failed = [name for name in self._scans[participant] if name in run.failed]
+        problems, earlier = [run.failed[name] for name in failed], [(name, self._model) for name in failed]
         try:
-            write_participant_page(output_dir, participant, failures=problems, outdated=earlier)
+            write_participant_page(self._output_dir, participant, failures=problems, outdated=earlier)
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
-            progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
-            complete = False
-    return complete
+            self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
+            self.complete = False
+        self._written.add(participant)
 
 
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:

@@ -1,8 +1,9 @@
-"""Nipype plugins that run each node in its own process, or submit it as a job."""
+"""Nipype plugins that run nodes in parallel processes, or submit them as jobs."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -27,10 +29,11 @@ from bids_dgmseg.workflow.interfaces import STEPS, StepNode
 
 
 class WorkersPlugin(MultiProcPlugin):
-    """Run nodes in parallel, each in a new process, so that a killed node fails alone and never blocks the run.
+    """Run nodes in parallel, one at a time per process, so that a killed node fails alone and never blocks the run.
 
     In a shared pool a killed worker takes the others' work with it, and Nipype waits for its result forever. New
-    processes come from a server that has loaded the libraries already.
+    processes come from a server that has loaded the libraries already. They run further nodes, for which they keep the
+    memory of the former ones: in a new process, half of the time of `segment` is spent on getting it from the system.
 
     Parameters
     ----------
@@ -44,16 +47,22 @@ class WorkersPlugin(MultiProcPlugin):
         self._report: Callable[[StepNode, str], None] = plugin_args["status_callback"]
         self._status_callback: Callable[[StepNode, str], None] = self._report_progress
         self._context = multiprocessing.get_context("forkserver")
+        self._idle: list[_Worker] = []
+        self._largest_gb = 0.0
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph; no process outlives it."""
         try:
-            with existing_objects_frozen():  # Nipype collects garbage at every poll, which keeps a whole core busy
+            with existing_objects_frozen():  # Nipype collects garbage whenever it submits nodes
                 super().run(*args, **kwargs)
         finally:
-            for process, _, _ in self._task_obj.values():
-                process.kill()
-                process.join()
+            self.end_workers()
+
+    def end_workers(self) -> None:
+        """Kill all processes, whatever they are doing."""
+        for worker in [*self._idle, *self._task_obj.values()]:
+            worker.process.kill()
+            worker.end()
 
     def _report_progress(self, node: StepNode, status: str) -> None:
         if status != "exception":  # reported by _report_crash, once there is a crash file
@@ -69,42 +78,112 @@ class WorkersPlugin(MultiProcPlugin):
         """Finish scans that have been started before starting others."""
         return sorted(jobids, key=lambda job: (-STEPS.index(self.procs[job].name), job))
 
+    def _prerun_check(self, graph: Any) -> None:
+        self._largest_gb = max(node.mem_gb for node in graph.nodes())
+        super()._prerun_check(graph)
+
+    def _check_resources(self, running_tasks: Sequence[tuple[int, int]]) -> tuple[float, int, int]:
+        """Return what is free: GB, processors, GPUs; processes count with the memory of all their nodes."""
+        _, processors, gpus = super()._check_resources(running_tasks)
+        return max(self.memory_gb - self._running_gb(), 0.0), processors, gpus
+
+    def _running_gb(self) -> float:
+        running: list[_Worker] = list(self._task_obj.values())
+        return sum(worker.kept_gb for worker in running)
+
     def _submit_job(self, node: StepNode, updatehash: bool = False) -> int:
         self._taskid += 1
-        receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (sender, node, updatehash, self._taskid, self.plugin_args["logs"])
-        process = self._context.Process(target=_work, args=arguments, name=node.fullname)
-        process.start()
-        sender.close()  # the worker has the only copy now, so that the pipe ends with the worker
-        self._task_obj[self._taskid] = (process, receiver, node)
+        task = (node, updatehash, self._taskid)
+        while not (worker := self._take_worker(node.mem_gb)).start(task):
+            worker.end()  # it was killed while it was idle
+        self._task_obj[self._taskid] = worker
+        while self._idle and self._running_gb() + sum(one.kept_gb for one in self._idle) > self.memory_gb:
+            self._idle.pop(0).end()
         return int(self._taskid)
+
+    def _take_worker(self, needed_gb: float) -> _Worker:
+        """Return an idle process, or a new one if further nodes may need the memory that the idle ones have kept."""
+        n_others = self.processors - len(self._task_obj) - 1
+        spare_gb = self.memory_gb - self._running_gb() - n_others * self._largest_gb
+        for worker in reversed(self._idle):
+            if worker.kept_gb <= max(needed_gb, spare_gb):
+                self._idle.remove(worker)
+                return worker
+        return _Worker(self._context, self.plugin_args["logs"])
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        """Start the nodes that are ready, then wait for a result, or a little for an interrupt."""
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        wait([worker.connection for worker in self._task_obj.values()], timeout=_WAIT_S)
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         raise_if_interrupted()
-        process, receiver, node = self._task_obj[taskid]
-        alive = process.is_alive()  # asked first: whatever a dead process has sent is in the pipe
-        if receiver.poll():
-            with contextlib.suppress(EOFError):
-                result: dict[str, Any] = receiver.recv()
-                _end(process)
+        worker: _Worker = self._task_obj[taskid]
+        alive = worker.process.is_alive()  # asked first: whatever a dead process has sent is in the pipe
+        if worker.connection.poll():
+            with contextlib.suppress(EOFError, ConnectionError):
+                result: dict[str, Any] = worker.connection.recv()
                 return result
         elif alive:
             return None
-        _end(process)
-        problem = f"ended without a result (exit code {process.exitcode}); see the log"
-        if process.exitcode == -signal.SIGKILL:
+        code = worker.end()
+        problem = f"ended without a result (exit code {code}); see the log"
+        if code == -signal.SIGKILL:
             advice = f"lower --nprocs or raise --mem-gb (now {self.memory_gb:g})"
             problem = f"was killed, probably out of memory; {advice}"
-        elif process.exitcode < 0:
-            problem = f"was terminated by {signal.Signals(-process.exitcode).name}; see the log"
-        return _failure(InputError(f"{node.name} {problem}"))
+        elif code < 0:
+            problem = f"was terminated by {signal.Signals(-code).name}; see the log"
+        return _failure(InputError(f"{worker.node.name} {problem}"))
 
     def _clear_task(self, taskid: int) -> None:
-        _, receiver, _ = self._task_obj.pop(taskid)
-        receiver.close()
+        worker: _Worker = self._task_obj.pop(taskid)
+        if worker.n_nodes < _NODES_PER_WORKER and worker.process.is_alive():
+            self._idle.append(worker)
+        else:
+            worker.end()
 
     def _postrun_check(self) -> None:
         pass  # there is no pool
+
+
+_WAIT_S = 0.2
+
+_NODES_PER_WORKER = 50
+"""After these, a process is replaced: the memory of a long-lived one may become fragmented."""
+
+
+class _Worker:
+    """A process that runs one node after another."""
+
+    node: StepNode
+    """The node that it runs, or ran last."""
+
+    def __init__(self, context: ForkServerContext, logs: Path) -> None:
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, logs))
+        self.process.start()
+        other.close()  # the process has the only copy now, so that the pipe ends with the process
+        self.n_nodes = 0
+        self.kept_gb = 0.0  # planned for the largest of its nodes
+
+    def start(self, task: tuple[StepNode, bool, int]) -> bool:
+        """Run a node; return whether the process exists."""
+        try:
+            self.connection.send(task)
+        except ConnectionError:
+            return False
+        self.node = task[0]
+        self.n_nodes, self.kept_gb = self.n_nodes + 1, max(self.kept_gb, self.node.mem_gb)
+        return True
+
+    def end(self) -> int:
+        """Close the pipe, which ends an idle process; kill it if it does not end. Return its exit code."""
+        self.connection.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return int(self.process.exitcode or 0)
 
 
 def submitting_plugin(given: SubmitPlugin, status_callback: Callable[[StepNode, str], None]) -> Any:
@@ -154,26 +233,22 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"result": None, "traceback": format_exception(error), "error": error}
 
 
-def _end(process: Any) -> None:
-    """Wait for a process that has sent its result; kill it if it does not end."""
-    process.join(10)
-    if process.is_alive():
-        process.kill()
-        process.join()
-
-
-def _work(sender: Connection, node: StepNode, updatehash: bool, taskid: int, logs: Path) -> None:
-    """Run one node in this process and send its result."""
+def _work(connection: Connection, logs: Path) -> None:
+    """Run the nodes that arrive in this process and send their results, until the other end is closed."""
     keep_freed_memory()
+    gc.freeze()  # no libraries are garbage; the server has not collected any, see `preload`
+    gc.enable()
     os.chdir("/")  # the directory that the run was started from may be gone
-    with log_to(logs), contextlib.closing(sender):
-        try:
-            result = {"result": node.run(updatehash=updatehash), "traceback": None, "error": None}
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the run reports it
-            result = _failure(error)
+    with log_to(logs), contextlib.closing(connection), contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            node, updatehash, taskid = connection.recv()
             try:
-                pickle.loads(pickle.dumps(error))
-            except Exception:  # noqa: BLE001 - the classes of other libraries may not survive pickling
-                result["error"] = RuntimeError(f"{type(error).__name__}: {error}")
-        with contextlib.suppress(BrokenPipeError):  # the run was interrupted and does not wait
-            sender.send({**result, "taskid": taskid})
+                result = {"result": node.run(updatehash=updatehash), "traceback": None, "error": None}
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the run reports it
+                result = _failure(error)
+                try:
+                    pickle.loads(pickle.dumps(error))
+                except Exception:  # noqa: BLE001 - the classes of other libraries may not survive pickling
+                    result["error"] = RuntimeError(f"{type(error).__name__}: {error}")
+            connection.send({**result, "taskid": taskid})
+            del node, result  # and with them arrays, before the next node arrives

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,8 @@ class ScanRunner:
         """Names of scans."""
         self.failed: dict[str, str] = {}
         """Names of scans → reason in one line."""
+        self.on_end: Callable[[Scan], None] = lambda scan: None
+        """Called when a scan is done or has failed."""
         self._jobs: dict[str, Job] = {}
 
     def execute(self, jobs: Sequence[Job]) -> None:
@@ -265,6 +267,7 @@ class ScanRunner:
                 forget_failure(self._config.output_dir, scan, self._model.name)
                 self.done.add(scan)
                 self._progress.finish(scan)
+                self.on_end(self._jobs[workflow_name(scan)].scan)
 
     def _fail(self, scan: str, message: str) -> None:
         self.failed[scan] = with_scan(scan, message)
@@ -277,6 +280,7 @@ class ScanRunner:
                 f"{scan}: the results of {model} in {output_dir.name} are from an earlier run and out of date; the "
                 "group level leaves them out until this scan succeeds"
             )
+        self.on_end(job.scan)
 
     def _describe_error(self, scan: str, step: str, error: BaseException | None) -> str:
         """Describe in one line why a step failed."""

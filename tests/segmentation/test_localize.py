@@ -67,8 +67,8 @@ def test_centre_box_is_shifted_to_cover_nuclei(name):
 
 def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_atlases", lambda *args: [])
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_by_atlas", lambda *args: wrong)
+    monkeypatch.setattr("bids_dgmseg.segmentation.registration.read_atlases", lambda *args: [])
+    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args: wrong)
     box = localize(coarse_chi(), UNSHIPPED["dcnnet"]).box
     assert covers_nuclei(box, cerebellar=True)
     np.testing.assert_allclose(box.size_mm, wrong.size_mm)
