@@ -114,7 +114,8 @@ class WorkersPlugin(MultiProcPlugin):
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Start the nodes that are ready, then wait for a result, or a little for an interrupt."""
         super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
-        wait([worker.connection for worker in self._task_obj.values()], timeout=_WAIT_S)
+        if self._task_obj:  # else the next nodes are ready
+            wait([worker.connection for worker in self._task_obj.values()], timeout=_WAIT_S)
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         raise_if_interrupted()
