@@ -84,6 +84,12 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 @pytest.fixture
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in float32, like processors without bfloat16, and like nnU-Net on every processor."""
+    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: False)
+
+
+@pytest.fixture
 def bids_dataset(tmp_path: Path) -> Callable[..., Path]:
     """Function that writes a small BIDS dataset of phantom maps; scans are named like ``sub-01_ses-1_acq-x``."""
 

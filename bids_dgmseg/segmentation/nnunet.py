@@ -31,7 +31,7 @@ from bids_dgmseg.models.nnunet_folder import (
     read_folder,
 )
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
-from bids_dgmseg.segmentation.inference import FastLayers
+from bids_dgmseg.segmentation.inference import FastLayers, mixed_precision
 from bids_dgmseg.segmentation.localize import Location, find_cerebellum
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 
@@ -60,8 +60,10 @@ class Network:
             self._plans = PlansManager(dict(trained.plans))
             network, self._configuration = _build(trained, self._plans)
             target = pick_device(device)
-            if target.type == "cpu" and len(self._configuration.patch_size) == 3:
-                network = to_channels_last(network, target)  # for FastLayers
+            self._fast = target.type == "cpu" and len(self._configuration.patch_size) == 3
+            if self._fast:  # nnU-Net computes in float16 on GPUs, but in float32 and less quickly on CPUs
+                network = to_channels_last(network, target)
+                network.register_forward_hook(lambda network, inputs, logits: logits.float())  # they are added up
             self._predictor = nnUNetPredictor(device=target, allow_tqdm=False)
             self._predictor.manual_initialization(
                 network,
@@ -82,11 +84,12 @@ class Network:
         array, spacing_mm = _to_sitk_order(chi, axes)
         mirrored = mirror_axes(self.trained, axes, sided=self.sided)
         self._predictor.allowed_mirroring_axes = mirrored or None
-        with quiet(), FastLayers():
+        with quiet():
             data, _, properties = self._configuration.preprocessor_class(verbose=False).run_case_npy(
                 array[None], None, {"spacing": spacing_mm}, self._plans, self._configuration, dict(self.trained.dataset)
             )
-            logits = self._predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+            with FastLayers(), mixed_precision(self._predictor.device) if self._fast else contextlib.nullcontext():
+                logits = self._predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
             from nnunetv2.inference.export_prediction import (
                 convert_predicted_logits_to_segmentation_with_correct_shape as convert,
             )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel import orientations
+from torch.nn.modules.module import register_module_forward_hook
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
@@ -32,6 +33,7 @@ def labels_of(folder: Path, image: Path, *, sided: bool = True) -> Any:
     return Network(read_folder(folder), device="cpu", sided=sided)(Volume.read(image)).argmax(axis=0)
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "PIR"])
 @pytest.mark.parametrize("transpose", [[0, 1, 2], [2, 0, 1]], ids=["as read", "axes exchanged"])
 def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
@@ -44,6 +46,33 @@ def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
     np.testing.assert_allclose(fractions.sum(axis=0)[2:], 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
+def test_bfloat16_is_used_where_it_is_faster(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: quick)
+    precisions = set()
+
+    def note_precision(layer, inputs, output):
+        if isinstance(layer, torch.nn.Conv3d):
+            precisions.add(output.dtype)
+
+    with register_module_forward_hook(note_precision):
+        labels_of(write_folder(tmp_path / "model"), write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
+    assert precisions == {torch.bfloat16 if quick else torch.float32}
+
+
+def test_bfloat16_changes_probabilities_by_rounding(tmp_path, monkeypatch):
+    trained = read_folder(write_folder(tmp_path / "model"))
+    chi = Volume.read(write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
+    fractions = []
+    for quick in (True, False):
+        monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device, quick=quick: quick)
+        fractions.append(Network(trained, device="cpu", sided=True)(chi))
+    differences = np.abs(fractions[0] - fractions[1])
+    assert 0 < differences.mean() < 0.001  # most are certain: 0 or 1
+    assert differences.max() < 0.1  # 8 bits of logits around 10
+
+
+@pytest.mark.usefixtures("without_bfloat16")
 def test_left_and_right_are_never_mirrored(tmp_path):
     folder = write_folder(tmp_path / "model", mirror_axes=(0, 1, 2))
     image = write_noise(tmp_path / "c_0000.nii.gz", "LAS")
@@ -79,6 +108,7 @@ def test_mirror_axes_exclude_left_right(tmp_path, axes, transpose, patch, kept):
     assert mirror_axes(trained, axes, sided=False) == allowed
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 def test_folds_are_averaged(tmp_path):
     folder, image = write_folder(tmp_path / "model", seed=1), write_noise(tmp_path / "c_0000.nii.gz", "RAS")
     (write_folder(tmp_path / "other", seed=2) / "fold_0").rename(folder / "fold_1")
@@ -90,6 +120,7 @@ def test_folds_are_averaged(tmp_path):
     np.testing.assert_array_equal(labels_of(folder, image), stock.array)
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 def test_regions_become_labels_as_in_stock_nnunet(tmp_path):
     labels = {"background": 0, "both": [1, 2], "DN_R": [2]}
     folder = write_folder(tmp_path / "model", labels=labels, dataset={"regions_class_order": [1, 2]})
@@ -220,6 +251,7 @@ def test_names_that_are_not_needed_are_not_looked_up(tmp_path, called):
     assert not called
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 def test_trainer_with_batch_normalization_builds_its_network(tmp_path):
     pytest.importorskip("timm", reason="stock nnU-Net imports all trainers to find one by its name")
     batch = {"norm_op": "torch.nn.modules.batchnorm.BatchNorm3d"}

@@ -85,6 +85,7 @@ def outside(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_bfloat16")
 @pytest.mark.timeout(1800)  # an epoch takes half a minute of a core that is free
 def test_model_trained_by_nnunet_commands_segments(outside, tmp_path, capsys):
     chi, truth = draw(99)

@@ -94,6 +94,7 @@ def write_chi(path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 def test_stock_nnunet_gives_the_same_labels(trained, tmp_path):
     image = write_chi(tmp_path / "c_0000.nii.gz")
     stock = predict_with_stock(trained / "dentate", image, tmp_path)
@@ -206,6 +207,7 @@ def test_killed_training_resumes(tmp_path):
     assert after[:kept] == before[:kept]
 
 
+@pytest.mark.usefixtures("without_bfloat16")
 def test_model_of_stock_nnunet_runs(tmp_path):
     """Stock trainer on preprocessed data: its checkpoint has optimizer, logs of NumPy numbers and mirroring."""
     train_step("dentate", make_cases, NAMES, tmp_path, SHORT, log=Lines())
