@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import sys
 from collections.abc import Callable, Iterable
@@ -78,6 +80,7 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, `HUNG_UP` or
         `INTERRUPTED`.
     """
+    atexit.register(gc.freeze)  # Python looks for garbage before it ends: with all libraries loaded, for a second
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
             stream.reconfigure(errors="backslashreplace")

@@ -293,6 +293,18 @@ def url_to_path(url: str, start: Path) -> Path:
     return start / unquote(url, errors="surrogateescape")
 
 
+def list_folders(parent: Path, prefix: str) -> list[Path]:
+    """Return the folders in a folder whose names start with a prefix; none if it does not exist.
+
+    Faster than `Path.glob`, which matters for thousands of participants.
+    """
+    try:
+        with os.scandir(parent) as entries:
+            return [parent / entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
 def check_file_type(path: Path) -> None:
     """Raise `InputError` for a FIFO, socket or device, from which reading may never return or never end."""
     try:

@@ -15,6 +15,7 @@ from bids_dgmseg.io.files import (
     describe_missing,
     is_broken_symlink,
     is_file_or_unfetched,
+    list_folders,
     read_json,
 )
 from bids_dgmseg.study.dates import DAYS_PER_YEAR, find_days
@@ -199,7 +200,7 @@ def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series
     """Read ``acq_time`` of the scans.tsv of participants with several sessions: of the scans in ``anat``, if any."""
     times, problems = {}, []
     for participant in sorted(participants):
-        folders = sorted((root / f"sub-{participant}").glob("ses-*"))
+        folders = sorted(list_folders(root / f"sub-{participant}", "ses-"))
         paths = [folder / f"sub-{participant}_{folder.name}_scans.tsv" for folder in folders if len(folders) > 1]
         for path in filter(is_file_or_unfetched, paths):
             try:

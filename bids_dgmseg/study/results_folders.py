@@ -18,7 +18,7 @@ import pandas as pd
 from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.fingerprints import explain_outdated
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import MISSING, read_optional_json
+from bids_dgmseg.io.files import MISSING, list_folders, read_optional_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.demographics import find_column
@@ -292,19 +292,14 @@ def read_entities(name: str) -> dict[str, str]:
 
 def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Find the tables, and whether each scan is complete."""
-    for participant in _folders(folder, "sub-"):
-        for parent in (participant, *_folders(participant, "ses-")):
+    for participant in list_folders(folder, "sub-"):
+        for parent in (participant, *list_folders(participant, "ses-")):
             anat = parent / "anat"
             if anat.is_dir():
                 names = set(os.listdir(anat))  # noqa: PTH208 3 x faster
                 for name in filter(_STATS_NAME.fullmatch, names):
                     labels = f"{name.removesuffix(STATS)}_dseg"
                     yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
-
-
-def _folders(parent: Path, prefix: str) -> list[Path]:
-    with os.scandir(parent) as entries:
-        return [Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
 
 
 def name_scanner(fields: Mapping[str, Any]) -> str | None:

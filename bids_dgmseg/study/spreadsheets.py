@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -129,10 +130,16 @@ class _LabelMatcher:
 
     def __init__(self, labels: Iterable[str], prefix: str) -> None:
         self.labels, self.prefix = set(labels), prefix
+
+    @cached_property
+    def by_number(self) -> dict[int, str]:
         numbers = Counter(int(label) for label in self.labels if label.isdecimal())
-        self.by_number = {int(label): label for label in self.labels if label.isdecimal() and numbers[int(label)] == 1}
+        return {int(label): label for label in self.labels if label.isdecimal() and numbers[int(label)] == 1}
+
+    @cached_property
+    def by_spelling(self) -> dict[str, str]:
         spellings = Counter(map(_fold, self.labels))
-        self.by_spelling = {_fold(label): label for label in self.labels if spellings[_fold(label)] == 1}
+        return {_fold(label): label for label in self.labels if spellings[_fold(label)] == 1}
 
     def __call__(self, text: str) -> str:
         label = text.removeprefix(self.prefix)

@@ -116,14 +116,14 @@ def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> 
 
 
 def _read_text(path: Path) -> str:
-    if is_broken_symlink(path):
-        raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)")
     try:
         check_file_type(path)
         content = path.read_bytes()
     except InputError as error:
         raise DamagedTableError("damaged (not a regular file)") from error
     except OSError as error:
+        if is_broken_symlink(path):
+            raise DamagedTableError("not fetched (a broken link)", "fetch it (datalad get or git annex get)") from error
         raise DamagedTableError(f"unreadable ({error.strerror})", "check the file") from error
     if is_pointer_content(content):
         raise DamagedTableError("not fetched (only a pointer)", "fetch it (datalad get or git lfs pull)")

@@ -35,6 +35,7 @@ LOG_NAME = "nipype.log"
 _WORKER_MODULES = (
     "bids_dgmseg.workflow.preload",
     "bids_dgmseg.workflow.runner",
+    "bids_dgmseg.image.units",
     "bids_dgmseg.measurement.scan",
     "bids_dgmseg.report.viewer",
     "bids_dgmseg.segmentation.regions",
@@ -121,6 +122,7 @@ def run_folder(work_dir: Path | None) -> Iterator[Path]:
         "NIPYPE_NO_ET": "1",  # no look-up of new versions
         "NIPYPE_CONFIG_DIR": str(settings / "nipype"),  # the user's own configuration must not change results
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
+        "MPL_IGNORE_SYSTEM_FONTS": "1",  # figures use matplotlib's own, and looking at all others takes time
     }
     before = {name: os.environ.get(name) for name in variables}
     try:

@@ -115,7 +115,9 @@ def _write_page(output_dir: Path, warnings: Sequence[str], n_failed: int, progre
     try:
         from bids_dgmseg.report.group_page import write_group_page
 
-        progress.info(str(write_group_page(output_dir, warnings=warnings, n_failed=n_failed)))
+        with existing_objects_frozen():  # and the libraries of the page
+            page = write_group_page(output_dir, warnings=warnings, n_failed=n_failed)
+        progress.info(str(page))
     except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know
         what_to_do = DISK_ADVICE if isinstance(error, OSError) else "please report this as a bug"
         progress.warn(
