@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import io
+import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -57,3 +59,10 @@ def test_successful_command_prints_nothing(capsys):
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
         run_command("prog", fail_with(error))
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="triton comes with the CUDA build of PyTorch")
+def test_commands_end_without_reports_of_leaks():
+    code = "import sys, triton._C.libtriton; from bids_dgmseg.errors import run_command as run; sys.exit(run('x', int))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -32,19 +31,24 @@ from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abando
 
 LOG_NAME = "nipype.log"
 
-_WORKER_MODULES = (
-    "bids_dgmseg.workflow.preload",
-    "bids_dgmseg.workflow.runner",
-    "bids_dgmseg.image.units",
-    "bids_dgmseg.measurement.scan",
-    "bids_dgmseg.report.viewer",
-    "bids_dgmseg.segmentation.regions",
-    "bids_dgmseg.segmentation.segment",
-)
-"""What the steps of every scan import when they run, see `interfaces`; reconstruction also imports ``qsm``."""
+_WORKER_MODULES = ("bids_dgmseg.workflow.preload", "bids_dgmseg.workflow.runner")
+
+_STEP_MODULES = {
+    "segment": (
+        "bids_dgmseg.image.units",
+        "bids_dgmseg.measurement.field_of_view",
+        "bids_dgmseg.segmentation.regions",
+        "bids_dgmseg.segmentation.segment",
+    ),
+    "measure": ("bids_dgmseg.measurement.scan", "bids_dgmseg.report.viewer"),
+}
+"""What steps import when they run, see `interfaces`: with torch, or with matplotlib. The others import little, but
+`save` needs torch, too, and `reconstruct` also imports ``qsm``."""
 
 _VIEWER_MODULES = ("nilearn.plotting",)
 """Imported when a viewer is written, which takes half a second."""
+
+_SERVERS = {step: forkserver.ForkServer() for step in _STEP_MODULES}
 
 _RUN_PREFIX = "bids_dgmseg-"
 _RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
@@ -182,15 +186,34 @@ def _restore_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def start_workers(*, viewer: bool) -> None:
-    """Start the server from which the processes of a parallel run are forked, which first loads the libraries.
+def start_servers(*, viewer: bool) -> None:
+    """Start the servers from which the processes of a parallel run are forked, which first load the libraries.
 
     As early as possible, since that takes seconds in which the run itself can be prepared, but inside `run_folder`,
-    whose variables the libraries read.
+    whose variables the libraries read. There are two, which load different libraries at the same time: the first scan
+    starts a second sooner than with one.
     """
-    multiprocessing.set_forkserver_preload([*_WORKER_MODULES, *(_VIEWER_MODULES if viewer else ())])
     with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
-        forkserver.ensure_running()
+        for step, server in _SERVERS.items():
+            more = _VIEWER_MODULES if viewer and step == "measure" else ()
+            server.set_forkserver_preload([*_WORKER_MODULES, *_STEP_MODULES[step], *more])
+            server.ensure_running()
+
+
+def name_server(step: str) -> str:
+    """Return the name of the server whose processes run a step."""
+    return step if step in _SERVERS else "segment"
+
+
+@contextlib.contextmanager
+def forked_by(server: str) -> Iterator[None]:
+    """Fork the processes that multiprocessing starts from a server, which is started unless it runs."""
+    default = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _SERVERS[server].connect_to_new_process  # multiprocessing knows one server only
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = default
 
 
 def configure_nipype(*, stop_on_first_crash: bool, poll_s: float) -> None:

@@ -44,7 +44,7 @@ from bids_dgmseg.workflow.environment import (
     limit_library_threads,
     log_to,
     run_folder,
-    start_workers,
+    start_servers,
 )
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def run_participant(config: RunConfig) -> int:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
         if plan.jobs and config.resources.nprocs > 1 and not control.plugin_file:
-            start_workers(viewer=config.segmentation.viewer)
+            start_servers(viewer=config.segmentation.viewer)
         validated = None if control.skip_bids_validation else plan.inputs.root
         with validate_in_background(validated, work) as summarize:
             code = _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)

@@ -24,7 +24,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.resources import existing_objects_frozen, keep_freed_memory
 from bids_dgmseg.workflow.batch_jobs import SCHEDULERS, SubmitPlugin
-from bids_dgmseg.workflow.environment import log_to
+from bids_dgmseg.workflow.environment import forked_by, log_to, name_server
 from bids_dgmseg.workflow.interfaces import STEPS, StepNode
 
 
@@ -32,8 +32,9 @@ class WorkersPlugin(MultiProcPlugin):
     """Run nodes in parallel, one at a time per process, so that a killed node fails alone and never blocks the run.
 
     In a shared pool a killed worker takes the others' work with it, and Nipype waits for its result forever. New
-    processes come from a server that has loaded the libraries already. They run further nodes, for which they keep the
-    memory of the former ones: in a new process, half of the time of `segment` is spent on getting it from the system.
+    processes come from servers that have loaded the libraries of their steps already. They run further nodes of these
+    steps, for which they keep the memory of the former ones: in a new process, half of the time of `segment` is spent
+    on getting it from the system.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ class WorkersPlugin(MultiProcPlugin):
             worker.end()
 
     def _report_progress(self, node: StepNode, status: str) -> None:
-        if status != "exception":  # reported by _report_crash, once there is a crash file
+        if status == "end":  # the others are reported when a process has started, and once there is a crash file
             self._report(node, status)
 
     def _report_crash(self, node: StepNode, result: dict[str, Any] | None = None) -> str:
@@ -94,22 +95,23 @@ class WorkersPlugin(MultiProcPlugin):
     def _submit_job(self, node: StepNode, updatehash: bool = False) -> int:
         self._taskid += 1
         task = (node, updatehash, self._taskid)
-        while not (worker := self._take_worker(node.mem_gb)).start(task):
+        while not (worker := self._take_worker(node)).start(task):
             worker.end()  # it was killed while it was idle
         self._task_obj[self._taskid] = worker
+        self._report(node, "start")
         while self._idle and self._running_gb() + sum(one.kept_gb for one in self._idle) > self.memory_gb:
             self._idle.pop(0).end()
         return int(self._taskid)
 
-    def _take_worker(self, needed_gb: float) -> _Worker:
+    def _take_worker(self, node: StepNode) -> _Worker:
         """Return an idle process, or a new one if further nodes may need the memory that the idle ones have kept."""
-        n_others = self.processors - len(self._task_obj) - 1
+        server, n_others = name_server(node.name), self.processors - len(self._task_obj) - 1
         spare_gb = self.memory_gb - self._running_gb() - n_others * self._largest_gb
         for worker in reversed(self._idle):
-            if worker.kept_gb <= max(needed_gb, spare_gb):
+            if worker.server == server and worker.kept_gb <= max(node.mem_gb, spare_gb):
                 self._idle.remove(worker)
                 return worker
-        return _Worker(self._context, self.plugin_args["logs"])
+        return _Worker(self._context, self.plugin_args["logs"], server)
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Start the nodes that are ready, then wait for a result, or a little for an interrupt."""
@@ -159,10 +161,12 @@ class _Worker:
     node: StepNode
     """The node that it runs, or ran last."""
 
-    def __init__(self, context: ForkServerContext, logs: Path) -> None:
+    def __init__(self, context: ForkServerContext, logs: Path, server: str) -> None:
+        self.server = server
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, logs))
-        self.process.start()
+        with forked_by(server):
+            self.process.start()
         other.close()  # the process has the only copy now, so that the pipe ends with the process
         self.n_nodes = 0
         self.kept_gb = 0.0  # planned for the largest of its nodes

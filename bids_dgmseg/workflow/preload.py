@@ -1,11 +1,13 @@
-"""First module of the server from which workers are forked, see `environment.start_workers`.
+"""First module of the servers from which workers are forked, see `environment.start_servers`.
 
 Importing the libraries creates a million objects and no garbage, and looking for it takes a sixth of the time, and most
-of the time in which the server ends. Workers collect garbage again.
+of the time in which a server ends. Workers collect garbage again.
 """
 
 import atexit
 import gc
 
+from bids_dgmseg.errors import skip_last_collections
+
 gc.disable()
-atexit.register(gc.freeze)
+atexit.register(skip_last_collections)

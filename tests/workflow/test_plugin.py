@@ -13,7 +13,7 @@ import pytest
 from nipype import Workflow
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.workflow.interfaces import Prepare, StepNode
+from bids_dgmseg.workflow.interfaces import STEPS, Prepare, StepNode
 from bids_dgmseg.workflow.plugin import WorkersPlugin, _work
 
 
@@ -32,8 +32,8 @@ class Calling(StepNode):
         return self.function(*self.arguments)
 
 
-def node_of(function: Callable[..., Any], *arguments: Any, mem_gb: float = 1.0) -> Calling:
-    node = Calling(Prepare(), name="prepare", mem_gb=mem_gb)
+def node_of(function: Callable[..., Any], *arguments: Any, mem_gb: float = 1.0, name: str = "prepare") -> Calling:
+    node = Calling(Prepare(), name=name, mem_gb=mem_gb)
     node.function, node.arguments = function, arguments
     return node
 
@@ -108,6 +108,22 @@ def test_processes_run_one_node_after_another(plugin):
     first = run_together(plugin, node_of(os.getpid), node_of(os.getpid))
     assert len({*first, os.getpid()}) == 3
     assert set(run_together(plugin, node_of(os.getpid), node_of(os.getpid))) == set(first)
+
+
+def test_steps_with_other_libraries_run_in_other_processes(plugin):
+    by_step = {step: run_together(plugin, node_of(os.getpid, name=step))[0] for step in STEPS}
+    assert len(set(by_step.values())) == 2
+    assert [step for step in STEPS if by_step[step] != by_step["segment"]] == ["measure"]
+
+
+def test_start_is_reported_once_a_process_runs(plugin):
+    seen: list[tuple[str, int]] = []
+    plugin._report = lambda node, status: seen.append((status, len(plugin._task_obj)))
+    node = node_of(os.getpid)
+    plugin._status_callback(node, "start")  # Nipype, before it submits the node
+    assert not seen
+    run_together(plugin, node)
+    assert seen == [("start", 1)]
 
 
 def test_killed_node_fails_alone(plugin):
