@@ -65,7 +65,7 @@ from nnunetv2.inference import export_prediction, predict_from_raw_data
 keep_freed_memory()
 if sys.argv[1] != "imports":
     chi, trained = Volume.read(Path(sys.argv[1])), read_folder(Path(sys.argv[3]))
-    labels = Network(trained, device="cpu", sided=True)(chi).argmax(axis=0).astype(numpy.uint8)
+    labels = Network(trained, device="cpu", sided=False)(chi).argmax(axis=0).astype(numpy.uint8)
     nibabel.Nifti1Image(labels, chi.affine).to_filename(sys.argv[2])
 """
 _PEER = """

@@ -294,14 +294,14 @@ def url_to_path(url: str, start: Path) -> Path:
 
 
 def list_folders(parent: Path, prefix: str) -> list[Path]:
-    """Return the folders in a folder whose names start with a prefix; none if it does not exist.
+    """Return the folders in a folder whose names start with a prefix; none if it does not exist or is a file.
 
     Faster than `Path.glob`, which matters for thousands of participants.
     """
     try:
         with os.scandir(parent) as entries:
             return [parent / entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

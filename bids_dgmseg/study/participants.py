@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -200,7 +201,9 @@ def _read_scan_times(root: Path, participants: Iterable[str]) -> tuple[pd.Series
     """Read ``acq_time`` of the scans.tsv of participants with several sessions: of the scans in ``anat``, if any."""
     times, problems = {}, []
     for participant in sorted(participants):
-        folders = sorted(list_folders(root / f"sub-{participant}", "ses-"))
+        folders: list[Path] = []
+        with contextlib.suppress(PermissionError):
+            folders = sorted(list_folders(root / f"sub-{participant}", "ses-"))
         paths = [folder / f"sub-{participant}_{folder.name}_scans.tsv" for folder in folders if len(folders) > 1]
         for path in filter(is_file_or_unfetched, paths):
             try:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import copy_file, read_json, read_tsv, write_json, write_text, write_tsv
+from bids_dgmseg.io.files import copy_file, list_folders, read_json, read_tsv, write_json, write_text, write_tsv
 
 
 def test_other_encoding_is_rejected(tmp_path):
@@ -147,3 +147,13 @@ def test_unreadable_table_is_rejected(tmp_path, content, message):
         (tmp_path / "t.tsv").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_tsv(tmp_path / "t.tsv")
+
+
+def test_only_folders_with_the_prefix_are_listed(tmp_path):
+    for name in ("ses-1", "ses-2", "anat"):
+        (tmp_path / "sub-01" / name).mkdir(parents=True)
+    (tmp_path / "sub-01" / "ses-3").touch()
+    (tmp_path / "sub-02").touch()
+    assert sorted(path.name for path in list_folders(tmp_path / "sub-01", "ses-")) == ["ses-1", "ses-2"]
+    assert list_folders(tmp_path / "sub-02", "ses-") == []
+    assert list_folders(tmp_path / "sub-03", "ses-") == []
