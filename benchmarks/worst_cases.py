@@ -25,7 +25,8 @@ from bids_dgmseg.image.grids import block_affine
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, Plane, draw_mosaic
+from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.slices import LAYOUTS, PLANES, Plane
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.simulate.label_template import read_template
 from bids_dgmseg.simulate.sample import phantom_head, template_head

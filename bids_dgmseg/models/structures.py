@@ -135,7 +135,18 @@ _ROWS = msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")
 
 STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))
 
+_COLORS = {structure.abbreviation: structure.color for structure in STRUCTURES}
+
 ABBREVIATIONS = {structure.name: structure.abbreviation for structure in STRUCTURES} | {
     structure.name.partition(" ")[2]: structure.nucleus for structure in STRUCTURES
 }
 """Full names of nuclei, with their side or without one → abbreviations."""
+
+
+def color_of(abbreviation: str) -> str:
+    """Return the color of a nucleus in structures.tsv; gray for unknown names.
+
+    >>> color_of("unknown")
+    '#888888'
+    """
+    return _COLORS.get(abbreviation, "#888888")

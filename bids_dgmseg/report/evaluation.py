@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
-from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
+from bids_dgmseg.models.structures import STRUCTURES, bilateral_names, color_of
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -24,7 +24,6 @@ from bids_dgmseg.report.figures import (
     SOFT,
     TEXT,
     WIDTH_IN,
-    colour_of,
     jitter,
     style_axes,
     to_png,
@@ -193,7 +192,7 @@ def draw_age_curves(points: pd.DataFrame, curves: pd.DataFrame, *, reference: st
     for axes in panels[len(nuclei) :]:
         axes.set_axis_off()
     for name, axes in zip(nuclei, panels, strict=False):
-        for labels, colour, style in ((reference, SOFT, "--"), (prediction, colour_of(name), "-")):
+        for labels, colour, style in ((reference, SOFT, "--"), (prediction, color_of(name), "-")):
             of_points, curve = (
                 table[(table["abbreviation"] == name) & (table["labels"] == labels)] for table in (points, curves)
             )
@@ -221,7 +220,7 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
         parts = _draw_boxes(axes, overlap, measure, nuclei=nuclei, width=0.6)
         for x, (nucleus, values) in enumerate(zip(nuclei, parts, strict=True)):
-            axes.scatter(x + 0.45 * jitter(len(values)), values, color=colour_of(nucleus), **_POINTS)
+            axes.scatter(x + 0.45 * jitter(len(values)), values, color=color_of(nucleus), **_POINTS)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
         style_axes(axes)
         if measure == "dice":
@@ -273,7 +272,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         shown = values[(values["abbreviation"] == name) if name != POOLED else ~values["abbreviation"].isin(joined)]
         shown = shown.dropna(subset=[reference, prediction])
         x, y = shown[[reference, prediction]].to_numpy(float).T
-        colour = [colour_of(nucleus) for nucleus in shown["abbreviation"]]
+        colour = [color_of(nucleus) for nucleus in shown["abbreviation"]]
         axes.scatter(x, y, color=colour, **_POINTS)
         low, high = _padded_range([*x, *y])
         axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bids_dgmseg.io.files import read_tsv, write_bytes
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import color_of
 
 DPI, WIDTH_IN = 140, 11.0
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
@@ -38,17 +38,10 @@ with_default_settings = matplotlib.style.context("default")
 """Decorator of every function that draws: figures must not depend on the user's matplotlibrc, nor on other libraries
 in the process (nnU-Net's trainer applies a seaborn theme). It covers rendering too, as ticks are created only then."""
 
-_COLOURS = {structure.abbreviation: structure.color for structure in STRUCTURES}
-
 _MAX_HORIZONTAL = 60  # characters of all labels together that fit side by side below a panel
 _MAX_ROTATED = 22  # characters of one rotated label
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORD_END = re.compile(r"[\s_/.,:;-]")
-
-
-def colour_of(abbreviation: str) -> str:
-    """Return the colour of a nucleus in structures.tsv; grey for unknown names."""
-    return _COLOURS.get(abbreviation, "#888888")
 
 
 def jitter(n: int) -> NDArray[np.float64]:
@@ -208,16 +201,6 @@ def _common_start(names: Sequence[str]) -> int:
     return ends[-1] if ends and len(names) > 1 else 0
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Return a key that sorts names by their text and by the numbers in it.
-
-    >>> sorted(["Site 10", "Site 9", "2", "10"], key=natural_key)
-    ['2', '10', 'Site 9', 'Site 10']
-    """
-    parts = re.findall(r"\d+|\D+", name)
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
-
-
 def write_learning_curve(table: Path) -> Path | None:
     """Plot ``PART_curve.tsv`` of a training that counts steps, beside the table.
 
@@ -304,4 +287,4 @@ def draw_learning_curve(
 
 def _class_colour(name: str) -> str:
     """Return the colour of a class, which may have no side, such as ``DN`` or ``CN-PUT``."""
-    return colour_of(name if "_" in name else f"{name.split('-')[0]}_L")
+    return color_of(name if "_" in name else f"{name.split('-')[0]}_L")

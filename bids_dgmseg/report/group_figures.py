@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from bids_dgmseg.report.evaluation import draw_agreement
-from bids_dgmseg.report.figures import natural_key, shorten_labels
+from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
 from bids_dgmseg.report.group_plots import MAX_LEVELS, MAX_POINTS, Marks, draw_ageing, draw_asymmetry, draw_violins
 from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
-from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, save_plot, slug
+from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, natural_key, save_plot, slug
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 from bids_dgmseg.stats.agreement import agree
 

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, color_of
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -25,7 +25,6 @@ from bids_dgmseg.report.figures import (
     WIDTH_IN,
     ScanMark,
     ScanPoints,
-    colour_of,
     jitter,
     shorten_labels,
     style_axes,
@@ -123,7 +122,7 @@ def draw_violins(
             counts = [int(n_scans.get(level, 0)) for level in levels]
             found = rows.groupby([factor, "side"], observed=True).indices
             for side, shift in (("L", -0.12), ("R", 0.12)):
-                name, colour = f"{nucleus}_{side}", colour_of(f"{nucleus}_{side}")
+                name, colour = f"{nucleus}_{side}", color_of(f"{nucleus}_{side}")
                 places = [np.asarray(found.get((level, side), []), np.intp) for level in levels]
                 halves = [numbers[place[used[place]]] for place in places]
                 _draw_half_violins(axes, halves, side=side, colours=[colour] * len(levels))
@@ -165,7 +164,7 @@ def draw_ageing(
             axes.set_ylim(*_find_limits(of_nucleus, measure))
         for style in _SIDES:
             name = f"{nucleus}_{style.side}"
-            colour, curve = colour_of(name), curves[curves["abbreviation"] == name]
+            colour, curve = color_of(name), curves[curves["abbreviation"] == name]
             rows = of_nucleus[of_nucleus["abbreviation"] == name]
             ages = rows["age_years"].to_numpy(float)
             shown, look = _thin(ages, rows[measure].to_numpy(float)), {**_AGE_POINTS, "marker": style.marker}
@@ -200,7 +199,7 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Mark
         room = _LABEL_SHARE * (high - low) / (1 - 2 * _LABEL_SHARE)
         axes.set_ylim(min(low, -room), max(high, room))
         parts = [of_measure[of_measure["nucleus"] == nucleus] for nucleus in nuclei]
-        colours = [colour_of(f"{nucleus}_L") for nucleus in nuclei]
+        colours = [color_of(f"{nucleus}_L") for nucleus in nuclei]
         for side in "LR":
             halves = (part["asymmetry"].dropna().to_numpy(float) for part in parts)
             _draw_half_violins(axes, halves, side=side, colours=colours)

@@ -14,10 +14,10 @@ import pandas as pd
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.figures import ScanMark, natural_key
+from bids_dgmseg.report.figures import ScanMark
 from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, is_true
 from bids_dgmseg.report.group_tables import MAX_ROWS, Cell, Heading, PageTable, make_cell
-from bids_dgmseg.report.html import NO_VALUE, format_count, format_number, scan_anchor
+from bids_dgmseg.report.html import NO_VALUE, format_count, format_number, natural_key, scan_anchor
 
 MAX_SCANS = 100
 """Rows of a table of scans."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.report.figures import colour_of
+from bids_dgmseg.models.structures import color_of
 
 NO_VALUE = "n/a"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -150,7 +150,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=format_number, p=format_p, value=format_value, count=format_count)
-    environment.globals.update(version=__version__, colour_of=colour_of)
+    environment.globals.update(version=__version__, color_of=color_of)
     return environment
 
 
@@ -179,6 +179,16 @@ def save_plot(png: bytes, folder: Path, name: str) -> PlotFile:
     href = f"figures/{name}.png"
     write_bytes(png, folder / href)
     return PlotFile(href, "data:image/png;base64," + base64.b64encode(png).decode(), *Image.open(io.BytesIO(png)).size)
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts names by their text and by the numbers in it.
+
+    >>> sorted(["Site 10", "Site 9", "2", "10"], key=natural_key)
+    ['2', '10', 'Site 9', 'Site 10']
+    """
+    parts = re.findall(r"\d+|\D+", name)
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def slug(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,19 +17,18 @@ from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.models.structures import bilateral_names
-from bids_dgmseg.report.figures import natural_key
 from bids_dgmseg.report.html import (
     NO_VALUE,
     format_box,
     format_number,
     format_size,
     format_value,
+    natural_key,
     scan_anchor,
     write_page,
 )
 from bids_dgmseg.report.methods import describe_methods
-from bids_dgmseg.report.mosaic import PLANES, WINDOW_PPM
-from bids_dgmseg.report.reconstruction_section import reconstruction_facts
+from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
 
 Row = Mapping[str, str]
 """Row of ``_stats.tsv`` as text."""
@@ -97,6 +97,13 @@ _MAP_QUALITY = {
 
 _HOLES = ("n_replaced", "n_empty")
 """Keys of ``input``: voxels inside the brain without data."""
+
+_PHASE_FACTS = {
+    "PhaseConversion": "Stored values",
+    "HeadFieldCorrelation": "Correlation with the field of the head",
+    "ExtremesRatio": "Positive / negative extremes",
+}
+"""Key of the record → name: how the phase was read, and what its sign was judged from."""
 
 _NOT_FOUND, _WITHOUT_VOXEL = "not found", "smaller than a voxel"
 
@@ -218,7 +225,7 @@ def write_participant_page(
         descriptions={key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
         column_groups=_column_groups,
         facts=_facts,
-        reconstruction_facts=reconstruction_facts,
+        reconstruction_facts=_reconstruction_facts,
         state=_state,
     )
 
@@ -353,3 +360,50 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
         },
         "Versions": {str(key): format_value(value) for key, value in (qc.get("versions") or {}).items()},
     }
+
+
+def _reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the steps of a reconstruction with their numbers, from its record: headings → names → values."""
+    times_ms = [f"{1000 * float(time_s):g}" for time_s in record.get("EchoTime") or []]
+    sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
+    b0 = record.get("B0Direction")
+    tilt = f", {math.degrees(math.acos(min(abs(b0[2]), 1))):.0f}° from the z axis of the image" if b0 else ""
+    fit = record.get("R2starFit")
+
+    def ppb(key: str) -> str:
+        value = record.get(key)
+        return NO_VALUE if value is None else format_value(1000 * float(value), "ppb")
+
+    return {
+        "Echoes": {
+            "Echo times": f"{', '.join(times_ms)} ms" if times_ms else NO_VALUE,
+            "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
+            "Direction of B0": (format_value(b0) + tilt) if b0 else NO_VALUE,
+            "Readout": format_value(record.get("ReadoutCorrection")),
+        },
+        "Brain mask": {
+            "Found": format_value(record.get("BrainMask")),
+            "Volume": _millilitres(record.get("BrainVolume")),
+            "With a value": _millilitres(record.get("MapVolume")),
+        },
+        "Field": {
+            "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
+            **{name: format_value(record[key]) for key, name in _PHASE_FACTS.items() if key in record},
+            "Unwrapping": format_value(record.get("Unwrapping")),
+            "Field fit": format_value(record.get("FieldFit")),
+            "Noise": ppb("FieldNoise"),
+        },
+        "Local field and maps": {
+            "Background field": format_value(record.get("BackgroundFieldRemoval")),
+            "Local / total field": format_value(record.get("LocalFieldFraction")),
+            "Inversion": format_value(record.get("DipoleInversion")),
+            "Regularization λ": format_value(record.get("RegularizationWeight")),
+            "Not explained": ppb("FieldMisfit"),
+            **({"R2*": f"{fit}, median {format_value(record.get('R2starMedian'), '1/s')}"} if fit else {}),
+            "Failed checks": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none",
+        },
+    }
+
+
+def _millilitres(value: Any) -> str:
+    return NO_VALUE if value is None else f"{format_number(value, 0)} ml"

@@ -20,7 +20,7 @@ from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.figures import with_default_settings
 from bids_dgmseg.report.html import render, scan_anchor
-from bids_dgmseg.report.mosaic import WINDOW_PPM
+from bids_dgmseg.report.slices import WINDOW_PPM
 
 MAX_BYTES = 3_000_000
 """Largest viewer; the images are sampled more coarsely until the file is smaller."""

@@ -40,7 +40,7 @@ _STEP_MODULES = {
         "bids_dgmseg.segmentation.regions",
         "bids_dgmseg.segmentation.segment",
     ),
-    "measure": ("bids_dgmseg.measurement.scan", "bids_dgmseg.report.viewer"),
+    "measure": ("bids_dgmseg.measurement.scan", "bids_dgmseg.report.mosaic", "bids_dgmseg.report.viewer"),
 }
 """What steps import when they run, see `interfaces`: with torch, or with matplotlib. The others import little, but
 `save` needs torch, too, and `reconstruct` also imports ``qsm``."""

@@ -105,7 +105,7 @@ class Reconstruct(Step):
         from bids_dgmseg.models.model_folder import limit_threads
         from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
         from bids_dgmseg.qsm.reconstruct import reconstruct_files
-        from bids_dgmseg.report.reconstruction_section import draw_reconstruction
+        from bids_dgmseg.report.reconstruction_figure import draw_reconstruction
 
         job, scan, mask = self.inputs.job, self.inputs.job.scan, self.inputs.job.brain_mask
         output_dir, sign = job.config.output_dir, job.config.reconstruction.phase_sign
@@ -293,7 +293,8 @@ class Measure(Step):
         """Measure the nuclei."""
         from bids_dgmseg.measurement.reference_region import find_reference
         from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
-        from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
+        from bids_dgmseg.report.mosaic import draw_mosaic
+        from bids_dgmseg.report.slices import PLANES
         from bids_dgmseg.report.viewer import write_viewer
 
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)

@@ -19,8 +19,9 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.group_page import write_group_page
-from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
+from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.scan_page import write_participant_page
+from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
 from tests.report.conftest import DENTATES, write_scan
 from tests.report.devtools import Tab, open_tab

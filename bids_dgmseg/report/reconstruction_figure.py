@@ -1,10 +1,9 @@
-"""What a reader needs to judge a chi map that was reconstructed here: images of its steps, and numbers."""
+"""Figure of the steps of a reconstruction, from magnitude to chi map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,8 +18,8 @@ from skimage.measure import find_contours
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.report.figures import TEXT, to_png, with_default_settings
-from bids_dgmseg.report.html import NO_VALUE, format_number, format_significant, format_value
-from bids_dgmseg.report.mosaic import LAYOUTS, WINDOW_PPM, MosaicSlices, Plane
+from bids_dgmseg.report.html import format_significant
+from bids_dgmseg.report.slices import LAYOUTS, WINDOW_PPM, MosaicSlices, Plane
 
 if TYPE_CHECKING:
     from bids_dgmseg.qsm.reconstruct import Reconstruction
@@ -34,13 +33,6 @@ _HEAD_SHARE, _MIN_PLANE_SHARE = 0.1, 0.005
 _WIDTH, _BAR_WIDTH, _HEADER, _GAP = 1800, 150, 62, 4  # pixels
 _DPI = 150
 _DARK, _PALE, _SOFT = "#14171c", "#e8eaed", "#9aa3ad"
-_OPTIONAL = {
-    "PhaseConversion": "Stored values",
-    "HeadFieldCorrelation": "Correlation with the field of the head",
-    "ExtremesRatio": "Positive / negative extremes",
-}
-"""Key of the record → name: how the phase was read, and what its sign was judged from."""
-
 _BRAIN_COLOUR, _MASK_COLOUR = "#ff9d2e", "#39c0ff"
 _LABEL = {**TEXT, "color": _PALE, "path_effects": [withStroke(linewidth=1.2, foreground=_DARK)]}
 
@@ -198,51 +190,3 @@ def _choose_panels(result: Reconstruction, grid: Volume) -> list[_Panel]:
         slices = MosaicSlices(layout, (position,), extents[layout.across], extents[layout.up])
         panels.append(_Panel(slices, position, sizes_mm[layout.across], sizes_mm[layout.up]))
     return panels
-
-
-def reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the steps of a reconstruction with their numbers, from its record: headings → names → values."""
-    times_ms = [f"{1000 * float(time_s):g}" for time_s in record.get("EchoTime") or []]
-    sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
-    b0 = record.get("B0Direction")
-    tilt = f", {np.degrees(np.arccos(min(abs(b0[2]), 1))):.0f}° from the z axis of the image" if b0 else ""
-
-    fit = record.get("R2starFit")
-
-    def ppb(key: str) -> str:
-        value = record.get(key)
-        return NO_VALUE if value is None else format_value(1000 * float(value), "ppb")
-
-    return {
-        "Echoes": {
-            "Echo times": f"{', '.join(times_ms)} ms" if times_ms else NO_VALUE,
-            "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
-            "Direction of B0": (format_value(b0) + tilt) if b0 else NO_VALUE,
-            "Readout": format_value(record.get("ReadoutCorrection")),
-        },
-        "Brain mask": {
-            "Found": format_value(record.get("BrainMask")),
-            "Volume": _millilitres(record.get("BrainVolume")),
-            "With a value": _millilitres(record.get("MapVolume")),
-        },
-        "Field": {
-            "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
-            **{name: format_value(record[key]) for key, name in _OPTIONAL.items() if key in record},
-            "Unwrapping": format_value(record.get("Unwrapping")),
-            "Field fit": format_value(record.get("FieldFit")),
-            "Noise": ppb("FieldNoise"),
-        },
-        "Local field and maps": {
-            "Background field": format_value(record.get("BackgroundFieldRemoval")),
-            "Local / total field": format_value(record.get("LocalFieldFraction")),
-            "Inversion": format_value(record.get("DipoleInversion")),
-            "Regularization λ": format_value(record.get("RegularizationWeight")),
-            "Not explained": ppb("FieldMisfit"),
-            **({"R2*": f"{fit}, median {format_value(record.get('R2starMedian'), '1/s')}"} if fit else {}),
-            "Failed checks": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none",
-        },
-    }
-
-
-def _millilitres(value: Any) -> str:
-    return NO_VALUE if value is None else f"{format_number(value, 0)} ml"
