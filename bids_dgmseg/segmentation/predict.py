@@ -35,6 +35,9 @@ _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
 _SLICES = 8
 """Batch size of 2D networks."""
 
+_SLAB = 8
+"""Planes of logits that are converted to probabilities at once: a copy of all of them is larger than the caches."""
+
 _MIN_BACKGROUND = 1e-7
 """Below this, the background of a softmax in float32 is rounding error."""
 
@@ -156,17 +159,21 @@ class NetworkPredictor:
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         """Average windows, networks and, if the model uses mirroring, mirror images; then merge the heads."""
-        predict_one = self._predict_slices if self.model.input.slices else self._predict_windows
-        total, count = np.zeros((self.n_channels, *volume.shape), np.float32), 0
-        for network in self.networks:
-            total += predict_one(network, volume)
-            count += 1
-            if self.model.uses_mirroring:
-                image = volume.with_array(volume.array[::-1])
-                total += predict_one(network, image)[mirrored_channels(self.model.groups), ::-1]
-                count += 1
-        total /= np.float32(count)
+        total = self._predict(self.networks[0], volume)
+        for network in self.networks[1:]:
+            total += self._predict(network, volume)
+        total /= np.float32(len(self.networks) * (2 if self.model.uses_mirroring else 1))
         return merge_heads(total, self.model.groups)
+
+    def _predict(self, network: nn.Module, volume: Volume) -> NDArray[np.float32]:
+        """Predict a map with one network; if the model uses mirroring, add the prediction of its mirror image."""
+        predict_one = self._predict_slices if self.model.input.slices else self._predict_windows
+        total = predict_one(network, volume)
+        if self.model.uses_mirroring:
+            predicted = predict_one(network, volume.with_array(volume.array[::-1]))
+            for one, channel in zip(total, mirrored_channels(self.model.groups), strict=True):
+                one += predicted[channel, ::-1]  # of all channels at once, it would be copied
+        return total
 
     def _predict_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
         """Average the probabilities (channels of all heads, X, Y, Z) of overlapping windows."""
@@ -206,8 +213,10 @@ class NetworkPredictor:
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:
         logits = forward_batch(network, values, self.device)
-        probabilities = softmax_heads(logits, self.model.groups, temperatures=self.model.temperatures)
-        array: NDArray[np.float32] = probabilities.cpu().numpy()
+        with torch.inference_mode():
+            for slab in torch.split(logits, _SLAB, dim=2):
+                slab.copy_(softmax_heads(slab, self.model.groups, temperatures=self.model.temperatures))
+        array: NDArray[np.float32] = logits.cpu().numpy()
         return array
 
 
