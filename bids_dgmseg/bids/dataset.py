@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -290,49 +290,66 @@ def find_source(path: Path, suffix: str) -> Path | None:
     return None
 
 
-@contextlib.contextmanager
-def validate_in_background(root: Path | None, folder: Path) -> Iterator[Callable[[], str | None]]:
-    """Run ``bids-validator-deno`` on a dataset during the block, because on a large one it takes longer than a scan.
+class BackgroundValidator(contextlib.AbstractContextManager["BackgroundValidator"]):
+    """``bids-validator-deno`` beside a run, because on a large dataset it takes longer than a scan.
 
     Without a dataset, or if the validator is not installed, nothing is run. Its report and its cache, from which it
-    runs code, are in a hidden folder in `folder`, which only this user can change.
+    runs code, are in a hidden folder, which only this user can change. At the end of the ``with`` block it is stopped.
+    It is to be started once the first scan is processed, which it would delay.
 
-    Yields
-    ------
-    callable
-        Waits for the validator, at most until a minute after its start, and summarizes the errors in one line; None if
-        there are none, or the validator has failed or takes longer. At the end of the block the validator is stopped.
+    Parameters
+    ----------
+    root : path or None
+        Dataset.
+    folder : path
+        Private folder of the run.
     """
-    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    validator = shutil.which("bids-validator-deno", path=search_path)
-    if root is None or validator is None or not (root / DATASET_DESCRIPTION).is_file():
-        yield lambda: None
-        return
-    # By default the validator's cache is in HOME, which may be read-only.
-    cache_folder = folder / ".settings" / "deno"
-    cache_folder.mkdir(parents=True)
-    environment = {**os.environ, "DENO_DIR": str(cache_folder), "DENO_NO_UPDATE_CHECK": "1"}
-    command = [validator, str(root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
-    end, report = time.monotonic() + VALIDATOR_TIMEOUT_S, cache_folder / "report.json"
-    options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        with report.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, **options)
-    except OSError:
-        yield lambda: None
-        return
 
-    def summarize() -> str | None:
+    def __init__(self, root: Path | None, folder: Path) -> None:
+        self._root, self._folder = root, folder / ".settings" / "deno"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started, self._end_s = False, 0.0
+
+    def start(self) -> None:
+        """Start the validator, unless it has been started."""
+        if self._root is None or self._started:
+            return
+        self._started = True
+        search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        validator = shutil.which("bids-validator-deno", path=search_path)
+        if validator is None or not (self._root / DATASET_DESCRIPTION).is_file():
+            return
+        self._folder.mkdir(parents=True)  # by default its cache is in HOME, which may be read-only
+        environment = {**os.environ, "DENO_DIR": str(self._folder), "DENO_NO_UPDATE_CHECK": "1"}
+        command = [validator, str(self._root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
+        self._end_s = time.monotonic() + VALIDATOR_TIMEOUT_S
+        with contextlib.suppress(OSError), self._report.open("wb") as file:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL
+            )
+
+    def summarize(self) -> str | None:
+        """Wait for the validator, at most until a minute after its start, and summarize the errors in one line.
+
+        Returns None if there are none, or the validator has failed or takes longer.
+        """
+        self.start()
+        if self._root is None or self._process is None:
+            return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, end - time.monotonic()))
-            return _summarize_report(report, root)
+            self._process.wait(max(0, self._end_s - time.monotonic()))
+            return _summarize_report(self._report, self._root)
         return None
 
-    try:
-        yield summarize
-    finally:
-        process.kill()
-        process.wait()
+    def __exit__(self, *exception: object) -> None:
+        """Stop the validator."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def _report(self) -> Path:
+        return self._folder / "report.json"
 
 
 def _summarize_report(report: Path, root: Path) -> str | None:

@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.dataset import Inputs, open_inputs, validate_in_background
+from bids_dgmseg.bids.dataset import BackgroundValidator, Inputs, open_inputs
 from bids_dgmseg.bids.derivatives import hash_sources, models_using_map, output_path
 from bids_dgmseg.bids.fingerprints import (
     fingerprint,
@@ -215,14 +215,14 @@ def run_participant(config: RunConfig) -> int:
         if plan.jobs and config.resources.nprocs > 1 and not control.plugin_file:
             start_servers(viewer=config.segmentation.viewer)
         validated = None if control.skip_bids_validation else plan.inputs.root
-        with validate_in_background(validated, work) as summarize:
-            code = _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
-            if summary := summarize():
+        with BackgroundValidator(validated, work) as validator:
+            code = _run_scans(config, plan, work, on_start=validator.start) or (FAILED if plan.misplaced else OK)
+            if summary := validator.summarize():
                 RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
         return code
 
 
-def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
+def _run_scans(config: RunConfig, plan: Plan, work: Path, *, on_start: Callable[[], None]) -> int:
     from bids_dgmseg.workflow.runner import ScanRunner, workflow_name
     from bids_dgmseg.workflow.status import record_run
 
@@ -251,6 +251,7 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
         pages = _Pages(config.output_dir, plan, progress)
         if config.resources.nprocs > 1:
             importlib.import_module("bids_dgmseg.report.scan_page")  # while the workers load their libraries
+        run.on_start = on_start
         run.on_end = lambda scan: pages.update(run, scan.participant)
         try:
             run.execute(plan.jobs)

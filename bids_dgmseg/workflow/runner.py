@@ -199,6 +199,8 @@ class ScanRunner:
         """Names of scans."""
         self.failed: dict[str, str] = {}
         """Names of scans → reason in one line."""
+        self.on_start: Callable[[], None] = lambda: None
+        """Called when a step has started."""
         self.on_end: Callable[[Scan], None] = lambda scan: None
         """Called when a scan is done or has failed."""
         self._jobs: dict[str, Job] = {}
@@ -252,6 +254,7 @@ class ScanRunner:
             return
         if status == "start":
             self._progress.start(scan, node.name)
+            self.on_start()
         elif status == "exception":
             raise_if_interrupted()  # libraries may raise another exception in its place
             self._fail(scan, self._describe_error(scan, node.name, node.error))

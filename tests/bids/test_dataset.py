@@ -11,13 +11,13 @@ import pytest
 
 from bids_dgmseg.bids import dataset as module
 from bids_dgmseg.bids.dataset import (
+    BackgroundValidator,
     find_source,
     generators,
     is_own,
     linked_datasets,
     open_inputs,
     source_datasets,
-    validate_in_background,
 )
 
 CHI = "sub-01/anat/sub-01_Chimap.nii.gz"
@@ -143,8 +143,8 @@ def test_validation_errors_are_summarized_in_one_line(root, tmp_path, extra):
     path = root / extra
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    with validate_in_background(root, tmp_path / "work") as summarize:
-        summary = summarize()
+    with BackgroundValidator(root, tmp_path / "work") as validator:
+        summary = validator.summarize()
     assert summary is not None
     assert summary.startswith("ds: the BIDS validator reports ")
     assert "NOT_INCLUDED (1)" in summary
@@ -160,8 +160,8 @@ def test_missing_or_failing_validator_is_ignored(root, monkeypatch, tmp_path, sc
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
     monkeypatch.setattr(module, "VALIDATOR_TIMEOUT_S", 0.5)
-    with validate_in_background(root, tmp_path / "work") as summarize:
-        assert summarize() is None
+    with BackgroundValidator(root, tmp_path / "work") as validator:
+        assert validator.summarize() is None
 
 
 def test_validator_does_not_outlive_an_interrupted_run(root, monkeypatch, tmp_path):
@@ -170,6 +170,8 @@ def test_validator_does_not_outlive_an_interrupted_run(root, monkeypatch, tmp_pa
     fake.write_text("#!/bin/sh\nexec sleep 60\n")
     fake.chmod(0o755)
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), validate_in_background(root, tmp_path / "work"):
+    validator = BackgroundValidator(root, tmp_path / "work")
+    validator.start()
+    with pytest.raises(KeyboardInterrupt), validator:
         raise KeyboardInterrupt
     assert time.monotonic() - started < 10

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.bids.dataset import BackgroundValidator
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.io.files import read_tsv
@@ -271,16 +272,20 @@ def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_p
     assert table["excluded"]["sub-02"] == "out of date: the images of the scan have changed since"
 
 
-def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
+def test_validator_starts_once_the_first_step_has_started(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
+    (fake := tmp_path / "bids-validator-deno").write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     asked = []
 
-    @contextlib.contextmanager
-    def validate(root: Path | None, folder: Path) -> Iterator[Callable[[], str | None]]:
-        if root:
-            asked.append(root)
-        yield lambda: "ds: 1 error" if root else None
+    def start(validator: BackgroundValidator) -> None:
+        if validator._root and not validator._started:
+            asked.append((validator._root, capsys.readouterr().out))
+        really_start(validator)
 
-    monkeypatch.setattr("bids_dgmseg.workflow.participant.validate_in_background", validate)
+    really_start = BackgroundValidator.start
+    monkeypatch.setattr(BackgroundValidator, "start", start)
+    monkeypatch.setattr("bids_dgmseg.bids.dataset._summarize_report", lambda report, root: "ds: 1 error")
     dataset = bids_dataset("sub-01")
     call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
     assert main([*call, str(dataset / "work")]) == 2
@@ -288,7 +293,8 @@ def test_validator_runs_after_the_folder_checks(bids_dataset, oracle, monkeypatc
     assert main([*call, str(tmp_path / "work"), "--skip-bids-validation"]) == 0
     assert not asked
     capsys.readouterr()
-    assert main([*call, str(tmp_path / "work")]) == 0
+    assert main([*call, str(tmp_path / "work"), "--force"]) == 0
+    assert asked == [(dataset, "sub-01: prepare\n")]
     assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
 
 
