@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -323,10 +324,17 @@ class BackgroundValidator(contextlib.AbstractContextManager["BackgroundValidator
         environment = {**os.environ, "DENO_DIR": str(self._folder), "DENO_NO_UPDATE_CHECK": "1"}
         command = [validator, str(self._root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
         self._end_s = time.monotonic() + VALIDATOR_TIMEOUT_S
-        with contextlib.suppress(OSError), self._report.open("wb") as file:
-            self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL
-            )
+        # An interrupt within Popen would leave a process that nothing knows of.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        try:
+            with self._report.open("wb") as file:
+                self._process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL
+                )
+        except OSError:
+            pass
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def summarize(self) -> str | None:
         """Wait for the validator, at most until a minute after its start, and summarize the errors in one line.

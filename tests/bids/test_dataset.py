@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -175,3 +177,22 @@ def test_validator_does_not_outlive_an_interrupted_run(root, monkeypatch, tmp_pa
     with pytest.raises(KeyboardInterrupt), validator:
         raise KeyboardInterrupt
     assert time.monotonic() - started < 10
+
+
+def test_interrupt_while_validator_starts_stops_it(root, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    fake = tmp_path / "bids-validator-deno"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    popen = subprocess.Popen
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), BackgroundValidator(root, tmp_path / "work") as validator:
+        validator.start()
+    assert started[0].wait(10) == -signal.SIGKILL
