@@ -83,6 +83,8 @@ class Postprocessing:
     position_sd_mm: float = 0.0
     """SD of the positions of nuclei relative to each other. Before the step above, components are compared by size
     times a Gaussian of their distance from the expected position; 0: position is ignored."""
+    own_side_only: bool = False
+    """Set the probabilities of nuclei to 0 on the other side of the midplane first."""
     valid_voxels_only: bool = False
     """Set the probabilities of all nuclei to 0 outside the field of view first; not for nnU-Net folders."""
     fill_holes: bool = False

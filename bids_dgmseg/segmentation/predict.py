@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,12 @@ from bids_dgmseg.segmentation.inference import (
     gaussian_weight,
     sliding_windows,
 )
-from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, find_midplane, split_hemispheres
+from bids_dgmseg.segmentation.regions import (
+    clear_other_side,
+    clip_and_remove_small_components,
+    find_midplane,
+    split_hemispheres,
+)
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
 """Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
@@ -97,7 +102,18 @@ def predict(
     if model.localizer.kind == "nnunet":  # resamples on its own
         from bids_dgmseg.segmentation.nnunet import predict_block
 
-        return predict_block(chi, box, model, weights=weights, device=device)
+        block = predict_block(chi, box, model, weights=weights, device=device)
+    else:
+        block = _predict_block(chi, box, model, weights=weights, device=device)
+    if not model.postprocessing.own_side_only:
+        return block
+    grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
+    cleared = clear_other_side(block.probabilities, grid, model, find_midplane(chi))
+    return replace(block, probabilities=cleared)
+
+
+def _predict_block(chi: Volume, box: Box, model: Model, *, weights: Path | None, device: str) -> ProbabilityBlock:
+    """Predict on the network's grid, then resample the probabilities to a block of the map's own."""
     grid = network_grid(chi, box, read_model_folder(model, weights))
     probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
     own = Grid(chi.shape, chi.affine)

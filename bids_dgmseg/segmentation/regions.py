@@ -224,6 +224,24 @@ class _Mirror:
         return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
 
 
+_MIDLINE_MM = 5.0
+"""The midplane is found to within about 2 mm, and brains are not exactly symmetric; dentate nuclei lie further out."""
+
+
+def clear_other_side(
+    probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
+) -> NDArray[np.float32]:
+    """Assign to the background what nuclei have more than 5 mm beyond the midplane, on the other side.
+
+    Takes and returns probabilities (1 + labels, X, Y, Z) on a grid, background first. Networks for labels with sides
+    may confuse the sides far from the nuclei, in a patch that can be larger than the nucleus itself.
+    """
+    distance_mm = plane.distance_mm(grid.centres_mm())
+    own = {"L": distance_mm < _MIDLINE_MM, "R": distance_mm > -_MIDLINE_MM}
+    nuclei = probabilities[1:] * np.stack([own[structure.hemisphere] for structure in model.structures])
+    return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+
+
 def split_hemispheres(
     probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
 ) -> NDArray[np.float32]:

@@ -62,6 +62,7 @@ def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
     step = write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
     largest, unchanged = (choose_labels(MODEL, folder, None)[0] for folder in (tmp_path / "w", step))
     assert (largest.postprocessing.min_component_fraction, unchanged.postprocessing.min_component_fraction) == (1, 0)
+    assert (largest.postprocessing.own_side_only, unchanged.postprocessing.own_side_only) == (True, False)
     assert "cerebellum" not in largest.arch  # there is no such folder
 
 

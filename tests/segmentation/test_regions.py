@@ -10,6 +10,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.segmentation.regions import (
     Midplane,
+    clear_other_side,
     clip_and_remove_small_components,
     find_midplane,
     split_hemispheres,
@@ -129,6 +130,16 @@ def test_nuclei_are_split_by_hand(heads, labels, probabilities, expected):
     channels = np.array(probabilities, np.float32)[:, :, None, None]
     divided = split_hemispheres(channels, grid, model, Midplane(np.array([1.0, 0.0, 0.0]), 0.0))
     np.testing.assert_array_equal(divided[:, :, 0, 0], np.array(expected, np.float32))
+
+
+def test_patch_beyond_the_midplane_becomes_background():
+    grid = Grid((4, 1, 1), np.diag([6.0, 1.0, 1.0, 1.0]) + np.outer([1, 0, 0, 0], [0, 0, 0, -9.0]))  # x = -9, -3, 3, 9
+    left, right = [0.9, 0.6, 0.3, 0.8], [0.1, 0.2, 0.4, 0.2]
+    background = [0.0, 0.2, 0.3, 0.0]
+    channels = np.array([background, left, right], np.float32)[:, :, None, None]
+    cleared = clear_other_side(channels, grid, MODELS["nnunet2step"], Midplane(np.array([1.0, 0.0, 0.0]), 0.0))
+    expected = [[0.1, 0.2, 0.3, 0.8], [0.9, 0.6, 0.3, 0.0], [0.0, 0.2, 0.4, 0.2]]  # within 5 mm both may be
+    np.testing.assert_allclose(cleared[:, :, 0, 0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["RAS", "LPS", "oblique"])
