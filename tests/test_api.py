@@ -197,7 +197,8 @@ def test_reconstruct_names_what_was_passed(tmp_path):
         for one, echo in zip(magnitude, phase, strict=True)
     ]
     whole = reconstruct(None, signal, **options)
-    np.testing.assert_allclose(whole.get_fdata(), by_parts.get_fdata(), atol=1e-5)
+    # A complex number rounds the phase differently, and the inversion amplifies that; a wrong unit changes all digits.
+    np.testing.assert_allclose(whole.get_fdata(), by_parts.get_fdata(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
