@@ -62,7 +62,7 @@ class EchoFiles:
 
     @property
     def has_phase(self) -> bool:
-        """Whether there is any phase; magnitudes alone are no scan to reconstruct."""
+        """Whether there is any phase; no map can be reconstructed from magnitudes alone."""
         return bool(self.parts.keys() & {"phase", "real", "imag", "complex"})
 
 

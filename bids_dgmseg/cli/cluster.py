@@ -55,7 +55,7 @@ def time_limit(text: str) -> str:
     hours, minutes, seconds = [*parts, 0, 0][:3]
     total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
     if not total:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time at all; set a limit such as 2:00:00")
+        raise argparse.ArgumentTypeError(f"{text!r} is zero; set a time limit such as 2:00:00")
     return f"{total // 3600:02d}:{total // 60 % 60:02d}:{total % 60:02d}"
 
 

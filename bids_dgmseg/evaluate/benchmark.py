@@ -54,7 +54,7 @@ class Candidate:
     choose: tuple[str, ...] = ()
     """Entities that decide if an atlas of a baseline has several segmentations."""
     holdout: tuple[str, ...] = ()
-    """Participants whose maps are no atlases of a baseline if they are those of the labelled scans."""
+    """Participants whose maps are not used as atlases of a baseline if they are among the labelled scans."""
 
     @property
     def registered(self) -> Model:

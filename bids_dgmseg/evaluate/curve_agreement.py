@@ -101,13 +101,13 @@ def compare_age_curves(
         if control_filter:
             raise InputError("--control-filter: no participants.tsv found; pass its dataset to --participants")
         return Ageing()
-    people, notes = _read_people(root, {scan: (entities[scan]["sub"], entities[scan].get("ses")) for scan in scans})
-    if people["age"].isna().all():
+    subjects, notes = _read_subjects(root, {scan: (entities[scan]["sub"], entities[scan].get("ses")) for scan in scans})
+    if subjects["age"].isna().all():
         return Ageing(notes=("no age curves: no ages in participants.tsv",) if control_filter else ())
-    ppm = values[values["quantity"] == "mean_ppm"].merge(people, on="scan")
+    ppm = values[values["quantity"] == "mean_ppm"].merge(subjects, on="scan")
     options, rows = AgeingOptions(value="value", curves=(EXPONENTIAL,)), []
     for (reference, prediction), (name, chosen) in (
-        (pair, selection) for pair in pairs for selection in _select(people, control_filter).items()
+        (pair, selection) for pair in pairs for selection in _select(subjects, control_filter).items()
     ):
         both = ppm[ppm["scan"].isin(chosen)].dropna(subset=[reference, prediction])
         for rater in (reference, prediction):
@@ -123,29 +123,29 @@ def compare_age_curves(
     return Ageing(tables, points.dropna(subset=["age"]), tuple(notes))
 
 
-def _read_people(root: Path, visits: Mapping[str, tuple[str, str | None]]) -> tuple[pd.DataFrame, list[str]]:
+def _read_subjects(root: Path, visits: Mapping[str, tuple[str, str | None]]) -> tuple[pd.DataFrame, list[str]]:
     """Return the columns of participants.tsv, ``scan``, ``age`` in years and ``_group`` of each scan, and notes."""
     rows = list(visits.values())
     tables, notes = read_participant_tables(root, rows, selected=rows)
-    people = tables.at_visits(rows).assign(participant_id=[f"sub-{participant}" for participant, _ in rows])
+    subjects = tables.at_visits(rows).assign(participant_id=[f"sub-{participant}" for participant, _ in rows])
     results = Results(pd.DataFrame(rows, columns=["sub", "ses"]), pd.DataFrame(), pd.DataFrame(), {}, ())
     part = FolderScans(ResultsFolder(root, root.name, root), results, tables, (), 0)
-    column = find_column(people.columns, AGE)
-    ages, lines = find_ages([part], people, tables.years_since_first(rows), column=column)
-    groups = pd.Series(np.nan, people.index, dtype=object)
-    if name := find_column(people.columns, GROUP):
+    column = find_column(subjects.columns, AGE)
+    ages, lines = find_ages([part], subjects, tables.years_since_first(rows), column=column)
+    groups = pd.Series(np.nan, subjects.index, dtype=object)
+    if name := find_column(subjects.columns, GROUP):
         where = f"participants.tsv: {name}"
-        groups, more = read_categories(people[name], people["participant_id"], where=where, missing=MISSING_CODES)
-        people, lines = people.assign(**{name: groups}), [*lines, *more]
-    return people.assign(scan=list(visits), age=ages, _group=groups), [*notes, *lines]
+        groups, more = read_categories(subjects[name], subjects["participant_id"], where=where, missing=MISSING_CODES)
+        subjects, lines = subjects.assign(**{name: groups}), [*lines, *more]
+    return subjects.assign(scan=list(visits), age=ages, _group=groups), [*notes, *lines]
 
 
-def _select(people: pd.DataFrame, control_filter: str | None) -> dict[str, set[str]]:
+def _select(subjects: pd.DataFrame, control_filter: str | None) -> dict[str, set[str]]:
     """Return the scans whose curves are fitted together, by their name in column ``scans``."""
     if control_filter:
-        chosen = match_condition(people.drop(columns=["scan", "_group"]), control_filter, option="--control-filter")
-        return {"controls": set(people.loc[chosen, "scan"])}
-    names = sorted(people["_group"].dropna().unique(), key=str)
+        chosen = match_condition(subjects.drop(columns=["scan", "_group"]), control_filter, option="--control-filter")
+        return {"controls": set(subjects.loc[chosen, "scan"])}
+    names = sorted(subjects["_group"].dropna().unique(), key=str)
     if len(names) < 2:
-        return {"all": set(people["scan"])}
-    return {f"group {name}": set(people.loc[people["_group"] == name, "scan"]) for name in names}
+        return {"all": set(subjects["scan"])}
+    return {f"group {name}": set(subjects.loc[subjects["_group"] == name, "scan"]) for name in names}

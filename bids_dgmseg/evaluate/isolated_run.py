@@ -60,7 +60,7 @@ class SegmentationJob:
     choose: Sequence[str] = ()
     """Entities that decide if a scan of the atlases has several segmentations."""
     holdout: Sequence[str] = ()
-    """Participants, without ``sub-``, whose maps are no atlases if they are of the dataset of the map."""
+    """Participants, without ``sub-``, whose maps are not used as atlases if they are in the dataset of the map."""
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Segment in a new process, with its request in `folder`, and return the content of `cost`.

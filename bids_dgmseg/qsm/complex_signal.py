@@ -77,7 +77,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
     Raises
     ------
     InputError
-        If a file cannot be read or is no such part, the grids differ, or the scale of the phase is unknown.
+        If a file cannot be read or is another kind of part, the grids differ, or the scale of the phase is unknown.
 
     Notes
     -----

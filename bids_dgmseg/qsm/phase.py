@@ -257,7 +257,7 @@ def unwrap_by_region_growing(phase: Tensor, magnitude: Tensor, mask: Tensor) -> 
     signal = magnitude.cpu().double().numpy()[inside]
     darker, brighter = np.sort([signal[before], signal[after]], axis=0)
     weights = (1 - steps / math.pi) * darker / np.maximum(brighter, np.finfo(float).tiny)
-    tree = minimum_spanning_tree(coo_array((2 - weights, (before, after)), shape=(n, n))).tocoo()  # 0 is no edge
+    tree = minimum_spanning_tree(coo_array((2 - weights, (before, after)), shape=(n, n))).tocoo()  # 0 means no edge
     n_parts, part = connected_components(tree, directed=False)
     seeds = np.unique(part, return_index=True)[1]
     # Voxel n, which does not exist, joins the parts of the mask to one tree, in which every voxel has a parent.

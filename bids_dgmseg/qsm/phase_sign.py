@@ -22,7 +22,7 @@ MIN_HEAD_CORRELATION = 0.5
 """Absolute correlation from which the shape of the head decides; scans of brains without scalp reach 0.4 by chance."""
 
 MIN_TAIL_RATIO = 1.3
-"""Ratio of the map's extremes below which they are no evidence; five real maps have 1.6 to 2.1."""
+"""Ratio of the map's extremes below which they are not evidence; five real maps have 1.6 to 2.1."""
 
 _TISSUE_PPM, _AIR_PPM = -9.05, 0.36
 """Susceptibility of water and of air."""

@@ -377,7 +377,7 @@ def _find_susceptibility(
 def _noise_sd_ppm(local: Tensor, mask: Tensor, residual_sd: Tensor, *, n_echoes: int, b0_tesla: float) -> float:
     """Return the noise of a local field: the lower of the estimates from its texture and from the residual of the fit.
 
-    `residual_sd` is in rad/s per root of the degrees of freedom; fine texture of the tissue is no noise for it.
+    `residual_sd` is in rad/s per root of the degrees of freedom; fine texture of the tissue does not count as noise.
     """
     noise_ppm = estimate_noise_sd(local, mask)
     if n_echoes == 1:

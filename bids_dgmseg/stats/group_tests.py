@@ -220,7 +220,7 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     if not separable and options.site in options.covariates:  # unless the user chose to ignore the sites
         return record
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a group without variance is no loss of precision
+        warnings.simplefilter("ignore", RuntimeWarning)  # a group without variance is not a loss of precision
         welch = ttest_ind(y, x, equal_var=False)
         low, high = welch.confidence_interval(options.level)
     ranks = mannwhitneyu(y, x)
