@@ -186,18 +186,27 @@ def _restore_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def start_servers(*, viewer: bool) -> None:
-    """Start the servers from which the processes of a parallel run are forked, which first load the libraries.
+@contextlib.contextmanager
+def worker_servers(*, viewer: bool) -> Iterator[None]:
+    """Run the servers from which the processes of a parallel run are forked, which first load the libraries.
 
-    As early as possible, since that takes seconds in which the run itself can be prepared, but inside `run_folder`,
-    whose variables the libraries read. There are two, which load different libraries at the same time: the first scan
-    starts a second sooner than with one.
+    Enter it as early as possible, since that takes seconds in which the run itself can be prepared, but inside
+    `run_folder`, whose variables the libraries read, and where they write their caches: at the end the servers are
+    killed, because one that is still loading would make the folder anew. There are two, which load different libraries
+    at the same time: the first scan starts a second sooner than with one.
     """
     with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
         for step, server in _SERVERS.items():
             more = _VIEWER_MODULES if viewer and step == "measure" else ()
             server.set_forkserver_preload([*_WORKER_MODULES, *_STEP_MODULES[step], *more])
             server.ensure_running()
+    try:
+        yield
+    finally:
+        started: list[Any] = list(_SERVERS.values())
+        for one in started:  # multiprocessing only asks a server to end, which it does once it has loaded everything
+            os.kill(one._forkserver_pid, signal.SIGKILL)
+            one._stop()
 
 
 def name_server(step: str) -> str:

@@ -1,7 +1,7 @@
 """The steps of one scan as Nipype interfaces: each reads files, calls one function and writes its result.
 
 What only the steps need is imported when they run, because importing torch and matplotlib takes seconds and the process
-that builds the workflows does not need them; `environment.start_servers` loads them for the workers.
+that builds the workflows does not need them; `environment.worker_servers` loads them for the workers.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Modules that load Nipype, NumPy or torch are imported inside functions, because 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -44,7 +45,7 @@ from bids_dgmseg.workflow.environment import (
     limit_library_threads,
     log_to,
     run_folder,
-    start_servers,
+    worker_servers,
 )
 
 if TYPE_CHECKING:
@@ -211,9 +212,11 @@ def run_participant(config: RunConfig) -> int:
     plan = plan_run(config)
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
-    with run_folder(control.work_dir) as work:
-        if plan.jobs and config.resources.nprocs > 1 and not control.plugin_file:
-            start_servers(viewer=config.segmentation.viewer)
+    parallel = plan.jobs and config.resources.nprocs > 1 and not control.plugin_file
+    with (
+        run_folder(control.work_dir) as work,
+        worker_servers(viewer=config.segmentation.viewer) if parallel else contextlib.nullcontext(),
+    ):
         validated = None if control.skip_bids_validation else plan.inputs.root
         with BackgroundValidator(validated, work) as validator:
             code = _run_scans(config, plan, work, on_start=validator.start) or (FAILED if plan.misplaced else OK)
@@ -255,6 +258,9 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path, *, on_start: Callable[
         run.on_end = lambda scan: pages.update(run, scan.participant)
         try:
             run.execute(plan.jobs)
+        except KeyboardInterrupt:
+            _remove_temporary_files(config.output_dir, plan)  # of processes that were killed while they wrote
+            raise
         finally:
             kept = {workflow_name(scan) for scan in run.failed}
             for folder in work.glob("[!.]*"):

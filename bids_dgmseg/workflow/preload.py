@@ -1,4 +1,4 @@
-"""First module of the servers from which workers are forked, see `environment.start_servers`.
+"""First module of the servers from which workers are forked, see `environment.worker_servers`.
 
 Importing the libraries creates a million objects and no garbage, and looking for it takes a sixth of the time, and most
 of the time in which a server ends. Workers collect garbage again.

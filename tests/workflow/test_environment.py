@@ -11,13 +11,21 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.locks import remove_temporary_files
-from bids_dgmseg.workflow.environment import LOG_NAME, check_folders, log_to, run_folder, terminate_as_interrupt
+from bids_dgmseg.workflow.environment import (
+    LOG_NAME,
+    check_folders,
+    log_to,
+    run_folder,
+    terminate_as_interrupt,
+    worker_servers,
+)
 
 
 def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
@@ -318,3 +326,23 @@ def test_files_of_other_machines_are_removed_after_a_week(tmp_path, days, is_lef
     remove_temporary_files(tmp_path / "out")
     with run_folder(tmp_path / "work"):
         assert [temporary.exists(), folder.exists()] == [is_left, is_left]
+
+
+def _own_servers() -> list[Path]:
+    """Find the processes of `worker_servers` that this process has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"forkserver import main" in (process / "cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's process table")
+def test_servers_end_before_their_folder_is_removed(tmp_path):
+    with run_folder(tmp_path), worker_servers(viewer=False):
+        while len(_own_servers()) < 2:
+            time.sleep(0.01)
+    assert not _own_servers()  # still loading, they would write the cache of matplotlib
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from bids_dgmseg.bids.dataset import BackgroundValidator
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.workflow import runner
 from bids_dgmseg.workflow.interfaces import StepNode
@@ -152,6 +153,18 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
     assert out == "sub-01: prepare\n"
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypatch, tmp_path):
+    def write_half(progress: RunProgress, scan: str, step: str) -> None:
+        if step == "measure":
+            (folder := tmp_path / "out" / scan / "anat").mkdir(parents=True)
+            temporary_name(folder / f"{scan}_label-DNleft_mask.nii.gz").write_bytes(b"half")
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunProgress, "start", write_half)
+    assert run(bids_dataset("sub-01")) == 130
+    assert list((tmp_path / "out" / "sub-01" / "anat").iterdir()) == []
 
 
 def test_workers_ignore_interrupts(bids_dataset, run, special):
