@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.units import check_chi, standard_units
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import read_json
-from bids_dgmseg.io.nifti import image_like, load_image
+from bids_dgmseg.io.nifti import check_header, check_intact, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, name_echoes, write_echoes, write_image
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels, measure_nuclei
 from bids_dgmseg.measurement.scan import SegmentedScan, measure_scan
@@ -34,6 +34,7 @@ from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.qsm.background import BACKGROUNDS
 from bids_dgmseg.qsm.inversion import INVERSIONS
 from bids_dgmseg.qsm.phase import UNWRAPPINGS
+from bids_dgmseg.qsm.phase_sign import describe_doubt
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
@@ -278,7 +279,8 @@ def reconstruct(
     Warns
     -----
     UserWarning
-        If the brain mask or the values of the map are implausible, or the scale of the phase is a guess.
+        If the brain mask or the values of the map are implausible, the sign of the phase is in doubt, its scale is a
+        guess, or the header states two orientations.
 
     Notes
     -----
@@ -323,8 +325,13 @@ def reconstruct(
             )
         except InputError as error:
             raise InputError(name_echoes(str(error))) from error
-        implausible = [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
-        for text in (*done.warnings, *implausible):
+        found = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
+        found += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
+        if doubt := describe_doubt(
+            done.head_correlation, done.tail_ratio, sign=done.phase_sign, given=phase_sign != "auto"
+        ):
+            found.append(f"{doubt.replace('--phase-sign', 'phase_sign')}; compare the map with a known one")
+        for text in found:
             warnings.warn(name_echoes(text), stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 
@@ -361,10 +368,16 @@ def _sidecar(path: Path, units: str | None = None) -> Mapping[str, Any]:
 def _read_map(path: Path, units: str | None) -> tuple[Volume, str]:
     """Read a map and return the unit in column names; chi is converted to ppm."""
     suffix = path.name.partition(".")[0].rpartition("_")[2]
-    stated = str(units or _sidecar(path).get("Units") or _SUFFIX_UNITS.get(suffix, "")).strip().lower()
-    if stated in ("ppm", "ppb"):
+    beside = {key.casefold(): value for key, value in _sidecar(path).items()}
+    stated = units or str(beside.get("units", beside.get("unit", "")))
+    if not units and standard_units(stated) == "":  # such as "arbitrary"
+        stated = _SUFFIX_UNITS.get(suffix, stated)
+    stated = stated.strip().lower()
+    if standard_units(stated) in ("ppm", "ppb"):
         sidecar = _sidecar(path, units)
         return check_chi(path, sidecar).chi_ppm, "ppm"
+    check_intact(path)
+    check_header(load_image(path), path.name)
     values = Volume.read(path)
     values = values.with_array(np.where(np.isfinite(values.array), values.array, np.float32(np.nan)))
     return values, re.sub(r"\W+", "_", _UNIT_NAMES.get(stated, stated)).strip("_")

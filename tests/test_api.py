@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import bids_dgmseg
 from bids_dgmseg import list_models, measure, reconstruct, segment
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -145,6 +146,28 @@ def test_other_labels_need_a_look_up_table(labels, tmp_path):
         measure(values, given, lut=lut[["index"]])
 
 
+@pytest.mark.parametrize("key", ["Units", "units"])
+@pytest.mark.parametrize("units", ["ppb", "parts per billion", "arbitrary"])
+def test_units_are_read_as_in_segment(tmp_path, key, units):
+    chi, path = coarse_chi(), tmp_path / "sub-01_Chimap.nii"
+    dseg = PHANTOM.dseg(Grid(chi.shape, chi.affine)).array
+    nib.Nifti1Image(1000 * chi.array, chi.affine).to_filename(path)
+    path.with_suffix(".json").write_text(json.dumps({key: units}))
+    table = measure(path, nib.Nifti1Image(dseg, chi.affine)).set_index("index")
+    expected_ppm = [chi.array[dseg == index].mean() for index in table.index]
+    assert table["mean_ppm"].tolist() == pytest.approx(expected_ppm, rel=1e-5)
+
+
+def test_damaged_map_of_any_kind_is_refused(labels, tmp_path):
+    path = tmp_path / "sub-01_R2starmap.nii.gz"
+    new_img_like(labels, np.full(labels.shape, 30.0)).to_filename(path)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # of the checksum
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^sub-01_R2starmap.nii.gz: "):
+        measure(path, labels)
+
+
 def _echoes(times_s):
     """A ball of 0.1 ppm more than the sphere of water around it, at 3 T."""
     centre = (np.indices((48, 48, 48)) - 23.5) * 2.0
@@ -166,6 +189,11 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     magnitude = [nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine) for _ in times_s]
     phases = [nib.Nifti1Image(one, affine) for one in phase]
     options = {"echo_times_s": times_s, "field_strength_t": 3.0, "mask": new_img_like(magnitude[0], brain)}
+    with pytest.warns(
+        UserWarning, match=r"^phase increases with the field according to the map's extreme values alone"
+    ):
+        reconstruct(magnitude, phases, **options)  # a ball of water has no shape of a head
+    options["phase_sign"] = "positive"
     listed = reconstruct(magnitude, phases, **options)
     contrast_ppm = listed.get_fdata()[inside].mean() - listed.get_fdata()[brain & ~inside].mean()
     assert 0.05 < contrast_ppm < 0.11  # total variation regularization takes some of 0.1
@@ -183,7 +211,7 @@ def test_reconstruct_names_what_was_passed(tmp_path):
     stacked = tmp_path / "phases.nii.gz"
     nib.Nifti1Image(np.moveaxis(phase / 10, 0, -1), np.diag([2.0, 2.0, 2.0, 1.0])).to_filename(stacked)
     magnitude = [nib.Nifti1Image(brain.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))] * 2
-    options: dict[str, Any] = {"echo_times_s": times_s, "field_strength_t": 3.0}
+    options: dict[str, Any] = {"echo_times_s": times_s, "field_strength_t": 3.0, "phase_sign": "positive"}
     with pytest.raises(InputError, match=r"^phases.nii.gz \(echo 1\): values from .* are not in a known range"):
         reconstruct(magnitude, stacked, **options)
     with pytest.raises(InputError, match=r"^phase \(echo 1\): values from .* are not in a known range"):

@@ -217,16 +217,25 @@ def _summarize(values: NDArray[np.float32]) -> _Summary:
     return _Summary(low, p90, high, negative_share, is_phase, p99 - p01, reach)
 
 
+def standard_units(text: str) -> str | None:
+    """Return ppm, ppb, Hz or rad for one of their spellings, empty if it states no unit, None if it is another.
+
+    >>> standard_units("Parts per billion"), standard_units("1/s")
+    ('ppb', None)
+    """
+    spelled = " ".join(text.casefold().replace("_", " ").split())
+    return next((units for units, spellings in _UNITS.items() if spelled in spellings), None)
+
+
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     """Read the unit in the sidecar: ppm, ppb, Hz or rad; empty if not stated."""
     known = {key.casefold(): value for key, value in sidecar.items()}
     text = known.get("units", known.get("unit"))
     if text is None:
         return ""
-    spelled = " ".join(str(text).casefold().replace("_", " ").split())
-    for units, spellings in _UNITS.items():
-        if spelled in spellings:
-            return units
+    units = standard_units(str(text))
+    if units is not None:
+        return units
     raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; fix the sidecar')
 
 

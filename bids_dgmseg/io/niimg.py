@@ -38,7 +38,9 @@ def write_image(img: Niimg, folder: Path, name: str) -> Path:
     if isinstance(image, nib.Nifti1Image):
         header = image.header.copy()
         header.set_data_dtype(array.dtype)
-        image = type(image)(array, None, header)
+        # nibabel updates the header from an affine that was changed in place only when it writes a file.
+        is_current = np.allclose(image.affine, header.get_best_affine())
+        image = type(image)(array, None if is_current else image.affine, header)
     else:
         image = nib.Nifti1Image(array, image.affine)
     path = folder / f"{name}.nii"

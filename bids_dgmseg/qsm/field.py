@@ -269,6 +269,8 @@ def fit_r2star(magnitude: Tensor, *, echo_times_s: Sequence[float]) -> Tensor:
     .. [1] Pei M, et al. Magn Reson Med 73 (2015) 843-850. doi:10.1002/mrm.25137
     .. [2] Erratum to [1]_. doi:10.1002/mrm.27807
     """
+    # Both fits are independent of scale; squares of large magnitudes over the least denominator would overflow.
+    magnitude = magnitude / magnitude.amax(dim=0).clamp(min=1e-30)
     if is_evenly_spaced(echo_times_s):
         middle, fallen = 4 * magnitude[1:-1] + magnitude[2:], magnitude[:-2] - magnitude[2:]
         integral = (magnitude[:-2] + middle) / 3

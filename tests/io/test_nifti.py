@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, load_image, write_like
+from bids_dgmseg.io.niimg import write_image
 
 opened = nib.Nifti1Image.from_filename
 
@@ -302,3 +303,9 @@ def test_image_larger_than_the_memory_is_not_read(store, monkeypatch):
         InputError, match=r"^map.nii.gz: 6 x 7 x 8 voxels need 0.0 GB of memory, 0.0 GB are available; "
     ):
         Volume.read(path, np.float64)
+
+
+def test_affine_changed_in_place_is_that_of_the_file(tmp_path):
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), MIRRORED)
+    image.affine[:] = UPRIGHT  # the header is not updated
+    np.testing.assert_array_equal(opened(write_image(image, tmp_path, "map")).affine, UPRIGHT)

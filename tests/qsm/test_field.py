@@ -139,6 +139,13 @@ def test_r2star_of_exponentials_is_exact(times_s):
     assert (fit_r2star(magnitude.flip(0), echo_times_s=times_s) == 0).all()  # signal that rises
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 1e6])
+def test_r2star_is_zero_without_decay_at_any_scale(scale):
+    magnitude = scale * torch.tensor([[1.0, 1.01, 1.0, 1.02], [1.0, 1.0, 1.0, 1.0], [1.0, 0.9, 0.81, 0.729]]).T
+    expected = [0, 0, -math.log(0.9) / 0.005]
+    assert fit_r2star(magnitude, echo_times_s=[0.005, 0.01, 0.015, 0.02]).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_r2star_of_inexact_signal_is_that_of_arlo():
     # Signals 9, 5, 4, 3: integrals (9+20+4)/3 = 11 and (5+16+3)/3 = 8 spacings, differences 5 and 2 [Pei 2015].
     # y = (121 + 64 + (55 + 16)/3) / ((25 + 4)/3 + 55 + 16) = 626/242 spacings; the decay by q per spacing with this
