@@ -181,6 +181,7 @@ def _read_table(
     header = list(map(str, read_tsv(path, nrows=0)))
     # columns after the site may be participants' columns with the name of an entity
     front = header[: header.index(_SITE)] if _SITE in header else []
+    keys = front or header
     entities = [column for column in front if column not in ("model", DATASET)] if "participant_id" in front else []
     text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, *text}  # 01 differs from 1
     rows = read_tsv(
@@ -189,6 +190,8 @@ def _read_table(
         usecols=[column for column in header if columns is None or column in columns or column in entities],
         dtype={column: str for column in header if column in text_columns},
     )
+    if DATASET in rows and DATASET not in keys:  # of participants.tsv
+        rows = rows.drop(columns=DATASET)
     if entities:
         scan = names = scan_names(rows[entities])
         if DATASET in rows and rows[DATASET].nunique() > 1:
@@ -197,7 +200,7 @@ def _read_table(
     if "model" in rows:
         model = rows["model"].astype(object)
         for column in _NOT_POOLED:
-            if column in rows:
+            if column in keys:
                 values = rows[column].astype(object)
                 model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
         rows = rows.assign(seg=rows["model"], model=model)

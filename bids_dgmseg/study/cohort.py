@@ -236,10 +236,7 @@ def _find_demographics(
     missing = pd.Series(float("nan"), index=keys.index, dtype=object)
     sexes, groups = missing, missing
     if sex := find_column(participants.columns, SEX):
-        levels = [part.tables.descriptions.get(sex, {}).get("Levels") for part in parts]
-        known = {code: level for part in levels if isinstance(part, dict) for code, level in part.items()}
-        where = f"{_table_with(parts, sex)}: {sex}"
-        sexes, lines = read_sexes(participants[sex], person, known, where=where)
+        sexes, lines = _read_sexes_of_all(parts, participants[sex], person)
         warnings += lines
     if group:  # "none" may be the absence of a diagnosis
         where = f"{_table_with(parts, group)}: {group}"
@@ -257,6 +254,26 @@ def _find_demographics(
         "group": groups,
     }
     return pd.DataFrame(facts), [*warnings, *age_warnings]
+
+
+def _read_sexes_of_all(
+    parts: Sequence[FolderScans], values: pd.Series, person: pd.Series
+) -> tuple[pd.Series, list[str]]:
+    """Read the sexes of all folders; each by its own data dictionary if a code has several meanings."""
+    column = str(values.name)
+    where = f"{_table_with(parts, column)}: {column}"
+    stated = [part.tables.descriptions.get(column, {}).get("Levels") for part in parts]
+    levels = [part if isinstance(part, dict) else {} for part in stated]
+    known = {code: level for part in levels for code, level in part.items()}
+    if all(known[code] == level for part in levels for code, level in part.items()):
+        return read_sexes(values, person, known, where=where)
+    start, sexes, warnings = 0, [], []
+    for part, own in zip(parts, levels, strict=True):
+        rows = slice(start, start := start + len(part.results.visits))
+        found, lines = read_sexes(values.iloc[rows], person.iloc[rows], own, where=f"{part.folder.name}/{where}")
+        sexes.append(found)
+        warnings += lines
+    return pd.concat(sexes), warnings
 
 
 def _table_with(parts: Sequence[FolderScans], column: str) -> str:

@@ -183,9 +183,10 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
     if wanted == ("none",):
         return {}, []
     covariates, warnings = {}, []
-    site_column = str(cohort.settings["SiteFrom"]).removeprefix("column ")
+    roles = {cohort.settings["AgeColumn"]: "age", cohort.settings["SexColumn"]: "sex"}
+    roles[str(cohort.settings["SiteFrom"]).removeprefix("column ")] = "site"
     for name in wanted or _DEMOGRAPHICS:
-        key = "site" if name == site_column else name.casefold()
+        key = roles.get(name, name.casefold())
         if key in _DEMOGRAPHICS:
             values = cohort.demographics[key]
         elif name in cohort.participants:

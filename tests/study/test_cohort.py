@@ -1,11 +1,13 @@
 """Ages and times of sessions, sites by scanner."""
 
+import json
 import math
 
 import pytest
 
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection, name_scanner
+from tests.workflow.test_group import add_scan
 
 DAYS = 365.25
 NAN = math.nan
@@ -95,3 +97,17 @@ def test_session_without_a_date_has_no_time(times):
 )
 def test_scanner_name_uses_text_and_numbers_only(fields, name):
     assert name_scanner(fields) == name
+
+
+def test_each_folder_has_its_own_codes_of_sex(tmp_path):
+    folders = []
+    for name, codes, levels in (("bern", "01", "male female"), ("graz", "12", "male female")):
+        add_scan(tmp_path / name / "out", "sub-01", {"DN_L": (700.0, 0.1)})
+        add_scan(tmp_path / name / "out", "sub-02", {"DN_L": (700.0, 0.1)})
+        rows = [f"sub-0{number}\t{code}" for number, code in enumerate(codes, 1)]
+        (tmp_path / name / "participants.tsv").write_text("\n".join(["participant_id\tsex", *rows]))
+        described = {"sex": {"Levels": dict(zip(codes, levels.split(), strict=True))}}
+        (tmp_path / name / "participants.json").write_text(json.dumps(described))
+        folders.append(ResultsFolder(tmp_path / name / "out", name, tmp_path / name))
+    cohort = load_cohort(folders, selection=ResultsSelection())
+    assert cohort.demographics["sex"].tolist() == ["M", "F", "M", "F"]

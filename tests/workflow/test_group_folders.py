@@ -11,6 +11,7 @@ import pytest
 from bids_dgmseg.bids.output_dataset import IGNORED
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.io.files import write_tsv
+from bids_dgmseg.report.group_data import read_group_data
 from tests.workflow.test_group import add_scan, rows_of
 
 OWN = {"Name": "x", "GeneratedBy": [{"Name": "bids_dgmseg"}]}
@@ -218,3 +219,11 @@ def test_unfetched_sessions_are_a_warning(study, dataset, run, capsys):
     (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
     assert run() == 0
     assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err
+
+
+def test_columns_of_participants_are_not_keys_of_scans(out, run, participants):
+    participants("participant_id dataset description", "sub-01 X left-handed", "sub-02 Y n/a")
+    assert run() == 0
+    rows = read_group_data(out, names=["group_qc"]).tables["group_qc"].rows
+    assert rows["model"].tolist() == ["dgm16", "dgm16"]
+    assert rows["scan"].tolist() == ["sub-01", "sub-02"]
